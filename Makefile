@@ -1,0 +1,54 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := device_profiles fleet_protocol supernet_export agent coordinator
+
+# Recipes with && and traps want one shell.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    set up without torch, then search three device settings on this machine (about 3 minutes)"
+	@echo "make test    set up with everything, then lint and test"
+	@echo "make lint    ruff, mypy and the import rules"
+	@echo "make format  rewrite the sources in the project's style"
+	@echo "make clean   delete the environment and all caches"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --upgrade pip
+
+# One stamp for each set-up, so that a second run starts at once.
+$(VENV)/.demo-ready: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up fleetnas in $(VENV) (once; about a minute) ..."
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,coordinator,digits]'
+	@touch $@
+
+$(VENV)/.test-ready: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up the tests in $(VENV) (once; a few minutes) ..."
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,litert,coordinator,secure,digits,export,dev]'
+	@touch $@ $(VENV)/.demo-ready
+
+demo: $(VENV)/.demo-ready
+	$(BIN)/fleetnas demo $(ARGS)
+
+lint: $(VENV)/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(VENV)/.test-ready lint
+	# Tests with real processes share this machine with others: what fails is tried once more, and counted as a rerun.
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --reruns 1 $(ARGS)
+
+format: $(VENV)/.test-ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) *.egg-info build dist fleetnas-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
