@@ -1,0 +1,1 @@
+"""What a device is: the profile schema, and one data file per known device."""
