@@ -1,0 +1,1 @@
+"""The wire contract between coordinator and agents: architecture, topics, messages, codec, errors, transports."""

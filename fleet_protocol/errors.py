@@ -1,0 +1,106 @@
+"""Every error that fleetnas raises on purpose.
+
+The tree::
+
+    FleetnasError
+    ├── UsageError                 what the user asked for cannot be done as asked
+    │   ├── ArchitectureError      an architecture is not in its design space
+    │   ├── InfeasibleTargetError  no subnet can meet a bound; names the fastest one found
+    │   └── DuplicateAgentError    two agents use one name
+    ├── BundleError                a supernet bundle cannot be used
+    │   ├── CorruptBundleError     not a bundle, truncated, or altered
+    │   └── HashMismatchError      the bytes are not the ones that were announced
+    ├── CheckpointError            a checkpoint cannot be read, or is of another family
+    │   └── DownloadError          a published checkpoint cannot be fetched
+    ├── RuntimeUnavailableError    a runtime or its execution provider does not load here
+    ├── MissingDependencyError     an optional package is not installed; names the extra
+    ├── ProtocolError              a message breaks the wire contract
+    │   └── UntrustedError         not signed by the coordinator whose key is pinned, or not for us, or not now
+    ├── TransportError             the broker cannot be used
+    │   └── BrokerUnreachableError nothing answers at the broker's address
+    └── StoreError                 the measurement store cannot be used
+
+A message gives the rule, the values that break it and the next action. A measurement that fails on a device
+is data (`fleet_protocol.messages.Failed`), not one of these.
+"""
+
+from __future__ import annotations
+
+
+class FleetnasError(Exception):
+    """Base of every deliberate error; the command lines print its text and exit with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(FleetnasError):
+    """What was asked for cannot be done as asked."""
+
+    exit_code = 2
+
+
+class ArchitectureError(UsageError):
+    """An architecture is not in its design space."""
+
+
+class InfeasibleTargetError(UsageError):
+    """No subnet of the design space meets a bound."""
+
+
+class DuplicateAgentError(UsageError):
+    """Two agents announce themselves under one name."""
+
+
+class BundleError(FleetnasError):
+    """A supernet bundle cannot be used."""
+
+
+class CorruptBundleError(BundleError):
+    """The file is not a supernet bundle, or was truncated or altered."""
+
+
+class HashMismatchError(BundleError):
+    """Bytes do not have the SHA-256 that was announced for them."""
+
+
+class CheckpointError(FleetnasError):
+    """A checkpoint cannot be read, or belongs to another family."""
+
+
+class DownloadError(CheckpointError):
+    """A published checkpoint cannot be fetched."""
+
+
+class RuntimeUnavailableError(FleetnasError):
+    """A runtime, or the execution provider asked of it, does not load on this machine."""
+
+
+class MissingDependencyError(FleetnasError):
+    """An optional package is not installed."""
+
+
+class ProtocolError(FleetnasError):
+    """A message breaks the wire contract."""
+
+
+class UntrustedError(ProtocolError):
+    """What should be signed with a pinned key is not, or was signed for somebody else or another time.
+
+    `answerable`: its sender may be an honest coordinator without the right key, who should be told.
+    """
+
+    def __init__(self, text: str, *, answerable: bool = False) -> None:
+        super().__init__(text)
+        self.answerable = answerable
+
+
+class TransportError(FleetnasError):
+    """The broker cannot be used."""
+
+
+class BrokerUnreachableError(TransportError):
+    """Nothing answers at the broker's address."""
+
+
+class StoreError(FleetnasError):
+    """The measurement store cannot be used."""

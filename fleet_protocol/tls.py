@@ -1,0 +1,70 @@
+"""TLS as every connection to a broker uses it: 1.2 or newer, the broker's name always checked."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tempfile
+
+from fleet_protocol.errors import UsageError
+from fleet_protocol.transport import BrokerAddress
+
+
+class TlsContext(ssl.SSLContext):
+    """Remembers why a handshake failed, which the MQTT library does not pass on."""
+
+    _refusal: str | None = None
+
+    @classmethod
+    def of(cls, address: BrokerAddress) -> TlsContext:
+        """The context for `address`; `UsageError` where its files cannot be used."""
+        context = cls(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            if address.ca_file is not None or address.ca_pem is not None:
+                context.load_verify_locations(cafile=address.ca_file, cadata=address.ca_pem)
+            else:
+                context.load_default_certs()
+            if address.certificate_file is not None:
+                context.load_cert_chain(address.certificate_file, address.key_file)
+            elif address.certificate_pem is not None:
+                context._load_pem(address.certificate_pem + (address.key_pem or ""))
+        except (OSError, ValueError, ssl.SSLError) as error:
+            raise UsageError(
+                f"the TLS files cannot be used ({error}); check the CA, certificate and key paths and that they match"
+            ) from error
+        context.sslsocket_class = _socket_class(context)
+        return context
+
+    def take_refusal(self) -> str | None:
+        """Why the last handshake failed, once."""
+        refusal, self._refusal = self._refusal, None
+        return refusal
+
+    def _load_pem(self, text: str) -> None:
+        # OpenSSL takes a certificate's key from a file only; this one is readable by its owner and gone at once.
+        handle, path = tempfile.mkstemp(prefix="fleetnas-")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            self.load_cert_chain(path)
+        finally:
+            os.unlink(path)
+
+
+def _socket_class(context: TlsContext) -> type[ssl.SSLSocket]:
+    class Socket(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            try:
+                super().do_handshake(block)
+            except ssl.SSLCertVerificationError as error:
+                context._refusal = (
+                    f"the broker's certificate is refused: {error.verify_message}; check the broker's name, the CA, "
+                    "and this device's clock"
+                )
+                raise
+            except OSError as error:
+                context._refusal = f"TLS failed: {error}; check that this port speaks TLS, and the certificates"
+                raise
+
+    return Socket

@@ -1,0 +1,100 @@
+"""Every MQTT topic, built and parsed here and nowhere else.
+
+Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>` and `coordinator/state`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from fleet_protocol.errors import ProtocolError, UsageError
+
+PREFIX = "fleetnas/v1"
+
+UpChannel = Literal["state", "info", "health", "task", "next", "blob"]
+DownChannel = Literal["task", "ack", "blob"]
+
+UP_CHANNELS: tuple[UpChannel, ...] = ("state", "info", "health", "task", "next", "blob")
+DOWN_CHANNELS: tuple[DownChannel, ...] = ("task", "ack", "blob")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+
+
+def check_name(name: str, what: str) -> str:
+    """`name` unchanged; `UsageError` unless it may stand in a topic: 1 to 64 letters, digits, `_`, `.`, `-`."""
+    if not _NAME.match(name):
+        raise UsageError(
+            f"{what} {name!r} cannot be used: a name has 1 to 64 letters, digits, '_', '.' or '-' and starts with "
+            "a letter or digit; choose another"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class AgentUp:
+    """A message from an agent."""
+
+    agent: str
+    channel: UpChannel
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDown:
+    """A message to an agent."""
+
+    agent: str
+    channel: DownChannel
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorAnnouncement:
+    """The coordinator's retained state."""
+
+
+Address: TypeAlias = AgentUp | AgentDown | CoordinatorAnnouncement
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The topics of one fleet."""
+
+    fleet: str = "default"
+
+    def __post_init__(self) -> None:
+        check_name(self.fleet, "fleet name")
+
+    def up(self, agent: str, channel: UpChannel) -> str:
+        """Topic on which `agent` sends."""
+        return f"{PREFIX}/{self.fleet}/agents/{agent}/up/{channel}"
+
+    def down(self, agent: str, channel: DownChannel) -> str:
+        """Topic on which `agent` receives."""
+        return f"{PREFIX}/{self.fleet}/agents/{agent}/down/{channel}"
+
+    @property
+    def coordinator(self) -> str:
+        """Topic of the coordinator's retained state."""
+        return f"{PREFIX}/{self.fleet}/coordinator/state"
+
+    def every_agent(self, channel: UpChannel) -> str:
+        """Subscription filter for one channel of all agents."""
+        return f"{PREFIX}/{self.fleet}/agents/+/up/{channel}"
+
+    def parse(self, topic: str) -> Address:
+        """Who a topic belongs to; `ProtocolError` where it is none of this fleet's."""
+        prefix = f"{PREFIX}/{self.fleet}/"
+        if topic == self.coordinator:
+            return CoordinatorAnnouncement()
+        if topic.startswith(prefix + "agents/"):
+            parts = topic[len(prefix) :].split("/")
+            if len(parts) == 4 and _NAME.match(parts[1]):
+                _, agent, direction, channel = parts
+                for up in UP_CHANNELS:
+                    if direction == "up" and channel == up:
+                        return AgentUp(agent, up)
+                for down in DOWN_CHANNELS:
+                    if direction == "down" and channel == down:
+                        return AgentDown(agent, down)
+        raise ProtocolError(f"topic {topic[:200]!r} is not one of fleet {self.fleet!r}")
