@@ -1,0 +1,1 @@
+"""Design spaces, the supernet bundle, slicing a subnet out of it, and emitting ONNX and TFLite."""

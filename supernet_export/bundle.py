@@ -1,0 +1,307 @@
+"""The supernet bundle: one `.supernet` file from which any machine builds subnets by itself.
+
+A safetensors file. Its metadata hold a JSON manifest and a digest of the content, so that a bundle altered after
+it was written is recognised even by who was never told its SHA-256. The file's SHA-256 is the bundle's identity.
+Nothing in a bundle is executed, and opening it maps the weights instead of copying them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet_protocol.errors import CheckpointError, CorruptBundleError, FleetnasError, HashMismatchError
+from supernet_export.accuracy import AccuracyPredictor, HeldOut
+from supernet_export.families import slicer_for
+from supernet_export.graph import Array
+from supernet_export.spaces.base import DesignSpace
+from supernet_export.spaces.registry import make_space
+
+FORMAT_VERSION: Literal[1] = 1
+#: Tensors of the accuracy predictor start with this; all others are the supernet's.
+ACCURACY_PREFIX = "accuracy/"
+
+_MANIFEST_KEY, _DIGEST_KEY = "fleetnas", "content_sha256"
+_MAX_HEADER_BYTES = 4 * 1024 * 1024
+_LENGTH = struct.Struct("<Q")
+
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_PerChannel = Annotated[tuple[float, ...], Field(min_length=1, max_length=16)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Preprocessing(_Frozen):
+    """From pixels in [0, 1] to the network's input: resize, crop the centre, subtract `mean`, divide by `std`."""
+
+    channels: int = Field(ge=1, le=16)
+    mean: _PerChannel
+    std: _PerChannel
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    crop_fraction: float = Field(default=1.0, gt=0, le=1, description="side of the crop over side of the resized image")
+
+
+class Provenance(_Frozen):
+    """Where the weights come from."""
+
+    source: str = Field(max_length=500, description="address or file name of the checkpoint")
+    sha256: _Sha256 | None = Field(default=None, description="of the checkpoint file")
+
+
+class AccuracyPredictorInfo(_Frozen):
+    """What is known about the accuracy predictor inside the bundle."""
+
+    source: str = Field(max_length=500, description="address or file name, or what it was fitted on")
+    held_out: HeldOut | None = Field(default=None, description="its error on subnets that it was not fitted on")
+
+
+class Manifest(_Frozen):
+    """What a bundle says about itself."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    space: str = Field(max_length=64)
+    options: dict[str, Any] = Field(default_factory=dict, description="the design space's own options")
+    classes: int = Field(ge=1, le=1_000_000)
+    dataset: str = Field(max_length=64, description="what accuracy is about: `digits`, `imagenet`, ...")
+    preprocessing: Preprocessing
+    provenance: Provenance
+    accuracy_predictor: AccuracyPredictorInfo | None = None
+
+
+def write_bundle(path: Path, manifest: Manifest, tensors: Mapping[str, Array]) -> str:
+    """Write a bundle atomically, the same bytes for the same content; returns its SHA-256.
+
+    `CorruptBundleError` where `tensors` are not those of the manifest's design space.
+    """
+    _check_tensors(_space_of(manifest), {name: array.shape for name, array in tensors.items()})
+    text = manifest.model_dump_json()
+    entries: dict[str, Any] = {}
+    offset = 0
+    for name in sorted(tensors):
+        end = offset + 4 * tensors[name].size
+        entries[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
+        offset = end
+    digest = _content_digest(text, entries)
+    blocks: list[Any] = [np.ascontiguousarray(tensors[name], "<f4") for name in sorted(tensors)]
+    for block in blocks:
+        digest.update(block)
+    metadata = {_MANIFEST_KEY: text, _DIGEST_KEY: digest.hexdigest()}
+    header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    identity = hashlib.sha256()
+    path = Path(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            for part in (_LENGTH.pack(len(header)), header, *blocks):
+                file.write(part)
+                identity.update(part)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    return identity.hexdigest()
+
+
+class SupernetBundle:
+    """An open bundle. Its tensors are read-only views on the mapped file."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap, manifest: Manifest, tensors: dict[str, Array]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._mapped = mapped
+        self._tensors = tensors
+
+    @classmethod
+    def open(cls, path: Path | str, *, expected_sha256: str | None = None) -> SupernetBundle:
+        """Map the bundle at `path`.
+
+        With `expected_sha256` the whole file must have that hash (`HashMismatchError`); without it, the content
+        must have the digest that the bundle carries. `CorruptBundleError` for every other defect.
+        """
+        path = Path(path)
+        mapped = _map(path)
+        if expected_sha256 is not None:
+            found = hashlib.sha256(mapped).hexdigest()
+            if found != expected_sha256:
+                raise HashMismatchError(
+                    f"{path} was announced with SHA-256 {expected_sha256} and has {found}; delete it and fetch it again"
+                )
+        try:
+            metadata, entries, start = _read_header(mapped)
+            if expected_sha256 is None:
+                digest = _content_digest(metadata[_MANIFEST_KEY], entries)
+                with memoryview(mapped) as whole, whole[start:] as data:
+                    digest.update(data)
+                if digest.hexdigest() != metadata[_DIGEST_KEY]:
+                    raise CorruptBundleError("its content does not have the digest that it carries")
+            manifest = _read_manifest(metadata[_MANIFEST_KEY])
+            tensors = {name: _view(mapped, name, entry, start) for name, entry in entries.items()}
+            bundle = cls(path, mapped, manifest, tensors)
+            _check_tensors(bundle.space, {name: array.shape for name, array in tensors.items()})
+        except CorruptBundleError as error:
+            raise CorruptBundleError(
+                f"{path} is not a usable supernet bundle: {error}; export or fetch it again"
+            ) from None
+        return bundle
+
+    @cached_property
+    def space(self) -> DesignSpace:
+        """The design space that the supernet spans."""
+        return _space_of(self.manifest)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The bundle's identity."""
+        return hashlib.sha256(self._mapped).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._mapped)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, sorted."""
+        return tuple(sorted(self._tensors))
+
+    def tensor(self, name: str) -> Array:
+        """A read-only float32 view on the mapped file."""
+        return self._tensors[name]
+
+    def accuracy_predictor(self) -> AccuracyPredictor | None:
+        """The accuracy predictor that the bundle carries; None where it carries none."""
+        info = self.manifest.accuracy_predictor
+        if info is None:
+            return None
+        tensors = {
+            name.removeprefix(ACCURACY_PREFIX): array
+            for name, array in self._tensors.items()
+            if name.startswith(ACCURACY_PREFIX)
+        }
+        try:
+            predictor = AccuracyPredictor.from_tensors(tensors, info.held_out)
+        except CheckpointError as error:
+            raise CorruptBundleError(f"the accuracy predictor in {self.path} cannot be used: {error}") from None
+        width = self.space.one_hot(self.space.smallest()).shape[1]
+        if predictor.features != width:
+            raise CorruptBundleError(
+                f"the accuracy predictor in {self.path} takes {predictor.features} features and {self.space.name} has "
+                f"{width}; export the bundle with the predictor of its own space"
+            )
+        return predictor
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: the file is empty
+        raise CorruptBundleError(f"{path} cannot be read as a supernet bundle: {error}") from None
+
+
+def _read_header(mapped: mmap.mmap) -> tuple[dict[str, str], dict[str, Any], int]:
+    """Metadata, tensor entries in order of their data, and where the data begin. Stricter than safetensors itself."""
+    if len(mapped) < _LENGTH.size:
+        raise CorruptBundleError("it is too short")
+    (length,) = _LENGTH.unpack_from(mapped)
+    start = _LENGTH.size + length
+    if not 2 <= length <= _MAX_HEADER_BYTES or start > len(mapped):
+        raise CorruptBundleError(f"its header claims {length} bytes")
+    try:
+        header = json.loads(mapped[_LENGTH.size : start])
+    except (ValueError, RecursionError):
+        raise CorruptBundleError("its header is not JSON") from None
+    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(
+        isinstance(metadata.get(key), str) for key in (_MANIFEST_KEY, _DIGEST_KEY)
+    ):
+        raise CorruptBundleError("it holds no manifest")
+    offset = 0
+    for name, entry in header.items():
+        offset = _check_entry(name, entry, offset)
+    if start + offset != len(mapped):
+        raise CorruptBundleError(f"its header describes {start + offset:,} bytes and the file has {len(mapped):,}")
+    return metadata, header, start
+
+
+def _check_entry(name: str, entry: Any, offset: int) -> int:
+    """Where the tensor that begins at `offset` ends: tensors follow each other without gap or overlap."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] != "F32":
+        raise CorruptBundleError(f"tensor {name[:100]!r} is not described as float32")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not all(isinstance(part, list) and all(type(item) is int for item in part) for part in (shape, offsets)):
+        raise CorruptBundleError(f"tensor {name[:100]!r} has no shape or place")
+    if len(shape) > 8 or any(not 1 <= side < 2**31 for side in shape):
+        raise CorruptBundleError(f"tensor {name[:100]!r} has an impossible shape")
+    end: int = offset + 4 * math.prod(shape)
+    if offsets != [offset, end]:
+        raise CorruptBundleError(f"tensor {name[:100]!r} does not lie where its shape and its neighbours say")
+    return end
+
+
+def _read_manifest(text: str) -> Manifest:
+    try:
+        fields = json.loads(text)
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if type(version) is int and version > FORMAT_VERSION:
+            raise CorruptBundleError(
+                f"it has format version {version}, this fleetnas reads up to {FORMAT_VERSION}: upgrade fleetnas"
+            )
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CorruptBundleError(
+            f"its manifest says something wrong in {where[:100]!r}: {first['msg'][:200]}"
+        ) from None
+    except (ValueError, RecursionError):
+        raise CorruptBundleError("its manifest is not JSON") from None
+
+
+def _space_of(manifest: Manifest) -> DesignSpace:
+    try:
+        return make_space(manifest.space, manifest.options)
+    except (FleetnasError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        message = " ".join(str(error).split())[:300]
+        raise CorruptBundleError(f"its design space cannot be made: {message}") from None
+
+
+def _view(mapped: mmap.mmap, name: str, entry: Any, start: int) -> Array:
+    shape = entry["shape"]
+    flat: Array = np.frombuffer(mapped, "<f4", math.prod(shape), start + entry["data_offsets"][0])
+    return flat.reshape(shape)
+
+
+def _check_tensors(space: DesignSpace, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    wanted = slicer_for(space).bundle_shapes()
+    for name, shape in wanted.items():
+        if name not in shapes:
+            raise CorruptBundleError(f"{space.name} needs a tensor {name!r} that it does not hold")
+        if shapes[name] != shape:
+            raise CorruptBundleError(f"tensor {name!r} must have shape {shape} for {space.name} and has {shapes[name]}")
+    extra = [name for name in shapes if name not in wanted and not name.startswith(ACCURACY_PREFIX)]
+    if extra:
+        raise CorruptBundleError(f"{space.name} knows no tensor {min(extra)[:100]!r}")
+
+
+def _content_digest(manifest: str, entries: Mapping[str, Any]) -> Any:
+    """A hash of everything but the data, which the caller adds, and the digest itself."""
+    described = json.dumps([manifest, list(entries.items())], separators=(",", ":"))
+    return hashlib.sha256(described.encode())

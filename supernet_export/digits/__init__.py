@@ -1,0 +1,1 @@
+"""The built-in supernet: its data, and the files that ship with it."""

@@ -1,0 +1,97 @@
+"""Scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels in ten classes, split once and for all.
+
+Source: the test part of *Optical Recognition of Handwritten Digits* (UCI), which scikit-learn installs with itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_protocol.errors import MissingDependencyError
+
+Images = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+#: Side of an original image, in pixels.
+SIDE = 8
+CLASSES = 10
+#: Grey levels are divided by this, then standardised with the mean and deviation of the training part's pixels.
+FULL_SCALE = 16.0
+MEAN, DEVIATION = 0.306, 0.376
+
+#: The shuffle that splits the images. Changing it changes what every published accuracy was measured on.
+SPLIT_SEED = 20
+CALIBRATION_COUNT, TEST_COUNT = 200, 600
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of shape (n, 8, 8), grey levels 0 to 16, with their labels, shape (n,)."""
+
+    images: Images
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Three disjoint parts: weights learn from `train`, batch-norm statistics from `calibration`, accuracy is
+    measured on `test` and nothing else is."""
+
+    train: Part
+    calibration: Part
+    test: Part
+
+
+@cache
+def load_digits() -> Digits:
+    """The fixed split: 997 training, 200 calibration, 600 test images.
+
+    `MissingDependencyError` where scikit-learn, which holds the images, is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the digits images come with scikit-learn, which is not installed; run: pip install 'fleetnas[digits]'"
+        ) from error
+    images, labels = load(return_X_y=True)
+    images = images.reshape(-1, SIDE, SIDE).astype(np.float32)
+    labels = labels.astype(np.int64)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    held = CALIBRATION_COUNT + TEST_COUNT
+    parts = order[held:], order[TEST_COUNT:held], order[:TEST_COUNT]
+    train, calibration, test = (Part(images[chosen], labels[chosen]) for chosen in parts)
+    return Digits(train=train, calibration=calibration, test=test)
+
+
+def preprocess(images: Images, resolution: int) -> Images:
+    """What the network sees of images of shape (n, 8, 8): float32 of shape (n, 1, resolution, resolution).
+
+    Standardised, then resized bilinearly without aligned corners, as torch's `interpolate` does by default.
+    """
+    scaled = (images.astype(np.float32) / np.float32(FULL_SCALE) - np.float32(MEAN)) / np.float32(DEVIATION)
+    across = _interpolation(scaled.shape[-1], resolution)
+    down = _interpolation(scaled.shape[-2], resolution)
+    resized: Images = down @ scaled @ across.T
+    return np.ascontiguousarray(resized[:, None])
+
+
+@cache
+def _interpolation(source: int, target: int) -> Images:
+    """Bilinear weights along one axis, shape (target, source)."""
+    position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
+    left = np.minimum(position.astype(np.intp), source - 1)
+    right = np.minimum(left + 1, source - 1)
+    fraction = position - left
+    weights = np.zeros((target, source))
+    rows = np.arange(target)
+    weights[rows, left] += 1 - fraction
+    weights[rows, right] += fraction
+    return weights.astype(np.float32)

@@ -1,0 +1,1 @@
+"""Design spaces: which architectures a supernet holds, vectorised."""

@@ -1,0 +1,163 @@
+"""What a design space is: populations as integer matrices, one row a genome.
+
+Two views of a genome are enough for everything else:
+
+* **genes**: columns with `cardinalities[g]` choices each, on which sampling, mutation and crossover work;
+* **slots**: the network's building blocks (stem, each block, head). `slots(genomes)` says which of its variants
+  each slot takes, `slot_costs[s]` gives each variant's physical costs. Whatever is additive over blocks (MACs,
+  parameters, block latency tables, a linear latency predictor) is one gather and one sum over slots.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.errors import ArchitectureError, UsageError
+
+Genomes = NDArray[np.int16]
+Floats = NDArray[np.float64]
+
+#: Columns of every `slot_costs` table. MACs are multiply-accumulates of one image; bytes are fp32 activations
+#: read and written; peak is the largest sum of simultaneously live activations inside the slot, in bytes.
+COST_NAMES: tuple[str, ...] = (
+    "present",
+    "macs_expand",
+    "macs_depthwise",
+    "macs_project",
+    "macs_other",
+    "bytes_moved",
+    "parameters",
+    "peak_bytes",
+)
+
+
+class DesignSpace(ABC):
+    """A set of architectures, vectorised. `n` is the population size, `G` the number of genes, `S` of slots."""
+
+    #: Registered name, such as `ofa-mbv3`.
+    name: ClassVar[str]
+    #: Choices per gene, shape (G,).
+    cardinalities: NDArray[np.int16]
+    #: Per slot, the physical costs of its variants: S arrays of shape (variants, len(COST_NAMES)).
+    slot_costs: tuple[Floats, ...]
+    #: Per slot, a name for messages and tables, such as `stage2.block1`.
+    slot_names: tuple[str, ...]
+    #: Input resolutions in pixels, ascending.
+    resolutions: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def options(self) -> Mapping[str, Any]:
+        """The constructor's keyword arguments, JSON-serialisable: what a bundle's manifest records."""
+
+    @abstractmethod
+    def active(self, genomes: Genomes) -> NDArray[np.bool_]:
+        """Which genes matter, shape (n, G): genes of skipped blocks do not."""
+
+    @abstractmethod
+    def slots(self, genomes: Genomes) -> NDArray[np.intp]:
+        """The variant that each slot takes, shape (n, S), indexing the rows of `slot_costs[s]`."""
+
+    @abstractmethod
+    def decode(self, genomes: Genomes) -> list[Architecture]:
+        """Canonical architectures of the genomes."""
+
+    @abstractmethod
+    def encode(self, architectures: Sequence[Architecture]) -> Genomes:
+        """Canonical genomes, shape (n, G); `ArchitectureError` says what is not in the space."""
+
+    @abstractmethod
+    def one_hot(self, genomes: Genomes) -> NDArray[np.float32]:
+        """The accuracy predictors' input, shape (n, F): one-hot genes, inactive blocks all zero (OFA's layout)."""
+
+    # -- shared by every space ---------------------------------------------------------------------------------
+
+    @property
+    def gene_count(self) -> int:
+        """G, the number of genes."""
+        return len(self.cardinalities)
+
+    def canonical(self, genomes: Genomes) -> Genomes:
+        """Inactive genes set to 0, so that equal rows mean equal networks."""
+        return np.where(self.active(genomes), genomes, 0).astype(np.int16)
+
+    def sample(self, count: int, rng: np.random.Generator) -> Genomes:
+        """`count` canonical genomes, every gene uniform."""
+        return self.canonical(rng.integers(0, self.cardinalities, (count, self.gene_count), dtype=np.int16))
+
+    def mutate(self, genomes: Genomes, probability: float, rng: np.random.Generator) -> Genomes:
+        """Redraw each gene with `probability`; canonical."""
+        fresh = rng.integers(0, self.cardinalities, genomes.shape, dtype=np.int16)
+        return self.canonical(np.where(rng.random(genomes.shape) < probability, fresh, genomes))
+
+    def crossover(self, mothers: Genomes, fathers: Genomes, rng: np.random.Generator) -> Genomes:
+        """Each gene from either parent with equal chance; canonical."""
+        return self.canonical(np.where(rng.random(mothers.shape) < 0.5, mothers, fathers))
+
+    @property
+    def size(self) -> int:
+        """How many distinct networks the space holds, resolutions included."""
+        raise NotImplementedError(f"{self.name} does not count its networks")
+
+    def enumerate(self, limit: int = 1_000_000) -> Genomes:
+        """Every canonical genome once; `UsageError` where there are more than `limit`."""
+        if self.size > limit:
+            raise UsageError(
+                f"{self.name} holds {self.size:.3g} networks, more than the {limit:,} that an enumeration may hold; "
+                "search it with bottom-up instead"
+            )
+        grid = np.indices(tuple(int(c) for c in self.cardinalities), dtype=np.int16)
+        return np.unique(self.canonical(grid.reshape(self.gene_count, -1).T), axis=0)
+
+    def smallest(self) -> Genomes:
+        """The genome of every gene's first choice, shape (1, G)."""
+        return self.canonical(np.zeros((1, self.gene_count), dtype=np.int16))
+
+    def largest(self) -> Genomes:
+        """The genome of every gene's last choice, shape (1, G)."""
+        return self.canonical((self.cardinalities - 1)[None, :].astype(np.int16))
+
+    def costs(self, genomes: Genomes) -> Floats:
+        """Physical costs per slot, shape (n, S, len(COST_NAMES))."""
+        chosen = self.slots(genomes)
+        return np.stack([table[chosen[:, s]] for s, table in enumerate(self.slot_costs)], axis=1)
+
+    def macs(self, genomes: Genomes) -> Floats:
+        """Multiply-accumulates of one image, shape (n,)."""
+        columns = [i for i, cost in enumerate(COST_NAMES) if cost.startswith("macs_")]
+        return self._total(genomes, columns)
+
+    def parameters(self, genomes: Genomes) -> Floats:
+        """Weights and biases after batch norm is folded, shape (n,)."""
+        return self._total(genomes, [COST_NAMES.index("parameters")])
+
+    def peak_activation_bytes(self, genomes: Genomes) -> Floats:
+        """Largest sum of live fp32 activations, shape (n,)."""
+        column = COST_NAMES.index("peak_bytes")
+        chosen = self.slots(genomes)
+        per_slot = [table[chosen[:, s], column] for s, table in enumerate(self.slot_costs)]
+        peak: Floats = np.max(np.stack(per_slot, axis=1), axis=1)
+        return peak
+
+    def _total(self, genomes: Genomes, columns: list[int]) -> Floats:
+        chosen = self.slots(genomes)
+        total = np.zeros(len(genomes))
+        for s, table in enumerate(self.slot_costs):
+            total += table[:, columns].sum(axis=1)[chosen[:, s]]
+        return total
+
+
+def gene_index(value: float, choices: Sequence[float], what: str) -> int:
+    """Position of `value` among `choices`; `ArchitectureError` names the gene and what it may be."""
+    try:
+        return list(choices).index(value)
+    except ValueError:
+        raise ArchitectureError(
+            f"{what} is {value:g}; it must be one of {', '.join(f'{c:g}' for c in choices)}"
+        ) from None

@@ -1,0 +1,34 @@
+"""The one place where a design space gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fleet_protocol.errors import UsageError
+from supernet_export.spaces.base import DesignSpace
+from supernet_export.spaces.compofa import CompOfaElasticSpace, CompOfaSpace
+from supernet_export.spaces.digits import DigitsSpace
+from supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
+from supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
+from supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
+
+_SPACES: dict[str, Callable[..., DesignSpace]] = {
+    space.name: space
+    for space in (DigitsSpace, OfaMbv3Space, OfaProxylessSpace, OfaResNet50Space, CompOfaSpace, CompOfaElasticSpace)
+}
+
+
+def space_names() -> list[str]:
+    """Every registered name, sorted."""
+    return sorted(_SPACES)
+
+
+def make_space(name: str, options: Mapping[str, Any] | None = None) -> DesignSpace:
+    """The design space called `name`, built with its own `options`; `UsageError` where there is none."""
+    if name not in _SPACES:
+        raise UsageError(f"no design space is called {name!r}; there are {', '.join(space_names())}")
+    try:
+        return _SPACES[name](**dict(options or {}))
+    except TypeError as error:
+        raise UsageError(f"design space {name!r} does not take these options: {error}") from error

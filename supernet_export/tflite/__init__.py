@@ -1,0 +1,1 @@
+"""From layers to the tensors, operators and bytes of a TFLite model."""

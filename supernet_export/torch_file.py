@@ -1,0 +1,155 @@
+"""Reading a PyTorch state dict without torch, and without running what is pickled in it.
+
+Both layouts of `torch.save` are read: the zip archive and the older stream of pickles. The unpickler knows only
+what a state dict is made of (ordered dictionaries and tensors over plain storages, rebuilt here in numpy);
+everything else that a pickle names is refused before it is called.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import pickle
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_protocol.errors import CheckpointError
+
+#: What the older layout starts with (`torch.serialization.MAGIC_NUMBER`).
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_DTYPES = {
+    "FloatStorage": "<f4",
+    "DoubleStorage": "<f8",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+
+
+class _Storage(NamedTuple):
+    key: str
+    dtype: str
+    length: int
+
+
+class _Tensor(NamedTuple):
+    """A tensor whose numbers are not read yet."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def read_state_dict(path: Path | str) -> dict[str, NDArray[Any]]:
+    """The tensors of a PyTorch file that holds a state dict, or a dictionary with one under `state_dict`.
+
+    `CheckpointError` where the file is not such a file, is truncated, or names anything to call.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content, read_storage = _open_zip(file) if zipfile.is_zipfile(file) else _open_stream(file)
+        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+            content = content["state_dict"]
+        if not isinstance(content, dict):
+            raise CheckpointError("it holds no dictionary of tensors")
+        return {str(name): _array(value, read_storage) for name, value in content.items() if isinstance(value, _Tensor)}
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is not a usable PyTorch state dict: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
+    except Exception as error:
+        # A malformed pickle can raise nearly anything.
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise CheckpointError(f"{path} is not a usable PyTorch state dict ({reason}); download it again") from None
+
+
+def _open_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
+    file.seek(0)
+    # The archive is read whole: storages are wanted after the file is closed.
+    archive = zipfile.ZipFile(BytesIO(file.read()))
+    (pickled,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    folder = pickled.removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise CheckpointError("it was written on a big-endian machine")
+    content = _TensorUnpickler(BytesIO(archive.read(pickled))).load()
+    return content, lambda storage: archive.read(f"{folder}data/{storage.key}")
+
+
+def _open_stream(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
+    file.seek(0)
+    if _TensorUnpickler(file).load() != _LEGACY_MAGIC:
+        raise CheckpointError("it was not written by torch.save")
+    _protocol, system = _TensorUnpickler(file).load(), _TensorUnpickler(file).load()
+    if not system["little_endian"]:
+        raise CheckpointError("it was written on a big-endian machine")
+    unpickler = _TensorUnpickler(file)
+    content = unpickler.load()
+    storages: dict[str, bytes] = {}
+    for key in _TensorUnpickler(file).load():
+        storage = unpickler.storages[key]
+        length = int.from_bytes(file.read(8), "little")
+        if length != storage.length:
+            raise CheckpointError(f"storage {key} should hold {storage.length} numbers and holds {length}")
+        storages[key] = file.read(length * np.dtype(storage.dtype).itemsize)
+    return content, lambda storage: storages[storage.key]
+
+
+def _array(tensor: _Tensor, read_storage: Callable[[_Storage], bytes]) -> NDArray[Any]:
+    flat = np.frombuffer(read_storage(tensor.storage), tensor.storage.dtype)
+    if math.prod(tensor.shape) == 0:
+        return np.zeros(tensor.shape, flat.dtype)
+    reach = [(side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True)]
+    inside = tensor.offset >= 0 and min(reach, default=0) >= 0 and tensor.offset + sum(reach) < len(flat)
+    if not inside or math.prod(tensor.shape) > len(flat):
+        raise CheckpointError(f"a tensor of shape {tensor.shape} reaches beyond its storage of {len(flat)} numbers")
+    strides = tuple(stride * flat.itemsize for stride in tensor.strides)
+    return np.array(np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides))
+
+
+def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Any:
+    if not isinstance(storage, _Storage):
+        raise CheckpointError("it holds a tensor without a storage")
+    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _rebuild_parameter(tensor: _Tensor, *_: Any) -> _Tensor:
+    return tensor
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    **{("torch", name): name for name in _DTYPES},
+}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Knows what is in `_ALLOWED`, of which nothing has a side effect, and refuses the rest."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise CheckpointError(f"it asks to call {module}.{name}, which a state dict never does; nothing was run")
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, identity: Any) -> _Storage:
+        kind, name, key, _location, length = identity[:5]
+        if kind != "storage" or name not in _DTYPES:
+            raise CheckpointError(f"it holds a storage of an unknown kind, {str(name)[:50]!r}")
+        return self.storages.setdefault(key, _Storage(str(key), _DTYPES[name], int(length)))

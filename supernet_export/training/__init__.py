@@ -1,0 +1,1 @@
+"""Training elastic supernets: the only part, with reading checkpoints, that needs torch."""

@@ -1,0 +1,58 @@
+"""The recipe of the built-in `digits` supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from supernet_export.digits.data import load_digits, preprocess
+from supernet_export.spaces.digits import DigitsSpace
+from supernet_export.training.augmentation import Distortion
+from supernet_export.training.elastic import ElasticMBConvNet
+from supernet_export.training.schedule import Phase
+from supernet_export.training.trainer import Progress, Recipe, Trainer
+
+_SPACE = DigitsSpace()
+
+RECIPE = Recipe(resolutions=_SPACE.resolutions, batch_size=32)
+DISTORTION = Distortion(rotation=0.15, scale=0.1, shear=0.12, shift=0.7)
+#: The largest subnet alone, then random subnets taught by it. The second phase is short on purpose: these images are
+#: easy, and with three times the epochs the smallest subnets would be as accurate as the largest, with nothing left
+#: to search for.
+SCHEDULE: tuple[Phase, ...] = (
+    Phase("largest", 20, kernels=(7,), expands=(6,), depths=(4,), learning_rate=3e-3, random_subnets=0),
+    Phase(
+        "elastic",
+        10,
+        kernels=_SPACE.kernels,
+        expands=_SPACE.expands,
+        depths=_SPACE.depths,
+        learning_rate=1e-3,
+        random_subnets=1,
+    ),
+)
+
+
+def train_digits(
+    phases: Sequence[Phase], report: Callable[[Progress], None], *, recipe: Recipe = RECIPE
+) -> ElasticMBConvNet:
+    """The trained network; the same phases and recipe give the same weights. Sees the training part only.
+
+    Its batch-norm statistics are the largest subnet's, estimated on the training images at the largest resolution.
+    """
+    torch.manual_seed(recipe.seed)
+    net = ElasticMBConvNet(_SPACE.network, _SPACE.kernels, _SPACE.expands, _SPACE.depths)
+    train = load_digits().train
+    trainer = Trainer(net, train.images, train.labels, recipe=recipe, preprocess=preprocess, augment=DISTORTION)
+    trainer.run(phases, report)
+    net.set_active(_SPACE.decode(_SPACE.largest())[0])
+    net.calibrate(torch.from_numpy(preprocess(train.images, max(_SPACE.resolutions))))
+    return net
+
+
+def state_arrays(net: ElasticMBConvNet) -> dict[str, NDArray[np.float32]]:
+    """The network's parameters and statistics under their names in published checkpoints."""
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in net.state_dict().items()}

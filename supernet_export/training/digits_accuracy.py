@@ -1,0 +1,66 @@
+"""The accuracy of the built-in supernet's subnets: how they are drawn, evaluated and learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from supernet_export.accuracy import AccuracyPredictor
+from supernet_export.checkpoints import read_checkpoint
+from supernet_export.digits.accuracy import EvaluatedSubnet
+from supernet_export.export import export_state_dict
+from supernet_export.families import slicer_for
+from supernet_export.images import DigitsImages
+from supernet_export.spaces.digits import DigitsSpace
+from supernet_export.training.accuracy import evaluate_subnet, fit_predictor, held_out_error, spread_genomes
+
+#: Subnets drawn uniformly, and spread from the smallest to the largest; one in four of each is held out.
+UNIFORM_COUNT, SPREAD_COUNT = 300, 300
+_HOLD_OUT_EVERY = 4
+_SEED = 7
+
+
+def evaluate_digits(checkpoint: Path) -> Iterator[tuple[int, int, EvaluatedSubnet]]:
+    """Draw the subnets and evaluate one after the other: how many are done, of how many, and the subnet."""
+    space = DigitsSpace()
+    tensors = export_state_dict(read_checkpoint(checkpoint), space)
+    slicer = slicer_for(space)
+    calibration, test = DigitsImages("calibration"), DigitsImages("test")
+    rng = np.random.default_rng(_SEED)
+    genomes = np.concatenate([space.sample(UNIFORM_COUNT, rng), spread_genomes(space, SPREAD_COUNT, rng)])
+    drawn = np.repeat(["uniform", "spread"], [UNIFORM_COUNT, SPREAD_COUNT])
+    _, first = np.unique(genomes, axis=0, return_index=True)  # a subnet must not be both fitted on and held out
+    first.sort()
+    architectures, macs = space.decode(genomes[first]), space.macs(genomes[first])
+    for i, architecture in enumerate(architectures):
+        scores = evaluate_subnet(
+            lambda chosen, statistics: slicer.slice(tensors.__getitem__, chosen, statistics),
+            architecture,
+            calibration,
+            test,
+        )
+        yield (
+            i + 1,
+            len(architectures),
+            EvaluatedSubnet(
+                architecture=architecture,
+                drawn=str(drawn[first[i]]),
+                held_out=int(i % _HOLD_OUT_EVERY == 0),
+                macs=int(macs[i]),
+                accuracy=scores.accuracy,
+                cross_entropy=scores.cross_entropy,
+            ),
+        )
+
+
+def fit_digits(subnets: Sequence[EvaluatedSubnet]) -> AccuracyPredictor:
+    """A predictor fitted on those not held out, with its error on those held out."""
+    space = DigitsSpace()
+    one_hot = space.one_hot(space.encode([subnet.architecture for subnet in subnets]))
+    accuracy = np.array([subnet.accuracy for subnet in subnets], np.float32)
+    held = np.array([subnet.held_out for subnet in subnets], np.bool_)
+    predictor = fit_predictor(one_hot[~held], accuracy[~held], hidden=(32,), members=8, penalty=3.0, seed=_SEED)
+    predictor.held_out = held_out_error(predictor.predict(one_hot[held]), accuracy[held], int((~held).sum()))
+    return predictor

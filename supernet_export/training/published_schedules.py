@@ -1,0 +1,49 @@
+"""The two published ways to train a supernet: progressive shrinking (OFA) and the compound schedule (CompOFA).
+
+Which choices a phase has and how many subnets a step teaches are those of the authors' training scripts
+(mit-han-lab/once-for-all and gatech-sysml/CompOFA, `train_ofa_net.py`). Epochs are the caller's; the learning rates
+suit this trainer's AdamW, a tenth of the first phase's for a short opening and a third of it for a full phase.
+"""
+
+from __future__ import annotations
+
+from supernet_export.spaces.mbconv import MBConvSpace
+from supernet_export.training.schedule import Phase
+
+_LARGEST, _OPENING, _FULL = 3e-3, 3e-4, 1e-3
+
+
+def progressive_shrinking(
+    space: MBConvSpace, *, largest: int, kernel: int, opening: int, full: int
+) -> tuple[Phase, ...]:
+    """The largest subnet alone; then kernels are freed, then depth, then expand ratio, each beside those before.
+
+    Depth and expand ratio open with their two largest values for `opening` epochs, then have all for `full`.
+    Source: Cai et al., *Once-for-All* (ICLR 2020).
+    """
+    kernels, expands, depths = tuple(sorted(space.kernels)), tuple(sorted(space.expands)), tuple(sorted(space.depths))
+    widest, deepest = expands[-1:], depths[-1:]
+    return (
+        Phase("largest", largest, kernels[-1:], widest, deepest, _LARGEST, random_subnets=0),
+        Phase("kernel", kernel, kernels, widest, deepest, _FULL, random_subnets=1),
+        Phase("depth-opening", opening, kernels, widest, depths[-2:], _OPENING, random_subnets=2),
+        Phase("depth", full, kernels, widest, depths, _FULL, random_subnets=2),
+        Phase("expand-opening", opening, kernels, expands[-2:], depths, _OPENING, random_subnets=4),
+        Phase("expand", full, kernels, expands, depths, _FULL, random_subnets=4),
+    )
+
+
+def compound_schedule(
+    space: MBConvSpace, *, fixed_kernel: int, largest: int, opening: int, full: int
+) -> tuple[Phase, ...]:
+    """The largest subnet alone; then every stage draws its depth, to which its expand ratio is tied.
+
+    `opening` epochs at a low learning rate, then `full`, both over all choices. One kernel size from the start to the
+    end. Source: Sahni et al., *CompOFA* (ICLR 2021).
+    """
+    kernels, expands, depths = (fixed_kernel,), tuple(sorted(space.expands)), tuple(sorted(space.depths))
+    return (
+        Phase("largest", largest, kernels, expands[-1:], depths[-1:], _LARGEST, random_subnets=0),
+        Phase("compound-opening", opening, kernels, expands, depths, _OPENING, random_subnets=4, compound=True),
+        Phase("compound", full, kernels, expands, depths, _FULL, random_subnets=4, compound=True),
+    )
