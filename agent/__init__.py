@@ -1,0 +1,1 @@
+"""The agent that measures subnets on a device."""

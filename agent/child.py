@@ -1,0 +1,111 @@
+"""The measuring child: `python -m agent.child`, orders on its standard input, replies on its standard output.
+
+It may be killed at any time. It dies with its parent, and the kernel takes it first when memory runs out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from agent.child_messages import FailedReply, Order, PhaseReply, Reply, decode_order
+from agent.framing import read_frame, write_frame
+from agent.host_lock import hold_host_lock
+from agent.lifetime import die_with
+from agent.runtimes.base import ProviderFallbackError
+from fleet_protocol.errors import (
+    ArchitectureError,
+    BundleError,
+    MissingDependencyError,
+    RuntimeUnavailableError,
+    UsageError,
+)
+from fleet_protocol.messages import FailureReason, Phase
+
+CarryOut = Callable[[Order, Callable[[Phase, float], None]], Reply]
+
+#: How C++ libraries say that memory ran out.
+_OUT_OF_MEMORY_TEXTS = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate memory")
+
+
+def serve(orders: IO[bytes], replies: IO[bytes], lock_path: Path, carry_out: CarryOut) -> None:
+    """Answer orders until their stream ends, holding the host's lock during each."""
+
+    def say(phase: Phase, fraction: float) -> None:
+        write_frame(replies, PhaseReply(phase=phase, fraction=fraction).model_dump_json().encode())
+
+    while (payload := read_frame(orders)) is not None:
+        reply: Reply
+        try:
+            order = decode_order(payload)
+            with hold_host_lock(lock_path, on_wait=lambda: say("waiting", 0.0)):
+                say("building", 0.0)
+                reply = carry_out(order, say)
+        except Exception as error:
+            reply = FailedReply(reason=failure_reason(error), detail=_describe(error))
+        write_frame(replies, reply.model_dump_json().encode())
+
+
+def failure_reason(error: BaseException) -> FailureReason:
+    """What an exception of an order means to the coordinator."""
+    kinds: tuple[tuple[type[BaseException], FailureReason], ...] = (
+        (MemoryError, "out_of_memory"),
+        (ProviderFallbackError, "provider_fallback"),
+        (ArchitectureError, "architecture"),
+        (BundleError, "bundle"),
+    )
+    for kind, reason in kinds:
+        if isinstance(error, kind):
+            return reason
+    if any(text in str(error).lower() for text in _OUT_OF_MEMORY_TEXTS):
+        return "out_of_memory"
+    if isinstance(error, (RuntimeUnavailableError, MissingDependencyError, UsageError)):
+        return "runtime"
+    return "internal"
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="agent.child", description="Measures for fleetnas-agent; not run by hand.")
+    parser.add_argument("--lock", type=Path, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--memory-limit", type=int, default=0, help="bytes; 0: none")
+    arguments = parser.parse_args()
+    die_with(arguments.parent, signal.SIGKILL)
+    _limit_memory(arguments.memory_limit)
+    orders, replies = claim_pipes()
+    from agent.workbench import Workbench
+
+    serve(orders, replies, arguments.lock, Workbench().carry_out)
+
+
+def claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
+    """Standard input and output, kept for frames; what libraries print goes to standard error from now on."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return sys.stdin.buffer, replies
+
+
+def _limit_memory(limit_bytes: int) -> None:
+    with contextlib.suppress(OSError):  # the file is Linux's; a container may refuse it
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    if limit_bytes > 0:
+        # Data, not address space: accelerators' libraries reserve far more addresses than they ever use.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+
+def _describe(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text if text and isinstance(error, (UsageError, BundleError)) else f"{type(error).__name__}: {text}")[:500]
+
+
+if __name__ == "__main__":
+    main()

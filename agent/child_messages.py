@@ -1,0 +1,147 @@
+"""What the agent and its measuring child say to each other. Both are this program; the pipe is still checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter
+
+from device_profiles.profile import DeviceProfile, MicroBenchmarks
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import Conditions, FailureReason, MeasurementProtocol, Message, Phase, RuntimeSetting
+
+
+class Timing(Message):
+    """Times of one model; the fields mean what they mean in `fleet_protocol.messages.Measurement`."""
+
+    median_ms: float = Field(gt=0)
+    mad_ms: float = Field(ge=0)
+    p90_ms: float = Field(gt=0)
+    min_ms: float = Field(gt=0)
+    runs: int = Field(ge=1)
+    inner_loops: int = Field(ge=1)
+    half_width_percent: float = Field(ge=0)
+    noisy: bool
+    times_us: tuple[float, ...] = Field(max_length=512)
+    block_medians_ms: tuple[float, ...] = Field(max_length=100)
+    inference_s: float = Field(ge=0, description="time inside inference runs, warm-up included")
+
+
+class SentinelOrder(Message):
+    """How to watch the device's speed with the sentinel subnet around a measurement."""
+
+    before: bool = Field(description="measure the sentinel before the subnet too, not only after it")
+    slow_at_ms: float | None = Field(default=None, description="stop before the subnet when the sentinel is slower")
+    protocol: MeasurementProtocol
+
+
+class SentinelReading(Message):
+    """The sentinel's latency."""
+
+    median_ms: float = Field(gt=0)
+    half_width_percent: float = Field(ge=0)
+
+
+class MeasureOrder(Message):
+    """Build one subnet and measure it."""
+
+    op: Literal["measure"] = "measure"
+    bundle_path: str
+    bundle_sha256: str
+    architecture: Architecture
+    calibration_path: str | None = None
+    calibration_sha256: str | None = None
+    setting: RuntimeSetting
+    protocol: MeasurementProtocol
+    sentinel: SentinelOrder | None = None
+
+
+class BenchOrder(Message):
+    """Measure a model file as it is."""
+
+    op: Literal["bench"] = "bench"
+    model_path: str
+    setting: RuntimeSetting
+    protocol: MeasurementProtocol
+
+
+class ProbeOrder(Message):
+    """Load a runtime, say what it offers and run the micro-benchmarks."""
+
+    op: Literal["probe"] = "probe"
+    setting: RuntimeSetting
+    micro_benchmarks: bool = True
+
+
+Order: TypeAlias = Annotated[MeasureOrder | BenchOrder | ProbeOrder, Field(discriminator="op")]
+
+
+class PhaseReply(Message):
+    """What the child is doing now; `waiting` means that another agent of this host is measuring."""
+
+    kind: Literal["phase"] = "phase"
+    phase: Phase
+    fraction: float = Field(default=0.0, ge=0, le=1)
+
+
+class MeasuredReply(Message):
+    """The end of a `MeasureOrder` or `BenchOrder`."""
+
+    kind: Literal["measured"] = "measured"
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    model_bytes: int = Field(ge=0)
+    timing: Timing
+    provider: str = Field(max_length=64)
+    build_ms: float = Field(ge=0)
+    load_ms: float = Field(ge=0)
+    before: Conditions
+    after: Conditions
+    energy_mj: float | None = Field(default=None, ge=0)
+    sentinel_before: SentinelReading | None = None
+    sentinel_after: SentinelReading | None = None
+    busy_s: float = Field(ge=0, description="time from taking the order, lock held, to this reply")
+    inference_s: float = Field(ge=0, description="time inside inference runs, the sentinel's included")
+
+
+class SlowReply(Message):
+    """The sentinel was slower than allowed: nothing was measured."""
+
+    kind: Literal["slow"] = "slow"
+    sentinel: SentinelReading
+
+
+class ProbedReply(Message):
+    """The end of a `ProbeOrder`."""
+
+    kind: Literal["probed"] = "probed"
+    version: str
+    providers: tuple[str, ...]
+    active_provider: str = Field(max_length=64)
+    micro_benchmarks: MicroBenchmarks
+    device: DeviceProfile | None = Field(default=None, description="what runs the models, where that is not this host")
+
+
+class FailedReply(Message):
+    """The end of an order that could not be carried out."""
+
+    kind: Literal["failed"] = "failed"
+    reason: FailureReason
+    detail: str = Field(default="", max_length=500)
+
+
+Reply: TypeAlias = Annotated[
+    PhaseReply | MeasuredReply | SlowReply | ProbedReply | FailedReply, Field(discriminator="kind")
+]
+
+_orders: TypeAdapter[Order] = TypeAdapter(Order)
+_replies: TypeAdapter[Reply] = TypeAdapter(Reply)
+
+
+def decode_order(payload: bytes) -> Order:
+    """What the agent asks; `pydantic.ValidationError` where it is nothing of the kind."""
+    return _orders.validate_json(payload)
+
+
+def decode_reply(payload: bytes) -> Reply:
+    """What the child answers; `pydantic.ValidationError` where it is nothing of the kind."""
+    return _replies.validate_json(payload)

@@ -1,0 +1,321 @@
+"""The command line `fleetnas-agent`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from agent.configuration import read_configuration, settings_of
+from agent.lifetime import die_with
+from agent.options import (
+    LOG_LEVELS,
+    add_broker_options,
+    add_identity_options,
+    add_setting_options,
+    broker_address,
+    chosen_settings,
+    configure,
+    default_name,
+    positive,
+    take_credentials,
+    trusted_keys,
+)
+from agent.settings import RUNTIMES, parse_setting
+from agent.state_folder import default_state_folder
+from fleet_protocol.errors import FleetnasError, UsageError
+from fleet_protocol.messages import MeasurementProtocol
+from fleet_protocol.transport import BrokerAddress
+
+_RUN_DESCRIPTION = """\
+Announce this device to a fleet, measure the subnets it is asked to, and send back what was measured.
+
+The agent serves until it is stopped (Ctrl-C or SIGTERM) and reconnects by itself. Results wait on disk until the
+coordinator has stored them, so it may be killed at any time."""
+
+_RUN_EPILOG = """\
+settings:
+  What a measurement runs on. Without --setting there is one, made of --runtime, --threads and the like. With
+  --setting, repeated, the agent offers several:
+    --setting onnxruntime,threads=1 --setting litert,threads=4,affinity=4-7
+  keys: provider, threads, precision, graph_optimisation, affinity
+
+configuration:
+  Every option may stand in the configuration file, [agent] its section, or in the environment:
+    broker = 192.168.1.10        FLEETNAS_BROKER=192.168.1.10
+
+examples:
+  fleetnas-agent run --broker 192.168.1.10
+  fleetnas-agent run --credentials pi4.credentials
+  fleetnas-agent run --broker fleet.example:8883 --username pi4 --ca-file ca.pem --threads 4"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exits with 0, 1 (something is broken) or 2 (something was asked for that cannot be)."""
+    try:
+        parser, subparsers = build_parser()
+        options = parser.parse_args(arguments)
+        options.configured_settings = []
+        if "config" in options:
+            values = read_configuration(options.config, os.environ)
+            configure(subparsers[options.command_name], values)
+            options = parser.parse_args(arguments)
+            options.configured_settings = settings_of(values)
+            take_credentials(options)
+        sys.exit(options.command(options))
+    except FleetnasError as error:
+        sys.stderr.write(f"fleetnas-agent: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The whole command line, and the parser of each command by name."""
+    parser = argparse.ArgumentParser(
+        prog="fleetnas-agent", description="Measures subnets of a once-for-all supernet on this device."
+    )
+    parser.add_argument("--version", action="version", version=f"fleetnas-agent {metadata.version('fleetnas')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command_name")
+    run = commands.add_parser(
+        "run",
+        help="serve a fleet from this device",
+        description=_RUN_DESCRIPTION,
+        epilog=_RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench = commands.add_parser(
+        "bench",
+        help="measure a model file",
+        description="Measure an .onnx or .tflite file as a task would be measured.",
+    )
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out what keeps this device from measuring",
+        description="Check Python, runtimes, sensors, the state folder and the broker; print what mends each trouble.",
+    )
+    status = commands.add_parser(
+        "status", help="show what the agents of this host hold", description="Read the state folder; disturb nothing."
+    )
+    install = commands.add_parser(
+        "install-service",
+        help="run the agent as a systemd service",
+        description="Write a hardened systemd unit and its configuration, start the service, and say what was done.",
+    )
+    uninstall = commands.add_parser(
+        "uninstall-service",
+        help="remove the systemd service",
+        description="Stop and remove the service; keep its state.",
+    )
+    _add_run(run)
+    _add_bench(bench)
+    _add_doctor(doctor)
+    _add_status(status)
+    _add_install(install)
+    _add_uninstall(uninstall)
+    return parser, {"run": run, "bench": bench, "doctor": doctor, "status": status}
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.set_defaults(command=_run)
+    add_identity_options(run)
+    add_broker_options(run)
+    run.add_argument("--runtime", choices=RUNTIMES, help="(default: the one that is installed)")
+    add_setting_options(run)
+    run.add_argument("--setting", action="append", metavar="SETTING", help="a whole setting to offer, see below")
+    run.add_argument("--cache-mb", type=positive, default=2048, metavar="MB", help="cap of the cache (%(default)s)")
+    run.add_argument(
+        "--memory-limit-mb",
+        type=positive,
+        metavar="MB",
+        help="memory the measuring child may allocate (default: four fifths of this device's)",
+    )
+    run.add_argument(
+        "--connect-timeout",
+        type=float,
+        metavar="S",
+        help="fail when the broker was not reached by then (default: go on trying)",
+    )
+    run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
+    run.add_argument("--once", action="store_true", help="end when the first tasks are done and stored")
+    run.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.set_defaults(command=_bench)
+    bench.add_argument("model", type=Path, metavar="MODEL", help="the model file; its suffix says the runtime")
+    add_setting_options(bench)
+    standard = MeasurementProtocol()
+    bench.add_argument("--runs", type=positive, default=standard.min_runs, help="at least (default: %(default)s)")
+    bench.add_argument(
+        "--time", type=float, default=standard.min_s, metavar="S", help="at least (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--max-time", type=float, default=standard.max_s, metavar="S", help="at most (default: %(default)s)"
+    )
+    bench.add_argument("--json", action="store_true", help="print one JSON object, raw times included")
+
+
+def _add_doctor(doctor: argparse.ArgumentParser) -> None:
+    doctor.set_defaults(command=_doctor)
+    add_identity_options(doctor)
+    add_broker_options(doctor)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_status(status: argparse.ArgumentParser) -> None:
+    status.set_defaults(command=_status)
+    status.add_argument("--state-dir", type=Path, metavar="DIR", help=f"(default: {default_state_folder()})")
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_install(install: argparse.ArgumentParser) -> None:
+    install.set_defaults(command=_install)
+    add_broker_options(install)
+    install.add_argument("--name", help="this agent's name in the fleet (default: the host's name)")
+    install.add_argument("--fleet", help="which fleet to join (default: default)")
+    install.add_argument("--setting", action="append", metavar="SETTING", help="a setting to offer, as for `run`")
+    install.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="write below DIR, start nothing")
+    install.add_argument("--no-start", action="store_true", help="enable the service, but do not start it now")
+
+
+def _add_uninstall(uninstall: argparse.ArgumentParser) -> None:
+    uninstall.set_defaults(command=_uninstall)
+    uninstall.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="remove below DIR")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from agent.running import RunOptions, run_agent
+
+    _set_up_logging(options.log_level)
+    if options.parent is not None:
+        die_with(options.parent, signal.SIGTERM)
+    limit_mb = options.memory_limit_mb
+    run_agent(
+        RunOptions(
+            broker=broker_address(options),
+            name=options.name or default_name(),
+            settings=chosen_settings(options, options.configured_settings),
+            state_folder=options.state_dir or default_state_folder(),
+            fleet=options.fleet,
+            cache_bytes=options.cache_mb * 1024**2,
+            memory_limit_bytes=limit_mb * 1024**2 if limit_mb else _default_memory_limit(),
+            connect_timeout_s=options.connect_timeout,
+            once=options.once,
+            trusted_keys=trusted_keys(options),
+        )
+    )
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from agent.bench import bench_model, runtime_for
+
+    options.runtime = runtime_for(options.model)
+    (setting,) = chosen_settings(options, [])
+    protocol = MeasurementProtocol(
+        min_runs=max(3, options.runs), min_s=options.time, max_s=max(options.max_time, options.time)
+    )
+    reply = bench_model(options.model, setting, protocol)
+    if options.json:
+        sys.stdout.write(reply.model_dump_json(exclude={"kind", "sentinel_before", "sentinel_after"}) + "\n")
+        return 0
+    timing = reply.timing
+    sys.stdout.write(
+        f"{options.model.name} on {setting.label} ({reply.provider})\n"
+        f"median {timing.median_ms:.4g} ms, 95 % within {timing.half_width_percent:.2g} %"
+        f"{' (noisy)' if timing.noisy else ''}\n"
+        f"min {timing.min_ms:.4g} ms, p90 {timing.p90_ms:.4g} ms, MAD {timing.mad_ms:.2g} ms, "
+        f"{timing.runs} samples of {timing.inner_loops} inferences\n"
+        f"loaded in {reply.load_ms:.0f} ms; SHA-256 {reply.model_sha256}\n"
+    )
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from agent.doctor import Patient, examine, report_line, report_object, worst
+
+    patient = Patient(
+        state_folder=options.state_dir or default_state_folder(),
+        fleet=options.fleet,
+        name=options.name or default_name(),
+        broker=broker_address(options) if options.broker else None,
+    )
+    findings = []
+    for finding in examine(patient):
+        findings.append(finding)
+        if not options.json:
+            sys.stdout.write(report_line(finding) + "\n")
+            sys.stdout.flush()
+    if options.json:
+        sys.stdout.write(json.dumps(report_object(findings)) + "\n")
+    return 1 if worst(findings) == "broken" else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from agent.standing import host_standing, standing_lines
+
+    standing = host_standing(options.state_dir or default_state_folder())
+    text = json.dumps(asdict(standing)) if options.json else "\n".join(standing_lines(standing))
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from agent.installation import Installation, install, run_program
+
+    keys = (
+        "broker",
+        "credentials",
+        "fleet",
+        "name",
+        "username",
+        "password_file",
+        "ca_file",
+        "certificate_file",
+        "key_file",
+    )
+    values = {key: str(getattr(options, key)) for key in keys if getattr(options, key)}
+    if options.setting:
+        for text in options.setting:
+            parse_setting(text)
+        values["settings"] = "\n".join(options.setting)
+    if values.get("broker"):
+        BrokerAddress.parse(values["broker"])
+    done = install(Installation(options.root), values, start=not options.no_start, run=run_program)
+    sys.stdout.write("".join(f"{line}\n" for line in done))
+    return 0
+
+
+def _uninstall(options: argparse.Namespace) -> int:
+    from agent.installation import Installation, run_program, uninstall
+
+    sys.stdout.write("".join(f"{line}\n" for line in uninstall(Installation(options.root), run=run_program)))
+    return 0
+
+
+def _default_memory_limit() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
+    except (ValueError, OSError):
+        return 0
+
+
+def _set_up_logging(level: str) -> None:
+    if level not in LOG_LEVELS:
+        raise UsageError(f"log level {level!r} is not one of {', '.join(LOG_LEVELS)}")
+    # Under journald the journal has the time already.
+    style = "%(levelname)s %(message)s" if "JOURNAL_STREAM" in os.environ else "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level.upper(), format=style, stream=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""`fleetnas-agent doctor`: whether this device can measure and be reached, and the command that mends what cannot."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import util
+from pathlib import Path
+from typing import Literal
+
+from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder
+from agent.host_lock import default_host_lock_path, hold_host_lock
+from agent.probe import describe_device
+from agent.sensors import Sensors
+from agent.worker import Worker, child_command
+from device_profiles.catalogue import load_catalogue
+from fleet_protocol.codec import decode, encode
+from fleet_protocol.errors import FleetnasError, ProtocolError
+from fleet_protocol.messages import AgentState, RuntimeSetting
+from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.topics import Topics
+from fleet_protocol.transport import BrokerAddress, Received
+
+Status = Literal["ok", "warning", "broken"]
+
+_MIN_FREE_DISK = 500 * 1024**2
+_MIN_FREE_MEMORY_MB = 256
+_PROBE_TIMEOUT_S = 120.0
+_BROKER_TIMEOUT_S = 10.0
+#: Before this, a clock was never set: 2024-01-01.
+_PLAUSIBLE_UNIX_S = 1_704_067_200
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    status: Status
+    text: str
+    #: The command, or the deed, that mends it; empty where nothing is wrong.
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is to be examined."""
+
+    state_folder: Path
+    fleet: str
+    name: str
+    broker: BrokerAddress | None
+
+
+def examine(patient: Patient) -> Iterator[Finding]:
+    """Every finding, as it is made; none raises."""
+    checks: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+        _check_python,
+        _check_runtimes,
+        _check_device,
+        _check_sensors,
+        _check_memory,
+        _check_state_folder,
+        _check_host_lock,
+        _check_clock,
+        _check_broker,
+    )
+    for check in checks:
+        yield from _guarded(check, patient)
+
+
+def report_line(finding: Finding) -> str:
+    """A finding for people; the mending command is on a line of its own, to be copied."""
+    line = f"{finding.status:<8} {finding.name:<16} {finding.text}"
+    return f"{line}\n{'':<26}-> {finding.mend}" if finding.mend else line
+
+
+def report_object(findings: list[Finding]) -> dict[str, object]:
+    """The findings for programs."""
+    return {"status": worst(findings), "checks": [asdict(finding) for finding in findings]}
+
+
+def worst(findings: list[Finding]) -> Status:
+    """The status of the whole."""
+    order: tuple[Status, ...] = ("ok", "warning", "broken")
+    return max((finding.status for finding in findings), key=order.index, default="ok")
+
+
+def _guarded(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:
+    """A defect of one check must not hide the findings of the others."""
+    try:
+        yield from check(patient)
+    except Exception as error:
+        name = check.__name__.removeprefix("_check_").replace("_", " ")
+        yield Finding(name, "broken", f"could not be checked: {type(error).__name__}: {error}")
+
+
+def _check_python(_: Patient) -> Iterator[Finding]:
+    bits = 8 * struct.calcsize("P")
+    text = f"{platform.python_version()}, {bits}-bit, {platform.machine()}"
+    if bits == 32:
+        yield Finding("python", "warning", f"{text}: only LiteRT has wheels here", "install a 64-bit system if it fits")
+    else:
+        yield Finding("python", "ok", text)
+
+
+def _check_runtimes(_: Patient) -> Iterator[Finding]:
+    found = []
+    if util.find_spec("onnxruntime") is not None:
+        found.append(_load_runtime("onnxruntime"))
+    if any(util.find_spec(module) is not None for module in ("ai_edge_litert", "tflite_runtime")):
+        found.append(_load_runtime("litert"))
+    known = load_catalogue().devices.get(describe_device().profile)
+    install = "; ".join(known.install) if known and known.install else "pip install 'fleetnas[agent]'"
+    if not found:
+        yield Finding("runtime", "broken", "neither onnxruntime nor LiteRT is installed", install)
+    yield from found
+    if any(finding.name == "onnxruntime" for finding in found) and util.find_spec("onnx") is None:
+        yield Finding("onnx", "broken", "onnxruntime is installed, the onnx package is not", "pip install onnx")
+
+
+def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> Finding:
+    """Load it for real, in a child: a wheel for another processor ends in a signal, not in an exception."""
+    worker = Worker(child_command(default_host_lock_path()))
+    reinstall = "pip install --force-reinstall " + ("onnxruntime" if runtime == "onnxruntime" else "ai-edge-litert")
+    try:
+        worker.submit(ProbeOrder(setting=RuntimeSetting(runtime=runtime), micro_benchmarks=False))
+        while isinstance(reply := worker.poll(_PROBE_TIMEOUT_S), PhaseReply):
+            continue
+        if isinstance(reply, ProbedReply):
+            text = f"{reply.version}; runs on {reply.active_provider}; offers {', '.join(reply.providers)}"
+            return Finding(runtime, "ok", text)
+        why = reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
+        return Finding(runtime, "broken", why, reinstall)
+    finally:
+        worker.kill()
+
+
+def _check_device(_: Patient) -> Iterator[Finding]:
+    profile = describe_device()
+    text = f"{profile.model}, {profile.cores} cores"
+    if profile.profile == "unknown":
+        yield Finding("device", "warning", f"{text}: no known profile", "see docs/adding-a-device.md")
+    else:
+        yield Finding("device", "ok", f"{text}, profile {profile.profile}")
+
+
+def _check_sensors(_: Patient) -> Iterator[Finding]:
+    sensors = Sensors()
+    now = sensors.read()
+    if now.temperature_c is None:
+        without = "no temperature sensor: heat shows only in the sentinel's latency"
+        mend = "" if util.find_spec("psutil") else "pip install psutil"
+        yield Finding("temperature", "warning", without, mend)
+    else:
+        yield Finding("temperature", "ok", f"{now.temperature_c:.0f} C")
+    if now.governor is None:
+        yield Finding("governor", "ok", "not adjustable here")
+    elif now.governor == "performance":
+        yield Finding("governor", "ok", now.governor)
+    else:
+        mend = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+        yield Finding("governor", "warning", f"{now.governor}: the clock changes while measuring", mend)
+    if now.throttled:
+        mend = "cool the board, and give it the power supply its maker asks for"
+        yield Finding("throttling", "warning", "the board reports that it is throttled now", mend)
+    else:
+        yield Finding("throttling", "ok", "not reported here" if now.throttled is None else "none")
+
+
+def _check_memory(_: Patient) -> Iterator[Finding]:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free_mb = int(line.split()[1]) // 1024
+            if free_mb < _MIN_FREE_MEMORY_MB:
+                text = f"{free_mb} MB free, {_MIN_FREE_MEMORY_MB} MB are needed"
+                yield Finding("memory", "warning", text, "stop other programs, or add swap")
+            else:
+                yield Finding("memory", "ok", f"{free_mb:,} MB free")
+
+
+def _check_state_folder(patient: Patient) -> Iterator[Finding]:
+    folder = patient.state_folder
+    probe = folder / f".doctor-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        mend = f"sudo install -d -o {_user()} {folder}, or choose another with --state-dir"
+        yield Finding("state folder", "broken", f"{folder} cannot be written: {error.strerror}", mend)
+        return
+    free = shutil.disk_usage(folder).free
+    if free < _MIN_FREE_DISK:
+        text = f"{folder} has {free / 1e6:,.0f} MB free; a bundle may need {_MIN_FREE_DISK / 1e6:,.0f} MB"
+        yield Finding("state folder", "warning", text, f"free some space, or delete {folder / 'blobs'}")
+    else:
+        yield Finding("state folder", "ok", f"{folder}, {free / 1e9:,.1f} GB free")
+
+
+def _check_host_lock(_: Patient) -> Iterator[Finding]:
+    path = default_host_lock_path()
+    waiting: list[str] = []
+
+    class _HeldError(Exception):
+        pass
+
+    def on_wait() -> None:
+        raise _HeldError
+
+    try:
+        with hold_host_lock(path, on_wait):
+            pass
+    except _HeldError:
+        waiting.append("; another agent of this host is measuring")
+    except FleetnasError as error:
+        yield Finding("host lock", "broken", str(error))
+        return
+    yield Finding("host lock", "ok", f"{path}{''.join(waiting)}")
+
+
+def _check_clock(_: Patient) -> Iterator[Finding]:
+    if time.time() < _PLAUSIBLE_UNIX_S:
+        text = f"says {time.strftime('%Y-%m-%d')}: times of measurements will be wrong, TLS certificates may be refused"
+        yield Finding("clock", "warning", text, "sudo timedatectl set-ntp true")
+    else:
+        yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def _check_broker(patient: Patient) -> Iterator[Finding]:
+    broker = patient.broker
+    if broker is None:
+        yield Finding("broker", "warning", "not tested", "fleetnas-agent doctor --broker HOST:PORT")
+        return
+    try:
+        address = socket.getaddrinfo(broker.host, broker.port, type=socket.SOCK_STREAM)[0][4][0]
+    except OSError as error:
+        mend = "check the name, or give the broker's IP address"
+        yield Finding("broker name", "broken", f"{broker.host} is not known: {error}", mend)
+        return
+    yield Finding("broker name", "ok", f"{broker.host} is {address}")
+    try:
+        socket.create_connection((broker.host, broker.port), timeout=_BROKER_TIMEOUT_S).close()
+    except OSError as error:
+        mend = "start the broker (`fleetnas broker`), check its port and any firewall between"
+        yield Finding("broker port", "broken", f"{broker} does not answer: {error}", mend)
+        return
+    yield Finding("broker port", "ok", f"{broker} answers")
+    yield from _round_trip(patient, broker)
+
+
+def _round_trip(patient: Patient, broker: BrokerAddress) -> Iterator[Finding]:
+    """Log in, and send ourselves a state of session 0, which counts for nothing."""
+    topic = Topics(patient.fleet).up(patient.name, "state")
+    instance = os.urandom(8).hex()
+    transport = MqttTransport(broker, f"fleetnas-doctor-{instance}")
+    transport.subscribe(topic)
+    transport.start()
+    try:
+        try:
+            transport.wait_connected(_BROKER_TIMEOUT_S)
+        except FleetnasError as error:
+            mend = "check --credentials, or --username, $FLEETNAS_PASSWORD, and --ca-file where the broker speaks TLS"
+            yield Finding("broker login", "broken", str(error), mend)
+            return
+        yield Finding("broker login", "ok", f"{_login(broker)}, {'over TLS' if broker.uses_tls else 'unencrypted'}")
+        begin = time.monotonic()
+        transport.publish(topic, encode(AgentState(state="lost", session=0, instance=instance)))
+        while (left_s := begin + _BROKER_TIMEOUT_S - time.monotonic()) > 0:
+            event = transport.poll(left_s)
+            if isinstance(event, Received) and _instance(event) == instance:
+                took_ms = 1000 * (time.monotonic() - begin)
+                yield Finding("round trip", "ok", f"{took_ms:.1f} ms through {topic}")
+                return
+        mend = f"let this login publish and subscribe below {topic.removesuffix('up/state')}"
+        yield Finding("round trip", "broken", f"nothing came back through {topic}", mend)
+    finally:
+        transport.close()
+
+
+def _login(broker: BrokerAddress) -> str:
+    if broker.username is not None:
+        return f"as {broker.username}"
+    return "by certificate" if broker.certificate_file or broker.certificate_pem else "as anonymous"
+
+
+def _instance(event: Received) -> str:
+    try:
+        return decode(AgentState, event.payload).instance
+    except ProtocolError:
+        return ""
+
+
+def _user() -> str:
+    return os.environ.get("USER") or str(os.getuid())

@@ -1,0 +1,172 @@
+"""What this device is: board, cores, memory, system, and what its runtimes can do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder
+from agent.processor import describe_processor
+from agent.settings import IN_PROCESS
+from agent.worker import Measurer
+from device_profiles.catalogue import load_catalogue
+from device_profiles.profile import DeviceProfile, MicroBenchmarks
+from fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleet_protocol.messages import AgentInfo, RuntimeSetting
+
+#: A probe takes about a second; an emulated processor, hundreds of times that.
+_PROBE_TIMEOUT_S = 600.0
+#: Distributions whose versions can change a latency.
+_DISTRIBUTIONS = ("fleetnas", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "tflite-runtime")
+
+
+class _Probed(BaseModel):
+    """What a setting's runtime told about itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    micro_benchmarks: MicroBenchmarks
+    device: DeviceProfile | None = None
+
+
+def agent_info(
+    name: str, session: int, settings: Sequence[RuntimeSetting], measurer: Measurer, cache: Path, root: Path = Path("/")
+) -> AgentInfo:
+    """Everything an agent announces about itself.
+
+    Every setting's runtime is really loaded, in the measuring child: `RuntimeUnavailableError` with what to do where
+    one does not load. Micro-benchmarks are taken once per runtime build and kept in `cache`.
+    """
+    versions = installed_versions()
+    probed = [_probe_setting(setting, measurer, cache, versions) for setting in settings]
+    driven = {found.device for found in probed if found.device is not None}
+    if driven and (len(driven) > 1 or any(found.device is None for found in probed)):
+        raise UsageError(
+            "an agent is one device, and these settings run on several; start one agent per device, each with a --name"
+        )
+    profile = driven.pop() if driven else describe_device(root)
+    profile = profile.model_copy(update={"micro_benchmarks": probed[0].micro_benchmarks})
+    return AgentInfo(agent=name, session=session, profile=profile, settings=tuple(settings), versions=versions)
+
+
+def describe_device(
+    root: Path = Path("/"), *, model: str = "", machine: str = "", operating_system: str = ""
+) -> DeviceProfile:
+    """The device's profile from the files under `root`, without micro-benchmarks.
+
+    Of another device than this host, the names are given and the files are copies of its own.
+    """
+    processor = describe_processor(root)
+    machine = machine or platform.machine()
+    model = model or _board_name(root) or processor.name or machine or "unknown"
+    system = operating_system or _operating_system(root)
+    known = load_catalogue().match(model=model, machine=machine, operating_system=system)
+    return DeviceProfile(
+        model=model[:128],
+        profile=known.name if known is not None else "unknown",
+        machine=machine[:32],
+        operating_system=system[:128],
+        clusters=processor.clusters,
+        cores=sum(cluster.cores for cluster in processor.clusters) or os.cpu_count() or 1,
+        vector_extensions=processor.vector_extensions,
+        memory_mb=_memory_mb(root),
+        accelerator=known.accelerator if known is not None else None,
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a latency depends on; read from package metadata, nothing is imported."""
+    installed = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)[:64]
+    return installed
+
+
+def _probe_setting(setting: RuntimeSetting, measurer: Measurer, cache: Path, versions: dict[str, str]) -> _Probed:
+    if setting.runtime not in IN_PROCESS:  # another phone may be attached next time
+        return _ask(setting, measurer)
+    identity = json.dumps([versions, setting.runtime, setting.provider, platform.machine()], sort_keys=True)
+    file = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+    try:
+        return _Probed.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        pass
+    known = _ask(setting, measurer)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        temporary.write_text(known.model_dump_json())
+        os.replace(temporary, file)
+    except OSError:
+        pass  # it is probed again at the next start
+    return known
+
+
+def _ask(setting: RuntimeSetting, measurer: Measurer) -> _Probed:
+    measurer.submit(ProbeOrder(setting=setting))
+    while True:
+        reply = measurer.poll(_PROBE_TIMEOUT_S)
+        if isinstance(reply, PhaseReply):
+            continue
+        if isinstance(reply, ProbedReply):
+            return _Probed(micro_benchmarks=reply.micro_benchmarks, device=reply.device)
+        measurer.kill()
+        why = reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
+        raise RuntimeUnavailableError(f"setting {setting.label} cannot be used on this device: {why}")
+
+
+def _android(root: Path, name: str) -> str:
+    """A system property; empty where this is no Android."""
+    program = root / "system/bin/getprop"
+    if not program.exists():
+        return ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run([program, name], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return ""
+
+
+def _board_name(root: Path) -> str:
+    if model := _android(root, "ro.product.model"):
+        return model
+    for place in ("proc/device-tree/model", "sys/firmware/devicetree/base/model"):
+        if text := _text(root / place):
+            return text
+    maker, product = (_text(root / "sys/class/dmi/id" / name) for name in ("sys_vendor", "product_name"))
+    placeholders = {"", "To Be Filled By O.E.M.", "System Product Name", "Default string", "None"}
+    if product in placeholders:
+        return ""
+    return product if maker in placeholders or product.startswith(maker) else f"{maker} {product}"
+
+
+def _operating_system(root: Path) -> str:
+    kernel = f"{platform.system()} {platform.release()}"
+    if release := _android(root, "ro.build.version.release"):
+        return f"Android {release} ({kernel})"
+    for line in _text(root / "etc/os-release").splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return f"{line.partition('=')[2].strip(chr(34))} ({kernel})"
+    return kernel
+
+
+def _memory_mb(root: Path) -> int | None:
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) // 1024 or None
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace").strip("\0 \n")
+    except OSError:
+        return ""

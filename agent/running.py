@@ -1,0 +1,122 @@
+"""`fleetnas-agent run`: everything put together, until a signal or an error ends it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache
+from agent.host_lock import default_host_lock_path
+from agent.identity import Identity
+from agent.outbox import Outbox
+from agent.probe import agent_info
+from agent.sensors import Sensors
+from agent.service import AgentService, last_will
+from agent.service_manager import ServiceManager
+from agent.state_folder import StateFolder
+from agent.task_run import Equipment
+from agent.worker import Worker, child_command
+from fleet_protocol.errors import BrokerUnreachableError
+from fleet_protocol.messages import RuntimeSetting
+from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.signing import OrderVerifier
+from fleet_protocol.topics import Topics, check_name
+from fleet_protocol.transport import BrokerAddress
+
+_log = logging.getLogger("fleetnas.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `fleetnas-agent run` was asked for."""
+
+    broker: BrokerAddress
+    name: str
+    settings: Sequence[RuntimeSetting]
+    state_folder: Path
+    fleet: str = "default"
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    memory_limit_bytes: int = 0
+    #: End with an error when the broker was not reached by then; None: go on trying.
+    connect_timeout_s: float | None = None
+    #: End once nothing is left to do, after at least one task.
+    once: bool = False
+    #: Ed25519 keys one of which must have signed every order; empty: whoever may publish on our topics is believed.
+    trusted_keys: Sequence[bytes] = ()
+
+
+@dataclass
+class _Stop:
+    """Set by the first SIGTERM or SIGINT; the second ends the process as it always does."""
+
+    asked: bool = False
+    _previous: dict[int, object] = field(default_factory=dict)
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def run_agent(options: RunOptions) -> None:
+    """Serve until SIGTERM or SIGINT. Raises what keeps the agent from working."""
+    stop = _Stop()
+    stop.listen()
+    topics = Topics(options.fleet)
+    folder = StateFolder(options.state_folder, topics.fleet, check_name(options.name, "agent name"))
+    identity = Identity.claim(folder.agent, folder.name, time.time())
+    verifier = None
+    if options.trusted_keys:
+        verifier = OrderVerifier(options.trusted_keys, topics.fleet, identity.name, identity.session)
+    outbox = Outbox(folder.outbox)
+    worker = Worker(child_command(default_host_lock_path(), options.memory_limit_bytes))
+    try:
+        info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes)
+        client_id = f"fleetnas-{topics.fleet}-{identity.name}-{identity.instance}"
+        service = AgentService(
+            identity=identity,
+            topics=topics,
+            info=info,
+            transport=MqttTransport(options.broker, client_id, last_will(topics, identity)),
+            outbox=outbox,
+            equipment=Equipment(BlobCache(folder.blobs, options.cache_bytes), folder.partial, worker, time.time),
+            sensors=Sensors(),
+            clock=time.monotonic,
+            verifier=verifier,
+        )
+        _log.info("agent %s of fleet %s on %s", folder.name, topics.fleet, info.profile.model)
+        _serve(service, options, stop)
+    finally:
+        worker.kill()
+        outbox.close()
+        identity.release()
+
+
+def _serve(service: AgentService, options: RunOptions, stop: _Stop) -> None:
+    manager = ServiceManager()
+    service.start()
+    manager.ready()
+    began = time.monotonic()
+    reached = False
+    try:
+        while not stop.asked and not (options.once and service.finished and service.idle):
+            service.step()
+            manager.alive(time.monotonic())
+            reached = reached or service.connected
+            limit_s = options.connect_timeout_s
+            if not reached and limit_s is not None and time.monotonic() - began > limit_s:
+                raise BrokerUnreachableError(
+                    f"broker {options.broker} was not reached within {limit_s:g} s; check that it runs, the address, "
+                    "the port and any firewall, or run `fleetnas-agent doctor`"
+                )
+    finally:
+        manager.stopping()
+        service.stop()

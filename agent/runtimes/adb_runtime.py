@@ -1,0 +1,292 @@
+"""An Android phone on a USB cable: models run there, in Google's `benchmark_model`, driven from this host.
+
+The tool prints a summary per invocation and no raw times, so a measurement is one invocation per block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import ClassVar
+
+from agent.child_messages import Timing
+from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from device_profiles.profile import DeviceProfile
+from fleet_protocol.errors import RuntimeUnavailableError
+from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
+
+#: Which phone, as `adb devices` calls it, and where `benchmark_model` lies on it. One agent drives one phone.
+SERIAL_VARIABLE = "FLEETNAS_ADB_SERIAL"
+TOOL_VARIABLE = "FLEETNAS_ADB_TOOL"
+DEFAULT_TOOL = "/data/local/tmp/benchmark_model"
+_MARK = "--- fleetnas "
+_FOLDER = "/data/local/tmp/fleetnas"
+
+#: Our names of delegates and the tool's flags.
+PROVIDERS = {
+    "cpu": (),
+    "xnnpack": ("--use_xnnpack=true",),
+    "builtin": ("--use_xnnpack=false",),
+    "gpu": ("--use_gpu=true",),
+    "nnapi": ("--use_nnapi=true",),
+}
+_COMMAND_TIMEOUT_S = 60.0
+_STATISTICS = re.compile(r"\bcount=(\d+)\b(.*)")
+_FIELD = re.compile(r"(\w+)=([0-9.eE+-]+)")
+_INIT_MS = re.compile(r"Initialized session in ([0-9.]+) ?ms")
+_APPLIED = re.compile(r"Explicitly applied (\w+) delegate")
+#: Efficiency of the median on normal samples: its standard error is this times the mean's (pi / 2, square root).
+_MEDIAN_ERROR = math.sqrt(math.pi / 2)
+_Z95 = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStatistics:
+    """What `benchmark_model` says about its timed runs, in microseconds."""
+
+    count: int
+    first_us: float
+    min_us: float
+    max_us: float
+    mean_us: float
+    deviation_us: float
+    #: Recent versions only.
+    median_us: float | None
+    warm_up_us: float
+
+
+def parse_output(text: str) -> ToolStatistics:
+    """The statistics in the tool's output; `RuntimeUnavailableError` with its last line where there are none.
+
+    The first `count=` line is the warm-up's, the last the timed runs'; with one run the tool leaves fields out.
+    """
+    found = [(int(count), dict(_FIELD.findall(rest))) for count, rest in _STATISTICS.findall(text)]
+    if not found:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        raise RuntimeUnavailableError(
+            f"benchmark_model gave no timings; it ended with: {lines[-1][:200] if lines else 'nothing'}"
+        )
+    count, fields = found[-1]
+    try:
+        values = {name: float(value) for name, value in fields.items()}
+        latest = values.get("curr", values.get("first", 0.0))
+        warm_count, warm_fields = found[0]
+        warm_mean = float(warm_fields.get("avg") or warm_fields.get("curr") or 0.0)
+        statistics = ToolStatistics(
+            count=count,
+            first_us=values.get("first", latest),
+            min_us=values.get("min", latest),
+            max_us=values.get("max", latest),
+            mean_us=values.get("avg", latest),
+            deviation_us=values.get("std", 0.0),
+            median_us=values.get("median"),
+            warm_up_us=warm_count * warm_mean if len(found) > 1 else 0.0,
+        )
+    except ValueError as error:
+        raise RuntimeUnavailableError(f"benchmark_model printed a number that is none: {error}") from error
+    if statistics.count < 1 or statistics.min_us <= 0 or statistics.mean_us <= 0:
+        raise RuntimeUnavailableError(f"benchmark_model printed impossible timings: count={count} {fields}")
+    return statistics
+
+
+class Adb:
+    """The `adb` program and one phone."""
+
+    def __init__(self, serial: str | None = None) -> None:
+        chosen = serial if serial is not None else os.environ.get(SERIAL_VARIABLE, "")
+        self._prefix = ["adb", *(("-s", chosen) if chosen else ())]
+
+    def run(self, *words: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
+        """Output and errors of an adb command; `RuntimeUnavailableError` with what to do where it fails."""
+        try:
+            done = subprocess.run(
+                [*self._prefix, *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise RuntimeUnavailableError(
+                "adb is not installed; run: sudo apt install adb, or install Android's platform tools"
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeUnavailableError(
+                f"the phone did not answer `adb {words[0]}` within {timeout_s:g} s; check its cable and screen"
+            ) from error
+        if done.returncode != 0:
+            said = " ".join(done.stdout.split())[-300:]
+            raise RuntimeUnavailableError(f"`adb {' '.join(words)[:100]}` failed: {said}{_advice(said)}")
+        return done.stdout
+
+    def shell(self, *words: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
+        """Output of a command on the phone."""
+        return self.run("shell", shlex.join(words), timeout_s=timeout_s)
+
+
+class AdbRuntime(Runtime):
+    """`benchmark_model` on a phone."""
+
+    name: ClassVar[str] = "adb"
+
+    def __init__(self, adb: Adb | None = None) -> None:
+        self._adb = adb or Adb()
+        self._tool = os.environ.get(TOOL_VARIABLE, DEFAULT_TOOL)
+
+    def version(self) -> str:
+        model = self._adb.shell("getprop", "ro.product.model").strip()
+        release = self._adb.shell("getprop", "ro.build.version.release").strip()
+        listed = self._adb.run("shell", f"ls {shlex.quote(self._tool)} || true")
+        if "No such file" in listed or self._tool not in listed:
+            raise RuntimeUnavailableError(
+                f"there is no {self._tool} on the phone; download Google's benchmark_model for android_aarch64, then: "
+                f"adb push benchmark_model {self._tool} && adb shell chmod +x {self._tool}"
+            )
+        return f"benchmark_model on {model}, Android {release}"
+
+    def providers(self) -> tuple[str, ...]:
+        return tuple(PROVIDERS)
+
+    def load(self, model: bytes, setting: RuntimeSetting) -> TimedModel:
+        if setting.provider not in PROVIDERS:
+            raise ProviderFallbackError(
+                f"provider {setting.provider!r} is not one of benchmark_model's: {', '.join(PROVIDERS)}"
+            )
+        remote = f"{_FOLDER}/{hashlib.sha256(model).hexdigest()[:16]}.tflite"
+        with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+            file.write(model)
+            file.flush()
+            self._adb.shell("mkdir", "-p", _FOLDER)
+            self._adb.run("push", file.name, remote)
+        phone_model = _PhoneModel(self._adb, self._tool, remote, setting)
+        phone_model.check()
+        return phone_model
+
+    def device(self) -> DeviceProfile:
+        """The phone, from its own files: the same ones that describe a board."""
+        from agent.probe import describe_device
+
+        script = "for f in /proc/cpuinfo /proc/meminfo /sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq"
+        text = self._adb.run("shell", f'{script}; do echo "{_MARK}$f"; cat $f || true; done')
+        with tempfile.TemporaryDirectory() as folder:
+            for part in text.split(_MARK)[1:]:
+                name, _, content = part.partition("\n")
+                file = Path(folder, *Path(name.strip()).parts[1:])
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(content)
+            return describe_device(
+                Path(folder),
+                model=self._adb.shell("getprop", "ro.product.model").strip() or "Android device",
+                machine=self._adb.shell("uname", "-m").strip() or "aarch64",
+                operating_system=f"Android {self._adb.shell('getprop', 'ro.build.version.release').strip()}",
+            )
+
+    def conditions(self) -> Conditions:
+        """Battery level and temperature, from the phone's battery service."""
+        text = self._adb.run("shell", "dumpsys battery || true")
+        level = re.search(r"^\s*level: (\d+)", text, re.MULTILINE)
+        tenths = re.search(r"^\s*temperature: (-?\d+)", text, re.MULTILINE)
+        return Conditions(
+            temperature_c=int(tenths.group(1)) / 10 if tenths else None,
+            battery_percent=float(level.group(1)) if level else None,
+        )
+
+
+class _PhoneModel(TimedModel):
+    def __init__(self, adb: Adb, tool: str, remote: str, setting: RuntimeSetting) -> None:
+        self._adb, self._tool, self._remote, self._setting = adb, tool, remote, setting
+        self.provider = setting.provider
+
+    def check(self) -> None:
+        """One run, to learn whether the delegate that was asked for takes the model."""
+        text = self._invoke(runs=1, seconds=0.0, warm_up_runs=1, warm_up_s=0.0, limit_s=60.0)
+        if self._setting.provider in ("gpu", "nnapi") and not _APPLIED.search(text):
+            raise ProviderFallbackError(
+                f"provider {self._setting.provider!r} was asked for and the phone would run the model on its "
+                "processor; ask for provider 'cpu', or for one that this phone has"
+            )
+
+    def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
+        blocks = []
+        for number in range(protocol.blocks):
+            on_block(number / protocol.blocks)
+            first = number == 0
+            text = self._invoke(
+                runs=math.ceil(protocol.min_runs / protocol.blocks),
+                seconds=protocol.min_s / protocol.blocks,
+                warm_up_runs=protocol.warmup_runs if first else 1,
+                # The tool ends between blocks, and a clock that fell meanwhile has to rise again.
+                warm_up_s=protocol.warmup_s if first else protocol.warmup_s / 4,
+                limit_s=protocol.max_s / protocol.blocks,
+            )
+            blocks.append(parse_output(text))
+        on_block(1.0)
+        return summarise_blocks(blocks, protocol.half_width_percent)
+
+    def close(self) -> None:
+        self._adb.run("shell", f"rm -f {shlex.quote(self._remote)}")
+
+    def _invoke(self, *, runs: int, seconds: float, warm_up_runs: int, warm_up_s: float, limit_s: float) -> str:
+        flags = [
+            f"--graph={self._remote}",
+            f"--num_threads={self._setting.threads}",
+            f"--num_runs={runs}",
+            f"--min_secs={seconds:g}",
+            f"--max_secs={limit_s:g}",
+            f"--warmup_runs={warm_up_runs}",
+            f"--warmup_min_secs={warm_up_s:g}",
+            *PROVIDERS[self._setting.provider],
+        ]
+        mask = sum(1 << core for core in self._setting.affinity)
+        pinned = ["taskset", f"{mask:x}"] if mask else []
+        return self._adb.shell(*pinned, self._tool, *flags, timeout_s=2 * limit_s + warm_up_s + _COMMAND_TIMEOUT_S)
+
+
+def summarise_blocks(blocks: Sequence[ToolStatistics], half_width_percent: float) -> Timing:
+    """A timing from the tool's summaries, one per block.
+
+    The tool gives moments instead of samples: where it prints no median, its mean stands for it, and the half-width is
+    the larger of what the deviation implies for normal samples and of half the blocks' range.
+    """
+    centres = sorted((block.median_us if block.median_us is not None else block.mean_us) / 1000 for block in blocks)
+    centre = centres[len(centres) // 2] if len(centres) % 2 else sum(centres[len(centres) // 2 - 1 :][:2]) / 2
+    count = sum(block.count for block in blocks)
+    deviation_ms = math.sqrt(sum(block.count * block.deviation_us**2 for block in blocks) / count) / 1000
+    half_width_ms = max(_Z95 * _MEDIAN_ERROR * deviation_ms / math.sqrt(count), (centres[-1] - centres[0]) / 2)
+    half_width = 100 * half_width_ms / centre
+    in_order = [block.median_us if block.median_us is not None else block.mean_us for block in blocks]
+    return Timing(
+        median_ms=centre,
+        # For normal samples the median absolute deviation is 0.6745 standard deviations, the 90th percentile 1.2816.
+        mad_ms=0.6745 * deviation_ms,
+        p90_ms=min(centre + 1.2816 * deviation_ms, max(block.max_us for block in blocks) / 1000),
+        min_ms=min(block.min_us for block in blocks) / 1000,
+        runs=count,
+        inner_loops=1,
+        half_width_percent=half_width,
+        noisy=half_width > half_width_percent,
+        times_us=tuple(in_order),
+        block_medians_ms=tuple(value / 1000 for value in in_order),
+        inference_s=sum(block.count * block.mean_us + block.warm_up_us for block in blocks) / 1e6,
+    )
+
+
+def _advice(said: str) -> str:
+    if "unauthorized" in said:
+        return "; unlock the phone and allow USB debugging for this computer"
+    if "more than one device" in said:
+        return f"; several phones are attached: set {SERIAL_VARIABLE} to one of `adb devices`, one agent each"
+    if "no devices" in said or "not found" in said:
+        return "; attach the phone, switch on USB debugging, and check `adb devices`"
+    return ""

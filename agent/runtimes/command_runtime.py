@@ -1,0 +1,134 @@
+"""Any program that takes a model file and prints times: for accelerators that this agent does not know.
+
+`FLEETNAS_COMMAND` holds its command line, with `{model}`, `{threads}`, `{runs}`, `{seconds}` and `{provider}` in it. It
+warms up by itself, runs the model at least `{runs}` times and at least `{seconds}` s, and prints one line of JSON::
+
+    {"times_ms": [4.11, 4.09, ...], "provider": "what really ran it", "warm_up_s": 0.5}
+
+of which only `times_ms`, in order, must be there. The model is ONNX.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import subprocess
+import tempfile
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.child_messages import Timing
+from agent.measurement import summarise
+from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from fleet_protocol.errors import RuntimeUnavailableError
+from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+
+COMMAND_VARIABLE = "FLEETNAS_COMMAND"
+#: Loading the model, and a compiler that an accelerator may need first.
+_SLACK_S = 600.0
+
+
+class CommandReport(BaseModel):
+    """The program's last line of JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    times_ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=3)
+    provider: str | None = Field(default=None, max_length=64)
+    warm_up_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class CommandRuntime(Runtime):
+    """The user's own program."""
+
+    name: ClassVar[str] = "command"
+
+    def __init__(self, command: str | None = None) -> None:
+        self._command = command if command is not None else os.environ.get(COMMAND_VARIABLE, "")
+
+    def version(self) -> str:
+        self._check()
+        return shlex.split(self._command)[0]
+
+    def providers(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def load(self, model: bytes, setting: RuntimeSetting) -> TimedModel:
+        self._check()
+        file = tempfile.NamedTemporaryFile(prefix="fleetnas-", suffix=".onnx")  # noqa: SIM115 - closed with the model
+        file.write(model)
+        file.flush()
+        return _CommandModel(self._command, file, setting)
+
+    def _check(self) -> None:
+        if "{model}" not in self._command:
+            raise RuntimeUnavailableError(
+                f"runtime 'command' needs the program's command line in ${COMMAND_VARIABLE}, with {{model}} in it; "
+                f"it is {self._command!r} now"
+            )
+
+
+class _CommandModel(TimedModel):
+    def __init__(self, command: str, file: tempfile._TemporaryFileWrapper[bytes], setting: RuntimeSetting) -> None:
+        self._command, self._file, self._setting = command, file, setting
+        self.provider = setting.provider
+
+    def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
+        values = {
+            "{model}": self._file.name,
+            "{threads}": str(self._setting.threads),
+            "{runs}": str(protocol.min_runs),
+            "{seconds}": f"{protocol.min_s:g}",
+            "{provider}": self._setting.provider,
+        }
+        words = []
+        for word in shlex.split(self._command):
+            for place, value in values.items():
+                word = word.replace(place, value)
+            words.append(word)
+        report = self._run(words, protocol.warmup_s + 2 * protocol.max_s + _SLACK_S)
+        on_block(1.0)
+        if report.provider is not None:
+            if self._setting.provider != "cpu" and report.provider.lower() == "cpu":
+                raise ProviderFallbackError(
+                    f"provider {self._setting.provider!r} was asked for and the program says that cpu ran the model"
+                )
+            self.provider = report.provider
+        times_ns = [round(1e6 * value) for value in report.times_ms]
+        size = math.ceil(len(times_ns) / protocol.blocks)
+        blocks = [times_ns[begin : begin + size] for begin in range(0, len(times_ns), size)]
+        inference_ns = round(sum(times_ns) + 1e9 * report.warm_up_s)
+        return summarise(blocks, 1, protocol.half_width_percent, inference_ns)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _run(self, words: list[str], timeout_s: float) -> CommandReport:
+        name = words[0]
+        try:
+            done = subprocess.run(
+                words, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
+            )
+        except OSError as error:
+            raise RuntimeUnavailableError(f"{name} cannot be run: {error}; check ${COMMAND_VARIABLE}") from error
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeUnavailableError(f"{name} did not end within {timeout_s:g} s") from error
+        if done.returncode != 0:
+            said = " ".join((done.stderr or done.stdout).split())[-300:]
+            raise RuntimeUnavailableError(f"{name} ended with code {done.returncode}: {said}")
+        return parse_report(done.stdout, name)
+
+
+def parse_report(text: str, name: str) -> CommandReport:
+    """The report in a program's output: its last line that is a JSON object with `times_ms`."""
+    for line in reversed(text.splitlines()):
+        if line.lstrip().startswith("{") and "times_ms" in line:
+            try:
+                return CommandReport.model_validate(json.loads(line))
+            except (ValueError, ValidationError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise RuntimeUnavailableError(f"{name} printed a report that cannot be used: {reason}") from error
+    raise RuntimeUnavailableError(f'{name} printed no line such as {{"times_ms": [4.11, 4.09, 4.10]}}')

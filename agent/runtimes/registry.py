@@ -1,0 +1,28 @@
+"""The one place where a runtime gets its name."""
+
+from __future__ import annotations
+
+from agent.runtimes.base import Runtime
+from agent.settings import RUNTIMES
+from fleet_protocol.errors import RuntimeUnavailableError
+
+
+def make_runtime(name: str) -> Runtime:
+    """The runtime called `name`; its library is loaded on first use."""
+    if name == "onnxruntime":
+        from agent.runtimes.onnxruntime_runtime import OnnxRuntime
+
+        return OnnxRuntime()
+    if name == "litert":
+        from agent.runtimes.litert_runtime import LiteRt
+
+        return LiteRt()
+    if name == "adb":
+        from agent.runtimes.adb_runtime import AdbRuntime
+
+        return AdbRuntime()
+    if name == "command":
+        from agent.runtimes.command_runtime import CommandRuntime
+
+        return CommandRuntime()
+    raise RuntimeUnavailableError(f"runtime {name!r} is not known to this agent; it has {', '.join(RUNTIMES)}")

@@ -1,0 +1,314 @@
+"""One task from its queue place to its outcome: fetch, measure in the child, watch the sentinel, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from agent.blobs import BlobCache, BlobFetch
+from agent.child_messages import (
+    FailedReply,
+    MeasuredReply,
+    MeasureOrder,
+    PhaseReply,
+    ProbedReply,
+    Reply,
+    SlowReply,
+)
+from agent.sentinel import Sentinel, Verdict
+from agent.worker import Measurer
+from fleet_protocol.codec import BlobChunk
+from fleet_protocol.errors import BundleError
+from fleet_protocol.messages import (
+    BlobReference,
+    BlobRequest,
+    Failed,
+    FailureReason,
+    Measurement,
+    MeasureTask,
+    Phase,
+    Rejected,
+    Result,
+)
+
+#: How long to let a slowed device cool before its first and second new attempt at a measurement.
+COOLING_S = (3.0, 12.0)
+#: After a measurement was tagged in spite of cooling, later ones of a device that is still slow do not wait again
+#: until this has passed: a room that is hot all day must not cost a quarter of a minute per subnet.
+_COOL_AGAIN_AFTER_S = 300.0
+#: A phase that goes on is told again this often.
+_TELL_EVERY_S = 5.0
+
+Outcome: TypeAlias = Result | Failed | Rejected
+
+
+class PausableDeadline:
+    """Time left to a task; it does not run while another agent of this host holds the measuring lock."""
+
+    def __init__(self, limit_s: float, now: float) -> None:
+        self._ends_at = now + limit_s
+        self._paused_at: float | None = None
+
+    def pause(self, now: float) -> None:
+        """The wait begins."""
+        if self._paused_at is None:
+            self._paused_at = now
+
+    def resume(self, now: float) -> None:
+        """The wait is over."""
+        if self._paused_at is not None:
+            self._ends_at += now - self._paused_at
+            self._paused_at = None
+
+    def left_s(self, now: float) -> float:
+        """Seconds left; negative once it is over."""
+        return self._ends_at - (now if self._paused_at is None else self._paused_at)
+
+
+@dataclass(slots=True)
+class QueuedTask:
+    """A task and how long it may still take."""
+
+    task: MeasureTask
+    deadline: PausableDeadline
+
+
+@dataclass
+class Equipment:
+    """What the runs of an agent share: its cache, its child, its memory of the device's speed."""
+
+    cache: BlobCache
+    partial_folder: Path
+    measurer: Measurer
+    wall_clock: Callable[[], float]
+    sentinel: Sentinel = field(default_factory=Sentinel)
+    cooled_in_vain_at: float = float("-inf")
+
+
+class TaskRun:
+    """A task being worked on. `step` until it returns an outcome."""
+
+    def __init__(
+        self,
+        queued: QueuedTask,
+        equipment: Equipment,
+        send_request: Callable[[BlobRequest], None],
+        say: Callable[[Phase, float], None],
+    ) -> None:
+        self.task = queued.task
+        self._deadline = queued.deadline
+        self._equipment = equipment
+        self._send_request = send_request
+        self._say = say
+        self._wanted = [self.task.bundle] + ([self.task.calibration] if self.task.calibration else [])
+        self._fetch: BlobFetch | None = None
+        self._measuring = False
+        self._cool_until: float | None = None
+        self._coolings = 0
+        self._kept: tuple[MeasuredReply, Verdict] | None = None
+        self._phase: Phase | None = None
+        self._said_at = float("-inf")
+        self._sentinel_key = (self.task.bundle.sha256, self.task.setting)
+
+    @property
+    def measuring(self) -> bool:
+        """Whether the child is at work, so that its reply is what to wait for."""
+        return self._measuring
+
+    def step(self, now: float, timeout_s: float) -> Outcome | None:
+        """Go on, waiting up to `timeout_s` for the child where it is at work; the outcome once there is one."""
+        if self._deadline.left_s(now) <= 0:
+            return self._expire()
+        if self._measuring:
+            reply = self._equipment.measurer.poll(timeout_s)
+            if reply is None:
+                if self._phase == "waiting":
+                    self._tell("waiting", 0.0, now)
+                return None
+            return self._take(reply, now)
+        if self._cool_until is not None:
+            if now < self._cool_until:
+                return None
+            self._cool_until = None
+        try:
+            if not self._fetch_next(now):
+                return None
+        except BundleError as error:
+            return self._failed("bundle", str(error))
+        self._submit(now)
+        return None
+
+    def receive(self, chunk: BlobChunk) -> Failed | None:
+        """A chunk arrived; the outcome where it cannot be kept."""
+        if self._fetch is not None:
+            try:
+                self._fetch.receive(chunk)
+            except BundleError as error:
+                return self._failed("bundle", str(error))
+        return None
+
+    def reconnected(self) -> None:
+        """Requests of the old connection are void."""
+        if self._fetch is not None:
+            self._fetch.reconnected()
+
+    def stop(self) -> None:
+        """Give up at once."""
+        if self._measuring:
+            self._equipment.measurer.kill()
+            self._measuring = False
+
+    # -- fetching ----------------------------------------------------------------------------------------------
+
+    def _fetch_next(self, now: float) -> bool:
+        """Whether every blob is here; goes on fetching the first that is not."""
+        cache = self._equipment.cache
+        for blob in self._wanted:
+            if cache.find(blob.sha256) is None:
+                self._go_on_fetching(blob, now)
+                if cache.find(blob.sha256) is None:
+                    return False
+        return True
+
+    def _go_on_fetching(self, blob: BlobReference, now: float) -> None:
+        if self._fetch is None or self._fetch.blob != blob:
+            keep = [wanted.sha256 for wanted in self._wanted]
+            self._equipment.cache.make_room(blob.size, keep)
+            partial = self._equipment.partial_folder / f"{blob.sha256}.partial"
+            self._fetch = BlobFetch(blob, partial, self._send_request)
+        file = self._fetch.step(now)
+        self._tell("fetching", self._fetch.fraction, now)
+        if file is not None:
+            try:
+                self._equipment.cache.add(blob.sha256, file)
+            except OSError as error:
+                raise BundleError(f"the cache cannot be written ({error}); check --state-dir") from error
+            self._fetch = None
+
+    # -- measuring ---------------------------------------------------------------------------------------------
+
+    def _submit(self, now: float) -> None:
+        task, cache = self.task, self._equipment.cache
+        bundle = cache.find(task.bundle.sha256)
+        calibration = cache.find(task.calibration.sha256) if task.calibration else None
+        accept_slow = not self._may_cool(now)
+        self._equipment.measurer.submit(
+            MeasureOrder(
+                bundle_path=str(bundle),
+                bundle_sha256=task.bundle.sha256,
+                architecture=task.architecture,
+                calibration_path=str(calibration) if calibration else None,
+                calibration_sha256=task.calibration.sha256 if task.calibration else None,
+                setting=task.setting,
+                protocol=task.protocol,
+                sentinel=self._equipment.sentinel.order(
+                    self._sentinel_key, task.protocol, now, accept_slow=accept_slow
+                ),
+            )
+        )
+        self._measuring = True
+
+    def _take(self, reply: Reply, now: float) -> Outcome | None:
+        if isinstance(reply, PhaseReply):
+            if reply.phase == "waiting":
+                self._deadline.pause(now)
+            else:
+                self._deadline.resume(now)
+            self._tell(reply.phase, reply.fraction, now)
+            return None
+        self._measuring = False
+        self._deadline.resume(now)
+        if isinstance(reply, MeasuredReply):
+            return self._judge(reply, now)
+        if isinstance(reply, SlowReply):
+            self._equipment.sentinel.saw_slow(self._sentinel_key, reply.sentinel, now)
+            self._cool(now)
+            return None
+        if isinstance(reply, FailedReply):
+            if reply.reason == "bundle":
+                for blob in self._wanted:  # the next attempt fetches afresh
+                    self._equipment.cache.discard(blob.sha256)
+            return self._failed(reply.reason, reply.detail)
+        assert isinstance(reply, ProbedReply)
+        return self._failed("bad_output", "the measuring child answered another order than this task's")
+
+    def _judge(self, reply: MeasuredReply, now: float) -> Outcome | None:
+        verdict = self._equipment.sentinel.judge(self._sentinel_key, reply.sentinel_before, reply.sentinel_after, now)
+        if reply.after.throttled:
+            verdict = Verdict(slow=True, drift=verdict.drift)
+        if not verdict.slow:
+            self._equipment.cooled_in_vain_at = float("-inf")
+        elif self._may_cool(now):
+            self._kept = (reply, verdict)
+            self._cool(now)
+            return None
+        elif self._coolings:
+            self._equipment.cooled_in_vain_at = now
+        return self._result(reply, verdict)
+
+    def _may_cool(self, now: float) -> bool:
+        """Whether a slow device is given time, and the task has time for that and for another measurement."""
+        if self._coolings >= len(COOLING_S) or now - self._equipment.cooled_in_vain_at < _COOL_AGAIN_AFTER_S:
+            return False
+        protocol = self.task.protocol
+        again_s = protocol.warmup_s + 2 * protocol.min_s + 1.0
+        return self._deadline.left_s(now) > COOLING_S[self._coolings] + 2 * again_s
+
+    def _cool(self, now: float) -> None:
+        self._cool_until = now + COOLING_S[self._coolings]
+        self._coolings += 1
+        self._tell("cooling", 0.0, now)
+
+    def _result(self, reply: MeasuredReply, verdict: Verdict) -> Result:
+        timing = reply.timing
+        return Result(
+            task=self.task.task,
+            measurement=Measurement(
+                model_sha256=reply.model_sha256,
+                model_bytes=reply.model_bytes,
+                median_ms=timing.median_ms,
+                mad_ms=timing.mad_ms,
+                p90_ms=timing.p90_ms,
+                min_ms=timing.min_ms,
+                runs=timing.runs,
+                inner_loops=timing.inner_loops,
+                half_width_percent=timing.half_width_percent,
+                quality="throttled" if verdict.slow else "noisy" if timing.noisy else "ok",
+                drift=verdict.drift,
+                times_us=timing.times_us,
+                block_medians_ms=timing.block_medians_ms,
+                provider=reply.provider,
+                build_ms=reply.build_ms,
+                load_ms=reply.load_ms,
+                before=reply.before,
+                after=reply.after,
+                energy_mj=reply.energy_mj,
+                finished_unix_s=max(0.0, self._equipment.wall_clock()),
+            ),
+        )
+
+    # -- ends --------------------------------------------------------------------------------------------------
+
+    def _expire(self) -> Outcome:
+        limit = f"the deadline of {self.task.deadline_s:g} s passed"
+        measuring = self._measuring
+        self.stop()
+        if self._kept is not None:
+            return self._result(*self._kept)
+        if measuring:
+            return self._failed("timeout", f"{limit} during the measurement; the measuring child was killed")
+        if self._fetch is not None:
+            here = f"{self._fetch.received_bytes:,} of {self._fetch.blob.size:,} bytes"
+            return Rejected(task=self.task.task, reason="expired", detail=f"{limit} with {here} fetched")
+        return Rejected(task=self.task.task, reason="expired", detail=f"{limit} before the measurement began")
+
+    def _failed(self, reason: FailureReason, detail: str) -> Failed:
+        return Failed(task=self.task.task, reason=reason, detail=detail[:500])
+
+    def _tell(self, phase: Phase, fraction: float, now: float) -> None:
+        """Progress, when the phase changes and otherwise rarely: nothing is sent while a block is timed."""
+        if phase != self._phase or now - self._said_at >= _TELL_EVERY_S:
+            self._phase, self._said_at = phase, now
+            self._say(phase, fraction)
