@@ -1,0 +1,1 @@
+"""The coordinator: broker, fleet, predictors, search, campaign, store, view, report, command line."""

@@ -1,0 +1,300 @@
+"""From what a user asks for to a campaign at work, and from its end to the folder that the user takes home."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from coordinator.blob_server import BlobServer
+from coordinator.campaign.campaign import Campaign, CampaignIdentity
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.resumption import take_up
+from coordinator.campaign.standing import outcome_of, snapshot_of
+from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
+from coordinator.campaign.winner_search import BundleSearch
+from coordinator.campaign.wire import FleetWire, coordinator_will
+from coordinator.predictors.stored_devices import stored_prior
+from coordinator.report.html import write_report
+from coordinator.report.take_home import RESULTS_FILE, TakeHome
+from coordinator.search.problem import PredictedAccuracy
+from coordinator.store.records import RunRecord
+from coordinator.store.store import MeasurementStore
+from coordinator.view.view import View
+from fleet_protocol.errors import HashMismatchError, UsageError
+from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.refusals import Refusals
+from fleet_protocol.signing import OrderSigner
+from fleet_protocol.topics import Topics
+from fleet_protocol.transport import BrokerAddress
+from supernet_export.accuracy import AccuracyPredictor
+from supernet_export.bundle import SupernetBundle
+from supernet_export.images import DigitsImages, ImageFolder, ImageSource
+
+_CONNECT_S = 10.0
+#: Between two pictures for the view, and between two ticks where nothing arrives.
+_VIEW_EVERY_S, _TICK_S = 0.25, 0.1
+_MOST_EVENTS_PER_TICK = 500
+_LISTED_PACKAGES = ("fleetnas", "numpy", "onnx", "onnxruntime")
+
+Ending = Literal["complete", "partial", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One `fleetnas search`."""
+
+    broker: BrokerAddress
+    store: str
+    fleet: str = "default"
+    signing_key: bytes | None = field(default=None, repr=False)
+    """Ed25519: signs what agents are told, where their credentials ask for that."""
+    supernet: Path | None = None
+    """None where a stored run is resumed."""
+    plan: CampaignPlan | None = None
+    resume: str | None = None
+    """A run's id, or `latest`."""
+    credentials: Path | None = None
+    """The file that `broker`, `fleet` and `signing_key` came from, to tell how to go on."""
+    out: Path | None = None
+    calibration_images: Path | None = None
+    evaluation_images: Path | None = None
+
+
+@dataclass
+class RunningSearch:
+    """A campaign with everything that it needs, open."""
+
+    run_id: str
+    settings: RunSettings
+    campaign: Campaign
+    store: MeasurementStore
+    models: WinnerModels
+    transport: MqttTransport
+    executor: ThreadPoolExecutor
+    view: View = field(repr=False)
+
+    def run(self) -> Ending:
+        """Drive the campaign to its end; Ctrl-C ends it in good order and leaves it to be resumed."""
+        try:
+            self.transport.wait_connected(_CONNECT_S)
+            self._drive()
+        except KeyboardInterrupt:
+            self.campaign.stop()
+            self.store.set_run_status(self.run_id, "interrupted")
+            self._write_take_home()
+            return "interrupted"
+        except BaseException:
+            self.store.set_run_status(self.run_id, "interrupted")
+            raise
+        finally:
+            self.view.update(snapshot_of(self.campaign, time.time()))
+        return self.campaign.finish(self._write_take_home)
+
+    def close(self) -> None:
+        """Let go of the network, the view and the store."""
+        self.view.close()
+        self.transport.close()
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        self.store.close()
+
+    def _drive(self) -> None:
+        shown_s = float("-inf")
+        while not self.campaign.finished:
+            event = self.transport.poll(_TICK_S)
+            for _ in range(_MOST_EVENTS_PER_TICK):
+                if event is None:
+                    break
+                self.campaign.on_event(event)
+                event = self.transport.poll(0)
+            if event is not None:
+                self.campaign.on_event(event)
+            self.campaign.on_tick()
+            if time.monotonic() - shown_s >= _VIEW_EVERY_S:
+                self.view.update(snapshot_of(self.campaign, time.time()))
+                shown_s = time.monotonic()
+
+    def _write_take_home(self) -> str | None:
+        if self.settings.out is None:
+            return None
+        write_take_home(self.store, self.run_id, Path(self.settings.out), self.models)
+        return str(Path(self.settings.out) / RESULTS_FILE)
+
+
+def open_search(request: SearchRequest, make_view: Callable[[], View], store: MeasurementStore) -> RunningSearch:
+    """Check all that can be checked before anything is measured, and connect.
+
+    `UsageError`, `BundleError` and `StoreError` say what cannot be used.
+    """
+    resumed = _stored_run(store, request.resume) if request.resume is not None else None
+    settings = _settings(request, resumed)
+    plan = settings.plan
+    targets = plan.request
+    bundle = SupernetBundle.open(settings.supernet_path)
+    if resumed is not None and bundle.sha256 != resumed.bundle_sha256:
+        raise HashMismatchError(
+            f"run {resumed.run_id} was started with a bundle of SHA-256 {resumed.bundle_sha256}; "
+            f"{settings.supernet_path} now has {bundle.sha256}: bring that file back, or start a new run"
+        )
+    accuracy = PredictedAccuracy(bundle.space, _accuracy_predictor(bundle))
+    calibration, evaluation = image_sources(
+        bundle, _path(settings.calibration_images), _path(settings.evaluation_images)
+    )
+    models = BundleModels(bundle, calibration, evaluation)
+    search = BundleSearch(bundle.space, accuracy, plan.strategy)
+    created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
+    prior = stored_prior(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
+
+    def make_search() -> DeviceSearch:
+        return DeviceSearch(
+            bundle.space, accuracy, targets, search, budget=plan.budget, spread=plan.spread, seed=plan.seed, prior=prior
+        )
+
+    run_id = resumed.run_id if resumed is not None else new_run_id()
+    topics = Topics(request.fleet)
+    session = round(time.time() * 1000)
+    transport = MqttTransport(request.broker, f"coordinator-{secrets.token_hex(4)}", coordinator_will(topics, session))
+    campaign_log: list[Callable[[str], None]] = []
+    key = request.signing_key
+    signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
+    refusals = Refusals(lambda line: campaign_log[0](line), time.monotonic)
+    wire = FleetWire(transport, topics, session, refusals, signer)
+    blobs = BlobServer(wire.send_chunk)
+    reference = blobs.add_file(bundle.path, bundle.sha256)
+    view = make_view()
+    executor = ThreadPoolExecutor(max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)), thread_name_prefix="search")
+    campaign = Campaign(
+        CampaignIdentity(run_id, bundle.path.name, reference),
+        plan,
+        wire=wire,
+        blobs=blobs,
+        store=store,
+        models=models,
+        make_search=make_search,
+        executor=executor,
+        clock=time.monotonic,
+        wall_clock=time.time,
+        on_happening=view.event,
+    )
+    campaign_log.append(campaign.note)
+    if resumed is None:
+        store.create_run(
+            RunRecord(
+                run_id, request.fleet, bundle.path.name, bundle.sha256, settings.model_dump(mode="json"), created_unix_s
+            )
+        )
+    else:
+        store.set_run_status(run_id, "running")
+        take_up(campaign, store, bundle.space, make_search)
+    campaign.start()
+    return RunningSearch(run_id, settings, campaign, store, models, transport, executor, view)
+
+
+def write_take_home(store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels) -> None:
+    """Write a stored run's results, measurements and winners' files, built again from their stored statistics."""
+    outcome = outcome_of(store, run_id)
+    take_home = TakeHome(directory)
+    verified = {
+        (task.device, task.setting_label, task.architecture.fingerprint): task
+        for task in store.tasks(run_id)
+        if task.model_sha256 is not None
+    }
+    for device in outcome.devices:
+        for target in device.targets:
+            if target.met and target.architecture is not None:
+                task = verified[device.device, device.setting.label, target.architecture.fingerprint]
+                assert task.model_sha256 is not None
+                model = CalibratedModel(target.architecture, device.setting, task.model_sha256, task.calibration)
+                take_home.add_winner(device, target, models.file(model))
+    take_home.write(outcome)
+    write_report(directory)
+
+
+def new_run_id() -> str:
+    """Sorts by time, and two coordinators do not meet."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def stored_models(settings: RunSettings) -> BundleModels:
+    """Winners' files of a stored run, for as long as its bundle is where it was."""
+    return BundleModels(SupernetBundle.open(settings.supernet_path), None, None)
+
+
+def _stored_run(store: MeasurementStore, which: str) -> RunRecord:
+    if which != "latest":
+        return store.run(which)
+    unfinished = [run for run in store.runs() if run.status in ("running", "interrupted", "partial")]
+    if not unfinished:
+        raise UsageError(f"the store {store.url} holds no run that could be resumed; see `fleetnas runs`")
+    return unfinished[-1]
+
+
+def _settings(request: SearchRequest, resumed: RunRecord | None) -> RunSettings:
+    if resumed is not None:
+        settings = RunSettings.model_validate(resumed.settings)
+        changes: dict[str, object] = {}
+        if request.supernet is not None:
+            changes["supernet_path"] = str(request.supernet.absolute())
+        if request.out is not None:
+            changes["out"] = _text(request.out)
+        return settings.model_copy(update=changes)
+    if request.supernet is None or request.plan is None:
+        raise UsageError("a new search needs --supernet and --targets; to go on with a stored run give --resume")
+    bundle = SupernetBundle.open(request.supernet)
+    manifest = bundle.manifest
+    return RunSettings(
+        plan=request.plan,
+        supernet_path=str(request.supernet.absolute()),
+        design_space=manifest.space,
+        space_options=dict(bundle.space.options),
+        source=manifest.provenance.source,
+        checkpoint_sha256=manifest.provenance.sha256,
+        calibration_images=_text(request.calibration_images),
+        evaluation_images=_text(request.evaluation_images),
+        out=_text(request.out),
+        versions=_versions(),
+    )
+
+
+def _accuracy_predictor(bundle: SupernetBundle) -> AccuracyPredictor:
+    predictor = bundle.accuracy_predictor()
+    if predictor is None:
+        raise UsageError(
+            f"{bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; export it "
+            "with one (`fleetnas export --help`)"
+        )
+    return predictor
+
+
+def image_sources(
+    bundle: SupernetBundle, calibration: Path | None, evaluation: Path | None
+) -> tuple[ImageSource | None, ImageSource | None]:
+    """Images to calibrate and to evaluate on: folders, or for the built-in digits its own parts."""
+    manifest = bundle.manifest
+    if manifest.dataset == "digits":
+        return DigitsImages("calibration"), DigitsImages("test")
+
+    def folder(path: Path | None) -> ImageSource | None:
+        return ImageFolder(path, manifest.preprocessing, manifest.classes) if path is not None else None
+
+    return folder(calibration), folder(evaluation)
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path.absolute()) if path is not None else None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None
+
+
+def _versions() -> dict[str, str]:
+    installed = {package: list(metadata.distributions(name=package)) for package in _LISTED_PACKAGES}
+    return {package: found[0].version for package, found in installed.items() if found}

@@ -1,0 +1,493 @@
+"""One fleet-wide search: who takes part, what was measured, what follows from it, and when to give up on whom.
+
+It runs on whatever transport, clocks and executor it is given and never waits, so a simulated fleet drives the very
+same code. What takes time (planning, calibrating, evaluating) goes to the executor; all else happens on the caller's
+thread, in `on_event` and `on_tick`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Literal
+
+from coordinator.blob_server import BlobServer
+from coordinator.campaign import standing
+from coordinator.campaign.announcements import Announcer
+from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.task_desk import LEASE_SLACK_S, TaskDesk
+from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
+from coordinator.campaign.winner_models import WinnerModels
+from coordinator.campaign.wire import FleetWire
+from coordinator.fleet.registry import AgentEntry, FleetRegistry
+from coordinator.store.records import Outcome, TaskRecord
+from coordinator.store.store import MeasurementStore
+from coordinator.view.events import Event
+from fleet_protocol.errors import ProtocolError, TransportError, UsageError
+from fleet_protocol.messages import (
+    AgentInfo,
+    AgentState,
+    BlobReference,
+    BlobRequest,
+    Failed,
+    Health,
+    Measurement,
+    Next,
+    Progress,
+    Rejected,
+    Result,
+    RuntimeSetting,
+    TaskUpdate,
+)
+from fleet_protocol.transport import TransportEvent
+
+#: Leases that one task may lose before its subnet counts as failed, and that one agent may lose in a row before it
+#: counts as lost: more, so that neither one subnet nor an unlucky network is taken for a dead device.
+MAX_EXPIRED_LEASES, MAX_UNANSWERED = 3, 6
+#: After the first connection retained messages need a moment to arrive before anyone is counted.
+_GATHER_S = 1.5
+_BUSY_AGENT_S = 5.0
+_LOG_LINES = 200
+#: More than any round proposes.
+_ROUND = 10_000
+
+_log = logging.getLogger("fleetnas.coordinator")
+
+Status = Literal["complete", "partial", "failed"]
+
+
+@dataclass(frozen=True)
+class CampaignIdentity:
+    """Names of the run and of what it searches."""
+
+    run_id: str
+    supernet: str
+    bundle: BlobReference
+
+
+class Campaign:
+    """A campaign at work. `start`, then feed it events and ticks until `finished`."""
+
+    def __init__(
+        self,
+        identity: CampaignIdentity,
+        plan: CampaignPlan,
+        *,
+        wire: FleetWire,
+        blobs: BlobServer,
+        store: MeasurementStore,
+        models: WinnerModels,
+        make_search: Callable[[], DeviceSearch],
+        executor: Executor,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+        on_happening: Callable[[Event], None] = lambda _: None,
+    ) -> None:
+        self.identity = identity
+        self.plan = plan
+        self.registry = FleetRegistry()
+        self.tracks: dict[tuple[str, str], SettingTrack] = {}
+        self.log: deque[str] = deque(maxlen=_LOG_LINES)
+        self.started_unix_s = wall_clock()
+        self.connected = False
+        self.resumed = False
+        self._wire, self._blobs, self._store, self._models = wire, blobs, store, models
+        self._make_search = make_search
+        self._executor = executor
+        self._clock, self._wall_clock = clock, wall_clock
+        self._announcer = Announcer(identity.run_id, wall_clock, on_happening)
+        self._desk = TaskDesk(
+            identity.run_id,
+            identity.bundle,
+            plan,
+            self.tracks,
+            wire=wire,
+            blobs=blobs,
+            store=store,
+            note=self.note,
+        )
+        self._started_s = clock()
+        self._connected_s: float | None = None
+        self._open = False
+        self._unanswered: dict[str, int] = {}
+        self._pause_until_s: dict[str, float] = {}
+
+    # -- the caller's side -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Connect and subscribe."""
+        self._wire.start()
+
+    def on_event(self, event: TransportEvent) -> None:
+        """Take one event of the transport; `StoreError` where a result cannot be stored."""
+        self._wire.hear(event, self)
+
+    def on_tick(self) -> None:
+        """Do what time brings: leases, losses, plans, hand-outs. Call it a few times a second.
+
+        `UsageError` where the devices asked for do not appear.
+        """
+        now = self._clock()
+        for entry in self.registry.on_tick(now):
+            self.note(f"{entry.name} is lost: {entry.reason}")
+            self._desk.take_back(entry.name)
+        self._expire_leases(now)
+        if not self._open:
+            self._gather(now)
+        for track in self.tracks.values():
+            if track.status == "running":
+                self._advance(track, now)
+        if self.connected:
+            for entry in self.registry.usable():
+                if now >= self._pause_until_s.get(entry.name, 0.0):
+                    self._desk.hand_out(entry.name, now)
+        self._blobs.pump(now)
+
+    @property
+    def finished(self) -> bool:
+        """Every device setting is finished, lost or given up."""
+        return self._open and all(track.status != "running" for track in self.tracks.values())
+
+    @property
+    def phase(self) -> str:
+        """For people."""
+        if not self._open:
+            return "waiting for devices"
+        if self.finished:
+            return "finished"
+        phases = {track.search.phase for track in self.tracks.values() if track.status == "running"}
+        return "verifying" if phases <= {"verification", "done"} else "searching"
+
+    @property
+    def status(self) -> Status:
+        """How it ended: whether every target of every device setting was met, some, or none."""
+        states = [state for track in self.tracks.values() for state in track.search.targets]
+        met = [state.status == "met" for state in states]
+        if met and all(met) and all(track.status == "finished" for track in self.tracks.values()):
+            return "complete"
+        return "partial" if any(met) else "failed"
+
+    def note(self, line: str) -> None:
+        """A line for the log that the view shows."""
+        self.log.append(line)
+        _log.info("%s", line)
+
+    def stop(self) -> None:
+        """Take back what is handed out; the run can be resumed."""
+        for track, task in self._desk.out():
+            self._desk.cancel(track.device, task.key)
+        self._say("leaving")
+
+    def finish(self, write_results: Callable[[], str | None] = lambda: None) -> Status:
+        """Close the run in the store, write what is to be taken home, and say how it ended."""
+        self._store.set_run_status(self.identity.run_id, self.status, self._wall_clock())
+        self._announcer.finished(
+            list(self.tracks.values()),
+            self.status,
+            targets=self.plan.request.count,
+            elapsed_s=self._clock() - self._started_s,
+            results=write_results(),
+        )
+        self._say("leaving")
+        return self.status
+
+    # -- taking up a stored run --------------------------------------------------------------------------------
+
+    def add_track(self, track: SettingTrack) -> None:
+        """Take in a device setting, new or from the store."""
+        self.tracks[track.device, track.setting.label] = track
+
+    def restore(self, track: SettingTrack, record: TaskRecord, proposal: Proposal, outcome: Outcome | None) -> None:
+        """Take in a stored task, in the order in which outcomes were stored, with the one that counted."""
+        lease_ends_s = self._clock() + self.plan.deadline_s + LEASE_SLACK_S
+        self._desk.restore(track, record, proposal, done=outcome is not None, lease_ends_s=lease_ends_s)
+        if outcome is not None:
+            track.search.tell(proposal, outcome)
+            track.failures += isinstance(outcome, Failed)
+            self._evaluate(track, proposal)
+
+    # -- who takes part ----------------------------------------------------------------------------------------
+
+    def _gather(self, now: float) -> None:
+        if self._connected_s is None or now - self._connected_s < _GATHER_S:
+            return
+        known = {track.device for track in self.tracks.values()}
+        usable = [entry for entry in self.registry.usable() if self._wanted(entry.name)]
+        present = known | {entry.name for entry in usable}
+        missing = [name for name in self.plan.devices if name not in present]
+        if not missing and len(present) >= self.plan.wait_for:
+            self._begin(usable)
+        elif now - self._connected_s > self.plan.join_s:
+            raise UsageError(self._absence(missing, len(present)))
+
+    def _absence(self, missing: list[str], count: int) -> str:
+        waited = f"after {self.plan.join_s:g} s"
+        reasons = [f"{e.name}: {e.idle_reason()}" for e in self.registry.agents.values() if not e.usable]
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        if missing:
+            return (
+                f"{', '.join(missing)} did not appear {waited}{why}; start the agents, or leave them out of --devices"
+            )
+        return (
+            f"{count} of {self.plan.wait_for} agents appeared {waited}{why}; run `fleetnas-agent run --broker ...` on "
+            "the devices and look at them with `fleetnas devices`"
+        )
+
+    def _begin(self, usable: list[AgentEntry]) -> None:
+        self._open = True
+        for entry in usable:
+            self._join(entry)
+        self._announcer.started(
+            list(self.tracks.values()),
+            supernet=self.identity.supernet,
+            supernet_sha256=self.identity.bundle.sha256,
+            strategy=self.plan.strategy,
+            targets=self.plan.targets,
+            budget=self.plan.budget,
+            resumed=self.resumed,
+        )
+
+    def _join(self, entry: AgentEntry) -> None:
+        """Make a track for every setting of an agent that has none yet."""
+        info = entry.info
+        if not self._open or not entry.usable or info is None or not self._wanted(entry.name):
+            return
+        fresh = [setting for setting in info.settings if (entry.name, setting.label) not in self.tracks]
+        for setting in fresh:
+            track = SettingTrack(self.identity.run_id, entry.name, setting, info, self._make_search())
+            self.add_track(track)
+            self._store.put_device(track.to_record())
+        if fresh:
+            self._announcer.joined(info)
+
+    def _wanted(self, agent: str) -> bool:
+        return not self.plan.devices or agent in self.plan.devices
+
+    def _tracks_of(self, agent: str) -> list[SettingTrack]:
+        return [track for track in self.tracks.values() if track.device == agent]
+
+    # -- what agents say (`FleetListener`) ---------------------------------------------------------------------
+
+    def on_connected(self) -> None:
+        self.connected = True
+        if self._connected_s is None:
+            self._connected_s = self._clock()
+        self._say("ready")
+
+    def on_disconnected(self, reason: str, fatal: bool) -> None:
+        if fatal:
+            raise TransportError(f"the broker refuses this coordinator: {reason}; check its login and access rules")
+        if self.connected:
+            self.note(f"not connected to the broker: {reason}; trying again")
+        self.connected = False
+
+    def on_state(self, agent: str, state: AgentState, retained: bool) -> None:
+        before = self.registry.agents.get(agent)
+        was_usable = before is not None and before.usable
+        entry = self.registry.on_state(agent, state, self._clock(), retained=retained)
+        if was_usable and not entry.usable:
+            self.note(f"{agent}: {entry.idle_reason()}")
+            self._desk.take_back(agent)
+        self._join(entry)
+
+    def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None:
+        self._join(self.registry.on_info(agent, info, self._clock(), retained=retained))
+
+    def on_health(self, agent: str, health: Health) -> None:
+        self.registry.on_health(agent, health, self._clock())
+        for track in self._tracks_of(agent):
+            track.temperature_c = health.conditions.temperature_c
+            track.throttled = health.conditions.throttled
+
+    def on_blob_request(self, agent: str, request: BlobRequest) -> None:
+        now = self._clock()
+        self.registry.on_message(agent, now)
+        self._blobs.request(agent, request)
+        self._blobs.pump(now)
+
+    def on_next(self, agent: str, held: Next) -> None:
+        self.registry.on_message(agent, self._clock())
+        self._desk.reconcile(agent, held)
+
+    def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
+        now = self._clock()
+        found = self._desk.find(update.task.task_id)
+        if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
+            raise ProtocolError(f"{agent} speaks of task {update.task.task_id}, which it was not given; it is dropped")
+        entry = self.registry.on_message(agent, now)
+        track, task = found
+        track.wire_bytes += size
+        self._desk.renew(agent, now)
+        if isinstance(update, Result | Failed):
+            self._take_outcome(track, task, update)
+        elif isinstance(update, Progress):
+            entry.phase, entry.phase_fraction, entry.phase_task = update.phase, update.fraction, update.task
+        elif isinstance(update, Rejected):
+            self._rejected(track, task, update)
+
+    # -- results -----------------------------------------------------------------------------------------------
+
+    def _take_outcome(self, track: SettingTrack, task: TrackTask, update: Result | Failed) -> None:
+        """Store, then acknowledge, then learn; a repeated one is only acknowledged."""
+        self._unanswered[track.device] = 0
+        outcome: Outcome = update.measurement if isinstance(update, Result) else update
+        expected = task.record.model_sha256
+        if isinstance(outcome, Measurement) and expected is not None and outcome.model_sha256 != expected:
+            detail = f"it measured a file with SHA-256 {outcome.model_sha256}, and the one that ships has {expected}"
+            outcome = Failed(task=update.task, reason="bad_output", detail=detail)
+            self.note(f"{track.label}: result of {update.task.task_id} refused: {detail}")
+        fresh = self._store.add_outcome(update.task, outcome, self._wall_clock())
+        try:
+            track.wire_bytes += self._wire.acknowledge(track.device, update.task)
+        except TransportError as error:  # The agent sends it again, and is told then.
+            self.note(str(error))
+        if fresh and not self._desk.is_done(task.record.task_id):
+            self._conclude(track, task, update.task.attempt, outcome)
+
+    def _conclude(self, track: SettingTrack, task: TrackTask, attempt: int, outcome: Outcome) -> None:
+        self._desk.conclude(track, task, attempt)
+        entry = self.registry.agents.get(track.device)
+        if entry is not None and entry.phase_task is not None and entry.phase_task.task_id == task.record.task_id:
+            entry.phase = entry.phase_task = None
+        if isinstance(outcome, Measurement):
+            track.temperature_c = outcome.after.temperature_c
+            track.throttled = outcome.after.throttled
+        else:
+            track.failures += 1
+        track.inbox.append((task.proposal, outcome))
+        self._announcer.outcome(track, task, outcome, track.measurements, self.plan.budget)
+        self._tell(track)
+
+    def _tell(self, track: SettingTrack) -> None:
+        """Pass on what came, unless a plan is being made from what was known before."""
+        if track.plan is not None:
+            return
+        for proposal, outcome in track.inbox:
+            track.search.tell(proposal, outcome)
+            if track.note_learning():
+                self._announcer.learned(track)
+            self._evaluate(track, proposal)
+            for state in track.search.targets:
+                verified = proposal.key[1:] == ("verification", state.target_ms)
+                if verified and state.status == "open" and state.verifications:
+                    self._announcer.judged(track, state)
+        track.inbox.clear()
+
+    def _evaluate(self, track: SettingTrack, proposal: Proposal) -> None:
+        """Start evaluating the accuracy of a winner that has just been verified."""
+        for state in track.search.targets:
+            if state.status == "met" and proposal.key[1:] == ("verification", state.target_ms):
+                model = track.models[proposal.architecture.fingerprint]
+                track.evaluations[state.target_ms] = self._executor.submit(self._models.accuracy, model)
+
+    # -- plans and ends ----------------------------------------------------------------------------------------
+
+    def _advance(self, track: SettingTrack, now: float) -> None:
+        if track.plan is not None and track.plan.done():
+            planned, track.plan = track.plan.result(), None
+            for item in planned:
+                self._choose(track, item)
+                self._desk.add(track, item)
+            self._tell(track)
+        track.collect_evaluations()
+        if track.plan is None:
+            self._settle(track)
+        if self._abandoned(track, now):
+            return
+        if track.search.finished:
+            if not track.busy:
+                failed = track.search.failure_reason
+                self._close(track, "failed" if failed else "finished", failed)
+        elif track.search.needs_planning and not track.busy:
+            self._store.put_device(track.to_record())
+            track.plan = self._executor.submit(self._make_plan, track.search, track.setting)
+
+    def _make_plan(self, search: DeviceSearch, setting: RuntimeSetting) -> list[PlannedTask]:
+        """On a worker thread: think, and build the files that verifications are about."""
+        return [
+            PlannedTask(
+                proposal,
+                self._models.calibrate(proposal.architecture, setting) if proposal.purpose == "verification" else None,
+            )
+            for proposal in search.ask(_ROUND)
+        ]
+
+    def _choose(self, track: SettingTrack, item: PlannedTask) -> None:
+        """Say once which subnet a target has come down to."""
+        for state in track.search.targets:
+            choice = (state.target_ms, item.proposal.architecture.fingerprint)
+            if item.model is None or state.target_ms != item.proposal.target_ms or choice in track.announced:
+                continue
+            track.announced.add(choice)
+            if state.architecture == item.proposal.architecture and state.measured_ms is not None:
+                self._announcer.chosen(track, state)
+
+    def _settle(self, track: SettingTrack) -> None:
+        """Store and announce targets whose fate is known, winners with their accuracy."""
+        for state in track.search.targets:
+            if state.status != "open" and state.target_ms not in track.settled | track.evaluations.keys():
+                track.settled.add(state.target_ms)
+                self._store.put_winner(standing.winner_record(track, state))
+                self._announcer.judged(track, state)
+
+    def _abandoned(self, track: SettingTrack, now: float) -> bool:
+        """Whether a device setting that has work left is given up, because its device is gone for good."""
+        entry = self.registry.agents.get(track.device)
+        if (entry is not None and entry.usable) or (track.search.finished and not track.leased and not track.ready):
+            return False
+        if entry is not None and entry.duplicate is not None:
+            self._close(track, "failed", str(entry.duplicate))
+        else:
+            since = self._started_s if entry is None else entry.lost_since_s
+            if since is not None and now - since >= self.plan.grace_s:
+                self._close(track, "lost", entry.reason if entry is not None else "it did not come back")
+        return track.status != "running"
+
+    def _close(self, track: SettingTrack, status: Literal["finished", "lost", "failed"], reason: str) -> None:
+        track.status, track.reason = status, reason
+        track.ready.clear()
+        track.leased.clear()
+        self._store.put_device(track.to_record())
+        if status == "lost":
+            entry = self.registry.agents.get(track.device)
+            seen_s = entry.last_seen_s if entry is not None else None
+            self._announcer.lost(track.device, reason, None if seen_s is None else self._clock() - seen_s)
+        elif status == "failed":
+            self.note(f"{track.label} is given up: {reason}")
+
+    def _expire_leases(self, now: float) -> None:
+        for track, task in self._desk.expired(now):
+            agent = track.device
+            if task.expired_leases >= MAX_EXPIRED_LEASES:
+                detail = f"{task.expired_leases} attempts ended without a word"
+                failed = Failed(task=task.key, reason="timeout", detail=detail)
+                if self._store.add_outcome(task.key, failed, self._wall_clock()):
+                    self._conclude(track, task, task.record.attempt, failed)
+            self._unanswered[agent] = self._unanswered.get(agent, 0) + 1
+            if self._unanswered[agent] >= MAX_UNANSWERED:
+                self._unanswered[agent] = 0
+                reason = f"it takes tasks and heartbeats, but {MAX_UNANSWERED} tasks in a row got no answer"
+                self.registry.lose(agent, now, reason)
+                for lost in self._tracks_of(agent):
+                    if lost.status == "running":
+                        self._close(lost, "lost", reason)
+
+    def _rejected(self, track: SettingTrack, task: TrackTask, update: Rejected) -> None:
+        if update.task != task.key or task.record.task_id not in track.leased:
+            return
+        self._desk.requeue(track, task)
+        if update.reason in ("busy", "expired", "leaving"):
+            self._pause_until_s[track.device] = self._clock() + _BUSY_AGENT_S
+            self.note(f"{track.label} gives task {update.task.task_id} back: {update.detail or update.reason}")
+        else:
+            self._close(track, "failed", f"it refuses tasks ({update.reason}): {update.detail}")
+
+    def _say(self, state: Literal["ready", "leaving"]) -> None:
+        try:
+            self._wire.say(state)
+        except TransportError as error:
+            self.note(str(error))

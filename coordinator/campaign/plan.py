@@ -1,0 +1,53 @@
+"""What a campaign was asked to do; kept with its run, so that it can go on as it began."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from coordinator.campaign.targets import TargetRequest
+from fleet_protocol.messages import MeasurementProtocol
+
+
+class CampaignPlan(BaseModel):
+    """The search as the user asked for it. Times are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: str = Field(description="milliseconds such as 20,30, or auto:N")
+    strategy: str = "bottom-up"
+    budget: int = Field(default=40, ge=3, le=10_000, description="measurements per device setting before verification")
+    spread: int = Field(default=10, ge=3, le=1000, description="of these, the ones that cover the space first")
+    seed: int = Field(default=0, ge=0)
+    prior: Literal["learned", "default"] = Field(
+        default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
+    )
+    devices: tuple[str, ...] = Field(default=(), description="agents that take part; empty: all that are there")
+    wait_for: int = Field(default=1, ge=1, description="agents to wait for before the campaign begins")
+    join_s: float = Field(default=60.0, gt=0, description="how long to wait for them")
+    grace_s: float = Field(default=60.0, ge=0, description="how long a lost device may take to come back")
+    deadline_s: float = Field(default=180.0, gt=0, description="how long one measurement may take on a device")
+    protocol: MeasurementProtocol = MeasurementProtocol()
+
+    @property
+    def request(self) -> TargetRequest:
+        """The targets; `UsageError` where they cannot be read."""
+        return TargetRequest.parse(self.targets)
+
+
+class RunSettings(BaseModel):
+    """What the store keeps with a run beside its results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: CampaignPlan
+    supernet_path: str
+    design_space: str
+    space_options: dict[str, Any] = Field(default_factory=dict)
+    source: str = Field(description="where the checkpoint came from")
+    checkpoint_sha256: str | None = None
+    calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
+    evaluation_images: str | None = None
+    out: str | None = Field(default=None, description="folder of the take-home")
+    versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and what it stands on")

@@ -1,0 +1,48 @@
+"""Taking up a stored run: what was told is told again, what was out is waited for, nothing stored is measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from coordinator.campaign.campaign import Campaign
+from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.track import SettingTrack
+from coordinator.store.records import Outcome, TaskRecord
+from coordinator.store.store import MeasurementStore
+from supernet_export.spaces.base import DesignSpace
+
+
+def take_up(
+    campaign: Campaign, store: MeasurementStore, space: DesignSpace, make_search: Callable[[], DeviceSearch]
+) -> None:
+    """Bring a campaign that has not started to where the stored run of its id stands."""
+    run_id = campaign.identity.run_id
+    campaign.resumed = True
+    for device in store.devices(run_id):
+        track = SettingTrack(run_id, device.device, device.setting, device.info, make_search())
+        track.learning, track.wire_bytes = list(device.learning), device.wire_bytes
+        campaign.add_track(track)
+    # Of several attempts at one task the first outcome to arrive counted.
+    counted: dict[str, Outcome] = {}
+    for found in store.outcomes(run_id):
+        counted.setdefault(found.key.task_id, found.outcome)
+    records = {record.task_id: record for record in store.tasks(run_id)}
+    for task_id in [*counted, *(records.keys() - counted.keys())]:
+        record = records[task_id]
+        track = campaign.tracks[record.device, record.setting_label]
+        campaign.restore(track, record, _proposal(record, space), counted.get(task_id))
+
+
+def _proposal(record: TaskRecord, space: DesignSpace) -> Proposal:
+    genome: np.ndarray[tuple[int, ...], np.dtype[np.int16]] = space.encode([record.architecture])[0]
+    return Proposal(
+        genome=tuple(int(gene) for gene in genome),
+        architecture=record.architecture,
+        purpose=record.purpose,
+        target_ms=record.target_ms,
+        predicted_ms=record.predicted_ms,
+        predicted_std_ms=record.predicted_std_ms,
+        predicted_accuracy=record.predicted_accuracy,
+    )

@@ -1,0 +1,219 @@
+"""The tasks of a campaign: numbered, handed out under a lease, taken back, and known for as long as results may come.
+
+A task is in the store before its agent hears of it, so that its result is stored whoever coordinates then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from coordinator.blob_server import BlobServer
+from coordinator.campaign.device_search import Proposal
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
+from coordinator.campaign.winner_models import CalibratedModel
+from coordinator.campaign.wire import FleetWire
+from coordinator.store.records import TaskRecord
+from coordinator.store.store import MeasurementStore
+from fleet_protocol.errors import TransportError
+from fleet_protocol.messages import BlobReference, MeasureTask, Next, TaskKey
+
+#: Tasks that one agent holds: the one it runs and the next, so that it never waits for the network.
+PREFETCH = 2
+#: A lease outlives the device's own deadline by this much, and is renewed by every word about a task.
+LEASE_SLACK_S = 20.0
+
+
+class TaskDesk:
+    """Hands tasks out and takes them back."""
+
+    def __init__(
+        self,
+        run_id: str,
+        bundle: BlobReference,
+        plan: CampaignPlan,
+        tracks: dict[tuple[str, str], SettingTrack],
+        *,
+        wire: FleetWire,
+        blobs: BlobServer,
+        store: MeasurementStore,
+        note: Callable[[str], None],
+    ) -> None:
+        self._run_id, self._bundle, self._plan = run_id, bundle, plan
+        self._tracks = tracks
+        self._wire, self._blobs, self._store, self._note = wire, blobs, store, note
+        self._tasks: dict[str, tuple[SettingTrack, TrackTask]] = {}
+        self._done: set[str] = set()
+        self._next_number = 1
+
+    # -- what is known -----------------------------------------------------------------------------------------
+
+    def find(self, task_id: str) -> tuple[SettingTrack, TrackTask] | None:
+        """A task of this run, done or not."""
+        return self._tasks.get(task_id)
+
+    def is_done(self, task_id: str) -> bool:
+        """Whether an outcome of the task was counted."""
+        return task_id in self._done
+
+    def out(self, agent: str | None = None) -> list[tuple[SettingTrack, TrackTask]]:
+        """What is handed out, to one agent or to all."""
+        return [
+            (track, task)
+            for track in self._tracks.values()
+            if agent in (None, track.device)
+            for task in track.leased.values()
+        ]
+
+    # -- making tasks ------------------------------------------------------------------------------------------
+
+    def add(self, track: SettingTrack, planned: PlannedTask) -> None:
+        """Make a task of a proposal; one that an earlier coordinator left open is taken up again."""
+        proposal, model = planned.proposal, planned.model
+        for task in self._open(track):
+            if task.proposal.key == proposal.key:
+                if task.record.task_id not in track.leased and task not in track.ready:
+                    track.ready.append(task)
+                return
+        record = TaskRecord(
+            task_id=f"{self._run_id}.{self._next_number}",
+            run_id=self._run_id,
+            device=track.device,
+            setting_label=track.setting.label,
+            purpose=proposal.purpose,
+            architecture=proposal.architecture,
+            target_ms=proposal.target_ms,
+            predicted_ms=proposal.predicted_ms,
+            predicted_std_ms=proposal.predicted_std_ms,
+            predicted_accuracy=proposal.predicted_accuracy,
+            model_sha256=model.sha256 if model is not None else None,
+            calibration=model.calibration if model is not None else None,
+        )
+        self._next_number += 1
+        track.ready.append(self._know(track, record, proposal))
+
+    def restore(
+        self, track: SettingTrack, record: TaskRecord, proposal: Proposal, *, done: bool, lease_ends_s: float
+    ) -> None:
+        """Know a stored task. One that is out may still be at work: its agent says so in `Next`, or the lease ends."""
+        task = self._know(track, record, proposal)
+        self._next_number = max(self._next_number, int(record.task_id.rpartition(".")[2]) + 1)
+        if done:
+            self._done.add(record.task_id)
+        elif record.attempt:
+            task.lease_ends_s = lease_ends_s
+            track.leased[record.task_id] = task
+
+    def _know(self, track: SettingTrack, record: TaskRecord, proposal: Proposal) -> TrackTask:
+        task = TrackTask(record, proposal)
+        self._tasks[record.task_id] = track, task
+        if record.model_sha256 is not None:
+            model = CalibratedModel(record.architecture, track.setting, record.model_sha256, record.calibration)
+            track.models[record.architecture.fingerprint] = model
+            if record.calibration is not None:
+                task.calibration = self._blobs.add(record.calibration)
+        return task
+
+    def _open(self, track: SettingTrack) -> Iterator[TrackTask]:
+        return (
+            task for other, task in self._tasks.values() if other is track and task.record.task_id not in self._done
+        )
+
+    # -- out and back ------------------------------------------------------------------------------------------
+
+    def hand_out(self, agent: str, now_s: float) -> None:
+        """Keep an agent supplied."""
+        free = PREFETCH - len(self.out(agent))
+        while free > 0:
+            waiting = [
+                track
+                for track in self._tracks.values()
+                if track.device == agent and track.status == "running" and track.ready
+            ]
+            if not waiting:
+                return
+            # The setting with the fewest measurements first, so that all of a device's settings end together.
+            track = min(waiting, key=lambda t: (t.search.measurements + len(t.leased), t.setting.label))
+            if not self._send(track, track.ready.popleft(), now_s):
+                return
+            free -= 1
+
+    def _send(self, track: SettingTrack, task: TrackTask, now_s: float) -> bool:
+        task.next_attempt()
+        self._store.put_task(task.record)
+        message = MeasureTask(
+            task=task.key,
+            run_id=self._run_id,
+            bundle=self._bundle,
+            architecture=task.record.architecture,
+            calibration=task.calibration,
+            setting=track.setting,
+            protocol=self._plan.protocol,
+            deadline_s=self._plan.deadline_s,
+        )
+        try:
+            track.wire_bytes += self._wire.send_task(track.device, message)
+        except TransportError as error:
+            self._note(str(error))
+            track.ready.appendleft(task)
+            return False
+        track.leased[task.record.task_id] = task
+        task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
+        return True
+
+    def renew(self, agent: str, now_s: float) -> None:
+        """A word about one task of an agent renews the leases of all: it works on them in turn."""
+        for _, task in self.out(agent):
+            task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
+
+    def expired(self, now_s: float) -> list[tuple[SettingTrack, TrackTask]]:
+        """Take back every task whose lease has ended, and return them."""
+        ended = [found for found in self.out() if found[1].lease_ends_s is not None and now_s > found[1].lease_ends_s]
+        for track, task in ended:
+            task.expired_leases += 1
+            self._note(
+                f"{track.label}: nothing was heard of task {task.record.task_id} in time; it is handed out again"
+            )
+            self.cancel(track.device, task.key)
+            self.requeue(track, task)
+        return ended
+
+    def take_back(self, agent: str) -> None:
+        """Everything that an agent holds is to be handed out again."""
+        for track, task in self.out(agent):
+            self.requeue(track, task)
+
+    def requeue(self, track: SettingTrack, task: TrackTask) -> None:
+        """A task is to be handed out again, before all others."""
+        track.leased.pop(task.record.task_id, None)
+        task.lease_ends_s = None
+        if track.status == "running" and task not in track.ready:
+            track.ready.appendleft(task)
+
+    def reconcile(self, agent: str, held: Next) -> None:
+        """After the agent or we were away: leases it knows nothing of are void, tasks we know nothing of too."""
+        working = (*held.queued, *([held.running] if held.running is not None else []))
+        theirs = {*working, *held.holding}
+        for track, task in self.out(agent):
+            if task.key not in theirs:
+                self.requeue(track, task)
+        for key in working:
+            found = self._tasks.get(key.task_id)
+            if found is None or self.is_done(key.task_id) or found[0].device != agent:
+                self.cancel(agent, key)
+
+    def conclude(self, track: SettingTrack, task: TrackTask, attempt: int) -> None:
+        """A task's first outcome has come, whichever attempt it is of; a newer attempt is called off."""
+        if attempt < task.record.attempt and task.record.task_id in track.leased:
+            self.cancel(track.device, task.key)
+        self._done.add(task.record.task_id)
+        track.leased.pop(task.record.task_id, None)
+        if task in track.ready:
+            track.ready.remove(task)
+
+    def cancel(self, agent: str, key: TaskKey) -> None:
+        """Have a task forgotten; where that cannot be said, its result will be stored and not counted."""
+        try:
+            self._wire.cancel(agent, key)
+        except TransportError as error:
+            self._note(str(error))

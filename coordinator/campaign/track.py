@@ -1,0 +1,115 @@
+"""One device setting inside a campaign: its search, its tasks and what they cost."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.winner_models import CalibratedModel
+from coordinator.store.records import DeviceRecord, DeviceStatus, Outcome, TaskRecord
+from fleet_protocol.messages import AgentInfo, BlobReference, RuntimeSetting, TaskKey
+
+
+@dataclass
+class TrackTask:
+    """One task on its way. Times are the campaign's clock."""
+
+    record: TaskRecord
+    proposal: Proposal
+    calibration: BlobReference | None = None
+    lease_ends_s: float | None = None
+    expired_leases: int = 0
+
+    @property
+    def key(self) -> TaskKey:
+        """The attempt that is out now."""
+        return TaskKey(task_id=self.record.task_id, attempt=self.record.attempt)
+
+    def next_attempt(self) -> None:
+        """Count one more attempt."""
+        self.record = replace(self.record, attempt=self.record.attempt + 1)
+
+
+@dataclass
+class PlannedTask:
+    """A proposal with the file that a verification is about."""
+
+    proposal: Proposal
+    model: CalibratedModel | None = None
+
+
+@dataclass
+class SettingTrack:
+    """One device setting."""
+
+    run_id: str
+    device: str
+    setting: RuntimeSetting
+    info: AgentInfo
+    search: DeviceSearch
+    status: DeviceStatus = "running"
+    reason: str = ""
+    ready: deque[TrackTask] = field(default_factory=deque)
+    leased: dict[str, TrackTask] = field(default_factory=dict)
+    #: What came while a plan was being made; the search is told afterwards.
+    inbox: list[tuple[Proposal, Outcome]] = field(default_factory=list)
+    plan: Future[list[PlannedTask]] | None = None
+    evaluations: dict[float, Future[tuple[float, int] | None]] = field(default_factory=dict)
+    models: dict[str, CalibratedModel] = field(default_factory=dict)
+    #: (target, subnet) for which the search's choice was announced.
+    announced: set[tuple[float, str]] = field(default_factory=set)
+    settled: set[float] = field(default_factory=set)
+    accuracies: dict[float, tuple[float, int]] = field(default_factory=dict)
+    learning: list[tuple[int, float, float | None, int]] = field(default_factory=list)
+    failures: int = 0
+    wire_bytes: int = 0
+    temperature_c: float | None = None
+    throttled: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """Device and setting, for people."""
+        return f"{self.device}/{self.setting.label}"
+
+    @property
+    def busy(self) -> bool:
+        """Something is planned, handed out, evaluated or still to be told."""
+        return bool(self.ready or self.leased or self.inbox or self.plan is not None or self.evaluations)
+
+    @property
+    def measurements(self) -> int:
+        """Counted against the budget, what the search is yet to be told included."""
+        waiting = sum(proposal.purpose != "verification" and proposal.target_ms is None for proposal, _ in self.inbox)
+        return self.search.measurements + waiting
+
+    def note_learning(self) -> bool:
+        """Write down the predictor's held-out error; False where it has learned nothing new."""
+        error = self.search.held_out_error()
+        if error.mape_percent is None or (self.learning and self.learning[-1][0] == error.held_out):
+            return False
+        self.learning.append((error.held_out, error.mape_percent, error.spearman, error.held_out))
+        return True
+
+    def collect_evaluations(self) -> None:
+        """Take what was evaluated; raises what went wrong there."""
+        for target_ms, future in list(self.evaluations.items()):
+            if future.done():
+                del self.evaluations[target_ms]
+                found = future.result()
+                if found is not None:
+                    self.accuracies[target_ms] = found
+
+    def to_record(self) -> DeviceRecord:
+        """What the store keeps."""
+        return DeviceRecord(
+            self.run_id,
+            self.device,
+            self.setting,
+            self.info,
+            self.status,
+            self.reason,
+            tuple(self.learning),
+            self.wire_bytes,
+        )

@@ -1,0 +1,108 @@
+"""The files that ship: subnets calibrated, emitted and evaluated by the coordinator, exactly as agents build them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from agent.model_building import build_model
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import RuntimeSetting
+from supernet_export.activation_ranges import observe_ranges
+from supernet_export.bundle import SupernetBundle
+from supernet_export.calibration import estimate_statistics
+from supernet_export.calibration_blob import Calibration, save_calibration
+from supernet_export.evaluation import evaluate
+from supernet_export.graph import Array
+from supernet_export.images import ImageSource
+from supernet_export.onnx_emitter import model_sha256
+from supernet_export.subnet import slice_subnet
+
+#: Which images calibrate a subnet is the same in every campaign, so that one subnet has one file.
+_CALIBRATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """A winner's file by its hash, and the statistics from which anyone with the bundle builds the same bytes."""
+
+    architecture: Architecture
+    setting: RuntimeSetting
+    sha256: str
+    calibration: bytes | None
+
+
+class WinnerModels(Protocol):
+    """Builds winners' files. Called from worker threads."""
+
+    def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        """The file of `architecture` for `setting`, with its batch norm re-estimated."""
+
+    def file(self, model: CalibratedModel) -> bytes:
+        """The bytes whose hash is the model's."""
+
+    def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+        """Top-1 on held-out images, a fraction, and how many they are; None where there are no images."""
+
+
+class BundleModels:
+    """Winners' files out of a supernet bundle."""
+
+    def __init__(
+        self, bundle: SupernetBundle, calibration_images: ImageSource | None, evaluation_images: ImageSource | None
+    ) -> None:
+        """Without calibration images a winner keeps the supernet's statistics; without evaluation images it has no
+        evaluated accuracy."""
+        self._bundle = bundle
+        self._calibration_images = calibration_images
+        self._evaluation_images = evaluation_images
+        self._calibrated: dict[tuple[str, str, str], CalibratedModel] = {}
+        self._accuracies: dict[str, tuple[float, int]] = {}
+        # Two workers may want the same winner; calibrating it once is enough.
+        self._lock = threading.Lock()
+
+    def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        with self._lock:
+            # Threads and the like change how a file is run, not what is in it.
+            key = architecture.fingerprint, setting.runtime, setting.precision
+            found = self._calibrated.get(key)
+            if found is None:
+                calibration = self._calibration(architecture, setting)
+                file = build_model(self._bundle, architecture, calibration, setting)
+                found = CalibratedModel(architecture, setting, model_sha256(file), calibration)
+                self._calibrated[key] = found
+            return found
+
+    def file(self, model: CalibratedModel) -> bytes:
+        return build_model(self._bundle, model.architecture, model.calibration, model.setting)
+
+    def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+        images = self._evaluation_images
+        # What evaluates is onnxruntime: of a file in another format nothing is claimed.
+        if images is None or model.setting.runtime != "onnxruntime":
+            return None
+        with self._lock:
+            found = self._accuracies.get(model.sha256)
+            if found is None:
+                resolution = model.architecture.r
+                found = evaluate(self.file(model), images.images(resolution), images.labels), len(images)
+                self._accuracies[model.sha256] = found
+            return found
+
+    def _calibration(self, architecture: Architecture, setting: RuntimeSetting) -> bytes | None:
+        images = self._calibration_images
+        if images is None:
+            return None
+
+        def batches() -> Iterator[Array]:
+            return images.calibration_batches(architecture.r, np.random.default_rng(_CALIBRATION_SEED))
+
+        statistics = estimate_statistics(slice_subnet(self._bundle, architecture), batches())
+        ranges = None
+        if setting.precision == "int8":
+            ranges = observe_ranges(slice_subnet(self._bundle, architecture, statistics), batches())
+        return save_calibration(Calibration(statistics, ranges))

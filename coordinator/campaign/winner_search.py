@@ -1,0 +1,56 @@
+"""The search over a bundle's design space, as the device search asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+
+from coordinator.campaign.device_search import Genome
+from coordinator.search.engine import DEFAULT_ROUNDS, Strategy, search
+from coordinator.search.latency import LatencyModel
+from coordinator.search.problem import AccuracyModel, Problem
+from fleet_protocol.errors import UsageError
+from supernet_export.spaces.base import DesignSpace, Genomes
+
+#: Spaces up to this size are evaluated whole, whatever the strategy.
+_SMALL_SPACE = 5000
+
+
+class BundleSearch:
+    """A `WinnerSearch` with one of the search strategies."""
+
+    def __init__(
+        self, space: DesignSpace, accuracy: AccuracyModel, strategy: str, *, rounds: int = DEFAULT_ROUNDS
+    ) -> None:
+        self._space, self._accuracy, self._rounds = space, accuracy, rounds
+        self._strategy = "exhaustive" if space.size <= _SMALL_SPACE else checked_strategy(strategy)
+
+    def __call__(
+        self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
+    ) -> list[Genome | None]:
+        _, fastest_ms = Problem(self._space, self._accuracy, latency, None).fastest()
+        feasible = [target for target in targets_ms if fastest_ms <= target]
+        if not feasible:
+            return [None] * len(targets_ms)
+        result = search(
+            self._space,
+            self._accuracy,
+            latency,
+            feasible,
+            rng=rng,
+            strategy=self._strategy,
+            rounds=self._rounds,
+            warm_start=start if len(start) else None,
+        )
+        found = {winner.target_ms: winner.genome for winner in result.winners}
+        return [found.get(float(target)) for target in targets_ms]
+
+
+def checked_strategy(name: str) -> Strategy:
+    """The strategy called `name`; `UsageError` names the ones that there are."""
+    for known in get_args(Strategy):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise UsageError(f"no search strategy is called {name!r}; there are {', '.join(get_args(Strategy))}")

@@ -1,0 +1,147 @@
+"""The campaign's side of the wire: events of the transport become calls, calls become messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from fleet_protocol.codec import decode, decode_task_update, encode
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.messages import (
+    Acknowledgement,
+    AgentInfo,
+    AgentState,
+    BlobRequest,
+    CancelTask,
+    CoordinatorState,
+    Health,
+    MeasureTask,
+    Message,
+    Next,
+    TaskKey,
+    TaskUpdate,
+)
+from fleet_protocol.signing import OrderSigner
+from fleet_protocol.topics import AgentUp, DownChannel, Topics
+from fleet_protocol.transport import Connected, Disconnected, Transport, TransportEvent, Will
+
+
+class FleetListener(Protocol):
+    """Who hears what agents say. What a listener refuses it raises as `ProtocolError`."""
+
+    def on_connected(self) -> None: ...
+    def on_disconnected(self, reason: str, fatal: bool) -> None: ...
+    def on_state(self, agent: str, state: AgentState, retained: bool) -> None: ...
+    def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None: ...
+    def on_health(self, agent: str, health: Health) -> None: ...
+    def on_update(self, agent: str, update: TaskUpdate, size: int) -> None: ...
+    def on_next(self, agent: str, held: Next) -> None: ...
+    def on_blob_request(self, agent: str, request: BlobRequest) -> None: ...
+
+
+def coordinator_will(topics: Topics, session: int) -> Will:
+    """What the broker says for a coordinator that vanishes."""
+    return Will(topics.coordinator, encode(CoordinatorState(state="lost", session=session)))
+
+
+class FleetWire:
+    """One fleet's topics over one transport."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topics: Topics,
+        session: int,
+        refused: Callable[[str], object],
+        signer: OrderSigner | None = None,
+    ) -> None:
+        """`refused` is called with one line for every message that is dropped; `signer` signs what agents are told."""
+        self._transport = transport
+        self._topics = topics
+        self._session = session
+        self._refused = refused
+        self._signer = signer
+
+    def start(self) -> None:
+        """Subscribe and begin to connect."""
+        for channel in ("state", "info", "task", "next"):
+            self._transport.subscribe(self._topics.every_agent(channel))
+        for channel in ("health", "blob"):
+            self._transport.subscribe(self._topics.every_agent(channel), qos=0)  # type: ignore[arg-type]
+        self._transport.start()
+
+    def hear(self, event: TransportEvent, listener: FleetListener) -> None:
+        """Pass one event on; whatever breaks the contract is dropped with one line."""
+        if isinstance(event, Connected):
+            listener.on_connected()
+        elif isinstance(event, Disconnected):
+            listener.on_disconnected(event.reason, event.fatal)
+        else:
+            try:
+                self._dispatch(event.topic, event.payload, event.retained, listener)
+            except ProtocolError as error:
+                self._refused(f"{event.topic[-80:]}: {error}")
+
+    def _dispatch(self, topic: str, payload: bytes, retained: bool, listener: FleetListener) -> None:
+        if not payload:
+            return  # a retained message that was cleared
+        address = self._topics.parse(topic)
+        if not isinstance(address, AgentUp):
+            return
+        agent = address.agent
+        if address.channel == "state":
+            state = decode(AgentState, payload)
+            if state.state in ("ready", "busy"):
+                self._hear_session(agent, state.session)
+            listener.on_state(agent, state, retained)
+        elif address.channel == "info":
+            info = decode(AgentInfo, payload)
+            if info.agent != agent:
+                raise ProtocolError(f"{agent!r} says that it is {info.agent!r}; it is dropped")
+            listener.on_info(agent, info, retained)
+        elif retained:
+            raise ProtocolError("only state and info may be retained; it is dropped")
+        elif address.channel == "health":
+            listener.on_health(agent, decode(Health, payload))
+        elif address.channel == "task":
+            listener.on_update(agent, decode_task_update(payload), len(topic) + len(payload))
+        elif address.channel == "next":
+            held = decode(Next, payload)
+            self._hear_session(agent, held.session)
+            listener.on_next(agent, held)
+        else:
+            listener.on_blob_request(agent, decode(BlobRequest, payload))
+
+    def _hear_session(self, agent: str, session: int) -> None:
+        if self._signer is not None:
+            self._signer.hear(agent, session)
+
+    # -- sending: `TransportError` where the queue is full -----------------------------------------------------
+
+    def say(self, state: str) -> None:
+        """The coordinator's retained state: `ready` or `leaving`."""
+        message = CoordinatorState.model_validate({"state": state, "session": self._session})
+        self._transport.publish(self._topics.coordinator, encode(message), retain=True)
+
+    def send_task(self, agent: str, task: MeasureTask) -> int:
+        """Hand out a task; returns the bytes that it cost."""
+        return self._send(agent, "task", task)
+
+    def cancel(self, agent: str, key: TaskKey) -> None:
+        """Have a task forgotten."""
+        self._send(agent, "task", CancelTask(task=key))
+
+    def acknowledge(self, agent: str, key: TaskKey) -> int:
+        """The result is stored; returns the bytes that saying so cost."""
+        return self._send(agent, "ack", Acknowledgement(task=key))
+
+    def send_chunk(self, agent: str, chunk: bytes) -> None:
+        """A piece of a blob; what is lost is asked for again."""
+        self._transport.publish(self._topics.down(agent, "blob"), chunk, qos=0)
+
+    def _send(self, agent: str, channel: DownChannel, message: Message) -> int:
+        topic, payload = self._topics.down(agent, channel), encode(message)
+        if self._signer is not None:
+            payload = self._signer.sign(agent, channel, payload)
+        self._transport.publish(topic, payload)
+        return len(topic) + len(payload)

@@ -1,0 +1,47 @@
+"""The commands, gathered; each group has a module of its own, loaded when it is used."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="fleetnas",
+    help="Searches a once-for-all supernet for the best subnet of every device, by measuring on the devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def complain(text: str) -> None:
+    """One message on standard error."""
+    console = Console(stderr=True, highlight=False)
+    console.print("[bold red]error:[/bold red]", end=" ")
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        typer.echo(f"fleetnas {metadata.version('fleetnas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _fleetnas(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+from coordinator.cli import broker, demo, devices, export, models, runs, search, security  # noqa: E402
+
+for module in (demo, search, devices, runs, export, models, broker, security):
+    module.register(app)

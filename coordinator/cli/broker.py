@@ -1,0 +1,41 @@
+"""`fleetnas broker`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from coordinator.cli.security import register_broker
+from fleet_protocol.transport import DEFAULT_PORT
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command, and those below it."""
+    group = typer.Typer(invoke_without_command=True)
+    group.callback()(broker)
+    register_broker(group)
+    app.add_typer(group, name="broker")
+
+
+def broker(
+    context: typer.Context,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; 0.0.0.0 for the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = DEFAULT_PORT,
+) -> None:
+    """Run the embedded MQTT broker until Ctrl-C: for one machine or a network that you trust, it lets everybody in.
+
+    For production, `init` writes the configuration of a mosquitto that does not.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from coordinator.broker import EmbeddedBroker
+
+    stopped = threading.Event()
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, lambda *_: stopped.set())
+    with EmbeddedBroker(host, port) as running:
+        typer.echo(f"broker listens on {host}:{running.address.port}; stop it with Ctrl-C")
+        stopped.wait()

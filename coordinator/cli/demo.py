@@ -1,0 +1,27 @@
+"""`fleetnas demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.cli import options
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo")(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("fleetnas-out"),
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Search three device settings of this machine with the built-in supernet: about two minutes."""
+    from coordinator.cli.search import run_search
+    from coordinator.demo import run_demo
+
+    raise typer.Exit(run_demo(out, lambda request: run_search(request, as_json=as_json), seed))

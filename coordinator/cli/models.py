@@ -1,0 +1,142 @@
+"""`fleetnas evaluate`, `fleetnas accuracy fit`, `fleetnas predictor evaluate`: models looked at without a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.cli import options
+from fleet_protocol.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("evaluate")(evaluate)
+    accuracy = typer.Typer(help="Accuracy predictors.", no_args_is_help=True)
+    accuracy.command("fit")(fit)
+    accuracy.callback()(lambda: None)
+    app.add_typer(accuracy, name="accuracy")
+    predictor = typer.Typer(help="Latency predictors.", no_args_is_help=True)
+    predictor.command("evaluate")(evaluate_predictor)
+    predictor.callback()(lambda: None)
+    app.add_typer(predictor, name="predictor")
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .supernet file.")],
+    architecture: Annotated[
+        str, typer.Argument(metavar="ARCHITECTURE", help="JSON with OFA's keys, a file of it, `smallest` or `largest`.")
+    ],
+    calibration_images: Annotated[Path | None, typer.Option(help="Folder of images, to calibrate on.")] = None,
+    evaluation_images: Annotated[Path | None, typer.Option(help="The same, to evaluate on.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Keep the .onnx.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Slice one subnet, calibrate it, and evaluate the exported file on held-out images."""
+    from coordinator.campaign.assembly import image_sources
+    from coordinator.campaign.winner_models import BundleModels
+    from fleet_protocol.architecture import Architecture
+    from fleet_protocol.messages import RuntimeSetting
+    from supernet_export.bundle import SupernetBundle
+
+    opened = SupernetBundle.open(bundle)
+    if architecture in ("smallest", "largest"):
+        (chosen,) = opened.space.decode(getattr(opened.space, architecture)())
+    else:
+        text = Path(architecture).read_text() if Path(architecture).is_file() else architecture
+        try:
+            fields = json.loads(text)
+            # A winner's card holds its architecture beside other things.
+            chosen = Architecture.model_validate(fields.get("architecture", fields))
+        except (ValueError, AttributeError) as error:
+            raise UsageError(
+                f"architecture {architecture[:80]!r} cannot be read ({str(error).splitlines()[0]}); give JSON with the "
+                "keys ks, e, d and r, a file of it, `smallest` or `largest`"
+            ) from None
+    calibration, evaluation = image_sources(opened, calibration_images, evaluation_images)
+    if evaluation is None:
+        raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --evaluation-images DIR")
+    models = BundleModels(opened, calibration, evaluation)
+    model = models.calibrate(chosen, RuntimeSetting())
+    found = models.accuracy(model)
+    assert found is not None
+    file = models.file(model)
+    if output is not None:
+        output.write_bytes(file)
+    genome = opened.space.encode([chosen])
+    predictor = opened.accuracy_predictor()
+    predicted = float(predictor.predict(opened.space.one_hot(genome))[0]) if predictor is not None else None
+    macs, parameters = float(opened.space.macs(genome)[0]), float(opened.space.parameters(genome)[0])
+    result = {
+        "architecture": chosen.model_dump(mode="json"),
+        "accuracy": found[0],
+        "accuracy_images": found[1],
+        "predicted_accuracy": predicted,
+        "calibrated": calibration is not None,
+        "macs": macs,
+        "parameters": parameters,
+        "bytes": len(file),
+        "sha256": model.sha256,
+    }
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    typer.echo(f"{chosen.fingerprint}: top-1 {100 * found[0]:.2f} % on {found[1]:,} images")
+    if predicted is not None:
+        typer.echo(f"predicted: {100 * predicted:.2f} %")
+    if calibration is None:
+        typer.echo("not calibrated: give --calibration-images DIR for the accuracy that it can have")
+    typer.echo(f"{macs / 1e6:.1f} M MACs, {parameters / 1e6:.2f} M parameters, {len(file):,} bytes")
+
+
+def fit(
+    samples: Annotated[Path, typer.Argument(metavar="CSV", help="Evaluated subnets: ks, e, d, r, top1_percent.")],
+    space: Annotated[str, typer.Option("--space", help="Their design space.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The predictor, a .safetensors file.")],
+    space_options: Annotated[str, typer.Option("--options", metavar="JSON", help="The space's options.")] = "{}",
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Fit an accuracy predictor to subnets that were evaluated, and say how well it foretells others."""
+    import numpy as np
+
+    from supernet_export.accuracy_fit import fit_accuracy, read_accuracy_csv
+    from supernet_export.spaces.registry import make_space
+
+    made = make_space(space, json.loads(space_options))
+    genomes, top1 = read_accuracy_csv(samples, made)
+    predictor = fit_accuracy(made, genomes, top1, np.random.default_rng(seed))
+    predictor.save(output)
+    typer.echo(f"{output}: fitted to {len(genomes)} evaluated subnets")
+    if predictor.held_out is not None:
+        typer.echo(
+            f"on {predictor.held_out.held_out} held out: rank correlation {predictor.held_out.spearman:.3f}, "
+            f"error {predictor.held_out.mae_percent:.2f} points"
+        )
+
+
+def evaluate_predictor(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Measured latencies: .npz, or .json.")],
+    samples: Annotated[str, typer.Option("--samples", help="How many measurements of a new device.")] = "10,20,50",
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Random choices of these.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """How well the latency predictor foretells a device that it knows from a few measurements."""
+    from coordinator.predictors.dataset import read_latency_data
+    from coordinator.predictors.evaluation import leave_family_out, table_lines
+
+    try:
+        counts = tuple(int(part) for part in samples.split(","))
+    except ValueError:
+        raise UsageError(f"--samples {samples!r} are not numbers; give such as 10,20,50") from None
+    rows = leave_family_out(
+        read_latency_data(data),
+        samples=counts,
+        draws=draws,
+        seed=seed,
+        progress=lambda setting: typer.echo(f"{setting} ...", err=True),
+    )
+    for line in table_lines(rows):
+        typer.echo(line)

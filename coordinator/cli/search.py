@@ -1,0 +1,202 @@
+"""`fleetnas search`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from coordinator.campaign.assembly import Ending, SearchRequest, open_search
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.standing import outcome_of
+from coordinator.campaign.targets import TargetRequest
+from coordinator.campaign.winner_search import checked_strategy
+from coordinator.cli import options
+from coordinator.store.store import MeasurementStore
+from coordinator.view.summary import summary
+from coordinator.view.view import make_view
+from fleet_protocol.errors import UsageError
+from fleet_protocol.messages import MeasurementProtocol
+
+_EXIT_CODES: dict[Ending, int] = {"complete": 0, "partial": 1, "failed": 1, "interrupted": 130}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("search")(search)
+
+
+def search(
+    broker: options.Broker = None,
+    supernet: Annotated[
+        Path | None, typer.Option("--supernet", metavar="FILE", help="The exported supernet, a .supernet file.")
+    ] = None,
+    targets: Annotated[
+        str | None, typer.Option("--targets", metavar="MS,...|auto:N", help="Latency targets of every device setting.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option("--devices", metavar="NAME,...", help="Agents that take part (default: all).")
+    ] = None,
+    wait_for: Annotated[int, typer.Option("--wait-for", min=1, help="Agents to wait for before it begins.")] = 1,
+    budget: Annotated[
+        int, typer.Option("--budget", min=3, help="Measurements per device setting before verification.")
+    ] = 40,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where results and winners' model files go.")
+    ] = Path("fleetnas-out"),
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="bottom-up, top-down, joint, independent or exhaustive.")
+    ] = "bottom-up",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Fixes what is measured first.")] = 0,
+    prior: Annotated[
+        str, typer.Option("--prior", help="learned (from the store's earlier runs, where they are enough) or default.")
+    ] = "learned",
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest unfinished)."),
+    ] = None,
+    grace: Annotated[float, typer.Option("--grace", min=0, help="Seconds that a lost device has to come back.")] = 60.0,
+    join: Annotated[float, typer.Option("--join", min=1, help="Seconds to wait for the devices.")] = 60.0,
+    deadline: Annotated[
+        float, typer.Option("--deadline", min=1, help="Seconds that one measurement may take on a device.")
+    ] = 180.0,
+    warmup: Annotated[float, typer.Option("--warmup", min=0, help="Seconds of warm-up per measurement.")] = 0.5,
+    min_time: Annotated[float, typer.Option("--min-time", min=0, help="Seconds timed per measurement.")] = 1.0,
+    min_runs: Annotated[int, typer.Option("--min-runs", min=3, help="Timed runs per measurement, at least.")] = 50,
+    calibration_images: Annotated[
+        Path | None, typer.Option(help="Folder with a folder of images per class, to calibrate winners on.")
+    ] = None,
+    evaluation_images: Annotated[
+        Path | None, typer.Option(help="The same, to evaluate winners on; never used for anything else.")
+    ] = None,
+    store: options.Store = None,
+    fleet: options.Fleet = None,
+    credentials: options.CredentialsFile = None,
+    username: options.Username = None,
+    password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    certificate_file: options.CertificateFile = None,
+    key_file: options.KeyFile = None,
+    as_json: options.Json = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="No device: by a latency table alone. Nothing is measured or verified.")
+    ] = False,
+    space: Annotated[str, typer.Option("--space", help="Offline: the design space.")] = "ofa-mbv3",
+    latency_table: Annotated[
+        Path | None, typer.Option("--latency-table", metavar="DIR|FILE", help="Offline: block latency tables.")
+    ] = None,
+    accuracy: Annotated[
+        Path | None, typer.Option("--accuracy", metavar="FILE", help="Offline: accuracy predictor, or known values.")
+    ] = None,
+) -> None:
+    """Search the whole fleet: measure on every device, and take home a verified model per device and target."""
+    if offline:
+        _search_offline(targets, space, latency_table, accuracy, strategy, seed, out, as_json)
+        return
+    plan = None
+    if resume is None:
+        if targets is None:
+            raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
+        plan = CampaignPlan(
+            targets=str(TargetRequest.parse(targets)),
+            strategy=checked_strategy(strategy),
+            budget=budget,
+            spread=min(10, budget),
+            seed=seed,
+            prior=_checked_prior(prior),
+            devices=tuple(name.strip() for name in devices.split(",") if name.strip()) if devices else (),
+            wait_for=wait_for,
+            join_s=join,
+            grace_s=grace,
+            deadline_s=deadline,
+            protocol=MeasurementProtocol(
+                warmup_s=warmup, min_s=min_time, min_runs=min_runs, max_s=max(20.0, 2 * min_time)
+            ),
+        )
+    found_at = options.connection(
+        broker, fleet, credentials, username, ca_file, certificate_file, key_file, password_file
+    )
+    request = SearchRequest(
+        credentials=credentials,
+        broker=found_at.broker,
+        store=options.store_location(store),
+        fleet=found_at.fleet,
+        signing_key=found_at.signing_key,
+        supernet=supernet,
+        plan=plan,
+        resume=resume,
+        out=out,
+        calibration_images=calibration_images,
+        evaluation_images=evaluation_images,
+    )
+    raise typer.Exit(run_search(request, as_json=as_json))
+
+
+def _checked_prior(name: str) -> Literal["learned", "default"]:
+    if name == "learned":
+        return "learned"
+    if name == "default":
+        return "default"
+    raise UsageError(f"--prior {name!r} is not known; give learned or default")
+
+
+def _search_offline(
+    targets: str | None,
+    space: str,
+    latency_table: Path | None,
+    accuracy: Path | None,
+    strategy: str,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    from coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
+
+    wanted = TargetRequest.parse(targets or "").fixed_ms
+    if not wanted or latency_table is None or accuracy is None:
+        raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
+    outcome = search_offline(
+        OfflineRequest(space, latency_table, accuracy, wanted, strategy=checked_strategy(strategy), seed=seed)
+    )
+    if as_json:
+        typer.echo(json.dumps(outcome.to_json()))
+    else:
+        Console().print(offline_table(outcome))
+    if out is not None:
+        written = write_offline(outcome, out)
+        typer.echo(f"written: {', '.join(str(path) for path in written)}", err=as_json)
+
+
+def run_search(request: SearchRequest, *, as_json: bool) -> int:
+    """Run a search with its view on this terminal; returns the exit code."""
+    console = Console()
+    # A service manager's stop and a closed terminal are the user's Ctrl-C: the run ends in order and can be resumed.
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.default_int_handler)
+    store = MeasurementStore.open(request.store)
+    running = open_search(request, lambda: make_view(console, as_json), store)
+    try:
+        ending = running.run()
+        outcome = outcome_of(store, running.run_id)
+    finally:
+        running.close()
+    if not as_json:
+        console.print(summary(outcome))
+        if running.settings.out is not None and ending != "interrupted":
+            console.print(f"results and model files: {running.settings.out}", markup=False, highlight=False)
+        if ending != "complete":
+            console.print(_what_next(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
+    return _EXIT_CODES[ending]
+
+
+def _what_next(ending: Ending, run_id: str, request: SearchRequest) -> str:
+    fleet = ["--credentials", str(request.credentials)] if request.credentials else ["--broker", str(request.broker)]
+    resume = shlex.join(["fleetnas", "search", *fleet, "--store", request.store, "--resume", run_id])
+    if ending == "interrupted":
+        return f"interrupted; everything measured is stored. Go on with: {resume}"
+    return f"not every target of every device was met. With the missing devices back, go on with: {resume}"

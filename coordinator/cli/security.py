@@ -1,0 +1,232 @@
+"""`fleetnas broker init`, `broker renew`, `broker rotate`, `enroll`, `revoke`, `sign` and `verify`."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from fleet_protocol.errors import UsageError
+from fleet_protocol.transport import DEFAULT_TLS_PORT
+
+if TYPE_CHECKING:
+    from coordinator.security.authority import Authority
+    from coordinator.security.mosquitto import Login
+
+_AuthorityFolder = Annotated[
+    Path,
+    typer.Option(
+        "--authority", metavar="DIR", envvar="FLEETNAS_AUTHORITY", help="The folder that `fleetnas broker init` made."
+    ),
+]
+_Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--host", metavar="NAME", help="Name or address of the broker; repeat it. Agents use the first."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands that stand alone."""
+    app.command("enroll")(enroll)
+    app.command("revoke")(revoke)
+    app.command("sign")(sign)
+    app.command("verify")(verify)
+
+
+def register_broker(group: typer.Typer) -> None:
+    """Add the commands below `fleetnas broker`."""
+    group.command("init")(init)
+    group.command("renew")(renew)
+    group.command("rotate")(rotate)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder: the fleet's authority.")],
+    host: _Hosts = None,
+    fleet: Annotated[str, typer.Option("--fleet", help="Which fleet may use the broker.")] = "default",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = DEFAULT_TLS_PORT,
+    login: Annotated[str, typer.Option("--login", help="certificate or password, both over TLS.")] = "certificate",
+    install_at: Annotated[
+        Path | None,
+        typer.Option("--install-at", metavar="DIR", help="Where mosquitto's files will lie (default: where they are)."),
+    ] = None,
+) -> None:
+    """Make a private authority and a mosquitto configuration: TLS, access rules per agent, limits."""
+    from coordinator.security.authority import Authority
+
+    if login not in ("certificate", "password"):
+        raise UsageError(f"--login {login!r} is neither `certificate` nor `password`")
+    hosts = tuple(dict.fromkeys(host or (platform.node(), "localhost", "127.0.0.1")))
+    authority = Authority.create(
+        folder,
+        fleet=fleet,
+        hosts=hosts,
+        now=_now(),
+        port=port,
+        login=cast("Login", login),
+        broker_folder=install_at,
+    )
+    target = Path(authority.register.broker_folder)
+    typer.echo(
+        f"made, for fleet {fleet!r} with a broker at {', '.join(hosts)}, port {port}:\n"
+        f"  {folder}/ca.key                   the authority's key; keep it, and keep it here\n"
+        f"  {folder}/coordinator.credentials  for `fleetnas search --credentials`; it holds the key that signs orders\n"
+        f"  {folder}/mosquitto/               what the broker's machine needs\n"
+        "next:\n"
+        f"{_install_commands(authority, target)}"
+        f"  fleetnas enroll NAME --authority {folder} -o NAME.credentials     once for every agent\n"
+        "  fleetnas-agent run --credentials NAME.credentials                 on that agent's device\n"
+        f"  fleetnas search --credentials {folder}/coordinator.credentials ..."
+    )
+
+
+def renew(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The fleet's authority.")], host: _Hosts = None
+) -> None:
+    """A new certificate for the broker, under other names where --host gives some."""
+    authority = _open(folder)
+    issued = authority.renew_broker(_now(), host or ())
+    typer.echo(f"{folder}/mosquitto/server.pem is valid until {issued.expires:%Y-%m-%d}\n{_restart(authority)}")
+
+
+def rotate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The fleet's authority.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The coordinator's new credentials.")
+    ] = None,
+    compromised: Annotated[
+        bool, typer.Option("--compromised", help="Revoke the old ones now: agents pin the new key only.")
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Every agent has its new credentials: pin the newest key only.")
+    ] = False,
+) -> None:
+    """A new key for the coordinator to sign with."""
+    authority = _open(folder)
+    if finish:
+        authority.forget_old_keys()
+        typer.echo("agents enrolled from now on pin the newest key only")
+        return
+    if output is None:
+        raise UsageError("a new key needs --output FILE for the coordinator's new credentials")
+    credentials = authority.rotate_coordinator(output, _now(), compromised=compromised)
+    typer.echo(f"{output}: signs with {_fingerprints(credentials.trusted_keys)}")
+    if compromised:
+        typer.echo(_restart(authority))
+    typer.echo(
+        f"next: fleetnas enroll NAME --renew --authority {folder} -o NEW for every agent, start it with that file, "
+        f"then use {output} for every search"
+        + ("" if compromised else f", then: fleetnas broker rotate {folder} --finish")
+    )
+
+
+def enroll(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The agent's name in the fleet.")],
+    authority: _AuthorityFolder,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="(default: NAME.credentials)")
+    ] = None,
+    renew: Annotated[bool, typer.Option("--renew", help="Replace and revoke what it had before.")] = False,
+) -> None:
+    """Issue one agent's credentials as a single file."""
+    opened = _open(authority)
+    path = output or Path(f"{name}.credentials")
+    credentials = opened.enroll(name, path, _now(), renew=renew)
+    typer.echo(
+        f"{path}: agent {name} of fleet {credentials.fleet}, broker {credentials.broker}, orders signed with "
+        f"{_fingerprints(credentials.trusted_keys)}\n"
+        "next: bring it to the device over a way that you trust, then there: "
+        f"fleetnas-agent run --credentials {path.name}"
+    )
+    if renew or opened.register.login == "password":
+        typer.echo(_restart(opened))
+
+
+def revoke(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An enrolled agent.")], authority: _AuthorityFolder
+) -> None:
+    """Shut an agent out of the fleet."""
+    opened = _open(authority)
+    opened.revoke(name, _now())
+    typer.echo(f"{name} is revoked\n{_restart(opened)}")
+
+
+def sign(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Such as a .supernet bundle.")],
+    credentials: Annotated[
+        Path, typer.Option("--credentials", metavar="FILE", help="The coordinator's, whose key signs.")
+    ],
+) -> None:
+    """Sign a file for those who fetch it another way: writes FILE.sig."""
+    from fleet_protocol.credentials import read_credentials
+    from fleet_protocol.signing import sign_file
+
+    found = read_credentials(credentials, "coordinator")
+    if found.private_key is None:
+        raise UsageError(f"{credentials} hold no signing key; take those that `fleetnas broker init` made")
+    signature = Path(f"{file}.sig")
+    text = sign_file(found.private_key, file)
+    try:
+        signature.write_text(text + "\n")
+    except OSError as error:
+        raise UsageError(f"{signature} cannot be written ({error.strerror})") from error
+    typer.echo(f"{signature}: signed with {_fingerprints(found.trusted_keys)}")
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file with its FILE.sig beside it.")],
+    credentials: Annotated[
+        Path, typer.Option("--credentials", metavar="FILE", help="An agent's or the coordinator's.")
+    ],
+) -> None:
+    """Check that a file is what the coordinator signed."""
+    from fleet_protocol.credentials import read_credentials
+    from fleet_protocol.signing import verify_file
+
+    try:
+        signature = Path(f"{file}.sig").read_text(errors="replace").strip()
+    except OSError as error:
+        raise UsageError(f"{file}.sig cannot be read ({error.strerror}); fetch it together with the file") from error
+    found = read_credentials(credentials)
+    verify_file(found.trusted_keys, file, signature)
+    typer.echo(f"{file}: as it was signed with one of {_fingerprints(found.trusted_keys)}")
+
+
+def _open(folder: Path) -> Authority:
+    from coordinator.security.authority import Authority
+
+    return Authority.open(folder)
+
+
+def _install_commands(authority: Authority, target: Path) -> str:
+    here = authority.broker_files
+    if target == here.absolute():
+        return f"  mosquitto -c {target}/mosquitto.conf                          on this machine, as this user\n"
+    return (
+        f"  copy {here}/ to {target}/ on the broker's machine, then there:\n"
+        f"  sudo chown -R mosquitto: {target} && sudo chmod 700 {target}\n"
+        f"  sudo mosquitto -c {target}/mosquitto.conf -d                      (or as a service, see docs/brokers.md)\n"
+    )
+
+
+def _restart(authority: Authority) -> str:
+    register = authority.register
+    target, here = Path(register.broker_folder), authority.broker_files
+    copy = "" if target == here.absolute() else f"copy {here}/ to {target}/ on the broker's machine, and "
+    return (
+        f"next: {copy}restart mosquitto, which takes note of it only then; agents come back by themselves and nothing "
+        "measured is lost"
+    )
+
+
+def _fingerprints(keys: tuple[bytes, ...]) -> str:
+    from fleet_protocol.signing import fingerprint
+
+    return ", ".join(fingerprint(key) for key in keys)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)

@@ -1,0 +1,1 @@
+"""Who is in the fleet, and whether they are still there."""

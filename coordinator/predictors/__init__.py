@@ -1,0 +1,1 @@
+"""Latency prediction: physical features, an online Bayesian linear model, and priors learned from other devices."""

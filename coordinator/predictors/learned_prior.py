@@ -1,0 +1,145 @@
+"""A prior learned from the devices already measured: where transfer between devices lives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.predictors.bayesian import BayesianPredictor
+from coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
+from fleet_protocol.errors import UsageError
+
+_FIT_ROUNDS = 12
+#: Student-t degrees of freedom of a known device's residuals: measurements have long upper tails.
+_DEGREES_OF_FREEDOM = 4.0
+#: How many measurements of each known device the hypotheses are judged on: as many as a new device gets.
+_VOTING_MEASUREMENTS = 30
+
+
+@dataclass(frozen=True)
+class MeasuredDevice:
+    """All that was measured of one device setting."""
+
+    name: str
+    family: str  #: settings of one device (batch sizes, thread counts) are of one family
+    features: Floats  #: (n, F)
+    latency_ms: Floats  #: (n,)
+
+
+@dataclass(frozen=True)
+class DeviceFit:
+    """A known device's weights per unit of its typical latency, with what is still uncertain about them."""
+
+    weights: Floats  #: (F,), scaled so that the typical architecture takes 1
+    covariance: Floats  #: (F, F)
+    typical_ms: float
+    misfit: float  #: robust standard deviation of what the weights leave unexplained, relative
+
+
+def fit_device(device: MeasuredDevice, base: Prior) -> DeviceFit:
+    """Weights of a device with many measurements, or few: maximum a posteriori under `base`, Student-t residuals."""
+    x, y = device.features, device.latency_ms
+    hypothesis = base.hypotheses[len(base.hypotheses) // 2]
+    level = float(np.median(y / np.maximum(x @ hypothesis.mean, 0.05)))
+    target = y / level
+    # Whitened by the prior's factor, so that a singular prior covariance needs no inverse.
+    values, vectors = np.linalg.eigh(hypothesis.covariance)
+    factor = vectors * np.sqrt(np.maximum(values, 0.0))
+    factor = factor[:, values > 1e-12 * values[-1]]
+    white = (x @ factor) / target[:, None]
+    residual_target = 1.0 - (x @ hypothesis.mean) / target
+    weights, misfit = np.ones(len(y)), 0.05
+    for _ in range(_FIT_ROUNDS):
+        gram = (white * weights[:, None]).T @ white
+        system = gram / misfit**2 + np.eye(factor.shape[1])
+        solution = np.linalg.solve(system, white.T @ (weights * residual_target) / misfit**2)
+        residual = residual_target - white @ solution
+        misfit = max(1.4826 * float(np.median(np.abs(residual))), 1e-3)
+        weights = (_DEGREES_OF_FREEDOM + 1.0) / (_DEGREES_OF_FREEDOM + (residual / misfit) ** 2)
+    found = hypothesis.mean + factor @ solution
+    spread = factor @ np.linalg.solve(system, factor.T)
+    return DeviceFit(found, spread, level, misfit)
+
+
+def learn_prior(
+    devices: Sequence[MeasuredDevice],
+    groups: Sequence[int] | NDArray[np.intp],
+    *,
+    spread: float = 2.0,
+    deviations: Sequence[float] = (0.003, 0.1),
+    misfits: Sequence[float] = (0.005, 0.02, 0.08),
+    most_hypotheses: int = 6,
+) -> Prior:
+    """Mean and covariance of the weights over known devices, each device scaled to the same typical latency.
+
+    The covariance is of full rank: the few directions in which the known devices differ (`spread` times as far, for
+    a handful of devices does not show the extremes), what is uncertain about each of them, and a hierarchical
+    deviation for what no known device shows. How far a new device deviates, and how much of its latency no weights
+    explain, are hypotheses; their probabilities are how well each would have foretold a known device from the
+    families that it does not belong to.
+
+    Args:
+        devices: at least one; give every batch size or thread count as a device of its own, of one family.
+        groups: which columns are of one physical cost, (F,).
+        deviations: variances of the deviation, relative to those of a device of which nothing is known.
+        misfits: as in `Hypothesis`.
+        most_hypotheses: only so many of the most probable are kept.
+    """
+    if not devices:
+        raise UsageError("a prior is learned from at least one measured device; use hierarchical_prior without any")
+    reference = np.concatenate([device.features for device in devices])
+    base = hierarchical_prior(reference, groups, own=0.25)
+    fits = [fit_device(device, base) for device in devices]
+    typical = reference.mean(axis=0)
+    fits = [_rescaled(fit, float(typical @ fit.weights)) for fit in fits]
+    grid = [(deviation, misfit) for deviation in deviations for misfit in misfits]
+    votes = np.full(len(grid), 1.0)
+    families = sorted({device.family for device in devices})
+    for family in families if len(families) > 1 else []:
+        others = [fit for fit, device in zip(fits, devices, strict=True) if device.family != family]
+        mean, covariance = _moments(others, spread)
+        for device in (device for device in devices if device.family == family):
+            logs = [
+                _foretold(device, Hypothesis(mean, covariance + deviation * base.hypotheses[0].covariance, misfit))
+                for deviation, misfit in grid
+            ]
+            likelihood = np.exp(np.array(logs) - max(logs))
+            votes += len(grid) * likelihood / likelihood.sum()
+    kept = np.argsort(-votes, kind="stable")[:most_hypotheses]
+    mean, covariance = _moments(fits, spread)
+    hypotheses = tuple(
+        Hypothesis(
+            mean,
+            covariance + grid[i][0] * base.hypotheses[0].covariance,
+            grid[i][1],
+            float(votes[i] / votes[kept].sum()),
+        )
+        for i in kept
+    )
+    return Prior(hypotheses, scale_ms=float(np.exp(np.mean([np.log(fit.typical_ms) for fit in fits]))))
+
+
+def _rescaled(fit: DeviceFit, level: float) -> DeviceFit:
+    return DeviceFit(fit.weights / level, fit.covariance / level**2, fit.typical_ms * level, fit.misfit)
+
+
+def _moments(fits: Sequence[DeviceFit], spread: float) -> tuple[Floats, Floats]:
+    """Mean and covariance of a device's weights as the fits show them."""
+    weights = np.array([fit.weights for fit in fits])
+    mean = weights.mean(axis=0)
+    apart = weights - mean
+    uncertain = np.mean([fit.covariance for fit in fits], axis=0)
+    found: Floats = spread * apart.T @ apart / len(fits) + uncertain
+    return mean, found
+
+
+def _foretold(device: MeasuredDevice, hypothesis: Hypothesis) -> float:
+    """Log marginal likelihood of a few of a device's measurements under a hypothesis."""
+    rows = np.linspace(0, len(device.latency_ms) - 1, min(_VOTING_MEASUREMENTS, len(device.latency_ms))).astype(int)
+    rows = np.unique(rows)
+    predictor = BayesianPredictor(Prior((hypothesis,)))
+    predictor.update(device.features[rows], device.latency_ms[rows])
+    return predictor.log_evidence()

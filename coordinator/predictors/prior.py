@@ -1,0 +1,107 @@
+"""What is known about a device's latency weights before it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_protocol.errors import UsageError
+
+Floats = NDArray[np.float64]
+
+#: Group of the columns that correct a level rather than cost time: their weights are about 0.
+INDICATOR = -1
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One Gaussian belief about a device's weights, up to the device's speed.
+
+    Latency is `speed * (features @ w + misfit)`, w ~ N(mean, covariance). The misfit's standard deviation is
+    `misfit * (features @ mean)`: what no weights explain, relative to the latency. The speed is not part of the
+    belief; the predictor estimates it by marginal likelihood.
+    """
+
+    mean: Floats  #: (F,)
+    covariance: Floats  #: (F, F)
+    misfit: float
+    probability: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A few hypotheses, weighed against each other by how well they foretell the measurements."""
+
+    hypotheses: tuple[Hypothesis, ...]
+    #: Speed assumed until the first measurement, in ms per unit of `features @ mean`.
+    scale_ms: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.hypotheses:
+            raise UsageError("a prior needs at least one hypothesis; it has none")
+        for hypothesis in self.hypotheses:
+            size = len(hypothesis.mean)
+            finite = np.isfinite(hypothesis.mean).all() and np.isfinite(hypothesis.covariance).all()
+            if hypothesis.covariance.shape != (size, size) or size != self.size or not finite:
+                raise UsageError(
+                    f"a prior's means and covariances must be finite and of one size; found means of "
+                    f"{[len(h.mean) for h in self.hypotheses]} and covariances of "
+                    f"{[h.covariance.shape for h in self.hypotheses]}"
+                )
+
+    @property
+    def size(self) -> int:
+        """F, the number of features."""
+        return len(self.hypotheses[0].mean)
+
+
+def hierarchical_prior(
+    reference: Floats,
+    groups: Sequence[int] | NDArray[np.intp],
+    *,
+    misfits: Sequence[float] = (0.005, 0.015, 0.045),
+    shared: float = 1.0,
+    own: float = 0.5,
+    indicator: float = 0.04,
+    scale_ms: float = 1.0,
+) -> Prior:
+    """A prior for a device of which nothing is known.
+
+    Args:
+        reference: features of typical architectures, (n, F); only their column means matter.
+        groups: which columns are of one physical cost, (F,): such columns have similar weights,
+            w = w_group + deviation. `INDICATOR` columns are not of a cost.
+        misfits: hypotheses on what the features cannot explain, relative to the latency.
+        shared: standard deviation of a group's common weight, relative to that weight.
+        own: standard deviation of a column's deviation, relative to the group's weight.
+        indicator: standard deviation of the weights of `INDICATOR` columns, relative to a typical latency.
+        scale_ms: typical latency assumed until the first measurement.
+
+    Every group that occurs is taken to cause the same part of a typical architecture's latency, which is 1.
+    """
+    typical = np.abs(np.asarray(reference, dtype=np.float64)).mean(axis=0)
+    group_of = np.asarray(groups)
+    labels = np.unique(group_of[group_of != INDICATOR])
+    mean = np.zeros(len(typical))
+    covariance = np.zeros((len(typical), len(typical)))
+    level = np.flatnonzero(group_of == INDICATOR)
+    covariance[level, level] = indicator**2
+    for label in labels:
+        members = np.flatnonzero(group_of == label)
+        total = typical[members].sum()
+        if total <= 0:
+            continue
+        weight = 1.0 / (len(labels) * total)
+        mean[members] = weight
+        block = np.full((len(members), len(members)), (shared * weight) ** 2)
+        # Deviations add up over the group's columns as their squares do: a group of many columns may
+        # deviate as far, in all, as a group of one.
+        spread = total / max(np.sqrt((typical[members] ** 2).sum()), 1e-300)
+        block[np.diag_indices(len(members))] += (own * weight) ** 2 * min(spread, 2.0) ** 2
+        covariance[np.ix_(members, members)] = block
+    return Prior(
+        tuple(Hypothesis(mean, covariance, misfit, 1.0 / len(misfits)) for misfit in misfits), scale_ms=scale_ms
+    )

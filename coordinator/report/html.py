@@ -1,0 +1,79 @@
+"""`report.html`: one self-contained page on a take-home, with the raw data linked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from coordinator.report.measurement_table import read_measurements
+from coordinator.report.plots import Plot, device_plots
+from coordinator.report.results import DeviceRecord, Results
+from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, read_results, write_atomically
+from coordinator.view import wording
+from coordinator.view.snapshot import PredictorError
+
+REPORT_FILE = "report.html"
+#: Each device's plots weigh about 100 KB: beyond so many device settings the page shows tables only.
+MAX_PLOTTED = 50
+
+
+@dataclass(frozen=True)
+class _Section:
+    device: DeviceRecord
+    plots: list[Plot]
+
+
+def write_report(directory: Path) -> Path:
+    """Write the report of the take-home in `directory` beside its data; returns the page's path.
+
+    `StoreError` where the take-home is missing or was altered.
+    """
+    page = directory / REPORT_FILE
+    write_atomically(page, render_report(directory).encode())
+    return page
+
+
+def render_report(directory: Path) -> str:
+    """The page as text: what the take-home's own files say, and nothing else."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    results = read_results(directory)
+    rows = read_measurements(directory / MEASUREMENTS_FILE)
+    sections = [
+        _Section(
+            device,
+            device_plots(device, rows.get((device.device, device.runtime), []), f"p{index}")
+            if index < MAX_PLOTTED
+            else [],
+        )
+        for index, device in enumerate(results.fleet)
+    ]
+    environment = Environment(
+        loader=PackageLoader("coordinator.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(ms=wording.latency, target=wording.target, percent=wording.accuracy)
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        sections=sections,
+        elapsed=_elapsed(results),
+        predictor=_predictor,
+        max_plotted=MAX_PLOTTED,
+        results_file=RESULTS_FILE,
+        measurements_file=MEASUREMENTS_FILE,
+    )
+
+
+def _elapsed(results: Results) -> str:
+    if results.finished_at is None:
+        return "still running"
+    return wording.elapsed((results.finished_at - results.started_at).total_seconds())
+
+
+def _predictor(device: DeviceRecord) -> str:
+    record = device.predictor
+    error = None if record is None else PredictorError(record.mape_percent, record.spearman, record.held_out)
+    return wording.predictor_error(error)

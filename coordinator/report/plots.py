@@ -1,0 +1,258 @@
+"""The report's plots as inline SVG, coloured by the page's own CSS variables."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.report.outcome import MeasurementRow
+from coordinator.report.results import DeviceRecord
+
+#: Stand-ins that matplotlib draws with; the page's stylesheet says what they look like in light and dark.
+_COLOURS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "measured": "#030303",
+    "predicted": "#040404",
+    "winner": "#050505",
+}
+_WIDTH_IN, _HEIGHT_IN = 5.6, 3.5
+_SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fleetnas",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _COLOURS["muted"],
+    "axes.labelcolor": _COLOURS["ink"],
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titlecolor": _COLOURS["ink"],
+    "text.color": _COLOURS["ink"],
+    "xtick.color": _COLOURS["muted"],
+    "ytick.color": _COLOURS["muted"],
+    "xtick.labelcolor": _COLOURS["ink"],
+    "ytick.labelcolor": _COLOURS["ink"],
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure of the report."""
+
+    title: str
+    description: str
+    """What it shows, for who cannot see it."""
+    svg: str
+    """An `<svg>` element, complete in itself."""
+
+
+def device_plots(device: DeviceRecord, rows: Sequence[MeasurementRow], prefix: str) -> list[Plot]:
+    """The plots for which there is data. `prefix` keeps the identifiers of one page's plots apart."""
+    import matplotlib
+
+    searched = [row for row in rows if row.purpose in ("spread", "candidate")]
+    with matplotlib.rc_context(_SETTINGS):
+        drawn = (
+            _front(device, searched),
+            _agreement(searched),
+            _learning(device),
+            _drift_and_temperature(rows),
+        )
+        return [
+            Plot(title, description, _inline_svg(figure, f"{prefix}-{index}", f"{title}. {description}"))
+            for index, (title, description, figure) in enumerate(plot for plot in drawn if plot is not None)
+        ]
+
+
+_Drawn = tuple[str, str, Any]
+
+
+def _figure(rows: int = 1) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), layout="constrained")
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    figure.patch.set_alpha(0.0)
+    for axis in axes:
+        axis.patch.set_alpha(0.0)
+        axis.grid(True, color=_COLOURS["muted"], alpha=0.2, linewidth=0.6)
+    return figure, axes
+
+
+def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | None:
+    """Accuracy over latency: each subnet where it was predicted and where it was measured, and the winners."""
+    rated = [row for row in rows if row.predicted_accuracy is not None]
+    winners = [target for target in device.targets if target.verified_ms is not None and target.accuracy is not None]
+    if not rated and not winners:
+        return None
+    figure, (axis,) = _figure()
+    for index, target in enumerate(device.targets):
+        axis.axvline(
+            target.target_ms,
+            color=_COLOURS["muted"],
+            linestyle=":",
+            linewidth=1.2,
+            label="target" if index == 0 else None,
+        )
+    told = [
+        (row.predicted_ms, row.measurement.median_ms, 100 * (row.predicted_accuracy or 0.0))
+        for row in rated
+        if row.predicted_ms is not None
+    ] + [
+        (winner.predicted_ms, winner.verified_ms or 0.0, 100 * (winner.accuracy or 0.0))
+        for winner in winners
+        if winner.predicted_ms is not None
+    ]
+    for predicted_ms, found_ms, accuracy in told:
+        axis.plot([predicted_ms, found_ms], [accuracy, accuracy], color=_COLOURS["muted"], linewidth=0.7)
+    axis.plot(
+        [predicted_ms for predicted_ms, _, _ in told],
+        [accuracy for _, _, accuracy in told],
+        "o",
+        markersize=5,
+        fillstyle="none",
+        color=_COLOURS["predicted"],
+        label="latency predicted",
+    )
+    axis.plot(
+        [row.measurement.median_ms for row in rated],
+        [100 * (row.predicted_accuracy or 0.0) for row in rated],
+        "o",
+        markersize=4.5,
+        color=_COLOURS["measured"],
+        label="latency measured",
+    )
+    axis.plot(
+        [target.verified_ms for target in winners],
+        [100 * (target.accuracy or 0.0) for target in winners],
+        "*",
+        markersize=13,
+        markeredgecolor=_COLOURS["ink"],
+        markeredgewidth=0.8,
+        color=_COLOURS["winner"],
+        label="winner, verified and evaluated",
+    )
+    axis.set_xlabel("latency (ms)")
+    axis.set_ylabel("top-1 accuracy (%)")
+    figure.legend(loc="outside lower center", ncols=2)
+    description = (
+        f"Top-1 accuracy over latency: {len(rated)} measured subnets with their predicted accuracy, and "
+        f"{len(winners)} winners with verified latency and evaluated accuracy; dotted lines are the targets."
+    )
+    return "Front", description, figure
+
+
+def _agreement(rows: Sequence[MeasurementRow]) -> _Drawn | None:
+    """Measured over predicted latency, the prediction made before the measurement."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    told = [(row.predicted_ms, row.measurement.median_ms) for row in rows if row.predicted_ms is not None]
+    if len(told) < 2:
+        return None
+    figure, (axis,) = _figure()
+    predicted, measured = zip(*told, strict=True)
+    low, high = min(*predicted, *measured), max(*predicted, *measured)
+    axis.plot([low, high], [low, high], color=_COLOURS["muted"], linewidth=1, label="exact")
+    axis.plot(predicted, measured, "o", markersize=4.5, color=_COLOURS["measured"], label="subnet")
+    if high > 5 * low:
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            line.set_major_formatter("{x:g}")
+            line.set_minor_locator(NullLocator())
+    axis.set_xlabel("predicted before measuring (ms)")
+    axis.set_ylabel("measured (ms)")
+    axis.legend(loc="upper left")
+    return (
+        "Prediction and measurement",
+        f"Measured latency over the latency predicted beforehand, for {len(told)} subnets; on the line they agree.",
+        figure,
+    )
+
+
+def _learning(device: DeviceRecord) -> _Drawn | None:
+    """Held-out error of the predictor over the measurements it had learned from."""
+    if not device.learning:
+        return None
+    figure, (axis,) = _figure()
+    axis.plot(
+        [point.measurements for point in device.learning],
+        [point.mape_percent for point in device.learning],
+        "o-",
+        markersize=4,
+        color=_COLOURS["measured"],
+    )
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("measurements learned from")
+    axis.set_ylabel("held-out error (MAPE, %)")
+    last = device.learning[-1]
+    description = (
+        f"Held-out mean absolute percentage error; at the end {last.mape_percent:.1f} % over "
+        f"{last.held_out} held-out measurements."
+    )
+    return "Predictor error as it learned", description, figure
+
+
+def _drift_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
+    """Drift of the sentinel and temperature over the time of the device's measurements."""
+    if not rows:
+        return None
+    start_s = min(row.measurement.finished_unix_s for row in rows)
+    ordered = sorted(rows, key=lambda row: row.measurement.finished_unix_s)
+    minutes = [(row.measurement.finished_unix_s - start_s) / 60 for row in ordered]
+    temperatures = [row.measurement.after.temperature_c for row in ordered]
+    known = [(at, value) for at, value in zip(minutes, temperatures, strict=True) if value is not None]
+    figure, axes = _figure(2 if known else 1)
+    drift = [100 * (row.measurement.drift - 1) for row in ordered]
+    axes[0].axhline(0, color=_COLOURS["muted"], linewidth=1)
+    axes[0].plot(minutes, drift, "o-", markersize=3, linewidth=1, color=_COLOURS["measured"])
+    axes[0].set_ylabel("drift (%)")
+    description = f"Drift of the sentinel's latency, from {min(drift):+.1f} to {max(drift):+.1f} %"
+    if known:
+        at, values = zip(*known, strict=True)
+        axes[1].plot(at, values, "s-", markersize=3, linewidth=1, color=_COLOURS["predicted"])
+        axes[1].set_ylabel("temperature (°C)")
+        description += f", and temperature, from {min(values):.0f} to {max(values):.0f} °C"
+    else:
+        description += "; the device reports no temperature"
+    hot = [at for at, row in zip(minutes, ordered, strict=True) if row.measurement.quality == "throttled"]
+    for index, moment in enumerate(hot):
+        axes[0].axvline(moment, color=_COLOURS["winner"], linewidth=2, label="throttled" if index == 0 else None)
+    if hot:
+        axes[0].legend(loc="upper left")
+    axes[-1].set_xlabel("minutes since the first measurement")
+    return "Drift and temperature", f"{description}, over {minutes[-1]:.1f} minutes.", figure
+
+
+def _inline_svg(figure: Any, prefix: str, label: str) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for name, stand_in in _COLOURS.items():
+        svg = svg.replace(stand_in, f"var(--{name})")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    numbers = itertools.count()
+    names: dict[str, str] = {}
+    for identifier in re.findall(r'\bid="([^"]+)"', svg):
+        names.setdefault(identifier, f"{prefix}-{next(numbers)}")
+    svg = re.sub(r'\bid="([^"]+)"', lambda match: f'id="{names[match[1]]}"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", lambda match: f"url(#{names[match[1]]})", svg)
+    svg = re.sub(r'xlink:href="#([^"]+)"', lambda match: f'href="#{names[match[1]]}"', svg)
+    opening = re.compile(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', re.DOTALL)
+    escaped = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return opening.sub(
+        lambda match: (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{match[1]}" role="img" aria-label="{escaped}">'
+        ),
+        svg,
+        count=1,
+    )

@@ -1,0 +1,271 @@
+"""One call for every search: strategies over one or many latency targets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.search.blas import single_threaded_blas
+from coordinator.search.evolution import EvolutionEngine, EvolutionSettings
+from coordinator.search.guided import GuidedEngine, GuidedSettings
+from coordinator.search.latency import LatencyModel
+from coordinator.search.pool import Pool
+from coordinator.search.problem import AccuracyModel, Bounds, KnownAccuracy, Problem, Winner, check_targets
+from fleet_protocol.errors import UsageError
+from supernet_export.accuracy import AccuracyPredictor
+from supernet_export.spaces.base import DesignSpace, Genomes
+
+Floats = NDArray[np.float64]
+Strategy = Literal["joint", "bottom-up", "top-down", "independent", "exhaustive"]
+Engine = Literal["guided", "evolution"]
+STRATEGIES: tuple[Strategy, ...] = ("joint", "bottom-up", "top-down", "independent", "exhaustive")
+
+#: Generations of the guided engine.
+DEFAULT_ROUNDS = 40
+_PRUNED = 100
+_LARGEST_ENUMERATION = 1_000_000
+_ENUMERATION_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Winners in the order of the targets, and the Pareto front of all that was evaluated, fastest first."""
+
+    strategy: Strategy
+    winners: tuple[Winner, ...]
+    front_genomes: Genomes  #: (m, G)
+    front_top1: Floats  #: (m,)
+    front_latency_ms: Floats  #: (m,)
+    evaluations: int  #: subnets whose accuracy was predicted
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean predicted top-1 of the winners, a fraction."""
+        return float(np.mean([winner.accuracy for winner in self.winners]))
+
+
+@dataclass(frozen=True)
+class _Evaluated:
+    genomes: Genomes
+    top1: Floats
+    latency_ms: Floats
+
+
+def search(
+    space: DesignSpace,
+    accuracy: AccuracyModel | AccuracyPredictor,
+    latency: LatencyModel,
+    targets_ms: Sequence[float],
+    *,
+    rng: np.random.Generator,
+    strategy: Strategy = "joint",
+    engine: Engine = "guided",
+    bounds: Bounds | None = None,
+    warm_start: Genomes | None = None,
+    rounds: int = DEFAULT_ROUNDS,
+    islands: int = 1,
+    guided: GuidedSettings | None = None,
+    evolution: EvolutionSettings | None = None,
+) -> SearchResult:
+    """The most accurate subnets found within each latency target.
+
+    Args:
+        space: where to search.
+        accuracy: a predictor, or any model of accuracy.
+        latency: decides alone whether a subnet meets a target; need not be additive.
+        targets_ms: one or more, in any order.
+        rng: source of all randomness: the same state gives the same result.
+        strategy: `joint` searches all targets at once over one archive; `bottom-up` goes from the smallest target
+            upwards, each starting from the subnets found before; `top-down` downwards, each starting from randomly
+            pruned winners; `independent` starts anew for every target; `exhaustive` evaluates a small space whole.
+            Where only known subnets can win (`KnownAccuracy` without a model), every strategy is that.
+        engine: `guided`, or OFA's `evolution` as a baseline.
+        bounds: what a subnet may cost beside its latency.
+        warm_start: canonical genomes (n, G) to start from, such as an earlier search's front.
+        rounds: generations of the guided engine. `evolution` has its own.
+        islands: separate searches of the guided engine that are merged pair by pair, each union being searched for
+            twice as many rounds: twice the islands cost twice the time, and find better subnets than twice the rounds.
+        guided: parameters of the guided engine.
+        evolution: parameters of the evolution.
+
+    Raises:
+        InfeasibleTargetError: no subnet meets the smallest target; names the fastest one.
+        UsageError: a target is no latency, or the space is too large to enumerate.
+    """
+    with single_threaded_blas():
+        return _search(
+            Problem(space, accuracy, latency, bounds), check_targets(targets_ms), rng, strategy, engine, warm_start,
+            rounds, islands, guided or GuidedSettings(), evolution or EvolutionSettings(),
+        )  # fmt: skip
+
+
+def _search(
+    problem: Problem,
+    targets: tuple[float, ...],
+    rng: np.random.Generator,
+    strategy: Strategy,
+    engine: Engine,
+    warm_start: Genomes | None,
+    rounds: int,
+    islands: int,
+    guided: GuidedSettings,
+    evolution: EvolutionSettings,
+) -> SearchResult:
+    if strategy not in STRATEGIES:
+        raise UsageError(f"no strategy is called {strategy!r}; there are {', '.join(STRATEGIES)}")
+    candidates = problem.accuracy.candidates if isinstance(problem.accuracy, KnownAccuracy) else None
+    _, fastest_ms = problem.fastest()
+    if not fastest_ms <= min(targets):
+        raise problem.infeasible(min(targets))
+    if candidates is not None or strategy == "exhaustive":
+        found = _exhaustive(problem, targets, candidates)
+    elif engine == "evolution":
+        found = _evolved(problem, targets, strategy, rng, warm_start, evolution)
+    else:
+        found = _GuidedSearch(problem, targets, rng, warm_start, rounds, islands, guided).run(strategy)
+    return _result(problem, strategy, targets, found)
+
+
+class _GuidedSearch:
+    """The strategies over the guided engine."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        targets: tuple[float, ...],
+        rng: np.random.Generator,
+        warm_start: Genomes | None,
+        rounds: int,
+        islands: int,
+        settings: GuidedSettings,
+    ) -> None:
+        self._problem, self._rng, self._settings = problem, rng, settings
+        self._engine = GuidedEngine(problem, rng, settings)
+        self._targets = sorted(set(targets))
+        self._rounds, self._islands = rounds, max(1, islands)
+        fastest = problem.fastest()[0][None]
+        self._seeds = fastest if warm_start is None else np.concatenate([fastest, problem.space.canonical(warm_start)])
+
+    def run(self, strategy: Strategy) -> _Evaluated:
+        """What was evaluated and is worth keeping."""
+        if strategy == "joint":
+            pools = [self._search(self._targets)]
+        elif strategy == "independent":
+            pools = [self._search([target]) for target in self._targets]
+        else:
+            pools = [self._chained(upwards=strategy == "bottom-up")]
+        return _Evaluated(
+            np.concatenate([pool.genomes for pool in pools]),
+            np.concatenate([pool.top1 for pool in pools]),
+            np.concatenate([pool.latency_ms for pool in pools]),
+        )
+
+    def _new_pool(self, targets: Sequence[float]) -> Pool:
+        pool = Pool(self._problem, self._targets)
+        pool.add(self._seeds)
+        self._engine.start(targets, pool)
+        return pool
+
+    def _search(self, targets: Sequence[float]) -> Pool:
+        """One pool from islands that were searched for the targets and merged."""
+        pools = [self._new_pool(targets) for _ in range(self._islands)]
+        self._engine.run(targets, pools, self._rounds)
+        return self._engine.merge(targets, pools, 2 * self._rounds)
+
+    def _chained(self, *, upwards: bool) -> Pool:
+        """Target by target, each from what the one before it left."""
+        order = self._targets if upwards else self._targets[::-1]
+        pool = self._search(order[:1])
+        for before, target in itertools.pairwise(order):
+            (elite,) = pool.elites([before], self._settings.elites)
+            if not upwards:
+                pool.add(pruned(self._problem, pool.genomes[elite], target, _PRUNED, self._rng))
+            # What was found before crosses with newcomers that first grew up apart from it.
+            newcomers = self._new_pool([target])
+            self._engine.run([target], [newcomers], self._rounds // 2)
+            pool.merge(newcomers)
+            self._engine.run([target], [pool], self._rounds - self._rounds // 2)
+        return pool
+
+
+def _evolved(
+    problem: Problem,
+    targets: tuple[float, ...],
+    strategy: Strategy,
+    rng: np.random.Generator,
+    warm_start: Genomes | None,
+    settings: EvolutionSettings,
+) -> _Evaluated:
+    engine = EvolutionEngine(problem, rng, settings)
+    upwards = strategy != "top-down"
+    ordered = sorted(set(targets), reverse=not upwards)
+    given = problem.space.canonical(warm_start) if warm_start is not None else problem.fastest()[0][None]
+    start, populations = given, []
+    for place, target in enumerate(ordered):
+        chained = place > 0 and strategy != "independent"
+        population = engine.run(target, start, settings.further_generations if chained else None)
+        populations.append(population)
+        if strategy == "independent" or place + 1 == len(ordered):
+            continue
+        if upwards:
+            start = np.concatenate([given, population.genomes])
+        else:
+            drawn = pruned(problem, population.genomes[:1], ordered[place + 1], settings.population, rng)
+            start = np.concatenate([given, drawn])
+    return _Evaluated(
+        np.concatenate([population.genomes for population in populations]),
+        np.concatenate([population.top1 for population in populations]),
+        np.concatenate([population.latency_ms for population in populations]),
+    )
+
+
+def pruned(problem: Problem, genomes: Genomes, target_ms: float, count: int, rng: np.random.Generator) -> Genomes:
+    """`count` subnets within the target, each a genome whose genes were lowered at random until it was.
+
+    Source: the Top-down strategy's randomised pruning, arXiv 2012.06748.
+    """
+    found = genomes[rng.integers(0, len(genomes), count)].copy()
+    rows = np.arange(count)
+    for _ in range(int(problem.space.cardinalities.sum())):
+        too_slow = problem.latency_ms(found) > target_ms
+        if not too_slow.any():
+            break
+        # A random gene among those that can still be lowered.
+        lottery = np.where(found > 0, rng.random(found.shape), -1.0)
+        gene = lottery.argmax(axis=1)
+        lowered = found.copy()
+        lowered[rows, gene] = rng.integers(0, np.maximum(found[rows, gene], 1))
+        found = problem.space.canonical(np.where(too_slow[:, None], lowered, found))
+    return found[problem.latency_ms(found) <= target_ms]
+
+
+def _exhaustive(problem: Problem, targets: tuple[float, ...], candidates: Genomes | None) -> _Evaluated:
+    genomes = problem.space.enumerate(_LARGEST_ENUMERATION) if candidates is None else candidates
+    latency_ms = problem.latency_ms(genomes)
+    kept = latency_ms <= max(targets)
+    genomes, latency_ms = genomes[kept], latency_ms[kept]
+    parts = [problem.top1(genomes[i : i + _ENUMERATION_ROWS]) for i in range(0, len(genomes), _ENUMERATION_ROWS)]
+    return _Evaluated(genomes, np.concatenate(parts), latency_ms)
+
+
+def _result(problem: Problem, strategy: Strategy, targets: tuple[float, ...], found: _Evaluated) -> SearchResult:
+    order = np.lexsort((found.latency_ms, -found.top1))
+    genomes, top1, latency_ms = found.genomes[order], found.top1[order], found.latency_ms[order]
+    winners = []
+    for target in targets:
+        within = latency_ms <= target
+        if not within.any():
+            raise problem.infeasible(target)
+        best = int(within.argmax())
+        (architecture,) = problem.space.decode(genomes[best : best + 1])
+        winners.append(Winner(target, genomes[best].copy(), architecture, float(top1[best]), float(latency_ms[best])))
+    by_latency = np.lexsort((-top1, latency_ms))
+    running = np.maximum.accumulate(top1[by_latency])
+    improves = np.concatenate([[True], running[1:] > running[:-1]])
+    front = by_latency[improves]
+    return SearchResult(strategy, tuple(winners), genomes[front], top1[front], latency_ms[front], problem.evaluations)

@@ -1,0 +1,217 @@
+"""A search without any device: a latency table and an accuracy model in, winners and the Pareto front out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coordinator.search.block_table import read_block_table, table_resolutions
+from coordinator.search.engine import DEFAULT_ROUNDS, SearchResult, Strategy, search
+from coordinator.search.problem import AccuracyModel, Bounds, KnownAccuracy, check_targets, json_bounds
+from fleet_protocol.errors import UsageError
+from supernet_export.accuracy import AccuracyPredictor
+from supernet_export.accuracy_fit import read_accuracy_csv
+from supernet_export.bundle import SupernetBundle
+from supernet_export.spaces.base import DesignSpace
+from supernet_export.spaces.mbconv import MBConvSpace
+from supernet_export.spaces.registry import make_space
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+#: Options that a table may have been measured under, tried in this order where the user names none.
+_WIDTHS: Mapping[str, tuple[float, ...]] = {
+    "ofa-mbv3": (1.0, 1.2),
+    "compofa": (1.0, 1.2),
+    "compofa-elastic": (1.0, 1.2),
+    "ofa-proxyless": (1.3, 1.0),
+}
+#: Targets that are searched beside the ones asked for.
+_FRONT_TARGETS = 12
+#: Points of the front that the terminal shows at most.
+_FRONT_ROWS = 12
+
+
+@dataclass(frozen=True)
+class OfflineRequest:
+    """What to search offline."""
+
+    space: str  #: registered name of the design space
+    latency_table: Path  #: folder of `<resolution>_lookup_table.yaml`, or one YAML file
+    accuracy: Path  #: `.pth`, `.supernet`, `.safetensors` (a fitted predictor) or `.csv` (known values)
+    targets_ms: tuple[float, ...]
+    options: Mapping[str, Any] | None = None  #: of the space; None takes what the table was measured under
+    strategy: Strategy = "joint"
+    bounds: Bounds = field(default_factory=Bounds)
+    rounds: int = DEFAULT_ROUNDS
+    islands: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OfflineOutcome:
+    """What an offline search found."""
+
+    request: OfflineRequest
+    space: DesignSpace
+    result: SearchResult
+
+    def to_json(self) -> dict[str, Any]:
+        """Winners and front, JSON-serialisable; latencies in milliseconds, accuracies as fractions."""
+        result, space = self.result, self.space
+        front = zip(
+            space.decode(result.front_genomes),
+            result.front_top1.tolist(),
+            result.front_latency_ms.tolist(),
+            strict=True,
+        )
+        return {
+            "space": space.name,
+            "options": dict(space.options),
+            "latency_table": str(self.request.latency_table),
+            "accuracy": str(self.request.accuracy),
+            "strategy": result.strategy,
+            "seed": self.request.seed,
+            "bounds": dict(json_bounds(self.request.bounds)),
+            "evaluations": result.evaluations,
+            "targets": [
+                {
+                    "target_ms": winner.target_ms,
+                    "predicted_ms": winner.latency_ms,
+                    "accuracy": winner.accuracy,
+                    "macs": float(space.macs(winner.genome[None])[0]),
+                    "parameters": float(space.parameters(winner.genome[None])[0]),
+                    "architecture": winner.architecture.model_dump(mode="json"),
+                }
+                for winner in result.winners
+            ],
+            "front": [
+                {"predicted_ms": ms, "accuracy": top1, "architecture": architecture.model_dump(mode="json")}
+                for architecture, top1, ms in front
+            ],
+        }
+
+
+def search_offline(request: OfflineRequest) -> OfflineOutcome:
+    """Run the search; see `search` for what it raises, and `read_block_table` for the table."""
+    space = _space(request)
+    targets = check_targets(request.targets_ms)
+    # More targets in between make a fuller front.
+    between = np.linspace(min(targets), max(targets), _FRONT_TARGETS).tolist() if min(targets) < max(targets) else []
+    result = search(
+        space,
+        load_accuracy(request.accuracy, space),
+        read_block_table(request.latency_table, space),
+        [*targets, *between],
+        rng=np.random.default_rng(request.seed),
+        strategy=request.strategy,
+        bounds=request.bounds,
+        rounds=request.rounds,
+        islands=request.islands,
+    )
+    return OfflineOutcome(request, space, replace(result, winners=result.winners[: len(targets)]))
+
+
+def load_accuracy(path: Path, space: DesignSpace) -> AccuracyModel | AccuracyPredictor:
+    """The accuracy model in a file, by its suffix: `.pth`, `.supernet`, `.safetensors` or `.csv`."""
+    if path.suffix == ".csv":
+        return KnownAccuracy(*read_accuracy_csv(path, space))
+    if path.suffix == ".supernet":
+        predictor = SupernetBundle.open(path).accuracy_predictor()
+        if predictor is None:
+            raise UsageError(f"{path} holds no accuracy predictor; export it with one, or give --accuracy another file")
+        return predictor
+    if path.suffix == ".safetensors":
+        return AccuracyPredictor.load(path)
+    return AccuracyPredictor.from_pth(path)
+
+
+def _space(request: OfflineRequest) -> MBConvSpace:
+    """The space under the given options, or under the first ones that the table covers."""
+    if request.options is not None:
+        return _mbconv(make_space(request.space, request.options))
+    resolutions = [r for r in table_resolutions(request.latency_table) if r % 16 == 0]
+    failures: list[UsageError] = []
+    for width in _WIDTHS.get(request.space, ()):
+        space = _mbconv(make_space(request.space, {"width": width, "resolutions": resolutions}))
+        try:
+            read_block_table(request.latency_table, space)
+        except UsageError as failure:
+            failures.append(failure)
+        else:
+            return space
+    if failures:
+        raise failures[0]
+    return _mbconv(make_space(request.space))
+
+
+def _mbconv(space: DesignSpace) -> MBConvSpace:
+    if not isinstance(space, MBConvSpace):
+        raise UsageError(
+            f"there is no block latency table for {space.name}: search it on devices, or take another space"
+        )
+    return space
+
+
+def offline_table(outcome: OfflineOutcome) -> Group:
+    """The winners and the Pareto front, for the terminal."""
+    from rich.console import Group
+    from rich.table import Table
+
+    space, result = outcome.space, outcome.result
+    winners = Table(title=f"{space.name}, {result.strategy}: the best subnet predicted within each target")
+    for name in ("target ms", "predicted ms", "predicted top-1 %", "MMACs", "M parameters"):
+        winners.add_column(name, justify="right")
+    winners.add_column("depths, resolution")
+    for winner in result.winners:
+        macs, parameters = space.macs(winner.genome[None])[0], space.parameters(winner.genome[None])[0]
+        winners.add_row(
+            f"{winner.target_ms:g}",
+            f"{winner.latency_ms:.2f}",
+            f"{100 * winner.accuracy:.2f}",
+            f"{macs / 1e6:.0f}",
+            f"{parameters / 1e6:.2f}",
+            f"{'-'.join(map(str, winner.architecture.d))} at {winner.architecture.r}",
+        )
+    points = len(result.front_top1)
+    front = Table(title=f"Pareto front, {points} subnets of {result.evaluations:,} evaluated")
+    front.add_column("predicted ms", justify="right")
+    front.add_column("predicted top-1 %", justify="right")
+    for i in np.unique(np.linspace(0, points - 1, min(points, _FRONT_ROWS)).round().astype(int)):
+        front.add_row(f"{result.front_latency_ms[i]:.2f}", f"{100 * result.front_top1[i]:.2f}")
+    return Group(winners, front)
+
+
+def write_offline(outcome: OfflineOutcome, folder: Path) -> tuple[Path, Path]:
+    """Write `search.json` and `search.png` into the folder; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text, picture = folder / "search.json", folder / "search.png"
+    text.write_text(json.dumps(outcome.to_json(), indent=2) + "\n")
+    draw_fronts({outcome.space.name: outcome.result}, picture)
+    return text, picture
+
+
+def draw_fronts(results: Mapping[str, SearchResult], path: Path, title: str = "") -> None:
+    """Draw Pareto fronts, one line per named result, with their winners marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, result in results.items():
+        (line,) = axes.step(result.front_latency_ms, 100 * result.front_top1, where="post", label=name, linewidth=1)
+        best: Sequence[Any] = result.winners
+        axes.plot(
+            [w.latency_ms for w in best], [100 * w.accuracy for w in best], "o", color=line.get_color(), markersize=4
+        )
+    axes.set_xlabel("predicted latency, ms")
+    axes.set_ylabel("predicted top-1, %")
+    axes.set_title(title or "Pareto front; dots: the winner of each target", loc="left", fontsize=10)
+    axes.grid(alpha=0.3)
+    if len(results) > 1:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,136 @@
+"""The tables. Nothing outside this package sees a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+#: Raised with every change of the tables; a store of another version is refused.
+SCHEMA_VERSION = 1
+
+# SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
+_Serial = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Base of every table."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON}  # noqa: RUF012
+
+
+class SchemaRow(Base):
+    """One row: the version of the tables."""
+
+    __tablename__ = "schema_version"
+
+    version: Mapped[int] = mapped_column(primary_key=True)
+
+
+class RunRow(Base):
+    __tablename__ = "runs"
+
+    run_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    fleet: Mapped[str] = mapped_column(String(64))
+    supernet: Mapped[str] = mapped_column(Text)
+    bundle_sha256: Mapped[str] = mapped_column(String(64))
+    settings: Mapped[dict[str, Any]]
+    created_unix_s: Mapped[float] = mapped_column(index=True)
+    status: Mapped[str] = mapped_column(String(16))
+    finished_unix_s: Mapped[float | None]
+
+
+class DeviceRow(Base):
+    __tablename__ = "devices"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    setting_label: Mapped[str] = mapped_column(String(700), primary_key=True)
+    setting: Mapped[dict[str, Any]]
+    info: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    learning: Mapped[list[Any]]
+    wire_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class TaskRow(Base):
+    __tablename__ = "tasks"
+
+    task_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), index=True)
+    device: Mapped[str] = mapped_column(String(64))
+    setting_label: Mapped[str] = mapped_column(String(700))
+    purpose: Mapped[str] = mapped_column(String(16))
+    architecture: Mapped[dict[str, Any]]
+    target_ms: Mapped[float | None]
+    predicted_ms: Mapped[float | None]
+    predicted_std_ms: Mapped[float | None]
+    predicted_accuracy: Mapped[float | None]
+    model_sha256: Mapped[str | None] = mapped_column(String(64))
+    calibration: Mapped[bytes | None] = mapped_column(LargeBinary)
+    attempt: Mapped[int]
+    outcomes: Mapped[list[OutcomeRow]] = relationship(back_populates="task")
+
+
+class OutcomeRow(Base):
+    """One attempt's end; the order of `outcome_id` is the order of arrival, whatever the clock did."""
+
+    __tablename__ = "outcomes"
+    __table_args__ = (UniqueConstraint("task_id", "attempt"),)
+
+    outcome_id: Mapped[int] = mapped_column(_Serial, primary_key=True, autoincrement=True)
+    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.task_id"))
+    attempt: Mapped[int]
+    stored_unix_s: Mapped[float]
+    task: Mapped[TaskRow] = relationship(back_populates="outcomes")
+    measurement: Mapped[MeasurementRow | None] = relationship(cascade="all")
+    failure: Mapped[FailureRow | None] = relationship(cascade="all")
+
+
+class MeasurementRow(Base):
+    """Every field of `fleet_protocol.messages.Measurement`, raw times included."""
+
+    __tablename__ = "measurements"
+
+    outcome_id: Mapped[int] = mapped_column(ForeignKey("outcomes.outcome_id"), primary_key=True)
+    model_sha256: Mapped[str] = mapped_column(String(64))
+    model_bytes: Mapped[int] = mapped_column(BigInteger)
+    median_ms: Mapped[float]
+    mad_ms: Mapped[float]
+    p90_ms: Mapped[float]
+    min_ms: Mapped[float]
+    runs: Mapped[int]
+    inner_loops: Mapped[int]
+    half_width_percent: Mapped[float]
+    quality: Mapped[str] = mapped_column(String(16))
+    drift: Mapped[float]
+    times_us: Mapped[list[Any]]
+    block_medians_ms: Mapped[list[Any]]
+    provider: Mapped[str] = mapped_column(String(64))
+    build_ms: Mapped[float]
+    load_ms: Mapped[float]
+    before: Mapped[dict[str, Any]]
+    after: Mapped[dict[str, Any]]
+    energy_mj: Mapped[float | None]
+    finished_unix_s: Mapped[float]
+
+
+class FailureRow(Base):
+    __tablename__ = "failures"
+
+    outcome_id: Mapped[int] = mapped_column(ForeignKey("outcomes.outcome_id"), primary_key=True)
+    reason: Mapped[str] = mapped_column(String(32))
+    detail: Mapped[str] = mapped_column(Text)
+
+
+class WinnerRow(Base):
+    __tablename__ = "winners"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    setting_label: Mapped[str] = mapped_column(String(700), primary_key=True)
+    target_ms: Mapped[float] = mapped_column(primary_key=True)
+    met: Mapped[bool]
+    fields: Mapped[dict[str, Any]]

@@ -1,0 +1,309 @@
+"""The measurement store: every run, task, outcome and winner, through SQLAlchemy; SQLite unless told otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session, joinedload
+
+from coordinator.store.records import (
+    DeviceRecord,
+    DeviceStatus,
+    LatencyRecord,
+    Outcome,
+    OutcomeRecord,
+    RunRecord,
+    RunStatus,
+    TaskRecord,
+    WinnerRecord,
+)
+from coordinator.store.schema import (
+    SCHEMA_VERSION,
+    Base,
+    DeviceRow,
+    FailureRow,
+    MeasurementRow,
+    OutcomeRow,
+    RunRow,
+    SchemaRow,
+    TaskRow,
+    WinnerRow,
+)
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.errors import StoreError, UsageError
+from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
+
+_MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
+
+
+class MeasurementStore:
+    """One open store. Every method is one transaction that is on disk when it returns.
+
+    The agent forgets a result once it is acknowledged, so SQLite runs with WAL and `synchronous=FULL`: with `NORMAL`
+    a power cut could undo the last commits after their acknowledgement.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Open or create the store at an SQLAlchemy URL; `StoreError` where it cannot be used."""
+        self.url = url
+        try:
+            self._engine = _engine(url)
+            with self._transaction() as session:
+                Base.metadata.create_all(session.connection())
+                self._check_version(session)
+        except (SQLAlchemyError, ImportError) as error:
+            raise _store_error(url, error) from error
+
+    @classmethod
+    def open(cls, location: str | Path) -> MeasurementStore:
+        """From a file's path, or a URL with `://` in it."""
+        text = str(location)
+        if "://" in text:
+            return cls(text)
+        path = Path(text).expanduser()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the store's folder {path.parent} cannot be made ({error}); give another --store"
+            ) from error
+        return cls(f"sqlite:///{path}")
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._engine.dispose()
+
+    # -- runs --------------------------------------------------------------------------------------------------
+
+    def create_run(self, run: RunRecord) -> None:
+        """Begin a run; `StoreError` where its id is taken."""
+        with self._transaction() as session:
+            session.add(RunRow(**vars(run)))
+
+    def set_run_status(self, run_id: str, status: RunStatus, finished_unix_s: float | None = None) -> None:
+        """Say how a run stands."""
+        with self._transaction() as session:
+            row = self._run(session, run_id)
+            row.status, row.finished_unix_s = status, finished_unix_s
+
+    def run(self, run_id: str) -> RunRecord:
+        """The run called `run_id`; `UsageError` names the known ones where there is none."""
+        with self._transaction() as session:
+            return cast(RunRecord, _record(RunRecord, self._run(session, run_id)))
+
+    def runs(self) -> list[RunRecord]:
+        """Every run, oldest first."""
+        with self._transaction() as session:
+            rows = session.scalars(select(RunRow).order_by(RunRow.created_unix_s, RunRow.run_id))
+            return [_record(RunRecord, row) for row in rows]
+
+    def _run(self, session: Session, run_id: str) -> RunRow:
+        row = session.get(RunRow, run_id)
+        if row is None:
+            known = session.scalars(select(RunRow.run_id).order_by(RunRow.created_unix_s.desc()).limit(5)).all()
+            there = f"the latest are {', '.join(known)}" if known else "it holds none"
+            raise UsageError(f"the store {self.url} holds no run {run_id!r}; {there}")
+        return row
+
+    # -- device settings ---------------------------------------------------------------------------------------
+
+    def put_device(self, device: DeviceRecord) -> None:
+        """Add a device setting to its run, or renew what is known of it."""
+        with self._transaction() as session:
+            session.merge(
+                DeviceRow(
+                    run_id=device.run_id,
+                    device=device.device,
+                    setting_label=device.setting.label,
+                    setting=device.setting.model_dump(mode="json"),
+                    info=device.info.model_dump(mode="json"),
+                    status=device.status,
+                    reason=device.reason,
+                    learning=[list(point) for point in device.learning],
+                    wire_bytes=device.wire_bytes,
+                )
+            )
+
+    def devices(self, run_id: str) -> list[DeviceRecord]:
+        """The device settings of a run, by name."""
+        with self._transaction() as session:
+            rows = session.scalars(
+                select(DeviceRow).where(DeviceRow.run_id == run_id).order_by(DeviceRow.device, DeviceRow.setting_label)
+            )
+            return [
+                DeviceRecord(
+                    run_id=row.run_id,
+                    device=row.device,
+                    setting=RuntimeSetting.model_validate(row.setting),
+                    info=AgentInfo.model_validate(row.info),
+                    status=cast(DeviceStatus, row.status),
+                    reason=row.reason,
+                    learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning),
+                    wire_bytes=row.wire_bytes,
+                )
+                for row in rows
+            ]
+
+    # -- tasks and what came of them ---------------------------------------------------------------------------
+
+    def put_task(self, task: TaskRecord) -> None:
+        """Add a task, or renew its attempt count."""
+        with self._transaction() as session:
+            values = {**vars(task), "architecture": task.architecture.model_dump(mode="json")}
+            session.merge(TaskRow(**values))
+
+    def tasks(self, run_id: str) -> list[TaskRecord]:
+        """Every task of a run, by id."""
+        with self._transaction() as session:
+            rows = session.scalars(select(TaskRow).where(TaskRow.run_id == run_id).order_by(TaskRow.task_id))
+            return [_task(row) for row in rows]
+
+    def add_outcome(self, key: TaskKey, outcome: Outcome, stored_unix_s: float) -> bool:
+        """Store what an attempt brought; False where that attempt's outcome is stored already.
+
+        `StoreError` where the task is unknown.
+        """
+        with self._transaction() as session:
+            if session.get(TaskRow, key.task_id) is None:
+                raise StoreError(f"task {key.task_id} is in no run of the store {self.url}; its result is not stored")
+            # The unique key decides, not a look before it: several coordinators may share a store.
+            insert = postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert
+            statement = (
+                insert(OutcomeRow)
+                .values(task_id=key.task_id, attempt=key.attempt, stored_unix_s=stored_unix_s)
+                .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
+                .returning(OutcomeRow.outcome_id)
+            )
+            outcome_id = session.scalar(statement)
+            if outcome_id is None:
+                return False
+            if isinstance(outcome, Failed):
+                session.add(FailureRow(outcome_id=outcome_id, reason=outcome.reason, detail=outcome.detail))
+            else:
+                session.add(MeasurementRow(outcome_id=outcome_id, **outcome.model_dump(mode="json")))
+            return True
+
+    def outcomes(self, run_id: str) -> list[OutcomeRecord]:
+        """Every outcome of a run in the order of arrival."""
+        with self._transaction() as session:
+            rows = session.scalars(
+                select(OutcomeRow)
+                .join(OutcomeRow.task)
+                .where(TaskRow.run_id == run_id)
+                .options(
+                    joinedload(OutcomeRow.task), joinedload(OutcomeRow.measurement), joinedload(OutcomeRow.failure)
+                )
+                .order_by(OutcomeRow.outcome_id)
+            )
+            return [_outcome(row) for row in rows]
+
+    def latencies(self, run_id: str, before_unix_s: float) -> list[LatencyRecord]:
+        """Every latency of a run that was stored before then and not throttled, in the order of arrival."""
+        with self._transaction() as session:
+            rows = session.execute(
+                select(
+                    TaskRow.device,
+                    TaskRow.setting_label,
+                    TaskRow.architecture,
+                    MeasurementRow.median_ms / MeasurementRow.drift,
+                )
+                .join(OutcomeRow, OutcomeRow.task_id == TaskRow.task_id)
+                .join(MeasurementRow, MeasurementRow.outcome_id == OutcomeRow.outcome_id)
+                .where(TaskRow.run_id == run_id)
+                .where(OutcomeRow.stored_unix_s < before_unix_s)
+                .where(MeasurementRow.quality != "throttled")
+                .order_by(OutcomeRow.outcome_id)
+            )
+            return [
+                LatencyRecord(device, label, Architecture.model_validate(architecture), float(latency_ms))
+                for device, label, architecture, latency_ms in rows
+            ]
+
+    # -- winners -----------------------------------------------------------------------------------------------
+
+    def put_winner(self, winner: WinnerRecord) -> None:
+        """Say what became of a target."""
+        with self._transaction() as session:
+            session.merge(WinnerRow(**vars(winner)))
+
+    def winners(self, run_id: str) -> list[WinnerRecord]:
+        """What became of a run's targets, by device setting and target."""
+        with self._transaction() as session:
+            rows = session.scalars(
+                select(WinnerRow)
+                .where(WinnerRow.run_id == run_id)
+                .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms)
+            )
+            return [_record(WinnerRecord, row) for row in rows]
+
+    # -- the database ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except IntegrityError as error:
+            raise StoreError(f"the store {self.url} refuses this: {error.orig}") from error
+        except SQLAlchemyError as error:
+            raise _store_error(self.url, error) from error
+
+    def _check_version(self, session: Session) -> None:
+        versions: Sequence[int] = session.scalars(select(SchemaRow.version)).all()
+        if not versions:
+            session.add(SchemaRow(version=SCHEMA_VERSION))
+        elif max(versions) != SCHEMA_VERSION:
+            raise StoreError(
+                f"the store {self.url} has schema version {max(versions)} and this fleetnas writes {SCHEMA_VERSION}; "
+                "use the fleetnas that wrote it, or give another --store"
+            )
+
+
+def _engine(url: str) -> Engine:
+    engine = create_engine(url)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine, "connect")
+        def _configure(connection: Any, _: object) -> None:
+            cursor = connection.cursor()
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    return engine
+
+
+def _store_error(url: str, error: Exception) -> StoreError:
+    reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
+    return StoreError(
+        f"the measurement store {url} cannot be used: {reason}; check the path, its rights and the free disk space, "
+        "or give another --store"
+    )
+
+
+def _record(kind: Any, row: Base) -> Any:
+    return kind(**{name: getattr(row, name) for name in kind.__dataclass_fields__})
+
+
+def _task(row: TaskRow) -> TaskRecord:
+    values = {name: getattr(row, name) for name in TaskRecord.__dataclass_fields__}
+    return TaskRecord(**{**values, "architecture": Architecture.model_validate(row.architecture)})
+
+
+def _outcome(row: OutcomeRow) -> OutcomeRecord:
+    key = TaskKey(task_id=row.task_id, attempt=row.attempt)
+    outcome: Outcome
+    if row.measurement is not None:
+        outcome = Measurement.model_validate({name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS})
+    elif row.failure is not None:
+        outcome = Failed.model_validate({"task": key, "reason": row.failure.reason, "detail": row.failure.detail})
+    else:
+        raise StoreError(f"outcome {row.outcome_id} of task {row.task_id} is neither a measurement nor a failure")
+    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s)

@@ -1,0 +1,204 @@
+"""One device setting on the screen, in four degrees of detail."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+
+from coordinator.view import wording
+from coordinator.view.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot
+from coordinator.view.strip import (
+    BAD,
+    BOLD,
+    DIM,
+    GOOD,
+    PLAIN,
+    WARN,
+    Strip,
+    bar,
+    boxed,
+    left,
+    padded,
+    right,
+    spread,
+    strip_width,
+)
+
+_STATE_STYLES: dict[DeviceState, Style] = {
+    "offline": DIM,
+    "fetching": GOOD,
+    "measuring": GOOD,
+    "waiting": PLAIN,
+    "verifying": GOOD,
+    "done": BOLD,
+    "lost": BAD,
+    "idle": DIM,
+}
+#: From so many cells on, a table of targets has roomy columns; below the second, only the best latency.
+_ROOMY, _THREE_LATENCIES = 66, 60
+_STATE_CELLS, _LEAST_NAME = 12, 20
+_COMMON_PARTS = (("onnxruntime", "ort"), ("_cpu", ""), ("_fp32", ""), ("opt-", ""))
+
+
+class Detail(Enum):
+    """How much of a device is shown: the least cells that it takes across."""
+
+    PANEL = 70
+    SECTION = 48
+    COMPACT = 40
+    LINE = 60
+
+    def height(self, targets: int) -> int:
+        """Lines that a device with so many targets takes."""
+        return {Detail.PANEL: targets + 6, Detail.SECTION: targets + 2, Detail.COMPACT: 2, Detail.LINE: 1}[self]
+
+
+def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int) -> list[Strip]:
+    """The device in `height` lines of `width` cells."""
+    if detail is Detail.LINE:
+        return [_line(device, width)]
+    if detail is Detail.COMPACT:
+        return [_line(device, width), padded(_inline_targets(device), width)]
+    if detail is Detail.SECTION:
+        table = _target_table(device, width - 2, remark=_detail(device))
+        return [_line(device, width, with_targets=False), *([Segment("  "), *strip] for strip in table)]
+    inner = width - 4
+    title = [Segment(wording.printable(device.device), BOLD), Segment(f"  {wording.printable(device.setting_label)}")]
+    body = [
+        spread(_state(device), _conditions(device), inner),
+        spread(_budget(device), _failures(device), inner),
+        [Segment("predictor error  ", DIM), Segment(wording.predictor_error(device.predictor_error))],
+        *_target_table(device, inner),
+    ]
+    return boxed(title, body, width, height)
+
+
+def _state(device: DeviceSnapshot) -> Strip:
+    strip = [
+        Segment(f"{wording.state_mark(device.state)} {device.state}", _STATE_STYLES[device.state]),
+    ]
+    if device.state_detail:
+        strip.append(Segment(f"  {wording.printable(device.state_detail)}"))
+    progress = device.current_progress
+    if progress is not None and progress.fraction is not None:
+        strip += [Segment("  "), *bar(progress.fraction, 12), Segment(f" {wording.amount(progress)}")]
+    return strip
+
+
+def _detail(device: DeviceSnapshot) -> str:
+    """What a narrow view says of the state beyond its name."""
+    progress = device.current_progress
+    parts = (wording.printable(device.state_detail), "" if progress is None else wording.amount(progress))
+    return " ".join(part for part in parts if part)
+
+
+def _conditions(device: DeviceSnapshot) -> Strip:
+    temperature = "temperature unknown" if device.temperature_c is None else f"{device.temperature_c:.0f} °C"
+    strip = [Segment(temperature, DIM if device.temperature_c is None else PLAIN)]
+    return [Segment("THROTTLED ", WARN), *strip] if device.throttled else strip
+
+
+def _budget(device: DeviceSnapshot) -> Strip:
+    strip = [Segment("measurements     ", DIM)]
+    if device.budget > 0:
+        strip += [*bar(device.measurements / device.budget, 20), Segment(" ")]
+    return [*strip, Segment(_count(device))]
+
+
+def _count(device: DeviceSnapshot) -> str:
+    return f"{device.measurements}/{device.budget}" if device.budget > 0 else str(device.measurements)
+
+
+def _failures(device: DeviceSnapshot) -> Strip:
+    return [Segment(wording.count_of(device.failures, "failure"), WARN)] if device.failures else []
+
+
+def _line(device: DeviceSnapshot, width: int, with_targets: bool = True) -> Strip:
+    """Everything about a device in one line; columns at the end go first when it is narrow."""
+    met = sum(target.met is True for target in device.targets)
+    error = device.predictor_error
+    hot = device.throttled is True
+    temperature = "" if device.temperature_c is None else f"{device.temperature_c:.0f}°C"
+    columns: list[tuple[str, int, Style]] = [(_count(device), 7, PLAIN)]
+    if with_targets:
+        style = GOOD if met and met == len(device.targets) else PLAIN
+        columns.append((f"{met}/{len(device.targets)} met", 8, style))
+    columns += [
+        ("" if error is None else f"err {error.mape_percent:.1f}%/{error.held_out}", 13, DIM),
+        (f"{temperature} hot" if hot else temperature, 9, WARN if hot else PLAIN),
+        (f"{device.failures} fail" if device.failures else "", 8, WARN),
+    ]
+    room = width - _STATE_CELLS - _LEAST_NAME
+    kept: Strip = []
+    for text, cells, style in columns:
+        if cells > room:
+            break
+        kept.append(Segment(right(text, cells), style))
+        room -= cells
+    state = left(f"{wording.state_mark(device.state)} {device.state}", _STATE_CELLS)
+    name = _name(device, width - _STATE_CELLS - strip_width(kept) - 1)
+    detail = [Segment(f"  {_detail(device)}")] if with_targets else []
+    return spread([Segment(state, _STATE_STYLES[device.state]), *name, *detail], kept, width)
+
+
+def _name(device: DeviceSnapshot, width: int) -> Strip:
+    """Device and setting; where they do not fit, the label without what most settings share, then its end."""
+    name, label = wording.printable(device.device), wording.printable(device.setting_label)
+    room = width - cell_len(name) - 1
+    if cell_len(label) > room:
+        for common, short in _COMMON_PARTS:
+            label = label.replace(common, short)
+    if cell_len(label) > room:
+        label = f"…{label[1 - room :]}" if room > 1 else ""
+    return [Segment(name, BOLD), Segment(f" {label}" if label else "")]
+
+
+def _best(target: TargetSnapshot) -> str:
+    """The most trustworthy latency there is; `~` marks one that is only predicted, `?` one not yet verified."""
+    if target.verified_ms is not None:
+        return wording.latency(target.verified_ms)
+    if target.measured_ms is not None:
+        return f"?{wording.latency(target.measured_ms)}"
+    return "–" if target.predicted_ms is None else f"~{wording.latency(target.predicted_ms)}"
+
+
+def _inline_targets(device: DeviceSnapshot) -> Strip:
+    strip = [Segment("  ms ", DIM)]
+    for target in device.targets:
+        strip += [
+            Segment(f" {wording.target(target.target_ms)}:", DIM),
+            Segment(f"{_best(target)}{wording.target_mark(target)} ", _target_style(target)),
+        ]
+    return strip
+
+
+def _target_style(target: TargetSnapshot) -> Style:
+    return PLAIN if target.met is None else GOOD if target.met else BAD
+
+
+def _target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[Strip]:
+    """A line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
+    roomy, three = width >= _ROOMY, width >= _THREE_LATENCIES
+    heads = ["target ms", "predicted", "measured", "verified", "accuracy"] if three else ["target ms", "best", "acc."]
+    cells = (10, 10, 10, 10, 10) if roomy else (9, 10, 9, 9, 9) if three else (9, 8, 8)
+    rest = max(0, width - sum(cells))
+    head = "".join(right(text, size) for text, size in zip(heads, cells, strict=True))
+    table: list[Strip] = [padded([Segment(head, DIM), Segment(left(f"  {remark}", rest))], width)]
+    for target in device.targets:
+        latencies = (
+            [
+                wording.latency(target.predicted_ms),
+                wording.latency(target.measured_ms),
+                wording.latency(target.verified_ms),
+            ]
+            if three
+            else [_best(target)]
+        )
+        texts = [wording.target(target.target_ms), *latencies, wording.target_accuracy(target)]
+        status = f"  {wording.target_mark(target)} {wording.target_status(target)}"
+        row = [Segment(right(text, size)) for text, size in zip(texts, cells, strict=True)]
+        table.append(padded([*row, Segment(left(status, rest), _target_style(target))], width))
+    return table

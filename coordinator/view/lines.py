@@ -1,0 +1,156 @@
+"""The view where stdout is no terminal: a line of text, or of JSON, per event."""
+
+from __future__ import annotations
+
+import time
+from typing import IO
+
+from coordinator.view import wording
+from coordinator.view.events import (
+    CampaignFinished,
+    CampaignStarted,
+    DeviceJoined,
+    DeviceLost,
+    Event,
+    MeasurementFailed,
+    MeasurementTaken,
+    PredictorUpdated,
+    TargetInfeasible,
+    TargetMissed,
+    TargetResolved,
+    WinnerVerified,
+    event_to_json,
+)
+from coordinator.view.snapshot import ProgressSnapshot, Snapshot
+
+_PROGRESS_STEPS = 4
+
+
+def event_line(event: Event) -> str | None:
+    """The event in words, on one line; None for one that is not worth a line."""
+    text = _event_text(event)
+    return None if text is None else wording.printable(text)
+
+
+def _event_text(event: Event) -> str | None:
+    match event:
+        case CampaignStarted():
+            verb = "resumes" if event.resumed else "starts"
+            return (
+                f"run {event.run_id} {verb}: {event.supernet}, {event.strategy} search, targets {event.targets}, "
+                f"at most {wording.count_of(event.budget, 'measurement')} on each of "
+                f"{', '.join(event.devices) or 'no device'}"
+            )
+        case DeviceJoined():
+            return f"{event.device} joined: {event.model}, {', '.join(event.settings)}"
+        case DeviceLost():
+            return f"{event.device} lost: {event.reason}"
+        case MeasurementTaken():
+            predicted = "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)}"
+            quality = "" if event.quality == "ok" else f", {event.quality}"
+            return (
+                f"{event.device}/{event.setting} measured {wording.latency(event.measured_ms)} ms "
+                f"±{event.half_width_percent:.1f} %{predicted}{quality}: {event.purpose} {event.fingerprint}, "
+                f"{event.measurements} of {event.budget}"
+            )
+        case MeasurementFailed():
+            detail = f" ({event.detail})" if event.detail else ""
+            return f"{event.device}/{event.setting} could not measure {event.fingerprint}: {event.reason}{detail}"
+        case PredictorUpdated():
+            return None
+        case TargetResolved():
+            return (
+                f"{_target(event)} candidate {event.fingerprint}: measured {wording.latency(event.measured_ms)} ms, "
+                f"predicted accuracy {wording.accuracy(event.accuracy)}"
+            )
+        case WinnerVerified():
+            return (
+                f"{_target(event)} met: {event.fingerprint} verified at {wording.latency(event.verified_ms)} ms, "
+                f"accuracy {wording.accuracy(event.accuracy)}"
+            )
+        case TargetMissed():
+            end = "missed" if event.final else "not met by this subnet"
+            return f"{_target(event)} {end}: {event.reason}"
+        case TargetInfeasible():
+            return f"{_target(event)} infeasible: {event.reason}"
+        case CampaignFinished():
+            lost = f", lost {', '.join(event.devices_lost)}" if event.devices_lost else ""
+            results = f", results in {event.results}" if event.results else ""
+            return (
+                f"run {event.run_id} {event.status} after {wording.elapsed(event.elapsed_s)}: "
+                f"{event.targets_met} of {wording.count_of(event.targets, 'target')} met{lost}{results}"
+            )
+
+
+def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
+    return f"{event.device}/{event.setting} target {wording.target(event.target_ms)} ms"
+
+
+class _LineWriter:
+    """Writes lines at once; a reader that went away ends the output, not the campaign."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._open = True
+
+    def write(self, line: str) -> None:
+        if not self._open:
+            return
+        try:
+            self._stream.write(line.encode(self._encoding, "replace").decode(self._encoding) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            self._open = False
+
+
+class LinesView:
+    """Plain lines with the time of day (UTC), so that progress shows in a pipe or a log file."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._writer = _LineWriter(stream)
+        self._phase: str | None = None
+        self._steps: dict[str, int] = {}
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Writes a change of phase, and each quarter of what takes time."""
+        if snapshot.phase != self._phase:
+            self._phase = snapshot.phase
+            self._write(snapshot.now_s, f"phase: {snapshot.phase}")
+        for progress in snapshot.progress:
+            self._write_progress(snapshot.now_s, progress)
+
+    def _write_progress(self, now_s: float, progress: ProgressSnapshot) -> None:
+        step = int((progress.fraction or 0.0) * _PROGRESS_STEPS)
+        if step > self._steps.get(progress.label, -1):
+            self._steps[progress.label] = step
+            self._write(now_s, f"{progress.label}: {wording.amount(progress)}")
+
+    def event(self, event: Event) -> None:
+        """Writes the event, if it is worth a line."""
+        line = event_line(event)
+        if line is not None:
+            self._write(event.at_s, line)
+
+    def close(self) -> None:
+        """Every line is out already."""
+
+    def _write(self, at_s: float, text: str) -> None:
+        self._writer.write(f"{time.strftime('%H:%M:%S', time.gmtime(at_s))} {wording.printable(text)}")
+
+
+class JsonView:
+    """One JSON object per event and line; snapshots are not written."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._writer = _LineWriter(stream)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Snapshots repeat what the events said."""
+
+    def event(self, event: Event) -> None:
+        """Writes the event."""
+        self._writer.write(event_to_json(event))
+
+    def close(self) -> None:
+        """Every line is out already."""

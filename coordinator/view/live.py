@@ -1,0 +1,202 @@
+"""The live view: a campaign on a terminal, as a pure function of its snapshot."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.segment import Segment
+
+from coordinator.view import wording
+from coordinator.view.device_block import Detail, device_block
+from coordinator.view.events import Event
+from coordinator.view.snapshot import DeviceSnapshot, DeviceState, ProgressSnapshot, Snapshot
+from coordinator.view.strip import BOLD, DIM, GOOD, Strip, bar, in_ascii, left, padded, side_by_side, spread
+
+_GAP = 1
+_COMFORTABLE_WIDTH = 78
+_MAX_PROGRESS_LINES = 3
+_LOG_LINES_KEPT_FREE = 3
+_MAX_LOG = 8
+_FACTS_GAP = "  ·  "
+_LEGEND = "~ predicted accuracy   · ? not yet verified   err: the predictor's, held out"
+#: What to see first where not every device fits.
+_ATTENTION: tuple[DeviceState, ...] = (
+    "lost",
+    "verifying",
+    "measuring",
+    "fetching",
+    "waiting",
+    "idle",
+    "offline",
+    "done",
+)
+
+
+def render(snapshot: Snapshot) -> CampaignFrame:
+    """What to print for a snapshot: depends on it and on the terminal's size, on nothing else."""
+    return CampaignFrame(snapshot)
+
+
+@dataclass(frozen=True)
+class CampaignFrame:
+    """A rich renderable that fits itself into the width and height it is given."""
+
+    snapshot: Snapshot
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        height = options.height or options.size.height
+        for strip in frame_strips(self.snapshot, options.max_width, height):
+            yield from in_ascii(strip) if options.ascii_only else strip
+            yield Segment.line()
+
+
+def frame_strips(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
+    """The frame as at most `height` lines of at most `width` cells each."""
+    lines = _header(snapshot, width)
+    lines += _progress(snapshot.progress, width)
+    room = height - len(lines)
+    log_room = min(_LOG_LINES_KEPT_FREE, len(snapshot.log)) if height >= 20 else 0
+    if snapshot.devices:
+        lines += _devices(snapshot.devices, width, max(1, room - log_room))
+    else:
+        lines.append(padded([Segment("No device yet: run `fleetnas-agent run --broker HOST:PORT` on a board.")], width))
+    room = height - len(lines)
+    if room > _LOG_LINES_KEPT_FREE + 1:
+        lines.append(padded([Segment(_LEGEND, DIM)], width))
+        room -= 1
+    if room > 0:
+        lines += [padded([Segment(wording.printable(line))], width) for line in snapshot.log[-min(room, _MAX_LOG) :]]
+    return lines[:height]
+
+
+def _header(snapshot: Snapshot, width: int) -> list[Strip]:
+    start = [
+        Segment("fleetnas", BOLD),
+        Segment(f"  {wording.printable(snapshot.run_id)}  {wording.printable(snapshot.supernet)}"),
+    ]
+    end = [
+        Segment(wording.printable(snapshot.phase), GOOD),
+        Segment(f"  {wording.elapsed(snapshot.now_s - snapshot.started_s)}", BOLD),
+    ]
+    states = Counter(device.state for device in snapshot.devices)
+    targets = [target for device in snapshot.devices for target in device.targets]
+    counted = ", ".join(f"{states[state]} {state}" for state in _ATTENTION if states[state])
+    number = wording.count_of(len(snapshot.devices), "device setting")
+    facts = [
+        f"{sum(target.met is True for target in targets)} of {wording.count_of(len(targets), 'target')} met",
+        wording.count_of(sum(device.measurements for device in snapshot.devices), "measurement"),
+    ]
+    roomy = _FACTS_GAP.join([*facts, f"{number}: {counted}" if counted else number])
+    close = _FACTS_GAP.join([*facts, counted or number])
+    return [spread(start, end, width), padded([Segment(roomy if len(roomy) <= width else close)], width)]
+
+
+def _progress(items: Sequence[ProgressSnapshot], width: int) -> list[Strip]:
+    shown = items if len(items) <= _MAX_PROGRESS_LINES else items[: _MAX_PROGRESS_LINES - 1]
+    lines = []
+    for item in shown:
+        label = min(36, max(8, width - 40))
+        strip = [Segment(left(wording.printable(item.label), label)), Segment(" ")]
+        if item.fraction is not None:
+            strip += [*bar(item.fraction, min(30, max(4, width - label - 26))), Segment(" ")]
+        lines.append(padded([*strip, Segment(wording.amount(item))], width))
+    if len(items) > len(shown):
+        lines.append(padded([Segment(f"and {len(items) - len(shown)} more under way", DIM)], width))
+    return lines
+
+
+def _devices(devices: Sequence[DeviceSnapshot], width: int, room: int) -> list[Strip]:
+    """All devices in the most detail that fits into `room` lines; when none does, the first ones and a count."""
+    for detail in Detail:
+        if detail.value > width and detail is not Detail.LINE:
+            continue
+        for columns in _column_counts(len(devices), width, detail):
+            rows = _rows(devices, columns)
+            heights = [max(detail.height(len(device.targets)) for device in row) for row in rows]
+            if sum(heights) <= room:
+                return _grid(rows, heights, columns, detail, width)
+    columns = _column_counts(len(devices), width, Detail.LINE)[-1]
+    ranked = sorted(devices, key=lambda device: _ATTENTION.index(device.state))
+    shown, rest = ranked[: (room - 1) * columns], ranked[(room - 1) * columns :]
+    rows = _rows(shown, columns)
+    states = Counter(device.state for device in rest)
+    counted = ", ".join(f"{states[state]} {state}" for state in _ATTENTION if states[state])
+    more = padded([Segment(f"and {len(rest)} more: {counted}", DIM)], width)
+    return [*_grid(rows, [1] * len(rows), columns, Detail.LINE, width), more]
+
+
+def _column_counts(devices: int, width: int, detail: Detail) -> range:
+    """Numbers of columns to try: from comfortable to as narrow as the detail allows."""
+    most = max(1, min(devices, (width + _GAP) // (detail.value + _GAP)))
+    return range(min(most, max(1, width // _COMFORTABLE_WIDTH)), most + 1)
+
+
+def _rows(devices: Sequence[DeviceSnapshot], columns: int) -> list[Sequence[DeviceSnapshot]]:
+    return [devices[start : start + columns] for start in range(0, len(devices), columns)]
+
+
+def _grid(
+    rows: Sequence[Sequence[DeviceSnapshot]],
+    heights: Sequence[int],
+    columns: int,
+    detail: Detail,
+    width: int,
+) -> list[Strip]:
+    inner = width - _GAP * (columns - 1)
+    widths = [inner // columns + (index < inner % columns) for index in range(columns)]
+    lines: list[Strip] = []
+    for row, height in zip(rows, heights, strict=True):
+        blocks = [device_block(device, detail, cells, height) for device, cells in zip(row, widths, strict=False)]
+        lines += side_by_side(blocks, widths[: len(blocks)], _GAP)
+    return lines
+
+
+class LiveView:
+    """Redraws the terminal when it is given a new snapshot, at most `refresh_per_s` times a second.
+
+    It draws inside `update` and starts no thread: between updates it costs nothing, which matters on a machine
+    that measures latencies. The frame is on the alternate screen; what was on the terminal before comes back.
+    """
+
+    def __init__(
+        self, console: Console, refresh_per_s: float = 4.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._console = console
+        self._interval_s = 1.0 / refresh_per_s
+        self._clock = clock
+        self._drawn_at_s: float | None = None
+        self._drawn: Snapshot | None = None
+        self._latest: Snapshot | None = None
+        self._live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False)
+        self._closed = False
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show `snapshot`, or keep it for the next update when the last frame is too recent."""
+        self._latest = snapshot
+        now_s = self._clock()
+        if self._closed or snapshot == self._drawn:
+            return
+        if self._drawn_at_s is not None and now_s - self._drawn_at_s < self._interval_s:
+            return
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(render(snapshot), refresh=True)
+        self._drawn, self._drawn_at_s = snapshot, now_s
+
+    def event(self, event: Event) -> None:
+        """Events reach this view through the snapshot's log."""
+
+    def close(self) -> None:
+        """Give the terminal back, and leave the last frame on it."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._live.is_started:
+            self._live.stop()
+        if self._latest is not None:
+            self._console.print(render(self._latest))

@@ -1,0 +1,34 @@
+"""What every view can do, and which one suits where the output goes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rich.console import Console
+
+from coordinator.view.events import Event
+from coordinator.view.lines import JsonView, LinesView
+from coordinator.view.live import LiveView
+from coordinator.view.snapshot import Snapshot
+
+
+class View(Protocol):
+    """Shows a campaign while it runs. Call it from one thread."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Take the present state; cheap enough to be called several times a second."""
+
+    def event(self, event: Event) -> None:
+        """Take one happening, in order."""
+
+    def close(self) -> None:
+        """Show the last state and let go of the output; a second call does nothing."""
+
+
+def make_view(console: Console, json: bool) -> View:
+    """JSON lines where asked for, the live view on a terminal that can redraw, plain lines anywhere else."""
+    if json:
+        return JsonView(console.file)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveView(console)
+    return LinesView(console.file)
