@@ -1,0 +1,171 @@
+"""The timing protocol on synthetic clocks, and its statistics on synthetic distributions."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from itertools import chain, cycle, repeat
+from math import comb
+
+import numpy as np
+import pytest
+
+from agent.measurement import MAX_KEPT_TIMES, MIN_SAMPLE_NS, measure, median_half_width, summarise
+from fleet_protocol.messages import MeasurementProtocol
+
+MS = 1_000_000
+
+
+class Device:
+    """A clock that only inferences advance, by the durations given."""
+
+    def __init__(self, durations_ns: Iterator[int]) -> None:
+        self.now_ns = 0
+        self.runs = 0
+        self._durations = durations_ns
+
+    def run(self) -> None:
+        self.now_ns += next(self._durations)
+        self.runs += 1
+
+    def clock_ns(self) -> int:
+        return self.now_ns
+
+
+def measured(durations_ns: Iterator[int], **fields: float) -> tuple[Device, object]:
+    device = Device(durations_ns)
+    return device, measure(device.run, MeasurementProtocol.model_validate(fields), clock_ns=device.clock_ns)
+
+
+def test_warm_up_lasts_both_its_runs_and_its_time_and_is_not_counted() -> None:
+    device = Device(chain(repeat(90 * MS, 6), repeat(10 * MS)))
+    timing = measure(device.run, MeasurementProtocol(warmup_runs=3, warmup_s=0.5), clock_ns=device.clock_ns)
+    # Six slow runs reach 540 ms; none of them is among the samples.
+    assert timing.median_ms == timing.min_ms == timing.p90_ms == 10.0
+    assert timing.inference_s == pytest.approx(device.now_ns / 1e9)
+
+
+def test_slow_models_get_the_runs_and_fast_ones_the_time() -> None:
+    slow, _ = measured(repeat(40 * MS))
+    assert slow.runs == 13 + 51  # 0.5 s of warm-up, then 3 blocks of 17 runs although 1 s was over before
+    fast = Device(repeat(2 * MS))
+    timing = measure(fast.run, MeasurementProtocol(), clock_ns=fast.clock_ns)
+    assert timing.runs == 3 * 167  # 3 blocks of a third of a second
+
+
+def test_the_cap_ends_a_measurement_of_a_very_slow_model_in_every_block() -> None:
+    _, timing = measured(repeat(3000 * MS))
+    assert timing.runs == 3 * 3
+    assert len(timing.block_medians_ms) == 3
+
+
+def test_a_fast_model_is_timed_in_loops_and_reported_per_inference() -> None:
+    device, timing = measured(repeat(80_000))
+    assert timing.inner_loops == 13
+    assert timing.inner_loops * 80_000 >= MIN_SAMPLE_NS
+    assert timing.median_ms == pytest.approx(0.08)
+    assert timing.times_us[0] == pytest.approx(80.0)
+    assert device.runs >= timing.runs * timing.inner_loops
+
+
+def test_models_of_a_millisecond_and_more_are_timed_one_by_one() -> None:
+    assert measured(repeat(MS))[1].inner_loops == 1
+
+
+def test_raw_times_stay_in_order_and_bounded() -> None:
+    device = Device(chain(repeat(2 * MS, 300), (2 * MS + 10 * i for i in range(10_000))))
+    timing = measure(
+        device.run, MeasurementProtocol(warmup_runs=300, warmup_s=0, blocks=1, min_s=2.0), clock_ns=device.clock_ns
+    )
+    assert timing.runs > 900
+    assert MAX_KEPT_TIMES / 2 <= len(timing.times_us) <= MAX_KEPT_TIMES
+    assert list(timing.times_us) == sorted(timing.times_us)
+
+
+def test_an_uncertain_median_is_measured_once_more_and_then_called_noisy() -> None:
+    wild = cycle([5 * MS, 9 * MS])
+    protocol = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_s=0.1)
+    device = Device(wild)
+    timing = measure(device.run, protocol, clock_ns=device.clock_ns)
+    assert timing.noisy
+    assert timing.half_width_percent > 2
+    assert device.runs == 1 + 2 * 51
+
+
+def test_a_second_try_that_is_calm_is_accepted() -> None:
+    durations = chain([5 * MS], (5 * MS if i % 2 else 9 * MS for i in range(51)), repeat(6 * MS))
+    protocol = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_s=0.1)
+    device = Device(durations)
+    timing = measure(device.run, protocol, clock_ns=device.clock_ns)
+    assert (timing.noisy, timing.median_ms) == (False, 6.0)
+    assert timing.inference_s == pytest.approx(device.now_ns / 1e9)
+
+
+def test_progress_is_told_between_blocks_only() -> None:
+    device = Device(repeat(10 * MS))
+    told: list[tuple[float, int]] = []
+    measure(
+        device.run,
+        MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=30, min_s=0),
+        clock_ns=device.clock_ns,
+        on_block=lambda fraction: told.append((round(fraction, 2), device.runs)),
+    )
+    assert told == [(0.0, 1), (0.33, 11), (0.67, 21), (1.0, 31)]
+
+
+def test_garbage_collection_is_off_inside_and_back_on_after_an_error() -> None:
+    states = []
+
+    def run() -> None:
+        states.append(gc.isenabled())
+        raise RuntimeError("the model does not run")
+
+    with pytest.raises(RuntimeError):
+        measure(run, MeasurementProtocol())
+    assert states == [False]
+    assert gc.isenabled()
+
+
+def test_statistics_of_known_samples() -> None:
+    blocks = [[1 * MS, 2 * MS, 3 * MS], [4 * MS, 5 * MS, 100 * MS]]
+    timing = summarise(blocks, 1, 2.0, 115 * MS)
+    assert timing.median_ms == 3.5
+    assert timing.mad_ms == 1.5
+    assert timing.min_ms == 1.0
+    assert timing.p90_ms == pytest.approx(52.5)
+    assert timing.block_medians_ms == (2.0, 5.0)
+    assert timing.times_us == (1000, 2000, 3000, 4000, 5000, 100_000)
+
+
+@pytest.mark.parametrize("n", [6, 7, 10, 17, 51, 100, 333, 1000])
+def test_the_interval_of_the_median_covers_95_percent_whatever_the_distribution(n: int) -> None:
+    # The ranks that a half-width spans are found from samples whose values are their own ranks.
+    width = 2 * median_half_width(list(range(n)))
+    rank = round((n - 1 - width) / 2) + 1
+    outside = sum(comb(n, k) for k in range(rank)) / 2**n
+    assert 1 - 2 * outside >= 0.95
+    narrower = sum(comb(n, k) for k in range(rank + 2)) / 2**n
+    assert 1 - 2 * narrower < 0.955, "the interval is wider than it has to be"
+
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth"),
+    [
+        (lambda rng, n: rng.normal(10, 0.3, n), 10.0),
+        (lambda rng, n: 8 + rng.lognormal(0, 0.8, n), 9.0),
+        (lambda rng, n: np.where(rng.random(n) < 0.05, 40.0, 0) + rng.gamma(50, 0.2, n), None),
+    ],
+    ids=["normal", "skewed", "outliers"],
+)
+def test_the_half_width_is_honest_on_latency_like_samples(draw: Draw, truth: float | None) -> None:
+    rng = np.random.default_rng(11)
+    centre = float(np.median(draw(rng, 2_000_000))) if truth is None else truth
+    covered = 0
+    for _ in range(400):
+        timing = summarise([[round(value * MS) for value in draw(rng, 60)]], 1, 2.0, 0)
+        covered += abs(timing.median_ms - centre) <= 1.5 * timing.median_ms * timing.half_width_percent / 100
+    # The interval is not symmetric about the median; 1.5 half-widths bound its longer side here.
+    assert covered / 400 >= 0.95

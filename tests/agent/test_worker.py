@@ -1,0 +1,246 @@
+"""Real child processes that hang, crash, hoard memory or write rubbish; the next order always works."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from supernets import random_bundle
+
+from agent.child_messages import (
+    BenchOrder,
+    FailedReply,
+    MeasuredReply,
+    MeasureOrder,
+    PhaseReply,
+    ProbedReply,
+    ProbeOrder,
+    Reply,
+    SentinelOrder,
+    SlowReply,
+)
+from agent.worker import Worker, child_command
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from supernet_export.spaces.registry import make_space
+
+HERE = Path(__file__).parent
+SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, half_width_percent=1000)
+#: Far beyond what any reply takes; a test that waits for it has failed.
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "host.lock"
+
+
+@pytest.fixture
+def faulty(lock: Path) -> Iterator[Worker]:
+    worker = Worker([sys.executable, str(HERE / "faulty_child.py"), str(lock)])
+    yield worker
+    worker.kill()
+
+
+@pytest.fixture
+def worker(lock: Path) -> Iterator[Worker]:
+    worker = Worker(child_command(lock))
+    yield worker
+    worker.close()
+
+
+def order(fault: str) -> BenchOrder:
+    return BenchOrder(model_path=fault, setting=RuntimeSetting(), protocol=SHORT)
+
+
+def final(worker: Worker) -> Reply:
+    while True:
+        reply = worker.poll(PATIENCE_S)
+        assert reply is not None, "the child said nothing"
+        if not isinstance(reply, PhaseReply):
+            return reply
+
+
+def outcome(worker: Worker, fault: str) -> Reply:
+    worker.submit(order(fault))
+    return final(worker)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "detail"),
+    [
+        ("segfault", "crashed", "SIGSEGV"),
+        ("killed", "crashed", "SIGKILL"),
+        ("exit", "crashed", "code 3; it last wrote: the accelerator's driver gave up"),
+        ("memory", "out_of_memory", "MemoryError"),
+        ("rubbish", "bad_output", "rubbish"),
+        ("json", "bad_output", "rubbish"),
+        ("raise", "internal", "KeyError"),
+    ],
+)
+def test_a_broken_child_is_a_failure_with_its_reason_and_the_next_order_works(
+    faulty: Worker, fault: str, reason: str, detail: str
+) -> None:
+    reply = outcome(faulty, fault)
+    assert isinstance(reply, FailedReply)
+    assert reply.reason == reason
+    assert detail in reply.detail
+    assert isinstance(outcome(faulty, "none"), MeasuredReply)
+
+
+def test_a_hanging_child_is_killed_and_replaced(faulty: Worker) -> None:
+    faulty.submit(order("hang"))
+    reply = faulty.poll(PATIENCE_S)
+    while isinstance(reply, PhaseReply) and reply.phase != "measuring":
+        reply = faulty.poll(PATIENCE_S)
+    hanging = faulty.pid
+    assert hanging is not None
+    assert faulty.poll(0) is None
+    faulty.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(hanging, 0)
+    assert isinstance(outcome(faulty, "none"), MeasuredReply)
+    assert faulty.pid != hanging
+
+
+def test_what_libraries_print_does_not_reach_the_pipe(faulty: Worker) -> None:
+    assert isinstance(outcome(faulty, "chatter"), MeasuredReply)
+
+
+def test_the_child_stays_warm_between_orders(faulty: Worker) -> None:
+    outcome(faulty, "none")
+    first = faulty.pid
+    outcome(faulty, "none")
+    assert faulty.pid == first
+
+
+def test_a_child_that_died_while_idle_is_replaced_unnoticed(faulty: Worker) -> None:
+    outcome(faulty, "none")
+    assert faulty.pid is not None
+    os.kill(faulty.pid, signal.SIGKILL)
+    assert isinstance(outcome(faulty, "none"), MeasuredReply)
+
+
+def test_one_host_measures_one_model_at_a_time(faulty: Worker, lock: Path) -> None:
+    lock.touch()
+    with lock.open() as other_agent:
+        fcntl.flock(other_agent, fcntl.LOCK_EX)
+        faulty.submit(order("none"))
+        assert faulty.poll(PATIENCE_S) == PhaseReply(phase="waiting")
+        assert faulty.poll(0) is None
+    assert faulty.poll(PATIENCE_S) == PhaseReply(phase="building")
+    assert isinstance(final(faulty), MeasuredReply)
+
+
+def test_the_child_dies_with_its_agent(lock: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from agent.worker import Worker, child_command\n"
+        "from agent.child_messages import ProbeOrder; from fleet_protocol.messages import RuntimeSetting\n"
+        f"worker = Worker(child_command(Path({str(lock)!r})))\n"
+        "worker.submit(ProbeOrder(setting=RuntimeSetting(), micro_benchmarks=False))\n"
+        "worker.poll(60); print(worker.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
+        assert agent.stdout is not None
+        child = os.pidfd_open(int(agent.stdout.readline()))
+        agent.kill()
+    # A process handle becomes readable when the process has ended.
+    import select
+
+    assert select.select([child], [], [], PATIENCE_S)[0]
+    os.close(child)
+
+
+# -- the real child on real models -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
+def test_a_subnet_is_built_and_measured_with_the_sentinel_around_it(
+    worker: Worker, tmp_path: Path, runtime: str
+) -> None:
+    space = make_space("digits")
+    bundle = random_bundle(tmp_path / "digits.supernet", space)
+    setting = RuntimeSetting.model_validate({"runtime": runtime})
+    subnet = MeasureOrder(
+        bundle_path=str(bundle.path),
+        bundle_sha256=bundle.sha256,
+        architecture=space.decode(space.largest())[0],
+        setting=setting,
+        protocol=SHORT,
+        sentinel=SentinelOrder(before=True, protocol=SHORT),
+    )
+    worker.submit(subnet)
+    first = final(worker)
+    assert isinstance(first, MeasuredReply)
+    assert first.sentinel_before is not None
+    assert first.sentinel_after is not None
+    assert first.model_bytes > 10_000
+    assert 0 < first.inference_s < first.busy_s
+    worker.submit(subnet)
+    again = final(worker)
+    assert isinstance(again, MeasuredReply)
+    assert again.model_sha256 == first.model_sha256
+
+    # A sentinel that is slower than allowed stops the measurement before it begins.
+    too_slow = SentinelOrder(before=True, slow_at_ms=first.sentinel_before.median_ms / 1000, protocol=SHORT)
+    worker.submit(subnet.model_copy(update={"sentinel": too_slow}))
+    assert isinstance(final(worker), SlowReply)
+
+
+def test_failures_of_the_order_itself_keep_the_child(worker: Worker, tmp_path: Path) -> None:
+    space = make_space("digits")
+    bundle = random_bundle(tmp_path / "digits.supernet", space)
+    good = MeasureOrder(
+        bundle_path=str(bundle.path),
+        bundle_sha256=bundle.sha256,
+        architecture=space.decode(space.smallest())[0],
+        setting=RuntimeSetting(),
+        protocol=SHORT,
+    )
+    worker.submit(good)
+    assert isinstance(final(worker), MeasuredReply)
+    child = worker.pid
+    calibration = tmp_path / "calibration"
+    calibration.write_bytes(b"rubbish")
+    bad = [
+        ("architecture", good.model_copy(update={"architecture": Architecture(ks=(3,), e=(3,), d=(2,), r=16)})),
+        ("bundle", good.model_copy(update={"bundle_sha256": "0" * 64})),
+        ("bundle", good.model_copy(update={"bundle_path": str(tmp_path / "absent")})),
+        ("bundle", good.model_copy(update={"calibration_path": str(calibration), "calibration_sha256": "0" * 64})),
+        ("provider_fallback", good.model_copy(update={"setting": RuntimeSetting(provider="no-such-chip")})),
+        ("runtime", good.model_copy(update={"setting": RuntimeSetting(affinity=(4095,))})),
+        ("runtime", BenchOrder(model_path=str(calibration), setting=RuntimeSetting(), protocol=SHORT)),
+        ("runtime", BenchOrder(model_path=str(tmp_path / "absent"), setting=RuntimeSetting(), protocol=SHORT)),
+    ]
+    for reason, wrong in bad:
+        if reason == "bundle" and wrong.bundle_path != good.bundle_path:
+            wrong = wrong.model_copy(update={"bundle_sha256": "1" * 64})  # not the one that is open
+        worker.submit(wrong)
+        reply = final(worker)
+        assert isinstance(reply, FailedReply), wrong
+        assert reply.reason == reason, reply
+    assert worker.pid == child
+    worker.submit(good)
+    assert isinstance(final(worker), MeasuredReply)
+
+
+def test_the_probe_loads_the_runtime_and_measures_what_it_can_do(worker: Worker) -> None:
+    worker.submit(ProbeOrder(setting=RuntimeSetting()))
+    reply = final(worker)
+    assert isinstance(reply, ProbedReply)
+    assert "cpu" in reply.providers
+    assert reply.active_provider == "CPUExecutionProvider"
+    assert all(value is not None and value > 0 for value in reply.micro_benchmarks.model_dump().values())
+
+
+def test_a_child_that_cannot_start_is_a_failure_and_not_a_loop() -> None:
+    worker = Worker([sys.executable, "-c", "import sys; sys.exit('no such module')"])
+    reply = outcome(worker, "none")
+    assert isinstance(reply, FailedReply)
+    assert (reply.reason, "no such module" in reply.detail) == ("crashed", True)

@@ -1,0 +1,39 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# The same examples in every run: a test that fails by luck says nothing about the change under test.
+hypothesis.settings.register_profile("same-every-run", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same-every-run")
+
+sys.path.insert(0, str(Path(__file__).parent))
+# The rigs of these folders serve the tests of others too.
+sys.path.extend(str(Path(__file__).parent / folder) for folder in ("agent", "coordinator", "endtoend"))
+
+import brokers
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def mosquitto_broker(tmp_path: Path) -> Iterator[brokers.Mosquitto]:
+    """A real mosquitto on a free port."""
+    with brokers.mosquitto(tmp_path) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    """The folder of public reference data (`FLEETNAS_DATA`); skips where there is none."""
+    folder = Path(os.environ.get("FLEETNAS_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "ofa_mbv3").is_dir():
+        pytest.skip(f"no public reference data at {folder}; set FLEETNAS_DATA to its folder")
+    return folder

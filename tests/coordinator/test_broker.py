@@ -1,0 +1,104 @@
+"""The embedded broker does all that the wire contract asks of a broker."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from coordinator.broker import EmbeddedBroker
+from fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk, decode_chunk, encode_chunk
+from fleet_protocol.errors import TransportError
+from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.transport import Connected, Received, Will
+
+
+@pytest.fixture
+def broker() -> Iterator[EmbeddedBroker]:
+    with EmbeddedBroker(port=0) as running:
+        yield running
+
+
+@pytest.fixture
+def connect(broker: EmbeddedBroker) -> Iterator[Callable[..., MqttTransport]]:
+    opened: list[MqttTransport] = []
+
+    def connected(name: str, will: Will | None = None) -> MqttTransport:
+        transport = MqttTransport(broker.address, name, will)
+        transport.start()
+        transport.wait_connected(10)
+        assert isinstance(transport.poll(1), Connected)
+        opened.append(transport)
+        return transport
+
+    yield connected
+    for transport in opened:
+        transport.close()
+
+
+def received(transport: MqttTransport, topic: str, timeout_s: float = 10) -> Received:
+    give_up = time.monotonic() + timeout_s
+    while time.monotonic() < give_up:
+        event = transport.poll(0.1)
+        if isinstance(event, Received) and event.topic == topic:
+            return event
+    raise AssertionError(f"nothing came on {topic}")
+
+
+def subscribed(transport: MqttTransport, topic_filter: str, probe: str) -> None:
+    transport.subscribe(topic_filter)
+    transport.publish(probe, b"?")
+    received(transport, probe)
+
+
+def test_whole_chunks_and_retained_messages_arrive(connect: Callable[..., MqttTransport]) -> None:
+    sender, receiver = connect("sender"), connect("receiver")
+    subscribed(receiver, "f/agents/+/down/#", "f/agents/a/down/probe")
+    chunk = BlobChunk("a" * 64, 2**33, os.urandom(MAX_CHUNK_BYTES))
+    sender.publish("f/agents/a/down/blob", encode_chunk(chunk), qos=0)
+    assert decode_chunk(received(receiver, "f/agents/a/down/blob").payload) == chunk
+    sender.publish("f/state", b"kept", retain=True)
+    subscribed(sender, "f/done", "f/done")
+    late = connect("late")
+    late.subscribe("f/state")
+    assert received(late, "f/state") == Received("f/state", b"kept", retained=True)
+
+
+def test_a_newcomer_gets_nothing_that_only_others_subscribed_to(connect: Callable[..., MqttTransport]) -> None:
+    other = connect("other")
+    subscribed(other, "f/#", "f/probe")
+    other.publish("f/secret", b"kept", retain=True)
+    received(other, "f/secret")
+    newcomer = connect("newcomer")
+    newcomer.subscribe("g/#")
+    newcomer.publish("g/probe", b"")
+    assert newcomer.poll(10) == Received("g/probe", b"")
+
+
+def test_the_will_of_a_client_that_vanishes_is_published_and_kept(
+    broker: EmbeddedBroker, connect: Callable[..., MqttTransport]
+) -> None:
+    watcher = connect("watcher")
+    subscribed(watcher, "f/+/state", "f/probe/state")
+    dying = connect("dying", Will("f/a/state", b"lost"))
+    # What the kernel does to the connection of a process that is killed.
+    dying._client.socket().shutdown(socket.SHUT_RDWR)
+    assert received(watcher, "f/a/state").payload == b"lost"
+    late = connect("late")
+    late.subscribe("f/a/state")
+    assert received(late, "f/a/state").retained
+
+
+def test_a_taken_port_is_one_clear_error(broker: EmbeddedBroker) -> None:
+    with pytest.raises(TransportError, match=f"{broker.address.port}.*--port"):
+        EmbeddedBroker(port=broker.address.port).start()
+
+
+def test_garbage_on_the_socket_disturbs_nobody(broker: EmbeddedBroker, connect: Callable[..., MqttTransport]) -> None:
+    watcher = connect("watcher")
+    with socket.create_connection((broker.address.host, broker.address.port)) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)))
+    subscribed(watcher, "f/#", "f/probe")

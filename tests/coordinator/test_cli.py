@@ -1,0 +1,175 @@
+"""The command line: what it prints, its exit codes, and its answers to what cannot be."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import brokers
+import pytest
+from simulated_fleet import Simulation
+
+from coordinator.broker import EmbeddedBroker
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.standing import outcome_of, snapshot_of
+from coordinator.cli import main
+from coordinator.store.store import MeasurementStore
+from device_profiles.profile import DeviceProfile
+from fleet_protocol.codec import encode
+from fleet_protocol.messages import AgentInfo, AgentState, RuntimeSetting
+from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.topics import Topics
+
+
+def fleetnas(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run the command; returns exit code, standard output and standard error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fleetnas", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    output = capsys.readouterr()
+    code = ended.value.code
+    return (code if isinstance(code, int) else 0), output.out, output.err
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of one simulated run with two devices, of which one was lost."""
+    path = tmp_path_factory.mktemp("store") / "runs.sqlite"
+    simulation = Simulation(
+        CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5), store=MeasurementStore.open(path)
+    )
+    simulation.add("pi0")
+    simulation.add("pi1", seed=1)
+    simulation.begin()
+    simulation.run(until=lambda: len(simulation.store.outcomes("run-1")) >= 8)
+    simulation.agents.pop()
+    simulation.broker.cut("pi1")
+    simulation.run()
+    simulation.campaign.finish()
+    simulation.store.close()
+    return path
+
+
+class TestStoredRuns:
+    def test_runs_lists_them(self, capsys: pytest.CaptureFixture[str], finished_run: Path) -> None:
+        code, out, _ = fleetnas(capsys, "runs", "--store", str(finished_run), "--json")
+        assert code == 0
+        found = json.loads(out)
+        assert (found["run_id"], found["status"], found["targets"], found["met"]) == ("run-1", "partial", "auto:2", 2)
+
+    def test_results_shows_who_met_what_and_who_was_lost(
+        self, capsys: pytest.CaptureFixture[str], finished_run: Path
+    ) -> None:
+        code, out, _ = fleetnas(capsys, "results", "run-1", "--store", str(finished_run))
+        assert code == 0
+        assert "pi0" in out
+        assert "2 of 2 targets met" in out
+        assert "lost" in out
+
+    def test_an_unknown_run_is_answered_with_the_known_ones(
+        self, capsys: pytest.CaptureFixture[str], finished_run: Path
+    ) -> None:
+        code, _, err = fleetnas(capsys, "results", "run-7", "--store", str(finished_run))
+        assert code == 2
+        assert "run-1" in err
+
+    def test_the_outcome_holds_every_measurement_with_what_was_foretold(self, finished_run: Path) -> None:
+        store = MeasurementStore.open(finished_run)
+        outcome = outcome_of(store, "run-1")
+        stored = store.outcomes("run-1")
+        store.close()
+        assert sum(len(device.rows) + len(device.failures) for device in outcome.devices) == len(stored)
+        (done, lost) = outcome.devices
+        assert (done.status, lost.status) == ("finished", "lost")
+        assert all(row.predicted_ms is not None and row.predicted_accuracy is not None for row in done.rows)
+        assert done.predictor is not None
+        assert [target.met for target in done.targets] == [True, True]
+        assert all(target.accuracy_images == 600 for target in done.targets)
+
+    def test_nothing_to_resume_says_where_to_look(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        # `--resume` may stand alone, before another option or at the end.
+        nowhere = f"127.0.0.1:{brokers.free_port()}"
+        for order in (["--resume", "--broker", nowhere], ["--broker", nowhere, "--resume"]):
+            code, _, err = fleetnas(capsys, "search", "--store", str(tmp_path / "runs.sqlite"), *order)
+            assert code == 2
+            assert "fleetnas runs" in err
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--targets", "auto:4"], "--broker"),
+            (["--broker", "127.0.0.1"], "--targets"),
+            (["--broker", "127.0.0.1:0", "--targets", "auto:4"], "HOST:PORT"),
+            (["--broker", "127.0.0.1", "--targets", "soon"], "auto:4"),
+            (["--broker", "127.0.0.1", "--targets", "auto:4"], "--supernet"),
+            (["--broker", "127.0.0.1", "--targets", "1", "--supernet", "/nowhere.supernet"], "/nowhere.supernet"),
+            (["--offline", "--targets", "20"], "--latency-table"),
+        ],
+    )
+    def test_a_search_that_cannot_be_is_refused_in_one_message(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], words: str
+    ) -> None:
+        code, out, err = fleetnas(capsys, "search", "--store", str(tmp_path / "runs.sqlite"), *arguments)
+        assert code in (1, 2)
+        assert words in err
+        assert "Traceback" not in err
+        assert out == ""
+
+    def test_a_store_that_is_none_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("not a store " * 100)
+        code, _, err = fleetnas(capsys, "runs", "--store", str(tmp_path / "notes.txt"))
+        assert code == 1
+        assert "notes.txt" in err
+
+
+class TestDevices:
+    def test_it_says_who_is_there_and_why_it_is_idle(self, capsys: pytest.CaptureFixture[str]) -> None:
+        topics = Topics()
+        with EmbeddedBroker(port=0) as broker:
+            agent = MqttTransport(broker.address, "pi4")
+            agent.start()
+            agent.wait_connected(10)
+            profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
+            info = AgentInfo(
+                agent="pi4", session=1, profile=profile, settings=(RuntimeSetting(threads=4),), versions={}
+            )
+            agent.publish(topics.up("pi4", "info"), encode(info), retain=True)
+            state = AgentState(state="ready", session=1, instance="a")
+            agent.publish(topics.up("pi4", "state"), encode(state), retain=True)
+            agent.publish(topics.up("hostile", "state"), b"\xff", retain=True)
+            code, out, _ = fleetnas(capsys, "devices", "--broker", str(broker.address), "--json", "--wait", "1")
+            agent.close()
+        assert code == 0
+        found = json.loads(out)
+        assert found["device"] == "pi4"
+        assert found["settings"] == ["onnxruntime_cpu_4t_fp32"]
+        assert "no search" in found["why"]
+
+    def test_an_empty_fleet_says_how_to_fill_it(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with EmbeddedBroker(port=0) as broker:
+            code, out, _ = fleetnas(capsys, "devices", "--broker", str(broker.address), "--wait", "0.3")
+        assert code == 0
+        assert "fleetnas-agent run --broker" in out
+
+
+def test_the_snapshot_follows_a_device_through_its_campaign() -> None:
+    simulation = Simulation(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    simulation.add("pi0")
+    simulation.begin()
+    states = set()
+    for _ in range(200):
+        simulation.step()
+        snapshot = snapshot_of(simulation.campaign, simulation.clock.unix())
+        states |= {device.state for device in snapshot.devices}
+        if simulation.campaign.finished:
+            break
+    assert states >= {"measuring", "verifying", "done"}
+    (device,) = snapshot.devices
+    assert device.predictor_error is not None
+    assert [target.met for target in device.targets] == [True, True]
+    assert all(target.evaluated_accuracy is not None for target in device.targets)
+    assert snapshot.phase == "finished"

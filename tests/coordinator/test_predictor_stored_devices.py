@@ -1,0 +1,113 @@
+"""Priors from the store: what earlier runs measured makes the next device cheaper, and resumes unchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from simulated_fleet import ACCURACY, SPACE, HiddenDevice, Simulation, measurement
+
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.targets import TargetRequest
+from coordinator.campaign.winner_search import BundleSearch
+from coordinator.predictors.prior import Prior
+from coordinator.predictors.stored_devices import LEAST_SUBNETS, stored_devices, stored_prior
+from fleet_protocol.messages import TaskKey
+from supernet_export.spaces.digits import DigitsSpace
+
+PLAN = CampaignPlan(targets="auto:3", budget=16, spread=10, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Simulation:
+    """A run that has ended, of three devices that are alike."""
+    simulation = Simulation(PLAN)
+    for seed in range(3):
+        simulation.add(f"pi{seed}", seed=seed, like=100)
+    simulation.begin()
+    simulation.run()
+    simulation.campaign.finish()
+    return simulation
+
+
+def search(prior: Prior | None) -> DeviceSearch:
+    return DeviceSearch(
+        SPACE, ACCURACY, TargetRequest.parse("auto:3"), BundleSearch(SPACE, ACCURACY, "bottom-up"), prior=prior
+    )
+
+
+def error_after(count: int, device: HiddenDevice, prior: Prior | None) -> float:
+    """Mean absolute percentage error on subnets that were not measured; each search measures its own choice."""
+    asking = search(prior)
+    for proposal in asking.ask(count):
+        asking.tell(proposal, measurement(device.latency_ms(proposal.architecture)))
+    genomes = SPACE.sample(300, np.random.default_rng(11))
+    truth = np.array([device.latency_ms(architecture) for architecture in SPACE.decode(genomes)])
+    return float(np.mean(np.abs(asking.predict(genomes)[0] / truth - 1.0)))
+
+
+def test_five_measurements_tell_more_with_what_similar_devices_measured(fleet: Simulation) -> None:
+    learned = stored_prior(fleet.store, SPACE, fleet.clock.unix())
+    assert learned is not None
+    gains = []
+    for seed in range(40, 46):
+        device = HiddenDevice(seed, like=100)
+        gains.append(error_after(5, device, learned) / error_after(5, device, None))
+    assert max(gains) < 1.0
+    assert float(np.median(gains)) < 0.85
+
+
+def test_a_device_unlike_all_before_is_learned_all_the_same(fleet: Simulation) -> None:
+    learned = stored_prior(fleet.store, SPACE, fleet.clock.unix())
+    ratios = [
+        error_after(10, HiddenDevice(seed), learned) / error_after(10, HiddenDevice(seed), None)
+        for seed in range(50, 56)
+    ]
+    assert float(np.median(ratios)) < 1.5
+
+
+def test_what_is_stored_later_does_not_change_the_prior_of_a_resumed_run(fleet: Simulation) -> None:
+    created = fleet.clock.unix()
+    first = stored_prior(fleet.store, SPACE, created)
+    task = fleet.store.tasks("run-1")[0]
+    fleet.store.add_outcome(TaskKey(task_id=task.task_id, attempt=99), measurement(1e3), created + 1)
+    second = stored_prior(fleet.store, SPACE, created)
+    assert first is not None
+    assert second is not None
+    for before, after in zip(first.hypotheses, second.hypotheses, strict=True):
+        assert np.array_equal(before.mean, after.mean)
+        assert np.array_equal(before.covariance, after.covariance)
+    later = stored_prior(fleet.store, SPACE, created + 2)
+    assert later is not None
+    assert not np.array_equal(first.hypotheses[0].mean, later.hypotheses[0].mean)
+
+
+def test_devices_are_read_as_they_were_measured(fleet: Simulation) -> None:
+    known = stored_devices(fleet.store, SPACE, fleet.clock.unix())
+    assert [device.family for device in known] == ["pi0", "pi1", "pi2"]
+    for seed, device in enumerate(known):
+        hidden = HiddenDevice(seed, like=100)
+        subnets = {
+            found.task.architecture: hidden.latency_ms(found.task.architecture)
+            for found in fleet.store.outcomes("run-1")
+            if found.task.device == device.family
+        }
+        assert len(device.latency_ms) == len(subnets) >= LEAST_SUBNETS
+        assert np.sort(device.latency_ms) == pytest.approx(np.sort(list(subnets.values())), rel=0.06)
+
+
+def test_too_few_devices_and_other_spaces_teach_nothing(fleet: Simulation) -> None:
+    assert stored_prior(fleet.store, SPACE, 0.0) is None
+    lonely = Simulation(PLAN.model_copy(update={"wait_for": 1}))
+    lonely.add("pi0", like=100)
+    lonely.begin()
+    lonely.run()
+    assert len(stored_devices(lonely.store, SPACE, lonely.clock.unix())) == 1
+    assert stored_prior(lonely.store, SPACE, lonely.clock.unix()) is None
+
+    class OtherWidth(DigitsSpace):
+        @property
+        def options(self) -> dict[str, object]:
+            return {**super().options, "width": 1.5}
+
+    assert stored_devices(fleet.store, OtherWidth(), fleet.clock.unix()) == []

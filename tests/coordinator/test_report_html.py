@@ -1,0 +1,139 @@
+"""The report: self-contained, complete, and safe with what devices sent."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from outcome_examples import campaign_outcome, device_outcome
+from test_report_take_home import take_home
+
+from coordinator.report.html import render_report, write_report
+from coordinator.report.outcome import CampaignOutcome, FailureRow
+from fleet_protocol.errors import StoreError
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; refuses one whose elements do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [value for _, attributes in self.elements if (value := attributes.get(attribute)) is not None]
+
+
+@pytest.fixture(scope="module")
+def outcome() -> CampaignOutcome:
+    hostile = FailureRow("task-1", 1, device_outcome("x").rows[0].architecture, "crashed", "<script>alert(1)</script>")
+    return campaign_outcome(
+        dataclasses.replace(device_outcome("board-a"), failures=(hostile,)),
+        device_outcome("board-b", threads=2, status="lost", measurements=14, seed=1),
+        dataclasses.replace(
+            device_outcome("board-c", status="lost", measurements=0), targets=(), predictor=None, predictor_history=()
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(outcome: CampaignOutcome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("take_home")
+    take_home(directory, outcome)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return write_report(folder).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_it_loads_nothing_and_runs_nothing(page: Page) -> None:
+    names = {name for name, _ in page.elements}
+    assert not names & {"script", "link", "img", "iframe", "object", "image"}
+    assert page.values("src") == []
+    for link in page.values("href"):
+        assert link.startswith("#") or not re.match(r"[a-z]+:|//", link), link
+
+
+def test_every_link_leads_to_a_file_or_to_a_place_on_the_page(page: Page, folder: Path) -> None:
+    places = page.values("id")
+    assert len(places) == len(set(places))
+    links = page.values("href")
+    for link in links:
+        assert link[1:] in places if link.startswith("#") else (folder / link).is_file(), link
+    assert {"measurements.csv", "results.json", "board-a/onnxruntime_cpu_1t_fp32/3.5ms.onnx"} <= set(links)
+    assert "board-a/onnxruntime_cpu_1t_fp32/3.5ms.json" in links
+
+
+def test_what_a_device_sent_is_text(page: Page) -> None:
+    assert "<script>alert(1)</script>" in page.text
+
+
+def test_each_device_has_the_plots_it_has_data_for(page: Page) -> None:
+    labels = [attributes["aria-label"] or "" for name, attributes in page.elements if name == "svg"]
+    titles = [label.partition(".")[0] for label in labels]
+    one = ["Front", "Prediction and measurement", "Predictor error as it learned", "Drift and temperature"]
+    assert titles == one * 2
+    assert "30 measured subnets" in labels[0]
+    assert "4 winners" in labels[0]
+
+
+def test_the_front_has_a_mark_for_each_point(html: str) -> None:
+    svg = html.split("<svg")[1]
+    measured, predicted, winners = (svg.count(f"fill: var(--{kind})") for kind in ("measured", "predicted", "winner"))
+    assert measured >= 30
+    assert winners >= 4
+    assert predicted == 0
+    assert svg.count("stroke: var(--predicted)") >= 27 + 4
+
+
+def test_colours_follow_the_page(html: str) -> None:
+    for svg in html.split("<svg")[1:]:
+        colours = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", svg.partition("</svg>")[0]))
+        assert {colour for colour in colours if not colour.startswith("var(")} <= {"none"}
+
+
+def test_the_same_run_gives_the_same_page(folder: Path, html: str) -> None:
+    assert render_report(folder) == html
+
+
+def test_the_verdict_is_the_verified_one(page: Page) -> None:
+    text = " ".join("".join(page.text).split())
+    assert "7 of 8 targets met by a fresh re-measurement" in text
+    assert text.count("✓ met") == 7
+    assert "✗ the device was lost before it was measured" in text
+
+
+def test_a_folder_that_holds_no_take_home_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="--out"):
+        write_report(tmp_path)

@@ -1,0 +1,177 @@
+"""The take-home: what is written can be read back, and nothing unverified or altered gets in."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
+from pydantic import ValidationError
+
+from coordinator.report.measurement_table import measurements_csv, read_measurements
+from coordinator.report.outcome import CampaignOutcome, TargetOutcome
+from coordinator.report.results import Results, run_status
+from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, TakeHome, WinnerCard, read_results
+from fleet_protocol.errors import HashMismatchError, StoreError
+
+
+def take_home(directory: Path, outcome: CampaignOutcome) -> Results:
+    writer = TakeHome(directory)
+    for device in outcome.devices:
+        for target in device.targets:
+            if target.met:
+                writer.add_winner(device, target, model_of(device.device, target.target_ms))
+    return writer.write(outcome)
+
+
+def test_results_and_models_are_found_again(tmp_path: Path) -> None:
+    outcome = campaign_outcome(device_outcome("board-a"), device_outcome("board-b", threads=2, seed=1))
+    written = take_home(tmp_path, outcome)
+    assert read_results(tmp_path) == written
+    assert (written.status, written.targets_met, written.target_count) == ("complete", 8, 8)
+    for device in written.fleet:
+        assert (device.measurements, len(device.targets)) == (30, 4)
+        for target in device.targets:
+            assert target.model is not None
+            shipped = (tmp_path / target.model).read_bytes()
+            assert hashlib.sha256(shipped).hexdigest() == target.sha256
+            assert target.model_bytes == len(shipped)
+    assert written.fleet[0].targets[2].model == "board-a/onnxruntime_cpu_1t_fp32/3.5ms.onnx"
+
+
+def test_results_json_has_the_documented_keys(tmp_path: Path) -> None:
+    take_home(tmp_path, campaign_outcome(device_outcome("board-a")))
+    device = json.loads((tmp_path / RESULTS_FILE).read_text())["fleet"][0]
+    assert {"device", "runtime", "measurements", "predictor", "status", "targets"} <= device.keys()
+    assert device["predictor"].keys() == {"mape_percent", "spearman", "held_out"}
+    keys = {"target_ms", "architecture", "predicted_ms", "measured_ms", "verified_ms", "met", "accuracy", "model"}
+    assert keys | {"sha256"} <= device["targets"][0].keys()
+    assert {"ks", "e", "d", "r"} <= device["targets"][0]["architecture"].keys()
+
+
+def test_a_card_stands_beside_each_model(tmp_path: Path) -> None:
+    outcome = campaign_outcome(device_outcome("board-a"))
+    for target in take_home(tmp_path, outcome).fleet[0].targets:
+        assert target.model is not None
+        model = tmp_path / target.model
+        card = WinnerCard.model_validate_json(model.with_suffix(".json").read_bytes())
+        assert (card.model, card.sha256, card.architecture) == (model.name, target.sha256, target.architecture)
+        assert (card.predicted_ms, card.measured_ms, card.accuracy) == (
+            target.predicted_ms,
+            target.measured_ms,
+            target.accuracy,
+        )
+        assert card.supernet.sha256 == outcome.supernet.sha256
+
+
+@pytest.mark.parametrize(("verified_ms", "met"), [(1.999, True), (2.0, True), (2.001, False), (None, False)])
+def test_met_follows_the_re_measurement(tmp_path: Path, verified_ms: float | None, met: bool) -> None:
+    target = TargetOutcome(2.0, predicted_ms=1.5, measured_ms=1.5, verified_ms=verified_ms)
+    device = dataclasses.replace(device_outcome("board-a"), targets=(target,))
+    results = TakeHome(tmp_path).write(campaign_outcome(device))
+    assert results.fleet[0].targets[0].met is met
+    assert results.status == ("complete" if met else "failed")
+    altered = json.loads((tmp_path / RESULTS_FILE).read_text())
+    altered["fleet"][0]["targets"][0]["met"] = not met
+    with pytest.raises(ValidationError, match="must follow from `verified_ms`"):
+        Results.model_validate(altered)
+
+
+def test_other_bytes_than_the_measured_ones_are_refused(tmp_path: Path) -> None:
+    device = device_outcome("board-a")
+    model = model_of("board-a", device.targets[0].target_ms)
+    altered = bytes([model[0] ^ 1]) + model[1:]
+    with pytest.raises(HashMismatchError, match=hashlib.sha256(altered).hexdigest()):
+        TakeHome(tmp_path).add_winner(device, device.targets[0], altered)
+    assert list(tmp_path.rglob("*.onnx")) == []
+
+
+def test_a_target_that_was_not_met_takes_no_model_home(tmp_path: Path) -> None:
+    device = device_outcome("board-a")
+    slow = dataclasses.replace(device.targets[0], verified_ms=1.1 * device.targets[0].target_ms)
+    with pytest.raises(ValueError, match="verify it first"):
+        TakeHome(tmp_path).add_winner(device, slow, model_of("board-a", slow.target_ms))
+
+
+def test_a_model_altered_on_disk_is_no_longer_named(tmp_path: Path) -> None:
+    outcome = campaign_outcome(device_outcome("board-a"))
+    target = take_home(tmp_path, outcome).fleet[0].targets[1]
+    assert target.model is not None
+    (tmp_path / target.model).write_bytes(b"something else")
+    again = TakeHome(tmp_path).write(outcome).fleet[0].targets
+    assert again[1].model is None
+    assert all(other.model is not None for other in (again[0], *again[2:]))
+
+
+def test_a_lost_device_keeps_what_it_had(tmp_path: Path) -> None:
+    lost = device_outcome("board-a", status="lost", measurements=12)
+    outcome = campaign_outcome(lost, device_outcome("board-b", seed=1))
+    results = take_home(tmp_path, outcome)
+    assert results.status == "partial"
+    assert (results.fleet[0].status, results.fleet[0].measurements) == ("lost", 12)
+    assert [target.met for target in results.fleet[0].targets] == [True, True, True, False]
+    assert len(read_measurements(tmp_path / MEASUREMENTS_FILE)["board-a", lost.setting.label]) == 12
+
+
+def test_it_can_be_written_while_the_run_goes_on(tmp_path: Path) -> None:
+    first, second = device_outcome("board-a"), device_outcome("board-b", seed=1)
+    early = dataclasses.replace(campaign_outcome(first), finished_s=None)
+    assert take_home(tmp_path, early).status == "running"
+    modified = (tmp_path / "board-a" / first.setting.label / "1ms.onnx").stat().st_mtime_ns
+    writer = TakeHome(tmp_path)
+    for target in second.targets:
+        writer.add_winner(second, target, model_of("board-b", target.target_ms))
+    results = writer.write(campaign_outcome(first, second))
+    assert results.status == "complete"
+    assert all(target.model is not None for device in results.fleet for target in device.targets)
+    assert (tmp_path / "board-a" / first.setting.label / "1ms.onnx").stat().st_mtime_ns == modified
+    assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
+
+
+def test_measurements_read_back_equal(tmp_path: Path) -> None:
+    devices = (device_outcome("board-a"), device_outcome("board-b", threads=2, seed=3))
+    (tmp_path / MEASUREMENTS_FILE).write_text(measurements_csv(devices))
+    table = read_measurements(tmp_path / MEASUREMENTS_FILE)
+    assert table == {(device.device, device.setting.label): list(device.rows) for device in devices}
+
+
+def test_no_cell_is_a_formula() -> None:
+    row = measurement_row(np.random.default_rng(0), 0)
+    hostile = row.measurement.model_copy(update={"provider": "=HYPERLINK(1)"})
+    device = dataclasses.replace(device_outcome("board-a"), rows=(dataclasses.replace(row, measurement=hostile),))
+    (cells,) = csv.DictReader(io.StringIO(measurements_csv((device,))))
+    assert cells["provider"] == "'=HYPERLINK(1)"
+    assert not any(cell.startswith("=") for cell in cells.values())
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_damaged_table_is_refused(tmp_path: Path, truncated: bool) -> None:
+    path = tmp_path / MEASUREMENTS_FILE
+    text = measurements_csv((device_outcome("board-a"),))
+    path.write_text(text[: text.rindex("CPUExecutionProvider")] if truncated else text.replace("median_ms", "median"))
+    with pytest.raises(StoreError, match="write it again from the run"):
+        read_measurements(path)
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"has no results\.json"):
+        read_results(tmp_path)
+
+
+def test_a_device_name_cannot_leave_the_folder(tmp_path: Path) -> None:
+    device = device_outcome("../elsewhere")
+    with pytest.raises(ValueError, match="a folder is named after"):
+        TakeHome(tmp_path).add_winner(device, device.targets[0], model_of("../elsewhere", device.targets[0].target_ms))
+
+
+def test_status_of_a_run() -> None:
+    finished, lost = device_outcome("a"), device_outcome("b", status="lost")
+    assert run_status(campaign_outcome(finished)) == "complete"
+    assert run_status(campaign_outcome(finished, lost)) == "partial"
+    assert run_status(campaign_outcome(dataclasses.replace(lost, targets=()))) == "failed"

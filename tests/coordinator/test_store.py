@@ -1,0 +1,158 @@
+"""The store: one conformance class that every database passes."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coordinator.store.records import DeviceRecord, RunRecord, TaskRecord, WinnerRecord
+from coordinator.store.store import MeasurementStore
+from device_profiles.profile import DeviceProfile
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.errors import StoreError, UsageError
+from fleet_protocol.messages import AgentInfo, Conditions, Failed, Measurement, RuntimeSetting, TaskKey
+
+SETTING = RuntimeSetting(threads=2)
+INFO = AgentInfo(
+    agent="pi4",
+    session=3,
+    profile=DeviceProfile(model="Pi", machine="aarch64", cores=4),
+    settings=(SETTING,),
+    versions={},
+)
+ARCHITECTURE = Architecture(ks=(3, 5, 0), e=(3, 6, 0), d=(2,), r=32)
+MEASUREMENT = Measurement(
+    model_sha256="a" * 64,
+    model_bytes=1234,
+    median_ms=1.25,
+    mad_ms=0.01,
+    p90_ms=1.3,
+    min_ms=1.2,
+    runs=3,
+    inner_loops=2,
+    half_width_percent=0.5,
+    quality="noisy",
+    drift=1.02,
+    times_us=(1250.125, 1249.5, 1300.0),
+    block_medians_ms=(1.25, 1.26),
+    provider="CPUExecutionProvider",
+    build_ms=4,
+    load_ms=2,
+    before=Conditions(temperature_c=41.5, governor="performance"),
+    energy_mj=0.5,
+    finished_unix_s=1e9,
+)
+
+
+def run_record(run_id: str = "run-1", created_unix_s: float = 10.0) -> RunRecord:
+    return RunRecord(run_id, "default", "digits.supernet", "b" * 64, {"budget": 24}, created_unix_s)
+
+
+def task_record(task_id: str, run_id: str = "run-1") -> TaskRecord:
+    return TaskRecord(
+        task_id, run_id, "pi4", SETTING.label, "spread", ARCHITECTURE, predicted_ms=1.1, calibration=b"\0x"
+    )
+
+
+class StoreConformance:
+    """What every store does; subclasses give `url`."""
+
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, url: str) -> MeasurementStore:
+        store = MeasurementStore(url)
+        store.create_run(run_record())
+        store.put_task(task_record("t1"))
+        return store
+
+    def test_an_outcome_comes_back_unchanged_after_reopening(self, store: MeasurementStore, url: str) -> None:
+        assert store.add_outcome(TaskKey(task_id="t1", attempt=1), MEASUREMENT, 20.0)
+        store.close()
+        (found,) = MeasurementStore(url).outcomes("run-1")
+        assert found.outcome == MEASUREMENT
+        assert found.task == task_record("t1")
+        assert found.stored_unix_s == 20.0
+
+    def test_an_attempt_is_stored_once_and_attempts_are_told_apart(self, store: MeasurementStore) -> None:
+        failed = Failed(task=TaskKey(task_id="t1", attempt=2), reason="crashed", detail="signal 11")
+        assert store.add_outcome(TaskKey(task_id="t1", attempt=1), MEASUREMENT, 1.0)
+        assert not store.add_outcome(TaskKey(task_id="t1", attempt=1), MEASUREMENT, 2.0)
+        assert store.add_outcome(failed.task, failed, 3.0)
+        assert [found.outcome for found in store.outcomes("run-1")] == [MEASUREMENT, failed]
+
+    def test_outcomes_come_in_order_of_arrival_even_if_the_clock_goes_back(self, store: MeasurementStore) -> None:
+        for number, stored in ((2, 50.0), (3, 40.0), (4, 45.0)):
+            store.put_task(task_record(f"t{number}"))
+            store.add_outcome(TaskKey(task_id=f"t{number}", attempt=1), MEASUREMENT, stored)
+        assert [found.key.task_id for found in store.outcomes("run-1")] == ["t2", "t3", "t4"]
+
+    def test_the_result_of_an_unknown_task_is_refused(self, store: MeasurementStore) -> None:
+        with pytest.raises(StoreError, match="t9"):
+            store.add_outcome(TaskKey(task_id="t9", attempt=1), MEASUREMENT, 1.0)
+
+    def test_a_task_is_renewed_in_place(self, store: MeasurementStore) -> None:
+        store.put_task(replace(task_record("t1"), attempt=2))
+        assert [task.attempt for task in store.tasks("run-1")] == [2]
+
+    def test_runs_are_kept_apart(self, store: MeasurementStore) -> None:
+        store.create_run(run_record("run-2", 5.0))
+        store.put_task(task_record("u1", "run-2"))
+        store.add_outcome(TaskKey(task_id="u1", attempt=1), MEASUREMENT, 1.0)
+        assert store.outcomes("run-1") == []
+        assert [run.run_id for run in store.runs()] == ["run-2", "run-1"]
+        store.set_run_status("run-2", "complete", 9.0)
+        assert (store.run("run-2").status, store.run("run-2").finished_unix_s) == ("complete", 9.0)
+        assert store.run("run-1").status == "running"
+
+    def test_an_unknown_run_names_the_known_ones(self, store: MeasurementStore) -> None:
+        with pytest.raises(UsageError, match="run-1"):
+            store.run("run-7")
+
+    def test_one_run_id_is_used_once(self, store: MeasurementStore) -> None:
+        with pytest.raises(StoreError):
+            store.create_run(run_record())
+
+    def test_devices_and_winners_are_renewed(self, store: MeasurementStore) -> None:
+        device = DeviceRecord("run-1", "pi4", SETTING, INFO, learning=((5, 3.5, None, 5),), wire_bytes=123)
+        store.put_device(device)
+        store.put_device(replace(device, status="lost", reason="its last will"))
+        assert store.devices("run-1") == [replace(device, status="lost", reason="its last will")]
+        winner = WinnerRecord("run-1", "pi4", SETTING.label, 2.5, False)
+        store.put_winner(winner)
+        store.put_winner(replace(winner, met=True, fields={"verified_ms": 2.25}))
+        assert store.winners("run-1") == [replace(winner, met=True, fields={"verified_ms": 2.25})]
+
+
+class TestSqlite(StoreConformance):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path / 'runs.sqlite'}"
+
+    def test_commits_survive_a_power_cut_by_configuration(self, store: MeasurementStore, tmp_path: Path) -> None:
+        with sqlite3.connect(tmp_path / "runs.sqlite") as plain:
+            assert plain.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        with store._engine.connect() as connection:
+            assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_a_store_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    MeasurementStore.open(tmp_path / "runs.sqlite").close()
+    with sqlite3.connect(tmp_path / "runs.sqlite") as plain:
+        plain.execute("UPDATE schema_version SET version = 99")
+    with pytest.raises(StoreError, match="99"):
+        MeasurementStore.open(tmp_path / "runs.sqlite")
+
+
+@pytest.mark.parametrize("content", [b"not a database at all, but long enough to be one" * 50])
+def test_a_file_that_is_no_store_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "runs.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"runs\.sqlite"):
+        MeasurementStore.open(path)
+    assert path.read_bytes() == content

@@ -1,0 +1,191 @@
+"""Plain lines and JSON lines, for where there is no terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+from outcome_examples import STARTED_S, architecture, snapshot
+from rich.console import Console
+
+from coordinator.view.events import (
+    CampaignFinished,
+    CampaignStarted,
+    DeviceJoined,
+    DeviceLost,
+    Event,
+    MeasurementFailed,
+    MeasurementTaken,
+    PredictorUpdated,
+    TargetInfeasible,
+    TargetMissed,
+    TargetResolved,
+    WinnerVerified,
+    event_from_json,
+)
+from coordinator.view.lines import JsonView, LinesView
+from coordinator.view.live import LiveView
+from coordinator.view.snapshot import ProgressSnapshot
+from coordinator.view.view import make_view
+
+SUBNET = architecture(np.random.default_rng(0))
+SETTING = {"at_s": STARTED_S, "run_id": "run-0001", "device": "board-0", "setting": "onnxruntime_cpu_1t_fp32"}
+CHOSEN = {**SETTING, "target_ms": 2.0, "architecture": SUBNET, "fingerprint": SUBNET.fingerprint}
+DEVICE = {"at_s": STARTED_S, "run_id": "run-0001", "device": "board-0"}
+RUN = {"at_s": STARTED_S, "run_id": "run-0001"}
+TAKEN = {
+    "task_id": "t1",
+    "architecture": SUBNET,
+    "fingerprint": SUBNET.fingerprint,
+    "purpose": "candidate",
+    "predicted_ms": 1.95,
+    "measured_ms": 1.93,
+    "half_width_percent": 0.7,
+    "quality": "ok",
+    "measurements": 12,
+    "budget": 40,
+}
+EVENTS: tuple[Event, ...] = tuple(
+    event_from_json(json.dumps(fields, default=lambda value: value.model_dump()))
+    for fields in (
+        {
+            "event": "campaign_started",
+            **RUN,
+            "supernet": "digits.supernet",
+            "supernet_sha256": "ab" * 32,
+            "strategy": "bottom-up",
+            "targets": "auto:4",
+            "devices": ["board-0/onnxruntime_cpu_1t_fp32"],
+            "budget": 40,
+        },
+        {"event": "device_joined", **DEVICE, "model": "Some board\nwith two lines", "settings": ["a"]},
+        {"event": "device_lost", **DEVICE, "reason": "no heartbeat for 90 s"},
+        {"event": "measurement", **SETTING, **TAKEN},
+        {
+            "event": "failure",
+            **SETTING,
+            "task_id": "t2",
+            "architecture": SUBNET,
+            "fingerprint": SUBNET.fingerprint,
+            "reason": "crashed",
+            "detail": "signal 11 \x1b[2J",
+            "failures": 1,
+        },
+        {
+            "event": "predictor_updated",
+            **SETTING,
+            "mape_percent": 4.2,
+            "spearman": None,
+            "held_out": 3,
+            "measurements": 9,
+        },
+        {"event": "target_resolved", **CHOSEN, "predicted_ms": 1.9, "measured_ms": 1.95, "accuracy": 0.95},
+        {
+            "event": "winner_verified",
+            **CHOSEN,
+            "predicted_ms": 1.9,
+            "measured_ms": 1.95,
+            "verified_ms": 1.96,
+            "accuracy": 0.944,
+            "sha256": "cd" * 32,
+        },
+        {
+            "event": "target_missed",
+            **SETTING,
+            "target_ms": 2.0,
+            "verified_ms": 2.1,
+            "final": False,
+            "reason": "2.10 ms",
+        },
+        {"event": "target_infeasible", **SETTING, "target_ms": 0.1, "fastest_ms": 0.9, "reason": "the fastest: 0.9 ms"},
+        {
+            "event": "campaign_finished",
+            **RUN,
+            "status": "partial",
+            "targets_met": 3,
+            "targets": 4,
+            "devices_lost": ["board-1"],
+            "elapsed_s": 130.0,
+            "results": "out/results.json",
+        },
+    )
+)
+
+
+def test_every_kind_of_event_is_here() -> None:
+    kinds = (
+        CampaignStarted | DeviceJoined | DeviceLost | MeasurementTaken | MeasurementFailed | PredictorUpdated
+        | TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible | CampaignFinished
+    )  # fmt: skip
+    assert {type(event) for event in EVENTS} == set(kinds.__args__)
+
+
+def test_json_is_one_object_per_line_and_reads_back_equal() -> None:
+    stream = io.StringIO()
+    view = JsonView(stream)
+    view.update(snapshot())
+    for event in EVENTS:
+        view.event(event)
+    view.close()
+    lines = stream.getvalue().splitlines()
+    assert tuple(event_from_json(line) for line in lines) == EVENTS
+    assert [json.loads(line)["event"] for line in lines[:3]] == ["campaign_started", "device_joined", "device_lost"]
+
+
+def test_plain_lines_are_one_per_event_worth_one() -> None:
+    stream = io.StringIO()
+    view = LinesView(stream)
+    for event in EVENTS:
+        view.event(event)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == len(EVENTS) - 1
+    assert all(line.startswith("22:13:20 ") and line.isprintable() for line in lines)
+    assert any("measured 1.93 ms ±0.7 %, predicted 1.95: candidate" in line and "12 of 40" in line for line in lines)
+    assert any("target 2 ms met" in line and "verified at 1.96 ms, accuracy 94.4 %" in line for line in lines)
+    assert "3 of 4 targets met, lost board-1, results in out/results.json" in lines[-1]
+
+
+def test_progress_is_told_in_quarters_and_each_phase_once() -> None:
+    stream = io.StringIO()
+    view = LinesView(stream)
+    for done in range(101):
+        progress = (ProgressSnapshot("bundle to board-1", done * 1e5, 1e7, "bytes"),)
+        view.update(dataclasses.replace(snapshot(), progress=progress, phase="fetching" if done < 50 else "searching"))
+    lines = [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
+    assert [line for line in lines if line.startswith("phase")] == ["phase: fetching", "phase: searching"]
+    told = [line for line in lines if line.startswith("bundle")]
+    assert told == [
+        f"bundle to board-1: {done} of 10.0 MB" for done in ("0 KB", "2.5 MB", "5.0 MB", "7.5 MB", "10.0 MB")
+    ]
+
+
+class _ClosedPipe(io.StringIO):
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("view", [LinesView(_ClosedPipe()), JsonView(_ClosedPipe())])
+def test_a_reader_that_went_away_does_not_end_the_campaign(view: LinesView | JsonView) -> None:
+    for event in EVENTS:
+        view.event(event)
+
+
+def test_a_narrow_encoding_loses_signs_and_not_lines() -> None:
+    raw = io.BytesIO()
+    view = LinesView(io.TextIOWrapper(raw, encoding="ascii"))
+    for event in EVENTS:
+        view.event(event)
+    assert len(raw.getvalue().splitlines()) == len(EVENTS) - 1
+
+
+def test_the_output_decides_on_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal, pipe = (Console(file=io.StringIO(), force_terminal=terminal) for terminal in (True, False))
+    assert isinstance(make_view(terminal, json=False), LiveView)
+    assert isinstance(make_view(pipe, json=False), LinesView)
+    assert isinstance(make_view(terminal, json=True), JsonView)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_view(Console(file=io.StringIO(), force_terminal=True), json=False), LinesView)

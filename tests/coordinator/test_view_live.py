@@ -1,0 +1,185 @@
+"""The live view: the same snapshot gives the same text, whatever the terminal, and says what it must."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+
+import pytest
+from outcome_examples import STARTED_S, campaign_outcome, device_outcome, snapshot
+from rich.cells import cell_len
+from rich.console import Console
+
+from coordinator.view.live import LiveView, frame_strips, render
+from coordinator.view.snapshot import DeviceSnapshot, PredictorError, ProgressSnapshot, Snapshot, TargetSnapshot
+from coordinator.view.summary import summary
+
+SIZES = [(20, 6), (30, 10), (44, 20), (60, 24), (80, 24), (100, 30), (120, 40), (160, 50), (240, 70)]
+
+
+def text_of(view: Snapshot, width: int, height: int = 24, encoding: str = "utf-8") -> str:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, width=width, height=height, force_terminal=False)
+    console.print(render(view))
+    file.seek(0)
+    return file.read()
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("devices", [0, 1, 3, 12, 60, 500])
+def test_the_frame_fits_the_terminal(width: int, height: int, devices: int) -> None:
+    lines = text_of(snapshot(devices), width, height).splitlines()
+    assert len(lines) <= height
+    assert max(cell_len(line) for line in lines) <= width
+
+
+@pytest.mark.parametrize("width", [20, 80, 160])
+def test_render_is_a_pure_function_of_the_snapshot(width: int) -> None:
+    assert text_of(snapshot(12), width) == text_of(snapshot(12), width)
+    later = dataclasses.replace(snapshot(12), now_s=STARTED_S + 3600.0)
+    assert text_of(later, width) != text_of(snapshot(12), width)
+    assert "1:00:00" in text_of(later, width)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 50), (160, 50)])
+def test_each_device_shows_what_matters(width: int, height: int) -> None:
+    text = text_of(snapshot(2), width, height)
+    for fact in ("run-0001", "digits.supernet", "searching", "1:23", "board-0", "1t", "measuring"):
+        assert fact in text, fact
+    for fact in ("55", "23/40", "4.2", "12", "0.970", "0.980", "0.985", "92.8 %", "~96.0 %", "✓ met"):
+        assert fact in text, fact
+    assert "bundle to board-1" in text
+    assert "1.9 MB of 3.8 MB" in text
+
+
+def test_a_prediction_is_never_shown_as_a_result() -> None:
+    target = TargetSnapshot(4.0, predicted_ms=3.21, accuracy=0.876)
+    device = DeviceSnapshot("board", "onnxruntime_cpu_1t_fp32", "measuring", budget=40, targets=(target,))
+    for width in (44, 80, 160):
+        text = text_of(dataclasses.replace(snapshot(0), devices=(device,)), width)
+        assert "0 of 1 target met" in text
+        assert "✓" not in text
+        assert "~3.21" in text or "predicted" in text
+        assert "87.6" not in text.replace("~87.6", "")
+
+
+@pytest.mark.parametrize("state", ["lost", "idle"])
+def test_why_a_device_does_nothing_is_shown(state: str) -> None:
+    device = next(device for device in snapshot(8).devices if device.state == state)
+    for height in (12, 24):
+        text = text_of(dataclasses.replace(snapshot(0), devices=(device,)), 120, height)
+        assert device.state_detail in text
+
+
+def test_devices_that_do_not_fit_are_counted() -> None:
+    text = text_of(dataclasses.replace(snapshot(40, log=0), progress=()), 80, 16)
+    shown = sum(f"board-{index} " in text for index in range(40))
+    rest = next(line for line in text.splitlines() if line.startswith("and "))
+    assert rest.startswith(f"and {40 - shown} more: ")
+    counted = [int(part.split()[0]) for part in rest.split(": ")[1].split(", ")]
+    assert sum(counted) == 40 - shown
+    assert text.count("✗ lost") == 5
+
+
+def test_more_room_shows_more_detail() -> None:
+    assert "╭" in text_of(snapshot(3), 160, 50)
+    sections = text_of(snapshot(3), 80, 24)
+    assert "╭" not in sections
+    assert sections.count("target ms") == 3
+    assert "target ms" not in text_of(snapshot(12), 80, 24)
+
+
+def test_settings_of_one_device_can_be_told_apart_when_narrow() -> None:
+    devices = tuple(
+        dataclasses.replace(snapshot(1).devices[0], setting_label=f"onnxruntime_cpu_{threads}t_fp32_opt-basic")
+        for threads in (1, 2)
+    )
+    lines = text_of(dataclasses.replace(snapshot(0, log=0), devices=devices), 60, 8).splitlines()
+    first, second = (line for line in lines if "board-0" in line)
+    assert first != second
+
+
+def test_text_from_a_device_cannot_steer_the_terminal() -> None:
+    hostile = "x\x1b[2Jy\nz\x9b1m[bold red]"
+    device = DeviceSnapshot(hostile, hostile, "lost", hostile, targets=(TargetSnapshot(1.0, reason=hostile),))
+    view = dataclasses.replace(
+        snapshot(0), supernet=hostile, devices=(device,), progress=(ProgressSnapshot(hostile, 1, 2),), log=(hostile,)
+    )
+    for width, height in SIZES:
+        text = text_of(view, width, height)
+        assert not {"\x1b", "\x9b"} & set(text)
+        assert len(text.splitlines()) <= height
+    assert "[bold red]" in text_of(view, 160, 50)
+
+
+def test_a_terminal_without_utf8_gets_ascii() -> None:
+    text = text_of(snapshot(8), 160, 50, encoding="ascii")
+    assert text.isascii()
+    assert "?" not in text.replace("? not yet verified", "")
+    assert "+ met" in text
+
+
+def test_wide_characters_keep_their_columns() -> None:
+    device = dataclasses.replace(snapshot(1).devices[0], state_detail="測定中" * 30)
+    for width in (41, 80, 81):
+        strips = frame_strips(dataclasses.replace(snapshot(0), devices=(device,)), width, 24)
+        assert {sum(cell_len(segment.text) for segment in strip) for strip in strips} == {width}
+
+
+def frames_of(view: LiveView, console: Console) -> int:
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue().count("run-0001")
+
+
+def test_it_draws_at_most_as_often_as_asked() -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    now_s = itertools.count(0.0, 0.1)
+    view = LiveView(console, refresh_per_s=4.0, clock=lambda: next(now_s))
+    for second in range(30):
+        view.update(dataclasses.replace(snapshot(3), now_s=STARTED_S + second))
+    assert frames_of(view, console) == 10
+    view.close()
+
+
+def test_an_unchanged_snapshot_is_not_drawn_again() -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    now_s = itertools.count()
+    view = LiveView(console, clock=lambda: float(next(now_s)))
+    for _ in range(5):
+        view.update(snapshot(3))
+    assert frames_of(view, console) == 1
+    view.close()
+
+
+def test_the_last_snapshot_stays_on_the_terminal() -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    view = LiveView(console, clock=lambda: 0.0)
+    view.update(snapshot(3))
+    view.update(dataclasses.replace(snapshot(3), phase="finished"))
+    view.close()
+    view.close()
+    assert isinstance(console.file, io.StringIO)
+    screen, rest = console.file.getvalue().split("\x1b[?1049l")
+    assert "finished" not in screen
+    assert rest.count("finished") == 1
+    assert "\x1b[?25h" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_summary_tells_each_target_and_each_device(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    finished = device_outcome("board-a")
+    lost = dataclasses.replace(
+        device_outcome("board-b", threads=2, status="lost"), predictor=PredictorError(9.1, None, 4)
+    )
+    console.print(summary(campaign_outcome(finished, lost)))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert text.count("✓ met") == 7
+    flat = " ".join(text.split())
+    assert "board-b/onnxruntime_cpu_2t_fp32: lost (no heartbeat for 90 s)" in flat
+    assert "9.1 % on 4 held out" in flat
+    assert "7 of 8 targets met by a fresh re-measurement" in flat
+    assert max(cell_len(line) for line in text.splitlines()) <= width

@@ -1,0 +1,127 @@
+"""Real processes: broker, agents and coordinator, each killed where a test wants it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from untrained_supernet import write_untrained
+
+from coordinator.broker import EmbeddedBroker
+from coordinator.store.records import OutcomeRecord
+from coordinator.store.store import MeasurementStore
+from fleet_protocol.messages import TaskKey
+
+#: As short as a measurement can be: what is tested is who measures, not how well.
+QUICK = ("--warmup", "0", "--min-time", "0.02", "--min-runs", "5", "--deadline", "60")
+_LAUNCH = {
+    "fleetnas": "from coordinator.cli import main; main()",
+    "fleetnas-agent": "from agent.cli import main; main()",
+}
+
+
+@dataclass
+class Fleet:
+    """A broker on this machine and whatever was started on it."""
+
+    folder: Path
+    broker: EmbeddedBroker
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def supernet(self) -> Path:
+        return self.folder / "untrained.supernet"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def agent(self, name: str, *options: str) -> subprocess.Popen[str]:
+        state = str(self.folder / "agents")
+        return self.start(
+            "fleetnas-agent",
+            "run",
+            "--broker",
+            str(self.broker.address),
+            "--name",
+            name,
+            "--state-dir",
+            state,
+            *options,
+        )
+
+    def search(self, *options: str) -> subprocess.Popen[str]:
+        """A search whose events come on its standard output."""
+        common = ("--broker", str(self.broker.address), "--store", str(self.folder / "runs.sqlite"), "--json")
+        return self.start("fleetnas", "search", *common, "--out", str(self.out), *options, pipe=True)
+
+    def new_search(self, *options: str, targets: str = "auto:2") -> subprocess.Popen[str]:
+        return self.search("--supernet", str(self.supernet), "--targets", targets, *QUICK, *options)
+
+    def start(self, program: str, *arguments: str, pipe: bool = False) -> subprocess.Popen[str]:
+        log = (self.folder / f"{len(self.processes)}-{program}.log").open("w")
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCH[program], *arguments],
+            stdout=subprocess.PIPE if pipe else log,
+            stderr=log,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        log.close()
+        self.processes.append(process)
+        return process
+
+    def results(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.out / "results.json").read_text())
+        return found
+
+    def stored(self) -> dict[TaskKey, OutcomeRecord]:
+        """Every stored outcome, by task and attempt."""
+        store = MeasurementStore.open(self.folder / "runs.sqlite")
+        try:
+            (run,) = store.runs()
+            return {found.key: found for found in store.outcomes(run.run_id)}
+        finally:
+            store.close()
+
+    def complaints(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("*-fleetnas.log")))
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    write_untrained(tmp_path / "untrained.supernet")
+    with EmbeddedBroker(port=0) as broker:
+        started = Fleet(tmp_path, broker)
+        try:
+            yield started
+        finally:
+            for process in started.processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+                if process.stdout is not None:
+                    process.stdout.close()
+
+
+def events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """What a search says, until it ends."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield json.loads(line)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Without a chance to say goodbye."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,124 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet_protocol import codec
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.messages import (
+    Acknowledgement,
+    AgentState,
+    BlobReference,
+    CancelTask,
+    Failed,
+    Health,
+    Measurement,
+    MeasureTask,
+    Result,
+    RuntimeSetting,
+    TaskKey,
+)
+
+KEY = TaskKey(task_id="t1", attempt=2)
+TASK = MeasureTask(
+    task=KEY,
+    run_id="run-1",
+    bundle=BlobReference(sha256="a" * 64, size=1000),
+    architecture=Architecture(ks=(3,) * 20, e=(6,) * 20, d=(4,) * 5, r=224),
+    setting=RuntimeSetting(threads=4, runtime="litert"),
+    deadline_s=60,
+)
+MEASUREMENT = Measurement(
+    model_sha256="b" * 64,
+    model_bytes=20_000_000,
+    median_ms=12.5,
+    mad_ms=0.1,
+    p90_ms=13.0,
+    min_ms=12.3,
+    runs=100,
+    half_width_percent=0.4,
+    quality="ok",
+    times_us=tuple(12_500.0 + i for i in range(100)),
+    provider="CPUExecutionProvider",
+    build_ms=11.0,
+    load_ms=40.0,
+    finished_unix_s=1.7e9,
+)
+
+
+def test_tasks_and_updates_come_back_equal_and_as_their_own_kind() -> None:
+    for task in (TASK, CancelTask(task=KEY)):
+        assert codec.decode_task(codec.encode(task)) == task
+    for update in (Result(task=KEY, measurement=MEASUREMENT), Failed(task=KEY, reason="crashed", detail="signal 11")):
+        assert codec.decode_task_update(codec.encode(update)) == update
+    for message in (
+        Acknowledgement(task=KEY),
+        AgentState(state="ready", session=3, instance="x"),
+        Health(session=1, uptime_s=2),
+    ):
+        assert codec.decode(type(message), codec.encode(message)) == message
+
+
+def test_a_measurement_costs_at_most_2_kib_on_the_wire() -> None:
+    sent = [
+        codec.encode(TASK),
+        codec.encode(Result(task=KEY, measurement=MEASUREMENT)),
+        codec.encode(Acknowledgement(task=KEY)),
+    ]
+    assert sum(len(payload) for payload in sent) <= 2048
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_version": 2},
+        {"op": "execute"},
+        {"extra": 1},
+        {"deadline_s": float("inf")},
+        {"deadline_s": -1},
+        {"run_id": "../../etc"},
+        {"architecture": {"ks": [3] * 65, "r": 224}},
+    ],
+)
+def test_a_task_that_breaks_the_contract_is_refused(change: dict[str, object]) -> None:
+    fields = json.loads(codec.encode(TASK)) | change
+    with pytest.raises(ProtocolError, match="refused"):
+        codec.decode_task(json.dumps(fields).encode())
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused(payload: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        codec.decode_task(payload)
+    with pytest.raises(ProtocolError):
+        codec.decode_task_update(payload)
+
+
+@given(position=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_a_damaged_task_is_refused_or_still_a_valid_task(position: int, byte: int) -> None:
+    payload = bytearray(codec.encode(TASK))
+    payload[position % len(payload)] = byte
+    try:
+        task = codec.decode_task(bytes(payload))
+    except ProtocolError:
+        return
+    assert isinstance(task, (MeasureTask, CancelTask))
+
+
+def test_an_oversized_message_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(ProtocolError, match="at most"):
+        codec.decode_task(b"[" * (codec.MAX_JSON_BYTES + 1))
+
+
+@given(data=st.binary(min_size=1, max_size=1000), offset=st.integers(0, 2**63))
+def test_chunks_come_back_equal(data: bytes, offset: int) -> None:
+    chunk = codec.BlobChunk("c" * 64, offset, data)
+    assert codec.decode_chunk(codec.encode_chunk(chunk)) == chunk
+
+
+@pytest.mark.parametrize("size", [0, 40, 40 + codec.MAX_CHUNK_BYTES + 1])
+def test_a_chunk_of_impossible_size_is_refused(size: int) -> None:
+    with pytest.raises(ProtocolError, match="chunk"):
+        codec.decode_chunk(bytes(size))

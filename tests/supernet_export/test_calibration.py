@@ -1,0 +1,93 @@
+"""Re-estimated batch-norm statistics, against torch and as a blob."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from supernets import random_bundle, random_state_dict
+
+from fleet_protocol.errors import CorruptBundleError, UsageError
+from supernet_export.bundle import SupernetBundle
+from supernet_export.calibration import estimate_statistics
+from supernet_export.calibration_blob import Calibration, load_calibration, save_calibration
+from supernet_export.graph import INPUT, OUTPUT
+from supernet_export.onnx_emitter import emit_onnx
+from supernet_export.session import open_session
+from supernet_export.spaces.digits import DIGITS_NETWORK, DigitsSpace
+from supernet_export.subnet import slice_subnet
+
+SPACE = DigitsSpace()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
+    return random_bundle(tmp_path_factory.mktemp("bundle") / "random.supernet", SPACE)
+
+
+def test_calibrated_subnets_equal_torchs(bundle: SupernetBundle) -> None:
+    torch = pytest.importorskip("torch")
+    from supernet_export.training.elastic import ElasticMBConvNet
+
+    canonical = random_state_dict(SPACE)
+    rng = np.random.default_rng(0)
+    for architecture in SPACE.decode(np.concatenate([SPACE.smallest(), SPACE.largest(), SPACE.sample(4, rng)])):
+        net = ElasticMBConvNet(DIGITS_NETWORK, SPACE.kernels, SPACE.expands, SPACE.depths).eval()
+        names = net.state_dict()
+        spelled = {name: name.replace(".bn.bn.", ".bn.").replace(".conv.conv.", ".conv.") for name in names}
+        net.load_state_dict({name: torch.from_numpy(canonical[spelled[name]]) for name in names})
+        net.set_active(architecture)
+        graph = slice_subnet(bundle, architecture)
+        images = 2 * rng.standard_normal((16, *graph.input_shape), dtype=np.float32) + 1
+        net.calibrate(torch.from_numpy(images))
+        calibrated = slice_subnet(bundle, architecture, estimate_statistics(graph, [images]))
+        with torch.no_grad():
+            expected = net(torch.from_numpy(images[:1])).numpy()
+            (logits,) = open_session(emit_onnx(calibrated)).run([OUTPUT], {INPUT: images[:1]})
+        assert np.abs(logits - expected).max() <= 1e-4 * np.ptp(expected)
+
+
+def test_batches_weigh_as_much_as_they_hold(bundle: SupernetBundle) -> None:
+    """OFA averages over batches, weighted by their sizes."""
+    (architecture,) = SPACE.decode(SPACE.smallest())
+    graph = slice_subnet(bundle, architecture)
+    images = np.random.default_rng(0).standard_normal((8, *graph.input_shape), dtype=np.float32)
+    parts = [images[:6], images[6:]]
+    both = estimate_statistics(graph, parts)
+    one, two = (estimate_statistics(graph, [part]) for part in parts)
+    for name, pair in both.items():
+        for found, first, second in zip(pair, one[name], two[name], strict=True):
+            np.testing.assert_allclose(found, 0.75 * first + 0.25 * second, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_survive_as_a_blob(bundle: SupernetBundle) -> None:
+    (architecture,) = SPACE.decode(SPACE.smallest())
+    graph = slice_subnet(bundle, architecture)
+    images = np.random.default_rng(0).standard_normal((2, *graph.input_shape), dtype=np.float32)
+    statistics = estimate_statistics(graph, [images])
+    blob = save_calibration(Calibration(statistics))
+    again = load_calibration(blob)
+    assert save_calibration(again) == blob
+    assert emit_onnx(slice_subnet(bundle, architecture, again.statistics)) == emit_onnx(
+        slice_subnet(bundle, architecture, statistics)
+    )
+
+
+@given(blob=st.binary(max_size=400))
+def test_garbage_is_no_statistics(blob: bytes) -> None:
+    with pytest.raises(CorruptBundleError):
+        load_calibration(blob)
+
+
+def test_impossible_statistics_are_refused() -> None:
+    channel = np.ones(3, np.float32)
+    for pair in ((channel, -channel), (np.nan * channel, channel)):
+        with pytest.raises(CorruptBundleError, match="no part"):
+            load_calibration(save_calibration(Calibration({"stem": pair})))
+
+
+def test_no_images_are_refused(bundle: SupernetBundle) -> None:
+    (architecture,) = SPACE.decode(SPACE.smallest())
+    with pytest.raises(UsageError, match="no images"):
+        estimate_statistics(slice_subnet(bundle, architecture), [])
