@@ -1,0 +1,207 @@
+"""Make the pictures in `docs/img` from a finished run: `python docs/pictures.py TAKE_HOME`.
+
+TAKE_HOME is the folder that `fleetnas search --out` filled. The live view is rebuilt as it stood in the middle of
+that run, from its stored measurements; the report is opened in a headless Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+
+from coordinator.report.html import write_report
+from coordinator.report.measurement_table import read_measurements
+from coordinator.report.outcome import MeasurementRow
+from coordinator.report.results import DeviceRecord, Results, TargetRecord
+from coordinator.report.take_home import MEASUREMENTS_FILE, read_results
+from coordinator.view.events import MeasurementTaken
+from coordinator.view.lines import event_line
+from coordinator.view.live import render
+from coordinator.view.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
+
+SIZES = ((80, 24), (160, 50))
+_SVG_FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
+<style>
+.{unique_id}-matrix {{ font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: {char_height}px;
+  line-height: {line_height}px; font-variant-east-asian: full-width; }}
+.{unique_id}-title {{ font-family: "DejaVu Sans", Arial, sans-serif; font-size: 18px; }}
+{styles}
+</style>
+<defs><clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/></clipPath>{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g>
+</svg>
+"""
+
+
+def snapshot_at(results: Results, rows: dict[tuple[str, str], list[MeasurementRow]], share: float) -> Snapshot:
+    """The run after `share` of its time, as far as its measurements tell."""
+    started_s = results.started_at.timestamp()
+    last_s = max(row.measurement.finished_unix_s for table in rows.values() for row in table)
+    now_s = started_s + share * (last_s - started_s)
+    devices = [
+        _device_at(device, rows.get((device.device, device.runtime), []), results, now_s) for device in results.fleet
+    ]
+    lines = sorted(line for _, log in devices for line in log)
+    return Snapshot(
+        run_id=results.run_id,
+        supernet=results.supernet.name,
+        started_s=started_s,
+        now_s=now_s,
+        phase="searching",
+        devices=tuple(device for device, _ in devices),
+        log=tuple(f"{time.strftime('%H:%M:%S', time.gmtime(at_s))} {line}" for at_s, line in lines[-8:]),
+    )
+
+
+def _device_at(
+    device: DeviceRecord, rows: Sequence[MeasurementRow], results: Results, now_s: float
+) -> tuple[DeviceSnapshot, list[tuple[float, str]]]:
+    taken = [row for row in rows if row.measurement.finished_unix_s <= now_s]
+    to_come = [row for row in rows if row.measurement.finished_unix_s > now_s]
+    searched = [row for row in taken if row.purpose in ("spread", "candidate")]
+    learned = [point for point in device.learning if point.measurements <= len(searched)]
+    verifying = bool(to_come) and to_come[0].purpose == "verification"
+    snapshot = DeviceSnapshot(
+        device=device.device,
+        setting_label=device.runtime,
+        state="done" if not to_come else "verifying" if verifying else "measuring",
+        state_detail=f"subnet {to_come[0].architecture.fingerprint}" if to_come else "",
+        temperature_c=taken[-1].measurement.after.temperature_c if taken else None,
+        throttled=taken[-1].measurement.after.throttled if taken else None,
+        measurements=len(searched),
+        budget=results.budget,
+        predictor_error=None
+        if not learned
+        else PredictorError(learned[-1].mape_percent, learned[-1].spearman, learned[-1].held_out),
+        targets=tuple(_target_at(target, taken) for target in device.targets),
+    )
+    events = [
+        (
+            row.measurement.finished_unix_s,
+            event_line(
+                MeasurementTaken(
+                    at_s=row.measurement.finished_unix_s,
+                    run_id=results.run_id,
+                    device=device.device,
+                    setting=device.runtime,
+                    task_id=row.task_id,
+                    purpose=row.purpose,
+                    architecture=row.architecture,
+                    fingerprint=row.architecture.fingerprint,
+                    predicted_ms=row.predicted_ms,
+                    measured_ms=row.measurement.median_ms,
+                    half_width_percent=row.measurement.half_width_percent,
+                    quality=row.measurement.quality,
+                    measurements=index + 1,
+                    budget=results.budget,
+                )
+            ),
+        )
+        for index, row in enumerate(searched)
+    ]
+    return snapshot, [(at_s, line) for at_s, line in events if line is not None]
+
+
+def _target_at(target: TargetRecord, taken: Sequence[MeasurementRow]) -> TargetSnapshot:
+    """The winner once it was verified; before that, the most accurate subnet measured within the target by then."""
+    runs = [row for row in taken if row.architecture == target.architecture]
+    if any(row.purpose == "verification" for row in runs):
+        return TargetSnapshot(
+            target_ms=target.target_ms,
+            predicted_ms=target.predicted_ms,
+            measured_ms=target.measured_ms,
+            verified_ms=target.verified_ms,
+            accuracy=target.predicted_accuracy,
+            evaluated_accuracy=target.accuracy,
+            met=target.met,
+            reason=target.reason,
+        )
+    within = [row for row in taken if row.measurement.median_ms <= target.target_ms]
+    best = max(within, key=lambda row: row.predicted_accuracy or 0.0, default=None)
+    if best is None:
+        return TargetSnapshot(target.target_ms)
+    return TargetSnapshot(
+        target_ms=target.target_ms,
+        predicted_ms=best.predicted_ms,
+        measured_ms=best.measurement.median_ms,
+        accuracy=best.predicted_accuracy,
+    )
+
+
+def draw_live_view(snapshot: Snapshot, width: int, height: int, path: Path) -> None:
+    """The live view on a terminal of `width` x `height` characters, as SVG."""
+    console = Console(
+        record=True, file=io.StringIO(), width=width, height=height, force_terminal=True, color_system="truecolor"
+    )
+    console.print(render(snapshot))
+    console.save_svg(str(path), title="fleetnas search", theme=MONOKAI, code_format=_SVG_FORMAT, unique_id=path.stem)
+
+
+def photograph(page: Path, path: Path, width: int, height: int, dark: bool, chromium: str) -> None:
+    """A PNG of a page as a browser shows it."""
+    with tempfile.TemporaryDirectory() as profile:
+        subprocess.run(
+            [
+                chromium,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                "--hide-scrollbars",
+                f"--user-data-dir={profile}",
+                f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+                f"--window-size={width},{height}",
+                f"--screenshot={path}",
+                page.resolve().as_uri(),
+            ],
+            check=True,
+            timeout=120,
+            capture_output=True,
+        )
+
+
+def main() -> None:
+    """Write every picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("take_home", type=Path, help="folder that `fleetnas search --out` filled")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "img")
+    parser.add_argument("--at", type=float, default=0.7, help="share of the run's time that the live view shows")
+    parser.add_argument("--chromium", default="chromium", help="the browser's program")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = read_measurements(arguments.take_home / MEASUREMENTS_FILE)
+    snapshot = snapshot_at(read_results(arguments.take_home), rows, arguments.at)
+    for width, height in SIZES:
+        path = arguments.out / f"live-{width}x{height}.svg"
+        draw_live_view(snapshot, width, height, path)
+        print(path)
+    if shutil.which(arguments.chromium) is None:
+        sys.exit(f"the report was not photographed: no program {arguments.chromium!r}; install Debian's chromium")
+    page = write_report(arguments.take_home)
+    for name, dark in (("report", False), ("report-dark", True)):
+        path = arguments.out / f"{name}.png"
+        photograph(page, path, 1280, 1800, dark, arguments.chromium)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
