@@ -80,6 +80,15 @@ class OutcomeRecord:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """What one attempt at a task brought, as it is handed to the store."""
+
+    key: TaskKey
+    outcome: Outcome
+    stored_unix_s: float
+
+
+@dataclass(frozen=True)
 class LatencyRecord:
     """One measured latency without all that was measured beside it."""
 

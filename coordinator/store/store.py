@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session, joinedload
 
 from coordinator.store.records import (
+    Arrival,
     DeviceRecord,
     DeviceStatus,
     LatencyRecord,
@@ -155,9 +156,18 @@ class MeasurementStore:
 
     def put_task(self, task: TaskRecord) -> None:
         """Add a task, or renew its attempt count."""
-        with self._transaction() as session:
-            values = {**vars(task), "architecture": task.architecture.model_dump(mode="json")}
-            session.merge(TaskRow(**values))
+        self.put_tasks([task])
+
+    def put_tasks(self, tasks: Sequence[TaskRecord]) -> None:
+        """Add or renew many tasks in one transaction."""
+        if tasks:
+            rows = [{**vars(task), "architecture": task.architecture.model_dump(mode="json")} for task in tasks]
+            with self._transaction() as session:
+                upsert = self._insert(TaskRow)
+                renewed = {name: upsert.excluded[name] for name in rows[0] if name != "task_id"}
+                session.connection().execute(
+                    upsert.on_conflict_do_update(index_elements=["task_id"], set_=renewed), rows
+                )
 
     def tasks(self, run_id: str) -> list[TaskRecord]:
         """Every task of a run, by id."""
@@ -170,25 +180,64 @@ class MeasurementStore:
 
         `StoreError` where the task is unknown.
         """
-        with self._transaction() as session:
-            if session.get(TaskRow, key.task_id) is None:
-                raise StoreError(f"task {key.task_id} is in no run of the store {self.url}; its result is not stored")
-            # The unique key decides, not a look before it: several coordinators may share a store.
-            insert = postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert
-            statement = (
-                insert(OutcomeRow)
-                .values(task_id=key.task_id, attempt=key.attempt, stored_unix_s=stored_unix_s)
-                .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
-                .returning(OutcomeRow.outcome_id)
-            )
-            outcome_id = session.scalar(statement)
-            if outcome_id is None:
-                return False
+        return self.add_outcomes([Arrival(key, outcome, stored_unix_s)])[0]
+
+    def add_outcomes(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """Store what many attempts brought, in order of arrival, in one transaction: all may be acknowledged after it.
+
+        Returns, for each, whether it is new: False where that attempt's outcome was stored already, or comes earlier
+        in `arrivals`. `StoreError`, with nothing stored, where a task is unknown.
+        """
+        first: dict[tuple[str, int], Arrival] = {}
+        for arrival in arrivals:
+            first.setdefault((arrival.key.task_id, arrival.key.attempt), arrival)
+        if not first:
+            return []
+        try:
+            with self._transaction() as session:
+                numbers = self._add_new(session.connection(), first)
+        except StoreError as error:
+            if isinstance(error.__cause__, IntegrityError):
+                self._refuse_unknown_tasks({task_id for task_id, _ in first})
+            raise
+        return [
+            key in numbers and first[key] is arrival
+            for arrival in arrivals
+            for key in [(arrival.key.task_id, arrival.key.attempt)]
+        ]
+
+    def _add_new(self, connection: Connection, first: dict[tuple[str, int], Arrival]) -> dict[tuple[str, int], int]:
+        """Insert what is not there yet; returns the row number of each new outcome."""
+        # The unique key decides, not a look before it: several coordinators may share a store.
+        statement = (
+            self._insert(OutcomeRow)
+            .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
+            .returning(OutcomeRow.task_id, OutcomeRow.attempt, OutcomeRow.outcome_id)
+        )
+        rows = [
+            {"task_id": task_id, "attempt": attempt, "stored_unix_s": arrival.stored_unix_s}
+            for (task_id, attempt), arrival in first.items()
+        ]
+        numbers = {(task_id, attempt): number for task_id, attempt, number in connection.execute(statement, rows)}
+        measurements, failures = [], []
+        for key, number in numbers.items():
+            outcome = first[key].outcome
             if isinstance(outcome, Failed):
-                session.add(FailureRow(outcome_id=outcome_id, reason=outcome.reason, detail=outcome.detail))
+                failures.append({"outcome_id": number, "reason": outcome.reason, "detail": outcome.detail})
             else:
-                session.add(MeasurementRow(outcome_id=outcome_id, **outcome.model_dump(mode="json")))
-            return True
+                measurements.append({"outcome_id": number, **outcome.model_dump(mode="json")})
+        if measurements:
+            connection.execute(insert(MeasurementRow), measurements)
+        if failures:
+            connection.execute(insert(FailureRow), failures)
+        return numbers
+
+    def _refuse_unknown_tasks(self, task_ids: set[str]) -> None:
+        with self._transaction() as session:
+            known = set(session.scalars(select(TaskRow.task_id).where(TaskRow.task_id.in_(task_ids))))
+        unknown = sorted(task_ids - known)
+        if unknown:
+            raise StoreError(f"task {unknown[0]} is in no run of the store {self.url}; its result is not stored")
 
     def outcomes(self, run_id: str) -> list[OutcomeRecord]:
         """Every outcome of a run in the order of arrival."""
@@ -254,6 +303,10 @@ class MeasurementStore:
             raise StoreError(f"the store {self.url} refuses this: {error.orig}") from error
         except SQLAlchemyError as error:
             raise _store_error(self.url, error) from error
+
+    def _insert(self, table: type[Base]) -> Any:
+        """An insert that can say what becomes of rows that are there already; both databases spell it alike."""
+        return (postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert)(table)
 
     def _check_version(self, session: Session) -> None:
         versions: Sequence[int] = session.scalars(select(SchemaRow.version)).all()

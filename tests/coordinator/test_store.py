@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.store.records import DeviceRecord, RunRecord, TaskRecord, WinnerRecord
+from coordinator.store.records import Arrival, DeviceRecord, RunRecord, TaskRecord, WinnerRecord
 from coordinator.store.store import MeasurementStore
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
@@ -95,6 +95,33 @@ class StoreConformance:
     def test_the_result_of_an_unknown_task_is_refused(self, store: MeasurementStore) -> None:
         with pytest.raises(StoreError, match="t9"):
             store.add_outcome(TaskKey(task_id="t9", attempt=1), MEASUREMENT, 1.0)
+
+    def test_a_batch_tells_which_attempts_were_new(self, store: MeasurementStore) -> None:
+        store.put_tasks([task_record(f"t{number}") for number in range(2, 6)])
+        failed = Failed(task=TaskKey(task_id="t4", attempt=1), reason="crashed")
+        assert store.add_outcome(TaskKey(task_id="t2", attempt=1), MEASUREMENT, 1.0)
+        batch = [
+            Arrival(TaskKey(task_id="t5", attempt=1), MEASUREMENT, 2.0),
+            Arrival(TaskKey(task_id="t2", attempt=1), MEASUREMENT, 3.0),
+            Arrival(failed.task, failed, 4.0),
+            Arrival(TaskKey(task_id="t5", attempt=1), failed, 5.0),
+            Arrival(TaskKey(task_id="t5", attempt=2), MEASUREMENT, 6.0),
+        ]
+        assert store.add_outcomes(batch) == [True, False, True, False, True]
+        found = [(one.key.task_id, one.key.attempt, one.outcome, one.stored_unix_s) for one in store.outcomes("run-1")]
+        assert found == [
+            ("t2", 1, MEASUREMENT, 1.0),
+            ("t5", 1, MEASUREMENT, 2.0),
+            ("t4", 1, failed, 4.0),
+            ("t5", 2, MEASUREMENT, 6.0),
+        ]
+
+    def test_a_batch_with_an_unknown_task_is_refused_whole(self, store: MeasurementStore) -> None:
+        batch = [Arrival(TaskKey(task_id=task_id, attempt=1), MEASUREMENT, 1.0) for task_id in ("t1", "t9")]
+        with pytest.raises(StoreError, match="t9"):
+            store.add_outcomes(batch)
+        assert store.outcomes("run-1") == []
+        assert store.add_outcomes([]) == []
 
     def test_a_task_is_renewed_in_place(self, store: MeasurementStore) -> None:
         store.put_task(replace(task_record("t1"), attempt=2))
