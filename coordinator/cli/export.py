@@ -4,78 +4,132 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from coordinator.cli.progress import download_progress
+from fleet_protocol.errors import UsageError
+from supernet_export.published import PUBLISHED
 
-Output = Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The bundle to write.")]
+if TYPE_CHECKING:
+    from supernet_export.accuracy import AccuracyPredictor
+
+_DIGITS = "digits"
+_KNOWN = ", ".join((_DIGITS, *PUBLISHED))
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command group."""
-    group = typer.Typer(help="Write a supernet bundle: what `search` takes and agents fetch.", no_args_is_help=True)
-    group.command("digits")(digits)
-    group.command("published")(published)
-    group.command("checkpoint")(checkpoint)
-    app.add_typer(group, name="export")
+    """Add the command."""
+    app.command("export")(export)
 
 
-def digits(output: Output = Path("digits.supernet")) -> None:
-    """The built-in supernet, pretrained on scikit-learn's handwritten digits."""
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help=f"One of {_KNOWN}; or a checkpoint file, then with --space.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The bundle to write (default: SOURCE.supernet, here)."),
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option("--space", metavar="NAME", help="Checkpoint file: its design space.")
+    ] = None,
+    space_options: Annotated[
+        str | None,
+        typer.Option("--options", metavar="JSON", help="Checkpoint file: its options, such as '{\"width\": 1.2}'."),
+    ] = None,
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(
+            "--accuracy",
+            metavar="FILE",
+            help="Checkpoint file: accuracy predictor to carry, .pth or as `accuracy fit` writes it.",
+        ),
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Published supernet: where downloads are kept.")
+    ] = None,
+) -> None:
+    """Write a supernet bundle, what `search` takes and agents fetch.
+
+    From the built-in supernet `digits`, from one that its authors published (downloaded, verified, with its accuracy
+    predictor), or from your own once-for-all checkpoint, a .pth or .safetensors state dict.
+    """
+    if source == _DIGITS or source in PUBLISHED:
+        _refuse_beside_a_name(source, {"--space": space, "--options": space_options, "--accuracy": accuracy})
+        written = output or Path(f"{source}.supernet")
+        if source == _DIGITS:
+            _refuse_beside_a_name(source, {"--cache": cache})
+            sha256 = _export_digits(written)
+        else:
+            sha256 = _export_published(source, written, cache)
+    elif Path(source).is_file():
+        if cache is not None:
+            raise UsageError(f"--cache is for published supernets, and {source} is a file; leave it out")
+        written = output or Path(f"{Path(source).stem}.supernet")
+        sha256 = _export_checkpoint(Path(source), written, space, space_options, accuracy)
+    else:
+        raise UsageError(
+            f"{source!r} is neither a supernet known by name nor a file: give one of {_KNOWN}, or the path of a "
+            "checkpoint together with --space"
+        )
+    typer.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
+
+
+def _refuse_beside_a_name(source: str, given: dict[str, Any]) -> None:
+    useless = [option for option, value in given.items() if value is not None]
+    if useless:
+        raise UsageError(
+            f"{source} is a supernet known by name, which {', '.join(useless)} cannot change; leave it out, or give "
+            f"the path of a checkpoint (a file called {source} is ./{source})"
+        )
+
+
+def _export_digits(output: Path) -> str:
     from supernet_export.export import export_digits
 
-    _report(output, export_digits(output))
+    return export_digits(output)
 
 
-def published(
-    name: Annotated[str, typer.Argument(help="Such as ofa-mbv3-w1.0; an unknown name lists the known ones.")],
-    output: Output,
-    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Where downloads are kept.")] = None,
-) -> None:
-    """A supernet that its authors published: downloaded, verified, exported with its accuracy predictor."""
+def _export_published(name: str, output: Path, cache: Path | None) -> str:
     from supernet_export.export import export_published
 
     with download_progress(name) as progress:
-        sha256 = export_published(name, output, cache=cache, progress=progress)
-    _report(output, sha256)
+        return export_published(name, output, cache=cache, progress=progress)
 
 
-def checkpoint(
-    file: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A .pth or .safetensors state dict.")],
-    space: Annotated[str, typer.Option("--space", help="Its design space; an unknown name lists the known ones.")],
-    output: Output,
-    space_options: Annotated[
-        str, typer.Option("--options", metavar="JSON", help="The space's options, such as '{\"width\": 1.2}'.")
-    ] = "{}",
-    accuracy: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Accuracy predictor: .pth, or as `accuracy fit` writes it.")
-    ] = None,
-) -> None:
-    """Your own once-for-all checkpoint of a known design space."""
-    from fleet_protocol.errors import UsageError
-    from supernet_export.accuracy import AccuracyPredictor
+def _export_checkpoint(
+    checkpoint: Path, output: Path, space: str | None, space_options: str | None, accuracy: Path | None
+) -> str:
     from supernet_export.export import export_checkpoint
-    from supernet_export.spaces.registry import make_space
+    from supernet_export.spaces.registry import make_space, space_names
 
-    try:
-        options = json.loads(space_options)
-    except ValueError as error:
-        raise UsageError(f"--options {space_options!r} is not JSON ({error}); give an object such as {{}}") from None
-    predictor = None
-    if accuracy is not None:
-        load = AccuracyPredictor.from_pth if accuracy.suffix == ".pth" else AccuracyPredictor.load
-        predictor = load(accuracy)
-    sha256 = export_checkpoint(
-        file,
-        make_space(space, options),
+    if space is None:
+        raise UsageError(
+            f"{checkpoint} is a checkpoint, and does not say of which design space: give --space with one of "
+            f"{', '.join(space_names())}"
+        )
+    return export_checkpoint(
+        checkpoint,
+        make_space(space, _options(space_options)),
         output,
-        accuracy=predictor,
+        accuracy=_predictor(accuracy) if accuracy is not None else None,
         accuracy_source=accuracy.name if accuracy is not None else "",
     )
-    _report(output, sha256)
 
 
-def _report(output: Path, sha256: str) -> None:
-    typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
+def _options(text: str | None) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise UsageError(f"--options {text!r} is not JSON ({error}); give an object such as {{}}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"--options {text!r} is no JSON object; give one such as '{{\"width\": 1.2}}'")
+    return found
+
+
+def _predictor(file: Path) -> AccuracyPredictor:
+    from supernet_export.accuracy import AccuracyPredictor
+
+    return AccuracyPredictor.from_pth(file) if file.suffix == ".pth" else AccuracyPredictor.load(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,12 +30,23 @@ def evaluate(
     architecture: Annotated[
         str, typer.Argument(metavar="ARCHITECTURE", help="JSON with OFA's keys, a file of it, `smallest` or `largest`.")
     ],
-    calibration_images: Annotated[Path | None, typer.Option(help="Folder of images, to calibrate on.")] = None,
-    evaluation_images: Annotated[Path | None, typer.Option(help="The same, to evaluate on.")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Keep the .onnx.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
+    ] = None,
+    calibration_images: Annotated[
+        Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
+    ] = None,
+    runtime: Annotated[
+        Literal["onnxruntime", "litert"], typer.Option(help="What runs the file: an .onnx, or a .tflite.")
+    ] = "onnxruntime",
+    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the file.")] = "fp32",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Keep the model file that was evaluated.")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Slice one subnet, calibrate it, and evaluate the exported file on held-out images."""
+    """Slice one subnet, calibrate it, and evaluate the very file that would ship on held-out images."""
     from coordinator.campaign.assembly import image_sources
     from coordinator.campaign.winner_models import BundleModels
     from fleet_protocol.architecture import Architecture
@@ -56,11 +67,11 @@ def evaluate(
                 f"architecture {architecture[:80]!r} cannot be read ({str(error).splitlines()[0]}); give JSON with the "
                 "keys ks, e, d and r, a file of it, `smallest` or `largest`"
             ) from None
-    calibration, evaluation = image_sources(opened, calibration_images, evaluation_images)
+    calibration, evaluation = image_sources(opened, calibration_images, images)
     if evaluation is None:
-        raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --evaluation-images DIR")
+        raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR")
     models = BundleModels(opened, calibration, evaluation)
-    model = models.calibrate(chosen, RuntimeSetting())
+    model = models.calibrate(chosen, RuntimeSetting(runtime=runtime, precision=precision))
     found = models.accuracy(model)
     assert found is not None
     file = models.file(model)
@@ -72,6 +83,8 @@ def evaluate(
     macs, parameters = float(opened.space.macs(genome)[0]), float(opened.space.parameters(genome)[0])
     result = {
         "architecture": chosen.model_dump(mode="json"),
+        "runtime": runtime,
+        "precision": precision,
         "accuracy": found[0],
         "accuracy_images": found[1],
         "predicted_accuracy": predicted,
@@ -84,7 +97,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result))
         return
-    typer.echo(f"{chosen.fingerprint}: top-1 {100 * found[0]:.2f} % on {found[1]:,} images")
+    typer.echo(f"{chosen.fingerprint}: top-1 {100 * found[0]:.2f} % on {found[1]:,} images ({runtime}, {precision})")
     if predicted is not None:
         typer.echo(f"predicted: {100 * predicted:.2f} %")
     if calibration is None:

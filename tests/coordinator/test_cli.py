@@ -8,7 +8,9 @@ from pathlib import Path
 
 import brokers
 import pytest
+from safetensors.numpy import save_file
 from simulated_fleet import Simulation
+from supernets import random_state_dict
 
 from coordinator.broker import EmbeddedBroker
 from coordinator.campaign.plan import CampaignPlan
@@ -20,6 +22,12 @@ from fleet_protocol.codec import encode
 from fleet_protocol.messages import AgentInfo, AgentState, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import Topics
+from supernet_export.bundle import SupernetBundle
+from supernet_export.download import PublishedFile
+from supernet_export.export import file_sha256
+from supernet_export.published import PUBLISHED, PublishedSupernet
+from supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
+from supernet_export.spaces.registry import make_space
 
 
 def fleetnas(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -124,6 +132,80 @@ class TestBadInput:
         code, _, err = fleetnas(capsys, "runs", "--store", str(tmp_path / "notes.txt"))
         assert code == 1
         assert "notes.txt" in err
+
+
+class TestExport:
+    def test_the_built_in_supernet_by_name(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        code, out, _ = fleetnas(capsys, "export", "digits")
+        assert code == 0
+        bundle = SupernetBundle.open(tmp_path / "digits.supernet")
+        assert bundle.sha256 in out
+        assert bundle.space.name == "digits"
+
+    def test_a_published_one_by_name(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Downloaded before: what is in the cache and is what was published is not asked for again.
+        cached = tmp_path / "cache" / "weights.safetensors"
+        cached.parent.mkdir()
+        save_file(random_state_dict(OfaProxylessSpace()), cached)
+        file = PublishedFile(cached.name, "http://127.0.0.1:1/weights", None, "sha256", file_sha256(cached))
+        monkeypatch.setitem(PUBLISHED, "ofa-proxyless-w1.3", PublishedSupernet(file, "ofa-proxyless"))
+        output = tmp_path / "found.supernet"
+        code, out, err = fleetnas(
+            capsys, "export", "ofa-proxyless-w1.3", "-o", str(output), "--cache", str(cached.parent)
+        )
+        assert (code, err) == (0, "")
+        assert SupernetBundle.open(output).sha256 in out
+
+    def test_a_checkpoint_with_its_space(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        space = make_space("ofa-mbv3", {"width": 1.2})
+        checkpoint, output = tmp_path / "mine.safetensors", tmp_path / "mine.supernet"
+        save_file(random_state_dict(space), checkpoint)
+        arguments = ["export", str(checkpoint), "-o", str(output), "--space", "ofa-mbv3"]
+        code, _, err = fleetnas(capsys, *arguments)
+        assert code == 1
+        assert "not of ofa-mbv3 with these options" in err
+        assert not output.exists()
+        code, _, _ = fleetnas(capsys, *arguments, "--options", '{"width": 1.2}')
+        assert code == 0
+        assert SupernetBundle.open(output).manifest.options["width"] == 1.2
+
+    def test_a_source_that_is_nothing_is_told_all_that_it_could_be(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        code, _, err = fleetnas(capsys, "export", "ofa-mbv3", "-o", str(tmp_path / "x.supernet"))
+        assert code == 2
+        assert err.count("error:") == 1
+        for word in ("digits", *PUBLISHED, "path of a checkpoint", "--space"):
+            assert word in err
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["digits", "--space", "ofa-mbv3"], "--space"),
+            (["digits", "--cache", "."], "--cache"),
+            (["ofa-resnet50", "--options", "{}", "--accuracy", "x.pth"], "--options, --accuracy"),
+            (["FILE"], "--space with one of compofa"),
+            (["FILE", "--space", "mobilenet"], "ofa-mbv3"),
+            (["FILE", "--space", "ofa-mbv3", "--options", "[1.2]"], "JSON object"),
+            (["FILE", "--space", "ofa-mbv3", "--options", "width"], "JSON"),
+            (["FILE", "--space", "ofa-mbv3", "--cache", "."], "--cache"),
+        ],
+    )
+    def test_options_that_do_not_fit_the_source_are_refused(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], words: str
+    ) -> None:
+        file = tmp_path / "mine.pth"
+        file.write_bytes(b"weights")
+        written = [str(file) if word == "FILE" else word for word in arguments]
+        code, out, err = fleetnas(capsys, "export", *written, "-o", str(tmp_path / "x.supernet"))
+        assert (code, out) == (2, "")
+        assert words in err
+        assert not (tmp_path / "x.supernet").exists()
 
 
 class TestDevices:
