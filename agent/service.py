@@ -228,6 +228,10 @@ class AgentService:
             acknowledgement = decode(Acknowledgement, message.payload)
             if self._verifier is not None:
                 self._verifier.check("ack", message.payload)
+            if not acknowledgement.stored:
+                _log.warning(
+                    "the result of %s is forgotten: no coordinator knows its task", acknowledgement.task.task_id
+                )
             self._on_acknowledgement(acknowledgement.task)
         elif self._run is not None:
             failed = self._run.receive(decode_chunk(message.payload))

@@ -265,9 +265,10 @@ Task: TypeAlias = Annotated[MeasureTask | CancelTask, Field(discriminator="op")]
 
 
 class Acknowledgement(Versioned):
-    """The result is stored: the agent may forget it."""
+    """The agent may forget a result."""
 
     task: TaskKey
+    stored: bool = Field(default=True, description="false: no coordinator knows its task, and nobody will come for it")
     signature: Signature | None = None
 
 

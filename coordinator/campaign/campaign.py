@@ -19,6 +19,7 @@ from coordinator.campaign import standing
 from coordinator.campaign.announcements import Announcer
 from coordinator.campaign.device_search import DeviceSearch, Proposal
 from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.stray_results import StrayResults, outcome_to_store
 from coordinator.campaign.task_desk import LEASE_SLACK_S, TaskDesk
 from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
 from coordinator.campaign.winner_models import WinnerModels
@@ -110,6 +111,7 @@ class Campaign:
             store=store,
             note=self.note,
         )
+        self._strays = StrayResults(wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
         self._started_s = clock()
         self._connected_s: float | None = None
         self._open = False
@@ -315,7 +317,13 @@ class Campaign:
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         now = self._clock()
+        if isinstance(update, Failed) and update.reason == "cancelled":
+            return  # our own order carried out: no outcome, and not in its outbox
         found = self._desk.find(update.task.task_id)
+        if found is None and isinstance(update, Result | Failed):
+            self.registry.on_message(agent, now)
+            self._strays.take(agent, update)
+            return
         if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
             raise ProtocolError(f"{agent} speaks of task {update.task.task_id}, which it was not given; it is dropped")
         entry = self.registry.on_message(agent, now)
@@ -334,18 +342,16 @@ class Campaign:
     def _take_outcome(self, track: SettingTrack, task: TrackTask, update: Result | Failed) -> None:
         """Store, then acknowledge, then learn; a repeated one is only acknowledged."""
         self._unanswered[track.device] = 0
-        outcome: Outcome = update.measurement if isinstance(update, Result) else update
-        expected = task.record.model_sha256
-        if isinstance(outcome, Measurement) and expected is not None and outcome.model_sha256 != expected:
-            detail = f"it measured a file with SHA-256 {outcome.model_sha256}, and the one that ships has {expected}"
-            outcome = Failed(task=update.task, reason="bad_output", detail=detail)
-            self.note(f"{track.label}: result of {update.task.task_id} refused: {detail}")
-        fresh = self._store.add_outcome(update.task, outcome, self._wall_clock())
+        outcome = outcome_to_store(task.record, update)
+        if isinstance(update, Result) and isinstance(outcome, Failed):
+            self.note(f"{track.label}: result of {update.task.task_id} refused: {outcome.detail}")
+        self._store.add_outcome(update.task, outcome, self._wall_clock())
         try:
             track.wire_bytes += self._wire.acknowledge(track.device, update.task)
         except TransportError as error:  # The agent sends it again, and is told then.
             self.note(str(error))
-        if fresh and not self._desk.is_done(task.record.task_id):
+        # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
+        if not self._desk.is_done(task.record.task_id):
             self._conclude(track, task, update.task.attempt, outcome)
 
     def _conclude(self, track: SettingTrack, task: TrackTask, attempt: int, outcome: Outcome) -> None:
@@ -393,7 +399,8 @@ class Campaign:
                 self._choose(track, item)
                 self._desk.add(track, item)
             self._tell(track)
-        track.collect_evaluations()
+        for reason in track.collect_evaluations():
+            self.note(f"{track.label}: {reason}")
         if track.plan is None:
             self._settle(track)
         if self._abandoned(track, now):

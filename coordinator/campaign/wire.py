@@ -131,9 +131,9 @@ class FleetWire:
         """Have a task forgotten."""
         self._send(agent, "task", CancelTask(task=key))
 
-    def acknowledge(self, agent: str, key: TaskKey) -> int:
-        """The result is stored; returns the bytes that saying so cost."""
-        return self._send(agent, "ack", Acknowledgement(task=key))
+    def acknowledge(self, agent: str, key: TaskKey, *, stored: bool = True) -> int:
+        """The result is stored, or nobody wants it; returns the bytes that saying so cost."""
+        return self._send(agent, "ack", Acknowledgement(task=key, stored=stored))
 
     def send_chunk(self, agent: str, chunk: bytes) -> None:
         """A piece of a blob; what is lost is asked for again."""

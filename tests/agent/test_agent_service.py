@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fleet_protocol.codec import encode
 from fleet_protocol.errors import DuplicateAgentError, StoreError
 from fleet_protocol.memory import Delivery
 from fleet_protocol.messages import (
+    Acknowledgement,
     AgentState,
     CancelTask,
     CoordinatorState,
@@ -515,3 +517,16 @@ def test_a_board_that_says_it_is_throttled_is_believed(rig: Rig) -> None:
     rig.measurer.script.extend([measured(after=throttled)] * 3)
     submit(rig, agent, 1, seconds=sum(COOLING_S) + 5)
     assert [r.measurement.quality for r in results(rig)] == ["throttled"]
+
+
+def test_a_result_that_no_coordinator_wants_is_forgotten_and_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    agent = rig.agent()
+    rig.run(agent)
+    rig.coordinator.send("pi", "task", task(1))
+    rig.run(agent)
+    assert not agent.service.idle
+    with caplog.at_level(logging.WARNING, "fleetnas.agent"):
+        rig.coordinator.send("pi", "ack", Acknowledgement(task=key(1), stored=False))
+        rig.run(agent)
+    assert agent.service.idle
+    assert any("no coordinator knows its task" in line for line in caplog.messages)
