@@ -41,6 +41,16 @@ class SentinelReading(Message):
     median_ms: float = Field(gt=0)
     half_width_percent: float = Field(ge=0)
 
+    @property
+    def at_least_ms(self) -> float:
+        """Lower end of the 95 % interval of the median."""
+        return self.median_ms * max(0.0, 1.0 - self.half_width_percent / 100.0)
+
+    @property
+    def at_most_ms(self) -> float:
+        """Upper end of the 95 % interval of the median."""
+        return self.median_ms * (1.0 + self.half_width_percent / 100.0)
+
 
 class MeasureOrder(Message):
     """Build one subnet and measure it."""

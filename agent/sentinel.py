@@ -21,6 +21,9 @@ _TIME_SHARE = 0.04
 _MIN_S = 0.02
 #: The first reading is the reference of all others, and is taken this many times as long.
 _REFERENCE_FACTOR = 4
+#: So many measurements in a row on a device that is slow, but steadily so, show its lasting speed: a phone or a laptop
+#: that boosts for its first seconds only would otherwise never give a measurement that counts.
+STEADY_COUNT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class _Watch:
     reference_ms: float | None = None
     last: SentinelReading | None = None
     read_at: float = float("-inf")
+    slow_ms: list[float] = field(default_factory=list)  #: readings after the latest measurements, all of them slow
 
 
 @dataclass
@@ -78,21 +82,25 @@ class Sentinel:
         readings = [reading for reading in (before or watch.last, after) if reading is not None]
         if not readings:
             return Verdict(slow=False, drift=1.0)
-        fastest = min(reading.median_ms for reading in readings)
-        if watch.reference_ms is None or fastest < watch.reference_ms / SLOW_RATIO:
+        fastest_ms = min(reading.at_most_ms for reading in readings)
+        if watch.reference_ms is None or fastest_ms < watch.reference_ms / SLOW_RATIO:
             # A reference that was itself taken on a slowed device would hide every later slowness.
-            watch.reference_ms = fastest
+            watch.reference_ms = min(reading.median_ms for reading in readings)
+        slow = any(self._is_slow(watch, reading) for reading in readings)
+        watch.slow_ms = [*watch.slow_ms, readings[-1].median_ms][-STEADY_COUNT:] if slow else []
+        if len(watch.slow_ms) == STEADY_COUNT and max(watch.slow_ms) < SLOW_RATIO * min(watch.slow_ms):
+            watch.reference_ms, watch.slow_ms, slow = sorted(watch.slow_ms)[STEADY_COUNT // 2], [], False
         watch.last, watch.read_at = readings[-1], now
         mean_ms = sum(reading.median_ms for reading in readings) / len(readings)
         drift = mean_ms / watch.reference_ms
         noise = max(reading.half_width_percent for reading in readings) / 100
-        slow = any(self._is_slow(watch, reading) for reading in readings)
         return Verdict(slow=slow, drift=drift if abs(drift - 1) > noise else 1.0)
 
     @staticmethod
     def _is_slow(watch: _Watch, reading: SentinelReading | None) -> bool:
+        """Slower than the reference by more than the reading's own uncertainty can explain."""
         return (
             reading is not None
             and watch.reference_ms is not None
-            and reading.median_ms > SLOW_RATIO * watch.reference_ms
+            and reading.at_least_ms > SLOW_RATIO * watch.reference_ms
         )

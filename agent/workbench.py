@@ -39,8 +39,9 @@ _PROGRESS_EVERY_S = 2.0
 class Workbench:
     """Carries out orders, one after the other."""
 
-    def __init__(self, sensors: Sensors | None = None) -> None:
+    def __init__(self, sensors: Sensors | None = None, engine_folder: Path | None = None) -> None:
         self._sensors = sensors or Sensors()
+        self._engine_folder = engine_folder
         self._all_cores = _affinity()
         self._runtimes: dict[str, Runtime] = {}
         self._bundle: tuple[str, SupernetBundle] | None = None
@@ -64,7 +65,7 @@ class Workbench:
         sentinel_s = 0.0
         if order.sentinel is not None and order.sentinel.before:
             reading, spent_s = self._read_sentinel(bundle, order, order.sentinel)
-            if order.sentinel.slow_at_ms is not None and reading.median_ms > order.sentinel.slow_at_ms:
+            if order.sentinel.slow_at_ms is not None and reading.at_least_ms > order.sentinel.slow_at_ms:
                 return SlowReply(sentinel=reading)
             readings.append(reading)
             sentinel_s += spent_s
@@ -159,7 +160,7 @@ class Workbench:
 
     def _runtime(self, setting: RuntimeSetting) -> Runtime:
         if setting.runtime not in self._runtimes:
-            self._runtimes[setting.runtime] = make_runtime(setting.runtime)
+            self._runtimes[setting.runtime] = make_runtime(setting.runtime, self._engine_folder)
         return self._runtimes[setting.runtime]
 
     def _open_bundle(self, order: MeasureOrder) -> SupernetBundle:

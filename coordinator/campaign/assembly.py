@@ -18,6 +18,7 @@ from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.resumption import take_up
 from coordinator.campaign.standing import outcome_of, snapshot_of
+from coordinator.campaign.thread_priority import yield_to_measurements
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, coordinator_will
@@ -131,7 +132,8 @@ class RunningSearch:
 def open_search(request: SearchRequest, make_view: Callable[[], View], store: MeasurementStore) -> RunningSearch:
     """Check all that can be checked before anything is measured, and connect.
 
-    `UsageError`, `BundleError` and `StoreError` say what cannot be used.
+    `UsageError`, `BundleError` and `StoreError` say what cannot be used, `InfeasibleTargetError` which bounds no subnet
+    keeps.
     """
     resumed = _stored_run(store, request.resume) if request.resume is not None else None
     settings = _settings(request, resumed)
@@ -148,13 +150,22 @@ def open_search(request: SearchRequest, make_view: Callable[[], View], store: Me
         bundle, _path(settings.calibration_images), _path(settings.evaluation_images)
     )
     models = BundleModels(bundle, calibration, evaluation)
-    search = BundleSearch(bundle.space, accuracy, plan.strategy)
+    plan.bounds.check(bundle.space)
+    search = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
     prior = stored_prior(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
 
     def make_search() -> DeviceSearch:
         return DeviceSearch(
-            bundle.space, accuracy, targets, search, budget=plan.budget, spread=plan.spread, seed=plan.seed, prior=prior
+            bundle.space,
+            accuracy,
+            targets,
+            search,
+            budget=plan.budget,
+            spread=plan.spread,
+            seed=plan.seed,
+            prior=prior,
+            bounds=plan.bounds,
         )
 
     run_id = resumed.run_id if resumed is not None else new_run_id()
@@ -169,7 +180,11 @@ def open_search(request: SearchRequest, make_view: Callable[[], View], store: Me
     blobs = BlobServer(wire.send_chunk)
     reference = blobs.add_file(bundle.path, bundle.sha256)
     view = make_view()
-    executor = ThreadPoolExecutor(max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)), thread_name_prefix="search")
+    executor = ThreadPoolExecutor(
+        max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)),
+        thread_name_prefix="search",
+        initializer=yield_to_measurements,
+    )
     campaign = Campaign(
         CampaignIdentity(run_id, bundle.path.name, reference),
         plan,
