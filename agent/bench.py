@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agent.child_messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply
 from agent.host_lock import default_host_lock_path
+from agent.state_folder import default_state_folder, engines_below
 from agent.worker import Worker, child_command
 from fleet_protocol.errors import FleetnasError, RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -28,7 +29,7 @@ def runtime_for(model: Path) -> str:
 
 def bench_model(model: Path, setting: RuntimeSetting, protocol: MeasurementProtocol) -> MeasuredReply:
     """The measurement of a model file, in the killable child, with the host's lock held."""
-    worker = Worker(child_command(default_host_lock_path()))
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=engines_below(default_state_folder())))
     try:
         worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol))
         limit_s = protocol.warmup_s + 2 * protocol.max_s + _SLACK_S

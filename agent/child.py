@@ -77,13 +77,14 @@ def main() -> None:
     parser.add_argument("--lock", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--memory-limit", type=int, default=0, help="bytes; 0: none")
+    parser.add_argument("--engines", type=Path, help="folder for what accelerators compile")
     arguments = parser.parse_args()
     die_with(arguments.parent, signal.SIGKILL)
     _limit_memory(arguments.memory_limit)
     orders, replies = claim_pipes()
     from agent.workbench import Workbench
 
-    serve(orders, replies, arguments.lock, Workbench().carry_out)
+    serve(orders, replies, arguments.lock, Workbench(engine_folder=arguments.engines).carry_out)
 
 
 def claim_pipes() -> tuple[IO[bytes], IO[bytes]]:

@@ -77,7 +77,7 @@ def run_agent(options: RunOptions) -> None:
     if options.trusted_keys:
         verifier = OrderVerifier(options.trusted_keys, topics.fleet, identity.name, identity.session)
     outbox = Outbox(folder.outbox)
-    worker = Worker(child_command(default_host_lock_path(), options.memory_limit_bytes))
+    worker = Worker(child_command(default_host_lock_path(), options.memory_limit_bytes, folder.engines))
     try:
         info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes)
         client_id = f"fleetnas-{topics.fleet}-{identity.name}-{identity.instance}"

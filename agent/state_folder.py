@@ -48,3 +48,13 @@ class StateFolder:
     def probes(self) -> Path:
         """Micro-benchmarks per runtime build."""
         return self.root / "probes"
+
+    @property
+    def engines(self) -> Path:
+        """What accelerators compiled, per model."""
+        return engines_below(self.root)
+
+
+def engines_below(root: Path) -> Path:
+    """Where the agents of a state folder keep what accelerators compiled."""
+    return root / "engines"

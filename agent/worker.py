@@ -43,8 +43,8 @@ class Measurer(Protocol):
         """The end."""
 
 
-def child_command(lock_path: Path, memory_limit_bytes: int = 0) -> list[str]:
-    """How the measuring child is started."""
+def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: Path | None = None) -> list[str]:
+    """How the measuring child is started; what accelerators compile is kept in `engine_folder`."""
     return [
         sys.executable,
         "-m",
@@ -55,6 +55,7 @@ def child_command(lock_path: Path, memory_limit_bytes: int = 0) -> list[str]:
         str(os.getpid()),
         "--memory-limit",
         str(memory_limit_bytes),
+        *(("--engines", str(engine_folder)) if engine_folder is not None else ()),
     ]
 
 

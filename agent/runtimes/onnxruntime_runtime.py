@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec
+from agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec, random_tensors
+from agent.runtimes.engine_cache import EngineCache
+from agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import RuntimeSetting
 
@@ -50,6 +55,10 @@ class OnnxRuntime(Runtime):
 
     name: ClassVar[str] = "onnxruntime"
 
+    def __init__(self, engines: EngineCache | None = None) -> None:
+        """Compiled engines are kept in `engines`, where given."""
+        self._engines = engines
+
     def version(self) -> str:
         return str(_import().__version__)
 
@@ -66,15 +75,24 @@ class OnnxRuntime(Runtime):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[setting.graph_optimisation])
         options.log_severity_level = 3
-        provider_options: dict[str, str] = {}
+        chain: list[tuple[str, dict[str, str]]] = [(wanted, self._provider_options(model, setting))]
         if setting.provider == "xnnpack":
             # XNNPACK has its own thread pool; onnxruntime's documentation asks for one thread beside it, not spinning.
-            provider_options["intra_op_num_threads"] = str(setting.threads)
             options.intra_op_num_threads = 1
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        chain = [(wanted, provider_options)]
         if setting.provider == "tensorrt" and PROVIDERS["cuda"] in ort.get_available_providers():
             chain.append((PROVIDERS["cuda"], {}))
+        if setting.provider == "cpu":
+            return _OnnxModel(self._session(ort, model, options, chain, setting), wanted)
+        with tempfile.TemporaryDirectory(prefix="fleetnas-profile-") as folder:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder, "profile"))
+            session = self._session(ort, model, options, chain, setting)
+            return _OnnxModel(session, _settle(session, wanted, setting))
+
+    def _session(
+        self, ort: Any, model: bytes, options: Any, chain: list[tuple[str, dict[str, str]]], setting: RuntimeSetting
+    ) -> Any:
         try:
             session = ort.InferenceSession(model, options, providers=chain)
         except MemoryError:
@@ -83,14 +101,23 @@ class OnnxRuntime(Runtime):
             raise RuntimeUnavailableError(
                 f"onnxruntime {ort.__version__} does not load the model: {_one_line(error)}"
             ) from error
-        active = session.get_providers()
+        active, wanted = session.get_providers(), chain[0][0]
         if active[0] != wanted:
-            raise ProviderFallbackError(
-                f"provider {setting.provider!r} was asked for and onnxruntime would run on {active[0]} instead; "
-                f"run `fleetnas-agent doctor` to see why {wanted} does not load"
-            )
+            raise _fallback(setting, f"onnxruntime would run on {active[0]} instead", wanted)
         session.disable_fallback()
-        return _OnnxModel(session, wanted)
+        return session
+
+    def _provider_options(self, model: bytes, setting: RuntimeSetting) -> dict[str, str]:
+        if setting.provider == "xnnpack":
+            return {"intra_op_num_threads": str(setting.threads)}
+        if setting.provider != "tensorrt":
+            return {}
+        found = {"trt_int8_enable": "1"} if setting.precision == "int8" else {}
+        folder = self._engines.folder(hashlib.sha256(model).hexdigest()) if self._engines is not None else None
+        if self._engines is not None and folder is not None:
+            found |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
+            found |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(self._engines.timings)}
+        return found
 
     def _provider(self, ort: Any, setting: RuntimeSetting) -> str:
         wanted = PROVIDERS.get(setting.provider)
@@ -100,6 +127,29 @@ class OnnxRuntime(Runtime):
                 f"{', '.join(self.providers())}; install a build that has it, or ask for one of these"
             )
         return wanted
+
+
+def _settle(session: Any, wanted: str, setting: RuntimeSetting) -> str:
+    """Run once, so that what an accelerator builds on its first run is over; what really ran the nodes."""
+    model = _OnnxModel(session, wanted)
+    try:
+        model.bind(random_tensors(model.inputs))()
+        placement = read_placement(Path(session.end_profiling()))
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        raise RuntimeUnavailableError(f"the first run on {wanted} failed: {_one_line(error)}") from error
+    if not placement[wanted]:
+        ran = ", ".join(sorted(placement)) or "nothing that onnxruntime names"
+        raise _fallback(setting, f"every node of the model ran on {ran}", wanted)
+    return describe_placement(wanted, placement)
+
+
+def _fallback(setting: RuntimeSetting, instead: str, wanted: str) -> ProviderFallbackError:
+    return ProviderFallbackError(
+        f"provider {setting.provider!r} was asked for and {instead}; "
+        f"run `fleetnas-agent doctor` to see why {wanted} does not load"
+    )
 
 
 class _OnnxModel(LoadedModel):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from agent.runtimes.base import Runtime
 from agent.settings import RUNTIMES
 from fleet_protocol.errors import RuntimeUnavailableError
 
 
-def make_runtime(name: str) -> Runtime:
-    """The runtime called `name`; its library is loaded on first use."""
+def make_runtime(name: str, engine_folder: Path | None = None) -> Runtime:
+    """The runtime called `name`; its library is loaded on first use. Compiled engines are kept in `engine_folder`."""
     if name == "onnxruntime":
+        from agent.runtimes.engine_cache import EngineCache
         from agent.runtimes.onnxruntime_runtime import OnnxRuntime
 
-        return OnnxRuntime()
+        return OnnxRuntime(EngineCache(engine_folder) if engine_folder is not None else None)
     if name == "litert":
         from agent.runtimes.litert_runtime import LiteRt
 

@@ -1,0 +1,35 @@
+"""On which execution providers the nodes of an onnxruntime session really ran.
+
+A session that names a provider first may still have given it no node, or all but one. onnxruntime's profile of a run
+tells, in every build; its newer `get_provider_graph_assignment_info` tells what was planned, in recent ones only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def read_placement(profile: Path) -> Counter[str]:
+    """Executed nodes per provider, from the file that `InferenceSession.end_profiling` names.
+
+    `ValueError` or `OSError` where it is no such file. What TensorRT fused into an engine is one node.
+    """
+    events = json.loads(profile.read_text())
+    providers = [
+        event.get("args", {}).get("provider")
+        for event in events
+        if isinstance(event, Mapping)
+        and event.get("cat") == "Node"
+        and str(event.get("name", "")).endswith("_kernel_time")
+    ]
+    return Counter(str(provider) for provider in providers if provider)
+
+
+def describe_placement(wanted: str, placement: Mapping[str, int]) -> str:
+    """What is reported as the active provider: `wanted`, and how many nodes ran elsewhere."""
+    others = sorted(item for item in placement.items() if item[0] != wanted)
+    text = wanted + "".join(f" + {count} on {name.removesuffix('ExecutionProvider').lower()}" for name, count in others)
+    return text[:64]

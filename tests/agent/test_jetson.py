@@ -1,0 +1,189 @@
+"""A Jetson: its accelerators in onnxruntime, and its sensors, from stand-ins.
+
+No Jetson is at hand where this project is tested. `stand_ins/jetson` imitates NVIDIA's onnxruntime-gpu and nvpmodel,
+`jetson_files` the board's files; what each imitates stands in its own words.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from supernets import random_bundle
+
+from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, ProbedReply, ProbeOrder, Reply
+from agent.runtimes.engine_cache import EngineCache
+from agent.worker import Worker, child_command
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from supernet_export.bundle import SupernetBundle
+from supernet_export.spaces.registry import make_space
+
+STAND_INS = Path(__file__).parent / "stand_ins" / "jetson"
+SPACE = make_space("digits")
+SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=6, min_s=0, half_width_percent=1000)
+TENSORRT = RuntimeSetting(provider="tensorrt")
+CUDA = RuntimeSetting(provider="cuda")
+SMALLEST = SPACE.decode(SPACE.smallest())[0]
+LARGEST = SPACE.decode(SPACE.largest())[0]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
+    return random_bundle(tmp_path_factory.mktemp("jetson") / "digits.supernet", SPACE)
+
+
+@pytest.fixture
+def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """NVIDIA's onnxruntime in every child process; the file that tells what it did."""
+    inherited = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STAND_INS), *([inherited] if inherited else [])]))
+    monkeypatch.setenv("PATH", f"{STAND_INS / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("JETSON_LOG", str(tmp_path / "log"))
+    (tmp_path / "log").touch()
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "engines"
+
+
+@pytest.fixture
+def worker(tmp_path: Path, engines: Path) -> Iterator[Worker]:
+    worker = Worker(child_command(tmp_path / "lock", engine_folder=engines))
+    yield worker
+    worker.close()
+
+
+def measure(
+    worker: Worker, bundle: SupernetBundle, setting: RuntimeSetting, architecture: Architecture = SMALLEST
+) -> Reply:
+    worker.submit(
+        MeasureOrder(
+            bundle_path=str(bundle.path),
+            bundle_sha256=bundle.sha256,
+            architecture=architecture,
+            setting=setting,
+            protocol=SHORT,
+        )
+    )
+    while isinstance(reply := worker.poll(60), PhaseReply):
+        continue
+    assert reply is not None
+    return reply
+
+
+def measured(reply: Reply) -> MeasuredReply:
+    assert isinstance(reply, MeasuredReply), reply
+    return reply
+
+
+# -- the engine ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["session", "run"])
+def test_the_engine_is_built_while_loading_and_never_while_timing(
+    jetson: Path, worker: Worker, bundle: SupernetBundle, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setenv("JETSON_BUILD", moment)
+    reply = measured(measure(worker, bundle, TENSORRT))
+    assert reply.provider == "TensorrtExecutionProvider"
+    lines = jetson.read_text().splitlines()
+    builds = [index for index, line in enumerate(lines) if line.startswith("built")]
+    assert len(builds) == 1
+    # One inference settles the session; the others are the warm-up's and the timed ones.
+    settled = lines.index("infer TensorrtExecutionProvider")
+    assert builds[0] < settled
+    assert len(lines) - 1 - settled == 1 + reply.timing.runs * reply.timing.inner_loops
+    assert reply.load_ms >= float(lines[builds[0]].split()[1])
+
+
+def test_an_engine_is_kept_with_the_agents_state_and_built_once_per_model(
+    jetson: Path, worker: Worker, bundle: SupernetBundle, engines: Path
+) -> None:
+    first = measured(measure(worker, bundle, TENSORRT))
+    worker.kill()  # a new process must find it
+    again = measured(measure(worker, bundle, TENSORRT))
+    assert first.model_sha256 == again.model_sha256
+    said = [line.split()[0] for line in jetson.read_text().splitlines() if not line.startswith("infer")]
+    assert said == ["built", "cached"]
+    assert len(list((engines / first.model_sha256).glob("*.engine"))) == 1
+    assert (engines / "timings" / "TensorrtExecutionProvider_cache_sm87.timing").exists()
+
+
+def test_two_subnets_whose_graphs_have_the_same_names_never_share_an_engine(
+    jetson: Path, worker: Worker, bundle: SupernetBundle
+) -> None:
+    for architecture in (SMALLEST, LARGEST, SMALLEST, LARGEST):
+        measured(measure(worker, bundle, TENSORRT, architecture))
+    said = [line.split()[:2] for line in jetson.read_text().splitlines() if not line.startswith("infer")]
+    assert [line[0] for line in said] == ["built", "built", "cached", "cached"]
+    assert [line[1] for line in said[2:]] == ["fresh", "fresh"]
+
+
+def test_a_state_folder_that_cannot_be_written_costs_builds_and_no_measurement(
+    jetson: Path, worker: Worker, bundle: SupernetBundle, engines: Path
+) -> None:
+    engines.parent.mkdir()
+    engines.write_text("in the way")
+    for _ in range(2):
+        measured(measure(worker, bundle, TENSORRT))
+    assert [line.split()[0] for line in jetson.read_text().splitlines() if "infer" not in line] == ["built", "built"]
+
+
+def test_the_least_recently_used_engines_make_room(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path / "engines", max_bytes=250)
+    for age, name in enumerate(("a", "b", "c")):
+        folder = cache.folder(name)
+        assert folder is not None
+        (folder / "x.engine").write_bytes(bytes(100))
+        os.utime(folder, (1000 + age, 1000 + age))
+    os.utime(tmp_path / "engines" / "a", (2000, 2000))  # used again since
+    (cache.timings / "x.timing").write_bytes(bytes(1000))
+    cache.folder("c")
+    assert sorted(path.name for path in (tmp_path / "engines").iterdir()) == ["a", "c", "timings"]
+
+
+# -- what really runs ------------------------------------------------------------------------------------------------
+
+
+def test_cuda_is_a_provider_of_its_own(jetson: Path, worker: Worker, bundle: SupernetBundle) -> None:
+    assert measured(measure(worker, bundle, CUDA)).provider == "CUDAExecutionProvider"
+    assert set(jetson.read_text().splitlines()) == {"infer CUDAExecutionProvider"}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ("no tensorrt", "offers cpu, cuda"),
+        ("library missing", "would run on CUDAExecutionProvider"),
+        ("processor only", "every node of the model ran on CPUExecutionProvider"),
+    ],
+)
+def test_without_tensorrt_nothing_is_measured_on_something_else(
+    jetson: Path, worker: Worker, bundle: SupernetBundle, monkeypatch: pytest.MonkeyPatch, trouble: str, says: str
+) -> None:
+    monkeypatch.setenv("JETSON_TROUBLE", trouble)
+    reply = measure(worker, bundle, TENSORRT)
+    assert isinstance(reply, FailedReply), reply
+    assert reply.reason == "provider_fallback"
+    assert says in reply.detail
+
+
+def test_nodes_that_stay_with_another_provider_are_told(
+    jetson: Path, worker: Worker, bundle: SupernetBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JETSON_TROUBLE", "partial")
+    assert measured(measure(worker, bundle, TENSORRT)).provider == "TensorrtExecutionProvider + 1 on cpu + 2 on cuda"
+
+
+def test_the_probe_offers_the_accelerators(jetson: Path, worker: Worker) -> None:
+    worker.submit(ProbeOrder(setting=TENSORRT, micro_benchmarks=False))
+    while isinstance(reply := worker.poll(60), PhaseReply):
+        continue
+    assert isinstance(reply, ProbedReply), reply
+    assert {"cpu", "cuda", "tensorrt"} <= set(reply.providers)
+    assert reply.active_provider == "TensorrtExecutionProvider"
