@@ -1,27 +1,18 @@
-"""LiteRT, formerly TensorFlow Lite: `ai_edge_litert`, else `tflite_runtime`.
-
-Always the classic `Interpreter`: `CompiledModel` of recent versions ends in an illegal instruction on the Cortex-A72.
-"""
+"""LiteRT, formerly TensorFlow Lite: `ai_edge_litert`, else `tflite_runtime`."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
-from importlib import metadata, util
+from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec
-from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import RuntimeSetting
+from supernet_export.litert import import_litert, open_interpreter
 
-#: Modules that hold an `Interpreter`, best first, and the distributions that bring them.
-_MODULES = (
-    ("ai_edge_litert.interpreter", "ai-edge-litert"),
-    ("tflite_runtime.interpreter", "tflite-runtime"),
-)
 #: `cpu` is what the library does by itself, which is XNNPACK in every build that has it.
 _PROVIDERS = ("cpu", "xnnpack", "builtin")
 _DELEGATE = "DELEGATE"
@@ -33,30 +24,22 @@ class LiteRt(Runtime):
     name: ClassVar[str] = "litert"
 
     def version(self) -> str:
-        _, distribution = _import()
+        _, distribution = import_litert()
         return f"{distribution} {metadata.version(distribution)}"
 
     def providers(self) -> tuple[str, ...]:
-        _import()
+        import_litert()
         return _PROVIDERS
 
     def load(self, model: bytes, setting: RuntimeSetting) -> LoadedModel:
-        module, distribution = _import()
+        module, distribution = import_litert()
         if setting.provider not in _PROVIDERS:
             raise ProviderFallbackError(
                 f"provider {setting.provider!r} is not one of LiteRT's here, which are {', '.join(_PROVIDERS)}"
             )
         resolvers = module.OpResolverType
         resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES if setting.provider == "builtin" else resolvers.AUTO
-        try:
-            interpreter = module.Interpreter(
-                model_content=model, num_threads=setting.threads, experimental_op_resolver_type=resolver
-            )
-            interpreter.allocate_tensors()
-        except (ValueError, RuntimeError) as error:
-            raise RuntimeUnavailableError(
-                f"{distribution} does not load the model: {' '.join(str(error).split())[:300]}"
-            ) from error
+        interpreter = open_interpreter(model, threads=setting.threads, experimental_op_resolver_type=resolver)
         delegated = _is_delegated(interpreter)
         if setting.provider == "xnnpack" and delegated is False:
             raise ProviderFallbackError(
@@ -84,22 +67,6 @@ class _LiteRtModel(LoadedModel):
 
     def outputs(self) -> list[NDArray[Any]]:
         return [self._interpreter.get_tensor(item["index"]) for item in self._interpreter.get_output_details()]
-
-
-def _import() -> tuple[Any, str]:
-    for module, distribution in _MODULES:
-        if util.find_spec(module.partition(".")[0]) is None:
-            continue
-        try:
-            return importlib.import_module(module), distribution
-        except ImportError as error:
-            raise RuntimeUnavailableError(
-                f"{distribution} is installed and cannot be imported ({' '.join(str(error).split())[:200]}); "
-                f"run: pip install --force-reinstall {distribution}"
-            ) from error
-    raise RuntimeUnavailableError(
-        "LiteRT is not installed; run: pip install 'fleetnas[litert]', on 32-bit Arm: pip install tflite-runtime"
-    )
 
 
 def _is_delegated(interpreter: Any) -> bool | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from coordinator.campaign.device_search import DeviceSearch, Proposal
 from coordinator.campaign.winner_models import CalibratedModel
 from coordinator.store.records import DeviceRecord, DeviceStatus, Outcome, TaskRecord
+from fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
 from fleet_protocol.messages import AgentInfo, BlobReference, RuntimeSetting, TaskKey
 
 
@@ -92,14 +93,21 @@ class SettingTrack:
         self.learning.append((error.held_out, error.mape_percent, error.spearman, error.held_out))
         return True
 
-    def collect_evaluations(self) -> None:
-        """Take what was evaluated; raises what went wrong there."""
+    def collect_evaluations(self) -> list[str]:
+        """Take what was evaluated; returns why a target's file could not be run here, one line each."""
+        reasons = []
         for target_ms, future in list(self.evaluations.items()):
             if future.done():
                 del self.evaluations[target_ms]
-                found = future.result()
+                try:
+                    found = future.result()
+                except (RuntimeUnavailableError, MissingDependencyError) as error:
+                    # The latency stands without it.
+                    reasons.append(f"no accuracy for the winner of {target_ms:g} ms: {error}")
+                    continue
                 if found is not None:
                     self.accuracies[target_ms] = found
+        return reasons
 
     def to_record(self) -> DeviceRecord:
         """What the store keeps."""

@@ -46,7 +46,10 @@ class WinnerModels(Protocol):
         """The bytes whose hash is the model's."""
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
-        """Top-1 on held-out images, a fraction, and how many they are; None where there are no images."""
+        """Top-1 of the file on held-out images, a fraction, and how many they are; None where there are no images.
+
+        `RuntimeUnavailableError` or `MissingDependencyError` where what runs the file is not installed here.
+        """
 
 
 class BundleModels:
@@ -82,8 +85,7 @@ class BundleModels:
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
         images = self._evaluation_images
-        # What evaluates is onnxruntime: of a file in another format nothing is claimed.
-        if images is None or model.setting.runtime != "onnxruntime":
+        if images is None:
             return None
         with self._lock:
             found = self._accuracies.get(model.sha256)

@@ -17,11 +17,11 @@ from coordinator.report.results import DeviceRecord, Results, SupernetRecord, Ta
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import HashMismatchError, StoreError
 from fleet_protocol.messages import RuntimeSetting
+from supernet_export.evaluation import is_tflite
 
 RESULTS_FILE = "results.json"
 MEASUREMENTS_FILE = "measurements.csv"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_TFLITE_MARK = b"TFL3"
 _SUFFIXES = (".onnx", ".tflite")
 
 
@@ -62,7 +62,7 @@ class TakeHome:
                 f"that has SHA-256 {target.sha256}, these bytes have {found}; build the model again from the same "
                 "bundle and calibration"
             )
-        path = _suffixed(self._stem(device, target), _SUFFIXES[model[4:8] == _TFLITE_MARK])
+        path = _suffixed(self._stem(device, target), _SUFFIXES[is_tflite(model)])
         write_atomically(path, model)
         return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,20 @@ import pytest
 from supernets import random_manifest
 
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from supernet_export.bundle import Preprocessing
-from supernet_export.evaluation import evaluate
-from supernet_export.graph import INPUT, GlobalAveragePool, Graph, Linear
+from supernet_export.activation_ranges import observe_ranges
+from supernet_export.bundle import Preprocessing, SupernetBundle
+from supernet_export.calibration import estimate_statistics
+from supernet_export.evaluation import evaluate, open_classifier
+from supernet_export.export import export_digits
+from supernet_export.graph import INPUT, Array, GlobalAveragePool, Graph, Linear
 from supernet_export.images import DigitsImages, ImageFolder, open_images
+from supernet_export.litert import without_greeting
 from supernet_export.onnx_emitter import emit_onnx
+from supernet_export.onnx_int8 import emit_int8_onnx
 from supernet_export.spaces.digits import DigitsSpace
 from supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
+from supernet_export.subnet import slice_subnet
+from supernet_export.tflite_emitter import emit_tflite
 
 IMAGENET = Preprocessing(
     channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear", crop_fraction=0.875
@@ -40,8 +48,66 @@ def test_accuracy_is_the_share_of_right_answers() -> None:
 def test_no_images_and_no_model_are_refused() -> None:
     with pytest.raises(UsageError, match="no images"):
         evaluate(brightest_channel(5), [], [])
-    with pytest.raises(RuntimeUnavailableError, match="does not load"):
+    with pytest.raises(RuntimeUnavailableError, match="onnxruntime does not load"):
         evaluate(b"not a model", [], [])
+
+
+def test_a_broken_tflite_model_is_refused() -> None:
+    pytest.importorskip("ai_edge_litert.interpreter")
+    with pytest.raises(RuntimeUnavailableError, match="litert does not load"):
+        evaluate(b"\x1c\0\0\0TFL3" + bytes(64), [], [])
+
+
+def test_without_litert_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supernet_export.litert._MODULES", (("absent_runtime.interpreter", "absent-runtime"),))
+    with pytest.raises(
+        RuntimeUnavailableError, match=r"LiteRT is not installed; run: pip install 'fleetnas\[litert\]'"
+    ):
+        evaluate(b"\x1c\0\0\0TFL3" + bytes(64), [], [])
+
+
+def test_only_the_greeting_is_kept_off_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with without_greeting():
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nERROR: something real\n")
+    os.write(2, b"afterwards\n")
+    assert capfd.readouterr().err == "ERROR: something real\nafterwards\n"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
+    pytest.importorskip("sklearn")
+    path = tmp_path_factory.mktemp("digits") / "digits.supernet"
+    export_digits(path)
+    return SupernetBundle.open(path)
+
+
+@pytest.mark.parametrize("which", ["smallest", "largest"])
+def test_a_subnet_is_as_accurate_in_both_runtimes(digits: SupernetBundle, which: str) -> None:
+    """The same trained subnet as .onnx and as .tflite, each run by its own runtime: float32 answers alike but for
+    ties, and int8 within 1.5 points of float32."""
+    pytest.importorskip("ai_edge_litert.interpreter")
+    (architecture,) = digits.space.decode(getattr(digits.space, which)())
+    calibration, test = DigitsImages("calibration"), DigitsImages("test")
+    batches = [np.stack(list(calibration.images(architecture.r)))]
+    graph = slice_subnet(digits, architecture, estimate_statistics(slice_subnet(digits, architecture), batches))
+    ranges = observe_ranges(graph, batches)
+    images, labels = list(test.images(architecture.r)), np.array(test.labels)
+
+    def logits(model: bytes) -> Array:
+        classify = open_classifier(model)
+        return np.stack([classify(image) for image in images])
+
+    model = emit_onnx(graph)
+    wanted = logits(model)
+    found = logits(emit_tflite(graph))
+    best_two = np.sort(wanted, axis=1)[:, -2:]
+    clear = best_two[:, 1] - best_two[:, 0] > 1e-4 * np.ptp(wanted)
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(found.argmax(axis=1)[clear], wanted.argmax(axis=1)[clear])
+    accuracy = evaluate(model, images, labels)
+    assert accuracy == np.mean(wanted.argmax(axis=1) == labels)
+    for quantised in (emit_int8_onnx(graph, ranges), emit_tflite(graph, ranges=ranges)):
+        assert abs(evaluate(quantised, images, labels) - accuracy) <= 0.015
 
 
 @pytest.fixture
