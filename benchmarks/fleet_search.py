@@ -26,6 +26,7 @@ from figures import Figures, parser
 from coordinator.broker import EmbeddedBroker
 from coordinator.campaign.assembly import SearchRequest, open_search
 from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.priority import session_yields_to_measurements
 from coordinator.campaign.standing import outcome_of
 from coordinator.demo import agents
 from coordinator.report.outcome import CampaignOutcome
@@ -88,7 +89,8 @@ def search(directory: Path, supernet: Path, seed: int) -> CampaignOutcome:
         )
         running = open_search(request, lambda: LinesView(sys.stderr), store)
         try:
-            running.run()
+            with session_yields_to_measurements():
+                running.run()
             return outcome_of(store, running.run_id)
         finally:
             running.close()

@@ -16,9 +16,9 @@ from coordinator.blob_server import BlobServer
 from coordinator.campaign.campaign import Campaign, CampaignIdentity
 from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.priority import yield_to_measurements
 from coordinator.campaign.resumption import take_up
 from coordinator.campaign.standing import outcome_of, snapshot_of
-from coordinator.campaign.thread_priority import yield_to_measurements
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, coordinator_will
