@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,8 @@ from supernet_export.graph import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from supernet_export.digits.data import Part
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
@@ -54,10 +57,23 @@ class DigitsImages(ImageSource):
     """One part of the built-in digits: `train`, `calibration` or `test`."""
 
     def __init__(self, part: Literal["train", "calibration", "test"]) -> None:
+        """The images are loaded when they are first asked for: a search needs them only once it has winners."""
+        from supernet_export.digits.data import require_scikit_learn
+
+        require_scikit_learn()
+        self._name = part
+
+    @cached_property
+    def labels(self) -> Sequence[int]:  # type: ignore[override]
+        found: list[int] = self._part.labels.tolist()
+        return found
+
+    @cached_property
+    def _part(self) -> Part:
         from supernet_export.digits.data import load_digits
 
-        self._part = getattr(load_digits(), part)
-        self.labels = self._part.labels.tolist()
+        found: Part = getattr(load_digits(), self._name)
+        return found
 
     def images(self, resolution: int) -> Iterator[Array]:
         from supernet_export.digits.data import preprocess

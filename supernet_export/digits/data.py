@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from importlib import util
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +56,9 @@ def load_digits() -> Digits:
 
     `MissingDependencyError` where scikit-learn, which holds the images, is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits as load
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the digits images come with scikit-learn, which is not installed; run: pip install 'fleetnas[digits]'"
-        ) from error
+    require_scikit_learn()
+    from sklearn.datasets import load_digits as load
+
     images, labels = load(return_X_y=True)
     images = images.reshape(-1, SIDE, SIDE).astype(np.float32)
     labels = labels.astype(np.int64)
@@ -69,6 +67,14 @@ def load_digits() -> Digits:
     parts = order[held:], order[TEST_COUNT:held], order[:TEST_COUNT]
     train, calibration, test = (Part(images[chosen], labels[chosen]) for chosen in parts)
     return Digits(train=train, calibration=calibration, test=test)
+
+
+def require_scikit_learn() -> None:
+    """Raises where it is missing; it is not imported, which takes a second or more."""
+    if util.find_spec("sklearn") is None:
+        raise MissingDependencyError(
+            "the digits images come with scikit-learn, which is not installed; run: pip install 'fleetnas[digits]'"
+        )
 
 
 def preprocess(images: Images, resolution: int) -> Images:

@@ -38,7 +38,7 @@ def test_training_pixels_have_the_documented_mean_and_deviation():
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     data.load_digits.cache_clear()
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingDependencyError, match=r"fleetnas\[digits\]"):
         data.load_digits()
 
