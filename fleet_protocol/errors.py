@@ -19,6 +19,7 @@ The tree::
     ├── TransportError             the broker cannot be used
     │   └── BrokerUnreachableError nothing answers at the broker's address
     └── StoreError                 the measurement store cannot be used
+        └── StoreUnavailableError  not now: its disk is full, another process holds it, its server is away
 
 A message gives the rule, the values that break it and the next action. A measurement that fails on a device
 is data (`fleet_protocol.messages.Failed`), not one of these.
@@ -104,3 +105,7 @@ class BrokerUnreachableError(TransportError):
 
 class StoreError(FleetnasError):
     """The measurement store cannot be used."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store cannot be used now, and the same call may succeed later."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
+from coordinator.store.database import Database
+from coordinator.store.migration import bring_up_to_date
 from coordinator.store.records import (
     Arrival,
     DeviceRecord,
@@ -26,14 +27,12 @@ from coordinator.store.records import (
     WinnerRecord,
 )
 from coordinator.store.schema import (
-    SCHEMA_VERSION,
     Base,
     DeviceRow,
     FailureRow,
     MeasurementRow,
     OutcomeRow,
     RunRow,
-    SchemaRow,
     TaskRow,
     WinnerRow,
 )
@@ -47,61 +46,57 @@ _MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
 class MeasurementStore:
     """One open store. Every method is one transaction that is on disk when it returns.
 
-    The agent forgets a result once it is acknowledged, so SQLite runs with WAL and `synchronous=FULL`: with `NORMAL`
-    a power cut could undo the last commits after their acknowledgement.
+    Each may raise `StoreError`, of which `StoreUnavailableError` says that the same call may succeed later: the disk
+    is full, the server is away.
     """
 
-    def __init__(self, url: str) -> None:
-        """Open or create the store at an SQLAlchemy URL; `StoreError` where it cannot be used."""
-        self.url = url
-        try:
-            self._engine = _engine(url)
-            with self._transaction() as session:
-                Base.metadata.create_all(session.connection())
-                self._check_version(session)
-        except (SQLAlchemyError, ImportError) as error:
-            raise _store_error(url, error) from error
+    def __init__(self, database: Database) -> None:
+        """Of a database whose tables are up to date."""
+        self._database = database
+        self.url = database.name  #: for people: without a password
 
     @classmethod
     def open(cls, location: str | Path) -> MeasurementStore:
-        """From a file's path, or a URL with `://` in it."""
-        text = str(location)
-        if "://" in text:
-            return cls(text)
-        path = Path(text).expanduser()
+        """Open a file's path, or a URL with `://` in it, and make or upgrade its tables.
+
+        Raises:
+            UsageError: it is no URL of a store.
+            MissingDependencyError: the database's driver is not installed.
+            StoreError: it cannot be used, or a newer fleetnas wrote it.
+        """
+        database = Database(str(location))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"the store's folder {path.parent} cannot be made ({error}); give another --store"
-            ) from error
-        return cls(f"sqlite:///{path}")
+            bring_up_to_date(database)
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
 
     def close(self) -> None:
-        """Give the file back."""
-        self._engine.dispose()
+        """Give the file or the connections back."""
+        self._database.close()
 
     # -- runs --------------------------------------------------------------------------------------------------
 
     def create_run(self, run: RunRecord) -> None:
         """Begin a run; `StoreError` where its id is taken."""
-        with self._transaction() as session:
+        with self._database.writing() as session:
             session.add(RunRow(**vars(run)))
 
     def set_run_status(self, run_id: str, status: RunStatus, finished_unix_s: float | None = None) -> None:
         """Say how a run stands."""
-        with self._transaction() as session:
+        with self._database.writing() as session:
             row = self._run(session, run_id)
             row.status, row.finished_unix_s = status, finished_unix_s
 
     def run(self, run_id: str) -> RunRecord:
         """The run called `run_id`; `UsageError` names the known ones where there is none."""
-        with self._transaction() as session:
+        with self._database.reading() as session:
             return cast(RunRecord, _record(RunRecord, self._run(session, run_id)))
 
     def runs(self) -> list[RunRecord]:
         """Every run, oldest first."""
-        with self._transaction() as session:
+        with self._database.reading() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.created_unix_s, RunRow.run_id))
             return [_record(RunRecord, row) for row in rows]
 
@@ -117,7 +112,7 @@ class MeasurementStore:
 
     def put_device(self, device: DeviceRecord) -> None:
         """Add a device setting to its run, or renew what is known of it."""
-        with self._transaction() as session:
+        with self._database.writing() as session:
             session.merge(
                 DeviceRow(
                     run_id=device.run_id,
@@ -134,7 +129,7 @@ class MeasurementStore:
 
     def devices(self, run_id: str) -> list[DeviceRecord]:
         """The device settings of a run, by name."""
-        with self._transaction() as session:
+        with self._database.reading() as session:
             rows = session.scalars(
                 select(DeviceRow).where(DeviceRow.run_id == run_id).order_by(DeviceRow.device, DeviceRow.setting_label)
             )
@@ -162,16 +157,22 @@ class MeasurementStore:
         """Add or renew many tasks in one transaction."""
         if tasks:
             rows = [{**vars(task), "architecture": task.architecture.model_dump(mode="json")} for task in tasks]
-            with self._transaction() as session:
+            with self._database.writing() as session:
                 upsert = self._insert(TaskRow)
                 renewed = {name: upsert.excluded[name] for name in rows[0] if name != "task_id"}
                 session.connection().execute(
                     upsert.on_conflict_do_update(index_elements=["task_id"], set_=renewed), rows
                 )
 
+    def task(self, task_id: str) -> TaskRecord | None:
+        """One task, of whichever run."""
+        with self._database.reading() as session:
+            row = session.get(TaskRow, task_id)
+            return _task(row) if row is not None else None
+
     def tasks(self, run_id: str) -> list[TaskRecord]:
         """Every task of a run, by id."""
-        with self._transaction() as session:
+        with self._database.reading() as session:
             rows = session.scalars(select(TaskRow).where(TaskRow.run_id == run_id).order_by(TaskRow.task_id))
             return [_task(row) for row in rows]
 
@@ -194,7 +195,7 @@ class MeasurementStore:
         if not first:
             return []
         try:
-            with self._transaction() as session:
+            with self._database.writing() as session:
                 numbers = self._add_new(session.connection(), first)
         except StoreError as error:
             if isinstance(error.__cause__, IntegrityError):
@@ -233,7 +234,7 @@ class MeasurementStore:
         return numbers
 
     def _refuse_unknown_tasks(self, task_ids: set[str]) -> None:
-        with self._transaction() as session:
+        with self._database.reading() as session:
             known = set(session.scalars(select(TaskRow.task_id).where(TaskRow.task_id.in_(task_ids))))
         unknown = sorted(task_ids - known)
         if unknown:
@@ -241,7 +242,7 @@ class MeasurementStore:
 
     def outcomes(self, run_id: str) -> list[OutcomeRecord]:
         """Every outcome of a run in the order of arrival."""
-        with self._transaction() as session:
+        with self._database.reading() as session:
             rows = session.scalars(
                 select(OutcomeRow)
                 .join(OutcomeRow.task)
@@ -255,7 +256,7 @@ class MeasurementStore:
 
     def latencies(self, run_id: str, before_unix_s: float) -> list[LatencyRecord]:
         """Every latency of a run that was stored before then and not throttled, in the order of arrival."""
-        with self._transaction() as session:
+        with self._database.reading() as session:
             rows = session.execute(
                 select(
                     TaskRow.device,
@@ -279,12 +280,12 @@ class MeasurementStore:
 
     def put_winner(self, winner: WinnerRecord) -> None:
         """Say what became of a target."""
-        with self._transaction() as session:
+        with self._database.writing() as session:
             session.merge(WinnerRow(**vars(winner)))
 
     def winners(self, run_id: str) -> list[WinnerRecord]:
         """What became of a run's targets, by device setting and target."""
-        with self._transaction() as session:
+        with self._database.reading() as session:
             rows = session.scalars(
                 select(WinnerRow)
                 .where(WinnerRow.run_id == run_id)
@@ -294,51 +295,9 @@ class MeasurementStore:
 
     # -- the database ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Session]:
-        try:
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except IntegrityError as error:
-            raise StoreError(f"the store {self.url} refuses this: {error.orig}") from error
-        except SQLAlchemyError as error:
-            raise _store_error(self.url, error) from error
-
     def _insert(self, table: type[Base]) -> Any:
         """An insert that can say what becomes of rows that are there already; both databases spell it alike."""
-        return (postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert)(table)
-
-    def _check_version(self, session: Session) -> None:
-        versions: Sequence[int] = session.scalars(select(SchemaRow.version)).all()
-        if not versions:
-            session.add(SchemaRow(version=SCHEMA_VERSION))
-        elif max(versions) != SCHEMA_VERSION:
-            raise StoreError(
-                f"the store {self.url} has schema version {max(versions)} and this fleetnas writes {SCHEMA_VERSION}; "
-                "use the fleetnas that wrote it, or give another --store"
-            )
-
-
-def _engine(url: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-
-        @event.listens_for(engine, "connect")
-        def _configure(connection: Any, _: object) -> None:
-            cursor = connection.cursor()
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-
-    return engine
-
-
-def _store_error(url: str, error: Exception) -> StoreError:
-    reason = " ".join(str(getattr(error, "orig", None) or error).split())[:200]
-    return StoreError(
-        f"the measurement store {url} cannot be used: {reason}; check the path, its rights and the free disk space, "
-        "or give another --store"
-    )
+        return (postgresql_insert if self._database.dialect == "postgresql" else sqlite_insert)(table)
 
 
 def _record(kind: Any, row: Base) -> Any:

@@ -16,7 +16,7 @@ from coordinator.campaign.campaign import Campaign, CampaignIdentity
 from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.resumption import take_up
-from coordinator.campaign.winner_models import CalibratedModel
+from coordinator.campaign.winner_models import CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, coordinator_will
 from coordinator.predictors.features import FeatureMap
@@ -279,8 +279,9 @@ class Simulation:
     starts: int = 0
     #: Signs what the coordinator says; None: unsigned.
     signer: OrderSigner | None = None
+    models: WinnerModels = field(default_factory=StandInModels)
     #: In memory, and so outlives the simulated coordinator as a file outlives a real one.
-    store: MeasurementStore = field(default_factory=lambda: MeasurementStore("sqlite://"))
+    store: MeasurementStore = field(default_factory=lambda: MeasurementStore.open("sqlite://"))
 
     def add(self, name: str, **options: Any) -> SimulatedAgent:
         agent = SimulatedAgent(self.broker, name, self.clock, **options)
@@ -293,10 +294,11 @@ class Simulation:
             SPACE,
             ACCURACY,
             self.plan.request,
-            BundleSearch(SPACE, ACCURACY, self.plan.strategy, rounds=1),
+            BundleSearch(SPACE, ACCURACY, self.plan.strategy, bounds=self.plan.bounds, rounds=1),
             budget=self.plan.budget,
             spread=self.plan.spread,
             seed=self.plan.seed,
+            bounds=self.plan.bounds,
         )
 
     def begin(self, *, resume: bool = False) -> Campaign:
@@ -321,7 +323,7 @@ class Simulation:
             wire=wire,
             blobs=BlobServer(wire.send_chunk),
             store=self.store,
-            models=StandInModels(),
+            models=self.models,
             make_search=self.make_search,
             executor=InlineExecutor(),
             clock=self.clock,

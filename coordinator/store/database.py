@@ -1,0 +1,197 @@
+"""The database behind a store: its URL, its connections, and one clear line for everything that it may answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
+
+_CONNECT_TIMEOUT_S = 10
+#: How long SQLite waits for another process that is writing.
+_BUSY_TIMEOUT_MS = 10_000
+_POSTGRESQL = "postgresql+psycopg"
+_FORMS = "give a file, or a URL such as postgresql+psycopg://user@host/database"
+
+#: What PostgreSQL and its client say when there is no connection, and what to do then; the first that fits counts.
+_CONNECTION_ADVICE = (
+    ("password authentication failed", "check the user, and the password in ~/.pgpass or $PGPASSWORD"),
+    ("no password supplied", "put its password into ~/.pgpass or $PGPASSWORD"),
+    ("peer authentication failed", "connect as that system user, or by host name with a password"),
+    ("no pg_hba.conf entry", "let this machine and user in with a line in the server's pg_hba.conf"),
+    ("role ", "create the user with `createuser`, or correct it in the URL"),
+    ("database ", "create it with `createdb`, or correct its name in the URL"),
+    ("resolve host", "correct the host in the URL"),
+    ("translate host", "correct the host in the URL"),
+    ("invalid connection option", "correct what follows the `?` in the URL"),
+)
+_SERVER_ADVICE = "check that the server runs and that its host and port in --store are right"
+#: SQLite's words, and what to do then.
+_FILE_ADVICE = (
+    ("disk is full", "free some space; what was stored is safe, and agents keep what was not"),
+    ("disk i/o error", "check the disk; what was stored before is safe"),
+    ("database is locked", "another process is writing; end it, or wait for it"),
+    ("readonly", "make the file and its folder writable, or give another --store"),
+    ("read-only", "make the file and its folder writable, or give another --store"),
+    ("not a database", "it is no fleetnas store; give another --store"),
+)
+#: Troubles of a server that may end by themselves, by SQLSTATE class: no connection, a collision with another
+#: coordinator, no space or memory, going down.
+_PASSING_CLASSES = ("08", "40", "53", "57")
+_PASSING_FILE_WORDS = ("disk is full", "disk i/o error", "database is locked", "unable to open", "readonly")
+
+
+class Database:
+    """Connections to one store. Transactions that write wait for each other; those that read do not."""
+
+    def __init__(self, location: str) -> None:
+        """Take a URL or, without `://`, a file's path; nothing is opened yet.
+
+        Raises:
+            UsageError: no such kind of store.
+            MissingDependencyError: psycopg is not installed.
+            StoreError: the file's folder cannot be made.
+        """
+        url = _url(location)
+        self.name = _shown(url)  #: for people: without a password
+        self.dialect = url.get_backend_name()
+        self._reader = _engine(url)
+        # SQLite refuses to turn a reading transaction into a writing one once somebody else has written.
+        self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """One consistent look; `StoreError` where it cannot be had."""
+        with self._errors(), Session(self._reader) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """All or nothing, on disk when it ends. `StoreUnavailableError` where the trouble may pass."""
+        with self._errors(), Session(self._writer) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def changing_schema(self) -> Iterator[Connection]:
+        """The same for whoever changes the tables: one process at a time."""
+        with self._errors(), self._writer.begin() as connection:
+            if self.dialect == "postgresql":
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('fleetnas schema'))")
+            yield connection
+
+    def close(self) -> None:
+        """Give the file or the connections back."""
+        self._reader.dispose()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            raise StoreError(f"the store {self.name} refuses this: {_reason(error)}") from error
+        except SQLAlchemyError as error:
+            raise self._clear(error) from error
+
+    def _clear(self, error: SQLAlchemyError) -> StoreError:
+        reason = _reason(error)
+        words = reason.lower()
+        kind = StoreError
+        if self.dialect == "sqlite":
+            advice = _advice(words, _FILE_ADVICE, "check its path, its rights and the free disk space")
+            if any(word in words for word in _PASSING_FILE_WORDS):
+                kind = StoreUnavailableError
+        else:
+            state = getattr(getattr(error, "orig", None), "sqlstate", None)
+            lost = isinstance(error, DBAPIError) and error.connection_invalidated
+            if state is None or lost or state.startswith(_PASSING_CLASSES):
+                kind = StoreUnavailableError
+            advice = _advice(words, _CONNECTION_ADVICE, _SERVER_ADVICE)
+            if state is not None and state.startswith("53"):
+                advice = "free some space or connections on the server; what was stored is safe"
+            elif state is not None and not state.startswith(_PASSING_CLASSES):
+                advice = "grant this user rights" if state == "42501" else "see the server's log"
+        return kind(f"the store {self.name} cannot be used: {reason}; {advice}")
+
+
+def _url(location: str) -> URL:
+    if "://" not in location:
+        path = Path(location).expanduser()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the store's folder {path.parent} cannot be made ({error}); give another --store"
+            ) from error
+        return URL.create("sqlite", database=str(path))
+    try:
+        url = make_url(location)
+    except (ArgumentError, ValueError) as error:
+        # The text may hold a password: it is not repeated.
+        raise UsageError(f"--store is no URL that can be read ({type(error).__name__}); {_FORMS}") from None
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername=_POSTGRESQL)
+    if url.drivername not in ("sqlite", _POSTGRESQL):
+        raise UsageError(f"a store is SQLite or PostgreSQL, not {url.drivername}; {_FORMS}")
+    if url.drivername == _POSTGRESQL and find_spec("psycopg") is None:
+        raise MissingDependencyError(
+            "a store in PostgreSQL needs psycopg, which is not installed; run `pip install 'fleetnas[postgres]'`"
+        )
+    return url
+
+
+def shown_location(location: str) -> str:
+    """A `--store` as it may be printed: a URL loses its password."""
+    return _shown(_url(location)) if "://" in location else location
+
+
+def _shown(url: URL) -> str:
+    return url.render_as_string(hide_password=True)
+
+
+def _engine(url: URL) -> Engine:
+    if url.drivername == _POSTGRESQL:
+        # A server that was started again is noticed before a transaction begins, not in the middle of one.
+        timeout = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_TIMEOUT_S}
+        try:
+            return create_engine(url, pool_pre_ping=True, connect_args=timeout)
+        except (NoSuchModuleError, ImportError) as error:
+            raise MissingDependencyError(
+                f"psycopg does not load here ({_one_line(error)}); run `pip install 'fleetnas[postgres]'`"
+            ) from error
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _: object) -> None:
+        # Python's own idea of when a transaction begins leaves out changes of the tables: `_begin` says it instead.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        # What is acknowledged is forgotten by its agent. WAL with `synchronous=NORMAL` survives kill -9, but a power
+        # cut may undo its last commits; FULL syncs each commit. Batches share one, so it costs little.
+        for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")
+
+    return engine
+
+
+def _advice(words: str, known: tuple[tuple[str, str], ...], otherwise: str) -> str:
+    return next((advice for sign, advice in known if sign in words), otherwise)
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    return _one_line(getattr(error, "orig", None) or error)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

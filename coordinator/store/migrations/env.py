@@ -1,0 +1,16 @@
+"""Alembic runs this: revisions go through the connection, and so into the transaction, of whoever opens the store."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from coordinator.store.schema import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    transactional_ddl=True,  # SQLite too, where `BEGIN` is said outright
+    render_as_batch=True,  # SQLite changes a table by making it anew
+)
+with context.begin_transaction():
+    context.run_migrations()
