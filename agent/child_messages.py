@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from agent.battery import BatteryRule
 from device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Conditions, FailureReason, MeasurementProtocol, Message, Phase, RuntimeSetting
@@ -64,6 +65,7 @@ class MeasureOrder(Message):
     setting: RuntimeSetting
     protocol: MeasurementProtocol
     sentinel: SentinelOrder | None = None
+    battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
 
 
 class BenchOrder(Message):
@@ -120,6 +122,13 @@ class SlowReply(Message):
     sentinel: SentinelReading
 
 
+class UnreadyReply(Message):
+    """The battery rule forbids measuring now: nothing was measured."""
+
+    kind: Literal["unready"] = "unready"
+    reason: str
+
+
 class ProbedReply(Message):
     """The end of a `ProbeOrder`."""
 
@@ -140,7 +149,7 @@ class FailedReply(Message):
 
 
 Reply: TypeAlias = Annotated[
-    PhaseReply | MeasuredReply | SlowReply | ProbedReply | FailedReply, Field(discriminator="kind")
+    PhaseReply | MeasuredReply | SlowReply | UnreadyReply | ProbedReply | FailedReply, Field(discriminator="kind")
 ]
 
 _orders: TypeAdapter[Order] = TypeAdapter(Order)

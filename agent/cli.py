@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from agent.battery import BatteryRule
 from agent.configuration import read_configuration, settings_of
 from agent.lifetime import die_with
 from agent.options import (
@@ -136,6 +139,21 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="memory the measuring child may allocate (default: four fifths of this device's)",
     )
+    rule = BatteryRule()
+    run.add_argument(
+        "--min-battery",
+        type=float,
+        default=rule.min_percent,
+        metavar="PERCENT",
+        help="rest below this level while on battery; 0: never (%(default)g)",
+    )
+    run.add_argument(
+        "--max-charging-temperature",
+        type=float,
+        default=rule.max_charging_c,
+        metavar="C",
+        help="rest while the battery charges at this temperature or above (%(default)g)",
+    )
     run.add_argument(
         "--connect-timeout",
         type=float,
@@ -191,7 +209,7 @@ def _add_uninstall(uninstall: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from agent.running import RunOptions, run_agent
+    from agent.running import RunOptions, default_memory_limit_bytes, run_agent
 
     _set_up_logging(options.log_level)
     if options.parent is not None:
@@ -205,7 +223,8 @@ def _run(options: argparse.Namespace) -> int:
             state_folder=options.state_dir or default_state_folder(),
             fleet=options.fleet,
             cache_bytes=options.cache_mb * 1024**2,
-            memory_limit_bytes=limit_mb * 1024**2 if limit_mb else _default_memory_limit(),
+            memory_limit_bytes=limit_mb * 1024**2 if limit_mb else default_memory_limit_bytes(),
+            battery=_battery_rule(options),
             connect_timeout_s=options.connect_timeout,
             once=options.once,
             trusted_keys=trusted_keys(options),
@@ -302,11 +321,12 @@ def _uninstall(options: argparse.Namespace) -> int:
     return 0
 
 
-def _default_memory_limit() -> int:
+def _battery_rule(options: argparse.Namespace) -> BatteryRule:
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
-    except (ValueError, OSError):
-        return 0
+        return BatteryRule(min_percent=options.min_battery, max_charging_c=options.max_charging_temperature)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"battery rule: {first['loc'][0]}: {first['msg']}; the defaults are 30 % and 40 C") from None
 
 
 def _set_up_logging(level: str) -> None:

@@ -38,6 +38,8 @@ KEYS = (
     "state_dir",
     "cache_mb",
     "memory_limit_mb",
+    "min_battery",
+    "max_charging_temperature",
     "connect_timeout",
     "log_level",
 )

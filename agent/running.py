@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from agent.battery import BatteryRule
 from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache
 from agent.host_lock import default_host_lock_path
 from agent.identity import Identity
@@ -26,28 +29,35 @@ from fleet_protocol.messages import RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.signing import OrderVerifier
 from fleet_protocol.topics import Topics, check_name
-from fleet_protocol.transport import BrokerAddress
+from fleet_protocol.transport import BrokerAddress, Transport, Will
 
 _log = logging.getLogger("fleetnas.agent")
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What `fleetnas-agent run` was asked for."""
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions:
+    """What an agent is, however it reaches its coordinator."""
 
-    broker: BrokerAddress
     name: str
     settings: Sequence[RuntimeSetting]
     state_folder: Path
     fleet: str = "default"
     cache_bytes: int = DEFAULT_CACHE_BYTES
     memory_limit_bytes: int = 0
+    battery: BatteryRule = field(default_factory=BatteryRule)
+    #: Ed25519 keys one of which must have signed every order; empty: whoever may publish on our topics is believed.
+    trusted_keys: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(AgentOptions):
+    """What `fleetnas-agent run` was asked for."""
+
+    broker: BrokerAddress
     #: End with an error when the broker was not reached by then; None: go on trying.
     connect_timeout_s: float | None = None
     #: End once nothing is left to do, after at least one task.
     once: bool = False
-    #: Ed25519 keys one of which must have signed every order; empty: whoever may publish on our topics is believed.
-    trusted_keys: Sequence[bytes] = ()
 
 
 @dataclass
@@ -70,6 +80,13 @@ def run_agent(options: RunOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises what keeps the agent from working."""
     stop = _Stop()
     stop.listen()
+    with open_service(options, lambda client_id, will: MqttTransport(options.broker, client_id, will)) as service:
+        _serve(service, options, stop)
+
+
+@contextlib.contextmanager
+def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Transport]) -> Iterator[AgentService]:
+    """An agent that is not started yet, on a transport made of its client id and last will; let go at the end."""
     topics = Topics(options.fleet)
     folder = StateFolder(options.state_folder, topics.fleet, check_name(options.name, "agent name"))
     identity = Identity.claim(folder.agent, folder.name, time.time())
@@ -81,23 +98,36 @@ def run_agent(options: RunOptions) -> None:
     try:
         info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes)
         client_id = f"fleetnas-{topics.fleet}-{identity.name}-{identity.instance}"
-        service = AgentService(
+        _log.info("agent %s of fleet %s on %s", folder.name, topics.fleet, info.profile.model)
+        yield AgentService(
             identity=identity,
             topics=topics,
             info=info,
-            transport=MqttTransport(options.broker, client_id, last_will(topics, identity)),
+            transport=make_transport(client_id, last_will(topics, identity)),
             outbox=outbox,
-            equipment=Equipment(BlobCache(folder.blobs, options.cache_bytes), folder.partial, worker, time.time),
+            equipment=Equipment(
+                BlobCache(folder.blobs, options.cache_bytes),
+                folder.partial,
+                worker,
+                time.time,
+                battery=options.battery,
+            ),
             sensors=Sensors(),
             clock=time.monotonic,
             verifier=verifier,
         )
-        _log.info("agent %s of fleet %s on %s", folder.name, topics.fleet, info.profile.model)
-        _serve(service, options, stop)
     finally:
         worker.kill()
         outbox.close()
         identity.release()
+
+
+def default_memory_limit_bytes() -> int:
+    """Four fifths of this device's memory for the measuring child; 0, no limit, where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
+    except (ValueError, OSError):
+        return 0
 
 
 def _serve(service: AgentService, options: RunOptions, stop: _Stop) -> None:

@@ -96,6 +96,7 @@ class AgentService:
         self._presence = Presence(identity)
         self._queue: deque[QueuedTask] = deque()
         self._run: TaskRun | None = None
+        self._rests_for = ""
         #: Results that the disk did not take: sent like the others, and lost only with the process.
         self._unsaved: dict[TaskKey, bytes] = {}
         #: When each result that is not acknowledged was last sent, and how long to wait before the next time.
@@ -332,11 +333,19 @@ class AgentService:
                 self._publish("blob", request)
 
             self._run = TaskRun(queued, self._equipment, ask, say)
+            self._rests_for = ""
         if self._run is None:
             if self._state is not None and self._state.state == "busy":
                 self._announce_state("ready")
             return
         outcome = self._run.step(self._clock(), _CHILD_S)
+        if self._run.resting != self._rests_for:
+            self._rests_for = self._run.resting
+            if self._rests_for:
+                _log.warning("task %s waits: %s", self._run.task.task.task_id, self._rests_for)
+            else:
+                _log.info("task %s goes on", self._run.task.task.task_id)
+            self._announce_state("busy")
         if outcome is not None:
             self._finish(outcome)
 
@@ -382,8 +391,14 @@ class AgentService:
         self._publish("info", self._info, retain=True)
 
     def _announce_state(self, state: str, *, again: bool = False) -> None:
+        resting = self._run.resting[:200] if self._run is not None else ""
         announced = AgentState.model_validate(
-            {"state": state, "session": self._identity.session, "instance": self._identity.instance}
+            {
+                "state": state,
+                "session": self._identity.session,
+                "instance": self._identity.instance,
+                "detail": resting,
+            }
         )
         if again or announced != self._state:
             self._state = announced

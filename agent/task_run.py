@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from agent.battery import BatteryRule
 from agent.blobs import BlobCache, BlobFetch
 from agent.child_messages import (
     FailedReply,
@@ -16,6 +17,7 @@ from agent.child_messages import (
     ProbedReply,
     Reply,
     SlowReply,
+    UnreadyReply,
 )
 from agent.sentinel import Sentinel, Verdict
 from agent.worker import Measurer
@@ -38,6 +40,8 @@ COOLING_S = (3.0, 12.0)
 #: After a measurement was tagged in spite of cooling, later ones of a device that is still slow do not wait again
 #: until this has passed: a room that is hot all day must not cost a quarter of a minute per subnet.
 _COOL_AGAIN_AFTER_S = 300.0
+#: How long a device rests before its battery is looked at again.
+RESTING_S = 30.0
 #: A phase that goes on is told again this often.
 _TELL_EVERY_S = 5.0
 
@@ -45,7 +49,7 @@ Outcome: TypeAlias = Result | Failed | Rejected
 
 
 class PausableDeadline:
-    """Time left to a task; it does not run while another agent of this host holds the measuring lock."""
+    """Time left to a task; it does not run while another agent of this host measures, or the battery forbids it."""
 
     def __init__(self, limit_s: float, now: float) -> None:
         self._ends_at = now + limit_s
@@ -84,6 +88,7 @@ class Equipment:
     measurer: Measurer
     wall_clock: Callable[[], float]
     sentinel: Sentinel = field(default_factory=Sentinel)
+    battery: BatteryRule = field(default_factory=BatteryRule)
     cooled_in_vain_at: float = float("-inf")
 
 
@@ -105,7 +110,9 @@ class TaskRun:
         self._wanted = [self.task.bundle] + ([self.task.calibration] if self.task.calibration else [])
         self._fetch: BlobFetch | None = None
         self._measuring = False
-        self._cool_until: float | None = None
+        self._idle_until: float | None = None
+        #: Why the device rests instead of measuring; empty while it works.
+        self.resting = ""
         self._coolings = 0
         self._kept: tuple[MeasuredReply, Verdict] | None = None
         self._phase: Phase | None = None
@@ -128,10 +135,12 @@ class TaskRun:
                     self._tell("waiting", 0.0, now)
                 return None
             return self._take(reply, now)
-        if self._cool_until is not None:
-            if now < self._cool_until:
+        if self._idle_until is not None:
+            if self.resting:
+                self._tell("waiting", 0.0, now)
+            if now < self._idle_until:
                 return None
-            self._cool_until = None
+            self._idle_until = None
         try:
             if not self._fetch_next(now):
                 return None
@@ -206,6 +215,7 @@ class TaskRun:
                 sentinel=self._equipment.sentinel.order(
                     self._sentinel_key, task.protocol, now, accept_slow=accept_slow
                 ),
+                battery=self._equipment.battery,
             )
         )
         self._measuring = True
@@ -216,15 +226,21 @@ class TaskRun:
                 self._deadline.pause(now)
             else:
                 self._deadline.resume(now)
-            self._tell(reply.phase, reply.fraction, now)
+            if not self.resting or reply.phase == "measuring":  # a look at the battery is no work to tell
+                self.resting = ""
+                self._tell(reply.phase, reply.fraction, now)
             return None
         self._measuring = False
         self._deadline.resume(now)
+        self.resting = ""
         if isinstance(reply, MeasuredReply):
             return self._judge(reply, now)
         if isinstance(reply, SlowReply):
             self._equipment.sentinel.saw_slow(self._sentinel_key, reply.sentinel, now)
             self._cool(now)
+            return None
+        if isinstance(reply, UnreadyReply):
+            self._rest(reply.reason, now)
             return None
         if isinstance(reply, FailedReply):
             if reply.reason == "bundle":
@@ -256,8 +272,15 @@ class TaskRun:
         again_s = protocol.warmup_s + 2 * protocol.min_s + 1.0
         return self._deadline.left_s(now) > COOLING_S[self._coolings] + 2 * again_s
 
+    def _rest(self, reason: str, now: float) -> None:
+        """Wait for the battery, for as long as it takes: the task's time stands still."""
+        self.resting = reason
+        self._idle_until = now + RESTING_S
+        self._deadline.pause(now)
+        self._tell("waiting", 0.0, now)
+
     def _cool(self, now: float) -> None:
-        self._cool_until = now + COOLING_S[self._coolings]
+        self._idle_until = now + COOLING_S[self._coolings]
         self._coolings += 1
         self._tell("cooling", 0.0, now)
 

@@ -22,8 +22,10 @@ from agent.child_messages import (
     SentinelOrder,
     SentinelReading,
     SlowReply,
+    UnreadyReply,
 )
 from agent.model_building import build_model
+from agent.power import BlockPower, IdlePower
 from agent.runtimes.base import Runtime, TimedModel
 from agent.runtimes.registry import make_runtime
 from agent.sensors import Sensors
@@ -41,6 +43,7 @@ class Workbench:
 
     def __init__(self, sensors: Sensors | None = None, engine_folder: Path | None = None) -> None:
         self._sensors = sensors or Sensors()
+        self._idle_power = IdlePower(self._sensors.power_meter)
         self._engine_folder = engine_folder
         self._all_cores = _affinity()
         self._runtimes: dict[str, Runtime] = {}
@@ -60,6 +63,10 @@ class Workbench:
     def _measure_subnet(self, order: MeasureOrder, say: Say) -> Reply:
         begin = time.perf_counter()
         runtime = self._runtime(order.setting)
+        if order.battery is not None:
+            objection = order.battery.objection(runtime.conditions() or self._sensors.read())
+            if objection:
+                return UnreadyReply(reason=objection)
         bundle = self._open_bundle(order)
         readings: list[SentinelReading] = []
         sentinel_s = 0.0
@@ -100,15 +107,19 @@ class Workbench:
         begin = time.perf_counter()
         loaded = runtime.load(model, order.setting)
         load_ms = 1000 * (time.perf_counter() - begin)
-        before = runtime.conditions() or self._sensors.read()
+        driven = runtime.conditions()  # of a device that this host only drives, and whose power it does not know
+        power = BlockPower(self._sensors.power_meter if driven is None else None)
+        before = driven or self._sensors.read().model_copy(update={"power_mw": self._idle_power.mw()})
         told = time.perf_counter()
         say("measuring", 0.0)
 
         def on_block(fraction: float) -> None:
             nonlocal told
+            power.end_block(fraction)
             if time.perf_counter() - told >= _PROGRESS_EVERY_S:
                 told = time.perf_counter()
                 say("measuring", fraction)
+            power.begin_block()
 
         try:
             timing = loaded.time(order.protocol, on_block)
@@ -122,7 +133,8 @@ class Workbench:
             build_ms=build_ms,
             load_ms=load_ms,
             before=before,
-            after=runtime.conditions() or self._sensors.read(),
+            after=runtime.conditions() or self._sensors.read().model_copy(update={"power_mw": power.mean_mw}),
+            energy_mj=power.mean_mw * timing.median_ms / 1000 if power.mean_mw is not None else None,
             busy_s=time.perf_counter() - begin,
             inference_s=timing.inference_s,
         )

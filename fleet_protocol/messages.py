@@ -88,6 +88,11 @@ class Conditions(Message):
     throttled: bool | None = None
     load_1min: float | None = Field(default=None, allow_inf_nan=False)
     battery_percent: float | None = Field(default=None, allow_inf_nan=False)
+    battery_state: Literal["charging", "discharging", "idle"] | None = None
+    battery_temperature_c: float | None = Field(default=None, allow_inf_nan=False)
+    power_mw: float | None = Field(
+        default=None, allow_inf_nan=False, description="at rest before a measurement, within its blocks after it"
+    )
 
 
 class Measurement(Message):
@@ -131,6 +136,7 @@ class AgentState(Versioned):
     state: Literal["ready", "busy", "leaving", "lost"]
     session: Count = Field(description="grows with every start of the agent: a will of an older session is ignored")
     instance: Identifier = Field(description="random per process: tells two agents of one name apart")
+    detail: PlainText = Field(default="", max_length=200, description="why it waits instead of measuring")
 
 
 class AgentInfo(Versioned):
@@ -153,7 +159,7 @@ class Health(Versioned):
     outbox: Count = 0
 
 
-#: What a running task is doing; `waiting`: another agent of the same host is measuring.
+#: What a running task is doing; `waiting`: another agent of the same host is measuring, or the battery must recover.
 Phase: TypeAlias = Literal["fetching", "building", "waiting", "measuring", "cooling"]
 
 #: Why a measurement failed on the device.
@@ -248,7 +254,7 @@ class MeasureTask(Versioned):
     setting: RuntimeSetting
     protocol: MeasurementProtocol = MeasurementProtocol()
     deadline_s: Positive = Field(
-        description="give up after this long from receipt, not counting the wait for another agent of the same host"
+        description="give up after this long from receipt, not counting waits for the host's other agents or the battery"
     )
     signature: Signature | None = None
 

@@ -88,7 +88,7 @@ def _state(track: SettingTrack, entry: AgentEntry | None) -> tuple[DeviceState, 
         if entry.phase == "fetching":
             return "fetching", "the bundle"
         if entry.phase == "waiting":
-            return "waiting", "for another agent of its host"
+            return "waiting", entry.resting or "for another agent of its host"
         if purpose == "verification":
             return "verifying", f"{task.record.target_ms:g} ms: {task.record.architecture.fingerprint}"
         return "measuring", f"{purpose} {task.record.architecture.fingerprint}"

@@ -33,6 +33,8 @@ class AgentEntry:
     lost_since_s: float | None = None
     reason: str = ""
     """Why it is lost or cannot be used."""
+    resting: str = ""
+    """Why it waits instead of measuring."""
     conditions: Conditions = field(default_factory=Conditions)
     running: str | None = None
     outbox: int = 0
@@ -61,6 +63,8 @@ class AgentEntry:
             return "it has not said that it is ready; update fleetnas-agent on the device"
         if self.info is None:
             return "it has not said what it is; update fleetnas-agent on the device"
+        if self.resting:
+            return f"waiting: {self.resting}"
         if self.running is not None or self.liveness == "busy":
             return f"working on {self.running or 'a task'}"
         if self.outbox:
@@ -100,6 +104,7 @@ class FleetRegistry:
             self._rival(entry, now_s)
         entry.session, entry.instance = state.session, state.instance
         entry.liveness, entry.reason, entry.lost_since_s = state.state, "", None
+        entry.resting = state.detail
         self._seen(entry, now_s, retained)
         return entry
 

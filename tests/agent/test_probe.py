@@ -67,7 +67,7 @@ def test_its_sensors_are_read(tmp_path: Path) -> None:
     assert sensors.read() == Conditions(
         temperature_c=61.347, clock_mhz=1500.0, governor="ondemand", throttled=True, load_1min=0.42
     )
-    assert sensors.missing() == ["battery_percent"]
+    assert sensors.missing() == ["battery_percent", "battery_state", "battery_temperature_c", "power_mw"]
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,7 @@ class InferenceSession(real.InferenceSession):
         self._options = dict(providers)
         if _TROUBLE == "library missing" and TENSORRT in self._chain:
             # onnxruntime writes such a line to standard error and goes on without the provider.
-            sys.stderr.write(
-                "Failed to load library libonnxruntime_providers_tensorrt.so: libnvinfer.so.10\n"
-            )
+            sys.stderr.write("Failed to load library libonnxruntime_providers_tensorrt.so: libnvinfer.so.10\n")
             self._chain.remove(TENSORRT)
         unknown = set(self._options.get(TENSORRT, {})) - _KNOWN_OPTIONS
         if unknown:
