@@ -22,11 +22,12 @@ from coordinator.campaign.standing import outcome_of, snapshot_of
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, coordinator_will
+from coordinator.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from coordinator.predictors.stored_devices import stored_prior
 from coordinator.report.html import write_report
 from coordinator.report.take_home import RESULTS_FILE, TakeHome
 from coordinator.search.problem import PredictedAccuracy
-from coordinator.store.records import RunRecord
+from coordinator.store.records import DeviceRecord, RunRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.view import View
 from fleet_protocol.errors import HashMismatchError, UsageError
@@ -52,8 +53,11 @@ Ending = Literal["complete", "partial", "failed", "interrupted"]
 class SearchRequest:
     """One `fleetnas search`."""
 
-    broker: BrokerAddress
     store: str
+    broker: BrokerAddress | None = None
+    """None: no fleet, `local` instead."""
+    local: LocalDevice | None = None
+    """This device alone, without a broker."""
     fleet: str = "default"
     signing_key: bytes | None = field(default=None, repr=False)
     """Ed25519: signs what agents are told, where their credentials ask for that."""
@@ -78,7 +82,7 @@ class RunningSearch:
     campaign: Campaign
     store: MeasurementStore
     models: WinnerModels
-    transport: MqttTransport
+    transport: MqttTransport | LocalTransport
     executor: ThreadPoolExecutor
     view: View = field(repr=False)
 
@@ -169,9 +173,9 @@ def open_search(request: SearchRequest, make_view: Callable[[], View], store: Me
         )
 
     run_id = resumed.run_id if resumed is not None else new_run_id()
-    topics = Topics(request.fleet)
+    topics = Topics(request.fleet if request.local is None else LOCAL_FLEET)
     session = round(time.time() * 1000)
-    transport = MqttTransport(request.broker, f"coordinator-{secrets.token_hex(4)}", coordinator_will(topics, session))
+    transport = _transport(request, store.devices(run_id) if resumed is not None else [], topics, session)
     campaign_log: list[Callable[[str], None]] = []
     key = request.signing_key
     signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
@@ -202,7 +206,7 @@ def open_search(request: SearchRequest, make_view: Callable[[], View], store: Me
     if resumed is None:
         store.create_run(
             RunRecord(
-                run_id, request.fleet, bundle.path.name, bundle.sha256, settings.model_dump(mode="json"), created_unix_s
+                run_id, topics.fleet, bundle.path.name, bundle.sha256, settings.model_dump(mode="json"), created_unix_s
             )
         )
     else:
@@ -210,6 +214,17 @@ def open_search(request: SearchRequest, make_view: Callable[[], View], store: Me
         take_up(campaign, store, bundle.space, make_search)
     campaign.start()
     return RunningSearch(run_id, settings, campaign, store, models, transport, executor, view)
+
+
+def _transport(
+    request: SearchRequest, stored: list[DeviceRecord], topics: Topics, session: int
+) -> MqttTransport | LocalTransport:
+    client_id, will = f"coordinator-{secrets.token_hex(4)}", coordinator_will(topics, session)
+    if request.local is not None:
+        return LocalTransport(request.local.agent_options(stored), client_id, will)
+    if request.broker is None:
+        raise UsageError("where the devices are must be said: a broker, or this device alone (--local)")
+    return MqttTransport(request.broker, client_id, will)
 
 
 def write_take_home(store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,10 +14,14 @@ from rich.console import Console
 
 from coordinator.campaign.assembly import Ending, SearchRequest, open_search
 from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.priority import session_yields_to_measurements
 from coordinator.campaign.standing import outcome_of
 from coordinator.campaign.targets import TargetRequest
 from coordinator.campaign.winner_search import checked_strategy
+from coordinator.cli import bounds as bounding
 from coordinator.cli import options
+from coordinator.local_device import LOCAL_FLEET, LocalDevice
+from coordinator.search.bounds import Bounds
 from coordinator.store.store import MeasurementStore
 from coordinator.view.summary import summary
 from coordinator.view.view import make_view
@@ -52,6 +57,10 @@ def search(
     strategy: Annotated[
         str, typer.Option("--strategy", help="bottom-up, top-down, joint, independent or exhaustive.")
     ] = "bottom-up",
+    max_parameters: bounding.Parameters = None,
+    max_macs: bounding.Macs = None,
+    max_activation_memory: bounding.ActivationMemory = None,
+    max_file_size: bounding.FileSize = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Fixes what is measured first.")] = 0,
     prior: Annotated[
         str, typer.Option("--prior", help="learned (from the store's earlier runs, where they are enough) or default.")
@@ -83,6 +92,20 @@ def search(
     certificate_file: options.CertificateFile = None,
     key_file: options.KeyFile = None,
     as_json: options.Json = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="This device alone: agent and coordinator in one, no broker, no network.")
+    ] = False,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--setting", metavar="SETTING", help="Local: such as onnxruntime,threads=4; may be repeated."),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="Local: of the one setting (default: what is installed).")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Local: of the one setting.")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", metavar="DIR", help="Local: where the agent keeps its state.")
+    ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="No device: by a latency table alone. Nothing is measured or verified.")
     ] = False,
@@ -95,16 +118,20 @@ def search(
     ] = None,
 ) -> None:
     """Search the whole fleet: measure on every device, and take home a verified model per device and target."""
+    bounds = bounding.bounds(max_parameters, max_macs, max_activation_memory, max_file_size)
     if offline:
-        _search_offline(targets, space, latency_table, accuracy, strategy, seed, out, as_json)
+        _search_offline(targets, space, latency_table, accuracy, strategy, bounds, seed, out, as_json)
         return
     plan = None
+    if resume is not None and bounds != Bounds():
+        raise UsageError("a resumed run keeps the bounds that it began with; leave out --max-..., or start a new run")
     if resume is None:
         if targets is None:
             raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
         plan = CampaignPlan(
             targets=str(TargetRequest.parse(targets)),
             strategy=checked_strategy(strategy),
+            bounds=bounds,
             budget=budget,
             spread=min(10, budget),
             seed=seed,
@@ -118,15 +145,19 @@ def search(
                 warmup_s=warmup, min_s=min_time, min_runs=min_runs, max_s=max(20.0, 2 * min_time)
             ),
         )
-    found_at = options.connection(
-        broker, fleet, credentials, username, ca_file, certificate_file, key_file, password_file
-    )
+    alone = _local_device(local, [broker, fleet, credentials, devices], setting, runtime, threads, state_dir)
+    found_at = None
+    if alone is None:
+        found_at = options.connection(
+            broker, fleet, credentials, username, ca_file, certificate_file, key_file, password_file
+        )
     request = SearchRequest(
         credentials=credentials,
-        broker=found_at.broker,
+        broker=found_at.broker if found_at is not None else None,
+        local=alone,
         store=options.store_location(store),
-        fleet=found_at.fleet,
-        signing_key=found_at.signing_key,
+        fleet=found_at.fleet if found_at is not None else LOCAL_FLEET,
+        signing_key=found_at.signing_key if found_at is not None else None,
         supernet=supernet,
         plan=plan,
         resume=resume,
@@ -135,6 +166,26 @@ def search(
         evaluation_images=evaluation_images,
     )
     raise typer.Exit(run_search(request, as_json=as_json))
+
+
+def _local_device(
+    wanted: bool,
+    fleet_options: Sequence[object],
+    settings: Sequence[str] | None,
+    runtime: str | None,
+    threads: int | None,
+    state_folder: Path | None,
+) -> LocalDevice | None:
+    if not wanted:
+        if settings or runtime is not None or threads is not None or state_folder is not None:
+            raise UsageError(
+                "--setting, --runtime, --threads and --state-dir are for a search on this device alone (--local); "
+                "agents of a fleet are told their settings by `fleetnas-agent run`"
+            )
+        return None
+    if any(option is not None for option in fleet_options):
+        raise UsageError("--local has neither broker nor fleet; leave out --broker, --fleet, --credentials, --devices")
+    return LocalDevice.parse(settings or (), runtime, threads, state_folder)
 
 
 def _checked_prior(name: str) -> Literal["learned", "default"]:
@@ -151,6 +202,7 @@ def _search_offline(
     latency_table: Path | None,
     accuracy: Path | None,
     strategy: str,
+    bounds: Bounds,
     seed: int,
     out: Path | None,
     as_json: bool,
@@ -161,7 +213,9 @@ def _search_offline(
     if not wanted or latency_table is None or accuracy is None:
         raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
     outcome = search_offline(
-        OfflineRequest(space, latency_table, accuracy, wanted, strategy=checked_strategy(strategy), seed=seed)
+        OfflineRequest(
+            space, latency_table, accuracy, wanted, strategy=checked_strategy(strategy), bounds=bounds, seed=seed
+        )
     )
     if as_json:
         typer.echo(json.dumps(outcome.to_json()))
@@ -181,7 +235,8 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
     store = MeasurementStore.open(request.store)
     running = open_search(request, lambda: make_view(console, as_json), store)
     try:
-        ending = running.run()
+        with session_yields_to_measurements():
+            ending = running.run()
         outcome = outcome_of(store, running.run_id)
     finally:
         running.close()
@@ -195,8 +250,14 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
 
 
 def _what_next(ending: Ending, run_id: str, request: SearchRequest) -> str:
-    fleet = ["--credentials", str(request.credentials)] if request.credentials else ["--broker", str(request.broker)]
-    resume = shlex.join(["fleetnas", "search", *fleet, "--store", request.store, "--resume", run_id])
+    if request.local is not None:
+        state = request.local.state_folder
+        where = ["--local", *(["--state-dir", str(state)] if state is not None else [])]
+    elif request.credentials:
+        where = ["--credentials", str(request.credentials)]
+    else:
+        where = ["--broker", str(request.broker)]
+    resume = shlex.join(["fleetnas", "search", *where, "--store", request.store, "--resume", run_id])
     if ending == "interrupted":
         return f"interrupted; everything measured is stored. Go on with: {resume}"
     return f"not every target of every device was met. With the missing devices back, go on with: {resume}"
