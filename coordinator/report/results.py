@@ -65,6 +65,9 @@ class TargetRecord(_Record):
     predicted_accuracy: float | None = Field(description="top-1 in [0, 1], by the bundle's accuracy predictor")
     accuracy: float | None = Field(description="top-1 in [0, 1] on held-out images, with the exported file")
     accuracy_images: int | None = Field(description="images that accuracy was evaluated on")
+    energy_mj: float | None = Field(
+        default=None, description="per inference, when the file was verified; null where the board has no meter"
+    )
     model: str | None = Field(description="path of the model file, relative to results.json; null when there is none")
     model_bytes: int | None = Field(description="size of the model file")
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
@@ -221,10 +224,21 @@ def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: Model
         predicted_accuracy=target.predicted_accuracy,
         accuracy=target.accuracy,
         accuracy_images=target.accuracy_images,
+        energy_mj=_energy_mj(device, target),
         model=model,
         model_bytes=size,
         sha256=target.sha256,
     )
+
+
+def _energy_mj(device: DeviceOutcome, target: TargetOutcome) -> float | None:
+    """Energy of the last verification of the target's file that has one."""
+    found = [
+        row.measurement.energy_mj
+        for row in device.rows
+        if row.purpose == "verification" and row.measurement.model_sha256 == target.sha256
+    ]
+    return next((energy for energy in reversed(found) if energy is not None), None)
 
 
 def _moment(unix_s: float) -> datetime:

@@ -137,3 +137,21 @@ def test_the_verdict_is_the_verified_one(page: Page) -> None:
 def test_a_folder_that_holds_no_take_home_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="--out"):
         write_report(tmp_path)
+
+
+def test_energy_is_shown_where_a_board_tells_it(tmp_path: Path) -> None:
+    known = device_outcome("metered")
+    target, row = known.targets[0], known.rows[0]
+    assert target.sha256 is not None
+    verified = dataclasses.replace(
+        row,
+        purpose="verification",
+        measurement=row.measurement.model_copy(update={"model_sha256": target.sha256, "energy_mj": 12.34}),
+    )
+    metered = dataclasses.replace(known, rows=(*known.rows, verified))
+    directory = tmp_path / "both"
+    take_home(directory, campaign_outcome(metered, device_outcome("silent")))
+    page = Page(render_report(directory))
+    assert page.text.count("Energy") == 1
+    assert page.text.count("12.3 mJ") == 1
+    assert page.text.count("no target was set") == 0
