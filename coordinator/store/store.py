@@ -54,6 +54,19 @@ class MeasurementStore:
         """Of a database whose tables are up to date."""
         self._database = database
         self.url = database.name  #: for people: without a password
+        # Made once: making such a statement takes longer than running it. Both databases spell it alike.
+        insert_or = postgresql_insert if database.dialect == "postgresql" else sqlite_insert
+        # The unique key decides, not a look before it: several coordinators may share a store.
+        self._add_new_outcomes = (
+            insert_or(OutcomeRow)
+            .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
+            .returning(OutcomeRow.task_id, OutcomeRow.attempt, OutcomeRow.outcome_id)
+        )
+        tasks = insert_or(TaskRow)
+        self._put_tasks = tasks.on_conflict_do_update(
+            index_elements=["task_id"],
+            set_={column.name: column for column in tasks.excluded if column.name != "task_id"},
+        )
 
     @classmethod
     def open(cls, location: str | Path) -> MeasurementStore:
@@ -158,11 +171,7 @@ class MeasurementStore:
         if tasks:
             rows = [{**vars(task), "architecture": task.architecture.model_dump(mode="json")} for task in tasks]
             with self._database.writing() as session:
-                upsert = self._insert(TaskRow)
-                renewed = {name: upsert.excluded[name] for name in rows[0] if name != "task_id"}
-                session.connection().execute(
-                    upsert.on_conflict_do_update(index_elements=["task_id"], set_=renewed), rows
-                )
+                session.connection().execute(self._put_tasks, rows)
 
     def task(self, task_id: str) -> TaskRecord | None:
         """One task, of whichever run."""
@@ -209,17 +218,13 @@ class MeasurementStore:
 
     def _add_new(self, connection: Connection, first: dict[tuple[str, int], Arrival]) -> dict[tuple[str, int], int]:
         """Insert what is not there yet; returns the row number of each new outcome."""
-        # The unique key decides, not a look before it: several coordinators may share a store.
-        statement = (
-            self._insert(OutcomeRow)
-            .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
-            .returning(OutcomeRow.task_id, OutcomeRow.attempt, OutcomeRow.outcome_id)
-        )
         rows = [
             {"task_id": task_id, "attempt": attempt, "stored_unix_s": arrival.stored_unix_s}
             for (task_id, attempt), arrival in first.items()
         ]
-        numbers = {(task_id, attempt): number for task_id, attempt, number in connection.execute(statement, rows)}
+        numbers = {
+            (task_id, attempt): number for task_id, attempt, number in connection.execute(self._add_new_outcomes, rows)
+        }
         measurements, failures = [], []
         for key, number in numbers.items():
             outcome = first[key].outcome
@@ -292,12 +297,6 @@ class MeasurementStore:
                 .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms)
             )
             return [_record(WinnerRecord, row) for row in rows]
-
-    # -- the database ------------------------------------------------------------------------------------------
-
-    def _insert(self, table: type[Base]) -> Any:
-        """An insert that can say what becomes of rows that are there already; both databases spell it alike."""
-        return (postgresql_insert if self._database.dialect == "postgresql" else sqlite_insert)(table)
 
 
 def _record(kind: Any, row: Base) -> Any:
