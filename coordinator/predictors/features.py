@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.predictors.prior import INDICATOR, Floats
+from coordinator.predictors.prior import INDICATOR, SURCHARGE, Floats
 from supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes
 
 #: What one unit of a feature is: layers, 10^6 multiply-accumulates, 10^6 bytes, 10^6 weights.
 _UNITS = {"present": 1.0, "bytes_moved": 1e6, "parameters": 1e6}
 _MACS_UNIT = 1e6
+#: Costs that are part of another.
+_COUNTED_ALREADY = {"large_kernel_macs"}
 
 
 class FeatureMap:
@@ -32,7 +34,7 @@ class FeatureMap:
             kept = np.flatnonzero(np.ptp(table, axis=0) > 0)
             table = table[:, kept]
             names += [f"{slot}.{COST_NAMES[columns[j]]}" for j in kept]
-            groups += [1 + int(j) for j in kept]
+            groups += [SURCHARGE if COST_NAMES[columns[j]] in _COUNTED_ALREADY else 1 + int(j) for j in kept]
             if s == 0 and len(costs) > 1:
                 table = np.concatenate([table, np.eye(len(costs))], axis=1)
                 names += [f"{slot}.variant{v}" for v in range(len(costs))]
@@ -40,7 +42,8 @@ class FeatureMap:
             self._tables.append(np.ascontiguousarray(table))
         #: Name of each column, such as `stage2.block1.macs_depthwise`.
         self.names: tuple[str, ...] = tuple(names)
-        #: Which cost each column is of, shape (F,): 0 the constant, 1 + its place in `COST_NAMES`, or `INDICATOR`.
+        #: Which cost each column is of, shape (F,): 0 the constant, 1 + its place in `COST_NAMES`, or `INDICATOR` or
+        #: `SURCHARGE`.
         self.groups: NDArray[np.intp] = np.array(groups, dtype=np.intp)
 
     def __len__(self) -> int:

@@ -14,6 +14,8 @@ Floats = NDArray[np.float64]
 
 #: Group of the columns that correct a level rather than cost time: their weights are about 0.
 INDICATOR = -1
+#: Group of columns whose work other columns count already: their weights are what it takes beyond that, often 0.
+SURCHARGE = -2
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def hierarchical_prior(
     shared: float = 1.0,
     own: float = 0.5,
     indicator: float = 0.04,
+    surcharge: float = 2.0,
     scale_ms: float = 1.0,
 ) -> Prior:
     """A prior for a device of which nothing is known.
@@ -73,34 +76,40 @@ def hierarchical_prior(
     Args:
         reference: features of typical architectures, (n, F); only their column means matter.
         groups: which columns are of one physical cost, (F,): such columns have similar weights,
-            w = w_group + deviation. `INDICATOR` columns are not of a cost.
+            w = w_group + deviation. `INDICATOR` columns are not of a cost, `SURCHARGE` columns of no further one.
         misfits: hypotheses on what the features cannot explain, relative to the latency.
         shared: standard deviation of a group's common weight, relative to that weight.
         own: standard deviation of a column's deviation, relative to the group's weight.
         indicator: standard deviation of the weights of `INDICATOR` columns, relative to a typical latency.
+        surcharge: standard deviation of the common weight of `SURCHARGE` columns, relative to what it would be if they
+            were a group of their own.
         scale_ms: typical latency assumed until the first measurement.
 
     Every group that occurs is taken to cause the same part of a typical architecture's latency, which is 1.
     """
     typical = np.abs(np.asarray(reference, dtype=np.float64)).mean(axis=0)
     group_of = np.asarray(groups)
-    labels = np.unique(group_of[group_of != INDICATOR])
+    labels = np.unique(group_of[group_of >= 0])
     mean = np.zeros(len(typical))
     covariance = np.zeros((len(typical), len(typical)))
     level = np.flatnonzero(group_of == INDICATOR)
     covariance[level, level] = indicator**2
-    for label in labels:
+    for label in [*labels, SURCHARGE]:
         members = np.flatnonzero(group_of == label)
         total = typical[members].sum()
         if total <= 0:
             continue
         weight = 1.0 / (len(labels) * total)
-        mean[members] = weight
-        block = np.full((len(members), len(members)), (shared * weight) ** 2)
+        if label == SURCHARGE:  # absent, or much the same everywhere: it lies in the runtime's code
+            common, deviation = surcharge, own / 4
+        else:
+            mean[members] = weight
+            common, deviation = shared, own
+        block = np.full((len(members), len(members)), (common * weight) ** 2)
         # Deviations add up over the group's columns as their squares do: a group of many columns may
         # deviate as far, in all, as a group of one.
         spread = total / max(np.sqrt((typical[members] ** 2).sum()), 1e-300)
-        block[np.diag_indices(len(members))] += (own * weight) ** 2 * min(spread, 2.0) ** 2
+        block[np.diag_indices(len(members))] += (deviation * weight) ** 2 * min(spread, 2.0) ** 2
         covariance[np.ix_(members, members)] = block
     return Prior(
         tuple(Hypothesis(mean, covariance, misfit, 1.0 / len(misfits)) for misfit in misfits), scale_ms=scale_ms

@@ -24,7 +24,9 @@ Genomes = NDArray[np.int16]
 Floats = NDArray[np.float64]
 
 #: Columns of every `slot_costs` table. MACs are multiply-accumulates of one image; bytes are fp32 activations
-#: read and written; peak is the largest sum of simultaneously live activations inside the slot, in bytes.
+#: read and written; peak is the largest sum of simultaneously live activations inside the slot, in bytes. The MACs of
+#: depthwise kernels beyond 5x5, part of `macs_depthwise`, stand by themselves too: runtimes have dedicated code for 3x3
+#: and 5x5, and larger ones may take several times as long per MAC.
 COST_NAMES: tuple[str, ...] = (
     "present",
     "macs_expand",
@@ -34,6 +36,7 @@ COST_NAMES: tuple[str, ...] = (
     "bytes_moved",
     "parameters",
     "peak_bytes",
+    "large_kernel_macs",
 )
 
 

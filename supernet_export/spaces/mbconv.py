@@ -291,7 +291,7 @@ class MBConvSpace(DesignSpace):
         out = reduced(r, net.stem_stride) ** 2
         weights = net.image_channels * net.stem_width * 9
         live = 4.0 * (net.image_channels * r**2 + net.stem_width * out)
-        return [1, 0, 0, 0, weights * out, live, weights + net.stem_width, live]
+        return [1, 0, 0, 0, weights * out, live, weights + net.stem_width, live, 0]
 
     def _first_block_cost(self, r: int) -> list[float]:
         net = self.network
@@ -324,7 +324,7 @@ class MBConvSpace(DesignSpace):
             macs = last * wide * pixels + wide * net.feature_width + classifier
             weights = last * wide + wide + wide * net.feature_width + classifier + net.classes
             live = 4.0 * (last + wide) * pixels
-        return [1, 0, 0, 0, macs, live, weights, live]
+        return [1, 0, 0, 0, macs, live, weights, live, 0]
 
 
 def block_cost(
@@ -344,6 +344,7 @@ def block_cost(
     inner = squeeze_width(middle) if squeeze else 0
     kept = in_width * before if residual else 0
     steps = [(middle * before, middle * after), (middle * after, out_width * after)]
+    depthwise = middle * kernel**2 * after
     weights = middle * kernel**2 + middle + middle * out_width + out_width
     if expand:
         steps.insert(0, (in_width * before, middle * before))
@@ -359,10 +360,11 @@ def block_cost(
     return [
         1,
         in_width * middle * before if expand else 0,
-        middle * kernel**2 * after,
+        depthwise,
         middle * out_width * after,
         2 * middle * inner,
         4.0 * moved,
         weights,
         4.0 * peak,
+        depthwise if kernel > 5 else 0,
     ]

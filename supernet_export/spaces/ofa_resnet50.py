@@ -223,12 +223,12 @@ class OfaResNet50Space(DesignSpace):
             macs += inner * inner * 9 * pixels
             steps += [2 * inner * pixels, 3 * inner * pixels]
             peak = max(peak, 3 * inner * pixels)
-        return [1, 0, 0, 0, macs, 4.0 * sum(steps), weights, 4.0 * peak]
+        return [1, 0, 0, 0, macs, 4.0 * sum(steps), weights, 4.0 * peak, 0]
 
     def _head_cost(self, r: int, width: int) -> list[float]:
         pixels = reduced(r, 32) ** 2
         live = 4.0 * width * (pixels + 1)
-        return [1, 0, 0, 0, width * self.classes, live, width * self.classes + self.classes, live]
+        return [1, 0, 0, 0, width * self.classes, live, width * self.classes + self.classes, live, 0]
 
 
 def _blocks() -> tuple[ResNetBlock, ...]:
@@ -262,4 +262,4 @@ def _bottleneck_cost(in_width: int, middle: int, out_width: int, block: ResNetBl
         project += in_width * out_width * after
     # The block's input stays alive for the shortcut while the others run; in the first step it is the operand.
     peak = max(steps[0], *(step + kept for step in steps[1:3]), steps[3])
-    return [1, in_width * middle * before, 0, project, 9 * middle**2 * after, 4.0 * sum(steps), weights, 4.0 * peak]
+    return [1, in_width * middle * before, 0, project, 9 * middle**2 * after, 4.0 * sum(steps), weights, 4.0 * peak, 0]

@@ -8,7 +8,7 @@ import pytest
 from coordinator.predictors.baselines import BlockTable, MacsLine, RescaledTable, block_table_genomes
 from coordinator.predictors.bayesian import BayesianPredictor
 from coordinator.predictors.features import FeatureMap
-from coordinator.predictors.prior import INDICATOR, Hypothesis, Prior, hierarchical_prior
+from coordinator.predictors.prior import INDICATOR, SURCHARGE, Hypothesis, Prior, hierarchical_prior
 from fleet_protocol.errors import UsageError
 from supernet_export.spaces.registry import make_space
 
@@ -104,3 +104,28 @@ def test_a_rescaled_table_keeps_the_foreign_ranking() -> None:
 def test_a_line_needs_two_points() -> None:
     with pytest.raises(UsageError, match="at least 2"):
         MacsLine(np.ones(1), np.ones(1))
+
+
+def test_a_runtime_that_is_slow_on_large_kernels_is_learned_from_ten_measurements() -> None:
+    """As LiteRT is on x86, whose 7x7 depthwise convolutions take five times as long per MAC as the smaller ones."""
+    space = make_space("ofa-mbv3", {})
+    mapped = FeatureMap(space)
+    rng = np.random.default_rng(0)
+    genomes = np.concatenate([space.smallest(), space.largest(), space.sample(200, rng)])
+    features = mapped.features(genomes)
+    weights = hierarchical_prior(features, mapped.groups).hypotheses[0].mean.copy()
+    depthwise = [i for i, name in enumerate(mapped.names) if name.endswith("macs_depthwise")]
+    large = [i for i, name in enumerate(mapped.names) if name.endswith("large_kernel_macs")]
+    weights[large] = 4.0 * weights[depthwise].mean()
+    latency_ms = 20.0 * features @ weights
+
+    def error(columns: np.ndarray) -> float:
+        predictor = BayesianPredictor(hierarchical_prior(features[:, columns], mapped.groups[columns]))
+        predictor.update(features[:10, columns], latency_ms[:10], 0.01 * latency_ms[:10])
+        foretold, _ = predictor.predict(features[10:, columns])
+        return float(np.mean(np.abs(foretold / latency_ms[10:] - 1.0)))
+
+    assert mapped.groups[large].tolist() == [SURCHARGE] * len(large)
+    everything = np.arange(len(mapped))
+    assert error(everything) < 0.05
+    assert error(everything) < 0.5 * error(np.delete(everything, large))
