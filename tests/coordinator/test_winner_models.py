@@ -1,0 +1,81 @@
+"""The files that winners ship as, in a campaign over agents that measure exactly these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from simulated_fleet import HiddenDevice, Simulation, measurement
+
+pytest.importorskip("sklearn")
+
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.winner_models import BundleModels
+from fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
+from supernet_export.bundle import SupernetBundle
+from supernet_export.evaluation import is_tflite
+from supernet_export.export import export_digits
+from supernet_export.images import DigitsImages
+
+LITERT, LITERT_INT8 = (RuntimeSetting(runtime="litert", precision=precision) for precision in ("fp32", "int8"))
+
+
+class MeasuringDevice(HiddenDevice):
+    """Says of each winner that it measured the coordinator's own file of it."""
+
+    def __init__(self, models: BundleModels, setting: RuntimeSetting) -> None:
+        super().__init__(seed=1)
+        self._models, self._setting = models, setting
+
+    def measure(self, task: MeasureTask, finished_unix_s: float) -> Measurement:
+        found = super().measure(task, finished_unix_s)
+        if task.calibration is None:
+            return found
+        file = self._models.calibrate(task.architecture, self._setting)
+        return measurement(found.median_ms, file.sha256, finished_unix_s)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> BundleModels:
+    export_digits(tmp_path / "digits.supernet")
+    bundle = SupernetBundle.open(tmp_path / "digits.supernet")
+    return BundleModels(bundle, DigitsImages("calibration"), DigitsImages("test"))
+
+
+def campaign(models: BundleModels, settings: tuple[RuntimeSetting, ...]) -> Simulation:
+    fleet = Simulation(CampaignPlan(targets="auto:1", budget=8, spread=6), models=models)
+    agent = fleet.add("pi", settings=settings)
+    agent.devices = {setting: MeasuringDevice(models, setting) for setting in settings}
+    fleet.begin()
+    fleet.run()
+    assert fleet.campaign.finished
+    return fleet
+
+
+def test_every_winner_has_the_accuracy_of_its_own_file(models: BundleModels) -> None:
+    pytest.importorskip("ai_edge_litert.interpreter")
+    fleet = campaign(models, (LITERT, LITERT_INT8))
+    for track in fleet.campaign.tracks.values():
+        (state,) = track.search.targets
+        assert state.status == "met"
+        accuracy, images = track.accuracies[state.target_ms]
+        assert images == 600
+        assert state.architecture is not None
+        assert is_tflite(models.file(models.calibrate(state.architecture, track.setting)))
+        as_onnx = models.accuracy(models.calibrate(state.architecture, RuntimeSetting()))
+        assert as_onnx is not None
+        assert abs(accuracy - as_onnx[0]) <= (0.002 if track.setting == LITERT else 0.015)
+
+
+def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
+    models: BundleModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("supernet_export.litert._MODULES", ())
+    with caplog.at_level("INFO", logger="fleetnas.coordinator"):
+        fleet = campaign(models, (LITERT,))
+    (track,) = fleet.campaign.tracks.values()
+    assert [state.status for state in track.search.targets] == ["met"]
+    assert track.accuracies == {}
+    said = [record.getMessage() for record in caplog.records if "no accuracy for the winner" in record.getMessage()]
+    assert len(said) == 1
+    assert "pip install 'fleetnas[litert]'" in said[0]
