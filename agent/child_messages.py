@@ -34,6 +34,12 @@ class SentinelOrder(Message):
     before: bool = Field(description="measure the sentinel before the subnet too, not only after it")
     slow_at_ms: float | None = Field(default=None, description="stop before the subnet when the sentinel is slower")
     protocol: MeasurementProtocol
+    min_sample_ms: float = Field(
+        default=10.0,
+        gt=0,
+        description="a scheduler gives a neighbour on the same core slices of 3 to 6 ms: in shorter samples than this "
+        "most would miss them, and so would the median",
+    )
 
 
 class SentinelReading(Message):

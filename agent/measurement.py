@@ -18,7 +18,7 @@ from fleet_protocol.messages import MeasurementProtocol
 
 #: A sample shorter than this is stretched by inner loops. Reading the clock twice costs about 0.2 us on a server
 #: and 2 us on a Pi Zero: 0.2 % of this at worst. Longer samples are single inferences, as an application sees them.
-MIN_SAMPLE_NS = 1_000_000
+MIN_SAMPLE_MS = 1.0
 #: Raw times kept; where there are more, every k-th.
 MAX_KEPT_TIMES = 100
 #: Two-sided 95 % quantile of the standard normal distribution.
@@ -31,15 +31,16 @@ def measure(
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     on_block: Callable[[float], None] = lambda fraction: None,
+    min_sample_ms: float = MIN_SAMPLE_MS,
 ) -> Timing:
-    """Time `run` by `protocol`; one call of `run` is one inference.
+    """Time `run` by `protocol`; one call of `run` is one inference, and a sample lasts `min_sample_ms` or longer.
 
     `on_block` is told the fraction done between blocks, never inside one. A median that is less certain than the
     protocol asks for is measured once more, and the better of the two is kept, marked `noisy` if it still is.
     """
     with _no_garbage_collection():
         warm_ns, estimate_ns = _warm_up(run, protocol, clock_ns)
-        inner = max(1, math.ceil(MIN_SAMPLE_NS / estimate_ns))
+        inner = max(1, math.ceil(1e6 * min_sample_ms / estimate_ns))
         first = _timed_blocks(run, protocol, inner, clock_ns, on_block)
         inference_ns = warm_ns + sum(map(sum, first))
         timing = summarise(first, inner, protocol.half_width_percent, inference_ns)

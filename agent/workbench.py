@@ -148,7 +148,7 @@ class Workbench:
             smallest = bundle.space.decode(bundle.space.smallest())[0]
             model = build_model(bundle, smallest, None, order.setting)
             self._sentinel = (key, self._runtime(order.setting).load(model, order.setting))
-        timing = self._sentinel[1].time(sentinel.protocol)
+        timing = self._sentinel[1].time(sentinel.protocol, min_sample_ms=sentinel.min_sample_ms)
         reading = SentinelReading(median_ms=timing.median_ms, half_width_percent=timing.half_width_percent)
         return reading, timing.inference_s
 

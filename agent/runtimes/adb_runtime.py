@@ -19,6 +19,7 @@ from statistics import NormalDist
 from typing import ClassVar
 
 from agent.child_messages import Timing
+from agent.measurement import MIN_SAMPLE_MS
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import RuntimeUnavailableError
@@ -217,7 +218,14 @@ class _PhoneModel(TimedModel):
                 "processor; ask for provider 'cpu', or for one that this phone has"
             )
 
-    def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
+    def time(
+        self,
+        protocol: MeasurementProtocol,
+        on_block: OnBlock = lambda fraction: None,
+        *,
+        min_sample_ms: float = MIN_SAMPLE_MS,
+    ) -> Timing:
+        del min_sample_ms  # the program takes its own samples
         blocks = []
         for number in range(protocol.blocks):
             on_block(number / protocol.blocks)

@@ -17,6 +17,7 @@ from agent.outbox import Outbox
 from agent.sensors import Sensors
 from agent.service import AgentService, last_will
 from agent.task_run import Equipment
+from agent.worker import Measurer
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
@@ -155,10 +156,15 @@ class Coordinator:
 class Rig:
     """One agent process after the other under one name and state folder."""
 
-    def __init__(self, folder: Path, fault: Callable[[Delivery], Iterable[Delivery]] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        fault: Callable[[Delivery], Iterable[Delivery]] | None = None,
+        blobs: Iterable[bytes] = (BLOB,),
+    ) -> None:
         self.folder = folder
         self.broker = MemoryBroker(fault)
-        self.coordinator = Coordinator(self.broker)
+        self.coordinator = Coordinator(self.broker, blobs)
         self.now = 1000.0
         self.measurer = ScriptedMeasurer()
 
@@ -183,7 +189,7 @@ class AgentProcess:
         rig: Rig,
         name: str,
         folder: Path,
-        measurer: ScriptedMeasurer,
+        measurer: Measurer,
         settings: tuple[RuntimeSetting, ...] = (RuntimeSetting(),),
         unix_s: float = 1.7e9,
     ) -> None:
