@@ -8,13 +8,15 @@ PACKAGES := device_profiles fleet_protocol supernet_export agent coordinator
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format clean emulated-arm64 emulated-armhf
 
 help:
 	@echo "make demo    set up without torch, then search three device settings on this machine (about 3 minutes)"
 	@echo "make test    set up with everything, then lint and test"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
+	@echo "make emulated-arm64, make emulated-armhf"
+	@echo "             install and run the agent on an emulated Raspberry Pi (needs root; see docs/development.md)"
 	@echo "make clean   delete the environment and all caches"
 
 $(BIN)/python:
@@ -44,6 +46,9 @@ lint: $(VENV)/.test-ready
 test: $(VENV)/.test-ready lint
 	# Tests with real processes share this machine with others: what fails is tried once more, and counted as a rerun.
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --reruns 1 $(ARGS)
+
+emulated-arm64 emulated-armhf: emulated-%: $(VENV)/.test-ready
+	$(BIN)/python tests/emulated $* $(ARGS)
 
 format: $(VENV)/.test-ready
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,167 @@
+"""What an emulated board is put through: installation, doctor, comparison of model bytes, whole campaigns over MQTT."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from brokers import mosquitto
+from debian_root import DebianRoot, EmulationError, say
+from entering import stop
+from model_hashes import model_hashes
+
+from coordinator.broker import EmbeddedBroker
+from coordinator.report.results import DeviceRecord
+from coordinator.report.take_home import read_results
+from fleet_protocol.transport import BrokerAddress
+from supernet_export.export import export_digits
+from supernet_export.spaces.digits import DigitsSpace
+
+_VENV = "/root/fleetnas"
+_WHEELS, _WORK, _SCRIPTS = "/mnt/wheels", "/mnt/work", "/mnt/scripts"
+#: An emulated convolution is hundreds of times slower than a real one, and its timing says nothing: as few as can be.
+_SEARCH = (
+    *("--targets", "auto:2", "--budget", "8", "--min-runs", "3", "--min-time", "0", "--warmup", "0"),
+    *("--deadline", "900", "--join", "1200", "--grace", "300"),
+)
+_RANDOM_ARCHITECTURES = 6
+_AGENT_STOP_S = 60.0
+
+
+class BoardTrial:
+    """One board, the wheel under test, and a folder for what the trial leaves behind."""
+
+    def __init__(self, root: DebianRoot, wheel: Path, work: Path) -> None:
+        self._root = root
+        self._board = root.board
+        self._wheel = wheel
+        self._work = work
+        self._bundle = work / "digits.supernet"
+        self._bindings = {wheel.parent: _WHEELS, work: _WORK, Path(__file__).parent: _SCRIPTS}
+
+    def run(self) -> None:
+        """All of it; `EmulationError` with what is wrong at the first thing that is."""
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        export_digits(self._bundle)
+        self._install()
+        self._doctor(None)
+        self._compare_models()
+        for setting in self._board.settings:
+            self._campaign(setting)
+
+    def _install(self) -> None:
+        """As the guide in `docs/devices` does, but for the name of the distribution."""
+        if not (self._root.root / _VENV.lstrip("/")).exists():
+            self._run("venv", "python3", "-m", "venv", *self._board.venv_options, _VENV)
+        pip = f"{_VENV}/bin/pip"
+        wheel = f"{_WHEELS}/{self._wheel.name}"
+        self._run("install", pip, "install", "--only-binary=:all:", f"{wheel}[{self._board.extras}]")
+        # The same version again: pip would keep the files of the last trial.
+        self._run("reinstall", pip, "install", "--force-reinstall", "--no-deps", wheel)
+        (self._work / "packages.txt").write_text(self._run("freeze", pip, "freeze", "--all"))
+
+    def _doctor(self, broker: BrokerAddress | None) -> None:
+        reach = ("--broker", str(broker)) if broker else ()
+        said = json.loads(self._run("doctor", f"{_VENV}/bin/fleetnas-agent", "doctor", "--json", *reach))
+        for check in said["checks"]:
+            say(f"doctor: {check['status']:<8} {check['name']}: {check['text']}")
+        broken = [check["name"] for check in said["checks"] if check["status"] == "broken"]
+        if broken:
+            raise EmulationError(f"the doctor finds {', '.join(broken)} broken")
+
+    def _compare_models(self) -> None:
+        """The bytes that the board builds must be the bytes that this machine builds."""
+        space = DigitsSpace()
+        random = space.sample(_RANDOM_ARCHITECTURES, np.random.default_rng(0))
+        genomes = np.concatenate([space.smallest(), space.largest(), random])
+        architectures = self._work / "architectures.json"
+        architectures.write_text(json.dumps([item.model_dump() for item in space.decode(genomes)]))
+        runtimes = sorted({setting.partition(",")[0] for setting in self._board.settings})
+        inside = [f"{_WORK}/{path.name}" for path in (self._bundle, architectures)]
+        script = f"{_SCRIPTS}/model_hashes.py"
+        theirs = json.loads(self._run("models", f"{_VENV}/bin/python", script, *inside, *runtimes))
+        ours = model_hashes(self._bundle, architectures, runtimes)
+        different = [name for name in ours if theirs.get(name) != ours[name]]
+        if different:
+            raise EmulationError(f"the board builds other bytes than this machine of: {', '.join(different)}")
+        say(f"models: {len(ours)} files of {', '.join(runtimes)}, fp32 and int8, have the same bytes on both sides")
+
+    def _campaign(self, setting: str) -> None:
+        """A whole campaign with one agent that offers `setting`; broker and coordinator are this machine's."""
+        work = self._work / setting.partition(",")[0]
+        work.mkdir()
+        begin = time.monotonic()
+        with _broker(work) as broker, self._agent(broker, setting, work / "agent.log"):
+            self._doctor(broker)
+            code = subprocess.run(
+                [
+                    *(str(Path(sys.executable).with_name("fleetnas")), "search", "--broker", str(broker), *_SEARCH),
+                    *("--supernet", str(self._bundle), "--out", str(work / "out")),
+                    *("--store", str(work / "runs.sqlite")),
+                ],
+                stdout=sys.stderr,
+                check=False,
+            ).returncode
+        if code != 0:
+            raise EmulationError(f"the campaign with {setting} ended with code {code}; see {work}")
+        (device,) = read_results(work / "out").fleet
+        self._check_winners(device, work / "out")
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(device.versions.items()))
+        say(f"campaign with {setting}: {time.monotonic() - begin:.0f} s, on {versions}")
+
+    def _check_winners(self, device: DeviceRecord, out: Path) -> None:
+        if device.profile is None or device.profile.machine != self._board.machine:
+            raise EmulationError(f"the agent announced {device.profile}, not a {self._board.machine}")
+        with (out / "measurements.csv").open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["purpose"] == "verification"]
+        for target in device.targets:
+            if not target.met or target.model is None:
+                raise EmulationError(f"target {target.target_ms} ms was not met: {target.reason}")
+            shipped = hashlib.sha256((out / target.model).read_bytes()).hexdigest()
+            measured = [row for row in rows if row["model_sha256"] == shipped]
+            if shipped != target.sha256 or not measured:
+                raise EmulationError(f"{target.model} has {shipped}, which the device did not measure")
+            say(
+                f"winner: {target.verified_ms:.4g} ms for {target.target_ms:.4g} ms, measured {len(measured)} times "
+                f"as {shipped[:12]}, the file that ships"
+            )
+
+    @contextlib.contextmanager
+    def _agent(self, broker: BrokerAddress, setting: str, log: Path) -> Iterator[None]:
+        """An agent inside, asked to end at the end, which it must do in good order."""
+        command = [f"{_VENV}/bin/fleetnas-agent", "run", "--broker", str(broker), "--name", self._board.architecture]
+        with log.open("wb") as output:
+            process = self._root.entrance(self._bindings).start([*command, "--setting", setting], output)
+            try:
+                yield
+                if process.poll() is not None:
+                    raise EmulationError(f"the agent ended with code {process.returncode} before it should; see {log}")
+            finally:
+                code = stop(process, _AGENT_STOP_S)
+        if code != 0:
+            raise EmulationError(f"the agent ended with code {code} when it was asked to stop; see {log}")
+
+    def _run(self, name: str, *command: str) -> str:
+        return self._root.run(name, command, self._bindings)
+
+
+@contextlib.contextmanager
+def _broker(folder: Path) -> Iterator[BrokerAddress]:
+    """mosquitto where it is installed, else the embedded broker."""
+    if shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
+        with mosquitto(folder) as running:
+            yield running.address
+    else:
+        with EmbeddedBroker(port=0) as embedded:
+            yield embedded.address
