@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
@@ -10,6 +11,9 @@ from coordinator.store import migrations
 from coordinator.store.database import Database
 from coordinator.store.schema import HEAD_REVISION
 from fleet_protocol.errors import StoreError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 #: The tables as they were before revisions were counted, marked by a table of its own.
 FIRST_REVISION, _BEFORE_REVISIONS = "0001", "schema_version"
@@ -36,14 +40,21 @@ def _revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def _upgrade(connection: Connection, name: str) -> None:
-    # Imported only here: it takes longer than opening a store that is up to date.
-    from alembic import command
+def alembic_config(connection: Connection) -> Config:
+    """Alembic on our revisions, through `connection` and inside its transaction."""
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(migrations.__file__).parent).replace("%", "%%"))
+    return config
+
+
+def _upgrade(connection: Connection, name: str) -> None:
+    # Imported only here: it takes longer than opening a store that is up to date.
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = alembic_config(connection)
     found = _revision(connection)
     if found is None and inspect(connection).has_table(_BEFORE_REVISIONS):
         version = connection.execute(text(f"SELECT max(version) FROM {_BEFORE_REVISIONS}")).scalar()
