@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from coordinator.predictors.prior import Floats
@@ -43,19 +45,30 @@ class RescaledTable:
 def block_table_genomes(space: DesignSpace, base: Genomes) -> Genomes:
     """The subnets to measure for a complete block table, `base` (1, G) first: each variant of each slot swapped in.
 
-    Every slot variant that one other gene value brings into the base network is measured once, so the table costs
-    as many measurements as rows are returned: hundreds where the predictor takes ten. Resolution and depth are genes
-    like any other; what they change in several slots at once is shared out by `BlockTable`.
+    Every slot variant that one or two other gene values bring into the base network (a block's kernel size and its
+    expand ratio) is measured once, so the table costs as many measurements as rows are returned: hundreds where the
+    predictor takes ten. Resolution and depth are genes like any other; what they change in several slots at once is
+    shared out by `BlockTable`.
     """
     base = space.canonical(base)
-    rows = [base]
-    for gene, cardinality in enumerate(space.cardinalities.tolist()):
-        for value in range(cardinality):
-            changed = base.copy()
-            changed[0, gene] = value
-            rows.append(space.canonical(changed))
-    _, first = np.unique(np.concatenate(rows), axis=0, return_index=True)
-    found: Genomes = np.concatenate(rows)[np.sort(first)]
+    genes = space.cardinalities.tolist()
+    single = [(gene, value) for gene, count in enumerate(genes) for value in range(count)]
+    changes: list[tuple[tuple[int, int], ...]] = [(change,) for change in single]
+    changes += [(one, other) for one, other in itertools.combinations(single, 2) if one[0] != other[0]]
+    candidates = np.repeat(base, len(changes) + 1, axis=0)
+    for row, change in enumerate(changes, start=1):
+        for gene, value in change:
+            candidates[row, gene] = value
+    candidates = space.canonical(candidates)
+    slots = space.slots(candidates)
+    covered: set[tuple[int, int]] = set()
+    rows = []
+    for row, variants in enumerate(slots.tolist()):
+        brought = set(enumerate(variants))
+        if not brought <= covered:
+            covered |= brought
+            rows.append(row)
+    found: Genomes = candidates[rows]
     return found
 
 
