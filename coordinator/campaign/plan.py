@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.campaign.targets import TargetRequest
+from coordinator.search.bounds import Bounds
 from fleet_protocol.messages import MeasurementProtocol
 
 
@@ -17,6 +18,7 @@ class CampaignPlan(BaseModel):
 
     targets: str = Field(description="milliseconds such as 20,30, or auto:N")
     strategy: str = "bottom-up"
+    bounds: Bounds = Field(default=Bounds(), description="the most that a subnet may cost beside its latency")
     budget: int = Field(default=40, ge=3, le=10_000, description="measurements per device setting before verification")
     spread: int = Field(default=10, ge=3, le=1000, description="of these, the ones that cover the space first")
     seed: int = Field(default=0, ge=0)

@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 
 from coordinator.campaign.device_search import Genome
+from coordinator.search.bounds import Bounds
 from coordinator.search.engine import DEFAULT_ROUNDS, Strategy, search
 from coordinator.search.latency import LatencyModel
 from coordinator.search.problem import AccuracyModel, Problem
@@ -22,15 +23,21 @@ class BundleSearch:
     """A `WinnerSearch` with one of the search strategies."""
 
     def __init__(
-        self, space: DesignSpace, accuracy: AccuracyModel, strategy: str, *, rounds: int = DEFAULT_ROUNDS
+        self,
+        space: DesignSpace,
+        accuracy: AccuracyModel,
+        strategy: str,
+        *,
+        bounds: Bounds | None = None,
+        rounds: int = DEFAULT_ROUNDS,
     ) -> None:
-        self._space, self._accuracy, self._rounds = space, accuracy, rounds
+        self._space, self._accuracy, self._bounds, self._rounds = space, accuracy, bounds, rounds
         self._strategy = "exhaustive" if space.size <= _SMALL_SPACE else checked_strategy(strategy)
 
     def __call__(
         self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
-        _, fastest_ms = Problem(self._space, self._accuracy, latency, None).fastest()
+        _, fastest_ms = Problem(self._space, self._accuracy, latency, self._bounds).fastest()
         feasible = [target for target in targets_ms if fastest_ms <= target]
         if not feasible:
             return [None] * len(targets_ms)
@@ -41,6 +48,7 @@ class BundleSearch:
             feasible,
             rng=rng,
             strategy=self._strategy,
+            bounds=self._bounds,
             rounds=self._rounds,
             warm_start=start if len(start) else None,
         )

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.search.blas import single_threaded_blas
+from coordinator.search.bounds import Bounds, lowered
 from coordinator.search.evolution import EvolutionEngine, EvolutionSettings
 from coordinator.search.guided import GuidedEngine, GuidedSettings
 from coordinator.search.latency import LatencyModel
 from coordinator.search.pool import Pool
-from coordinator.search.problem import AccuracyModel, Bounds, KnownAccuracy, Problem, Winner, check_targets
+from coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, Winner, check_targets
 from fleet_protocol.errors import UsageError
 from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.spaces.base import DesignSpace, Genomes
@@ -94,7 +95,7 @@ def search(
         evolution: parameters of the evolution.
 
     Raises:
-        InfeasibleTargetError: no subnet meets the smallest target; names the fastest one.
+        InfeasibleTargetError: no subnet keeps the bounds, or meets the smallest target; names the smallest or fastest.
         UsageError: a target is no latency, or the space is too large to enumerate.
     """
     with single_threaded_blas():
@@ -118,6 +119,7 @@ def _search(
 ) -> SearchResult:
     if strategy not in STRATEGIES:
         raise UsageError(f"no strategy is called {strategy!r}; there are {', '.join(STRATEGIES)}")
+    problem.bounds.check(problem.space)
     candidates = problem.accuracy.candidates if isinstance(problem.accuracy, KnownAccuracy) else None
     _, fastest_ms = problem.fastest()
     if not fastest_ms <= min(targets):
@@ -225,22 +227,9 @@ def _evolved(
 
 
 def pruned(problem: Problem, genomes: Genomes, target_ms: float, count: int, rng: np.random.Generator) -> Genomes:
-    """`count` subnets within the target, each a genome whose genes were lowered at random until it was.
-
-    Source: the Top-down strategy's randomised pruning, arXiv 2012.06748.
-    """
-    found = genomes[rng.integers(0, len(genomes), count)].copy()
-    rows = np.arange(count)
-    for _ in range(int(problem.space.cardinalities.sum())):
-        too_slow = problem.latency_ms(found) > target_ms
-        if not too_slow.any():
-            break
-        # A random gene among those that can still be lowered.
-        lottery = np.where(found > 0, rng.random(found.shape), -1.0)
-        gene = lottery.argmax(axis=1)
-        lowered = found.copy()
-        lowered[rows, gene] = rng.integers(0, np.maximum(found[rows, gene], 1))
-        found = problem.space.canonical(np.where(too_slow[:, None], lowered, found))
+    """`count` subnets within the target, each a genome whose genes were lowered at random until it was."""
+    drawn = genomes[rng.integers(0, len(genomes), count)]
+    found = lowered(problem.space, drawn, lambda these: problem.latency_ms(these) > target_ms, rng)
     return found[problem.latency_ms(found) <= target_ms]
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coordinator.search.block_table import read_block_table, table_resolutions
+from coordinator.search.bounds import Bounds
 from coordinator.search.engine import DEFAULT_ROUNDS, SearchResult, Strategy, search
-from coordinator.search.problem import AccuracyModel, Bounds, KnownAccuracy, check_targets, json_bounds
+from coordinator.search.problem import AccuracyModel, KnownAccuracy, check_targets
 from fleet_protocol.errors import UsageError
 from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.accuracy_fit import read_accuracy_csv
@@ -77,7 +78,7 @@ class OfflineOutcome:
             "accuracy": str(self.request.accuracy),
             "strategy": result.strategy,
             "seed": self.request.seed,
-            "bounds": dict(json_bounds(self.request.bounds)),
+            "bounds": self.request.bounds.given(),
             "evaluations": result.evaluations,
             "targets": [
                 {

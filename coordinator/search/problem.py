@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.latency import LatencyModel, SlotTableLatency, SlotTables, genome_keys
+from coordinator.search.bounds import Bounds
+from coordinator.search.latency import LatencyModel, SlotTableLatency, genome_keys
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import InfeasibleTargetError, UsageError
 from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes
+from supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
-
-#: Bytes of a model file beyond its weights, per building block: names, attributes, the graph. An upper estimate for
-#: ONNX and TFLite files of fp32 subnets.
-FILE_BYTES_PER_SLOT = 2500
-_MACS_COLUMNS = [i for i, name in enumerate(COST_NAMES) if name.startswith("macs_")]
 
 
 class AccuracyModel(Protocol):
@@ -73,68 +69,6 @@ class KnownAccuracy:
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
         return None if self._base is None else self._base.gradient(genomes)
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a subnet may cost beside its latency; None where it does not matter."""
-
-    parameters: float | None = None  #: weights and biases, batch norm folded
-    macs: float | None = None  #: multiply-accumulates of one image
-    peak_activation_bytes: float | None = None  #: fp32, one image
-    model_bytes: float | None = None  #: size of the fp32 model file, estimated from above
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"the bound on {field.name} must be a number above 0; found {value:g}")
-
-    def costs(self, space: DesignSpace, genomes: Genomes) -> dict[str, tuple[Floats, float]]:
-        """Per bound that is set: the genomes' costs (n,) and the bound."""
-        found: dict[str, tuple[Floats, float]] = {}
-        if self.parameters is not None:
-            found["parameters"] = space.parameters(genomes), self.parameters
-        if self.macs is not None:
-            found["macs"] = space.macs(genomes), self.macs
-        if self.peak_activation_bytes is not None:
-            found["peak_activation_bytes"] = space.peak_activation_bytes(genomes), self.peak_activation_bytes
-        if self.model_bytes is not None:
-            found["model_bytes"] = model_bytes(space, genomes), self.model_bytes
-        return found
-
-    def slot_tables(self, space: DesignSpace) -> list[tuple[SlotTables, float]]:
-        """The additive ones of the bounds that are set: what each slot's variants cost, and the bound."""
-        present, parameters = (
-            [table[:, COST_NAMES.index(name)] for table in space.slot_costs] for name in ("present", "parameters")
-        )
-        macs = [table[:, _MACS_COLUMNS].sum(axis=1) for table in space.slot_costs]
-        files = [
-            4.0 * weights + FILE_BYTES_PER_SLOT * there for weights, there in zip(parameters, present, strict=True)
-        ]
-        every = ((self.parameters, parameters), (self.macs, macs), (self.model_bytes, files))
-        return [((0.0, tuple(tables)), bound) for bound, tables in every if bound is not None]
-
-    def banned(self, space: DesignSpace) -> list[NDArray[np.bool_]]:
-        """Per slot, the variants that break a bound by themselves."""
-        column = COST_NAMES.index("peak_bytes")
-        most = math.inf if self.peak_activation_bytes is None else self.peak_activation_bytes
-        return [table[:, column] > most for table in space.slot_costs]
-
-    def met(self, space: DesignSpace, genomes: Genomes) -> NDArray[np.bool_]:
-        """Which genomes keep every bound, (n,)."""
-        kept = np.ones(len(genomes), dtype=np.bool_)
-        for cost, bound in self.costs(space, genomes).values():
-            kept &= cost <= bound
-        return kept
-
-
-def model_bytes(space: DesignSpace, genomes: Genomes) -> Floats:
-    """Size of the fp32 model files, estimated from above, (n,)."""
-    column = COST_NAMES.index("present")
-    chosen = space.slots(genomes)
-    present = sum(table[chosen[:, s], column] for s, table in enumerate(space.slot_costs))
-    return np.asarray(4.0 * space.parameters(genomes) + FILE_BYTES_PER_SLOT * present)
 
 
 @dataclass(frozen=True)
@@ -225,21 +159,12 @@ class Problem:
         genome, fastest_ms = self.fastest()
         (architecture,) = self.space.decode(genome[None])
         described = f"d={list(architecture.d)} r={architecture.r} ({architecture.fingerprint})"
-        if math.isfinite(fastest_ms):
-            return InfeasibleTargetError(
-                f"no subnet of {self.space.name} is within {target_ms:g} ms: the fastest one found takes "
-                f"{fastest_ms:.4g} ms, {described}; raise the target to at least {math.ceil(fastest_ms * 100) / 100} ms"
-            )
-        broken = self.bounds.costs(self.space, genome[None])
-        which = ", ".join(
-            f"{name} {float(cost[0]):.4g} (bound {bound:.4g})"
-            for name, (cost, bound) in broken.items()
-            if cost[0] > bound
-        )
-        fastest_ms = float(self.latency.predict(genome[None])[0])
+        within = f" that has {self.bounds}" if self.bounded else ""
+        if not math.isfinite(fastest_ms):
+            return InfeasibleTargetError(f"every subnet of {self.space.name}{within} was ruled out; there is no other")
         return InfeasibleTargetError(
-            f"no subnet of {self.space.name} keeps the bounds: the smallest one, which takes {fastest_ms:.4g} ms, "
-            f"{described}, has {which or 'been ruled out'}; raise the bounds"
+            f"no subnet of {self.space.name}{within} is within {target_ms:g} ms: the fastest one found takes "
+            f"{fastest_ms:.4g} ms, {described}; raise the target to at least {math.ceil(fastest_ms * 100) / 100} ms"
         )
 
 
@@ -257,8 +182,3 @@ def check_targets(targets_ms: Sequence[float]) -> tuple[float, ...]:
             f"latency targets must be milliseconds above 0, at least one; found {wrong or 'none'}: give, say, 15,20,30"
         )
     return found
-
-
-def json_bounds(bounds: Bounds) -> Mapping[str, float]:
-    """The bounds that are set, by name."""
-    return {field.name: value for field in fields(bounds) if (value := getattr(bounds, field.name)) is not None}

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from search_problems import public_problem, random_accuracy, random_latency
 from supernets import random_bundle
 
+from coordinator.search.bounds import Bounds, largest_within, model_bytes, sample_within, subnet_costs
 from coordinator.search.engine import STRATEGIES, Engine, Strategy, search
 from coordinator.search.evolution import EvolutionSettings
 from coordinator.search.latency import MeasuredLatency, PredictorLatency, SlotTableLatency
-from coordinator.search.problem import Bounds, KnownAccuracy, PredictedAccuracy, Problem, model_bytes
+from coordinator.search.problem import KnownAccuracy, PredictedAccuracy, Problem
 from fleet_protocol.errors import InfeasibleTargetError, UsageError
 from supernet_export.onnx_emitter import emit_onnx
 from supernet_export.spaces.base import DesignSpace, Genomes
-from supernet_export.spaces.registry import make_space
+from supernet_export.spaces.registry import make_space, space_names
 from supernet_export.subnet import slice_subnet
 from supernet_export.tflite_emitter import emit_tflite
 
@@ -118,8 +119,7 @@ def test_further_bounds_are_kept_and_cost_accuracy(name: str, bound: str, engine
     accuracy, latency = random_accuracy(space), random_latency(space)
 
     def cost(genomes: Genomes) -> float:
-        (found,) = Bounds(**{bound: 1e12}).costs(space, genomes).values()
-        return float(found[0].max())
+        return float(subnet_costs(space, genomes)[bound].max())
 
     least, most = cost(space.smallest()), cost(space.largest())
     limit = least + 0.15 * (most - least)
@@ -129,8 +129,43 @@ def test_further_bounds_are_kept_and_cost_accuracy(name: str, bound: str, engine
     bounded = search(space, accuracy, latency, targets, bounds=Bounds(**{bound: limit}), **args)  # type: ignore[arg-type]
     assert cost(np.stack([winner.genome for winner in free.winners])) > limit
     assert cost(np.stack([winner.genome for winner in bounded.winners])) <= limit
-    with pytest.raises(InfeasibleTargetError, match=f"{bound}.*raise the bounds"):
+    with pytest.raises(InfeasibleTargetError, match=f"the smallest subnet has {least:,.0f}; raise the bounds"):
         search(space, accuracy, latency, targets, bounds=Bounds(**{bound: 0.9 * least}), **args)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=20)
+@given(name=st.sampled_from(space_names()), seed=st.integers(0, 1000), share=st.floats(0.0, 1.0))
+def test_random_subnets_within_bounds_and_the_least_that_there_is(name: str, seed: int, share: float) -> None:
+    space, rng = make_space(name), np.random.default_rng(seed)
+    least, most = (subnet_costs(space, genomes) for genomes in (space.smallest(), space.largest()))
+    for cost in ("parameters", "macs", "peak_activation_bytes", "model_bytes"):
+        bounds = Bounds(**{cost: float(least[cost][0] + share * (most[cost][0] - least[cost][0]))})
+        bounds.check(space)
+        found = sample_within(space, bounds, 50, rng)
+        assert np.array_equal(space.canonical(found), found)
+        largest = largest_within(space, bounds, rng)
+        for genomes in (found, largest):
+            assert (subnet_costs(space, genomes)[cost] <= bounds.given()[cost]).all()
+        free = subnet_costs(space, space.sample(50, rng))
+        assert all((free[name] >= least[name]).all() for name in free)
+        if share > 0.9:
+            assert space.macs(largest)[0] >= np.median(space.macs(found))
+    # Where nothing is forbidden, nothing is changed.
+    unbounded = sample_within(space, Bounds(), 50, np.random.default_rng(seed))
+    assert np.array_equal(unbounded, space.sample(50, np.random.default_rng(seed)))
+    assert np.array_equal(largest_within(space, Bounds(), rng), space.largest())
+
+
+def test_bounds_that_cannot_be_kept_are_all_named_with_the_least_that_there_is() -> None:
+    space = make_space("ofa-mbv3")
+    with pytest.raises(InfeasibleTargetError) as caught:
+        Bounds(parameters=1e6, macs=1e7, model_bytes=1e9).check(space)
+    for words in ("1,000,000 parameters", "3,404,824", "10,000,000 multiply", "41,476,224"):
+        assert words in str(caught.value)
+    assert "file" not in str(caught.value)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="above 0"):
+            Bounds(macs=wrong)
 
 
 def test_measured_subnets_count_as_measured_and_ruled_out_ones_never_win() -> None:
