@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -48,7 +49,7 @@ TARGETS, SPREAD, PER_TARGET = 4, 10, 4
 PROTOCOL = MeasurementProtocol(warmup_s=0.2, min_s=0.5, min_runs=20, max_s=4.0)
 
 
-def export(directory: Path) -> Path:
+def export(directory: Path, resolutions: Sequence[int] = RESOLUTIONS) -> Path:
     """The supernet's bundle, by way of a checkpoint as OFA's trainer writes it."""
     from peer_supernets import peer_supernet, save_checkpoint
 
@@ -57,7 +58,7 @@ def export(directory: Path) -> Path:
     bundle = directory / "ofa-mbv3-random.supernet"
     export_checkpoint(
         checkpoint,
-        make_space("ofa-mbv3", {"width": 1.0, "resolutions": list(RESOLUTIONS)}),
+        make_space("ofa-mbv3", {"width": 1.0, "resolutions": list(resolutions)}),
         bundle,
         accuracy=AccuracyPredictor.from_pth(published),
         accuracy_source="OFA's published predictor",

@@ -45,8 +45,8 @@ class RescaledTable:
 def block_table_genomes(space: DesignSpace, base: Genomes) -> Genomes:
     """The subnets to measure for a complete block table, `base` (1, G) first: each variant of each slot swapped in.
 
-    Every slot variant that one or two other gene values bring into the base network (a block's kernel size and its
-    expand ratio) is measured once, so the table costs as many measurements as rows are returned: hundreds where the
+    Every other gene value is measured once, and so is each slot variant that only two of them together bring into the
+    base network (a block's kernel size and its expand ratio), so the table costs as many measurements as rows are returned: hundreds where the
     predictor takes ten. Resolution and depth are genes like any other; what they change in several slots at once is
     shared out by `BlockTable`.
     """
@@ -65,10 +65,11 @@ def block_table_genomes(space: DesignSpace, base: Genomes) -> Genomes:
     rows = []
     for row, variants in enumerate(slots.tolist()):
         brought = set(enumerate(variants))
-        if not brought <= covered:
+        if row <= len(single) or not brought <= covered:
             covered |= brought
             rows.append(row)
-    found: Genomes = candidates[rows]
+    _, first = np.unique(candidates[rows], axis=0, return_index=True)
+    found: Genomes = candidates[rows][np.sort(first)]
     return found
 
 

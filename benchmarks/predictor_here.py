@@ -1,0 +1,157 @@
+"""Latency predictors on this machine: settings that differ by runtime and threads, measured as the agent measures.
+
+Two questions. Do ten measurements foretell a setting as well as a complete block table measured on it, which costs
+hundreds? And how well is a setting foretold before its first measurement, from the other settings and from
+hardware parameters (threads and micro-benchmarks)? The supernet is `ofa-mbv3` with random weights at one resolution,
+so that rankings cannot live off the resolution. Needs torch and the `ofa` package; a busy machine spoils it:
+`load_average_before` says whether it was. The exit status is 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from figures import Figures, parser
+from fleet_search import export
+
+from agent.micro_benchmarks import run_micro_benchmarks
+from agent.model_building import build_model
+from agent.runtimes.registry import make_runtime
+from coordinator.predictors.baselines import BlockTable, MacsLine, block_table_genomes
+from coordinator.predictors.bayesian import BayesianPredictor
+from coordinator.predictors.features import FeatureMap
+from coordinator.predictors.held_out import spearman
+from coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
+from coordinator.predictors.prior import Floats, hierarchical_prior
+from coordinator.predictors.transfer import hardware_prior, profile_parameters
+from device_profiles.profile import DeviceProfile
+from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from supernet_export.bundle import SupernetBundle
+from supernet_export.spaces.base import Genomes
+
+RESOLUTION = 192
+SETTINGS = {
+    "onnxruntime_1": RuntimeSetting(runtime="onnxruntime", threads=1),
+    "onnxruntime_2": RuntimeSetting(runtime="onnxruntime", threads=2),
+    "litert_1": RuntimeSetting(runtime="litert", threads=1),
+    "litert_2": RuntimeSetting(runtime="litert", threads=2),
+}
+TABLED = "onnxruntime_1"
+SAMPLES = 10
+#: Relative standard deviation of one measurement, as the campaign takes it.
+NOISE = 0.01
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine, as the agent's measuring child sees it."""
+
+    bundle: SupernetBundle
+    protocol: MeasurementProtocol
+
+    def measure(self, genomes: Genomes, name: str) -> Floats:
+        """Median latency of each subnet on one setting, ms, (n,)."""
+        setting = SETTINGS[name]
+        runtime = make_runtime(setting.runtime)
+        found = []
+        for number, architecture in enumerate(self.bundle.space.decode(genomes)):
+            if number % 20 == 0:
+                print(f"{name}: {number} of {len(genomes)} measured", file=sys.stderr)
+            loaded = runtime.load(build_model(self.bundle, architecture, None, setting), setting)
+            found.append(loaded.time(self.protocol).median_ms)
+            loaded.close()
+        return np.array(found)
+
+    def parameters(self, name: str) -> dict[str, float | None]:
+        """Hardware parameters of one setting."""
+        setting = SETTINGS[name]
+        benches, _ = run_micro_benchmarks(make_runtime(setting.runtime), setting)
+        profile = DeviceProfile(model=name, machine="x86_64", cores=os.cpu_count() or 1, micro_benchmarks=benches)
+        return profile_parameters(profile, setting.threads)
+
+
+def mape_percent(foretold: Floats, measured: Floats) -> float:
+    """Mean absolute error, relative to what was measured."""
+    return 100.0 * float(np.mean(np.abs(foretold / measured - 1.0)))
+
+
+def against_block_table(figures: Figures, machine: Machine, held_out: Genomes, measured: Floats) -> None:
+    """Ten measurements of the predictor's own choice against a complete block table, on held-out subnets."""
+    space, rng = machine.bundle.space, np.random.default_rng(2)
+    features = FeatureMap(space)
+    plan = block_table_genomes(space, space.largest())
+    table = BlockTable(space, plan, machine.measure(plan, TABLED))
+    pool = space.sample(2000, rng)
+    predictor = BayesianPredictor(hierarchical_prior(features.features(pool[:500]), features.groups))
+    ends = np.concatenate([space.smallest(), space.largest()])
+    chosen = predictor.suggest(features.features(pool), SAMPLES - len(ends), rng)
+    asked = np.concatenate([ends, pool[chosen]])
+    latency = machine.measure(asked, TABLED)
+    predictor.update(features.features(asked), latency, NOISE * latency)
+    line = MacsLine(space.macs(asked), latency)
+    ours, _ = predictor.predict(features.features(held_out))
+    tabled = table.predict(held_out)
+    ours_percent, tabled_percent = mape_percent(ours, measured), mape_percent(tabled, measured)
+    figures.add("block_table_measurements", len(plan))
+    figures.add("block_table_mape_percent", tabled_percent)
+    figures.add("ten_samples_mape_percent", ours_percent)
+    figures.add("macs_line_mape_percent", mape_percent(line.predict(space.macs(held_out)), measured))
+    figures.add("block_table_spearman", spearman(tabled, measured) or 0.0)
+    figures.add("ten_samples_spearman", spearman(ours, measured) or 0.0)
+    figures.add("error_over_block_tables", ours_percent / tabled_percent, "<= 1")
+
+
+def before_the_first_measurement(
+    figures: Figures, machine: Machine, known: Genomes, held_out: Genomes, latency: dict[str, Floats]
+) -> None:
+    """Each setting foretold from the others and hardware parameters alone; `latency` of known and held-out subnets."""
+    features = FeatureMap(machine.bundle.space)
+    x = features.features(known)
+    parameters = {name: machine.parameters(name) for name in SETTINGS}
+    ranks = []
+    for name in SETTINGS:
+        others = [MeasuredDevice(o, o, x, latency[o][: len(known)]) for o in SETTINGS if o != name]
+        measured = latency[name][len(known) :]
+        average = BayesianPredictor(learn_prior(others, features.groups))
+        informed = BayesianPredictor(hardware_prior(others, features.groups.tolist(), parameters, parameters[name]))
+        foretold, _ = informed.predict(features.features(held_out))
+        ranks.append(spearman(foretold, measured) or 0.0)
+        plain = spearman(average.predict(features.features(held_out))[0], measured) or 0.0
+        figures.add(f"{name}_zero_measurements_spearman", ranks[-1])
+        figures.add(f"{name}_average_of_others_spearman", plain)
+        figures.add(f"{name}_zero_measurements_mape_percent", mape_percent(foretold, measured))
+    figures.add("zero_measurements_spearman_mean", statistics.mean(ranks), ">= 0.95")
+
+
+def main() -> int:
+    arguments = parser(__doc__)
+    arguments.add_argument("--known", type=int, default=40, help="subnets measured on every setting")
+    arguments.add_argument("--held-out", type=int, default=60, help="subnets that errors are taken on")
+    arguments.add_argument("--min-time", type=float, default=0.25, help="seconds timed per measurement")
+    options = arguments.parse_args()
+    protocol = MeasurementProtocol(
+        warmup_runs=3, warmup_s=0.05, min_runs=15, min_s=options.min_time, max_s=4.0, half_width_percent=3.0
+    )
+    figures = Figures()
+    figures.add("load_average_before", os.getloadavg()[0])
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = SupernetBundle.open(export(Path(temporary), (RESOLUTION,)))
+        machine = Machine(bundle, protocol)
+        rng = np.random.default_rng(1)
+        genomes = np.unique(bundle.space.sample(2 * (options.known + options.held_out), rng), axis=0)
+        genomes = rng.permutation(genomes)[: options.known + options.held_out]
+        known, held_out = genomes[: options.known], genomes[options.known :]
+        latency = {name: machine.measure(genomes, name) for name in SETTINGS}
+        before_the_first_measurement(figures, machine, known, held_out, latency)
+        against_block_table(figures, machine, held_out, latency[TABLED][len(known) :])
+    return figures.report(as_json=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
