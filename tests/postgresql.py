@@ -19,6 +19,8 @@ import psycopg
 import pytest
 from psycopg.errors import OperationalError
 
+#: Tests that use a cluster stay on one worker, so that it is made once.
+on_postgresql = pytest.mark.xdist_group("postgresql")
 #: For whom the cluster asks for a password.
 LOCKED_USER, LOCKED_PASSWORD = "locked", "correct-horse"
 _START_LIMIT_S = 60.0

@@ -8,9 +8,6 @@ from pathlib import Path
 import postgresql
 import pytest
 
-#: Tests that use it stay on one worker, so that the cluster is made once.
-on_postgresql = pytest.mark.xdist_group("postgresql")
-
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[postgresql.PostgreSQL]:
@@ -26,7 +23,7 @@ def postgresql_url(postgresql_server: postgresql.PostgreSQL) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=on_postgresql)])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=postgresql.on_postgresql)])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty store on each database."""
     if request.param == "postgresql":

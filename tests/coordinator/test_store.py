@@ -117,12 +117,3 @@ def test_sqlite_commits_survive_a_power_cut_by_configuration(tmp_path: Path) -> 
     with store._database.reading() as session:
         assert session.connection().exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert session.connection().exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
-
-
-@pytest.mark.parametrize("content", [b"not a database at all, but long enough to be one" * 50])
-def test_a_file_that_is_no_store_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "runs.sqlite"
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"runs\.sqlite"):
-        MeasurementStore.open(path)
-    assert path.read_bytes() == content
