@@ -177,6 +177,21 @@ def test_a_device_that_always_slows_down_for_verification_ends_unmet() -> None:
     assert all(state.reason for state in search.targets)
 
 
+def test_a_device_that_is_slowed_down_in_every_verification_ends_unmet_whatever_it_shows() -> None:
+    honest = device(2, noise=0.0)
+
+    def answer(proposal: Proposal) -> Measurement:
+        found = honest(proposal)
+        assert isinstance(found, Measurement)
+        return measurement(found.median_ms, quality="throttled" if proposal.purpose == "verification" else "ok")
+
+    search = make()
+    run(search, answer)
+    for state in search.targets:
+        assert (state.status, state.sha256, state.verified_ms) == ("missed", None, None)
+        assert "slowed down" in state.reason or "re-measured" in state.reason
+
+
 def test_infeasible_targets_name_the_fastest_subnet_and_leave_the_others() -> None:
     search = make("0.001,0.002,3")
     run(search, device())
