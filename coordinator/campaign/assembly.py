@@ -14,7 +14,8 @@ from typing import Literal
 
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.campaign import Campaign, CampaignIdentity
-from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.device_search import DeviceSearch, Opening
+from coordinator.campaign.fleet_search import FleetSearch
 from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.priority import yield_to_measurements
 from coordinator.campaign.resumption import take_up
@@ -133,8 +134,12 @@ class RunningSearch:
         return str(Path(self.settings.out) / RESULTS_FILE)
 
 
-def open_search(request: SearchRequest, make_view: Callable[[], View], store: MeasurementStore) -> RunningSearch:
+def open_search(
+    request: SearchRequest, make_view: Callable[[], View], store: MeasurementStore, models: WinnerModels | None = None
+) -> RunningSearch:
     """Check all that can be checked before anything is measured, and connect.
+
+    `models` builds winners' files in place of the bundle.
 
     `UsageError`, `BundleError` and `StoreError` say what cannot be used, `InfeasibleTargetError` which bounds no subnet
     keeps.
@@ -153,23 +158,21 @@ def open_search(request: SearchRequest, make_view: Callable[[], View], store: Me
     calibration, evaluation = image_sources(
         bundle, _path(settings.calibration_images), _path(settings.evaluation_images)
     )
-    models = BundleModels(bundle, calibration, evaluation)
+    models = models or BundleModels(bundle, calibration, evaluation)
     plan.bounds.check(bundle.space)
-    search = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
+    thorough = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
+    search = FleetSearch(thorough, bundle.space, accuracy, plan.bounds)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
     prior = stored_prior(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
 
+    opening = Opening(
+        bundle.space, count=min(plan.spread, plan.budget), seed=plan.seed, prior=prior, bounds=plan.bounds
+    )
+
     def make_search() -> DeviceSearch:
+        search.join()
         return DeviceSearch(
-            bundle.space,
-            accuracy,
-            targets,
-            search,
-            budget=plan.budget,
-            spread=plan.spread,
-            seed=plan.seed,
-            prior=prior,
-            bounds=plan.bounds,
+            bundle.space, accuracy, targets, search, budget=plan.budget, seed=plan.seed, opening=opening
         )
 
     run_id = resumed.run_id if resumed is not None else new_run_id()

@@ -112,6 +112,31 @@ class WinnerSearch(Protocol):
         """
 
 
+class Opening:
+    """How searches of one space, seed and prior begin: the same for every device, so made once for a fleet."""
+
+    def __init__(
+        self, space: DesignSpace, *, count: int, seed: int, prior: Prior | None = None, bounds: Bounds | None = None
+    ) -> None:
+        """`count` subnets cover the space: the smallest, the largest that may be, then what teaches the most."""
+        bounds = bounds or Bounds()
+        self.features = FeatureMap(space)
+        if prior is None:
+            sample = space.sample(500, np.random.default_rng([seed, 1]))
+            prior = hierarchical_prior(self.features.features(sample), self.features.groups)
+        self.prior = prior
+        rng = np.random.default_rng([seed, 2])
+        smallest, largest = space.smallest(), largest_within(space, bounds, rng)
+        ends = [smallest[0]] if np.array_equal(smallest, largest) else [smallest[0], largest[0]]
+        self.spread: list[Genome] = ends[:count]
+        pool = np.unique(sample_within(space, bounds, _SPREAD_POOL, rng), axis=0)
+        pool = pool[[not any(np.array_equal(row, end) for end in self.spread) for row in pool]]
+        if len(pool):
+            wanted = min(count - len(self.spread), len(pool))
+            picks = BayesianPredictor(prior).suggest(self.features.features(pool), wanted, rng)
+            self.spread.extend(pool[picks])
+
+
 class DeviceSearch:
     """One device setting's search."""
 
@@ -127,10 +152,12 @@ class DeviceSearch:
         seed: int = 0,
         prior: Prior | None = None,
         bounds: Bounds | None = None,
+        opening: Opening | None = None,
     ) -> None:
         """`budget` counts all but verifications, of which the first `spread` cover the space.
 
-        Nothing that breaks the `bounds` is ever measured; `search` must keep them too.
+        Nothing that breaks the `bounds` is ever measured; `search` must keep them too. An `opening` that was made for
+        the same space, spread, seed, prior and bounds may be given.
         """
         self.space = space
         self.budget = budget
@@ -142,15 +169,14 @@ class DeviceSearch:
         self._request = targets
         self._search = search
         self._seed = seed
-        self._bounds = bounds or Bounds()
         self._told = 0
-        self._features = FeatureMap(space)
-        self._prior = prior if prior is not None else self._default_prior()
-        self._predictor = BayesianPredictor(self._prior)
+        opening = opening or Opening(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
+        self._features = opening.features
+        self._predictor = BayesianPredictor(opening.prior)
         self._evidence = Evidence()
         self._foretold: dict[bytes, float | None] = {}
         self._noise: list[float] = []
-        self._spread = self._choose_spread(min(spread, budget))
+        self._spread = opening.spread
         self._spread_tries = dict.fromkeys((genome.tobytes() for genome in self._spread), 0)
         self._queue: deque[Proposal] = deque()
         self._outstanding: dict[tuple[tuple[int, ...], Purpose, float | None], Proposal] = {}
@@ -248,22 +274,6 @@ class DeviceSearch:
             self._finish()
 
     # -- the spread --------------------------------------------------------------------------------------------
-
-    def _default_prior(self) -> Prior:
-        rng = np.random.default_rng([self._seed, 1])
-        return hierarchical_prior(self._features.features(self.space.sample(500, rng)), self._features.groups)
-
-    def _choose_spread(self, count: int) -> list[Genome]:
-        """The smallest, the largest that may be, then what teaches the predictor most; no measurement changes it."""
-        rng = np.random.default_rng([self._seed, 2])
-        smallest, largest = self.space.smallest(), largest_within(self.space, self._bounds, rng)
-        found = [smallest[0]] if np.array_equal(smallest, largest) else [smallest[0], largest[0]][:count]
-        pool = np.unique(sample_within(self.space, self._bounds, _SPREAD_POOL, rng), axis=0)
-        pool = pool[[not any(np.array_equal(row, end) for end in found) for row in pool]]
-        if len(pool):
-            picks = self._predictor.suggest(self._features.features(pool), min(count - len(found), len(pool)), rng)
-            found.extend(pool[picks])
-        return found
 
     def _spread_open(self, genome: Genome) -> bool:
         evidence = self._evidence.of(genome)

@@ -34,6 +34,8 @@ class SubnetEvidence:
     over_target_ms: float = 0.0
     """Slowest re-measurement that missed a target; such a miss counts whatever other runs said."""
     failures: int = 0
+    _weighted_ms: float = 0.0
+    _precision: float = 0.0
 
     @property
     def quarantined(self) -> bool:
@@ -44,9 +46,7 @@ class SubnetEvidence:
         """What it takes, as far as it was measured without throttling."""
         if not self.medians_ms:
             return None
-        precision = [1.0 / noise**2 for noise in self.relative_noise]
-        mean = sum(m * p for m, p in zip(self.medians_ms, precision, strict=True)) / sum(precision)
-        return max(mean, self.over_target_ms)
+        return max(self._weighted_ms / self._precision, self.over_target_ms)
 
     @property
     def sure(self) -> bool:
@@ -60,8 +60,11 @@ class SubnetEvidence:
 
     def add(self, measurement: Measurement) -> None:
         """One more run that was not throttled."""
+        noise = relative_noise(measurement)
         self.medians_ms.append(measurement.median_ms)
-        self.relative_noise.append(relative_noise(measurement))
+        self.relative_noise.append(noise)
+        self._weighted_ms += measurement.median_ms / noise**2
+        self._precision += 1.0 / noise**2
 
 
 class Evidence:

@@ -1,0 +1,254 @@
+"""A thousand simulated agents on one coordinator.
+
+The coordinator is the real one in a process of its own, with its store on disk; mosquitto is Debian's; the agents
+(`light_agents.py`) are real MQTT clients whose measurements are computed. What winners cost to calibrate and to build
+is left out (`docs/scale.md` has it); everything else of a campaign is there. Agents that answer at once show what the
+coordinator sustains, agents that take their time how long they wait for it.
+
+The full run takes about four minutes on two cores; `--agents 50 --only mosquitto` is a quick look.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from figures import Figures, parser
+
+from coordinator.broker import EmbeddedBroker
+from coordinator.campaign.assembly import SearchRequest, open_search
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.winner_models import CalibratedModel
+from coordinator.store.store import MeasurementStore
+from coordinator.view.events import Event, MeasurementTaken
+from coordinator.view.snapshot import Snapshot
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import RuntimeSetting
+from fleet_protocol.transport import BrokerAddress
+from supernet_export.export import export_digits
+
+FLEET = "load"
+#: Per device: what covers the space, what the search may spend, and its targets.
+SPREAD, BUDGET, TARGETS = 10, 24, 4
+#: Half of the load that the coordinator is to sustain.
+PACED_RESULTS_PER_S = 500.0
+#: The first and the last of the results are left out of the rate: agents that join, devices that finish.
+_EDGE = 0.05
+
+
+class StandInModels:
+    """Winners' files by hash alone, with statistics of a usual size: 20 KiB."""
+
+    def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        blob = f"statistics of {architecture.fingerprint} ".encode().ljust(20 * 1024, b".")
+        name = f"{architecture.fingerprint} {hashlib.sha256(blob).hexdigest()}"
+        return CalibratedModel(architecture, setting, hashlib.sha256(name.encode()).hexdigest(), blob)
+
+    def file(self, model: CalibratedModel) -> bytes:
+        raise NotImplementedError("no files are taken home from a benchmark")
+
+    def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+        return None
+
+
+class CountingView:
+    """Notes when results were stored."""
+
+    def __init__(self) -> None:
+        self.stored_s: list[float] = []
+
+    def update(self, snapshot: Snapshot) -> None:
+        del snapshot
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, MeasurementTaken):
+            self.stored_s.append(time.monotonic())
+
+    def close(self) -> None:
+        pass
+
+
+def be_coordinator(options: argparse.Namespace) -> int:
+    """Run one campaign and print what came of it."""
+    view = CountingView()
+    store = MeasurementStore.open(options.work / "runs.sqlite")
+    request = SearchRequest(
+        broker=BrokerAddress("127.0.0.1", options.port),
+        store=store.url,
+        fleet=FLEET,
+        supernet=options.work / "digits.supernet",
+        plan=CampaignPlan(
+            targets=f"auto:{TARGETS}", budget=BUDGET, spread=SPREAD, wait_for=options.agents, join_s=120.0
+        ),
+    )
+    running = open_search(request, lambda: view, store, StandInModels())
+    began_s = time.monotonic()
+    try:
+        ending = running.run()
+    finally:
+        running.close()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    stored = view.stored_s
+    edge = int(_EDGE * len(stored))
+    middle_s = stored[-1 - edge] - stored[edge]
+    slices = np.histogram(stored, bins=np.arange(stored[0], stored[-1] + 1.0, 1.0))[0]
+    print(
+        json.dumps(
+            {
+                "ending": ending,
+                "finished": sum(track.status == "finished" for track in running.campaign.tracks.values()),
+                "tracks": len(running.campaign.tracks),
+                "results": len(stored),
+                "results_per_s": (len(stored) - 2 * edge) / middle_s,
+                "per_second": slices.tolist(),
+                "wall_s": time.monotonic() - began_s,
+                "cpu_s": used.ru_utime + used.ru_stime,
+                "peak_mib": used.ru_maxrss / 1024,
+                "log": list(running.campaign.log)[-3:],
+            }
+        )
+    )
+    return 0
+
+
+# -- one campaign ----------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def mosquitto(work: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Debian's mosquitto with room for a fleet."""
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if program is None:
+        raise SystemExit("mosquitto is not installed; run: apt-get install mosquitto")
+    port, config = free_port(), work / "mosquitto.conf"
+    config.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_type error\n"
+        "max_queued_messages 100000\nmax_inflight_messages 2000\n"
+    )
+    process = subprocess.Popen([program, "-c", str(config)])
+    try:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
+                break
+            time.sleep(0.02)
+        yield port, process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def campaign(work: Path, port: int, agents: int, task_s: float, processes: int) -> dict[str, object]:
+    """Agents and coordinator until every campaign is complete; what both saw."""
+    here = Path(__file__).resolve()
+    common = [*("--port", str(port)), *("--agents", str(agents))]
+    share, fleets, first = -(-agents // processes), [], 0
+    while first < agents:
+        count = min(share, agents - first)
+        command = [sys.executable, str(here.parent / "light_agents.py"), "--port", str(port), "--fleet", FLEET]
+        command += ["--agents", str(count), "--first", str(first), "--task-s", str(task_s)]
+        command += ["--supernet", str(work / "digits.supernet")]
+        fleets.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        first += count
+    try:
+        command = [sys.executable, str(here), "--be-coordinator", "--work", str(work), *common]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        seen = [json.loads(fleet.communicate("")[0]) for fleet in fleets]
+    finally:
+        for fleet in fleets:
+            fleet.kill()
+            fleet.wait()
+    found: dict[str, object] = json.loads(done.stdout)
+    found["waits_s"] = [wait for one in seen for wait in one["waits_s"]]
+    for name in ("acknowledged", "resent", "bytes_sent", "bytes_received", "cpu_s"):
+        found[f"agents_{name}"] = sum(one[name] for one in seen)
+    return found
+
+
+def raise_limits() -> None:
+    """A connection is an open file, on both sides."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def add_figures(figures: Figures, name: str, found: dict[str, object], bars: dict[str, str]) -> None:
+    """One campaign's figures under `name`."""
+    waits_ms = 1000.0 * np.array(found["waits_s"])
+    tracks = found["tracks"]
+    assert isinstance(tracks, int)
+    values = {
+        "campaigns_complete_fraction": float(found["finished"]) / tracks,  # type: ignore[arg-type]
+        "results": found["results"],
+        "results_per_s": found["results_per_s"],
+        "wait_for_next_task_ms_median": float(np.median(waits_ms)),
+        "wait_for_next_task_ms_p99": float(np.percentile(waits_ms, 99)),
+        "coordinator_peak_mib": found["peak_mib"],
+        "coordinator_cpu_ms_per_result": 1000.0 * found["cpu_s"] / found["results"],  # type: ignore[operator]
+        "agents_cpu_ms_per_result": 1000.0 * found["agents_cpu_s"] / found["results"],  # type: ignore[operator]
+        "wall_s": found["wall_s"],
+    }
+    for key, value in values.items():
+        figures.add(f"{name}_{key}", float(value), bars.get(key, ""))  # type: ignore[arg-type]
+
+
+def main() -> int:
+    arguments = parser(__doc__)
+    arguments.add_argument("--agents", type=int, default=1000)
+    arguments.add_argument("--processes", type=int, default=1, help="of simulated agents")
+    arguments.add_argument("--only", choices=("mosquitto", "paced", "embedded"))
+    arguments.add_argument("--verbose", action="store_true")
+    arguments.add_argument("--be-coordinator", action="store_true", help=argparse.SUPPRESS)
+    arguments.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    arguments.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.be_coordinator:
+        return be_coordinator(options)
+    raise_limits()
+    figures = Figures()
+    figures.add("load_average_before", os.getloadavg()[0])
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, agents, task_s in (
+            ("mosquitto", options.agents, 0.0),
+            ("paced", options.agents, options.agents / PACED_RESULTS_PER_S),
+            ("embedded", min(options.agents, 100), 0.0),
+        ):
+            if options.only not in (None, name):
+                continue
+            work = Path(temporary) / name
+            work.mkdir()
+            export_digits(work / "digits.supernet")
+            complete = {"campaigns_complete_fraction": ">= 1"}
+            if name == "embedded":
+                with EmbeddedBroker(port=0) as broker:
+                    found = campaign(work, broker.address.port, agents, task_s, options.processes)
+                add_figures(figures, name, found, complete)
+            else:
+                with mosquitto(work) as (port, _):
+                    found = campaign(work, port, agents, task_s, options.processes)
+                bars = {"results_per_s": ">= 1000"} if name == "mosquitto" else {"wait_for_next_task_ms_p99": "< 500"}
+                add_figures(figures, name, found, complete | bars | {"coordinator_peak_mib": "< 600"})
+            if options.verbose:
+                print({k: v for k, v in found.items() if k != "waits_s"}, file=sys.stderr)
+    return figures.report(as_json=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
