@@ -28,6 +28,7 @@ from coordinator.view.view import make_view
 from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import MeasurementProtocol
 
+_DEFAULT_OUT = Path("fleetnas-out")
 _EXIT_CODES: dict[Ending, int] = {"complete": 0, "partial": 1, "failed": 1, "interrupted": 130}
 
 
@@ -52,8 +53,13 @@ def search(
         int, typer.Option("--budget", min=3, help="Measurements per device setting before verification.")
     ] = 40,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where results and winners' model files go.")
-    ] = Path("fleetnas-out"),
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where results and winners' model files go (default: fleetnas-out; resumed: where they went).",
+        ),
+    ] = None,
     strategy: Annotated[
         str, typer.Option("--strategy", help="bottom-up, top-down, joint, independent or exhaustive.")
     ] = "bottom-up",
@@ -120,9 +126,11 @@ def search(
     """Search the whole fleet: measure on every device, and take home a verified model per device and target."""
     bounds = bounding.bounds(max_parameters, max_macs, max_activation_memory, max_file_size)
     if offline:
-        _search_offline(targets, space, latency_table, accuracy, strategy, bounds, seed, out, as_json)
+        _search_offline(targets, space, latency_table, accuracy, strategy, bounds, seed, out or _DEFAULT_OUT, as_json)
         return
     plan = None
+    if resume is None and out is None:
+        out = _DEFAULT_OUT
     if resume is not None and bounds != Bounds():
         raise UsageError("a resumed run keeps the bounds that it began with; leave out --max-..., or start a new run")
     if resume is None:
