@@ -149,7 +149,9 @@ class Workbench:
             model = build_model(bundle, smallest, None, order.setting)
             self._sentinel = (key, self._runtime(order.setting).load(model, order.setting))
         timing = self._sentinel[1].time(sentinel.protocol, min_sample_ms=sentinel.min_sample_ms)
-        reading = SentinelReading(median_ms=timing.median_ms, half_width_percent=timing.half_width_percent)
+        reading = SentinelReading(
+            median_ms=timing.median_ms, half_width_percent=timing.half_width_percent, min_ms=timing.min_ms
+        )
         return reading, timing.inference_s
 
     def _drop_sentinel(self) -> None:

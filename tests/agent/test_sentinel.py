@@ -23,6 +23,13 @@ def test_an_uncertain_reading_is_not_taken_for_a_slow_device() -> None:
     assert judge(sentinel, 1.3, half_width_percent=2.0)[0].slow
 
 
+def test_a_device_whose_fastest_sample_is_slow_is_slow_however_uncertain_the_reading() -> None:
+    sentinel = Sentinel()
+    judge(sentinel, 1.0)
+    beside_a_neighbour = SentinelReading(median_ms=2.1, half_width_percent=110.0, min_ms=1.7)
+    assert sentinel.judge("pi", None, beside_a_neighbour, 0.0).slow
+
+
 def test_noise_of_every_core_alone_never_tags_a_device() -> None:
     rng = np.random.default_rng(0)
     sentinel = Sentinel()
