@@ -1,7 +1,7 @@
 """Runs TFLite models in whichever interpreter this Python has; needs nothing of fleetnas.
 
-`python tflite_runner.py FOLDER` runs every `NAME.tflite` in the folder on the image in `NAME.input.npy`, and leaves
-its logits in `NAME.output.npy`.
+`python tflite_runner.py FOLDER` runs every `NAME.tflite` in the folder, of batch 1, on the images in `NAME.input.npy`
+(n, height, width, channels), and leaves its logits (n, classes) in `NAME.output.npy`.
 """
 
 import sys
@@ -20,9 +20,12 @@ def main() -> None:
         interpreter = Interpreter(model_content=model.read_bytes(), num_threads=1)
         interpreter.allocate_tensors()
         (given,), (wanted,) = interpreter.get_input_details(), interpreter.get_output_details()
-        interpreter.set_tensor(given["index"], np.load(model.with_suffix(".input.npy")))
-        interpreter.invoke()
-        np.save(model.with_suffix(".output.npy"), interpreter.get_tensor(wanted["index"]))
+        logits = []
+        for image in np.load(model.with_suffix(".input.npy")):
+            interpreter.set_tensor(given["index"], image[None])
+            interpreter.invoke()
+            logits.append(interpreter.get_tensor(wanted["index"])[0])
+        np.save(model.with_suffix(".output.npy"), np.stack(logits))
 
 
 if __name__ == "__main__":

@@ -178,9 +178,38 @@ class _ElasticMBConv(nn.Module):
         self.depth_conv.conv.active_kernel = kernel
         self.inverted_bottleneck.conv.active_out = self.block.middle_width(expand)
 
+    @torch.no_grad()
+    def sort_channels(self, within: Sequence[float]) -> None:
+        """See `ElasticMBConvNet.sort_channels`."""
+        project = self.point_linear.conv.conv.weight
+        ends = sorted(self.block.middle_width(expand) for expand in within)
+        groups = zip([0, *ends], [*ends, project.shape[1]], strict=False)
+        order = torch.cat([start + _by_importance(project[:, start:end]) for start, end in groups])
+        depthwise = self.depth_conv
+        for tensor in (self.inverted_bottleneck.conv.conv.weight, depthwise.conv.conv.weight):
+            tensor.copy_(tensor[order])
+        project.copy_(project[:, order])
+        for norm in (self.inverted_bottleneck.bn.bn, depthwise.bn.bn):
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                tensor.copy_(tensor[order])
+        if self.block.squeeze:
+            reduce, expand = depthwise.se.fc.reduce, depthwise.se.fc.expand
+            reduce.weight.copy_(reduce.weight[:, order])
+            expand.weight.copy_(expand.weight[order])
+            expand.bias.copy_(expand.bias[order])
+            inner = _by_importance(expand.weight)
+            expand.weight.copy_(expand.weight[:, inner])
+            reduce.weight.copy_(reduce.weight[inner])
+            reduce.bias.copy_(reduce.bias[inner])
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.point_linear(self.depth_conv(self.inverted_bottleneck(x)))
         return out
+
+
+def _by_importance(weight: Tensor) -> Tensor:
+    """Input channels of a convolution (out, in, k, k), those with the largest sum of magnitudes first."""
+    return weight.abs().sum(dim=(0, 2, 3)).argsort(descending=True, stable=True)
 
 
 class _FixedMBConv(nn.Module):
@@ -298,6 +327,17 @@ class ElasticMBConvNet(nn.Module):
         for i, block in enumerate(self.blocks[1:]):
             if self.position_of[i] < self.active_depths[self.stage_of[i]]:
                 block.mobile_inverted_conv.set_active(architecture.ks[i], architecture.e[i])
+
+    def sort_channels(self, within: Sequence[float]) -> None:
+        """Put every block's most important expanded channels first, for the smaller expand ratios to keep.
+
+        A channel's importance is the L1 norm of what the projection takes from it. `within` are expand ratios that
+        were trained already: no channel crosses their widths, so their subnets compute what they did (but for squeeze
+        and excite, whose inner channels are sorted too). Source: `re_organize_middle_weights` of the once-for-all
+        project.
+        """
+        for block in self.blocks[1:]:
+            block.mobile_inverted_conv.sort_channels(within)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks[0](self.first_conv(x))

@@ -1,8 +1,9 @@
 """The two published ways to train a supernet: progressive shrinking (OFA) and the compound schedule (CompOFA).
 
-Which choices a phase has and how many subnets a step teaches are those of the authors' training scripts
-(mit-han-lab/once-for-all and gatech-sysml/CompOFA, `train_ofa_net.py`). Epochs are the caller's; the learning rates
-suit this trainer's AdamW, a tenth of the first phase's for a short opening and a third of it for a full phase.
+Which choices a phase has, how many subnets a step teaches and where channels are sorted are those of the authors'
+training scripts: `train_ofa_net.py` and `progressive_shrinking.py` of mit-han-lab/once-for-all (whose package now
+sorts within the widths that were trained before) and of gatech-sysml/CompOFA. Epochs are the caller's; the learning
+rates suit this trainer's AdamW, a tenth of the first phase's for a short opening and a third of it for a full phase.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def progressive_shrinking(
         Phase("kernel", kernel, kernels, widest, deepest, _FULL, random_subnets=1),
         Phase("depth-opening", opening, kernels, widest, depths[-2:], _OPENING, random_subnets=2),
         Phase("depth", full, kernels, widest, depths, _FULL, random_subnets=2),
-        Phase("expand-opening", opening, kernels, expands[-2:], depths, _OPENING, random_subnets=4),
-        Phase("expand", full, kernels, expands, depths, _FULL, random_subnets=4),
+        Phase("expand-opening", opening, kernels, expands[-2:], depths, _OPENING, random_subnets=4, sort_within=widest),
+        Phase("expand", full, kernels, expands, depths, _FULL, random_subnets=4, sort_within=expands[-2:]),
     )
 
 
@@ -38,12 +39,27 @@ def compound_schedule(
 ) -> tuple[Phase, ...]:
     """The largest subnet alone; then every stage draws its depth, to which its expand ratio is tied.
 
-    `opening` epochs at a low learning rate, then `full`, both over all choices. One kernel size from the start to the
-    end. Source: Sahni et al., *CompOFA* (ICLR 2021).
+    `opening` epochs at a low learning rate, then `full`, both over all choices and each after sorting all channels.
+    One kernel size from the start to the end. Source: Sahni et al., *CompOFA* (ICLR 2021).
     """
     kernels, expands, depths = (fixed_kernel,), tuple(sorted(space.expands)), tuple(sorted(space.depths))
+    widest, deepest = expands[-1:], depths[-1:]
+
+    def compound(name: str, epochs: int, learning_rate: float) -> Phase:
+        return Phase(
+            name,
+            epochs,
+            kernels,
+            expands,
+            depths,
+            learning_rate,
+            random_subnets=4,
+            compound=True,
+            sort_within=widest,
+        )
+
     return (
-        Phase("largest", largest, kernels, expands[-1:], depths[-1:], _LARGEST, random_subnets=0),
-        Phase("compound-opening", opening, kernels, expands, depths, _OPENING, random_subnets=4, compound=True),
-        Phase("compound", full, kernels, expands, depths, _FULL, random_subnets=4, compound=True),
+        Phase("largest", largest, kernels, widest, deepest, _LARGEST, random_subnets=0),
+        compound("compound-opening", opening, _OPENING),
+        compound("compound", full, _FULL),
     )

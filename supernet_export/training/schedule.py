@@ -30,6 +30,9 @@ class Phase:
     #: Expand ratio tied to depth, the i-th expand with the i-th depth and one kernel for a whole stage
     #: (CompOFA, ICLR 2021).
     compound: bool = False
+    #: At the start channels are sorted by importance, none across the width of an expand ratio given here: those that
+    #: were trained before. Empty: not sorted.
+    sort_within: tuple[float, ...] = ()
 
     def sample(self, network: MBConvNetwork, resolution: int, rng: np.random.Generator) -> Architecture:
         """A random architecture of this phase."""

@@ -79,6 +79,8 @@ class Trainer:
         epoch, epochs = 0, sum(phase.epochs for phase in phases)
         try:
             for phase in phases:
+                if phase.sort_within:
+                    self.net.sort_channels(phase.sort_within)
                 steps = math.ceil(len(self.labels) / self.recipe.batch_size)
                 optimizer = self._optimizer(phase.learning_rate)
                 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, phase.epochs * steps)

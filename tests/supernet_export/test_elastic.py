@@ -126,6 +126,58 @@ def test_calibrated_statistics_equal_the_peers():
         torch.testing.assert_close(ours(images), subnet.eval()(images), rtol=1e-4, atol=1e-4)
 
 
+def space_importances_out(net, seed):
+    """Scale input channels of the convolutions that importance is read from to norms a tenth apart, in random order:
+    the peer adds 200,000 to float32 importances, which makes ties of closer ones."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in net.state_dict().items():
+        if name.endswith(("point_linear.conv.conv.weight", "se.fc.expand.weight")):
+            norms = 0.1 * (1 + torch.randperm(tensor.shape[1], generator=generator))
+            tensor *= (norms / tensor.abs().sum(dim=(0, 2, 3)))[None, :, None, None]
+
+
+@pytest.mark.parametrize("within", [(6,), (6, 4)])
+def test_channels_are_sorted_as_the_peer_sorts_them(pair, within):
+    """Every tensor of the network, in the first expand phase and in the one that follows."""
+    peer, ours, _ = pair
+    randomise(ours, seed=6)
+    space_importances_out(ours, seed=9)
+    peer.load_state_dict(ours.state_dict())
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    peer.re_organize_middle_weights(expand_ratio_stage=len(within) - 1)
+    ours.sort_channels(within)
+    expected, found = peer.state_dict(), ours.state_dict()
+    assert found.keys() == before.keys()
+    for name, tensor in found.items():
+        theirs = expected[name.replace(".mobile_inverted_conv.", ".conv.")]
+        torch.testing.assert_close(tensor, theirs, rtol=0, atol=0, msg=name)
+    changed = {name.split(".")[0] for name, tensor in found.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"blocks"}
+
+
+def test_sorting_keeps_what_the_trained_expand_ratios_compute():
+    ours = ElasticMBConvNet(PROXYLESS, KERNELS, EXPANDS, DEPTHS).eval()
+    randomise(ours, seed=7)
+    space = MBConvSpace(PROXYLESS, resolutions=(64,))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(8))
+    (largest,) = space.decode(space.largest())
+
+    @torch.no_grad()
+    def logits():
+        found = {}
+        for expand in EXPANDS:
+            ours.set_active(largest.model_copy(update={"e": (expand,) * space.block_count}))
+            found[expand] = ours(images)
+        return found
+
+    before = logits()
+    ours.sort_channels((6, 4))
+    after = logits()
+    for expand in (6, 4):
+        torch.testing.assert_close(after[expand], before[expand], rtol=1e-4, atol=1e-4)
+    assert (after[3] - before[3]).abs().max() > 1e-2
+
+
 def test_what_the_network_does_not_hold_is_refused():
     space = DigitsSpace()
     net = ElasticMBConvNet(space.network, space.kernels, space.expands, space.depths)
@@ -161,7 +213,7 @@ def test_training_twice_gives_the_same_weights_and_learns(monkeypatch):
     data = recipe.load_digits()
     few = dataclasses.replace(data, train=Part(data.train.images[:64], data.train.labels[:64]))
     monkeypatch.setattr(recipe, "load_digits", lambda: few)
-    phases = [dataclasses.replace(recipe.SCHEDULE[-1], epochs=2, kernels=(3, 5), depths=(2,))]
+    phases = [dataclasses.replace(recipe.SCHEDULE[-1], epochs=2, kernels=(3, 5), depths=(2,), sort_within=(6,))]
     smallest = dataclasses.replace(recipe.RECIPE, resolutions=(8,))
 
     def trained():

@@ -75,6 +75,13 @@ def test_compound_phases_reach_every_combination_of_stage_depths() -> None:
         assert len({tuple(subnet.d) for subnet in drawn(phase)}) == len(TIED) ** 3
 
 
+def test_channels_are_sorted_within_what_was_trained_before() -> None:
+    assert [phase.sort_within for phase in PROGRESSIVE] == [(), (), (), (), (6,), (4, 6)]
+    for before, after in pairwise(PROGRESSIVE):
+        assert not after.sort_within or set(after.sort_within) == set(before.expands)
+    assert [phase.sort_within for phase in COMPOUND] == [(), (6,), (6,)]
+
+
 def test_both_start_with_the_largest_subnet_alone() -> None:
     for schedule in (PROGRESSIVE, COMPOUND):
         assert schedule[0].random_subnets == 0
