@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -35,6 +37,10 @@ _PROBE_TIMEOUT_S = 120.0
 _BROKER_TIMEOUT_S = 10.0
 #: Before this, a clock was never set: 2024-01-01.
 _PLAUSIBLE_UNIX_S = 1_704_067_200
+#: The oldest C library that the runtimes' wheels load on: onnxruntime's and ai-edge-litert's, and tflite-runtime's.
+_GLIBC, _GLIBC_32_BIT = (2, 27), (2, 34)
+#: Data file of a known device.
+_ARM32 = "generic_arm32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +108,37 @@ def _guarded(check: Callable[[Patient], Iterator[Finding]], patient: Patient) ->
 
 
 def _check_python(_: Patient) -> Iterator[Finding]:
-    bits = 8 * struct.calcsize("P")
-    text = f"{platform.python_version()}, {bits}-bit, {platform.machine()}"
-    if bits == 32:
+    library, version = platform.libc_ver()
+    system = f"{library or 'unknown C library'} {version}".strip()
+    text = f"{platform.python_version()}, {_bits()}-bit, {platform.machine()}, {system}"
+    if _bits() == 32:
         yield Finding("python", "warning", f"{text}: only LiteRT has wheels here", "install a 64-bit system if it fits")
     else:
         yield Finding("python", "ok", text)
+
+
+def _bits() -> int:
+    """Of this Python, whatever the kernel: a 32-bit Raspberry Pi OS on a 64-bit kernel calls its machine aarch64."""
+    return 8 * struct.calcsize("P")
+
+
+def install_commands(profile: str, bits: int) -> str:
+    """What installs a runtime on a device of this profile under a system of so many bits."""
+    known = load_catalogue().devices.get(_ARM32 if bits == 32 else profile)
+    return "; ".join(known.install) if known and known.install else "pip install 'fleetnas[agent]'"
+
+
+def why_no_wheel_fits(library: str, version: str, bits: int, python: tuple[int, int]) -> str:
+    """Why a system with this C library and Python has no wheel of a runtime; empty where it has."""
+    if bits == 32 and python >= (3, 12):
+        return "tflite-runtime has 32-bit wheels for Python up to 3.11"
+    if library != "glibc":
+        return "wheels of the runtimes are for glibc, and this system has another C library"
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    needed = _GLIBC_32_BIT if bits == 32 else _GLIBC
+    if numbers < needed:
+        return f"wheels of the runtimes need glibc {needed[0]}.{needed[1]}, and this system has {version}"
+    return ""
 
 
 def _check_runtimes(_: Patient) -> Iterator[Finding]:
@@ -116,10 +147,11 @@ def _check_runtimes(_: Patient) -> Iterator[Finding]:
         found.append(_load_runtime("onnxruntime"))
     if any(util.find_spec(module) is not None for module in ("ai_edge_litert", "tflite_runtime")):
         found.append(_load_runtime("litert"))
-    known = load_catalogue().devices.get(describe_device().profile)
-    install = "; ".join(known.install) if known and known.install else "pip install 'fleetnas[agent]'"
     if not found:
-        yield Finding("runtime", "broken", "neither onnxruntime nor LiteRT is installed", install)
+        text = "neither onnxruntime nor LiteRT is installed"
+        if why := why_no_wheel_fits(*platform.libc_ver(), _bits(), sys.version_info[:2]):
+            text = f"{text}; {why}"
+        yield Finding("runtime", "broken", text, install_commands(describe_device().profile, _bits()))
     yield from found
     if any(finding.name == "onnxruntime" for finding in found) and util.find_spec("onnx") is None:
         yield Finding("onnx", "broken", "onnxruntime is installed, the onnx package is not", "pip install onnx")
@@ -128,7 +160,7 @@ def _check_runtimes(_: Patient) -> Iterator[Finding]:
 def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> Finding:
     """Load it for real, in a child: a wheel for another processor ends in a signal, not in an exception."""
     worker = Worker(child_command(default_host_lock_path()))
-    reinstall = "pip install --force-reinstall " + ("onnxruntime" if runtime == "onnxruntime" else "ai-edge-litert")
+    reinstall = "pip install --force-reinstall " + _distribution(runtime)
     try:
         worker.submit(ProbeOrder(setting=RuntimeSetting(runtime=runtime), micro_benchmarks=False))
         while isinstance(reply := worker.poll(_PROBE_TIMEOUT_S), PhaseReply):
@@ -140,6 +172,13 @@ def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> Finding:
         return Finding(runtime, "broken", why, reinstall)
     finally:
         worker.kill()
+
+
+def _distribution(runtime: Literal["onnxruntime", "litert"]) -> str:
+    """What brings a runtime here."""
+    if runtime == "onnxruntime":
+        return "onnxruntime"
+    return "tflite-runtime 'numpy<2'" if _bits() == 32 else "ai-edge-litert"
 
 
 def _check_device(_: Patient) -> Iterator[Finding]:
