@@ -24,7 +24,7 @@ from coordinator.campaign.winner_models import BundleModels, CalibratedModel, Wi
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, coordinator_will
 from coordinator.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
-from coordinator.predictors.stored_devices import stored_prior
+from coordinator.predictors.stored_devices import StoredPriors
 from coordinator.report.html import write_report
 from coordinator.report.take_home import RESULTS_FILE, TakeHome
 from coordinator.search.problem import PredictedAccuracy
@@ -35,6 +35,7 @@ from fleet_protocol.errors import HashMismatchError, UsageError
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.refusals import Refusals
 from fleet_protocol.signing import OrderSigner
+from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleet_protocol.topics import Topics
 from fleet_protocol.transport import BrokerAddress
 from supernet_export.accuracy import AccuracyPredictor
@@ -44,6 +45,7 @@ from supernet_export.images import DigitsImages, ImageFolder, ImageSource
 _CONNECT_S = 10.0
 #: Between two pictures for the view, and between two ticks where nothing arrives.
 _VIEW_EVERY_S, _TICK_S = 0.25, 0.1
+_VIEW_SHARE = 50
 _MOST_EVENTS_PER_TICK = 500
 _LISTED_PACKAGES = ("fleetnas", "numpy", "onnx", "onnxruntime")
 
@@ -112,20 +114,21 @@ class RunningSearch:
         self.store.close()
 
     def _drive(self) -> None:
-        shown_s = float("-inf")
+        show_at_s = float("-inf")
         while not self.campaign.finished:
+            events = []
             event = self.transport.poll(_TICK_S)
-            for _ in range(_MOST_EVENTS_PER_TICK):
-                if event is None:
-                    break
-                self.campaign.on_event(event)
-                event = self.transport.poll(0)
-            if event is not None:
-                self.campaign.on_event(event)
+            while event is not None:
+                events.append(event)
+                event = self.transport.poll(0) if len(events) < _MOST_EVENTS_PER_TICK else None
+            self.campaign.on_events(events)
             self.campaign.on_tick()
-            if time.monotonic() - shown_s >= _VIEW_EVERY_S:
+            began_s = time.monotonic()
+            if began_s >= show_at_s:
                 self.view.update(snapshot_of(self.campaign, time.time()))
-                shown_s = time.monotonic()
+                took_s = time.monotonic() - began_s
+                # The picture of a large fleet must not cost more than the fleet itself.
+                show_at_s = began_s + max(_VIEW_EVERY_S, _VIEW_SHARE * took_s)
 
     def _write_take_home(self) -> str | None:
         if self.settings.out is None:
@@ -163,13 +166,13 @@ def open_search(
     thorough = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
     search = FleetSearch(thorough, bundle.space, accuracy, plan.bounds)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
-    prior = stored_prior(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
+    priors = StoredPriors(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
 
     opening = Opening(
         bundle.space, count=min(plan.spread, plan.budget), seed=plan.seed, prior=prior, bounds=plan.bounds
     )
 
-    def make_search() -> DeviceSearch:
+    def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
         search.join()
         return DeviceSearch(
             bundle.space, accuracy, targets, search, budget=plan.budget, seed=plan.seed, opening=opening

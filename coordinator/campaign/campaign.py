@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +25,7 @@ from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
 from coordinator.campaign.winner_models import WinnerModels
 from coordinator.campaign.wire import FleetWire
 from coordinator.fleet.registry import AgentEntry, FleetRegistry
-from coordinator.store.records import Outcome, TaskRecord
+from coordinator.store.records import Arrival, Outcome, TaskRecord, WinnerRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import Event
 from fleet_protocol.errors import ProtocolError, TransportError, UsageError
@@ -42,6 +42,7 @@ from fleet_protocol.messages import (
     Rejected,
     Result,
     RuntimeSetting,
+    TaskKey,
     TaskUpdate,
 )
 from fleet_protocol.transport import TransportEvent
@@ -55,6 +56,10 @@ _BUSY_AGENT_S = 5.0
 _LOG_LINES = 200
 #: More than any round proposes.
 _ROUND = 10_000
+#: How often everybody is looked at; in between, only those to whom something happened.
+_SWEEP_S = 0.5
+#: Device settings up to which the predictor's error is noted after every measurement; of more, after every round.
+_FEW_SETTINGS = 16
 
 _log = logging.getLogger("fleetnas.coordinator")
 
@@ -82,7 +87,7 @@ class Campaign:
         blobs: BlobServer,
         store: MeasurementStore,
         models: WinnerModels,
-        make_search: Callable[[], DeviceSearch],
+        make_search: Callable[[AgentInfo, RuntimeSetting], DeviceSearch],
         executor: Executor,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -95,6 +100,7 @@ class Campaign:
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
         self.started_unix_s = wall_clock()
         self.connected = False
+        self.connections = 0
         self.resumed = False
         self._wire, self._blobs, self._store, self._models = wire, blobs, store, models
         self._make_search = make_search
@@ -117,6 +123,16 @@ class Campaign:
         self._open = False
         self._unanswered: dict[str, int] = {}
         self._pause_until_s: dict[str, float] = {}
+        self._swept_s = float("-inf")
+        #: Results that are not stored yet: one transaction for all that arrived together.
+        self._arrived: list[tuple[SettingTrack, TrackTask, TaskKey, Outcome]] = []
+        #: To whom something happened: tracks to look at and agents that may want work. Workers fill `_planned`.
+        self._due: dict[str, SettingTrack] = {}
+        self._hungry: dict[str, None] = {}
+        self._planned: deque[SettingTrack] = deque()
+        #: What the store is told at the next sweep.
+        self._stale: dict[str, SettingTrack] = {}
+        self._fates: list[WinnerRecord] = []
 
     # -- the caller's side -------------------------------------------------------------------------------------
 
@@ -126,7 +142,18 @@ class Campaign:
 
     def on_event(self, event: TransportEvent) -> None:
         """Take one event of the transport; `StoreError` where a result cannot be stored."""
-        self._wire.hear(event, self)
+        self.on_events((event,))
+
+    def on_events(self, events: Iterable[TransportEvent]) -> None:
+        """Take what arrived, in order; the results among it are stored together, and acknowledged after that.
+
+        `StoreError` where they cannot be stored: then none is acknowledged, and their agents send them again.
+        """
+        try:
+            for event in events:
+                self._wire.hear(event, self)
+        finally:
+            self._take_outcomes()
 
     def on_tick(self) -> None:
         """Do what time brings: leases, losses, plans, hand-outs. Call it a few times a second.
@@ -134,6 +161,22 @@ class Campaign:
         `UsageError` where the devices asked for do not appear.
         """
         now = self._clock()
+        if now - self._swept_s >= _SWEEP_S:
+            self._swept_s = now
+            self._sweep(now)
+        while self._planned:
+            self._look_at(self._planned.popleft())
+        due, self._due = self._due, {}
+        for track in due.values():
+            if track.status == "running":
+                self._advance(track, now)
+        hungry, self._hungry = self._hungry, {}
+        if self.connected:
+            self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now)
+        self._blobs.pump(now)
+
+    def _sweep(self, now: float) -> None:
+        """What has to look at everybody."""
         for entry in self.registry.on_tick(now):
             self.note(f"{entry.name} is lost: {entry.reason}")
             self._desk.take_back(entry.name)
@@ -142,12 +185,24 @@ class Campaign:
             self._gather(now)
         for track in self.tracks.values():
             if track.status == "running":
-                self._advance(track, now)
-        if self.connected:
-            for entry in self.registry.usable():
-                if now >= self._pause_until_s.get(entry.name, 0.0):
-                    self._desk.hand_out(entry.name, now)
-        self._blobs.pump(now)
+                self._look_at(track)
+        self._write_standings()
+
+    def _look_at(self, track: SettingTrack) -> None:
+        """Something happened to a device setting: see at the next tick what follows."""
+        self._due[track.label] = track
+        self._hungry[track.device] = None
+
+    def _takes_work(self, agent: str, now: float) -> bool:
+        entry = self.registry.agents.get(agent)
+        return entry is not None and entry.usable and now >= self._pause_until_s.get(agent, 0.0)
+
+    def _write_standings(self) -> None:
+        """Store what is known of settings and targets; a coordinator that is killed before finds it out again."""
+        self._store.put_devices([track.to_record() for track in self._stale.values()])
+        self._stale.clear()
+        self._store.put_winners(self._fates)
+        self._fates.clear()
 
     @property
     def finished(self) -> bool:
@@ -182,10 +237,12 @@ class Campaign:
         """Take back what is handed out; the run can be resumed."""
         for track, task in self._desk.out():
             self._desk.cancel(track.device, task.key)
+        self._write_standings()
         self._say("leaving")
 
     def finish(self, write_results: Callable[[], str | None] = lambda: None) -> Status:
         """Close the run in the store, write what is to be taken home, and say how it ended."""
+        self._write_standings()
         self._store.set_run_status(self.identity.run_id, self.status, self._wall_clock())
         self._announcer.finished(
             list(self.tracks.values()),
@@ -202,6 +259,8 @@ class Campaign:
     def add_track(self, track: SettingTrack) -> None:
         """Take in a device setting, new or from the store."""
         self.tracks[track.device, track.setting.label] = track
+        self._desk.join(track)
+        self._look_at(track)
 
     def restore(self, track: SettingTrack, record: TaskRecord, proposal: Proposal, outcome: Outcome | None) -> None:
         """Take in a stored task, in the order in which outcomes were stored, with the one that counted."""
@@ -260,22 +319,20 @@ class Campaign:
             return
         fresh = [setting for setting in info.settings if (entry.name, setting.label) not in self.tracks]
         for setting in fresh:
-            track = SettingTrack(self.identity.run_id, entry.name, setting, info, self._make_search())
+            track = SettingTrack(self.identity.run_id, entry.name, setting, info, self._make_search(info, setting))
             self.add_track(track)
-            self._store.put_device(track.to_record())
+            self._stale[track.label] = track
         if fresh:
             self._announcer.joined(info)
 
     def _wanted(self, agent: str) -> bool:
         return not self.plan.devices or agent in self.plan.devices
 
-    def _tracks_of(self, agent: str) -> list[SettingTrack]:
-        return [track for track in self.tracks.values() if track.device == agent]
-
     # -- what agents say (`FleetListener`) ---------------------------------------------------------------------
 
     def on_connected(self) -> None:
         self.connected = True
+        self.connections += 1
         if self._connected_s is None:
             self._connected_s = self._clock()
         self._say("ready")
@@ -301,7 +358,7 @@ class Campaign:
 
     def on_health(self, agent: str, health: Health) -> None:
         self.registry.on_health(agent, health, self._clock())
-        for track in self._tracks_of(agent):
+        for track in self._desk.tracks_of(agent):
             track.temperature_c = health.conditions.temperature_c
             track.throttled = health.conditions.throttled
 
@@ -314,6 +371,7 @@ class Campaign:
     def on_next(self, agent: str, held: Next) -> None:
         self.registry.on_message(agent, self._clock())
         self._desk.reconcile(agent, held)
+        self._hungry[agent] = None
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         now = self._clock()
@@ -331,7 +389,10 @@ class Campaign:
         track.wire_bytes += size
         self._desk.renew(agent, now)
         if isinstance(update, Result | Failed):
-            self._take_outcome(track, task, update)
+            outcome = outcome_to_store(task.record, update)
+            if isinstance(update, Result) and isinstance(outcome, Failed):
+                self.note(f"{track.label}: result of {update.task.task_id} refused: {outcome.detail}")
+            self._arrived.append((track, task, update.task, outcome))
         elif isinstance(update, Progress):
             entry.phase, entry.phase_fraction, entry.phase_task = update.phase, update.fraction, update.task
         elif isinstance(update, Rejected):
@@ -339,23 +400,26 @@ class Campaign:
 
     # -- results -----------------------------------------------------------------------------------------------
 
-    def _take_outcome(self, track: SettingTrack, task: TrackTask, update: Result | Failed) -> None:
-        """Store, then acknowledge, then learn; a repeated one is only acknowledged."""
-        self._unanswered[track.device] = 0
-        outcome = outcome_to_store(task.record, update)
-        if isinstance(update, Result) and isinstance(outcome, Failed):
-            self.note(f"{track.label}: result of {update.task.task_id} refused: {outcome.detail}")
-        self._store.add_outcome(update.task, outcome, self._wall_clock())
-        try:
-            track.wire_bytes += self._wire.acknowledge(track.device, update.task)
-        except TransportError as error:  # The agent sends it again, and is told then.
-            self.note(str(error))
-        # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
-        if not self._desk.is_done(task.record.task_id):
-            self._conclude(track, task, update.task.attempt, outcome)
+    def _take_outcomes(self) -> None:
+        """Store what arrived, then acknowledge, then learn; a repeated one is only acknowledged."""
+        arrived, self._arrived = self._arrived, []
+        if not arrived:
+            return
+        now_unix_s = self._wall_clock()
+        self._store.add_outcomes([Arrival(key, outcome, now_unix_s) for _, _, key, outcome in arrived])
+        for track, task, key, outcome in arrived:
+            self._unanswered[track.device] = 0
+            try:
+                track.wire_bytes += self._wire.acknowledge(track.device, key)
+            except TransportError as error:  # The agent sends it again, and is told then.
+                self.note(str(error))
+            # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
+            if not self._desk.is_done(task.record.task_id):
+                self._conclude(track, task, key.attempt, outcome)
 
     def _conclude(self, track: SettingTrack, task: TrackTask, attempt: int, outcome: Outcome) -> None:
         self._desk.conclude(track, task, attempt)
+        self._look_at(track)
         entry = self.registry.agents.get(track.device)
         if entry is not None and entry.phase_task is not None and entry.phase_task.task_id == task.record.task_id:
             entry.phase = entry.phase_task = None
@@ -374,8 +438,11 @@ class Campaign:
             return
         for proposal, outcome in track.inbox:
             track.search.tell(proposal, outcome)
-            if track.note_learning():
+            round_over = track.search.needs_planning or track.search.finished
+            if (round_over or len(self.tracks) <= _FEW_SETTINGS) and track.note_learning():
                 self._announcer.learned(track)
+            if proposal.purpose != "verification":
+                continue
             self._evaluate(track, proposal)
             for state in track.search.targets:
                 verified = proposal.key[1:] == ("verification", state.target_ms)
@@ -388,7 +455,9 @@ class Campaign:
         for state in track.search.targets:
             if state.status == "met" and proposal.key[1:] == ("verification", state.target_ms):
                 model = track.models[proposal.architecture.fingerprint]
-                track.evaluations[state.target_ms] = self._executor.submit(self._models.accuracy, model)
+                evaluation = self._executor.submit(self._models.accuracy, model)
+                track.evaluations[state.target_ms] = evaluation
+                evaluation.add_done_callback(lambda _: self._planned.append(track))
 
     # -- plans and ends ----------------------------------------------------------------------------------------
 
@@ -410,8 +479,9 @@ class Campaign:
                 failed = track.search.failure_reason
                 self._close(track, "failed" if failed else "finished", failed)
         elif track.search.needs_planning and not track.busy:
-            self._store.put_device(track.to_record())
+            self._stale[track.label] = track
             track.plan = self._executor.submit(self._make_plan, track.search, track.setting)
+            track.plan.add_done_callback(lambda _: self._planned.append(track))
 
     def _make_plan(self, search: DeviceSearch, setting: RuntimeSetting) -> list[PlannedTask]:
         """On a worker thread: think, and build the files that verifications are about."""
@@ -438,7 +508,7 @@ class Campaign:
         for state in track.search.targets:
             if state.status != "open" and state.target_ms not in track.settled | track.evaluations.keys():
                 track.settled.add(state.target_ms)
-                self._store.put_winner(standing.winner_record(track, state))
+                self._fates.append(standing.winner_record(track, state))
                 self._announcer.judged(track, state)
 
     def _abandoned(self, track: SettingTrack, now: float) -> bool:
@@ -458,7 +528,7 @@ class Campaign:
         track.status, track.reason = status, reason
         track.ready.clear()
         track.leased.clear()
-        self._store.put_device(track.to_record())
+        self._stale[track.label] = track
         if status == "lost":
             entry = self.registry.agents.get(track.device)
             seen_s = entry.last_seen_s if entry is not None else None
@@ -479,7 +549,7 @@ class Campaign:
                 self._unanswered[agent] = 0
                 reason = f"it takes tasks and heartbeats, but {MAX_UNANSWERED} tasks in a row got no answer"
                 self.registry.lose(agent, now, reason)
-                for lost in self._tracks_of(agent):
+                for lost in self._desk.tracks_of(agent):
                     if lost.status == "running":
                         self._close(lost, "lost", reason)
 

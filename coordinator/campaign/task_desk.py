@@ -5,7 +5,7 @@ A task is in the store before its agent hears of it, so that its result is store
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.device_search import Proposal
@@ -41,10 +41,16 @@ class TaskDesk:
     ) -> None:
         self._run_id, self._bundle, self._plan = run_id, bundle, plan
         self._tracks = tracks
+        self._by_device: dict[str, list[SettingTrack]] = {}
+        self._unfinished: dict[str, dict[str, TrackTask]] = {}
         self._wire, self._blobs, self._store, self._note = wire, blobs, store, note
         self._tasks: dict[str, tuple[SettingTrack, TrackTask]] = {}
         self._done: set[str] = set()
         self._next_number = 1
+
+    def join(self, track: SettingTrack) -> None:
+        """Know a device setting, which is among the campaign's tracks."""
+        self._by_device.setdefault(track.device, []).append(track)
 
     # -- what is known -----------------------------------------------------------------------------------------
 
@@ -56,21 +62,21 @@ class TaskDesk:
         """Whether an outcome of the task was counted."""
         return task_id in self._done
 
+    def tracks_of(self, agent: str) -> Sequence[SettingTrack]:
+        """The settings of one device."""
+        return self._by_device.get(agent, ())
+
     def out(self, agent: str | None = None) -> list[tuple[SettingTrack, TrackTask]]:
         """What is handed out, to one agent or to all."""
-        return [
-            (track, task)
-            for track in self._tracks.values()
-            if agent in (None, track.device)
-            for task in track.leased.values()
-        ]
+        tracks = self._tracks.values() if agent is None else self.tracks_of(agent)
+        return [(track, task) for track in tracks for task in track.leased.values()]
 
     # -- making tasks ------------------------------------------------------------------------------------------
 
     def add(self, track: SettingTrack, planned: PlannedTask) -> None:
         """Make a task of a proposal; one that an earlier coordinator left open is taken up again."""
         proposal, model = planned.proposal, planned.model
-        for task in self._open(track):
+        for task in self._unfinished.get(track.label, {}).values():
             if task.proposal.key == proposal.key:
                 if task.record.task_id not in track.leased and task not in track.ready:
                     track.ready.append(task)
@@ -99,7 +105,7 @@ class TaskDesk:
         task = self._know(track, record, proposal)
         self._next_number = max(self._next_number, int(record.task_id.rpartition(".")[2]) + 1)
         if done:
-            self._done.add(record.task_id)
+            self._finish(track, record.task_id)
         elif record.attempt:
             task.lease_ends_s = lease_ends_s
             track.leased[record.task_id] = task
@@ -107,6 +113,7 @@ class TaskDesk:
     def _know(self, track: SettingTrack, record: TaskRecord, proposal: Proposal) -> TrackTask:
         task = TrackTask(record, proposal)
         self._tasks[record.task_id] = track, task
+        self._unfinished.setdefault(track.label, {})[record.task_id] = task
         if record.model_sha256 is not None:
             model = CalibratedModel(record.architecture, track.setting, record.model_sha256, record.calibration)
             track.models[record.architecture.fingerprint] = model
@@ -114,33 +121,45 @@ class TaskDesk:
                 task.calibration = self._blobs.add(record.calibration)
         return task
 
-    def _open(self, track: SettingTrack) -> Iterator[TrackTask]:
-        return (
-            task for other, task in self._tasks.values() if other is track and task.record.task_id not in self._done
-        )
+    def _finish(self, track: SettingTrack, task_id: str) -> None:
+        self._done.add(task_id)
+        self._unfinished.get(track.label, {}).pop(task_id, None)
 
     # -- out and back ------------------------------------------------------------------------------------------
 
-    def hand_out(self, agent: str, now_s: float) -> None:
-        """Keep an agent supplied."""
-        free = PREFETCH - len(self.out(agent))
-        while free > 0:
-            waiting = [
-                track
-                for track in self._tracks.values()
-                if track.device == agent and track.status == "running" and track.ready
-            ]
-            if not waiting:
-                return
-            # The setting with the fewest measurements first, so that all of a device's settings end together.
-            track = min(waiting, key=lambda t: (t.search.measurements + len(t.leased), t.setting.label))
-            if not self._send(track, track.ready.popleft(), now_s):
-                return
-            free -= 1
+    def hand_out(self, agents: Iterable[str], now_s: float) -> None:
+        """Keep agents supplied: what they get is stored in one transaction, then sent."""
+        chosen: list[tuple[SettingTrack, TrackTask]] = []
+        for agent in agents:
+            chosen.extend(self._choose(agent, PREFETCH - len(self.out(agent))))
+        for _, task in chosen:
+            task.next_attempt()
+        sent = 0
+        try:
+            self._store.put_tasks([task.record for _, task in chosen])
+            for track, task in chosen:
+                self._send(track, task, now_s)
+                sent += 1
+        except TransportError as error:
+            self._note(str(error))
+        finally:
+            # What was not sent keeps its place: the queue to the broker is full, or the store away.
+            for track, task in reversed(chosen[sent:]):
+                track.ready.appendleft(task)
 
-    def _send(self, track: SettingTrack, task: TrackTask, now_s: float) -> bool:
-        task.next_attempt()
-        self._store.put_task(task.record)
+    def _choose(self, agent: str, count: int) -> list[tuple[SettingTrack, TrackTask]]:
+        """Take up to `count` tasks for an agent from what is ready."""
+        chosen: list[tuple[SettingTrack, TrackTask]] = []
+        while len(chosen) < count:
+            waiting = [track for track in self.tracks_of(agent) if track.status == "running" and track.ready]
+            if not waiting:
+                break
+            # The setting with the fewest measurements first, so that all of a device's settings end together.
+            track = min(waiting, key=lambda t: (_handed_out(t, chosen), t.setting.label))
+            chosen.append((track, track.ready.popleft()))
+        return chosen
+
+    def _send(self, track: SettingTrack, task: TrackTask, now_s: float) -> None:
         message = MeasureTask(
             task=task.key,
             run_id=self._run_id,
@@ -151,15 +170,9 @@ class TaskDesk:
             protocol=self._plan.protocol,
             deadline_s=self._plan.deadline_s,
         )
-        try:
-            track.wire_bytes += self._wire.send_task(track.device, message)
-        except TransportError as error:
-            self._note(str(error))
-            track.ready.appendleft(task)
-            return False
+        track.wire_bytes += self._wire.send_task(track.device, message)
         track.leased[task.record.task_id] = task
         task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
-        return True
 
     def renew(self, agent: str, now_s: float) -> None:
         """A word about one task of an agent renews the leases of all: it works on them in turn."""
@@ -206,7 +219,7 @@ class TaskDesk:
         """A task's first outcome has come, whichever attempt it is of; a newer attempt is called off."""
         if attempt < task.record.attempt and task.record.task_id in track.leased:
             self.cancel(track.device, task.key)
-        self._done.add(task.record.task_id)
+        self._finish(track, task.record.task_id)
         track.leased.pop(task.record.task_id, None)
         if task in track.ready:
             track.ready.remove(task)
@@ -217,3 +230,7 @@ class TaskDesk:
             self._wire.cancel(agent, key)
         except TransportError as error:
             self._note(str(error))
+
+
+def _handed_out(track: SettingTrack, chosen: Sequence[tuple[SettingTrack, TrackTask]]) -> int:
+    return track.search.measurements + len(track.leased) + sum(other is track for other, _ in chosen)

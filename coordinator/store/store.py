@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, insert, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, joinedload
+from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from coordinator.store.database import Database
 from coordinator.store.migration import bring_up_to_date
@@ -41,6 +41,8 @@ from fleet_protocol.errors import StoreError, UsageError
 from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
 _MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
+#: Measurements that are read at once where there may be very many.
+_PAGE = 500
 
 
 class MeasurementStore:
@@ -89,6 +91,10 @@ class MeasurementStore:
         """Give the file or the connections back."""
         self._database.close()
 
+    def on_write(self, observe: Callable[[float], object]) -> None:
+        """Have `observe` called with the seconds that each writing transaction takes."""
+        self._database.on_write = observe
+
     # -- runs --------------------------------------------------------------------------------------------------
 
     def create_run(self, run: RunRecord) -> None:
@@ -125,20 +131,27 @@ class MeasurementStore:
 
     def put_device(self, device: DeviceRecord) -> None:
         """Add a device setting to its run, or renew what is known of it."""
+        self.put_devices([device])
+
+    def put_devices(self, devices: Sequence[DeviceRecord]) -> None:
+        """Add or renew many device settings in one transaction."""
+        if not devices:
+            return
         with self._database.writing() as session:
-            session.merge(
-                DeviceRow(
-                    run_id=device.run_id,
-                    device=device.device,
-                    setting_label=device.setting.label,
-                    setting=device.setting.model_dump(mode="json"),
-                    info=device.info.model_dump(mode="json"),
-                    status=device.status,
-                    reason=device.reason,
-                    learning=[list(point) for point in device.learning],
-                    wire_bytes=device.wire_bytes,
+            for device in devices:
+                session.merge(
+                    DeviceRow(
+                        run_id=device.run_id,
+                        device=device.device,
+                        setting_label=device.setting.label,
+                        setting=device.setting.model_dump(mode="json"),
+                        info=device.info.model_dump(mode="json"),
+                        status=device.status,
+                        reason=device.reason,
+                        learning=[list(point) for point in device.learning],
+                        wire_bytes=device.wire_bytes,
+                    )
                 )
-            )
 
     def devices(self, run_id: str) -> list[DeviceRecord]:
         """The device settings of a run, by name."""
@@ -245,8 +258,8 @@ class MeasurementStore:
         if unknown:
             raise StoreError(f"task {unknown[0]} is in no run of the store {self.url}; its result is not stored")
 
-    def outcomes(self, run_id: str) -> list[OutcomeRecord]:
-        """Every outcome of a run in the order of arrival."""
+    def outcomes(self, run_id: str, after: int = 0) -> list[OutcomeRecord]:
+        """Every outcome of a run in the order of arrival, from the one after number `after` on."""
         with self._database.reading() as session:
             rows = session.scalars(
                 select(OutcomeRow)
@@ -258,6 +271,33 @@ class MeasurementStore:
                 .order_by(OutcomeRow.outcome_id)
             )
             return [_outcome(row) for row in rows]
+
+    def measurements(self, run_ids: Sequence[str], devices: Sequence[str] = ()) -> Iterator[OutcomeRecord]:
+        """Measurements of these runs, and of these devices if any are given, in the order of arrival.
+
+        They come page by page, each page a transaction of its own: a long history fits into little memory, and nobody
+        who writes waits for its reader.
+        """
+        wanted = (
+            select(OutcomeRow)
+            .join(OutcomeRow.task)
+            .join(OutcomeRow.measurement)
+            .where(TaskRow.run_id.in_(run_ids))
+            .options(contains_eager(OutcomeRow.task), contains_eager(OutcomeRow.measurement))
+            .order_by(OutcomeRow.outcome_id)
+            .limit(_PAGE)
+        )
+        if devices:
+            wanted = wanted.where(TaskRow.device.in_(devices))
+        last = 0
+        while True:
+            with self._database.reading() as session:
+                rows = session.scalars(wanted.where(OutcomeRow.outcome_id > last)).all()
+                page = [_outcome(row) for row in rows]
+                last = rows[-1].outcome_id if rows else last
+            yield from page
+            if len(page) < _PAGE:
+                return
 
     def latencies(self, run_id: str, before_unix_s: float) -> list[LatencyRecord]:
         """Every latency of a run that was stored before then and not throttled, in the order of arrival."""
@@ -285,8 +325,14 @@ class MeasurementStore:
 
     def put_winner(self, winner: WinnerRecord) -> None:
         """Say what became of a target."""
-        with self._database.writing() as session:
-            session.merge(WinnerRow(**vars(winner)))
+        self.put_winners([winner])
+
+    def put_winners(self, winners: Sequence[WinnerRecord]) -> None:
+        """Say what became of many targets, in one transaction."""
+        if winners:
+            with self._database.writing() as session:
+                for winner in winners:
+                    session.merge(WinnerRow(**vars(winner)))
 
     def winners(self, run_id: str) -> list[WinnerRecord]:
         """What became of a run's targets, by device setting and target."""
