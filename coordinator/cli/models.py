@@ -131,7 +131,10 @@ def fit(
 
 
 def evaluate_predictor(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Measured latencies: .npz, or .json.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Measured latencies: .npz, .json, or .csv as `export-data` writes it."),
+    ],
     samples: Annotated[str, typer.Option("--samples", help="How many measurements of a new device.")] = "10,20,50",
     draws: Annotated[int, typer.Option("--draws", min=1, help="Random choices of these.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,

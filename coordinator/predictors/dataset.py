@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.predictors.exported_data import read_exported
 from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.learned_prior import MeasuredDevice
 from coordinator.predictors.prior import Floats
@@ -50,17 +51,21 @@ def read_latency_data(path: Path | str) -> LatencyData:
 
     `.npz`: arrays `latency_<setting>` (n,) in ms, beside either `ks`, `e`, `d`, `r` (architectures of `ofa-mbv3`) or
     `ops` (n, blocks), the operation that each block of any other space takes. `.json`: an object with `space`,
-    `options`, `architectures` (OFA's keys), `latency_ms` (setting to n numbers) and, optionally, `families`.
-    Settings of one device (names that differ in a trailing batch size) are one family.
+    `options`, `architectures` (OFA's keys), `latency_ms` (setting to n numbers) and, optionally, `families`. In both,
+    settings of one device (names that differ in a trailing batch size) are one family. `.csv`: what
+    `fleetnas export-data` wrote; a device is a family.
 
     Raises:
         UsageError: the file is missing, of another form, or its arrays disagree in length.
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"there is no file {path}; give an .npz or .json of architectures and latencies")
+        raise UsageError(f"there is no file {path}; give an .npz, .json or .csv of architectures and latencies")
     if path.suffix == ".json":
         return _from_json(path)
+    if path.suffix == ".csv":
+        found = read_exported(path)
+        return _of_space(path, found.space, found.architectures, found.latency_ms, found.families)
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -63,10 +63,11 @@ def _cells(device: DeviceOutcome, row: MeasurementRow) -> dict[str, str]:
             cells[f"{name}_{suffix}"] = getattr(conditions, name)
     for name in _LISTS:
         cells[name] = " ".join(repr(value) for value in getattr(measurement, name))
-    return {name: _cell(value) for name, value in cells.items()}
+    return {name: csv_cell(value) for name, value in cells.items()}
 
 
-def _cell(value: Any) -> str:
+def csv_cell(value: Any) -> str:
+    """A single value as text; unknown is empty, and numbers come back exactly."""
     if value is None:
         return ""
     if isinstance(value, bool):

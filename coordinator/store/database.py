@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +69,8 @@ class Database:
         self._reader = _engine(url)
         # SQLite refuses to turn a reading transaction into a writing one once somebody else has written.
         self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
+        #: Called with the seconds that a writing transaction took, its wait for others included.
+        self.on_write: Callable[[float], object] = lambda _: None
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
@@ -78,8 +81,10 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """All or nothing, on disk when it ends. `StoreUnavailableError` where the trouble may pass."""
+        began_s = time.monotonic()
         with self._errors(), Session(self._writer) as session, session.begin():
             yield session
+        self.on_write(time.monotonic() - began_s)
 
     @contextmanager
     def changing_schema(self) -> Iterator[Connection]:

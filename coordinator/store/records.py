@@ -77,6 +77,8 @@ class OutcomeRecord:
     key: TaskKey
     outcome: Outcome
     stored_unix_s: float
+    number: int = 0
+    """Grows in the order of arrival."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -265,6 +265,7 @@ class MeasurementStore:
                 select(OutcomeRow)
                 .join(OutcomeRow.task)
                 .where(TaskRow.run_id == run_id)
+                .where(OutcomeRow.outcome_id > after)
                 .options(
                     joinedload(OutcomeRow.task), joinedload(OutcomeRow.measurement), joinedload(OutcomeRow.failure)
                 )
@@ -363,4 +364,4 @@ def _outcome(row: OutcomeRow) -> OutcomeRecord:
         outcome = Failed.model_validate({"task": key, "reason": row.failure.reason, "detail": row.failure.detail})
     else:
         raise StoreError(f"outcome {row.outcome_id} of task {row.task_id} is neither a measurement nor a failure")
-    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s)
+    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s, row.outcome_id)

@@ -79,6 +79,17 @@ class TestConformance:
         assert store.outcomes("run-1") == []
         assert store.add_outcomes([]) == []
 
+    def test_measurements_of_several_runs_come_in_order_whatever_the_page(self, store: MeasurementStore) -> None:
+        store.create_run(run_record("run-2"))
+        names = [f"t{number}" for number in range(2, 1202)]
+        store.put_tasks([task_record(name, f"run-{1 + place % 2}") for place, name in enumerate(names)])
+        failed = Failed(task=TaskKey(task_id="t1", attempt=1), reason="crashed")
+        arrivals = [Arrival(TaskKey(task_id=name, attempt=1), MEASUREMENT, 1.0) for name in names]
+        store.add_outcomes([*arrivals[:700], Arrival(failed.task, failed, 1.0), *arrivals[700:]])
+        assert [one.key.task_id for one in store.measurements(["run-1", "run-2"])] == names
+        assert [one.key.task_id for one in store.measurements(["run-2"], ["pi4"])] == names[1::2]
+        assert list(store.measurements(["run-1"], ["pi5"])) == list(store.measurements([])) == []
+
     def test_a_task_is_renewed_in_place(self, store: MeasurementStore) -> None:
         store.put_task(replace(task_record("t1"), attempt=2))
         assert [task.attempt for task in store.tasks("run-1")] == [2]

@@ -1,0 +1,49 @@
+"""`fleetnas export-data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from coordinator.cli import options
+from fleet_protocol.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export-data")(export_data)
+
+
+def export_data(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE|DIR", help="Into a folder: measurements.csv or .parquet.")
+    ],
+    run: Annotated[list[str] | None, typer.Option("--run", metavar="RUN", help="Only this run; repeatable.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option("--device", metavar="NAME", help="Only this device; repeatable.")
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="csv|parquet", help="Default: by the file's name, else csv.")
+    ] = None,
+    raw_times: Annotated[bool, typer.Option(help="With every timed run of every measurement.")] = True,
+    store: options.Store = None,
+) -> None:
+    """Every stored measurement, one row each, to learn from elsewhere; docs/store.md describes the fields."""
+    from coordinator.store.export_files import Format, write_rows
+    from coordinator.store.exported_fields import FIELDS, RAW_TIMES, exported_rows
+    from coordinator.store.store import MeasurementStore
+
+    chosen = form or ("parquet" if output.suffix == ".parquet" else "csv")
+    if chosen not in ("csv", "parquet"):
+        raise UsageError(f"--format is csv or parquet, not {chosen!r}")
+    if output.is_dir():
+        output /= f"measurements.{chosen}"
+    fields = [field for field in FIELDS if raw_times or field.name != RAW_TIMES]
+    opened = MeasurementStore.open(options.store_location(store))
+    try:
+        count = write_rows(exported_rows(opened, run or (), device or ()), fields, output, cast(Format, chosen))
+    finally:
+        opened.close()
+    typer.echo(f"{output}: {count:,} measurements")

@@ -1,0 +1,93 @@
+"""What `fleetnas export-data` wrote, as data to evaluate latency predictors on."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from coordinator.predictors.prior import Floats
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.errors import UsageError
+from supernet_export.spaces.base import DesignSpace
+from supernet_export.spaces.registry import make_space
+
+#: Device settings that measured fewer subnets in common with the others cannot be compared.
+LEAST_SUBNETS = 4
+_NEEDED = (
+    "space", "space_options", "device", "runtime", "architecture", "quality", "median_ms", "drift",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExportedData:
+    """`n` architectures that every device setting has measured."""
+
+    space: DesignSpace
+    architectures: list[Architecture]
+    latency_ms: Mapping[str, Floats]  #: per setting, (n,)
+    families: Mapping[str, str]  #: per setting, its device
+
+
+def read_exported(path: Path) -> ExportedData:
+    """Read a CSV: per device setting each subnet's median over its measurements, throttled ones left out, drift out.
+
+    Raises:
+        UsageError: it is no such file, holds several design spaces, or settings with too few subnets in common.
+    """
+    latency: dict[str, dict[Architecture, list[float]]] = {}
+    families: dict[str, str] = {}
+    spaces: set[tuple[str, str]] = set()
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = set(_NEEDED) - set(reader.fieldnames or ())
+        if missing:
+            raise UsageError(
+                f"{path} has no column {', '.join(sorted(missing))}; give one that `fleetnas export-data` wrote"
+            )
+        try:
+            for cells in reader:
+                if cells["quality"] == "throttled":
+                    continue
+                spaces.add((cells["space"], _without_resolutions(cells["space_options"])))
+                setting = f"{cells['device']}/{cells['runtime']}"
+                families[setting] = cells["device"]
+                measured = latency.setdefault(setting, {})
+                architecture = Architecture.model_validate_json(cells["architecture"])
+                measured.setdefault(architecture, []).append(float(cells["median_ms"]) / float(cells["drift"]))
+        except (ValueError, TypeError, ZeroDivisionError, AttributeError, csv.Error) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"line {reader.line_num} of {path} is no measurement: {reason}; export it again") from None
+    if len(spaces) != 1:
+        found = ", ".join(sorted(name for name, _ in spaces)) or "none"
+        raise UsageError(f"{path} must hold one design space; found {found}; export with --run")
+    common = _common(path, latency)
+    name, options = spaces.pop()
+    space = make_space(name, {**json.loads(options), "resolutions": sorted({one.r for one in common})})
+    values = {
+        setting: np.array([float(np.median(measured[one])) for one in common]) for setting, measured in latency.items()
+    }
+    return ExportedData(space, common, values, families)
+
+
+def _without_resolutions(options: str) -> str:
+    """Runs that searched other resolutions of one space go together."""
+    found = json.loads(options)
+    return json.dumps({name: value for name, value in found.items() if name != "resolutions"}, sort_keys=True)
+
+
+def _common(path: Path, latency: Mapping[str, Mapping[Architecture, list[float]]]) -> list[Architecture]:
+    """Measured on every setting, in the order of the first one."""
+    first, *others = latency.values()
+    common = [one for one in first if all(one in measured for measured in others)]
+    if len(common) < LEAST_SUBNETS:
+        counts = ", ".join(f"{setting} {len(measured)}" for setting, measured in latency.items())
+        raise UsageError(
+            f"{path}: the device settings have {len(common)} measured subnets in common, and {LEAST_SUBNETS} are "
+            f"needed ({counts}); name the devices that have more by --device, or measure more with one --seed"
+        )
+    return common

@@ -1,0 +1,124 @@
+"""One stored measurement as a flat row: the fields of `fleetnas export-data`, described in `docs/store.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from coordinator.store.records import DeviceRecord, OutcomeRecord, RunRecord
+from coordinator.store.store import MeasurementStore
+from fleet_protocol.errors import UsageError
+from fleet_protocol.messages import Conditions, Measurement, Message
+
+Kind = Literal["text", "integer", "number", "boolean", "numbers"]
+#: The type of a field in one row; None: unknown.
+Value = str | int | float | bool | tuple[float, ...] | None
+
+RAW_TIMES = "times_us"
+_KINDS: dict[str, Kind] = {
+    "string": "text", "integer": "integer", "number": "number", "boolean": "boolean", "array": "numbers",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column."""
+
+    name: str
+    kind: Kind
+
+
+def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ...]:
+    """The fields of a message that are single values or lists of numbers, from its JSON schema."""
+    fields = []
+    for name, schema in message.model_json_schema()["properties"].items():
+        types = {part.get("type") for part in schema.get("anyOf", [schema])} - {"null", None}
+        if types:
+            fields.append(Field(name + suffix, _KINDS[types.pop()]))
+    return tuple(fields)
+
+
+_OF_MEASUREMENT = _message_fields(Measurement)
+_SUFFIXES = ("before", "after")
+_CONDITIONS = tuple(Conditions.model_fields)
+_LAST = ("block_medians_ms", RAW_TIMES)
+
+#: Every field, in order; the long ones are last.
+FIELDS: tuple[Field, ...] = (
+    Field("run_id", "text"),
+    Field("fleet", "text"),
+    Field("supernet", "text"),
+    Field("bundle_sha256", "text"),
+    Field("space", "text"),
+    Field("space_options", "text"),
+    Field("device", "text"),
+    Field("device_model", "text"),
+    Field("runtime", "text"),
+    Field("task_id", "text"),
+    Field("attempt", "integer"),
+    Field("stored_unix_s", "number"),
+    Field("purpose", "text"),
+    Field("target_ms", "number"),
+    Field("fingerprint", "text"),
+    Field("architecture", "text"),
+    Field("predicted_ms", "number"),
+    Field("predicted_std_ms", "number"),
+    Field("predicted_accuracy", "number"),
+    *(field for field in _OF_MEASUREMENT if field.name not in _LAST),
+    *(field for suffix in _SUFFIXES for field in _message_fields(Conditions, f"_{suffix}")),
+    *(field for field in _OF_MEASUREMENT if field.name in _LAST),
+)
+
+
+def exported_rows(
+    store: MeasurementStore, runs: Sequence[str] = (), devices: Sequence[str] = ()
+) -> Iterator[dict[str, Value]]:
+    """Measurements in order of arrival, a value for every one of `FIELDS`; what failed on its device is left out.
+
+    Of the given runs and devices, or of all. `UsageError` where one of them is not there.
+    """
+    chosen = [store.run(run_id) for run_id in runs] if runs else store.runs()
+    settings = {
+        (run.run_id, record.device, record.setting.label): record
+        for run in chosen
+        for record in store.devices(run.run_id)
+    }
+    known = sorted({device for _, device, _ in settings})
+    for device in devices:
+        if device not in known:
+            raise UsageError(f"no device {device!r} took part in these runs; there are {', '.join(known) or 'none'}")
+    by_id = {run.run_id: run for run in chosen}
+    for found in store.measurements(list(by_id), devices):
+        task = found.task
+        yield _row(by_id[task.run_id], settings.get((task.run_id, task.device, task.setting_label)), found)
+
+
+def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> dict[str, Value]:
+    task, measurement = found.task, found.outcome
+    assert isinstance(measurement, Measurement)
+    row: dict[str, Any] = {
+        "run_id": run.run_id,
+        "fleet": run.fleet,
+        "supernet": run.supernet,
+        "bundle_sha256": run.bundle_sha256,
+        "space": run.settings.get("design_space"),
+        "space_options": json.dumps(run.settings.get("space_options", {})),
+        "device": task.device,
+        "device_model": device.info.profile.model if device is not None else None,
+        "runtime": task.setting_label,
+        "task_id": task.task_id,
+        "attempt": found.key.attempt,
+        "stored_unix_s": found.stored_unix_s,
+        "fingerprint": task.architecture.fingerprint,
+        "architecture": task.architecture.model_dump_json(),
+    }
+    for name in ("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"):
+        row[name] = getattr(task, name)
+    for field in _OF_MEASUREMENT:
+        row[field.name] = getattr(measurement, field.name)
+    for suffix in _SUFFIXES:
+        for name in _CONDITIONS:
+            row[f"{name}_{suffix}"] = getattr(getattr(measurement, suffix), name)
+    return row
