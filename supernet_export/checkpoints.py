@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def _read_torch(path: Path) -> dict[str, Array]:
         import torch
     except ImportError:
         return {name: np.asarray(array, np.float32) for name, array in read_state_dict(path).items()}
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -69,6 +71,19 @@ def _read_torch(path: Path) -> dict[str, Array]:
             raise CheckpointError(f"{path} holds no state dict: {str(name)[:100]!r} is a {type(tensor).__name__}")
         state[name] = tensor.detach().float().numpy()
     return state
+
+
+def _check_archive(path: Path) -> None:
+    """Check the checksums of a file in PyTorch's zip layout, which torch itself does not look at."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # a damaged archive makes zipfile raise nearly anything
+        damaged = _one_line(error)
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged, a checksum in it is wrong ({damaged[:200]!r}); fetch it again")
 
 
 def _one_line(error: Exception) -> str:

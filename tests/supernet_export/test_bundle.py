@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from pathlib import Path
 
@@ -152,6 +153,8 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         ({"space": "nowhere"}, "no design space is called 'nowhere'"),
         ({"options": {"colours": 3}}, "does not take these options"),
         ({"options": {"resolutions": "many"}}, "design space cannot be made"),
+        ({"space": "ofa-mbv3", "options": {}}, "must have shape"),
+        ({"space": "ofa-resnet50", "options": {}}, "needs a tensor"),
         ({"classes": 0}, "classes"),
         ({"preprocessing": None}, "preprocessing"),
         ({"surprise": 1}, "surprise"),
@@ -163,6 +166,34 @@ def test_a_manifest_that_cannot_be_served_is_refused(
     path = altered(bundle, tmp_path / "altered.supernet", **changes)
     # The hash that was announced is right, so only the manifest can be what is wrong.
     assert said in reason(path, expected_sha256=file_sha256(path))
+
+
+class Trap:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("layout", ["pickle", "torch", "header", "manifest"])
+def test_code_in_a_bundle_is_refused_and_not_run(bundle: SupernetBundle, tmp_path: Path, layout: str) -> None:
+    sprung, path = tmp_path / "sprung", tmp_path / "x.supernet"
+    trap = pickle.dumps({"weights": Trap(sprung)})
+    if layout == "pickle":
+        path.write_bytes(trap)
+    elif layout == "torch":
+        pytest.importorskip("torch").save({"state_dict": {"weight": Trap(sprung)}}, path)
+    elif layout == "header":
+        path.write_bytes(struct.pack("<Q", len(trap)) + trap)
+    else:
+        altered(bundle, path, options={"resolutions": [trap.decode("latin-1")]})
+    reason(path)
+    assert not sprung.exists()
+    pickle.loads(trap)
+    assert sprung.exists(), "the trap works"
 
 
 @pytest.mark.parametrize("change", ["missing", "shape", "foreign"])

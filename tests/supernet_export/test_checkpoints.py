@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,6 +112,46 @@ def test_any_truncation_is_refused_in_one_line(tmp_path: Path, cut: float, zippe
     whole = path.read_bytes()
     path.write_bytes(whole[: int(cut * len(whole))])
     reason(path)
+
+
+def read_with_a_flipped_bit(path: Path, place: float, bit: int, *, zipped: bool, with_torch: bool) -> dict[str, Any]:
+    """What is read of `WEIGHTS` after a bit was flipped; nothing where the file is refused."""
+    torch.save({"state_dict": tensors()}, path, _use_new_zipfile_serialization=zipped)
+    whole = bytearray(path.read_bytes())
+    whole[int(place * len(whole))] ^= 1 << bit
+    path.write_bytes(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        if not with_torch:
+            patch.setitem(sys.modules, "torch", None)
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            message = str(error)
+    assert "\n" not in message
+    return {}
+
+
+flips = given(place=st.floats(0, 0.9999), bit=st.integers(0, 7), with_torch=st.booleans())
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@flips
+def test_no_flipped_bit_changes_what_is_read(tmp_path: Path, place: float, bit: int, with_torch: bool) -> None:
+    """Either the file is refused, or the bit meant nothing, such as one of a time stamp."""
+    found = read_with_a_flipped_bit(tmp_path / "x.pth", place, bit, zipped=True, with_torch=with_torch)
+    assert not found or found.keys() == WEIGHTS.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, WEIGHTS[name])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@flips
+def test_a_flipped_bit_in_the_older_layout_makes_nothing_but_tensors(
+    tmp_path: Path, place: float, bit: int, with_torch: bool
+) -> None:
+    """It has no checksums, so a weight may change unnoticed."""
+    found = read_with_a_flipped_bit(tmp_path / "x.pth", place, bit, zipped=False, with_torch=with_torch)
+    assert all(array.dtype == np.float32 for array in found.values())
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

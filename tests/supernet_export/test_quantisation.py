@@ -356,6 +356,52 @@ def test_digits_are_recognised_as_well_in_int8(tmp_path: Path) -> None:
             assert np.mean(found.argmax(axis=1) == wanted) >= 0.97
 
 
+@pytest.mark.skipif(not DIGITS_CHECKPOINT.exists(), reason="the built-in supernet's weights are not there")
+def test_digits_are_recognised_as_well_as_by_onnxruntimes_own_quantiser(tmp_path: Path) -> None:
+    """The same float model, calibrated on the same images, through `onnxruntime.quantization.quantize_static`."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    from supernet_export.digits.data import load_digits, preprocess
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+        def __init__(self, batches: list[Array]) -> None:
+            self._batches = iter(batches)
+
+        def get_next(self) -> dict[str, Array] | None:
+            batch = next(self._batches, None)
+            return None if batch is None else {INPUT: batch}
+
+    export_digits(tmp_path / "digits.supernet")
+    bundle = SupernetBundle.open(tmp_path / "digits.supernet")
+    digits = load_digits()
+    (architecture,) = bundle.space.decode(bundle.space.smallest())
+    calibration = preprocess(digits.calibration.images, architecture.r)
+    test, labels = preprocess(digits.test.images, architecture.r), digits.test.labels
+    statistics = estimate_statistics(slice_subnet(bundle, architecture), [calibration])
+    graph = slice_subnet(bundle, architecture, statistics)
+    size = len(calibration)
+    (tmp_path / "float.onnx").write_bytes(emit_onnx(graph, batch=size))
+    quantize_static(
+        tmp_path / "float.onnx",
+        tmp_path / "theirs.onnx",
+        Reader([calibration]),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )
+
+    def accuracy(model: bytes) -> float:
+        answers = [run_onnx(model, batch).argmax(axis=1) for batch in np.split(test, len(test) // size)]
+        return float((np.concatenate(answers) == labels).mean())
+
+    exact = accuracy(emit_onnx(graph, batch=size))
+    ours = accuracy(emit_int8_onnx(graph, observe_ranges(graph, [calibration]), batch=size))
+    theirs = accuracy((tmp_path / "theirs.onnx").read_bytes())
+    assert abs(ours - exact) <= 0.015
+    assert ours >= theirs - 0.01
+
+
 def test_as_close_as_onnxruntimes_own_quantiser(rng: np.random.Generator, images: Array) -> None:
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorsData
