@@ -18,6 +18,7 @@ from coordinator.report.outcome import (
     SupernetProvenance,
     TargetOutcome,
 )
+from coordinator.search.bounds import subnet_costs
 from coordinator.store.records import DeviceRecord, OutcomeRecord, WinnerRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.snapshot import (
@@ -142,12 +143,20 @@ def winner_record(track: SettingTrack, state: TargetState) -> WinnerRecord:
         predicted_accuracy=state.accuracy,
         accuracy=accuracy,
         accuracy_images=images,
+        **_costs(track, state),
         sha256=state.sha256,
         reason=f"infeasible: {state.reason}" if state.status == "infeasible" else state.reason,
     )
     fields = asdict(outcome)
     fields["architecture"] = state.architecture.model_dump(mode="json") if state.architecture else None
     return WinnerRecord(track.run_id, track.device, track.setting.label, state.target_ms, state.status == "met", fields)
+
+
+def _costs(track: SettingTrack, state: TargetState) -> dict[str, int]:
+    if state.genome is None:
+        return {}
+    found = subnet_costs(track.search.space, state.genome[None])
+    return {name: round(float(found[name][0])) for name in ("parameters", "macs", "peak_activation_bytes")}
 
 
 def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
@@ -162,6 +171,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         ),
         strategy=settings.plan.strategy,
         budget=settings.plan.budget,
+        bounds=settings.plan.bounds,
         started_s=run.created_unix_s,
         finished_s=run.finished_unix_s,
         versions=settings.versions,

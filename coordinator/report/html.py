@@ -9,6 +9,7 @@ from coordinator.report.measurement_table import read_measurements
 from coordinator.report.plots import Plot, device_plots
 from coordinator.report.results import DeviceRecord, Results
 from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, read_results, write_atomically
+from coordinator.search.bounds import Bounds
 from coordinator.view import wording
 from coordinator.view.snapshot import PredictorError
 
@@ -58,6 +59,7 @@ def render_report(directory: Path) -> str:
     environment.filters.update(ms=wording.latency, target=wording.target, percent=wording.accuracy)
     return environment.get_template("report.html.j2").render(
         results=results,
+        bounds=str(Bounds(**results.bounds)),
         sections=sections,
         elapsed=_elapsed(results),
         predictor=_predictor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from coordinator.search.bounds import Bounds
 from coordinator.view.events import Purpose
 from coordinator.view.snapshot import PredictorError
 from device_profiles.profile import DeviceProfile
@@ -67,6 +68,12 @@ class TargetOutcome:
     """Top-1 in [0, 1], evaluated on held-out images with the exported file."""
     accuracy_images: int | None = None
     """How many images it was evaluated on."""
+    parameters: int | None = None
+    """Weights and biases, batch norm folded."""
+    macs: int | None = None
+    """Multiply-accumulates of one image."""
+    peak_activation_bytes: int | None = None
+    """Largest sum of live activations, fp32, one image."""
     sha256: str | None = None
     """Hash of the model file that the device measured."""
     reason: str = ""
@@ -125,6 +132,8 @@ class CampaignOutcome:
     supernet: SupernetProvenance
     strategy: str
     budget: int
+    bounds: Bounds
+    """What every subnet keeps beside its latency target."""
     started_s: float
     finished_s: float | None
     """None while it runs: a take-home can be written at any time."""

@@ -68,6 +68,9 @@ class TargetRecord(_Record):
     energy_mj: float | None = Field(
         default=None, description="per inference, when the file was verified; null where the board has no meter"
     )
+    parameters: int | None = Field(description="weights and biases, batch norm folded")
+    macs: int | None = Field(description="multiply-accumulates of one image")
+    peak_activation_bytes: int | None = Field(description="largest sum of live activations, fp32, one image")
     model: str | None = Field(description="path of the model file, relative to results.json; null when there is none")
     model_bytes: int | None = Field(description="size of the model file")
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
@@ -123,6 +126,7 @@ class Results(_Record):
     finished_at: datetime | None = Field(description="null while the run goes on")
     strategy: str = Field(description="search strategy")
     budget: int = Field(description="measurements allowed per device setting before verification")
+    bounds: dict[str, float] = Field(description="what every winner keeps beside its latency target")
     supernet: SupernetRecord
     versions: dict[str, str] = Field(description="of fleetnas and what it stands on, on the coordinator")
     fleet: tuple[DeviceRecord, ...]
@@ -151,6 +155,7 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
         finished_at=None if outcome.finished_s is None else _moment(outcome.finished_s),
         strategy=outcome.strategy,
         budget=outcome.budget,
+        bounds=outcome.bounds.given(),
         supernet=SupernetRecord(
             name=outcome.supernet.name,
             sha256=outcome.supernet.sha256,
@@ -224,6 +229,9 @@ def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: Model
         predicted_accuracy=target.predicted_accuracy,
         accuracy=target.accuracy,
         accuracy_images=target.accuracy_images,
+        parameters=target.parameters,
+        macs=target.macs,
+        peak_activation_bytes=target.peak_activation_bytes,
         energy_mj=_energy_mj(device, target),
         model=model,
         model_bytes=size,

@@ -17,6 +17,8 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
         parts.append(Text.assemble((f"{device.device}/{device.setting.label}", "bold"), f": {_status(device)}"))
         if device.targets:
             parts.append(_table(device))
+    if outcome.bounds.given():
+        parts.append(Text(f"every winner has {outcome.bounds}"))
     met = sum(target.met for device in outcome.devices for target in device.targets)
     count = sum(len(device.targets) for device in outcome.devices)
     parts.append(Text(f"{met} of {wording.count_of(count, 'target')} met by a fresh re-measurement"))

@@ -17,6 +17,7 @@ from coordinator.report.outcome import (
     SupernetProvenance,
     TargetOutcome,
 )
+from coordinator.search.bounds import Bounds
 from coordinator.view.events import Purpose
 from coordinator.view.snapshot import (
     DeviceSnapshot,
@@ -109,6 +110,9 @@ def device_outcome(
                 predicted_accuracy=0.93 + 0.01 * index,
                 accuracy=0.928 + 0.011 * index,
                 accuracy_images=540,
+                parameters=450_000,
+                macs=3_500_000,
+                peak_activation_bytes=98_304,
                 sha256=hashlib.sha256(model_of(device, target_ms)).hexdigest(),
             )
         )
@@ -135,6 +139,7 @@ def campaign_outcome(*devices: DeviceOutcome) -> CampaignOutcome:
         supernet=SupernetProvenance("digits.supernet", "ab" * 32, "digits", "trained by fleetnas", None),
         strategy="bottom-up",
         budget=40,
+        bounds=Bounds(macs=4e6),
         started_s=STARTED_S,
         finished_s=STARTED_S + 130.0,
         versions={"fleetnas": "0.1.0"},

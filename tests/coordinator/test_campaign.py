@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
+from typing import ClassVar
 
 import pytest
-from simulated_fleet import TOPICS, SimulatedAgent, Simulation, measurement
+from simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
-from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.standing import outcome_of
 from coordinator.campaign.track import SettingTrack
+from coordinator.search.bounds import Bounds, subnet_costs
 from coordinator.view import events
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import UsageError
@@ -358,6 +362,75 @@ class TestGathering:
         fleet.add("late", seed=9)
         fleet.run()
         assert met(track(fleet, "late")) == [True] * 4
+
+
+class TestBounds:
+    BOUNDS: ClassVar[dict[str, float]] = {"parameters": 450e3, "macs": 6e6, "peak_activation_bytes": 150e3}
+
+    @staticmethod
+    def costs(fleet: Simulation) -> dict[str, float]:
+        """The largest of each cost among all that was measured."""
+        measured = [found.task.architecture for found in fleet.store.outcomes("run-1")]
+        return {name: float(cost.max()) for name, cost in subnet_costs(SPACE, SPACE.encode(measured)).items()}
+
+    def test_nothing_that_breaks_a_bound_is_measured_and_winners_say_what_they_cost(self, fleet: Simulation) -> None:
+        fleet.begin()
+        fleet.run()
+        fleet.campaign.finish()
+        free = outcome_of(fleet.store, "run-1")
+        assert all(self.costs(fleet)[name] > bound for name, bound in self.BOUNDS.items())
+        targets = [target.target_ms for target in free.devices[0].targets]
+        bounded = Simulation(plan(bounds=self.BOUNDS, wait_for=1, targets=",".join(map(str, targets))))
+        bounded.add("pi0", seed=0)
+        bounded.begin()
+        bounded.run()
+        assert bounded.campaign.finish() == "complete"
+        assert all(self.costs(bounded)[name] <= bound for name, bound in self.BOUNDS.items())
+        outcome = outcome_of(bounded.store, "run-1")
+        assert outcome.bounds == Bounds(**self.BOUNDS)
+        for target in outcome.devices[0].targets:
+            assert target.architecture is not None
+            (costs,) = zip(*subnet_costs(SPACE, SPACE.encode([target.architecture])).values(), strict=True)
+            assert [target.parameters, target.macs, target.peak_activation_bytes] == list(costs[:3])
+        # Where the target leaves room for a larger network, the bounds decide, and are made use of.
+        slowest, without = outcome.devices[0].targets[-1], free.devices[0].targets[-1]
+        assert slowest.predicted_accuracy < without.predicted_accuracy  # type: ignore[operator]
+        assert max(slowest.parameters / 450e3, slowest.macs / 6e6, slowest.peak_activation_bytes / 150e3) > 0.9  # type: ignore[operator]
+
+    def test_automatic_targets_are_spread_over_what_the_bounds_leave(self) -> None:
+        highest = []
+        for bounds in ({}, {"macs": 3e6}):
+            fleet = Simulation(plan(bounds=bounds, wait_for=1))
+            fleet.add("pi0")
+            fleet.begin()
+            fleet.run()
+            assert fleet.campaign.finish() == "complete"
+            highest.append(track(fleet, "pi0").search.targets[-1].target_ms)
+        assert highest[1] < 0.8 * highest[0]
+
+    def test_the_tightest_bounds_that_can_be_kept_leave_the_smallest_subnet(self) -> None:
+        smallest = SPACE.smallest()
+        least = float(SPACE.macs(smallest)[0])
+        fleet = Simulation(plan(bounds={"macs": least}, wait_for=1, targets="1000"))
+        fleet.add("pi0")
+        fleet.begin()
+        fleet.run()
+        assert fleet.campaign.finish() == "complete"
+        assert {found.task.architecture for found in fleet.store.outcomes("run-1")} == set(SPACE.decode(smallest))
+
+    def test_a_resumed_run_keeps_them(self) -> None:
+        fleet = Simulation(plan(bounds=self.BOUNDS, wait_for=1))
+        fleet.add("pi0")
+        fleet.begin()
+        fleet.run(until=lambda: len(fleet.store.outcomes("run-1")) >= 4)
+        fleet.vanish()
+        # The plan as the store has it, which is all that a coordinator that is started again knows.
+        fleet.plan = RunSettings.model_validate_json(json.dumps(fleet.store.run("run-1").settings)).plan
+        assert fleet.plan.bounds == Bounds(**self.BOUNDS)
+        fleet.begin(resume=True)
+        fleet.run()
+        assert fleet.campaign.finish() == "complete"
+        assert all(self.costs(fleet)[name] <= bound for name, bound in self.BOUNDS.items())
 
 
 class TestResume:

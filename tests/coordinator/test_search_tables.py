@@ -12,8 +12,8 @@ import yaml
 from search_problems import NOTE10_RESOLUTIONS, public_problem
 
 from coordinator.search.block_table import read_block_table, table_resolutions
-from coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
 from coordinator.search.bounds import Bounds
+from coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import ArchitectureError, UsageError
 from supernet_export.spaces.mbconv import MBConvSpace
