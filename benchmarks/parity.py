@@ -168,7 +168,9 @@ def peer_bundle(net: object, family: str, folder: Path) -> SupernetBundle:
 
 def main() -> int:
     arguments = parser(__doc__)
-    arguments.add_argument("--subnets", type=int, help="random architectures per family (100); subnets in all (12) between interpreters")
+    arguments.add_argument(
+        "--subnets", type=int, help="random architectures per family (100); subnets in all (12) between interpreters"
+    )
     arguments.add_argument("--resolutions", type=int, nargs="+", default=[128, 176, 224])
     arguments.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     arguments.add_argument("--tflite-runtime", type=Path, metavar="PYTHON", help="a Python that has tflite-runtime")
