@@ -65,6 +65,11 @@ class BlobServer:
             raise ProtocolError(f"{agent} has {len(waiting)} blob requests waiting; this one is dropped")
         waiting.append(request)
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to be answered."""
+        return sum(len(requests) for requests in self._waiting.values())
+
     def pump(self, now_s: float) -> None:
         """Answer as many requests as the rate allows, one agent after the other."""
         if self._filled_s is not None:

@@ -31,13 +31,21 @@ Key = Annotated[str, Field(max_length=64), AfterValidator(_checked_key)]
 Pem = Annotated[str, Field(max_length=64 * 1024)]
 
 
+Role = Literal["agent", "coordinator", "watcher"]
+_WHERE: dict[Role, tuple[str, str]] = {
+    "agent": ("an agent", "run `fleetnas enroll NAME`"),
+    "coordinator": ("a coordinator", "take coordinator.credentials of the authority"),
+    "watcher": ("a watcher", "run `fleetnas enroll watcher`"),
+}
+
+
 class Credentials(BaseModel):
     """The content of a credentials file. Its text forms never show a secret."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: Literal[1] = FORMAT_VERSION
-    role: Literal["agent", "coordinator"]
+    role: Role
     fleet: Identifier
     name: Identifier = Field(description="the login's name, and an agent's name in the fleet")
     host: str = Field(min_length=1, max_length=255, description="the broker's, as its certificate has it")
@@ -78,8 +86,11 @@ class Credentials(BaseModel):
         return base64.b64decode(self.signing_key) if self.signing_key is not None else None
 
 
-def read_credentials(path: Path, role: Literal["agent", "coordinator"] | None = None) -> Credentials:
-    """The credentials in `path`; `UsageError` where they are not secret, not those of a `role`, or not credentials."""
+def read_credentials(path: Path, *roles: Role) -> Credentials:
+    """The credentials in `path`.
+
+    `UsageError` where they are not secret, not credentials, or, where any `roles` are given, not those of one of them.
+    """
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -103,12 +114,9 @@ def read_credentials(path: Path, role: Literal["agent", "coordinator"] | None = 
         ) from None
     except ValueError as error:
         raise UsageError(f"{path} is not a credentials file ({error}); make one with `fleetnas enroll`") from None
-    if role is not None and found.role != role:
-        raise UsageError(
-            f"{path} are the credentials of {'an agent' if found.role == 'agent' else 'a coordinator'}, and "
-            f"{'an agent' if role == 'agent' else 'a coordinator'} needs its own; "
-            f"{'run `fleetnas enroll NAME`' if role == 'agent' else 'take coordinator.credentials of the authority'}"
-        )
+    if roles and found.role not in roles:
+        who, where = _WHERE[roles[0]]
+        raise UsageError(f"{path} are the credentials of {_WHERE[found.role][0]}, and {who} needs its own; {where}")
     return found
 
 

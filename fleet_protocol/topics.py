@@ -1,6 +1,7 @@
 """Every MQTT topic, built and parsed here and nowhere else.
 
-Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>` and `coordinator/state`.
+Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>`, `coordinator/state`, and for whoever watches
+`coordinator/runs/<run>/<summary|events|page-N>`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ DownChannel = Literal["task", "ack", "blob"]
 UP_CHANNELS: tuple[UpChannel, ...] = ("state", "info", "health", "task", "next", "blob")
 DOWN_CHANNELS: tuple[DownChannel, ...] = ("task", "ack", "blob")
 
+#: A run has no more pages; with 16 device settings on each it is larger than any fleet.
+MAX_PAGES = 10_000
+
+_PAGE = re.compile(r"page-(0|[1-9][0-9]{0,3})\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 
@@ -53,7 +58,16 @@ class CoordinatorAnnouncement:
     """The coordinator's retained state."""
 
 
-Address: TypeAlias = AgentUp | AgentDown | CoordinatorAnnouncement
+@dataclass(frozen=True, slots=True)
+class RunNews:
+    """What a coordinator tells of one run; `page` where it is one of its pages."""
+
+    run: str
+    part: Literal["summary", "events", "page"]
+    page: int | None = None
+
+
+Address: TypeAlias = AgentUp | AgentDown | CoordinatorAnnouncement | RunNews
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,27 @@ class Topics:
         """Topic of the coordinator's retained state."""
         return f"{PREFIX}/{self.fleet}/coordinator/state"
 
+    @property
+    def runs(self) -> str:
+        """Subscription filter for the summaries of all runs at work."""
+        return f"{PREFIX}/{self.fleet}/coordinator/runs/+/summary"
+
+    def run_summary(self, run: str) -> str:
+        """Topic of a run's retained summary."""
+        return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/summary"
+
+    def run_events(self, run: str) -> str:
+        """Topic of what happens in a run."""
+        return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/events"
+
+    def run_page(self, run: str, page: int) -> str:
+        """Topic of one retained page of a run's device settings, from 0 on."""
+        return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/page-{page}"
+
+    def run(self, run: str) -> str:
+        """Subscription filter for everything that is told of one run."""
+        return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/+"
+
     def every_agent(self, channel: UpChannel) -> str:
         """Subscription filter for one channel of all agents."""
         return f"{PREFIX}/{self.fleet}/agents/+/up/{channel}"
@@ -97,4 +132,20 @@ class Topics:
                 for down in DOWN_CHANNELS:
                     if direction == "down" and channel == down:
                         return AgentDown(agent, down)
+        if topic.startswith(prefix + "coordinator/runs/"):
+            news = _run_news(topic[len(prefix) :].split("/"))
+            if news is not None:
+                return news
         raise ProtocolError(f"topic {topic[:200]!r} is not one of fleet {self.fleet!r}")
+
+
+def _run_news(parts: list[str]) -> RunNews | None:
+    if len(parts) != 4 or not _NAME.match(parts[2]):
+        return None
+    _, _, run, part = parts
+    if part == "summary":
+        return RunNews(run, "summary")
+    if part == "events":
+        return RunNews(run, "events")
+    page = _PAGE.match(part)
+    return RunNews(run, "page", int(page[1])) if page is not None else None

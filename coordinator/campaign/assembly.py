@@ -31,11 +31,14 @@ from coordinator.search.problem import PredictedAccuracy
 from coordinator.store.records import DeviceRecord, RunRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.view import View
+from coordinator.watching.audience import Audience
+from coordinator.watching.broadcast import Broadcast
+from coordinator.watching.metrics import Metrics
 from fleet_protocol.errors import HashMismatchError, UsageError
+from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.refusals import Refusals
 from fleet_protocol.signing import OrderSigner
-from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleet_protocol.topics import Topics
 from fleet_protocol.transport import BrokerAddress
 from supernet_export.accuracy import AccuracyPredictor
@@ -74,6 +77,8 @@ class SearchRequest:
     out: Path | None = None
     calibration_images: Path | None = None
     evaluation_images: Path | None = None
+    metrics: tuple[str, int] | None = None
+    """Address and port on which Prometheus finds metrics."""
 
 
 @dataclass
@@ -167,15 +172,16 @@ def open_search(
     search = FleetSearch(thorough, bundle.space, accuracy, plan.bounds)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
     priors = StoredPriors(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
-
-    opening = Opening(
-        bundle.space, count=min(plan.spread, plan.budget), seed=plan.seed, prior=prior, bounds=plan.bounds
-    )
+    openings: dict[int, Opening] = {}
 
     def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
         search.join()
+        prior = priors.prior(info.profile, setting) if priors is not None else None
+        if id(prior) not in openings:
+            count = min(plan.spread, plan.budget)
+            openings[id(prior)] = Opening(bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds)
         return DeviceSearch(
-            bundle.space, accuracy, targets, search, budget=plan.budget, seed=plan.seed, opening=opening
+            bundle.space, accuracy, targets, search, budget=plan.budget, seed=plan.seed, opening=openings[id(prior)]
         )
 
     run_id = resumed.run_id if resumed is not None else new_run_id()
@@ -189,7 +195,11 @@ def open_search(
     wire = FleetWire(transport, topics, session, refusals, signer)
     blobs = BlobServer(wire.send_chunk)
     reference = blobs.add_file(bundle.path, bundle.sha256)
-    view = make_view()
+    metrics = Metrics(*request.metrics) if request.metrics is not None else None
+    views: list[View] = [make_view(), *([metrics] if metrics is not None else [])]
+    if request.local is None:
+        views.append(Broadcast(transport, topics, run_id, time.monotonic))
+    view = Audience(views)
     executor = ThreadPoolExecutor(
         max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)),
         thread_name_prefix="search",
@@ -209,6 +219,8 @@ def open_search(
         on_happening=view.event,
     )
     campaign_log.append(campaign.note)
+    if metrics is not None:
+        metrics.attach(campaign, blobs, store)
     if resumed is None:
         store.create_run(
             RunRecord(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,6 +44,17 @@ Store = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a view.")]
 
 
+def json_object(option: str, text: str) -> dict[str, Any]:
+    """What an option holds that takes a JSON object; `UsageError` where it is none."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r} is not JSON ({error}); give an object such as {{}}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{option} {text!r} is no JSON object; give one such as '{{\"width\": 1.2}}'")
+    return found
+
+
 @dataclass(frozen=True)
 class Connection:
     """Where the fleet is, and how the coordinator proves who it is."""
@@ -61,15 +73,20 @@ def connection(
     certificate_file: str | None = None,
     key_file: str | None = None,
     password_file: Path | None = None,
+    *,
+    watching: bool = False,
 ) -> Connection:
-    """From the options, which go before what the credentials say; `UsageError` where something is missing or wrong."""
+    """From the options, which go before what the credentials say; `UsageError` where something is missing or wrong.
+
+    With `watching`, a watcher's credentials do as well as the coordinator's.
+    """
     if credentials is not None:
         if any((username, ca_file, certificate_file, key_file, password_file)):
             raise UsageError(
                 "the credentials hold the whole login; leave out --username, --password-file, --ca-file, "
                 "--certificate-file and --key-file"
             )
-        known = read_credentials(credentials, "coordinator")
+        known = read_credentials(credentials, *(("coordinator", "watcher") if watching else ("coordinator",)))
         address = known.broker
         if broker is not None:
             asked = BrokerAddress.parse(broker)

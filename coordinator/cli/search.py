@@ -98,6 +98,13 @@ def search(
     certificate_file: options.CertificateFile = None,
     key_file: options.KeyFile = None,
     as_json: options.Json = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", min=0, max=65535, help="Serve Prometheus metrics there (see docs/watching.md)."),
+    ] = None,
+    metrics_address: Annotated[
+        str, typer.Option("--metrics-address", help="Where --metrics-port listens.")
+    ] = "127.0.0.1",
     local: Annotated[
         bool, typer.Option("--local", help="This device alone: agent and coordinator in one, no broker, no network.")
     ] = False,
@@ -172,6 +179,7 @@ def search(
         out=out,
         calibration_images=calibration_images,
         evaluation_images=evaluation_images,
+        metrics=(metrics_address, metrics_port) if metrics_port is not None else None,
     )
     raise typer.Exit(run_search(request, as_json=as_json))
 

@@ -131,10 +131,18 @@ def enroll(
     ] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Replace and revoke what it had before.")] = False,
 ) -> None:
-    """Issue one agent's credentials as a single file."""
+    """Issue one agent's credentials as a single file; those of `watcher` are for `fleetnas watch` and `devices`."""
     opened = _open(authority)
     path = output or Path(f"{name}.credentials")
     credentials = opened.enroll(name, path, _now(), renew=renew)
+    if credentials.role == "watcher":
+        typer.echo(
+            f"{path}: may look at fleet {credentials.fleet} on broker {credentials.broker}, and say nothing\n"
+            f"next: fleetnas watch --credentials {path.name}"
+        )
+        if renew or opened.register.login == "password":
+            typer.echo(_restart(opened))
+        return
     typer.echo(
         f"{path}: agent {name} of fleet {credentials.fleet}, broker {credentials.broker}, orders signed with "
         f"{_fingerprints(credentials.trusted_keys)}\n"

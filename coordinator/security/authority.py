@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from coordinator.security import mosquitto
 from coordinator.security.certificates import Issued, issue, new_authority, revocation_list
 from fleet_protocol import signing
-from fleet_protocol.credentials import MAX_PINNED_KEYS, Credentials, read_credentials, write_credentials
+from fleet_protocol.credentials import MAX_PINNED_KEYS, Credentials, Role, read_credentials, write_credentials
 from fleet_protocol.errors import UsageError
 from fleet_protocol.topics import Topics, check_name
 from fleet_protocol.transport import DEFAULT_TLS_PORT
@@ -173,8 +173,12 @@ class Authority:
         return credentials
 
     def enroll(self, name: str, path: Path, now: datetime.datetime, *, renew: bool = False) -> Credentials:
-        """One agent's credentials, written to `path`; with `renew`, what it had before is revoked."""
+        """One agent's credentials, or those of all who watch, written to `path`.
+
+        With `renew`, what it had before is revoked.
+        """
         check_name(name, "agent name")
+        role: Role = "watcher" if name == mosquitto.WATCHER else "agent"
         if name == mosquitto.COORDINATOR:
             raise UsageError(f"{name!r} is the login of coordinators and may use every topic; choose another name")
         if name in self.register.enrolled and not renew:
@@ -184,9 +188,9 @@ class Authority:
         _check_free(path)
         if renew:
             self._strike(name, now)
-        credentials = self._login(name, "agent", now).model_copy(
-            update={"coordinator_keys": self.register.coordinator_keys}
-        )
+        credentials = self._login(name, role, now)
+        if role == "agent":
+            credentials = credentials.model_copy(update={"coordinator_keys": self.register.coordinator_keys})
         write_credentials(path, credentials)
         return credentials
 
@@ -197,7 +201,7 @@ class Authority:
             raise UsageError(f"{name} is not enrolled in fleet {self.register.fleet!r}; enrolled are: {known}")
         self._strike(name, now)
 
-    def _login(self, name: str, role: Literal["agent", "coordinator"], now: datetime.datetime) -> Credentials:
+    def _login(self, name: str, role: Role, now: datetime.datetime) -> Credentials:
         credentials = Credentials(
             role=role,
             fleet=self.register.fleet,

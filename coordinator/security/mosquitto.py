@@ -14,6 +14,8 @@ Login = Literal["certificate", "password"]
 
 #: The login that may use every topic of the fleet.
 COORDINATOR = "coordinator"
+#: The login that may look at the fleet and at its searches, and say nothing.
+WATCHER = "watcher"
 #: A payload is at most a chunk with its header; a packet also has a topic and framing.
 MAX_PACKET_BYTES = max(MAX_JSON_BYTES, MAX_CHUNK_BYTES) + 2048
 _PASSWORD_ITERATIONS = 101
@@ -69,10 +71,17 @@ def access_rules(topics: Topics) -> str:
     everything = topics.coordinator.removesuffix("coordinator/state")
     own = "\n".join(f"pattern write {topics.up('%u', channel)}" for channel in UP_CHANNELS)
     orders = "\n".join(f"pattern read {topics.down('%u', channel)}" for channel in DOWN_CHANNELS)
+    seen = "\n".join(f"topic read {topics.every_agent(channel)}" for channel in ("state", "info", "health"))
     return f"""\
 # Written by `fleetnas broker init`. A login may use what is listed here and nothing else.
 user {COORDINATOR}
 topic readwrite {everything}#
+
+# Whoever watches reads who is there and how searches stand. The patterns for agents below are not for it.
+user {WATCHER}
+topic read {everything}coordinator/#
+{seen}
+topic deny {everything}agents/{WATCHER}/#
 
 # An agent, whose login is its name, writes its own topics and reads its orders, its own state and the coordinator's.
 {own}

@@ -6,7 +6,7 @@ Every field is documented in `docs/results.md`. Latencies are milliseconds at ba
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -58,6 +58,20 @@ class DeviceLost(_DeviceEvent):
     event: Literal["device_lost"] = "device_lost"
     reason: str
     last_seen_s: float | None = Field(default=None, description="last sign of life, in Unix seconds")
+
+
+class StoreUnavailable(_Event):
+    """The store cannot be written: nothing is acknowledged or handed out until it can."""
+
+    event: Literal["store_unavailable"] = "store_unavailable"
+    reason: str
+
+
+class StoreAvailable(_Event):
+    """The store can be written again."""
+
+    event: Literal["store_available"] = "store_available"
+    away_s: float = Field(description="for how long it could not")
 
 
 class MeasurementTaken(_SettingEvent):
@@ -163,6 +177,8 @@ Event: TypeAlias = Annotated[
     CampaignStarted
     | DeviceJoined
     | DeviceLost
+    | StoreUnavailable
+    | StoreAvailable
     | MeasurementTaken
     | MeasurementFailed
     | PredictorUpdated
@@ -185,3 +201,8 @@ def event_to_json(event: Event) -> str:
 def event_from_json(line: str | bytes) -> Event:
     """The event that one line holds. Raises `pydantic.ValidationError` when it is none."""
     return _ADAPTER.validate_json(line)
+
+
+def event_from_fields(fields: dict[str, Any]) -> Event:
+    """The event of a JSON object that was read already. Raises `pydantic.ValidationError` when it is none."""
+    return _ADAPTER.validate_python(fields)

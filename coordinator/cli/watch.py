@@ -1,0 +1,121 @@
+"""`fleetnas watch`."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from coordinator.cli import options
+
+if TYPE_CHECKING:
+    from coordinator.watching.feed import Feed
+
+_CONNECT_S, _GATHER_S = 10.0, 2.5
+#: How often a store is looked at.
+_STORE_EVERY_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("watch")(watch)
+
+
+def watch(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run, as `fleetnas runs` lists them (default: the newest).")
+    ] = None,
+    store: options.Store = None,
+    broker: options.Broker = None,
+    fleet: options.Fleet = None,
+    credentials: options.CredentialsFile = None,
+    username: options.Username = None,
+    password_file: options.PasswordFile = None,
+    ca_file: options.CaFile = None,
+    certificate_file: options.CertificateFile = None,
+    key_file: options.KeyFile = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show a search that runs elsewhere until it ends: from its store, or from the broker with --broker.
+
+    Ends as the search does: 0 where every target of every device was met, else 1.
+    """
+    from coordinator.view.view import make_view
+    from coordinator.watching.feed import follow
+    from fleet_protocol.errors import UsageError
+
+    console = Console()
+    feed: Feed
+    if broker is None and credentials is None:
+        feed = _from_store(store, run)
+    elif store is not None:
+        raise UsageError("watch either a store or what the broker tells; leave out --store, or --broker/--credentials")
+    else:
+        feed = _from_broker(
+            run,
+            options.connection(
+                broker,
+                fleet,
+                credentials,
+                username,
+                ca_file,
+                certificate_file,
+                key_file,
+                password_file,
+                watching=True,
+            ),
+        )
+    view = make_view(console, as_json)
+    complaints = Console(stderr=True, highlight=False)
+    try:
+        end = follow(
+            feed,
+            view,
+            lambda missed: complaints.print(f"{missed} events were not heard") if not console.is_terminal else None,
+            _STORE_EVERY_S if broker is None and credentials is None else 0.25,
+        )
+    finally:
+        view.close()
+        feed.close()
+    if end == "interrupted":
+        complaints.print(f"run {feed.run_id} was interrupted; `fleetnas search --resume {feed.run_id}` goes on with it")
+    raise typer.Exit(0 if end == "complete" else 1)
+
+
+def _from_store(store: str | None, run: str | None) -> Feed:
+    from coordinator.store.store import MeasurementStore
+    from coordinator.watching.store_feed import StoreFeed
+    from fleet_protocol.errors import UsageError
+
+    opened = MeasurementStore.open(options.store_location(store))
+    try:
+        if run is None:
+            runs = opened.runs()
+            if not runs:
+                raise UsageError(
+                    f"the store {opened.url} holds no run yet; give the --store of the search, or its --broker"
+                )
+            run = runs[-1].run_id
+        return StoreFeed(opened, run)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _from_broker(run: str | None, found_at: options.Connection) -> Feed:
+    from coordinator.watching.broker_feed import BrokerFeed, choose_run, runs_at_work
+    from fleet_protocol.mqtt import MqttTransport
+    from fleet_protocol.topics import Topics
+
+    topics = Topics(found_at.fleet)
+    transport = MqttTransport(found_at.broker, f"watcher-{secrets.token_hex(4)}")
+    try:
+        transport.start()
+        transport.wait_connected(_CONNECT_S)
+        chosen = choose_run(runs_at_work(transport, topics, _GATHER_S), run, found_at.fleet)
+        return BrokerFeed(transport, topics, chosen)
+    except BaseException:
+        transport.close()
+        raise

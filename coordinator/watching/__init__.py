@@ -1,0 +1,1 @@
+"""Looking at a search from elsewhere: what it tells, who listens, and metrics for monitoring."""

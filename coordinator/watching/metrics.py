@@ -1,0 +1,137 @@
+"""A search as Prometheus metrics on a port of the coordinator; `docs/watching.md` lists them.
+
+Counters begin at zero with the coordinator, as Prometheus expects; gauges say how things stand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter as Tally
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIServer
+
+from coordinator.blob_server import BlobServer
+from coordinator.store.store import MeasurementStore
+from coordinator.view.events import Event, MeasurementFailed, MeasurementTaken
+from coordinator.view.snapshot import Snapshot
+from fleet_protocol.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from coordinator.campaign.campaign import Campaign
+
+#: From a commit into the page cache to a disk that is busy.
+_STORE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_SETTING = ("device", "setting")
+_STOP_S = 5.0
+
+
+class Metrics:
+    """Counts what happens, and tells how things stand whenever somebody asks over HTTP; a `View`."""
+
+    def __init__(self, address: str, port: int) -> None:
+        """Listen at once; port 0 takes a free one. `UsageError` where the port cannot be had."""
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"metrics need prometheus-client ({error}); run: pip install 'fleetnas[coordinator]'"
+            ) from error
+        registry = CollectorRegistry()
+        self._run = Gauge("fleetnas_run_info", "The run at work.", ("run_id", "supernet"), registry=registry)
+        self._agents = Gauge("fleetnas_agents", "Agents of the fleet by state.", ("state",), registry=registry)
+        self._measurements = Counter(
+            "fleetnas_measurements", "Measurements stored.", (*_SETTING, "quality"), registry=registry
+        )
+        self._failures = Counter(
+            "fleetnas_failures", "Measurements that failed on their device.", (*_SETTING, "reason"), registry=registry
+        )
+        self._results = Counter("fleetnas_results_stored", "Measurements and failures stored.", registry=registry)
+        self._queues = Gauge("fleetnas_queue_length", "What waits, by queue.", ("queue",), registry=registry)
+        self._store_s = Histogram(
+            "fleetnas_store_write_seconds",
+            "Time of a writing transaction of the store.",
+            buckets=_STORE_BUCKETS_S,
+            registry=registry,
+        )
+        self._error = Gauge(
+            "fleetnas_predictor_error_ratio",
+            "Held-out mean absolute error of the latency predictor, relative.",
+            _SETTING,
+            registry=registry,
+        )
+        self._targets = Gauge("fleetnas_targets", "Latency targets by state.", (*_SETTING, "state"), registry=registry)
+        self._served = Counter("fleetnas_blob_bytes", "Bytes of bundles and calibrations served.", registry=registry)
+        self._reconnects = Counter(
+            "fleetnas_broker_reconnects", "Connections to the broker after the first.", registry=registry
+        )
+        self._campaign: Campaign | None = None
+        self._blobs: BlobServer | None = None
+        self._counted_connections, self._counted_bytes = 0, 0
+        self._server: WSGIServer
+        self._thread: threading.Thread
+        try:
+            self._server, self._thread = start_http_server(port, address, registry)
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"metrics cannot be served on {address}:{port}: {error}; give another --metrics-port or "
+                "--metrics-address"
+            ) from error
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_port)
+
+    def attach(self, campaign: Campaign, blobs: BlobServer, store: MeasurementStore) -> None:
+        """What is to be looked at, on the campaign's own thread."""
+        self._campaign, self._blobs = campaign, blobs
+        self._run.labels(campaign.identity.run_id, campaign.identity.supernet).set(1)
+        store.on_write(self._store_s.observe)
+
+    def event(self, event: Event) -> None:
+        """Count it."""
+        if isinstance(event, MeasurementTaken):
+            self._results.inc()
+            self._measurements.labels(event.device, event.setting, event.quality).inc()
+        elif isinstance(event, MeasurementFailed):
+            self._results.inc()
+            self._failures.labels(event.device, event.setting, event.reason).inc()
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Take how things stand now."""
+        for device in snapshot.devices:
+            labels = (device.device, device.setting_label)
+            if device.predictor_error is not None:
+                self._error.labels(*labels).set(device.predictor_error.mape_percent / 100)
+            found = Tally(
+                "open" if target.met is None else "met" if target.met else "missed" for target in device.targets
+            )
+            for state in ("open", "met", "missed"):
+                self._targets.labels(*labels, state).set(found[state])
+        if self._campaign is not None and self._blobs is not None:
+            self._take(self._campaign, self._blobs)
+
+    def close(self) -> None:
+        """Stop listening; a second call does nothing."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join(_STOP_S)
+        self._server.server_close()
+
+    def _take(self, campaign: Campaign, blobs: BlobServer) -> None:
+        states = Tally(
+            "duplicate" if entry.duplicate else entry.liveness for entry in campaign.registry.agents.values()
+        )
+        for state in ("unknown", "ready", "busy", "leaving", "lost", "duplicate"):
+            self._agents.labels(state).set(states[state])
+        tracks = campaign.tracks.values()
+        self._queues.labels("ready").set(sum(len(track.ready) for track in tracks))
+        self._queues.labels("leased").set(sum(len(track.leased) for track in tracks))
+        self._queues.labels("untold").set(sum(len(track.inbox) for track in tracks))
+        self._queues.labels("blob_requests").set(blobs.waiting)
+        sent = sum(blobs.sent.values())
+        self._served.inc(sent - self._counted_bytes)
+        self._counted_bytes = sent
+        reconnects = max(0, campaign.connections - 1)
+        self._reconnects.inc(reconnects - self._counted_connections)
+        self._counted_connections = reconnects
