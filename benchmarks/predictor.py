@@ -37,7 +37,7 @@ from coordinator.predictors.fine_tuned import FineTunedNetwork
 from coordinator.predictors.held_out import spearman
 from coordinator.predictors.learned_prior import learn_prior
 from coordinator.predictors.prior import Floats, Prior, hierarchical_prior
-from coordinator.predictors.transfer import hardware_prior
+from coordinator.predictors.transfer import HardwareTransfer
 from coordinator.search.block_table import read_block_table
 from supernet_export.spaces.registry import make_space
 
@@ -218,7 +218,7 @@ def add_zero_measurements(figures: Figures, data: LatencyData, seed: int) -> Non
         known = data.devices(parts.pool, without=data.families[setting])
         for priors, found in (
             (learn_prior(known, data.groups), averages),
-            (hardware_prior(known, data.groups, parameters, parameters[setting]), informed),
+            (HardwareTransfer(known, data.groups, parameters).prior(parameters[setting]), informed),
         ):
             mean = data.features[parts.held_out] @ priors.hypotheses[0].mean
             found.append(spearman(mean, latency[parts.held_out]) or 0.0)

@@ -29,7 +29,7 @@ from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.held_out import spearman
 from coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
 from coordinator.predictors.prior import Floats, hierarchical_prior
-from coordinator.predictors.transfer import hardware_prior, profile_parameters
+from coordinator.predictors.transfer import HardwareTransfer, profile_parameters
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
@@ -119,7 +119,7 @@ def before_the_first_measurement(
         others = [MeasuredDevice(o, o, x, latency[o][: len(known)]) for o in SETTINGS if o != name]
         measured = latency[name][len(known) :]
         average = BayesianPredictor(learn_prior(others, features.groups))
-        informed = BayesianPredictor(hardware_prior(others, features.groups.tolist(), parameters, parameters[name]))
+        informed = BayesianPredictor(HardwareTransfer(others, features.groups, parameters).prior(parameters[name]))
         foretold, _ = informed.predict(features.features(held_out))
         ranks.append(spearman(foretold, measured) or 0.0)
         plain = spearman(average.predict(features.features(held_out))[0], measured) or 0.0

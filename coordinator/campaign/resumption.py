@@ -11,17 +11,23 @@ from coordinator.campaign.device_search import DeviceSearch, Proposal
 from coordinator.campaign.track import SettingTrack
 from coordinator.store.records import Outcome, TaskRecord
 from coordinator.store.store import MeasurementStore
+from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from supernet_export.spaces.base import DesignSpace
 
 
 def take_up(
-    campaign: Campaign, store: MeasurementStore, space: DesignSpace, make_search: Callable[[], DeviceSearch]
+    campaign: Campaign,
+    store: MeasurementStore,
+    space: DesignSpace,
+    make_search: Callable[[AgentInfo, RuntimeSetting], DeviceSearch],
 ) -> None:
     """Bring a campaign that has not started to where the stored run of its id stands."""
     run_id = campaign.identity.run_id
     campaign.resumed = True
     for device in store.devices(run_id):
-        track = SettingTrack(run_id, device.device, device.setting, device.info, make_search())
+        track = SettingTrack(
+            run_id, device.device, device.setting, device.info, make_search(device.info, device.setting)
+        )
         track.learning, track.wire_bytes = list(device.learning), device.wire_bytes
         campaign.add_track(track)
     # Of several attempts at one task the first outcome to arrive counted.

@@ -46,9 +46,9 @@ def block_table_genomes(space: DesignSpace, base: Genomes) -> Genomes:
     """The subnets to measure for a complete block table, `base` (1, G) first: each variant of each slot swapped in.
 
     Every other gene value is measured once, and so is each slot variant that only two of them together bring into the
-    base network (a block's kernel size and its expand ratio), so the table costs as many measurements as rows are returned: hundreds where the
-    predictor takes ten. Resolution and depth are genes like any other; what they change in several slots at once is
-    shared out by `BlockTable`.
+    base network (a block's kernel size and its expand ratio), so the table costs as many measurements as rows are
+    returned: hundreds where the predictor takes ten. Resolution and depth are genes like any other; what they change
+    in several slots at once is shared out by `BlockTable`.
     """
     base = space.canonical(base)
     genes = space.cardinalities.tolist()

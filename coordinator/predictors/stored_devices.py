@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from coordinator.predictors.features import FeatureMap
-from coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
+from coordinator.predictors.learned_prior import MeasuredDevice
 from coordinator.predictors.prior import Prior
+from coordinator.predictors.transfer import HardwareTransfer, profile_parameters
 from coordinator.store.store import MeasurementStore
+from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import ArchitectureError
+from fleet_protocol.messages import RuntimeSetting
 from supernet_export.spaces.base import DesignSpace
 
 #: A device setting is known once so many different subnets were measured on it; a prior takes so many known settings.
 LEAST_SUBNETS, LEAST_SETTINGS = 10, 2
 #: Of each setting only so many subnets are learned from, those measured last: more would teach little and take long.
 _MOST_SUBNETS = 200
+#: Hardware parameters, logarithms, are rounded to this, so that boards of one model share one prior and its spread.
+_ROUNDED_TO = 0.1
 
 
-def stored_prior(store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> Prior | None:
-    """The prior learned from `stored_devices`; None where fewer than `LEAST_SETTINGS` settings are known.
+class StoredPriors:
+    """Priors for the device settings of a run, learned from what earlier runs measured.
 
-    With a run's creation as `before_unix_s`, a resumed run has the prior that it began with: outcomes are only ever
+    With a run's creation as `before_unix_s`, a resumed run has the priors that it began with: outcomes are only ever
     added to a store, each with the time at which it was stored.
     """
-    known = stored_devices(store, space, before_unix_s)
-    return learn_prior(known, FeatureMap(space).groups) if len(known) >= LEAST_SETTINGS else None
+
+    def __init__(self, store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> None:
+        known = stored_devices(store, space, before_unix_s)
+        self._transfer: HardwareTransfer | None = None
+        self._priors: dict[tuple[float | None, ...], Prior] = {}
+        if len(known) >= LEAST_SETTINGS:
+            self._transfer = HardwareTransfer(
+                [device.measured for device in known],
+                FeatureMap(space).groups,
+                {device.measured.name: device.parameters for device in known},
+            )
+
+    def prior(self, profile: DeviceProfile, setting: RuntimeSetting) -> Prior | None:
+        """What is expected of a device setting by its hardware; None where fewer than `LEAST_SETTINGS` are known.
+
+        Settings of nearly equal hardware get the same object.
+        """
+        if self._transfer is None:
+            return None
+        parameters = {
+            name: None if value is None else _ROUNDED_TO * round(value / _ROUNDED_TO)
+            for name, value in profile_parameters(profile, setting.threads).items()
+        }
+        key = tuple(parameters.values())
+        if key not in self._priors:
+            self._priors[key] = self._transfer.prior(parameters)
+        return self._priors[key]
 
 
-def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> list[MeasuredDevice]:
+@dataclass(frozen=True)
+class StoredDevice:
+    """A device setting of earlier runs."""
+
+    measured: MeasuredDevice
+    parameters: dict[str, float | None]
+
+
+def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> list[StoredDevice]:
     """Every device setting with at least `LEAST_SUBNETS` subnets of `space` measured before then, by name.
 
     Runs of any supernet of the same design space and options count, whatever its resolutions, except subnets that
@@ -38,8 +77,12 @@ def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: f
     measurements are left out, and drift is taken out. An agent's settings are of one family.
     """
     found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}
+    parameters: dict[tuple[str, str], dict[str, float | None]] = {}
     for run in store.runs():
         if run.created_unix_s < before_unix_s and _same_space(run.settings, space):
+            for record in store.devices(run.run_id):
+                hardware = profile_parameters(record.info.profile, record.setting.threads)
+                parameters[record.device, record.setting.label] = hardware
             for row in store.latencies(run.run_id, before_unix_s):
                 subnets = found.setdefault((row.device, row.setting_label), {})
                 subnets.setdefault(row.architecture, []).append(row.latency_ms)
@@ -49,7 +92,9 @@ def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: f
         kept = [architecture for architecture in subnets if _holds(space, architecture)][-_MOST_SUBNETS:]
         if len(kept) >= LEAST_SUBNETS:
             latency = np.array([float(np.median(subnets[architecture])) for architecture in kept])
-            devices.append(MeasuredDevice(f"{device}/{label}", device, features.features(space.encode(kept)), latency))
+            x = features.features(space.encode(kept))
+            measured = MeasuredDevice(f"{device}/{label}", device, x, latency)
+            devices.append(StoredDevice(measured, parameters[device, label]))
     return devices
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coordinator.predictors.learned_prior import DeviceFit, MeasuredDevice, fit_device, learn_prior
 from coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
@@ -16,6 +17,7 @@ _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 #: Variance between devices of equal parameters, relative to that of devices far apart.
 _NUGGETS = (0.01, 0.1, 0.3)
 _MOST_REFERENCES = 500
+_LEAST_DEVICES = 3
 
 
 def profile_parameters(profile: DeviceProfile, threads: int) -> dict[str, float | None]:
@@ -39,50 +41,61 @@ def _log(value: float | None) -> float | None:
     return None if value is None else float(np.log(value))
 
 
-def hardware_prior(
-    devices: Sequence[MeasuredDevice],
-    groups: Sequence[int] | Floats,
-    parameters: Mapping[str, Mapping[str, float | None]],
-    new: Mapping[str, float | None],
-) -> Prior:
-    """A prior for a device with parameters `new`: the learned one, its mean moved towards similar devices.
+class HardwareTransfer:
+    """Priors for devices by their hardware parameters: the learned one, its mean moved towards similar devices.
 
     The known devices' weights are taken as draws of one Gaussian process over their parameters; its length scale and
     nugget maximise the marginal likelihood of what the devices' fits foretell. Parameters that a device lacks are
     taken as the average of the others'.
-
-    Args:
-        devices: known device settings.
-        groups: which columns are of one cost, (F,).
-        parameters: of each known setting, by its name.
-        new: of the new setting.
     """
-    missing = [device.name for device in devices if device.name not in parameters]
-    if missing:
-        raise UsageError(f"hardware parameters are missing for {', '.join(missing)}; give them or leave those out")
-    group_of = np.asarray(groups, dtype=np.intp)
-    learned = learn_prior(devices, group_of)
-    if len(devices) < 3:
-        return learned
-    reference = np.concatenate([device.features for device in devices])
-    base = hierarchical_prior(reference, group_of)
-    typical = reference.mean(axis=0)
-    fits = [fit_device(device, base) for device in devices]
-    weights = np.array([fit.weights / (typical @ fit.weights) for fit in fits])
-    table = _standardised([parameters[device.name] for device in devices], new)
-    rows = np.linspace(0, len(reference) - 1, min(_MOST_REFERENCES, len(reference))).astype(int)
-    foretold = reference[rows] @ (weights - weights.mean(axis=0)).T
-    length, nugget = _most_likely(table[:-1], foretold)
-    among = _kernel(table[:-1], table[:-1], length) + nugget * np.eye(len(fits))
-    towards = _kernel(table[-1:], table[:-1], length)[0]
-    share = np.linalg.solve(among, towards)
-    mean = learned.hypotheses[0].mean + share @ (weights - weights.mean(axis=0))
-    # Similar devices leave less open; never less than a quarter, for parameters do not tell everything.
-    left = max(0.25, float(1.0 + nugget - towards @ share) / (1.0 + nugget))
-    return Prior(
-        tuple(Hypothesis(mean, left * h.covariance, h.misfit, h.probability) for h in learned.hypotheses),
-        scale_ms=_scale(fits, typical, share),
-    )
+
+    def __init__(
+        self,
+        devices: Sequence[MeasuredDevice],
+        groups: Sequence[int] | NDArray[np.intp],
+        parameters: Mapping[str, Mapping[str, float | None]],
+    ) -> None:
+        """
+        Args:
+            devices: known device settings; with fewer than three, parameters tell nothing.
+            groups: which columns are of one cost, (F,).
+            parameters: of each known setting, by its name.
+        """
+        missing = [device.name for device in devices if device.name not in parameters]
+        if missing:
+            raise UsageError(f"hardware parameters are missing for {', '.join(missing)}; give them or leave those out")
+        group_of = np.asarray(groups, dtype=np.intp)
+        self._learned = learn_prior(devices, group_of)
+        self._parameters = [parameters[device.name] for device in devices]
+        reference = np.concatenate([device.features for device in devices])
+        base = hierarchical_prior(reference, group_of)
+        self._typical = reference.mean(axis=0)
+        self._fits = [fit_device(device, base) for device in devices]
+        weights = np.array([fit.weights / (self._typical @ fit.weights) for fit in self._fits])
+        self._apart = weights - weights.mean(axis=0)
+        rows = np.linspace(0, len(reference) - 1, min(_MOST_REFERENCES, len(reference))).astype(int)
+        self._foretold = reference[rows] @ self._apart.T
+
+    def prior(self, new: Mapping[str, float | None]) -> Prior:
+        """The prior of a device setting with parameters `new`."""
+        count = len(self._fits)
+        if count < _LEAST_DEVICES:
+            return self._learned
+        table = _standardised(self._parameters, new)
+        length, nugget = _most_likely(table[:-1], self._foretold)
+        kernel = _kernel(table[:-1], table[:-1], length)
+        among = kernel + nugget * np.eye(count)
+        towards = _kernel(table[-1:], table[:-1], length)[0]
+        share = np.linalg.solve(among, towards)
+        # Of the spread around the devices' mean, which is what the learned covariance tells, similar devices leave
+        # less open; never less than a quarter, for parameters do not tell everything.
+        left = float(1.0 + nugget - towards @ share) / float(1.0 + nugget - kernel.mean())
+        left = min(max(left, 0.25), 1.0)
+        mean = self._learned.hypotheses[0].mean + share @ self._apart
+        return Prior(
+            tuple(Hypothesis(mean, left * h.covariance, h.misfit, h.probability) for h in self._learned.hypotheses),
+            scale_ms=_scale(self._fits, self._typical, share),
+        )
 
 
 def _scale(fits: Sequence[DeviceFit], typical: Floats, share: Floats) -> float:

@@ -289,7 +289,8 @@ class Simulation:
         self.agents.append(agent)
         return agent
 
-    def make_search(self) -> DeviceSearch:
+    def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
+        del info, setting
         return DeviceSearch(
             SPACE,
             ACCURACY,

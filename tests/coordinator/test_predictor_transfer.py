@@ -16,7 +16,7 @@ from coordinator.predictors.fine_tuned import FineTunedNetwork
 from coordinator.predictors.held_out import spearman
 from coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
 from coordinator.predictors.prior import hierarchical_prior
-from coordinator.predictors.transfer import hardware_prior, profile_parameters
+from coordinator.predictors.transfer import HardwareTransfer, profile_parameters
 from device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
 from fleet_protocol.errors import UsageError
 from supernet_export.spaces.registry import make_space
@@ -76,7 +76,7 @@ def test_hardware_parameters_foretell_before_the_first_measurement() -> None:
     known = data.devices(np.arange(200), without="device0")
     truth = data.latency_ms["device0"][200:]
     average = spearman(data.features[200:] @ learn_prior(known, data.groups).hypotheses[0].mean, truth)
-    informed = hardware_prior(known, data.groups, parameters, parameters["device0"])
+    informed = HardwareTransfer(known, data.groups, parameters).prior(parameters["device0"])
     found = spearman(data.features[200:] @ informed.hypotheses[0].mean, truth)
     assert average is not None
     assert found is not None
@@ -87,11 +87,11 @@ def test_unknown_parameters_are_no_error_but_missing_devices_are() -> None:
     data, hidden = fleet(np.random.default_rng(0))
     known = data.devices(np.arange(200), without="device0")
     parameters = {name: {"ratio": float(h), "clock": None} for name, h in zip(data.latency_ms, hidden, strict=True)}
-    prior = hardware_prior(known, data.groups, parameters, {"ratio": None})
+    prior = HardwareTransfer(known, data.groups, parameters).prior({"ratio": None})
     assert np.isfinite(prior.hypotheses[0].mean).all()
     del parameters["device3"]
     with pytest.raises(UsageError, match="device3"):
-        hardware_prior(known, data.groups, parameters, {"ratio": 0.5})
+        HardwareTransfer(known, data.groups, parameters)
 
 
 def test_profile_parameters_leave_unknown_facts_open() -> None:
@@ -187,3 +187,14 @@ def test_devices_leave_a_family_out_with_all_its_settings() -> None:
     grouped = replace(data, families={"device0": "a", "device1": "a", "device2": "b"})
     assert [device.name for device in grouped.devices(np.arange(5), without="a")] == ["device2"]
     assert isinstance(grouped.devices(np.arange(5))[0], MeasuredDevice)
+
+
+def test_parameters_that_tell_devices_apart_nowhere_change_nothing() -> None:
+    data, _ = fleet(np.random.default_rng(0))
+    known = data.devices(np.arange(60))
+    equal: dict[str, dict[str, float | None]] = {name: {"threads": 0.0, "gemm": None} for name in data.latency_ms}
+    learned = learn_prior(known, data.groups)
+    prior = HardwareTransfer(known, data.groups, equal).prior({"threads": 0.0, "gemm": None})
+    for found, expected in zip(prior.hypotheses, learned.hypotheses, strict=True):
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
+        np.testing.assert_allclose(found.covariance, expected.covariance)
