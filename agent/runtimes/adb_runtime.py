@@ -6,6 +6,7 @@ The tool prints a summary per invocation and no raw times, so a measurement is o
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -144,6 +145,7 @@ class AdbRuntime(Runtime):
     def __init__(self, adb: Adb | None = None) -> None:
         self._adb = adb or Adb()
         self._tool = os.environ.get(TOOL_VARIABLE, DEFAULT_TOOL)
+        self._numbers = itertools.count()
 
     def version(self) -> str:
         model = self._adb.shell("getprop", "ro.product.model").strip()
@@ -164,7 +166,8 @@ class AdbRuntime(Runtime):
             raise ProviderFallbackError(
                 f"provider {setting.provider!r} is not one of benchmark_model's: {', '.join(PROVIDERS)}"
             )
-        remote = f"{_FOLDER}/{hashlib.sha256(model).hexdigest()[:16]}.tflite"
+        # Numbered, because the sentinel's subnet may be measured itself: each is removed without the other.
+        remote = f"{_FOLDER}/{hashlib.sha256(model).hexdigest()[:16]}-{next(self._numbers)}.tflite"
         with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
             file.write(model)
             file.flush()

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runtime_stand_ins import attach_phone
 from supernets import random_bundle
 
 from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, Reply, SentinelOrder
@@ -40,17 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
 @pytest.fixture
 def phone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The phone's file system, with benchmark_model installed."""
-    folder = tmp_path / "phone"
-    tool = folder / "data/local/tmp/benchmark_model"
-    tool.parent.mkdir(parents=True)
-    tool.touch()
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    shutil.copy(Path(__file__).parent / "stand_ins" / "adb", programs / "adb")
-    (programs / "python3").symlink_to(sys.executable)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PHONE", str(folder))
-    return folder
+    return attach_phone(tmp_path, monkeypatch)
 
 
 def log(phone: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """A Jetson: its accelerators in onnxruntime, and its sensors, from stand-ins.
 
 No Jetson is at hand where this project is tested. `stand_ins/jetson` imitates NVIDIA's onnxruntime-gpu and nvpmodel,
-`jetson_files` the board's files; what each imitates stands in its own words.
+`device_trees` the board's files; what each imitates stands in its own words.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from runtime_stand_ins import become_jetson
 from supernets import random_bundle
 
 from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, ProbedReply, ProbeOrder, Reply
@@ -21,7 +22,6 @@ from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
 from supernet_export.spaces.registry import make_space
 
-STAND_INS = Path(__file__).parent / "stand_ins" / "jetson"
 SPACE = make_space("digits")
 SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=6, min_s=0, half_width_percent=1000)
 TENSORRT = RuntimeSetting(provider="tensorrt")
@@ -38,12 +38,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
 @pytest.fixture
 def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """NVIDIA's onnxruntime in every child process; the file that tells what it did."""
-    inherited = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STAND_INS), *([inherited] if inherited else [])]))
-    monkeypatch.setenv("PATH", f"{STAND_INS / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("JETSON_LOG", str(tmp_path / "log"))
-    (tmp_path / "log").touch()
-    return tmp_path / "log"
+    return become_jetson(tmp_path, monkeypatch)
 
 
 @pytest.fixture
