@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -189,6 +190,20 @@ def _check(installation: Installation, command: str) -> None:
         raise UsageError(f"services are root's to install; run: sudo {installation.python} -m agent.cli {command} ...")
     if shutil.which("systemctl") is None:
         raise UsageError("this system has no systemd; start `fleetnas-agent run` from whatever starts services here")
+    if command == "install-service" and (closed := closed_folder(installation.python)) is not None:
+        raise UsageError(
+            f"the service runs as the user {USER}, who cannot enter {closed}, where this Python is; install fleetnas "
+            "in a folder that everybody may enter, such as /opt/fleetnas, and run install-service from there"
+        )
+
+
+def closed_folder(program: Path) -> Path | None:
+    """The outermost folder on the way to a program, and to what it links to, that other users may not enter."""
+    for path in (program.absolute(), program.resolve()):
+        for folder in reversed(path.parents):
+            if not folder.stat().st_mode & stat.S_IXOTH:
+                return folder
+    return None
 
 
 def _configuration_text(values: Mapping[str, str]) -> str:

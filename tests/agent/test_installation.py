@@ -6,13 +6,14 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from agent.configuration import read_configuration, settings_of
 from agent.identity import Identity
-from agent.installation import Installation, install, uninstall
+from agent.installation import Installation, closed_folder, install, uninstall
 from agent.outbox import Outbox
 from agent.service_manager import ServiceManager
 from agent.standing import host_standing, standing_lines
@@ -36,6 +37,21 @@ def test_the_configuration_that_is_written_is_the_one_that_run_reads(tmp_path: P
     values = read_configuration(installation.configuration, {})
     assert (values["broker"], values["name"]) == ("pi.local:1884", "pi")
     assert settings_of(values) == ["onnxruntime,threads=1", "litert,threads=4"]
+
+
+def test_a_python_in_a_home_that_is_closed_to_others_is_noticed() -> None:
+    with tempfile.TemporaryDirectory() as temporary:  # pytest's own are closed further up
+        base = Path(temporary).resolve()
+        base.chmod(0o755)
+        python = base / "home" / "fleetnas" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.touch()
+        assert closed_folder(python) is None
+        (base / "home").chmod(0o700)
+        assert closed_folder(python) == base / "home"
+        link = base / "python"
+        link.symlink_to(python)
+        assert closed_folder(link) == base / "home"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
