@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,29 @@ def test_subnets_equal_the_peers(pair: tuple[Any, SupernetBundle]) -> None:
         expected = peer_logits(peer_subnet(net, architecture), image)
         (found,) = open_session(emit_onnx(graph)).run([OUTPUT], {INPUT: image})
         assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
+
+
+def test_compofa_subnets_equal_the_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CompOFA trains the same network without kernel transforms, and publishes it under the older names."""
+    dynamic_op = import_peer("ofa.imagenet_classification.elastic_nn.modules.dynamic_op")
+    monkeypatch.setattr(dynamic_op.DynamicSeparableConv2d, "KERNEL_TRANSFORM_MODE", None)
+    net = peer_supernet("ofa-mbv3-w1.0")
+    state = net.state_dict()
+    assert not any(name.endswith("_matrix") for name in state)
+    older = {re.sub(r"^(blocks\.\d+)\.conv\.", r"\1.mobile_inverted_conv.", name): x for name, x in state.items()}
+    assert older.keys() != state.keys()
+    torch.save({"state_dict": older}, tmp_path / "compofa.pth")
+    rng = np.random.default_rng(2)
+    for name in ("compofa", "compofa-elastic"):
+        space = make_space(name, {"resolutions": RESOLUTIONS})
+        export_checkpoint(tmp_path / "compofa.pth", space, tmp_path / "compofa.supernet")
+        bundle = SupernetBundle.open(tmp_path / "compofa.supernet")
+        for architecture in space.decode(np.concatenate([space.smallest(), space.largest(), space.sample(2, rng)])):
+            graph = slice_subnet(bundle, architecture)
+            image = rng.standard_normal((1, *graph.input_shape), dtype=np.float32)
+            expected = peer_logits(peer_subnet(net, architecture), image)
+            (found,) = open_session(emit_onnx(graph)).run([OUTPUT], {INPUT: image})
+            assert np.abs(found - expected).max() <= 1e-4 * np.ptp(expected)
 
 
 def test_statistics_equal_the_peers(pair: tuple[Any, SupernetBundle]) -> None:
