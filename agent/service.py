@@ -44,7 +44,8 @@ from fleet_protocol.transport import Connected, Disconnected, Received, Transpor
 
 HEALTH_EVERY_S = 30.0
 #: A result that was not acknowledged is sent again after this long on the same connection, then after twice as long,
-#: up to the maximum: its coordinator may be gone for good.
+#: up to the maximum: its coordinator may be gone for good. So is who we are: some brokers lose messages silently, and
+#: an agent that nobody knows gets no work.
 RESEND_EVERY_S = 30.0
 MAX_RESEND_S = 1800.0
 #: Tasks that may wait; the coordinator sends one or two ahead.
@@ -103,9 +104,10 @@ class AgentService:
         self._sent: dict[TaskKey, tuple[float, float]] = dict.fromkeys((key for key, _ in outbox.pending()), _UNSENT)
         self._connected = False
         self._state: AgentState | None = None
+        self._announced_at = self._started_at = clock()
+        self._announce_again_s = RESEND_EVERY_S
         self._coordinator: CoordinatorState | None = None
         self._conditions = Conditions()
-        self._started_at = clock()
         self._health_at = self._started_at
         self.finished = 0
 
@@ -148,6 +150,9 @@ class AgentService:
         if self._connected and self._presence.due(now):
             self._take_the_name()
         if self._serving:
+            if now - self._announced_at >= self._announce_again_s:
+                self._announce_again_s = min(2 * self._announce_again_s, MAX_RESEND_S)
+                self._announce()
             self._send_pending(now)
 
     def stop(self) -> None:
@@ -204,6 +209,7 @@ class AgentService:
 
     def _take_the_name(self) -> None:
         self._presence.settled = True
+        self._announce_again_s = RESEND_EVERY_S
         self._announce()
         if self._run is not None:
             self._run.reconnected()
@@ -387,6 +393,7 @@ class AgentService:
     # -- sending -----------------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
+        self._announced_at = self._clock()
         self._announce_state("busy" if self._held() else "ready", again=True)
         self._publish("info", self._info, retain=True)
 

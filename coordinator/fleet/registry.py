@@ -90,6 +90,8 @@ class FleetRegistry:
         neither is used.
         """
         entry = self._entry(agent, now_s)
+        if state.session == 0:  # a process that starts asks who is there; see `agent.presence`
+            return entry
         ours = entry.instance in ("", state.instance)
         if state.state in ("lost", "leaving"):
             if ours and state.session >= entry.session:

@@ -1,0 +1,93 @@
+"""One campaign, whose coordinator, broker and agents are killed again and again."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from fault_fleet import PATIENCE_S, FaultFleet, Observer, assert_nothing_lost_nothing_twice, fault_fleet
+
+pytestmark = pytest.mark.xdist_group("endtoend")
+
+AGENTS = tuple(f"pi{number}" for number in range(5))
+KILLS = 50
+#: What of a target must agree: its verified latency, relative, and its subnet's accuracy. A subnet's latency is the
+#: same in every run, so all that may differ is which of two all but equal subnets was found first.
+LATENCY_TOLERANCE, ACCURACY_TOLERANCE = 0.02, 0.002
+
+
+def begin(fleet: FaultFleet) -> None:
+    for number, name in enumerate(AGENTS):
+        start_agent(fleet, name, number)
+    fleet.start_search("--targets", "auto:3", "--budget", "14", "--wait-for", str(len(AGENTS)), "--deadline", "60")
+
+
+def start_agent(fleet: FaultFleet, name: str, number: int) -> None:
+    fleet.start_agent(name, factor=1.0 + 0.5 * number)
+
+
+def winners(fleet: FaultFleet) -> dict[tuple[str, float], tuple[float, float]]:
+    """Verified latency and predicted accuracy by device and target."""
+    return {
+        (device["device"], target["target_ms"]): (target["verified_ms"], target["predicted_accuracy"])
+        for device in fleet.results()["fleet"]
+        for target in device["targets"]
+        if target["met"]
+    }
+
+
+def disturb(fleet: FaultFleet, kills: int, chance: random.Random) -> list[str]:
+    """Kill somebody after every few messages about tasks and start it again at once; returns who was killed."""
+    observer = Observer(fleet.mosquitto.address)
+    killed: list[str] = []
+    wait = chance.randint(10, 15)
+    give_up = time.monotonic() + PATIENCE_S
+    while len(killed) < kills:
+        assert fleet.processes["coordinator"].poll() is None, f"it ended after {len(killed)} kills: {killed}"
+        assert time.monotonic() < give_up, f"nothing happens any more after {killed}"
+        if observer.next(0.2) is None:
+            continue
+        give_up = time.monotonic() + PATIENCE_S
+        wait -= 1
+        if wait:
+            continue
+        kind = chance.choice(("coordinator", "broker", "agent"))
+        if kind == "broker":
+            fleet.mosquitto.kill()
+            fleet.mosquitto.start()
+            observer.connect()
+        elif kind == "coordinator":
+            fleet.kill("coordinator")
+            fleet.resume_search()
+        else:
+            number = chance.randrange(len(AGENTS))
+            kind = AGENTS[number]
+            fleet.kill(kind)
+            start_agent(fleet, kind, number)
+        killed.append(kind)
+        wait = chance.randint(1, 8)
+    observer.close()
+    return killed
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 6))])
+def test_whoever_is_killed_the_campaign_completes_with_the_same_result(tmp_path: Path, seed: int) -> None:
+    with fault_fleet(tmp_path / "undisturbed") as calm:
+        begin(calm)
+        assert calm.wait_search() == 0
+        expected = winners(calm)
+    with fault_fleet(tmp_path / "disturbed") as fleet:
+        begin(fleet)
+        killed = disturb(fleet, KILLS, random.Random(seed))
+        assert fleet.wait_search() == 0
+        assert fleet.results()["status"] == "complete"
+        assert_nothing_lost_nothing_twice(fleet)
+        found = winners(fleet)
+    assert {"coordinator", "broker"} < set(killed)
+    assert found.keys() == expected.keys()
+    assert len(found) == 3 * len(AGENTS)
+    for target, (latency_ms, accuracy) in expected.items():
+        assert found[target][0] == pytest.approx(latency_ms, rel=LATENCY_TOLERANCE), target
+        assert found[target][1] == pytest.approx(accuracy, abs=ACCURACY_TOLERANCE), target
