@@ -56,6 +56,7 @@ class BoardTrial:
         export_digits(self._bundle)
         self._install()
         self._doctor(None)
+        self._stage_service()
         self._compare_models()
         for setting in self._board.settings:
             self._campaign(setting)
@@ -79,6 +80,15 @@ class BoardTrial:
         broken = [check["name"] for check in said["checks"] if check["status"] == "broken"]
         if broken:
             raise EmulationError(f"the doctor finds {', '.join(broken)} broken")
+
+    def _stage_service(self) -> None:
+        """No systemd runs inside; what it would be given is written to a folder."""
+        stage = f"{_WORK}/service"
+        command = [f"{_VENV}/bin/fleetnas-agent", "install-service", "--root", stage, "--broker", "localhost"]
+        self._run("service", *command, "--setting", self._board.settings[0])
+        (unit,) = (self._work / "service").rglob("*.service")
+        if f"ExecStart={_VENV}/bin/python" not in unit.read_text():
+            raise EmulationError(f"the unit {unit} does not start the Python that it was installed with")
 
     def _compare_models(self) -> None:
         """The bytes that the board builds must be the bytes that this machine builds."""
