@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import ClassVar
 
+from agent.battery import BatteryState
 from agent.child_messages import Timing
 from agent.measurement import MIN_SAMPLE_MS
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
@@ -41,6 +42,9 @@ PROVIDERS = {
     "gpu": ("--use_gpu=true",),
     "nnapi": ("--use_nnapi=true",),
 }
+#: Android's `BatteryManager`: charging, discharging, not charging, full.
+_BATTERY_STATES: dict[int, BatteryState] = {2: "charging", 3: "discharging", 4: "idle", 5: "idle"}
+_BATTERY_FIELD = re.compile(r"^\s*(level|status|temperature): (-?\d+)", re.MULTILINE)
 _COMMAND_TIMEOUT_S = 60.0
 _STATISTICS = re.compile(r"\bcount=(\d+)\b(.*)")
 _FIELD = re.compile(r"(\w+)=([0-9.eE+-]+)")
@@ -199,11 +203,13 @@ class AdbRuntime(Runtime):
     def conditions(self) -> Conditions:
         """Battery level and temperature, from the phone's battery service."""
         text = self._adb.run("shell", "dumpsys battery || true")
-        level = re.search(r"^\s*level: (\d+)", text, re.MULTILINE)
-        tenths = re.search(r"^\s*temperature: (-?\d+)", text, re.MULTILINE)
+        found = {name: int(value) for name, value in _BATTERY_FIELD.findall(text)}
+        heat_c = found["temperature"] / 10 if "temperature" in found else None
         return Conditions(
-            temperature_c=int(tenths.group(1)) / 10 if tenths else None,
-            battery_percent=float(level.group(1)) if level else None,
+            temperature_c=heat_c,
+            battery_percent=float(found["level"]) if "level" in found else None,
+            battery_state=_BATTERY_STATES.get(found.get("status", 0)),
+            battery_temperature_c=heat_c,
         )
 
 

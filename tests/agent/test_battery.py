@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from agent_rig import PROFILE, Rig, measured, task
 from device_trees import battery_files, write_files
+from runtime_stand_ins import attach_phone
 from supernets import random_bundle
 
 from agent.battery import Battery, BatteryReading, BatteryRule, parse_termux
 from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, UnreadyReply
+from agent.runtimes.adb_runtime import AdbRuntime
 from agent.sensors import Sensors
 from agent.task_run import RESTING_S
 from agent.workbench import Workbench
@@ -124,6 +126,23 @@ def test_the_child_looks_at_the_battery_before_it_measures(tmp_path: Path) -> No
     reply = bench.carry_out(order, lambda phase, fraction: None)
     assert isinstance(reply, MeasuredReply)
     assert (reply.before.battery_percent, reply.before.battery_state) == (22, "charging")
+
+
+@pytest.mark.parametrize(
+    ("battery", "says"),
+    [
+        ("22 3 250", LOW),  # a cable that does not charge
+        ("22 2 250", ""),
+        ("95 2 430", "battery charges at 43 C, 40 C or more: unplug or cool the device"),
+        ("95 5 430", ""),
+    ],
+)
+def test_a_phone_on_a_cable_keeps_the_same_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, battery: str, says: str
+) -> None:
+    attach_phone(tmp_path, monkeypatch)
+    monkeypatch.setenv("PHONE_BATTERY", battery)
+    assert BatteryRule().objection(AdbRuntime().conditions()) == says
 
 
 # -- the agent -----------------------------------------------------------------------------------------------------

@@ -140,3 +140,25 @@ def test_onnxruntime_is_imported_with_telemetry_off_and_writes_nothing_home(tmp_
     )
     assert done.stdout.strip() == "1"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_telemetry_is_off_before_the_library_is_read(tmp_path: Path) -> None:
+    """A library that says what it found when it was imported stands in for onnxruntime."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os, sys\nsys.stderr.write('imported with ' + os.environ.get('ORT_DISABLE_TELEMETRY', 'telemetry'))\n"
+        "__version__ = '0'\ndef get_available_providers(): return ['CPUExecutionProvider']\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    program = "from agent.runtimes.registry import make_runtime; make_runtime('onnxruntime').providers()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stderr == "imported with 1"
+
+
+def test_litert_runs_its_classic_interpreter(bundle: SupernetBundle) -> None:
+    runtime = make_runtime("litert")
+    loaded = runtime.load(model_for(runtime, bundle), setting_for(runtime))
+    assert type(loaded._interpreter).__name__ == "Interpreter"
+    assert not [name for name in sys.modules if "compiled_model" in name]
