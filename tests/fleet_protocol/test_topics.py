@@ -5,10 +5,12 @@ from hypothesis import strategies as st
 from fleet_protocol.errors import FleetnasError, ProtocolError, UsageError
 from fleet_protocol.topics import (
     DOWN_CHANNELS,
+    MAX_PAGES,
     UP_CHANNELS,
     AgentDown,
     AgentUp,
     CoordinatorAnnouncement,
+    RunNews,
     Topics,
     check_name,
 )
@@ -25,6 +27,10 @@ def test_every_topic_parses_back_to_what_it_was_built_from(fleet: str, agent: st
     for down in DOWN_CHANNELS:
         assert topics.parse(topics.down(agent, down)) == AgentDown(agent, down)
     assert topics.parse(topics.coordinator) == CoordinatorAnnouncement()
+    assert topics.parse(topics.run_summary(agent)) == RunNews(agent, "summary")
+    assert topics.parse(topics.run_events(agent)) == RunNews(agent, "events")
+    for page in (0, 1, MAX_PAGES - 1):
+        assert topics.parse(topics.run_page(agent, page)) == RunNews(agent, "page", page)
 
 
 @given(st.text(max_size=200))
@@ -33,7 +39,16 @@ def test_any_other_topic_is_refused_and_nothing_else_happens(topic: str) -> None
         Topics("shelf").parse(topic)
 
 
-@pytest.mark.parametrize("topic", ["fleetnas/v1/other/agents/pi/up/state", "fleetnas/v1/shelf/agents/a/b/up/state"])
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "fleetnas/v1/other/agents/pi/up/state",
+        "fleetnas/v1/shelf/agents/a/b/up/state",
+        "fleetnas/v1/shelf/coordinator/runs/r/page-01",
+        "fleetnas/v1/shelf/coordinator/runs/r/page-10000",
+        "fleetnas/v1/shelf/coordinator/runs/r/s/events",
+    ],
+)
 def test_a_topic_of_another_fleet_or_depth_is_refused(topic: str) -> None:
     with pytest.raises(ProtocolError):
         Topics("shelf").parse(topic)
@@ -48,6 +63,7 @@ def test_a_name_that_would_break_a_topic_is_refused(name: str) -> None:
 def test_topics_fit_brokers_that_allow_seven_slashes() -> None:
     topics = Topics("f")
     assert max(topics.up("a", c).count("/") for c in UP_CHANNELS) <= 7
+    assert topics.run_page("r", 0).count("/") <= 7
 
 
 @pytest.mark.parametrize(

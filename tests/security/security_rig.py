@@ -83,7 +83,7 @@ class SecuredBroker:
     def enroll(self, name: str, *, renew: bool = False) -> Credentials:
         path = self.folder / f"{name}-{time.monotonic_ns()}.credentials"
         self.authority.enroll(name, path, NOW, renew=renew)
-        self.enrolled[name] = read_credentials(path, "agent")
+        self.enrolled[name] = read_credentials(path, "agent", "watcher")
         return self.enrolled[name]
 
 

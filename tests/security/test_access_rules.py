@@ -19,7 +19,7 @@ from fleet_protocol.transport import BrokerAddress, Disconnected
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredBroker]:
     login: Login = request.param
     with secured_broker(tmp_path_factory.mktemp(login) / "authority", login) as running:
-        for name in ("alice", "bob"):
+        for name in ("alice", "bob", "watcher"):
             running.enroll(name)
         running.stop()
         running.start()  # takes note of new passwords
@@ -101,6 +101,41 @@ def test_who_sends_more_than_any_message_of_the_fleet_is_thrown_out(party: Party
     party.bob.transport.publish(TOPICS.up("bob", "task"), b"x" * (MAX_PACKET_BYTES + 1), qos=0)
     party.bob.until(lambda event: isinstance(event, Disconnected))
     assert sum(message.topic == TOPICS.up("bob", "task") for message in party.coordinator.received) == 1
+
+
+def test_who_watches_reads_the_fleet_and_its_searches_and_can_say_nothing(broker: SecuredBroker, party: Party) -> None:
+    credentials = broker.enrolled["watcher"]
+    assert credentials.role == "watcher"
+    assert not credentials.trusted_keys
+    watcher = Client(credentials.broker, "w", "#")
+    watcher.connected()
+    readable = [TOPICS.coordinator, TOPICS.run_summary("r"), TOPICS.run_page("r", 0), TOPICS.run_events("r")]
+    for topic in readable:
+        party.coordinator.transport.publish(topic, b"seen")
+        watcher.until_topic(topic)
+    for channel in UP_CHANNELS:
+        party.alice.transport.publish(TOPICS.up("alice", channel), b"hers")
+        party.coordinator.until_topic(TOPICS.up("alice", channel))
+    for channel in DOWN_CHANNELS:
+        party.coordinator.transport.publish(TOPICS.down("alice", channel), b"order")
+        party.coordinator.transport.publish(TOPICS.down("watcher", channel), b"order")
+    party.coordinator.transport.publish(TOPICS.coordinator, b"last")
+    for client in (watcher, party.coordinator):
+        client.until(lambda event: getattr(event, "payload", None) == b"last")
+    may_see = {*readable, *(TOPICS.up("alice", channel) for channel in ("state", "info", "health"))}
+    agents = {topic for topic in watcher.topics() if "/up/" in topic and "alice" not in topic}
+    assert watcher.topics() - agents == may_see
+    assert {topic.rpartition("/")[2] for topic in agents} <= {"state", "info", "health"}
+    before = party.coordinator.topics()
+    said = [TOPICS.up("watcher", channel) for channel in UP_CHANNELS] + readable + [TOPICS.up("alice", "task")]
+    for topic in [*said, TOPICS.down("alice", "task")]:
+        watcher.transport.publish(topic, b"forged")
+        watcher.transport.publish(topic, b"forged", retain=True)
+    watcher.close()  # after what it sent was answered
+    party.bob.transport.publish(TOPICS.up("bob", "next"), b"mine")
+    party.coordinator.until_topic(TOPICS.up("bob", "next"))
+    assert party.coordinator.topics() - before <= {TOPICS.up("bob", "next")}
+    assert b"forged" not in {message.payload for message in party.coordinator.received}
 
 
 class TestStrangers:

@@ -1,0 +1,390 @@
+"""Watching a search from elsewhere: what the coordinator tells, and what the store has, shown by the search's views."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import brokers
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from simulated_fleet import TOPICS, Simulation
+from test_cli import fleetnas
+
+from coordinator.blob_server import BlobServer
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.standing import snapshot_of
+from coordinator.store.store import MeasurementStore
+from coordinator.view.events import CampaignFinished, Event, MeasurementTaken
+from coordinator.view.lines import JsonView
+from coordinator.view.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot
+from coordinator.watching.audience import Audience
+from coordinator.watching.broadcast import SUMMARY_EVERY_S, Broadcast
+from coordinator.watching.broker_feed import SILENT_AFTER_S, BrokerFeed, choose_run, runs_at_work
+from coordinator.watching.feed import News, follow
+from coordinator.watching.metrics import Metrics
+from coordinator.watching.store_feed import StoreFeed
+from fleet_protocol.codec import MAX_JSON_BYTES
+from fleet_protocol.errors import UsageError
+from fleet_protocol.memory import MemoryBroker
+from fleet_protocol.messages import Failed, Measurement
+from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.topics import Topics
+
+PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5)
+
+
+class Ticks:
+    """A clock that goes on by itself, so that waits in memory end."""
+
+    def __init__(self, step_s: float = 0.05) -> None:
+        self._times = itertools.count(0.0, step_s)
+
+    def __call__(self) -> float:
+        return next(self._times)
+
+
+class Stage:
+    """A simulated campaign that is broadcast on its own broker, and whoever watches it there."""
+
+    def __init__(self) -> None:
+        self.fleet = Simulation(PLAN)
+        self.fleet.add("pi0")
+        self.fleet.add("pi1", seed=1)
+        self.fleet.begin()
+        self.broadcast = Broadcast(self.fleet.transport, TOPICS, "run-1", self.fleet.clock)
+        self.told = 0
+
+    def step(self) -> None:
+        self.fleet.step()
+        for event in self.fleet.events[self.told :]:
+            self.broadcast.event(event)
+        self.told = len(self.fleet.events)
+        self.broadcast.update(self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        return snapshot_of(self.fleet.campaign, self.fleet.clock.unix())
+
+    def run(self, until: int = 10_000) -> None:
+        while not self.fleet.campaign.finished and len(self.fleet.events) < until:
+            self.step()
+
+    def finish(self) -> None:
+        self.fleet.campaign.finish()
+        self.step()
+        self.broadcast.close()
+
+    def watcher(self) -> BrokerFeed:
+        transport = self.fleet.broker.transport("watcher")
+        transport.start()
+        return BrokerFeed(transport, TOPICS, "run-1", Ticks())
+
+
+def everything(feed: BrokerFeed) -> tuple[list[Event], News]:
+    events: list[Event] = []
+    while True:
+        news = feed.poll(1.0)
+        events += news.events
+        if not news.events:
+            return events, news
+
+
+class TestBroker:
+    def test_who_watches_from_the_start_sees_every_event_and_the_same_state(self) -> None:
+        stage = Stage()
+        feed = stage.watcher()
+        stage.run()
+        stage.finish()
+        events: list[Event] = []
+        news = News()
+        while news.end is None:
+            news = feed.poll(1.0)
+            events += news.events
+            assert not news.missed
+        assert events == stage.fleet.events
+        assert news.end == "complete"
+        assert news.snapshot is not None
+        assert news.snapshot.devices == stage.snapshot().devices
+
+    def test_who_comes_later_is_shown_how_it_stands_at_once(self) -> None:
+        stage = Stage()
+        stage.run(until=12)
+        for _ in range(10):  # every page has had its turn
+            stage.broadcast.update(stage.snapshot())
+            stage.fleet.clock.now_s += 1
+        events, news = everything(stage.watcher())
+        assert events == []
+        assert news.snapshot is not None
+        assert news.snapshot.devices == stage.snapshot().devices
+        assert news.snapshot.phase == stage.snapshot().phase
+
+    def test_nothing_of_an_ended_run_is_left_on_the_broker(self) -> None:
+        stage = Stage()
+        stage.run()
+        stage.finish()
+        late = stage.fleet.broker.transport("late")
+        late.start()
+        assert runs_at_work(late, TOPICS, 1.0, Ticks()) == []
+
+    def test_a_coordinator_that_is_killed_is_told_from_one_that_has_nothing_to_say(self) -> None:
+        stage = Stage()
+        feed = stage.watcher()
+        stage.run(until=10)
+        _, news = everything(feed)
+        assert news.snapshot is not None
+        assert news.snapshot.phase == "searching"
+        news = feed.poll(SILENT_AFTER_S + 1)
+        assert news.snapshot is not None
+        assert "no word from its coordinator" in news.snapshot.phase
+        assert news.end is None
+        stage.fleet.clock.now_s += SUMMARY_EVERY_S
+        stage.step()
+        _, news = everything(feed)
+        assert news.snapshot is not None
+        assert news.snapshot.phase == "searching"
+
+    def test_the_newest_run_is_chosen_and_an_unknown_one_lists_those_there_are(self) -> None:
+        broker = MemoryBroker()
+        for run_id, started_s in (("old", 10.0), ("new", 20.0)):
+            transport = broker.transport(run_id)
+            transport.start()
+            snapshot = Snapshot(run_id, f"{run_id}.supernet", started_s, started_s, "searching")
+            Broadcast(transport, TOPICS, run_id, lambda: 0.0).update(snapshot)
+        listener = broker.transport("listener")
+        listener.start()
+        found = runs_at_work(listener, TOPICS, 1.0, Ticks())
+        assert choose_run(found, None, "test") == "new"
+        assert choose_run(found, "old", "test") == "old"
+        with pytest.raises(UsageError, match=r"'older' is at work.*new \(new.supernet, searching\), old"):
+            choose_run(found, "older", "test")
+        with pytest.raises(UsageError, match="no search is at work"):
+            choose_run([], None, "test")
+
+    def test_rubbish_changes_nothing(self) -> None:
+        stage = Stage()
+        feed = stage.watcher()
+        stage.run(until=10)
+        events, before = everything(feed)
+        attacker = stage.fleet.broker.transport("attacker")
+        attacker.start()
+        for topic in (TOPICS.run_summary("run-1"), TOPICS.run_page("run-1", 0), TOPICS.run_events("run-1")):
+            for payload in (b"\xff", b"{}", b'{"schema_version":1,"devices":[{}]}', b"x" * (MAX_JSON_BYTES + 1)):
+                attacker.publish(topic, payload)
+        events, after = everything(feed)
+        assert events == []
+        assert after.snapshot == before.snapshot
+
+    def test_a_thousand_devices_are_told_in_small_messages_at_a_bounded_rate(self) -> None:
+        broker = MemoryBroker()
+        now_s = 0.0
+        transport = broker.transport("coordinator")
+        transport.start()
+        feed_transport = broker.transport("watcher")
+        feed_transport.start()
+        sizes: list[list[int]] = []
+        publish = broker.publish
+
+        def counted(topic: str, payload: bytes, *, retain: bool = False) -> None:
+            assert len(payload) <= MAX_JSON_BYTES
+            sizes[-1].append(len(payload))
+            publish(topic, payload, retain=retain)
+
+        broker.publish = counted  # type: ignore[method-assign]
+        broadcast = Broadcast(transport, TOPICS, "run-1", lambda: now_s)
+        for round_ in range(300):
+            targets = tuple(TargetSnapshot(float(n), 1.0, 1.0 + round_, reason="x" * 500) for n in range(1, 9))
+            devices = tuple(
+                DeviceSnapshot(f"device-{n}", "onnxruntime_cpu_1t_fp32", "measuring", "y" * 500, targets=targets)
+                for n in range(1000)
+            )
+            sizes.append([])
+            broadcast.update(Snapshot("run-1", "big.supernet", 0.0, now_s, "searching", devices))
+            now_s += 0.25
+        assert max(len(sent) for sent in sizes) <= 2
+        assert max(sum(sent) for sent in sizes) <= MAX_JSON_BYTES
+        feed = BrokerFeed(feed_transport, TOPICS, "run-1", Ticks())
+        snapshot = feed.poll(10.0).snapshot
+        assert snapshot is not None
+        assert {device.device for device in snapshot.devices} == {f"device-{n}" for n in range(1000)}
+
+
+@pytest.fixture(scope="module")
+def half_way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulation]:
+    path = tmp_path_factory.mktemp("store") / "runs.sqlite"
+    simulation = Simulation(PLAN, store=MeasurementStore.open(path))
+    simulation.add("pi0")
+    simulation.add("pi1", seed=1)
+    simulation.begin()
+    simulation.run(until=lambda: len(simulation.store.outcomes("run-1")) >= 8)
+    yield simulation
+    simulation.store.close()
+
+
+def test_the_store_is_followed_to_the_end_with_every_measurement_shown_once(half_way: Simulation) -> None:
+    simulation = half_way
+    clock = simulation.clock
+
+    def wait(_: float) -> None:
+        if not simulation.campaign.finished:
+            simulation.run(until=lambda start=clock.now_s: clock.now_s > start + 5)
+            if simulation.campaign.finished:
+                simulation.campaign.finish()
+
+    feed = StoreFeed(simulation.store, "run-1", wait=wait, wall_clock=clock.unix)
+    shown = io.StringIO()
+    snapshots: list[Snapshot] = []
+    view = JsonView(shown)
+    view.update = snapshots.append  # type: ignore[method-assign]
+    assert follow(feed, view, lambda missed: pytest.fail(f"{missed} missed")) == "complete"
+    lines = [json.loads(line) for line in shown.getvalue().splitlines()]
+    assert lines[0]["event"] == "campaign_started"
+    assert lines[-1]["event"] == "campaign_finished"
+    stored = simulation.store.outcomes("run-1")
+    measured = [line["task_id"] for line in lines if line["event"] == "measurement"]
+    assert measured == [found.key.task_id for found in stored if isinstance(found.outcome, Measurement)]
+    said = [event for event in simulation.events if isinstance(event, MeasurementTaken)]
+    assert [(line["measured_ms"], line["measurements"]) for line in lines if line["event"] == "measurement"] == [
+        (event.measured_ms, event.measurements) for event in said
+    ]
+    finished = simulation.events[-1]
+    assert isinstance(finished, CampaignFinished)
+    assert (lines[-1]["targets_met"], lines[-1]["targets"]) == (finished.targets_met, finished.targets)
+    # What stands at the end is what the coordinator's own view showed.
+    own = snapshot_of(simulation.campaign, clock.unix())
+    for mine, theirs in zip(snapshots[-1].devices, own.devices, strict=True):
+        assert (mine.device, mine.state, mine.measurements) == (theirs.device, theirs.state, theirs.measurements)
+        assert mine.predictor_error == theirs.predictor_error
+        for target, original in zip(mine.targets, theirs.targets, strict=True):
+            assert dataclasses.replace(original, reason=target.reason) == target
+    assert {device.state for snapshot in snapshots for device in snapshot.devices} >= {"measuring", "done"}
+
+
+def test_watch_prints_a_stored_run_and_ends_as_the_search_did(
+    capsys: pytest.CaptureFixture[str], half_way: Simulation
+) -> None:
+    half_way.run()
+    half_way.campaign.finish()
+    store = half_way.store.url.removeprefix("sqlite:///")
+    code, out, _ = fleetnas(capsys, "watch", "run-1", "--store", store)
+    assert code == 0
+    assert "4 of 4 targets met" in out
+    code, out, _ = fleetnas(capsys, "watch", "--store", store, "--json")
+    assert code == 0
+    assert json.loads(out.splitlines()[-1])["event"] == "campaign_finished"
+    code, out, err = fleetnas(capsys, "watch", "run-9", "--store", store)
+    assert (code, out) == (2, "")
+    assert "run-1" in err
+
+
+def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
+    capsys: pytest.CaptureFixture[str], mosquitto_broker: brokers.Mosquitto
+) -> None:
+    address, topics = mosquitto_broker.address, Topics()
+    simulation = Simulation(PLAN)
+    simulation.add("pi0")
+    simulation.add("pi1", seed=1)
+    coordinator = MqttTransport(address, "coordinator")
+    coordinator.start()
+    coordinator.wait_connected(10)
+    broadcast = Broadcast(coordinator, topics, "run-1", simulation.clock)
+    simulation.begin()
+    simulation.run(until=lambda: len(simulation.events) > 3)
+    broadcast.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+
+    watcher = MqttTransport(address, "watcher")
+    watcher.start()
+    watcher.wait_connected(10)
+    found: list[str] = []
+    while not found:  # retained, so it comes whenever the broker has it
+        found = [summary.run_id for summary in runs_at_work(watcher, topics, 0.2)]
+    feed = BrokerFeed(watcher, topics, choose_run(runs_at_work(watcher, topics, 0.5), None, "default"))
+    told = len(simulation.events)
+    assert feed.poll(0.5).snapshot is not None
+    simulation.run()
+    simulation.campaign.finish()
+    for event in simulation.events[told:]:
+        broadcast.event(event)
+        broadcast.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+    broadcast.close()
+    shown = io.StringIO()
+    assert follow(feed, JsonView(shown), lambda _: None) == "complete"
+    lines = [json.loads(line) for line in shown.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == [event.event for event in simulation.events[told:]]
+    feed.close()
+    coordinator.close()
+    # The same by the command, where nothing is at work any more.
+    code, _, err = fleetnas(capsys, "watch", "run-1", "--broker", str(address))
+    assert code == 2
+    assert "at work: none" in err
+
+
+def key(name: str, *labels: str) -> tuple[str, ...]:
+    """A sample by name and the values of its labels, whatever their order."""
+    return (name, *sorted(labels))
+
+
+class TestMetrics:
+    def test_what_is_scraped_is_what_the_store_has(self) -> None:
+        simulation = Simulation(PLAN)
+        agent = simulation.add("pi0")
+        simulation.add("pi1", seed=1)
+        agent.fails = lambda task: "crashed" if len(agent.measured) == 3 else None
+        metrics = Metrics("127.0.0.1", 0)
+        simulation.begin()
+        blobs = BlobServer(lambda agent, chunk: None)
+        metrics.attach(simulation.campaign, blobs, simulation.store)
+        audience = Audience([metrics])
+        told = 0
+        while not simulation.campaign.finished:
+            simulation.step()
+            for event in simulation.events[told:]:
+                audience.event(event)
+            told = len(simulation.events)
+        simulation.broker.cut("coordinator")
+        simulation.broker.restore(simulation.transport)
+        simulation.step()
+        audience.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+        with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        audience.close()
+        samples = {
+            key(sample.name.removeprefix("fleetnas_"), *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        stored = simulation.store.outcomes("run-1")
+        assert samples[key("results_stored_total")] == len(stored)
+        for device in ("pi0", "pi1"):
+            label = "onnxruntime_cpu_1t_fp32"
+            taken = [f for f in stored if f.task.device == device and isinstance(f.outcome, Measurement)]
+            assert samples[key("measurements_total", device, label, "ok")] == len(taken)
+            assert samples[key("targets", device, label, "met")] == 2
+            assert 0 < samples[key("predictor_error_ratio", device, label)] < 1
+        failed = [f for f in stored if isinstance(f.outcome, Failed)]
+        assert failed
+        assert sum(value for name, value in samples.items() if name[0] == "failures_total") == len(failed)
+        assert samples[key("store_write_seconds_count")] >= len(stored)
+        assert samples[key("agents", "ready")] == 2
+        assert samples[key("queue_length", "leased")] == 0
+        assert samples[key("broker_reconnects_total")] == 1
+
+    def test_every_metric_is_documented(self) -> None:
+        metrics = Metrics("127.0.0.1", 0)
+        with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+            families = [family.name for family in text_string_to_metric_families(answer.read().decode())]
+        metrics.close()
+        page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+        assert families
+        for family in families:
+            assert f"`{family}" in page or family.endswith("_created"), family
+
+    def test_a_port_that_is_taken_is_said(self) -> None:
+        metrics = Metrics("127.0.0.1", 0)
+        with pytest.raises(UsageError, match="--metrics-port"):
+            Metrics("127.0.0.1", metrics.port)
+        metrics.close()
