@@ -19,6 +19,7 @@ from coordinator.campaign import standing
 from coordinator.campaign.announcements import Announcer
 from coordinator.campaign.device_search import DeviceSearch, Proposal
 from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.store_outage import StoreOutage
 from coordinator.campaign.stray_results import StrayResults, outcome_to_store
 from coordinator.campaign.task_desk import LEASE_SLACK_S, TaskDesk
 from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
@@ -58,6 +59,8 @@ _LOG_LINES = 200
 _ROUND = 10_000
 #: How often everybody is looked at; in between, only those to whom something happened.
 _SWEEP_S = 0.5
+#: How often the store is told how settings and targets stand.
+_STANDINGS_S = 2.0
 #: Device settings up to which the predictor's error is noted after every measurement; of more, after every round.
 _FEW_SETTINGS = 16
 
@@ -117,15 +120,16 @@ class Campaign:
             store=store,
             note=self.note,
         )
+        self._outage = StoreOutage(clock, self._on_store_away, self._on_store_back)
         self._strays = StrayResults(wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
         self._started_s = clock()
         self._connected_s: float | None = None
         self._open = False
         self._unanswered: dict[str, int] = {}
         self._pause_until_s: dict[str, float] = {}
-        self._swept_s = float("-inf")
+        self._swept_s = self._written_s = float("-inf")
         #: Results that are not stored yet: one transaction for all that arrived together.
-        self._arrived: list[tuple[SettingTrack, TrackTask, TaskKey, Outcome]] = []
+        self._arrived: dict[TaskKey, tuple[SettingTrack, TrackTask, Outcome]] = {}
         #: To whom something happened: tracks to look at and agents that may want work. Workers fill `_planned`.
         self._due: dict[str, SettingTrack] = {}
         self._hungry: dict[str, None] = {}
@@ -141,13 +145,13 @@ class Campaign:
         self._wire.start()
 
     def on_event(self, event: TransportEvent) -> None:
-        """Take one event of the transport; `StoreError` where a result cannot be stored."""
+        """Take one event of the transport."""
         self.on_events((event,))
 
     def on_events(self, events: Iterable[TransportEvent]) -> None:
         """Take what arrived, in order; the results among it are stored together, and acknowledged after that.
 
-        `StoreError` where they cannot be stored: then none is acknowledged, and their agents send them again.
+        While the store cannot be written, none is acknowledged.
         """
         try:
             for event in events:
@@ -171,22 +175,29 @@ class Campaign:
             if track.status == "running":
                 self._advance(track, now)
         hungry, self._hungry = self._hungry, {}
-        if self.connected:
-            self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now)
+        if self.connected and self._outage.may_try:
+            with self._outage.watched():
+                if self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now):
+                    self._outage.over()
         self._blobs.pump(now)
 
     def _sweep(self, now: float) -> None:
         """What has to look at everybody."""
+        self._take_outcomes()
         for entry in self.registry.on_tick(now):
             self.note(f"{entry.name} is lost: {entry.reason}")
             self._desk.take_back(entry.name)
-        self._expire_leases(now)
+        if not self._outage.lasts:
+            with self._outage.watched():
+                self._expire_leases(now)
         if not self._open:
             self._gather(now)
         for track in self.tracks.values():
             if track.status == "running":
                 self._look_at(track)
-        self._write_standings()
+        if now - self._written_s >= _STANDINGS_S:
+            self._written_s = now
+            self._write_standings()
 
     def _look_at(self, track: SettingTrack) -> None:
         """Something happened to a device setting: see at the next tick what follows."""
@@ -199,14 +210,19 @@ class Campaign:
 
     def _write_standings(self) -> None:
         """Store what is known of settings and targets; a coordinator that is killed before finds it out again."""
-        self._store.put_devices([track.to_record() for track in self._stale.values()])
-        self._stale.clear()
-        self._store.put_winners(self._fates)
-        self._fates.clear()
+        if not self._outage.may_try:
+            return
+        with self._outage.watched():
+            self._store.put_devices([track.to_record() for track in self._stale.values()])
+            self._stale.clear()
+            self._store.put_winners(self._fates)
+            self._fates.clear()
 
     @property
     def finished(self) -> bool:
-        """Every device setting is finished, lost or given up."""
+        """Every device setting is finished, lost or given up, and the store knows it or was not seen to be away."""
+        if self._outage.lasts and (self._stale or self._fates):
+            return False
         return self._open and all(track.status != "running" for track in self.tracks.values())
 
     @property
@@ -380,7 +396,9 @@ class Campaign:
         found = self._desk.find(update.task.task_id)
         if found is None and isinstance(update, Result | Failed):
             self.registry.on_message(agent, now)
-            self._strays.take(agent, update)
+            if self._outage.may_try:
+                with self._outage.watched():
+                    self._strays.take(agent, update)
             return
         if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
             raise ProtocolError(f"{agent} speaks of task {update.task.task_id}, which it was not given; it is dropped")
@@ -390,9 +408,9 @@ class Campaign:
         self._desk.renew(agent, now)
         if isinstance(update, Result | Failed):
             outcome = outcome_to_store(task.record, update)
-            if isinstance(update, Result) and isinstance(outcome, Failed):
+            if update.task not in self._arrived and isinstance(update, Result) and isinstance(outcome, Failed):
                 self.note(f"{track.label}: result of {update.task.task_id} refused: {outcome.detail}")
-            self._arrived.append((track, task, update.task, outcome))
+            self._arrived.setdefault(update.task, (track, task, outcome))
         elif isinstance(update, Progress):
             entry.phase, entry.phase_fraction, entry.phase_task = update.phase, update.fraction, update.task
         elif isinstance(update, Rejected):
@@ -402,12 +420,15 @@ class Campaign:
 
     def _take_outcomes(self) -> None:
         """Store what arrived, then acknowledge, then learn; a repeated one is only acknowledged."""
-        arrived, self._arrived = self._arrived, []
-        if not arrived:
+        if not self._arrived or not self._outage.may_try:
             return
         now_unix_s = self._wall_clock()
-        self._store.add_outcomes([Arrival(key, outcome, now_unix_s) for _, _, key, outcome in arrived])
-        for track, task, key, outcome in arrived:
+        arrived: dict[TaskKey, tuple[SettingTrack, TrackTask, Outcome]] = {}
+        with self._outage.watched():
+            self._store.add_outcomes([Arrival(key, found[2], now_unix_s) for key, found in self._arrived.items()])
+            arrived, self._arrived = self._arrived, {}
+            self._outage.over()
+        for key, (track, task, outcome) in arrived.items():
             self._unanswered[track.device] = 0
             try:
                 track.wire_bytes += self._wire.acknowledge(track.device, key)
@@ -416,6 +437,19 @@ class Campaign:
             # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
             if not self._desk.is_done(task.record.task_id):
                 self._conclude(track, task, key.attempt, outcome)
+
+    def _on_store_away(self, reason: str) -> None:
+        self.note(reason)
+        self._announcer.store_unavailable(reason)
+
+    def _on_store_back(self, away_s: float) -> None:
+        """Nobody is late for having waited for us; who holds results is asked for them."""
+        now = self._clock()
+        for agent in {track.device for track in self.tracks.values()}:
+            self._desk.renew(agent, now)
+        self.note(f"the store can be written again, after {away_s:.0f} s")
+        self._announcer.store_available(away_s)
+        self._say("ready")
 
     def _conclude(self, track: SettingTrack, task: TrackTask, attempt: int, outcome: Outcome) -> None:
         self._desk.conclude(track, task, attempt)

@@ -172,7 +172,10 @@ class DeviceSearch:
         self._told = 0
         opening = opening or Opening(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
         self._features = opening.features
-        self._predictor = BayesianPredictor(opening.prior)
+        self._learner = BayesianPredictor(opening.prior)
+        #: Measurements that it has not learned from yet: genome, latency and noise in ms. Together they cost little.
+        self._unlearned: list[tuple[Genome, float, float]] = []
+        self._accuracies: dict[bytes, float] = {}
         self._evidence = Evidence()
         self._foretold: dict[bytes, float | None] = {}
         self._noise: list[float] = []
@@ -219,6 +222,15 @@ class DeviceSearch:
         """Whether the next `ask` has to think (some 0.1 s) rather than hand out what is planned already."""
         return not self._finished and not self._queue and not self._outstanding
 
+    @property
+    def _predictor(self) -> BayesianPredictor:
+        """The predictor, with all measurements learned."""
+        if self._unlearned:
+            genomes, latency, noise = zip(*self._unlearned, strict=True)
+            self._unlearned.clear()
+            self._learner.update(self._features.features(np.stack(genomes)), latency, noise)
+        return self._learner
+
     # -- ask and tell ------------------------------------------------------------------------------------------
 
     def ask(self, count: int) -> list[Proposal]:
@@ -231,6 +243,8 @@ class DeviceSearch:
 
     def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """What a proposal brought; also one that a stored run had asked for."""
+        if proposal.purpose != "spread":
+            self._settle_targets()
         self._told += 1
         self._outstanding.pop(proposal.key, None)
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
@@ -252,9 +266,8 @@ class DeviceSearch:
         if proposal.purpose == "verification":
             self._judge(proposal, genome, outcome)
         self._check_hope(outcome)
-        if not self.targets and self._spread_done():
-            self._resolve_targets()
-        self._refresh_standings()
+        if self.needs_planning:
+            self._refresh_standings()
 
     def _learn(self, genome: Genome, measurement: Measurement) -> None:
         self._evidence.of(genome).add(measurement)
@@ -262,7 +275,7 @@ class DeviceSearch:
         self._noise.append(noise)
         # The sentinel says how much slower the device is now than when it started.
         latency = measurement.median_ms / measurement.drift
-        self._predictor.update(self._features.features(genome[None]), [latency], [noise * latency])
+        self._unlearned.append((genome, latency, noise * latency))
 
     def _check_hope(self, outcome: Measurement | Failed) -> None:
         measured = len(self._evidence.measured(unsure=True)[1])
@@ -283,6 +296,12 @@ class DeviceSearch:
 
     def _spread_done(self) -> bool:
         return not any(self._spread_open(genome) for genome in self._spread)
+
+    def _settle_targets(self) -> None:
+        """Once the spread is measured the targets are known; what comes later changes none of them."""
+        if not self.targets and not self._finished and self._spread_done():
+            self._resolve_targets()
+            self._refresh_standings()
 
     def _resolve_targets(self) -> None:
         genomes, latency = self._evidence.measured(unsure=True)
@@ -319,6 +338,9 @@ class DeviceSearch:
         spread = [genome for genome in self._spread if self._spread_open(genome)]
         if spread:
             return self._propose(spread, "spread")
+        self._settle_targets()
+        if self._finished:
+            return []
         if self._exploring:
             found = self._candidates()
             if found:
@@ -390,7 +412,7 @@ class DeviceSearch:
         genomes = genomes[latency * (1.0 + safety) <= state.target_ms]
         if not len(genomes):
             return None
-        best: Genome = genomes[int(np.argmax(self._accuracy.predict(genomes)))]
+        best: Genome = genomes[int(np.argmax([self._accuracy_of(genome) for genome in genomes]))]
         return best
 
     def _safety(self, state: TargetState) -> float:
@@ -505,7 +527,11 @@ class DeviceSearch:
     # -- small parts -------------------------------------------------------------------------------------------
 
     def _accuracy_of(self, genome: Genome) -> float:
-        return float(self._accuracy.predict(genome[None])[0])
+        key = genome.tobytes()
+        found = self._accuracies.get(key)
+        if found is None:
+            found = self._accuracies[key] = float(self._accuracy.predict(genome[None])[0])
+        return found
 
     def _propose(self, genomes: list[Genome], purpose: Purpose, target_ms: float | None = None) -> list[Proposal]:
         if not genomes:

@@ -50,18 +50,23 @@ class FleetSearch:
         self._lock = threading.Lock()
 
     def join(self) -> None:
-        """One more device setting asks."""
+        """One more device setting asks. The archive is made while the first subnets are being measured."""
         self._settings += 1
+        if self._settings == FEW_SETTINGS + 1:
+            threading.Thread(target=self._shared, name="fleet-archive", daemon=True).start()
 
     def __call__(
         self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
         if self._settings <= FEW_SETTINGS:
             return self._thorough(latency, targets_ms, start, rng)
+        return self._shared().winners(latency, targets_ms, start)
+
+    def _shared(self) -> Archive:
         with self._lock:
             if self._archive is None:
                 self._archive = Archive(self._space, self._accuracy, self._bounds)
-        return self._archive.winners(latency, targets_ms, start)
+            return self._archive
 
 
 class Archive:

@@ -64,11 +64,15 @@ class MeasurementStore:
             .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
             .returning(OutcomeRow.task_id, OutcomeRow.attempt, OutcomeRow.outcome_id)
         )
-        tasks = insert_or(TaskRow)
-        self._put_tasks = tasks.on_conflict_do_update(
-            index_elements=["task_id"],
-            set_={column.name: column for column in tasks.excluded if column.name != "task_id"},
-        )
+
+        def upsert(table: type[Base], *key: str) -> Any:
+            rows = insert_or(table)
+            renewed = {column.name: column for column in rows.excluded if column.name not in key}
+            return rows.on_conflict_do_update(index_elements=list(key), set_=renewed)
+
+        self._put_tasks = upsert(TaskRow, "task_id")
+        self._put_devices = upsert(DeviceRow, "run_id", "device", "setting_label")
+        self._put_winners = upsert(WinnerRow, "run_id", "device", "setting_label", "target_ms")
 
     @classmethod
     def open(cls, location: str | Path) -> MeasurementStore:
@@ -135,23 +139,23 @@ class MeasurementStore:
 
     def put_devices(self, devices: Sequence[DeviceRecord]) -> None:
         """Add or renew many device settings in one transaction."""
-        if not devices:
-            return
-        with self._database.writing() as session:
-            for device in devices:
-                session.merge(
-                    DeviceRow(
-                        run_id=device.run_id,
-                        device=device.device,
-                        setting_label=device.setting.label,
-                        setting=device.setting.model_dump(mode="json"),
-                        info=device.info.model_dump(mode="json"),
-                        status=device.status,
-                        reason=device.reason,
-                        learning=[list(point) for point in device.learning],
-                        wire_bytes=device.wire_bytes,
-                    )
-                )
+        rows = [
+            {
+                "run_id": device.run_id,
+                "device": device.device,
+                "setting_label": device.setting.label,
+                "setting": device.setting.model_dump(mode="json"),
+                "info": device.info.model_dump(mode="json"),
+                "status": device.status,
+                "reason": device.reason,
+                "learning": [list(point) for point in device.learning],
+                "wire_bytes": device.wire_bytes,
+            }
+            for device in devices
+        ]
+        if rows:
+            with self._database.writing() as session:
+                session.connection().execute(self._put_devices, rows)
 
     def devices(self, run_id: str) -> list[DeviceRecord]:
         """The device settings of a run, by name."""
@@ -332,8 +336,7 @@ class MeasurementStore:
         """Say what became of many targets, in one transaction."""
         if winners:
             with self._database.writing() as session:
-                for winner in winners:
-                    session.merge(WinnerRow(**vars(winner)))
+                session.connection().execute(self._put_winners, [dict(vars(winner)) for winner in winners])
 
     def winners(self, run_id: str) -> list[WinnerRecord]:
         """What became of a run's targets, by device setting and target."""
