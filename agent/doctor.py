@@ -16,8 +16,10 @@ from importlib import util
 from pathlib import Path
 from typing import Literal
 
-from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder
+from agent.battery import BatteryRule
+from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply
 from agent.host_lock import default_host_lock_path, hold_host_lock
+from agent.jetson import power_mode, tegra_release
 from agent.probe import describe_device
 from agent.sensors import Sensors
 from agent.worker import Worker, child_command
@@ -28,6 +30,14 @@ from fleet_protocol.messages import AgentState, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import Topics
 from fleet_protocol.transport import BrokerAddress, Received
+
+_ACCELERATOR_MENDS = {
+    "cuda": "install the CUDA and cuDNN that this build of onnxruntime was made for; on a Jetson: "
+    "sudo apt install nvidia-jetpack",
+    "tensorrt": "install the TensorRT that this build of onnxruntime was made for; on a Jetson: "
+    "sudo apt install nvidia-jetpack",
+}
+_OTHER_PROVIDER = "use another provider, or install a build of onnxruntime in which this one loads"
 
 Status = Literal["ok", "warning", "broken"]
 
@@ -142,36 +152,61 @@ def why_no_wheel_fits(library: str, version: str, bits: int, python: tuple[int, 
 
 
 def _check_runtimes(_: Patient) -> Iterator[Finding]:
-    found = []
+    found: list[Finding] = []
     if util.find_spec("onnxruntime") is not None:
-        found.append(_load_runtime("onnxruntime"))
+        found += _load_runtime("onnxruntime")
     if any(util.find_spec(module) is not None for module in ("ai_edge_litert", "tflite_runtime")):
-        found.append(_load_runtime("litert"))
+        found += _load_runtime("litert")
     if not found:
         text = "neither onnxruntime nor LiteRT is installed"
         if why := why_no_wheel_fits(*platform.libc_ver(), _bits(), sys.version_info[:2]):
             text = f"{text}; {why}"
         yield Finding("runtime", "broken", text, install_commands(describe_device().profile, _bits()))
     yield from found
+    profile = describe_device().profile
+    if profile.startswith("jetson_") and not any(finding.name in ("cuda", "tensorrt") for finding in found):
+        text = "no runtime here offers the GPU: PyPI's onnxruntime runs on the processor only"
+        yield Finding("accelerator", "warning", text, install_commands(profile, _bits()))
     if any(finding.name == "onnxruntime" for finding in found) and util.find_spec("onnx") is None:
         yield Finding("onnx", "broken", "onnxruntime is installed, the onnx package is not", "pip install onnx")
 
 
-def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> Finding:
-    """Load it for real, in a child: a wheel for another processor ends in a signal, not in an exception."""
+def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
+    """Load it for real, in a child: a wheel for another processor ends in a signal, not in an exception.
+
+    So is every accelerator that it offers: a provider that is built in may still lack its libraries.
+    """
     worker = Worker(child_command(default_host_lock_path()))
-    reinstall = "pip install --force-reinstall " + _distribution(runtime)
     try:
-        worker.submit(ProbeOrder(setting=RuntimeSetting(runtime=runtime), micro_benchmarks=False))
-        while isinstance(reply := worker.poll(_PROBE_TIMEOUT_S), PhaseReply):
-            continue
-        if isinstance(reply, ProbedReply):
-            text = f"{reply.version}; runs on {reply.active_provider}; offers {', '.join(reply.providers)}"
-            return Finding(runtime, "ok", text)
-        why = reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
-        return Finding(runtime, "broken", why, reinstall)
+        reply = _probe(worker, RuntimeSetting(runtime=runtime))
+        if not isinstance(reply, ProbedReply):
+            reinstall = "pip install --force-reinstall " + _distribution(runtime)
+            return [Finding(runtime, "broken", _why_not(reply), reinstall)]
+        text = f"{reply.version}; runs on {reply.active_provider}; offers {', '.join(reply.providers)}"
+        found = [Finding(runtime, "ok", text)]
+        accelerators = [name for name in reply.providers if name != "cpu"] if runtime == "onnxruntime" else []
+        return found + [_load_provider(worker, name) for name in accelerators]
     finally:
         worker.kill()
+
+
+def _load_provider(worker: Worker, provider: str) -> Finding:
+    reply = _probe(worker, RuntimeSetting(provider=provider))
+    if isinstance(reply, ProbedReply):
+        return Finding(provider, "ok", f"a model runs on {reply.active_provider}")
+    worker.kill()
+    return Finding(provider, "warning", _why_not(reply), _ACCELERATOR_MENDS.get(provider, _OTHER_PROVIDER))
+
+
+def _probe(worker: Worker, setting: RuntimeSetting) -> Reply | None:
+    worker.submit(ProbeOrder(setting=setting, micro_benchmarks=False))
+    while isinstance(reply := worker.poll(_PROBE_TIMEOUT_S), PhaseReply):
+        continue
+    return reply
+
+
+def _why_not(reply: Reply | None) -> str:
+    return reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
 
 
 def _distribution(runtime: Literal["onnxruntime", "litert"]) -> str:
@@ -201,8 +236,10 @@ def _check_sensors(_: Patient) -> Iterator[Finding]:
         yield Finding("temperature", "ok", f"{now.temperature_c:.0f} C")
     if now.governor is None:
         yield Finding("governor", "ok", "not adjustable here")
-    elif now.governor == "performance":
-        yield Finding("governor", "ok", now.governor)
+    elif now.governor == "performance" or sensors.clock_is_fixed():
+        yield Finding("governor", "ok", now.governor + (", clock fixed" if sensors.clock_is_fixed() else ""))
+    elif tegra_release() is not None:
+        yield Finding("governor", "warning", f"{now.governor}: the clock changes while measuring", "sudo jetson_clocks")
     else:
         mend = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
         yield Finding("governor", "warning", f"{now.governor}: the clock changes while measuring", mend)
@@ -211,6 +248,24 @@ def _check_sensors(_: Patient) -> Iterator[Finding]:
         yield Finding("throttling", "warning", "the board reports that it is throttled now", mend)
     else:
         yield Finding("throttling", "ok", "not reported here" if now.throttled is None else "none")
+    if tegra_release() is not None:
+        yield _power_mode_finding(power_mode())
+    meter = sensors.power_meter
+    yield Finding("power meter", "ok", meter.source if meter is not None else "none here: no energy is reported")
+    objection = BatteryRule().objection(now)
+    if objection:
+        yield Finding("battery", "warning", f"the agent would wait: {objection}", objection.rpartition(": ")[2])
+    elif now.battery_percent is not None:
+        yield Finding("battery", "ok", f"{now.battery_percent:.0f} %, {now.battery_state or 'state unknown'}")
+
+
+def _power_mode_finding(mode: str | None) -> Finding:
+    """A Jetson's: in every other mode than the highest, cores are off and clocks are capped."""
+    if mode is None:
+        return Finding("power mode", "warning", "nvpmodel does not tell it", "sudo nvpmodel -q")
+    if mode.startswith("MAXN"):
+        return Finding("power mode", "ok", mode)
+    return Finding("power mode", "warning", f"{mode}: cores and clocks are capped", "sudo nvpmodel -m 0")
 
 
 def _check_memory(_: Patient) -> Iterator[Finding]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder
+from agent.jetson import power_mode, tegra_release
+from agent.power import find_power_meter
 from agent.processor import describe_processor
 from agent.settings import IN_PROCESS
 from agent.worker import Measurer
@@ -46,7 +48,7 @@ def agent_info(
     Every setting's runtime is really loaded, in the measuring child: `RuntimeUnavailableError` with what to do where
     one does not load. Micro-benchmarks are taken once per runtime build and kept in `cache`.
     """
-    versions = installed_versions()
+    versions = installed_versions() | board_versions(root)
     probed = [_probe_setting(setting, measurer, cache, versions) for setting in settings]
     driven = {found.device for found in probed if found.device is not None}
     if driven and (len(driven) > 1 or any(found.device is None for found in probed)):
@@ -90,6 +92,18 @@ def installed_versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)[:64]
     return installed
+
+
+def board_versions(root: Path = Path("/")) -> dict[str, str]:
+    """What else a result depends on: a Jetson's release and power mode, and the meter that its energy is from."""
+    meter = find_power_meter(root)
+    release = tegra_release(root)
+    found = {
+        "linux-for-tegra": release,
+        "power-mode": power_mode() if release is not None else None,
+        "power-meter": meter.source if meter is not None else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _probe_setting(setting: RuntimeSetting, measurer: Measurer, cache: Path, versions: dict[str, str]) -> _Probed:

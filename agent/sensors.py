@@ -71,7 +71,13 @@ class Sensors:
     def missing(self) -> list[str]:
         """Names of the sensors that this device does not have."""
         found = self.read()
-        return [name for name in Conditions.model_fields if getattr(found, name) is None]
+        silent = [name for name in Conditions.model_fields if getattr(found, name) is None]
+        return [name for name in silent if name != "power_mw" or self.power_meter is None]
+
+    def clock_is_fixed(self) -> bool:
+        """Whether every core's lowest clock is its highest, as `jetson_clocks` sets it, whatever the governor."""
+        limits = [(text(f / "scaling_min_freq"), text(f / "scaling_max_freq")) for f in self._cpufreq]
+        return bool(limits) and all(low == high != "" for low, high in limits)
 
     def _find_zone(self) -> Path | None:
         candidates = [

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from device_trees import jetson_orin_nano_files, write_files
 from runtime_stand_ins import become_jetson
 from supernets import random_bundle
 
+from agent import doctor
 from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, ProbedReply, ProbeOrder, Reply
+from agent.probe import board_versions, describe_device
 from agent.runtimes.engine_cache import EngineCache
+from agent.sensors import Sensors
 from agent.worker import Worker, child_command
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -181,3 +185,54 @@ def test_the_probe_offers_the_accelerators(jetson: Path, worker: Worker) -> None
     assert isinstance(reply, ProbedReply), reply
     assert {"cpu", "cuda", "tensorrt"} <= set(reply.providers)
     assert reply.active_provider == "TensorrtExecutionProvider"
+
+
+# -- the board -------------------------------------------------------------------------------------------------------
+
+
+def test_an_orin_nano_is_recognised_with_its_sensors(tmp_path: Path) -> None:
+    root = write_files(tmp_path, jetson_orin_nano_files())
+    profile = describe_device(root, machine="aarch64")
+    assert (profile.profile, profile.accelerator) == ("jetson_orin_nano", "1024-core Ampere GPU")
+    assert [(cluster.name, cluster.cores) for cluster in profile.clusters] == [("Cortex-A78AE", 6)]
+    sensors = Sensors(root)
+    now = sensors.read()
+    assert (now.temperature_c, now.clock_mhz, now.governor, now.throttled) == (48.625, 1344.0, "schedutil", False)
+    write_files(tmp_path, {"sys/class/hwmon/hwmon0/oc3_event_cnt": "5\n"})
+    assert sensors.read().throttled is True, "it drew too much current"
+    assert not sensors.clock_is_fixed()
+    for number in range(6):
+        write_files(tmp_path, {f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_min_freq": "1510400\n"})
+    assert sensors.clock_is_fixed(), "as after jetson_clocks"
+
+
+def test_release_mode_and_meter_are_announced(jetson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_files(tmp_path / "board", jetson_orin_nano_files())
+    expected = {"linux-for-tegra": "36.4.3", "power-mode": "15W", "power-meter": "ina3221 VDD_IN"}
+    assert board_versions(root) == expected
+    monkeypatch.setenv("JETSON_POWER_MODE", "MAXN_SUPER")
+    assert board_versions(root)["power-mode"] == "MAXN_SUPER"
+    assert board_versions(tmp_path / "no board") == {}
+
+
+def test_the_doctor_loads_every_accelerator_for_real(
+    jetson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETNAS_HOST_LOCK", str(tmp_path / "lock"))
+
+    def accelerators() -> dict[str, str]:
+        found = doctor._load_runtime("onnxruntime")
+        return {finding.name: finding.status for finding in found if finding.name in ("cuda", "tensorrt")}
+
+    assert accelerators() == {"cuda": "ok", "tensorrt": "ok"}
+    monkeypatch.setenv("JETSON_TROUBLE", "library missing")
+    assert accelerators() == {"cuda": "ok", "tensorrt": "warning"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "mend"),
+    [("MAXN_SUPER", "ok", ""), ("15W", "warning", "sudo nvpmodel -m 0"), (None, "warning", "sudo nvpmodel -q")],
+)
+def test_the_doctor_asks_for_the_highest_power_mode(mode: str | None, status: str, mend: str) -> None:
+    finding = doctor._power_mode_finding(mode)
+    assert (finding.status, finding.mend) == (status, mend)
