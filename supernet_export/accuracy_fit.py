@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,12 +141,13 @@ def _spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> floa
     return float(ranks[0] @ ranks[1]) / scale if scale > 0 else 0.0
 
 
-def read_accuracy_csv(path: Path | str, space: DesignSpace) -> tuple[Genomes, Floats]:
-    """Genomes (n, G) and top-1 fractions (n,) from a CSV of evaluated subnets.
+def read_evaluated(path: Path | str, space: DesignSpace) -> tuple[Genomes, Floats]:
+    """Genomes (n, G) and top-1 fractions (n,) from a file of evaluated subnets.
 
-    Columns `ks`, `e`, `d`, `w` hold numbers separated by spaces (those that the space has), `r` the resolution, and
-    `top1_percent` or `top1` (a fraction) the accuracy. Of rows with one architecture the mean is taken. Rows at
-    resolutions that the space does not have are left out.
+    A `.jsonl` file holds a line of `fleetnas evaluate --json` for each. Any other is a CSV: columns `ks`, `e`, `d`, `w`
+    hold numbers separated by spaces (those that the space has), `r` the resolution, and `top1_percent` or `top1` (a
+    fraction) the accuracy. Of rows with one architecture the mean is taken. Rows at resolutions that the space does not
+    have are left out.
 
     Raises:
         UsageError: the file cannot be read, or a row holds an architecture that is not in the space.
@@ -153,8 +156,7 @@ def read_accuracy_csv(path: Path | str, space: DesignSpace) -> tuple[Genomes, Fl
     architectures, top1 = [], []
     try:
         with path.open(newline="") as file:
-            for line, row in enumerate(csv.DictReader(file), start=2):
-                architecture, accuracy = _row(row, f"{path}, line {line}")
+            for architecture, accuracy in _json_lines(file, path) if path.suffix == ".jsonl" else _rows(file, path):
                 if architecture.r in space.resolutions:
                     architectures.append(architecture)
                     top1.append(accuracy)
@@ -168,6 +170,26 @@ def read_accuracy_csv(path: Path | str, space: DesignSpace) -> tuple[Genomes, Fl
     genomes, inverse = np.unique(space.encode(architectures), axis=0, return_inverse=True)
     inverse = inverse.reshape(-1)
     return genomes.astype(np.int16), np.bincount(inverse, top1) / np.bincount(inverse)
+
+
+def _json_lines(file: Iterable[str], path: Path) -> Iterator[tuple[Architecture, float]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+            evaluated = Architecture.model_validate(found["architecture"]), float(found["accuracy"])
+        except (KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"{path}, line {number} is no evaluated subnet ({reason}): each must be of `fleetnas evaluate --json`"
+            ) from None
+        yield evaluated
+
+
+def _rows(file: Iterable[str], path: Path) -> Iterator[tuple[Architecture, float]]:
+    for line, row in enumerate(csv.DictReader(file), start=2):
+        yield _row(row, f"{path}, line {line}")
 
 
 def _row(row: dict[str, str], where: str) -> tuple[Architecture, float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coordinator.cli import options
 from coordinator.cli.progress import download_progress
 from fleet_protocol.errors import UsageError
 from supernet_export.published import PUBLISHED
@@ -112,21 +112,11 @@ def _export_checkpoint(
         )
     return export_checkpoint(
         checkpoint,
-        make_space(space, _options(space_options)),
+        make_space(space, options.json_object("--options", space_options or "{}")),
         output,
         accuracy=_predictor(accuracy) if accuracy is not None else None,
         accuracy_source=accuracy.name if accuracy is not None else "",
     )
-
-
-def _options(text: str | None) -> dict[str, Any]:
-    try:
-        found = json.loads(text or "{}")
-    except ValueError as error:
-        raise UsageError(f"--options {text!r} is not JSON ({error}); give an object such as {{}}") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"--options {text!r} is no JSON object; give one such as '{{\"width\": 1.2}}'")
-    return found
 
 
 def _predictor(file: Path) -> AccuracyPredictor:

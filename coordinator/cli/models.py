@@ -28,7 +28,10 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .supernet file.")],
     architecture: Annotated[
-        str, typer.Argument(metavar="ARCHITECTURE", help="JSON with OFA's keys, a file of it, `smallest` or `largest`.")
+        str,
+        typer.Argument(
+            metavar="ARCHITECTURE", help="JSON with OFA's keys, a file of it, `smallest`, `largest` or `random:SEED`."
+        ),
     ],
     images: Annotated[
         Path | None,
@@ -47,6 +50,8 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Slice one subnet, calibrate it, and evaluate the very file that would ship on held-out images."""
+    import numpy as np
+
     from coordinator.campaign.assembly import image_sources
     from coordinator.campaign.winner_models import BundleModels
     from fleet_protocol.architecture import Architecture
@@ -56,8 +61,13 @@ def evaluate(
     opened = SupernetBundle.open(bundle)
     if architecture in ("smallest", "largest"):
         (chosen,) = opened.space.decode(getattr(opened.space, architecture)())
+    elif architecture.startswith("random:") and architecture.removeprefix("random:").isdecimal():
+        rng = np.random.default_rng(int(architecture.removeprefix("random:")))
+        (chosen,) = opened.space.decode(opened.space.sample(1, rng))
     else:
-        text = Path(architecture).read_text() if Path(architecture).is_file() else architecture
+        # A whole architecture is longer than a file's name may be.
+        is_file = not architecture.lstrip().startswith("{") and Path(architecture).is_file()
+        text = Path(architecture).read_text() if is_file else architecture
         try:
             fields = json.loads(text)
             # A winner's card holds its architecture beside other things.
@@ -65,7 +75,7 @@ def evaluate(
         except (ValueError, AttributeError) as error:
             raise UsageError(
                 f"architecture {architecture[:80]!r} cannot be read ({str(error).splitlines()[0]}); give JSON with the "
-                "keys ks, e, d and r, a file of it, `smallest` or `largest`"
+                "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
             ) from None
     calibration, evaluation = image_sources(opened, calibration_images, images)
     if evaluation is None:
@@ -106,7 +116,13 @@ def evaluate(
 
 
 def fit(
-    samples: Annotated[Path, typer.Argument(metavar="CSV", help="Evaluated subnets: ks, e, d, r, top1_percent.")],
+    samples: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="Evaluated subnets: a .csv (ks, e, d, r, top1_percent), or .jsonl of `evaluate --json`.",
+        ),
+    ],
     space: Annotated[str, typer.Option("--space", help="Their design space.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The predictor, a .safetensors file.")],
     space_options: Annotated[str, typer.Option("--options", metavar="JSON", help="The space's options.")] = "{}",
@@ -115,19 +131,20 @@ def fit(
     """Fit an accuracy predictor to subnets that were evaluated, and say how well it foretells others."""
     import numpy as np
 
-    from supernet_export.accuracy_fit import fit_accuracy, read_accuracy_csv
+    from supernet_export.accuracy_fit import fit_accuracy, read_evaluated
     from supernet_export.spaces.registry import make_space
 
-    made = make_space(space, json.loads(space_options))
-    genomes, top1 = read_accuracy_csv(samples, made)
+    made = make_space(space, options.json_object("--options", space_options))
+    genomes, top1 = read_evaluated(samples, made)
     predictor = fit_accuracy(made, genomes, top1, np.random.default_rng(seed))
     predictor.save(output)
-    typer.echo(f"{output}: fitted to {len(genomes)} evaluated subnets")
-    if predictor.held_out is not None:
-        typer.echo(
-            f"on {predictor.held_out.held_out} held out: rank correlation {predictor.held_out.spearman:.3f}, "
-            f"error {predictor.held_out.mae_percent:.2f} points"
-        )
+    found = predictor.held_out
+    assert found is not None
+    typer.echo(f"{output}: fitted to {found.samples} of {len(genomes)} evaluated subnets")
+    typer.echo(
+        f"on the other {found.held_out}, held out: rank correlation {found.spearman:.3f}, "
+        f"mean error {found.mae_percent:.2f} points, root-mean-square error {found.rmse_percent:.2f} points"
+    )
 
 
 def evaluate_predictor(

@@ -17,7 +17,7 @@ from coordinator.search.guided import GuidedEngine, GuidedSettings
 from coordinator.search.latency import LatencyModel
 from coordinator.search.pool import Pool
 from coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, Winner, check_targets
-from fleet_protocol.errors import UsageError
+from fleet_protocol.errors import InfeasibleTargetError, UsageError
 from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.spaces.base import DesignSpace, Genomes
 
@@ -236,6 +236,14 @@ def pruned(problem: Problem, genomes: Genomes, target_ms: float, count: int, rng
 def _exhaustive(problem: Problem, targets: tuple[float, ...], candidates: Genomes | None) -> _Evaluated:
     genomes = problem.space.enumerate(_LARGEST_ENUMERATION) if candidates is None else candidates
     latency_ms = problem.latency_ms(genomes)
+    if candidates is not None and not (latency_ms <= min(targets)).any():
+        fastest_ms = float(latency_ms.min())
+        reachable = f"; the fastest of them takes {fastest_ms:.4g} ms" if np.isfinite(fastest_ms) else ""
+        raise InfeasibleTargetError(
+            f"none of the {len(candidates)} subnets of {problem.space.name} whose accuracy is known is within "
+            f"{min(targets):g} ms{' and the bounds' if problem.bounded else ''}{reachable}; raise the target, or give "
+            "an accuracy predictor, which knows the others too"
+        )
     kept = latency_ms <= max(targets)
     genomes, latency_ms = genomes[kept], latency_ms[kept]
     parts = [problem.top1(genomes[i : i + _ENUMERATION_ROWS]) for i in range(0, len(genomes), _ENUMERATION_ROWS)]

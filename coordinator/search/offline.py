@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from coordinator.search.block_table import read_block_table, table_resolutions
-from coordinator.search.bounds import Bounds
+from coordinator.search.bounds import Bounds, subnet_costs
 from coordinator.search.engine import DEFAULT_ROUNDS, SearchResult, Strategy, search
-from coordinator.search.problem import AccuracyModel, KnownAccuracy, check_targets
+from coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, check_targets
 from fleet_protocol.errors import UsageError
 from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.accuracy_fit import read_accuracy_csv
+from supernet_export.accuracy_fit import read_evaluated
 from supernet_export.bundle import SupernetBundle
 from supernet_export.spaces.base import DesignSpace
 from supernet_export.spaces.mbconv import MBConvSpace
@@ -44,7 +44,7 @@ class OfflineRequest:
 
     space: str  #: registered name of the design space
     latency_table: Path  #: folder of `<resolution>_lookup_table.yaml`, or one YAML file
-    accuracy: Path  #: `.pth`, `.supernet`, `.safetensors` (a fitted predictor) or `.csv` (known values)
+    accuracy: Path  #: `.pth`, `.supernet`, `.safetensors` (fitted), `.csv` or `.jsonl` (known values)
     targets_ms: tuple[float, ...]
     options: Mapping[str, Any] | None = None  #: of the space; None takes what the table was measured under
     strategy: Strategy = "joint"
@@ -85,8 +85,7 @@ class OfflineOutcome:
                     "target_ms": winner.target_ms,
                     "predicted_ms": winner.latency_ms,
                     "accuracy": winner.accuracy,
-                    "macs": float(space.macs(winner.genome[None])[0]),
-                    "parameters": float(space.parameters(winner.genome[None])[0]),
+                    **{name: float(cost[0]) for name, cost in subnet_costs(space, winner.genome[None]).items()},
                     "architecture": winner.architecture.model_dump(mode="json"),
                 }
                 for winner in result.winners
@@ -102,13 +101,13 @@ def search_offline(request: OfflineRequest) -> OfflineOutcome:
     """Run the search; see `search` for what it raises, and `read_block_table` for the table."""
     space = _space(request)
     targets = check_targets(request.targets_ms)
-    # More targets in between make a fuller front.
-    between = np.linspace(min(targets), max(targets), _FRONT_TARGETS).tolist() if min(targets) < max(targets) else []
+    accuracy = load_accuracy(request.accuracy, space)
+    latency = read_block_table(request.latency_table, space)
     result = search(
         space,
-        load_accuracy(request.accuracy, space),
-        read_block_table(request.latency_table, space),
-        [*targets, *between],
+        accuracy,
+        latency,
+        [*targets, *_front_targets(Problem(space, accuracy, latency, request.bounds), max(targets))],
         rng=np.random.default_rng(request.seed),
         strategy=request.strategy,
         bounds=request.bounds,
@@ -118,10 +117,19 @@ def search_offline(request: OfflineRequest) -> OfflineOutcome:
     return OfflineOutcome(request, space, replace(result, winners=result.winners[: len(targets)]))
 
 
+def _front_targets(problem: Problem, slowest_ms: float) -> list[float]:
+    """Targets from the fastest subnet on, for a fuller front; none where all that can win is evaluated anyway."""
+    fastest_ms = problem.fastest()[1]
+    whole = isinstance(problem.accuracy, KnownAccuracy) and problem.accuracy.candidates is not None
+    if whole or not fastest_ms < slowest_ms:
+        return []
+    return [float(ms) for ms in np.linspace(fastest_ms, slowest_ms, _FRONT_TARGETS)]
+
+
 def load_accuracy(path: Path, space: DesignSpace) -> AccuracyModel | AccuracyPredictor:
-    """The accuracy model in a file, by its suffix: `.pth`, `.supernet`, `.safetensors` or `.csv`."""
-    if path.suffix == ".csv":
-        return KnownAccuracy(*read_accuracy_csv(path, space))
+    """The accuracy model in a file, by its suffix: `.pth`, `.supernet`, `.safetensors`, `.csv` or `.jsonl`."""
+    if path.suffix in (".csv", ".jsonl"):
+        return KnownAccuracy(*read_evaluated(path, space))
     if path.suffix == ".supernet":
         predictor = SupernetBundle.open(path).accuracy_predictor()
         if predictor is None:
@@ -166,21 +174,25 @@ def offline_table(outcome: OfflineOutcome) -> Group:
 
     space, result = outcome.space, outcome.result
     winners = Table(title=f"{space.name}, {result.strategy}: the best subnet predicted within each target")
-    for name in ("target ms", "predicted ms", "predicted top-1 %", "MMACs", "M parameters"):
+    for name in ("target ms", "predicted ms", "top-1 %", "MMACs", "M weights", "peak MiB", "file MB"):
         winners.add_column(name, justify="right")
-    winners.add_column("depths, resolution")
+    winners.add_column("depths, resolution", no_wrap=True)
     for winner in result.winners:
-        macs, parameters = space.macs(winner.genome[None])[0], space.parameters(winner.genome[None])[0]
+        costs = {name: float(cost[0]) for name, cost in subnet_costs(space, winner.genome[None]).items()}
         winners.add_row(
             f"{winner.target_ms:g}",
             f"{winner.latency_ms:.2f}",
             f"{100 * winner.accuracy:.2f}",
-            f"{macs / 1e6:.0f}",
-            f"{parameters / 1e6:.2f}",
+            f"{costs['macs'] / 1e6:.0f}",
+            f"{costs['parameters'] / 1e6:.2f}",
+            f"{costs['peak_activation_bytes'] / 2**20:.1f}",
+            f"{costs['model_bytes'] / 1e6:.1f}",
             f"{'-'.join(map(str, winner.architecture.d))} at {winner.architecture.r}",
         )
+    if outcome.request.bounds.given():
+        winners.caption = f"every winner has {outcome.request.bounds}"
     points = len(result.front_top1)
-    front = Table(title=f"Pareto front, {points} subnets of {result.evaluations:,} evaluated")
+    front = Table(title=f"Pareto front: {points} subnets, of {result.evaluations:,} evaluated")
     front.add_column("predicted ms", justify="right")
     front.add_column("predicted top-1 %", justify="right")
     for i in np.unique(np.linspace(0, points - 1, min(points, _FRONT_ROWS)).round().astype(int)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 
 from fleet_protocol.errors import CheckpointError, UsageError
 from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.accuracy_fit import FitSettings, fit_accuracy, read_accuracy_csv
+from supernet_export.accuracy_fit import FitSettings, fit_accuracy, read_evaluated
 from supernet_export.spaces.registry import make_space
 from supernet_export.torch_file import read_state_dict
 
@@ -184,7 +185,7 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path) -> None:
 def test_a_fit_reports_its_error_on_what_it_has_not_seen(public_data: Path) -> None:
     pytest.importorskip("sklearn")
     space = make_space("ofa-mbv3", {"resolutions": [224]})
-    genomes, top1 = read_accuracy_csv(public_data / "ofa_mbv3" / "imagenet_top1_w1.0.csv", space)
+    genomes, top1 = read_evaluated(public_data / "ofa_mbv3" / "imagenet_top1_w1.0.csv", space)
     quick = FitSettings(members=1, epochs=80)
     order = np.random.default_rng(1).permutation(len(genomes))
     seen, unseen = order[:500], order[500:]
@@ -220,18 +221,27 @@ def test_too_few_samples_and_percents_are_refused() -> None:
         fit_accuracy(space, genomes, np.full(60, 76.1), np.random.default_rng(0))
 
 
-def test_csv_rows_are_averaged_per_architecture_and_errors_name_their_line(tmp_path: Path) -> None:
+def test_rows_are_averaged_per_architecture_and_errors_name_their_line(tmp_path: Path) -> None:
     space = make_space("compofa")
     (architecture,) = space.decode(space.smallest())
     lists = ",".join(" ".join(f"{x:g}" for x in getattr(architecture, key)) for key in ("ks", "e", "d"))
     path = tmp_path / "accuracy.csv"
     path.write_text(f"ks,e,d,r,top1_percent\n{lists},128,70\n{lists},128,71\n{lists},130,50\n")
-    genomes, top1 = read_accuracy_csv(path, space)
+    genomes, top1 = read_evaluated(path, space)
     assert np.array_equal(genomes, space.smallest())
     assert top1 == pytest.approx([0.705])
     path.write_text(f"ks,e,d,r,top1_percent\n{lists},128,70\n{lists},large,71\n")
     with pytest.raises(UsageError, match="line 3"):
-        read_accuracy_csv(path, space)
+        read_evaluated(path, space)
+    evaluated = path.with_suffix(".jsonl")
+    line = {"architecture": architecture.model_dump(mode="json"), "accuracy": 0.71, "bytes": 3}
+    evaluated.write_text(f"{json.dumps(line)}\n\n{json.dumps({**line, 'accuracy': 0.73})}\n")
+    genomes, top1 = read_evaluated(evaluated, space)
+    assert np.array_equal(genomes, space.smallest())
+    assert top1 == pytest.approx([0.72])
+    evaluated.write_text(f"{json.dumps(line)}\n{{}}\n")
+    with pytest.raises(UsageError, match="line 2 is no evaluated subnet"):
+        read_evaluated(evaluated, space)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UsageError, match="columns r, top1_percent"):
-        read_accuracy_csv(path, space)
+        read_evaluated(path, space)

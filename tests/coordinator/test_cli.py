@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import brokers
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from simulated_fleet import Simulation
@@ -16,16 +17,20 @@ from coordinator.broker import EmbeddedBroker
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.standing import outcome_of, snapshot_of
 from coordinator.cli import main
+from coordinator.cli.bounds import bounds
+from coordinator.search.bounds import Bounds
 from coordinator.store.store import MeasurementStore
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.codec import encode
 from fleet_protocol.messages import AgentInfo, AgentState, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import Topics
+from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.bundle import SupernetBundle
 from supernet_export.download import PublishedFile
-from supernet_export.export import file_sha256
+from supernet_export.export import export_digits, file_sha256
 from supernet_export.published import PUBLISHED, PublishedSupernet
+from supernet_export.spaces.digits import DigitsSpace
 from supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
 from supernet_export.spaces.registry import make_space
 
@@ -132,6 +137,87 @@ class TestBadInput:
         code, _, err = fleetnas(capsys, "runs", "--store", str(tmp_path / "notes.txt"))
         assert code == 1
         assert "notes.txt" in err
+
+
+class TestBounds:
+    def test_units_are_read(self) -> None:
+        read = bounds("4M", "300 m", "8MiB", "20mb")
+        assert read == Bounds(parameters=4e6, macs=300e6, peak_activation_bytes=8 * 2**20, model_bytes=20e6)
+        assert bounds("3e6", "0.5G", "4096", None) == Bounds(3e6, 5e8, 4096.0)
+        assert bounds(None, None, None, None) == Bounds()
+
+    @pytest.mark.parametrize(
+        ("option", "text", "words"),
+        [
+            ("--max-macs", "300MB", "units k, M, G,"),
+            ("--max-parameters", "many", "no quantity above 0"),
+            ("--max-file-size", "20M", "B, kB, MB, GB, KiB, MiB, GiB"),
+            ("--max-activation-memory", "0", "no quantity above 0"),
+            ("--max-activation-memory", "-5MB", "no quantity above 0"),
+            ("--max-file-size", "8,5MB", "no quantity above 0"),
+        ],
+    )
+    def test_what_is_no_quantity_is_refused_with_its_option(
+        self, capsys: pytest.CaptureFixture[str], option: str, text: str, words: str
+    ) -> None:
+        code, _, err = fleetnas(capsys, "search", "--targets", "auto:2", f"{option}={text}")
+        assert code == 2
+        assert option in err
+        assert words in err
+
+    def test_bounds_that_no_subnet_keeps_are_refused_before_anything_is_asked(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        bundle = tmp_path / "digits.supernet"
+        export_digits(bundle)
+        nowhere = f"127.0.0.1:{brokers.free_port()}"
+        started = ["search", "--broker", nowhere, "--store", str(tmp_path / "runs.sqlite"), "--targets", "auto:2"]
+        code, _, err = fleetnas(capsys, *started, "--supernet", str(bundle), "--max-parameters", "100k")
+        assert code == 2
+        assert "100,000 parameters, and the smallest subnet has 204,010" in err
+        code, out, _ = fleetnas(capsys, "runs", "--store", str(tmp_path / "runs.sqlite"), "--json")
+        assert (code, out) == (0, "")
+
+    def test_a_resumed_run_takes_no_others(self, capsys: pytest.CaptureFixture[str], finished_run: Path) -> None:
+        nowhere = f"127.0.0.1:{brokers.free_port()}"
+        resumed = ["search", "--broker", nowhere, "--store", str(finished_run), "--resume", "run-1"]
+        code, _, err = fleetnas(capsys, *resumed, "--max-macs", "3M")
+        assert code == 2
+        assert "keeps the bounds that it began with" in err
+
+
+def test_evaluated_subnets_become_an_accuracy_predictor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    bundle, evaluated = tmp_path / "digits.supernet", tmp_path / "evaluated.jsonl"
+    export_digits(bundle)
+    code, out, _ = fleetnas(capsys, "evaluate", str(bundle), "random:1", "--json")
+    assert code == 0
+    found = json.loads(out)
+    # What it prints can be given back.
+    code, again, _ = fleetnas(capsys, "evaluate", str(bundle), json.dumps(found["architecture"]), "--json")
+    assert json.loads(again)["sha256"] == found["sha256"]
+    # The other evaluations are those that the built-in predictor foretells, to save the time.
+    space = DigitsSpace()
+    genomes = space.sample(60, np.random.default_rng(0))
+    predictor = SupernetBundle.open(bundle).accuracy_predictor()
+    assert predictor is not None
+    lines = [out.strip()]
+    for architecture, top1 in zip(space.decode(genomes), predictor.predict(space.one_hot(genomes)), strict=True):
+        lines.append(json.dumps({"architecture": architecture.model_dump(mode="json"), "accuracy": float(top1)}))
+    evaluated.write_text("\n".join(lines))
+    code, out, _ = fleetnas(
+        capsys, "accuracy", "fit", str(evaluated), "--space", "digits", "-o", str(tmp_path / "own.safetensors")
+    )
+    assert code == 0
+    assert "fitted to 49 of 61 evaluated subnets" in out
+    assert "12, held out: rank correlation" in out
+    assert "root-mean-square error" in out
+    assert AccuracyPredictor.load(tmp_path / "own.safetensors").held_out is not None
+    code, _, err = fleetnas(
+        capsys, "accuracy", "fit", str(evaluated), "--space", "digits", "--options", "{", "-o", str(tmp_path / "x")
+    )
+    assert code == 2
+    assert "--options '{' is not JSON" in err
 
 
 class TestExport:

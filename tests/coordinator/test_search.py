@@ -252,6 +252,9 @@ def test_only_known_subnets_win_where_accuracies_are_exact() -> None:
     result = search(space, KnownAccuracy(known, top1), latency, [target], rng=np.random.default_rng(0))
     within = latency.predict(known) <= target
     assert result.winners[0].accuracy == top1[within].max()
+    fastest_ms = float(latency.predict(known).min())
+    with pytest.raises(InfeasibleTargetError, match=f"300 subnets.*whose accuracy is known.*{fastest_ms:.4g} ms"):
+        search(space, KnownAccuracy(known, top1), latency, [0.99 * fastest_ms], rng=np.random.default_rng(0))
     # With a model behind them, a known value replaces the model's.
     model = PredictedAccuracy(space, random_accuracy(space))
     both = KnownAccuracy(known[:1], np.array([0.99]), model)

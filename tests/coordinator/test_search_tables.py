@@ -12,7 +12,7 @@ import yaml
 from search_problems import NOTE10_RESOLUTIONS, public_problem
 
 from coordinator.search.block_table import read_block_table, table_resolutions
-from coordinator.search.bounds import Bounds
+from coordinator.search.bounds import Bounds, subnet_costs
 from coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import ArchitectureError, UsageError
@@ -114,12 +114,16 @@ def test_an_offline_search_writes_what_it_found(public_data: Path, tmp_path: Pat
     space = make_space(document["space"], document["options"])
     table = read_block_table(public_data / "ofa_mbv3" / "note10_lut", _space(document["space"], **document["options"]))
     assert [target["target_ms"] for target in document["targets"]] == [20.0, 40.0]
+    assert document["bounds"] == {"macs": 300e6}
     for entry in document["targets"] + document["front"]:
         genome = space.encode([Architecture.model_validate(entry["architecture"])])
         assert table.predict(genome)[0] == pytest.approx(entry["predicted_ms"])
         assert space.macs(genome)[0] <= 300e6
     for entry in document["targets"]:
         assert entry["predicted_ms"] <= entry["target_ms"]
+        genome = space.encode([Architecture.model_validate(entry["architecture"])])
+        for name, cost in subnet_costs(space, genome).items():
+            assert entry[name] == cost[0]
         # The front dominates or equals every winner.
         rivals = [point["accuracy"] for point in document["front"] if point["predicted_ms"] <= entry["target_ms"]]
         assert max(rivals) >= entry["accuracy"] - 1e-12
