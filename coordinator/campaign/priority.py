@@ -32,6 +32,8 @@ def session_yields_to_measurements() -> Iterator[None]:
     """While this is open, this terminal's session yields to others, such as those of measuring children."""
     try:
         before = _AUTOGROUP.read_text().rpartition(" ")[2].strip()
+        if before == str(_NICENESS):  # what a search that was killed could not put back
+            before = "0"
         _AUTOGROUP.write_text(str(_NICENESS))
     except OSError:  # another system, or a kernel without autogroups
         yield
