@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.winner_models import BundleModels
 from fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
-from supernet_export.evaluation import is_tflite
+from supernet_export.evaluation import evaluate, is_tflite
 from supernet_export.export import export_digits
 from supernet_export.images import DigitsImages
 
@@ -65,6 +70,28 @@ def test_every_winner_has_the_accuracy_of_its_own_file(models: BundleModels) -> 
         as_onnx = models.accuracy(models.calibrate(state.architecture, RuntimeSetting()))
         assert as_onnx is not None
         assert abs(accuracy - as_onnx[0]) <= (0.002 if track.setting == LITERT else 0.015)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_evaluate_takes_a_runtime_and_a_precision(tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("ai_edge_litert.interpreter")
+    export_digits(tmp_path / "digits.supernet")
+    arguments = ["evaluate", "digits.supernet", "smallest", "--runtime", "litert", "--precision", precision, "--json"]
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", "from coordinator.cli import main; main()", *arguments, "-o", "subnet.tflite"],
+            check=True,
+            capture_output=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        ).stdout
+    )
+    file = (tmp_path / "subnet.tflite").read_bytes()
+    assert is_tflite(file)
+    assert hashlib.sha256(file).hexdigest() == found["sha256"]
+    assert (found["runtime"], found["precision"]) == ("litert", precision)
+    test = DigitsImages("test")
+    assert found["accuracy"] == evaluate(file, test.images(found["architecture"]["r"]), test.labels)
 
 
 def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
