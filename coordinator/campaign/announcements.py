@@ -163,6 +163,14 @@ class Announcer:
                 reason=state.reason,
             )
 
+    def store_unavailable(self, reason: str) -> None:
+        """Nothing can be written."""
+        self._say(events.StoreUnavailable, reason=reason)
+
+    def store_available(self, away_s: float) -> None:
+        """It can again."""
+        self._say(events.StoreAvailable, away_s=away_s)
+
     def _of(self, track: SettingTrack, kind: type[events.Event], **fields: object) -> None:
         self._say(kind, device=track.device, setting=track.setting.label, **fields)
 

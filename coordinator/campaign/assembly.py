@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -34,7 +35,7 @@ from coordinator.view.view import View
 from coordinator.watching.audience import Audience
 from coordinator.watching.broadcast import Broadcast
 from coordinator.watching.metrics import Metrics
-from fleet_protocol.errors import HashMismatchError, UsageError
+from fleet_protocol.errors import HashMismatchError, StoreUnavailableError, UsageError
 from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.refusals import Refusals
@@ -101,15 +102,20 @@ class RunningSearch:
             self._drive()
         except KeyboardInterrupt:
             self.campaign.stop()
-            self.store.set_run_status(self.run_id, "interrupted")
+            self._mark_interrupted()
             self._write_take_home()
             return "interrupted"
         except BaseException:
-            self.store.set_run_status(self.run_id, "interrupted")
+            self._mark_interrupted()
             raise
         finally:
             self.view.update(snapshot_of(self.campaign, time.time()))
         return self.campaign.finish(self._write_take_home)
+
+    def _mark_interrupted(self) -> None:
+        # A store that is away has nothing to add to why the run ends, and a run marked as running is resumed as well.
+        with contextlib.suppress(StoreUnavailableError):
+            self.store.set_run_status(self.run_id, "interrupted")
 
     def close(self) -> None:
         """Let go of the network, the view and the store."""

@@ -127,18 +127,18 @@ class TaskDesk:
 
     # -- out and back ------------------------------------------------------------------------------------------
 
-    def hand_out(self, agents: Iterable[str], now_s: float) -> None:
-        """Keep agents supplied: what they get is stored in one transaction, then sent."""
+    def hand_out(self, agents: Iterable[str], now_s: float) -> bool:
+        """Keep agents supplied: what they get is stored in one transaction, then sent. False: there was nothing."""
         chosen: list[tuple[SettingTrack, TrackTask]] = []
         for agent in agents:
             chosen.extend(self._choose(agent, PREFETCH - len(self.out(agent))))
-        for _, task in chosen:
-            task.next_attempt()
+        # An attempt counts once it is sent: while nothing can be stored or sent, its number stays.
+        attempts = [task.next_attempt() for _, task in chosen]
         sent = 0
         try:
-            self._store.put_tasks([task.record for _, task in chosen])
-            for track, task in chosen:
-                self._send(track, task, now_s)
+            self._store.put_tasks(attempts)
+            for (track, task), attempt in zip(chosen, attempts, strict=True):
+                self._send(track, task, attempt, now_s)
                 sent += 1
         except TransportError as error:
             self._note(str(error))
@@ -146,6 +146,7 @@ class TaskDesk:
             # What was not sent keeps its place: the queue to the broker is full, or the store away.
             for track, task in reversed(chosen[sent:]):
                 track.ready.appendleft(task)
+        return bool(chosen)
 
     def _choose(self, agent: str, count: int) -> list[tuple[SettingTrack, TrackTask]]:
         """Take up to `count` tasks for an agent from what is ready."""
@@ -159,9 +160,9 @@ class TaskDesk:
             chosen.append((track, track.ready.popleft()))
         return chosen
 
-    def _send(self, track: SettingTrack, task: TrackTask, now_s: float) -> None:
+    def _send(self, track: SettingTrack, task: TrackTask, attempt: TaskRecord, now_s: float) -> None:
         message = MeasureTask(
-            task=task.key,
+            task=TaskKey(task_id=attempt.task_id, attempt=attempt.attempt),
             run_id=self._run_id,
             bundle=self._bundle,
             architecture=task.record.architecture,
@@ -171,6 +172,7 @@ class TaskDesk:
             deadline_s=self._plan.deadline_s,
         )
         track.wire_bytes += self._wire.send_task(track.device, message)
+        task.record = attempt
         track.leased[task.record.task_id] = task
         task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
 

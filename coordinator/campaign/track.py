@@ -28,9 +28,9 @@ class TrackTask:
         """The attempt that is out now."""
         return TaskKey(task_id=self.record.task_id, attempt=self.record.attempt)
 
-    def next_attempt(self) -> None:
-        """Count one more attempt."""
-        self.record = replace(self.record, attempt=self.record.attempt + 1)
+    def next_attempt(self) -> TaskRecord:
+        """The record of the attempt after this one."""
+        return replace(self.record, attempt=self.record.attempt + 1)
 
 
 @dataclass

@@ -37,7 +37,7 @@ _CONNECTION_ADVICE = (
 _SERVER_ADVICE = "check that the server runs and that its host and port in --store are right"
 #: SQLite's words, and what to do then.
 _FILE_ADVICE = (
-    ("disk is full", "free some space; what was stored is safe, and agents keep what was not"),
+    ("disk is full", "free some space there; what was stored is safe"),
     ("disk i/o error", "check the disk; what was stored before is safe"),
     ("database is locked", "another process is writing; end it, or wait for it"),
     ("readonly", "make the file and its folder writable, or give another --store"),

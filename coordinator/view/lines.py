@@ -15,6 +15,8 @@ from coordinator.view.events import (
     MeasurementFailed,
     MeasurementTaken,
     PredictorUpdated,
+    StoreAvailable,
+    StoreUnavailable,
     TargetInfeasible,
     TargetMissed,
     TargetResolved,
@@ -45,6 +47,10 @@ def _event_text(event: Event) -> str | None:
             return f"{event.device} joined: {event.model}, {', '.join(event.settings)}"
         case DeviceLost():
             return f"{event.device} lost: {event.reason}"
+        case StoreUnavailable():
+            return f"{event.reason}; until then nothing is acknowledged or handed out, and agents keep their results"
+        case StoreAvailable():
+            return f"the store can be written again, after {wording.elapsed(event.away_s)}"
         case MeasurementTaken():
             predicted = "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)}"
             quality = "" if event.quality == "ok" else f", {event.quality}"
