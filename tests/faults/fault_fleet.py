@@ -87,10 +87,12 @@ class FaultFleet:
     mosquitto: brokers.Mosquitto
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     starts: int = 0
+    store_folder: Path | None = None
+    """Where the store is, if not in `folder`."""
 
     @property
     def store(self) -> Path:
-        return self.folder / "runs.sqlite"
+        return (self.store_folder or self.folder) / "runs.sqlite"
 
     @property
     def out(self) -> Path:
@@ -199,7 +201,8 @@ class FaultFleet:
         if not path.exists():
             return {}
         with contextlib.closing(sqlite3.connect(path)) as database:
-            rows = database.execute("SELECT payload, acknowledged FROM results").fetchall()
+            made = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'results'").fetchone()
+            rows = database.execute("SELECT payload, acknowledged FROM results").fetchall() if made else []
         found = {}
         for payload, acknowledged in rows:
             update = decode_task_update(payload)
