@@ -204,6 +204,11 @@ class DeviceSearch:
         return "search" if self._exploring else "verification"
 
     @property
+    def quarantined(self) -> int:
+        """Subnets that failed twice and are left alone."""
+        return len(self._evidence.quarantined())
+
+    @property
     def fastest_ms(self) -> float | None:
         """Latency of the fastest subnet that was measured."""
         _, latency = self._measured()

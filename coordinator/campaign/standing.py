@@ -70,6 +70,7 @@ def _device(track: SettingTrack, entry: AgentEntry | None, plan: CampaignPlan) -
         measurements=track.search.measurements,
         budget=plan.budget,
         failures=track.failures,
+        quarantined=track.search.quarantined,
         current_progress=_progress(track, entry),
         predictor_error=_error(error) if error is not None else None,
         targets=tuple(_target(track, target) for target in track.search.targets),

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import secrets
 import time
-from typing import Annotated, Any
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coordinator.cli import options
+from device_profiles.plain_text import plain
+
+if TYPE_CHECKING:
+    from coordinator.fleet.roll_call import RollCall
 
 _GATHER_S = 2.0
 _CONNECT_S = 10.0
@@ -31,49 +39,34 @@ def devices(
     ca_file: options.CaFile = None,
     certificate_file: options.CertificateFile = None,
     key_file: options.KeyFile = None,
+    authority: Annotated[
+        Path | None,
+        typer.Option("--authority", metavar="DIR", help="Compare with who is enrolled there; also logs in with it."),
+    ] = None,
     wait: Annotated[
         float, typer.Option("--wait", min=0.1, help="Seconds to listen; 35 hear every living agent's heartbeat.")
     ] = _GATHER_S,
     as_json: options.Json = False,
 ) -> None:
     """Who is in the fleet, when it was last seen, and why it is idle."""
-    from coordinator.fleet.registry import AgentEntry, FleetRegistry
-    from coordinator.fleet.roll_call import listen
+    from coordinator.fleet.roll_call import RollCall, listen
     from fleet_protocol.mqtt import MqttTransport
     from fleet_protocol.topics import Topics
 
+    if authority is not None and broker is None and credentials is None:
+        credentials = authority / "coordinator.credentials"
     found_at = options.connection(
-        broker, fleet, credentials, username, ca_file, certificate_file, key_file, password_file
+        broker, fleet, credentials, username, ca_file, certificate_file, key_file, password_file, watching=True
     )
     address = found_at.broker
+    enrolled = _enrolled(authority) if authority is not None else None
     transport = MqttTransport(address, f"devices-{secrets.token_hex(4)}")
-    registry = FleetRegistry()
+    roll_call = RollCall(Topics(found_at.fleet))
     try:
-        listen(
-            transport,
-            Topics(found_at.fleet),
-            registry,
-            wait,
-            time.monotonic,
-            on_start=lambda: transport.wait_connected(_CONNECT_S),
-        )
+        listen(transport, roll_call, wait, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
     finally:
         transport.close()
-
-    def describe(entry: AgentEntry) -> dict[str, Any]:
-        seen = None if entry.last_seen_s is None else time.monotonic() - entry.last_seen_s
-        info = entry.info
-        return {
-            "device": entry.name,
-            "state": "duplicate" if entry.duplicate else entry.liveness,
-            "last_seen_s_ago": None if seen is None else round(seen, 1),
-            "model": info.profile.model if info else None,
-            "settings": [setting.label for setting in info.settings] if info else [],
-            "temperature_c": entry.conditions.temperature_c,
-            "why": entry.idle_reason(),
-        }
-
-    found = [describe(registry.agents[name]) for name in sorted(registry.agents)]
+    found = _rows(roll_call, enrolled, time.monotonic())
     if as_json:
         for each in found:
             typer.echo(json.dumps(each))
@@ -90,10 +83,70 @@ def devices(
     for heading in ("Device", "State", "Last seen", "Model", "Settings", "Why"):
         table.add_column(heading, overflow="fold")
     for each in found:
-        ago = each["last_seen_s_ago"]
-        # Retained messages say what an agent was, not when.
-        seen = "not since this command listens" if ago is None else f"{ago:.0f} s ago"
-        table.add_row(
-            each["device"], each["state"], seen, each["model"] or "?", "\n".join(each["settings"]) or "?", each["why"]
-        )
+        settings = Text("\n".join(each["settings"]) or "?")
+        texts = (each["device"], each["state"], _last_seen(each), each["model"] or "?")
+        table.add_row(*(Text(text) for text in texts), settings, Text(plain(each["why"])))
     console.print(table)
+
+
+def _last_seen(row: dict[str, Any]) -> str:
+    if row["state"] == "absent":
+        return "never"
+    # Retained messages say what an agent was, not when.
+    ago_s = row["last_seen_s_ago"]
+    return "not since this command listens" if ago_s is None else f"{ago_s:.0f} s ago"
+
+
+def _rows(roll_call: RollCall, enrolled: dict[str, str] | None, now_s: float) -> list[dict[str, Any]]:
+    """One row for every agent that was heard of or is enrolled; `enrolled` says what is wrong with each login."""
+    version = metadata.version("fleetnas")
+    agents = roll_call.registry.agents
+    rows = []
+    for name in sorted({*agents, *roll_call.refused, *(enrolled or ())}):
+        entry = agents.get(name)
+        whys = []
+        if enrolled is not None and name not in enrolled:
+            whys.append("it is not enrolled, so no search should trust it: `fleetnas enroll`, or stop it")
+        elif enrolled is not None and enrolled[name]:
+            whys.append(enrolled[name])
+        if entry is not None:
+            whys.append(roll_call.why(entry, version))
+        elif name in roll_call.refused:
+            whys.append(f"none of its messages can be read ({roll_call.refused[name]}): update fleetnas-agent")
+        elif not whys:
+            whys.append(
+                "enrolled, and never seen by this broker: start `fleetnas-agent run --credentials` on it; if it runs, "
+                "`fleetnas-agent doctor` there tells what is in its way"
+            )
+        info = entry.info if entry is not None else None
+        seen = entry.last_seen_s if entry is not None else None
+        state = "unreadable" if name in roll_call.refused else "absent"
+        if entry is not None:
+            state = "duplicate" if entry.duplicate else entry.liveness
+        rows.append(
+            {
+                "device": name,
+                "state": state,
+                "last_seen_s_ago": None if seen is None else round(now_s - seen, 1),
+                "model": info.profile.model if info else None,
+                "settings": [setting.label for setting in info.settings] if info else [],
+                "temperature_c": entry.conditions.temperature_c if entry is not None else None,
+                "why": "; ".join(whys),
+            }
+        )
+    return rows
+
+
+def _enrolled(folder: Path) -> dict[str, str]:
+    """What is wrong with the login of every enrolled agent; empty where nothing is."""
+    from coordinator.security import mosquitto
+    from coordinator.security.authority import Authority
+
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        name: f"its certificate expired on {login.expires:%Y-%m-%d}: `fleetnas enroll {name} --renew`"
+        if login.expires is not None and login.expires <= now
+        else ""
+        for name, login in Authority.open(folder).register.enrolled.items()
+        if name not in (mosquitto.COORDINATOR, mosquitto.WATCHER)
+    }

@@ -1,31 +1,133 @@
-"""Listening to a fleet without working with it."""
+"""Listening to a fleet without working with it: who is there, and what coordinators say of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from coordinator.fleet.registry import FleetRegistry
+from pydantic import ValidationError
+
+from coordinator.fleet.registry import AgentEntry, FleetRegistry
+from coordinator.view.snapshot import DeviceSnapshot
+from coordinator.watching.broadcast import device_from_json
 from fleet_protocol.codec import decode
 from fleet_protocol.errors import ProtocolError, TransportError
-from fleet_protocol.messages import AgentInfo, AgentState, Health
-from fleet_protocol.topics import AgentUp, Topics
+from fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Health
+from fleet_protocol.topics import AgentUp, CoordinatorAnnouncement, RunNews, Topics
 from fleet_protocol.transport import Disconnected, Received, Transport
+from fleet_protocol.watching import RunPage, RunSummary
 
 _POLL_S = 0.1
+#: Names whose messages were refused that are remembered: who invents names must not fill the memory.
+_MOST_REFUSED = 10_000
+
+
+@dataclass
+class RollCall:
+    """What was heard of one fleet."""
+
+    topics: Topics
+    registry: FleetRegistry = field(default_factory=FleetRegistry)
+    coordinator: CoordinatorState | None = None
+    runs: dict[str, RunSummary] = field(default_factory=dict)
+    #: Device settings by run and page.
+    pages: dict[tuple[str, int], tuple[DeviceSnapshot, ...]] = field(default_factory=dict)
+    #: Why messages of an agent were refused, by its name.
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def take(self, message: Received, now_s: float) -> None:
+        """One message; what breaks the contract is remembered with its agent and changes nothing else."""
+        agent = None
+        try:
+            address = self.topics.parse(message.topic)
+            agent = address.agent if isinstance(address, AgentUp) else None
+            if isinstance(address, AgentUp):
+                self._take_agent(address, message, now_s)
+            elif isinstance(address, CoordinatorAnnouncement):
+                self.coordinator = decode(CoordinatorState, message.payload)
+            elif isinstance(address, RunNews):
+                self._take_news(address, message.payload)
+        except (ProtocolError, ValidationError) as error:
+            if agent is not None and len(self.refused) < _MOST_REFUSED:
+                self.refused.setdefault(agent, str(error).splitlines()[0])
+
+    def settings_of(self, agent: str) -> list[tuple[RunSummary, DeviceSnapshot]]:
+        """What the runs at work say of an agent's settings, the newest run first."""
+        runs = sorted(self.runs.values(), key=lambda summary: summary.started_unix_s, reverse=True)
+        return [
+            (summary, device)
+            for summary in runs
+            for page in range(summary.pages)
+            for device in self.pages.get((summary.run_id, page), ())
+            if device.device == agent
+        ]
+
+    def why(self, entry: AgentEntry, our_version: str) -> str:
+        """Why an agent is idle, or what it is doing; and what should be done about it."""
+        reasons = [self._work(entry)]
+        theirs = entry.info.versions.get("fleetnas") if entry.info is not None else None
+        if theirs is not None and theirs != our_version:
+            reasons.append(f"it runs fleetnas {theirs} and this is {our_version}: update the older one")
+        if entry.name in self.refused:
+            reasons.append(f"some of its messages are refused ({self.refused[entry.name]}): update fleetnas-agent")
+        return "; ".join(reasons)
+
+    def _work(self, entry: AgentEntry) -> str:
+        if not entry.usable or entry.resting:
+            return entry.idle_reason()
+        told = self.settings_of(entry.name)
+        if told:
+            return "; ".join(_standing(summary, device) for summary, device in told)
+        if entry.running is not None or entry.liveness == "busy" or entry.outbox:
+            return entry.idle_reason()
+        if self.runs:
+            names = ", ".join(sorted(self.runs))
+            return f"ready; it takes no part in {names}: left out by --devices, or no task fits what it offers"
+        if self.coordinator is None or self.coordinator.state != "ready":
+            return "ready; no search is at work in this fleet: start one with `fleetnas search`"
+        return entry.idle_reason()
+
+    def _take_agent(self, address: AgentUp, message: Received, now_s: float) -> None:
+        if address.channel == "state":
+            state = decode(AgentState, message.payload)
+            self.registry.on_state(address.agent, state, now_s, retained=message.retained)
+        elif address.channel == "info":
+            info = decode(AgentInfo, message.payload)
+            self.registry.on_info(address.agent, info, now_s, retained=message.retained)
+        elif address.channel == "health":
+            self.registry.on_health(address.agent, decode(Health, message.payload), now_s)
+
+    def _take_news(self, address: RunNews, payload: bytes) -> None:
+        if address.part == "summary":
+            self.runs[address.run] = decode(RunSummary, payload)
+        elif address.page is not None:
+            page = decode(RunPage, payload)
+            self.pages[address.run, address.page] = tuple(device_from_json(fields) for fields in page.devices)
+
+
+def _standing(summary: RunSummary, device: DeviceSnapshot) -> str:
+    """One device setting in a run, in a few words."""
+    detail = f": {device.state_detail}" if device.state_detail else ""
+    done = f", {device.measurements} of {device.budget} measured" if device.state not in ("done", "lost") else ""
+    left_alone = f", {device.quarantined} subnets left alone after failing twice" if device.quarantined else ""
+    failures = f", {device.failures} failures" if device.failures else ""
+    return f"{summary.run_id} {device.setting_label} {device.state}{detail}{done}{failures}{left_alone}"
 
 
 def listen(
     transport: Transport,
-    topics: Topics,
-    registry: FleetRegistry,
+    roll_call: RollCall,
     seconds: float,
     clock: Callable[[], float],
     *,
     on_start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fill `registry` from what agents say within `seconds`; what breaks the contract is passed over."""
+    """Hear a fleet for `seconds`; `TransportError` where the broker refuses this login."""
+    topics = roll_call.topics
     for channel in ("state", "info", "health"):
         transport.subscribe(topics.every_agent(channel))
+    transport.subscribe(topics.coordinator)
+    transport.subscribe(topics.run("+"))
     transport.start()
     on_start()
     end = clock() + seconds
@@ -34,19 +136,4 @@ def listen(
         if isinstance(event, Disconnected) and event.fatal:
             raise TransportError(f"the broker refuses this login: {event.reason}; check it and its access rules")
         if isinstance(event, Received) and event.payload:
-            try:
-                _take(event, topics, registry, clock())
-            except ProtocolError:
-                continue
-
-
-def _take(message: Received, topics: Topics, registry: FleetRegistry, now_s: float) -> None:
-    address = topics.parse(message.topic)
-    if not isinstance(address, AgentUp):
-        return
-    if address.channel == "state":
-        registry.on_state(address.agent, decode(AgentState, message.payload), now_s, retained=message.retained)
-    elif address.channel == "info":
-        registry.on_info(address.agent, decode(AgentInfo, message.payload), now_s, retained=message.retained)
-    elif address.channel == "health":
-        registry.on_health(address.agent, decode(Health, message.payload), now_s)
+            roll_call.take(event, clock())

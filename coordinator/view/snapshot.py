@@ -76,6 +76,8 @@ class DeviceSnapshot:
     """Counted against the budget."""
     budget: int = 0
     failures: int = 0
+    quarantined: int = 0
+    """Subnets that failed twice and are left alone."""
     current_progress: ProgressSnapshot | None = None
     """The running task, or the bundle's transfer."""
     predictor_error: PredictorError | None = None

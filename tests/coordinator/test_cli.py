@@ -312,7 +312,8 @@ class TestDevices:
             code, out, _ = fleetnas(capsys, "devices", "--broker", str(broker.address), "--json", "--wait", "1")
             agent.close()
         assert code == 0
-        found = json.loads(out)
+        hostile, found = map(json.loads, out.splitlines())
+        assert (hostile["device"], hostile["state"]) == ("hostile", "unreadable")
         assert found["device"] == "pi4"
         assert found["settings"] == ["onnxruntime_cpu_4t_fp32"]
         assert "no search" in found["why"]

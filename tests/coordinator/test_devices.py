@@ -1,0 +1,183 @@
+"""`fleetnas devices` on a real broker, with agents in every state."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import brokers
+import pytest
+from test_cli import fleetnas
+
+from coordinator.fleet.roll_call import RollCall
+from coordinator.security.authority import Authority
+from coordinator.view.snapshot import DeviceSnapshot, Snapshot
+from coordinator.watching.broadcast import Broadcast
+from device_profiles.profile import DeviceProfile
+from fleet_protocol.codec import encode
+from fleet_protocol.messages import AgentInfo, AgentState, Conditions, CoordinatorState, Health, RuntimeSetting
+from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.topics import Topics
+from fleet_protocol.transport import Received
+
+TOPICS = Topics()
+VERSION = metadata.version("fleetnas")
+NOW = datetime.datetime.now(datetime.timezone.utc)
+
+
+class Shelf:
+    """A broker with whoever is to be there; everything retained, as agents and coordinators leave it."""
+
+    def __init__(self, broker: brokers.Mosquitto) -> None:
+        self.broker = broker
+        self.transport = MqttTransport(broker.address, "shelf")
+        self.transport.start()
+        self.transport.wait_connected(10)
+
+    def agent(self, name: str, state: str = "ready", version: str = VERSION, waits_for: str = "") -> None:
+        profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
+        info = AgentInfo(
+            agent=name, session=1, profile=profile, settings=(RuntimeSetting(),), versions={"fleetnas": version}
+        )
+        said = AgentState.model_validate({"state": state, "session": 1, "instance": f"{name}-1", "detail": waits_for})
+        self.transport.publish(TOPICS.up(name, "info"), encode(info), retain=True)
+        self.transport.publish(TOPICS.up(name, "state"), encode(said), retain=True)
+
+    def run(self, *devices: DeviceSnapshot) -> None:
+        """A run at work in which these take part."""
+        self.transport.publish(TOPICS.coordinator, encode(CoordinatorState(state="ready", session=1)), retain=True)
+        snapshot = Snapshot("run-1", "digits.supernet", 0.0, 1.0, "searching", devices)
+        Broadcast(self.transport, TOPICS, "run-1", lambda: 0.0).update(snapshot)
+
+    def arrived(self) -> None:
+        """Everything that was published is on the broker."""
+        self.transport.subscribe("done")
+        self.transport.publish("done", b"", retain=False)
+        while True:
+            event = self.transport.poll(10)
+            assert event is not None
+            if isinstance(event, Received) and event.topic == "done":
+                return
+
+
+@pytest.fixture
+def shelf(mosquitto_broker: brokers.Mosquitto) -> Iterator[Shelf]:
+    made = Shelf(mosquitto_broker)
+    yield made
+    made.transport.close()
+
+
+def listed(shelf: Shelf, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict[str, Any]]:
+    shelf.arrived()
+    address = str(shelf.broker.address)
+    code, out, err = fleetnas(capsys, "devices", "--broker", address, "--wait", "0.7", "--json", *options)
+    assert code == 0, err
+    return {row["device"]: row for row in map(json.loads, out.splitlines())}
+
+
+def device(name: str, state: str, detail: str = "", **fields: Any) -> DeviceSnapshot:
+    return DeviceSnapshot(name, "onnxruntime_cpu_1t_fp32", state, detail, **fields)  # type: ignore[arg-type]
+
+
+def test_without_a_search_everyone_is_listed_with_what_to_do(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    shelf.agent("ready")
+    shelf.agent("busy", "busy")
+    shelf.agent("left", "leaving")
+    shelf.agent("lost", "lost")
+    shelf.agent("old", version="0.0.1")
+    shelf.agent("empty", "busy", waits_for="battery at 9 %, below 30 %: plug the device in")
+    shelf.transport.publish(TOPICS.up("unreadable", "state"), b'{"schema_version":9}', retain=True)
+    found = listed(shelf, capsys)
+    assert {name: row["state"] for name, row in found.items()} == {
+        "ready": "ready",
+        "busy": "busy",
+        "left": "leaving",
+        "lost": "lost",
+        "old": "ready",
+        "empty": "busy",
+        "unreadable": "unreadable",
+    }
+    assert "no search is at work" in found["ready"]["why"]
+    assert "fleetnas search" in found["ready"]["why"]
+    assert "working" in found["busy"]["why"]
+    assert "stopped by its user" in found["left"]["why"]
+    assert "last will" in found["lost"]["why"]
+    assert found["empty"]["why"] == "waiting: battery at 9 %, below 30 %: plug the device in"
+    assert "0.0.1" in found["old"]["why"]
+    assert "update" in found["old"]["why"]
+    assert "schema_version" in found["unreadable"]["why"]
+    assert found["ready"]["model"] == "Raspberry Pi 4"
+    assert all(row["last_seen_s_ago"] is None for row in found.values())
+
+
+def test_in_a_search_each_says_how_it_stands_there(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("at-work", "finished", "given-up", "left-out", "failing"):
+        shelf.agent(name)
+    shelf.run(
+        device("at-work", "measuring", "candidate abc", measurements=3, budget=40),
+        device("finished", "done"),
+        device("given-up", "done", "it refuses tasks (not_trusted): its key is another"),
+        device("failing", "idle", measurements=1, budget=40, failures=5, quarantined=2),
+    )
+    found = listed(shelf, capsys)
+    assert "measuring: candidate abc, 3 of 40 measured" in found["at-work"]["why"]
+    assert "run-1 onnxruntime_cpu_1t_fp32 done" in found["finished"]["why"]
+    assert "not_trusted" in found["given-up"]["why"]
+    assert "2 subnets left alone after failing twice" in found["failing"]["why"]
+    assert "takes no part in run-1" in found["left-out"]["why"]
+
+
+def test_who_is_enrolled_and_never_came_is_listed_and_who_is_not_enrolled_is_told(
+    shelf: Shelf, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    authority = Authority.create(tmp_path / "authority", fleet="default", hosts=["localhost"], now=NOW)
+    long_ago = NOW - datetime.timedelta(days=20_000)
+    for name, when in (("here", NOW), ("asleep", NOW), ("expired", long_ago), ("watcher", NOW)):
+        authority.enroll(name, tmp_path / f"{name}.credentials", when)
+    shelf.agent("here")
+    shelf.agent("stranger")
+    found = listed(shelf, capsys, "--authority", str(tmp_path / "authority"))
+    assert set(found) == {"here", "asleep", "expired", "stranger"}
+    assert found["asleep"]["state"] == "absent"
+    assert "never seen" in found["asleep"]["why"]
+    assert "expired" in found["expired"]["why"]
+    assert "--renew" in found["expired"]["why"]
+    assert "not enrolled" in found["stranger"]["why"]
+    assert "enrolled" not in found["here"]["why"]
+
+
+def test_the_table_is_for_people(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    shelf.agent("pi4")
+    shelf.arrived()
+    code, out, _ = fleetnas(capsys, "devices", "--broker", str(shelf.broker.address), "--wait", "0.5")
+    assert code == 0
+    assert "pi4" in out
+    assert "ready" in out
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (Health(session=1, uptime_s=1, outbox=3), "3 results"),
+        (Health(session=1, uptime_s=1, task_id="run.7"), "working on run.7"),
+    ],
+)
+def test_a_heartbeat_tells_what_an_agent_waits_for(message: Health, words: str) -> None:
+    roll_call = RollCall(TOPICS)
+
+    def hear(topic: str, payload: bytes) -> None:
+        roll_call.take(Received(topic, payload), 5.0)
+
+    profile = DeviceProfile(model="phone", machine="aarch64", cores=8)
+    info = AgentInfo(agent="pi", session=1, profile=profile, settings=(RuntimeSetting(),), versions={})
+    hear(TOPICS.up("pi", "info"), encode(info))
+    hear(TOPICS.up("pi", "state"), encode(AgentState(state="ready", session=1, instance="a")))
+    hear(TOPICS.up("pi", "health"), encode(message.model_copy(update={"conditions": Conditions(temperature_c=51.0)})))
+    entry = roll_call.registry.agents["pi"]
+    assert words in roll_call.why(entry, VERSION)
+    assert entry.conditions.temperature_c == 51.0
+    assert entry.last_seen_s == 5.0
