@@ -90,8 +90,10 @@ class LocalTransport:
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         self._inner.subscribe(topic_filter, qos)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        self._inner.publish(topic, payload, qos=qos, retain=retain)
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
+    ) -> None:
+        self._inner.publish(topic, payload, qos=qos, retain=retain, expiry_s=expiry_s)
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
         """The next event; without one, and with time to wait, the agent does what is due before that time is rested."""

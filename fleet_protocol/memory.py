@@ -122,7 +122,10 @@ class MemoryTransport:
             if self._broker._is_connected(self):
                 self._broker._send_retained(self, topic_filter)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
+    ) -> None:
+        del expiry_s
         if self._broker._is_connected(self):
             for waiting in self._unsent:
                 self._broker.publish(waiting[0], waiting[1], retain=waiting[2])

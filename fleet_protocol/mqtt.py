@@ -1,4 +1,4 @@
-"""The transport over MQTT 3.1.1, on paho-mqtt 2.
+"""The transport over MQTT, on paho-mqtt 2: version 3.1.1, or 5 where that is asked for and the broker has it.
 
 paho's network thread only enqueues; its result codes become our events and errors in this file and nowhere else.
 """
@@ -12,7 +12,8 @@ import threading
 import time
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -31,48 +32,94 @@ KEEPALIVE_S = 30
 #: Events that may wait to be polled, and messages that may wait to be sent.
 MAX_QUEUED_EVENTS = 10_000
 MAX_QUEUED_MESSAGES = 5_000
+#: Messages that wait for the broker's acknowledgement; also what paho reads at most before it writes.
+MAX_INFLIGHT_MESSAGES = 1_000
 _FLUSH_ON_CLOSE_S = 3.0
+#: The first wait before a new attempt, drawn by each client for itself: a thousand must not come back in one moment.
+_FIRST_WAIT_MS = (1_000, 6_000)
+_LAST_WAIT_S = (20, 60)
+#: Connections that end before the broker has answered: so many, and MQTT 5 is not what it speaks.
+_UNANSWERED_FIVE = 2
+_UNSUPPORTED = "Unsupported protocol version"
 #: CONNACK refusals that no retry cures.
 _FATAL_REFUSALS = frozenset(
-    {"Unsupported protocol version", "Client identifier not valid", "Bad user name or password", "Not authorized"}
+    {_UNSUPPORTED, "Client identifier not valid", "Bad user name or password", "Not authorized"}
 )
+
+
+class _FallBack:
+    """paho's thread asks the owner's for a client of version 3.1.1."""
 
 
 class MqttTransport:
     """A connection to a real broker; a `fleet_protocol.transport.Transport`."""
 
-    def __init__(self, address: BrokerAddress, client_id: str, will: Will | None = None) -> None:
+    def __init__(
+        self, address: BrokerAddress, client_id: str, will: Will | None = None, *, prefer_five: bool = False
+    ) -> None:
+        """With `prefer_five`, MQTT 5 is tried first, and 3.1.1 where the broker does not speak it."""
         self.address = address
-        self._events: queue.Queue[TransportEvent] = queue.Queue(MAX_QUEUED_EVENTS)
+        self._client_id, self._will = client_id, will
+        self._events: queue.Queue[TransportEvent | _FallBack] = queue.Queue(MAX_QUEUED_EVENTS)
         self._filters: dict[str, int] = {}
         self._lock = threading.Lock()
         self._last: paho.MQTTMessageInfo | None = None
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True, protocol=paho.MQTTv311
-        )
-        client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
-        client.max_inflight_messages_set(100)
-        # A fleet that lost its broker must not come back in step.
-        client.reconnect_delay_set(min_delay=1, max_delay=random.randint(20, 60))
-        if address.username is not None:
-            client.username_pw_set(address.username, address.password)
         self._tls: TlsContext | None = None
-        if address.uses_tls:
-            self._tls = TlsContext.of(address)
+        self._answered = False
+        self._unanswered = 0
+        self._five = prefer_five
+        self._client = self._make_client()
+
+    @property
+    def expires_messages(self) -> bool:
+        """Whether the broker keeps `expiry_s`: it speaks MQTT 5."""
+        return self._five and self._answered
+
+    def _make_client(self) -> paho.Client:
+        if self._five:
+            client = paho.Client(
+                CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=MQTTProtocolVersion.MQTTv5
+            )
+        else:
+            client = paho.Client(
+                CallbackAPIVersion.VERSION2,
+                client_id=self._client_id,
+                clean_session=True,
+                protocol=MQTTProtocolVersion.MQTTv311,
+            )
+        client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
+        client.max_inflight_messages_set(MAX_INFLIGHT_MESSAGES)
+        # A fleet that lost its broker must not come back in step: paho doubles the first wait, so that it scatters all.
+        first_s, last_s = random.randint(*_FIRST_WAIT_MS) / 1000, random.randint(*_LAST_WAIT_S)
+        client.reconnect_delay_set(min_delay=first_s, max_delay=last_s)  # type: ignore[arg-type]
+        if self.address.username is not None:
+            client.username_pw_set(self.address.username, self.address.password)
+        if self.address.uses_tls:
+            self._tls = TlsContext.of(self.address)
             client.tls_set_context(self._tls)
-        if will is not None:
-            client.will_set(will.topic, will.payload, qos=1, retain=True)
+        if self._will is not None:
+            client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        self._client = client
+        return client
 
     # -- the owner's thread ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._client.connect_async(self.address.host, self.address.port, keepalive=KEEPALIVE_S)
+        # MQTT 5 has its own word for a clean session, which counts for every connection.
+        clean: dict[str, bool] = {"clean_start": True} if self._five else {}
+        self._client.connect_async(self.address.host, self.address.port, keepalive=KEEPALIVE_S, **clean)
         self._client.loop_start()
+
+    def _fall_back(self) -> None:
+        given_up, self._five = self._client, False
+        given_up.on_disconnect = None
+        given_up.disconnect()
+        given_up.loop_stop()
+        self._client = self._make_client()
+        self.start()
 
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         with self._lock:
@@ -80,8 +127,14 @@ class MqttTransport:
             if self._client.is_connected():
                 self._client.subscribe(topic_filter, qos)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        info = self._client.publish(topic, payload, qos=qos, retain=retain)
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
+    ) -> None:
+        properties = None
+        if expiry_s is not None and self._five:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.MessageExpiryInterval = max(1, round(expiry_s))
+        info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if info.rc == paho.MQTT_ERR_QUEUE_SIZE:
             raise TransportError(
                 f"the queue to broker {self.address} holds {MAX_QUEUED_MESSAGES} unsent messages and takes no more; "
@@ -91,9 +144,13 @@ class MqttTransport:
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
         try:
-            return self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
+            event = self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
         except queue.Empty:
             return None
+        if isinstance(event, _FallBack):
+            self._fall_back()
+            return None
+        return event
 
     def wait_connected(self, timeout_s: float) -> None:
         """Block until connected; `BrokerUnreachableError` with the last reason after `timeout_s`.
@@ -127,7 +184,7 @@ class MqttTransport:
 
     # -- paho's thread -----------------------------------------------------------------------------------------
 
-    def _put(self, event: TransportEvent) -> None:
+    def _put(self, event: TransportEvent | _FallBack) -> None:
         # A full queue means that the owner stopped polling; QoS 1 state is rebuilt by `Next` after a reconnect.
         with contextlib.suppress(queue.Full):
             self._events.put_nowait(event)
@@ -135,6 +192,10 @@ class MqttTransport:
     def _on_connect(
         self, client: paho.Client, _: object, __: paho.ConnectFlags, reason: ReasonCode, ___: Properties | None
     ) -> None:
+        self._answered = not (self._five and str(reason) == _UNSUPPORTED)
+        if not self._answered:
+            self._put(_FallBack())
+            return
         if reason.is_failure:
             self._put(Disconnected(f"refused: {reason}", fatal=str(reason) in _FATAL_REFUSALS))
             return
@@ -150,6 +211,12 @@ class MqttTransport:
     def _on_disconnect(
         self, _: paho.Client, __: object, ___: paho.DisconnectFlags, reason: ReasonCode, ____: Properties | None
     ) -> None:
+        if self._five and not self._answered:
+            # A broker that knows only 3.1.1 may hang up without a word.
+            self._unanswered += 1
+            if self._unanswered == _UNANSWERED_FIVE:
+                self._put(_FallBack())
+            return
         self._put(Disconnected(str(reason)))
 
     def _on_message(self, _: paho.Client, __: object, message: paho.MQTTMessage) -> None:

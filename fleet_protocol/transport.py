@@ -104,9 +104,12 @@ class Transport(Protocol):
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Receive what matches, from now on and after every reconnect."""
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
+    ) -> None:
         """Queue a message; `TransportError` when the queue is full. QoS 1 while disconnected is sent on reconnect
-        only as far as the queue lasts: durability is the caller's."""
+        only as far as the queue lasts: durability is the caller's. A broker that can (MQTT 5) does not deliver it
+        any more after `expiry_s`; another delivers it whenever it may."""
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
         """The next event, waiting up to `timeout_s`; None where there was none."""

@@ -158,7 +158,8 @@ def open_search(
     `UsageError`, `BundleError` and `StoreError` say what cannot be used, `InfeasibleTargetError` which bounds no subnet
     keeps.
     """
-    resumed = _stored_run(store, request.resume) if request.resume is not None else None
+    fleet = LOCAL_FLEET if request.local is not None else request.fleet
+    resumed = _claimed_run(store, request.resume, fleet) if request.resume is not None else None
     settings = _settings(request, resumed)
     plan = settings.plan
     targets = plan.request
@@ -191,7 +192,7 @@ def open_search(
         )
 
     run_id = resumed.run_id if resumed is not None else new_run_id()
-    topics = Topics(request.fleet if request.local is None else LOCAL_FLEET)
+    topics = Topics(fleet)
     session = round(time.time() * 1000)
     transport = _transport(request, store.devices(run_id) if resumed is not None else [], topics, session)
     campaign_log: list[Callable[[str], None]] = []
@@ -228,6 +229,7 @@ def open_search(
     if metrics is not None:
         metrics.attach(campaign, blobs, store)
     if resumed is None:
+        store.claim_run(run_id)
         store.create_run(
             RunRecord(
                 run_id, topics.fleet, bundle.path.name, bundle.sha256, settings.model_dump(mode="json"), created_unix_s
@@ -248,7 +250,8 @@ def _transport(
         return LocalTransport(request.local.agent_options(stored), client_id, will)
     if request.broker is None:
         raise UsageError("where the devices are must be said: a broker, or this device alone (--local)")
-    return MqttTransport(request.broker, client_id, will)
+    # Tasks that nobody takes in time expire at a broker that speaks MQTT 5; agents need 3.1.1 alone.
+    return MqttTransport(request.broker, client_id, will, prefer_five=True)
 
 
 def write_take_home(store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels) -> None:
@@ -281,13 +284,20 @@ def stored_models(settings: RunSettings) -> BundleModels:
     return BundleModels(SupernetBundle.open(settings.supernet_path), None, None)
 
 
-def _stored_run(store: MeasurementStore, which: str) -> RunRecord:
+def _claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
+    """A stored run, or the fleet's latest unfinished one that nobody works on, to be ours alone."""
     if which != "latest":
-        return store.run(which)
-    unfinished = [run for run in store.runs() if run.status in ("running", "interrupted", "partial")]
-    if not unfinished:
-        raise UsageError(f"the store {store.url} holds no run that could be resumed; see `fleetnas runs`")
-    return unfinished[-1]
+        run = store.run(which)
+        if not store.claim_run(run.run_id):
+            raise UsageError(f"another coordinator works on run {run.run_id}; end that one first, or start a new run")
+        return run
+    for run in reversed(store.runs()):
+        unfinished = run.status in ("running", "interrupted", "partial")
+        if unfinished and run.fleet == fleet and store.claim_run(run.run_id):
+            return run
+    raise UsageError(
+        f"the store {store.url} holds no unfinished run of fleet {fleet!r} that nobody works on; see `fleetnas runs`"
+    )
 
 
 def _settings(request: SearchRequest, resumed: RunRecord | None) -> RunSettings:

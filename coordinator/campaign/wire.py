@@ -124,8 +124,8 @@ class FleetWire:
         self._transport.publish(self._topics.coordinator, encode(message), retain=True)
 
     def send_task(self, agent: str, task: MeasureTask) -> int:
-        """Hand out a task; returns the bytes that it cost."""
-        return self._send(agent, "task", task)
+        """Hand out a task; returns the bytes that it cost. Where the broker can, a late one is not delivered."""
+        return self._send(agent, "task", task, expiry_s=task.deadline_s)
 
     def cancel(self, agent: str, key: TaskKey) -> None:
         """Have a task forgotten."""
@@ -139,9 +139,9 @@ class FleetWire:
         """A piece of a blob; what is lost is asked for again."""
         self._transport.publish(self._topics.down(agent, "blob"), chunk, qos=0)
 
-    def _send(self, agent: str, channel: DownChannel, message: Message) -> int:
+    def _send(self, agent: str, channel: DownChannel, message: Message, *, expiry_s: float | None = None) -> int:
         topic, payload = self._topics.down(agent, channel), encode(message)
         if self._signer is not None:
             payload = self._signer.sign(agent, channel, payload)
-        self._transport.publish(topic, payload)
+        self._transport.publish(topic, payload, expiry_s=expiry_s)
         return len(topic) + len(payload)
