@@ -126,7 +126,8 @@ def test_a_will_of_a_replaced_process_that_comes_late_changes_nothing(tmp_path: 
     assert fleet.campaign.registry.agents[agent.name].usable
     assert old is not None
     fleet.broker.publish(old.topic, old.payload, retain=True)
-    fleet.step()
+    while (event := fleet.transport.poll(0)) is not None:  # before the agent can contradict
+        fleet.campaign.on_event(event)
     entry = fleet.campaign.registry.agents[agent.name]
     assert entry.usable
     assert entry.session == agent.sessions[-1]
