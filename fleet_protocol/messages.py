@@ -104,8 +104,8 @@ class Measurement(Message):
     mad_ms: NonNegative = Field(description="median absolute deviation of the runs")
     p90_ms: Positive
     min_ms: Positive
-    runs: int = Field(ge=1, description="timed samples")
-    inner_loops: int = Field(default=1, ge=1, description="inferences per timed sample (fast subnets)")
+    runs: int = Field(ge=1, le=2**31 - 1, description="timed samples")
+    inner_loops: int = Field(default=1, ge=1, le=2**31 - 1, description="inferences per timed sample (fast subnets)")
     half_width_percent: NonNegative = Field(description="95 % half-width of the median, in percent of it")
     quality: Literal["ok", "noisy", "throttled"]
     drift: Positive = Field(default=1.0, description="sentinel latency now over its reference")

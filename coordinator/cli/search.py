@@ -22,6 +22,7 @@ from coordinator.cli import bounds as bounding
 from coordinator.cli import options
 from coordinator.local_device import LOCAL_FLEET, LocalDevice
 from coordinator.search.bounds import Bounds
+from coordinator.store.database import shown_location
 from coordinator.store.store import MeasurementStore
 from coordinator.view.summary import summary
 from coordinator.view.view import make_view
@@ -273,7 +274,7 @@ def _what_next(ending: Ending, run_id: str, request: SearchRequest) -> str:
         where = ["--credentials", str(request.credentials)]
     else:
         where = ["--broker", str(request.broker)]
-    resume = shlex.join(["fleetnas", "search", *where, "--store", request.store, "--resume", run_id])
+    resume = shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
     if ending == "interrupted":
         return f"interrupted; everything measured is stored. Go on with: {resume}"
     return f"not every target of every device was met. With the missing devices back, go on with: {resume}"

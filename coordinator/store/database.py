@@ -14,6 +14,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from coordinator.store.claims import Claims, FileClaims, ServerClaims
 from fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
 
 _CONNECT_TIMEOUT_S = 10
@@ -69,6 +70,10 @@ class Database:
         self._reader = _engine(url)
         # SQLite refuses to turn a reading transaction into a writing one once somebody else has written.
         self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
+        file = url.database if self.dialect == "sqlite" else None
+        self._claims: Claims = (
+            ServerClaims(self._reader) if self.dialect == "postgresql" else FileClaims(Path(file) if file else None)
+        )
         #: Called with the seconds that a writing transaction took, its wait for others included.
         self.on_write: Callable[[float], object] = lambda _: None
 
@@ -94,8 +99,14 @@ class Database:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('fleetnas schema'))")
             yield connection
 
+    def claim(self, run_id: str) -> bool:
+        """Have a run to oneself until `close`, or until this process ends; False where another process has it."""
+        with self._errors():
+            return self._claims.take(run_id)
+
     def close(self) -> None:
         """Give the file or the connections back."""
+        self._claims.close()
         self._reader.dispose()
 
     @contextmanager

@@ -106,6 +106,10 @@ class MeasurementStore:
         with self._database.writing() as session:
             session.add(RunRow(**vars(run)))
 
+    def claim_run(self, run_id: str) -> bool:
+        """Work on a run alone until the store is closed, or the process ends however; False where another one does."""
+        return self._database.claim(run_id)
+
     def set_run_status(self, run_id: str, status: RunStatus, finished_unix_s: float | None = None) -> None:
         """Say how a run stands."""
         with self._database.writing() as session:

@@ -109,6 +109,16 @@ def _repeat(url: str, count: str, number: str) -> None:
     _wait()
 
 
+def _claim(url: str, *_: str) -> None:
+    """Works on a run, or finds that somebody else does."""
+    store = MeasurementStore.open(url)
+    _say("ready")
+    _wait()
+    _say([store.claim_run("run-1"), store.claim_run("run-1")])
+    _wait()
+    del store
+
+
 def _stop_half_way(url: str, *_: str) -> None:
     """Stores a result, and stops between the outcome's row and its measurement's."""
     store = MeasurementStore.open(url)
@@ -134,5 +144,5 @@ if __name__ == "__main__":
     from coordinator.store.store import MeasurementStore
     from fleet_protocol.messages import TaskKey
 
-    actions = {"open": _open, "write": _write, "repeat": _repeat, "half": _stop_half_way}
+    actions = {"open": _open, "write": _write, "repeat": _repeat, "half": _stop_half_way, "claim": _claim}
     actions[sys.argv[2]](sys.argv[1], *sys.argv[3:])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from store_examples import MEASUREMENT, run_record, task_record
 from store_process import StoreProcess
+from test_cli import fleetnas
 
 from coordinator.store.store import MeasurementStore
 from fleet_protocol.messages import TaskKey
@@ -58,3 +60,29 @@ def test_one_killed_in_a_transaction_leaves_no_half_record(store_url: str) -> No
     assert store.add_outcome(TaskKey(task_id="t1", attempt=1), MEASUREMENT, 2.0)
     assert [found.stored_unix_s for found in store.outcomes("run-1")] == [2.0]
     store.close()
+
+
+def test_a_run_is_worked_on_by_one_coordinator_until_it_is_gone(
+    store_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = MeasurementStore.open(store_url)
+    store.create_run(run_record())
+    resume = ("search", "--store", store_url, "--broker", "localhost", "--resume")
+    with StoreProcess.several(2, store_url, "claim", "once") as (first, second):
+        first.go()
+        assert first.answer() == [True, True]
+        second.go()
+        assert second.answer() == [False, False]
+        assert store.claim_run("run-2")
+        code, _, err = fleetnas(capsys, *resume, "run-1")
+        assert code == 2
+        assert "another coordinator works on run run-1" in err
+        code, _, err = fleetnas(capsys, *resume)
+        assert code == 2
+        assert "no unfinished run of fleet 'default' that nobody works on" in err
+    # Killed, they hold nothing any more.
+    assert store.claim_run("run-1")
+    store.close()
+    with StoreProcess.several(1, store_url, "claim", "once") as (third,):
+        third.go()
+        assert third.answer() == [True, True]

@@ -104,8 +104,8 @@ def check_everything_is_there(store: MeasurementStore) -> None:
     ]
     assert store.tasks("run-1") == [task_record("t1"), task_record("t2")]
     assert store.outcomes("run-1") == [
-        OutcomeRecord(task_record("t2"), FAILED.task, FAILED, 20.25),
-        OutcomeRecord(task_record("t1"), TaskKey(task_id="t1", attempt=1), MEASUREMENT, 20.0),
+        OutcomeRecord(task_record("t2"), FAILED.task, FAILED, 20.25, number=7),
+        OutcomeRecord(task_record("t1"), TaskKey(task_id="t1", attempt=1), MEASUREMENT, 20.0, number=8),
     ]
     assert store.winners("run-1") == [WinnerRecord("run-1", "pi4", SETTING.label, 2.5, True, {"verified_ms": 2.25})]
 

@@ -1,0 +1,70 @@
+"""Which coordinator works on which run: a lock that its process holds, and that is gone when the process is."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+
+class Claims(Protocol):
+    """Claims of one open store."""
+
+    def take(self, run_id: str) -> bool:
+        """Claim a run; False where another process has it."""
+
+    def close(self) -> None:
+        """Give every run back."""
+
+
+class FileClaims:
+    """Beside an SQLite file, for the processes of this machine: one byte of a lock file stands for a run."""
+
+    def __init__(self, store: Path | None) -> None:
+        """None: a store in memory, which nobody else sees."""
+        self._path = store.with_name(store.name + "-claims") if store is not None else None
+        self._file: int | None = None
+
+    def take(self, run_id: str) -> bool:
+        if self._path is None:
+            return True
+        if self._file is None:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(run_id.encode()))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class ServerClaims:
+    """PostgreSQL's advisory locks, for whoever shares the database; they end with the connection that took them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+
+    def take(self, run_id: str) -> bool:
+        if self._connection is None:
+            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        lock = text("SELECT pg_try_advisory_lock(hashtext('fleetnas run'), hashtext(:run_id))")
+        return bool(self._connection.execute(lock, {"run_id": run_id}).scalar())
+
+    def close(self) -> None:
+        if self._connection is not None:
+            # Not handed back to the pool: the locks end with it. The server may have gone first.
+            with contextlib.suppress(SQLAlchemyError):
+                self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
