@@ -11,7 +11,7 @@ from coordinator.campaign.device_search import Genome
 from coordinator.search.bounds import Bounds
 from coordinator.search.engine import DEFAULT_ROUNDS, Strategy, search
 from coordinator.search.latency import LatencyModel
-from coordinator.search.problem import AccuracyModel, Problem
+from coordinator.search.problem import AccuracyModel
 from fleet_protocol.errors import UsageError
 from supernet_export.spaces.base import DesignSpace, Genomes
 
@@ -37,19 +37,16 @@ class BundleSearch:
     def __call__(
         self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
-        _, fastest_ms = Problem(self._space, self._accuracy, latency, self._bounds).fastest()
-        feasible = [target for target in targets_ms if fastest_ms <= target]
-        if not feasible:
-            return [None] * len(targets_ms)
         result = search(
             self._space,
             self._accuracy,
             latency,
-            feasible,
+            targets_ms,
             rng=rng,
             strategy=self._strategy,
             bounds=self._bounds,
             rounds=self._rounds,
+            leave_out_infeasible=True,
             warm_start=start if len(start) else None,
         )
         found = {winner.target_ms: winner.genome for winner in result.winners}

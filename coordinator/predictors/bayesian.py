@@ -40,6 +40,7 @@ class BayesianPredictor:
         self._settled: list[Belief] | None = None
         self._weights_of_measurements = np.ones(0)
         self._collapsed: tuple[Floats, Floats] | None = None
+        self._factored: NDArray[np.float32] | None = None
 
     @property
     def count(self) -> int:
@@ -90,7 +91,7 @@ class BayesianPredictor:
         else:
             for belief in self._plain:
                 belief.learn(seen, x[fresh], y[fresh], belief.noise(x[fresh], relative[fresh]))
-        self._settled = self._collapsed = None
+        self._settled = self._collapsed = self._factored = None
 
     def _average_in(self, index: int, latency_ms: float, relative: float) -> None:
         total = self._precision[index] + relative**-2
@@ -188,6 +189,11 @@ class BayesianPredictor:
             self._collapsed = mean, 0.5 * (covariance + covariance.T)
         return self._collapsed
 
+    def _covariance_factor(self) -> NDArray[np.float32]:
+        if self._factored is None:
+            self._factored = _factor(self._posterior()[1])
+        return self._factored
+
     @property
     def weights(self) -> Floats:
         """Posterior mean of the weights, ms per unit of feature, (F,)."""
@@ -210,7 +216,7 @@ class BayesianPredictor:
             variance = np.maximum(((x @ covariance) * x).sum(axis=1), 0.0)
         else:
             # A factor in single precision: half the time, and a sum of squares cannot cancel.
-            variance = np.square(x.astype(np.float32) @ _factor(covariance)).sum(axis=1, dtype=np.float64)
+            variance = np.square(x.astype(np.float32) @ self._covariance_factor()).sum(axis=1, dtype=np.float64)
         if include_noise:
             beliefs = self._beliefs()
             for belief, probability in zip(beliefs, probabilities(beliefs), strict=True):

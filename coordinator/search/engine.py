@@ -70,6 +70,7 @@ def search(
     warm_start: Genomes | None = None,
     rounds: int = DEFAULT_ROUNDS,
     islands: int = 1,
+    leave_out_infeasible: bool = False,
     guided: GuidedSettings | None = None,
     evolution: EvolutionSettings | None = None,
 ) -> SearchResult:
@@ -91,6 +92,7 @@ def search(
         rounds: generations of the guided engine. `evolution` has its own.
         islands: separate searches of the guided engine that are merged pair by pair, each union being searched for
             twice as many rounds: twice the islands cost twice the time, and find better subnets than twice the rounds.
+        leave_out_infeasible: search the targets that some subnet meets, if any, instead of raising for the others.
         guided: parameters of the guided engine.
         evolution: parameters of the evolution.
 
@@ -101,7 +103,7 @@ def search(
     with single_threaded_blas():
         return _search(
             Problem(space, accuracy, latency, bounds), check_targets(targets_ms), rng, strategy, engine, warm_start,
-            rounds, islands, guided or GuidedSettings(), evolution or EvolutionSettings(),
+            rounds, islands, leave_out_infeasible, guided or GuidedSettings(), evolution or EvolutionSettings(),
         )  # fmt: skip
 
 
@@ -114,6 +116,7 @@ def _search(
     warm_start: Genomes | None,
     rounds: int,
     islands: int,
+    leave_out_infeasible: bool,
     guided: GuidedSettings,
     evolution: EvolutionSettings,
 ) -> SearchResult:
@@ -122,6 +125,11 @@ def _search(
     problem.bounds.check(problem.space)
     candidates = problem.accuracy.candidates if isinstance(problem.accuracy, KnownAccuracy) else None
     _, fastest_ms = problem.fastest()
+    if leave_out_infeasible:
+        targets = tuple(target for target in targets if fastest_ms <= target)
+        if not targets:
+            nothing = np.zeros((0, problem.space.gene_count), np.int16)
+            return SearchResult(strategy, (), nothing, np.zeros(0), np.zeros(0), problem.evaluations)
     if not fastest_ms <= min(targets):
         raise problem.infeasible(min(targets))
     if candidates is not None or strategy == "exhaustive":
