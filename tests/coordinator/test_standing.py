@@ -1,0 +1,36 @@
+"""What the live view says of a device that waits."""
+
+from __future__ import annotations
+
+from simulated_fleet import TOPICS, Simulation
+
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.standing import snapshot_of
+from fleet_protocol.codec import encode
+from fleet_protocol.messages import AgentState, Progress, TaskKey
+
+LOW = "battery at 22 %, below 30 %: plug the device in"
+
+
+def test_a_device_that_waits_says_for_what() -> None:
+    fleet = Simulation(CampaignPlan(targets="auto:2", wait_for=1))
+    fleet.add("phone")
+    fleet.begin()
+    fleet.run(until=lambda: bool(fleet.campaign.tracks))
+    track = next(iter(fleet.campaign.tracks.values()))
+    fleet.run(until=lambda: bool(track.leased))
+    entry = fleet.campaign.registry.agents["phone"]
+    task_id, leased = next(iter(track.leased.items()))
+    waiting = Progress(task=TaskKey(task_id=task_id, attempt=leased.record.attempt), phase="waiting", fraction=0)
+
+    def said(detail: str) -> tuple[str, str]:
+        state = AgentState(state="busy", session=entry.session, instance=entry.instance, detail=detail)
+        fleet.broker.publish(TOPICS.up("phone", "state"), encode(state))
+        fleet.broker.publish(TOPICS.up("phone", "task"), encode(waiting))
+        while (event := fleet.transport.poll(0)) is not None:
+            fleet.campaign.on_event(event)
+        (device,) = snapshot_of(fleet.campaign, 0.0).devices
+        return device.state, device.state_detail
+
+    assert said(LOW) == ("waiting", LOW)
+    assert said("") == ("waiting", "for another agent of its host")
