@@ -109,6 +109,7 @@ class AgentService:
         self._coordinator: CoordinatorState | None = None
         self._conditions = Conditions()
         self._health_at = self._started_at
+        self._drives_a_phone = all(setting.runtime == "adb" for setting in info.settings)
         self.finished = 0
 
     @property
@@ -446,7 +447,8 @@ class AgentService:
     def _send_health(self, now: float) -> None:
         if not self._serving:
             return
-        if self._run is None:  # reading sensors beside a measurement would disturb it; it reads them itself
+        # Beside a measurement, which reads them itself, sensors would disturb it; and they are not those of a phone.
+        if self._run is None and not self._drives_a_phone:
             self._conditions = self._sensors.read()
         self._publish(
             "health",

@@ -83,6 +83,7 @@ def test_the_agent_itself_loads_neither_a_runtime_nor_numpy() -> None:
         (("run", "--broker", "localhost", "--setting", "abacus"), "onnxruntime,threads=2"),
         (("run", "--broker", "localhost", "--setting", "litert", "--threads", "2"), "leave out"),
         (("run", "--broker", "localhost", "--log-level", "loud"), "debug, info"),
+        (("run", "--broker", "localhost", "--min-battery", "200"), "min_percent"),
         (("run", "--broker", "localhost", "--config", "/no/such.conf"), "/no/such.conf"),
         (("bench", "/no/such.onnx"), "check its path"),
         (("bench", __file__), "neither .onnx nor .tflite"),

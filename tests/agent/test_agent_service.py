@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agent_rig import BLOB, TOPICS, AgentProcess, Rig, measured, task
+from device_trees import write_files
 
 from agent.child_messages import FailedReply, PhaseReply, SentinelReading, SlowReply
 from agent.service import HEALTH_EVERY_S, QUEUE_LIMIT, RESEND_EVERY_S
@@ -454,6 +455,16 @@ def test_heartbeats_tell_what_runs(rig: Rig) -> None:
     assert isinstance(health, Health)
     assert health.task_id == "task-1"
     assert health.session == agent.identity.session
+
+
+@pytest.mark.parametrize(("runtime", "load"), [("onnxruntime", 0.5), ("adb", None)])
+def test_heartbeats_tell_the_state_of_the_device_that_measures(rig: Rig, runtime: str, load: float | None) -> None:
+    write_files(rig.folder / "state" / "no-sensors-here", {"proc/loadavg": "0.50 0.40 0.30 1/100 1\n"})
+    agent = rig.agent(settings=(RuntimeSetting.model_validate({"runtime": runtime}),))
+    rig.run(agent, seconds=HEALTH_EVERY_S + 5)
+    health = rig.coordinator.on("health")[-1]
+    assert isinstance(health, Health)
+    assert health.conditions.load_1min == load, "this host's load says nothing about a phone on its cable"
 
 
 # -- the sentinel ---------------------------------------------------------------------------------------------------
