@@ -21,26 +21,30 @@ def history(fleet: AdverseFleet) -> list[object]:
     ]
 
 
-def run(folder: Path, jumps_s: list[float]) -> AdverseFleet:
-    """A campaign in which coordinator and agents are killed, and the clock jumps before they come back."""
+def run(folder: Path, jumps_s: list[float], *, kills: bool) -> AdverseFleet:
+    """A campaign in which the clock jumps; with `kills` while coordinator and an agent are not there."""
     fleet = fleet_of(folder, random.Random(0))
     for number, jump_s in enumerate(jumps_s):
         before = len(fleet.store.outcomes("run-1"))
         while len(fleet.store.outcomes("run-1")) < before + 6:
             fleet.step()
         fleet.clock.ahead_s += jump_s
-        fleet.vanish()
-        fleet.agents[number].restart()
-        fleet.begin(resume=True)
+        if kills:
+            fleet.vanish()
+            fleet.agents[number].restart()
+            fleet.begin(resume=True)
     drive(fleet)
     assert fleet.campaign.finish() == "complete"
     return fleet
 
 
+@pytest.mark.parametrize("kills", [False, True])
 @pytest.mark.parametrize("jumps_s", [[-HOUR_S, HOUR_S, -HOUR_S], [HOUR_S, -2 * HOUR_S, HOUR_S]])
-def test_a_campaign_does_the_same_whatever_the_wall_clock_says(tmp_path: Path, jumps_s: list[float]) -> None:
-    steady = run(tmp_path / "steady", [0.0, 0.0, 0.0])
-    jumping = run(tmp_path / "jumping", jumps_s)
+def test_a_campaign_does_the_same_whatever_the_wall_clock_says(
+    tmp_path: Path, jumps_s: list[float], kills: bool
+) -> None:
+    steady = run(tmp_path / "steady", [0.0, 0.0, 0.0], kills=kills)
+    jumping = run(tmp_path / "jumping", jumps_s, kills=kills)
     assert history(jumping) == history(steady)
     assert jumping.clock.now_s == steady.clock.now_s
     assert all(targets_met(jumping))
