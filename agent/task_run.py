@@ -117,6 +117,7 @@ class TaskRun:
         self._kept: tuple[MeasuredReply, Verdict] | None = None
         self._phase: Phase | None = None
         self._said_at = float("-inf")
+        self._told = False
         self._sentinel_key = (self.task.bundle.sha256, self.task.setting)
 
     @property
@@ -331,7 +332,13 @@ class TaskRun:
         return Failed(task=self.task.task, reason=reason, detail=detail[:500])
 
     def _tell(self, phase: Phase, fraction: float, now: float) -> None:
-        """Progress, when the phase changes and otherwise rarely: nothing is sent while a block is timed."""
+        """Progress, when the phase changes and otherwise rarely: nothing is sent while a block is timed.
+
+        That a task is being built and measured goes without saying, unless something else came before.
+        """
         if phase != self._phase or now - self._said_at >= _TELL_EVERY_S:
+            expected = self._phase in (None, "building") and phase in ("building", "measuring") and not self._told
             self._phase, self._said_at = phase, now
-            self._say(phase, fraction)
+            if not expected:
+                self._told = True
+                self._say(phase, fraction)

@@ -178,7 +178,7 @@ def campaign(work: Path, port: int, agents: int, task_s: float, processes: int) 
             fleet.wait()
     found: dict[str, object] = json.loads(done.stdout)
     found["waits_s"] = [wait for one in seen for wait in one["waits_s"]]
-    for name in ("acknowledged", "resent", "bytes_sent", "bytes_received", "cpu_s"):
+    for name in ("acknowledged", "resent", "bytes_sent", "bytes_received", "bytes_once", "cpu_s"):
         found[f"agents_{name}"] = sum(one[name] for one in seen)
     return found
 
@@ -193,6 +193,8 @@ def add_figures(figures: Figures, name: str, found: dict[str, object], bars: dic
     """One campaign's figures under `name`."""
     waits_ms = 1000.0 * np.array(found["waits_s"])
     tracks = found["tracks"]
+    # Of TCP's streams, both directions; without what an agent costs once (joining, statistics of winners).
+    wire = found["agents_bytes_sent"] + found["agents_bytes_received"] - found["agents_bytes_once"]  # type: ignore[operator]
     assert isinstance(tracks, int)
     values = {
         "campaigns_complete_fraction": float(found["finished"]) / tracks,  # type: ignore[arg-type]
@@ -204,6 +206,7 @@ def add_figures(figures: Figures, name: str, found: dict[str, object], bars: dic
         "coordinator_cpu_ms_per_result": 1000.0 * found["cpu_s"] / found["results"],  # type: ignore[operator]
         "agents_cpu_ms_per_result": 1000.0 * found["agents_cpu_s"] / found["results"],  # type: ignore[operator]
         "wall_s": found["wall_s"],
+        "wire_bytes_per_measurement": wire / found["results"],  # type: ignore[operator]
     }
     for key, value in values.items():
         figures.add(f"{name}_{key}", float(value), bars.get(key, ""))  # type: ignore[arg-type]
@@ -236,6 +239,7 @@ def main() -> int:
             work.mkdir()
             export_digits(work / "digits.supernet")
             complete = {"campaigns_complete_fraction": ">= 1"}
+            common = {"coordinator_peak_mib": "< 600", "wire_bytes_per_measurement": "<= 2048"}
             if name == "embedded":
                 with EmbeddedBroker(port=0) as broker:
                     found = campaign(work, broker.address.port, agents, task_s, options.processes)
@@ -244,7 +248,7 @@ def main() -> int:
                 with mosquitto(work) as (port, _):
                     found = campaign(work, port, agents, task_s, options.processes)
                 bars = {"results_per_s": ">= 1000"} if name == "mosquitto" else {"wait_for_next_task_ms_p99": "< 500"}
-                add_figures(figures, name, found, complete | bars | {"coordinator_peak_mib": "< 600"})
+                add_figures(figures, name, found, complete | bars | common)
             if options.verbose:
                 print({k: v for k, v in found.items() if k != "waits_s"}, file=sys.stderr)
     return figures.report(as_json=options.json)

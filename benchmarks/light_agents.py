@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from agent.measurement import MAX_KEPT_TIMES
 from coordinator.predictors.features import FeatureMap
 from device_profiles.profile import CpuCluster, DeviceProfile
 from fleet_protocol.architecture import Architecture
@@ -36,7 +37,7 @@ from supernet_export.spaces.base import DesignSpace
 #: Kinds of devices; each device's costs are its model's within 10 %.
 MODELS = 20
 NOISE = 0.01
-KEPT_TIMES = 100
+KEPT_TIMES = MAX_KEPT_TIMES
 RESEND_S = 30.0
 _KEEPALIVE_S = 60
 _BLOB_HEADER_BYTES = 40
@@ -98,6 +99,8 @@ class Statistics:
     def __init__(self) -> None:
         self.results = self.acknowledged = self.resent = self.connects = self.tasks = 0
         self.bytes_sent = self.bytes_received = 0
+        #: Of these, what an agent costs once: joining, and the statistics of winners (blobs).
+        self.bytes_once = 0
         self.first_result_s: float | None = None
         #: Seconds from an agent's latest result to the next task.
         self.waits_s: list[float] = []
@@ -194,11 +197,12 @@ class LightAgent(asyncio.Protocol):
         filters = [topics.down(name, "task"), topics.down(name, "ack"), topics.up(name, "state"), topics.coordinator]
         body = b"".join(field(text.encode()) + b"\x01" for text in filters)
         body += field(topics.down(name, "blob").encode()) + b"\x00"
+        joining = len(answer)
         answer.append(packet(0x82, next(self._mid).to_bytes(2, "big") + body))
-        ready = AgentState(state="ready", session=1, instance=name)
-        answer.append(self.publication(b"state", encode(ready), retain=True))
+        answer.append(self.say("ready"))
         answer.append(self.publication(b"info", encode(self.fleet.info(name)), retain=True))
         self.say_next(answer)
+        self.fleet.statistics.bytes_once += sum(map(len, answer[joining:]))
 
     def say_next(self, answer: list[bytes]) -> None:
         held = Next(
@@ -240,7 +244,12 @@ class LightAgent(asyncio.Protocol):
         if task["task"] not in held:
             self.waiting.append(task)
             if self.running is None:
+                answer.append(self.say("busy"))
                 self.begin()
+
+    def say(self, state: str) -> bytes:
+        announced = AgentState.model_validate({"state": state, "session": 1, "instance": self.name})
+        return self.publication(b"state", encode(announced), retain=True)
 
     def begin(self) -> None:
         self.running = self.waiting.popleft()
@@ -248,11 +257,14 @@ class LightAgent(asyncio.Protocol):
         if blob is not None and blob["sha256"] not in self.blobs:
             self.fetching = blob["sha256"]
             request = BlobRequest(sha256=blob["sha256"], offset=0, length=blob["size"])
-            self.write(self.publication(b"blob", encode(request)))
+            asked = self.publication(b"blob", encode(request))
+            self.fleet.statistics.bytes_once += len(asked)
+            self.write(asked)
             return
         self.measure()
 
     def on_chunk(self, payload: bytes) -> None:
+        self.fleet.statistics.bytes_once += len(payload)
         sha256 = payload[:32].hex()
         if sha256 == self.fetching and hashlib.sha256(payload[_BLOB_HEADER_BYTES:]).hexdigest() == sha256:
             self.blobs.add(sha256)
@@ -261,8 +273,6 @@ class LightAgent(asyncio.Protocol):
 
     def measure(self) -> None:
         assert self.running is not None
-        # What the measuring child tells on its way.
-        self.write(self.update("progress", self.running, ',"phase":"measuring","fraction":0.0'))
         task_s = self.fleet.task_s
         pause_s = self.random.uniform(0.5, 1.5) * task_s if task_s else 0.0
         asyncio.get_running_loop().call_later(pause_s, self.finish)
@@ -280,6 +290,8 @@ class LightAgent(asyncio.Protocol):
         self.write(self.publication(b"task", payload))
         if self.waiting:
             self.begin()
+        else:
+            self.write(self.say("ready"))
 
     def resend(self, now: float) -> None:
         for key, (sent_s, payload) in list(self.outbox.items()):

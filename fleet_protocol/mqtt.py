@@ -109,8 +109,8 @@ class MqttTransport:
 
     def start(self) -> None:
         # MQTT 5 has its own word for a clean session, which counts for every connection.
-        clean: dict[str, bool] = {"clean_start": True} if self._five else {}
-        self._client.connect_async(self.address.host, self.address.port, keepalive=KEEPALIVE_S, **clean)
+        clean = True if self._five else paho.MQTT_CLEAN_START_FIRST_ONLY
+        self._client.connect_async(self.address.host, self.address.port, keepalive=KEEPALIVE_S, clean_start=clean)
         self._client.loop_start()
 
     def _fall_back(self) -> None:
@@ -132,7 +132,7 @@ class MqttTransport:
     ) -> None:
         properties = None
         if expiry_s is not None and self._five:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
             properties.MessageExpiryInterval = max(1, round(expiry_s))
         info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if info.rc == paho.MQTT_ERR_QUEUE_SIZE:

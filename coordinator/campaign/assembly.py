@@ -28,6 +28,7 @@ from coordinator.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from coordinator.predictors.stored_devices import StoredPriors
 from coordinator.report.html import write_report
 from coordinator.report.take_home import RESULTS_FILE, TakeHome
+from coordinator.search.blas import single_threaded_blas
 from coordinator.search.problem import PredictedAccuracy
 from coordinator.store.records import DeviceRecord, RunRecord
 from coordinator.store.store import MeasurementStore
@@ -99,7 +100,9 @@ class RunningSearch:
         """Drive the campaign to its end; Ctrl-C ends it in good order and leaves it to be resumed."""
         try:
             self.transport.wait_connected(_CONNECT_S)
-            self._drive()
+            # What is computed between two messages is small: more BLAS threads would wait for each other.
+            with single_threaded_blas():
+                self._drive()
         except KeyboardInterrupt:
             self.campaign.stop()
             self._mark_interrupted()
