@@ -22,6 +22,7 @@ from coordinator.campaign.targets import TargetRequest
 from coordinator.predictors.bayesian import BayesianPredictor, HeldOutError
 from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.prior import Prior, hierarchical_prior
+from coordinator.search.blas import single_threaded_blas
 from coordinator.search.bounds import Bounds, largest_within, sample_within
 from coordinator.search.latency import LatencyModel, MeasuredLatency, PredictorLatency
 from coordinator.search.problem import AccuracyModel
@@ -130,10 +131,11 @@ class Opening:
         ends = [smallest[0]] if np.array_equal(smallest, largest) else [smallest[0], largest[0]]
         self.spread: list[Genome] = ends[:count]
         pool = np.unique(sample_within(space, bounds, _SPREAD_POOL, rng), axis=0)
-        pool = pool[[not any(np.array_equal(row, end) for end in self.spread) for row in pool]]
+        pool = pool[~(pool[:, None] == np.stack(self.spread)).all(axis=2).any(axis=1)]
         if len(pool):
             wanted = min(count - len(self.spread), len(pool))
-            picks = BayesianPredictor(prior).suggest(self.features.features(pool), wanted, rng)
+            with single_threaded_blas():
+                picks = BayesianPredictor(prior).suggest(self.features.features(pool), wanted, rng)
             self.spread.extend(pool[picks])
 
 
@@ -241,7 +243,8 @@ class DeviceSearch:
     def ask(self, count: int) -> list[Proposal]:
         """Up to `count` subnets to measure next; none while a round's last ones are out."""
         if self.needs_planning:
-            self._queue.extend(self._next_round())
+            with single_threaded_blas():
+                self._queue.extend(self._next_round())
         handed = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
         self._outstanding.update((proposal.key, proposal) for proposal in handed)
         return handed
