@@ -16,6 +16,8 @@ from coordinator.view.snapshot import PredictorError
 REPORT_FILE = "report.html"
 #: Each device's plots weigh about 100 KB: beyond so many device settings the page shows tables only.
 MAX_PLOTTED = 50
+#: Failures that are listed of one device setting.
+MAX_FAILURES = 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def render_report(directory: Path) -> str:
         elapsed=_elapsed(results),
         predictor=_predictor,
         max_plotted=MAX_PLOTTED,
+        max_failures=MAX_FAILURES,
         results_file=RESULTS_FILE,
         measurements_file=MEASUREMENTS_FILE,
     )

@@ -20,6 +20,8 @@ _COLOURS = {
     "predicted": "#040404",
     "winner": "#050505",
 }
+#: Latencies that span more than this factor are shown on a logarithmic axis.
+_WIDE = 5
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.5
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -139,6 +141,9 @@ def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | Non
         color=_COLOURS["winner"],
         label="winner, verified and evaluated",
     )
+    shown = [ms for predicted_ms, found_ms, _ in told for ms in (predicted_ms, found_ms) if ms > 0]
+    if shown and max(shown) > _WIDE * min(shown):
+        _logarithmic(axis, "x")
     axis.set_xlabel("latency (ms)")
     axis.set_ylabel("top-1 accuracy (%)")
     figure.legend(loc="outside lower center", ncols=2)
@@ -151,8 +156,6 @@ def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | Non
 
 def _agreement(rows: Sequence[MeasurementRow]) -> _Drawn | None:
     """Measured over predicted latency, the prediction made before the measurement."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     told = [(row.predicted_ms, row.measurement.median_ms) for row in rows if row.predicted_ms is not None]
     if len(told) < 2:
         return None
@@ -161,13 +164,8 @@ def _agreement(rows: Sequence[MeasurementRow]) -> _Drawn | None:
     low, high = min(*predicted, *measured), max(*predicted, *measured)
     axis.plot([low, high], [low, high], color=_COLOURS["muted"], linewidth=1, label="exact")
     axis.plot(predicted, measured, "o", markersize=4.5, color=_COLOURS["measured"], label="subnet")
-    if high > 5 * low:
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        for line in (axis.xaxis, axis.yaxis):
-            line.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            line.set_major_formatter("{x:g}")
-            line.set_minor_locator(NullLocator())
+    if high > _WIDE * low:
+        _logarithmic(axis, "x", "y")
     axis.set_xlabel("predicted before measuring (ms)")
     axis.set_ylabel("measured (ms)")
     axis.legend(loc="upper left")
@@ -176,6 +174,17 @@ def _agreement(rows: Sequence[MeasurementRow]) -> _Drawn | None:
         f"Measured latency over the latency predicted beforehand, for {len(told)} subnets; on the line they agree.",
         figure,
     )
+
+
+def _logarithmic(axis: Any, *sides: str) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for side in sides:
+        getattr(axis, f"set_{side}scale")("log")
+        line = getattr(axis, f"{side}axis")
+        line.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        line.set_major_formatter("{x:g}")
+        line.set_minor_locator(NullLocator())
 
 
 def _learning(device: DeviceRecord) -> _Drawn | None:

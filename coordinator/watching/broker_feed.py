@@ -52,10 +52,11 @@ def choose_run(found: list[RunSummary], wanted: str | None, fleet: str) -> str:
         assert wanted is not None
         return wanted
     there = ", ".join(f"{s.run_id} ({s.supernet}, {s.phase})" for s in found[:10]) if found else "none"
-    asked = "no search is" if wanted is None else f"no run {wanted!r} is"
+    asked = "no search is at work" if wanted is None else f"no run {wanted!r} is at work"
+    known = "" if wanted is None else f"; at work: {there}"
     raise UsageError(
-        f"{asked} at work in fleet {fleet!r}; at work: {there}. Ended runs are in the coordinator's store: "
-        "see `fleetnas runs`, or watch with --store"
+        f"{asked} in fleet {fleet!r}{known}. Ended runs are in the coordinator's store: see `fleetnas runs`, or watch "
+        "with --store"
     )
 
 

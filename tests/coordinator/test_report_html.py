@@ -11,7 +11,7 @@ import pytest
 from outcome_examples import campaign_outcome, device_outcome
 from test_report_take_home import take_home
 
-from coordinator.report.html import render_report, write_report
+from coordinator.report.html import MAX_FAILURES, render_report, write_report
 from coordinator.report.outcome import CampaignOutcome, FailureRow
 from fleet_protocol.errors import StoreError
 
@@ -155,3 +155,32 @@ def test_energy_is_shown_where_a_board_tells_it(tmp_path: Path) -> None:
     assert page.text.count("Energy") == 1
     assert page.text.count("12.3 mJ") == 1
     assert page.text.count("no target was set") == 0
+
+
+def test_of_a_device_that_fails_all_the_time_the_first_failures_are_listed_and_the_rest_linked(tmp_path: Path) -> None:
+    device = device_outcome("board-a")
+    architecture = device.rows[0].architecture
+    failures = tuple(FailureRow(f"task-{n}", 1, architecture, "crashed", f"failure {n} of many") for n in range(500))
+    take_home(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures)))
+    text = render_report(tmp_path)
+    assert "500 measurements failed" in text
+    assert text.count("of many") == MAX_FAILURES
+    assert f"The first {MAX_FAILURES} are shown" in text
+
+
+@pytest.mark.parametrize(("widest_ms", "logarithmic"), [(2.0, False), (50.0, True)])
+def test_a_front_over_a_wide_range_is_drawn_so_that_its_fast_end_can_be_read(
+    tmp_path: Path, widest_ms: float, logarithmic: bool
+) -> None:
+    device = device_outcome("board-a")
+    rows = tuple(
+        dataclasses.replace(
+            row,
+            predicted_ms=ms,
+            measurement=row.measurement.model_copy(update={"median_ms": ms}),
+        )
+        for row, ms in zip(device.rows, [1.0, widest_ms] * len(device.rows), strict=False)
+    )
+    take_home(tmp_path, campaign_outcome(dataclasses.replace(device, rows=rows, targets=())))
+    front = render_report(tmp_path).partition("<figcaption>Front")[2].partition("</figure>")[0]
+    assert (">20</text>" in front or ">10</text>" in front) is logarithmic
