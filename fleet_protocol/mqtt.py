@@ -40,6 +40,8 @@ _FIRST_WAIT_MS = (1_000, 6_000)
 _LAST_WAIT_S = (20, 60)
 #: Connections that end before the broker has answered: so many, and MQTT 5 is not what it speaks.
 _UNANSWERED_FIVE = 2
+#: Some take the will of MQTT 5 for half a packet of 3.1.1, and wait for the rest without a word.
+_FIVE_ANSWER_S = 2.0
 _UNSUPPORTED = "Unsupported protocol version"
 #: CONNACK refusals that no retry cures.
 _FATAL_REFUSALS = frozenset(
@@ -101,6 +103,8 @@ class MqttTransport:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
+        if self._five:
+            client.on_socket_open = self._on_socket_open
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         return client
@@ -114,6 +118,8 @@ class MqttTransport:
         self._client.loop_start()
 
     def _fall_back(self) -> None:
+        if not self._five:
+            return
         given_up, self._five = self._client, False
         given_up.on_disconnect = None
         given_up.disconnect()
@@ -203,6 +209,15 @@ class MqttTransport:
             if self._filters:
                 client.subscribe(list(self._filters.items()))
         self._put(Connected())
+
+    def _on_socket_open(self, _: paho.Client, __: object, ___: object) -> None:
+        patience = threading.Timer(_FIVE_ANSWER_S, self._expect_answer)
+        patience.daemon = True
+        patience.start()
+
+    def _expect_answer(self) -> None:
+        if self._five and not self._answered:
+            self._put(_FallBack())
 
     def _on_connect_fail(self, _: paho.Client, __: object) -> None:
         refused = self._tls.take_refusal() if self._tls is not None else None

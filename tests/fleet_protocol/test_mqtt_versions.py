@@ -14,7 +14,7 @@ import pytest
 
 from coordinator.broker import EmbeddedBroker
 from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import BrokerAddress, Connected, Received, TransportEvent
+from fleet_protocol.transport import BrokerAddress, Connected, Received, TransportEvent, Will
 
 
 @pytest.fixture
@@ -92,9 +92,10 @@ def test_five_and_three_hear_each_other_and_see_what_is_retained(broker: brokers
         transport.close()
 
 
-def test_a_broker_without_five_is_spoken_to_in_three() -> None:
+@pytest.mark.parametrize("will", [None, Will("coordinator/state", b"lost")])
+def test_a_broker_without_five_is_spoken_to_in_three(will: Will | None) -> None:
     with EmbeddedBroker(port=0) as embedded:
-        transport = connected(MqttTransport(embedded.address, "coordinator", prefer_five=True))
+        transport = connected(MqttTransport(embedded.address, "coordinator", will, prefer_five=True))
         assert not transport.expires_messages
         transport.subscribe("t")
         transport.publish("t", b"said", expiry_s=5.0)
