@@ -245,7 +245,7 @@ def compofa(figures: Figures, data: Path, family: Family, peer_s: float, quick: 
     ratio = peer_s / statistics.median(s for _, s in runs)
     figures.add("compofa_speed_ratio_to_peer", ratio, "" if quick else ">= 10000")
     if not quick:
-        many = np.linspace(15, 60, 46).tolist()
+        many = np.linspace(10, 60, 51).tolist()
         fronts = {"ofa-mbv3": guided(family, many, 0, (30, 4)), "compofa": result}
         draw_fronts(fronts, PICTURES / "search_fronts.png", "Samsung Note10, OFA's accuracy predictor")
 
@@ -331,9 +331,15 @@ def draw(rows: Sequence[tuple[str, str, str, int, float, float]], costs: Sequenc
 
 
 def print_table(rows: Sequence[tuple[str, str, str, int, float, float]]) -> None:
-    print("| space | engine | strategy | targets | seconds | mean top-1 % |\n|---|---|---|--:|--:|--:|")
-    for name, engine, strategy, count, seconds, top1 in rows:
-        print(f"| {name} | {engine} | {strategy} | {count} | {seconds:.3f} | {100 * top1:.2f} |")
+    """The papers' table as docs/search.md has it: a line per space, engine and strategy, a column per target count."""
+    counts = sorted({row[3] for row in rows})
+    print(f"| space | engine | strategy | {' | '.join(map(str, counts))} |\n|---|---|---|{'---|' * len(counts)}")
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for name, engine, strategy, _, seconds, top1 in sorted(rows, key=lambda row: row[3]):
+        lines.setdefault((name, engine, strategy), []).append(f"{seconds:.3g} s, {100 * top1:.2f}")
+    order = list(dict.fromkeys(row[:3] for row in rows))
+    for key in sorted(lines, key=lambda key: ([row[0] for row in order].index(key[0]), key[1] != "guided")):
+        print(f"| {' | '.join(key)} | {' | '.join(lines[key])} |")
 
 
 def main() -> int:

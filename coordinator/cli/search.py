@@ -62,7 +62,7 @@ def search(
         ),
     ] = None,
     strategy: Annotated[
-        str, typer.Option("--strategy", help="bottom-up, top-down, joint, independent or exhaustive.")
+        str, typer.Option("--strategy", help="bottom-up, top-down, joint, independent, or exhaustive (small spaces).")
     ] = "bottom-up",
     max_parameters: bounding.Parameters = None,
     max_macs: bounding.Macs = None,
