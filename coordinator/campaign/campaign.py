@@ -136,6 +136,7 @@ class Campaign:
         self._planned: deque[SettingTrack] = deque()
         #: What the store is told at the next sweep.
         self._stale: dict[str, SettingTrack] = {}
+        self._fresh: list[SettingTrack] = []
         self._fates: list[WinnerRecord] = []
 
     # -- the caller's side -------------------------------------------------------------------------------------
@@ -177,6 +178,9 @@ class Campaign:
         hungry, self._hungry = self._hungry, {}
         if self.connected and self._outage.may_try:
             with self._outage.watched():
+                if self._fresh:  # before their first tasks: a stored task without its setting could not be taken up
+                    self._store.put_devices([track.to_record() for track in self._fresh])
+                    self._fresh.clear()
                 if self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now):
                     self._outage.over()
         self._blobs.pump(now)
@@ -337,7 +341,7 @@ class Campaign:
         for setting in fresh:
             track = SettingTrack(self.identity.run_id, entry.name, setting, info, self._make_search(info, setting))
             self.add_track(track)
-            self._stale[track.label] = track
+            self._fresh.append(track)
         if fresh:
             self._announcer.joined(info)
 
