@@ -131,3 +131,14 @@ def test_a_will_of_a_replaced_process_that_comes_late_changes_nothing(tmp_path: 
     entry = fleet.campaign.registry.agents[agent.name]
     assert entry.usable
     assert entry.session == agent.sessions[-1]
+
+
+def test_a_coordinator_killed_right_after_its_first_task_went_out(tmp_path: Path) -> None:
+    fleet = fleet_of(tmp_path, random.Random(0))
+    while not fleet.store.tasks("run-1"):
+        fleet.step(0.01)
+    fleet.vanish()
+    fleet.begin(resume=True)
+    drive(fleet)
+    assert fleet.campaign.finish() == "complete"
+    assert_counted_once(fleet)
