@@ -29,7 +29,7 @@ from coordinator.predictors.features import FeatureMap
 from device_profiles.profile import CpuCluster, DeviceProfile
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.codec import encode
-from fleet_protocol.messages import AgentInfo, AgentState, BlobRequest, Next, RuntimeSetting, TaskKey
+from fleet_protocol.messages import AgentInfo, AgentState, BlobRequest, Health, Next, RuntimeSetting, TaskKey
 from fleet_protocol.topics import Topics
 from supernet_export.bundle import SupernetBundle
 from supernet_export.spaces.base import DesignSpace
@@ -39,7 +39,8 @@ MODELS = 20
 NOISE = 0.01
 KEPT_TIMES = MAX_KEPT_TIMES
 RESEND_S = 30.0
-_KEEPALIVE_S = 60
+_KEEPALIVE_S = 600
+_HEALTH_S = 30.0
 _BLOB_HEADER_BYTES = 40
 
 
@@ -122,6 +123,7 @@ class LightAgent(asyncio.Protocol):
         self.result_sent_s: float | None = None
         self.transport: asyncio.Transport | None = None
         self.attempts = 0
+        self._health_s = time.monotonic() + self.random.uniform(0.0, _HEALTH_S)
         self._buffer = b""
         self._mid = itertools.cycle(range(1, 65_536))
 
@@ -294,6 +296,11 @@ class LightAgent(asyncio.Protocol):
             self.write(self.say("ready"))
 
     def resend(self, now: float) -> None:
+        """What is due: the heartbeat, and results that nobody acknowledged."""
+        if now >= self._health_s and self.transport is not None:
+            self._health_s = now + _HEALTH_S
+            health = Health(session=1, uptime_s=1.0, outbox=len(self.outbox))
+            self.write(self.publication(b"health", encode(health), qos=0))
         for key, (sent_s, payload) in list(self.outbox.items()):
             if now - sent_s > RESEND_S:
                 self.fleet.statistics.resent += 1
