@@ -95,6 +95,10 @@ def test_every_link_leads_to_a_file_or_to_a_place_on_the_page(page: Page, folder
     assert "board-a/onnxruntime_cpu_1t_fp32/3.5ms.json" in links
 
 
+def test_the_bounds_that_winners_keep_are_told(page: Page) -> None:
+    assert "every winner has at most 4,000,000 multiply-accumulates" in " ".join("".join(page.text).split())
+
+
 def test_what_a_device_sent_is_text(page: Page) -> None:
     assert "<script>alert(1)</script>" in page.text
 
