@@ -254,7 +254,7 @@ class MeasureTask(Versioned):
     setting: RuntimeSetting
     protocol: MeasurementProtocol = MeasurementProtocol()
     deadline_s: Positive = Field(
-        description="give up after this long from receipt, not counting waits for the host's other agents or the battery"
+        description="give up after this long from receipt, without waits for the host's other agents or the battery"
     )
     signature: Signature | None = None
 
