@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import brokers
 import hypothesis
 import pytest
 
 # The same examples in every run: a test that fails by luck says nothing about the change under test.
 hypothesis.settings.register_profile("same-every-run", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same-every-run")
-
-sys.path.insert(0, str(Path(__file__).parent))
-# The rigs of these folders serve the tests of others too.
-sys.path.extend(str(Path(__file__).parent / folder) for folder in ("agent", "coordinator", "endtoend"))
-
-import brokers
 
 ROOT = Path(__file__).resolve().parent.parent
 
