@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 # The same examples in every run: a test that fails by luck says nothing about the change under test.
 hypothesis.settings.register_profile("same-every-run", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same-every-run")
+
+# Shells start background jobs with Ctrl-C ignored, which the programs under test would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
