@@ -35,6 +35,8 @@ MAX_QUEUED_MESSAGES = 5_000
 #: Messages that wait for the broker's acknowledgement; also what paho reads at most before it writes.
 MAX_INFLIGHT_MESSAGES = 1_000
 _FLUSH_ON_CLOSE_S = 3.0
+#: How often paho's thread, while it waits for its owner to poll, looks whether that has closed instead.
+_LOOK_S = 0.1
 #: The first wait before a new attempt, drawn by each client for itself: a thousand must not come back in one moment.
 _FIRST_WAIT_MS = (1_000, 6_000)
 _LAST_WAIT_S = (20, 60)
@@ -64,6 +66,8 @@ class MqttTransport:
         self._client_id, self._will = client_id, will
         self._events: queue.Queue[TransportEvent | _FallBack] = queue.Queue(MAX_QUEUED_EVENTS)
         self._filters: dict[str, int] = {}
+        self._put_back: TransportEvent | None = None
+        self._closing = threading.Event()
         self._lock = threading.Lock()
         self._last: paho.MQTTMessageInfo | None = None
         self._tls: TlsContext | None = None
@@ -149,6 +153,9 @@ class MqttTransport:
         self._last = info
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
+        if self._put_back is not None:
+            put_back, self._put_back = self._put_back, None
+            return put_back
         try:
             event = self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
         except queue.Empty:
@@ -168,8 +175,7 @@ class MqttTransport:
         while (left := give_up - time.monotonic()) > 0:
             event = self.poll(left)
             if isinstance(event, Connected):
-                # Put back: nothing else was received yet, since messages only follow a connection.
-                self._put(event)
+                self._put_back = event
                 return
             if isinstance(event, Disconnected):
                 reason = event.reason
@@ -181,6 +187,7 @@ class MqttTransport:
         )
 
     def close(self) -> None:
+        self._closing.set()
         # paho disconnects without waiting for acknowledgements; the last message's stands for all before it.
         if self._last is not None and self._client.is_connected():
             with contextlib.suppress(ValueError, RuntimeError):
@@ -191,9 +198,12 @@ class MqttTransport:
     # -- paho's thread -----------------------------------------------------------------------------------------
 
     def _put(self, event: TransportEvent | _FallBack) -> None:
-        # A full queue means that the owner stopped polling; QoS 1 state is rebuilt by `Next` after a reconnect.
-        with contextlib.suppress(queue.Full):
-            self._events.put_nowait(event)
+        # A full queue means that the owner stopped polling. Nothing is dropped: paho reads no further, the rest waits
+        # at the broker. If that lasts longer than the keepalive, the broker ends the connection, and `Next` follows.
+        while not self._closing.is_set():
+            with contextlib.suppress(queue.Full):
+                self._events.put(event, timeout=_LOOK_S)
+                return
 
     def _on_connect(
         self, client: paho.Client, _: object, __: paho.ConnectFlags, reason: ReasonCode, ___: Properties | None
