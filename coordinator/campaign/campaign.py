@@ -443,7 +443,6 @@ class Campaign:
                 self._conclude(track, task, key.attempt, outcome)
 
     def _on_store_away(self, reason: str) -> None:
-        self.note(reason)
         self._announcer.store_unavailable(reason)
 
     def _on_store_back(self, away_s: float) -> None:
@@ -451,7 +450,6 @@ class Campaign:
         now = self._clock()
         for agent in {track.device for track in self.tracks.values()}:
             self._desk.renew(agent, now)
-        self.note(f"the store can be written again, after {away_s:.0f} s")
         self._announcer.store_available(away_s)
         self._say("ready")
 

@@ -83,7 +83,8 @@ def _state(device: DeviceSnapshot) -> Strip:
     if device.state_detail:
         strip.append(Segment(f"  {wording.printable(device.state_detail)}"))
     progress = device.current_progress
-    if progress is not None and progress.fraction is not None:
+    # A short measurement tells nothing between its beginning and its end.
+    if progress is not None and progress.fraction:
         strip += [Segment("  "), *bar(progress.fraction, 12), Segment(f" {wording.amount(progress)}")]
     return strip
 

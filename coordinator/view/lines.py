@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import IO
 
 from coordinator.view import wording
@@ -32,6 +33,20 @@ def event_line(event: Event) -> str | None:
     """The event in words, on one line; None for one that is not worth a line."""
     text = _event_text(event)
     return None if text is None else wording.printable(text)
+
+
+def timed_line(at_s: float, text: str) -> str:
+    """`text` behind the time of day (UTC)."""
+    return f"{time.strftime('%H:%M:%S', time.gmtime(at_s))} {wording.printable(text)}"
+
+
+def new_notes(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+    """The notes of a snapshot that came after those of an earlier one; each keeps only the latest."""
+    for start in range(len(before)):
+        kept = len(before) - start
+        if tuple(before[start:]) == tuple(now[:kept]):
+            return now[kept:]
+    return now
 
 
 def _event_text(event: Event) -> str | None:
@@ -116,13 +131,17 @@ class LinesView:
     def __init__(self, stream: IO[str]) -> None:
         self._writer = _LineWriter(stream)
         self._phase: str | None = None
+        self._notes: tuple[str, ...] = ()
         self._steps: dict[str, int] = {}
 
     def update(self, snapshot: Snapshot) -> None:
-        """Writes a change of phase, and each quarter of what takes time."""
+        """Writes a change of phase, the coordinator's notes, and each quarter of what takes time."""
         if snapshot.phase != self._phase:
             self._phase = snapshot.phase
             self._write(snapshot.now_s, f"phase: {snapshot.phase}")
+        for note in new_notes(self._notes, snapshot.log):
+            self._write(snapshot.now_s, note)
+        self._notes = snapshot.log
         for progress in snapshot.progress:
             self._write_progress(snapshot.now_s, progress)
 
@@ -142,7 +161,7 @@ class LinesView:
         """Every line is out already."""
 
     def _write(self, at_s: float, text: str) -> None:
-        self._writer.write(f"{time.strftime('%H:%M:%S', time.gmtime(at_s))} {wording.printable(text)}")
+        self._writer.write(timed_line(at_s, text))
 
 
 class JsonView:

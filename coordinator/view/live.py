@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -14,6 +14,7 @@ from rich.segment import Segment
 from coordinator.view import wording
 from coordinator.view.device_block import Detail, device_block
 from coordinator.view.events import Event
+from coordinator.view.lines import event_line, new_notes, timed_line
 from coordinator.view.snapshot import DeviceSnapshot, DeviceState, ProgressSnapshot, Snapshot
 from coordinator.view.strip import BOLD, DIM, GOOD, Strip, bar, in_ascii, left, padded, side_by_side, spread
 
@@ -172,12 +173,17 @@ class LiveView:
         self._drawn_at_s: float | None = None
         self._drawn: Snapshot | None = None
         self._latest: Snapshot | None = None
+        self._lines: deque[str] = deque(maxlen=_MAX_LOG)
+        self._notes: tuple[str, ...] = ()
         self._live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False)
         self._closed = False
 
     def update(self, snapshot: Snapshot) -> None:
         """Show `snapshot`, or keep it for the next update when the last frame is too recent."""
-        self._latest = snapshot
+        for note in new_notes(self._notes, snapshot.log):
+            self._lines.append(timed_line(snapshot.now_s, note))
+        self._notes = snapshot.log
+        self._latest = snapshot = replace(snapshot, log=tuple(self._lines))
         now_s = self._clock()
         if self._closed or snapshot == self._drawn:
             return
@@ -189,7 +195,10 @@ class LiveView:
         self._drawn, self._drawn_at_s = snapshot, now_s
 
     def event(self, event: Event) -> None:
-        """Events reach this view through the snapshot's log."""
+        """Its line is shown with the next snapshot, among the coordinator's notes."""
+        line = event_line(event)
+        if line is not None:
+            self._lines.append(timed_line(event.at_s, line))
 
     def close(self) -> None:
         """Give the terminal back, and leave the last frame on it."""

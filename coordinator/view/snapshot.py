@@ -99,4 +99,4 @@ class Snapshot:
     progress: tuple[ProgressSnapshot, ...] = ()
     """Work of the coordinator: export, calibration, bundle transfers."""
     log: tuple[str, ...] = ()
-    """Latest lines, oldest first."""
+    """The coordinator's latest notes, oldest first: what is no event of the search, such as a broker out of reach."""

@@ -11,7 +11,6 @@ from coordinator.campaign.plan import RunSettings
 from coordinator.store.records import DeviceRecord, OutcomeRecord, RunRecord, WinnerRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view import events
-from coordinator.view.lines import event_line
 from coordinator.view.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
 from coordinator.watching.feed import News
 from fleet_protocol.architecture import Architecture
@@ -67,10 +66,6 @@ class StoreFeed:
         except StoreUnavailableError as error:
             self._log.append(str(error))
             return News(snapshot=self._snapshot())
-        for event in found:
-            line = event_line(event)
-            if line is not None:
-                self._log.append(f"{time.strftime('%H:%M:%S', time.gmtime(event.at_s))} {line}")
         return News(tuple(found), self._snapshot(), end=None if self._run.status == "running" else self._run.status)
 
     def close(self) -> None:

@@ -162,6 +162,15 @@ def test_progress_is_told_in_quarters_and_each_phase_once() -> None:
     ]
 
 
+def test_each_note_of_the_coordinator_is_told_once() -> None:
+    stream = io.StringIO()
+    view = LinesView(stream)
+    notes = [f"note {number}" for number in range(30)]
+    for end in (2, 2, 5, 25, 30):
+        view.update(dataclasses.replace(snapshot(), progress=(), log=tuple(notes[max(0, end - 20) : end])))
+    assert [line.partition(" ")[2] for line in stream.getvalue().splitlines()] == ["phase: searching", *notes]
+
+
 class _ClosedPipe(io.StringIO):
     def write(self, text: str) -> int:
         raise BrokenPipeError

@@ -11,11 +11,16 @@ from outcome_examples import STARTED_S, campaign_outcome, device_outcome, snapsh
 from rich.cells import cell_len
 from rich.console import Console
 
+from coordinator.view.events import DeviceJoined
 from coordinator.view.live import LiveView, frame_strips, render
 from coordinator.view.snapshot import DeviceSnapshot, PredictorError, ProgressSnapshot, Snapshot, TargetSnapshot
 from coordinator.view.summary import summary
 
 SIZES = [(20, 6), (30, 10), (44, 20), (60, 24), (80, 24), (100, 30), (120, 40), (160, 50), (240, 70)]
+
+JOINED = DeviceJoined(
+    at_s=STARTED_S, run_id="run-0001", device="board-0", model="Raspberry Pi 4", settings=("onnxruntime_cpu_1t_fp32",)
+)
 
 
 def text_of(view: Snapshot, width: int, height: int = 24, encoding: str = "utf-8") -> str:
@@ -151,6 +156,24 @@ def test_an_unchanged_snapshot_is_not_drawn_again() -> None:
         view.update(snapshot(3))
     assert frames_of(view, console) == 1
     view.close()
+
+
+def test_events_and_notes_stand_below_the_devices_in_the_order_they_came() -> None:
+    console = Console(file=io.StringIO(), width=160, height=50, force_terminal=True)
+    now_s = itertools.count()
+    view = LiveView(console, clock=lambda: float(next(now_s)))
+    noted = dataclasses.replace(snapshot(1, log=0), log=("board-9: it has no free disk",))
+    view.update(noted)
+    view.event(JOINED)
+    view.update(dataclasses.replace(noted, log=(*noted.log, "board-9: it has no free disk")))
+    view.close()
+    assert isinstance(console.file, io.StringIO)
+    last = console.file.getvalue().split("\x1b[?1049l")[1].splitlines()[-3:]
+    assert [line.strip() for line in last] == [
+        "22:14:43 board-9: it has no free disk",
+        "22:13:20 board-0 joined: Raspberry Pi 4, onnxruntime_cpu_1t_fp32",
+        "22:14:43 board-9: it has no free disk",
+    ]
 
 
 def test_the_last_snapshot_stays_on_the_terminal() -> None:
