@@ -9,6 +9,8 @@ What is asked is a function of the seed and of what was told, so telling a store
 
 from __future__ import annotations
 
+import bisect
+import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,6 +99,8 @@ class TargetState:
     """Margin that a measurement must keep, relative."""
     verifications: int = 0
     disturbed: int = 0
+    slowed_down: int = 0
+    """Verifications that count as misses because the device was slowed down."""
     replacements: int = 0
     failures: int = 0
 
@@ -180,6 +184,7 @@ class DeviceSearch:
         self._accuracies: dict[bytes, float] = {}
         self._evidence = Evidence()
         self._foretold: dict[bytes, float | None] = {}
+        #: Of all measurements, ascending.
         self._noise: list[float] = []
         self._spread = opening.spread
         self._spread_tries = dict.fromkeys((genome.tobytes() for genome in self._spread), 0)
@@ -268,7 +273,7 @@ class DeviceSearch:
         if isinstance(outcome, Failed):
             self.failures += 1
             self._last_failure = f"{outcome.reason} ({outcome.detail})" if outcome.detail else outcome.reason
-            self._evidence.of(genome).failures += 1
+            self._evidence.add_failure(genome)
         elif outcome.quality != "throttled":
             self._learn(genome, outcome)
         if proposal.purpose == "verification":
@@ -278,16 +283,17 @@ class DeviceSearch:
             self._refresh_standings()
 
     def _learn(self, genome: Genome, measurement: Measurement) -> None:
-        self._evidence.of(genome).add(measurement)
+        self._evidence.add(genome, measurement)
         noise = relative_noise(measurement)
-        self._noise.append(noise)
+        bisect.insort(self._noise, noise)
         # The sentinel says how much slower the device is now than when it started.
         latency = measurement.median_ms / measurement.drift
         self._unlearned.append((genome, latency, noise * latency))
 
     def _check_hope(self, outcome: Measurement | Failed) -> None:
-        measured = len(self._evidence.measured(unsure=True)[1])
-        if isinstance(outcome, Failed) and not measured and self.failures >= HOPELESS_FAILURES:
+        if not isinstance(outcome, Failed) or self.failures < HOPELESS_FAILURES:
+            return
+        if not len(self._evidence.measured(unsure=True)[1]):
             self.failure_reason = (
                 f"its first {self.failures} measurements all failed, the last with {self._last_failure}; "
                 "run `fleetnas-agent doctor` on the device"
@@ -420,11 +426,11 @@ class DeviceSearch:
         genomes = genomes[latency * (1.0 + safety) <= state.target_ms]
         if not len(genomes):
             return None
-        best: Genome = genomes[int(np.argmax([self._accuracy_of(genome) for genome in genomes]))]
+        best: Genome = genomes[int(np.argmax(self._accuracies_of(genomes)))]
         return best
 
     def _safety(self, state: TargetState) -> float:
-        typical = float(np.median(self._noise)) if self._noise else 0.0
+        typical = statistics.median(self._noise) if self._noise else 0.0
         return max(state.safety, min(max(_SAFETY_SIGMAS * typical, _LEAST_SAFETY), _MOST_SAFETY))
 
     # -- verification ------------------------------------------------------------------------------------------
@@ -437,7 +443,7 @@ class DeviceSearch:
             return None
         if state.verifications >= MAX_VERIFICATIONS:
             state.status = "missed"
-            state.reason = f"{state.verifications} subnets were re-measured and none was within the target"
+            state.reason = _why_missed(state)
             return None
         genomes, latency = self._measured()
         choice = self._best_measured(state, self._safety(state))
@@ -497,7 +503,7 @@ class DeviceSearch:
             if state.disturbed <= _DISTURBED_TRIES:
                 return
         state.verifications += 1
-        evidence = self._evidence.of(genome)
+        state.slowed_down += outcome.quality == "throttled"
         if within and outcome.quality != "throttled":
             state.status, state.reason = "met", ""
             state.sha256 = outcome.model_sha256
@@ -507,7 +513,7 @@ class DeviceSearch:
             # Next time keep clear by twice the margin, and by more than this miss went beyond it.
             missed_by = outcome.median_ms / (state.measured_ms or state.target_ms) - 1.0
             state.safety = min(max(2.0 * self._safety(state), 1.5 * missed_by), 0.5)
-            evidence.over_target_ms = max(evidence.over_target_ms, outcome.median_ms)
+            self._evidence.add_miss(genome, outcome.median_ms)
         # A time within the target that does not count must not stand where it would say that the target is met.
         self._stand(state, genome, outcome.median_ms if state.status == "met" or not within else None)
 
@@ -535,11 +541,16 @@ class DeviceSearch:
     # -- small parts -------------------------------------------------------------------------------------------
 
     def _accuracy_of(self, genome: Genome) -> float:
-        key = genome.tobytes()
-        found = self._accuracies.get(key)
-        if found is None:
-            found = self._accuracies[key] = float(self._accuracy.predict(genome[None])[0])
-        return found
+        return float(self._accuracies_of(genome[None])[0])
+
+    def _accuracies_of(self, genomes: Genomes) -> Floats:
+        """Predicted top-1, fractions (n,); each subnet is foretold once."""
+        keys = [genome.tobytes() for genome in genomes]
+        fresh = [row for row, key in enumerate(keys) if key not in self._accuracies]
+        if fresh:
+            foretold = self._accuracy.predict(genomes[fresh]).tolist()
+            self._accuracies.update(zip((keys[row] for row in fresh), foretold, strict=True))
+        return np.array([self._accuracies[key] for key in keys])
 
     def _propose(self, genomes: list[Genome], purpose: Purpose, target_ms: float | None = None) -> list[Proposal]:
         if not genomes:
@@ -551,7 +562,7 @@ class DeviceSearch:
                 tuple(int(gene) for gene in genome), architecture, purpose, target_ms, float(m), float(s), float(a)
             )
             for genome, architecture, m, s, a in zip(
-                matrix, self.space.decode(matrix), mean, std, self._accuracy.predict(matrix), strict=True
+                matrix, self.space.decode(matrix), mean, std, self._accuracies_of(matrix), strict=True
             )
         ]
 
@@ -562,3 +573,14 @@ class DeviceSearch:
         for state in self._open_targets():
             state.status = "missed"
             state.reason = state.reason or self.failure_reason or "it was not verified"
+
+
+def _why_missed(state: TargetState) -> str:
+    said = f"none of {state.verifications} re-measurements counts as within the target"
+    if not state.slowed_down:
+        return said
+    share = "all" if state.slowed_down == state.verifications else str(state.slowed_down)
+    return (
+        f"{said}: the device was slowed down in {share} of them; let nothing else run there, keep it cool, "
+        "and search again"
+    )
