@@ -1,36 +1,69 @@
-"""Byte ranges of bundles and calibrations for the agents that ask, at a bounded rate."""
+"""Byte ranges of bundles and calibrations for the agents that ask, at a bounded rate and in stages.
+
+A bundle goes to a few agents at once, so that the first of a large fleet measure while the last still wait; shared
+among all, it would reach all of them at the very end. Small blobs do not wait for large ones.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from fleet_protocol.codec import BlobChunk, encode_chunk
 from fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleet_protocol.messages import BlobReference, BlobRequest
 
-#: All agents together; a bundle of 30 MB then takes a few seconds and the broker keeps room for messages.
-DEFAULT_RATE_BYTES_PER_S = 16 * 1024 * 1024
+#: All agents together; a bundle of 30 MB then takes two seconds and the broker keeps room for messages.
+DEFAULT_RATE_BYTES_PER_S = 16_000_000
+#: Agents that are sent a bundle at the same time. One asks for half a megabyte ahead: these fill any line.
+DEFAULT_AT_ONCE = 16
 _BURST_BYTES = 1024 * 1024
+#: What a winner's calibration has at most: it is never behind a bundle in the queue.
+_SMALL_BYTES = 1024 * 1024
 #: An agent asks again for what is not answered in time, so what it asks beyond this is dropped.
 _MAX_WAITING_PER_AGENT = 256
+#: Who asks for nothing for so long has what it wanted, or is gone. An agent asks again for a lost chunk after 5 s.
+_TURN_OVER_S = 6.0
+#: How often that is looked at.
+_LOOK_S = 1.0
+
+#: Requests by agent, in the order in which they came; one that is repeated before it is answered counts once.
+_Queue = dict[str, dict[BlobRequest, None]]
+
+
+@dataclass
+class _Turn:
+    """What an agent on the stage has had."""
+
+    asked_s: float
+    sent_bytes: int = 0
 
 
 class BlobServer:
     """Serves what was added. `send(agent, payload)` publishes one chunk on that agent's `down/blob`."""
 
     def __init__(
-        self, send: Callable[[str, bytes], None], *, rate_bytes_per_s: float = DEFAULT_RATE_BYTES_PER_S
+        self,
+        send: Callable[[str, bytes], None],
+        *,
+        rate_bytes_per_s: float = DEFAULT_RATE_BYTES_PER_S,
+        at_once: int = DEFAULT_AT_ONCE,
     ) -> None:
+        """`at_once` agents are sent a bundle at the same time; more, as far as these leave the rate unused."""
         self._send = send
-        self._rate = rate_bytes_per_s
+        self._rate, self._at_once = rate_bytes_per_s, at_once
+        self._burst = max(_BURST_BYTES, rate_bytes_per_s / 8)
         self._blobs: dict[str, bytes | mmap.mmap] = {}
-        self._waiting: dict[str, deque[BlobRequest]] = {}
-        self._allowance = float(_BURST_BYTES)
+        self._waiting: _Queue = {}
+        self._waiting_small: _Queue = {}
+        self._stage: dict[str, _Turn] = {}
+        self._allowance = self._burst
         self._filled_s: float | None = None
+        self._looked_s = float("-inf")
         #: Bytes sent, by agent and blob.
         self.sent: dict[tuple[str, str], int] = {}
 
@@ -60,37 +93,76 @@ class BlobServer:
                 f"{agent} asks for byte {request.offset} of blob {request.sha256[:12]}, which has {len(blob)}; "
                 "it is dropped"
             )
-        waiting = self._waiting.setdefault(agent, deque())
-        if len(waiting) >= _MAX_WAITING_PER_AGENT:
+        queue = self._waiting_small if len(blob) <= _SMALL_BYTES else self._waiting
+        waiting = queue.setdefault(agent, {})
+        if len(waiting) >= _MAX_WAITING_PER_AGENT and request not in waiting:
             raise ProtocolError(f"{agent} has {len(waiting)} blob requests waiting; this one is dropped")
-        waiting.append(request)
+        waiting[request] = None
 
     @property
     def waiting(self) -> int:
         """Requests that wait to be answered."""
-        return sum(len(requests) for requests in self._waiting.values())
+        return sum(len(requests) for queue in (self._waiting, self._waiting_small) for requests in queue.values())
 
     def pump(self, now_s: float) -> None:
-        """Answer as many requests as the rate allows, one agent after the other."""
+        """Answer as many requests as the rate allows."""
         if self._filled_s is not None:
-            self._allowance = min(_BURST_BYTES, self._allowance + (now_s - self._filled_s) * self._rate)
+            self._allowance = min(self._burst, self._allowance + (now_s - self._filled_s) * self._rate)
         self._filled_s = now_s
-        while self._waiting and self._allowance > 0:
-            for agent in list(self._waiting):
-                waiting = self._waiting[agent]
-                if self._allowance > 0 and not self._answer(agent, waiting.popleft()):
+        self._end_turns(now_s)
+        while self._allowance > 0:
+            queue = self._waiting_small or self._waiting
+            agents = list(queue) if queue is self._waiting_small else self._turns(now_s)
+            if not agents:
+                return
+            for agent in agents:
+                if self._allowance > 0 and not self._answer(agent, queue):
+                    # The queue is full or the broker away: agents ask again.
                     self._waiting.clear()
+                    self._waiting_small.clear()
                     return
-                if not waiting:
-                    del self._waiting[agent]
 
-    def _answer(self, agent: str, request: BlobRequest) -> bool:
-        data = self._blobs[request.sha256][request.offset : request.offset + request.length]
+    def _turns(self, now_s: float) -> list[str]:
+        """Whose turn it is, each for one chunk: those on the stage, and where these want nothing, whoever is next."""
+        beside = (agent for agent in self._waiting if agent not in self._stage)
+        while len(self._stage) < self._at_once and (following := next(beside, None)) is not None:
+            self._stage[following] = _Turn(now_s)
+        if len(self._waiting) < len(self._stage):
+            turns = [agent for agent in self._waiting if agent in self._stage]
+        else:
+            turns = [agent for agent in self._stage if agent in self._waiting]
+        return turns or list(islice(self._waiting, 1))
+
+    def _end_turns(self, now_s: float) -> None:
+        if now_s - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now_s
+        for agent, turn in list(self._stage.items()):
+            if agent in self._waiting:
+                turn.asked_s = now_s
+            elif now_s - turn.asked_s > _TURN_OVER_S:
+                del self._stage[agent]
+
+    def _answer(self, agent: str, queue: _Queue) -> bool:
+        """Send what one agent asked for first; False where nothing can be sent now."""
+        requests = queue[agent]
+        request = next(iter(requests))
+        blob = self._blobs[request.sha256]
+        data = blob[request.offset : request.offset + request.length]
         try:
             self._send(agent, encode_chunk(BlobChunk(request.sha256, request.offset, data)))
         except TransportError:
-            return False  # The queue is full or the broker away: agents ask again.
+            return False
+        del requests[request]
         self._allowance -= len(data)
         key = (agent, request.sha256)
         self.sent[key] = self.sent.get(key, 0) + len(data)
+        turn = self._stage.get(agent) if queue is self._waiting else None
+        if turn is not None:
+            turn.sent_bytes += len(data)
+            if turn.sent_bytes >= len(blob):  # It has had it all; who asks on goes to the end of the queue.
+                del self._stage[agent]
+                queue[agent] = queue.pop(agent)
+        if not requests:
+            del queue[agent]
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 from coordinator.blob_server import BlobServer
 from fleet_protocol.codec import decode_chunk
 from fleet_protocol.errors import ProtocolError, TransportError
-from fleet_protocol.messages import BlobRequest
+from fleet_protocol.messages import BlobReference, BlobRequest
 
 BYTES = os.urandom(200_000)
+LARGE = os.urandom(2_000_000)
 
 
 class Link:
@@ -42,20 +44,112 @@ def test_a_file_is_put_together_again_from_its_ranges(tmp_path: Path) -> None:
     assert b"".join(chunk.data for chunk in sorted(chunks, key=lambda c: c.offset)) == BYTES
 
 
-def test_the_rate_is_bounded_and_shared(tmp_path: Path) -> None:
+def ask(server: BlobServer, agent: str, blob: BlobReference, chunks: Iterable[int], length: int = 50_000) -> None:
+    for chunk in chunks:
+        server.request(agent, BlobRequest(sha256=blob.sha256, offset=chunk * length, length=length))
+
+
+def test_the_rate_is_bounded_and_shared() -> None:
     link = Link()
     server = BlobServer(link, rate_bytes_per_s=1_000_000)
-    reference = server.add(BYTES)
+    reference = server.add(LARGE)
     server.pump(0.0)
-    for _ in range(40):
-        for agent in ("a", "b"):
-            server.request(agent, BlobRequest(sha256=reference.sha256, offset=0, length=50_000))
+    for agent in ("a", "b"):
+        ask(server, agent, reference, range(40))
     server.pump(0.0)
     burst = len(link.chunks)
     assert 20 <= burst <= 22  # one burst of 1 MiB, however many ask
     server.pump(0.5)
     assert len(link.chunks) - burst == 10
     assert abs(sum(a == "a" for a, _ in link.chunks) - sum(a == "b" for a, _ in link.chunks)) <= 1
+
+
+def fetch_all(server: BlobServer, link: Link, agents: Sequence[str], blob: BlobReference, until_s: float) -> list[str]:
+    """Agents that ask for a window ahead, as real ones do; returns them in the order in which they had it all."""
+    chunks = -(-blob.size // 50_000)
+    asked, got = dict.fromkeys(agents, 0), dict.fromkeys(agents, 0)
+    finished: list[str] = []
+    now_s = 0.0
+    while len(finished) < len(agents):
+        assert now_s < until_s, f"after {now_s:g} s: {got}"
+        for agent in agents:
+            while asked[agent] < min(chunks, got[agent] + 8):
+                ask(server, agent, blob, [asked[agent]])
+                asked[agent] += 1
+        seen = len(link.chunks)
+        server.pump(now_s)
+        for agent, _ in link.chunks[seen:]:
+            got[agent] += 1
+            if got[agent] == chunks:
+                finished.append(agent)
+        now_s += 0.01
+    return finished
+
+
+def test_a_bundle_reaches_the_first_while_the_others_wait() -> None:
+    link = Link()
+    server = BlobServer(link, rate_bytes_per_s=10_000_000, at_once=2)
+    reference = server.add(LARGE)
+    server.pump(0.0)
+    agents = [f"pi{number}" for number in range(10)]
+    until_s = 1.1 * len(agents) * reference.size / 10_000_000
+    finished = fetch_all(server, link, agents, reference, until_s)
+    assert set(finished[:2]) == {"pi0", "pi1"}
+    order = [agent for agent, _ in link.chunks]
+    assert len(order) == 40 * len(agents)
+    # The others had no more than what two windows left of the first burst, before the first two had it all.
+    early = order[:100]
+    assert (early.count("pi0"), early.count("pi1")) == (40, 40)
+    assert "pi9" not in early
+
+
+def test_a_slow_agent_on_the_stage_leaves_the_rate_to_others() -> None:
+    link = Link()
+    server = BlobServer(link, rate_bytes_per_s=10_000_000, at_once=1)
+    reference = server.add(LARGE)
+    server.pump(0.0)
+    ask(server, "slow", reference, [0])
+    server.pump(0.0)
+    ask(server, "quick", reference, range(8))
+    server.pump(0.01)
+    assert [agent for agent, _ in link.chunks] == ["slow"] + 8 * ["quick"]
+
+
+def test_who_vanished_from_the_stage_makes_room() -> None:
+    link = Link()
+    server = BlobServer(link, rate_bytes_per_s=100_000, at_once=1)
+    reference = server.add(LARGE)
+    ask(server, "gone", reference, [0])
+    server.pump(0.0)
+    for agent in ("next", "last"):
+        ask(server, agent, reference, range(25))
+    server.pump(10.0)
+    order = [agent for agent, _ in link.chunks]
+    assert order[0] == "gone"
+    assert set(order[1:]) == {"next"}
+
+
+def test_a_calibration_does_not_wait_behind_bundles() -> None:
+    link = Link()
+    server = BlobServer(link, rate_bytes_per_s=1_000_000, at_once=1)
+    bundle, calibration = server.add(LARGE), server.add(BYTES)
+    ask(server, "pi0", bundle, range(40))
+    server.pump(0.0)
+    ask(server, "pi1", calibration, range(4))
+    before = len(link.chunks)
+    server.pump(0.2)
+    assert [agent for agent, _ in link.chunks[before:]] == 4 * ["pi1"]
+
+
+def test_what_is_asked_for_again_while_it_waits_is_sent_once() -> None:
+    link = Link()
+    server = BlobServer(link)
+    reference = server.add(LARGE)
+    for _ in range(3):
+        ask(server, "pi", reference, range(2))
+    assert server.waiting == 2
+    server.pump(0.0)
+    assert len(link.chunks) == 2
 
 
 @pytest.mark.parametrize(("sha256", "offset"), [("f" * 64, 0), (None, len(BYTES))])
@@ -70,11 +164,10 @@ def test_an_agent_that_floods_is_cut_short_and_hurts_nobody() -> None:
     link = Link()
     server = BlobServer(link)
     reference = server.add(BYTES)
-    asked = BlobRequest(sha256=reference.sha256, offset=0, length=65_536)
-    for _ in range(256):
-        server.request("flood", asked)
+    for length in range(1, 257):
+        server.request("flood", BlobRequest(sha256=reference.sha256, offset=0, length=length))
     with pytest.raises(ProtocolError, match="256"):
-        server.request("flood", asked)
+        server.request("flood", BlobRequest(sha256=reference.sha256, offset=0, length=300))
     server.request("pi", BlobRequest(sha256=reference.sha256, offset=0, length=10))
     server.pump(0.0)
     assert "pi" in {agent for agent, _ in link.chunks[:2]}
