@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from brokers import mosquitto
 from figures import Figures, parser
@@ -32,6 +31,7 @@ from agent.sentinel import Sentinel
 from agent.worker import Worker, child_command
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
+from supernet_export.session import import_onnxruntime
 from supernet_export.spaces.registry import make_space
 
 PROTOCOL = MeasurementProtocol()
@@ -48,8 +48,7 @@ def carried_out(worker: Worker, order: BenchOrder | MeasureOrder) -> MeasuredRep
 
 
 def bare_onnxruntime(model: bytes) -> Callable[[], Any]:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -10,11 +10,11 @@ import time
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from coordinator.search.latency import SlotTableLatency
+from supernet_export.session import import_onnxruntime
 from supernet_export.spaces.mbconv import reduced
 from supernet_export.spaces.ofa_resnet50 import EXPANDS, STEM_DEPTHS, WIDTHS, OfaResNet50Space, ResNetBlock
 
@@ -70,6 +70,7 @@ class _Network:
         outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
         graph = helper.make_graph(self._nodes, "block", [self._input], outputs, self._weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -1,16 +1,33 @@
-"""An onnxruntime session for calibrating and evaluating; measuring latency has its own."""
+"""onnxruntime, imported without its telemetry, and a session for calibrating and evaluating.
+
+Measuring latency has sessions of its own.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
+
+#: Official builds from 1.29 on make an identifier of this machine and a database in the home folder when they are
+#: imported, and send what they are used for to Microsoft. This, read once, keeps all of it from beginning;
+#: `disable_telemetry_events()` comes too late for that. Source: microsoft/onnxruntime, pull request 27379.
+TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1"}
+
+
+def import_onnxruntime() -> Any:
+    """The library; `ImportError` where it is not installed. Nothing else of the product imports it."""
+    os.environ.update(TELEMETRY_OFF)
+    import onnxruntime
+
+    return onnxruntime
 
 
 def open_session(model: bytes, *, threads: int = 1) -> Any:
     """A session on the processor. `MissingDependencyError` where onnxruntime is not installed."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError:
         raise MissingDependencyError(
             "running a subnet needs onnxruntime, which is not installed; run: pip install 'fleetnas[coordinator]'"

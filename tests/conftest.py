@@ -18,6 +18,9 @@ hypothesis.settings.load_profile("same-every-run")
 # Shells start background jobs with Ctrl-C ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests and stand-ins import onnxruntime by themselves; see supernet_export/session.py.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

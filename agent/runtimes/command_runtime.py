@@ -25,6 +25,7 @@ from agent.measurement import MIN_SAMPLE_MS, summarise
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from supernet_export.session import TELEMETRY_OFF
 
 COMMAND_VARIABLE = "FLEETNAS_COMMAND"
 #: Loading the model, and a compiler that an accelerator may need first.
@@ -117,7 +118,14 @@ class _CommandModel(TimedModel):
         name = words[0]
         try:
             done = subprocess.run(
-                words, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
+                words,
+                # It may well use onnxruntime itself.
+                env={**os.environ, **TELEMETRY_OFF},
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
+                check=False,
             )
         except OSError as error:
             raise RuntimeUnavailableError(f"{name} cannot be run: {error}; check ${COMMAND_VARIABLE}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from agent.runtimes.engine_cache import EngineCache
 from agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import RuntimeSetting
+from supernet_export.session import import_onnxruntime
 
 #: Our names of execution providers and onnxruntime's.
 PROVIDERS = {
@@ -182,15 +182,12 @@ class _OnnxModel(LoadedModel):
 
 
 def _import() -> Any:
-    # The library reads this when it is loaded; without it, recent versions collect usage data.
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
-        import onnxruntime
+        return import_onnxruntime()
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"onnxruntime cannot be imported ({_one_line(error)}); run: pip install 'fleetnas[agent]'"
         ) from error
-    return onnxruntime
 
 
 def _one_line(error: BaseException) -> str:

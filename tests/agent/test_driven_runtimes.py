@@ -300,6 +300,17 @@ def test_a_program_that_hangs_dies_with_the_child(
     os.close(handle)
 
 
+def test_a_program_that_uses_onnxruntime_is_told_to_keep_quiet(
+    worker: Worker, bundle: SupernetBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    told = "'telemetry off: ' + os.environ.get('ORT_DISABLE_TELEMETRY', '')"
+    program(tmp_path, monkeypatch, f"print(json.dumps({{'times_ms': [4, 4, 4], 'provider': {told}}}))")
+    reply = ask(worker, bundle)
+    assert isinstance(reply, MeasuredReply)
+    assert reply.provider == "telemetry off: 1"
+
+
 def test_a_command_line_without_a_model_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLEETNAS_COMMAND", raising=False)
     with pytest.raises(RuntimeUnavailableError, match=r"\$FLEETNAS_COMMAND"):
