@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from coordinator.blob_server import BlobServer
+from coordinator.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S, BlobServer
 from coordinator.campaign.campaign import Campaign, CampaignIdentity
 from coordinator.campaign.device_search import DeviceSearch, Opening
 from coordinator.campaign.fleet_search import FleetSearch
@@ -29,7 +29,7 @@ from coordinator.predictors.stored_devices import StoredPriors
 from coordinator.report.html import write_report
 from coordinator.report.take_home import RESULTS_FILE, TakeHome
 from coordinator.search.blas import single_threaded_blas
-from coordinator.search.problem import PredictedAccuracy
+from coordinator.search.problem import PredictedAccuracy, RememberedAccuracy
 from coordinator.store.records import DeviceRecord, RunRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.view import View
@@ -81,6 +81,12 @@ class SearchRequest:
     evaluation_images: Path | None = None
     metrics: tuple[str, int] | None = None
     """Address and port on which Prometheus finds metrics."""
+    mirror: str | None = None
+    """Address of a folder where agents may fetch the bundle beside the broker."""
+    bundle_rate_bytes_per_s: float = DEFAULT_RATE_BYTES_PER_S
+    """How fast bundles leave through the broker, for all agents together."""
+    bundles_at_once: int = DEFAULT_AT_ONCE
+    """Agents that are sent a bundle through the broker at the same time."""
 
 
 @dataclass
@@ -180,6 +186,7 @@ def open_search(
     plan.bounds.check(bundle.space)
     thorough = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
     search = FleetSearch(thorough, bundle.space, accuracy, plan.bounds)
+    remembered = RememberedAccuracy(accuracy)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
     priors = StoredPriors(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
     openings: dict[int, Opening] = {}
@@ -191,7 +198,7 @@ def open_search(
             count = min(plan.spread, plan.budget)
             openings[id(prior)] = Opening(bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds)
         return DeviceSearch(
-            bundle.space, accuracy, targets, search, budget=plan.budget, seed=plan.seed, opening=openings[id(prior)]
+            bundle.space, remembered, targets, search, budget=plan.budget, seed=plan.seed, opening=openings[id(prior)]
         )
 
     run_id = resumed.run_id if resumed is not None else new_run_id()
@@ -203,7 +210,9 @@ def open_search(
     signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
     refusals = Refusals(lambda line: campaign_log[0](line), time.monotonic)
     wire = FleetWire(transport, topics, session, refusals, signer)
-    blobs = BlobServer(wire.send_chunk)
+    blobs = BlobServer(
+        wire.send_chunk, rate_bytes_per_s=request.bundle_rate_bytes_per_s, at_once=request.bundles_at_once
+    )
     reference = blobs.add_file(bundle.path, bundle.sha256)
     metrics = Metrics(*request.metrics) if request.metrics is not None else None
     views: list[View] = [make_view(), *([metrics] if metrics is not None else [])]
@@ -216,7 +225,7 @@ def open_search(
         initializer=yield_to_measurements,
     )
     campaign = Campaign(
-        CampaignIdentity(run_id, bundle.path.name, reference),
+        CampaignIdentity(run_id, bundle.path.name, reference, request.mirror),
         plan,
         wire=wire,
         blobs=blobs,

@@ -26,7 +26,7 @@ from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.prior import Prior, hierarchical_prior
 from coordinator.search.blas import single_threaded_blas
 from coordinator.search.bounds import Bounds, largest_within, sample_within
-from coordinator.search.latency import LatencyModel, MeasuredLatency, PredictorLatency
+from coordinator.search.latency import LibraryLatency, MeasuredLatency, PredictorLatency
 from coordinator.search.problem import AccuracyModel
 from coordinator.view.events import Purpose
 from fleet_protocol.architecture import Architecture
@@ -109,7 +109,7 @@ class WinnerSearch(Protocol):
     """Finds, per target, the most accurate subnet that is foretold to meet it."""
 
     def __call__(
-        self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
+        self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
         """One genome per ascending target; None where no subnet is foretold to meet it.
 
@@ -181,7 +181,6 @@ class DeviceSearch:
         self._learner = BayesianPredictor(opening.prior)
         #: Measurements that it has not learned from yet: genome, latency and noise in ms. Together they cost little.
         self._unlearned: list[tuple[Genome, float, float]] = []
-        self._accuracies: dict[bytes, float] = {}
         self._evidence = Evidence()
         self._foretold: dict[bytes, float | None] = {}
         #: Of all measurements, ascending.
@@ -374,11 +373,11 @@ class DeviceSearch:
         if left <= 0:
             return []
         states = self._open_targets()
-        found: list[list[Genome | None]] = []
+        foretold, found = self._foretelling(), list[list[Genome | None]]()
         for gain in ACCURACY_GAINS:
             for place, sigmas in enumerate(_MARGINS):
                 if place == len(found):
-                    found.append(self._winners(states, sigmas))
+                    found.append(self._winners(states, foretold.at_margin(sigmas)))
                 chosen: dict[bytes, Genome] = {}
                 for state, winner in zip(states, found[place], strict=True):
                     if winner is not None and self._improves(state, winner, gain):
@@ -387,11 +386,14 @@ class DeviceSearch:
                     return self._propose(list(chosen.values())[:left], "candidate")
         return []
 
-    def _winners(self, states: list[TargetState], sigmas: float) -> list[Genome | None]:
+    def _foretelling(self, sigmas: float = 0.0) -> PredictorLatency:
+        return PredictorLatency(self._features, self._predictor, sigmas=sigmas, include_noise=True)
+
+    def _winners(self, states: list[TargetState], foretold: PredictorLatency) -> list[Genome | None]:
         """Per target, the best subnet by prediction and measurement together."""
         if not states:
             return []
-        latency: LatencyModel = PredictorLatency(self._features, self._predictor, sigmas=sigmas, include_noise=True)
+        latency: LibraryLatency = foretold
         genomes, measured_ms = self._measured()
         excluded = self._evidence.quarantined()
         if excluded:
@@ -426,7 +428,7 @@ class DeviceSearch:
         genomes = genomes[latency * (1.0 + safety) <= state.target_ms]
         if not len(genomes):
             return None
-        best: Genome = genomes[int(np.argmax(self._accuracies_of(genomes)))]
+        best: Genome = genomes[int(np.argmax(self._accuracy.predict(genomes)))]
         return best
 
     def _safety(self, state: TargetState) -> float:
@@ -464,7 +466,7 @@ class DeviceSearch:
         """After a miss, a subnet that is not measured yet may be better than the best one that is left."""
         if not state.verifications or state.replacements >= MAX_REPLACEMENTS:
             return None
-        (winner,) = self._winners([state], _REPLACEMENT_MARGIN)
+        (winner,) = self._winners([state], self._foretelling(_REPLACEMENT_MARGIN))
         if winner is None or not self._improves(state, winner):
             return None
         return self._propose([winner], "candidate", state.target_ms)[0]
@@ -544,16 +546,7 @@ class DeviceSearch:
     # -- small parts -------------------------------------------------------------------------------------------
 
     def _accuracy_of(self, genome: Genome) -> float:
-        return float(self._accuracies_of(genome[None])[0])
-
-    def _accuracies_of(self, genomes: Genomes) -> Floats:
-        """Predicted top-1, fractions (n,); each subnet is foretold once."""
-        keys = [genome.tobytes() for genome in genomes]
-        fresh = [row for row, key in enumerate(keys) if key not in self._accuracies]
-        if fresh:
-            foretold = self._accuracy.predict(genomes[fresh]).tolist()
-            self._accuracies.update(zip((keys[row] for row in fresh), foretold, strict=True))
-        return np.array([self._accuracies[key] for key in keys])
+        return float(self._accuracy.predict(genome[None])[0])
 
     def _propose(self, genomes: list[Genome], purpose: Purpose, target_ms: float | None = None) -> list[Proposal]:
         if not genomes:
@@ -565,7 +558,7 @@ class DeviceSearch:
                 tuple(int(gene) for gene in genome), architecture, purpose, target_ms, float(m), float(s), float(a)
             )
             for genome, architecture, m, s, a in zip(
-                matrix, self.space.decode(matrix), mean, std, self._accuracies_of(matrix), strict=True
+                matrix, self.space.decode(matrix), mean, std, self._accuracy.predict(matrix), strict=True
             )
         ]
 

@@ -72,19 +72,46 @@ class Evidence:
 
     def __init__(self) -> None:
         self._subnets: dict[bytes, SubnetEvidence] = {}
+        #: What `measured` said, without and with those that are not sure; asked far more often than it changes.
+        self._measured: dict[bool, tuple[Genomes, NDArray[np.float64]]] = {}
 
     def __iter__(self) -> Iterator[SubnetEvidence]:
         return iter(self._subnets.values())
 
     def of(self, genome: NDArray[np.int16]) -> SubnetEvidence:
         """The subnet's evidence, empty where there is none yet."""
-        return self._subnets.setdefault(genome.tobytes(), SubnetEvidence(genome))
+        key = genome.tobytes()
+        found = self._subnets.get(key)
+        if found is None:
+            found = self._subnets[key] = SubnetEvidence(genome)
+        return found
+
+    def add(self, genome: NDArray[np.int16], measurement: Measurement) -> None:
+        """One more run of a subnet that was not throttled."""
+        self.of(genome).add(measurement)
+        self._measured.clear()
+
+    def add_failure(self, genome: NDArray[np.int16]) -> None:
+        """A subnet could not be measured."""
+        self.of(genome).failures += 1
+        self._measured.clear()
+
+    def add_miss(self, genome: NDArray[np.int16], latency_ms: float) -> None:
+        """A subnet took this long where it should have met a target."""
+        found = self.of(genome)
+        found.over_target_ms = max(found.over_target_ms, latency_ms)
+        self._measured.clear()
 
     def measured(self, *, unsure: bool = False) -> tuple[Genomes, NDArray[np.float64]]:
         """Every subnet with a usable latency that is not quarantined: genomes (n, G) and ms (n,), fastest first.
 
-        Those that were measured once and badly are among them with `unsure` only.
+        Those that were measured once and badly are among them with `unsure` only. The arrays are not to be changed.
         """
+        if unsure not in self._measured:
+            self._measured[unsure] = self._sorted(unsure)
+        return self._measured[unsure]
+
+    def _sorted(self, unsure: bool) -> tuple[Genomes, NDArray[np.float64]]:
         found = [
             (s.latency_ms, s.genome)
             for s in self

@@ -18,8 +18,9 @@ from coordinator.campaign.winner_search import BundleSearch
 from coordinator.predictors.features import FeatureMap
 from coordinator.search.bounds import Bounds
 from coordinator.search.engine import search
-from coordinator.search.latency import LatencyModel, SlotTableLatency
-from coordinator.search.problem import AccuracyModel, Problem
+from coordinator.search.latency import LibraryLatency, SlotTableLatency
+from coordinator.search.library import SubnetLibrary
+from coordinator.search.problem import AccuracyModel, Problem, RememberedAccuracy
 from supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
@@ -56,7 +57,7 @@ class FleetSearch:
             threading.Thread(target=self._shared, name="fleet-archive", daemon=True).start()
 
     def __call__(
-        self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
+        self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
         if self._settings <= FEW_SETTINGS:
             return self._thorough(latency, targets_ms, start, rng)
@@ -74,7 +75,6 @@ class Archive:
 
     def __init__(self, space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds) -> None:
         rng = np.random.default_rng(_SEED)
-        self._accuracy = accuracy
         found = np.concatenate([_front(space, accuracy, bounds, rng) for _ in range(_DEVICES)])
         found = np.unique(found, axis=0)
         near = np.unique(space.mutate(np.repeat(found, 8, axis=0), 1.5 / space.gene_count, rng), axis=0)
@@ -85,16 +85,13 @@ class Archive:
         order = np.argsort(-top1, kind="stable")
         self.genomes: Genomes = genomes[order]
         self.top1: Floats = top1[order]
-        sizes = [len(costs) for costs in space.slot_costs]
-        slots = space.slots(self.genomes) + np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        #: One row per entry of the slot tables, so that a device's latencies are one product.
-        self._members = np.zeros((len(self.genomes), sum(sizes)), np.float32)
-        self._members[np.arange(len(self.genomes))[:, None], slots] = 1.0
+        self._library = SubnetLibrary(space, self.genomes)
+        #: For what devices begin from: mostly subnets that others have measured too.
+        self._accuracy = RememberedAccuracy(accuracy)
 
-    def winners(self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes) -> list[Genome | None]:
+    def winners(self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes) -> list[Genome | None]:
         """Per target, the most accurate of the archive and of `start` that is foretold to meet it."""
-        constant, tables = latency.slot_tables()
-        rough = self._members @ np.concatenate(tables).astype(np.float32) + np.float32(constant)
+        rough = latency.likely(self._library)
         found: list[tuple[float, Genome] | None] = [None] * len(targets_ms)
         if len(start):
             exact, top1 = latency.predict(start), np.asarray(self._accuracy.predict(start), dtype=np.float64)
@@ -110,7 +107,7 @@ class Archive:
             wanted = np.unique(np.concatenate(rows))
             if not len(wanted):
                 break
-            exact = latency.predict(self.genomes[wanted])
+            exact = latency.predict_rows(self._library, wanted)
             still = []
             for place, of_target in zip(open_, rows, strict=True):
                 within = of_target[exact[np.searchsorted(wanted, of_target)] <= targets_ms[place]]

@@ -134,7 +134,8 @@ class BayesianPredictor:
             if np.abs(revised - weights).max() < 1e-4:
                 break
             weights = revised
-            beliefs = self._believe(weights)
+            # With every measurement believed in full there is nothing to learn again.
+            beliefs = self._believe(weights) if (weights < 1.0 - 1e-9).any() else self._plain
         self._weights_of_measurements = weights
         return beliefs
 

@@ -45,10 +45,12 @@ class Belief:
         known = np.concatenate([seen, x])
         for start in range(0, len(y), _BLOCK_ROWS):
             new = x[start : start + _BLOCK_ROWS]
-            ahead = ((new @ self.hypothesis.covariance) * new).sum(axis=1)
-            before = ((new @ self.covariance) * new).sum(axis=1)
             rows = slice(start, start + _BLOCK_ROWS)
-            root, white_y, white_m, log_determinant = self._condition(new, y[rows], noise[rows])
+            cross = self.covariance @ new.T
+            before = np.einsum("kf,fk->k", new, cross)
+            # The prior's own spread; nothing was learned yet where this is the first block.
+            ahead = ((new @ self.hypothesis.covariance) * new).sum(axis=1) if self.count else before
+            root, white_y, white_m, log_determinant = self._condition(new, cross, y[rows], noise[rows])
             self.prior_spread = np.concatenate([self.prior_spread, ahead])
             self.spread = np.concatenate([self.spread, before])
             self.spread -= np.square(known[: len(self.spread)] @ root).sum(axis=1)
@@ -60,12 +62,14 @@ class Belief:
 
     def sharpen(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
         """Exact update on repeats of architectures `seen`; the hyperparameters do not hear of it."""
-        root, *_ = self._condition(x, y, noise)
+        root, *_ = self._condition(x, self.covariance @ x.T, y, noise)
         self.spread -= np.square(seen @ root).sum(axis=1)
 
-    def _condition(self, x: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, float]:
-        """Rank-k update; returns the covariance's lost root (F, k), white innovations, and their log determinant."""
-        cross = self.covariance @ x.T
+    def _condition(self, x: Floats, cross: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, float]:
+        """Rank-k update, `cross` being the covariance times x' (F, k).
+
+        Returns the covariance's lost root (F, k), white innovations, and their log determinant.
+        """
         error_y, error_m = y - x @ self.h_y, x @ self.h_m
         if len(y) == 1:
             deviation = float(np.sqrt(x[0] @ cross[:, 0] + noise[0]))

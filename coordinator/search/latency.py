@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coordinator.predictors.bayesian import BayesianPredictor
 from coordinator.predictors.features import FeatureMap
+from coordinator.search.library import SubnetLibrary, genome_keys
 from fleet_protocol.errors import UsageError
 from supernet_export.spaces.base import DesignSpace, Genomes
 
@@ -25,6 +26,16 @@ class LatencyModel(Protocol):
 
     def slot_tables(self) -> SlotTables:
         """A constant and, per slot, its variants' milliseconds: an additive model, exact or close, for proposals."""
+
+
+class LibraryLatency(LatencyModel, Protocol):
+    """A latency model that is quick with the subnets of a library."""
+
+    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
+        """What the additive model says of every one of them, (n,)."""
+
+    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+        """What `predict` says of some of them, (k,)."""
 
 
 class SlotTableLatency:
@@ -50,6 +61,12 @@ class SlotTableLatency:
     def slot_tables(self) -> SlotTables:
         return self._constant_ms, self._tables
 
+    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
+        return _additive(self.slot_tables(), library)
+
+    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+        return self.predict(library.genomes[rows])
+
 
 class PredictorLatency:
     """The online predictor, with a margin: `mean + sigmas * standard deviation`, which is not additive."""
@@ -59,6 +76,14 @@ class PredictorLatency:
     ) -> None:
         self._features, self._predictor = features, predictor
         self._sigmas, self._include_noise = sigmas, include_noise
+        #: What was foretold of a library's subnets, for all margins; the predictor must not learn meanwhile.
+        self._foretold: dict[SubnetLibrary, _Foretold] = {}
+
+    def at_margin(self, sigmas: float) -> PredictorLatency:
+        """The same predictor with another margin; what one foretells of a library serves the other."""
+        other = PredictorLatency(self._features, self._predictor, sigmas=sigmas, include_noise=self._include_noise)
+        other._foretold = self._foretold
+        return other
 
     def predict(self, genomes: Genomes) -> Floats:
         features = self._features.features(genomes)
@@ -73,11 +98,29 @@ class PredictorLatency:
     def slot_tables(self) -> SlotTables:
         return self._features.slot_tables(self._predictor.weights)
 
+    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
+        return self._of(library).likely
+
+    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+        known = self._of(library)
+        fresh = rows[np.isnan(known.mean[rows])]
+        if len(fresh):
+            known.mean[fresh], known.deviation[fresh] = self._predictor.predict(
+                library.features[fresh], include_noise=self._include_noise
+            )
+        found: Floats = known.mean[rows] + self._sigmas * known.deviation[rows]
+        return found
+
+    def _of(self, library: SubnetLibrary) -> _Foretold:
+        if library not in self._foretold:
+            self._foretold[library] = _Foretold(_additive(self.slot_tables(), library))
+        return self._foretold[library]
+
 
 class MeasuredLatency:
     """A model whose predictions are replaced by measurements where there are any."""
 
-    def __init__(self, base: LatencyModel, genomes: Genomes, latency_ms: Floats) -> None:
+    def __init__(self, base: LibraryLatency, genomes: Genomes, latency_ms: Floats) -> None:
         """`latency_ms` (n,) of the canonical `genomes` (n, G); infinite for a subnet that is ruled out."""
         self._base = base
         keys = genome_keys(genomes)
@@ -86,22 +129,38 @@ class MeasuredLatency:
         self._latency_ms = np.asarray(latency_ms, dtype=np.float64)[order]
 
     def predict(self, genomes: Genomes) -> Floats:
-        found = self._base.predict(genomes)
-        if len(self._keys):
-            keys = genome_keys(genomes)
-            place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-            found = np.where(self._keys[place] == keys, self._latency_ms[place], found)
+        return self._measured_or(genome_keys(genomes), lambda unknown: self._base.predict(genomes[unknown]))
+
+    def _measured_or(self, keys: NDArray[np.uint64], foretell: Callable[[NDArray[np.intp]], Floats]) -> Floats:
+        """The measurements of subnets by key, (n,); `foretell` is asked for the rows that have none."""
+        if not len(self._keys):
+            return foretell(np.arange(len(keys)))
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        found = self._latency_ms[place]
+        unknown = np.flatnonzero(self._keys[place] != keys)
+        if len(unknown):
+            found[unknown] = foretell(unknown)
         return found
 
     def slot_tables(self) -> SlotTables:
         return self._base.slot_tables()
 
+    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
+        return self._base.likely(library)
 
-#: Odd multipliers of a linear hash; 64 genes are more than any design space has.
-_MULTIPLIERS = np.random.default_rng(0x0FA).integers(0, 2**63, 256, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+        return self._measured_or(library.keys[rows], lambda unknown: self._base.predict_rows(library, rows[unknown]))
 
 
-def genome_keys(genomes: Genomes) -> NDArray[np.uint64]:
-    """A 64-bit key per genome, (n,): equal for equal rows, and for different ones with a chance of 2^-64."""
-    found: NDArray[np.uint64] = genomes.astype(np.uint64) @ _MULTIPLIERS[: genomes.shape[1]]
-    return found
+class _Foretold:
+    """What a predictor foretells of a library: the additive part of all, mean and deviation of those asked for."""
+
+    def __init__(self, likely: NDArray[np.float32]) -> None:
+        self.likely = likely
+        self.mean, self.deviation = np.full(len(likely), np.nan), np.full(len(likely), np.nan)
+
+
+def _additive(slot_tables: SlotTables, library: SubnetLibrary) -> NDArray[np.float32]:
+    constant_ms, tables = slot_tables
+    found: NDArray[np.float32] = np.concatenate(tables).astype(np.float32)[library.places].sum(axis=0)
+    return found + np.float32(constant_ms)

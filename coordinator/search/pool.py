@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.latency import genome_keys
+from coordinator.search.library import genome_keys
 from coordinator.search.problem import Problem
 from supernet_export.spaces.base import Genomes
 

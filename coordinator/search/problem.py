@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.search.bounds import Bounds
-from coordinator.search.latency import LatencyModel, SlotTableLatency, genome_keys
+from coordinator.search.latency import LatencyModel, SlotTableLatency
+from coordinator.search.library import genome_keys
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import InfeasibleTargetError, UsageError
 from supernet_export.accuracy import AccuracyPredictor
@@ -69,6 +70,30 @@ class KnownAccuracy:
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
         return None if self._base is None else self._base.gradient(genomes)
+
+
+class RememberedAccuracy:
+    """A model that is asked about the same subnets by many devices, a few at a time: each is foretold once.
+
+    One by one, so that what is said of a subnet depends on no other.
+    """
+
+    def __init__(self, base: AccuracyModel) -> None:
+        self._base = base
+        self._known: dict[bytes, float] = {}
+
+    def predict(self, genomes: Genomes) -> NDArray[np.floating]:
+        return np.array([self._of(genome) for genome in genomes], dtype=np.float64)
+
+    def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
+        return self._base.gradient(genomes)
+
+    def _of(self, genome: NDArray[np.int16]) -> float:
+        key = genome.tobytes()
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = float(self._base.predict(genome[None])[0])
+        return found
 
 
 @dataclass(frozen=True)
