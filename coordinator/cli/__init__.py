@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fleet_protocol.errors import FleetnasError
+from fleet_protocol.errors import FleetnasError, UsageError
 
 
 def main() -> None:
@@ -16,6 +16,12 @@ def main() -> None:
     except FleetnasError as error:
         complain(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # What was to be put in place has two names, and the second is the one that was asked for.
+        complain(f"{error.filename2 or error.filename}: {error.strerror}; check the path and who may write there")
+        sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 

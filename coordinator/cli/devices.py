@@ -77,15 +77,16 @@ def devices(
             f"no agent has ever announced itself in fleet {found_at.fleet!r} on {address}; run on each device: "
             f"fleetnas-agent run --broker {address} --fleet {found_at.fleet}",
             markup=False,
+            soft_wrap=True,
         )
         return
-    table = Table(pad_edge=False)
-    for heading in ("Device", "State", "Last seen", "Model", "Settings", "Why"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("Device", "State", "Last seen", "Model and settings", "Why"):
+        table.add_column(heading, overflow="fold", ratio=3 if heading == "Why" else None)
     for each in found:
-        settings = Text("\n".join(each["settings"]) or "?")
-        texts = (each["device"], each["state"], _last_seen(each), each["model"] or "?")
-        table.add_row(*(Text(text) for text in texts), settings, Text(plain(each["why"])))
+        model = Text("\n".join((each["model"] or "?", *each["settings"])))
+        texts = (each["device"], each["state"], _last_seen(each))
+        table.add_row(*(Text(text) for text in texts), model, Text(plain(each["why"])))
     console.print(table)
 
 

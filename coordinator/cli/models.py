@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from pydantic import ValidationError
 
 from coordinator.cli import options
 from fleet_protocol.errors import UsageError
@@ -74,7 +75,7 @@ def evaluate(
             chosen = Architecture.model_validate(fields.get("architecture", fields))
         except (ValueError, AttributeError) as error:
             raise UsageError(
-                f"architecture {architecture[:80]!r} cannot be read ({str(error).splitlines()[0]}); give JSON with the "
+                f"architecture {architecture[:80]!r} cannot be read ({_first_fault(error)}); give JSON with the "
                 "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
             ) from None
     calibration, evaluation = image_sources(opened, calibration_images, images)
@@ -113,6 +114,13 @@ def evaluate(
     if calibration is None:
         typer.echo("not calibrated: give --calibration-images DIR for the accuracy that it can have")
     typer.echo(f"{macs / 1e6:.1f} M MACs, {parameters / 1e6:.2f} M parameters, {len(file):,} bytes")
+
+
+def _first_fault(error: ValueError | AttributeError) -> str:
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
+    return "it is no JSON, and no such file exists" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def fit(

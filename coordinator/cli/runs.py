@@ -25,9 +25,9 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     from coordinator.store.store import MeasurementStore
 
     opened = MeasurementStore.open(options.store_location(store))
-    table = Table(pad_edge=False)
-    for heading in ("Run", "Begun (UTC)", "Supernet", "Targets", "Status", "Targets met"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("Run", "Begun (UTC)", "Supernet", "Targets", "Status", "Met"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
     found = opened.runs()
     for run in found:
         winners = opened.winners(run.run_id)
@@ -42,7 +42,7 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
         table.add_row(run.run_id, begun, run.supernet, targets, run.status, f"{met} of {len(winners)}")
     opened.close()
     if not as_json:
-        Console().print(table if found else f"the store {opened.url} holds no run yet")
+        Console().print(table if found else f"the store {opened.url} holds no run yet", soft_wrap=not found)
 
 
 def results(

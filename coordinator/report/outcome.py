@@ -108,8 +108,11 @@ class DeviceOutcome:
 
     @property
     def measurements(self) -> int:
-        """How many measurements count against the budget: those taken to search."""
-        return sum(row.purpose in ("spread", "candidate") for row in self.rows)
+        """How many measurements count against the budget: those taken to search.
+
+        A candidate that stands in for a winner that missed its target is past the budget's end.
+        """
+        return sum(row.purpose in ("spread", "candidate") and row.target_ms is None for row in self.rows)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,14 @@ def take_home(directory: Path, outcome: CampaignOutcome) -> Results:
     return writer.write(outcome)
 
 
+def test_a_candidate_in_place_of_a_winner_that_missed_is_past_the_budget() -> None:
+    device = device_outcome("board-a", measurements=12)
+    rows = tuple(
+        dataclasses.replace(row, target_ms=2.0 if index == 11 else None) for index, row in enumerate(device.rows)
+    )
+    assert dataclasses.replace(device, rows=rows).measurements == 11
+
+
 def test_results_and_models_are_found_again(tmp_path: Path) -> None:
     outcome = campaign_outcome(device_outcome("board-a"), device_outcome("board-b", threads=2, seed=1))
     written = take_home(tmp_path, outcome)
