@@ -261,7 +261,8 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
         console.print(summary(outcome))
         if running.settings.out is not None and ending != "interrupted":
             console.print(f"results and model files: {running.settings.out}", markup=False, highlight=False)
-        if ending != "complete":
+        lost = any(device.status != "finished" for device in outcome.devices)
+        if ending == "interrupted" or lost:
             console.print(_what_next(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
     return _EXIT_CODES[ending]
 
@@ -277,4 +278,4 @@ def _what_next(ending: Ending, run_id: str, request: SearchRequest) -> str:
     resume = shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
     if ending == "interrupted":
         return f"interrupted; everything measured is stored. Go on with: {resume}"
-    return f"not every target of every device was met. With the missing devices back, go on with: {resume}"
+    return f"not every device finished. Once those that did not can measure again, go on with: {resume}"
