@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import signal
 import sys
@@ -17,8 +16,8 @@ from pydantic import ValidationError
 from agent.battery import BatteryRule
 from agent.configuration import read_configuration, settings_of
 from agent.lifetime import die_with
+from agent.log_lines import LOG_LEVELS, begin_logging, write_last_words
 from agent.options import (
-    LOG_LEVELS,
     add_broker_options,
     add_identity_options,
     add_setting_options,
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             take_credentials(options)
         sys.exit(options.command(options))
     except FleetnasError as error:
-        sys.stderr.write(f"fleetnas-agent: {error}\n")
+        write_last_words(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -161,7 +160,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="fail when the broker was not reached by then (default: go on trying)",
     )
     run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
-    run.add_argument("--once", action="store_true", help="end when the first tasks are done and stored")
+    run.add_argument("--once", action="store_true", help="end with the first search that gave it work")
     run.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
 
 
@@ -211,7 +210,7 @@ def _add_uninstall(uninstall: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from agent.running import RunOptions, default_memory_limit_bytes, run_agent
 
-    _set_up_logging(options.log_level)
+    begin_logging(options.log_level)
     if options.parent is not None:
         die_with(options.parent, signal.SIGTERM)
     limit_mb = options.memory_limit_mb
@@ -327,14 +326,6 @@ def _battery_rule(options: argparse.Namespace) -> BatteryRule:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"battery rule: {first['loc'][0]}: {first['msg']}; the defaults are 30 % and 40 C") from None
-
-
-def _set_up_logging(level: str) -> None:
-    if level not in LOG_LEVELS:
-        raise UsageError(f"log level {level!r} is not one of {', '.join(LOG_LEVELS)}")
-    # Under journald the journal has the time already.
-    style = "%(levelname)s %(message)s" if "JOURNAL_STREAM" in os.environ else "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=level.upper(), format=style, stream=sys.stderr)
 
 
 if __name__ == "__main__":

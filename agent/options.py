@@ -20,7 +20,6 @@ from fleet_protocol.transport import BrokerAddress
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 DEFAULT_FLEET = "default"
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def add_identity_options(parser: argparse.ArgumentParser) -> None:

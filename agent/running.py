@@ -56,7 +56,7 @@ class RunOptions(AgentOptions):
     broker: BrokerAddress
     #: End with an error when the broker was not reached by then; None: go on trying.
     connect_timeout_s: float | None = None
-    #: End once nothing is left to do, after at least one task.
+    #: End with the first search that gave it work.
     once: bool = False
 
 
@@ -137,7 +137,7 @@ def _serve(service: AgentService, options: RunOptions, stop: _Stop) -> None:
     began = time.monotonic()
     reached = False
     try:
-        while not stop.asked and not (options.once and service.finished and service.idle):
+        while not stop.asked and not (options.once and service.done):
             service.step()
             manager.alive(time.monotonic())
             reached = reached or service.connected

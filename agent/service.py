@@ -118,6 +118,11 @@ class AgentService:
         return self._run is None and not self._queue and not self._sent
 
     @property
+    def done(self) -> bool:
+        """Idle after at least one task, with no coordinator about that could give another."""
+        return self.finished > 0 and self.idle and (self._coordinator is None or self._coordinator.state == "leaving")
+
+    @property
     def connected(self) -> bool:
         """Whether the broker is reached now."""
         return self._connected
@@ -167,6 +172,7 @@ class AgentService:
             for key in held:
                 self._publish("task", Rejected(task=key, reason="leaving"))
             self._announce_state("leaving")
+        _log.info("stopping; %d tasks handed back, %d results kept to be delivered", len(held), len(self._sent))
         self._transport.close()
         self._equipment.measurer.close()
 
