@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -81,13 +80,12 @@ class Observer:
 
     @contextlib.contextmanager
     def running(self, *program: object) -> Iterator[None]:
-        """Run it meanwhile, and ask it to end."""
+        """Run it meanwhile; it ends by itself, and well."""
         process = subprocess.Popen(
             self.command(*program), env=self.environment(), cwd=self.folder / "here", stderr=subprocess.DEVNULL
         )
         try:
             yield
-            process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
@@ -151,11 +149,14 @@ def test_the_doctor_speaks_to_the_broker_alone(observer: Observer, mosquitto_bro
 
 
 def test_a_whole_search_speaks_to_the_broker_alone(observer: Observer, mosquitto_broker: Mosquitto) -> None:
-    """Coordinator, agent and measuring child; a winner is calibrated and evaluated with onnxruntime."""
+    """Coordinator, agent and measuring child; a winner is calibrated and evaluated with onnxruntime.
+
+    The agent, run once, stays to the search's end and ends with it.
+    """
     broker, folder = ("--broker", mosquitto_broker.address), observer.folder
     export_digits(folder / "digits.supernet")
     quick = ("--warmup", "0", "--min-time", "0.02", "--min-runs", "5", "--budget", "3")
-    with observer.running(*AGENT, "run", *broker, "--name", "pi", "--state-dir", folder / "state"):
+    with observer.running(*AGENT, "run", *broker, "--name", "pi", "--state-dir", folder / "state", "--once"):
         observer.run(
             *(*COORDINATOR, "search", *broker, "--supernet", folder / "digits.supernet", "--targets", "1000"),
             *(*quick, "--store", folder / "runs.sqlite", "--out", folder / "out", "--json"),

@@ -110,6 +110,32 @@ def test_a_broker_that_does_not_answer_ends_the_agent_when_a_limit_is_set(
     assert "doctor" in done.stderr
 
 
+def test_the_journal_gets_priorities_and_everybody_else_the_time(state: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "agent.cli", "run", "--broker", f"127.0.0.1:{free_port()}", "--name", "logs"]
+    command += ["--state-dir", str(state), "--connect-timeout", "0.1"]
+
+    def log(*, journal: bool) -> list[str]:
+        ours, theirs = os.pipe()
+        status = os.fstat(theirs)
+        # A terminal started by a service inherits the variable, and is not the journal.
+        stream = f"{status.st_dev}:{status.st_ino if journal else status.st_ino + 1}"
+        done = subprocess.Popen(command, stderr=theirs, env={**environment, "JOURNAL_STREAM": stream})
+        os.close(theirs)
+        with os.fdopen(ours) as lines:
+            said = lines.read().splitlines()
+        assert done.wait(PATIENCE_S) == 1
+        return said
+
+    first, *between, last = log(journal=True)
+    assert first.startswith("<6>agent logs of fleet default")
+    assert all(line.startswith(("<6>", "<4>")) for line in between)
+    assert last.startswith("<3>fleetnas-agent: broker")
+    first, *_, last = log(journal=False)
+    assert " INFO agent logs of fleet default" in first
+    assert first[:2] == "20"
+    assert last.startswith("fleetnas-agent: broker")
+
+
 def test_a_second_agent_of_one_name_on_this_host_is_refused_at_once(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -426,6 +426,31 @@ def test_a_graceful_stop_hands_back_what_is_not_done(rig: Rig) -> None:
     assert states(rig)[-1] == "leaving"
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_the_first_search_is_over_when_its_coordinator_leaves_or_never_said_that_it_is_there(
+    rig: Rig, announced: bool
+) -> None:
+    def announce(state: str) -> None:
+        message = CoordinatorState.model_validate({"state": state, "session": 1})
+        rig.coordinator.transport.publish(TOPICS.coordinator, encode(message), retain=True)
+
+    agent = rig.agent()
+    if announced:
+        announce("ready")
+    rig.run(agent)
+    assert not agent.service.done, "nothing was measured yet"
+    rig.coordinator.send("pi", "task", task())
+    rig.run(agent)
+    assert not agent.service.done, "a result waits to be stored"
+    rig.coordinator.acknowledge("pi", key(1))
+    rig.run(agent)
+    assert agent.service.done is not announced, "the next task may come"
+    for state in ("lost", "leaving") if announced else ():
+        announce(state)
+        rig.run(agent)
+        assert agent.service.done is (state == "leaving")
+
+
 def test_a_disk_that_is_full_loses_no_result_of_a_living_agent(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
