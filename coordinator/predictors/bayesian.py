@@ -39,7 +39,7 @@ class BayesianPredictor:
         self._plain = [Belief(h) for h in prior.hypotheses]
         self._settled: list[Belief] | None = None
         self._weights_of_measurements = np.ones(0)
-        self._collapsed: tuple[Floats, Floats] | None = None
+        self._mixed: _Mixture | None = None
         self._factored: NDArray[np.float32] | None = None
 
     @property
@@ -91,7 +91,7 @@ class BayesianPredictor:
         else:
             for belief in self._plain:
                 belief.learn(seen, x[fresh], y[fresh], belief.noise(x[fresh], relative[fresh]))
-        self._settled = self._collapsed = self._factored = None
+        self._settled = self._mixed = self._factored = None
 
     def _average_in(self, index: int, latency_ms: float, relative: float) -> None:
         total = self._precision[index] + relative**-2
@@ -175,35 +175,25 @@ class BayesianPredictor:
 
     # -- predicting --------------------------------------------------------------------------------------------
 
-    def _posterior(self) -> tuple[Floats, Floats]:
-        """Mean (F,) and covariance (F, F) of the weights in ms: the hypotheses' mixture, moments matched."""
-        if self._collapsed is None:
-            beliefs = self._beliefs()
-            weight = probabilities(beliefs)
-            speeds = [belief.speed() or self.prior.scale_ms for belief in beliefs]
-            means = np.array([b.h_y + s * b.h_m for b, s in zip(beliefs, speeds, strict=True)])
-            mean = weight @ means
-            covariance = np.zeros_like(beliefs[0].covariance)
-            for belief, speed, probability, own in zip(beliefs, speeds, weight, means, strict=True):
-                if probability > 1e-9:
-                    covariance += probability * (speed**2 * belief.covariance + np.outer(own - mean, own - mean))
-            self._collapsed = mean, 0.5 * (covariance + covariance.T)
-        return self._collapsed
+    def _mixture(self) -> _Mixture:
+        if self._mixed is None:
+            self._mixed = _Mixture(self._beliefs(), self.prior.scale_ms)
+        return self._mixed
 
     def _covariance_factor(self) -> NDArray[np.float32]:
         if self._factored is None:
-            self._factored = _factor(self._posterior()[1])
+            self._factored = _factor(self.covariance)
         return self._factored
 
     @property
     def weights(self) -> Floats:
         """Posterior mean of the weights, ms per unit of feature, (F,)."""
-        return self._posterior()[0].copy()
+        return self._mixture().mean.copy()
 
     @property
     def covariance(self) -> Floats:
         """Posterior covariance of the weights, ms^2, (F, F)."""
-        return self._posterior()[1].copy()
+        return self._mixture().covariance()
 
     def predict(self, features: ArrayLike, *, include_noise: bool = False) -> tuple[Floats, Floats]:
         """Mean and standard deviation of latency, ms, each (n,).
@@ -212,18 +202,15 @@ class BayesianPredictor:
         cannot explain is added. Without it, it is that of the linear model's value.
         """
         x = self._checked_features(features)
-        mean, covariance = self._posterior()
+        mixture = self._mixture()
         if len(x) < self.prior.size:
-            variance = np.maximum(((x @ covariance) * x).sum(axis=1), 0.0)
+            variance = mixture.spread(x)
         else:
             # A factor in single precision: half the time, and a sum of squares cannot cancel.
             variance = np.square(x.astype(np.float32) @ self._covariance_factor()).sum(axis=1, dtype=np.float64)
         if include_noise:
-            beliefs = self._beliefs()
-            for belief, probability in zip(beliefs, probabilities(beliefs), strict=True):
-                speed = belief.speed() or self.prior.scale_ms
-                variance = variance + probability * speed**2 * belief.noise(x, np.zeros(len(x)))
-        return x @ mean, np.sqrt(variance)
+            variance = variance + mixture.misfit(x)
+        return x @ mixture.mean, np.sqrt(variance)
 
     # -- its own error -----------------------------------------------------------------------------------------
 
@@ -267,10 +254,9 @@ class BayesianPredictor:
         if len(features) > max(most_candidates, k):
             chosen = np.sort(rng.choice(len(features), max(most_candidates, k), replace=False))
         x = features[chosen]
-        mean, covariance = self._posterior()
-        variance = self.predict(x, include_noise=True)[1] ** 2
+        mean, deviation = self.predict(x, include_noise=True)
         targets = None if targets_ms is None else np.atleast_1d(np.asarray(targets_ms, dtype=np.float64))
-        found: NDArray[np.intp] = chosen[i_optimal(x @ mean, variance, x @ covariance @ x.T, k, rng, targets)]
+        found: NDArray[np.intp] = chosen[i_optimal(mean, deviation**2, x @ self.covariance @ x.T, k, rng, targets)]
         return found
 
     def _checked_features(self, features: ArrayLike) -> Floats:
@@ -281,6 +267,54 @@ class BayesianPredictor:
             row, column = np.argwhere(~np.isfinite(x))[0]
             raise UsageError(f"features must be finite; row {row}, column {column} is {x[row, column]}")
         return x
+
+
+class _Mixture:
+    """The weights in ms under all hypotheses together, moments matched."""
+
+    def __init__(self, beliefs: list[Belief], scale_ms: float) -> None:
+        """`scale_ms` is the speed of a belief that has seen nothing."""
+        speeds = [belief.speed() or scale_ms for belief in beliefs]
+        means = np.array([b.h_y + s * b.h_m for b, s in zip(beliefs, speeds, strict=True)])
+        chances = probabilities(beliefs)
+        self.mean: Floats = chances @ means  #: (F,)
+        # Its covariance: matrices with a factor each, most often one that all hypotheses share; plus the square of
+        # `more`, how far the hypotheses' means are apart; less that of `less`, what was learned.
+        self._matrices: dict[int, tuple[Floats, float]] = {}
+        self._misfits: dict[int, tuple[Belief, float]] = {}
+        more, less = [], []
+        for belief, speed, chance, own in zip(beliefs, speeds, chances.tolist(), means, strict=True):
+            if chance <= 1e-9:
+                continue
+            factor, covariance, h = chance * speed**2, belief.covariance, belief.hypothesis
+            _, known = self._matrices.get(id(covariance.rest), (covariance.rest, 0.0))
+            self._matrices[id(covariance.rest)] = covariance.rest, known + factor
+            _, known = self._misfits.get(id(h.mean), (belief, 0.0))
+            self._misfits[id(h.mean)] = belief, known + factor * h.misfit**2
+            more.append(np.sqrt(chance) * (own - self.mean))
+            less.append(np.sqrt(factor) * covariance.roots)
+        self._more, self._less = np.stack(more, axis=1), np.concatenate(less, axis=1)
+
+    def spread(self, x: Floats) -> Floats:
+        """Variance of the linear model's value, ms^2, (n,)."""
+        found: Floats = np.square(x @ self._more).sum(axis=1) - np.square(x @ self._less).sum(axis=1)
+        for matrix, factor in self._matrices.values():
+            found += factor * ((x @ matrix) * x).sum(axis=1)
+        return np.maximum(found, 0.0)
+
+    def misfit(self, x: Floats) -> Floats:
+        """Variance of what the features cannot explain, ms^2, (n,)."""
+        found = np.zeros(len(x))
+        for belief, factor in self._misfits.values():
+            found += factor * belief.prior_latency(x) ** 2
+        return found
+
+    def covariance(self) -> Floats:
+        """Of the weights, ms^2, (F, F)."""
+        found: Floats = self._more @ self._more.T - self._less @ self._less.T
+        for matrix, factor in self._matrices.values():
+            found += factor * matrix
+        return 0.5 * (found + found.T)
 
 
 def _factor(covariance: Floats) -> NDArray[np.float32]:

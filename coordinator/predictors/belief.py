@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from coordinator.predictors.covariance import Covariance
 from coordinator.predictors.prior import Floats, Hypothesis
 
 #: A measurement further than this from what all others foretell, in standard deviations, loses weight.
@@ -23,7 +24,7 @@ class Belief:
 
     def __init__(self, hypothesis: Hypothesis) -> None:
         self.hypothesis = hypothesis
-        self.covariance = hypothesis.covariance.copy()
+        self.covariance = Covariance(hypothesis.covariance)
         self.h_y = np.zeros_like(hypothesis.mean)
         self.h_m = hypothesis.mean.copy()
         self.prior_spread = np.zeros(0)  # of each measured architecture's latency: x' C x, before and
@@ -46,7 +47,7 @@ class Belief:
         for start in range(0, len(y), _BLOCK_ROWS):
             new = x[start : start + _BLOCK_ROWS]
             rows = slice(start, start + _BLOCK_ROWS)
-            cross = self.covariance @ new.T
+            cross = self.covariance.times(new)
             before = np.einsum("kf,fk->k", new, cross)
             # The prior's own spread; nothing was learned yet where this is the first block.
             ahead = ((new @ self.hypothesis.covariance) * new).sum(axis=1) if self.count else before
@@ -62,7 +63,7 @@ class Belief:
 
     def sharpen(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
         """Exact update on repeats of architectures `seen`; the hyperparameters do not hear of it."""
-        root, *_ = self._condition(x, self.covariance @ x.T, y, noise)
+        root, *_ = self._condition(x, self.covariance.times(x), y, noise)
         self.spread -= np.square(seen @ root).sum(axis=1)
 
     def _condition(self, x: Floats, cross: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, float]:
@@ -80,7 +81,7 @@ class Belief:
             solved = np.linalg.solve(lower, np.column_stack([cross.T, error_y, error_m]))
             root, white_y, white_m = solved[:, :-2].T, solved[:, -2], solved[:, -1]
             log_determinant = 2.0 * float(np.log(np.diagonal(lower)).sum())
-        self.covariance -= root @ root.T
+        self.covariance.lose(root)
         self.h_y += root @ white_y
         self.h_m -= root @ white_m
         return root, white_y, white_m, log_determinant
