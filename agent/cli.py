@@ -159,6 +159,13 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         metavar="S",
         help="fail when the broker was not reached by then (default: go on trying)",
     )
+    run.add_argument(
+        "--mirrors",
+        default="https",
+        metavar="POLICY",
+        help="whether a bundle may be fetched from the mirror that a task names: off, https, or any, which takes http "
+        "as well (%(default)s)",
+    )
     run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
     run.add_argument("--once", action="store_true", help="end with the first search that gave it work")
     run.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
@@ -208,15 +215,17 @@ def _add_uninstall(uninstall: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from agent.running import RunOptions, default_memory_limit_bytes, run_agent
+    from agent.mirror import mirror_policy
+    from agent.running import RunOptions, default_memory_limit_bytes, mirrors_beside, run_agent
 
     begin_logging(options.log_level)
     if options.parent is not None:
         die_with(options.parent, signal.SIGTERM)
     limit_mb = options.memory_limit_mb
+    broker = broker_address(options)
     run_agent(
         RunOptions(
-            broker=broker_address(options),
+            broker=broker,
             name=options.name or default_name(),
             settings=chosen_settings(options, options.configured_settings),
             state_folder=options.state_dir or default_state_folder(),
@@ -227,6 +236,7 @@ def _run(options: argparse.Namespace) -> int:
             connect_timeout_s=options.connect_timeout,
             once=options.once,
             trusted_keys=trusted_keys(options),
+            mirrors=mirrors_beside(broker, mirror_policy(options.mirrors)),
         )
     )
     return 0

@@ -41,6 +41,7 @@ KEYS = (
     "min_battery",
     "max_charging_temperature",
     "connect_timeout",
+    "mirrors",
     "log_level",
 )
 

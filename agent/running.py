@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from agent.battery import BatteryRule
 from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache
 from agent.host_lock import default_host_lock_path
 from agent.identity import Identity
+from agent.mirror import MirrorPolicy, Mirrors
 from agent.outbox import Outbox
 from agent.probe import agent_info
 from agent.sensors import Sensors
@@ -47,6 +49,7 @@ class AgentOptions:
     battery: BatteryRule = field(default_factory=BatteryRule)
     #: Ed25519 keys one of which must have signed every order; empty: whoever may publish on our topics is believed.
     trusted_keys: Sequence[bytes] = ()
+    mirrors: Mirrors = field(default_factory=Mirrors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
                 worker,
                 time.time,
                 battery=options.battery,
+                mirrors=options.mirrors,
             ),
             sensors=Sensors(),
             clock=time.monotonic,
@@ -120,6 +124,18 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         worker.kill()
         outbox.close()
         identity.release()
+
+
+def mirrors_beside(broker: BrokerAddress, policy: MirrorPolicy) -> Mirrors:
+    """Mirrors whose certificates the system's authorities vouch for, or the broker's own."""
+
+    def tls() -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        if broker.ca_file is not None or broker.ca_pem is not None:
+            context.load_verify_locations(cafile=broker.ca_file, cadata=broker.ca_pem)
+        return context
+
+    return Mirrors(policy, tls)
 
 
 def default_memory_limit_bytes() -> int:

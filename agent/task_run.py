@@ -19,10 +19,11 @@ from agent.child_messages import (
     SlowReply,
     UnreadyReply,
 )
+from agent.mirror import MirrorFetch, Mirrors
 from agent.sentinel import Sentinel, Verdict
 from agent.worker import Measurer
 from fleet_protocol.codec import BlobChunk
-from fleet_protocol.errors import BundleError
+from fleet_protocol.errors import BundleError, MirrorError
 from fleet_protocol.messages import (
     BlobReference,
     BlobRequest,
@@ -89,6 +90,7 @@ class Equipment:
     wall_clock: Callable[[], float]
     sentinel: Sentinel = field(default_factory=Sentinel)
     battery: BatteryRule = field(default_factory=BatteryRule)
+    mirrors: Mirrors = field(default_factory=Mirrors)
     cooled_in_vain_at: float = float("-inf")
 
 
@@ -108,7 +110,7 @@ class TaskRun:
         self._send_request = send_request
         self._say = say
         self._wanted = [self.task.bundle] + ([self.task.calibration] if self.task.calibration else [])
-        self._fetch: BlobFetch | None = None
+        self._fetch: BlobFetch | MirrorFetch | None = None
         self._measuring = False
         self._idle_until: float | None = None
         #: Why the device rests instead of measuring; empty while it works.
@@ -128,7 +130,7 @@ class TaskRun:
     def step(self, now: float, timeout_s: float) -> Outcome | None:
         """Go on, waiting up to `timeout_s` for the child where it is at work; the outcome once there is one."""
         if self._deadline.left_s(now) <= 0:
-            return self._expire()
+            return self._expire(now)
         if self._measuring:
             reply = self._equipment.measurer.poll(timeout_s)
             if reply is None:
@@ -152,7 +154,7 @@ class TaskRun:
 
     def receive(self, chunk: BlobChunk) -> Failed | None:
         """A chunk arrived; the outcome where it cannot be kept."""
-        if self._fetch is not None:
+        if isinstance(self._fetch, BlobFetch):
             try:
                 self._fetch.receive(chunk)
             except BundleError as error:
@@ -161,11 +163,13 @@ class TaskRun:
 
     def reconnected(self) -> None:
         """Requests of the old connection are void."""
-        if self._fetch is not None:
+        if isinstance(self._fetch, BlobFetch):
             self._fetch.reconnected()
 
     def stop(self) -> None:
         """Give up at once."""
+        if isinstance(self._fetch, MirrorFetch):
+            self._fetch.stop()
         if self._measuring:
             self._equipment.measurer.kill()
             self._measuring = False
@@ -186,9 +190,14 @@ class TaskRun:
         if self._fetch is None or self._fetch.blob != blob:
             keep = [wanted.sha256 for wanted in self._wanted]
             self._equipment.cache.make_room(blob.size, keep)
-            partial = self._equipment.partial_folder / f"{blob.sha256}.partial"
-            self._fetch = BlobFetch(blob, partial, self._send_request)
-        file = self._fetch.step(now)
+            self._fetch = self._begin_fetching(blob, now)
+        try:
+            file = self._fetch.step(now)
+        except MirrorError as error:
+            assert isinstance(self._fetch, MirrorFetch)
+            self._equipment.mirrors.give_up(self._fetch.mirror, str(error), now)
+            self._fetch = None  # what came of it is kept, and the rest asked of the coordinator
+            return
         self._tell("fetching", self._fetch.fraction, now)
         if file is not None:
             try:
@@ -196,6 +205,12 @@ class TaskRun:
             except OSError as error:
                 raise BundleError(f"the cache cannot be written ({error}); check --state-dir") from error
             self._fetch = None
+
+    def _begin_fetching(self, blob: BlobReference, now: float) -> BlobFetch | MirrorFetch:
+        partial = self._equipment.partial_folder / f"{blob.sha256}.partial"
+        mirror = self.task.mirror if blob == self.task.bundle else None
+        fetch = self._equipment.mirrors.begin(mirror, blob, partial, now)
+        return fetch or BlobFetch(blob, partial, self._send_request)
 
     # -- measuring ---------------------------------------------------------------------------------------------
 
@@ -315,7 +330,7 @@ class TaskRun:
 
     # -- ends --------------------------------------------------------------------------------------------------
 
-    def _expire(self) -> Outcome:
+    def _expire(self, now: float) -> Outcome:
         limit = f"the deadline of {self.task.deadline_s:g} s passed"
         measuring = self._measuring
         self.stop()
@@ -324,6 +339,8 @@ class TaskRun:
         if measuring:
             return self._failed("timeout", f"{limit} during the measurement; the measuring child was killed")
         if self._fetch is not None:
+            if isinstance(self._fetch, MirrorFetch):
+                self._equipment.mirrors.give_up(self._fetch.mirror, f"slower than {self.task.deadline_s:g} s", now)
             here = f"{self._fetch.received_bytes:,} of {self._fetch.blob.size:,} bytes"
             return Rejected(task=self.task.task, reason="expired", detail=f"{limit} with {here} fetched")
         return Rejected(task=self.task.task, reason="expired", detail=f"{limit} before the measurement began")

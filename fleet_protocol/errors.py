@@ -9,7 +9,8 @@ The tree::
     │   └── DuplicateAgentError    two agents use one name
     ├── BundleError                a supernet bundle cannot be used
     │   ├── CorruptBundleError     not a bundle, truncated, or altered
-    │   └── HashMismatchError      the bytes are not the ones that were announced
+    │   ├── HashMismatchError      the bytes are not the ones that were announced
+    │   └── MirrorError            a mirror cannot serve a bundle, which then comes through the broker
     ├── CheckpointError            a checkpoint cannot be read, or is of another family
     │   └── DownloadError          a published checkpoint cannot be fetched
     ├── RuntimeUnavailableError    a runtime or its execution provider does not load here
@@ -62,6 +63,10 @@ class CorruptBundleError(BundleError):
 
 class HashMismatchError(BundleError):
     """Bytes do not have the SHA-256 that was announced for them."""
+
+
+class MirrorError(BundleError):
+    """A mirror cannot serve a bundle."""
 
 
 class CheckpointError(FleetnasError):

@@ -61,7 +61,8 @@ _ROUND = 10_000
 _SWEEP_S = 0.5
 #: How often the store is told how settings and targets stand.
 _STANDINGS_S = 2.0
-#: Device settings up to which the predictor's error is noted after every measurement; of more, after every round.
+#: Device settings up to which the predictor's error, which costs as much as a plan, is noted after every measurement;
+#: of more, whenever it has learned from twice as many, and at the end.
 _FEW_SETTINGS = 16
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -76,6 +77,8 @@ class CampaignIdentity:
     run_id: str
     supernet: str
     bundle: BlobReference
+    mirror: str | None = None
+    """Where agents may fetch the bundle beside the broker."""
 
 
 class Campaign:
@@ -94,8 +97,10 @@ class Campaign:
         executor: Executor,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        asks_at_once: Callable[[], bool] = lambda: False,
         on_happening: Callable[[Event], None] = lambda _: None,
     ) -> None:
+        """`asks_at_once` says that searches answer too quickly to be worth another thread."""
         self.identity = identity
         self.plan = plan
         self.registry = FleetRegistry()
@@ -106,7 +111,7 @@ class Campaign:
         self.connections = 0
         self.resumed = False
         self._wire, self._blobs, self._store, self._models = wire, blobs, store, models
-        self._make_search = make_search
+        self._make_search, self._asks_at_once = make_search, asks_at_once
         self._executor = executor
         self._clock, self._wall_clock = clock, wall_clock
         self._announcer = Announcer(identity.run_id, wall_clock, on_happening)
@@ -115,6 +120,7 @@ class Campaign:
             identity.bundle,
             plan,
             self.tracks,
+            mirror=identity.mirror,
             wire=wire,
             blobs=blobs,
             store=store,
@@ -474,8 +480,8 @@ class Campaign:
             return
         for proposal, outcome in track.inbox:
             track.search.tell(proposal, outcome)
-            round_over = track.search.needs_planning or track.search.finished
-            if (round_over or len(self.tracks) <= _FEW_SETTINGS) and track.note_learning():
+            few = len(self.tracks) <= _FEW_SETTINGS
+            if (few or track.search.finished or track.learned_much) and track.note_learning():
                 self._announcer.learned(track)
             if proposal.purpose != "verification":
                 continue
@@ -500,9 +506,7 @@ class Campaign:
     def _advance(self, track: SettingTrack, now: float) -> None:
         if track.plan is not None and track.plan.done():
             planned, track.plan = track.plan.result(), None
-            for item in planned:
-                self._choose(track, item)
-                self._desk.add(track, item)
+            self._take_plan(track, planned)
             self._tell(track)
         for reason in track.collect_evaluations():
             self.note(f"{track.label}: {reason}")
@@ -516,18 +520,34 @@ class Campaign:
                 self._close(track, "failed" if failed else "finished", failed)
         elif track.search.needs_planning and not track.busy:
             self._stale[track.label] = track
-            track.plan = self._executor.submit(self._make_plan, track.search, track.setting)
-            track.plan.add_done_callback(lambda _: self._planned.append(track))
+            self._plan(track)
 
-    def _make_plan(self, search: DeviceSearch, setting: RuntimeSetting) -> list[PlannedTask]:
-        """On a worker thread: think, and build the files that verifications are about."""
+    def _plan(self, track: SettingTrack) -> None:
+        """Find out what is next: at once where that is quick, on a worker thread where it is not."""
+        asked = track.search.ask(_ROUND) if self._asks_at_once() else None
+        if asked is not None and all(proposal.purpose != "verification" for proposal in asked):
+            self._take_plan(track, [PlannedTask(proposal) for proposal in asked])
+            self._look_at(track)
+            return
+        track.plan = self._executor.submit(self._make_plan, track.search, track.setting, asked)
+        track.plan.add_done_callback(lambda _: self._planned.append(track))
+
+    def _make_plan(
+        self, search: DeviceSearch, setting: RuntimeSetting, asked: list[Proposal] | None
+    ) -> list[PlannedTask]:
+        """On a worker thread: think unless that is done, and build the files that verifications are about."""
         return [
             PlannedTask(
                 proposal,
                 self._models.calibrate(proposal.architecture, setting) if proposal.purpose == "verification" else None,
             )
-            for proposal in search.ask(_ROUND)
+            for proposal in (search.ask(_ROUND) if asked is None else asked)
         ]
+
+    def _take_plan(self, track: SettingTrack, planned: list[PlannedTask]) -> None:
+        for item in planned:
+            self._choose(track, item)
+            self._desk.add(track, item)
 
     def _choose(self, track: SettingTrack, item: PlannedTask) -> None:
         """Say once which subnet a target has come down to."""

@@ -34,12 +34,13 @@ class TaskDesk:
         plan: CampaignPlan,
         tracks: dict[tuple[str, str], SettingTrack],
         *,
+        mirror: str | None = None,
         wire: FleetWire,
         blobs: BlobServer,
         store: MeasurementStore,
         note: Callable[[str], None],
     ) -> None:
-        self._run_id, self._bundle, self._plan = run_id, bundle, plan
+        self._run_id, self._bundle, self._mirror, self._plan = run_id, bundle, mirror, plan
         self._tracks = tracks
         self._by_device: dict[str, list[SettingTrack]] = {}
         self._unfinished: dict[str, dict[str, TrackTask]] = {}
@@ -165,6 +166,7 @@ class TaskDesk:
             task=TaskKey(task_id=attempt.task_id, attempt=attempt.attempt),
             run_id=self._run_id,
             bundle=self._bundle,
+            mirror=self._mirror,
             architecture=task.record.architecture,
             calibration=task.calibration,
             setting=track.setting,

@@ -41,7 +41,7 @@ def _fleetnas(
     del version
 
 
-from coordinator.cli import broker, demo, devices, export, export_data, models, runs, search, security, watch  # noqa: E402
+from coordinator.cli import broker, demo, devices, export, export_data, mirror, models, runs, search, security, watch  # noqa: E402
 
-for module in (demo, search, watch, devices, runs, export_data, export, models, broker, security):
+for module in (demo, search, watch, devices, runs, export_data, export, mirror, models, broker, security):
     module.register(app)

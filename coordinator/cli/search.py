@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from coordinator.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 from coordinator.campaign.assembly import Ending, SearchRequest, open_search
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.priority import session_yields_to_measurements
@@ -28,6 +29,7 @@ from coordinator.view.summary import summary
 from coordinator.view.view import make_view
 from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import MeasurementProtocol
+from fleet_protocol.mirrors import check_mirror
 
 _DEFAULT_OUT = Path("fleetnas-out")
 _EXIT_CODES: dict[Ending, int] = {"complete": 0, "partial": 1, "failed": 1, "interrupted": 130}
@@ -49,9 +51,11 @@ def search(
     devices: Annotated[
         str | None, typer.Option("--devices", metavar="NAME,...", help="Agents that take part (default: all).")
     ] = None,
-    wait_for: Annotated[int, typer.Option("--wait-for", min=1, help="Agents to wait for before it begins.")] = 1,
+    wait_for: Annotated[
+        int, typer.Option("--wait-for", metavar="N", min=1, help="Agents to wait for before it begins.")
+    ] = 1,
     budget: Annotated[
-        int, typer.Option("--budget", min=3, help="Measurements per device setting before verification.")
+        int, typer.Option("--budget", metavar="N", min=3, help="Measurements per device setting before verification.")
     ] = 40,
     out: Annotated[
         Path | None,
@@ -62,33 +66,48 @@ def search(
         ),
     ] = None,
     strategy: Annotated[
-        str, typer.Option("--strategy", help="bottom-up, top-down, joint, independent, or exhaustive (small spaces).")
+        str,
+        typer.Option(
+            "--strategy", metavar="NAME", help="bottom-up, top-down, joint, independent, or exhaustive (small spaces)."
+        ),
     ] = "bottom-up",
     max_parameters: bounding.Parameters = None,
     max_macs: bounding.Macs = None,
     max_activation_memory: bounding.ActivationMemory = None,
     max_file_size: bounding.FileSize = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Fixes what is measured first.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes what is measured first.")] = 0,
     prior: Annotated[
-        str, typer.Option("--prior", help="learned (from the store's earlier runs, where they are enough) or default.")
+        str,
+        typer.Option(
+            "--prior", metavar="NAME", help="learned (from the store's earlier runs, where they are enough) or default."
+        ),
     ] = "learned",
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest unfinished)."),
     ] = None,
-    grace: Annotated[float, typer.Option("--grace", min=0, help="Seconds that a lost device has to come back.")] = 60.0,
-    join: Annotated[float, typer.Option("--join", min=1, help="Seconds to wait for the devices.")] = 60.0,
+    grace: Annotated[
+        float, typer.Option("--grace", metavar="S", min=0, help="Seconds that a lost device has to come back.")
+    ] = 60.0,
+    join: Annotated[float, typer.Option("--join", metavar="S", min=1, help="Seconds to wait for the devices.")] = 60.0,
     deadline: Annotated[
-        float, typer.Option("--deadline", min=1, help="Seconds that one measurement may take on a device.")
+        float, typer.Option("--deadline", metavar="S", min=1, help="Seconds that one measurement may take on a device.")
     ] = 180.0,
-    warmup: Annotated[float, typer.Option("--warmup", min=0, help="Seconds of warm-up per measurement.")] = 0.5,
-    min_time: Annotated[float, typer.Option("--min-time", min=0, help="Seconds timed per measurement.")] = 1.0,
-    min_runs: Annotated[int, typer.Option("--min-runs", min=3, help="Timed runs per measurement, at least.")] = 50,
+    warmup: Annotated[
+        float, typer.Option("--warmup", metavar="S", min=0, help="Seconds of warm-up per measurement.")
+    ] = 0.5,
+    min_time: Annotated[
+        float, typer.Option("--min-time", metavar="S", min=0, help="Seconds timed per measurement.")
+    ] = 1.0,
+    min_runs: Annotated[
+        int, typer.Option("--min-runs", metavar="N", min=3, help="Timed runs per measurement, at least.")
+    ] = 50,
     calibration_images: Annotated[
-        Path | None, typer.Option(help="Folder with a folder of images per class, to calibrate winners on.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder with a folder of images per class, to calibrate winners on."),
     ] = None,
     evaluation_images: Annotated[
-        Path | None, typer.Option(help="The same, to evaluate winners on; never used for anything else.")
+        Path | None, typer.Option(metavar="DIR", help="The same, to evaluate winners on; never used for anything else.")
     ] = None,
     store: options.Store = None,
     fleet: options.Fleet = None,
@@ -101,11 +120,31 @@ def search(
     as_json: options.Json = False,
     metrics_port: Annotated[
         int | None,
-        typer.Option("--metrics-port", min=0, max=65535, help="Serve Prometheus metrics there (see docs/watching.md)."),
+        typer.Option(
+            "--metrics-port",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve Prometheus metrics there (see docs/watching.md).",
+        ),
     ] = None,
     metrics_address: Annotated[
-        str, typer.Option("--metrics-address", help="Where --metrics-port listens.")
+        str, typer.Option("--metrics-address", metavar="ADDRESS", help="Where --metrics-port listens.")
     ] = "127.0.0.1",
+    mirror: Annotated[
+        str | None,
+        typer.Option("--mirror", metavar="URL", help="Where agents may fetch the supernet, see `fleetnas mirror`."),
+    ] = None,
+    bundle_rate: Annotated[
+        float,
+        typer.Option("--bundle-rate", min=0.01, metavar="MB/S", help="Of supernets through the broker, in all."),
+    ] = DEFAULT_RATE_BYTES_PER_S / 1e6,
+    bundles_at_once: Annotated[
+        int,
+        typer.Option(
+            "--bundles-at-once", metavar="N", min=1, help="Agents that are sent the supernet at the same time."
+        ),
+    ] = DEFAULT_AT_ONCE,
     local: Annotated[
         bool, typer.Option("--local", help="This device alone: agent and coordinator in one, no broker, no network.")
     ] = False,
@@ -114,16 +153,19 @@ def search(
         typer.Option("--setting", metavar="SETTING", help="Local: such as onnxruntime,threads=4; may be repeated."),
     ] = None,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="Local: of the one setting (default: what is installed).")
+        str | None,
+        typer.Option("--runtime", metavar="NAME", help="Local: of the one setting (default: what is installed)."),
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Local: of the one setting.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="Local: of the one setting.")
+    ] = None,
     state_dir: Annotated[
         Path | None, typer.Option("--state-dir", metavar="DIR", help="Local: where the agent keeps its state.")
     ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="No device: by a latency table alone. Nothing is measured or verified.")
     ] = False,
-    space: Annotated[str, typer.Option("--space", help="Offline: the design space.")] = "ofa-mbv3",
+    space: Annotated[str, typer.Option("--space", metavar="NAME", help="Offline: the design space.")] = "ofa-mbv3",
     latency_table: Annotated[
         Path | None, typer.Option("--latency-table", metavar="DIR|FILE", help="Offline: block latency tables.")
     ] = None,
@@ -131,7 +173,10 @@ def search(
         Path | None, typer.Option("--accuracy", metavar="FILE", help="Offline: accuracy predictor, or known values.")
     ] = None,
 ) -> None:
-    """Search the whole fleet: measure on every device, and take home a verified model per device and target."""
+    """Search the whole fleet by measuring on every device.
+
+    What it takes home is a verified model per device and latency target.
+    """
     bounds = bounding.bounds(max_parameters, max_macs, max_activation_memory, max_file_size)
     if offline:
         _search_offline(targets, space, latency_table, accuracy, strategy, bounds, seed, out or _DEFAULT_OUT, as_json)
@@ -161,7 +206,7 @@ def search(
                 warmup_s=warmup, min_s=min_time, min_runs=min_runs, max_s=max(20.0, 2 * min_time)
             ),
         )
-    alone = _local_device(local, [broker, fleet, credentials, devices], setting, runtime, threads, state_dir)
+    alone = _local_device(local, [broker, fleet, credentials, devices, mirror], setting, runtime, threads, state_dir)
     found_at = None
     if alone is None:
         found_at = options.connection(
@@ -181,6 +226,9 @@ def search(
         calibration_images=calibration_images,
         evaluation_images=evaluation_images,
         metrics=(metrics_address, metrics_port) if metrics_port is not None else None,
+        mirror=check_mirror(mirror) if mirror is not None else None,
+        bundle_rate_bytes_per_s=1e6 * bundle_rate,
+        bundles_at_once=bundles_at_once,
     )
     raise typer.Exit(run_search(request, as_json=as_json))
 
@@ -201,7 +249,9 @@ def _local_device(
             )
         return None
     if any(option is not None for option in fleet_options):
-        raise UsageError("--local has neither broker nor fleet; leave out --broker, --fleet, --credentials, --devices")
+        raise UsageError(
+            "--local has neither broker nor fleet; leave out --broker, --fleet, --credentials, --devices and --mirror"
+        )
     return LocalDevice.parse(settings or (), runtime, threads, state_folder)
 
 
@@ -275,6 +325,8 @@ def _what_next(ending: Ending, run_id: str, request: SearchRequest) -> str:
         where = ["--credentials", str(request.credentials)]
     else:
         where = ["--broker", str(request.broker)]
+    if request.mirror is not None:
+        where += ["--mirror", request.mirror]
     resume = shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
     if ending == "interrupted":
         return f"interrupted; everything measured is stored. Go on with: {resume}"
