@@ -23,6 +23,7 @@ from agent.runtimes.base import ProviderFallbackError
 from fleet_protocol.errors import (
     ArchitectureError,
     BundleError,
+    FleetnasError,
     MissingDependencyError,
     RuntimeUnavailableError,
     UsageError,
@@ -105,7 +106,7 @@ def _limit_memory(limit_bytes: int) -> None:
 
 def _describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return (text if text and isinstance(error, (UsageError, BundleError)) else f"{type(error).__name__}: {text}")[:500]
+    return (text if text and isinstance(error, FleetnasError) else f"{type(error).__name__}: {text}")[:500]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Literal
 
 from agent.battery import BatteryRule
 from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply
-from agent.host_lock import default_host_lock_path, hold_host_lock
+from agent.host_lock import ENVIRONMENT_VARIABLE, default_host_lock_path, hold_host_lock
 from agent.jetson import power_mode, tegra_release
 from agent.probe import describe_device
 from agent.sensors import Sensors
@@ -114,7 +114,8 @@ def _guarded(check: Callable[[Patient], Iterator[Finding]], patient: Patient) ->
         yield from check(patient)
     except Exception as error:
         name = check.__name__.removeprefix("_check_").replace("_", " ")
-        yield Finding(name, "broken", f"could not be checked: {type(error).__name__}: {error}")
+        text = f"could not be checked: {type(error).__name__}: {error}"
+        yield Finding(name, "broken", text, "report this line to fleetnas: it is a defect of the doctor")
 
 
 def _check_python(_: Patient) -> Iterator[Finding]:
@@ -133,9 +134,19 @@ def _bits() -> int:
 
 
 def install_commands(profile: str, bits: int) -> str:
-    """What installs a runtime on a device of this profile under a system of so many bits."""
+    """What installs a runtime on a device of this profile under a system of so many bits, where the doctor runs."""
     known = load_catalogue().devices.get(_ARM32 if bits == 32 else profile)
-    return "; ".join(known.install) if known and known.install else "pip install 'fleetnas[agent]'"
+    commands = list(known.install) if known is not None else []
+    if bits == 64:
+        # There is an environment already. (Under 32 bits it may be one that does not see the system's packages.)
+        commands = [text for text in commands if "pip " in text or ("venv" not in text and "/opt/fleetnas" not in text)]
+        commands = [re.sub(r"^(/opt/fleetnas/bin/)?pip ", _pip(), text) for text in commands]
+    return "; ".join(commands or [f"{_pip()}install 'fleetnas[agent]'"])
+
+
+def _pip() -> str:
+    """This very environment's: the `pip` of the shell is often another's, or none."""
+    return f"{sys.executable} -m pip "
 
 
 def why_no_wheel_fits(library: str, version: str, bits: int, python: tuple[int, int]) -> str:
@@ -168,7 +179,7 @@ def _check_runtimes(_: Patient) -> Iterator[Finding]:
         text = "no runtime here offers the GPU: PyPI's onnxruntime runs on the processor only"
         yield Finding("accelerator", "warning", text, install_commands(profile, _bits()))
     if any(finding.name == "onnxruntime" for finding in found) and util.find_spec("onnx") is None:
-        yield Finding("onnx", "broken", "onnxruntime is installed, the onnx package is not", "pip install onnx")
+        yield Finding("onnx", "broken", "onnxruntime is installed, the onnx package is not", _pip() + "install onnx")
 
 
 def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
@@ -180,7 +191,7 @@ def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
     try:
         reply = _probe(worker, RuntimeSetting(runtime=runtime))
         if not isinstance(reply, ProbedReply):
-            reinstall = "pip install --force-reinstall " + _distribution(runtime)
+            reinstall = f"{_pip()}install --force-reinstall {_distribution(runtime)}"
             return [Finding(runtime, "broken", _why_not(reply), reinstall)]
         text = f"{reply.version}; runs on {reply.active_provider}; offers {', '.join(reply.providers)}"
         found = [Finding(runtime, "ok", text)]
@@ -229,9 +240,8 @@ def _check_sensors(_: Patient) -> Iterator[Finding]:
     sensors = Sensors()
     now = sensors.read()
     if now.temperature_c is None:
-        without = "no temperature sensor: heat shows only in the sentinel's latency"
-        mend = "" if util.find_spec("psutil") else "pip install psutil"
-        yield Finding("temperature", "warning", without, mend)
+        text = "no temperature sensor: heat shows only in the sentinel's latency"
+        yield Finding("temperature", "warning", text, _sensor_mend(platform.machine()))
     else:
         yield Finding("temperature", "ok", f"{now.temperature_c:.0f} C")
     if now.governor is None:
@@ -257,6 +267,15 @@ def _check_sensors(_: Patient) -> Iterator[Finding]:
         yield Finding("battery", "warning", f"the agent would wait: {objection}", objection.rpartition(": ")[2])
     elif now.battery_percent is not None:
         yield Finding("battery", "ok", f"{now.battery_percent:.0f} %, {now.battery_state or 'state unknown'}")
+
+
+def _sensor_mend(machine: str) -> str:
+    """What may bring a temperature sensor to a machine that shows none."""
+    if util.find_spec("psutil") is None:
+        return _pip() + "install psutil"
+    if machine in ("x86_64", "i686", "AMD64"):
+        return "sudo modprobe coretemp, with an AMD processor sudo modprobe k10temp; virtual machines have none"
+    return "ls /sys/class/thermal: if it is empty, load the board's thermal driver; Android and containers hide it"
 
 
 def _power_mode_finding(mode: str | None) -> Finding:
@@ -314,7 +333,8 @@ def _check_host_lock(_: Patient) -> Iterator[Finding]:
     except _HeldError:
         waiting.append("; another agent of this host is measuring")
     except FleetnasError as error:
-        yield Finding("host lock", "broken", str(error))
+        mend = f"export {ENVIRONMENT_VARIABLE}=FILE, a file that every agent of this host can read"
+        yield Finding("host lock", "broken", str(error).partition(";")[0], mend)
         return
     yield Finding("host lock", "ok", f"{path}{''.join(waiting)}")
 

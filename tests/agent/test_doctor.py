@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def test_a_32_bit_system_on_a_64_bit_kernel_is_told_the_32_bit_commands() -> Non
     assert "arm32" in install_commands("raspberry_pi_4", 32)
     assert "fleetnas[agent]" in install_commands("raspberry_pi_4", 64)
     assert "fleetnas[agent]" in install_commands("unknown", 64)
+
+
+@pytest.mark.parametrize("profile", [*sorted(load_catalogue().devices), "unknown"])
+def test_what_it_tells_to_install_goes_where_it_runs_itself(profile: str) -> None:
+    said = install_commands(profile, 64)
+    assert f"{sys.executable} -m pip install" in said
+    assert said.count("pip install") == said.count("-m pip install")
+    assert "-m venv" not in said
 
 
 def test_the_extras_that_are_named_exist() -> None:
