@@ -31,7 +31,7 @@ Macs = Annotated[
 ActivationMemory = Annotated[
     str | None,
     typer.Option(
-        "--max-activation-memory", metavar="SIZE", help="Bound on its activations at their peak (fp32), 8MiB."
+        "--max-activation-memory", metavar="SIZE", help="Bound on its activations at their peak (fp32), such as 8MiB."
     ),
 ]
 FileSize = Annotated[

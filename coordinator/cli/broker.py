@@ -22,12 +22,17 @@ def register(app: typer.Typer) -> None:
 
 def broker(
     context: typer.Context,
-    host: Annotated[str, typer.Option("--host", help="Where to listen; 0.0.0.0 for the whole network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 for the whole network.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free one.")
+    ] = DEFAULT_PORT,
 ) -> None:
-    """Run the embedded MQTT broker until Ctrl-C: for one machine or a network that you trust, it lets everybody in.
+    """Run the embedded MQTT broker until Ctrl-C.
 
-    For production, `init` writes the configuration of a mosquitto that does not.
+    It is for one machine or a network that you trust, as it lets everybody in. For production, `init` writes the
+    configuration of a mosquitto that does not.
     """
     if context.invoked_subcommand is not None:
         return

@@ -17,10 +17,13 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where everything goes.")] = Path("fleetnas-out"),
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes what is measured first.")] = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Search three device settings of this machine with the built-in supernet: about two minutes."""
+    """Search three settings of this machine: about two minutes.
+
+    With the built-in supernet, a broker of its own, and an agent process for each setting.
+    """
     from coordinator.cli.search import run_search
     from coordinator.demo import run_demo
 

@@ -44,11 +44,14 @@ def devices(
         typer.Option("--authority", metavar="DIR", help="Compare with who is enrolled there; also logs in with it."),
     ] = None,
     wait: Annotated[
-        float, typer.Option("--wait", min=0.1, help="Seconds to listen; 35 hear every living agent's heartbeat.")
+        float,
+        typer.Option(
+            "--wait", metavar="SECONDS", min=0.1, help="How long to listen; 35 hear every living agent's heartbeat."
+        ),
     ] = _GATHER_S,
     as_json: options.Json = False,
 ) -> None:
-    """Who is in the fleet, when it was last seen, and why it is idle."""
+    """Who is in the fleet, when last seen, and why idle."""
     from coordinator.fleet.roll_call import RollCall, listen
     from fleet_protocol.mqtt import MqttTransport
     from fleet_protocol.topics import Topics

@@ -51,7 +51,7 @@ def export(
         Path | None, typer.Option("--cache", metavar="DIR", help="Published supernet: where downloads are kept.")
     ] = None,
 ) -> None:
-    """Write a supernet bundle, what `search` takes and agents fetch.
+    """Write a supernet bundle, for searches and agents.
 
     From the built-in supernet `digits`, from one that its authors published (downloaded, verified, with its accuracy
     predictor), or from your own once-for-all checkpoint, a .pth or .safetensors state dict.

@@ -30,7 +30,10 @@ def export_data(
     raw_times: Annotated[bool, typer.Option(help="With every timed run of every measurement.")] = True,
     store: options.Store = None,
 ) -> None:
-    """Every stored measurement, one row each, to learn from elsewhere; docs/store.md describes the fields."""
+    """Write the stored measurements, one row each.
+
+    To learn from elsewhere, and for `predictor evaluate`; docs/store.md describes the fields.
+    """
     from coordinator.store.export_files import Format, write_rows
     from coordinator.store.exported_fields import FIELDS, RAW_TIMES, exported_rows
     from coordinator.store.store import MeasurementStore

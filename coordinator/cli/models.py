@@ -50,7 +50,10 @@ def evaluate(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Slice one subnet, calibrate it, and evaluate the very file that would ship on held-out images."""
+    """Slice, calibrate and evaluate one subnet.
+
+    What is evaluated, on held-out images, is the very file that would ship.
+    """
     import numpy as np
 
     from coordinator.campaign.assembly import image_sources
@@ -131,12 +134,15 @@ def fit(
             help="Evaluated subnets: a .csv (ks, e, d, r, top1_percent), or .jsonl of `evaluate --json`.",
         ),
     ],
-    space: Annotated[str, typer.Option("--space", help="Their design space.")],
+    space: Annotated[str, typer.Option("--space", metavar="NAME", help="Their design space.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The predictor, a .safetensors file.")],
     space_options: Annotated[str, typer.Option("--options", metavar="JSON", help="The space's options.")] = "{}",
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes which are held out.")] = 0,
 ) -> None:
-    """Fit an accuracy predictor to subnets that were evaluated, and say how well it foretells others."""
+    """Fit an accuracy predictor to evaluated subnets.
+
+    Some are held out, to say how well it foretells others.
+    """
     import numpy as np
 
     from supernet_export.accuracy_fit import fit_accuracy, read_evaluated
@@ -160,11 +166,16 @@ def evaluate_predictor(
         Path,
         typer.Argument(metavar="DATA", help="Measured latencies: .npz, .json, or .csv as `export-data` writes it."),
     ],
-    samples: Annotated[str, typer.Option("--samples", help="How many measurements of a new device.")] = "10,20,50",
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Random choices of these.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    samples: Annotated[
+        str, typer.Option("--samples", metavar="N,...", help="How many measurements of a new device.")
+    ] = "10,20,50",
+    draws: Annotated[int, typer.Option("--draws", metavar="N", min=1, help="Random choices of these.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes these choices.")] = 0,
 ) -> None:
-    """How well the latency predictor foretells a device that it knows from a few measurements."""
+    """How well a few measurements foretell a new device.
+
+    Each device in turn is the new one; the latency predictor learns its prior from the others.
+    """
     from coordinator.predictors.dataset import read_latency_data
     from coordinator.predictors.evaluation import leave_family_out, table_lines
 

@@ -19,13 +19,18 @@ _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 Broker = Annotated[
     str | None, typer.Option("--broker", metavar="HOST[:PORT]", help="The MQTT broker of the fleet; mqtts:// for TLS.")
 ]
-Fleet = Annotated[str | None, typer.Option("--fleet", help="Which fleet on that broker (default: default).")]
+Fleet = Annotated[
+    str | None, typer.Option("--fleet", metavar="NAME", help="Which fleet on that broker (default: default).")
+]
 CredentialsFile = Annotated[
     Path | None,
     typer.Option("--credentials", metavar="FILE", help="Broker, login, certificates and signing key in one file."),
 ]
 Username = Annotated[
-    str | None, typer.Option("--username", help=f"Login; its password is ${_PASSWORD_VARIABLE} or in --password-file.")
+    str | None,
+    typer.Option(
+        "--username", metavar="NAME", help=f"Login; its password is ${_PASSWORD_VARIABLE} or in --password-file."
+    ),
 ]
 PasswordFile = Annotated[
     Path | None, typer.Option("--password-file", metavar="FILE", help="File that holds the login's password.")

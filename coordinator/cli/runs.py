@@ -52,7 +52,7 @@ def results(
         Path | None, typer.Option("--out", metavar="DIR", help="Write its results and winners' model files here.")
     ] = None,
 ) -> None:
-    """What a run brought, also while it runs or after it was killed."""
+    """What a run brought, ended or not."""
     from coordinator.campaign.assembly import stored_models, write_take_home
     from coordinator.campaign.plan import RunSettings
     from coordinator.campaign.standing import outcome_of

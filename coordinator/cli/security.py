@@ -46,15 +46,22 @@ def register_broker(group: typer.Typer) -> None:
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder: the fleet's authority.")],
     host: _Hosts = None,
-    fleet: Annotated[str, typer.Option("--fleet", help="Which fleet may use the broker.")] = "default",
-    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = DEFAULT_TLS_PORT,
-    login: Annotated[str, typer.Option("--login", help="certificate or password, both over TLS.")] = "certificate",
+    fleet: Annotated[str, typer.Option("--fleet", metavar="NAME", help="Which fleet may use the broker.")] = "default",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Where the broker listens.")
+    ] = DEFAULT_TLS_PORT,
+    login: Annotated[
+        str, typer.Option("--login", metavar="KIND", help="certificate or password, both over TLS.")
+    ] = "certificate",
     install_at: Annotated[
         Path | None,
         typer.Option("--install-at", metavar="DIR", help="Where mosquitto's files will lie (default: where they are)."),
     ] = None,
 ) -> None:
-    """Make a private authority and a mosquitto configuration: TLS, access rules per agent, limits."""
+    """Make an authority and a mosquitto configuration.
+
+    The authority is private to the fleet; the configuration has TLS, access rules per agent, and limits.
+    """
     from coordinator.security.authority import Authority
 
     if login not in ("certificate", "password"):
@@ -86,7 +93,10 @@ def init(
 def renew(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The fleet's authority.")], host: _Hosts = None
 ) -> None:
-    """A new certificate for the broker, under other names where --host gives some."""
+    """A new certificate for the broker.
+
+    Under other names where --host gives some.
+    """
     authority = _open(folder)
     issued = authority.renew_broker(_now(), host or ())
     typer.echo(f"{folder}/mosquitto/server.pem is valid until {issued.expires:%Y-%m-%d}\n{_restart(authority)}")
@@ -131,7 +141,10 @@ def enroll(
     ] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Replace and revoke what it had before.")] = False,
 ) -> None:
-    """Issue one agent's credentials as a single file; those of `watcher` are for `fleetnas watch` and `devices`."""
+    """Issue one agent's credentials, as a single file.
+
+    Those of `watcher` are for `fleetnas watch` and `fleetnas devices`.
+    """
     opened = _open(authority)
     path = output or Path(f"{name}.credentials")
     credentials = opened.enroll(name, path, _now(), renew=renew)
@@ -168,7 +181,10 @@ def sign(
         Path, typer.Option("--credentials", metavar="FILE", help="The coordinator's, whose key signs.")
     ],
 ) -> None:
-    """Sign a file for those who fetch it another way: writes FILE.sig."""
+    """Sign a file for those who fetch it another way.
+
+    Writes FILE.sig beside it.
+    """
     from fleet_protocol.credentials import read_credentials
     from fleet_protocol.signing import sign_file
 

@@ -38,9 +38,10 @@ def watch(
     key_file: options.KeyFile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show a search that runs elsewhere until it ends: from its store, or from the broker with --broker.
+    """Show a search that runs elsewhere, until it ends.
 
-    Ends as the search does: 0 where every target of every device was met, else 1.
+    From its store, or from the broker with --broker. Ends as the search does: 0 where every target of every device was
+    met, else 1.
     """
     from coordinator.view.view import make_view
     from coordinator.watching.feed import follow
