@@ -193,6 +193,14 @@ def test_settings_are_a_list_in_both(tmp_path: Path) -> None:
     assert settings_of(values) == ["litert", "onnxruntime,threads=2"]
 
 
+def test_a_configured_number_that_is_none_is_named(environment: dict[str, str]) -> None:
+    for key, value in (("CACHE_MB", "plenty"), ("MEMORY_LIMIT_MB", "0")):
+        done = agent("run", "--broker", "localhost", environment={**environment, f"FLEETNAS_{key}": value})
+        assert done.returncode == 2
+        option = "--" + key.lower().replace("_", "-")
+        assert f"{option}: '{value}' is not a whole number of at least 1" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -75,6 +75,14 @@ def test_systemd_takes_the_unit_and_finds_it_well_confined(tmp_path: Path) -> No
     assert rated.returncode == 0, rated.stdout[-300:]
 
 
+def test_the_service_reaches_accelerators_and_the_boards_firmware(tmp_path: Path) -> None:
+    installation = staged(tmp_path)
+    install(installation, VALUES, start=True, run=nothing)
+    settings = [line.partition("=")[0] for line in installation.unit.read_text().splitlines()]
+    assert not {"PrivateDevices", "DeviceAllow", "DevicePolicy", "ProtectClock"} & set(settings)
+    assert "SystemCallFilter" in settings
+
+
 def test_a_new_installation_keeps_an_old_configuration(tmp_path: Path) -> None:
     installation = staged(tmp_path)
     install(installation, VALUES, start=True, run=nothing)
