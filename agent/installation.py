@@ -55,8 +55,8 @@ ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
 ProtectControlGroups=yes
-# Not PrivateDevices: it hides GPUs, a Pi's firmware and the like. Not ProtectClock: before systemd 253 it hides them too
-# (systemd issue 18142), and without capabilities and clock system calls nothing is left to protect.
+# Not PrivateDevices: it hides GPUs, a Pi's firmware and the like. Not ProtectClock: before systemd 253 it hides them
+# too (systemd issue 18142), and without capabilities and clock system calls nothing is left to protect.
 ProtectHostname=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
 RestrictNamespaces=yes
