@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 import time
+from functools import lru_cache
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -51,6 +52,14 @@ _FATAL_REFUSALS = frozenset(
 )
 
 
+@lru_cache(maxsize=64)
+def _expiry(seconds: int) -> Properties:
+    """paho takes longer to make these than to send a message, and all tasks of a campaign have the same."""
+    properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    properties.MessageExpiryInterval = seconds
+    return properties
+
+
 class _FallBack:
     """paho's thread asks the owner's for a client of version 3.1.1."""
 
@@ -65,13 +74,14 @@ class MqttTransport:
         self.address = address
         self._client_id, self._will = client_id, will
         self._events: queue.Queue[TransportEvent | _FallBack] = queue.Queue(MAX_QUEUED_EVENTS)
-        self._filters: dict[str, int] = {}
+        self._filters: dict[tuple[str, str | None], int] = {}
         self._put_back: TransportEvent | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._last: paho.MQTTMessageInfo | None = None
         self._tls: TlsContext | None = None
         self._answered = False
+        self._can_share = False
         self._unanswered = 0
         self._five = prefer_five
         self._client = self._make_client()
@@ -80,6 +90,10 @@ class MqttTransport:
     def expires_messages(self) -> bool:
         """Whether the broker keeps `expiry_s`: it speaks MQTT 5."""
         return self._five and self._answered
+
+    @property
+    def can_share(self) -> bool:
+        return self._can_share
 
     def _make_client(self) -> paho.Client:
         if self._five:
@@ -131,19 +145,19 @@ class MqttTransport:
         self._client = self._make_client()
         self.start()
 
-    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
         with self._lock:
-            self._filters[topic_filter] = qos
+            self._filters[topic_filter, share] = qos
             if self._client.is_connected():
-                self._client.subscribe(topic_filter, qos)
+                self._client.subscribe(self._spelled(topic_filter, share), qos)
+
+    def _spelled(self, topic_filter: str, share: str | None) -> str:
+        return f"$share/{share}/{topic_filter}" if share is not None and self._can_share else topic_filter
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
-        properties = None
-        if expiry_s is not None and self._five:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.MessageExpiryInterval = max(1, round(expiry_s))
+        properties = _expiry(max(1, round(expiry_s))) if expiry_s is not None and self._five else None
         info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if info.rc == paho.MQTT_ERR_QUEUE_SIZE:
             raise TransportError(
@@ -206,7 +220,7 @@ class MqttTransport:
                 return
 
     def _on_connect(
-        self, client: paho.Client, _: object, __: paho.ConnectFlags, reason: ReasonCode, ___: Properties | None
+        self, client: paho.Client, _: object, __: paho.ConnectFlags, reason: ReasonCode, granted: Properties | None
     ) -> None:
         self._answered = not (self._five and str(reason) == _UNSUPPORTED)
         if not self._answered:
@@ -216,8 +230,9 @@ class MqttTransport:
             self._put(Disconnected(f"refused: {reason}", fatal=str(reason) in _FATAL_REFUSALS))
             return
         with self._lock:
+            self._can_share = self._five and getattr(granted, "SharedSubscriptionAvailable", 1) == 1
             if self._filters:
-                client.subscribe(list(self._filters.items()))
+                client.subscribe([(self._spelled(*wanted), qos) for wanted, qos in self._filters.items()])
         self._put(Connected())
 
     def _on_socket_open(self, _: paho.Client, __: object, ___: object) -> None:

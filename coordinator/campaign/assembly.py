@@ -238,6 +238,7 @@ def open_search(
         on_happening=view.event,
     )
     campaign_log.append(campaign.note)
+        asks_at_once=lambda: search.at_once,
     if metrics is not None:
         metrics.attach(campaign, blobs, store)
     if resumed is None:

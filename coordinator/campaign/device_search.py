@@ -10,6 +10,7 @@ What is asked is a function of the seed and of what was told, so telling a store
 from __future__ import annotations
 
 import bisect
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -247,8 +248,7 @@ class DeviceSearch:
     def ask(self, count: int) -> list[Proposal]:
         """Up to `count` subnets to measure next; none while a round's last ones are out."""
         if self.needs_planning:
-            with single_threaded_blas():
-                self._queue.extend(self._next_round())
+            self._queue.extend(self._next_round())
         handed = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
         self._outstanding.update((proposal.key, proposal) for proposal in handed)
         return handed
@@ -374,13 +374,14 @@ class DeviceSearch:
             return []
         states = self._open_targets()
         foretold, found = self._foretelling(), list[list[Genome | None]]()
+        best = [self._best_accuracy(state) for state in states]
         for gain in ACCURACY_GAINS:
             for place, sigmas in enumerate(_MARGINS):
                 if place == len(found):
                     found.append(self._winners(states, foretold.at_margin(sigmas)))
                 chosen: dict[bytes, Genome] = {}
-                for state, winner in zip(states, found[place], strict=True):
-                    if winner is not None and self._improves(state, winner, gain):
+                for accuracy, winner in zip(best, found[place], strict=True):
+                    if winner is not None and self._improves(accuracy, winner, gain):
                         chosen.setdefault(winner.tobytes(), winner)
                 if chosen:
                     return self._propose(list(chosen.values())[:left], "candidate")
@@ -411,12 +412,16 @@ class DeviceSearch:
             winners[place] = winner
         return winners
 
-    def _improves(self, state: TargetState, winner: Genome, gain: float = ACCURACY_GAINS[0]) -> bool:
+    def _improves(self, best: float, winner: Genome, gain: float = ACCURACY_GAINS[0]) -> bool:
+        """Whether a subnet is worth a measurement where the best one that was measured has this accuracy."""
         evidence = self._evidence.of(winner)
         if evidence.latency_ms is not None and evidence.sure:
             return False
+        return self._accuracy_of(winner) > best + gain
+
+    def _best_accuracy(self, state: TargetState) -> float:
         best = self._best_measured(state, self._safety(state))
-        return best is None or self._accuracy_of(winner) > self._accuracy_of(best) + gain
+        return -math.inf if best is None else self._accuracy_of(best)
 
     def _measured(self) -> tuple[Genomes, Floats]:
         """What is relied on: while there is budget to look again, nothing that was measured badly."""
@@ -467,7 +472,7 @@ class DeviceSearch:
         if not state.verifications or state.replacements >= MAX_REPLACEMENTS:
             return None
         (winner,) = self._winners([state], self._foretelling(_REPLACEMENT_MARGIN))
-        if winner is None or not self._improves(state, winner):
+        if winner is None or not self._improves(self._best_accuracy(state), winner):
             return None
         return self._propose([winner], "candidate", state.target_ms)[0]
 

@@ -56,6 +56,11 @@ class FleetSearch:
         if self._settings == FEW_SETTINGS + 1:
             threading.Thread(target=self._shared, name="fleet-archive", daemon=True).start()
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a question is answered in a millisecond: by the archive, which is there."""
+        return self._settings > FEW_SETTINGS and self._archive is not None
+
     def __call__(
         self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
@@ -93,6 +98,8 @@ class Archive:
         """Per target, the most accurate of the archive and of `start` that is foretold to meet it."""
         rough = latency.likely(self._library)
         found: list[tuple[float, Genome] | None] = [None] * len(targets_ms)
+        #: Per target, how many of the archive are more accurate than what is known to meet it: no other can win.
+        better = [len(self.top1)] * len(targets_ms)
         if len(start):
             exact, top1 = latency.predict(start), np.asarray(self._accuracy.predict(start), dtype=np.float64)
             for place, target_ms in enumerate(targets_ms):
@@ -100,8 +107,12 @@ class Archive:
                 if len(within):
                     best = within[np.argmax(top1[within])]
                     found[place] = float(top1[best]), start[best]
+                    better[place] = int(np.searchsorted(-self.top1, -top1[best]))
         open_, skip, count = list(range(len(targets_ms))), 0, _LOOKED_AT
-        reach = [np.flatnonzero(rough <= _REACH * target_ms) for target_ms in targets_ms]
+        reach = [
+            np.flatnonzero(rough[:count] <= _REACH * target_ms)
+            for count, target_ms in zip(better, targets_ms, strict=True)
+        ]
         while open_:
             rows = [reach[place][skip : skip + count] for place in open_]
             wanted = np.unique(np.concatenate(rows))
@@ -113,7 +124,7 @@ class Archive:
                 within = of_target[exact[np.searchsorted(wanted, of_target)] <= targets_ms[place]]
                 if not len(within):
                     still.append(place)
-                elif (known := found[place]) is None or self.top1[within[0]] > known[0]:
+                else:
                     found[place] = float(self.top1[within[0]]), self.genomes[within[0]]
             open_, skip, count = still, skip + count, 4 * count
         return [one[1] if one is not None else None for one in found]

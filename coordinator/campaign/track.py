@@ -85,6 +85,12 @@ class SettingTrack:
         waiting = sum(proposal.purpose != "verification" and proposal.target_ms is None for proposal, _ in self.inbox)
         return self.search.measurements + waiting
 
+    @property
+    def learned_much(self) -> bool:
+        """Twice as much was measured as when the predictor's error was noted last, and a round is over."""
+        noted = self.learning[-1][0] if self.learning else 1
+        return self.search.needs_planning and self.search.measurements >= 2 * noted
+
     def note_learning(self) -> bool:
         """Write down the predictor's held-out error; False where it has learned nothing new."""
         error = self.search.held_out_error()
