@@ -52,6 +52,8 @@ MAX_RESEND_S = 1800.0
 QUEUE_LIMIT = 8
 #: Results kept for coordinators that have not come back; of more, the oldest are given up.
 OUTBOX_LIMIT = 1000
+#: A child that has nothing to do keeps its runtime's memory this long: a search asks again sooner, a shelf does not.
+KEEP_CHILD_S = 30.0
 #: How long one step waits where there is nothing to do, where a child works, and where a fetch or a cooling runs.
 _IDLE_S, _CHILD_S, _ACTIVE_S = 1.0, 0.25, 0.2
 #: Messages taken from the transport in one step, so that a flood does not starve the child.
@@ -109,6 +111,7 @@ class AgentService:
         self._coordinator: CoordinatorState | None = None
         self._conditions = Conditions()
         self._health_at = self._started_at
+        self._idle_since: float | None = None
         self._drives_a_phone = all(setting.runtime == "adb" for setting in info.settings)
         self.finished = 0
 
@@ -350,7 +353,9 @@ class AgentService:
         if self._run is None:
             if self._state is not None and self._state.state == "busy":
                 self._announce_state("ready")
+            self._let_child_go(self._clock())
             return
+        self._idle_since = None
         outcome = self._run.step(self._clock(), _CHILD_S)
         if self._run.resting != self._rests_for:
             self._rests_for = self._run.resting
@@ -361,6 +366,14 @@ class AgentService:
             self._announce_state("busy")
         if outcome is not None:
             self._finish(outcome)
+
+    def _let_child_go(self, now: float) -> None:
+        """Once it has had nothing to do for a while."""
+        if self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since >= KEEP_CHILD_S:
+            self._equipment.measurer.close()
+            self._idle_since = float("inf")
 
     def _finish(self, outcome: Outcome) -> None:
         self._run = None

@@ -40,7 +40,7 @@ class Measurer(Protocol):
         """Stop whatever runs, at once; no reply follows."""
 
     def close(self) -> None:
-        """The end."""
+        """Let go of what is kept warm; the next order begins afresh."""
 
 
 def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: Path | None = None) -> list[str]:

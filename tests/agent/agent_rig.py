@@ -86,10 +86,12 @@ class ScriptedMeasurer:
     script: deque[Reply | None] = field(default_factory=deque)
     orders: list[Order] = field(default_factory=list)
     kills: int = 0
+    closed: bool = False
     _answers: deque[Reply] = field(default_factory=deque)
 
     def submit(self, order: Order) -> None:
         self.orders.append(order)
+        self.closed = False
         reply = self.script.popleft() if self.script else measured()
         self._answers = deque([PhaseReply(phase="building"), reply] if reply is not None else [])
 
@@ -106,6 +108,7 @@ class ScriptedMeasurer:
 
     def close(self) -> None:
         self._answers.clear()
+        self.closed = True
 
     @property
     def subnets(self) -> int:

@@ -31,6 +31,9 @@ def carry_out(order: Order, say: Callable[[Phase, float], None]) -> Reply:
     if fault == "memory":
         hoard = [bytearray(50 * 1024**2) for _ in range(100)]
         raise AssertionError(f"{len(hoard)} blocks were allocated beyond the limit")
+    if fault == "hoard":
+        kept = [b"x" * 25 * 1024**2 for _ in range(12)]
+        raise AssertionError(f"{len(kept)} blocks were written to within the limit")
     if fault == "killed":
         os.kill(os.getpid(), 9)
     if fault == "exit":

@@ -12,7 +12,7 @@ from agent_rig import BLOB, TOPICS, AgentProcess, Rig, measured, task
 from device_trees import write_files
 
 from agent.child_messages import FailedReply, PhaseReply, SentinelReading, SlowReply
-from agent.service import HEALTH_EVERY_S, QUEUE_LIMIT, RESEND_EVERY_S
+from agent.service import HEALTH_EVERY_S, KEEP_CHILD_S, QUEUE_LIMIT, RESEND_EVERY_S
 from agent.task_run import COOLING_S
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import DuplicateAgentError, StoreError
@@ -410,6 +410,23 @@ def test_a_bundle_that_rotted_on_disk_is_fetched_afresh_for_the_next_attempt(rig
     rig.run(agent)
     assert len(rig.coordinator.on("blob")) == 6
     assert len(results(rig)) == 1
+
+
+def test_an_idle_agent_lets_its_child_go_and_the_next_task_gets_another(rig: Rig) -> None:
+    agent = rig.agent()
+    rig.run(agent)
+    rig.coordinator.send("pi", "task", task(1))
+    rig.run(agent, seconds=KEEP_CHILD_S - 2)
+    assert not rig.measurer.closed, "the search may ask again"
+    rig.coordinator.send("pi", "task", task(2))
+    rig.run(agent, seconds=KEEP_CHILD_S - 2)
+    assert not rig.measurer.closed, "it was needed meanwhile"
+    rig.run(agent, seconds=4)
+    assert rig.measurer.closed
+    rig.coordinator.send("pi", "task", task(3))
+    rig.run(agent)
+    assert not rig.measurer.closed
+    assert rig.measurer.subnets == 3
 
 
 def test_a_graceful_stop_hands_back_what_is_not_done(rig: Rig) -> None:

@@ -81,6 +81,7 @@ def outcome(worker: Worker, fault: str) -> Reply:
         ("memory", "out_of_memory", "MemoryError"),
         ("rubbish", "bad_output", "rubbish"),
         ("json", "bad_output", "rubbish"),
+        ("closed", "bad_output", "closed its output"),
         ("raise", "internal", "KeyError"),
     ],
 )
@@ -91,6 +92,38 @@ def test_a_broken_child_is_a_failure_with_its_reason_and_the_next_order_works(
     assert isinstance(reply, FailedReply)
     assert reply.reason == reason
     assert detail in reply.detail
+    assert isinstance(outcome(faulty, "none"), MeasuredReply)
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group whose processes the kernel kills beyond 150 MB; skips where none can be made."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    group = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / f"fleetnas-test-{os.getpid()}"
+    limits = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") if version_1.is_dir() else ("memory.max",)
+    try:
+        group.mkdir()
+        for name in limits:
+            if name == limits[0] or (group / name).exists():
+                (group / name).write_text(str(150 * 1024**2))
+        if (group / "memory.swap.max").exists():
+            (group / "memory.swap.max").write_text("0")
+    except OSError as error:
+        if group.is_dir():
+            group.rmdir()
+        pytest.skip(f"memory cannot be limited by a control group here: {error}")
+    yield group
+    group.rmdir()
+
+
+def test_a_child_that_the_kernel_kills_for_memory_is_told_from_one_that_somebody_killed(
+    faulty: Worker, memory_group: Path
+) -> None:
+    outcome(faulty, "none")
+    (memory_group / "cgroup.procs").write_text(str(faulty.pid))
+    reply = outcome(faulty, "hoard")
+    assert isinstance(reply, FailedReply)
+    assert (reply.reason, "SIGKILL" in reply.detail) == ("out_of_memory", True)
     assert isinstance(outcome(faulty, "none"), MeasuredReply)
 
 
@@ -118,6 +151,16 @@ def test_the_child_stays_warm_between_orders(faulty: Worker) -> None:
     first = faulty.pid
     outcome(faulty, "none")
     assert faulty.pid == first
+
+
+def test_a_child_that_was_let_go_is_gone_and_the_next_order_gets_another(faulty: Worker) -> None:
+    outcome(faulty, "none")
+    first = faulty.pid
+    assert first is not None
+    faulty.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    assert isinstance(outcome(faulty, "none"), MeasuredReply)
 
 
 def test_a_child_that_died_while_idle_is_replaced_unnoticed(faulty: Worker) -> None:
