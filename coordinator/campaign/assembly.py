@@ -235,10 +235,10 @@ def open_search(
         executor=executor,
         clock=time.monotonic,
         wall_clock=time.time,
+        asks_at_once=lambda: search.at_once,
         on_happening=view.event,
     )
     campaign_log.append(campaign.note)
-        asks_at_once=lambda: search.at_once,
     if metrics is not None:
         metrics.attach(campaign, blobs, store)
     if resumed is None:
