@@ -160,7 +160,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="fail when the broker was not reached by then (default: go on trying)",
     )
     run.add_argument(
-        "--mirrors",
+        "--bundle-mirrors",
         default="https",
         metavar="POLICY",
         help="whether a bundle may be fetched from the mirror that a task names: off, https, or any, which takes http "
@@ -236,7 +236,7 @@ def _run(options: argparse.Namespace) -> int:
             connect_timeout_s=options.connect_timeout,
             once=options.once,
             trusted_keys=trusted_keys(options),
-            mirrors=mirrors_beside(broker, mirror_policy(options.mirrors)),
+            mirrors=mirrors_beside(broker, mirror_policy(options.bundle_mirrors)),
         )
     )
     return 0

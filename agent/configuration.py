@@ -41,7 +41,7 @@ KEYS = (
     "min_battery",
     "max_charging_temperature",
     "connect_timeout",
-    "mirrors",
+    "bundle_mirrors",
     "log_level",
 )
 

@@ -1,6 +1,7 @@
 """Bundles from the mirror that a task names: resumed, verified, and given up for the broker's chunks if anything fails.
 
-The agent asks nobody by itself: without a mirror in a task, or with `--mirrors off`, it speaks to its broker alone.
+The agent asks nobody by itself: without a mirror in a task, or with `--bundle-mirrors off`, it speaks to its broker
+alone.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ _log = logging.getLogger("fleetnas.agent")
 
 
 def mirror_policy(text: str) -> MirrorPolicy:
-    """What `--mirrors` says; `UsageError` where it is none of the policies."""
+    """What `--bundle-mirrors` says; `UsageError` where it is none of the policies."""
     for policy in MIRROR_POLICIES:
         if text == policy:
             return policy
-    raise UsageError(f"--mirrors {text!r} is not one of {', '.join(MIRROR_POLICIES)}")
+    raise UsageError(f"--bundle-mirrors {text!r} is not one of {', '.join(MIRROR_POLICIES)}")
 
 
 class Mirrors:
@@ -78,11 +79,11 @@ class Mirrors:
         """Why an address is not asked; empty where it may be."""
         parts = urlsplit(url)
         if self._policy == "off":
-            return "this agent asks no mirrors (--mirrors off)"
+            return "this agent asks no mirrors (--bundle-mirrors off)"
         if parts.scheme not in ("http", "https"):
             return f"{parts.scheme or 'no scheme'} is not https"
         if self._policy == "https" and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-            return "it does not speak https, as --mirrors https asks (--mirrors any would allow it)"
+            return "it does not speak https, as --bundle-mirrors https asks (--bundle-mirrors any would allow it)"
         return ""
 
 

@@ -15,7 +15,7 @@ from brokers import Mosquitto, free_port
 from supernets import random_bundle
 
 from agent.cli import build_parser
-from agent.configuration import read_configuration, settings_of
+from agent.configuration import KEYS, PREFIX, read_configuration, settings_of
 from agent.identity import Identity
 from agent.model_building import build_model
 from agent.options import chosen_settings
@@ -37,6 +37,7 @@ from fleet_protocol.messages import (
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import AgentUp, Topics
 from fleet_protocol.transport import Received
+from supernet_export.download import MIRRORS_VARIABLE
 from supernet_export.spaces.registry import make_space
 
 PATIENCE_S = 60.0
@@ -84,6 +85,7 @@ def test_the_agent_itself_loads_neither_a_runtime_nor_numpy() -> None:
         (("run", "--broker", "localhost", "--setting", "litert", "--threads", "2"), "leave out"),
         (("run", "--broker", "localhost", "--log-level", "loud"), "debug, info"),
         (("run", "--broker", "localhost", "--min-battery", "200"), "min_percent"),
+        (("run", "--broker", "localhost", "--bundle-mirrors", "http"), "off, https, any"),
         (("run", "--broker", "localhost", "--config", "/no/such.conf"), "/no/such.conf"),
         (("bench", "/no/such.onnx"), "check its path"),
         (("bench", __file__), "neither .onnx nor .tflite"),
@@ -191,6 +193,10 @@ def test_settings_are_a_list_in_both(tmp_path: Path) -> None:
     assert settings_of(configured(tmp_path, text)) == ["onnxruntime,threads=1", "litert,threads=4"]
     values = configured(tmp_path, text, FLEETNAS_SETTINGS="litert; onnxruntime,threads=2")
     assert settings_of(values) == ["litert", "onnxruntime,threads=2"]
+
+
+def test_the_agents_variables_are_its_own() -> None:
+    assert MIRRORS_VARIABLE not in {PREFIX + key.upper() for key in KEYS}, "where `fleetnas export` downloads from"
 
 
 def test_a_configured_number_that_is_none_is_named(environment: dict[str, str]) -> None:
