@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coordinator.predictors.active_choice import i_optimal
-from coordinator.predictors.belief import Belief, log_posterior, outlier_weight, probabilities
+from coordinator.predictors.belief import Beliefs, outlier_weight
 from coordinator.predictors.held_out import HeldOutError, spearman
 from coordinator.predictors.prior import Floats, Prior
 from fleet_protocol.errors import UsageError
@@ -36,8 +36,8 @@ class BayesianPredictor:
         self._repeated = False
         # Per architecture: precision-weighted mean latency, relative noise of its best sample, precision of its mean.
         self._latency, self._best, self._precision = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._plain = [Belief(h) for h in prior.hypotheses]
-        self._settled: list[Belief] | None = None
+        self._plain = Beliefs(prior)
+        self._settled: Beliefs | None = None
         self._weights_of_measurements = np.ones(0)
         self._mixed: _Mixture | None = None
         self._factored: NDArray[np.float32] | None = None
@@ -89,8 +89,7 @@ class BayesianPredictor:
             # Beliefs sharpened by repeats cannot go on counting evidence; start from the prior again.
             self._plain = self._believe(np.ones(self.count))
         else:
-            for belief in self._plain:
-                belief.learn(seen, x[fresh], y[fresh], belief.noise(x[fresh], relative[fresh]))
+            self._plain.learn(seen, x[fresh], y[fresh], self._plain.noise(x[fresh], relative[fresh]))
         self._settled = self._mixed = self._factored = None
 
     def _average_in(self, index: int, latency_ms: float, relative: float) -> None:
@@ -99,29 +98,28 @@ class BayesianPredictor:
         self._precision[index] = total
         self._best[index] = min(self._best[index], relative)
 
-    def _believe(self, weights: Floats) -> list[Belief]:
+    def _believe(self, weights: Floats) -> Beliefs:
         """Beliefs from the prior and all measurements, each weighted."""
         y, best, pooled = self._latency, self._best, self._precision**-0.5
         repeats = np.flatnonzero(pooled < best * (1.0 - 1e-9))
-        beliefs = [Belief(h) for h in self.prior.hypotheses]
-        for belief in beliefs:
-            noise = belief.noise(self._x, best) / weights
-            belief.learn(self._x[:0], self._x, y, noise)
-            if len(repeats):
-                # Repeats sharpen the weights but say nothing new on the hyperparameters.
-                sharper = belief.noise(self._x[repeats], pooled[repeats]) / weights[repeats]
-                rest = 1.0 / (1.0 / sharper - 1.0 / noise[repeats])
-                belief.sharpen(self._x, self._x[repeats], y[repeats], rest)
+        beliefs = Beliefs(self.prior)
+        noise = beliefs.noise(self._x, best) / weights
+        beliefs.learn(self._x[:0], self._x, y, noise)
+        if len(repeats):
+            # Repeats sharpen the weights but say nothing new on the hyperparameters.
+            sharper = beliefs.noise(self._x[repeats], pooled[repeats]) / weights[repeats]
+            rest = 1.0 / (1.0 / sharper - 1.0 / noise[:, repeats])
+            beliefs.sharpen(self._x, self._x[repeats], y[repeats], rest)
         return beliefs
 
     # -- robustness and model averaging ------------------------------------------------------------------------
 
-    def _beliefs(self) -> list[Belief]:
+    def _beliefs(self) -> Beliefs:
         if self._settled is None:
             self._settled = self._settle()
         return self._settled
 
-    def _settle(self) -> list[Belief]:
+    def _settle(self) -> Beliefs:
         """Down-weight outliers: start from the prior's view with a median speed, then leave each out in turn."""
         self._weights_of_measurements = np.ones(self.count)
         if not self.robust or self.count < 3:
@@ -140,44 +138,41 @@ class BayesianPredictor:
         return beliefs
 
     def _first_weights(self) -> Floats:
-        found = np.zeros(self.count)
-        for belief in self._plain:
-            level = belief.prior_latency(self._x)
-            error = self._latency / float(np.median(self._latency / level)) - level
-            noise = belief.noise(self._x, self._best)
-            found += belief.hypothesis.probability * outlier_weight(error, belief.prior_spread, noise)
-        return found / sum(belief.hypothesis.probability for belief in self._plain)
-
-    def _revised_weights(self, beliefs: list[Belief], weights: Floats) -> Floats:
-        found = np.zeros(self.count)
-        for belief, probability in zip(beliefs, probabilities(beliefs), strict=True):
-            if probability < 1e-6:
-                found += probability
-                continue
-            found += probability * outlier_weight(*self._left_out(belief, weights))
+        level = self._plain.prior_latency(self._x)
+        error = self._latency / np.median(self._latency / level, axis=1)[:, None] - level
+        noise = self._plain.noise(self._x, self._best)
+        chances = np.exp(self.prior.log_probabilities)
+        found: Floats = chances @ outlier_weight(error, self._plain.prior_spread, noise) / chances.sum()
         return found
 
-    def _left_out(self, belief: Belief, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    def _revised_weights(self, beliefs: Beliefs, weights: Floats) -> Floats:
+        chances = beliefs.probabilities()
+        of_each = outlier_weight(*self._left_out(beliefs, weights))
+        of_each[chances < 1e-6] = 1.0
+        found: Floats = chances @ of_each
+        return found
+
+    def _left_out(self, beliefs: Beliefs, weights: Floats) -> tuple[Floats, Floats, Floats]:
         """Foretell each measurement from all others, hyperparameters kept.
 
-        Returns: error (ms), variance of what is foretold and variance of the measurement (ms^2), each (n,).
+        Returns: error (ms), variance of what is foretold and variance of the measurement (ms^2), each (H, n).
         """
-        speed = belief.speed() or self.prior.scale_ms
-        noise = belief.noise(self._x, self._best)
-        kept = np.maximum(1.0 - belief.spread * weights / noise, 1e-9)
-        error = (self._latency - self._x @ (belief.h_y + speed * belief.h_m)) / kept
-        return error, speed**2 * belief.spread / kept, speed**2 * noise
+        speed = beliefs.speeds()[:, None]
+        noise = beliefs.noise(self._x, self._best)
+        kept = np.maximum(1.0 - beliefs.spread * weights / noise, 1e-9)
+        error = (self._latency - (beliefs.h_y + speed * beliefs.h_m) @ self._x.T) / kept
+        return error, speed**2 * beliefs.spread / kept, speed**2 * noise
 
     def log_evidence(self) -> float:
         """Log marginal likelihood of the measurements, averaged over the prior's hypotheses."""
-        logs = log_posterior(self._beliefs())
+        logs = self._beliefs().log_posterior()
         return float(logs.max() + np.log(np.exp(logs - logs.max()).sum()))
 
     # -- predicting --------------------------------------------------------------------------------------------
 
     def _mixture(self) -> _Mixture:
         if self._mixed is None:
-            self._mixed = _Mixture(self._beliefs(), self.prior.scale_ms)
+            self._mixed = _Mixture(self._beliefs())
         return self._mixed
 
     def _covariance_factor(self) -> NDArray[np.float32]:
@@ -225,9 +220,7 @@ class BayesianPredictor:
         if self.count < 2:
             return HeldOutError(None, None, self.count)
         beliefs, y = self._beliefs(), self._latency
-        error = np.zeros(self.count)
-        for belief, probability in zip(beliefs, probabilities(beliefs), strict=True):
-            error += probability * self._left_out(belief, self._weights_of_measurements)[0]
+        error = beliefs.probabilities() @ self._left_out(beliefs, self._weights_of_measurements)[0]
         mape = 100.0 * float(np.mean(np.abs(error) / y))
         return HeldOutError(mape, spearman(y - error, y) if self.count > 2 else None, self.count)
 
@@ -272,28 +265,20 @@ class BayesianPredictor:
 class _Mixture:
     """The weights in ms under all hypotheses together, moments matched."""
 
-    def __init__(self, beliefs: list[Belief], scale_ms: float) -> None:
-        """`scale_ms` is the speed of a belief that has seen nothing."""
-        speeds = [belief.speed() or scale_ms for belief in beliefs]
-        means = np.array([b.h_y + s * b.h_m for b, s in zip(beliefs, speeds, strict=True)])
-        chances = probabilities(beliefs)
+    def __init__(self, beliefs: Beliefs) -> None:
+        chances, speeds = beliefs.probabilities(), beliefs.speeds()
+        means = beliefs.h_y + speeds[:, None] * beliefs.h_m
         self.mean: Floats = chances @ means  #: (F,)
+        factors = chances * speeds**2
+        self._beliefs, self._misfits = beliefs, factors * beliefs.prior.misfits**2
         # Its covariance: matrices with a factor each, most often one that all hypotheses share; plus the square of
         # `more`, how far the hypotheses' means are apart; less that of `less`, what was learned.
         self._matrices: dict[int, tuple[Floats, float]] = {}
-        self._misfits: dict[int, tuple[Belief, float]] = {}
-        more, less = [], []
-        for belief, speed, chance, own in zip(beliefs, speeds, chances.tolist(), means, strict=True):
-            if chance <= 1e-9:
-                continue
-            factor, covariance, h = chance * speed**2, belief.covariance, belief.hypothesis
-            _, known = self._matrices.get(id(covariance.rest), (covariance.rest, 0.0))
-            self._matrices[id(covariance.rest)] = covariance.rest, known + factor
-            _, known = self._misfits.get(id(h.mean), (belief, 0.0))
-            self._misfits[id(h.mean)] = belief, known + factor * h.misfit**2
-            more.append(np.sqrt(chance) * (own - self.mean))
-            less.append(np.sqrt(factor) * covariance.roots)
-        self._more, self._less = np.stack(more, axis=1), np.concatenate(less, axis=1)
+        for rest, factor in zip(beliefs.covariances.rests, factors.tolist(), strict=True):
+            _, known = self._matrices.get(id(rest), (rest, 0.0))
+            self._matrices[id(rest)] = rest, known + factor
+        self._more = (np.sqrt(chances)[:, None] * (means - self.mean)).T
+        self._less = np.concatenate(np.sqrt(factors)[:, None, None] * beliefs.covariances.roots, axis=1)
 
     def spread(self, x: Floats) -> Floats:
         """Variance of the linear model's value, ms^2, (n,)."""
@@ -304,9 +289,7 @@ class _Mixture:
 
     def misfit(self, x: Floats) -> Floats:
         """Variance of what the features cannot explain, ms^2, (n,)."""
-        found = np.zeros(len(x))
-        for belief, factor in self._misfits.values():
-            found += factor * belief.prior_latency(x) ** 2
+        found: Floats = self._misfits @ self._beliefs.prior_latency(x) ** 2
         return found
 
     def covariance(self) -> Floats:

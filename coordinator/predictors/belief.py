@@ -1,11 +1,11 @@
-"""The posterior under one hypothesis of the prior, exact, with the device's speed by marginal likelihood."""
+"""The posterior under every hypothesis of the prior, exact, with the device's speed by marginal likelihood."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from coordinator.predictors.covariance import Covariance
-from coordinator.predictors.prior import Floats, Hypothesis
+from coordinator.predictors.covariance import Covariances
+from coordinator.predictors.prior import Floats, Prior
 
 #: A measurement further than this from what all others foretell, in standard deviations, loses weight.
 OUTLIER_SIGMAS = 4.0
@@ -15,106 +15,104 @@ _BLOCK_ROWS = 64
 _SMALLEST_LATENCY = 0.05
 
 
-class Belief:
-    """Posterior under one hypothesis, in units of the device's unknown speed s, which is kept apart.
+class Beliefs:
+    """Posteriors under H hypotheses, in units of the device's unknown speed s, which is kept apart.
 
     With y/s ~ N(X m, X C X' + N), the posterior mean of w is linear in y and in s: w = h_y + s * h_m, its covariance
     s^2 * C, and the likelihood of t = 1/s is n log t - (t^2 a - 2 t b + c)/2 - logdet/2, whose maximum is closed-form.
+    All arrays have the hypotheses first: products of many small matrices cost more in calls than in arithmetic.
     """
 
-    def __init__(self, hypothesis: Hypothesis) -> None:
-        self.hypothesis = hypothesis
-        self.covariance = Covariance(hypothesis.covariance)
-        self.h_y = np.zeros_like(hypothesis.mean)
-        self.h_m = hypothesis.mean.copy()
-        self.prior_spread = np.zeros(0)  # of each measured architecture's latency: x' C x, before and
-        self.spread = np.zeros(0)  # after the measurements
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.covariances = Covariances([h.covariance for h in prior.hypotheses])
+        self.h_y = np.zeros_like(prior.means)
+        self.h_m = prior.means.copy()
+        size = len(prior.hypotheses)
+        self.prior_spread = np.zeros((size, 0))  # of each measured architecture's latency: x' C x, before and
+        self.spread = np.zeros((size, 0))  # after the measurements
         self.count = 0
-        self.a = self.b = self.c = self.log_determinant = 0.0
+        self.a, self.b, self.c, self.log_determinant = np.zeros((4, size))
 
     def prior_latency(self, x: Floats) -> Floats:
-        """Latency relative to the typical one before any measurement, (k,)."""
-        return np.maximum(x @ self.hypothesis.mean, _SMALLEST_LATENCY)
+        """Latency relative to the typical one before any measurement, (H, k)."""
+        return np.maximum(self.prior.means @ x.T, _SMALLEST_LATENCY)
 
     def noise(self, x: Floats, relative: Floats) -> Floats:
-        """Variance of measurements of relative standard deviation `relative`, (k,), in units of s^2."""
-        found: Floats = self.prior_latency(x) ** 2 * (self.hypothesis.misfit**2 + relative**2)
+        """Variance of measurements of relative standard deviation `relative`, (H, k), in units of s^2."""
+        found: Floats = self.prior_latency(x) ** 2 * (self.prior.misfits[:, None] ** 2 + relative**2)
         return found
 
     def learn(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
-        """Exact update on new architectures (k, F), (k,), (k,), after those `seen` (n, F)."""
+        """Exact update on new architectures (k, F), (k,), (H, k), after those `seen` (n, F)."""
         known = np.concatenate([seen, x])
         for start in range(0, len(y), _BLOCK_ROWS):
-            new = x[start : start + _BLOCK_ROWS]
             rows = slice(start, start + _BLOCK_ROWS)
-            cross = self.covariance.times(new)
-            before = np.einsum("kf,fk->k", new, cross)
+            new = x[rows]
+            cross = self.covariances.times(new)
+            before = np.einsum("kf,hfk->hk", new, cross)
             # The prior's own spread; nothing was learned yet where this is the first block.
-            ahead = ((new @ self.hypothesis.covariance) * new).sum(axis=1) if self.count else before
-            root, white_y, white_m, log_determinant = self._condition(new, cross, y[rows], noise[rows])
-            self.prior_spread = np.concatenate([self.prior_spread, ahead])
-            self.spread = np.concatenate([self.spread, before])
-            self.spread -= np.square(known[: len(self.spread)] @ root).sum(axis=1)
-            self.a += float(white_y @ white_y)
-            self.b += float(white_y @ white_m)
-            self.c += float(white_m @ white_m)
+            ahead = Covariances([h.covariance for h in self.prior.hypotheses]).spread(new) if self.count else before
+            root, white_y, white_m, log_determinant = self._condition(new, cross, y[rows], noise[:, rows])
+            self.prior_spread = np.concatenate([self.prior_spread, ahead], axis=1)
+            self.spread = np.concatenate([self.spread, before], axis=1)
+            self.spread -= np.square(known[: self.spread.shape[1]] @ root).sum(axis=2)
+            self.a += np.square(white_y).sum(axis=1)
+            self.b += (white_y * white_m).sum(axis=1)
+            self.c += np.square(white_m).sum(axis=1)
             self.log_determinant += log_determinant
-            self.count += len(white_y)
+            self.count += len(new)
 
     def sharpen(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
         """Exact update on repeats of architectures `seen`; the hyperparameters do not hear of it."""
-        root, *_ = self._condition(x, self.covariance.times(x), y, noise)
-        self.spread -= np.square(seen @ root).sum(axis=1)
+        root, *_ = self._condition(x, self.covariances.times(x), y, noise)
+        self.spread -= np.square(seen @ root).sum(axis=2)
 
-    def _condition(self, x: Floats, cross: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, float]:
-        """Rank-k update, `cross` being the covariance times x' (F, k).
+    def _condition(self, x: Floats, cross: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Rank-k update, `cross` being the covariances times x' (H, F, k).
 
-        Returns the covariance's lost root (F, k), white innovations, and their log determinant.
+        Returns the covariances' lost roots (H, F, k), white innovations (H, k) twice, and their log determinants (H,).
         """
-        error_y, error_m = y - x @ self.h_y, x @ self.h_m
-        if len(y) == 1:
-            deviation = float(np.sqrt(x[0] @ cross[:, 0] + noise[0]))
-            root, white_y, white_m = cross / deviation, error_y / deviation, error_m / deviation
-            log_determinant = 2.0 * float(np.log(deviation))
-        else:
-            lower = np.linalg.cholesky(x @ cross + np.diag(noise))
-            solved = np.linalg.solve(lower, np.column_stack([cross.T, error_y, error_m]))
-            root, white_y, white_m = solved[:, :-2].T, solved[:, -2], solved[:, -1]
-            log_determinant = 2.0 * float(np.log(np.diagonal(lower)).sum())
-        self.covariance.lose(root)
-        self.h_y += root @ white_y
-        self.h_m -= root @ white_m
-        return root, white_y, white_m, log_determinant
+        gram = x @ cross
+        diagonal = np.arange(len(x))
+        gram[:, diagonal, diagonal] += noise
+        lower = np.linalg.cholesky(gram)
+        error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
+        sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
+        solved = np.linalg.solve(lower, np.concatenate(sides, axis=2))
+        root, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
+        self.covariances.lose(root)
+        self.h_y += (root @ white_y[:, :, None])[:, :, 0]
+        self.h_m -= (root @ white_m[:, :, None])[:, :, 0]
+        return root, white_y, white_m, 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1)
 
-    def speed(self) -> float | None:
-        """The most likely s; None before the first measurement."""
-        if not self.count or self.a <= 0:
-            return None
-        return 2.0 * self.a / (self.b + float(np.sqrt(self.b**2 + 4.0 * self.a * self.count)))
+    def speeds(self) -> Floats:
+        """The most likely s under each hypothesis, (H,); the prior's scale before the first measurement."""
+        if not self.count:
+            return np.full(len(self.a), self.prior.scale_ms)
+        found: Floats = 2.0 * self.a / (self.b + np.sqrt(self.b**2 + 4.0 * self.a * self.count))
+        return found
 
-    def log_evidence(self) -> float:
-        """Log marginal likelihood of the measurements, the speed integrated out (Laplace in log s)."""
-        s = self.speed()
-        if s is None:
-            return 0.0
-        t = 1.0 / s
+    def log_posterior(self) -> Floats:
+        """Log prior probability plus log marginal likelihood of each hypothesis, (H,).
+
+        The speed is integrated out (Laplace in log s).
+        """
+        if not self.count:
+            return self.prior.log_probabilities
+        t = 1.0 / self.speeds()
         exponent = t * t * self.a - 2.0 * t * self.b + self.c
-        return self.count * float(np.log(t)) - 0.5 * (
-            exponent + self.log_determinant + float(np.log(t * t * self.a + self.count))
+        found: Floats = self.count * np.log(t) - 0.5 * (
+            exponent + self.log_determinant + np.log(t * t * self.a + self.count)
         )
+        return found + self.prior.log_probabilities
 
-
-def log_posterior(beliefs: list[Belief]) -> Floats:
-    """Log prior probability plus log evidence of each hypothesis."""
-    return np.array([b.log_evidence() + np.log(max(b.hypothesis.probability, 1e-300)) for b in beliefs])
-
-
-def probabilities(beliefs: list[Belief]) -> Floats:
-    """Posterior probability of each hypothesis."""
-    logs = log_posterior(beliefs)
-    found = np.exp(logs - logs.max())
-    total: Floats = found / found.sum()
-    return total
+    def probabilities(self) -> Floats:
+        """Posterior probability of each hypothesis, (H,)."""
+        logs = self.log_posterior()
+        found = np.exp(logs - logs.max())
+        total: Floats = found / found.sum()
+        return total
 
 
 def outlier_weight(error: Floats, spread: Floats, noise: Floats) -> Floats:

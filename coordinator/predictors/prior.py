@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,21 @@ class Prior:
                     f"{[len(h.mean) for h in self.hypotheses]} and covariances of "
                     f"{[h.covariance.shape for h in self.hypotheses]}"
                 )
+
+    @cached_property
+    def means(self) -> Floats:
+        """Of all hypotheses, (H, F)."""
+        return np.array([h.mean for h in self.hypotheses], dtype=np.float64)
+
+    @cached_property
+    def misfits(self) -> Floats:
+        """Of all hypotheses, (H,)."""
+        return np.array([h.misfit for h in self.hypotheses], dtype=np.float64)
+
+    @cached_property
+    def log_probabilities(self) -> Floats:
+        """Of all hypotheses, (H,)."""
+        return np.log(np.maximum([h.probability for h in self.hypotheses], 1e-300))
 
     @property
     def size(self) -> int:
