@@ -277,6 +277,11 @@ class Simulation:
     events: list[Event] = field(default_factory=list)
     run_id: str = "run-1"
     starts: int = 0
+    #: Rounds are planned on the campaign's own thread.
+    at_once: bool = False
+    #: Of the coordinator; and whether it shares what agents say with others.
+    client_id: str = "coordinator"
+    share: bool = False
     #: Signs what the coordinator says; None: unsigned.
     signer: OrderSigner | None = None
     models: WinnerModels = field(default_factory=StandInModels)
@@ -330,6 +335,7 @@ class Simulation:
             clock=self.clock,
             wall_clock=self.clock.unix,
             on_happening=self.events.append,
+            asks_at_once=lambda: self.at_once,
         )
         if resume:
             take_up(self.campaign, self.store, SPACE, self.make_search)

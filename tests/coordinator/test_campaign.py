@@ -80,6 +80,19 @@ class TestUndisturbed:
             assert outcome.model_sha256 == winner.fields["sha256"]
         assert not fleet.refused
 
+    def test_where_rounds_are_planned_changes_nothing(self) -> None:
+        runs = []
+        for at_once in (False, True):
+            simulation = Simulation(plan(wait_for=1), at_once=at_once)
+            simulation.add("pi0")
+            simulation.begin()
+            simulation.run()
+            assert simulation.campaign.finish() == "complete"
+            found = simulation.store.outcomes("run-1")
+            assert all(isinstance(one.outcome, Measurement) for one in found)
+            runs.append([(one.task.architecture, one.task.purpose, one.outcome.median_ms) for one in found])
+        assert runs[0] == runs[1]
+
     def test_the_same_fleet_and_seed_give_the_same_measurements(self) -> None:
         runs = []
         for _ in range(2):

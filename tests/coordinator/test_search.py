@@ -16,7 +16,8 @@ from coordinator.search.bounds import Bounds, largest_within, model_bytes, sampl
 from coordinator.search.engine import STRATEGIES, Engine, Strategy, search
 from coordinator.search.evolution import EvolutionSettings
 from coordinator.search.latency import MeasuredLatency, PredictorLatency, SlotTableLatency
-from coordinator.search.problem import KnownAccuracy, PredictedAccuracy, Problem
+from coordinator.search.library import SubnetLibrary
+from coordinator.search.problem import KnownAccuracy, PredictedAccuracy, Problem, RememberedAccuracy
 from fleet_protocol.errors import InfeasibleTargetError, UsageError
 from supernet_export.onnx_emitter import emit_onnx
 from supernet_export.spaces.base import DesignSpace, Genomes
@@ -241,6 +242,48 @@ def test_the_online_predictor_serves_as_a_latency_model() -> None:
     assert winners[1].accuracy <= winners[0].accuracy
     mean = float(likely.predict(winners[1].genome[None])[0])
     assert mean < winners[1].latency_ms <= target
+
+
+def test_what_is_said_of_a_library_is_what_is_said_of_its_subnets() -> None:
+    from coordinator.predictors.bayesian import BayesianPredictor
+    from coordinator.predictors.features import FeatureMap
+    from coordinator.predictors.prior import hierarchical_prior
+
+    space = make_space("digits")
+    truth, features = random_latency(space), FeatureMap(space)
+    sample = space.sample(30, np.random.default_rng(0))
+    predictor = BayesianPredictor(hierarchical_prior(features.features(sample), features.groups, scale_ms=10.0))
+    predictor.update(features.features(sample), truth.predict(sample), 0.01)
+    library = SubnetLibrary(space, np.unique(space.sample(500, np.random.default_rng(1)), axis=0))
+    foretold = PredictorLatency(features, predictor, include_noise=True)
+    rng = np.random.default_rng(2)
+    for sigmas in (0.5, 0.0, -0.5):
+        margin = foretold.at_margin(sigmas)
+        measured = MeasuredLatency(margin, library.genomes[:40], np.linspace(1.0, 2.0, 40))
+        for model in (truth, margin, measured):
+            rows = np.sort(rng.choice(len(library), 60, replace=False))
+            np.testing.assert_allclose(model.predict_rows(library, rows), model.predict(library.genomes[rows]))
+            constant, tables = model.slot_tables()
+            additive = SlotTableLatency(space, constant, tables).predict(library.genomes)
+            np.testing.assert_allclose(model.likely(library), additive, rtol=1e-5)
+
+
+def test_an_accuracy_is_foretold_once_and_depends_on_no_other_subnet() -> None:
+    space = make_space("digits")
+    asked: list[int] = []
+
+    class Counting(PredictedAccuracy):
+        def predict(self, genomes: Genomes) -> np.ndarray:
+            asked.append(len(genomes))
+            return super().predict(genomes)
+
+    plain = random_accuracy(space)
+    remembered = RememberedAccuracy(Counting(space, plain))
+    genomes = np.unique(space.sample(20, np.random.default_rng(0)), axis=0)
+    backwards, forwards = remembered.predict(genomes[::-1])[::-1], remembered.predict(genomes)
+    assert np.array_equal(backwards, forwards)
+    assert asked == [1] * len(genomes)
+    np.testing.assert_allclose(forwards, plain.predict(space.one_hot(genomes)), atol=1e-6)
 
 
 def test_only_known_subnets_win_where_accuracies_are_exact() -> None:
