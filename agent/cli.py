@@ -70,12 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options = parser.parse_args(arguments)
             options.configured_settings = settings_of(values)
             take_credentials(options)
-        sys.exit(options.command(options))
+        code = options.command(options)
+        sys.stdout.flush()
+        sys.exit(code)
     except FleetnasError as error:
         write_last_words(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, such as `head`; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -195,6 +195,15 @@ def test_settings_are_a_list_in_both(tmp_path: Path) -> None:
     assert settings_of(values) == ["litert", "onnxruntime,threads=2"]
 
 
+def test_a_reader_that_has_seen_enough_is_no_trouble(tmp_path: Path, environment: dict[str, str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "agent.cli", "status", "--state-dir", str(tmp_path)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_the_agents_variables_are_its_own() -> None:
     assert MIRRORS_VARIABLE not in {PREFIX + key.upper() for key in KEYS}, "where `fleetnas export` downloads from"
 
