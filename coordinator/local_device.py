@@ -71,6 +71,8 @@ class LocalDevice:
 class LocalTransport:
     """The coordinator's connection to the agent of its own process; a `fleet_protocol.transport.Transport`."""
 
+    can_share = False
+
     def __init__(self, options: AgentOptions, client_id: str, will: Will) -> None:
         """Probe the device and open its agent's state; raises what keeps the agent from working."""
         broker = MemoryBroker()
@@ -87,8 +89,8 @@ class LocalTransport:
         self._agent.start()
         self._started = True
 
-    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
-        self._inner.subscribe(topic_filter, qos)
+    def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        self._inner.subscribe(topic_filter, qos, share=share)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None

@@ -44,6 +44,7 @@ class MemoryBroker:
         self.fault = fault
         self._clients: dict[str, MemoryTransport] = {}
         self._retained: dict[str, bytes] = {}
+        self._turns: dict[tuple[str, str], int] = {}
 
     def transport(self, client_id: str, will: Will | None = None) -> MemoryTransport:
         """A transport for `client_id`, not yet connected."""
@@ -59,6 +60,19 @@ class MemoryBroker:
         for client in list(self._clients.values()):
             if client.wants(topic):
                 self.deliver(Delivery(client.client_id, Received(topic, payload)))
+        for client in self._sharers(topic):
+            self.deliver(Delivery(client.client_id, Received(topic, payload)))
+
+    def _sharers(self, topic: str) -> list[MemoryTransport]:
+        """Of everybody who shares a filter that covers `topic`, the one whose turn it is."""
+        groups: dict[tuple[str, str], list[MemoryTransport]] = {}
+        for client in self._clients.values():
+            for shared in client.shared_filters:
+                if matches(shared[1], topic):
+                    groups.setdefault(shared, []).append(client)
+        for shared in groups:
+            self._turns[shared] = self._turns.get(shared, 0) + 1
+        return [clients[self._turns[shared] % len(clients)] for shared, clients in groups.items()]
 
     def deliver(self, delivery: Delivery) -> None:
         """Pass one delivery through the fault and into its client's queue."""
@@ -104,20 +118,25 @@ class MemoryBroker:
 class MemoryTransport:
     """One client's connection to a `MemoryBroker`; a `fleet_protocol.transport.Transport`."""
 
+    can_share = True
+
     def __init__(self, broker: MemoryBroker, client_id: str, will: Will | None) -> None:
         self.client_id = client_id
         self.will = will
         self.events: deque[TransportEvent] = deque()
         self.filters: list[str] = []
+        self.shared_filters: list[tuple[str, str]] = []
         self._broker = broker
         self._unsent: list[tuple[str, bytes, bool]] = []
 
     def start(self) -> None:
         self._broker._attach(self)
 
-    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
+    def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
         del qos
-        if topic_filter not in self.filters:
+        if share is not None:
+            self.shared_filters.append((share, topic_filter))
+        elif topic_filter not in self.filters:
             self.filters.append(topic_filter)
             if self._broker._is_connected(self):
                 self._broker._send_retained(self, topic_filter)

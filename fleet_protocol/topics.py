@@ -1,7 +1,7 @@
 """Every MQTT topic, built and parsed here and nowhere else.
 
-Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>`, `coordinator/state`, and for whoever watches
-`coordinator/runs/<run>/<summary|events|page-N>`.
+Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>`, `coordinator/state`, for whoever watches
+`coordinator/runs/<run>/<summary|events|page-N>`, and between coordinators `passed/<run>/<agent>`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,15 @@ class RunNews:
     page: int | None = None
 
 
-Address: TypeAlias = AgentUp | AgentDown | CoordinatorAnnouncement | RunNews
+@dataclass(frozen=True, slots=True)
+class PassedOn:
+    """What an agent said of a task of one run, from a coordinator that heard it and has another run."""
+
+    run: str
+    agent: str
+
+
+Address: TypeAlias = AgentUp | AgentDown | CoordinatorAnnouncement | RunNews | PassedOn
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,10 @@ class Topics:
         """Subscription filter for everything that is told of one run."""
         return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/+"
 
+    def passed_on(self, run: str, agent: str = "+") -> str:
+        """Topic on which the coordinator of `run` hears what others heard from `agent`; a filter without it."""
+        return f"{PREFIX}/{self.fleet}/passed/{run}/{agent}"
+
     def every_agent(self, channel: UpChannel) -> str:
         """Subscription filter for one channel of all agents."""
         return f"{PREFIX}/{self.fleet}/agents/+/up/{channel}"
@@ -132,6 +144,10 @@ class Topics:
                 for down in DOWN_CHANNELS:
                     if direction == "down" and channel == down:
                         return AgentDown(agent, down)
+        if topic.startswith(prefix + "passed/"):
+            parts = topic[len(prefix) :].split("/")
+            if len(parts) == 3 and _NAME.match(parts[1]) and _NAME.match(parts[2]):
+                return PassedOn(parts[1], parts[2])
         if topic.startswith(prefix + "coordinator/runs/"):
             news = _run_news(topic[len(prefix) :].split("/"))
             if news is not None:

@@ -98,11 +98,19 @@ class BrokerAddress:
 class Transport(Protocol):
     """A connection to a broker."""
 
+    @property
+    def can_share(self) -> bool:
+        """Whether the broker shares subscriptions; not known before it has accepted us."""
+
     def start(self) -> None:
         """Begin to connect, and to reconnect whenever the connection is lost; returns at once."""
 
-    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
-        """Receive what matches, from now on and after every reconnect."""
+    def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        """Receive what matches, from now on and after every reconnect.
+
+        With `share`, each message goes to one of those who subscribed under that name, where the broker can do that
+        (MQTT 5); another gives every message to all of them.
+        """
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None

@@ -87,6 +87,8 @@ class SearchRequest:
     """How fast bundles leave through the broker, for all agents together."""
     bundles_at_once: int = DEFAULT_AT_ONCE
     """Agents that are sent a bundle through the broker at the same time."""
+    share: bool = False
+    """Share what agents say of tasks with the fleet's other coordinators."""
 
 
 @dataclass
@@ -209,7 +211,8 @@ def open_search(
     key = request.signing_key
     signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
     refusals = Refusals(lambda line: campaign_log[0](line), time.monotonic)
-    wire = FleetWire(transport, topics, session, refusals, signer)
+    shares_as = run_id if request.share else None
+    wire = FleetWire(transport, topics, session, refusals, signer, shares_as)
     blobs = BlobServer(
         wire.send_chunk, rate_bytes_per_s=request.bundle_rate_bytes_per_s, at_once=request.bundles_at_once
     )

@@ -404,6 +404,10 @@ class Campaign:
         if isinstance(update, Failed) and update.reason == "cancelled":
             return  # our own order carried out: no outcome, and not in its outbox
         found = self._desk.find(update.task.task_id)
+        if found is None and self._pass_on(agent, update):
+            self.registry.on_message(agent, now)
+            if not isinstance(update, Result | Failed) or not self._strays.is_overdue(agent, update.task):
+                return
         if found is None and isinstance(update, Result | Failed):
             self.registry.on_message(agent, now)
             if self._outage.may_try:
@@ -425,6 +429,13 @@ class Campaign:
             entry.phase, entry.phase_fraction, entry.phase_task = update.phase, update.fraction, update.task
         elif isinstance(update, Rejected):
             self._rejected(track, task, update)
+
+    def _pass_on(self, agent: str, update: TaskUpdate) -> bool:
+        try:
+            return self._wire.pass_on(agent, update)
+        except TransportError as error:  # A result comes again; of the rest, its lease takes care.
+            self.note(str(error))
+            return True
 
     # -- results -----------------------------------------------------------------------------------------------
 

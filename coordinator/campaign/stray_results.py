@@ -16,6 +16,8 @@ from fleet_protocol.messages import Failed, Measurement, Result, TaskKey
 #: A coordinator that wants a result takes it within seconds, or after its own restart. What is repeated for longer
 #: than this belongs to nobody; should its run be resumed after all, the subnet is measured again.
 FORGET_AFTER_S = 120.0
+#: An agent repeats what is not acknowledged after 30 s. What was passed on longer ago than this has not been taken.
+PASSED_ON_S = 25.0
 #: Unknown results that are remembered: who invents them must not fill the memory.
 _MOST_REMEMBERED = 10_000
 
@@ -36,6 +38,14 @@ class StrayResults:
         self._clock, self._wall_clock = clock, wall_clock
         self._note = note
         self._first_heard_s: dict[tuple[str, TaskKey], float] = {}
+
+    def is_overdue(self, agent: str, key: TaskKey) -> bool:
+        """Whether a result that was passed on to the coordinator that asked for it comes again: that one is gone."""
+        now = self._clock()
+        overdue = now - self._first_heard_s.setdefault((agent, key), now) >= PASSED_ON_S
+        while len(self._first_heard_s) > _MOST_REMEMBERED:
+            del self._first_heard_s[next(iter(self._first_heard_s))]
+        return overdue
 
     def take(self, agent: str, update: Result | Failed) -> None:
         """Store and acknowledge it, or have it forgotten.

@@ -12,7 +12,7 @@ from coordinator.campaign.device_search import Proposal
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
 from coordinator.campaign.winner_models import CalibratedModel
-from coordinator.campaign.wire import FleetWire
+from coordinator.campaign.wire import FleetWire, run_of
 from coordinator.store.records import TaskRecord
 from coordinator.store.store import MeasurementStore
 from fleet_protocol.errors import TransportError
@@ -208,7 +208,10 @@ class TaskDesk:
             track.ready.appendleft(task)
 
     def reconcile(self, agent: str, held: Next) -> None:
-        """After the agent or we were away: leases it knows nothing of are void, tasks we know nothing of too."""
+        """After the agent or we were away: leases that it knows nothing of are void, and so is work that is done.
+
+        What another run gave out is not ours to call off: its coordinator may be at work beside us.
+        """
         working = (*held.queued, *([held.running] if held.running is not None else []))
         theirs = {*working, *held.holding}
         for track, task in self.out(agent):
@@ -216,7 +219,8 @@ class TaskDesk:
                 self.requeue(track, task)
         for key in working:
             found = self._tasks.get(key.task_id)
-            if found is None or self.is_done(key.task_id) or found[0].device != agent:
+            ours = run_of(key) == self._run_id
+            if ours and (found is None or self.is_done(key.task_id) or found[0].device != agent):
                 self.cancel(agent, key)
 
     def conclude(self, track: SettingTrack, task: TrackTask, attempt: int) -> None:

@@ -22,8 +22,16 @@ from fleet_protocol.messages import (
     TaskUpdate,
 )
 from fleet_protocol.signing import OrderSigner
-from fleet_protocol.topics import AgentUp, DownChannel, Topics
+from fleet_protocol.topics import AgentUp, DownChannel, PassedOn, Topics
 from fleet_protocol.transport import Connected, Disconnected, Transport, TransportEvent, Will
+
+#: Under which name coordinators share what agents say of tasks.
+_SHARE = "fleetnas"
+
+
+def run_of(key: TaskKey) -> str:
+    """The run whose task it is: a task's id is its run's and a number. Empty where it is none of ours."""
+    return key.task_id.rpartition(".")[0]
 
 
 class FleetListener(Protocol):
@@ -54,18 +62,29 @@ class FleetWire:
         session: int,
         refused: Callable[[str], object],
         signer: OrderSigner | None = None,
+        shares_as: str | None = None,
     ) -> None:
-        """`refused` is called with one line for every message that is dropped; `signer` signs what agents are told."""
+        """`refused` is called with one line for every message that is dropped; `signer` signs what agents are told.
+
+        With `shares_as`, the id of this coordinator's run, what agents say of tasks is shared with the fleet's other
+        coordinators: each hears a part, and passes on what is of another's run.
+        """
         self._transport = transport
         self._topics = topics
         self._session = session
         self._refused = refused
         self._signer = signer
+        self._shares_as = shares_as
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
-        for channel in ("state", "info", "task", "next"):
+        for channel in ("state", "info", "next"):
             self._transport.subscribe(self._topics.every_agent(channel))
+        if self._shares_as is None:
+            self._transport.subscribe(self._topics.every_agent("task"))
+        else:
+            self._transport.subscribe(self._topics.every_agent("task"), share=_SHARE)
+            self._transport.subscribe(self._topics.passed_on(self._shares_as))
         for channel in ("health", "blob"):
             self._transport.subscribe(self._topics.every_agent(channel), qos=0)  # type: ignore[arg-type]
         self._transport.start()
@@ -86,6 +105,8 @@ class FleetWire:
         if not payload:
             return  # a retained message that was cleared
         address = self._topics.parse(topic)
+        if isinstance(address, PassedOn) and address.run == self._shares_as and not retained:
+            listener.on_update(address.agent, decode_task_update(payload), len(topic) + len(payload))
         if not isinstance(address, AgentUp):
             return
         agent = address.agent
@@ -138,6 +159,14 @@ class FleetWire:
     def send_chunk(self, agent: str, chunk: bytes) -> None:
         """A piece of a blob; what is lost is asked for again."""
         self._transport.publish(self._topics.down(agent, "blob"), chunk, qos=0)
+
+    def pass_on(self, agent: str, update: TaskUpdate) -> bool:
+        """Give what an agent said to the coordinator whose task it is about; False where that is not another."""
+        run = run_of(update.task)
+        if self._shares_as is None or run in ("", self._shares_as) or not self._transport.can_share:
+            return False
+        self._transport.publish(self._topics.passed_on(run, agent), encode(update))
+        return True
 
     def _send(self, agent: str, channel: DownChannel, message: Message, *, expiry_s: float | None = None) -> int:
         topic, payload = self._topics.down(agent, channel), encode(message)

@@ -145,6 +145,10 @@ def search(
             "--bundles-at-once", metavar="N", min=1, help="Agents that are sent the supernet at the same time."
         ),
     ] = DEFAULT_AT_ONCE,
+    share: Annotated[
+        bool,
+        typer.Option("--share", help="Share the fleet's results with other coordinators (MQTT 5; see docs/scale.md)."),
+    ] = False,
     local: Annotated[
         bool, typer.Option("--local", help="This device alone: agent and coordinator in one, no broker, no network.")
     ] = False,
@@ -206,7 +210,9 @@ def search(
                 warmup_s=warmup, min_s=min_time, min_runs=min_runs, max_s=max(20.0, 2 * min_time)
             ),
         )
-    alone = _local_device(local, [broker, fleet, credentials, devices, mirror], setting, runtime, threads, state_dir)
+    alone = _local_device(
+        local, [broker, fleet, credentials, devices, mirror, share or None], setting, runtime, threads, state_dir
+    )
     found_at = None
     if alone is None:
         found_at = options.connection(
@@ -229,6 +235,7 @@ def search(
         mirror=check_mirror(mirror) if mirror is not None else None,
         bundle_rate_bytes_per_s=1e6 * bundle_rate,
         bundles_at_once=bundles_at_once,
+        share=share,
     )
     raise typer.Exit(run_search(request, as_json=as_json))
 
@@ -250,7 +257,8 @@ def _local_device(
         return None
     if any(option is not None for option in fleet_options):
         raise UsageError(
-            "--local has neither broker nor fleet; leave out --broker, --fleet, --credentials, --devices and --mirror"
+            "--local has neither broker nor fleet; leave out --broker, --fleet, --credentials, --devices, --mirror and "
+            "--share"
         )
     return LocalDevice.parse(settings or (), runtime, threads, state_folder)
 

@@ -311,9 +311,10 @@ class Simulation:
         """Start a coordinator; with `resume`, where the last one was when it vanished."""
         self.starts += 1
         identity = CampaignIdentity(self.run_id, "digits.supernet", BUNDLE)
-        transport = self.broker.transport("coordinator", coordinator_will(TOPICS, self.starts))
+        transport = self.broker.transport(self.client_id, coordinator_will(TOPICS, self.starts))
         self.refused: list[str] = []
-        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer)
+        shares_as = self.run_id if self.share else None
+        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, shares_as)
         if not resume:
             settings = RunSettings(
                 plan=self.plan,
@@ -334,8 +335,8 @@ class Simulation:
             executor=InlineExecutor(),
             clock=self.clock,
             wall_clock=self.clock.unix,
-            on_happening=self.events.append,
             asks_at_once=lambda: self.at_once,
+            on_happening=self.events.append,
         )
         if resume:
             take_up(self.campaign, self.store, SPACE, self.make_search)
@@ -360,4 +361,4 @@ class Simulation:
 
     def vanish(self) -> None:
         """The coordinator is killed: what it had in hand is gone, its store is not."""
-        self.broker.cut("coordinator")
+        self.broker.cut(self.client_id)

@@ -1,0 +1,179 @@
+"""Several coordinators of one fleet: each hears a part of what agents say of tasks, and passes on what is another's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from simulated_fleet import TOPICS, SimulatedAgent, Simulation
+
+from coordinator.campaign.plan import CampaignPlan
+from fleet_protocol.codec import decode_task_update, encode
+from fleet_protocol.memory import Delivery
+from fleet_protocol.messages import Failed, Measurement, Rejected, Result, TaskKey
+from fleet_protocol.topics import AgentUp
+
+PLAN = CampaignPlan(targets="auto:1", budget=5, spread=4, wait_for=1, grace_s=5)
+
+
+class SharedFleet:
+    """Coordinators over one broker, one store and the same agents."""
+
+    def __init__(
+        self, coordinators: int = 2, agents: int = 1, *, share: bool = True, seconds_per_task: float = 1.0
+    ) -> None:
+        first = Simulation(PLAN, run_id="run-0", client_id="c0", share=share)
+        self.simulations = [first]
+        for number in range(1, coordinators):
+            other = Simulation(PLAN, first.broker, first.clock, run_id=f"run-{number}", client_id=f"c{number}")
+            other.store, other.share = first.store, share
+            self.simulations.append(other)
+        self.agents = [
+            first.add(f"pi{number}", seed=number, seconds_per_task=seconds_per_task) for number in range(agents)
+        ]
+        #: Results that agents sent, and by whom each was heard.
+        self.sent: list[TaskKey] = []
+        self.heard: list[tuple[str, TaskKey]] = []
+        spy = first.broker.transport("spy")
+        spy.subscribe(TOPICS.every_agent("task"))
+        spy.start()
+        first.broker.fault = self._listen
+        self.broker, self.store, self.clock = first.broker, first.store, first.clock
+
+    def _listen(self, delivery: Delivery) -> tuple[Delivery]:
+        address = TOPICS.parse(delivery.message.topic)
+        if isinstance(address, AgentUp) and address.channel == "task":
+            update = decode_task_update(delivery.message.payload)
+            if isinstance(update, Result) and delivery.client_id == "spy":
+                self.sent.append(update.task)
+            elif isinstance(update, Result):
+                self.heard.append((delivery.client_id, update.task))
+        return (delivery,)
+
+    def begin(self) -> None:
+        for simulation in self.simulations:
+            simulation.begin()
+
+    def step(self) -> None:
+        for simulation in self.simulations:
+            if hasattr(simulation, "campaign"):
+                simulation.step(0.0)
+        self.clock.now_s += 1.0
+
+    def until(self, reached: Callable[[], bool], most_steps: int = 2000) -> None:
+        for _ in range(most_steps):
+            if reached():
+                return
+            self.step()
+        raise AssertionError([list(simulation.campaign.log)[-5:] for simulation in self.simulations])
+
+    def run(self) -> None:
+        self.until(lambda: all(simulation.campaign.finished for simulation in self.simulations))
+
+
+def test_all_campaigns_complete_and_each_result_is_heard_by_one_coordinator_and_stored_once() -> None:
+    fleet = SharedFleet(coordinators=3, agents=2)
+    fleet.begin()
+    fleet.run()
+    for simulation in fleet.simulations:
+        assert simulation.campaign.status == "complete"
+        assert simulation.refused == []
+    assert Counter(key for _, key in fleet.heard) == Counter(fleet.sent)
+    by_coordinator = Counter(client for client, _ in fleet.heard)
+    assert set(by_coordinator) == {"c0", "c1", "c2"}
+    assert min(by_coordinator.values()) > 0.2 * len(fleet.heard)
+    stored = [found.key for simulation in fleet.simulations for found in fleet.store.outcomes(simulation.run_id)]
+    assert len(stored) == len(set(stored))
+    assert set(stored) == set(fleet.sent)
+    assert all(key.attempt == 1 for key in stored)
+    assert not any(agent.outbox for agent in fleet.agents)
+
+
+def test_a_shared_campaign_begins_as_it_would_alone() -> None:
+    """What comes later depends on noise, which is drawn in the order of measuring, others' tasks included."""
+    first = []
+    for fleet in (SharedFleet(coordinators=1, share=False), SharedFleet()):
+        fleet.begin()
+        fleet.run()
+        first.append({found.task.architecture for found in fleet.store.outcomes("run-0")[: PLAN.spread]})
+    assert len(first[0]) == PLAN.spread
+    assert first[0] == first[1]
+
+
+def test_a_run_is_resumed_from_what_others_heard() -> None:
+    fleet = SharedFleet()
+    fleet.begin()
+    fleet.until(lambda: len(fleet.store.outcomes("run-1")) >= 4)
+    fleet.simulations[1].vanish()
+    for _ in range(3):
+        fleet.simulations[0].step()
+    before = {found.key: found.outcome for found in fleet.store.outcomes("run-1")}
+    fleet.simulations[1].begin(resume=True)
+    fleet.run()
+    after = {found.key: found.outcome for found in fleet.store.outcomes("run-1")}
+    assert before.items() <= after.items()
+    assert len({key.task_id for key in after}) == len(after)
+    assert fleet.simulations[1].campaign.status == "complete"
+
+
+def test_a_result_whose_coordinator_is_gone_is_stored_by_who_hears_it_again() -> None:
+    fleet = SharedFleet()
+    fleet.begin()
+    fleet.until(lambda: len(fleet.store.outcomes("run-1")) >= 2)
+    fleet.simulations.pop().vanish()
+    fleet.run()
+    for _ in range(400):  # agents repeat what nobody acknowledged
+        fleet.step()
+    assert not any(agent.outbox for agent in fleet.agents)
+    held = {key for _, key in fleet.heard if key.task_id.startswith("run-1.")}
+    assert {found.key for found in fleet.store.outcomes("run-1")} == held
+
+
+def test_a_refusal_reaches_the_coordinator_that_asked() -> None:
+    fleet = SharedFleet()
+    fleet.begin()
+    fleet.step()
+    refusing: SimulatedAgent = fleet.agents[0]
+    fleet.until(lambda: any(task.run_id == "run-1" for task in refusing.queue))
+    order = next(task for task in refusing.queue if task.run_id == "run-1")
+    refusal = Rejected(task=order.task, reason="setting_unavailable", detail="unplugged")
+    for _ in range(2):  # one goes to each coordinator
+        refusing.transport.publish(TOPICS.up(refusing.name, "task"), encode(refusal))
+    fleet.step()
+    (track,) = [t for t in fleet.simulations[1].campaign.tracks.values() if t.device == refusing.name]
+    assert (track.status, track.reason) == ("failed", "it refuses tasks (setting_unavailable): unplugged")
+    assert all(t.status != "failed" for t in fleet.simulations[0].campaign.tracks.values())
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_second_coordinator_does_not_call_off_the_work_of_the_first(share: bool) -> None:
+    fleet = SharedFleet(share=share, seconds_per_task=20.0)
+    first, second = fleet.simulations
+    first.begin()
+    fleet.until(lambda: any(agent.queue for agent in fleet.agents))
+    at_work = [task.task for agent in fleet.agents for task in agent.queue]
+    second.begin()  # upon which every agent says what it holds
+    for simulation in (second, second, first):
+        simulation.step(0.0)
+    assert {task.task for agent in fleet.agents for task in agent.queue} >= set(at_work)
+    fleet.run()
+    outcomes = [found for run in ("run-0", "run-1") for found in fleet.store.outcomes(run)]
+    assert all(found.key.attempt == 1 for found in outcomes)
+    assert all(isinstance(found.outcome, Measurement) for found in outcomes)
+
+
+def test_what_an_agent_invents_of_anothers_task_changes_nothing() -> None:
+    fleet = SharedFleet(agents=2)
+    fleet.begin()
+    fleet.until(lambda: bool(fleet.agents[0].queue))
+    victim = fleet.agents[0].queue[0].task
+    thief = fleet.agents[1]
+    forged = Failed(task=victim, reason="crashed", detail="invented")
+    for _ in range(4):
+        thief.transport.publish(TOPICS.up(thief.name, "task"), encode(forged))
+    fleet.run()
+    assert not any(
+        isinstance(found.outcome, Failed) for run in ("run-0", "run-1") for found in fleet.store.outcomes(run)
+    )
+    assert any("was not given" in line for simulation in fleet.simulations for line in simulation.refused)
