@@ -23,7 +23,7 @@ from coordinator.campaign.resumption import take_up
 from coordinator.campaign.standing import outcome_of, snapshot_of
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
-from coordinator.campaign.wire import FleetWire, coordinator_will
+from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
 from coordinator.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from coordinator.predictors.stored_devices import StoredPriors
 from coordinator.report.html import write_report
@@ -211,8 +211,8 @@ def open_search(
     key = request.signing_key
     signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
     refusals = Refusals(lambda line: campaign_log[0](line), time.monotonic)
-    shares_as = run_id if request.share else None
-    wire = FleetWire(transport, topics, session, refusals, signer, shares_as)
+    sharing = Sharing.of(run_id, key) if request.share else None
+    wire = FleetWire(transport, topics, session, refusals, signer, sharing)
     blobs = BlobServer(
         wire.send_chunk, rate_bytes_per_s=request.bundle_rate_bytes_per_s, at_once=request.bundles_at_once
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from fleet_protocol.codec import decode, decode_task_update, encode
@@ -25,8 +27,22 @@ from fleet_protocol.signing import OrderSigner
 from fleet_protocol.topics import AgentUp, DownChannel, PassedOn, Topics
 from fleet_protocol.transport import Connected, Disconnected, Transport, TransportEvent, Will
 
-#: Under which name coordinators share what agents say of tasks.
-_SHARE = "fleetnas"
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How a coordinator shares what agents say of tasks with the fleet's other coordinators."""
+
+    run: str
+    """Its own run: what is of another's it passes on."""
+    group: str = "fleetnas"
+    """The name under which they share; who knows it and may connect can keep messages from them."""
+
+    @classmethod
+    def of(cls, run: str, signing_key: bytes | None) -> Sharing:
+        """With a signing key, under a name that only its owners can compute: no agent joins them."""
+        if signing_key is None:
+            return cls(run)
+        return cls(run, f"fleetnas-{hmac.new(signing_key, b'fleetnas share', 'sha256').hexdigest()[:32]}")
 
 
 def run_of(key: TaskKey) -> str:
@@ -62,29 +78,28 @@ class FleetWire:
         session: int,
         refused: Callable[[str], object],
         signer: OrderSigner | None = None,
-        shares_as: str | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         """`refused` is called with one line for every message that is dropped; `signer` signs what agents are told.
 
-        With `shares_as`, the id of this coordinator's run, what agents say of tasks is shared with the fleet's other
-        coordinators: each hears a part, and passes on what is of another's run.
+        With `sharing`, each of the fleet's coordinators hears a part of what agents say of tasks.
         """
         self._transport = transport
         self._topics = topics
         self._session = session
         self._refused = refused
         self._signer = signer
-        self._shares_as = shares_as
+        self._sharing = sharing
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
         for channel in ("state", "info", "next"):
             self._transport.subscribe(self._topics.every_agent(channel))
-        if self._shares_as is None:
+        if self._sharing is None:
             self._transport.subscribe(self._topics.every_agent("task"))
         else:
-            self._transport.subscribe(self._topics.every_agent("task"), share=_SHARE)
-            self._transport.subscribe(self._topics.passed_on(self._shares_as))
+            self._transport.subscribe(self._topics.every_agent("task"), share=self._sharing.group)
+            self._transport.subscribe(self._topics.passed_on(self._sharing.run))
         for channel in ("health", "blob"):
             self._transport.subscribe(self._topics.every_agent(channel), qos=0)  # type: ignore[arg-type]
         self._transport.start()
@@ -105,7 +120,8 @@ class FleetWire:
         if not payload:
             return  # a retained message that was cleared
         address = self._topics.parse(topic)
-        if isinstance(address, PassedOn) and address.run == self._shares_as and not retained:
+        own = self._sharing.run if self._sharing is not None else None
+        if isinstance(address, PassedOn) and address.run == own and not retained:
             listener.on_update(address.agent, decode_task_update(payload), len(topic) + len(payload))
         if not isinstance(address, AgentUp):
             return
@@ -163,7 +179,7 @@ class FleetWire:
     def pass_on(self, agent: str, update: TaskUpdate) -> bool:
         """Give what an agent said to the coordinator whose task it is about; False where that is not another."""
         run = run_of(update.task)
-        if self._shares_as is None or run in ("", self._shares_as) or not self._transport.can_share:
+        if self._sharing is None or run in ("", self._sharing.run) or not self._transport.can_share:
             return False
         self._transport.publish(self._topics.passed_on(run, agent), encode(update))
         return True

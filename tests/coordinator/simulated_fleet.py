@@ -18,7 +18,7 @@ from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.resumption import take_up
 from coordinator.campaign.winner_models import CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
-from coordinator.campaign.wire import FleetWire, coordinator_will
+from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
 from coordinator.predictors.features import FeatureMap
 from coordinator.search.problem import PredictedAccuracy
 from coordinator.store.records import RunRecord
@@ -313,8 +313,8 @@ class Simulation:
         identity = CampaignIdentity(self.run_id, "digits.supernet", BUNDLE)
         transport = self.broker.transport(self.client_id, coordinator_will(TOPICS, self.starts))
         self.refused: list[str] = []
-        shares_as = self.run_id if self.share else None
-        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, shares_as)
+        sharing = Sharing(self.run_id) if self.share else None
+        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, sharing)
         if not resume:
             settings = RunSettings(
                 plan=self.plan,

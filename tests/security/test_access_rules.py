@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from security_rig import NOW, TOPICS, Client, SecuredBroker, secured_broker
+from security_rig import NOW, PATIENCE_S, TOPICS, Client, SecuredBroker, secured_broker
 
+from coordinator.campaign.wire import Sharing
 from coordinator.security.certificates import issue, new_authority
 from coordinator.security.mosquitto import MAX_PACKET_BYTES, Login
+from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS
-from fleet_protocol.transport import BrokerAddress, Disconnected
+from fleet_protocol.transport import BrokerAddress, Disconnected, Received
 
 
 @pytest.fixture(scope="module", params=["certificate", "password"])
@@ -136,6 +140,54 @@ def test_who_watches_reads_the_fleet_and_its_searches_and_can_say_nothing(broker
     party.coordinator.until_topic(TOPICS.up("bob", "next"))
     assert party.coordinator.topics() - before <= {TOPICS.up("bob", "next")}
     assert b"forged" not in {message.payload for message in party.coordinator.received}
+
+
+def test_what_coordinators_share_no_agent_keeps_from_them(broker: SecuredBroker, party: Party) -> None:
+    group = Sharing.of("run", broker.coordinator.private_key).group
+    assert group != Sharing.of("run", b"another key").group
+    members = {name: MqttTransport(broker.coordinator.broker, name, prefer_five=True) for name in ("m", "n")}
+    intruder = MqttTransport(broker.enrolled["bob"].broker, "intruder", prefer_five=True)
+    own = {name: TOPICS.passed_on("run", name) for name in members}
+    for name, member in members.items():
+        member.subscribe(TOPICS.every_agent("task"), share=group)
+        member.subscribe(own[name])
+    for topic in (TOPICS.every_agent("task"), TOPICS.passed_on("run")):
+        intruder.subscribe(topic, share=Sharing("run").group)
+        intruder.subscribe(topic)
+    intruder.subscribe(TOPICS.up("bob", "state"))
+    everybody = {**members, "bob": intruder}
+    own["bob"] = TOPICS.up("bob", "state")
+    heard: dict[str, list[str]] = {name: [] for name in everybody}
+
+    def come_round(name: str) -> None:
+        """Everything that was sent to this one before has come."""
+        everybody[name].publish(own[name], b"round")
+        give_up = time.monotonic() + PATIENCE_S
+        while time.monotonic() < give_up:
+            event = everybody[name].poll(0.1)
+            if isinstance(event, Received):
+                if event.topic == own[name]:
+                    return
+                heard[name].append(event.topic)
+        raise AssertionError(f"{name} hears nothing")
+
+    for name, transport in everybody.items():
+        transport.start()
+        transport.wait_connected(PATIENCE_S)
+        assert transport.can_share
+        come_round(name)
+    intruder.publish(own["m"], b"forged")
+    for _ in range(20):
+        party.alice.transport.publish(TOPICS.up("alice", "task"), b"result")
+    party.alice.transport.publish(TOPICS.up("alice", "state"), b"done")
+    party.coordinator.until(lambda event: getattr(event, "payload", None) == b"done")
+    for name in everybody:
+        come_round(name)
+        threading.Thread(target=everybody[name].close, daemon=True).start()
+    assert [*heard["m"], *heard["n"]] == 20 * [TOPICS.up("alice", "task")]
+    assert heard["m"]
+    assert heard["n"]
+    assert heard["bob"] == []
 
 
 class TestStrangers:
