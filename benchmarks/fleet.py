@@ -50,12 +50,19 @@ _EDGE = 0.05
 
 
 class StandInModels:
-    """Winners' files by hash alone, with statistics of a usual size: 20 KiB."""
+    """Winners' files by hash alone, with statistics of a usual size: 20 KiB. Each is kept, as the real ones are."""
+
+    def __init__(self) -> None:
+        self._calibrated: dict[str, CalibratedModel] = {}
 
     def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
-        blob = f"statistics of {architecture.fingerprint} ".encode().ljust(20 * 1024, b".")
-        name = f"{architecture.fingerprint} {hashlib.sha256(blob).hexdigest()}"
-        return CalibratedModel(architecture, setting, hashlib.sha256(name.encode()).hexdigest(), blob)
+        found = self._calibrated.get(architecture.fingerprint)
+        if found is None:
+            blob = f"statistics of {architecture.fingerprint} ".encode().ljust(20 * 1024, b".")
+            name = f"{architecture.fingerprint} {hashlib.sha256(blob).hexdigest()}"
+            found = CalibratedModel(architecture, setting, hashlib.sha256(name.encode()).hexdigest(), blob)
+            self._calibrated[architecture.fingerprint] = found
+        return found
 
     def file(self, model: CalibratedModel) -> bytes:
         raise NotImplementedError("no files are taken home from a benchmark")

@@ -126,6 +126,8 @@ class Opening:
     ) -> None:
         """`count` subnets cover the space: the smallest, the largest that may be, then what teaches the most."""
         bounds = bounds or Bounds()
+        self._space = space
+        self._architectures: dict[bytes, Architecture] = {}
         self.features = FeatureMap(space)
         if prior is None:
             sample = space.sample(500, np.random.default_rng([seed, 1]))
@@ -142,6 +144,14 @@ class Opening:
             with single_threaded_blas():
                 picks = BayesianPredictor(prior).suggest(self.features.features(pool), wanted, rng)
             self.spread.extend(pool[picks])
+
+    def architecture(self, genome: Genome) -> Architecture:
+        """A genome's architecture; all devices hold the same object."""
+        key = genome.tobytes()
+        found = self._architectures.get(key)
+        if found is None:
+            found = self._architectures[key] = self._space.decode(genome[None])[0]
+        return found
 
 
 class DeviceSearch:
@@ -178,7 +188,7 @@ class DeviceSearch:
         self._seed = seed
         self._told = 0
         opening = opening or Opening(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
-        self._features = opening.features
+        self._features, self._architecture = opening.features, opening.architecture
         self._learner = BayesianPredictor(opening.prior)
         #: Measurements that it has not learned from yet: genome, latency and noise in ms. Together they cost little.
         self._unlearned: list[tuple[Genome, float, float]] = []
@@ -487,7 +497,7 @@ class DeviceSearch:
                 f"the subnets within it failed when they were measured again, the last with {self._last_failure}"
             )
             return
-        fastest = self.space.decode(genomes[:1])[0]
+        fastest = self._architecture(genomes[0])
         state.reason = (
             f"the fastest subnet found ({fastest.fingerprint}) takes {latency[0]:.3g} ms; "
             f"ask for at least {latency[0] * 1.05:.3g} ms"
@@ -540,7 +550,7 @@ class DeviceSearch:
     def _stand(self, state: TargetState, genome: Genome, verified_ms: float | None) -> None:
         if state.genome is None or not np.array_equal(state.genome, genome):
             state.genome = genome
-            state.architecture = self.space.decode(genome[None])[0]
+            state.architecture = self._architecture(genome)
             state.accuracy = self._accuracy_of(genome)
             # What was foretold before the first measurement; what was measured before the file was calibrated.
             state.predicted_ms = self._foretold.get(genome.tobytes())
@@ -559,11 +569,9 @@ class DeviceSearch:
         matrix = np.stack(genomes)
         mean, std = self.predict(matrix)
         return [
-            Proposal(
-                tuple(int(gene) for gene in genome), architecture, purpose, target_ms, float(m), float(s), float(a)
-            )
-            for genome, architecture, m, s, a in zip(
-                matrix, self.space.decode(matrix), mean, std, self._accuracy.predict(matrix), strict=True
+            Proposal(tuple(genome.tolist()), self._architecture(genome), purpose, target_ms, m, s, a)
+            for genome, m, s, a in zip(
+                matrix, mean.tolist(), std.tolist(), self._accuracy.predict(matrix).tolist(), strict=True
             )
         ]
 

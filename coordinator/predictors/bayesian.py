@@ -270,31 +270,34 @@ class _Mixture:
         means = beliefs.h_y + speeds[:, None] * beliefs.h_m
         self.mean: Floats = chances @ means  #: (F,)
         factors = chances * speeds**2
-        self._beliefs, self._misfits = beliefs, factors * beliefs.prior.misfits**2
-        # Its covariance: matrices with a factor each, most often one that all hypotheses share; plus the square of
-        # `more`, how far the hypotheses' means are apart; less that of `less`, what was learned.
+        self._beliefs, self._factors = beliefs, factors
+        # Its covariance: matrices with a factor each, most often one that all hypotheses share, less what was learned;
+        # plus the square of `apart`, how far the hypotheses' means are.
         self._matrices: dict[int, tuple[Floats, float]] = {}
         for rest, factor in zip(beliefs.covariances.rests, factors.tolist(), strict=True):
             _, known = self._matrices.get(id(rest), (rest, 0.0))
             self._matrices[id(rest)] = rest, known + factor
-        self._more = (np.sqrt(chances)[:, None] * (means - self.mean)).T
-        self._less = np.concatenate(np.sqrt(factors)[:, None, None] * beliefs.covariances.roots, axis=1)
+        self._apart = (np.sqrt(chances)[:, None] * (means - self.mean)).T
 
     def spread(self, x: Floats) -> Floats:
         """Variance of the linear model's value, ms^2, (n,)."""
-        found: Floats = np.square(x @ self._more).sum(axis=1) - np.square(x @ self._less).sum(axis=1)
+        learned = np.square(x @ self._beliefs.covariances.roots).sum(axis=2)
+        found: Floats = np.square(x @ self._apart).sum(axis=1) - self._factors @ learned
         for matrix, factor in self._matrices.values():
             found += factor * ((x @ matrix) * x).sum(axis=1)
         return np.maximum(found, 0.0)
 
     def misfit(self, x: Floats) -> Floats:
         """Variance of what the features cannot explain, ms^2, (n,)."""
-        found: Floats = self._misfits @ self._beliefs.prior_latency(x) ** 2
+        prior = self._beliefs.prior
+        found: Floats = (self._factors * prior.misfits**2) @ self._beliefs.prior_latency(x) ** 2
         return found
 
     def covariance(self) -> Floats:
         """Of the weights, ms^2, (F, F)."""
-        found: Floats = self._more @ self._more.T - self._less @ self._less.T
+        found: Floats = self._apart @ self._apart.T
+        for factor, root in zip(self._factors, self._beliefs.covariances.roots, strict=True):
+            found -= factor * (root @ root.T)
         for matrix, factor in self._matrices.values():
             found += factor * matrix
         return 0.5 * (found + found.T)
