@@ -10,6 +10,7 @@ from fleet_protocol.topics import (
     AgentDown,
     AgentUp,
     CoordinatorAnnouncement,
+    PassedOn,
     RunNews,
     Topics,
     check_name,
@@ -27,6 +28,7 @@ def test_every_topic_parses_back_to_what_it_was_built_from(fleet: str, agent: st
     for down in DOWN_CHANNELS:
         assert topics.parse(topics.down(agent, down)) == AgentDown(agent, down)
     assert topics.parse(topics.coordinator) == CoordinatorAnnouncement()
+    assert topics.parse(topics.passed_on(agent, "pi")) == PassedOn(agent, "pi")
     assert topics.parse(topics.run_summary(agent)) == RunNews(agent, "summary")
     assert topics.parse(topics.run_events(agent)) == RunNews(agent, "events")
     for page in (0, 1, MAX_PAGES - 1):
@@ -47,6 +49,8 @@ def test_any_other_topic_is_refused_and_nothing_else_happens(topic: str) -> None
         "fleetnas/v1/shelf/coordinator/runs/r/page-01",
         "fleetnas/v1/shelf/coordinator/runs/r/page-10000",
         "fleetnas/v1/shelf/coordinator/runs/r/s/events",
+        "fleetnas/v1/shelf/passed/r",
+        "fleetnas/v1/shelf/passed/r/+",
     ],
 )
 def test_a_topic_of_another_fleet_or_depth_is_refused(topic: str) -> None:
@@ -64,6 +68,7 @@ def test_topics_fit_brokers_that_allow_seven_slashes() -> None:
     topics = Topics("f")
     assert max(topics.up("a", c).count("/") for c in UP_CHANNELS) <= 7
     assert topics.run_page("r", 0).count("/") <= 7
+    assert topics.passed_on("r", "a").count("/") <= 7
 
 
 @pytest.mark.parametrize(

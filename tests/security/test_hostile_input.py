@@ -142,10 +142,9 @@ class AttackedCampaign:
 
     HONEST = ("pi0", "pi1", "pi2")
 
-    def __init__(self) -> None:
-        self.fleet = Simulation(
-            CampaignPlan(targets="auto:4", budget=20, spread=8, wait_for=3, deadline_s=1e6, devices=self.HONEST)
-        )
+    def __init__(self, *, share: bool = False) -> None:
+        plan = CampaignPlan(targets="auto:4", budget=20, spread=8, wait_for=3, deadline_s=1e6, devices=self.HONEST)
+        self.fleet = Simulation(plan, share=share)
         for seed, name in enumerate(self.HONEST):
             self.fleet.add(name, seed=seed)
         self.fleet.begin()
@@ -168,6 +167,7 @@ class AttackedCampaign:
                 encode(Rejected(task=key, reason="busy")),
                 encode(Progress(task=key, phase="measuring", fraction=0.5)),
                 encode(Result(task=TaskKey(task_id="unheard-of", attempt=1), measurement=measurement(1.0))),
+                encode(Result(task=TaskKey(task_id="another-run.1", attempt=1), measurement=measurement(1.0))),
             ],
             "next": [encode(Next(session=1, queued=(key,), holding=(TaskKey(task_id="x", attempt=9),)))],
             "blob": [encode(BlobRequest(sha256=bundle.sha256, offset=0, length=65_536))],
@@ -224,9 +224,9 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedAgent]:
     made.agent.stop()
 
 
-@pytest.fixture(scope="module")
-def campaign() -> AttackedCampaign:
-    return AttackedCampaign()
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "sharing"])
+def campaign(request: pytest.FixtureRequest) -> AttackedCampaign:
+    return AttackedCampaign(share=request.param)
 
 
 def attack_agent(attacked: AttackedAgent, rng: random.Random, count: int, noise: list[bytes]) -> None:
