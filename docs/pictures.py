@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from coordinator.report.outcome import MeasurementRow
 from coordinator.report.results import DeviceRecord, Results, TargetRecord
 from coordinator.report.take_home import MEASUREMENTS_FILE, read_results
 from coordinator.view.events import MeasurementTaken
-from coordinator.view.lines import event_line
+from coordinator.view.lines import event_line, timed_line
 from coordinator.view.live import render
 from coordinator.view.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
 
@@ -64,7 +63,7 @@ def snapshot_at(results: Results, rows: dict[tuple[str, str], list[MeasurementRo
         now_s=now_s,
         phase="searching",
         devices=tuple(device for device, _ in devices),
-        log=tuple(f"{time.strftime('%H:%M:%S', time.gmtime(at_s))} {line}" for at_s, line in lines[-8:]),
+        log=tuple(timed_line(at_s, line) for at_s, line in lines[-8:]),
     )
 
 
@@ -73,14 +72,14 @@ def _device_at(
 ) -> tuple[DeviceSnapshot, list[tuple[float, str]]]:
     taken = [row for row in rows if row.measurement.finished_unix_s <= now_s]
     to_come = [row for row in rows if row.measurement.finished_unix_s > now_s]
-    searched = [row for row in taken if row.purpose in ("spread", "candidate")]
+    searched = [row for row in taken if row.purpose in ("spread", "candidate") and row.target_ms is None]
     learned = [point for point in device.learning if point.measurements <= len(searched)]
     verifying = bool(to_come) and to_come[0].purpose == "verification"
     snapshot = DeviceSnapshot(
         device=device.device,
         setting_label=device.runtime,
         state="done" if not to_come else "verifying" if verifying else "measuring",
-        state_detail=f"subnet {to_come[0].architecture.fingerprint}" if to_come else "",
+        state_detail=_detail(to_come[0]) if to_come else "",
         temperature_c=taken[-1].measurement.after.temperature_c if taken else None,
         throttled=taken[-1].measurement.after.throttled if taken else None,
         measurements=len(searched),
@@ -115,6 +114,11 @@ def _device_at(
         for index, row in enumerate(searched)
     ]
     return snapshot, [(at_s, line) for at_s, line in events if line is not None]
+
+
+def _detail(row: MeasurementRow) -> str:
+    about = row.purpose if row.target_ms is None else f"{row.target_ms:g} ms:"
+    return f"{about} {row.architecture.fingerprint}"
 
 
 def _target_at(target: TargetRecord, taken: Sequence[MeasurementRow]) -> TargetSnapshot:
@@ -174,7 +178,7 @@ def photograph(page: Path, path: Path, width: int, height: int, dark: bool, chro
                 page.resolve().as_uri(),
             ],
             check=True,
-            timeout=120,
+            timeout=300,
             capture_output=True,
         )
 

@@ -22,6 +22,7 @@ _COLOURS = {
 }
 #: Latencies that span more than this factor are shown on a logarithmic axis.
 _WIDE = 5
+_LEAST_DRIFT_PERCENT = 2.0
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.5
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -200,6 +201,7 @@ def _learning(device: DeviceRecord) -> _Drawn | None:
         color=_COLOURS["measured"],
     )
     axis.set_ylim(bottom=0)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("measurements learned from")
     axis.set_ylabel("held-out error (MAPE, %)")
     last = device.learning[-1]
@@ -223,6 +225,9 @@ def _drift_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
     drift = [100 * (row.measurement.drift - 1) for row in ordered]
     axes[0].axhline(0, color=_COLOURS["muted"], linewidth=1)
     axes[0].plot(minutes, drift, "o-", markersize=3, linewidth=1, color=_COLOURS["measured"])
+    # Less is no drift worth a look, and must not fill the axis.
+    bottom, top = axes[0].get_ylim()
+    axes[0].set_ylim(min(bottom, -_LEAST_DRIFT_PERCENT), max(top, _LEAST_DRIFT_PERCENT))
     axes[0].set_ylabel("drift (%)")
     description = f"Drift of the sentinel's latency, from {min(drift):+.1f} to {max(drift):+.1f} %"
     if known:
@@ -234,7 +239,8 @@ def _drift_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
         description += "; the device reports no temperature"
     hot = [at for at, row in zip(minutes, ordered, strict=True) if row.measurement.quality == "throttled"]
     for index, moment in enumerate(hot):
-        axes[0].axvline(moment, color=_COLOURS["winner"], linewidth=2, label="throttled" if index == 0 else None)
+        label = "throttled" if index == 0 else None
+        axes[0].axvline(moment, color=_COLOURS["winner"], linewidth=2, zorder=0.5, label=label)
     if hot:
         axes[0].legend(loc="upper left")
     axes[-1].set_xlabel("minutes since the first measurement")

@@ -15,7 +15,7 @@ from coordinator.report.html import MAX_FAILURES, render_report, write_report
 from coordinator.report.outcome import CampaignOutcome, FailureRow
 from fleet_protocol.errors import StoreError
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
 
 class Page(HTMLParser):
