@@ -89,7 +89,9 @@ def _header(snapshot: Snapshot, width: int) -> list[Strip]:
     counted = ", ".join(f"{states[state]} {state}" for state in _ATTENTION if states[state])
     number = wording.count_of(len(snapshot.devices), "device setting")
     facts = [
-        f"{sum(target.met is True for target in targets)} of {wording.count_of(len(targets), 'target')} met",
+        f"{sum(target.met is True for target in targets)} of {wording.count_of(len(targets), 'target')} met"
+        if targets
+        else "targets not chosen yet",
         wording.count_of(sum(device.measurements for device in snapshot.devices), "measurement"),
     ]
     roomy = _FACTS_GAP.join([*facts, f"{number}: {counted}" if counted else number])

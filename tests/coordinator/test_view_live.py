@@ -69,6 +69,11 @@ def test_a_prediction_is_never_shown_as_a_result() -> None:
         assert "87.6" not in text.replace("~87.6", "")
 
 
+def test_automatic_targets_are_not_counted_before_they_are_chosen() -> None:
+    assert "targets not chosen yet" in text_of(snapshot(2, targets=0), 80)
+    assert "not chosen" not in text_of(snapshot(2, targets=1), 80)
+
+
 @pytest.mark.parametrize("state", ["lost", "idle"])
 def test_why_a_device_does_nothing_is_shown(state: str) -> None:
     device = next(device for device in snapshot(8).devices if device.state == state)
