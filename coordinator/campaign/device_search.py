@@ -329,7 +329,10 @@ class DeviceSearch:
     def _resolve_targets(self) -> None:
         genomes, latency = self._evidence.measured(unsure=True)
         if not len(latency):
-            self.failure_reason = "every measurement failed or was slowed down; let nothing else run on the device, keep it cool, search again"
+            self.failure_reason = (
+                "every measurement failed or was slowed down; let nothing else run on the device, keep it cool, and "
+                "search again"
+            )
             self._finish()
             return
         # A slow subnet that was slower still for a moment must not stretch the range: the predictor, which gives
