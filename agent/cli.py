@@ -167,10 +167,9 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--bundle-mirrors",
-        default="https",
         metavar="POLICY",
         help="whether a bundle may be fetched from the mirror that a task names: off, https, or any, which takes http "
-        "as well (%(default)s)",
+        "as well (default: https where the coordinator's key is pinned, else off)",
     )
     run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
     run.add_argument("--once", action="store_true", help="end with the first search that gave it work")
@@ -228,7 +227,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.parent is not None:
         die_with(options.parent, signal.SIGTERM)
     limit_mb = options.memory_limit_mb
-    broker = broker_address(options)
+    broker, keys = broker_address(options), trusted_keys(options)
     run_agent(
         RunOptions(
             broker=broker,
@@ -241,8 +240,8 @@ def _run(options: argparse.Namespace) -> int:
             battery=_battery_rule(options),
             connect_timeout_s=options.connect_timeout,
             once=options.once,
-            trusted_keys=trusted_keys(options),
-            mirrors=mirrors_beside(broker, mirror_policy(options.bundle_mirrors)),
+            trusted_keys=keys,
+            mirrors=mirrors_beside(broker, mirror_policy(options.bundle_mirrors, signed=bool(keys))),
         )
     )
     return 0

@@ -39,8 +39,13 @@ _BLOCK_BYTES = 1 << 18
 _log = logging.getLogger("fleetnas.agent")
 
 
-def mirror_policy(text: str) -> MirrorPolicy:
-    """What `--bundle-mirrors` says; `UsageError` where it is none of the policies."""
+def mirror_policy(text: str | None, *, signed: bool) -> MirrorPolicy:
+    """What `--bundle-mirrors` says, or without it the default; `UsageError` where it is none of the policies.
+
+    Unless orders are `signed`, anybody who reaches the broker could name an address: then no mirror is asked.
+    """
+    if text is None:
+        return "https" if signed else "off"
     for policy in MIRROR_POLICIES:
         if text == policy:
             return policy
@@ -79,7 +84,7 @@ class Mirrors:
         """Why an address is not asked; empty where it may be."""
         parts = urlsplit(url)
         if self._policy == "off":
-            return "this agent asks no mirrors (--bundle-mirrors off)"
+            return "this agent asks no mirrors (--bundle-mirrors https would allow it)"
         if parts.scheme not in ("http", "https"):
             return f"{parts.scheme or 'no scheme'} is not https"
         if self._policy == "https" and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):

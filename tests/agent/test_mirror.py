@@ -162,9 +162,11 @@ def test_whom_an_agent_asks_is_its_own_choice(policy: MirrorPolicy, url: str, as
 
 
 def test_a_policy_that_is_none_is_refused() -> None:
-    assert mirror_policy("any") == "any"
+    assert mirror_policy("any", signed=False) == "any"
+    assert mirror_policy(None, signed=True) == "https"
+    assert mirror_policy(None, signed=False) == "off"  # anybody could have named the mirror
     with pytest.raises(UsageError, match="off, https, any"):
-        mirror_policy("http")
+        mirror_policy("http", signed=True)
 
 
 def test_a_mirror_that_failed_is_left_alone_for_a_while(partial: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,12 +42,13 @@ def test_what_is_no_supernet_is_not_laid_out(tmp_path: Path) -> None:
 def test_the_fleet_measures_what_the_mirror_serves_or_else_the_broker(fleet: Fleet, served: bool) -> None:
     files = laid_out(fleet.supernet, fleet.folder / "mirror")
     with mirror(MirrorServer(files if served else {})) as server:
-        fleet.agent("alpha")
+        fleet.agent("alpha", "--bundle-mirrors", "any")
         search = fleet.new_search(
             "--budget", "10", "--mirror", server.url, "--bundle-rate", "4", "--bundles-at-once", "1"
         )
-        assert {event["event"] for event in events(search)} >= {"campaign_started", "campaign_finished"}
-        assert search.wait() == 0, fleet.complaints()
+        happened = {event["event"] for event in events(search)}
+        # Whether a target is met depends on what else this machine does; that it was measured does not.
+        assert happened >= {"campaign_started", "measurement", "campaign_finished"}, fleet.complaints()
         assert [path for path, _ in server.asked] == list(files)
     (said,) = [path.read_text() for path in fleet.folder.glob("*-fleetnas-agent.log")]
     assert f"from {server.url}" in said
