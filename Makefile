@@ -11,7 +11,7 @@ SHELL := /bin/bash
 .PHONY: help demo test lint format clean emulated-arm64 emulated-armhf
 
 help:
-	@echo "make demo    set up without torch, then search three device settings on this machine (about 3 minutes)"
+	@echo "make demo    set up without torch, then search three device settings on this machine (about 2 minutes)"
 	@echo "make test    set up with everything, then lint and test"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"

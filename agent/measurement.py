@@ -20,7 +20,7 @@ from fleet_protocol.messages import MeasurementProtocol
 #: and 2 us on a Pi Zero: 0.2 % of this at worst. Longer samples are single inferences, as an application sees them.
 MIN_SAMPLE_MS = 1.0
 #: Raw times kept; where there are more, every k-th. A result with all of them stays below a kilobyte.
-MAX_KEPT_TIMES = 24
+MAX_KEPT_TIMES = 20
 #: Two-sided 95 % quantile of the standard normal distribution.
 _Z95 = 1.959964
 

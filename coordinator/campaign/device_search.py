@@ -313,7 +313,9 @@ class DeviceSearch:
 
     def _spread_open(self, genome: Genome) -> bool:
         evidence = self._evidence.of(genome)
-        if (evidence.latency_ms is not None and evidence.sure) or evidence.quarantined:
+        if self.measurements >= self.budget or evidence.quarantined:
+            return False
+        if evidence.latency_ms is not None and evidence.sure:
             return False
         return self._spread_tries[genome.tobytes()] - evidence.failures < _SPREAD_TRIES
 
@@ -363,7 +365,7 @@ class DeviceSearch:
     def _next_round(self) -> list[Proposal]:
         spread = [genome for genome in self._spread if self._spread_open(genome)]
         if spread:
-            return self._propose(spread, "spread")
+            return self._propose(spread[: self.budget - self.measurements], "spread")
         self._settle_targets()
         if self._finished:
             return []

@@ -44,7 +44,7 @@ def export_data(
     if output.is_dir():
         output /= f"measurements.{chosen}"
     fields = [field for field in FIELDS if raw_times or field.name != RAW_TIMES]
-    opened = MeasurementStore.open(options.store_location(store))
+    opened = MeasurementStore.open(options.existing_store(store))
     try:
         count = write_rows(exported_rows(opened, run or (), device or ()), fields, output, cast(Format, chosen))
     finally:

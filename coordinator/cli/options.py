@@ -125,3 +125,10 @@ def store_location(store: str | None) -> str:
         return store
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return str(Path(base) / "fleetnas" / "runs.sqlite")
+
+
+def existing_store(store: str | None) -> str:
+    """The same, for those who only read: `UsageError` where a file was named that is not there."""
+    if store is not None and "://" not in store and not Path(store).exists():
+        raise UsageError(f"there is no store {store}; check --store, or leave it out for {store_location(None)}")
+    return store_location(store)

@@ -24,7 +24,7 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """Every run in the store, oldest first."""
     from coordinator.store.store import MeasurementStore
 
-    opened = MeasurementStore.open(options.store_location(store))
+    opened = MeasurementStore.open(options.existing_store(store))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("Run", "Begun (UTC)", "Supernet", "Targets", "Status", "Met"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
@@ -59,7 +59,7 @@ def results(
     from coordinator.store.store import MeasurementStore
     from coordinator.view.summary import summary
 
-    opened = MeasurementStore.open(options.store_location(store))
+    opened = MeasurementStore.open(options.existing_store(store))
     try:
         Console().print(summary(outcome_of(opened, run)))
         if out is not None:

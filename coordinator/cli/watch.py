@@ -90,7 +90,7 @@ def _from_store(store: str | None, run: str | None) -> Feed:
     from coordinator.watching.store_feed import StoreFeed
     from fleet_protocol.errors import UsageError
 
-    opened = MeasurementStore.open(options.store_location(store))
+    opened = MeasurementStore.open(options.existing_store(store))
     try:
         if run is None:
             runs = opened.runs()

@@ -69,8 +69,8 @@ def read_latency_data(path: Path | str) -> LatencyData:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be read as .npz: {error}; give an .npz or .json file") from error
+    except (ValueError, OSError) as error:  # numpy's own words may suggest to load it unsafely
+        raise UsageError(f"{path} is not an .npz archive of arrays; give an .npz, .json or .csv file") from error
     latency = {
         name.removeprefix(_LATENCY_PREFIX): np.asarray(values, dtype=np.float64)
         for name, values in arrays.items()

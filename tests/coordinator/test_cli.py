@@ -138,6 +138,15 @@ class TestBadInput:
         assert code == 1
         assert "notes.txt" in err
 
+    @pytest.mark.parametrize("command", [("runs",), ("results", "run-1"), ("export-data", "all.csv")])
+    def test_reading_makes_no_store(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: tuple[str, ...]
+    ) -> None:
+        code, _, err = fleetnas(capsys, *command, "--store", str(tmp_path / "typing-error" / "runs.sqlite"))
+        assert code == 1
+        assert "there is no store" in err
+        assert not (tmp_path / "typing-error").exists()
+
 
 class TestBounds:
     def test_units_are_read(self) -> None:

@@ -77,6 +77,21 @@ def test_what_it_promises_on_any_device(seed: int, noise: float, budget: int, at
             assert all(median > state.target_ms for median in fresh)
 
 
+def test_a_spread_that_has_to_be_measured_again_stays_within_the_budget() -> None:
+    honest = device(noise=0.0)
+
+    def answer(proposal: Proposal) -> Measurement:
+        found = honest(proposal)
+        assert isinstance(found, Measurement)
+        return measurement(found.median_ms, quality="ok" if proposal.purpose == "verification" else "throttled")
+
+    search = make(budget=10, spread=8)
+    told = run(search, answer)
+    assert [proposal.purpose for proposal, _ in told] == ["spread"] * 10
+    assert search.measurements == 10
+    assert search.finished
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_automatic_targets_are_met_by_good_use_of_the_time_they_give(seed: int) -> None:
     search = make(budget=24)
