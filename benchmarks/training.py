@@ -258,7 +258,7 @@ def draw(runs: list[Run]) -> None:
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--epochs", type=int, default=3, help="of each long phase of progressive shrinking")
+    arguments.add_argument("--epochs", type=int, default=8, help="of each long phase of progressive shrinking")
     arguments.add_argument(
         "--runs",
         type=Path,
