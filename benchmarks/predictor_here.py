@@ -29,7 +29,7 @@ from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.held_out import spearman
 from coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
 from coordinator.predictors.prior import Floats, hierarchical_prior
-from coordinator.predictors.transfer import HardwareTransfer, profile_parameters
+from coordinator.predictors.transfer import HardwareTransfer, Parameters, profile_parameters
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
@@ -68,12 +68,12 @@ class Machine:
             loaded.close()
         return np.array(found)
 
-    def parameters(self, name: str) -> dict[str, float | None]:
+    def parameters(self, name: str) -> Parameters:
         """Hardware parameters of one setting."""
         setting = SETTINGS[name]
         benches, _ = run_micro_benchmarks(make_runtime(setting.runtime), setting)
         profile = DeviceProfile(model=name, machine="x86_64", cores=os.cpu_count() or 1, micro_benchmarks=benches)
-        return profile_parameters(profile, setting.threads)
+        return profile_parameters(profile, setting)
 
 
 def mape_percent(foretold: Floats, measured: Floats) -> float:

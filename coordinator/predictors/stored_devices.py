@@ -10,7 +10,7 @@ import numpy as np
 from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.learned_prior import MeasuredDevice
 from coordinator.predictors.prior import Prior
-from coordinator.predictors.transfer import HardwareTransfer, profile_parameters
+from coordinator.predictors.transfer import HardwareTransfer, Parameters, profile_parameters
 from coordinator.store.store import MeasurementStore
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
@@ -36,7 +36,7 @@ class StoredPriors:
     def __init__(self, store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> None:
         known = stored_devices(store, space, before_unix_s)
         self._transfer: HardwareTransfer | None = None
-        self._priors: dict[tuple[float | None, ...], Prior] = {}
+        self._priors: dict[tuple[float | str | None, ...], Prior] = {}
         if len(known) >= LEAST_SETTINGS:
             self._transfer = HardwareTransfer(
                 [device.measured for device in known],
@@ -52,8 +52,8 @@ class StoredPriors:
         if self._transfer is None:
             return None
         parameters = {
-            name: None if value is None else _ROUNDED_TO * round(value / _ROUNDED_TO)
-            for name, value in profile_parameters(profile, setting.threads).items()
+            name: _ROUNDED_TO * round(value / _ROUNDED_TO) if isinstance(value, float) else value
+            for name, value in profile_parameters(profile, setting).items()
         }
         key = tuple(parameters.values())
         if key not in self._priors:
@@ -66,7 +66,7 @@ class StoredDevice:
     """A device setting of earlier runs."""
 
     measured: MeasuredDevice
-    parameters: dict[str, float | None]
+    parameters: Parameters
 
 
 def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> list[StoredDevice]:
@@ -77,11 +77,11 @@ def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: f
     measurements are left out, and drift is taken out. An agent's settings are of one family.
     """
     found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}
-    parameters: dict[tuple[str, str], dict[str, float | None]] = {}
+    parameters: dict[tuple[str, str], Parameters] = {}
     for run in store.runs():
         if run.created_unix_s < before_unix_s and _same_space(run.settings, space):
             for record in store.devices(run.run_id):
-                hardware = profile_parameters(record.info.profile, record.setting.threads)
+                hardware = profile_parameters(record.info.profile, record.setting)
                 parameters[record.device, record.setting.label] = hardware
             for row in store.latencies(run.run_id, before_unix_s):
                 subnets = found.setdefault((row.device, row.setting_label), {})

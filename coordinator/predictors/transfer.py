@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,21 +12,32 @@ from coordinator.predictors.learned_prior import DeviceFit, MeasuredDevice, fit_
 from coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import UsageError
+from fleet_protocol.messages import RuntimeSetting
+
+#: By name: numbers, for what lies between others; words, for kinds that are alike or not; None where unknown.
+Parameters = Mapping[str, float | str | None]
 
 #: Hypotheses on how far, in standardised parameters, devices resemble each other.
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 #: Variance between devices of equal parameters, relative to that of devices far apart.
 _NUGGETS = (0.01, 0.1, 0.3)
+#: How much of their resemblance devices keep that differ in one kind, such as the runtime.
+_ACROSS_KINDS = (0.1, 0.4, 1.0)
 _MOST_REFERENCES = 500
 _LEAST_DEVICES = 3
 
 
-def profile_parameters(profile: DeviceProfile, threads: int) -> dict[str, float | None]:
-    """Hardware parameters of a device setting, logarithms of what is measured; None where unknown."""
+def profile_parameters(profile: DeviceProfile, setting: RuntimeSetting) -> dict[str, float | str | None]:
+    """Parameters of a device setting: logarithms of what is measured, None where unknown, and what kind it is of.
+
+    Runtimes have kernels of their own, which no hardware explains: what a convolution of one size costs beside another
+    may differ more between two runtimes of a device than between two devices.
+    """
     clocks = [c.max_clock_mhz for c in profile.clusters if c.max_clock_mhz]
     bench = profile.micro_benchmarks
     return {
-        "threads": float(np.log(threads)),
+        "runtime": f"{setting.runtime} {setting.provider} {setting.precision}",
+        "threads": float(np.log(setting.threads)),
         "cores": float(np.log(profile.cores)),
         "clock": _log(max(clocks) if clocks else None),
         "gemm": _log(bench.gemm_gflops),
@@ -44,16 +56,16 @@ def _log(value: float | None) -> float | None:
 class HardwareTransfer:
     """Priors for devices by their hardware parameters: the learned one, its mean moved towards similar devices.
 
-    The known devices' weights are taken as draws of one Gaussian process over their parameters; its length scale and
-    nugget maximise the marginal likelihood of what the devices' fits foretell. Parameters that a device lacks are
-    taken as the average of the others'.
+    The known devices' weights are taken as draws of one Gaussian process over their parameters; its length scale, its
+    nugget and what devices of different kinds share maximise the marginal likelihood of what the devices' fits tell.
+    Parameters that a device lacks are taken as the average of the others', an unknown kind as like all.
     """
 
     def __init__(
         self,
         devices: Sequence[MeasuredDevice],
         groups: Sequence[int] | NDArray[np.intp],
-        parameters: Mapping[str, Mapping[str, float | None]],
+        parameters: Mapping[str, Parameters],
     ) -> None:
         """
         Args:
@@ -76,17 +88,17 @@ class HardwareTransfer:
         rows = np.linspace(0, len(reference) - 1, min(_MOST_REFERENCES, len(reference))).astype(int)
         self._foretold = reference[rows] @ self._apart.T
 
-    def prior(self, new: Mapping[str, float | None]) -> Prior:
+    def prior(self, new: Parameters) -> Prior:
         """The prior of a device setting with parameters `new`."""
         count = len(self._fits)
         if count < _LEAST_DEVICES:
             return self._learned
-        table = _standardised(self._parameters, new)
-        length, nugget = _most_likely(table[:-1], self._foretold)
-        kernel = _kernel(table[:-1], table[:-1], length)
+        table, differences = _standardised(self._parameters, new), _differences(self._parameters, new)
+        length, across, nugget = _most_likely(table[:-1], differences[:-1, :-1], self._foretold)
+        everyone = _kernel(table, differences, length, across)
+        kernel, towards = everyone[:-1, :-1], everyone[-1, :-1]
         among = kernel + nugget * np.eye(count)
-        towards = _kernel(table[-1:], table[:-1], length)[0]
-        share = np.linalg.solve(among, towards)
+        share = np.asarray(np.linalg.solve(among, towards), dtype=np.float64)
         # Of the spread around the devices' mean, which is what the learned covariance tells, similar devices leave
         # less open; never less than a quarter, for parameters do not tell everything.
         left = float(1.0 + nugget - towards @ share) / float(1.0 + nugget - kernel.mean())
@@ -104,10 +116,10 @@ def _scale(fits: Sequence[DeviceFit], typical: Floats, share: Floats) -> float:
     return float(np.exp(levels.mean() + share @ (levels - levels.mean())))
 
 
-def _standardised(known: Sequence[Mapping[str, float | None]], new: Mapping[str, float | None]) -> Floats:
-    """Parameters as columns of mean 0 and variance 1 over all devices, `new` last; unknown ones are 0."""
+def _standardised(known: Sequence[Parameters], new: Parameters) -> Floats:
+    """Numbers as columns of mean 0 and variance 1 over all devices, `new` last; unknown ones are 0."""
     everyone = [*known, new]
-    names = sorted({name for device in everyone for name in device})
+    names = sorted({name for device in everyone for name, value in device.items() if not isinstance(value, str)})
     raw = np.array([[_value(device.get(name)) for name in names] for device in everyone])
     told = ~np.isnan(raw)
     count = np.maximum(told.sum(axis=0), 1)
@@ -118,26 +130,36 @@ def _standardised(known: Sequence[Mapping[str, float | None]], new: Mapping[str,
     return found
 
 
-def _value(value: float | None) -> float:
+def _value(value: float | str | None) -> float:
     return np.nan if value is None else float(value)
 
 
-def _kernel(first: Floats, second: Floats, length: float) -> Floats:
-    distance = ((first[:, None] - second[None]) ** 2).sum(axis=2)
-    found: Floats = np.exp(-0.5 * distance / length**2)
+def _differences(known: Sequence[Parameters], new: Parameters) -> Floats:
+    """In how many kinds two devices differ, (D + 1, D + 1), `new` last."""
+    everyone = [*known, new]
+    names = sorted({name for device in everyone for name, value in device.items() if isinstance(value, str)})
+    found = np.zeros((len(everyone), len(everyone)))
+    for name in names:
+        kinds = [device.get(name) for device in everyone]
+        found += [[a is not None and b is not None and a != b for b in kinds] for a in kinds]
     return found
 
 
-def _most_likely(table: Floats, foretold: Floats) -> tuple[float, float]:
-    """Length scale and nugget under which the devices' foretold latencies (references, D) are most likely."""
-    best, found = -np.inf, (_LENGTHS[0], _NUGGETS[0])
+def _kernel(table: Floats, differences: Floats, length: float, across: float) -> Floats:
+    distance = ((table[:, None] - table[None]) ** 2).sum(axis=2)
+    found: Floats = np.exp(-0.5 * distance / length**2) * across**differences
+    return found
+
+
+def _most_likely(table: Floats, differences: Floats, foretold: Floats) -> tuple[float, float, float]:
+    """Length scale, resemblance across kinds and nugget that make foretold latencies (references, D) most likely."""
+    best, found = -np.inf, (_LENGTHS[0], 1.0, _NUGGETS[0])
     devices = table.shape[0]
-    for length in _LENGTHS:
-        for nugget in _NUGGETS:
-            among = _kernel(table, table, length) + nugget * np.eye(devices)
-            solved = np.linalg.solve(among, foretold.T)
-            variance = float((foretold.T * solved).sum()) / foretold.size
-            likelihood = -devices * np.log(max(variance, 1e-300)) - float(np.linalg.slogdet(among)[1])
-            if likelihood > best:
-                best, found = likelihood, (length, nugget)
+    for length, across, nugget in itertools.product(_LENGTHS, _ACROSS_KINDS if differences.any() else (1.0,), _NUGGETS):
+        among = _kernel(table, differences, length, across) + nugget * np.eye(devices)
+        solved = np.linalg.solve(among, foretold.T)
+        variance = float((foretold.T * solved).sum()) / foretold.size
+        likelihood = -devices * np.log(max(variance, 1e-300)) - float(np.linalg.slogdet(among)[1])
+        if likelihood > best:
+            best, found = likelihood, (length, across, nugget)
     return found

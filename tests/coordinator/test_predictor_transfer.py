@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,7 +20,15 @@ from coordinator.predictors.prior import hierarchical_prior
 from coordinator.predictors.transfer import HardwareTransfer, profile_parameters
 from device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
 from fleet_protocol.errors import UsageError
+from fleet_protocol.messages import RuntimeSetting
 from supernet_export.spaces.registry import make_space
+
+RUNTIMES_AND_THREADS: tuple[tuple[str, Literal["onnxruntime", "litert"], int], ...] = (
+    ("new", "onnxruntime", 1),
+    ("onnxruntime_2", "onnxruntime", 2),
+    ("litert_1", "litert", 1),
+    ("litert_2", "litert", 2),
+)
 
 
 def fleet(rng: np.random.Generator, count: int = 6, subnets: int = 300) -> tuple[LatencyData, np.ndarray]:
@@ -83,6 +92,28 @@ def test_hardware_parameters_foretell_before_the_first_measurement() -> None:
     assert found > average + 0.02
 
 
+def test_a_setting_is_foretold_from_those_of_its_own_runtime() -> None:
+    # Two runtimes with one and two threads; one device setting is known of the runtime of the one that is not.
+    data, _ = fleet(np.random.default_rng(0), count=2)
+    rng = np.random.default_rng(1)
+    settings = {name: RuntimeSetting(runtime=r, threads=t) for name, r, t in RUNTIMES_AND_THREADS}
+    latency = {
+        name: data.latency_ms["device0" if setting.runtime == "litert" else "device1"] * rng.normal(1.0, 0.003, 300)
+        for name, setting in settings.items()
+    }
+    board = DeviceProfile(model="board", machine="aarch64", cores=4)
+    parameters = {name: profile_parameters(board, setting) for name, setting in settings.items()}
+    rows = np.arange(200)
+    known = [MeasuredDevice(name, name, data.features[rows], latency[name][rows]) for name in latency if name != "new"]
+    informed = HardwareTransfer(known, data.groups, parameters).prior(parameters["new"])
+    ranks = [
+        spearman(data.features[200:] @ prior.hypotheses[0].mean, latency["new"][200:]) or 0.0
+        for prior in (learn_prior(known, data.groups), informed)
+    ]
+    assert ranks[0] < 0.9
+    assert ranks[1] > 0.97
+
+
 def test_unknown_parameters_are_no_error_but_missing_devices_are() -> None:
     data, hidden = fleet(np.random.default_rng(0))
     known = data.devices(np.arange(200), without="device0")
@@ -102,7 +133,7 @@ def test_profile_parameters_leave_unknown_facts_open() -> None:
         clusters=(CpuCluster(name="Cortex-A72", cores=4, max_clock_mhz=1500.0),),
         micro_benchmarks=MicroBenchmarks(gemm_gflops=np.e),
     )
-    found = profile_parameters(profile, threads=1)
+    found = profile_parameters(profile, RuntimeSetting(threads=1))
     assert found["threads"] == 0.0
     assert found["gemm"] == pytest.approx(1.0)
     assert found["copy"] is None
