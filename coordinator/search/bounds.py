@@ -55,6 +55,8 @@ class Bounds:
 
         A space's smallest subnet has the least of everything.
         """
+        if not self.given():
+            return
         least = {name: float(cost[0]) for name, cost in subnet_costs(space, space.smallest()).items()}
         broken = [
             f"at most {bound:,.0f} {_DESCRIPTIONS[name]}, and the smallest subnet has {least[name]:,.0f}"

@@ -261,14 +261,16 @@ def _exhaustive(problem: Problem, targets: tuple[float, ...], candidates: Genome
 def _result(problem: Problem, strategy: Strategy, targets: tuple[float, ...], found: _Evaluated) -> SearchResult:
     order = np.lexsort((found.latency_ms, -found.top1))
     genomes, top1, latency_ms = found.genomes[order], found.top1[order], found.latency_ms[order]
-    winners = []
+    places = []
     for target in targets:
         within = latency_ms <= target
         if not within.any():
             raise problem.infeasible(target)
-        best = int(within.argmax())
-        (architecture,) = problem.space.decode(genomes[best : best + 1])
-        winners.append(Winner(target, genomes[best].copy(), architecture, float(top1[best]), float(latency_ms[best])))
+        places.append(int(within.argmax()))
+    winners = [
+        Winner(target, genomes[place].copy(), architecture, float(top1[place]), float(latency_ms[place]))
+        for target, place, architecture in zip(targets, places, problem.space.decode(genomes[places]), strict=True)
+    ]
     by_latency = np.lexsort((-top1, latency_ms))
     running = np.maximum.accumulate(top1[by_latency])
     improves = np.concatenate([[True], running[1:] > running[:-1]])

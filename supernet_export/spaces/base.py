@@ -109,14 +109,15 @@ class DesignSpace(ABC):
         raise NotImplementedError(f"{self.name} does not count its networks")
 
     def enumerate(self, limit: int = 1_000_000) -> Genomes:
-        """Every canonical genome once; `UsageError` where there are more than `limit`."""
+        """Every canonical genome once, in lexicographic order; `UsageError` where there are more than `limit`."""
         if self.size > limit:
             raise UsageError(
                 f"{self.name} holds {self.size:.3g} networks, more than the {limit:,} that an enumeration may hold; "
                 "search it with bottom-up instead"
             )
         grid = np.indices(tuple(int(c) for c in self.cardinalities), dtype=np.int16)
-        return np.unique(self.canonical(grid.reshape(self.gene_count, -1).T), axis=0)
+        genomes = np.ascontiguousarray(grid.reshape(self.gene_count, -1).T)
+        return genomes[(self.canonical(genomes) == genomes).all(axis=1)]
 
     def smallest(self) -> Genomes:
         """The genome of every gene's first choice, shape (1, G)."""
