@@ -30,7 +30,6 @@ STRATEGIES: tuple[Strategy, ...] = ("joint", "bottom-up", "top-down", "independe
 DEFAULT_ROUNDS = 40
 _PRUNED = 100
 _LARGEST_ENUMERATION = 1_000_000
-_ENUMERATION_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -254,8 +253,7 @@ def _exhaustive(problem: Problem, targets: tuple[float, ...], candidates: Genome
         )
     kept = latency_ms <= max(targets)
     genomes, latency_ms = genomes[kept], latency_ms[kept]
-    parts = [problem.top1(genomes[i : i + _ENUMERATION_ROWS]) for i in range(0, len(genomes), _ENUMERATION_ROWS)]
-    return _Evaluated(genomes, np.concatenate(parts), latency_ms)
+    return _Evaluated(genomes, problem.top1_of_all(genomes), latency_ms)
 
 
 def _result(problem: Problem, strategy: Strategy, targets: tuple[float, ...], found: _Evaluated) -> SearchResult:

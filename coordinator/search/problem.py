@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +21,9 @@ from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
+
+#: Genomes of a whole space that are evaluated at a time.
+_PART_ROWS = 65_536
 
 
 class AccuracyModel(Protocol):
@@ -139,6 +144,15 @@ class Problem:
         """Predicted accuracy of canonical genomes, (n,), fractions."""
         self.evaluations += len(genomes)
         return np.asarray(self.accuracy.predict(genomes), dtype=np.float64)
+
+    def top1_of_all(self, genomes: Genomes) -> Floats:
+        """The same for a whole space: in parts, one thread per core."""
+        self.evaluations += len(genomes)
+        cores = os.cpu_count() or 1
+        count = max(min(cores, len(genomes)), -(-len(genomes) // _PART_ROWS))
+        with ThreadPoolExecutor(cores) as pool:
+            found = pool.map(self.accuracy.predict, np.array_split(genomes, count))
+            return np.concatenate([np.asarray(top1, dtype=np.float64) for top1 in found])
 
     def gradient(self, genomes: Genomes) -> NDArray[np.float32]:
         """Derivative of the predicted accuracy with respect to the one-hot form of canonical genomes, (n, F)."""

@@ -117,7 +117,8 @@ class DesignSpace(ABC):
             )
         grid = np.indices(tuple(int(c) for c in self.cardinalities), dtype=np.int16)
         genomes = np.ascontiguousarray(grid.reshape(self.gene_count, -1).T)
-        return genomes[(self.canonical(genomes) == genomes).all(axis=1)]
+        found: Genomes = genomes[(self.canonical(genomes) == genomes).all(axis=1)]
+        return found
 
     def smallest(self) -> Genomes:
         """The genome of every gene's first choice, shape (1, G)."""
