@@ -143,7 +143,7 @@ class TestBadInput:
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: tuple[str, ...]
     ) -> None:
         code, _, err = fleetnas(capsys, *command, "--store", str(tmp_path / "typing-error" / "runs.sqlite"))
-        assert code == 1
+        assert code == 2
         assert "there is no store" in err
         assert not (tmp_path / "typing-error").exists()
 
