@@ -138,7 +138,7 @@ class TestBadInput:
         assert code == 1
         assert "notes.txt" in err
 
-    @pytest.mark.parametrize("command", [("runs",), ("results", "run-1"), ("export-data", "all.csv")])
+    @pytest.mark.parametrize("command", [("runs",), ("results", "run-1"), ("export-data", "-o", "all.csv")])
     def test_reading_makes_no_store(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: tuple[str, ...]
     ) -> None:
