@@ -178,8 +178,8 @@ class FaultFleet:
         return found
 
     def said(self, name: str) -> str:
-        """Standard error of every process of that name."""
-        return "".join(path.read_text() for path in sorted(self.folder.glob(f"*-{name}.log")))
+        """Standard output and error of every process of that name."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob(f"*-{name}.[lo]*")))
 
     def stored(self) -> list[OutcomeRecord]:
         """Every stored outcome."""
