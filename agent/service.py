@@ -228,7 +228,7 @@ class AgentService:
     def _on_message(self, message: Received) -> None:
         address = self._topics.parse(message.topic)
         if isinstance(address, CoordinatorAnnouncement):
-            self._on_coordinator(decode(CoordinatorState, message.payload))
+            self._on_coordinator(decode(CoordinatorState, message.payload), retained=message.retained)
         elif isinstance(address, AgentUp):
             self._on_own_state(decode(AgentState, message.payload), retained=message.retained)
         elif not self._presence.settled:
@@ -269,10 +269,11 @@ class AgentService:
             return False
         return True
 
-    def _on_coordinator(self, state: CoordinatorState) -> None:
+    def _on_coordinator(self, state: CoordinatorState, *, retained: bool) -> None:
         previous, self._coordinator = self._coordinator, state
-        if state.state == "ready" and (previous is None or previous != state):
-            # A coordinator that has just started knows nothing of what we hold.
+        if state.state == "ready" and (previous != state or not retained):
+            # One that has just started knows nothing of what we hold. One that says the same again has connected again,
+            # perhaps after us: what we told a broker that had just been restarted, nobody heard.
             self._send_next()
 
     def _on_own_state(self, state: AgentState, *, retained: bool) -> None:

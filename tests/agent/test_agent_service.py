@@ -189,6 +189,21 @@ def test_a_new_coordinator_hears_what_the_agent_holds(rig: Rig) -> None:
     assert [result.task for result in results(rig)] == [key()]
 
 
+def test_a_coordinator_that_is_back_after_the_agent_hears_what_it_holds(rig: Rig) -> None:
+    agent = rig.agent()
+    ready = encode(CoordinatorState(state="ready", session=7))
+    rig.coordinator.transport.publish(TOPICS.coordinator, ready, retain=True)
+    rig.run(agent)
+    # Their broker was restarted: the agent came back first, and the coordinator was not there to hear it.
+    agent.cut()
+    agent.restore()
+    rig.run(agent)
+    rig.coordinator.heard.clear()
+    rig.coordinator.transport.publish(TOPICS.coordinator, ready, retain=True)
+    rig.run(agent)
+    assert holding(rig) == ()
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_whatever_the_wire_does_every_task_is_reported_and_measured_once(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
