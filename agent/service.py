@@ -54,6 +54,8 @@ QUEUE_LIMIT = 8
 OUTBOX_LIMIT = 1000
 #: A child that has nothing to do keeps its runtime's memory this long: a search asks again sooner, a shelf does not.
 KEEP_CHILD_S = 30.0
+#: Nobody need hear of a pause between two tasks that is shorter.
+SAY_READY_S = 2.0
 #: How long one step waits where there is nothing to do, where a child works, and where a fetch or a cooling runs.
 _IDLE_S, _CHILD_S, _ACTIVE_S = 1.0, 0.25, 0.2
 #: Messages taken from the transport in one step, so that a flood does not starve the child.
@@ -238,6 +240,8 @@ class AgentService:
             if not self._trusted(task, message.payload):
                 return
             if isinstance(task, MeasureTask):
+                for key in task.stored:
+                    self._on_acknowledgement(key)
                 self._on_task(task)
             else:
                 self._on_cancel(task)
@@ -296,7 +300,7 @@ class AgentService:
             self._publish_bytes("task", stored)
             return
         if key in self._held():
-            self._publish("task", Accepted(task=key))
+            self._publish("task", Accepted(task=key), qos=0)
             return
         # A newer attempt replaces one that still waits; the coordinator has given that one up.
         self._queue = deque(queued for queued in self._queue if queued.task.task.task_id != key.task_id)
@@ -305,7 +309,7 @@ class AgentService:
             self._publish("task", reason)
             return
         self._queue.append(QueuedTask(task, PausableDeadline(task.deadline_s, self._clock())))
-        self._publish("task", Accepted(task=key))
+        self._publish("task", Accepted(task=key), qos=0)
         self._announce_state("busy")
 
     def _objection(self, task: MeasureTask) -> Rejected | None:
@@ -344,7 +348,7 @@ class AgentService:
             key = queued.task.task
 
             def say(phase: Phase, fraction: float) -> None:
-                self._publish("task", Progress(task=key, phase=phase, fraction=fraction))
+                self._publish("task", Progress(task=key, phase=phase, fraction=fraction), qos=0)
 
             def ask(request: BlobRequest) -> None:
                 self._publish("blob", request)
@@ -352,9 +356,7 @@ class AgentService:
             self._run = TaskRun(queued, self._equipment, ask, say)
             self._rests_for = ""
         if self._run is None:
-            if self._state is not None and self._state.state == "busy":
-                self._announce_state("ready")
-            self._let_child_go(self._clock())
+            self._idle(self._clock())
             return
         self._idle_since = None
         outcome = self._run.step(self._clock(), _CHILD_S)
@@ -368,11 +370,13 @@ class AgentService:
         if outcome is not None:
             self._finish(outcome)
 
-    def _let_child_go(self, now: float) -> None:
-        """Once it has had nothing to do for a while."""
+    def _idle(self, now: float) -> None:
+        """Say so, and let the child go, once there has been nothing to do for a while."""
         if self._idle_since is None:
             self._idle_since = now
-        elif now - self._idle_since >= KEEP_CHILD_S:
+        if now - self._idle_since >= SAY_READY_S and self._state is not None and self._state.state == "busy":
+            self._announce_state("ready")
+        if now - self._idle_since >= KEEP_CHILD_S:
             self._equipment.measurer.close()
             self._idle_since = float("inf")
 

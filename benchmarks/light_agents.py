@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from agent.measurement import MAX_KEPT_TIMES
+from agent.service import SAY_READY_S
 from coordinator.predictors.features import FeatureMap
 from device_profiles.profile import CpuCluster, DeviceProfile
 from fleet_protocol.architecture import Architecture
@@ -120,6 +121,7 @@ class LightAgent(asyncio.Protocol):
         self.outbox: dict[tuple[str, int], tuple[float, bytes]] = {}
         self.blobs: set[str] = set()
         self.fetching: str | None = None
+        self.busy = False
         self.result_sent_s: float | None = None
         self.transport: asyncio.Transport | None = None
         self.attempts = 0
@@ -219,11 +221,11 @@ class LightAgent(asyncio.Protocol):
     def on_message(self, topic: bytes, payload: bytes, answer: list[bytes]) -> None:
         channel = topic.rpartition(b"/")[2]
         if channel == b"ack":
-            task = json.loads(payload)["task"]
-            if self.outbox.pop((task["task_id"], task["attempt"]), None) is not None:
-                self.fleet.statistics.acknowledged += 1
+            self.forget(json.loads(payload)["task"])
         elif channel == b"task":
             task = json.loads(payload)
+            for stored in task.get("stored", ()):
+                self.forget(stored)
             if task["op"] == "measure":
                 self.on_task(task, answer)
             else:
@@ -232,6 +234,10 @@ class LightAgent(asyncio.Protocol):
             self.on_chunk(payload)
         elif topic == self.fleet.topics.coordinator.encode() and b'"ready"' in payload:
             self.say_next(answer)
+
+    def forget(self, key: dict[str, Any]) -> None:
+        if self.outbox.pop((key["task_id"], key["attempt"]), None) is not None:
+            self.fleet.statistics.acknowledged += 1
 
     def on_task(self, task: dict[str, Any], answer: list[bytes]) -> None:
         statistics, key = self.fleet.statistics, (task["task"]["task_id"], task["task"]["attempt"])
@@ -246,7 +252,9 @@ class LightAgent(asyncio.Protocol):
         if task["task"] not in held:
             self.waiting.append(task)
             if self.running is None:
-                answer.append(self.say("busy"))
+                if not self.busy:
+                    self.busy = True
+                    answer.append(self.say("busy"))
                 self.begin()
 
     def say(self, state: str) -> bytes:
@@ -293,6 +301,11 @@ class LightAgent(asyncio.Protocol):
         if self.waiting:
             self.begin()
         else:
+            asyncio.get_running_loop().call_later(SAY_READY_S, self.say_ready, self.result_sent_s)
+
+    def say_ready(self, since_s: float) -> None:
+        if self.running is None and self.result_sent_s == since_s and self.busy:
+            self.busy = False
             self.write(self.say("ready"))
 
     def resend(self, now: float) -> None:
@@ -310,7 +323,7 @@ class LightAgent(asyncio.Protocol):
     def update(self, kind: str, task: dict[str, Any], more: str = "") -> bytes:
         key = json.dumps(task["task"], separators=(",", ":"))
         text = f'{{"task":{key}{more},"schema_version":1,"kind":"{kind}"}}'
-        return self.publication(b"task", text.encode(), qos=0 if kind == "progress" else 1)
+        return self.publication(b"task", text.encode(), qos=0)
 
     def result(self, task: dict[str, Any]) -> bytes:
         slots, fingerprint = self.fleet.subnets.of(task["architecture"])

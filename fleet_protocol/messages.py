@@ -263,6 +263,9 @@ class MeasureTask(Versioned):
     deadline_s: Positive = Field(
         description="give up after this long from receipt, without waits for the host's other agents or the battery"
     )
+    stored: tuple[TaskKey, ...] = Field(
+        default=(), max_length=64, description="results that the agent may forget, acknowledged with the task"
+    )
     signature: Signature | None = None
 
 

@@ -189,6 +189,7 @@ class Campaign:
                     self._fresh.clear()
                 if self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now):
                     self._outage.over()
+        self._desk.acknowledge_rest()
         self._blobs.pump(now)
 
     def _sweep(self, now: float) -> None:
@@ -261,6 +262,7 @@ class Campaign:
 
     def stop(self) -> None:
         """Take back what is handed out; the run can be resumed."""
+        self._desk.acknowledge_rest()
         for track, task in self._desk.out():
             self._desk.cancel(track.device, task.key)
         self._write_standings()
@@ -268,6 +270,7 @@ class Campaign:
 
     def finish(self, write_results: Callable[[], str | None] = lambda: None) -> Status:
         """Close the run in the store, write what is to be taken home, and say how it ended."""
+        self._desk.acknowledge_rest()
         self._write_standings()
         self._store.set_run_status(self.identity.run_id, self.status, self._wall_clock())
         self._announcer.finished(
@@ -292,7 +295,9 @@ class Campaign:
         """Take in a stored task, in the order in which outcomes were stored, with the one that counted."""
         lease_ends_s = self._clock() + self.plan.deadline_s + LEASE_SLACK_S
         self._desk.restore(track, record, proposal, done=outcome is not None, lease_ends_s=lease_ends_s)
-        if outcome is not None:
+        if outcome is None:
+            track.search.expect(proposal)
+        else:
             track.search.tell(proposal, outcome)
             track.failures += isinstance(outcome, Failed)
             self._evaluate(track, proposal)
@@ -451,10 +456,7 @@ class Campaign:
             self._outage.over()
         for key, (track, task, outcome) in arrived.items():
             self._unanswered[track.device] = 0
-            try:
-                track.wire_bytes += self._wire.acknowledge(track.device, key)
-            except TransportError as error:  # The agent sends it again, and is told then.
-                self.note(str(error))
+            self._desk.acknowledge(track, key)
             # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
             if not self._desk.is_done(task.record.task_id):
                 self._conclude(track, task, key.attempt, outcome)
@@ -505,7 +507,7 @@ class Campaign:
 
     def _evaluate(self, track: SettingTrack, proposal: Proposal) -> None:
         """Start evaluating the accuracy of a winner that has just been verified."""
-        for state in track.search.targets:
+        for state in track.search.decided:
             if state.status == "met" and proposal.key[1:] == ("verification", state.target_ms):
                 model = track.models[proposal.architecture.fingerprint]
                 evaluation = self._executor.submit(self._models.accuracy, model)
@@ -572,8 +574,8 @@ class Campaign:
 
     def _settle(self, track: SettingTrack) -> None:
         """Store and announce targets whose fate is known, winners with their accuracy."""
-        for state in track.search.targets:
-            if state.status != "open" and state.target_ms not in track.settled | track.evaluations.keys():
+        for state in track.search.decided:
+            if state.target_ms not in track.settled | track.evaluations.keys():
                 track.settled.add(state.target_ms)
                 self._fates.append(standing.winner_record(track, state))
                 self._announcer.judged(track, state)

@@ -4,7 +4,8 @@ A spread of subnets first; then, round by round, the predicted winners of every 
 predictions replaced by measurements where there are any; then each target's winner is measured once more, as the
 file that ships. A miss counts and the next best is tried.
 
-What is asked is a function of the seed and of what was told, so telling a stored run again resumes it.
+What is asked is a function of the seed and of what was told, whatever the order within a round, so telling a stored
+run again resumes it, and it ends as it would have ended.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ ACCURACY_GAINS = (0.0005, 0.0001)
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
 MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
 MAX_REPLACEMENTS = 2
+#: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
+#: (top-1, a fraction): passing is likely enough to be worth what a miss costs.
+_DARED_FOR = 0.005
 #: So many failures without a single measurement, and the device setting is given up.
 HOPELESS_FAILURES = 6
 _SPREAD_POOL = 2000
@@ -59,6 +63,9 @@ _SAFETY_SIGMAS, _LEAST_SAFETY, _MOST_SAFETY = 1.2, 0.01, 0.10
 #: Margin on a prediction in its standard deviations. Once nothing better is likely to meet a target, subnets are
 #: tried that may; each teaches the predictor where it was wrong.
 _MARGINS = (0.5, 0.0, -0.5)
+#: A round's candidates at least, if that many are found at all: rounds of one or two find hardly more, and a device
+#: waits for each.
+_ROUND = 3
 _REPLACEMENT_MARGIN = 1.0
 
 
@@ -178,7 +185,8 @@ class DeviceSearch:
         """
         self.space = space
         self.budget = budget
-        self.targets: list[TargetState] = []
+        self._targets: list[TargetState] = []
+        self._stands = True
         self.failure_reason = ""
         self.measurements = 0
         self.failures = 0
@@ -189,9 +197,10 @@ class DeviceSearch:
         self._told = 0
         opening = opening or Opening(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
         self._features, self._architecture = opening.features, opening.architecture
-        self._learner = BayesianPredictor(opening.prior)
-        #: Measurements that it has not learned from yet: genome, latency and noise in ms. Together they cost little.
-        self._unlearned: list[tuple[Genome, float, float]] = []
+        self._prior = opening.prior
+        #: All measurements: genome, latency and noise in ms.
+        self._lessons: list[tuple[tuple[int, ...], float, float]] = []
+        self._learner: BayesianPredictor | None = None
         self._evidence = Evidence()
         self._foretold: dict[bytes, float | None] = {}
         #: Of all measurements, ascending.
@@ -216,9 +225,22 @@ class DeviceSearch:
         """Where the search stands."""
         if self._finished:
             return "done"
-        if not self.targets:
+        if not self._targets:
             return "spread"
         return "search" if self._exploring else "verification"
+
+    @property
+    def targets(self) -> list[TargetState]:
+        """Every target with its best subnet so far; none before the spread is measured."""
+        if not self._stands:
+            self._stands = True
+            self._refresh_standings()
+        return self._targets
+
+    @property
+    def decided(self) -> list[TargetState]:
+        """The targets that are not open any more."""
+        return [state for state in self._targets if state.status != "open"]
 
     @property
     def quarantined(self) -> int:
@@ -246,11 +268,16 @@ class DeviceSearch:
 
     @property
     def _predictor(self) -> BayesianPredictor:
-        """The predictor, with all measurements learned."""
-        if self._unlearned:
-            genomes, latency, noise = zip(*self._unlearned, strict=True)
-            self._unlearned.clear()
-            self._learner.update(self._features.features(np.stack(genomes)), latency, noise)
+        """The predictor, with all measurements learned.
+
+        From the prior, in an order of their own: so few cost little more than the latest alone, and not even rounding
+        depends on who was faster or on whether a coordinator came back.
+        """
+        if self._learner is None:
+            self._learner = BayesianPredictor(self._prior)
+            if self._lessons:
+                genomes, latency, noise = zip(*sorted(self._lessons), strict=True)
+                self._learner.update(self._features.features(np.array(genomes, dtype=np.int16)), latency, noise)
         return self._learner
 
     # -- ask and tell ------------------------------------------------------------------------------------------
@@ -262,6 +289,10 @@ class DeviceSearch:
         handed = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
         self._outstanding.update((proposal.key, proposal) for proposal in handed)
         return handed
+
+    def expect(self, proposal: Proposal) -> None:
+        """A proposal of an earlier coordinator has no outcome yet: its round goes on."""
+        self._outstanding[proposal.key] = proposal
 
     def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """What a proposal brought; also one that a stored run had asked for."""
@@ -277,7 +308,7 @@ class DeviceSearch:
             self.measurements += proposal.target_ms is None
         if proposal.purpose == "spread" and genome.tobytes() in self._spread_tries:
             self._spread_tries[genome.tobytes()] += 1
-        for state in self.targets:
+        for state in self._targets:
             state.replacements += proposal.purpose == "candidate" and state.target_ms == proposal.target_ms
         if isinstance(outcome, Failed):
             self.failures += 1
@@ -288,8 +319,7 @@ class DeviceSearch:
         if proposal.purpose == "verification":
             self._judge(proposal, genome, outcome)
         self._check_hope(outcome)
-        if self.needs_planning:
-            self._refresh_standings()
+        self._stands = False
 
     def _learn(self, genome: Genome, measurement: Measurement) -> None:
         self._evidence.add(genome, measurement)
@@ -297,7 +327,8 @@ class DeviceSearch:
         bisect.insort(self._noise, noise)
         # The sentinel says how much slower the device is now than when it started.
         latency = measurement.median_ms / measurement.drift
-        self._unlearned.append((genome, latency, noise * latency))
+        self._lessons.append((tuple(genome.tolist()), latency, noise * latency))
+        self._learner = None
 
     def _check_hope(self, outcome: Measurement | Failed) -> None:
         if not isinstance(outcome, Failed) or self.failures < HOPELESS_FAILURES:
@@ -324,9 +355,9 @@ class DeviceSearch:
 
     def _settle_targets(self) -> None:
         """Once the spread is measured the targets are known; what comes later changes none of them."""
-        if not self.targets and not self._finished and self._spread_done():
+        if not self._targets and not self._finished and self._spread_done():
             self._resolve_targets()
-            self._refresh_standings()
+            self._stands = False
 
     def _resolve_targets(self) -> None:
         genomes, latency = self._evidence.measured(unsure=True)
@@ -345,7 +376,7 @@ class DeviceSearch:
         if self._request.automatic:
             slowest_ms = min(slowest_ms, _ROOM_ABOVE * self._enough_ms(fastest_ms, slowest_ms))
         resolved = self._request.resolve(fastest_ms, max(slowest_ms, fastest_ms))
-        self.targets = [TargetState(target_ms) for target_ms in resolved]
+        self._targets = [TargetState(target_ms) for target_ms in resolved]
 
     def _enough_ms(self, fastest_ms: float, slowest_ms: float) -> float:
         """The latency beyond which no subnet is foretold to be more accurate: a target there would change nothing."""
@@ -380,7 +411,7 @@ class DeviceSearch:
         return round_
 
     def _open_targets(self) -> list[TargetState]:
-        return [state for state in self.targets if state.status == "open"]
+        return [state for state in self._targets if state.status == "open"]
 
     def _candidates(self) -> list[Proposal]:
         """Predicted winners that are not measured yet and likely to be better than what is."""
@@ -391,15 +422,17 @@ class DeviceSearch:
         foretold, found = self._foretelling(), list[list[Genome | None]]()
         best = [self._best_accuracy(state) for state in states]
         for gain in ACCURACY_GAINS:
+            chosen: dict[bytes, Genome] = {}
             for place, sigmas in enumerate(_MARGINS):
                 if place == len(found):
                     found.append(self._winners(states, foretold.at_margin(sigmas)))
-                chosen: dict[bytes, Genome] = {}
                 for accuracy, winner in zip(best, found[place], strict=True):
                     if winner is not None and self._improves(accuracy, winner, gain):
                         chosen.setdefault(winner.tobytes(), winner)
-                if chosen:
-                    return self._propose(list(chosen.values())[:left], "candidate")
+                if len(chosen) >= min(_ROUND, left):
+                    break
+            if chosen:
+                return self._propose(list(chosen.values())[:left], "candidate")
         return []
 
     def _foretelling(self, sigmas: float = 0.0) -> PredictorLatency:
@@ -468,7 +501,7 @@ class DeviceSearch:
             state.reason = _why_missed(state)
             return None
         genomes, latency = self._measured()
-        choice = self._best_measured(state, self._safety(state))
+        choice = self._choice(state)
         if choice is None and len(genomes) and latency[0] <= state.target_ms:
             choice = genomes[0]
         if choice is None and state.verifications:
@@ -481,6 +514,15 @@ class DeviceSearch:
             self._give_up(state, genomes, latency)
             return None
         return self._propose([choice], "verification", state.target_ms)[0]
+
+    def _choice(self, state: TargetState) -> Genome | None:
+        """The best of what was measured within a target by its margin; before the first miss a better one may dare."""
+        choice = self._best_measured(state, self._safety(state))
+        if choice is not None and not state.verifications:
+            daring = self._best_measured(state, 0.0)
+            if daring is not None and self._accuracy_of(daring) > self._accuracy_of(choice) + _DARED_FOR:
+                return daring
+        return choice
 
     def _replacement(self, state: TargetState) -> Proposal | None:
         """After a miss, a subnet that is not measured yet may be better than the best one that is left."""
@@ -510,7 +552,7 @@ class DeviceSearch:
         state.status = "missed" if state.verifications else "infeasible"
 
     def _judge(self, proposal: Proposal, genome: Genome, outcome: Measurement | Failed) -> None:
-        state = next((s for s in self.targets if s.target_ms == proposal.target_ms), None)
+        state = next((s for s in self._targets if s.target_ms == proposal.target_ms), None)
         if state is None or state.status == "met":
             return
         # The re-measurement of a stored run ends its exploration too.
@@ -535,7 +577,8 @@ class DeviceSearch:
             if outcome.quality == "throttled":
                 state.reason += ", while the device was slowed down"
             # Next time keep clear by twice the margin, and by more than this miss went beyond it.
-            missed_by = outcome.median_ms / (state.measured_ms or state.target_ms) - 1.0
+            first_ms = next(iter(self._evidence.of(genome).medians_ms), state.target_ms)
+            missed_by = outcome.median_ms / first_ms - 1.0
             state.safety = min(max(2.0 * self._safety(state), 1.5 * missed_by), 0.5)
             self._evidence.add_miss(genome, outcome.median_ms)
         self._stand(state, genome, outcome.median_ms)
@@ -546,7 +589,7 @@ class DeviceSearch:
         """Before verification, each target shows its best measured subnet."""
         for state in self._open_targets():
             if state.verifications == 0:
-                best = self._best_measured(state, self._safety(state))
+                best = self._choice(state)
                 if best is not None:
                     self._stand(state, best, None)
 

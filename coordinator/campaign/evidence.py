@@ -34,8 +34,6 @@ class SubnetEvidence:
     over_target_ms: float = 0.0
     """Slowest re-measurement that missed a target; such a miss counts whatever other runs said."""
     failures: int = 0
-    _weighted_ms: float = 0.0
-    _precision: float = 0.0
 
     @property
     def quarantined(self) -> bool:
@@ -46,7 +44,10 @@ class SubnetEvidence:
         """What it takes, as far as it was measured without throttling."""
         if not self.medians_ms:
             return None
-        return max(self._weighted_ms / self._precision, self.over_target_ms)
+        # Exact sums do not depend on the order of arrival.
+        precision = [noise**-2 for noise in self.relative_noise]
+        weighted_ms = math.fsum(p * ms for p, ms in zip(precision, self.medians_ms, strict=True))
+        return max(weighted_ms / math.fsum(precision), self.over_target_ms)
 
     @property
     def sure(self) -> bool:
@@ -60,11 +61,8 @@ class SubnetEvidence:
 
     def add(self, measurement: Measurement) -> None:
         """One more run that was not throttled."""
-        noise = relative_noise(measurement)
         self.medians_ms.append(measurement.median_ms)
-        self.relative_noise.append(noise)
-        self._weighted_ms += measurement.median_ms / noise**2
-        self._precision += 1.0 / noise**2
+        self.relative_noise.append(relative_noise(measurement))
 
 
 class Evidence:
@@ -76,7 +74,8 @@ class Evidence:
         self._measured: dict[bool, tuple[Genomes, NDArray[np.float64]]] = {}
 
     def __iter__(self) -> Iterator[SubnetEvidence]:
-        return iter(self._subnets.values())
+        """In an order of their own, whoever was measured first."""
+        return (self._subnets[key] for key in sorted(self._subnets))
 
     def of(self, genome: NDArray[np.int16]) -> SubnetEvidence:
         """The subnet's evidence, empty where there is none yet."""

@@ -35,7 +35,7 @@ def take_up(
     for found in store.outcomes(run_id):
         counted.setdefault(found.key.task_id, found.outcome)
     records = {record.task_id: record for record in store.tasks(run_id)}
-    for task_id in [*counted, *(records.keys() - counted.keys())]:
+    for task_id in [*counted, *(task_id for task_id in records if task_id not in counted)]:
         record = records[task_id]
         track = campaign.tracks[record.device, record.setting_label]
         campaign.restore(track, record, _proposal(record, space), counted.get(task_id))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from coordinator.campaign.device_search import TargetState
 from coordinator.campaign.plan import CampaignPlan, RunSettings
@@ -31,6 +34,7 @@ from coordinator.view.snapshot import (
 )
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Failed
+from supernet_export.spaces.base import DesignSpace
 
 if TYPE_CHECKING:
     from coordinator.campaign.campaign import Campaign
@@ -156,7 +160,13 @@ def winner_record(track: SettingTrack, state: TargetState) -> WinnerRecord:
 def _costs(track: SettingTrack, state: TargetState) -> dict[str, int]:
     if state.genome is None:
         return {}
-    found = subnet_costs(track.search.space, state.genome[None])
+    return dict(_costs_of(track.search.space, state.genome.tobytes()))
+
+
+@lru_cache(maxsize=4096)
+def _costs_of(space: DesignSpace, genome: bytes) -> dict[str, int]:
+    """Devices of a fleet often end with the same subnets."""
+    found = subnet_costs(space, np.frombuffer(genome, dtype=np.int16)[None])
     return {name: round(float(found[name][0])) for name in ("parameters", "macs", "peak_activation_bytes")}
 
 

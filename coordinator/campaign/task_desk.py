@@ -1,6 +1,7 @@
 """The tasks of a campaign: numbered, handed out under a lease, taken back, and known for as long as results may come.
 
-A task is in the store before its agent hears of it, so that its result is stored whoever coordinates then.
+A task is in the store before its agent hears of it, so that its result is stored whoever coordinates then; and with
+it the rest of its round, so that whoever coordinates then ends the round that was begun.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from fleet_protocol.messages import BlobReference, MeasureTask, Next, TaskKey
 
 #: Tasks that one agent holds: the one it runs and the next, so that it never waits for the network.
 PREFETCH = 2
+#: More than an agent ever holds, unless it was cut off for long.
+_ACKNOWLEDGED_WITH_A_TASK = 8
 #: A lease outlives the device's own deadline by this much, and is renewed by every word about a task.
 LEASE_SLACK_S = 20.0
 
@@ -43,10 +46,13 @@ class TaskDesk:
         self._run_id, self._bundle, self._mirror, self._plan = run_id, bundle, mirror, plan
         self._tracks = tracks
         self._by_device: dict[str, list[SettingTrack]] = {}
-        self._unfinished: dict[str, dict[str, TrackTask]] = {}
         self._wire, self._blobs, self._store, self._note = wire, blobs, store, note
         self._tasks: dict[str, tuple[SettingTrack, TrackTask]] = {}
         self._done: set[str] = set()
+        #: Results that are stored and not acknowledged yet, by agent.
+        self._stored: dict[str, list[tuple[SettingTrack, TaskKey]]] = {}
+        #: Tasks that the store has not heard of.
+        self._unstored: dict[str, TrackTask] = {}
         self._next_number = 1
 
     def join(self, track: SettingTrack) -> None:
@@ -75,13 +81,8 @@ class TaskDesk:
     # -- making tasks ------------------------------------------------------------------------------------------
 
     def add(self, track: SettingTrack, planned: PlannedTask) -> None:
-        """Make a task of a proposal; one that an earlier coordinator left open is taken up again."""
+        """Make a task of a proposal."""
         proposal, model = planned.proposal, planned.model
-        for task in self._unfinished.get(track.label, {}).values():
-            if task.proposal.key == proposal.key:
-                if task.record.task_id not in track.leased and task not in track.ready:
-                    track.ready.append(task)
-                return
         record = TaskRecord(
             task_id=f"{self._run_id}.{self._next_number}",
             run_id=self._run_id,
@@ -97,34 +98,35 @@ class TaskDesk:
             calibration=model.calibration if model is not None else None,
         )
         self._next_number += 1
-        track.ready.append(self._know(track, record, proposal))
+        task = self._unstored[record.task_id] = self._know(track, record, proposal)
+        track.ready.append(task)
 
     def restore(
         self, track: SettingTrack, record: TaskRecord, proposal: Proposal, *, done: bool, lease_ends_s: float
     ) -> None:
-        """Know a stored task. One that is out may still be at work: its agent says so in `Next`, or the lease ends."""
+        """Know a stored task; one that is not done is to be handed out.
+
+        One that was may still be at work: its agent says so in `Next`, or the lease ends.
+        """
         task = self._know(track, record, proposal)
         self._next_number = max(self._next_number, int(record.task_id.rpartition(".")[2]) + 1)
         if done:
-            self._finish(track, record.task_id)
+            self._done.add(record.task_id)
         elif record.attempt:
             task.lease_ends_s = lease_ends_s
             track.leased[record.task_id] = task
+        else:
+            track.ready.append(task)
 
     def _know(self, track: SettingTrack, record: TaskRecord, proposal: Proposal) -> TrackTask:
         task = TrackTask(record, proposal)
         self._tasks[record.task_id] = track, task
-        self._unfinished.setdefault(track.label, {})[record.task_id] = task
         if record.model_sha256 is not None:
             model = CalibratedModel(record.architecture, track.setting, record.model_sha256, record.calibration)
             track.models[record.architecture.fingerprint] = model
             if record.calibration is not None:
                 task.calibration = self._blobs.add(record.calibration)
         return task
-
-    def _finish(self, track: SettingTrack, task_id: str) -> None:
-        self._done.add(task_id)
-        self._unfinished.get(track.label, {}).pop(task_id, None)
 
     # -- out and back ------------------------------------------------------------------------------------------
 
@@ -137,7 +139,11 @@ class TaskDesk:
         attempts = [task.next_attempt() for _, task in chosen]
         sent = 0
         try:
-            self._store.put_tasks(attempts)
+            if chosen:
+                first_times = {attempt.task_id for attempt in attempts}
+                waiting = [task.record for number, task in self._unstored.items() if number not in first_times]
+                self._store.put_tasks([*attempts, *waiting])
+                self._unstored.clear()
             for (track, task), attempt in zip(chosen, attempts, strict=True):
                 self._send(track, task, attempt, now_s)
                 sent += 1
@@ -161,7 +167,22 @@ class TaskDesk:
             chosen.append((track, track.ready.popleft()))
         return chosen
 
+    def acknowledge(self, track: SettingTrack, key: TaskKey) -> None:
+        """A result is in the store: its agent hears it with its next task, or from `acknowledge_rest`."""
+        self._stored.setdefault(track.device, []).append((track, key))
+
+    def acknowledge_rest(self) -> None:
+        """Tell the agents that got no task which of their results are stored."""
+        stored, self._stored = self._stored, {}
+        for agent, results in stored.items():
+            for track, key in results:
+                try:
+                    track.wire_bytes += self._wire.acknowledge(agent, key)
+                except TransportError as error:  # noqa: PERF203 - the agent sends it again, and is told then
+                    self._note(str(error))
+
     def _send(self, track: SettingTrack, task: TrackTask, attempt: TaskRecord, now_s: float) -> None:
+        stored = self._stored.get(track.device, [])[:_ACKNOWLEDGED_WITH_A_TASK]
         message = MeasureTask(
             task=TaskKey(task_id=attempt.task_id, attempt=attempt.attempt),
             run_id=self._run_id,
@@ -172,8 +193,11 @@ class TaskDesk:
             setting=track.setting,
             protocol=self._plan.protocol,
             deadline_s=self._plan.deadline_s,
+            stored=tuple(key for _, key in stored),
         )
         track.wire_bytes += self._wire.send_task(track.device, message)
+        if stored:
+            del self._stored[track.device][: len(stored)]
         task.record = attempt
         track.leased[task.record.task_id] = task
         task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
@@ -227,7 +251,7 @@ class TaskDesk:
         """A task's first outcome has come, whichever attempt it is of; a newer attempt is called off."""
         if attempt < task.record.attempt and task.record.task_id in track.leased:
             self.cancel(track.device, task.key)
-        self._finish(track, task.record.task_id)
+        self._done.add(task.record.task_id)
         track.leased.pop(task.record.task_id, None)
         if task in track.ready:
             track.ready.remove(task)

@@ -70,7 +70,9 @@ def test_a_task_is_accepted_fetched_measured_reported_acknowledged_and_forgotten
     assert len(rig.coordinator.updates("accepted")) == 1
     phases = [update.phase for update in rig.coordinator.updates("progress")]
     assert phases == ["fetching", "building"]
-    assert states(rig)[-3:] == ["ready", "busy", "ready"]
+    assert states(rig)[-2:] == ["ready", "busy"]
+    rig.run(agent)
+    assert states(rig)[-3:] == ["ready", "busy", "ready"], "with nothing to do for a while, it says so"
     order = rig.measurer.orders[0]
     assert Path(order.bundle_path).read_bytes() == BLOB
     assert not agent.service.idle
@@ -174,6 +176,17 @@ def test_an_agent_killed_with_unsent_results_sends_them_in_its_next_life(rig: Ri
     third = rig.agent()
     rig.run(third, seconds=5)
     assert holding(rig) == ()
+
+
+def test_a_task_may_acknowledge_results(rig: Rig) -> None:
+    agent = rig.agent()
+    rig.run(agent)
+    rig.coordinator.send("pi", "task", task(1))
+    rig.run(agent)
+    assert [kept for kept, _ in agent.outbox.pending()] == [key(1)]
+    rig.coordinator.send("pi", "task", task(2, stored=(key(1),)))
+    rig.run(agent)
+    assert [kept for kept, _ in agent.outbox.pending()] == [key(2)]
 
 
 def test_a_new_coordinator_hears_what_the_agent_holds(rig: Rig) -> None:

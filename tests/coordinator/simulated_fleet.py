@@ -45,7 +45,7 @@ from fleet_protocol.messages import (
     TaskKey,
 )
 from fleet_protocol.signing import OrderSigner
-from fleet_protocol.topics import Topics
+from fleet_protocol.topics import AgentDown, Topics
 from fleet_protocol.transport import Connected, Received, Will
 from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.spaces.digits import DigitsSpace
@@ -133,6 +133,17 @@ class StandInModels:
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
         return float(ACCURACY.predict(SPACE.encode([model.architecture]))[0]), 600
+
+
+def acknowledged_in(topic: str, payload: bytes) -> tuple[TaskKey, ...]:
+    """The results that a message of the coordinator acknowledges, by itself or with a task."""
+    address = TOPICS.parse(topic)
+    if not isinstance(address, AgentDown):
+        return ()
+    if address.channel == "ack":
+        return (decode(Acknowledgement, payload).task,)
+    task = decode_task(payload) if address.channel == "task" else None
+    return task.stored if isinstance(task, MeasureTask) else ()
 
 
 class InlineExecutor(Executor):
@@ -228,7 +239,10 @@ class SimulatedAgent:
             task = decode_task(message.payload)
             if isinstance(task, CancelTask):
                 self.queue = deque(waiting for waiting in self.queue if waiting.task != task.task)
-            elif task.task in self.answered:
+                return
+            for key in task.stored:
+                self.outbox.pop(key, None)
+            if task.task in self.answered:
                 self.transport.publish(TOPICS.up(self.name, "task"), self.answered[task.task])
             elif all(waiting.task != task.task for waiting in self.queue):
                 if not self.queue:

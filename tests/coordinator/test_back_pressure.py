@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from simulated_fleet import Simulation
+from simulated_fleet import Simulation, acknowledged_in
 
 from coordinator.campaign.plan import CampaignPlan
 from fleet_protocol.errors import TransportError
@@ -62,9 +62,8 @@ def test_results_that_arrive_together_are_stored_together_and_acknowledged_after
         return add(arrivals)
 
     def watched(topic: str, payload: bytes, **options: object) -> None:
-        if topic.endswith("down/ack"):
-            stored = {found.key.task_id for found in fleet.store.outcomes("run-1")}
-            acknowledged_in_store.append(any(f'"{task_id}"'.encode() in payload for task_id in stored))
+        stored = {found.key for found in fleet.store.outcomes("run-1")}
+        acknowledged_in_store.extend(key in stored for key in acknowledged_in(topic, payload))
         publish(topic, payload, **options)  # type: ignore[arg-type]
 
     fleet.store.add_outcomes = counted  # type: ignore[method-assign]

@@ -224,6 +224,7 @@ class TestFaults:
             fleet.broker.publish(TOPICS.up("pi0", "task"), payload)
         while (event := fleet.transport.poll(0)) is not None:
             fleet.campaign.on_event(event)
+        fleet.campaign.on_tick()
         assert track(fleet, "pi0").search.measurements == before
         agent.step()
         assert key not in agent.outbox
@@ -446,9 +447,34 @@ class TestBounds:
         assert all(self.costs(fleet)[name] <= bound for name, bound in self.BOUNDS.items())
 
 
+def measured_and_won(fleet: Simulation) -> tuple[set[object], list[object]]:
+    """Every subnet that was measured, why, and each target's winner."""
+    outcomes = fleet.store.outcomes("run-1")
+    return {(found.task.purpose, found.task.target_ms, found.task.architecture) for found in outcomes}, [
+        (winner.target_ms, winner.fields["architecture"], winner.fields["verified_ms"])
+        for winner in fleet.store.winners("run-1")
+    ]
+
+
 class TestResume:
+    def test_coordinators_that_vanish_again_and_again_measure_what_one_would_have_measured(self) -> None:
+        ended = []
+        for chance_of_vanishing in (0.0, 0.3):
+            fleet, chance = Simulation(plan(wait_for=1)), random.Random(5)
+            fleet.add("pi0", noise=0.0)
+            fleet.begin()
+            while not fleet.campaign.finished:
+                fleet.step()
+                if chance.random() < chance_of_vanishing:
+                    fleet.vanish()
+                    fleet.begin(resume=True)
+            assert fleet.campaign.finish() == "complete"
+            assert fleet.starts == 1 or fleet.starts > 10
+            ended.append(measured_and_won(fleet))
+        assert ended[0] == ended[1]
+
     @pytest.mark.parametrize("after", [1, 6, 12, 20, 23])
-    def test_nothing_stored_is_measured_again_and_the_end_is_the_same(self, after: int) -> None:
+    def test_nothing_stored_is_measured_again(self, after: int) -> None:
         fleet = Simulation(plan(wait_for=1))
         agent = fleet.add("pi0", noise=0.0)
         fleet.begin()

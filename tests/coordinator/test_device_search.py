@@ -126,6 +126,22 @@ def test_it_waits_for_a_round_before_it_plans_the_next() -> None:
     assert {proposal.purpose for proposal in search.ask(100)} == {"candidate"}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_is_faster_in_a_round_it_ends_the_same(seed: int) -> None:
+    ended = []
+    for order in ("as asked", "turned round", "shuffled"):
+        search, answer, rng = make(), device(seed, noise=0.0), np.random.default_rng(seed)
+        while not search.finished:
+            asked = search.ask(100)
+            shuffled = [asked[i] for i in rng.permutation(len(asked))]
+            for proposal in {"as asked": asked, "turned round": asked[::-1], "shuffled": shuffled}[order]:
+                search.tell(proposal, answer(proposal))
+                search.held_out_error()  # looked at in between
+        assert [state.status for state in search.targets] == ["met"] * 4
+        ended.append([(state.architecture, state.verified_ms) for state in search.targets])
+    assert ended[0] == ended[1] == ended[2]
+
+
 @pytest.mark.parametrize("upto", [3, 8, 11, 16, 100])
 def test_told_again_what_it_was_told_it_asks_the_same(upto: int) -> None:
     told = run(make(), device(3), at_once=1)[:upto]
@@ -137,6 +153,29 @@ def test_told_again_what_it_was_told_it_asks_the_same(upto: int) -> None:
     assert asked == again.ask(100)
     measured = {proposal.genome for proposal, _ in told}
     assert not measured & {proposal.genome for proposal in asked if proposal.purpose != "verification"}
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_much_better_subnet_just_within_its_target_is_given_a_chance_to_pass(passes: bool) -> None:
+    honest = device(3, noise=0.0)
+    largest = SPACE.decode(SPACE.largest())[0]
+    ends = honest(Proposal((), largest, "spread"))
+    assert isinstance(ends, Measurement)
+    target_ms = 1.005 * ends.median_ms  # within it, but not by the margin of a percent
+
+    def answer(proposal: Proposal) -> Measurement | Failed:
+        late = proposal.purpose == "verification" and proposal.architecture == largest and not passes
+        return measurement(1.01 * target_ms) if late else honest(proposal)
+
+    # The budget ends with the spread, which is unlikely to hold anything near as good.
+    search = make(f"{target_ms}", budget=8)
+    told = run(search, answer)
+    verified = [proposal.architecture for proposal, _ in told if proposal.purpose == "verification"]
+    (state,) = search.targets
+    assert verified[0] == largest
+    assert state.status == "met"
+    assert (state.architecture == largest) == passes
+    assert len(verified) == 1 + (not passes)
 
 
 def test_a_miss_counts_and_the_target_is_met_by_another_subnet() -> None:

@@ -21,16 +21,20 @@ from supernet_export.spaces.digits import DigitsSpace
 PLAN = CampaignPlan(targets="auto:3", budget=16, spread=10, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Simulation:
-    """A run that has ended, of three devices that are alike."""
+def three_alike(like: int) -> Simulation:
+    """A run that has ended, of three devices that are relatives of the same."""
     simulation = Simulation(PLAN)
     for seed in range(3):
-        simulation.add(f"pi{seed}", seed=seed, like=100)
+        simulation.add(f"pi{seed}", seed=like + seed, like=like)
     simulation.begin()
     simulation.run()
     simulation.campaign.finish()
     return simulation
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Simulation:
+    return three_alike(100)
 
 
 def prior_of(store: MeasurementStore, space: DesignSpace, before_unix_s: float, **benches: float) -> Prior | None:
@@ -55,15 +59,17 @@ def error_after(count: int, device: HiddenDevice, prior: Prior | None) -> float:
     return float(np.mean(np.abs(asking.predict(genomes)[0] / truth - 1.0)))
 
 
-def test_five_measurements_tell_more_with_what_similar_devices_measured(fleet: Simulation) -> None:
-    learned = prior_of(fleet.store, SPACE, fleet.clock.unix())
-    assert learned is not None
+def test_five_measurements_tell_more_with_what_similar_devices_measured() -> None:
     gains = []
-    for seed in range(40, 46):
-        device = HiddenDevice(seed, like=100)
-        gains.append(error_after(5, device, learned) / error_after(5, device, None))
-    assert max(gains) < 1.0
-    assert float(np.median(gains)) < 0.92
+    for like in (100, 200, 300, 400):
+        fleet = three_alike(like)
+        learned = prior_of(fleet.store, SPACE, fleet.clock.unix())
+        assert learned is not None
+        for seed in range(40, 44):
+            device = HiddenDevice(seed, like=like)
+            gains.append(error_after(5, device, learned) / error_after(5, device, None))
+    assert float(np.median(gains)) < 0.9
+    assert float(np.mean(np.array(gains) < 1.0)) > 0.7
 
 
 def test_a_device_unlike_all_before_is_learned_all_the_same(fleet: Simulation) -> None:
@@ -95,7 +101,7 @@ def test_devices_are_read_as_they_were_measured(fleet: Simulation) -> None:
     known = stored_devices(fleet.store, SPACE, fleet.clock.unix())
     assert [device.measured.family for device in known] == ["pi0", "pi1", "pi2"]
     for seed, device in enumerate(found.measured for found in known):
-        hidden = HiddenDevice(seed, like=100)
+        hidden = HiddenDevice(100 + seed, like=100)
         subnets = {
             found.task.architecture: hidden.latency_ms(found.task.architecture)
             for found in fleet.store.outcomes("run-1")

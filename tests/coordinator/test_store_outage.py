@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from postgresql import PostgreSQL, on_postgresql
-from simulated_fleet import TOPICS, Simulation
+from simulated_fleet import TOPICS, Simulation, acknowledged_in
 from store_examples import MEASUREMENT, run_record, task_record
 
 from coordinator.campaign.plan import CampaignPlan
@@ -18,10 +18,10 @@ from coordinator.store.records import Arrival
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import CampaignFinished, StoreAvailable, StoreUnavailable
 from coordinator.view.lines import event_line
-from fleet_protocol.codec import decode, decode_task_update
+from fleet_protocol.codec import decode_task_update
 from fleet_protocol.errors import StoreUnavailableError
-from fleet_protocol.messages import Acknowledgement, Measurement, Result, TaskKey
-from fleet_protocol.topics import AgentDown, AgentUp
+from fleet_protocol.messages import Measurement, Result, TaskKey
+from fleet_protocol.topics import AgentUp
 
 PLAN = CampaignPlan(targets="auto:2", budget=12, spread=8, wait_for=2, grace_s=60, join_s=60, deadline_s=60)
 
@@ -126,13 +126,12 @@ class Witness:
         publish = simulation.broker.publish
 
         def listen(topic: str, payload: bytes, **options: bool) -> None:
-            address = TOPICS.parse(topic)
-            if isinstance(address, AgentDown) and address.channel == "ack":
-                key = decode(Acknowledgement, payload).task
+            for key in acknowledged_in(topic, payload):
                 self.acknowledged[key] += 1
                 if key not in {found.key for found in simulation.store.outcomes(simulation.run_id)}:
                     self.unstored.append(key)
-            elif isinstance(address, AgentUp) and address.channel == "task":
+            address = TOPICS.parse(topic)
+            if isinstance(address, AgentUp) and address.channel == "task":
                 update = decode_task_update(payload)
                 if isinstance(update, Result):
                     self.sent[update.task] += 1

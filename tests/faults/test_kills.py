@@ -13,9 +13,6 @@ pytestmark = pytest.mark.xdist_group("endtoend")
 
 AGENTS = tuple(f"pi{number}" for number in range(5))
 KILLS = 50
-#: What of a target must agree: its verified latency, relative, and its subnet's accuracy. A subnet's latency is the
-#: same in every run, so all that may differ is which of two all but equal subnets was found first.
-LATENCY_TOLERANCE, ACCURACY_TOLERANCE = 0.02, 0.002
 
 
 def begin(fleet: FaultFleet) -> None:
@@ -28,10 +25,10 @@ def start_agent(fleet: FaultFleet, name: str, number: int) -> None:
     fleet.start_agent(name, factor=1.0 + 0.5 * number)
 
 
-def winners(fleet: FaultFleet) -> dict[tuple[str, float], tuple[float, float]]:
-    """Verified latency and predicted accuracy by device and target."""
+def winners(fleet: FaultFleet) -> dict[tuple[str, float], tuple[float, object]]:
+    """Verified latency and subnet by device and target; a subnet's latency is the same in every run."""
     return {
-        (device["device"], target["target_ms"]): (target["verified_ms"], target["predicted_accuracy"])
+        (device["device"], target["target_ms"]): (target["verified_ms"], target["architecture"])
         for device in fleet.results()["fleet"]
         for target in device["targets"]
         if target["met"]
@@ -87,8 +84,5 @@ def test_whoever_is_killed_the_campaign_completes_with_the_same_result(tmp_path:
         assert_nothing_lost_nothing_twice(fleet)
         found = winners(fleet)
     assert {"coordinator", "broker"} < set(killed)
-    assert found.keys() == expected.keys()
     assert len(found) == 3 * len(AGENTS)
-    for target, (latency_ms, accuracy) in expected.items():
-        assert found[target][0] == pytest.approx(latency_ms, rel=LATENCY_TOLERANCE), target
-        assert found[target][1] == pytest.approx(accuracy, abs=ACCURACY_TOLERANCE), target
+    assert found == expected
