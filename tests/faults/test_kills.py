@@ -69,8 +69,7 @@ def disturb(fleet: FaultFleet, kills: int, chance: random.Random) -> list[str]:
     return killed
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 6))])
 def test_whoever_is_killed_the_campaign_completes_with_the_same_result(tmp_path: Path, seed: int) -> None:
     with fault_fleet(tmp_path / "undisturbed") as calm:
         begin(calm)
