@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Callable
 from functools import lru_cache
 
 import paho.mqtt.client as paho
@@ -58,6 +59,26 @@ def _expiry(seconds: int) -> Properties:
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.MessageExpiryInterval = seconds
     return properties
+
+
+def first_connection(
+    poll: Callable[[float], TransportEvent | None], address: BrokerAddress, timeout_s: float
+) -> Connected:
+    """Poll until connected; `BrokerUnreachableError` with the last reason after `timeout_s`."""
+    give_up = time.monotonic() + timeout_s
+    reason = "no answer"
+    while (left := give_up - time.monotonic()) > 0:
+        event = poll(left)
+        if isinstance(event, Connected):
+            return event
+        if isinstance(event, Disconnected):
+            reason = event.reason
+            if event.fatal:
+                break
+    raise BrokerUnreachableError(
+        f"broker {address} cannot be reached: {reason}; check that it runs (`fleetnas broker`), the address, "
+        "the port, the login and any firewall"
+    )
 
 
 class _FallBack:
@@ -184,21 +205,7 @@ class MqttTransport:
 
         Call it right after `start`, before anything is polled; `Connected` is still delivered by `poll`.
         """
-        give_up = time.monotonic() + timeout_s
-        reason = "no answer"
-        while (left := give_up - time.monotonic()) > 0:
-            event = self.poll(left)
-            if isinstance(event, Connected):
-                self._put_back = event
-                return
-            if isinstance(event, Disconnected):
-                reason = event.reason
-                if event.fatal:
-                    break
-        raise BrokerUnreachableError(
-            f"broker {self.address} cannot be reached: {reason}; check that it runs (`fleetnas broker`), the address, "
-            "the port, the login and any firewall"
-        )
+        self._put_back = first_connection(self.poll, self.address, timeout_s)
 
     def close(self) -> None:
         self._closing.set()

@@ -39,6 +39,7 @@ from coordinator.watching.metrics import Metrics
 from fleet_protocol.errors import HashMismatchError, StoreUnavailableError, UsageError
 from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.network_process import NetworkProcess
 from fleet_protocol.refusals import Refusals
 from fleet_protocol.signing import OrderSigner
 from fleet_protocol.topics import Topics
@@ -100,7 +101,7 @@ class RunningSearch:
     campaign: Campaign
     store: MeasurementStore
     models: WinnerModels
-    transport: MqttTransport | LocalTransport
+    transport: NetworkProcess | MqttTransport | LocalTransport
     executor: ThreadPoolExecutor
     view: View = field(repr=False)
 
@@ -260,14 +261,15 @@ def open_search(
 
 def _transport(
     request: SearchRequest, stored: list[DeviceRecord], topics: Topics, session: int
-) -> MqttTransport | LocalTransport:
+) -> NetworkProcess | MqttTransport | LocalTransport:
     client_id, will = f"coordinator-{secrets.token_hex(4)}", coordinator_will(topics, session)
     if request.local is not None:
         return LocalTransport(request.local.agent_options(stored), client_id, will)
     if request.broker is None:
         raise UsageError("where the devices are must be said: a broker, or this device alone (--local)")
     # Tasks that nobody takes in time expire at a broker that speaks MQTT 5; agents need 3.1.1 alone.
-    return MqttTransport(request.broker, client_id, will, prefer_five=True)
+    kind = NetworkProcess if os.name == "posix" else MqttTransport
+    return kind(request.broker, client_id, will, prefer_five=True)
 
 
 def write_take_home(store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels) -> None:

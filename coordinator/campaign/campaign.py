@@ -564,9 +564,11 @@ class Campaign:
 
     def _choose(self, track: SettingTrack, item: PlannedTask) -> None:
         """Say once which subnet a target has come down to."""
+        if item.model is None:
+            return
         for state in track.search.targets:
             choice = (state.target_ms, item.proposal.architecture.fingerprint)
-            if item.model is None or state.target_ms != item.proposal.target_ms or choice in track.announced:
+            if state.target_ms != item.proposal.target_ms or choice in track.announced:
                 continue
             track.announced.add(choice)
             if state.architecture == item.proposal.architecture and state.measured_ms is not None:

@@ -1,0 +1,249 @@
+"""The transport over MQTT in a process of its own, for an owner that computes between two messages.
+
+Python runs one thread at a time: beside an owner that is always busy paho's thread would wait for every packet. Here a
+child does nothing but MQTT; events come and messages go many at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, TypeAlias
+
+from fleet_protocol.errors import TransportError
+from fleet_protocol.mqtt import MqttTransport, first_connection
+from fleet_protocol.tls import TlsContext
+from fleet_protocol.transport import BrokerAddress, Disconnected, Received, TransportEvent, Will
+
+#: Messages on their way to the child; beyond what the child's own queue to the broker holds.
+MAX_ON_THEIR_WAY = 2_000
+#: Messages that are handed to the child together.
+_TOGETHER = 64
+#: Events that the child hands over together.
+_MOST_EVENTS = 500
+#: How often the child looks whether there is something to tell where nothing arrives, and whether its queue has room.
+_LOOK_S, _ROOM_S = 0.05, 0.01
+_CLOSE_S = 5.0
+_PROGRAM = "import sys; from fleet_protocol.network_process import serve; serve(int(sys.argv[1]))"
+
+#: A method of `MqttTransport` with its arguments.
+_Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
+#: What the child says: events (messages as tuples, which are quicker to hand over), how many of the messages so far it
+#: has given to its transport, and whether the broker shares subscriptions.
+_Report: TypeAlias = tuple[list[TransportEvent | tuple[str, bytes, bool]], int, bool]
+
+
+class NetworkProcess:
+    """A `fleet_protocol.transport.Transport` like `MqttTransport`, which it runs in a child. POSIX only.
+
+    A child that dies is a connection that is lost: another one is started, subscribes again and connects.
+    """
+
+    def __init__(
+        self, address: BrokerAddress, client_id: str, will: Will | None = None, *, prefer_five: bool = False
+    ) -> None:
+        """As `MqttTransport`; `UsageError` where TLS files cannot be used."""
+        if address.uses_tls:
+            TlsContext.of(address)  # here, where an error can be told
+        self.address = address
+        self._arguments = (address, client_id, will, prefer_five)
+        self._subscriptions: list[_Call] = []
+        self._calls: list[_Call] = []
+        self._events: deque[TransportEvent] = deque()
+        self._on_their_way = self._given = 0
+        self._can_share = False
+        self._started = self._lived = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+
+    @property
+    def can_share(self) -> bool:
+        return self._can_share
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child, if one was started."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        self._started = True
+        ours, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        self._pipe = ours
+        self._on_their_way = self._given = 0
+        self._lived = False
+        self._calls = [*self._subscriptions, ("start", (), {})]
+        with contextlib.suppress(OSError):  # found out when its events are taken
+            ours.send(self._arguments)
+        self._flush()
+
+    def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        call: _Call = ("subscribe", (topic_filter, qos), {"share": share})
+        self._subscriptions.append(call)
+        if self._started:
+            self._calls.append(call)
+            self._flush()
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
+    ) -> None:
+        if self._on_their_way - self._given >= MAX_ON_THEIR_WAY:
+            self._receive(0.0)
+            if self._on_their_way - self._given >= MAX_ON_THEIR_WAY:
+                raise TransportError(
+                    f"the queue to broker {self.address} is full, and {MAX_ON_THEIR_WAY} more messages wait for room "
+                    "in it; check the network, then try again"
+                )
+        self._on_their_way += 1
+        self._calls.append(("publish", (topic, payload), {"qos": qos, "retain": retain, "expiry_s": expiry_s}))
+        if len(self._calls) >= _TOGETHER:
+            self._flush()
+
+    def poll(self, timeout_s: float) -> TransportEvent | None:
+        self._flush()
+        if not self._events:
+            self._receive(timeout_s)
+        return self._events.popleft() if self._events else None
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """As `MqttTransport.wait_connected`."""
+        self._events.appendleft(first_connection(self.poll, self.address, timeout_s))
+
+    def close(self) -> None:
+        if self._process is None or self._pipe is None:
+            return
+        self._calls.append(("close", (), {}))
+        self._flush()
+        give_up = time.monotonic() + _CLOSE_S
+        with contextlib.suppress(EOFError, OSError):
+            while self._pipe.poll(max(0.0, give_up - time.monotonic())) and time.monotonic() < give_up:
+                self._pipe.recv()  # until the child has ended; whatever it has left to say is late
+        self._end()
+
+    # -- the child's other end ---------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        if self._calls and self._pipe is not None:
+            calls, self._calls = self._calls, []
+            with contextlib.suppress(OSError):  # found out when its events are taken
+                self._pipe.send(calls)
+
+    def _receive(self, timeout_s: float) -> None:
+        assert self._pipe is not None, "start it first"
+        try:
+            while self._pipe.poll(timeout_s):
+                report: _Report = self._pipe.recv()
+                events, self._given, self._can_share = report
+                self._lived = True
+                self._events.extend(Received(*event) if isinstance(event, tuple) else event for event in events)
+                if events:
+                    return
+                timeout_s = 0.0
+        except (EOFError, OSError):
+            self._end()
+            if not self._lived:
+                raise TransportError(
+                    "the process that speaks to the broker ended as soon as it was started; what it said stands above"
+                ) from None
+            self._events.append(Disconnected("the process that speaks to the broker has ended; starting another"))
+            self.start()
+
+    def _end(self) -> None:
+        assert self._process is not None
+        assert self._pipe is not None
+        self._pipe.close()
+        try:
+            self._process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+# -- the child -------------------------------------------------------------------------------------------------
+
+
+def serve(descriptor: int) -> None:
+    """Be the child; ends when it is told to or its owner is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's, who has something left to say
+    pipe = Connection(descriptor)
+    address, client_id, will, prefer_five = pipe.recv()
+    _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five)).run()
+
+
+class _Child:
+    def __init__(self, pipe: Connection, transport: MqttTransport) -> None:
+        self._pipe, self._transport = pipe, transport
+        self._calls: queue.SimpleQueue[list[_Call]] = queue.SimpleQueue()
+        self._given = 0
+        self._closed = threading.Event()
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="calls", daemon=True).start()
+        threading.Thread(target=self._carry_out, name="carry-out", daemon=True).start()
+        told = (0, False)
+        while not self._closed.is_set():
+            events = self._take_events()
+            standing = (self._given, self._transport.can_share)
+            if events or standing != told:
+                told = standing
+                report: _Report = (
+                    [(e.topic, e.payload, e.retained) if isinstance(e, Received) else e for e in events],
+                    *standing,
+                )
+                try:
+                    self._pipe.send(report)
+                except OSError:
+                    _vanish()
+
+    def _take_events(self) -> list[TransportEvent]:
+        event = self._transport.poll(_LOOK_S)
+        events = []
+        while event is not None:
+            events.append(event)
+            event = self._transport.poll(0) if len(events) < _MOST_EVENTS else None
+        return events
+
+    def _read(self) -> None:
+        # Always, so that the owner never waits for the network.
+        try:
+            while True:
+                self._calls.put(self._pipe.recv())
+        except (EOFError, OSError):
+            if not self._closed.is_set():
+                _vanish()
+
+    def _carry_out(self) -> None:
+        while not self._closed.is_set():
+            for name, arguments, options in self._calls.get():
+                if name == "publish":
+                    self._publish(arguments, options)
+                else:
+                    getattr(self._transport, name)(*arguments, **options)
+                if name == "close":
+                    self._closed.set()
+
+    def _publish(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        while True:
+            with contextlib.suppress(TransportError):
+                self._transport.publish(*arguments, **options)
+                self._given += 1
+                return
+            time.sleep(_ROOM_S)
+
+
+def _vanish() -> None:
+    """The owner is gone without a word, and so is this process: the broker publishes the will."""
+    os._exit(1)
