@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,7 +27,7 @@ class Architecture(BaseModel):
     r: int = Field(ge=8, le=1024, description="input resolution in pixels")
     w: tuple[_Small, ...] = Field(default=(), max_length=64, description="width-multiplier index per stage (ResNet)")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits that name this architecture in logs and file names."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]

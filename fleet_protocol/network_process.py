@@ -1,13 +1,14 @@
 """The transport over MQTT in a process of its own, for an owner that computes between two messages.
 
 Python runs one thread at a time: beside an owner that is always busy paho's thread would wait for every packet. Here a
-child does nothing but MQTT; events come and messages go many at a time.
+child does nothing but MQTT, and hands over many events at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import queue
 import signal
 import subprocess
@@ -25,8 +26,6 @@ from fleet_protocol.transport import BrokerAddress, Disconnected, Received, Tran
 
 #: Messages on their way to the child; beyond what the child's own queue to the broker holds.
 MAX_ON_THEIR_WAY = 2_000
-#: Messages that are handed to the child together.
-_TOGETHER = 64
 #: Events that the child hands over together.
 _MOST_EVENTS = 500
 #: How often the child looks whether there is something to tell where nothing arrives, and whether its queue has room.
@@ -56,11 +55,10 @@ class NetworkProcess:
         self.address = address
         self._arguments = (address, client_id, will, prefer_five)
         self._subscriptions: list[_Call] = []
-        self._calls: list[_Call] = []
         self._events: deque[TransportEvent] = deque()
         self._on_their_way = self._given = 0
         self._can_share = False
-        self._started = self._lived = False
+        self._lived = False
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -74,7 +72,6 @@ class NetworkProcess:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        self._started = True
         ours, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
@@ -85,17 +82,15 @@ class NetworkProcess:
         self._pipe = ours
         self._on_their_way = self._given = 0
         self._lived = False
-        self._calls = [*self._subscriptions, ("start", (), {})]
-        with contextlib.suppress(OSError):  # found out when its events are taken
-            ours.send(self._arguments)
-        self._flush()
+        self._say(self._arguments)
+        for call in (*self._subscriptions, ("start", (), {})):
+            self._say(call)
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
         call: _Call = ("subscribe", (topic_filter, qos), {"share": share})
         self._subscriptions.append(call)
-        if self._started:
-            self._calls.append(call)
-            self._flush()
+        if self._pipe is not None:
+            self._say(call)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
@@ -108,12 +103,9 @@ class NetworkProcess:
                     "in it; check the network, then try again"
                 )
         self._on_their_way += 1
-        self._calls.append(("publish", (topic, payload), {"qos": qos, "retain": retain, "expiry_s": expiry_s}))
-        if len(self._calls) >= _TOGETHER:
-            self._flush()
+        self._say(("publish", (topic, payload), {"qos": qos, "retain": retain, "expiry_s": expiry_s}))
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
-        self._flush()
         if not self._events:
             self._receive(timeout_s)
         return self._events.popleft() if self._events else None
@@ -125,27 +117,25 @@ class NetworkProcess:
     def close(self) -> None:
         if self._process is None or self._pipe is None:
             return
-        self._calls.append(("close", (), {}))
-        self._flush()
+        self._say(("close", (), {}))
         give_up = time.monotonic() + _CLOSE_S
         with contextlib.suppress(EOFError, OSError):
             while self._pipe.poll(max(0.0, give_up - time.monotonic())) and time.monotonic() < give_up:
-                self._pipe.recv()  # until the child has ended; whatever it has left to say is late
+                self._pipe.recv_bytes()  # until the child has ended; whatever it has left to say is late
         self._end()
 
     # -- the child's other end ---------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
-        if self._calls and self._pipe is not None:
-            calls, self._calls = self._calls, []
+    def _say(self, what: object) -> None:
+        if self._pipe is not None:
             with contextlib.suppress(OSError):  # found out when its events are taken
-                self._pipe.send(calls)
+                self._pipe.send_bytes(pickle.dumps(what))
 
     def _receive(self, timeout_s: float) -> None:
         assert self._pipe is not None, "start it first"
         try:
             while self._pipe.poll(timeout_s):
-                report: _Report = self._pipe.recv()
+                report: _Report = pickle.loads(self._pipe.recv_bytes())
                 events, self._given, self._can_share = report
                 self._lived = True
                 self._events.extend(Received(*event) if isinstance(event, tuple) else event for event in events)
@@ -179,16 +169,16 @@ def serve(descriptor: int) -> None:
     """Be the child; ends when it is told to or its owner is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's, who has something left to say
     pipe = Connection(descriptor)
-    address, client_id, will, prefer_five = pipe.recv()
+    address, client_id, will, prefer_five = pickle.loads(pipe.recv_bytes())
     _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five)).run()
 
 
 class _Child:
     def __init__(self, pipe: Connection, transport: MqttTransport) -> None:
         self._pipe, self._transport = pipe, transport
-        self._calls: queue.SimpleQueue[list[_Call]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._given = 0
-        self._closed = threading.Event()
+        self._closing, self._closed = threading.Event(), threading.Event()
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="calls", daemon=True).start()
@@ -204,7 +194,7 @@ class _Child:
                     *standing,
                 )
                 try:
-                    self._pipe.send(report)
+                    self._pipe.send_bytes(pickle.dumps(report))
                 except OSError:
                     _vanish()
 
@@ -220,20 +210,23 @@ class _Child:
         # Always, so that the owner never waits for the network.
         try:
             while True:
-                self._calls.put(self._pipe.recv())
+                call: _Call = pickle.loads(self._pipe.recv_bytes())
+                if call[0] == "close":
+                    self._closing.set()
+                self._calls.put(call)
         except (EOFError, OSError):
             if not self._closed.is_set():
                 _vanish()
 
     def _carry_out(self) -> None:
         while not self._closed.is_set():
-            for name, arguments, options in self._calls.get():
-                if name == "publish":
-                    self._publish(arguments, options)
-                else:
-                    getattr(self._transport, name)(*arguments, **options)
-                if name == "close":
-                    self._closed.set()
+            name, arguments, options = self._calls.get()
+            if name == "publish":
+                self._publish(arguments, options)
+            else:
+                getattr(self._transport, name)(*arguments, **options)
+            if name == "close":
+                self._closed.set()
 
     def _publish(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         while True:
@@ -241,7 +234,8 @@ class _Child:
                 self._transport.publish(*arguments, **options)
                 self._given += 1
                 return
-            time.sleep(_ROOM_S)
+            if self._closing.wait(_ROOM_S):
+                return
 
 
 def _vanish() -> None:

@@ -17,6 +17,7 @@ from coordinator.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S, B
 from coordinator.campaign.campaign import Campaign, CampaignIdentity
 from coordinator.campaign.device_search import DeviceSearch, Opening
 from coordinator.campaign.fleet_search import FleetSearch
+from coordinator.campaign.garbage import rarer_garbage_collection
 from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.priority import yield_to_measurements
 from coordinator.campaign.resumption import take_up
@@ -110,7 +111,7 @@ class RunningSearch:
         try:
             self.transport.wait_connected(_CONNECT_S)
             # What is computed between two messages is small: more BLAS threads would wait for each other.
-            with single_threaded_blas():
+            with single_threaded_blas(), rarer_garbage_collection():
                 self._drive()
         except KeyboardInterrupt:
             self.campaign.stop()

@@ -499,20 +499,19 @@ class Campaign:
             if proposal.purpose != "verification":
                 continue
             self._evaluate(track, proposal)
-            for state in track.search.targets:
-                verified = proposal.key[1:] == ("verification", state.target_ms)
-                if verified and state.status == "open" and state.verifications:
-                    self._announcer.judged(track, state)
+            state = track.search.target(proposal.target_ms)
+            if state is not None and state.status == "open" and state.verifications:
+                self._announcer.judged(track, state)
         track.inbox.clear()
 
     def _evaluate(self, track: SettingTrack, proposal: Proposal) -> None:
         """Start evaluating the accuracy of a winner that has just been verified."""
-        for state in track.search.decided:
-            if state.status == "met" and proposal.key[1:] == ("verification", state.target_ms):
-                model = track.models[proposal.architecture.fingerprint]
-                evaluation = self._executor.submit(self._models.accuracy, model)
-                track.evaluations[state.target_ms] = evaluation
-                evaluation.add_done_callback(lambda _: self._planned.append(track))
+        state = track.search.target(proposal.target_ms)
+        if proposal.purpose == "verification" and state is not None and state.status == "met":
+            model = track.models[proposal.architecture.fingerprint]
+            evaluation = self._executor.submit(self._models.accuracy, model)
+            track.evaluations[state.target_ms] = evaluation
+            evaluation.add_done_callback(lambda _: self._planned.append(track))
 
     # -- plans and ends ----------------------------------------------------------------------------------------
 

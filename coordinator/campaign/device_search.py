@@ -237,6 +237,10 @@ class DeviceSearch:
             self._refresh_standings()
         return self._targets
 
+    def target(self, target_ms: float | None) -> TargetState | None:
+        """One target as its verifications left it; one that has none yet may stand better by now."""
+        return next((state for state in self._targets if state.target_ms == target_ms), None)
+
     @property
     def decided(self) -> list[TargetState]:
         """The targets that are not open any more."""
@@ -552,7 +556,7 @@ class DeviceSearch:
         state.status = "missed" if state.verifications else "infeasible"
 
     def _judge(self, proposal: Proposal, genome: Genome, outcome: Measurement | Failed) -> None:
-        state = next((s for s in self._targets if s.target_ms == proposal.target_ms), None)
+        state = self.target(proposal.target_ms)
         if state is None or state.status == "met":
             return
         # The re-measurement of a stored run ends its exploration too.

@@ -34,6 +34,7 @@ class SubnetEvidence:
     over_target_ms: float = 0.0
     """Slowest re-measurement that missed a target; such a miss counts whatever other runs said."""
     failures: int = 0
+    _mean_ms: float = 0.0
 
     @property
     def quarantined(self) -> bool:
@@ -42,12 +43,7 @@ class SubnetEvidence:
     @property
     def latency_ms(self) -> float | None:
         """What it takes, as far as it was measured without throttling."""
-        if not self.medians_ms:
-            return None
-        # Exact sums do not depend on the order of arrival.
-        precision = [noise**-2 for noise in self.relative_noise]
-        weighted_ms = math.fsum(p * ms for p, ms in zip(precision, self.medians_ms, strict=True))
-        return max(weighted_ms / math.fsum(precision), self.over_target_ms)
+        return max(self._mean_ms, self.over_target_ms) if self.medians_ms else None
 
     @property
     def sure(self) -> bool:
@@ -63,6 +59,10 @@ class SubnetEvidence:
         """One more run that was not throttled."""
         self.medians_ms.append(measurement.median_ms)
         self.relative_noise.append(relative_noise(measurement))
+        # Exact sums do not depend on the order of arrival.
+        precision = [noise**-2 for noise in self.relative_noise]
+        weighted_ms = math.fsum(p * ms for p, ms in zip(precision, self.medians_ms, strict=True))
+        self._mean_ms = weighted_ms / math.fsum(precision)
 
 
 class Evidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -190,7 +191,7 @@ class MeasurementStore:
     def put_tasks(self, tasks: Sequence[TaskRecord]) -> None:
         """Add or renew many tasks in one transaction."""
         if tasks:
-            rows = [{**vars(task), "architecture": task.architecture.model_dump(mode="json")} for task in tasks]
+            rows = [{**vars(task), "architecture": _architecture_fields(task.architecture)} for task in tasks]
             with self._database.writing() as session:
                 session.connection().execute(self._put_tasks, rows)
 
@@ -355,6 +356,12 @@ class MeasurementStore:
 
 def _record(kind: Any, row: Base) -> Any:
     return kind(**{name: getattr(row, name) for name in kind.__dataclass_fields__})
+
+
+@lru_cache(maxsize=4096)
+def _architecture_fields(architecture: Architecture) -> dict[str, Any]:
+    """As JSON; a fleet's devices measure much the same subnets."""
+    return architecture.model_dump(mode="json")
 
 
 def _task(row: TaskRow) -> TaskRecord:

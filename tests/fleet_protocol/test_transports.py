@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,15 +14,16 @@ from pathlib import Path
 import brokers
 import pytest
 
-from fleet_protocol.errors import BrokerUnreachableError
+from fleet_protocol.errors import BrokerUnreachableError, TransportError
 from fleet_protocol.memory import Delivery, MemoryBroker, MemoryTransport, matches
-from fleet_protocol.mqtt import MqttTransport
+from fleet_protocol.mqtt import MAX_QUEUED_MESSAGES, MqttTransport
+from fleet_protocol.network_process import MAX_ON_THEIR_WAY, NetworkProcess
 from fleet_protocol.transport import BrokerAddress, Connected, Disconnected, Received, Transport, TransportEvent, Will
 
 Factory = Callable[..., Transport]
 
 
-@pytest.fixture(params=["memory", "mosquitto"])
+@pytest.fixture(params=["memory", "mosquitto", "process"])
 def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]:
     """Makes started transports to one broker."""
     opened: list[Transport] = []
@@ -33,7 +39,8 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]
         yield lambda name, will=None: finish(broker.transport(name, will))
     else:
         with brokers.mosquitto(tmp_path) as real:
-            yield lambda name, will=None: finish(MqttTransport(real.address, name, will))
+            kind = MqttTransport if request.param == "mosquitto" else NetworkProcess
+            yield lambda name, will=None: finish(kind(real.address, name, will))
             for transport in opened:
                 transport.close()
 
@@ -122,6 +129,97 @@ class TestMqtt:
         transport.start()
         with pytest.raises(BrokerUnreachableError, match="fleetnas broker"):
             transport.wait_connected(timeout_s=1)
+        transport.close()
+
+
+#: An owner that says who its child is and then computes for ever.
+OWNER = """
+import sys
+from fleet_protocol.network_process import NetworkProcess
+from fleet_protocol.transport import BrokerAddress, Will
+transport = NetworkProcess(BrokerAddress.parse(sys.argv[1]), "owner", Will("w/state", b"lost"))
+transport.start()
+transport.wait_connected(30)
+print(transport.pid, flush=True)
+while True:
+    pass
+"""
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+class TestNetworkProcess:
+    def test_a_killed_child_is_a_lost_connection(self, mosquitto_broker: brokers.Mosquitto) -> None:
+        transport = NetworkProcess(mosquitto_broker.address, "owner", Will("w/state", b"lost"), prefer_five=True)
+        transport.subscribe("a/#")
+        transport.subscribe("w/#")
+        transport.start()
+        until(transport, lambda event: isinstance(event, Connected))
+        assert transport.can_share
+        assert transport.pid is not None
+        os.kill(transport.pid, signal.SIGKILL)
+        until(transport, lambda event: isinstance(event, Disconnected))
+        until(transport, lambda event: isinstance(event, Connected))
+        assert until(transport, message_on("w/state")) == Received("w/state", b"lost", retained=True)
+        transport.publish("a/again", b"here")
+        until(transport, message_on("a/again"))
+        transport.close()
+
+    def test_with_its_owner_it_vanishes_and_the_will_is_published(self, mosquitto_broker: brokers.Mosquitto) -> None:
+        watcher = MqttTransport(mosquitto_broker.address, "watcher")
+        watcher.subscribe("w/#")
+        watcher.start()
+        command = [sys.executable, "-c", OWNER, str(mosquitto_broker.address)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+            assert owner.stdout is not None
+            child = int(owner.stdout.readline())
+            owner.kill()
+        event = until(watcher, message_on("w/state"))
+        assert isinstance(event, Received)
+        assert event.payload == b"lost"
+        while is_alive(child):
+            watcher.poll(0.01)
+        watcher.close()
+
+    def test_what_no_broker_takes_is_refused_before_it_fills_the_memory(self) -> None:
+        transport = NetworkProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
+        transport.start()
+        refusals = []
+        for _ in range(MAX_QUEUED_MESSAGES + 3 * MAX_ON_THEIR_WAY):
+            try:
+                transport.publish("t", b"x")
+            except TransportError as error:  # noqa: PERF203 - the next may be taken
+                refusals.append(str(error))
+        assert len(refusals) >= MAX_ON_THEIR_WAY
+        assert "is full" in refusals[0]
+        transport.close()
+
+    def test_every_message_of_many_arrives_in_order(self, mosquitto_broker: brokers.Mosquitto) -> None:
+        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport.subscribe("n/#")
+        transport.start()
+        until(transport, lambda event: isinstance(event, Connected))
+        sent, received = 0, []
+        while len(received) < 3 * MAX_ON_THEIR_WAY:
+            while sent < min(len(received) + 500, 3 * MAX_ON_THEIR_WAY):  # fewer than mosquitto drops
+                transport.publish("n/x", str(sent).encode())
+                sent += 1
+            event = until(transport, lambda event: isinstance(event, Received))
+            assert isinstance(event, Received)
+            received.append(int(event.payload))
+        assert received == list(range(3 * MAX_ON_THEIR_WAY))
+        transport.close()
+
+    def test_nobody_at_the_address_is_one_clear_error(self) -> None:
+        transport = NetworkProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
+        transport.start()
+        with pytest.raises(BrokerUnreachableError, match="nothing answers"):
+            transport.wait_connected(timeout_s=1.5)
         transport.close()
 
 
