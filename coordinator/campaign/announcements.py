@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from coordinator.campaign.device_search import TargetState
+from coordinator.campaign.proposal import TargetState
 from coordinator.campaign.track import SettingTrack, TrackTask
 from coordinator.store.records import Outcome
 from coordinator.view import events

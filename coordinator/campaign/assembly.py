@@ -15,9 +15,10 @@ from typing import Literal
 
 from coordinator.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S, BlobServer
 from coordinator.campaign.campaign import Campaign, CampaignIdentity
-from coordinator.campaign.device_search import DeviceSearch, Opening
+from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.fleet_search import FleetSearch
 from coordinator.campaign.garbage import rarer_garbage_collection
+from coordinator.campaign.opening import Opening
 from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.priority import yield_to_measurements
 from coordinator.campaign.resumption import take_up

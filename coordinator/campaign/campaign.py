@@ -17,8 +17,9 @@ from typing import Literal
 from coordinator.blob_server import BlobServer
 from coordinator.campaign import standing
 from coordinator.campaign.announcements import Announcer
-from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.store_outage import StoreOutage
 from coordinator.campaign.stray_results import StrayResults, outcome_to_store
 from coordinator.campaign.task_desk import LEASE_SLACK_S, TaskDesk
@@ -509,6 +510,11 @@ class Campaign:
         state = track.search.target(proposal.target_ms)
         if proposal.purpose == "verification" and state is not None and state.status == "met":
             model = track.models[proposal.architecture.fingerprint]
+            if self._models.evaluates_at_once(model):
+                found = self._models.accuracy(model)
+                if found is not None:
+                    track.accuracies[state.target_ms] = found
+                return
             evaluation = self._executor.submit(self._models.accuracy, model)
             track.evaluations[state.target_ms] = evaluation
             evaluation.add_done_callback(lambda _: self._planned.append(track))
@@ -537,8 +543,11 @@ class Campaign:
     def _plan(self, track: SettingTrack) -> None:
         """Find out what is next: at once where that is quick, on a worker thread where it is not."""
         asked = track.search.ask(_ROUND) if self._asks_at_once() else None
-        if asked is not None and all(proposal.purpose != "verification" for proposal in asked):
-            self._take_plan(track, [PlannedTask(proposal) for proposal in asked])
+        if asked is not None and all(
+            proposal.purpose != "verification" or self._models.calibrates_at_once(proposal.architecture, track.setting)
+            for proposal in asked
+        ):
+            self._take_plan(track, self._make_plan(track.search, track.setting, asked))
             self._look_at(track)
             return
         track.plan = self._executor.submit(self._make_plan, track.search, track.setting, asked)
@@ -547,7 +556,7 @@ class Campaign:
     def _make_plan(
         self, search: DeviceSearch, setting: RuntimeSetting, asked: list[Proposal] | None
     ) -> list[PlannedTask]:
-        """On a worker thread: think unless that is done, and build the files that verifications are about."""
+        """Think unless that is done, and build the files that verifications are about: mostly on a worker thread."""
         return [
             PlannedTask(
                 proposal,

@@ -15,28 +15,25 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.campaign.evidence import Evidence, relative_noise
+from coordinator.campaign.opening import Opening
+from coordinator.campaign.proposal import Genome, Proposal, TargetState, WinnerSearch
 from coordinator.campaign.targets import TargetRequest
 from coordinator.predictors.bayesian import BayesianPredictor, HeldOutError
-from coordinator.predictors.features import FeatureMap
-from coordinator.predictors.prior import Prior, hierarchical_prior
-from coordinator.search.blas import single_threaded_blas
-from coordinator.search.bounds import Bounds, largest_within, sample_within
+from coordinator.predictors.prior import Prior
+from coordinator.search.bounds import Bounds
 from coordinator.search.latency import LibraryLatency, MeasuredLatency, PredictorLatency
 from coordinator.search.problem import AccuracyModel
 from coordinator.view.events import Purpose
-from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Failed, Measurement
 from supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
-Genome = NDArray[np.int16]
 
 #: A subnet is worth a measurement that is predicted better by more than this (top-1, a fraction): the first as long
 #: as there are any, then, while there is budget, the second. A percent of latency buys 0.0002 to 0.0005.
@@ -49,7 +46,6 @@ MAX_REPLACEMENTS = 2
 _DARED_FOR = 0.005
 #: So many failures without a single measurement, and the device setting is given up.
 HOPELESS_FAILURES = 6
-_SPREAD_POOL = 2000
 #: Automatic targets end where accuracy does: probes of the foretold front, what counts as equal accuracy there (a
 #: fraction), and the room that the last target leaves above.
 _PROBES = 12
@@ -67,98 +63,6 @@ _MARGINS = (0.5, 0.0, -0.5)
 #: waits for each.
 _ROUND = 3
 _REPLACEMENT_MARGIN = 1.0
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A subnet to measure. Latencies are milliseconds."""
-
-    genome: tuple[int, ...]
-    architecture: Architecture
-    purpose: Purpose
-    target_ms: float | None = None
-    """What a verification, or a candidate after a miss, is for."""
-    predicted_ms: float | None = None
-    predicted_std_ms: float | None = None
-    predicted_accuracy: float | None = None
-
-    @property
-    def key(self) -> tuple[tuple[int, ...], Purpose, float | None]:
-        """What tells two proposals of one device setting apart."""
-        return self.genome, self.purpose, self.target_ms
-
-
-@dataclass
-class TargetState:
-    """One target and its best subnet so far."""
-
-    target_ms: float
-    status: Literal["open", "met", "missed", "infeasible"] = "open"
-    genome: Genome | None = None
-    architecture: Architecture | None = None
-    predicted_ms: float | None = None
-    measured_ms: float | None = None
-    verified_ms: float | None = None
-    accuracy: float | None = None
-    """As predicted, a fraction."""
-    sha256: str | None = None
-    reason: str = ""
-    safety: float = 0.0
-    """Margin that a measurement must keep, relative."""
-    verifications: int = 0
-    disturbed: int = 0
-    slowed_down: int = 0
-    """Verifications that count as misses because the device was slowed down."""
-    replacements: int = 0
-    failures: int = 0
-
-
-class WinnerSearch(Protocol):
-    """Finds, per target, the most accurate subnet that is foretold to meet it."""
-
-    def __call__(
-        self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
-    ) -> list[Genome | None]:
-        """One genome per ascending target; None where no subnet is foretold to meet it.
-
-        `start` are subnets (n, G) to begin from.
-        """
-
-
-class Opening:
-    """How searches of one space, seed and prior begin: the same for every device, so made once for a fleet."""
-
-    def __init__(
-        self, space: DesignSpace, *, count: int, seed: int, prior: Prior | None = None, bounds: Bounds | None = None
-    ) -> None:
-        """`count` subnets cover the space: the smallest, the largest that may be, then what teaches the most."""
-        bounds = bounds or Bounds()
-        self._space = space
-        self._architectures: dict[bytes, Architecture] = {}
-        self.features = FeatureMap(space)
-        if prior is None:
-            sample = space.sample(500, np.random.default_rng([seed, 1]))
-            prior = hierarchical_prior(self.features.features(sample), self.features.groups)
-        self.prior = prior
-        rng = np.random.default_rng([seed, 2])
-        smallest, largest = space.smallest(), largest_within(space, bounds, rng)
-        ends = [smallest[0]] if np.array_equal(smallest, largest) else [smallest[0], largest[0]]
-        self.spread: list[Genome] = ends[:count]
-        pool = np.unique(sample_within(space, bounds, _SPREAD_POOL, rng), axis=0)
-        pool = pool[~(pool[:, None] == np.stack(self.spread)).all(axis=2).any(axis=1)]
-        if len(pool):
-            wanted = min(count - len(self.spread), len(pool))
-            with single_threaded_blas():
-                picks = BayesianPredictor(prior).suggest(self.features.features(pool), wanted, rng)
-            self.spread.extend(pool[picks])
-
-    def architecture(self, genome: Genome) -> Architecture:
-        """A genome's architecture; all devices hold the same object."""
-        key = genome.tobytes()
-        found = self._architectures.get(key)
-        if found is None:
-            found = self._architectures[key] = self._space.decode(genome[None])[0]
-        return found
 
 
 class DeviceSearch:

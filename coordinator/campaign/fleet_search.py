@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.campaign.device_search import Genome
+from coordinator.campaign.proposal import Genome
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.predictors.features import FeatureMap
 from coordinator.search.bounds import Bounds

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from coordinator.campaign.campaign import Campaign
-from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.track import SettingTrack
 from coordinator.store.records import Outcome, TaskRecord
 from coordinator.store.store import MeasurementStore

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.campaign.device_search import TargetState
 from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.proposal import TargetState
 from coordinator.campaign.track import SettingTrack
 from coordinator.fleet.registry import AgentEntry
 from coordinator.report.outcome import (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from coordinator.blob_server import BlobServer
-from coordinator.campaign.device_search import Proposal
 from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
 from coordinator.campaign.winner_models import CalibratedModel
 from coordinator.campaign.wire import FleetWire, run_of

@@ -6,7 +6,8 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.winner_models import CalibratedModel
 from coordinator.store.records import DeviceRecord, DeviceStatus, Outcome, TaskRecord
 from fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError

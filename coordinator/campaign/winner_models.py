@@ -37,10 +37,16 @@ class CalibratedModel:
 
 
 class WinnerModels(Protocol):
-    """Builds winners' files. Called from worker threads."""
+    """Builds winners' files. Called from worker threads, and from the campaign's own where it answers at once."""
 
     def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
         """The file of `architecture` for `setting`, with its batch norm re-estimated."""
+
+    def calibrates_at_once(self, architecture: Architecture, setting: RuntimeSetting) -> bool:
+        """Whether `calibrate` has been asked that before."""
+
+    def evaluates_at_once(self, model: CalibratedModel) -> bool:
+        """Whether `accuracy` has nothing to run for it."""
 
     def file(self, model: CalibratedModel) -> bytes:
         """The bytes whose hash is the model's."""
@@ -68,10 +74,17 @@ class BundleModels:
         # Two workers may want the same winner; calibrating it once is enough.
         self._lock = threading.Lock()
 
+    def calibrates_at_once(self, architecture: Architecture, setting: RuntimeSetting) -> bool:
+        return _key(architecture, setting) in self._calibrated
+
+    def evaluates_at_once(self, model: CalibratedModel) -> bool:
+        return self._evaluation_images is None or model.sha256 in self._accuracies
+
     def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        key = _key(architecture, setting)
+        if key in self._calibrated:  # while another is being calibrated too
+            return self._calibrated[key]
         with self._lock:
-            # Threads and the like change how a file is run, not what is in it.
-            key = architecture.fingerprint, setting.runtime, setting.precision
             found = self._calibrated.get(key)
             if found is None:
                 calibration = self._calibration(architecture, setting)
@@ -87,6 +100,8 @@ class BundleModels:
         images = self._evaluation_images
         if images is None:
             return None
+        if model.sha256 in self._accuracies:
+            return self._accuracies[model.sha256]
         with self._lock:
             found = self._accuracies.get(model.sha256)
             if found is None:
@@ -108,3 +123,8 @@ class BundleModels:
         if setting.precision == "int8":
             ranges = observe_ranges(slice_subnet(self._bundle, architecture, statistics), batches())
         return save_calibration(Calibration(statistics, ranges))
+
+
+def _key(architecture: Architecture, setting: RuntimeSetting) -> tuple[str, str, str]:
+    """Of a winner's file: threads and the like change how it is run, not what is in it."""
+    return architecture.fingerprint, setting.runtime, setting.precision

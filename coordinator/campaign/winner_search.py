@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from coordinator.campaign.device_search import Genome
+from coordinator.campaign.proposal import Genome
 from coordinator.search.bounds import Bounds
 from coordinator.search.engine import DEFAULT_ROUNDS, Strategy, search
 from coordinator.search.latency import LatencyModel

@@ -16,7 +16,8 @@ from simulated_fleet import ACCURACY
 from supernets import random_bundle
 
 from agent.worker import Worker, child_command
-from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.targets import TargetRequest
 from coordinator.campaign.winner_search import BundleSearch
 from fleet_protocol.messages import BlobReference, Measurement, MeasurementProtocol, Result, RuntimeSetting

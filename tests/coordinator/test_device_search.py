@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 
-from coordinator.campaign.device_search import DeviceSearch, Proposal
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.targets import TargetRequest
 from coordinator.campaign.winner_search import BundleSearch, checked_strategy
 from fleet_protocol.errors import UsageError

@@ -72,6 +72,21 @@ def test_every_winner_has_the_accuracy_of_its_own_file(models: BundleModels) -> 
         assert abs(accuracy - as_onnx[0]) <= (0.002 if track.setting == LITERT else 0.015)
 
 
+def test_a_winner_is_calibrated_and_evaluated_once_whichever_device_it_is_for(models: BundleModels) -> None:
+    (architecture,) = models._bundle.space.decode(models._bundle.space.smallest())
+    two_threads = RuntimeSetting(threads=2)
+    assert not models.calibrates_at_once(architecture, RuntimeSetting())
+    model = models.calibrate(architecture, RuntimeSetting())
+    assert models.calibrates_at_once(architecture, two_threads)
+    assert models.calibrate(architecture, two_threads) is model
+    assert not models.calibrates_at_once(architecture, LITERT)
+    assert not models.evaluates_at_once(model)
+    accuracy = models.accuracy(model)
+    assert accuracy is not None
+    assert models.evaluates_at_once(model)
+    assert models.accuracy(model) is accuracy
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_evaluate_takes_a_runtime_and_a_precision(tmp_path: Path, precision: str) -> None:
     pytest.importorskip("ai_edge_litert.interpreter")

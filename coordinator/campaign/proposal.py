@@ -1,0 +1,73 @@
+"""What a device's search asks for, what it has found per target, and who it asks for winners."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.search.latency import LibraryLatency
+from coordinator.view.events import Purpose
+from fleet_protocol.architecture import Architecture
+from supernet_export.spaces.base import Genomes
+
+Genome = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A subnet to measure. Latencies are milliseconds."""
+
+    genome: tuple[int, ...]
+    architecture: Architecture
+    purpose: Purpose
+    target_ms: float | None = None
+    """What a verification, or a candidate after a miss, is for."""
+    predicted_ms: float | None = None
+    predicted_std_ms: float | None = None
+    predicted_accuracy: float | None = None
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], Purpose, float | None]:
+        """What tells two proposals of one device setting apart."""
+        return self.genome, self.purpose, self.target_ms
+
+
+@dataclass
+class TargetState:
+    """One target and its best subnet so far."""
+
+    target_ms: float
+    status: Literal["open", "met", "missed", "infeasible"] = "open"
+    genome: Genome | None = None
+    architecture: Architecture | None = None
+    predicted_ms: float | None = None
+    measured_ms: float | None = None
+    verified_ms: float | None = None
+    accuracy: float | None = None
+    """As predicted, a fraction."""
+    sha256: str | None = None
+    reason: str = ""
+    safety: float = 0.0
+    """Margin that a measurement must keep, relative."""
+    verifications: int = 0
+    disturbed: int = 0
+    slowed_down: int = 0
+    """Verifications that count as misses because the device was slowed down."""
+    replacements: int = 0
+    failures: int = 0
+
+
+class WinnerSearch(Protocol):
+    """Finds, per target, the most accurate subnet that is foretold to meet it."""
+
+    def __call__(
+        self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
+    ) -> list[Genome | None]:
+        """One genome per ascending target; None where no subnet is foretold to meet it.
+
+        `start` are subnets (n, G) to begin from.
+        """
