@@ -19,6 +19,7 @@ from coordinator.campaign import standing
 from coordinator.campaign.announcements import Announcer
 from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.planner import Planner
 from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.store_outage import StoreOutage
 from coordinator.campaign.stray_results import StrayResults, outcome_to_store
@@ -56,8 +57,6 @@ MAX_EXPIRED_LEASES, MAX_UNANSWERED = 3, 6
 _GATHER_S = 1.5
 _BUSY_AGENT_S = 5.0
 _LOG_LINES = 200
-#: More than any round proposes.
-_ROUND = 10_000
 #: How often everybody is looked at; in between, only those to whom something happened.
 _SWEEP_S = 0.5
 #: How often the store is told how settings and targets stand.
@@ -111,9 +110,8 @@ class Campaign:
         self.connected = False
         self.connections = 0
         self.resumed = False
-        self._wire, self._blobs, self._store, self._models = wire, blobs, store, models
-        self._make_search, self._asks_at_once = make_search, asks_at_once
-        self._executor = executor
+        self._wire, self._blobs, self._store = wire, blobs, store
+        self._make_search = make_search
         self._clock, self._wall_clock = clock, wall_clock
         self._announcer = Announcer(identity.run_id, wall_clock, on_happening)
         self._desk = TaskDesk(
@@ -141,6 +139,7 @@ class Campaign:
         self._due: dict[str, SettingTrack] = {}
         self._hungry: dict[str, None] = {}
         self._planned: deque[SettingTrack] = deque()
+        self._planner = Planner(models, executor, asks_at_once, self._planned.append)
         #: What the store is told at the next sweep.
         self._stale: dict[str, SettingTrack] = {}
         self._fresh: list[SettingTrack] = []
@@ -301,7 +300,7 @@ class Campaign:
         else:
             track.search.tell(proposal, outcome)
             track.failures += isinstance(outcome, Failed)
-            self._evaluate(track, proposal)
+            self._planner.evaluate(track, proposal)
 
     # -- who takes part ----------------------------------------------------------------------------------------
 
@@ -499,25 +498,11 @@ class Campaign:
                 self._announcer.learned(track)
             if proposal.purpose != "verification":
                 continue
-            self._evaluate(track, proposal)
+            self._planner.evaluate(track, proposal)
             state = track.search.target(proposal.target_ms)
             if state is not None and state.status == "open" and state.verifications:
                 self._announcer.judged(track, state)
         track.inbox.clear()
-
-    def _evaluate(self, track: SettingTrack, proposal: Proposal) -> None:
-        """Start evaluating the accuracy of a winner that has just been verified."""
-        state = track.search.target(proposal.target_ms)
-        if proposal.purpose == "verification" and state is not None and state.status == "met":
-            model = track.models[proposal.architecture.fingerprint]
-            if self._models.evaluates_at_once(model):
-                found = self._models.accuracy(model)
-                if found is not None:
-                    track.accuracies[state.target_ms] = found
-                return
-            evaluation = self._executor.submit(self._models.accuracy, model)
-            track.evaluations[state.target_ms] = evaluation
-            evaluation.add_done_callback(lambda _: self._planned.append(track))
 
     # -- plans and ends ----------------------------------------------------------------------------------------
 
@@ -538,32 +523,10 @@ class Campaign:
                 self._close(track, "failed" if failed else "finished", failed)
         elif track.search.needs_planning and not track.busy:
             self._stale[track.label] = track
-            self._plan(track)
-
-    def _plan(self, track: SettingTrack) -> None:
-        """Find out what is next: at once where that is quick, on a worker thread where it is not."""
-        asked = track.search.ask(_ROUND) if self._asks_at_once() else None
-        if asked is not None and all(
-            proposal.purpose != "verification" or self._models.calibrates_at_once(proposal.architecture, track.setting)
-            for proposal in asked
-        ):
-            self._take_plan(track, self._make_plan(track.search, track.setting, asked))
-            self._look_at(track)
-            return
-        track.plan = self._executor.submit(self._make_plan, track.search, track.setting, asked)
-        track.plan.add_done_callback(lambda _: self._planned.append(track))
-
-    def _make_plan(
-        self, search: DeviceSearch, setting: RuntimeSetting, asked: list[Proposal] | None
-    ) -> list[PlannedTask]:
-        """Think unless that is done, and build the files that verifications are about: mostly on a worker thread."""
-        return [
-            PlannedTask(
-                proposal,
-                self._models.calibrate(proposal.architecture, setting) if proposal.purpose == "verification" else None,
-            )
-            for proposal in (search.ask(_ROUND) if asked is None else asked)
-        ]
+            planned_at_once = self._planner.plan(track)
+            if planned_at_once is not None:
+                self._take_plan(track, planned_at_once)
+                self._look_at(track)
 
     def _take_plan(self, track: SettingTrack, planned: list[PlannedTask]) -> None:
         for item in planned:
