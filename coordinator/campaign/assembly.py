@@ -142,7 +142,7 @@ class RunningSearch:
         show_at_s = float("-inf")
         while not self.campaign.finished:
             events = []
-            event = self.transport.poll(_TICK_S)
+            event = self.transport.poll(0 if self.campaign.behind else _TICK_S)
             while event is not None:
                 events.append(event)
                 event = self.transport.poll(0) if len(events) < _MOST_EVENTS_PER_TICK else None

@@ -59,6 +59,8 @@ _BUSY_AGENT_S = 5.0
 _LOG_LINES = 200
 #: How often everybody is looked at; in between, only those to whom something happened.
 _SWEEP_S = 0.5
+#: Planning in one tick: who has its tasks already must not wait until a hundred others have theirs.
+_PLANNING_S = 0.05
 #: How often the store is told how settings and targets stand.
 _STANDINGS_S = 2.0
 #: Device settings up to which the predictor's error, which costs as much as a plan, is noted after every measurement;
@@ -177,8 +179,10 @@ class Campaign:
             self._sweep(now)
         while self._planned:
             self._look_at(self._planned.popleft())
-        due, self._due = self._due, {}
-        for track in due.values():
+        for label in list(self._due):
+            if self._clock() - now >= _PLANNING_S:
+                break
+            track = self._due.pop(label)
             if track.status == "running":
                 self._advance(track, now)
         hungry, self._hungry = self._hungry, {}
@@ -228,6 +232,11 @@ class Campaign:
             self._stale.clear()
             self._store.put_winners(self._fates)
             self._fates.clear()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the next tick has something to do, whatever arrives."""
+        return bool(self._due)
 
     @property
     def finished(self) -> bool:
