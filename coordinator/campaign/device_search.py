@@ -304,7 +304,7 @@ class DeviceSearch:
     def _next_round(self) -> list[Proposal]:
         spread = [genome for genome in self._spread if self._spread_open(genome)]
         if spread:
-            return self._propose_all(spread[: self.budget - self.measurements], "spread")
+            return self._propose(spread[: self.budget - self.measurements], "spread")
         self._settle_targets()
         if self._finished:
             return []
@@ -313,10 +313,10 @@ class DeviceSearch:
             if found:
                 return found
             self._exploring = False
-        wanted = [next_ for state in self._open_targets() if (next_ := self._verification(state)) is not None]
-        if not wanted:
+        round_ = [proposal for state in self._open_targets() if (proposal := self._verification(state)) is not None]
+        if not round_:
             self._finish()
-        return self._propose(*zip(*wanted, strict=True)) if wanted else []
+        return round_
 
     def _open_targets(self) -> list[TargetState]:
         return [state for state in self._targets if state.status == "open"]
@@ -340,7 +340,7 @@ class DeviceSearch:
                 if len(chosen) >= min(_ROUND, left):
                     break
             if chosen:
-                return self._propose_all(list(chosen.values())[:left], "candidate")
+                return self._propose(list(chosen.values())[:left], "candidate")
         return []
 
     def _foretelling(self, sigmas: float = 0.0) -> PredictorLatency:
@@ -398,7 +398,7 @@ class DeviceSearch:
 
     # -- verification ------------------------------------------------------------------------------------------
 
-    def _verification(self, state: TargetState) -> tuple[Genome, Purpose, float] | None:
+    def _verification(self, state: TargetState) -> Proposal | None:
         """The next measurement that may settle a target; None where it is settled without one."""
         if state.failures >= MAX_FAILED_VERIFICATIONS:
             state.status = "missed"
@@ -421,7 +421,7 @@ class DeviceSearch:
         if choice is None:
             self._give_up(state, genomes, latency)
             return None
-        return choice, "verification", state.target_ms
+        return self._again(choice, state.target_ms)
 
     def _choice(self, state: TargetState) -> Genome | None:
         """The best of what was measured within a target by its margin; before the first miss a better one may dare."""
@@ -432,14 +432,14 @@ class DeviceSearch:
                 return daring
         return choice
 
-    def _replacement(self, state: TargetState) -> tuple[Genome, Purpose, float] | None:
+    def _replacement(self, state: TargetState) -> Proposal | None:
         """After a miss, a subnet that is not measured yet may be better than the best one that is left."""
         if not state.verifications or state.replacements >= MAX_REPLACEMENTS:
             return None
         (winner,) = self._winners([state], self._foretelling(_REPLACEMENT_MARGIN))
         if winner is None or not self._improves(self._best_accuracy(state), winner):
             return None
-        return winner, "candidate", state.target_ms
+        return self._propose([winner], "candidate", state.target_ms)[0]
 
     def _give_up(self, state: TargetState, genomes: Genomes, latency: Floats) -> None:
         if not len(latency):
@@ -517,22 +517,27 @@ class DeviceSearch:
     def _accuracy_of(self, genome: Genome) -> float:
         return float(self._accuracy.predict(genome[None])[0])
 
-    def _propose(
-        self, genomes: Sequence[Genome], purposes: Sequence[Purpose], targets_ms: Sequence[float | None]
-    ) -> list[Proposal]:
+    def _propose(self, genomes: Sequence[Genome], purpose: Purpose, target_ms: float | None = None) -> list[Proposal]:
         if not genomes:
             return []
         matrix = np.stack(genomes)
         mean, std = self.predict(matrix)
-        accuracy = self._accuracy.predict(matrix).tolist()
-        foretold = zip(mean.tolist(), std.tolist(), accuracy, strict=True)
+        foretold = zip(mean.tolist(), std.tolist(), self._accuracy.predict(matrix).tolist(), strict=True)
         return [
             Proposal(tuple(genome.tolist()), self._architecture(genome), purpose, target_ms, *of_it)
-            for genome, purpose, target_ms, of_it in zip(matrix, purposes, targets_ms, foretold, strict=True)
+            for genome, of_it in zip(matrix, foretold, strict=True)
         ]
 
-    def _propose_all(self, genomes: Sequence[Genome], purpose: Purpose) -> list[Proposal]:
-        return self._propose(genomes, [purpose] * len(genomes), [None] * len(genomes))
+    def _again(self, genome: Genome, target_ms: float) -> Proposal:
+        """A verification, with what was foretold before the subnet was first measured: a prediction knows no answer."""
+        return Proposal(
+            tuple(genome.tolist()),
+            self._architecture(genome),
+            "verification",
+            target_ms,
+            predicted_ms=self._foretold.get(genome.tobytes()),
+            predicted_accuracy=self._accuracy_of(genome),
+        )
 
     def _finish(self) -> None:
         self._finished = True
