@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -142,8 +143,7 @@ class MqttTransport:
             client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
-        if self._five:
-            client.on_socket_open = self._on_socket_open
+        client.on_socket_open = self._on_socket_open
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         return client
@@ -242,7 +242,12 @@ class MqttTransport:
                 client.subscribe([(self._spelled(*wanted), qos) for wanted, qos in self._filters.items()])
         self._put(Connected())
 
-    def _on_socket_open(self, _: paho.Client, __: object, ___: object) -> None:
+    def _on_socket_open(self, _: paho.Client, __: object, opened: object) -> None:
+        assert isinstance(opened, socket.socket)
+        # A small message must not wait 40 ms for the acknowledgement of the one before it.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self._five:
+            return
         patience = threading.Timer(_FIVE_ANSWER_S, self._expect_answer)
         patience.daemon = True
         patience.start()

@@ -191,6 +191,7 @@ def open_search(
     plan.bounds.check(bundle.space)
     thorough = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
     search = FleetSearch(thorough, bundle.space, accuracy, plan.bounds)
+    search.expect(max(plan.wait_for, len(plan.devices)))
     remembered = RememberedAccuracy(accuracy)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
     priors = StoredPriors(store, bundle.space, created_unix_s) if plan.prior == "learned" else None

@@ -46,15 +46,20 @@ class FleetSearch:
     ) -> None:
         """`thorough` keeps the same `bounds`."""
         self._thorough, self._space, self._accuracy, self._bounds = thorough, space, accuracy, bounds or Bounds()
-        self._settings = 0
+        self._settings, self._making = 0, False
         self._archive: Archive | None = None
         self._lock = threading.Lock()
 
-    def join(self) -> None:
-        """One more device setting asks. The archive is made while the first subnets are being measured."""
-        self._settings += 1
-        if self._settings == FEW_SETTINGS + 1:
+    def expect(self, settings: int) -> None:
+        """So many device settings are waited for: for many, the archive is made while they come."""
+        if settings > FEW_SETTINGS and not self._making:
+            self._making = True
             threading.Thread(target=self._shared, name="fleet-archive", daemon=True).start()
+
+    def join(self) -> None:
+        """One more device setting asks. The archive is made while the first subnets are being measured, if not before."""
+        self._settings += 1
+        self.expect(self._settings)
 
     @property
     def at_once(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnava
 _CONNECT_TIMEOUT_S = 10
 #: How long SQLite waits for another process that is writing.
 _BUSY_TIMEOUT_MS = 10_000
+_LOOK_AGAIN_S = 0.01
 _POSTGRESQL = "postgresql+psycopg"
 _FORMS = "give a file, or a URL such as postgresql+psycopg://user@host/database"
 
@@ -193,8 +195,9 @@ def _engine(url: URL) -> Engine:
         cursor = connection.cursor()
         # What is acknowledged is forgotten by its agent. WAL with `synchronous=NORMAL` survives kill -9, but a power
         # cut may undo its last commits; FULL syncs each commit. Batches share one, so it costs little.
-        for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
+        _keep_a_log(cursor)
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -202,6 +205,19 @@ def _engine(url: URL) -> Engine:
         connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")
 
     return engine
+
+
+def _keep_a_log(cursor: sqlite3.Cursor) -> None:
+    """Set WAL, which a file keeps. Of several that do so to a new file all but one are turned away, timeout or not."""
+    give_up_s = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up_s:
+                raise
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _advice(words: str, known: tuple[tuple[str, str], ...], otherwise: str) -> str:
