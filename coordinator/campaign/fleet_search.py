@@ -57,7 +57,7 @@ class FleetSearch:
             threading.Thread(target=self._shared, name="fleet-archive", daemon=True).start()
 
     def join(self) -> None:
-        """One more device setting asks. The archive is made while the first subnets are being measured, if not before."""
+        """One more device setting asks. The archive is made while the first subnets are measured, if not before."""
         self._settings += 1
         self.expect(self._settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +21,35 @@ def single_threaded_blas() -> Iterator[None]:
     if controller is None:
         yield
         return
-    with controller.limit(limits=1, user_api="blas"):
+    _LIMIT.enter(controller)
+    try:
         yield
+    finally:
+        _LIMIT.leave()
+
+
+class _Limit:
+    """The process's one limit, for as long as any thread wants it: each alone would put back what another has set."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limiter: Any = None
+
+    def enter(self, controller: Any) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._limiter = controller.limit(limits=1, user_api="blas")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._limiter.restore_original_limits()
+
+
+_LIMIT = _Limit()
 
 
 @functools.cache
