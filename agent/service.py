@@ -309,6 +309,7 @@ class AgentService:
             self._publish("task", reason)
             return
         self._queue.append(QueuedTask(task, PausableDeadline(task.deadline_s, self._clock())))
+        self._idle_since = None
         self._publish("task", Accepted(task=key), qos=0)
         self._announce_state("busy")
 

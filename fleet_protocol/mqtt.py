@@ -157,7 +157,7 @@ class MqttTransport:
         self._client.loop_start()
 
     def _fall_back(self) -> None:
-        if not self._five:
+        if not self._five or self._closing.is_set():
             return
         given_up, self._five = self._client, False
         given_up.on_disconnect = None

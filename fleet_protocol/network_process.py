@@ -15,7 +15,9 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeAlias
 
@@ -31,7 +33,13 @@ _MOST_EVENTS = 500
 #: How often the child looks whether there is something to tell where nothing arrives, and whether its queue has room.
 _LOOK_S, _ROOM_S = 0.05, 0.01
 _CLOSE_S = 5.0
-_PROGRAM = "import sys; from fleet_protocol.network_process import serve; serve(int(sys.argv[1]))"
+#: Nothing is imported from the folder that the owner was started in.
+_PROGRAM = (
+    "import sys; sys.path[:] = [path for path in sys.path if path]; "
+    "from fleet_protocol.network_process import serve; serve(int(sys.argv[1]))"
+)
+#: Children that die one after another before they have said anything, and what is wrong is not the network.
+_MOST_STILLBORN = 5
 
 #: A method of `MqttTransport` with its arguments.
 _Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -58,7 +66,7 @@ class NetworkProcess:
         self._events: deque[TransportEvent] = deque()
         self._on_their_way = self._given = 0
         self._can_share = False
-        self._lived = False
+        self._stillborn = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -77,11 +85,11 @@ class NetworkProcess:
             [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
+            start_new_session=True,  # a terminal's signals are the owner's, who has something left to say
         )
         theirs.close()
         self._pipe = ours
         self._on_their_way = self._given = 0
-        self._lived = False
         self._say(self._arguments)
         for call in (*self._subscriptions, ("start", (), {})):
             self._say(call)
@@ -96,7 +104,7 @@ class NetworkProcess:
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
         if self._on_their_way - self._given >= MAX_ON_THEIR_WAY:
-            self._receive(0.0)
+            self._receive(0.0, every=True)
             if self._on_their_way - self._given >= MAX_ON_THEIR_WAY:
                 raise TransportError(
                     f"the queue to broker {self.address} is full, and {MAX_ON_THEIR_WAY} more messages wait for room "
@@ -131,22 +139,25 @@ class NetworkProcess:
             with contextlib.suppress(OSError):  # found out when its events are taken
                 self._pipe.send_bytes(pickle.dumps(what))
 
-    def _receive(self, timeout_s: float) -> None:
+    def _receive(self, timeout_s: float, *, every: bool = False) -> None:
+        """Take the next events, or with `every` all that were said so far."""
         assert self._pipe is not None, "start it first"
         try:
             while self._pipe.poll(timeout_s):
                 report: _Report = pickle.loads(self._pipe.recv_bytes())
                 events, self._given, self._can_share = report
-                self._lived = True
+                self._stillborn = 0
                 self._events.extend(Received(*event) if isinstance(event, tuple) else event for event in events)
-                if events:
+                if events and not every:
                     return
                 timeout_s = 0.0
         except (EOFError, OSError):
             self._end()
-            if not self._lived:
+            self._stillborn += 1
+            if self._stillborn > _MOST_STILLBORN:
                 raise TransportError(
-                    "the process that speaks to the broker ended as soon as it was started; what it said stands above"
+                    f"{self._stillborn} processes in a row ended before they could speak to the broker; what the last "
+                    "of them said stands above"
                 ) from None
             self._events.append(Disconnected("the process that speaks to the broker has ended; starting another"))
             self.start()
@@ -167,7 +178,8 @@ class NetworkProcess:
 
 def serve(descriptor: int) -> None:
     """Be the child; ends when it is told to or its owner is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the owner's, who has something left to say
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are the owner's; we end with it
+        signal.signal(number, signal.SIG_IGN)
     pipe = Connection(descriptor)
     address, client_id, will, prefer_five = pickle.loads(pipe.recv_bytes())
     _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five)).run()
@@ -181,9 +193,9 @@ class _Child:
         self._closing, self._closed = threading.Event(), threading.Event()
 
     def run(self) -> None:
-        threading.Thread(target=self._read, name="calls", daemon=True).start()
-        threading.Thread(target=self._carry_out, name="carry-out", daemon=True).start()
-        told = (0, False)
+        for work in (self._read, self._carry_out):
+            threading.Thread(target=_or_vanish, args=(work,), daemon=True).start()
+        told: tuple[int, bool] | None = None
         while not self._closed.is_set():
             events = self._take_events()
             standing = (self._given, self._transport.can_share)
@@ -236,6 +248,15 @@ class _Child:
                 return
             if self._closing.wait(_ROOM_S):
                 return
+
+
+def _or_vanish(work: Callable[[], None]) -> None:
+    """Half a child would be worse than none: its owner starts another."""
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        _vanish()
 
 
 def _vanish() -> None:

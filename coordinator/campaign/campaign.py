@@ -179,12 +179,14 @@ class Campaign:
             self._sweep(now)
         while self._planned:
             self._look_at(self._planned.popleft())
+        began_s = self._clock()
         for label in list(self._due):
-            if self._clock() - now >= _PLANNING_S:
-                break
             track = self._due.pop(label)
             if track.status == "running":
                 self._advance(track, now)
+                self._hungry[track.device] = None
+            if self._clock() - began_s >= _PLANNING_S:
+                break
         hungry, self._hungry = self._hungry, {}
         if self.connected and self._outage.may_try:
             with self._outage.watched():

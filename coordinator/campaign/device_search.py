@@ -393,8 +393,12 @@ class DeviceSearch:
         return best
 
     def _safety(self, state: TargetState) -> float:
+        """The margin on a target, relative: after a miss twice as wide, and wider than the miss went beyond it."""
         typical = statistics.median(self._noise) if self._noise else 0.0
-        return max(state.safety, min(max(_SAFETY_SIGMAS * typical, _LEAST_SAFETY), _MOST_SAFETY))
+        margin = min(max(_SAFETY_SIGMAS * typical, _LEAST_SAFETY), _MOST_SAFETY)
+        for missed_by in state.missed_by:
+            margin = min(max(2.0 * margin, 1.5 * missed_by), 0.5)
+        return margin
 
     # -- verification ------------------------------------------------------------------------------------------
 
@@ -484,10 +488,8 @@ class DeviceSearch:
             state.reason = f"over the target when re-measured, at {outcome.median_ms:.3g} ms"
             if outcome.quality == "throttled":
                 state.reason += ", while the device was slowed down"
-            # Next time keep clear by twice the margin, and by more than this miss went beyond it.
             first_ms = next(iter(self._evidence.of(genome).medians_ms), state.target_ms)
-            missed_by = outcome.median_ms / first_ms - 1.0
-            state.safety = min(max(2.0 * self._safety(state), 1.5 * missed_by), 0.5)
+            state.missed_by.append(outcome.median_ms / first_ms - 1.0)
             self._evidence.add_miss(genome, outcome.median_ms)
         self._stand(state, genome, outcome.median_ms)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coordinator.campaign.proposal import Genome
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.predictors.features import FeatureMap
+from coordinator.search.blas import single_threaded_blas
 from coordinator.search.bounds import Bounds
 from coordinator.search.engine import search
 from coordinator.search.latency import LibraryLatency, SlotTableLatency
@@ -76,7 +77,8 @@ class FleetSearch:
     def _shared(self) -> Archive:
         with self._lock:
             if self._archive is None:
-                self._archive = Archive(self._space, self._accuracy, self._bounds)
+                with single_threaded_blas():  # it rounds the same in every process
+                    self._archive = Archive(self._space, self._accuracy, self._bounds)
             return self._archive
 
 

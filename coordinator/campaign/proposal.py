@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -51,8 +51,8 @@ class TargetState:
     """As predicted, a fraction."""
     sha256: str | None = None
     reason: str = ""
-    safety: float = 0.0
-    """Margin that a measurement must keep, relative."""
+    missed_by: list[float] = field(default_factory=list)
+    """How far re-measurements that missed were beyond the first measurement, relative."""
     verifications: int = 0
     disturbed: int = 0
     slowed_down: int = 0

@@ -35,7 +35,8 @@ def take_up(
     counted: dict[str, Outcome] = {}
     for found in store.outcomes(run_id):
         counted.setdefault(found.key.task_id, found.outcome)
-    records = {record.task_id: record for record in store.tasks(run_id)}
+    in_order = sorted(store.tasks(run_id), key=lambda record: int(record.task_id.rpartition(".")[2]))
+    records = {record.task_id: record for record in in_order}
     for task_id in [*counted, *(task_id for task_id in records if task_id not in counted)]:
         record = records[task_id]
         track = campaign.tracks[record.device, record.setting_label]

@@ -170,6 +170,39 @@ class TestNetworkProcess:
         until(transport, message_on("a/again"))
         transport.close()
 
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_signals_are_the_owners(self, mosquitto_broker: brokers.Mosquitto, number: int) -> None:
+        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport.subscribe("a/#")
+        transport.start()
+        until(transport, lambda event: isinstance(event, Connected))
+        assert transport.pid is not None
+        assert os.getsid(transport.pid) == transport.pid, "what a terminal sends to its session does not reach it"
+        os.kill(transport.pid, number)
+        transport.publish("a/last", b"word")
+        assert until(transport, lambda event: True) == Received("a/last", b"word")
+        transport.close()
+
+    def test_children_that_are_killed_before_they_speak_are_replaced(self, mosquitto_broker: brokers.Mosquitto) -> None:
+        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport.start()
+        for _ in range(3):
+            assert transport.pid is not None
+            os.kill(transport.pid, signal.SIGKILL)
+            until(transport, lambda event: isinstance(event, Disconnected))
+        until(transport, lambda event: isinstance(event, Connected))
+        transport.close()
+
+    def test_nothing_is_imported_from_the_folder_it_is_started_in(
+        self, mosquitto_broker: brokers.Mosquitto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "queue.py").write_text("raise SystemExit('somebody else's code')")
+        monkeypatch.chdir(tmp_path)
+        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport.start()
+        transport.wait_connected(10)
+        transport.close()
+
     def test_with_its_owner_it_vanishes_and_the_will_is_published(self, mosquitto_broker: brokers.Mosquitto) -> None:
         watcher = MqttTransport(mosquitto_broker.address, "watcher")
         watcher.subscribe("w/#")
