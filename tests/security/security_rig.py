@@ -106,6 +106,9 @@ class Client:
         self.refusals: list[str] = []
         for topic_filter in filters:
             self.transport.subscribe(topic_filter)
+        self._subscribed = threading.Event()
+        self._expects_answer = bool(filters)
+        self.transport._client.on_subscribe = lambda *_: self._subscribed.set()
         self.transport.start()
 
     def until(self, wanted: Callable[[TransportEvent], bool]) -> TransportEvent:
@@ -121,7 +124,9 @@ class Client:
         raise AssertionError(f"the awaited event never came; received {self.received}, refused {self.refusals}")
 
     def connected(self) -> Client:
+        """Connected, and what it subscribed to is in force: the broker has answered."""
         self.until(lambda event: isinstance(event, Connected))
+        assert not self._expects_answer or self._subscribed.wait(PATIENCE_S)
         return self
 
     def refused(self) -> str:
