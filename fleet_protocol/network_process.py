@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 from fleet_protocol.errors import TransportError
 from fleet_protocol.mqtt import MqttTransport, first_connection
 from fleet_protocol.tls import TlsContext
-from fleet_protocol.transport import BrokerAddress, Disconnected, Received, TransportEvent, Will
+from fleet_protocol.transport import BrokerAddress, Disconnected, Received, TransportEvent, Will, take_events
 
 #: Messages on their way to the child; beyond what the child's own queue to the broker holds.
 MAX_ON_THEIR_WAY = 2_000
@@ -97,8 +97,7 @@ class NetworkProcess:
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
         call: _Call = ("subscribe", (topic_filter, qos), {"share": share})
         self._subscriptions.append(call)
-        if self._pipe is not None:
-            self._say(call)
+        self._say(call)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
@@ -135,7 +134,7 @@ class NetworkProcess:
     # -- the child's other end ---------------------------------------------------------------------------------
 
     def _say(self, what: object) -> None:
-        if self._pipe is not None:
+        if self._pipe is not None:  # what is subscribed before is said at the start
             with contextlib.suppress(OSError):  # found out when its events are taken
                 self._pipe.send_bytes(pickle.dumps(what))
 
@@ -197,7 +196,7 @@ class _Child:
             threading.Thread(target=_or_vanish, args=(work,), daemon=True).start()
         told: tuple[int, bool] | None = None
         while not self._closed.is_set():
-            events = self._take_events()
+            events = take_events(self._transport, _LOOK_S, _MOST_EVENTS)
             standing = (self._given, self._transport.can_share)
             if events or standing != told:
                 told = standing
@@ -209,14 +208,6 @@ class _Child:
                     self._pipe.send_bytes(pickle.dumps(report))
                 except OSError:
                     _vanish()
-
-    def _take_events(self) -> list[TransportEvent]:
-        event = self._transport.poll(_LOOK_S)
-        events = []
-        while event is not None:
-            events.append(event)
-            event = self._transport.poll(0) if len(events) < _MOST_EVENTS else None
-        return events
 
     def _read(self) -> None:
         # Always, so that the owner never waits for the network.

@@ -124,3 +124,13 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Disconnect cleanly (no will) after what is queued was sent, waiting at most a few seconds."""
+
+
+def take_events(transport: Transport, timeout_s: float, most: int) -> list[TransportEvent]:
+    """Up to `most` events that are there, waiting up to `timeout_s` for the first."""
+    events = []
+    event = transport.poll(timeout_s)
+    while event is not None:
+        events.append(event)
+        event = transport.poll(0) if len(events) < most else None
+    return events

@@ -45,7 +45,7 @@ from fleet_protocol.network_process import NetworkProcess
 from fleet_protocol.refusals import Refusals
 from fleet_protocol.signing import OrderSigner
 from fleet_protocol.topics import Topics
-from fleet_protocol.transport import BrokerAddress
+from fleet_protocol.transport import BrokerAddress, take_events
 from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.bundle import SupernetBundle
 from supernet_export.images import DigitsImages, ImageFolder, ImageSource
@@ -141,12 +141,8 @@ class RunningSearch:
     def _drive(self) -> None:
         show_at_s = float("-inf")
         while not self.campaign.finished:
-            events = []
-            event = self.transport.poll(0 if self.campaign.behind else _TICK_S)
-            while event is not None:
-                events.append(event)
-                event = self.transport.poll(0) if len(events) < _MOST_EVENTS_PER_TICK else None
-            self.campaign.on_events(events)
+            wait_s = 0.0 if self.campaign.behind else _TICK_S
+            self.campaign.on_events(take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK))
             self.campaign.on_tick()
             began_s = time.monotonic()
             if began_s >= show_at_s:
