@@ -22,6 +22,10 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Short = Annotated[PlainText, Field(max_length=64)]
+#: `noisy`: the median is not certain enough; `slowed`: the device was slower than it normally is in this run.
+Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
+#: Under which condition a device is measured: as it happens to be, warmed up until its speed is steady, or cooled down.
+Condition: TypeAlias = Literal["as-is", "sustained", "cool"]
 Signature = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{118}$")]
 
 
@@ -108,8 +112,25 @@ class Measurement(Message):
     runs: int = Field(ge=1, le=2**31 - 1, description="timed samples")
     inner_loops: int = Field(default=1, ge=1, le=2**31 - 1, description="inferences per timed sample (fast subnets)")
     half_width_percent: NonNegative = Field(description="95 % half-width of the median, in percent of it")
-    quality: Literal["ok", "noisy", "throttled"]
-    drift: Positive = Field(default=1.0, description="sentinel latency now over its reference")
+    quality: Quality
+    undisturbed_ms: Positive | None = Field(
+        default=None,
+        description="latency at the device's undisturbed speed, from the ratio to a reference subnet that was measured "
+        "in turn with it; null where that ratio says nothing: then it is only known to be at most median_ms",
+    )
+    undisturbed_half_width_percent: NonNegative = Field(
+        default=0.0, description="95 % half-width of undisturbed_ms, in percent of it"
+    )
+    reference: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{12}$", description="fingerprint of the reference subnet"
+    )
+    reference_ms: Positive | None = Field(
+        default=None, description="what the reference takes at undisturbed speed: the speed undisturbed_ms is stated at"
+    )
+    condition: Condition = "as-is"
+    regime_unix_s: NonNegative = Field(
+        default=0.0, description="since when the device has run at its present lasting speed, by its own clock"
+    )
     times_us: tuple[Positive, ...] = Field(max_length=512, description="raw samples in order, per inference")
     block_medians_ms: tuple[Positive, ...] = Field(default=(), max_length=100)
     provider: PlainText = Field(max_length=64, description="execution provider that was really active")
@@ -119,6 +140,11 @@ class Measurement(Message):
     after: Conditions = Conditions()
     energy_mj: NonNegative | None = Field(default=None, description="energy per inference where the board tells it")
     finished_unix_s: NonNegative
+
+    @property
+    def slowdown(self) -> float | None:
+        """Latency as it ran over latency at undisturbed speed; None where the latter is not known."""
+        return None if self.undisturbed_ms is None else self.median_ms / self.undisturbed_ms
 
 
 class TaskKey(Message):
@@ -260,6 +286,11 @@ class MeasureTask(Versioned):
     calibration: BlobReference | None = Field(default=None, description="batch-norm statistics of a winner")
     setting: RuntimeSetting
     protocol: MeasurementProtocol = MeasurementProtocol()
+    condition: Condition = "as-is"
+    wait_s: NonNegative = Field(default=0.0, description="how long to wait for a device that is slower than wait_above")
+    wait_above: Positive | None = Field(
+        default=None, description="times the undisturbed latency; a device that is slower is waited for, then measured"
+    )
     deadline_s: Positive = Field(
         description="give up after this long from receipt, without waits for the host's other agents or the battery"
     )

@@ -222,7 +222,7 @@ class DeviceSearch:
             self.failures += 1
             self._last_failure = f"{outcome.reason} ({outcome.detail})" if outcome.detail else outcome.reason
             self._evidence.add_failure(genome)
-        elif outcome.quality != "throttled":
+        elif outcome.quality != "slowed":
             self._learn(genome, outcome)
         if proposal.purpose == "verification":
             self._judge(proposal, genome, outcome)
@@ -234,7 +234,7 @@ class DeviceSearch:
         noise = relative_noise(measurement)
         bisect.insort(self._noise, noise)
         # The sentinel says how much slower the device is now than when it started.
-        latency = measurement.median_ms / measurement.drift
+        latency = measurement.undisturbed_ms or measurement.median_ms
         self._lessons.append((tuple(genome.tolist()), latency, noise * latency))
         self._learner = None
 
@@ -480,13 +480,13 @@ class DeviceSearch:
             if state.disturbed <= _DISTURBED_TRIES:
                 return
         state.verifications += 1
-        state.slowed_down += outcome.quality == "throttled" and not within
+        state.slowed_down += outcome.quality == "slowed" and not within
         if within:
             state.status, state.reason = "met", ""
             state.sha256 = outcome.model_sha256
         else:
             state.reason = f"over the target when re-measured, at {outcome.median_ms:.3g} ms"
-            if outcome.quality == "throttled":
+            if outcome.quality == "slowed":
                 state.reason += ", while the device was slowed down"
             first_ms = next(iter(self._evidence.of(genome).medians_ms), state.target_ms)
             state.missed_by.append(outcome.median_ms / first_ms - 1.0)

@@ -42,7 +42,7 @@ class SubnetEvidence:
 
     @property
     def latency_ms(self) -> float | None:
-        """What it takes, as far as it was measured without throttling."""
+        """What it takes, as far as it was measured while the device was not slowed down."""
         return max(self._mean_ms, self.over_target_ms) if self.medians_ms else None
 
     @property
@@ -56,7 +56,7 @@ class SubnetEvidence:
         return min(self.medians_ms, default=None)
 
     def add(self, measurement: Measurement) -> None:
-        """One more run that was not throttled."""
+        """One more run that was not slowed down."""
         self.medians_ms.append(measurement.median_ms)
         self.relative_noise.append(relative_noise(measurement))
         # Exact sums do not depend on the order of arrival.
@@ -86,7 +86,7 @@ class Evidence:
         return found
 
     def add(self, genome: NDArray[np.int16], measurement: Measurement) -> None:
-        """One more run of a subnet that was not throttled."""
+        """One more run of a subnet that was not slowed down."""
         self.of(genome).add(measurement)
         self._measured.clear()
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.campaign.targets import TargetRequest
 from coordinator.search.bounds import Bounds
-from fleet_protocol.messages import MeasurementProtocol
+from fleet_protocol.messages import Condition, MeasurementProtocol
 
 
 class CampaignPlan(BaseModel):
@@ -31,6 +31,10 @@ class CampaignPlan(BaseModel):
     grace_s: float = Field(default=60.0, ge=0, description="how long a lost device may take to come back")
     deadline_s: float = Field(default=180.0, gt=0, description="how long one measurement may take on a device")
     protocol: MeasurementProtocol = MeasurementProtocol()
+    conditions: Condition = Field(default="as-is", description="under which condition devices are measured")
+    cool_s: float = Field(
+        default=60.0, ge=0, description="how long a measurement may wait for its device to cool (conditions: cool)"
+    )
 
     @property
     def request(self) -> TargetRequest:

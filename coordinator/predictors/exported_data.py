@@ -19,7 +19,7 @@ from supernet_export.spaces.registry import make_space
 #: Device settings that measured fewer subnets in common with the others cannot be compared.
 LEAST_SUBNETS = 4
 _NEEDED = (
-    "space", "space_options", "device", "runtime", "architecture", "quality", "median_ms", "drift",
+    "space", "space_options", "device", "runtime", "architecture", "undisturbed_ms",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ class ExportedData:
 
 
 def read_exported(path: Path) -> ExportedData:
-    """Read a CSV: per device setting each subnet's median over its measurements, throttled ones left out, drift out.
+    """Read a CSV: per device setting each subnet's median over its measurements, at undisturbed speed.
 
     Raises:
         UsageError: it is no such file, holds several design spaces, or settings with too few subnets in common.
@@ -51,15 +51,15 @@ def read_exported(path: Path) -> ExportedData:
             )
         try:
             for cells in reader:
-                if cells["quality"] == "throttled":
+                if not cells["undisturbed_ms"]:
                     continue
                 spaces.add((cells["space"], _without_resolutions(cells["space_options"])))
                 setting = f"{cells['device']}/{cells['runtime']}"
                 families[setting] = cells["device"]
                 measured = latency.setdefault(setting, {})
                 architecture = Architecture.model_validate_json(cells["architecture"])
-                measured.setdefault(architecture, []).append(float(cells["median_ms"]) / float(cells["drift"]))
-        except (ValueError, TypeError, ZeroDivisionError, AttributeError, csv.Error) as error:
+                measured.setdefault(architecture, []).append(float(cells["undisturbed_ms"]))
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"line {reader.line_num} of {path} is no measurement: {reason}; export it again") from None
     if len(spaces) != 1:

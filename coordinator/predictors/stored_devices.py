@@ -73,8 +73,8 @@ def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: f
     """Every device setting with at least `LEAST_SUBNETS` subnets of `space` measured before then, by name.
 
     Runs of any supernet of the same design space and options count, whatever its resolutions, except subnets that
-    `space` has not. What one agent measured on one setting is pooled, a subnet's runs by their median; throttled
-    measurements are left out, and drift is taken out. An agent's settings are of one family.
+    `space` has not. What one agent measured on one setting is pooled, a subnet's runs by their median, at
+    undisturbed speed. An agent's settings are of one family.
     """
     found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}
     parameters: dict[tuple[str, str], Parameters] = {}

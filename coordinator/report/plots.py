@@ -222,7 +222,7 @@ def _drift_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
     temperatures = [row.measurement.after.temperature_c for row in ordered]
     known = [(at, value) for at, value in zip(minutes, temperatures, strict=True) if value is not None]
     figure, axes = _figure(2 if known else 1)
-    drift = [100 * (row.measurement.drift - 1) for row in ordered]
+    drift = [100 * ((row.measurement.slowdown or 1.0) - 1) for row in ordered]
     axes[0].axhline(0, color=_COLOURS["muted"], linewidth=1)
     axes[0].plot(minutes, drift, "o-", markersize=3, linewidth=1, color=_COLOURS["measured"])
     # Less is no drift worth a look, and must not fill the axis.
@@ -237,9 +237,9 @@ def _drift_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
         description += f", and temperature, from {min(values):.0f} to {max(values):.0f} °C"
     else:
         description += "; the device reports no temperature"
-    hot = [at for at, row in zip(minutes, ordered, strict=True) if row.measurement.quality == "throttled"]
+    hot = [at for at, row in zip(minutes, ordered, strict=True) if row.measurement.quality == "slowed"]
     for index, moment in enumerate(hot):
-        label = "throttled" if index == 0 else None
+        label = "slowed" if index == 0 else None
         axes[0].axvline(moment, color=_COLOURS["winner"], linewidth=2, zorder=0.5, label=label)
     if hot:
         axes[0].legend(loc="upper left")

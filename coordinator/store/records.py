@@ -98,7 +98,7 @@ class LatencyRecord:
     setting_label: str
     architecture: Architecture
     latency_ms: float
-    """Median over drift: of the device as it was when it started."""
+    """At the device's undisturbed speed."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -97,7 +97,12 @@ class MeasurementRow(Base):
     inner_loops: Mapped[int]
     half_width_percent: Mapped[float]
     quality: Mapped[str] = mapped_column(String(16))
-    drift: Mapped[float]
+    undisturbed_ms: Mapped[float | None]
+    undisturbed_half_width_percent: Mapped[float] = mapped_column(server_default="0")
+    reference: Mapped[str | None] = mapped_column(String(12))
+    reference_ms: Mapped[float | None]
+    condition: Mapped[str] = mapped_column(String(16), server_default="as-is")
+    regime_unix_s: Mapped[float] = mapped_column(server_default="0")
     times_us: Mapped[list[Any]]
     block_medians_ms: Mapped[list[Any]]
     provider: Mapped[str] = mapped_column(String(64))

@@ -310,20 +310,20 @@ class MeasurementStore:
                 return
 
     def latencies(self, run_id: str, before_unix_s: float) -> list[LatencyRecord]:
-        """Every latency of a run that was stored before then and not throttled, in the order of arrival."""
+        """Every latency at undisturbed speed of a run that was stored before then, in the order of arrival."""
         with self._database.reading() as session:
             rows = session.execute(
                 select(
                     TaskRow.device,
                     TaskRow.setting_label,
                     TaskRow.architecture,
-                    MeasurementRow.median_ms / MeasurementRow.drift,
+                    MeasurementRow.undisturbed_ms,
                 )
                 .join(OutcomeRow, OutcomeRow.task_id == TaskRow.task_id)
                 .join(MeasurementRow, MeasurementRow.outcome_id == OutcomeRow.outcome_id)
                 .where(TaskRow.run_id == run_id)
                 .where(OutcomeRow.stored_unix_s < before_unix_s)
-                .where(MeasurementRow.quality != "throttled")
+                .where(MeasurementRow.undisturbed_ms.is_not(None))
                 .order_by(OutcomeRow.outcome_id)
             )
             return [

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import Quality
 
 Purpose = Literal["spread", "candidate", "sentinel", "verification"]
 """Why a subnet was measured: to cover the space, because it is a predicted winner, to watch drift, or to verify."""
@@ -85,8 +86,9 @@ class MeasurementTaken(_SettingEvent):
     predicted_ms: float | None = Field(default=None, description="prediction made before it was measured")
     measured_ms: float = Field(description="median of the timed runs")
     half_width_percent: float = Field(description="95 % half-width of the median")
-    quality: Literal["ok", "noisy", "throttled"]
-    drift: float = Field(default=1.0, description="sentinel latency over its reference")
+    quality: Quality
+    undisturbed_ms: float | None = Field(default=None, description="at undisturbed speed; null where that is unknown")
+    slowdown: float | None = Field(default=None, description="measured_ms over undisturbed_ms")
     temperature_c: float | None = None
     measurements: int = Field(description="taken so far, as counted against the budget")
     budget: int

@@ -95,7 +95,7 @@ def test_what_is_measured_beside_a_busy_neighbour_is_tagged_and_never_fitted(
     with busy(core):
         disturbed = [pinned.measure(number) for number in range(3, 5)]
     pinned.worker.close()
-    assert [measurement.quality for _, measurement in disturbed] == ["throttled"] * 2
+    assert [measurement.quality for _, measurement in disturbed] == ["slowed"] * 2
 
     search = DeviceSearch(SPACE, ACCURACY, TargetRequest.parse("auto:4"), BundleSearch(SPACE, ACCURACY, "bottom-up"))
     pool = SPACE.sample(50, np.random.default_rng(0))

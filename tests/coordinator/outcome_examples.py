@@ -44,7 +44,7 @@ def architecture(generator: np.random.Generator) -> Architecture:
 
 
 def measurement_row(generator: np.random.Generator, index: int, purpose: Purpose = "candidate") -> MeasurementRow:
-    """One measurement with raw times, temperature and drift."""
+    """One measurement with raw times, temperature and slow-down."""
     median_ms = float(np.exp(generator.uniform(np.log(0.8), np.log(6.0))))
     times_us = tuple(float(t) for t in np.round(median_ms * 1e3 * generator.normal(1.0, 0.01, 50), 3))
     median_ms = float(np.median(times_us)) / 1e3
@@ -67,7 +67,7 @@ def measurement_row(generator: np.random.Generator, index: int, purpose: Purpose
             runs=50,
             half_width_percent=0.6,
             quality="noisy" if index % 11 == 5 else "ok",
-            drift=1.0 + 0.002 * index,
+            undisturbed_ms=median_ms / (1.0 + 0.002 * index),
             times_us=times_us,
             provider="CPUExecutionProvider",
             build_ms=20.0,

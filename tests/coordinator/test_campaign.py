@@ -275,19 +275,19 @@ class TestFaults:
         assert refused
         assert all(isinstance(outcome, Failed) and "e" * 64 in outcome.detail for outcome in refused)
 
-    def test_throttled_measurements_are_kept_but_teach_nothing(self, fleet: Simulation) -> None:
+    def test_slowed_measurements_are_kept_but_teach_nothing(self, fleet: Simulation) -> None:
         agent = fleet.agents[0]
         honest = agent.devices[RuntimeSetting()].measure
         hot: list[object] = []
 
-        def throttled(task: MeasureTask, finished: float) -> Measurement:
+        def slowed(task: MeasureTask, finished: float) -> Measurement:
             found = honest(task, finished)
             if len(hot) < 4 and not task.calibration:
                 hot.append(task)
-                return measurement(found.median_ms * 5, quality="throttled")
+                return measurement(found.median_ms * 5, quality="slowed", undisturbed_ms=None)
             return found
 
-        agent.devices[RuntimeSetting()].measure = throttled  # type: ignore[method-assign]
+        agent.devices[RuntimeSetting()].measure = slowed  # type: ignore[method-assign]
         fleet.begin()
         fleet.run()
         assert met(track(fleet, "pi0")) == [True] * 4
@@ -295,7 +295,7 @@ class TestFaults:
         assert error is not None
         assert error < 15
         stored = [f.outcome.quality for f in fleet.store.outcomes("run-1") if isinstance(f.outcome, Measurement)]
-        assert stored.count("throttled") == 4
+        assert stored.count("slowed") == 4
 
 
 class TestHostile:

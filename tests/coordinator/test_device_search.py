@@ -84,7 +84,7 @@ def test_a_spread_that_has_to_be_measured_again_stays_within_the_budget() -> Non
     def answer(proposal: Proposal) -> Measurement:
         found = honest(proposal)
         assert isinstance(found, Measurement)
-        return measurement(found.median_ms, quality="ok" if proposal.purpose == "verification" else "throttled")
+        return measurement(found.median_ms, quality="ok" if proposal.purpose == "verification" else "slowed")
 
     search = make(budget=10, spread=8)
     told = run(search, answer)
@@ -241,7 +241,7 @@ def answering_slowed_down(factor: float) -> Callable[[Proposal], Measurement]:
         assert isinstance(found, Measurement)
         if proposal.purpose != "verification":
             return found
-        return measurement(found.median_ms * factor, quality="throttled")
+        return measurement(found.median_ms * factor, quality="slowed", undisturbed_ms=None)
 
     return answer
 
@@ -353,27 +353,28 @@ def test_automatic_targets_end_where_accuracy_does() -> None:
     assert all(state.status == "met" for state in saturated.targets)
 
 
-def test_throttled_results_do_not_move_the_predictor() -> None:
+def test_results_of_unknown_speed_do_not_move_the_predictor() -> None:
     search, answer = make(), device()
     asked = search.ask(100)
     for proposal in asked[:-1]:
         search.tell(proposal, answer(proposal))
     genomes = SPACE.sample(20, np.random.default_rng(0))
     before = search.predict(genomes)[0]
-    search.tell(asked[-1], measurement(1000.0, quality="throttled"))
+    search.tell(asked[-1], measurement(1000.0, quality="slowed", undisturbed_ms=None))
     assert np.array_equal(search.predict(genomes)[0], before)
 
 
-def test_drift_is_taken_out_of_what_the_predictor_learns() -> None:
+def test_a_slow_down_is_taken_out_of_what_the_predictor_learns() -> None:
     results = []
-    for drift in (1.0, 1.08):
+    for slowdown in (1.0, 1.08, 2.0):
         search, answer = make(), device(0, noise=0.0)
         for proposal in search.ask(100):
             found = answer(proposal)
             assert isinstance(found, Measurement)
-            search.tell(proposal, measurement(found.median_ms * drift, drift=drift))
+            search.tell(proposal, measurement(found.median_ms * slowdown, undisturbed_ms=found.median_ms))
         results.append(search.predict(SPACE.sample(20, np.random.default_rng(0)))[0])
     assert np.allclose(results[0], results[1])
+    assert np.allclose(results[0], results[2])
 
 
 class TestTargetRequest:

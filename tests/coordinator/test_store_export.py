@@ -207,12 +207,12 @@ class TestPredictorEvaluation:
         path.write_text("device,median_ms\npi0,1.0\n")
         with pytest.raises(UsageError, match="no column architecture"):
             read_latency_data(path)
-        header = ["space", "space_options", "device", "runtime", "architecture", "quality", "median_ms", "drift"]
+        header = ["space", "space_options", "device", "runtime", "architecture", "undisturbed_ms"]
         subnets = [a.model_dump_json() for a in SPACE.decode(SPACE.sample(2, np.random.default_rng(0)))]
-        rows = [["digits", "{}", f"pi{i}", "cpu", subnet, "ok", "1.5", "1.0"] for i, subnet in enumerate(subnets)]
+        rows = [["digits", "{}", f"pi{i}", "cpu", subnet, "1.5"] for i, subnet in enumerate(subnets)]
         write_csv(path, [header, *rows])
         with pytest.raises(UsageError, match="0 measured subnets in common"):
             read_latency_data(path)
-        write_csv(path, [header, [*rows[0][:-2], "fast", "1.0"]])
+        write_csv(path, [header, [*rows[0][:-1], "fast"]])
         with pytest.raises(UsageError, match="line 2"):
             read_latency_data(path)

@@ -25,6 +25,17 @@ from fleet_protocol.errors import StoreError
 from fleet_protocol.messages import Failed, TaskKey
 
 FAILED = Failed(task=TaskKey(task_id="t2", attempt=3), reason="crashed", detail="signal 11")
+#: What a measurement had no field for then, and what became of one with a sentinel's drift and of a throttled one.
+ADDED = {
+    "undisturbed_ms", "undisturbed_half_width_percent", "reference", "reference_ms", "condition", "regime_unix_s",
+}  # fmt: skip
+_UNKNOWN = {"reference": None, "reference_ms": None, "condition": "as-is", "regime_unix_s": 0.0}
+KEPT = MEASUREMENT.model_copy(
+    update={**_UNKNOWN, "undisturbed_ms": 1.25 / 1.25, "undisturbed_half_width_percent": 0.5, "quality": "noisy"}
+)
+BOUND = MEASUREMENT.model_copy(
+    update={**_UNKNOWN, "undisturbed_ms": None, "undisturbed_half_width_percent": 0.0, "quality": "slowed"}
+)
 #: One store as the first revision held it, table by table; spelled out, since the code that wrote it is gone.
 FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
     "runs": [
@@ -69,8 +80,22 @@ FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
     "outcomes": [
         {"outcome_id": 7, "task_id": "t2", "attempt": 3, "stored_unix_s": 20.25},
         {"outcome_id": 8, "task_id": "t1", "attempt": 1, "stored_unix_s": 20.0},
+        {"outcome_id": 9, "task_id": "t1", "attempt": 7, "stored_unix_s": 21.0},
     ],
-    "measurements": [{"outcome_id": 8, **json.loads(MEASUREMENT.model_dump_json())}],
+    "measurements": [
+        {
+            "outcome_id": 8,
+            **{name: value for name, value in json.loads(MEASUREMENT.model_dump_json()).items() if name not in ADDED},
+            "drift": 1.25,
+            "quality": "noisy",
+        },
+        {
+            "outcome_id": 9,
+            **{name: value for name, value in json.loads(MEASUREMENT.model_dump_json()).items() if name not in ADDED},
+            "drift": 3.0,
+            "quality": "throttled",
+        },
+    ],
     "failures": [{"outcome_id": 7, "reason": "crashed", "detail": "signal 11"}],
     "winners": [
         {
@@ -93,7 +118,7 @@ def write_first(connection: Connection) -> None:
     for name, rows in FIRST_ROWS.items():
         connection.execute(insert(tables.tables[name]), rows)
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT setval('outcomes_outcome_id_seq', 8)"))
+        connection.execute(text("SELECT setval('outcomes_outcome_id_seq', 9)"))
 
 
 def check_everything_is_there(store: MeasurementStore) -> None:
@@ -105,7 +130,8 @@ def check_everything_is_there(store: MeasurementStore) -> None:
     assert store.tasks("run-1") == [task_record("t1"), task_record("t2")]
     assert store.outcomes("run-1") == [
         OutcomeRecord(task_record("t2"), FAILED.task, FAILED, 20.25, number=7),
-        OutcomeRecord(task_record("t1"), TaskKey(task_id="t1", attempt=1), MEASUREMENT, 20.0, number=8),
+        OutcomeRecord(task_record("t1"), TaskKey(task_id="t1", attempt=1), KEPT, 20.0, number=8),
+        OutcomeRecord(task_record("t1"), TaskKey(task_id="t1", attempt=7), BOUND, 21.0, number=9),
     ]
     assert store.winners("run-1") == [WinnerRecord("run-1", "pi4", SETTING.label, 2.5, True, {"verified_ms": 2.25})]
 
