@@ -1,0 +1,76 @@
+"""How slow a device typically is in a run: what turns latencies at undisturbed speed into the ones that targets mean.
+
+Contention for memory slows large subnets more than small ones, so the slow-down may depend on the latency itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: A slope is believed where the ranks of latency and slow-down agree by so many standard deviations of Kendall's tau.
+_SLOPE_SIGMAS = 3.0
+#: Slow-downs needed for a slope at all; of fewer than the second, only their median counts.
+_LEAST_FOR_SLOPE = 10
+#: Bounds of the slope d log(slow-down) / d log(latency).
+_STEEPEST = 0.5
+#: Standard error of a median over the scaled median absolute deviation of a normal sample.
+_MEDIAN_ERROR = 1.2533 * 1.4826
+
+
+@dataclass(frozen=True)
+class TypicalSpeed:
+    """The typical slow-down s of a subnet of undisturbed latency u: log s = `level` + `slope` (log u - `centre`)."""
+
+    level: float = 0.0
+    slope: float = 0.0
+    centre: float = 0.0
+    error: float = 0.0
+    """Relative standard error of the typical slow-down."""
+
+    @classmethod
+    def of(cls, undisturbed_ms: Floats, slowdown: Floats) -> TypicalSpeed:
+        """From measurements, each (n,): their median, and how it depends on latency where that is beyond doubt."""
+        if not len(slowdown):
+            return cls()
+        # In an order of their own: not even rounding depends on the order of arrival.
+        order = np.lexsort((slowdown, undisturbed_ms))
+        x, y = np.log(undisturbed_ms[order]), np.log(slowdown[order])
+        centre = float(np.median(x))
+        slope = _slope(x, y)
+        rest = y - slope * (x - centre)
+        level = float(np.median(rest))
+        deviation = float(np.median(np.abs(rest - level)))
+        return cls(level, slope, centre, _MEDIAN_ERROR * deviation / math.sqrt(len(y)))
+
+    def slowdown(self, undisturbed_ms: float) -> float:
+        """Of a subnet with this latency at undisturbed speed, ms."""
+        return math.exp(self.level + self.slope * (math.log(undisturbed_ms) - self.centre))
+
+    def typical_ms(self, undisturbed_ms: Floats) -> Floats:
+        """Latency in this run, ms (n,), of subnets with these latencies at undisturbed speed, ms (n,)."""
+        found: Floats = undisturbed_ms * np.exp(self.level + self.slope * (np.log(undisturbed_ms) - self.centre))
+        return found
+
+    def undisturbed_ms(self, typical_ms: float) -> float:
+        """The latency at undisturbed speed, ms, that typically shows as `typical_ms`."""
+        return math.exp((math.log(typical_ms) - self.level + self.slope * self.centre) / (1.0 + self.slope))
+
+
+def _slope(x: Floats, y: Floats) -> float:
+    """Theil and Sen's slope; 0 where Kendall's tau does not tell it from none."""
+    n = len(x)
+    if n < _LEAST_FOR_SLOPE:
+        return 0.0
+    first, second = np.triu_indices(n, 1)
+    dx, dy = x[second] - x[first], y[second] - y[first]
+    apart = dx > 1e-9
+    agreement = float(np.sign(dy[apart]).sum())
+    if abs(agreement) < _SLOPE_SIGMAS * math.sqrt(n * (n - 1) * (2 * n + 5) / 18.0):
+        return 0.0
+    return float(np.clip(np.median(dy[apart] / dx[apart]), -_STEEPEST, _STEEPEST))
