@@ -7,20 +7,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.campaign import Campaign, CampaignIdentity
 from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.opening import Opening
 from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.resumption import take_up
 from coordinator.campaign.winner_models import CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
 from coordinator.predictors.features import FeatureMap
-from coordinator.search.problem import PredictedAccuracy
+from coordinator.search.problem import AccuracyModel, PredictedAccuracy
 from coordinator.store.records import RunRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import Event
@@ -48,9 +49,11 @@ from fleet_protocol.signing import OrderSigner
 from fleet_protocol.topics import AgentDown, Topics
 from fleet_protocol.transport import Connected, Received, Will
 from supernet_export.accuracy import AccuracyPredictor
+from supernet_export.spaces.base import DesignSpace
 from supernet_export.spaces.digits import DigitsSpace
 
 SPACE = DigitsSpace()
+Agent = TypeVar("Agent", bound="SimulatedAgent")
 TOPICS = Topics("test")
 BUNDLE = BlobReference(sha256="b" * 64, size=1000)
 
@@ -122,8 +125,12 @@ def file_sha256(architecture: Architecture, calibration: BlobReference | None) -
     return hashlib.sha256(f"{architecture.fingerprint} {statistics}".encode()).hexdigest()
 
 
+@dataclass
 class StandInModels:
     """Winners' files by hash alone: slicing and calibrating have their own tests."""
+
+    space: DesignSpace = SPACE
+    predicted: AccuracyModel = ACCURACY
 
     def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
         blob = f"statistics of {architecture.fingerprint}".encode()
@@ -140,7 +147,7 @@ class StandInModels:
         raise NotImplementedError
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
-        return float(ACCURACY.predict(SPACE.encode([model.architecture]))[0]), 600
+        return float(self.predicted.predict(self.space.encode([model.architecture]))[0]), 600
 
 
 def acknowledged_in(topic: str, payload: bytes) -> tuple[TaskKey, ...]:
@@ -268,9 +275,12 @@ class SimulatedAgent:
         if reason is not None:
             answer = Failed.model_validate({"task": task.task, "reason": reason})
         else:
-            answer = Result(task=task.task, measurement=self.devices[task.setting].measure(task, self.clock.unix()))
+            answer = Result(task=task.task, measurement=self._measure(task))
         self.answered[task.task] = self.outbox[task.task] = encode(answer)
         self.transport.publish(TOPICS.up(self.name, "task"), self.outbox[task.task])
+
+    def _measure(self, task: MeasureTask) -> Measurement:
+        return self.devices[task.setting].measure(task, self.clock.unix())
 
     def _send_outbox(self) -> None:
         self._sent_at_s = self.clock.now_s
@@ -307,11 +317,19 @@ class Simulation:
     #: Signs what the coordinator says; None: unsigned.
     signer: OrderSigner | None = None
     models: WinnerModels = field(default_factory=StandInModels)
+    #: What is searched, and how thoroughly.
+    space: DesignSpace = SPACE
+    accuracy: AccuracyModel = ACCURACY
+    search_rounds: int = 1
+    opening: Opening | None = None
     #: In memory, and so outlives the simulated coordinator as a file outlives a real one.
     store: MeasurementStore = field(default_factory=lambda: MeasurementStore.open("sqlite://"))
 
     def add(self, name: str, **options: Any) -> SimulatedAgent:
-        agent = SimulatedAgent(self.broker, name, self.clock, **options)
+        return self.take_in(SimulatedAgent(self.broker, name, self.clock, **options))
+
+    def take_in(self, agent: Agent) -> Agent:
+        """Start an agent of this fleet's broker and clock."""
         agent.start()
         self.agents.append(agent)
         return agent
@@ -319,14 +337,17 @@ class Simulation:
     def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
         del info, setting
         return DeviceSearch(
-            SPACE,
-            ACCURACY,
+            self.space,
+            self.accuracy,
             self.plan.request,
-            BundleSearch(SPACE, ACCURACY, self.plan.strategy, bounds=self.plan.bounds, rounds=1),
+            BundleSearch(
+                self.space, self.accuracy, self.plan.strategy, bounds=self.plan.bounds, rounds=self.search_rounds
+            ),
             budget=self.plan.budget,
             spread=self.plan.spread,
             seed=self.plan.seed,
             bounds=self.plan.bounds,
+            opening=self.opening,
         )
 
     def begin(self, *, resume: bool = False) -> Campaign:
@@ -341,8 +362,8 @@ class Simulation:
             settings = RunSettings(
                 plan=self.plan,
                 supernet_path="digits.supernet",
-                design_space=SPACE.name,
-                space_options=dict(SPACE.options),
+                design_space=self.space.name,
+                space_options=dict(self.space.options),
                 source="simulated",
             ).model_dump(mode="json")
             self.store.create_run(RunRecord(self.run_id, "test", "digits.supernet", BUNDLE.sha256, settings, 1.0))
@@ -361,7 +382,7 @@ class Simulation:
             on_happening=self.events.append,
         )
         if resume:
-            take_up(self.campaign, self.store, SPACE, self.make_search)
+            take_up(self.campaign, self.store, self.space, self.make_search)
         self.transport = transport
         self.campaign.start()
         return self.campaign

@@ -1,0 +1,381 @@
+"""Campaigns on simulated devices that something slows down, beside the same campaigns on quiet ones.
+
+Everything but the devices is the product's: coordinator, search, and the agent's measuring on a virtual clock. What a device really
+takes is known, so what a campaign says can be held against it. Per design space and profile (`disturbances.py` under
+tests/coordinator says what each one does) every seed is searched twice: with `auto:4`, and with six explicit targets at
+the profile's long-run slow-down, of which the first is below the fastest subnet and the last above the largest.
+
+`ofa-mbv3` needs OFA's published accuracy predictor (`ofa_mbv3/acc_predictor.pth` under `FLEETNAS_DATA`); `digits` takes the
+one that ships. The exit status is 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "coordinator")]
+
+from disturbances import PROFILES, Disturbance, disturbance, long_run_slowdown, sensitivity
+from disturbed_device import DisturbedAgent, DisturbedDevice, SimulatedBench, TrueLatency
+from figures import Figures, parser
+from simulated_fleet import Simulation, StandInModels
+
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.opening import Opening
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.proposal import TargetState
+from coordinator.search.blas import single_threaded_blas
+from coordinator.search.engine import search
+from coordinator.search.latency import SlotTableLatency
+from coordinator.search.problem import PredictedAccuracy
+from supernet_export.accuracy import AccuracyPredictor
+from supernet_export.digits.accuracy import load_predictor
+from supernet_export.spaces.base import DesignSpace, Genomes
+from supernet_export.spaces.registry import make_space
+
+Floats = NDArray[np.float64]
+
+DATA = Path(os.environ.get("FLEETNAS_DATA", ROOT.parent / "shared" / "data"))
+SPACES = ("digits", "ofa-mbv3")
+AUTOMATIC = 4
+#: Explicit targets between the fastest subnet and the slowest useful one.
+_BETWEEN = 4
+#: Generations of the search in a campaign: its default, 40, finds subnets 0.1 points better and takes four times as long.
+_ROUNDS = 8
+#: A subnet within this of the best accuracy is as good (a fraction).
+_SAME_ACCURACY = 0.001
+_PROBES, _RANDOM_SUBNETS = 24, 200
+#: From one look of the coordinator at its agents to the next, seconds.
+_TICK_S = 0.05
+_MOST_TICKS = 20_000
+
+
+@dataclass(frozen=True)
+class Family:
+    """A design space with its accuracy predictor."""
+
+    name: str
+    space: DesignSpace
+    accuracy: PredictedAccuracy
+
+
+@lru_cache(maxsize=None)
+def family(name: str) -> Family:
+    if name == "digits":
+        space, predictor = make_space(name, {}), load_predictor()
+    else:
+        space = make_space(name, {"width": 1.2, "resolutions": [160, 176, 192, 208, 224]})
+        predictor = AccuracyPredictor.from_pth(DATA / "ofa_mbv3" / "acc_predictor.pth")
+    return Family(name, space, PredictedAccuracy(space, predictor))
+
+
+class Truth:
+    """What a device's subnets really take: those worth having, fastest first."""
+
+    def __init__(self, of: Family, seed: int) -> None:
+        self.space, self.latency = of.space, TrueLatency(of.space, seed)
+        smallest, largest = of.space.smallest(), of.space.largest()
+        table = SlotTableLatency(of.space, *self.latency.features.slot_tables(self.latency.weights))
+        ends = table.predict(np.concatenate([smallest, largest]))
+        probes = np.geomspace(1.02 * ends[0], ends[1], _PROBES).tolist()
+        front = search(of.space, of.accuracy, table, probes, rng=np.random.default_rng(seed)).front_genomes
+        near = of.space.mutate(np.repeat(smallest, 400, axis=0), 1.5 / of.space.gene_count, np.random.default_rng(seed))
+        #: Subnets (n, G) with their milliseconds at undisturbed speed and their predicted accuracy, (n,) each.
+        self.genomes: Genomes = np.unique(np.concatenate([smallest, largest, near, front]), axis=0)
+        self.ms: Floats = self.latency.predict(self.genomes)
+        self.top1: Floats = np.asarray(of.accuracy.predict(self.genomes), dtype=np.float64)
+        self.sensitivity = sensitivity(of.space, self.genomes)
+        self.worst_top1 = float(of.accuracy.predict(smallest)[0])
+        useful = self.top1 >= self.top1.max() - _SAME_ACCURACY
+        self._slowest_useful = int(np.flatnonzero(useful)[np.argmin(self.ms[useful])])
+        self._largest = int(np.flatnonzero((self.genomes == largest).all(axis=1))[0])
+
+    def fastest_ms(self, slowdown: Floats) -> float:
+        """The fastest subnet's milliseconds, given each subnet's slow-down, (n,)."""
+        return float((self.ms * slowdown).min())
+
+    def range(self, slowdown: Floats) -> float:
+        """From the fastest subnet to the slowest one that gains accuracy, in the logarithm."""
+        slowest_ms = self.ms[self._slowest_useful] * slowdown[self._slowest_useful]
+        return float(np.log(slowest_ms / self.fastest_ms(slowdown)))
+
+    def targets_ms(self, profile: str) -> list[float]:
+        """Explicit targets that are as hard under every profile: what fits a quiet device's fits each one's in the long run.
+
+        The first is below the fastest subnet, the last above the largest.
+        """
+        fastest_ms, useful_ms = float(self.ms.min()), float(self.ms[self._slowest_useful])
+        slowdown = long_run_slowdown(profile, self.sensitivity)
+        found = [0.85 * self.fastest_ms(slowdown)]
+        for target_ms in np.geomspace(1.2 * fastest_ms, 0.95 * useful_ms, _BETWEEN):
+            best = int(np.argmax(np.where(self.ms <= target_ms, self.top1, -np.inf)))
+            found.append(float(target_ms * slowdown[best]))
+        found.append(float(1.25 * self.ms[self._largest] * slowdown[self._largest]))
+        return [float(f"{target_ms:.5g}") for target_ms in found]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a target ended. `true_ms` is what its winner takes at the typical slow-down while the campaign ran."""
+
+    target_ms: float
+    status: str
+    feasible: bool
+    top1: float | None = None
+    true_ms: float | None = None
+    verified_ms: float | None = None
+    constrains: bool = True
+    reason: str = ""
+
+    @property
+    def met(self) -> bool:
+        return self.status == "met"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One campaign."""
+
+    space: str
+    seed: int
+    profile: str
+    automatic: bool
+    status: str
+    reason: str
+    targets: tuple[Target, ...]
+    measurements: int
+    seconds: float
+    """Virtual."""
+    subject_share: float
+    predictor_error: float
+    span_percent: float | None
+    worst_top1: float = field(repr=False)
+    """Accuracy of the smallest subnet: what a target without a winner counts as."""
+
+    def top1(self, target: Target) -> float:
+        return self.worst_top1 if target.top1 is None or not target.met else target.top1
+
+    @property
+    def mean_top1(self) -> float:
+        """Over the targets that some subnet meets."""
+        feasible = [self.top1(target) for target in self.targets if target.feasible]
+        return float(np.mean(feasible)) if feasible else self.worst_top1
+
+
+def campaign(of: Family, truth: Truth, opening: Opening, seed: int, profile: str, *, automatic: bool) -> Row:
+    """Run one campaign to its end, and hold what it says against the truth."""
+    targets = truth.targets_ms(profile)
+    plan = CampaignPlan(
+        targets=f"auto:{AUTOMATIC}" if automatic else ",".join(f"{target:.6g}" for target in targets), seed=seed
+    )
+    simulation = Simulation(
+        plan,
+        space=of.space,
+        accuracy=of.accuracy,
+        search_rounds=_ROUNDS,
+        opening=opening,
+        models=StandInModels(of.space, of.accuracy),
+    )
+    course = disturbance(profile, seed)
+    device = DisturbedDevice(of.space, seed, course, simulation.clock)
+    agent = simulation.take_in(DisturbedAgent(simulation.broker, "device", simulation.clock, seconds_per_task=0.0))
+    agent.bench = bench = SimulatedBench(device)
+    simulation.begin()
+    for _ in range(_MOST_TICKS):
+        if simulation.campaign.finished:
+            break
+        simulation.step(_TICK_S)
+    (track,) = simulation.campaign.tracks.values()
+    end_s = simulation.clock.now_s - device.begin_s
+    slowdown = course.typical(truth.sensitivity, 0.0, end_s)
+    fastest_ms, largest_ms = truth.fastest_ms(slowdown), float((truth.ms * slowdown).max())
+    ended = tuple(_target(truth, state, course, end_s, fastest_ms, largest_ms) for state in track.search.targets)
+    span = None
+    if automatic:
+        resolved = [target.target_ms for target in ended]
+        span = 100.0 * float(np.log(max(resolved) / min(resolved))) / truth.range(slowdown) if resolved else 0.0
+    return Row(
+        space=of.name,
+        seed=seed,
+        profile=profile,
+        automatic=automatic,
+        status=track.status,
+        reason=track.reason,
+        targets=ended,
+        measurements=len(agent.measured),
+        seconds=end_s,
+        subject_share=bench.subject_s / max(bench.busy_s, 1e-9),
+        predictor_error=predictor_error(of.space, truth, track.search),
+        span_percent=span,
+        worst_top1=truth.worst_top1,
+    )
+
+
+def _target(
+    truth: Truth, state: TargetState, course: Disturbance, end_s: float, fastest_ms: float, largest_ms: float
+) -> Target:
+    feasible = fastest_ms <= state.target_ms
+    if state.status != "met" or state.genome is None:
+        return Target(state.target_ms, state.status, feasible, reason=state.reason)
+    genome = state.genome[None]
+    typical = float(course.typical(sensitivity(truth.space, genome), 0.0, end_s)[0])
+    return Target(
+        state.target_ms,
+        state.status,
+        feasible,
+        top1=state.accuracy,
+        true_ms=float(truth.latency.predict(genome)[0]) * typical,
+        verified_ms=state.verified_ms,
+        constrains=state.target_ms < largest_ms,
+        reason=state.reason,
+    )
+
+
+def predictor_error(space: DesignSpace, truth: Truth, found: DeviceSearch) -> float:
+    """Median relative error of the final predictor on random subnets; a factor that is common to all is no error."""
+    genomes = space.sample(_RANDOM_SUBNETS, np.random.default_rng(12))
+    ratio = np.log(found.predict(genomes)[0] / truth.latency.predict(genomes))
+    return float(np.median(np.abs(np.expm1(ratio - np.median(ratio)))))
+
+
+def run_seed(profiles: Sequence[str], job: tuple[str, int]) -> list[Row]:
+    """All campaigns of one space and seed."""
+    name, seed = job
+    of = family(name)
+    with single_threaded_blas():
+        truth = Truth(of, seed)
+        plan = CampaignPlan(targets=f"auto:{AUTOMATIC}")
+        opening = Opening(of.space, count=min(plan.spread, plan.budget), seed=seed)
+        return [
+            campaign(of, truth, opening, seed, profile, automatic=automatic)
+            for profile in profiles
+            for automatic in (True, False)
+        ]
+
+
+# -- figures ---------------------------------------------------------------------------------------------------
+
+
+def add_figures(figures: Figures, rows: Sequence[Row], quiet: Sequence[Row], prefix: str) -> None:
+    """What one space shows under one profile, beside the quiet campaigns of the same seeds."""
+    automatic = [(row, still) for row, still in zip(rows, quiet, strict=True) if row.automatic]
+    explicit = [(row, still) for row, still in zip(rows, quiet, strict=True) if not row.automatic]
+    targets = [target for row in rows for target in row.targets]
+    met = [target for target in targets if target.met and target.true_ms is not None]
+
+    def add(name: str, value: float, bar: str = "") -> None:
+        figures.add(f"{prefix}_{name}", value, bar)
+
+    disturbed = rows is not quiet
+    if disturbed:
+        loss = [still.mean_top1 - row.mean_top1 for row, still in automatic]
+        add("top1_loss_points_auto", 100.0 * float(np.mean(loss)), "<= 0.2")
+        add("top1_loss_points_explicit", 100.0 * float(np.mean(_losses(explicit))), "<= 0.2")
+        ratio = sum(row.measurements for row in rows) / sum(row.measurements for row in quiet)
+        add("measurements_ratio", ratio, "<= 1.3")
+    within = [target.true_ms is not None and target.true_ms <= target.target_ms for target in met]
+    add("winners_within_percent", 100.0 * float(np.mean(within)) if within else 0.0, ">= 98")
+    add("false_infeasible", sum(target.status == "infeasible" and target.feasible for target in targets), "== 0")
+    add("devices_given_up", sum(row.status != "finished" for row in rows), "== 0")
+    spans = [min(row.span_percent, 100.0) for row, _ in automatic if row.span_percent is not None]
+    add("auto_span_percent", float(np.mean(spans)), ">= 90")
+    add("auto_span_percent_least", float(np.min(spans)))
+    error = float(np.mean([row.predictor_error for row in rows]))
+    add("predictor_error_percent", 100.0 * error)
+    if disturbed:
+        add("predictor_error_ratio", error / float(np.mean([row.predictor_error for row in quiet])), "<= 1.5")
+    add("not_monotone", sum(_not_monotone(row) for row in rows), "== 0")
+    missed = sum(target.feasible and not target.met for target in targets)
+    add("missed_targets", missed, "" if disturbed else "== 0")
+    slack = [1.0 - target.true_ms / target.target_ms for target in met if target.constrains and target.true_ms]
+    add("slack_percent", 100.0 * float(np.mean(slack)) if slack else 100.0)
+    add("subject_share_percent", 100.0 * float(np.mean([row.subject_share for row in rows])), "" if disturbed else ">= 80")
+    add("seconds_per_campaign", float(np.mean([row.seconds for row in rows])))
+
+
+def _losses(pairs: Sequence[tuple[Row, Row]]) -> list[float]:
+    """Per explicit target that some subnet meets, the accuracy that the quiet campaign's winner has more, a fraction."""
+    losses = []
+    for row, still in pairs:
+        by_place = dict(enumerate(row.targets))
+        for place, target in enumerate(still.targets):
+            if target.feasible:
+                ours = row.top1(by_place[place]) if place in by_place else row.worst_top1
+                losses.append(still.top1(target) - ours)
+    return losses
+
+
+def _not_monotone(row: Row) -> int:
+    """Pairs of met targets of which the looser one has the less accurate winner."""
+    found = [target.top1 for target in sorted(row.targets, key=lambda t: t.target_ms) if target.met]
+    return sum(a is not None and b is not None and b < a - 1e-9 for a, b in itertools.combinations(found, 2))
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """One line per campaign, then one per target."""
+    lines = []
+    for row in rows:
+        span = "" if row.span_percent is None else f", span {row.span_percent:.0f} %"
+        lines.append(
+            f"{row.space} {row.profile} seed {row.seed} {'auto' if row.automatic else 'explicit'}: {row.status} "
+            f"{row.reason}, {row.measurements} measurements in {row.seconds:.0f} s, subject {row.subject_share:.0%}, "
+            f"predictor error {row.predictor_error:.2%}{span}"
+        )
+        lines += [
+            f"    {target.target_ms:9.4g} ms {target.status:10} "
+            + (
+                f"true {target.true_ms:9.4g} ms ({target.true_ms / target.target_ms - 1.0:+.1%})  verified "
+                f"{target.verified_ms or 0.0:9.4g} ms  top-1 {target.top1 or 0.0:.4f}"
+                if target.true_ms is not None
+                else f"{'' if target.feasible else '(infeasible) '}{target.reason}"
+            )
+            for target in row.targets
+        ]
+    return lines
+
+
+def main() -> int:
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", type=int, default=20)
+    arguments.add_argument("--spaces", default=",".join(SPACES), help=f"some of {', '.join(SPACES)}")
+    arguments.add_argument("--profiles", default=",".join(PROFILES), help=f"some of {', '.join(PROFILES)}")
+    arguments.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
+    arguments.add_argument("--details", action="store_true", help="print every campaign and target")
+    options = arguments.parse_args()
+    began_s = time.monotonic()
+    # The others are compared with the quiet one.
+    asked = options.profiles.split(",")
+    profiles = [profile for profile in PROFILES if profile == "quiet" or profile in asked]
+    jobs = [(name, seed) for name in reversed(options.spaces.split(",")) for seed in range(options.seeds)]
+    context = multiprocessing.get_context("spawn")
+    rows: list[Row] = []
+    with context.Pool(options.workers) as pool:
+        for found in pool.imap_unordered(partial(run_seed, profiles), jobs):
+            rows += found
+    rows.sort(key=lambda row: (row.space, PROFILES.index(row.profile), row.seed, not row.automatic))
+    if options.details:
+        print("\n".join(table(rows)), file=sys.stderr if options.json else sys.stdout)
+    figures = Figures()
+    for name in options.spaces.split(","):
+        quiet = [row for row in rows if (row.space, row.profile) == (name, "quiet")]
+        for profile in profiles:
+            chosen = quiet if profile == "quiet" else [r for r in rows if (r.space, r.profile) == (name, profile)]
+            add_figures(figures, chosen, quiet, f"{name.replace('-', '_')}_{profile}")
+    figures.add("benchmark_s", time.monotonic() - began_s)
+    return figures.report(as_json=options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
