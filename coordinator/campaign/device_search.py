@@ -90,7 +90,9 @@ class DeviceSearch:
         self._design, self._ends = opening.spread, opening.ends
         self._design_tries = dict.fromkeys((genome.tobytes() for genome in self._design), 0)
         self._latency = SettingLatency(opening)
-        self._verification = Verification(self._latency, accuracy, search, opening.architecture, self._rng)
+        self._verification = Verification(
+            self._latency, accuracy, search, opening.architecture, opening.ends[0], self._rng
+        )
         self._targets = [TargetState(target_ms) for target_ms in targets.fixed_ms]
         #: The fastest subnet of those that nothing is predicted to beat; where automatic targets end.
         self._enough: Genome | None = None

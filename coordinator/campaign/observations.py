@@ -31,6 +31,9 @@ _HALF_WIDTH_SIGMAS = 1.96
 _SAME_LEVEL = 0.92
 #: A latency as it ran bounds the typical one where the device was slower than typically by more than this.
 _CLEARLY_SLOWER = 1.05
+#: Subnets of known speed from which on the others' latencies as they ran are only bounds, and the standard deviation
+#: with which they stand in for unknown latencies before that, relative.
+_LEAST_KNOWN, _UNKNOWN_SPEED_NOISE = 3, 0.15
 #: Measurements of the present regime from which its typical speed is taken; of fewer, all measurements count.
 _LEAST_OF_REGIME = 3
 
@@ -208,7 +211,21 @@ class Observations:
         return Table(np.stack([genome for *_, genome in found])[order], typical, undisturbed, bound[order])
 
     def lessons(self) -> list[tuple[tuple[int, ...], float, float]]:
-        """Every latency at undisturbed speed: genome, ms and its standard deviation, ms; sorted."""
+        """Every latency at undisturbed speed: genome, ms and its standard deviation, ms; sorted.
+
+        Where hardly any is known, latencies as they ran stand in for them, with much noise: they say at least how
+        subnets compare, and targets are about them.
+        """
+        known = self._known()
+        if self._knows_speeds(known):
+            return known
+        return sorted([*known, *((genome, ms, _UNKNOWN_SPEED_NOISE * ms) for genome, ms in self._bounded())])
+
+    def upper_bounds(self) -> list[tuple[tuple[int, ...], float]]:
+        """Subnets of which only an upper bound is known and learned: genome and the least that it took, ms; sorted."""
+        return self._bounded() if self._knows_speeds(self._known()) else []
+
+    def _known(self) -> list[tuple[tuple[int, ...], float, float]]:
         return sorted(
             (tuple(subnet.genome.tolist()), ms, relative_noise(run) * ms)
             for subnet in self
@@ -216,13 +233,16 @@ class Observations:
             if (ms := self.undisturbed_ms(run)) is not None
         )
 
-    def upper_bounds(self) -> list[tuple[tuple[int, ...], float]]:
-        """Subnets of which only an upper bound is known: genome and the least that it took, ms; sorted."""
+    def _bounded(self) -> list[tuple[tuple[int, ...], float]]:
         return sorted(
             (tuple(subnet.genome.tolist()), min(run.median_ms for run in subnet.runs))
             for subnet in self
             if subnet.runs and all(run.undisturbed_ms is None for run in subnet.runs)
         )
+
+    @staticmethod
+    def _knows_speeds(lessons: list[tuple[tuple[int, ...], float, float]]) -> bool:
+        return len({genome for genome, *_ in lessons}) >= _LEAST_KNOWN
 
     def noise(self) -> list[float]:
         """Relative noise of every latency at undisturbed speed, ascending."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,11 +49,16 @@ class Verification:
         accuracy: AccuracyModel,
         search: WinnerSearch,
         architecture: Callable[[Genome], Architecture],
+        smallest: Genome,
         rng: Callable[[], np.random.Generator],
     ) -> None:
-        """`rng` makes the generator of the next search; `architecture` decodes a genome."""
+        """`rng` makes the generator of the next search; `architecture` decodes a genome.
+
+        No target is called infeasible before the `smallest` subnet was measured at a known speed.
+        """
         self._latency, self._observations = latency, latency.observations
         self._accuracy, self._search, self._architecture, self._rng = accuracy, search, architecture, rng
+        self._smallest = smallest
         self.last_failure = ""
         self._winners: dict[float, tuple[Genome, Measurement]] = {}
 
@@ -132,6 +138,9 @@ class Verification:
             return None
         margin = _LAST_MARGIN if choice is None else _REPLACEMENT_MARGIN
         target_ms = state.target_ms / (1.0 + (self.safety(state) if choice is not None else 0.0))
+        if choice is None and not self._knows_smallest():
+            (again,) = self.propose([self._smallest], "candidate", state.target_ms)
+            return replace(again, wait_above=_WAIT_ABOVE)
         (winner,) = self._latency.winners(
             self._search, [target_ms], self._rng(), self._latency.undisturbed_model(margin)
         )
@@ -140,6 +149,11 @@ class Verification:
         if winner is None or not self.improves(best, winner, gain):
             return None
         return self.propose([winner], "candidate", state.target_ms)[0]
+
+    def _knows_smallest(self) -> bool:
+        """Whether the smallest subnet was measured at a known speed, or is not to be tried again."""
+        seen = self._observations.of(self._smallest)
+        return seen.quarantined or any(run.undisturbed_ms is not None for run in seen.runs)
 
     def propose(self, genomes: Sequence[Genome], purpose: str, target_ms: float | None = None) -> list[Proposal]:
         """Proposals to measure subnets for the first time, or once more."""
@@ -283,7 +297,8 @@ class Verification:
             )
         else:
             state.reason = f"the fastest subnet found ({name}) takes {ran_ms:.3g} ms; {ask}"
-            state.status = "missed" if state.verifications else "infeasible"
+            tried = self._knows_smallest() and not self._observations.of(self._smallest).quarantined
+            state.status = "infeasible" if tried and not state.verifications else "missed"
 
 
 def _why_not(state: TargetState, outcome: Measurement, typical_ms: float | None, *, disturbed: bool) -> str:

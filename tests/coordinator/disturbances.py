@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def _extreme_bytes(space: DesignSpace) -> Floats:
     return _bytes_moved(space, np.concatenate([space.smallest(), space.largest()]))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _long_run(profile: str) -> tuple[Floats, Floats]:
     """Levels of several courses, one a second."""
     found = [disturbance(profile, seed) for seed in range(1000, 1004)]
