@@ -28,6 +28,29 @@ class Timing(Message):
     inference_s: float = Field(ge=0, description="time inside inference runs, warm-up included")
 
 
+class PairedTiming(Message):
+    """Times of a subnet that was measured in turns with a reference subnet."""
+
+    timing: Timing = Field(description="latency as it ran: all of the subnet's samples")
+    undisturbed_ms: float | None = Field(
+        gt=0, description="latency at the device's undisturbed speed; None where the turns do not tell it"
+    )
+    undisturbed_half_width_percent: float = Field(ge=0, description="95 % half-width, in percent of it")
+    basis: Literal["clean", "corrected", "bracketed", "none"] = Field(
+        description="what undisturbed_ms rests on: rounds at the reference's known speed, all rounds corrected by a "
+        "second reference, readings before and after, or nothing"
+    )
+    reference: str = Field(pattern=r"^[0-9a-f]{12}$", description="fingerprint of the reference subnet")
+    reference_ms: float = Field(gt=0, description="the reference's level: what it takes at undisturbed speed")
+    slowdown: float = Field(gt=0, description="median of the reference's readings, over its level")
+    fastest_slowdown: float = Field(gt=0)
+    slowest_slowdown: float = Field(gt=0)
+    rounds: int = Field(ge=1)
+    clean_rounds: int = Field(ge=0)
+    subject_inference_s: float = Field(ge=0, description="time inside the subnet's own inference, warm-up included")
+    reference_inference_s: float = Field(ge=0)
+
+
 class SentinelOrder(Message):
     """How to watch the device's speed with the sentinel subnet around a measurement."""
 

@@ -38,8 +38,8 @@ def measure(
     `on_block` is told the fraction done between blocks, never inside one. A median that is less certain than the
     protocol asks for is measured once more, and the better of the two is kept, marked `noisy` if it still is.
     """
-    with _no_garbage_collection():
-        warm_ns, estimate_ns = _warm_up(run, protocol, clock_ns)
+    with no_garbage_collection():
+        warm_ns, estimate_ns = warm_up(run, protocol, clock_ns)
         inner = max(1, math.ceil(1e6 * min_sample_ms / estimate_ns))
         first = _timed_blocks(run, protocol, inner, clock_ns, on_block)
         inference_ns = warm_ns + sum(map(sum, first))
@@ -103,9 +103,7 @@ def _quantile(ordered: Sequence[float], fraction: float) -> float:
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
-def _warm_up(
-    run: Callable[[], object], protocol: MeasurementProtocol, clock_ns: Callable[[], int]
-) -> tuple[int, float]:
+def warm_up(run: Callable[[], object], protocol: MeasurementProtocol, clock_ns: Callable[[], int]) -> tuple[int, float]:
     """Run until both the runs and the time of the protocol are reached; total time and time per run, in ns."""
     warm_ns = round(protocol.warmup_s * 1e9)
     recent: list[int] = []
@@ -153,7 +151,8 @@ def _timed_blocks(
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Keep the garbage collector from running inside."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,8 +1,8 @@
-"""What slows a simulated device down: profiles over time, of which every moment is known.
+"""Slow-downs of a simulated device over time, known at every moment.
 
-A subnet's slow-down at a moment is `uniform * (1 + contention * sensitivity)`. `uniform` slows everything: a clock, heat, time
-slices. `contention` slows what moves memory: a subnet's `sensitivity` is 0 for the subnet of the space that moves the
-fewest bytes, 1 for the one that moves the most, and linear in between.
+A subnet's slow-down at a moment is `uniform * (1 + contention * sensitivity)`. `uniform` slows all subnets alike, as a
+clock, heat or time slices do. `contention` slows subnets in proportion to the bytes they move: `sensitivity` is 0 for
+the smallest subnet of the space, 1 for the largest, and linear in the bytes in between.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 
-#: A level holds for this long, seconds; and how long a profile is known.
+#: Duration of one level, and of a whole course, seconds.
 STEP_S = 0.05
 HORIZON_S = 7200.0
-#: After this long every profile has settled into what it is in the long run, seconds.
+#: From here on every profile is as in the long run, seconds.
 _SETTLED_S = 300.0
 _BYTES = COST_NAMES.index("bytes_moved")
 
@@ -52,8 +52,8 @@ def long_run_slowdown(profile: str, sensitivity: Floats) -> Floats:
 
 
 def sensitivity(space: DesignSpace, genomes: Genomes) -> Floats:
-    """How much of a contention's slow-down each subnet feels, from 0 to 1, (n,)."""
-    least, most = (float(table) for table in _extreme_bytes(space))
+    """Share of a contention's slow-down that applies to each subnet, from 0 to 1, (n,)."""
+    least, most = _bytes_moved(space, np.concatenate([space.smallest(), space.largest()]))
     found: Floats = (_bytes_moved(space, genomes) - least) / (most - least)
     return np.clip(found, 0.0, 1.0)
 
@@ -61,10 +61,6 @@ def sensitivity(space: DesignSpace, genomes: Genomes) -> Floats:
 def _bytes_moved(space: DesignSpace, genomes: Genomes) -> Floats:
     found: Floats = space.costs(genomes)[:, :, _BYTES].sum(axis=1)
     return found
-
-
-def _extreme_bytes(space: DesignSpace) -> Floats:
-    return _bytes_moved(space, np.concatenate([space.smallest(), space.largest()]))
 
 
 @cache
@@ -99,7 +95,7 @@ def _step(times: Floats, rng: np.random.Generator) -> Levels:
 
 
 def _sawtooth(times: Floats, rng: np.random.Generator) -> Levels:
-    """From 1x to 2x every 40 s, beginning anywhere."""
+    """From 1x to 2x every 40 s, with a random phase."""
     return 1.0 + (times / 40.0 + rng.random()) % 1.0, np.zeros(len(times))
 
 
@@ -109,7 +105,7 @@ def _bursts(times: Floats, rng: np.random.Generator) -> Levels:
 
 
 def _ramp(times: Floats, rng: np.random.Generator) -> Levels:
-    """To 1.6x within the first minute, and there it stays."""
+    """From 1x to 1.6x within the first minute, then 1.6x."""
     return 1.0 + 0.6 * np.minimum(times / 60.0, 1.0), np.zeros(len(times))
 
 
@@ -119,7 +115,7 @@ def _slow(times: Floats, rng: np.random.Generator) -> Levels:
 
 
 def _contention(times: Floats, rng: np.random.Generator) -> Levels:
-    """A neighbour that moves memory: from 0 to 40 %, in jumps every 8 s or so, or wandering over it within minutes."""
+    """Between 0 and 40 %: a new level every 8 s on average, or (half of the courses) a slow walk over that range."""
     if rng.random() < 0.5:
         ends = np.cumsum(rng.exponential(8.0, _count(times, 8.0)))
         levels = rng.uniform(0.0, 0.4, len(ends) + 1)[np.searchsorted(ends, times)]
@@ -163,5 +159,5 @@ def _telegraph(times: Floats, rng: np.random.Generator, *, share: float, mean_s:
 
 
 def _count(times: Floats, mean_s: float) -> int:
-    """Exponential stretches of this mean that surely cover all the time."""
+    """Number of exponential durations of this mean that covers all the time for certain."""
     return int(1.5 * times[-1] / mean_s) + 50

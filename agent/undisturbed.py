@@ -1,0 +1,193 @@
+"""Estimate latency at undisturbed speed from rounds in which a subject alternated with a reference subnet.
+
+Contention and heat only ever add time, and they add it to a subject and to a reference of its size alike. So a low
+quantile on both sides, over rounds in which the reference ran at its known speed (*clean* rounds), gives a ratio that
+holds although the device's speed changes. Where too few rounds were clean, the ratio is taken over all of them and
+corrected by what a second reference of another size felt at the same time. `docs/measuring.md` has the figures.
+
+Everything here is plain arithmetic: no clock, no input, no output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+#: The quantile taken on both sides. Of 10, 25 and 50 % and the minimum it scatters least as a ratio.
+LOW_QUANTILE = 0.25
+#: A reference turn within this factor of its level, times the regime's lasting slow-down, was undisturbed.
+CLEAN_TOLERANCE = 1.10
+#: Clean rounds that suffice for the ratio; with at least `_FEW_CLEAN_ROUNDS` it is taken too, with a wider interval.
+CLEAN_ROUNDS = 4
+_FEW_CLEAN_ROUNDS = 2
+#: Below its level by more than this in `_LOWER_TURNS` turns, a reference was calibrated on a slowed device.
+_LOWER_TOLERANCE = 0.92
+_LOWER_TURNS = 3
+#: Two references whose slow-downs differ by less (in the logarithm) say that the device is slow as a whole.
+UNIFORM_TOLERANCE = 0.05
+#: Above this ratio of the slowest reading to the fastest, rounds are compared one by one instead of pooled: a low
+#: quantile of a mixture of speeds need not fall on the same speed on both sides.
+_POOLED_RANGE = 1.2
+#: A subject is slowed like an interpolation between the two references, in the logarithm of the MACs, give or take
+#: this share of the difference between the two.
+_GAP_SHARE = 0.35
+#: A 95 % half-width below this is not believed: sessions of one model file differ by as much.
+_LEAST_HALF_WIDTH = 0.02
+_LEAST_HALF_WIDTH_FEW = 0.04
+#: Above this half-width the observation is censored: the latency is only known to be at most as it ran.
+MOST_HALF_WIDTH = 0.15
+#: Two-sided 95 % quantiles of Student's t by degrees of freedom; 1.96 beyond.
+_T95 = {1: 4.30, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23}
+
+Basis = Literal["clean", "corrected", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What a reference takes per inference, ms, and what it is compared with."""
+
+    level_ms: float
+    #: MACs, or any other size in which the references are ordered.
+    size: float
+    #: Lasting slow-down of the present regime.
+    normal: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A subject turn, the turns of the reference around it, and of the second reference after it; ms per inference."""
+
+    subject_ms: tuple[float, ...]
+    before_ms: tuple[float, ...]
+    after_ms: tuple[float, ...]
+    far_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Latency at undisturbed speed; `undisturbed_ms` is None where the rounds do not tell it."""
+
+    undisturbed_ms: float | None
+    #: 95 % half-width, as a fraction.
+    half_width: float
+    basis: Basis
+
+
+def quantile(values: Sequence[float], fraction: float) -> float:
+    """Linear interpolation between order statistics; `values` in any order, at least one."""
+    ordered = sorted(values)
+    position = fraction * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+def low(values: Sequence[float]) -> float:
+    """The low quantile of `values`."""
+    return quantile(values, LOW_QUANTILE)
+
+
+def is_clean(before_ms: Sequence[float], after_ms: Sequence[float], near: Level) -> bool:
+    """Whether the reference ran at its known speed on both sides of a subject turn."""
+    limit_ms = CLEAN_TOLERANCE * near.level_ms * near.normal
+    return low(before_ms) <= limit_ms and low(after_ms) <= limit_ms
+
+
+def lower_level_ms(turns_ms: Sequence[Sequence[float]], level_ms: float) -> float:
+    """The level of a reference after these turns of it: lower where it was calibrated on a slowed device."""
+    lower = [turn for turn in turns_ms if low(turn) < _LOWER_TOLERANCE * level_ms]
+    if len(lower) < _LOWER_TURNS:
+        return level_ms
+    return low([value for turn in lower for value in turn])
+
+
+def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:
+    """The same as `correction` for a regime that slows the two references differently, from their normal slow-downs.
+
+    It counts as far as the reference's `slowdown` shows that the regime lasts.
+    """
+    if far is None or near.normal == far.normal:
+        return 0.0, 0.0
+    share = math.log(slowdown) / math.log(near.normal) if near.normal > 1.0 else 0.0
+    gap = min(1.0, max(0.0, share)) * math.log(far.normal / near.normal)
+    return _reach(near, far, subject_size) * gap, _GAP_SHARE * abs(gap)
+
+
+def correction(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:
+    """How much more than the reference the subject was slowed, and the uncertainty of that, both in the logarithm.
+
+    Interpolates between the two references in the logarithm of the size. Without a reading of the second reference
+    the uncertainty is infinite.
+    """
+    read = [each for each in rounds if each.far_ms]
+    if not read or far is None:
+        return 0.0, math.inf
+    gap = median(
+        [math.log(low(each.far_ms) / far.level_ms) - math.log(low(each.after_ms) / near.level_ms) for each in read]
+    )
+    return _reach(near, far, subject_size) * gap, _GAP_SHARE * abs(gap)
+
+
+def is_uniform(rounds: Sequence[Round], near: Level, far: Level | None) -> bool:
+    """Whether at least `CLEAN_ROUNDS` rounds show that both references are slowed alike."""
+    read = [each for each in rounds if each.far_ms]
+    if len(read) < CLEAN_ROUNDS or far is None:
+        return False
+    return correction(read, near, far, near.size)[1] <= _GAP_SHARE * UNIFORM_TOLERANCE
+
+
+def estimate(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> Estimate:
+    """Latency at undisturbed speed from the rounds of one measurement; their order does not matter."""
+    clean = [each for each in rounds if is_clean(each.before_ms, each.after_ms, near)]
+    found = Estimate(None, math.inf, "none")
+    if len(clean) >= _FEW_CLEAN_ROUNDS:
+        log_ratio, error = _log_ratio(clean)
+        slowdown = low([value for each in clean for value in (*each.before_ms, *each.after_ms)]) / near.level_ms
+        more, uncertainty = lasting_correction(slowdown, near, far, subject_size)
+        least = _LEAST_HALF_WIDTH if len(clean) >= CLEAN_ROUNDS else _LEAST_HALF_WIDTH_FEW
+        half_width = max(least, math.hypot(error, uncertainty))
+        found = Estimate(near.level_ms * math.exp(log_ratio - more), half_width, "clean")
+    if len(clean) < CLEAN_ROUNDS and len(rounds) >= _FEW_CLEAN_ROUNDS:
+        log_ratio, error = _log_ratio(rounds)
+        more, uncertainty = correction(rounds, near, far, subject_size)
+        half_width = max(_LEAST_HALF_WIDTH, math.hypot(error, uncertainty))
+        if half_width < found.half_width:
+            found = Estimate(near.level_ms * math.exp(log_ratio - more), half_width, "corrected")
+    if found.half_width > MOST_HALF_WIDTH:
+        return Estimate(None, found.half_width, "none")
+    return found
+
+
+def _reach(near: Level, far: Level, subject_size: float) -> float:
+    """Where the subject lies between the two references: 0 at the near one, 1 at the far one."""
+    whole = math.log(far.size / near.size)
+    return min(1.0, max(-0.5, math.log(subject_size / near.size) / whole)) if whole else 0.0
+
+
+def _log_ratio(rounds: Sequence[Round]) -> tuple[float, float]:
+    """Logarithm of subject over reference, and its 95 % half-width by a jackknife that leaves out one round."""
+    readings = [low(turn) for each in rounds for turn in (each.before_ms, each.after_ms)]
+    how = _pooled if max(readings) <= _POOLED_RANGE * min(readings) else _one_by_one
+    n = len(rounds)
+    left_out = [how([*rounds[:index], *rounds[index + 1 :]]) for index in range(n)]
+    mean = sum(left_out) / n
+    error = math.sqrt((n - 1) / n * sum((value - mean) ** 2 for value in left_out))
+    return how(rounds), _T95.get(n - 1, 1.96) * error
+
+
+def _pooled(rounds: Sequence[Round]) -> float:
+    subject = [value for each in rounds for value in each.subject_ms]
+    reference = [value for each in rounds for value in (*each.before_ms, *each.after_ms)]
+    return math.log(low(subject) / low(reference))
+
+
+def _one_by_one(rounds: Sequence[Round]) -> float:
+    ratios = [2 * low(each.subject_ms) / (low(each.before_ms) + low(each.after_ms)) for each in rounds]
+    return math.log(median(ratios))
+
+
+def median(values: Sequence[float]) -> float:
+    """Median of values in any order."""
+    return quantile(values, 0.5)

@@ -1,0 +1,343 @@
+"""Paired measurement on a simulated device, whose speed changes as each test says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from agent.child_messages import PairedTiming
+from agent.paired import ROUNDS, Reference, measure_paired, read_levels
+from agent.undisturbed import Level, Round, estimate
+from fleet_protocol.messages import MeasurementProtocol
+
+PROTOCOL = MeasurementProtocol()
+#: MACs of the rungs; a simulated inference takes 20 ns per thousand MACs, so 0.8 to 11 ms.
+SMALLEST, SMALL, MIDDLE, LARGE, LARGEST = 40e6, 80e6, 150e6, 300e6, 560e6
+SUBJECT = 200e6
+
+#: The factor by which a model of a size, MACs, runs slower at a time, s.
+Slowness = Callable[[float, float], float]
+
+
+@dataclass
+class Device:
+    """A clock that inferences advance; their noise is a long tail above the true latency."""
+
+    slowness: Slowness = lambda at_s, macs: 1.0
+    noise: float = 0.02
+    now_ns: int = 0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+
+    def model(self, macs: float) -> Callable[[], None]:
+        def run() -> None:
+            tail = self.noise * self.rng.exponential() if self.noise else 0.0
+            self.now_ns += round(true_ms(macs) * 1e6 * self.slowness(self.now_ns / 1e9, macs) * (1 + tail))
+
+        return run
+
+    def clock_ns(self) -> int:
+        return self.now_ns
+
+    def reference(self, macs: float, normal: float = 1.0, times_level: float = 1.0) -> Reference:
+        level_ms = true_ms(macs) * times_level
+        return Reference(f"{round(macs):012x}", macs, self.model(macs), level_ms, normal)
+
+    def measure(self, near: float = MIDDLE, far: float = SMALLEST, **fields: float) -> PairedTiming:
+        normal, times_level = fields.pop("normal", 1.0), fields.pop("times_level", 1.0)
+        return measure_paired(
+            self.model(SUBJECT),
+            SUBJECT,
+            self.reference(near, normal, times_level),
+            self.reference(far, normal, times_level),
+            MeasurementProtocol.model_validate(fields),
+            clock_ns=self.clock_ns,
+        )
+
+
+def true_ms(macs: float) -> float:
+    return macs / 50e6
+
+
+def uniform(factor: float) -> Slowness:
+    return lambda at_s, macs: factor
+
+
+def bursts(factor: float, period_s: float, share: float) -> Slowness:
+    return lambda at_s, macs: factor if at_s % period_s < share * period_s else 1.0
+
+
+def contention(at_most: float) -> Slowness:
+    """Slows the largest by `at_most`, the smallest not at all, by the logarithm of the size in between."""
+    return lambda at_s, macs: at_most ** (math.log(macs / SMALLEST) / math.log(LARGEST / SMALLEST))
+
+
+def test_a_quiet_device_is_measured_in_the_nominal_rounds_and_time() -> None:
+    device = Device()
+    paired = device.measure()
+    assert (paired.rounds, paired.clean_rounds, paired.basis) == (ROUNDS, ROUNDS, "clean")
+    assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.01)
+    assert paired.slowdown == pytest.approx(1.0, abs=0.03)
+    assert paired.timing.inference_s == pytest.approx(device.now_ns / 1e9, rel=1e-6)
+    assert paired.reference_inference_s < 0.13 * paired.subject_inference_s
+
+
+@pytest.mark.parametrize("subject_ms", [0.05, 1.0, 11.0, 25.0, 300.0])
+def test_references_take_a_small_share_of_a_quiet_measurement(subject_ms: float) -> None:
+    device = Device()
+    macs = subject_ms * 50e6
+    near, far = device.reference(0.9 * macs), device.reference(SMALLEST)
+    paired = measure_paired(device.model(macs), macs, near, far, PROTOCOL, clock_ns=device.clock_ns)
+    assert paired.reference_inference_s < 0.16 * paired.subject_inference_s
+    assert paired.clean_rounds >= 4
+
+
+@pytest.mark.parametrize("factor", [1.05, 1.3, 1.8, 3.0])
+def test_a_uniform_slow_down_changes_the_latency_as_it_ran_and_not_the_undisturbed_one(factor: float) -> None:
+    device = Device(uniform(factor))
+    paired = device.measure()
+    assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.02)
+    assert paired.timing.median_ms == pytest.approx(factor * true_ms(SUBJECT), rel=0.03)
+    assert paired.slowdown == pytest.approx(factor, rel=0.03)
+    assert paired.rounds <= ROUNDS + 1, "a device that is slow as a whole costs no extra time"
+
+
+def test_bursts_are_waited_out_and_stay_in_the_latency_as_it_ran() -> None:
+    disturbed = 0
+    for seed in range(10):
+        device = Device(bursts(3.0, 3.0, 0.5), rng=np.random.default_rng(seed), now_ns=seed * 400_000_000)
+        paired = device.measure()
+        assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.03)
+        disturbed += paired.slowest_slowdown > 2.5
+    assert disturbed >= 5
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_latency_as_it_ran_is_that_of_all_inferences_slowed_ones_too(share: float) -> None:
+    device = Device(bursts(3.0, 1.0, share), noise=0.0)
+    ran_ms: list[float] = []
+    model = device.model(SUBJECT)
+
+    def run() -> None:
+        begin = device.now_ns
+        model()
+        ran_ms.append((device.now_ns - begin) / 1e6)
+
+    near, far = device.reference(MIDDLE), device.reference(SMALLEST)
+    paired = measure_paired(
+        run, SUBJECT, near, far, MeasurementProtocol(warmup_runs=0, warmup_s=0.0), clock_ns=device.clock_ns
+    )
+    timing = paired.timing
+    assert (timing.min_ms, timing.p90_ms) == pytest.approx((min(ran_ms), np.quantile(ran_ms, 0.9)))
+    slowed = sum(value > 2 * true_ms(SUBJECT) for value in ran_ms) / len(ran_ms)
+    shown = sum(value > 2000 * true_ms(SUBJECT) for value in timing.times_us) / len(timing.times_us)
+    assert shown == pytest.approx(slowed, abs=0.1)
+    if abs(slowed - 0.5) > 0.05:
+        assert timing.median_ms == pytest.approx(float(np.median(ran_ms)))
+
+
+def test_contention_that_leaves_the_smallest_alone_gives_a_wide_interval_or_none() -> None:
+    weak = Device(contention(1.4)).measure()
+    assert weak.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.03)
+    assert weak.basis == "corrected"
+    assert 2.0 < weak.undisturbed_half_width_percent < 15.0
+    strong = Device(contention(4.0)).measure()
+    assert strong.undisturbed_ms is None
+    assert strong.timing.median_ms > true_ms(SUBJECT)
+    assert strong.undisturbed_half_width_percent > 15.0
+
+
+def test_contention_that_ends_is_waited_for_at_most_so_long() -> None:
+    still = contention(4.0)
+    ends = Device(lambda at_s, macs: still(at_s, macs) if at_s < 5.0 else 1.0)
+    paired = ends.measure()
+    assert paired.basis == "clean"
+    assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.03)
+    assert 5.0 < ends.now_ns / 1e9 < 7.0
+    forever = Device(still)
+    forever.measure()
+    assert forever.now_ns / 1e9 < PROTOCOL.warmup_s * 3 + 9.5
+
+
+def test_a_step_within_the_measurement_does_not_mix_two_speeds() -> None:
+    for at in np.linspace(0.5, 1.7, 13):
+        device = Device(lambda at_s, macs, at=at: 1.5 if at_s > at else 1.0)
+        paired = device.measure()
+        assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.03), at
+        assert paired.timing.min_ms <= paired.timing.median_ms <= 1.6 * true_ms(SUBJECT)
+
+
+def test_a_ramp_is_divided_out_round_by_round() -> None:
+    device = Device(lambda at_s, macs: 1.2 + 0.2 * at_s)
+    paired = device.measure()
+    assert paired.basis == "corrected"
+    assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.03)
+
+
+def test_in_a_slow_regime_rounds_are_clean_and_the_scale_stays() -> None:
+    paired = Device(uniform(1.8)).measure(normal=1.8)
+    assert (paired.basis, paired.clean_rounds) == ("clean", ROUNDS)
+    assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.02)
+    back = Device(lambda at_s, macs: 1.8 if at_s < 1.2 else 1.0).measure(normal=1.8)
+    assert back.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.03)
+
+
+def test_a_reference_calibrated_on_a_slowed_device_sets_its_level() -> None:
+    paired = Device().measure(times_level=1.8)
+    assert paired.reference_ms == pytest.approx(true_ms(MIDDLE), rel=0.02)
+    assert paired.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.02)
+    assert paired.slowdown == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_level_that_is_kept_is_kept() -> None:
+    device = Device()
+    near = device.reference(MIDDLE, times_level=1.8)
+    paired = measure_paired(
+        device.model(SUBJECT), SUBJECT, near, None, PROTOCOL, clock_ns=device.clock_ns, keep_level=True
+    )
+    assert paired.reference_ms == near.level_ms
+    assert paired.slowdown == pytest.approx(1 / 1.8, rel=0.03)
+
+
+def test_an_uncertain_median_is_given_as_much_time_again() -> None:
+    device = Device(noise=1.5)
+    paired = device.measure(min_s=0.2)
+    assert paired.timing.noisy
+    quiet = Device()
+    quiet.measure(min_s=0.2)
+    assert (device.now_ns / 1e9 - 0.5) / (quiet.now_ns / 1e9 - 0.5) > 1.3
+    assert paired.timing.runs > 1.5 * 50
+
+
+def test_a_very_slow_model_ends_at_the_protocols_longest_time() -> None:
+    device = Device()
+    macs = 50e6 * 3000
+    near = device.reference(macs)
+    paired = measure_paired(device.model(macs), macs, near, None, PROTOCOL, clock_ns=device.clock_ns)
+    assert paired.rounds >= 2
+    assert paired.undisturbed_ms == pytest.approx(3000, rel=0.03)
+    assert device.now_ns / 1e9 < 3 * 3.1 + PROTOCOL.max_s + 12.5
+
+
+def test_disturbed_short_measurements_stay_short_and_bounded() -> None:
+    device = Device(contention(4.0))
+    paired = device.measure(warmup_s=0.01, warmup_runs=1, min_runs=3, min_s=0.02)
+    assert device.now_ns / 1e9 < 1.0
+    assert len(paired.timing.block_medians_ms) <= 100
+
+
+def test_turns_are_announced_around_the_subjects_inferences_only() -> None:
+    device = Device(noise=0.0)
+    told: list[float] = []
+    subject, reference = device.model(SUBJECT), device.reference(MIDDLE)
+    inside = False
+
+    def before() -> None:
+        nonlocal inside
+        inside = True
+
+    def after(fraction: float) -> None:
+        nonlocal inside
+        inside = False
+        told.append(fraction)
+
+    def run_reference() -> None:
+        assert not inside
+        reference.run()
+
+    watched = Reference(reference.fingerprint, reference.size, run_reference, reference.level_ms)
+    measure_paired(
+        subject, SUBJECT, watched, None, PROTOCOL, clock_ns=device.clock_ns, before_turn=before, after_turn=after
+    )
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert len(told) == ROUNDS + 1
+
+
+def test_levels_are_read_together_and_longer_on_a_device_that_changes() -> None:
+    def levels(slowness: Slowness) -> tuple[list[float], Device]:
+        device = Device(slowness)
+        sizes = (SMALLEST, SMALL, MIDDLE, LARGE, LARGEST)
+        found, spent_s = read_levels(
+            [(device.model(macs), true_ms(macs)) for macs in sizes], 0.015, clock_ns=device.clock_ns
+        )
+        assert spent_s == pytest.approx(device.now_ns / 1e9)
+        return [level / true_ms(macs) for level, macs in zip(found, sizes, strict=True)], device
+
+    quiet, device = levels(uniform(1.0))
+    assert quiet == pytest.approx([1.0] * 5, rel=0.02)
+    assert device.now_ns / 1e9 < 1.5
+    stepping, longer = levels(lambda at_s, macs: 2.0 if at_s < 0.4 else 1.0)
+    assert stepping == pytest.approx([1.0] * 5, rel=0.03)
+    assert longer.now_ns > device.now_ns
+
+
+# -- the estimate ------------------------------------------------------------------------------------------------------
+
+NEAR, FAR = Level(2.0, MIDDLE), Level(1.0, SMALLEST)
+
+
+def rounds(slowdowns: list[float], rng: np.random.Generator, far: float | None = None) -> list[Round]:
+    def turn(ms: float, count: int) -> tuple[float, ...]:
+        return tuple(ms * (1 + 0.02 * rng.exponential(size=count)))
+
+    return [
+        Round(
+            turn(4.0 * each, 20),
+            turn(NEAR.level_ms * each, 4),
+            turn(NEAR.level_ms * each, 4),
+            turn(FAR.level_ms * far, 4) if far else (),
+        )
+        for each in slowdowns
+    ]
+
+
+def test_the_order_of_rounds_does_not_matter() -> None:
+    rng = np.random.default_rng(3)
+    some = rounds([1.0, 1.0, 2.5, 1.0, 1.7, 1.0, 1.02], rng)
+    first = estimate(some, NEAR, FAR, SUBJECT)
+    for _ in range(5):
+        shuffled = [some[index] for index in rng.permutation(len(some))]
+        again = estimate(shuffled, NEAR, FAR, SUBJECT)
+        assert again.undisturbed_ms == pytest.approx(first.undisturbed_ms, rel=1e-12)
+        assert again.half_width == pytest.approx(first.half_width, rel=1e-9)
+
+
+def test_disturbed_rounds_do_not_reach_an_estimate_that_has_clean_ones() -> None:
+    rng = np.random.default_rng(4)
+    clean = rounds([1.0] * 5, rng)
+    alone = estimate(clean, NEAR, FAR, SUBJECT)
+    beside = estimate([*rounds([3.0] * 4, rng), *clean], NEAR, FAR, SUBJECT)
+    assert alone == beside
+
+
+def test_few_clean_rounds_say_less() -> None:
+    rng = np.random.default_rng(5)
+    few = estimate([*rounds([1.0] * 2, rng), *rounds([3.0] * 6, rng, far=1.5)], NEAR, FAR, SUBJECT)
+    assert few.basis == "clean"
+    assert few.undisturbed_ms == pytest.approx(4.0, rel=0.05)
+    many = estimate(rounds([1.0] * 6, rng), NEAR, FAR, SUBJECT)
+    assert few.half_width >= 0.04 > many.half_width
+
+
+def test_without_a_second_reference_a_disturbed_device_tells_nothing() -> None:
+    rng = np.random.default_rng(6)
+    assert estimate(rounds([2.0] * 8, rng), NEAR, None, SUBJECT).undisturbed_ms is None
+    assert estimate(rounds([2.0] * 8, rng), NEAR, FAR, SUBJECT).undisturbed_ms is None
+
+
+def test_intervals_cover_the_truth_on_a_wandering_device() -> None:
+    covered = told = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        speeds = np.exp(np.abs(0.08 * rng.standard_normal(400)).cumsum() * 0.2)
+        device = Device(lambda at_s, macs, speeds=speeds: float(speeds[int(at_s * 10) % 400] % 1.5 + 1.0), rng=rng)
+        paired = device.measure()
+        if paired.undisturbed_ms is not None:
+            told += 1
+            covered += abs(paired.undisturbed_ms / true_ms(SUBJECT) - 1) <= paired.undisturbed_half_width_percent / 100
+    assert told >= 50
+    assert covered / told >= 0.9
