@@ -52,6 +52,8 @@ _MARGINS = (0.5, 0.0, -0.5)
 #: A round's candidates at least, if that many are found at all: rounds of one or two find hardly more, and a device
 #: waits for each.
 _ROUND = 3
+#: A new lasting speed that moves automatic targets by less than this, relative, leaves them where they are.
+_SAME_TARGET = 0.03
 #: The range of automatic targets is known where both of its ends are, to this standard deviation, relative.
 _KNOWN_RANGE = 0.25
 
@@ -96,6 +98,7 @@ class DeviceSearch:
         self._targets = [TargetState(target_ms) for target_ms in targets.fixed_ms]
         #: The fastest subnet of those that nothing is predicted to beat; where automatic targets end.
         self._enough: Genome | None = None
+        self._resolved_regime_unix_s = 0.0
         self._explored_from: int | None = None  # outcomes told when the initial design was complete
         self._current = True  # whether the targets' best subnets are those of all measurements
         self._told = 0
@@ -134,8 +137,8 @@ class DeviceSearch:
 
     @property
     def decided(self) -> list[TargetState]:
-        """The targets that are not open any more."""
-        return [state for state in self._targets if state.status != "open"]
+        """Every target once the search has finished: before that, what is met may be opened again."""
+        return self._targets if self._finished else []
 
     @property
     def quarantined(self) -> int:
@@ -184,19 +187,20 @@ class DeviceSearch:
         """What a proposal brought; also one that a stored run had asked for."""
         if proposal.purpose != "spread":
             self._end_initial_design()
-        judged = proposal.purpose == "verification" or proposal.target_ms is not None
-        if judged:
+        of_target = proposal.purpose == "verification" or proposal.target_ms is not None
+        if of_target:
             self._end_exploration()
+            if self.target(proposal.target_ms) is None:
+                self._follow_regime()
         self._told += 1
         self._outstanding.pop(proposal.key, None)
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
         genome = np.array(proposal.genome, dtype=np.int16)
         # A subnet that stands in for one that missed its target is past the budget's end.
-        self.measurements += not judged
+        self.measurements += not of_target
         if proposal.purpose == "spread" and genome.tobytes() in self._design_tries:
             self._design_tries[genome.tobytes()] += 1
-        state = self.target(proposal.target_ms) if judged else None
-        expected_ms = self._verification.expected_ms(genome, proposal.target_ms or math.inf) if state else 0.0
+        state = self.target(proposal.target_ms) if of_target else None
         if isinstance(outcome, Failed):
             self.failures += 1
             detail = f" ({outcome.detail})" if outcome.detail else ""
@@ -205,7 +209,7 @@ class DeviceSearch:
         else:
             self._latency.add(genome, outcome)
         if state is not None and proposal.purpose == "verification":
-            self._verification.judge(state, genome, outcome, expected_ms)
+            self._verification.judge(state, genome, outcome)
         elif state is not None:
             state.replacements += 1
         self._check_abort(outcome)
@@ -271,6 +275,7 @@ class DeviceSearch:
             )
             self._finish()
             return
+        self._resolved_regime_unix_s = self._latency.observations.regime_unix_s
         resolved = self._request.resolve(fastest_ms, max(slowest_ms, fastest_ms))
         self._targets = [TargetState(target_ms) for target_ms in resolved.targets_ms]
         self.targets_note = resolved.note
@@ -308,6 +313,7 @@ class DeviceSearch:
             if found:
                 return found
             self._end_exploration()
+        self._follow_regime()
         if self._finished:
             return []
         round_ = self._verifications()
@@ -324,6 +330,20 @@ class DeviceSearch:
             if self._request.automatic:
                 self._resolve_targets()
             self._exploring = False
+
+    def _follow_regime(self) -> None:
+        """Automatic targets are about the device's present lasting speed: where that has changed, so do they."""
+        regime_unix_s = self._latency.observations.regime_unix_s
+        if not self._request.automatic or self._finished or regime_unix_s == self._resolved_regime_unix_s:
+            return
+        before, note = self._targets, self.targets_note
+        self._resolve_targets()
+        moved = len(before) != len(self._targets) or any(
+            abs(now.target_ms / was.target_ms - 1.0) > _SAME_TARGET
+            for was, now in zip(before, self._targets, strict=True)
+        )
+        if not moved and not self._finished:
+            self._targets, self.targets_note = before, note
 
     def _verifications(self) -> list[Proposal]:
         asked = (self._verification.next(state, ACCURACY_GAINS[0]) for state in self._open_targets())

@@ -34,8 +34,6 @@ _CLEARLY_SLOWER = 1.05
 #: Subnets of known speed from which on the others' latencies as they ran are only bounds, and the standard deviation
 #: with which they stand in for unknown latencies before that, relative.
 _LEAST_KNOWN, _UNKNOWN_SPEED_NOISE = 3, 0.15
-#: Measurements of the present regime from which its typical speed is taken; of fewer, all measurements count.
-_LEAST_OF_REGIME = 3
 
 
 @dataclass
@@ -138,18 +136,28 @@ class Observations:
         return run.undisturbed_ms * change if change < _SAME_LEVEL else run.undisturbed_ms
 
     @property
+    def regime_unix_s(self) -> float:
+        """Since when the device has run at its present lasting speed, by its own clock."""
+        return max((run.regime_unix_s for subnet in self for run in subnet.runs), default=0.0)
+
+    @property
     def speed(self) -> TypicalSpeed:
         """How slow the device typically is in this run, at its present lasting speed."""
         if self._speed is None:
             runs = [run for subnet in self for run in subnet.runs if run.undisturbed_ms is not None]
-            since = max((run.regime_unix_s for run in runs), default=0.0)
-            present = [run for run in runs if run.finished_unix_s >= since]
-            if len(present) < _LEAST_OF_REGIME:
-                present = runs
+            present = [run for run in runs if run.finished_unix_s >= self.regime_unix_s] or runs
             undisturbed = np.array([self.undisturbed_ms(run) for run in present], dtype=np.float64)
             medians = np.array([run.median_ms for run in present], dtype=np.float64)
             self._speed = TypicalSpeed.of(undisturbed, medians / undisturbed)
         return self._speed
+
+    def exceeds(self, subnet: SubnetObservations, run: Measurement) -> float:
+        """How far one of a subnet's runs is beyond what its others say, relative, the device's speed taken out."""
+        others = [other for other in subnet.runs if other is not run]
+        expected, showed = self._mean_ms(others), self.undisturbed_ms(run)
+        if expected is None or showed is None:
+            expected, showed = min((other.median_ms for other in others), default=run.median_ms), run.median_ms
+        return showed / expected - 1.0
 
     def typical_ms(self, run: Measurement) -> float | None:
         """What a run says its subnet takes at the typical speed; None where it only bounds that."""

@@ -183,11 +183,7 @@ class Verification:
 
     # -- judging -----------------------------------------------------------------------------------------------
 
-    def expected_ms(self, genome: Genome, target_ms: float) -> float:
-        """What a re-measurement should give, ms, before it was made."""
-        return self._observations.latency_ms(self._observations.of(genome)) or target_ms
-
-    def judge(self, state: TargetState, genome: Genome, outcome: Measurement | Failed, expected_ms: float) -> None:
+    def judge(self, state: TargetState, genome: Genome, outcome: Measurement | Failed) -> None:
         """Take what a re-measurement says of its target; it is among the observations already."""
         if state.status == "met":
             self.open_again(state)
@@ -211,7 +207,7 @@ class Verification:
         else:
             state.slowed_down += disturbed
             state.reason = _why_not(state, outcome, typical_ms, disturbed=disturbed)
-            state.missed_by.append((outcome.median_ms if typical_ms is None else typical_ms) / expected_ms - 1.0)
+            state.missed_by.append(self._observations.exceeds(self._observations.of(genome), outcome))
             self._observations.add_miss(genome, outcome)
         self.stand(state, genome, outcome.median_ms, typical_ms)
 
