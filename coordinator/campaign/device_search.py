@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from coordinator.campaign.automatic_targets import AutomaticTargets
 from coordinator.campaign.observations import SubnetObservations
 from coordinator.campaign.opening import Opening
 from coordinator.campaign.proposal import Genome, Proposal, TargetState, WinnerSearch
@@ -39,11 +40,6 @@ Floats = NDArray[np.float64]
 ACCURACY_GAINS = (0.0005, 0.0001)
 #: So many failures without a single measurement, and the device setting is given up.
 MAX_INITIAL_FAILURES = 6
-#: Automatic targets end where accuracy does: probes of the predicted front, what counts as equal accuracy there (a
-#: fraction), and the room that the last target leaves above.
-_PROBES = 12
-_SAME_ACCURACY = 0.001
-_ROOM_ABOVE = 1.08
 #: Measurements of one subnet of the initial design that a disturbed device may spoil.
 _DESIGN_TRIES = 2
 #: Margin on a prediction in its standard deviations. Once nothing better is likely to meet a target, subnets are
@@ -52,10 +48,6 @@ _MARGINS = (0.5, 0.0, -0.5)
 #: A round's candidates at least, if that many are found at all: rounds of one or two find hardly more, and a device
 #: waits for each.
 _ROUND = 3
-#: A new lasting speed that moves automatic targets by less than this, relative, leaves them where they are.
-_SAME_TARGET = 0.03
-#: The range of automatic targets is known where both of its ends are, to this standard deviation, relative.
-_KNOWN_RANGE = 0.25
 
 
 class DeviceSearch:
@@ -87,7 +79,7 @@ class DeviceSearch:
         """Why there are fewer automatic targets than were asked for."""
         self.measurements = 0
         self.failures = 0
-        self._request, self._accuracy, self._search, self._seed = targets, accuracy, search, seed
+        self._request, self._search, self._seed = targets, search, seed
         opening = opening or Opening(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
         self._design, self._ends = opening.spread, opening.ends
         self._design_tries = dict.fromkeys((genome.tobytes() for genome in self._design), 0)
@@ -96,9 +88,8 @@ class DeviceSearch:
             self._latency, accuracy, search, opening.architecture, opening.ends[0], self._rng
         )
         self._targets = [TargetState(target_ms) for target_ms in targets.fixed_ms]
-        #: The fastest subnet of those that nothing is predicted to beat; where automatic targets end.
-        self._enough: Genome | None = None
-        self._resolved_regime_unix_s = 0.0
+        self._automatic = AutomaticTargets(targets, self._latency, self._ends, search, accuracy, seed)
+        self._regime_unix_s = 0.0  # of the device when exploration ended, and since
         self._explored_from: int | None = None  # outcomes told when the initial design was complete
         self._current = True  # whether the targets' best subnets are those of all measurements
         self._told = 0
@@ -129,6 +120,7 @@ class DeviceSearch:
         if not self._current:
             self._current = True
             self._show_best_measured()
+            self._verification.predict(self._targets)
         return self._targets
 
     def target(self, target_ms: float | None) -> TargetState | None:
@@ -248,53 +240,8 @@ class DeviceSearch:
                 )
                 self._finish()
             elif self._request.automatic:
-                self._enough = self._find_enough()
-                self._resolve_targets()
-
-    def _resolve_targets(self) -> None:
-        """Spread automatic targets over the range of latencies at the run's typical speed, as far as it is known."""
-        table = self._latency.observations.table(unsure=True)
-        mean, std = self._latency.predict(table.genomes)
-        # A slow subnet that was slower still for a moment must not stretch the range: the predictor, which gives
-        # outliers little weight, bounds what it may have taken.
-        latency = np.minimum(table.typical_ms, mean + 2.0 * std)
-        fastest_ms, slowest_ms = float(latency.min()), float(latency.max())
-        ends = np.stack(self._ends)
-        mean, std = self._latency.predict(ends)
-        for genome, end_ms, end_std in zip(ends, mean.tolist(), std.tolist(), strict=True):
-            if end_std <= _KNOWN_RANGE * end_ms and not self._latency.observations.of(genome).runs:
-                fastest_ms, slowest_ms = min(fastest_ms, end_ms), max(slowest_ms, end_ms)
-        if self._enough is not None:
-            slowest_ms = min(slowest_ms, _ROOM_ABOVE * float(self._latency.predict(self._enough[None])[0][0]))
-        known = self._latency.observations.noise()
-        if not known and slowest_ms < 1.05 * fastest_ms:
-            self.failure_reason = (
-                f"range unknown: every measurement was disturbed, and all took from {fastest_ms:.3g} to "
-                f"{slowest_ms:.3g} ms; let nothing else run on the device, keep it cool, and search again, or give "
-                "targets in milliseconds"
-            )
-            self._finish()
-            return
-        self._resolved_regime_unix_s = self._latency.observations.regime_unix_s
-        resolved = self._request.resolve(fastest_ms, max(slowest_ms, fastest_ms))
-        self._targets = [TargetState(target_ms) for target_ms in resolved.targets_ms]
-        self.targets_note = resolved.note
-
-    def _find_enough(self) -> Genome | None:
-        """The fastest subnet that no other is predicted to beat: a target beyond it would change nothing."""
-        table = self._latency.observations.table(unsure=True)
-        low, high = float(table.undisturbed_ms.min()), float(table.undisturbed_ms.max())
-        latency = self._latency.undisturbed_model()
-        probes = np.geomspace(low, max(high, low), _PROBES)
-        rng = np.random.default_rng([self._seed, 4])
-        found = self._search(latency, probes.tolist(), table.genomes, rng)
-        winners = np.array([winner for winner in found if winner is not None], dtype=np.int16)
-        if not len(winners):
-            return None
-        accuracy = np.asarray(self._accuracy.predict(winners))
-        good = winners[accuracy >= accuracy.max() - _SAME_ACCURACY]
-        enough: Genome = good[int(np.argmin(latency.predict(good)))]
-        return enough
+                self._automatic.begin()
+                self._refresh_targets()
 
     # -- rounds ------------------------------------------------------------------------------------------------
 
@@ -303,12 +250,11 @@ class DeviceSearch:
         if design:
             return self._verification.propose(design[: self.budget - self.measurements], "spread")
         self._end_initial_design()
+        if self._exploring:
+            self._refresh_targets()
         if self._finished:
             return []
         if self._exploring:
-            if self._request.automatic:
-                # The typical speed may have changed since.
-                self._resolve_targets()
             found = self._candidates()
             if found:
                 return found
@@ -325,25 +271,30 @@ class DeviceSearch:
         return round_
 
     def _end_exploration(self) -> None:
-        """From the first re-measurement on, targets do not change any more."""
+        """From the first re-measurement on, targets change with the device's lasting speed only."""
         if self._exploring and not self._finished:
-            if self._request.automatic:
-                self._resolve_targets()
+            self._refresh_targets()
             self._exploring = False
+            self._regime_unix_s = self._latency.observations.regime_unix_s
 
     def _follow_regime(self) -> None:
         """Automatic targets are about the device's present lasting speed: where that has changed, so do they."""
         regime_unix_s = self._latency.observations.regime_unix_s
-        if not self._request.automatic or self._finished or regime_unix_s == self._resolved_regime_unix_s:
+        if not self._finished and regime_unix_s != self._regime_unix_s:
+            self._regime_unix_s = regime_unix_s
+            self._refresh_targets()
+
+    def _refresh_targets(self) -> None:
+        """Take over automatic targets that are not those there are."""
+        if not self._request.automatic:
             return
-        before, note = self._targets, self.targets_note
-        self._resolve_targets()
-        moved = len(before) != len(self._targets) or any(
-            abs(now.target_ms / was.target_ms - 1.0) > _SAME_TARGET
-            for was, now in zip(before, self._targets, strict=True)
-        )
-        if not moved and not self._finished:
-            self._targets, self.targets_note = before, note
+        resolved = self._automatic.now()
+        self.targets_note = resolved.note
+        if resolved.targets_ms != tuple(state.target_ms for state in self._targets):
+            self._targets = [TargetState(target_ms) for target_ms in resolved.targets_ms]
+        if not self._targets:
+            self.failure_reason = self._automatic.unknown
+            self._finish()
 
     def _verifications(self) -> list[Proposal]:
         asked = (self._verification.next(state, ACCURACY_GAINS[0]) for state in self._open_targets())
@@ -401,6 +352,7 @@ class DeviceSearch:
         for state in self._open_targets():
             state.status = "missed"
             state.reason = state.reason or self.failure_reason or "it was not verified"
+        self._verification.predict(self._targets)
         self._verification.adopt_tighter_winners(self._targets)
         self._note_what_constrains_nothing()
 

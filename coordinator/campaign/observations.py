@@ -6,7 +6,7 @@ Everything here is a function of the set of measurements, whatever the order in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,7 +65,7 @@ class SubnetObservations:
 
 @dataclass(frozen=True)
 class Table:
-    """Every usable subnet, the fastest first. The arrays are not to be changed."""
+    """Subnets that were measured, the fastest first. The arrays are not to be changed."""
 
     genomes: Genomes
     """(n, G)."""
@@ -85,10 +85,10 @@ class Observations:
 
     def __init__(self) -> None:
         self._subnets: dict[bytes, SubnetObservations] = {}
-        #: What follows from all measurements; asked far more often than it changes.
-        self._tables: dict[bool, Table] = {}
-        self._speed: TypicalSpeed | None = None
         self._levels: dict[str, float] = {}
+        #: What follows from all measurements; asked far more often than it changes.
+        self._derived: _Derived | None = None
+        self._tables: dict[bool, Table] = {}
 
     def __iter__(self) -> Iterator[SubnetObservations]:
         """In an order of their own, whichever was measured first."""
@@ -124,7 +124,7 @@ class Observations:
 
     def _changed(self) -> None:
         self._tables.clear()
-        self._speed = None
+        self._derived = None
 
     # -- what follows ------------------------------------------------------------------------------------------
 
@@ -138,26 +138,34 @@ class Observations:
     @property
     def regime_unix_s(self) -> float:
         """Since when the device has run at its present lasting speed, by its own clock."""
-        return max((run.regime_unix_s for subnet in self for run in subnet.runs), default=0.0)
+        return max((run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs), default=0.0)
 
     @property
     def speed(self) -> TypicalSpeed:
         """How slow the device typically is in this run, at its present lasting speed."""
-        if self._speed is None:
-            runs = [run for subnet in self for run in subnet.runs if run.undisturbed_ms is not None]
-            present = [run for run in runs if run.finished_unix_s >= self.regime_unix_s] or runs
-            undisturbed = np.array([self.undisturbed_ms(run) for run in present], dtype=np.float64)
-            medians = np.array([run.median_ms for run in present], dtype=np.float64)
-            self._speed = TypicalSpeed.of(undisturbed, medians / undisturbed)
-        return self._speed
+        return self._all.speed
+
+    @property
+    def noise(self) -> float:
+        """Median relative noise of the latencies at undisturbed speed; 0 where none is known."""
+        known = self._all.noise
+        return known[len(known) // 2] if known else 0.0
+
+    @property
+    def knows_speeds(self) -> bool:
+        """Whether enough subnets were measured at a known speed for the others' latencies to be bounds."""
+        return self._all.knows_speeds
 
     def exceeds(self, subnet: SubnetObservations, run: Measurement) -> float:
         """How far one of a subnet's runs is beyond what its others say, relative, the device's speed taken out."""
         others = [other for other in subnet.runs if other is not run]
-        expected, showed = self._mean_ms(others), self.undisturbed_ms(run)
-        if expected is None or showed is None:
-            expected, showed = min((other.median_ms for other in others), default=run.median_ms), run.median_ms
-        return showed / expected - 1.0
+        known = [(ms, relative_noise(other) ** -2) for other in others if (ms := self.undisturbed_ms(other))]
+        showed = self.undisturbed_ms(run)
+        if known and showed is not None:
+            # Exact sums do not depend on the order of arrival.
+            total = math.fsum(precision for _, precision in known)
+            return showed * total / math.fsum(ms * precision for ms, precision in known) - 1.0
+        return run.median_ms / min((other.median_ms for other in others), default=run.median_ms) - 1.0
 
     def typical_ms(self, run: Measurement) -> float | None:
         """What a run says its subnet takes at the typical speed; None where it only bounds that."""
@@ -169,54 +177,28 @@ class Observations:
 
         A run on a device that was slower than typically, or at unknown speed, is an upper bound.
         """
-        if not subnet.runs:
-            return None
-        found = math.inf
-        undisturbed = self._mean_ms(subnet.runs)
-        if undisturbed is not None:
-            found = undisturbed * self.speed.slowdown(undisturbed)
-        found = min(found, self.bound_ms(subnet))
-        for run in subnet.missed:
-            found = max(found, self.typical_ms(run) or run.median_ms)
-        return found
-
-    def bound_ms(self, subnet: SubnetObservations) -> float:
-        """The least that a subnet took on a device that was slower than typically, or at unknown speed; or infinity."""
-        return min((run.median_ms for run in subnet.runs if self._bounds(run)), default=math.inf)
-
-    def _bounds(self, run: Measurement) -> bool:
-        undisturbed = self.undisturbed_ms(run)
-        if undisturbed is None:
-            return True
-        return run.median_ms > _CLEARLY_SLOWER * undisturbed * self.speed.slowdown(undisturbed)
-
-    def _mean_ms(self, runs: Sequence[Measurement]) -> float | None:
-        """Mean latency at undisturbed speed, weighted by precision."""
-        known = [(ms, relative_noise(run) ** -2) for run in runs if (ms := self.undisturbed_ms(run)) is not None]
-        if not known:
-            return None
-        # Exact sums do not depend on the order of arrival.
-        return math.fsum(ms * precision for ms, precision in known) / math.fsum(precision for _, precision in known)
+        place = self._all.places.get(subnet.genome.tobytes())
+        return None if place is None else float(self._all.typical_ms[place])
 
     def table(self, *, unsure: bool = False) -> Table:
         """Every measured subnet that is not quarantined; those that were measured once and badly with `unsure` only."""
         if unsure not in self._tables:
-            self._tables[unsure] = self._sorted(unsure)
+            found = self._all
+            kept = [
+                place
+                for place, subnet in enumerate(found.subnets)
+                if not subnet.quarantined and (unsure or subnet.sure)
+            ]
+            order = np.array(kept, dtype=np.intp)[np.argsort(found.typical_ms[kept], kind="stable")]
+            genomes = [found.subnets[place].genome for place in order]
+            typical = found.typical_ms[order]
+            self._tables[unsure] = Table(
+                np.stack(genomes) if genomes else np.zeros((0, 0), np.int16),
+                typical,
+                found.speed.undisturbed_of(typical),
+                found.bound_ms[order],
+            )
         return self._tables[unsure]
-
-    def _sorted(self, unsure: bool) -> Table:
-        found = [
-            (ms, self.bound_ms(subnet), subnet.genome)
-            for subnet in self
-            if not subnet.quarantined and (unsure or subnet.sure) and (ms := self.latency_ms(subnet)) is not None
-        ]
-        if not found:
-            return Table(np.zeros((0, 0), np.int16), np.zeros(0), np.zeros(0), np.zeros(0))
-        typical, bound = np.array([(ms, bound_ms) for ms, bound_ms, _ in found], dtype=np.float64).T
-        order = np.argsort(typical, kind="stable")
-        typical = typical[order]
-        undisturbed = np.array([self.speed.undisturbed_ms(ms) for ms in typical.tolist()])
-        return Table(np.stack([genome for *_, genome in found])[order], typical, undisturbed, bound[order])
 
     def lessons(self) -> list[tuple[tuple[int, ...], float, float]]:
         """Every latency at undisturbed speed: genome, ms and its standard deviation, ms; sorted.
@@ -224,41 +206,30 @@ class Observations:
         Where hardly any is known, latencies as they ran stand in for them, with much noise: they say at least how
         subnets compare, and targets are about them.
         """
-        known = self._known()
-        if self._knows_speeds(known):
-            return known
-        return sorted([*known, *((genome, ms, _UNKNOWN_SPEED_NOISE * ms) for genome, ms in self._bounded())])
+        known = [
+            (tuple(subnet.genome.tolist()), ms, relative_noise(run) * ms)
+            for subnet in self._all.subnets
+            for run in subnet.runs
+            if (ms := self.undisturbed_ms(run)) is not None
+        ]
+        if not self.knows_speeds:
+            known += [(genome, ms, _UNKNOWN_SPEED_NOISE * ms) for genome, ms in self._bounded()]
+        return sorted(known)
 
     def upper_bounds(self) -> list[tuple[tuple[int, ...], float]]:
         """Subnets of which only an upper bound is known and learned: genome and the least that it took, ms; sorted."""
-        return self._bounded() if self._knows_speeds(self._known()) else []
-
-    def _known(self) -> list[tuple[tuple[int, ...], float, float]]:
-        return sorted(
-            (tuple(subnet.genome.tolist()), ms, relative_noise(run) * ms)
-            for subnet in self
-            for run in subnet.runs
-            if (ms := self.undisturbed_ms(run)) is not None
-        )
+        return sorted(self._bounded()) if self.knows_speeds else []
 
     def _bounded(self) -> list[tuple[tuple[int, ...], float]]:
-        return sorted(
+        return [
             (tuple(subnet.genome.tolist()), min(run.median_ms for run in subnet.runs))
-            for subnet in self
-            if subnet.runs and all(run.undisturbed_ms is None for run in subnet.runs)
-        )
-
-    @staticmethod
-    def _knows_speeds(lessons: list[tuple[tuple[int, ...], float, float]]) -> bool:
-        return len({genome for genome, *_ in lessons}) >= _LEAST_KNOWN
-
-    def noise(self) -> list[float]:
-        """Relative noise of every latency at undisturbed speed, ascending."""
-        return sorted(relative_noise(run) for subnet in self for run in subnet.runs if run.undisturbed_ms is not None)
+            for subnet in self._all.subnets
+            if all(run.undisturbed_ms is None for run in subnet.runs)
+        ]
 
     def fastest(self) -> SubnetObservations | None:
         """The subnet that took the least time as it ran, quarantined ones left out."""
-        measured = [subnet for subnet in self if subnet.runs and not subnet.quarantined]
+        measured = [subnet for subnet in self._all.subnets if not subnet.quarantined]
         return min(measured, key=lambda subnet: subnet.fastest_ms or math.inf, default=None)
 
     def fastest_within(self, target_ms: float) -> NDArray[np.int16] | None:
@@ -275,6 +246,57 @@ class Observations:
     def quarantined(self) -> list[NDArray[np.int16]]:
         """Subnets that are not to be tried again."""
         return [subnet.genome for subnet in self if subnet.quarantined]
+
+    @property
+    def _all(self) -> _Derived:
+        if self._derived is None:
+            self._derived = _Derived(self)
+        return self._derived
+
+
+class _Derived:
+    """What follows from all measurements together, computed once."""
+
+    def __init__(self, observations: Observations) -> None:
+        #: Measured subnets in an order of their own, and the place of each genome among them.
+        self.subnets = [subnet for subnet in observations if subnet.runs]
+        self.places = {subnet.genome.tobytes(): place for place, subnet in enumerate(self.subnets)}
+        # Sorted within each subnet: not even rounding depends on the order of arrival.
+        runs = [
+            (place, observations.undisturbed_ms(run) or math.nan, run.median_ms, relative_noise(run), run)
+            for place, subnet in enumerate(self.subnets)
+            for run in subnet.runs
+        ]
+        runs.sort(key=lambda run: (run[0], math.isnan(run[1]), run[1:4]))
+        place = np.array([run[0] for run in runs], dtype=np.intp)
+        undisturbed = np.array([run[1] for run in runs], dtype=np.float64)
+        medians = np.array([run[2] for run in runs], dtype=np.float64)
+        known = ~np.isnan(undisturbed)
+        self.noise = sorted(run[3] for run in runs if run[1] == run[1])
+        self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
+        since = observations.regime_unix_s
+        present = known & np.array([run[4].finished_unix_s >= since for run in runs], dtype=np.bool_)
+        if not present.any():
+            present = known
+        self.speed = TypicalSpeed.of(undisturbed[present], medians[present] / undisturbed[present])
+        precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
+        sums = np.zeros((2, len(self.subnets)))
+        np.add.at(sums[0], place[known], (undisturbed * precision)[known])
+        np.add.at(sums[1], place[known], precision[known])
+        typical = np.full(len(self.subnets), np.inf)
+        some = sums[1] > 0
+        typical[some] = self.speed.typical_ms(sums[0, some] / sums[1, some])
+        at_typical = np.where(known, self.speed.typical_ms(np.where(known, undisturbed, 1.0)), np.nan)
+        self.bound_ms = np.full(len(self.subnets), np.inf)
+        bounds = ~known | (medians > _CLEARLY_SLOWER * np.where(known, at_typical, 0.0))
+        np.minimum.at(self.bound_ms, place[bounds], medians[bounds])
+        #: Latency of each subnet at the run's typical speed, ms.
+        self.typical_ms: Floats = np.minimum(typical, self.bound_ms)
+        for row, subnet in enumerate(self.subnets):
+            for run in subnet.missed:
+                missed_ms = observations.undisturbed_ms(run)
+                showed = run.median_ms if missed_ms is None else missed_ms * self.speed.slowdown(missed_ms)
+                self.typical_ms[row] = max(self.typical_ms[row], showed)
 
 
 def relative_noise(measurement: Measurement) -> float:

@@ -132,7 +132,7 @@ class SettingLatency:
             measured_ms = np.concatenate([measured_ms, np.full(len(excluded), np.inf)])
         if len(genomes):
             latency = MeasuredLatency(latency, genomes, measured_ms)
-        bounds = [self.speed.undisturbed_ms(target_ms) for target_ms in targets_ms]
+        bounds = self.speed.undisturbed_of(np.array(targets_ms, dtype=np.float64)).tolist()
         order = np.argsort(bounds, kind="stable")
         found = search(latency, [bounds[i] for i in order], genomes, rng)
         winners: list[Genome | None] = [None] * len(bounds)

@@ -48,6 +48,11 @@ class TypicalSpeed:
         deviation = float(np.median(np.abs(rest - level)))
         return cls(level, slope, centre, _MEDIAN_ERROR * deviation / math.sqrt(len(y)))
 
+    @property
+    def typical_slowdown(self) -> float:
+        """Of the subnets that were measured, in the middle."""
+        return math.exp(self.level)
+
     def slowdown(self, undisturbed_ms: float) -> float:
         """Of a subnet with this latency at undisturbed speed, ms."""
         return math.exp(self.level + self.slope * (math.log(undisturbed_ms) - self.centre))
@@ -57,9 +62,10 @@ class TypicalSpeed:
         found: Floats = undisturbed_ms * np.exp(self.level + self.slope * (np.log(undisturbed_ms) - self.centre))
         return found
 
-    def undisturbed_ms(self, typical_ms: float) -> float:
-        """The latency at undisturbed speed, ms, that typically shows as `typical_ms`."""
-        return math.exp((math.log(typical_ms) - self.level + self.slope * self.centre) / (1.0 + self.slope))
+    def undisturbed_of(self, typical_ms: Floats) -> Floats:
+        """Latencies at undisturbed speed, ms (n,), that typically show as `typical_ms` (n,)."""
+        found: Floats = np.exp((np.log(typical_ms) - self.level + self.slope * self.centre) / (1.0 + self.slope))
+        return found
 
 
 def _slope(x: Floats, y: Floats) -> float:

@@ -66,8 +66,7 @@ class Verification:
 
     def safety(self, state: TargetState) -> float:
         """The margin on a target, relative: after a miss twice as wide, and wider than the miss went beyond it."""
-        noise = self._observations.noise()
-        typical = math.hypot(noise[len(noise) // 2] if noise else 0.0, self._latency.speed.error)
+        typical = math.hypot(self._observations.noise, self._latency.speed.error)
         margin = min(max(_SAFETY_SIGMAS * typical, _LEAST_SAFETY), _MOST_SAFETY)
         for missed_by in state.missed_by:
             margin = min(max(2.0 * margin, 1.5 * missed_by), 0.5)
@@ -245,6 +244,12 @@ class Verification:
             if state.status == "met":
                 best = state
 
+    def predict(self, states: Sequence[TargetState]) -> None:
+        """Say what the predictor makes of the subnets that targets stand at, their own measurements left out."""
+        for state in states:
+            if state.genome is not None:
+                state.predicted_ms = self._latency.predict_without_itself(state.genome)
+
     def stand(
         self, state: TargetState, genome: Genome, verified_ms: float | None = None, typical_ms: float | None = None
     ) -> None:
@@ -252,7 +257,6 @@ class Verification:
         state.genome = genome
         state.architecture = self._architecture(genome)
         state.accuracy = self.accuracy(genome)
-        state.predicted_ms = self._latency.predict_without_itself(genome)
         # Measured before the file was calibrated.
         runs = self._observations.of(genome).runs
         state.measured_ms = runs[0].median_ms if runs else None

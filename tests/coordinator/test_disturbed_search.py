@@ -188,7 +188,7 @@ def test_a_device_that_became_slower_for_good_keeps_no_winner_from_before() -> N
     run(slowing, answer(9), at_once=1)
     for still, state in zip(quiet.targets, slowing.targets, strict=True):
         assert state.status == "met"
-        assert state.target_ms == pytest.approx(1.5 * still.target_ms, rel=0.04)
+        assert state.target_ms == pytest.approx(1.5 * still.target_ms, rel=0.06)
         assert state.architecture is not None
         assert state.accuracy == pytest.approx(still.accuracy, abs=0.01)
         assert 1.5 * hidden.latency_ms(state.architecture) <= state.target_ms
