@@ -59,10 +59,9 @@ path, log, name, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.a
 handle = os.open(log, os.O_WRONLY | os.O_APPEND)
 def note(event):
     os.write(handle, f"{event} {name}\\n".encode())
-sys.stdin.readline()
 for _ in range(rounds):
     note("asks")
-    with hold_host_lock(path, lambda: note("waits")):
+    with hold_host_lock(path, lambda: (note("waits"), print("waits", flush=True))):
         note("holds")
         sum(range(200_000))
         note("releases")
@@ -153,17 +152,24 @@ def test_who_waits_longest_is_next_and_who_asks_again_at_once_is_last(holder: Ca
         assert current.report() == "waiting"
 
 
-def test_nobody_who_waits_is_overtaken_by_a_later_request(tmp_path: Path, path: Path) -> None:
+def test_nobody_who_waits_is_overtaken_by_a_later_request(
+    tmp_path: Path, path: Path, holder: Callable[..., Holder]
+) -> None:
     log = tmp_path / "log"
     log.touch()
+    first = holder()
+    queue_up([first])
     processes = [
-        subprocess.Popen([sys.executable, "-c", _REPEATER, str(path), str(log), name, "8"], stdin=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", _REPEATER, str(path), str(log), name, "8"], stdout=subprocess.PIPE)
         for name in "ABCD"
     ]
     for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()
-    assert [process.wait(PATIENCE_S) for process in processes] == [0] * 4
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+    first.tell("release")
+    for process in processes:
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
     events = [tuple(line.split()) for line in log.read_text().splitlines()]
     assert sum(event == "holds" for event, _ in events) == 32
     holding = [(event, name) for event, name in events if event in ("holds", "releases")]
