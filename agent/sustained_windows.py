@@ -45,8 +45,8 @@ def measure_windows(
         to_s = clock() - begin_s
         conditions = runtime.conditions() or sensors.read().model_copy(update={"power_mw": power.mean_mw})
         yield WindowReply(
-            begin_s=from_s,
-            end_s=to_s,
+            begin_s=round(from_s, 3),
+            end_s=round(to_s, 3),
             median_ms=timing.median_ms,
             p90_ms=timing.p90_ms,
             min_ms=timing.min_ms,
