@@ -18,9 +18,11 @@ from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.errors import FleetnasError
 from fleet_protocol.messages import RuntimeSetting
 
-#: The beginning of a run, s, and its end; of a short run each is a third.
+#: The beginning of a run, s, and its end, which are compared; of a short run each is a third.
 BEGINNING_S = 60.0
 END_S = 300.0
+#: A window that begins by then is an early one.
+_EARLY_S = 60.0
 #: A run is steady from where on its windows stay this close to its end.
 STEADY_WITHIN = 0.05
 #: Fewer windows than this do not tell whether a run became steady.
@@ -53,7 +55,7 @@ class Summary:
     end_ms: float
     #: Latency of the end over that of the beginning.
     end_slowdown: float
-    #: The fastest window of the beginning, which `slowdown` of a window refers to.
+    #: The fastest window of the first minute, which `slowdown` of a window refers to.
     fastest_early_ms: float
     slowest_ms: float
     slowest_slowdown: float
@@ -109,14 +111,14 @@ def summarise(windows: Sequence[WindowReply]) -> Summary:
     """The summary of at least one window."""
     total_s = windows[-1].end_s
     end_s = min(END_S, total_s / 3)
-    beginning = _beginning(windows)
-    beginning_ms = median(window.median_ms for window in beginning)
+    beginning_s = min(BEGINNING_S, total_s / 3)
+    beginning_ms = median(_medians_before(windows, beginning_s))
     end_ms = median(window.median_ms for window in windows if window.end_s > total_s - end_s)
     fastest_early_ms = _fastest_early_ms(windows)
     slowest_ms = max(window.median_ms for window in windows)
     told = [window.conditions.throttled for window in windows if window.conditions.throttled is not None]
     return Summary(
-        beginning_s=_beginning_s(windows),
+        beginning_s=beginning_s,
         beginning_ms=beginning_ms,
         end_s=end_s,
         end_ms=end_ms,
@@ -129,17 +131,13 @@ def summarise(windows: Sequence[WindowReply]) -> Summary:
     )
 
 
-def _beginning_s(windows: Sequence[WindowReply]) -> float:
-    return min(BEGINNING_S, windows[-1].end_s / 3)
-
-
-def _beginning(windows: Sequence[WindowReply]) -> list[WindowReply]:
-    limit_s = _beginning_s(windows)
-    return [window for number, window in enumerate(windows) if number == 0 or window.begin_s < limit_s]
+def _medians_before(windows: Sequence[WindowReply], limit_s: float) -> list[float]:
+    """Medians of the first window, and of all others that begin before `limit_s`."""
+    return [window.median_ms for number, window in enumerate(windows) if number == 0 or window.begin_s < limit_s]
 
 
 def _fastest_early_ms(windows: Sequence[WindowReply]) -> float:
-    return min(window.median_ms for window in _beginning(windows))
+    return min(_medians_before(windows, _EARLY_S))
 
 
 def _steady_from_s(windows: Sequence[WindowReply], level_ms: float, latest_s: float) -> float | None:

@@ -355,12 +355,17 @@ def lock(tmp_path: Path) -> Path:
 def bench(model: Path, lock: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `fleetnas-agent bench MODEL` with the given options."""
     started: list[subprocess.Popen[str]] = []
-    environment = {**os.environ, "FLEETNAS_HOST_LOCK": str(lock), "XDG_STATE_HOME": str(tmp_path / "state")}
+    environment = {"FLEETNAS_HOST_LOCK": str(lock), "XDG_STATE_HOME": str(tmp_path / "state")}
 
-    def start(*options: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "agent.cli", "bench", str(model), *map(str, options)]
+    def start(*options: object, file: Path = model) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "agent.cli", "bench", str(file), *map(str, options)]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, **environment},
         )
         started.append(process)
         return process
@@ -404,6 +409,22 @@ def test_a_whole_run_as_json_and_csv(bench: Callable[..., subprocess.Popen[str]]
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["median_ms"]) for row in rows] == pytest.approx([w["median_ms"] for w in windows], rel=1e-6)
+
+
+def test_a_phone_on_a_cable_is_run_by_the_program(
+    bench: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_phone(tmp_path, monkeypatch)
+    file = tmp_path / "model.tflite"
+    file.write_bytes(model_bytes(tmp_path, RuntimeSetting(runtime="adb")))
+    process = bench(
+        "--runtime", "adb", "--threads", "2", "--sustained", "0.3s", "--window", "0.1s", "--json", file=file
+    )
+    output, errors = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, errors) == (0, "")
+    report = json.loads(output)
+    assert (report["setting"]["runtime"], report["setting"]["threads"]) == ("adb", 2)
+    assert report["windows"][0]["conditions"]["battery_percent"] == 83
 
 
 def test_the_host_lock_is_held_throughout_and_ctrl_c_summarises_what_there_is(
