@@ -105,7 +105,7 @@ def _measure_sustained(options: argparse.Namespace, setting: RuntimeSetting) -> 
     from agent.sustained_report import json_object
 
     window_s = _WINDOW_S if options.window is None else options.window
-    if options.sustained < _MIN_WINDOWS * window_s:
+    if options.sustained / window_s < _MIN_WINDOWS - 1e-6:
         raise UsageError(
             f"--sustained {options.sustained:g}s is shorter than {_MIN_WINDOWS} windows of {window_s:g} s; make it "
             "longer, or the windows shorter with --window"
