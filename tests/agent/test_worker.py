@@ -18,6 +18,7 @@ from agent.child_messages import (
     FailedReply,
     MeasuredReply,
     MeasureOrder,
+    Order,
     PhaseReply,
     ProbedReply,
     ProbeOrder,
@@ -25,7 +26,7 @@ from agent.child_messages import (
     SentinelOrder,
     SlowReply,
 )
-from agent.worker import Worker, child_command
+from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.spaces.registry import make_space
@@ -198,6 +199,34 @@ def test_the_child_dies_with_its_agent(lock: Path) -> None:
 
     assert select.select([child], [], [], PATIENCE_S)[0]
     os.close(child)
+
+
+class SilentMeasurer:
+    """Says what it was given, and None where it says nothing within the time."""
+
+    def __init__(self, *said: Reply | None) -> None:
+        self._said = iter(said)
+
+    def submit(self, order: Order) -> None:
+        raise NotImplementedError
+
+    def poll(self, timeout_s: float) -> Reply | None:
+        return next(self._said)
+
+    def kill(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def test_only_the_wait_for_the_host_lock_may_last_longer_than_the_limit() -> None:
+    waiting, building = PhaseReply(phase="waiting"), PhaseReply(phase="building")
+    failed = FailedReply(reason="runtime")
+    patient = SilentMeasurer(waiting, None, None, building, failed)
+    assert list(replies_of(patient, 1.0)) == [waiting, building, failed]
+    assert list(replies_of(SilentMeasurer(waiting, None, building, None), 1.0)) == [waiting, building]
+    assert list(replies_of(SilentMeasurer(None), 1.0)) == []
 
 
 # -- the real child on real models -------------------------------------------------------------------------------
