@@ -199,7 +199,7 @@ class DeviceSearch:
             self._verification.last_failure = f"{outcome.reason}{detail}"
             self._latency.add_failure(genome)
         else:
-            self._latency.add(genome, outcome)
+            self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
         if state is not None and proposal.purpose == "verification":
             self._verification.judge(state, genome, outcome)
         elif state is not None:

@@ -44,6 +44,8 @@ class SubnetObservations:
     runs: list[Measurement] = field(default_factory=list)
     missed: list[Measurement] = field(default_factory=list)
     """Re-measurements that missed a target; what they showed counts whatever other runs said."""
+    awaited: list[Measurement] = field(default_factory=list)
+    """Runs for which the device was waited for: they say nothing of how slow it typically is."""
     failures: int = 0
 
     @property
@@ -104,9 +106,12 @@ class Observations:
 
     # -- learning ----------------------------------------------------------------------------------------------
 
-    def add(self, genome: NDArray[np.int16], measurement: Measurement) -> None:
-        """One more run of a subnet."""
-        self.of(genome).runs.append(measurement)
+    def add(self, genome: NDArray[np.int16], measurement: Measurement, *, awaited: bool = False) -> None:
+        """One more run of a subnet; `awaited` where a fast moment of the device was waited for."""
+        subnet = self.of(genome)
+        subnet.runs.append(measurement)
+        if awaited:
+            subnet.awaited.append(measurement)
         name, level = measurement.reference, measurement.reference_ms
         if name is not None and level is not None:
             self._levels[name] = min(level, self._levels.get(name, level))
@@ -276,8 +281,9 @@ class _Derived:
         self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
         since = observations.regime_unix_s
         present = known & np.array([run[4].finished_unix_s >= since for run in runs], dtype=np.bool_)
-        if not present.any():
-            present = known
+        awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
+        unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
+        present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
         self.speed = TypicalSpeed.of(undisturbed[present], medians[present] / undisturbed[present])
         precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
         sums = np.zeros((2, len(self.subnets)))

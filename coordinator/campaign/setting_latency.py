@@ -35,9 +35,9 @@ class SettingLatency:
 
     # -- learning ----------------------------------------------------------------------------------------------
 
-    def add(self, genome: Genome, measurement: Measurement) -> None:
-        """One more measurement."""
-        self.observations.add(genome, measurement)
+    def add(self, genome: Genome, measurement: Measurement, *, awaited: bool = False) -> None:
+        """One more measurement; `awaited` where a fast moment of the device was waited for."""
+        self.observations.add(genome, measurement, awaited=awaited)
         self._learner = self._left_out = None
 
     def add_failure(self, genome: Genome) -> None:
