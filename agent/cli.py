@@ -257,7 +257,7 @@ def _bench(options: argparse.Namespace) -> int:
     )
     reply = bench_model(options.model, setting, protocol)
     if options.json:
-        sys.stdout.write(reply.model_dump_json(exclude={"kind", "sentinel_before", "sentinel_after"}) + "\n")
+        sys.stdout.write(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"}) + "\n")
         return 0
     timing = reply.timing
     sys.stdout.write(
