@@ -51,40 +51,16 @@ class PairedTiming(Message):
     reference_inference_s: float = Field(ge=0)
 
 
-class SentinelOrder(Message):
-    """How to watch the device's speed with the sentinel subnet around a measurement."""
+class ReferenceOrder(Message):
+    """How to measure a subnet in turns with reference subnets of its space, and what to do before."""
 
-    before: bool = Field(description="measure the sentinel before the subnet too, not only after it")
-    slow_at_ms: float | None = Field(default=None, description="stop before the subnet when the sentinel is slower")
-    protocol: MeasurementProtocol
-    min_sample_ms: float = Field(
-        default=10.0,
-        gt=0,
-        description="a scheduler gives a neighbour on the same core slices of 3 to 6 ms: in shorter samples than this "
-        "most would miss them, and so would the median",
-    )
-
-
-class SentinelReading(Message):
-    """The sentinel's latency."""
-
-    median_ms: float = Field(gt=0)
-    half_width_percent: float = Field(ge=0)
-    min_ms: float = Field(default=0.0, ge=0, description="the fastest of at least five samples")
-
-    @property
-    def at_least_ms(self) -> float:
-        """Lower end of the 95 % interval of the median.
-
-        One very slow sample of few widens the interval on both sides; the fastest sample bounds it too, since five lie
-        all above the true median once in 32 times.
-        """
-        return max(self.min_ms, self.median_ms * (1.0 - self.half_width_percent / 100.0))
-
-    @property
-    def at_most_ms(self) -> float:
-        """Upper end of the 95 % interval of the median."""
-        return self.median_ms * (1.0 + self.half_width_percent / 100.0)
+    levels_ms: dict[str, float] = Field(default_factory=dict, description="known levels, by fingerprint")
+    normals: dict[str, float] = Field(default_factory=dict, description="slow-down expected now, by fingerprint")
+    at_most: int = Field(default=5, ge=1, description="reference subnets to load")
+    keep_levels: bool = Field(default=False, description="a reference that is faster than its level does not lower it")
+    warm_up: bool = Field(default=False, description="run until the device's speed is steady, before anything else")
+    slow_above: float | None = Field(default=None, description="measure nothing while the slow-down is larger")
+    warm_above_c: float | None = Field(default=None, description="measure nothing while the device is warmer")
 
 
 class MeasureOrder(Message):
@@ -98,7 +74,7 @@ class MeasureOrder(Message):
     calibration_sha256: str | None = None
     setting: RuntimeSetting
     protocol: MeasurementProtocol
-    sentinel: SentinelOrder | None = None
+    references: ReferenceOrder | None = None
     battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
 
 
@@ -153,17 +129,19 @@ class MeasuredReply(Message):
     before: Conditions
     after: Conditions
     energy_mj: float | None = Field(default=None, ge=0)
-    sentinel_before: SentinelReading | None = None
-    sentinel_after: SentinelReading | None = None
+    paired: PairedTiming | None = Field(default=None, description="where references were asked for")
+    levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")
     busy_s: float = Field(ge=0, description="time from taking the order, lock held, to this reply")
-    inference_s: float = Field(ge=0, description="time inside inference runs, the sentinel's included")
+    inference_s: float = Field(ge=0, description="time inside inference runs, the references' included")
 
 
 class SlowReply(Message):
-    """The sentinel was slower than allowed: nothing was measured."""
+    """The device is slower or warmer than allowed: nothing was measured."""
 
     kind: Literal["slow"] = "slow"
-    sentinel: SentinelReading
+    slowdown: float | None = Field(default=None, description="of the reference, where it is the reason")
+    temperature_c: float | None = Field(default=None, description="of the device, where it is the reason")
+    levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")
 
 
 class UnreadyReply(Message):

@@ -246,7 +246,7 @@ def _check_sensors(_: Patient) -> Iterator[Finding]:
     sensors = Sensors()
     now = sensors.read()
     if now.temperature_c is None:
-        text = "no temperature sensor: heat shows only in the sentinel's latency"
+        text = "no temperature sensor: heat shows only in the reference subnets' latency"
         yield Finding("temperature", "warning", text, _sensor_mend(platform.machine()))
     else:
         yield Finding("temperature", "ok", f"{now.temperature_c:.0f} C")

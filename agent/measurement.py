@@ -31,16 +31,15 @@ def measure(
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     on_block: Callable[[float], None] = lambda fraction: None,
-    min_sample_ms: float = MIN_SAMPLE_MS,
 ) -> Timing:
-    """Time `run` by `protocol`; one call of `run` is one inference, and a sample lasts `min_sample_ms` or longer.
+    """Time `run` by `protocol`; one call of `run` is one inference, and a sample lasts `MIN_SAMPLE_MS` or longer.
 
     `on_block` is told the fraction done between blocks, never inside one. A median that is less certain than the
     protocol asks for is measured once more, and the better of the two is kept, marked `noisy` if it still is.
     """
     with no_garbage_collection():
         warm_ns, estimate_ns = warm_up(run, protocol, clock_ns)
-        inner = max(1, math.ceil(1e6 * min_sample_ms / estimate_ns))
+        inner = max(1, math.ceil(1e6 * MIN_SAMPLE_MS / estimate_ns))
         first = _timed_blocks(run, protocol, inner, clock_ns, on_block)
         inference_ns = warm_ns + sum(map(sum, first))
         timing = summarise(first, inner, protocol.half_width_percent, inference_ns)

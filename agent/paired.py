@@ -34,12 +34,12 @@ from agent.undisturbed import (
 )
 from fleet_protocol.messages import MeasurementProtocol
 
-__all__ = ["PairedTiming", "Reference", "Turns", "measure_paired", "read_levels"]
+__all__ = ["PairedTiming", "Reference", "Turns", "measure_paired", "read_levels", "reference_turn_s"]
 
 #: Rounds of a measurement that nothing disturbs; fewer where the references would take too much of its time.
 ROUNDS = 8
-#: A turn of a reference takes this share of a subject's turn, or two samples where those take longer.
-REFERENCE_SHARE = 0.12
+#: A turn of a reference takes this share of the shortest turn of a subject, or two samples where those take longer.
+_REFERENCE_SHARE = 0.12
 #: What all turns of references may take, as a share of the subject's time, before rounds become fewer.
 _MOST_REFERENCE_SHARE = 0.16
 #: Models slower than this read the same after another model as after themselves: every sample counts.
@@ -154,6 +154,11 @@ def measure_paired(
         return paired.result()
 
 
+def reference_turn_s(protocol: MeasurementProtocol) -> float:
+    """How long a turn of any reference lasts at least: the same for all subjects, as its level depends on it."""
+    return _REFERENCE_SHARE * protocol.min_s / ROUNDS
+
+
 def read_levels(
     references: Sequence[tuple[Callable[[], object], float]],
     turn_s: float,
@@ -213,7 +218,7 @@ class _Paired:
         affordable = int(_MOST_REFERENCE_SHARE * self._nominal_ns / self._near.least_ns) - 1
         self._nominal_rounds = min(ROUNDS, max(CLEAN_ROUNDS, affordable))
         self._turn_ns = self._nominal_ns / self._nominal_rounds
-        self._reference_ns = REFERENCE_SHARE * self._turn_ns
+        self._reference_ns = 1e9 * reference_turn_s(protocol)
         longer_ns = max(
             _MOST_TIMES_LONGER * self._nominal_ns,
             min(self._nominal_ns + 1e9 * _MOST_LONGER_S, _MOST_TIMES_LONGER_SHORT * self._nominal_ns),

@@ -475,6 +475,7 @@ class AgentService:
         # Beside a measurement, which reads them itself, sensors would disturb it; and they are not those of a phone.
         if self._run is None and not self._drives_a_phone:
             self._conditions = self._sensors.read()
+            self._equipment.speed.saw(self._conditions)
         self._publish(
             "health",
             Health(

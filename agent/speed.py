@@ -80,10 +80,11 @@ class SpeedTracker:
         return {name: known.normal for name, known in self._device(key).references.items()}
 
     def learn_levels(self, key: Hashable, levels_ms: Mapping[str, float]) -> None:
-        """Take over the levels that the measuring child read or lowered."""
+        """Take over the levels that the measuring child read."""
+        known = self._device(key).references
+        regime = median([each.regime for each in known.values()]) if known else 1.0
         for name, level_ms in levels_ms.items():
-            known = self._device(key).references.setdefault(name, _Reference(level_ms))
-            known.level_ms = level_ms
+            known.setdefault(name, _Reference(level_ms, regime)).level_ms = level_ms
 
     def judge(self, key: Hashable, timing: PairedTiming, *, throttled: bool | None, ended_unix_s: float) -> Verdict:
         """The verdict on a measurement; `throttled` is what the board itself says."""

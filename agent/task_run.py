@@ -1,4 +1,4 @@
-"""One task from its queue place to its outcome: fetch, measure in the child, watch the sentinel, judge."""
+"""One task from its place in the queue to its outcome: fetch, wait where the task asks for that, measure, judge."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from agent.child_messages import (
     FailedReply,
     MeasuredReply,
     MeasureOrder,
+    PairedTiming,
     PhaseReply,
     ProbedReply,
     Reply,
     SlowReply,
     UnreadyReply,
 )
+from agent.device_speed import DeviceSpeed
 from agent.mirror import MirrorFetch, Mirrors
-from agent.sentinel import Sentinel, Verdict
+from agent.speed import Verdict
 from agent.worker import Measurer
 from fleet_protocol.codec import BlobChunk
 from fleet_protocol.errors import BundleError, MirrorError
@@ -36,11 +38,8 @@ from fleet_protocol.messages import (
     Result,
 )
 
-#: How long to let a slowed device cool before its first and second new attempt at a measurement.
-COOLING_S = (3.0, 12.0)
-#: After a measurement was tagged in spite of cooling, later ones of a device that is still slow do not wait again
-#: until this has passed: a room that is hot all day must not cost a quarter of a minute per subnet.
-_COOL_AGAIN_AFTER_S = 300.0
+#: How often a device that is too slow or too warm is looked at again.
+LOOK_AGAIN_S = 2.0
 #: How long a device rests before its battery is looked at again.
 RESTING_S = 30.0
 #: A phase that goes on is told again this often.
@@ -50,7 +49,7 @@ Outcome: TypeAlias = Result | Failed | Rejected
 
 
 class PausableDeadline:
-    """Time left to a task; it does not run while another agent of this host measures, or the battery forbids it."""
+    """Time left to a task; it stands still while the task waits for another agent of this host, or for the device."""
 
     def __init__(self, limit_s: float, now: float) -> None:
         self._ends_at = now + limit_s
@@ -66,6 +65,10 @@ class PausableDeadline:
         if self._paused_at is not None:
             self._ends_at += now - self._paused_at
             self._paused_at = None
+
+    def give_back(self, spent_s: float) -> None:
+        """Time that was spent, and does not count."""
+        self._ends_at += max(0.0, spent_s)
 
     def left_s(self, now: float) -> float:
         """Seconds left; negative once it is over."""
@@ -88,10 +91,9 @@ class Equipment:
     partial_folder: Path
     measurer: Measurer
     wall_clock: Callable[[], float]
-    sentinel: Sentinel = field(default_factory=Sentinel)
+    speed: DeviceSpeed = field(default_factory=DeviceSpeed)
     battery: BatteryRule = field(default_factory=BatteryRule)
     mirrors: Mirrors = field(default_factory=Mirrors)
-    cooled_in_vain_at: float = float("-inf")
 
 
 class TaskRun:
@@ -115,12 +117,14 @@ class TaskRun:
         self._idle_until: float | None = None
         #: Why the device rests instead of measuring; empty while it works.
         self.resting = ""
-        self._coolings = 0
-        self._kept: tuple[MeasuredReply, Verdict] | None = None
+        #: Until when the task waits for a faster or cooler device; None before the first look at it.
+        self._wait_ends: float | None = None
+        self._waiting = False
+        self._heard_at = 0.0
         self._phase: Phase | None = None
+        self._fraction = 0.0
         self._said_at = float("-inf")
         self._told = False
-        self._sentinel_key = (self.task.bundle.sha256, self.task.setting)
 
     @property
     def measuring(self) -> bool:
@@ -135,12 +139,12 @@ class TaskRun:
             reply = self._equipment.measurer.poll(timeout_s)
             if reply is None:
                 if self._phase == "waiting":
-                    self._tell("waiting", 0.0, now)
+                    self._tell("waiting", self._fraction, now)
                 return None
             return self._take(reply, now)
         if self._idle_until is not None:
-            if self.resting:
-                self._tell("waiting", 0.0, now)
+            if self.resting or self._waiting:
+                self._tell("cooling" if self._waiting else "waiting", 0.0, now)
             if now < self._idle_until:
                 return None
             self._idle_until = None
@@ -218,7 +222,6 @@ class TaskRun:
         task, cache = self.task, self._equipment.cache
         bundle = cache.find(task.bundle.sha256)
         calibration = cache.find(task.calibration.sha256) if task.calibration else None
-        accept_slow = not self._may_cool(now)
         self._equipment.measurer.submit(
             MeasureOrder(
                 bundle_path=str(bundle),
@@ -228,33 +231,33 @@ class TaskRun:
                 calibration_sha256=task.calibration.sha256 if task.calibration else None,
                 setting=task.setting,
                 protocol=task.protocol,
-                sentinel=self._equipment.sentinel.order(
-                    self._sentinel_key, task.protocol, now, accept_slow=accept_slow
-                ),
+                references=self._equipment.speed.order(task, now, may_wait=self._may_wait(now)),
                 battery=self._equipment.battery,
             )
         )
+        self._deadline.resume(now)
+        self._heard_at = now
         self._measuring = True
+
+    def _may_wait(self, now: float) -> bool:
+        """Whether a slow or warm device is waited for; the time for that begins with the first look at it."""
+        if self._wait_ends is None:
+            self._wait_ends = now + self.task.wait_s
+        return now < self._wait_ends
 
     def _take(self, reply: Reply, now: float) -> Outcome | None:
         if isinstance(reply, PhaseReply):
-            if reply.phase == "waiting":
-                self._deadline.pause(now)
-            else:
-                self._deadline.resume(now)
-            if not self.resting or reply.phase == "measuring":  # a look at the battery is no work to tell
-                self.resting = ""
-                self._tell(reply.phase, reply.fraction, now)
+            self._take_phase(reply, now)
             return None
         self._measuring = False
+        if isinstance(reply, SlowReply):
+            self._equipment.speed.saw_slow(self.task, reply)
+            self._wait(now)
+            return None
         self._deadline.resume(now)
         self.resting = ""
         if isinstance(reply, MeasuredReply):
             return self._judge(reply, now)
-        if isinstance(reply, SlowReply):
-            self._equipment.sentinel.saw_slow(self._sentinel_key, reply.sentinel, now)
-            self._cool(now)
-            return None
         if isinstance(reply, UnreadyReply):
             self._rest(reply.reason, now)
             return None
@@ -262,31 +265,33 @@ class TaskRun:
             if reply.reason == "bundle":
                 for blob in self._wanted:  # the next attempt fetches afresh
                     self._equipment.cache.discard(blob.sha256)
+            if reply.reason == "out_of_memory":  # perhaps for the references: the next attempt loads fewer
+                self._equipment.speed.ran_out_of_memory(self.task)
             return self._failed(reply.reason, reply.detail)
         assert isinstance(reply, ProbedReply)
         return self._failed("bad_output", "the measuring child answered another order than this task's")
 
-    def _judge(self, reply: MeasuredReply, now: float) -> Outcome | None:
-        verdict = self._equipment.sentinel.judge(self._sentinel_key, reply.sentinel_before, reply.sentinel_after, now)
-        if reply.after.throttled:
-            verdict = Verdict(slow=True, drift=verdict.drift)
-        if not verdict.slow:
-            self._equipment.cooled_in_vain_at = float("-inf")
-        elif self._may_cool(now):
-            self._kept = (reply, verdict)
-            self._cool(now)
-            return None
-        elif self._coolings:
-            self._equipment.cooled_in_vain_at = now
-        return self._result(reply, verdict)
+    def _take_phase(self, reply: PhaseReply, now: float) -> None:
+        if reply.phase == "waiting" and reply.fraction > 0:
+            # The time of a warm-up is given back piece by piece, so that a child that hangs in it is found out.
+            self._deadline.give_back(now - self._heard_at)
+            self.resting = "warms up until its speed is steady"
+        elif reply.phase == "waiting":
+            self._deadline.pause(now)
+        else:
+            self._deadline.resume(now)
+        self._heard_at = now
+        if reply.phase == "measuring":
+            self._waiting, self.resting = False, ""
+        if reply.phase in ("waiting", "measuring") or not (self._waiting or self.resting):
+            self._tell(reply.phase, reply.fraction, now)  # a look at the device's speed or battery is no work to tell
 
-    def _may_cool(self, now: float) -> bool:
-        """Whether a slow device is given time, and the task has time for that and for another measurement."""
-        if self._coolings >= len(COOLING_S) or now - self._equipment.cooled_in_vain_at < _COOL_AGAIN_AFTER_S:
-            return False
-        protocol = self.task.protocol
-        again_s = protocol.warmup_s + 2 * protocol.min_s + 1.0
-        return self._deadline.left_s(now) > COOLING_S[self._coolings] + 2 * again_s
+    def _judge(self, reply: MeasuredReply, now: float) -> Outcome | None:
+        if reply.paired is None:
+            return self._failed("bad_output", "the measuring child measured without the references it was given")
+        ended_unix_s = max(0.0, self._equipment.wall_clock())
+        verdict = self._equipment.speed.judge(self.task, reply, reply.paired, now, ended_unix_s)
+        return self._result(reply, reply.paired, verdict, ended_unix_s)
 
     def _rest(self, reason: str, now: float) -> None:
         """Wait for the battery, for as long as it takes: the task's time stands still."""
@@ -295,12 +300,15 @@ class TaskRun:
         self._deadline.pause(now)
         self._tell("waiting", 0.0, now)
 
-    def _cool(self, now: float) -> None:
-        self._idle_until = now + COOLING_S[self._coolings]
-        self._coolings += 1
+    def _wait(self, now: float) -> None:
+        """Wait for a faster or cooler device, and then look at it again: the task's time stands still."""
+        self._deadline.give_back(now - self._heard_at)
+        self._waiting = True
+        self._idle_until = now + LOOK_AGAIN_S
+        self._deadline.pause(now)
         self._tell("cooling", 0.0, now)
 
-    def _result(self, reply: MeasuredReply, verdict: Verdict) -> Result:
+    def _result(self, reply: MeasuredReply, paired: PairedTiming, verdict: Verdict, finished_unix_s: float) -> Result:
         timing = reply.timing
         return Result(
             task=self.task.task,
@@ -314,9 +322,13 @@ class TaskRun:
                 runs=timing.runs,
                 inner_loops=timing.inner_loops,
                 half_width_percent=timing.half_width_percent,
-                quality="slowed" if verdict.slow else "noisy" if timing.noisy else "ok",
-                undisturbed_ms=None if verdict.slow else timing.median_ms / verdict.drift,
-                undisturbed_half_width_percent=timing.half_width_percent,
+                quality=verdict.quality,
+                undisturbed_ms=paired.undisturbed_ms,
+                undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
+                reference=paired.reference,
+                reference_ms=paired.reference_ms,
+                condition=self.task.condition,
+                regime_unix_s=verdict.regime_unix_s,
                 times_us=timing.times_us,
                 block_medians_ms=timing.block_medians_ms,
                 provider=reply.provider,
@@ -325,7 +337,7 @@ class TaskRun:
                 before=reply.before,
                 after=reply.after,
                 energy_mj=reply.energy_mj,
-                finished_unix_s=max(0.0, self._equipment.wall_clock()),
+                finished_unix_s=finished_unix_s,
             ),
         )
 
@@ -335,8 +347,6 @@ class TaskRun:
         limit = f"the deadline of {self.task.deadline_s:g} s passed"
         measuring = self._measuring
         self.stop()
-        if self._kept is not None:
-            return self._result(*self._kept)
         if measuring:
             return self._failed("timeout", f"{limit} during the measurement; the measuring child was killed")
         if self._fetch is not None:
@@ -356,7 +366,7 @@ class TaskRun:
         """
         if phase != self._phase or now - self._said_at >= _TELL_EVERY_S:
             expected = self._phase in (None, "building") and phase in ("building", "measuring") and not self._told
-            self._phase, self._said_at = phase, now
+            self._phase, self._fraction, self._said_at = phase, fraction, now
             if not expected:
                 self._told = True
                 self._say(phase, fraction)

@@ -22,8 +22,8 @@ CLEAN_TOLERANCE = 1.10
 #: Clean rounds that suffice for the ratio; with at least `_FEW_CLEAN_ROUNDS` it is taken too, with a wider interval.
 CLEAN_ROUNDS = 4
 _FEW_CLEAN_ROUNDS = 2
-#: Below its level by more than this in `_LOWER_TURNS` turns, a reference was calibrated on a slowed device.
-_LOWER_TOLERANCE = 0.92
+#: Below its level by more than this over more than `_LOWER_TURNS` turns, a reference was calibrated on a slowed device.
+LOWER_TOLERANCE = 0.92
 _LOWER_TURNS = 3
 #: Two references whose slow-downs differ by less (in the logarithm) say that the device is slow as a whole.
 UNIFORM_TOLERANCE = 0.05
@@ -97,10 +97,9 @@ def is_clean(before_ms: Sequence[float], after_ms: Sequence[float], near: Level)
 
 def lower_level_ms(turns_ms: Sequence[Sequence[float]], level_ms: float) -> float:
     """The level of a reference after these turns of it: lower where it was calibrated on a slowed device."""
-    lower = [turn for turn in turns_ms if low(turn) < _LOWER_TOLERANCE * level_ms]
-    if len(lower) < _LOWER_TURNS:
-        return level_ms
-    return low([value for turn in lower for value in turn])
+    # The low quantile of all, and not of those that were fast: noise alone must never lower a level.
+    reading_ms = low([value for turn in turns_ms for value in turn])
+    return reading_ms if len(turns_ms) > _LOWER_TURNS and reading_ms < LOWER_TOLERANCE * level_ms else level_ms
 
 
 def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""What the measuring child does with an order: open the bundle, build the model, load it, time it.
+"""Carry out orders in the measuring child: open the bundle, build the model, load it, time it in turns with references.
 
-It keeps what is dear to make again (the open bundle, the sentinel's session) from one order to the next.
+What takes long to make (the open bundle, the references' sessions) is kept from one order to the next.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from agent.child_messages import (
     Order,
     ProbedReply,
     ProbeOrder,
+    ReferenceOrder,
     Reply,
-    SentinelOrder,
-    SentinelReading,
     SlowReply,
     SustainedOrder,
     SustainedReply,
@@ -29,8 +28,10 @@ from agent.child_messages import (
     WindowReply,
 )
 from agent.model_building import build_model
+from agent.pairing import Pairing, TurnHooks
 from agent.power import BlockPower, IdlePower
-from agent.runtimes.base import Runtime, TimedModel
+from agent.references import References
+from agent.runtimes.base import Runtime
 from agent.runtimes.registry import make_runtime
 from agent.sensors import Sensors
 from agent.sustained_windows import measure_windows
@@ -59,7 +60,7 @@ class Workbench:
         self._all_cores = _affinity()
         self._runtimes: dict[str, Runtime] = {}
         self._bundle: tuple[str, SupernetBundle] | None = None
-        self._sentinel: tuple[tuple[str, RuntimeSetting], TimedModel] | None = None
+        self._references = References()
 
     def carry_out(self, order: Order, say: Say) -> Reply:
         """The reply to one order; raises what keeps it from being carried out."""
@@ -80,38 +81,61 @@ class Workbench:
             objection = order.battery.objection(runtime.conditions() or self._sensors.read())
             if objection:
                 return UnreadyReply(reason=objection)
+        if order.references is not None:
+            warm = self._too_warm(runtime, order.references)
+            if warm is not None:
+                return warm
         bundle = self._open_bundle(order)
-        readings: list[SentinelReading] = []
-        sentinel_s = 0.0
-        if order.sentinel is not None and order.sentinel.before:
-            reading, spent_s = self._read_sentinel(bundle, order, order.sentinel)
-            if order.sentinel.slow_at_ms is not None and reading.at_least_ms > order.sentinel.slow_at_ms:
-                return SlowReply(sentinel=reading)
-            readings.append(reading)
-            sentinel_s += spent_s
+        pairing = None
+        if order.references is not None:
+            pairing = self._pairing(bundle, order, order.references, runtime, say)
+            slow_above = order.references.slow_above
+            slowdown = pairing.slowdown() if slow_above is not None else None
+            if slowdown is not None and slow_above is not None and slowdown > slow_above:
+                return SlowReply(slowdown=slowdown, levels_ms=pairing.levels_ms)
         build_begin = time.perf_counter()
         calibration = _read_verified(order.calibration_path, order.calibration_sha256)
         model = build_model(bundle, order.architecture, calibration, order.setting)
         build_ms = 1000 * (time.perf_counter() - build_begin)
-        reply = self._time_model(runtime, model, order, build_ms, say)
-        after = None
-        if order.sentinel is not None:
-            after, spent_s = self._read_sentinel(bundle, order, order.sentinel)
-            sentinel_s += spent_s
+        reply = self._time_model(runtime, model, order, build_ms, say, pairing)
         return reply.model_copy(
             update={
-                "sentinel_before": readings[0] if readings else None,
-                "sentinel_after": after,
+                "levels_ms": pairing.levels_ms if pairing is not None else {},
                 "busy_s": time.perf_counter() - begin,
-                "inference_s": reply.inference_s + sentinel_s,
+                "inference_s": reply.inference_s + (pairing.spent_s if pairing is not None else 0.0),
             }
         )
+
+    def _pairing(
+        self, bundle: SupernetBundle, order: MeasureOrder, references: ReferenceOrder, runtime: Runtime, say: Say
+    ) -> Pairing:
+        """The references of an order, loaded, warmed up where it asks for that, with their levels known."""
+        macs = float(bundle.space.macs(bundle.space.encode([order.architecture]))[0])
+        loaded = self._references.get(bundle, order.setting, runtime, references.at_most)
+        pairing = Pairing(loaded, references, order.protocol, macs)
+        if references.warm_up:
+            pairing.warm_up(lambda fraction: say("waiting", fraction))
+            say("building", 0.0)
+        pairing.calibrate()
+        return pairing
+
+    def _too_warm(self, runtime: Runtime, references: ReferenceOrder) -> SlowReply | None:
+        if references.warm_above_c is None:
+            return None
+        now_c = (runtime.conditions() or self._sensors.read()).temperature_c
+        return SlowReply(temperature_c=now_c) if now_c is not None and now_c > references.warm_above_c else None
 
     def _measure_file(self, order: BenchOrder, say: Say) -> Reply:
         return self._time_model(self._runtime(order.setting), _read_model(order.model_path), order, 0.0, say)
 
     def _time_model(
-        self, runtime: Runtime, model: bytes, order: MeasureOrder | BenchOrder, build_ms: float, say: Say
+        self,
+        runtime: Runtime,
+        model: bytes,
+        order: MeasureOrder | BenchOrder,
+        build_ms: float,
+        say: Say,
+        pairing: Pairing | None = None,
     ) -> MeasuredReply:
         begin = time.perf_counter()
         loaded = runtime.load(model, order.setting)
@@ -122,16 +146,22 @@ class Workbench:
         told = time.perf_counter()
         say("measuring", 0.0)
 
-        def on_block(fraction: float) -> None:
+        def after_block(fraction: float) -> None:
             nonlocal told
             power.end_block(fraction)
             if time.perf_counter() - told >= _PROGRESS_EVERY_S:
                 told = time.perf_counter()
                 say("measuring", fraction)
+
+        def on_block(fraction: float) -> None:
+            after_block(fraction)
             power.begin_block()
 
+        paired = None
         try:
-            timing = loaded.time(order.protocol, on_block)
+            if pairing is not None:
+                paired = pairing.time(loaded, TurnHooks(power.begin_block, after_block))
+            timing = paired.timing if paired is not None else loaded.time(order.protocol, on_block)
         finally:
             loaded.close()
         return MeasuredReply(
@@ -144,29 +174,10 @@ class Workbench:
             before=before,
             after=runtime.conditions() or self._sensors.read().model_copy(update={"power_mw": power.mean_mw}),
             energy_mj=power.mean_mw * timing.median_ms / 1000 if power.mean_mw is not None else None,
+            paired=paired,
             busy_s=time.perf_counter() - begin,
             inference_s=timing.inference_s,
         )
-
-    def _read_sentinel(
-        self, bundle: SupernetBundle, order: MeasureOrder, sentinel: SentinelOrder
-    ) -> tuple[SentinelReading, float]:
-        key = (order.bundle_sha256, order.setting)
-        if self._sentinel is None or self._sentinel[0] != key:
-            self._drop_sentinel()  # before the next is made: both need not fit
-            smallest = bundle.space.decode(bundle.space.smallest())[0]
-            model = build_model(bundle, smallest, None, order.setting)
-            self._sentinel = (key, self._runtime(order.setting).load(model, order.setting))
-        timing = self._sentinel[1].time(sentinel.protocol, min_sample_ms=sentinel.min_sample_ms)
-        reading = SentinelReading(
-            median_ms=timing.median_ms, half_width_percent=timing.half_width_percent, min_ms=timing.min_ms
-        )
-        return reading, timing.inference_s
-
-    def _drop_sentinel(self) -> None:
-        if self._sentinel is not None:
-            self._sentinel[1].close()
-            self._sentinel = None
 
     def _probe(self, order: ProbeOrder) -> ProbedReply:
         from agent.micro_benchmarks import run_micro_benchmarks
@@ -188,7 +199,7 @@ class Workbench:
 
     def _open_bundle(self, order: MeasureOrder) -> SupernetBundle:
         if self._bundle is None or self._bundle[0] != order.bundle_sha256:
-            self._drop_sentinel()
+            self._references.close()  # before the next is opened: both need not fit
             self._bundle = None
             opened = SupernetBundle.open(Path(order.bundle_path), expected_sha256=order.bundle_sha256)
             self._bundle = (order.bundle_sha256, opened)

@@ -21,7 +21,6 @@ from typing import ClassVar
 
 from agent.battery import BatteryState
 from agent.child_messages import Timing
-from agent.measurement import MIN_SAMPLE_MS
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import RuntimeUnavailableError
@@ -170,7 +169,7 @@ class AdbRuntime(Runtime):
             raise ProviderFallbackError(
                 f"provider {setting.provider!r} is not one of benchmark_model's: {', '.join(PROVIDERS)}"
             )
-        # Numbered, because the sentinel's subnet may be measured itself: each is removed without the other.
+        # Numbered, because a reference subnet may be measured itself: each is removed without the other.
         remote = f"{_FOLDER}/{hashlib.sha256(model).hexdigest()[:16]}-{next(self._numbers)}.tflite"
         with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
             file.write(model)
@@ -227,14 +226,7 @@ class _PhoneModel(TimedModel):
                 "processor; ask for provider 'cpu', or for one that this phone has"
             )
 
-    def time(
-        self,
-        protocol: MeasurementProtocol,
-        on_block: OnBlock = lambda fraction: None,
-        *,
-        min_sample_ms: float = MIN_SAMPLE_MS,
-    ) -> Timing:
-        del min_sample_ms  # the program takes its own samples
+    def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
         blocks = []
         for number in range(protocol.blocks):
             on_block(number / protocol.blocks)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.child_messages import Timing
-from agent.measurement import MIN_SAMPLE_MS, measure
+from agent.measurement import measure
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
@@ -42,17 +42,8 @@ class TimedModel(ABC):
     provider: str
 
     @abstractmethod
-    def time(
-        self,
-        protocol: MeasurementProtocol,
-        on_block: OnBlock = lambda fraction: None,
-        *,
-        min_sample_ms: float = MIN_SAMPLE_MS,
-    ) -> Timing:
-        """Its latency by `protocol`; `on_block` is told the fraction done between blocks.
-
-        A sample lasts `min_sample_ms` or longer, where this process takes the samples.
-        """
+    def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
+        """Its latency by `protocol`; `on_block` is told the fraction done between blocks."""
 
     def close(self) -> None:  # noqa: B027 - most models hold nothing elsewhere
         """Free what it holds elsewhere than in this process."""
@@ -74,15 +65,8 @@ class LoadedModel(TimedModel):
     def outputs(self) -> list[NDArray[Any]]:
         """The outputs of the last run of the callable from `bind`."""
 
-    def time(
-        self,
-        protocol: MeasurementProtocol,
-        on_block: OnBlock = lambda fraction: None,
-        *,
-        min_sample_ms: float = MIN_SAMPLE_MS,
-    ) -> Timing:
-        run = self.bind(random_tensors(self.inputs))
-        return measure(run, protocol, on_block=on_block, min_sample_ms=min_sample_ms)
+    def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
+        return measure(self.bind(random_tensors(self.inputs)), protocol, on_block=on_block)
 
 
 class Runtime(ABC):

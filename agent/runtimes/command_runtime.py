@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.child_messages import Timing
-from agent.measurement import MIN_SAMPLE_MS, summarise
+from agent.measurement import summarise
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -77,14 +77,7 @@ class _CommandModel(TimedModel):
         self._command, self._file, self._setting = command, file, setting
         self.provider = setting.provider
 
-    def time(
-        self,
-        protocol: MeasurementProtocol,
-        on_block: OnBlock = lambda fraction: None,
-        *,
-        min_sample_ms: float = MIN_SAMPLE_MS,
-    ) -> Timing:
-        del min_sample_ms  # the program takes its own samples
+    def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
         values = {
             "{model}": self._file.name,
             "{threads}": str(self._setting.threads),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.blobs import BlobCache
-from agent.child_messages import MeasuredReply, MeasureOrder, Order, PhaseReply, Reply, SentinelReading, Timing
+from agent.child_messages import MeasuredReply, MeasureOrder, Order, PairedTiming, PhaseReply, Reply, Timing
 from agent.identity import Identity
 from agent.outbox import Outbox
 from agent.sensors import Sensors
@@ -43,12 +43,12 @@ TOPICS = Topics("lab")
 BLOB = np.random.default_rng(1).bytes(150_000)
 BUNDLE = BlobReference(sha256=hashlib.sha256(BLOB).hexdigest(), size=len(BLOB))
 ARCHITECTURE = Architecture(ks=(3,), e=(3,), d=(1,), r=16)
+REFERENCE, LEVEL_MS = "c0ffee" * 2, 1.0
 PROFILE = DeviceProfile(model="Bench", machine="x86_64", cores=1)
 
 
-def measured(median_ms: float = 4.0, sentinel_ms: float = 1.0, **fields: object) -> MeasuredReply:
-    """What a child answers; the sentinel took `sentinel_ms` on both sides."""
-    reading = SentinelReading(median_ms=sentinel_ms, half_width_percent=1.0)
+def measured(median_ms: float = 4.0, slowdown: float = 1.0, **fields: object) -> MeasuredReply:
+    """What a child answers; the reference was `slowdown` times slower than its level, and the subnet too."""
     timing = Timing(
         median_ms=median_ms,
         mad_ms=0.1,
@@ -62,6 +62,21 @@ def measured(median_ms: float = 4.0, sentinel_ms: float = 1.0, **fields: object)
         block_medians_ms=(median_ms,) * 3,
         inference_s=1.0,
     )
+    paired = PairedTiming(
+        timing=timing,
+        undisturbed_ms=median_ms / slowdown,
+        undisturbed_half_width_percent=2.0,
+        basis="clean",
+        reference=REFERENCE,
+        reference_ms=LEVEL_MS,
+        slowdown=slowdown,
+        fastest_slowdown=slowdown,
+        slowest_slowdown=slowdown,
+        rounds=8,
+        clean_rounds=8,
+        subject_inference_s=0.9,
+        reference_inference_s=0.1,
+    )
     reply = MeasuredReply(
         model_sha256="a" * 64,
         model_bytes=1000,
@@ -71,8 +86,8 @@ def measured(median_ms: float = 4.0, sentinel_ms: float = 1.0, **fields: object)
         load_ms=1,
         before=Conditions(),
         after=Conditions(),
-        sentinel_before=reading,
-        sentinel_after=reading,
+        paired=paired,
+        levels_ms={REFERENCE: LEVEL_MS},
         busy_s=1.1,
         inference_s=1.05,
     )

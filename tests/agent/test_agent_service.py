@@ -11,9 +11,8 @@ import pytest
 from agent_rig import BLOB, TOPICS, AgentProcess, Rig, measured, task
 from device_trees import write_files
 
-from agent.child_messages import FailedReply, PhaseReply, SentinelReading, SlowReply
+from agent.child_messages import FailedReply, PhaseReply
 from agent.service import HEALTH_EVERY_S, KEEP_CHILD_S, QUEUE_LIMIT, RESEND_EVERY_S
-from agent.task_run import COOLING_S
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import DuplicateAgentError, StoreError
 from fleet_protocol.memory import Delivery
@@ -24,7 +23,6 @@ from fleet_protocol.messages import (
     CoordinatorState,
     Failed,
     Health,
-    MeasureTask,
     Next,
     Result,
     RuntimeSetting,
@@ -535,69 +533,6 @@ def test_heartbeats_tell_the_state_of_the_device_that_measures(rig: Rig, runtime
     health = rig.coordinator.on("health")[-1]
     assert isinstance(health, Health)
     assert health.conditions.load_1min == load, "this host's load says nothing about a phone on its cable"
-
-
-# -- the sentinel ---------------------------------------------------------------------------------------------------
-
-
-def submit(rig: Rig, agent: AgentProcess, number: int, seconds: float = 3.0, **fields: object) -> None:
-    rig.coordinator.send("pi", "task", MeasureTask.model_validate(task(number, **fields)))
-    rig.run(agent, seconds=seconds)
-
-
-def test_a_slow_device_cools_down_and_the_measurement_is_made_again(rig: Rig) -> None:
-    agent = rig.agent()
-    rig.run(agent)
-    submit(rig, agent, 1)
-    rig.measurer.script.extend([measured(9.0, sentinel_ms=1.3), measured(4.0, sentinel_ms=1.02)])
-    submit(rig, agent, 2, seconds=COOLING_S[0] + 5)
-    assert [(r.measurement.median_ms, r.measurement.quality) for r in results(rig)] == [(4.0, "ok"), (4.0, "ok")]
-    assert results(rig)[1].measurement.slowdown == pytest.approx(1.02)
-    assert "cooling" in [update.phase for update in rig.coordinator.updates("progress")]
-
-
-def test_a_device_that_stays_slow_is_tagged_and_not_waited_for_at_every_subnet(rig: Rig) -> None:
-    agent = rig.agent()
-    rig.run(agent)
-    submit(rig, agent, 1)
-    rig.measurer.script.extend([measured(6.0, sentinel_ms=1.5)] * 4)
-    submit(rig, agent, 2, seconds=sum(COOLING_S) + 5)
-    assert rig.measurer.subnets == 1 + 3
-    submit(rig, agent, 3)
-    assert rig.measurer.subnets == 1 + 4
-    assert [r.measurement.quality for r in results(rig)] == ["ok", "slowed", "slowed"]
-    assert results(rig)[2].measurement.undisturbed_ms is None
-    submit(rig, agent, 4)
-    assert results(rig)[3].measurement.quality == "ok"
-
-
-def test_a_sentinel_that_is_slow_beforehand_saves_the_measurement(rig: Rig) -> None:
-    agent = rig.agent()
-    rig.run(agent)
-    submit(rig, agent, 1)
-    slow = SlowReply(sentinel=SentinelReading(median_ms=1.4, half_width_percent=1.0))
-    rig.measurer.script.extend([slow, measured()])
-    submit(rig, agent, 2, seconds=COOLING_S[0] + 3)
-    assert rig.measurer.orders[1].sentinel.slow_at_ms == pytest.approx(1.1)
-    assert results(rig)[-1].measurement.quality == "ok"
-
-
-def test_no_time_to_cool_is_no_reason_to_miss_a_deadline(rig: Rig) -> None:
-    agent = rig.agent()
-    rig.run(agent)
-    submit(rig, agent, 1)
-    rig.measurer.script.append(measured(6.0, sentinel_ms=1.5))
-    submit(rig, agent, 2, deadline_s=7)
-    assert [r.measurement.quality for r in results(rig)] == ["ok", "slowed"]
-
-
-def test_a_board_that_says_it_is_throttled_is_believed(rig: Rig) -> None:
-    agent = rig.agent()
-    rig.run(agent)
-    throttled = measured().after.model_copy(update={"throttled": True})
-    rig.measurer.script.extend([measured(after=throttled)] * 3)
-    submit(rig, agent, 1, seconds=sum(COOLING_S) + 5)
-    assert [r.measurement.quality for r in results(rig)] == ["slowed"]
 
 
 def test_a_result_that_no_coordinator_wants_is_forgotten_and_said(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,9 +14,10 @@ import pytest
 from runtime_stand_ins import attach_phone
 from supernets import random_bundle
 
-from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, Reply, SentinelOrder
+from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, ReferenceOrder, Reply
 from agent.model_building import build_model
 from agent.probe import agent_info
+from agent.references import DRIVEN_RUNGS
 from agent.runtimes.adb_runtime import AdbRuntime, parse_output, summarise_blocks
 from agent.runtimes.base import ProviderFallbackError
 from agent.runtimes.command_runtime import CommandRuntime, parse_report
@@ -63,7 +64,7 @@ def test_a_subnet_is_pushed_timed_on_the_phone_and_removed(phone: Path, bundle: 
             architecture=SPACE.decode(SPACE.largest())[0],
             setting=ADB.model_copy(update={"threads": 2, "affinity": (6, 7)}),
             protocol=SHORT,
-            sentinel=SentinelOrder(before=True, protocol=SHORT),
+            references=ReferenceOrder(),
         )
     )
     while isinstance(reply := worker.poll(60), PhaseReply):
@@ -75,11 +76,13 @@ def test_a_subnet_is_pushed_timed_on_the_phone_and_removed(phone: Path, bundle: 
     assert reply.timing.min_ms <= reply.timing.median_ms
     assert reply.before.battery_percent == 83
     assert reply.before.temperature_c == 31.2
-    assert reply.sentinel_after is not None
+    assert reply.paired is not None
+    assert reply.paired.basis in ("bracketed", "none")
+    assert len(reply.levels_ms) == DRIVEN_RUNGS
     benchmarks = [line for line in log(phone) if "benchmark_model" in line]
     assert all(line.startswith("taskset c0 ") and "--num_threads=2" in line for line in benchmarks)
     left = list((phone / "data/local/tmp/fleetnas").iterdir())
-    assert len(left) == 1, "the measured model is removed; the sentinel's stays for the next measurement"
+    assert len(left) == DRIVEN_RUNGS, "the measured model is removed; the references stay for the next measurement"
 
 
 def test_the_protocol_reaches_the_tool(phone: Path, bundle: SupernetBundle) -> None:

@@ -22,10 +22,11 @@ from agent.child_messages import (
     PhaseReply,
     ProbedReply,
     ProbeOrder,
+    ReferenceOrder,
     Reply,
-    SentinelOrder,
     SlowReply,
 )
+from agent.references import ladder
 from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -233,36 +234,95 @@ def test_only_the_wait_for_the_host_lock_may_last_longer_than_the_limit() -> Non
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "litert"])
-def test_a_subnet_is_built_and_measured_with_the_sentinel_around_it(
-    worker: Worker, tmp_path: Path, runtime: str
-) -> None:
+def test_a_subnet_is_built_and_measured_in_turns_with_references(worker: Worker, tmp_path: Path, runtime: str) -> None:
     space = make_space("digits")
     bundle = random_bundle(tmp_path / "digits.supernet", space)
     setting = RuntimeSetting.model_validate({"runtime": runtime})
+    rungs = {rung.fingerprint for rung in ladder(space)}
     subnet = MeasureOrder(
         bundle_path=str(bundle.path),
         bundle_sha256=bundle.sha256,
         architecture=space.decode(space.largest())[0],
         setting=setting,
-        protocol=SHORT,
-        sentinel=SentinelOrder(before=True, protocol=SHORT),
+        protocol=SHORT.model_copy(update={"min_s": 0.1}),
+        references=ReferenceOrder(),
     )
     worker.submit(subnet)
     first = final(worker)
     assert isinstance(first, MeasuredReply)
-    assert first.sentinel_before is not None
-    assert first.sentinel_after is not None
+    paired = first.paired
+    assert paired is not None
+    assert paired.timing == first.timing
+    assert first.levels_ms.keys() == rungs
+    assert paired.reference == subnet.architecture.fingerprint, "the nearest in size of the largest is the largest"
+    assert paired.reference_ms == first.levels_ms[paired.reference]
+    assert paired.rounds >= 4
     assert first.model_bytes > 10_000
-    assert 0 < first.inference_s < first.busy_s
-    worker.submit(subnet)
+    assert 0 < paired.subject_inference_s + paired.reference_inference_s < first.inference_s < first.busy_s
+    # Known levels are not read again.
+    known = ReferenceOrder(levels_ms={name: 2 * level for name, level in first.levels_ms.items()})
+    worker.submit(subnet.model_copy(update={"references": known.model_copy(update={"keep_levels": True})}))
     again = final(worker)
     assert isinstance(again, MeasuredReply)
     assert again.model_sha256 == first.model_sha256
+    assert again.levels_ms == known.levels_ms
+    assert again.paired is not None
+    assert again.paired.slowdown < 1.0
 
-    # A sentinel that is slower than allowed stops the measurement before it begins.
-    too_slow = SentinelOrder(before=True, slow_at_ms=first.sentinel_before.median_ms / 1000, protocol=SHORT)
-    worker.submit(subnet.model_copy(update={"sentinel": too_slow}))
-    assert isinstance(final(worker), SlowReply)
+    # A device that is slower than allowed stops the measurement before it begins.
+    slow = ReferenceOrder(levels_ms=first.levels_ms, slow_above=0.001)
+    worker.submit(subnet.model_copy(update={"references": slow}))
+    reply = final(worker)
+    assert isinstance(reply, SlowReply)
+    assert reply.slowdown is not None
+    assert reply.slowdown > 0.001
+
+
+def test_levels_found_too_high_are_lowered_and_all_are_read_again(worker: Worker, tmp_path: Path) -> None:
+    space = make_space("digits")
+    bundle = random_bundle(tmp_path / "digits.supernet", space)
+    order = MeasureOrder(
+        bundle_path=str(bundle.path),
+        bundle_sha256=bundle.sha256,
+        architecture=space.decode(space.largest())[0],
+        setting=RuntimeSetting(),
+        protocol=SHORT.model_copy(update={"min_s": 0.05}),
+        references=ReferenceOrder(keep_levels=True),
+    )
+    worker.submit(order)
+    first = final(worker)
+    assert isinstance(first, MeasuredReply)
+    slowed = {name: 50 * level for name, level in first.levels_ms.items()}
+    replies = []
+    for _ in range(2):
+        levels = replies[-1].levels_ms if replies else slowed
+        worker.submit(order.model_copy(update={"references": ReferenceOrder(levels_ms=levels)}))
+        reply = final(worker)
+        assert isinstance(reply, MeasuredReply)
+        replies.append(reply)
+    lowered, read_again = replies
+    changed = [name for name, level in lowered.levels_ms.items() if level != slowed[name]]
+    assert lowered.paired is not None
+    assert changed == [lowered.paired.reference]
+    assert all(level < slowed[name] / 2 for name, level in read_again.levels_ms.items())
+
+
+def test_a_runtime_with_room_for_one_reference_has_the_smallest(worker: Worker, tmp_path: Path) -> None:
+    space = make_space("digits")
+    bundle = random_bundle(tmp_path / "digits.supernet", space)
+    worker.submit(
+        MeasureOrder(
+            bundle_path=str(bundle.path),
+            bundle_sha256=bundle.sha256,
+            architecture=space.decode(space.largest())[0],
+            setting=RuntimeSetting(),
+            protocol=SHORT,
+            references=ReferenceOrder(at_most=1),
+        )
+    )
+    reply = final(worker)
+    assert isinstance(reply, MeasuredReply)
+    assert list(reply.levels_ms) == [space.decode(space.smallest())[0].fingerprint]
 
 
 def test_failures_of_the_order_itself_keep_the_child(worker: Worker, tmp_path: Path) -> None:
