@@ -141,6 +141,11 @@ class DeviceSearch:
             self._refresh_standings()
         return self._targets
 
+    @property
+    def targets_note(self) -> str:
+        """What is to be said of the targets as a whole, such as why they are fewer than were asked for."""
+        return ""
+
     def target(self, target_ms: float | None) -> TargetState | None:
         """One target as its verifications left it; one that has none yet may stand better by now."""
         return next((state for state in self._targets if state.target_ms == target_ms), None)

@@ -47,10 +47,12 @@ class TargetState:
     predicted_ms: float | None = None
     measured_ms: float | None = None
     verified_ms: float | None = None
+    typical_ms: float | None = None
     accuracy: float | None = None
     """As predicted, a fraction."""
     sha256: str | None = None
     reason: str = ""
+    note: str = ""
     missed_by: list[float] = field(default_factory=list)
     """How far re-measurements that missed were beyond the first measurement, relative."""
     verifications: int = 0

@@ -50,7 +50,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def outcome() -> CampaignOutcome:
-    hostile = FailureRow("task-1", 1, device_outcome("x").rows[0].architecture, "crashed", "<script>alert(1)</script>")
+    subnet = device_outcome("x").rows[0].architecture
+    hostile = FailureRow("task-1", 1, "candidate", subnet, "crashed", "<script>alert(1)</script>")
     return campaign_outcome(
         dataclasses.replace(device_outcome("board-a"), failures=(hostile,)),
         device_outcome("board-b", threads=2, status="lost", measurements=14, seed=1),
@@ -106,7 +107,7 @@ def test_what_a_device_sent_is_text(page: Page) -> None:
 def test_each_device_has_the_plots_it_has_data_for(page: Page) -> None:
     labels = [attributes["aria-label"] or "" for name, attributes in page.elements if name == "svg"]
     titles = [label.partition(".")[0] for label in labels]
-    one = ["Front", "Prediction and measurement", "Predictor error as it learned", "Drift and temperature"]
+    one = ["Front", "Prediction and measurement", "Predictor error as it learned", "Slow-down and temperature"]
     assert titles == one * 2
     assert "30 measured subnets" in labels[0]
     assert "4 winners" in labels[0]
@@ -164,7 +165,9 @@ def test_energy_is_shown_where_a_board_tells_it(tmp_path: Path) -> None:
 def test_of_a_device_that_fails_all_the_time_the_first_failures_are_listed_and_the_rest_linked(tmp_path: Path) -> None:
     device = device_outcome("board-a")
     architecture = device.rows[0].architecture
-    failures = tuple(FailureRow(f"task-{n}", 1, architecture, "crashed", f"failure {n} of many") for n in range(500))
+    failures = tuple(
+        FailureRow(f"task-{n}", 1, "candidate", architecture, "crashed", f"failure {n} of many") for n in range(500)
+    )
     take_home(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures)))
     text = render_report(tmp_path)
     assert "500 measurements failed" in text

@@ -14,9 +14,10 @@ import pytest
 from outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
 from pydantic import ValidationError
 
+from coordinator.report.conversion import run_status
 from coordinator.report.measurement_table import measurements_csv, read_measurements
 from coordinator.report.outcome import CampaignOutcome, TargetOutcome
-from coordinator.report.results import Results, run_status
+from coordinator.report.results import Results
 from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, TakeHome, WinnerCard, read_results
 from fleet_protocol.errors import HashMismatchError, StoreError
 
@@ -42,7 +43,7 @@ def test_results_and_models_are_found_again(tmp_path: Path) -> None:
     outcome = campaign_outcome(device_outcome("board-a"), device_outcome("board-b", threads=2, seed=1))
     written = take_home(tmp_path, outcome)
     assert read_results(tmp_path) == written
-    assert (written.status, written.targets_met, written.target_count) == ("complete", 8, 8)
+    assert (written.status, written.targets_met, written.targets_asked) == ("complete", 8, 8)
     for device in written.fleet:
         assert (device.measurements, len(device.targets)) == (30, 4)
         for target in device.targets:
