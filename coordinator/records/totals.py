@@ -10,9 +10,9 @@ DeviceStatus: TypeAlias = Literal["running", "finished", "lost", "failed"]
 
 _UNREACHED: dict[DeviceStatus, str] = {
     "running": "not decided yet",
-    "finished": "not reached: the search ended before it",
-    "lost": "not reached: its device was lost",
-    "failed": "not reached: its device failed",
+    "finished": "not reached: search over",
+    "lost": "not reached: device lost",
+    "failed": "not reached: device failed",
 }
 
 

@@ -181,6 +181,8 @@ def _best(target: TargetSnapshot) -> str:
 
 
 def _inline_targets(device: DeviceSnapshot) -> Strip:
+    if not device.targets:
+        return [Segment(f"  {_targets_remark(device)}", DIM)]
     strip = [Segment("  ms ", DIM)]
     for target in device.targets:
         strip += [

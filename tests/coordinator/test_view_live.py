@@ -83,7 +83,7 @@ def test_why_a_device_does_nothing_is_shown(state: str) -> None:
 
 
 def test_devices_that_do_not_fit_are_counted() -> None:
-    text = text_of(dataclasses.replace(snapshot(40, log=0), progress=()), 80, 16)
+    text = text_of(dataclasses.replace(snapshot(40, log=0), progress=()), 100, 16)
     shown = sum(f"board-{index} " in text for index in range(40))
     rest = next(line for line in text.splitlines() if line.startswith("and "))
     assert rest.startswith(f"and {40 - shown} more: ")
@@ -208,6 +208,9 @@ def test_the_summary_tells_each_target_and_each_device(width: int) -> None:
     assert text.count("✓ met") == 7
     flat = " ".join(text.split())
     assert "board-b/onnxruntime_cpu_2t_fp32: lost (no heartbeat for 90 s)" in flat
-    assert "9.1 % on 4 held out" in flat
+    assert "4.2 % on 12 held out" in flat
+    assert "predictor error too few to tell (4 held out)" in flat
+    assert "9.1 %" not in flat
+    assert "2 device settings: 1 finished, 1 lost" in flat
     assert "7 of 8 targets met by a fresh re-measurement" in flat
     assert max(cell_len(line) for line in text.splitlines()) <= width
