@@ -262,7 +262,7 @@ def _draw_slowdown(axis: Any, found: Sequence[tuple[float, Measurement]]) -> str
     axis.set_ylim(min(bottom, 1 - _LEAST_SLOWDOWN), max(top, 1 + _LEAST_SLOWDOWN))
     axis.set_ylabel("slow-down (times)")
     if slowed or unknown or changes:
-        axis.legend(loc="upper left")
+        axis.figure.legend(loc="outside lower center", ncols=3)
     told = "Latency over latency at undisturbed speed"
     if known:
         values = [value for _, value in known]

@@ -65,13 +65,13 @@ def _table(device: DeviceOutcome) -> Table:
 
 
 def _cells(target: TargetOutcome) -> list[Text]:
+    remarks = wording.remarks(target.verified_ms, target.typical_ms, target.note)
     if target.met:
-        remarks = wording.remarks(target.verified_ms, target.typical_ms, target.note)
         result = Text("; ".join(("✓ met", *remarks)), style=GOOD)
     elif target.open:
         result = Text(f"· {wording.printable(target.reason)}")
     else:
-        result = Text(f"✗ {wording.printable(target.reason) or 'not met'}", style=BAD)
+        result = Text("; ".join((f"✗ {wording.printable(target.reason) or 'not met'}", *remarks)), style=BAD)
     accuracy = wording.accuracy(target.accuracy)
     if target.accuracy is None and target.predicted_accuracy is not None:
         accuracy = f"~{wording.accuracy(target.predicted_accuracy)}"

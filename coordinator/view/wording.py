@@ -67,10 +67,9 @@ def target_accuracy(snapshot: TargetSnapshot) -> str:
 
 def target_status(snapshot: TargetSnapshot) -> str:
     """One or a few words on where a target stands; a result only once it is verified."""
-    if snapshot.met:
-        return "; ".join(("met", *remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)))
     if snapshot.met is not None:
-        return printable(snapshot.reason) or "missed"
+        word = "met" if snapshot.met else printable(snapshot.reason) or "missed"
+        return "; ".join((word, *remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)))
     if snapshot.reason:
         return printable(snapshot.reason)
     if snapshot.measured_ms is not None:
@@ -102,7 +101,7 @@ def verified(verified_ms: float | None, typical_ms: float | None) -> str:
 
 
 def remarks(verified_ms: float | None, typical_ms: float | None, note: str) -> list[str]:
-    """What is said of a target that is met, beside that it is."""
+    """What is said of a decided target beside that it is met, or why it is not."""
     beside = typical(verified_ms, typical_ms)
     return [remark for remark in (f"{beside} ms" if beside else "", printable(note)) if remark]
 
@@ -129,7 +128,7 @@ def status_counts(statuses: Iterable[DeviceStatus]) -> str:
 def data_quality(quality: DataQuality) -> str:
     """How many measurements were disturbed, and by how much at most."""
     if not quality.measured:
-        return "nothing measured yet"
+        return "nothing measured"
     parts = [f"{quality.ok} ok, {quality.noisy} noisy, {quality.slowed} slowed"]
     if quality.largest_slowdown is not None:
         parts.append(f"largest slow-down {quality.largest_slowdown:.2f}x")
