@@ -32,8 +32,9 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
     found = opened.runs()
     for run in found:
-        targets = str(run.settings["plan"]["targets"])
-        totals = stored_totals(opened, run.run_id, TargetRequest.parse(targets))
+        targets = str(run.settings.get("plan", {}).get("targets", "?"))
+        request = TargetRequest() if targets == "?" else TargetRequest.parse(targets)
+        totals = stored_totals(opened, run.run_id, request)
         if as_json:
             line = {"run_id": run.run_id, "created_unix_s": run.created_unix_s, "supernet": run.supernet}
             counts = {"met": totals.met, "asked": totals.asked}

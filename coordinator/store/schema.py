@@ -46,7 +46,7 @@ class DeviceRow(Base):
     learning: Mapped[list[Any]]
     wire_bytes: Mapped[int] = mapped_column(BigInteger)
     targets_ms: Mapped[list[Any] | None]
-    targets_note: Mapped[str] = mapped_column(Text, server_default="")
+    targets_note: Mapped[str | None] = mapped_column(Text)
 
 
 class TaskRow(Base):

@@ -181,7 +181,7 @@ class MeasurementStore:
                     learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning),
                     wire_bytes=row.wire_bytes,
                     targets_ms=None if row.targets_ms is None else tuple(row.targets_ms),
-                    targets_note=row.targets_note,
+                    targets_note=row.targets_note or "",
                 )
                 for row in rows
             ]

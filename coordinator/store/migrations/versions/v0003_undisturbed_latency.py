@@ -29,4 +29,4 @@ def upgrade() -> None:
     op.execute("UPDATE measurements SET quality = 'slowed' WHERE quality = 'throttled'")
     op.drop_column("measurements", "drift")
     op.add_column("devices", sa.Column("targets_ms", sa.JSON))
-    op.add_column("devices", sa.Column("targets_note", sa.Text, nullable=False, server_default=""))
+    op.add_column("devices", sa.Column("targets_note", sa.Text))
