@@ -7,22 +7,26 @@ import itertools
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
+import simulated_fleet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from simulated_fleet import SPACE, HiddenDevice, Simulation, measurement
+from simulated_fleet import SPACE, HiddenDevice, InlineExecutor, Simulation, StandInModels, measurement
 
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.proposal import TargetState
 from coordinator.campaign.standing import outcome_of, snapshot_of, stored_totals, winner_record
 from coordinator.campaign.track import SettingTrack
+from coordinator.campaign.winner_models import CalibratedModel
 from coordinator.records.totals import TargetTotals, target_totals
 from coordinator.report.html import render_report
 from coordinator.report.take_home import TakeHome, read_results
@@ -440,3 +444,36 @@ def test_given_targets_are_listed_from_the_first_moment_on() -> None:
     assert text.count("searching") >= 3
     assert "chosen" not in text
     assert target_totals([device]) == TargetTotals(0, 3)
+
+
+class StuckEvaluations(InlineExecutor):
+    """Plans at once; the accuracy of a winner never comes."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return Future() if fn.__name__ == "accuracy" else super().submit(fn, *args, **kwargs)
+
+
+class SlowlyEvaluated(StandInModels):
+    def evaluates_at_once(self, model: CalibratedModel) -> bool:
+        return False
+
+
+def test_a_winner_is_kept_where_its_device_is_lost_before_its_accuracy_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(simulated_fleet, "InlineExecutor", StuckEvaluations)
+    fleet = Simulation(CampaignPlan(targets="auto:3", budget=10, spread=6, grace_s=5), models=SlowlyEvaluated())
+    fleet.add("pi0")
+    fleet.begin()
+    fleet.run(until=lambda: any(track.search.decided for track in fleet.campaign.tracks.values()))
+    fleet.broker.cut("pi0")
+    fleet.agents.clear()
+    fleet.run()
+    fleet.campaign.finish()
+    live = target_totals(snapshot_of(fleet.campaign, fleet.clock.unix()).devices)
+    assert live == TargetTotals(1, 3)
+    outcome = outcome_of(fleet.store, "run-1")
+    assert target_totals(outcome.devices) == live
+    assert [target.met for target in outcome.devices[0].targets] == [
+        target.met for target in snapshot_of(fleet.campaign, 0.0).devices[0].targets
+    ]
