@@ -178,7 +178,11 @@ def _device(index: int, targets: int) -> DeviceSnapshot:
         device=f"board-{index}",
         setting_label=f"onnxruntime_cpu_{index % 4 + 1}t_fp32",
         state=state,
-        state_detail={"lost": "no heartbeat for 90 s", "idle": "another agent of this host measures"}.get(state, ""),
+        state_detail={
+            "lost": "no heartbeat for 90 s",
+            "failed": "every measurement crashed",
+            "idle": "another agent of this host measures",
+        }.get(state, ""),
         temperature_c=None if index % 3 == 2 else 55.0 + index,
         throttled=index % 5 == 1,
         measurements=23,
