@@ -86,7 +86,7 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting) -> int:
     )
     reply = bench_model(options.model, setting, protocol, _tell_waiting)
     if options.json:
-        sys.stdout.write(reply.model_dump_json(exclude={"kind", "sentinel_before", "sentinel_after"}) + "\n")
+        sys.stdout.write(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"}) + "\n")
         return 0
     timing = reply.timing
     sys.stdout.write(

@@ -27,6 +27,7 @@ from coordinator.campaign.typical_speed import TypicalSpeed
 from coordinator.campaign.verification import Verification
 from coordinator.predictors.bayesian import HeldOutError
 from coordinator.predictors.prior import Prior
+from coordinator.records.budget import counts_against_budget
 from coordinator.search.bounds import Bounds
 from coordinator.search.problem import AccuracyModel
 from coordinator.view.events import Purpose
@@ -123,10 +124,6 @@ class DeviceSearch:
             self._verification.predict(self._targets)
         return self._targets
 
-    def target(self, target_ms: float | None) -> TargetState | None:
-        """One target as its verifications left it; one that has none yet may stand better by now."""
-        return next((state for state in self._targets if state.target_ms == target_ms), None)
-
     @property
     def decided(self) -> list[TargetState]:
         """Every target once the search has finished: before that, what is met may be opened again."""
@@ -179,7 +176,7 @@ class DeviceSearch:
         """What a proposal brought; also one that a stored run had asked for."""
         if proposal.purpose != "spread":
             self._end_initial_design()
-        of_target = proposal.purpose == "verification" or proposal.target_ms is not None
+        of_target = proposal.target_ms is not None
         if of_target:
             self._end_exploration()
             if self.target(proposal.target_ms) is None:
@@ -188,8 +185,7 @@ class DeviceSearch:
         self._outstanding.pop(proposal.key, None)
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
         genome = np.array(proposal.genome, dtype=np.int16)
-        # A subnet that stands in for one that missed its target is past the budget's end.
-        self.measurements += not of_target
+        self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
         if proposal.purpose == "spread" and genome.tobytes() in self._design_tries:
             self._design_tries[genome.tobytes()] += 1
         state = self.target(proposal.target_ms) if of_target else None

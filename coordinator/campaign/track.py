@@ -9,9 +9,12 @@ from dataclasses import dataclass, field, replace
 from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.winner_models import CalibratedModel
-from coordinator.store.records import DeviceRecord, DeviceStatus, Outcome, TaskRecord
+from coordinator.records.budget import counts_against_budget
+from coordinator.records.data_quality import Finding, QualityTally
+from coordinator.records.totals import DeviceStatus
+from coordinator.store.records import DeviceRecord, Outcome, TaskRecord
 from fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
-from fleet_protocol.messages import AgentInfo, BlobReference, RuntimeSetting, TaskKey
+from fleet_protocol.messages import AgentInfo, BlobReference, Failed, RuntimeSetting, TaskKey
 
 
 @dataclass
@@ -66,6 +69,7 @@ class SettingTrack:
     accuracies: dict[float, tuple[float, int]] = field(default_factory=dict)
     learning: list[tuple[int, float, float | None, int]] = field(default_factory=list)
     failures: int = 0
+    tally: QualityTally = field(default_factory=QualityTally)
     wire_bytes: int = 0
     temperature_c: float | None = None
     throttled: bool | None = None
@@ -83,8 +87,15 @@ class SettingTrack:
     @property
     def measurements(self) -> int:
         """Counted against the budget, what the search is yet to be told included."""
-        waiting = sum(proposal.purpose != "verification" and proposal.target_ms is None for proposal, _ in self.inbox)
+        waiting = sum(counts_against_budget(proposal.purpose, proposal.target_ms) for proposal, _ in self.inbox)
         return self.search.measurements + waiting
+
+    def count_outcome(self, outcome: Outcome) -> tuple[Finding, ...]:
+        """Count what a task brought; returns what is to be announced."""
+        if isinstance(outcome, Failed):
+            self.failures += 1
+            return ()
+        return self.tally.add(outcome)
 
     @property
     def learned_much(self) -> bool:
@@ -118,6 +129,7 @@ class SettingTrack:
 
     def to_record(self) -> DeviceRecord:
         """What the store keeps."""
+        targets_ms = tuple(state.target_ms for state in self.search.targets)
         return DeviceRecord(
             self.run_id,
             self.device,
@@ -127,4 +139,6 @@ class SettingTrack:
             self.reason,
             tuple(self.learning),
             self.wire_bytes,
+            targets_ms or None,
+            self.search.targets_note,
         )

@@ -45,6 +45,8 @@ class DeviceRow(Base):
     reason: Mapped[str] = mapped_column(Text)
     learning: Mapped[list[Any]]
     wire_bytes: Mapped[int] = mapped_column(BigInteger)
+    targets_ms: Mapped[list[Any] | None]
+    targets_note: Mapped[str | None] = mapped_column(Text)
 
 
 class TaskRow(Base):

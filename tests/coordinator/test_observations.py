@@ -1,4 +1,4 @@
-"""What a device setting's measurements amount to: typical speed, latencies, bounds, and a predictor that learns bounds."""
+"""Observations of a device setting: typical speed, latencies, bounds, and a predictor that learns bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Latency at undisturbed speed takes the place of the sentinel's drift; `throttled` becomes `slowed`."""
+"""Latency at undisturbed speed takes the place of the sentinel's drift; `throttled` becomes `slowed`.
+
+Device settings keep their targets, so that every target that was asked for is counted.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +28,5 @@ def upgrade() -> None:
     )
     op.execute("UPDATE measurements SET quality = 'slowed' WHERE quality = 'throttled'")
     op.drop_column("measurements", "drift")
+    op.add_column("devices", sa.Column("targets_ms", sa.JSON))
+    op.add_column("devices", sa.Column("targets_note", sa.Text))
