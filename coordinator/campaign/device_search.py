@@ -124,6 +124,10 @@ class DeviceSearch:
             self._verification.predict(self._targets)
         return self._targets
 
+    def target(self, target_ms: float | None) -> TargetState | None:
+        """One target as its verifications left it; one that has none yet may stand better by now."""
+        return next((state for state in self._targets if state.target_ms == target_ms), None)
+
     @property
     def decided(self) -> list[TargetState]:
         """Every target once the search has finished: before that, what is met may be opened again."""
