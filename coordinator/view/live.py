@@ -26,7 +26,7 @@ _LOG_LINES_KEPT_FREE = 3
 _MAX_LOG = 8
 _FACTS_GAP = "  ·  "
 _LEGEND = "~ predicted accuracy   · ? not yet verified   err: the predictor's, held out"
-_LEGEND_MORE = "   predicted: without its own measurements   typical: at usual slow-down"
+_LEGEND_MORE = "   predicted: without its own measurements   typical: at the run's median slow-down"
 #: What to see first where not every device fits.
 _ATTENTION: tuple[DeviceState, ...] = (
     "failed",
