@@ -68,6 +68,8 @@ class SettingTrack:
     settled: set[float] = field(default_factory=set)
     accuracies: dict[float, tuple[float, int]] = field(default_factory=dict)
     learning: list[tuple[int, float, float | None, int]] = field(default_factory=list)
+    #: What the request for targets came down to, as far as it was stored.
+    targets_ms: tuple[float, ...] = ()
     failures: int = 0
     tally: QualityTally = field(default_factory=QualityTally)
     wire_bytes: int = 0
@@ -129,7 +131,9 @@ class SettingTrack:
 
     def to_record(self) -> DeviceRecord:
         """What the store keeps."""
-        targets_ms = tuple(state.target_ms for state in self.search.targets)
+        # Once known they stay, and asking a search for its targets makes it look for each one's best subnet.
+        if not self.targets_ms or self.status != "running":
+            self.targets_ms = tuple(state.target_ms for state in self.search.targets)
         return DeviceRecord(
             self.run_id,
             self.device,
@@ -139,6 +143,6 @@ class SettingTrack:
             self.reason,
             tuple(self.learning),
             self.wire_bytes,
-            targets_ms or None,
+            self.targets_ms or None,
             self.search.targets_note,
         )

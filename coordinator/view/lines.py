@@ -79,7 +79,9 @@ def _event_text(event: Event) -> str | None:
         case StoreAvailable():
             return f"the store can be written again, after {wording.elapsed(event.away_s)}"
         case MeasurementTaken():
-            predicted = "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)}"
+            predicted = (
+                "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)} beforehand"
+            )
             quality = "" if event.quality == "ok" else f", {event.quality}"
             return (
                 f"{event.device}/{event.setting} measured {wording.latency(event.measured_ms)} ms "

@@ -26,6 +26,7 @@ _LOG_LINES_KEPT_FREE = 3
 _MAX_LOG = 8
 _FACTS_GAP = "  ·  "
 _LEGEND = "~ predicted accuracy   · ? not yet verified   err: the predictor's, held out"
+_LEGEND_MORE = "   predicted: without its own measurements   typical: at the run's median slow-down"
 #: What to see first where not every device fits.
 _ATTENTION: tuple[DeviceState, ...] = (
     "failed",
@@ -70,7 +71,8 @@ def frame_strips(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
         lines.append(padded([Segment("No device yet: run `fleetnas-agent run --broker HOST:PORT` on a board.")], width))
     room = height - len(lines)
     if room > _LOG_LINES_KEPT_FREE + 1:
-        lines.append(padded([Segment(_LEGEND, DIM)], width))
+        more = _LEGEND_MORE if len(_LEGEND) + len(_LEGEND_MORE) <= width else ""
+        lines.append(padded([Segment(_LEGEND + more, DIM)], width))
         room -= 1
     if room > 0:
         lines += [padded([Segment(wording.printable(line))], width) for line in snapshot.log[-min(room, _MAX_LOG) :]]

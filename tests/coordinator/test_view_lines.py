@@ -134,7 +134,9 @@ def test_plain_lines_are_one_per_event_worth_one() -> None:
     # None for the predictor's error, two for the end of a campaign with slowed devices.
     assert len(lines) == len(EVENTS)
     assert all(line.startswith("22:13:20 ") and line.isprintable() for line in lines)
-    assert any("measured 1.93 ms ±0.7 %, predicted 1.95: candidate" in line and "12 of 40" in line for line in lines)
+    assert any(
+        "measured 1.93 ms ±0.7 %, predicted 1.95 beforehand: candidate" in line and "12 of 40" in line for line in lines
+    )
     (met,) = (line for line in lines if "target 2 ms met" in line)
     assert "verified at 1.86 ms, accuracy 94.4 %; typical 1.96 ms; constrains nothing: the largest" in met
     assert "3 of 4 targets met, lost board-1, failed board-2, results in out/results.json" in lines[-2]
