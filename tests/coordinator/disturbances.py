@@ -42,7 +42,7 @@ class Disturbance:
 def disturbance(profile: str, seed: int) -> Disturbance:
     """A course of the profile of that name; the same seed gives the same one."""
     rng = np.random.default_rng([seed, *profile.encode()])
-    times = np.arange(round(HORIZON_S / STEP_S)) * STEP_S
+    times: Floats = np.arange(round(HORIZON_S / STEP_S), dtype=np.float64) * STEP_S
     return Disturbance(*_PROFILES[profile](times, rng))
 
 
@@ -155,7 +155,8 @@ def _telegraph(times: Floats, rng: np.random.Generator, *, share: float, mean_s:
     begins_on = rng.random() < share
     pairs = (on, off) if begins_on else (off, on)
     ends = np.cumsum(np.column_stack(pairs).ravel())
-    return (np.searchsorted(ends, times) % 2 == 0) == begins_on
+    found: NDArray[np.bool_] = (np.searchsorted(ends, times) % 2 == 0) == begins_on
+    return found
 
 
 def _count(times: Floats, mean_s: float) -> int:

@@ -13,14 +13,18 @@ from collections.abc import Callable
 import numpy as np
 from disturbances import STEP_S, Disturbance, sensitivity
 from numpy.typing import NDArray
-from simulated_fleet import FakeClock, SimulatedAgent, file_sha256, measurement
+from simulated_fleet import FakeClock, SimulatedAgent, file_sha256
 
-from agent.paired import Reference, measure_paired, read_levels
-from agent.speed import SpeedTracker
-from agent.undisturbed import median
+from agent.child_messages import MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
+from agent.device_speed import DeviceSpeed
+from agent.paired import Reference, measure_paired, read_levels, reference_turn_s
+from agent.references import Rung, ladder
+from agent.speed import continued_levels
+from agent.steady import WINDOW_S, warm_until_steady
+from agent.undisturbed import low, median
 from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.prior import INDICATOR
-from fleet_protocol.messages import Measurement, MeasureTask, Progress
+from fleet_protocol.messages import Conditions, Measurement, MeasurementProtocol, MeasureTask, Progress
 from supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
@@ -31,21 +35,13 @@ Run = Callable[[], None]
 BUILD_AND_LOAD_S = 0.15
 #: Interval between two readings of the references while a task waits for its device.
 LOOK_AGAIN_S = 2.0
-#: Slow-down up to which a device is cool.
-_COOL = 1.05
-#: Warming up: windows of the largest reference, seconds, how many must agree and how closely, and bounds of the whole.
-_WINDOW_S, _STEADY_WINDOWS, _STEADY_TOLERANCE = 5.0, 3, 0.02
-_LEAST_WARM_UP_S, _MOST_WARM_UP_S = 30.0, 600.0
-#: A warm device that has done nothing for longer is warmed up again, seconds.
-_COOLED_AFTER_S = 20.0
+#: Duration of such a reading, seconds.
+_LOOK_S = 0.1
 #: Relative standard deviations: of single inferences, and between two sessions of one model.
 INFERENCE_NOISE, SESSION_NOISE = 0.01, 0.005
 #: Share of inferences that are interrupted, and the mean relative length of an interruption.
 _INTERRUPTED, _INTERRUPTION = 0.01, 0.3
 _NOISE_DRAWS = 8192
-#: Turns of the references, seconds: when their levels are read, and when the device is looked at.
-_LEVEL_TURN_S, _LOOK_S = 0.03, 0.02
-_KEY = "device"
 #: Devices are drawn from these ranges: milliseconds of the smallest subnet, and the largest subnet's over it.
 _RANGES = {"digits": ((0.25, 0.4), (15.0, 20.0))}
 _RANGE = ((9.0, 12.0), (5.0, 6.5))
@@ -116,126 +112,134 @@ class DisturbedDevice:
 
 
 class SimulatedBench:
-    """Measures subnets on a device with the agent's own code, and adds up the time per activity."""
+    """Measures subnets on a device as the agent and its child do, and adds up the time per activity.
+
+    What needs no real runtime is the agent's own code; the rest follows `agent.workbench` and `agent.pairing`.
+    """
 
     def __init__(self, device: DisturbedDevice) -> None:
         self.device, self.clock = device, device.clock
-        self.speed = SpeedTracker()
+        self.speed = DeviceSpeed()
         #: Seconds: of tasks in all, inside subjects' and references' inference, and of waiting for the device.
         self.busy_s = self.subject_s = self.reference_s = self.waited_s = 0.0
-        ladder = _rungs(device.space)
-        self._names = [architecture.fingerprint for architecture in device.space.decode(ladder)]
-        self._ladder, self._sizes = ladder, device.space.macs(ladder)
-        self._sessions: list[Run] = []
-        self._worked_s = float("-inf")
+        self._rungs = ladder(device.space)
+        self._runs: dict[str, Run] = {}
+        self._levels_ms: dict[str, float] = {}
+        self._calibrated = False
 
     def measure(self, task: MeasureTask, on_wait: Callable[[], None] = lambda: None) -> Measurement:
         """Carry out a task; `on_wait` is called before each interval of waiting."""
         began_s = self.clock.now_s
-        idle_s = began_s - self._worked_s
-        if not self._sessions:
-            self._load_references()
-        if task.condition == "sustained" and idle_s > _COOLED_AFTER_S:
-            self._warm_up(on_wait)
-        self._wait(task, on_wait)
-        self.clock.now_s += BUILD_AND_LOAD_S
         (genome,) = self.device.space.encode([task.architecture])
-        size = float(self.device.space.macs(genome[None])[0])
-        near, far = self._references(size)
-        timing = measure_paired(
+        macs = float(self.device.space.macs(genome[None])[0])
+        near = min(self._rungs, key=lambda rung: abs(math.log(rung.macs / macs)))
+        far = self._rungs[0] if near is not self._rungs[0] else self._rungs[-1]
+        order = self._ready(task, near, on_wait)
+        self.clock.now_s += BUILD_AND_LOAD_S
+        paired = measure_paired(
             self.device.session(genome),
-            size,
-            near,
-            far,
+            macs,
+            self._reference(near, order),
+            self._reference(far, order),
             task.protocol,
             clock_ns=self._clock_ns,
-            keep_level=task.condition == "sustained",
+            keep_level=order.keep_levels,
         )
-        self.subject_s += timing.subject_inference_s
-        self.reference_s += timing.reference_inference_s
+        if paired.reference_ms < self._levels_ms[paired.reference]:
+            self._levels_ms[paired.reference], self._calibrated = paired.reference_ms, False
+        self.subject_s += paired.subject_inference_s
+        self.reference_s += paired.reference_inference_s
         self.busy_s += self.clock.now_s - began_s
-        self._worked_s = self.clock.now_s
-        verdict = self.speed.judge(_KEY, timing, throttled=None, ended_unix_s=self.clock.unix())
-        return measurement(
-            timing.timing.median_ms,
-            file_sha256(task.architecture, task.calibration),
-            self.clock.unix(),
-            **timing.timing.model_dump(exclude={"median_ms", "noisy", "inference_s"}),
-            quality=verdict.quality,
-            undisturbed_ms=timing.undisturbed_ms,
-            undisturbed_half_width_percent=timing.undisturbed_half_width_percent,
-            reference=timing.reference,
-            reference_ms=timing.reference_ms,
-            condition=task.condition,
-            regime_unix_s=verdict.regime_unix_s,
-        )
+        return self._judged(task, paired)
 
-    def _load_references(self) -> None:
-        self._sessions = [self.device.session(genome) for genome in self._ladder]
-        self.clock.now_s += BUILD_AND_LOAD_S
-        self._calibrate()
-
-    def _calibrate(self) -> None:
-        """Take the references' present latencies for their levels."""
-        levels_ms = self._read(_LEVEL_TURN_S)
-        self.speed.learn_levels(_KEY, dict(zip(self._names, levels_ms, strict=True)))
-
-    def _read(self, turn_s: float, **options: int) -> list[float]:
-        about_ms = self.device.latency.predict(self._ladder).tolist()
-        levels_ms, spent_s = read_levels(
-            list(zip(self._sessions, about_ms, strict=True)), turn_s, clock_ns=self._clock_ns, **options
-        )
-        self.reference_s += spent_s
-        return levels_ms
-
-    def _warm_up(self, on_wait: Callable[[], None]) -> None:
-        """Run the largest reference until its speed is steady; the references' levels are read there."""
-        began_s, windows = self.clock.now_s, list[float]()
-        while self.clock.now_s - began_s < _MOST_WARM_UP_S:
-            on_wait()
-            window_s, runs = self.clock.now_s, 0
-            while self.clock.now_s - window_s < _WINDOW_S:
-                self._sessions[-1]()
-                runs += 1
-            windows.append((self.clock.now_s - window_s) / runs)
-            latest = windows[-_STEADY_WINDOWS:]
-            steady = len(latest) == _STEADY_WINDOWS and max(latest) <= (1 + _STEADY_TOLERANCE) * min(latest)
-            if steady and self.clock.now_s - began_s >= _LEAST_WARM_UP_S:
-                break
-        self.waited_s += self.clock.now_s - began_s
-        self._calibrate()
-
-    def _references(self, size: float) -> tuple[Reference, Reference]:
-        """The reference nearest in size, and the smallest one (the largest, where the nearest is the smallest)."""
-        levels_ms, normals = self.speed.levels(_KEY), self.speed.normals(_KEY)
-        nearest = int(np.argmin(np.abs(np.log(self._sizes / size))))
-        far = 0 if nearest else len(self._names) - 1
-        near, other = (
-            Reference(
-                self._names[place],
-                float(self._sizes[place]),
-                self._sessions[place],
-                levels_ms[self._names[place]],
-                normals[self._names[place]],
-            )
-            for place in (nearest, far)
-        )
-        return near, other
-
-    def _wait(self, task: MeasureTask, on_wait: Callable[[], None]) -> None:
-        """Wait for a device that is slower than the task allows, for as long as the task allows."""
-        limit = _COOL if task.condition == "cool" else task.wait_above
+    def _ready(self, task: MeasureTask, near: Rung, on_wait: Callable[[], None]) -> ReferenceOrder:
+        """Load and read the references, and wait for a device that is slower than the task allows."""
+        if not self._runs:
+            genomes = self.device.space.encode([rung.architecture for rung in self._rungs])
+            self._runs = {
+                rung.fingerprint: self.device.session(genome) for rung, genome in zip(self._rungs, genomes, strict=True)
+            }
+            self.clock.now_s += BUILD_AND_LOAD_S * len(self._runs)
         give_up_s = self.clock.now_s + task.wait_s
-        while limit is not None and self.clock.now_s < give_up_s and self.slowdown() > limit:
+        while True:
+            order = self.speed.order(task, self.clock.now_s, may_wait=self.clock.now_s < give_up_s)
+            if order.warm_up:
+                self._warm_up(on_wait)
+            self._calibrate(order, task.protocol)
+            slowdown = self._slowdown(near) if order.slow_above is not None else None
+            if order.slow_above is None or slowdown is None or slowdown <= order.slow_above:
+                return order
+            self.speed.saw_slow(task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms))
             on_wait()
             self.clock.now_s += LOOK_AGAIN_S
             self.waited_s += LOOK_AGAIN_S
 
-    def slowdown(self) -> float:
-        """Read the references: their median slow-down now."""
-        levels_ms = self.speed.levels(_KEY)
-        readings = self._read(_LOOK_S, least_turns=1, most_turns=1)
-        return median([now / levels_ms[name] for name, now in zip(self._names, readings, strict=True)])
+    def _calibrate(self, order: ReferenceOrder, protocol: MeasurementProtocol) -> None:
+        """Learn the references' levels where they are not known."""
+        if self._calibrated and self._runs.keys() <= order.levels_ms.keys():
+            self._levels_ms = dict(order.levels_ms)
+            return
+        timed = [(run, self._repeat(run, 0.0, 2)[-1]) for run in self._runs.values()]
+        levels_ms, spent_s = read_levels(timed, reference_turn_s(protocol), clock_ns=self._clock_ns)
+        self.reference_s += spent_s
+        self._levels_ms = continued_levels(dict(zip(self._runs, levels_ms, strict=True)), order.levels_ms)
+        self._calibrated = True
+
+    def _warm_up(self, on_wait: Callable[[], None]) -> None:
+        def window() -> tuple[float, float]:
+            times_ms = self._repeat(self._runs[self._rungs[-1].fingerprint], WINDOW_S)
+            return median(times_ms), sum(times_ms) / 1000.0
+
+        began_s = self.clock.now_s
+        warm_until_steady(window, lambda: self.clock.now_s, lambda _: on_wait())
+        self.waited_s += self.clock.now_s - began_s
+
+    def _slowdown(self, near: Rung) -> float:
+        times_ms = self._repeat(self._runs[near.fingerprint], _LOOK_S, 3)
+        return low(times_ms) / self._levels_ms[near.fingerprint]
+
+    def _repeat(self, run: Run, seconds: float, runs: int = 1) -> list[float]:
+        """Milliseconds of inferences in a row: at least this many, for at least this long."""
+        times_ms, end_s = list[float](), self.clock.now_s + seconds
+        while len(times_ms) < runs or self.clock.now_s < end_s:
+            start_s = self.clock.now_s
+            run()
+            times_ms.append(1000.0 * (self.clock.now_s - start_s))
+        self.reference_s += sum(times_ms) / 1000.0
+        return times_ms
+
+    def _reference(self, rung: Rung, order: ReferenceOrder) -> Reference:
+        name = rung.fingerprint
+        return Reference(name, rung.macs, self._runs[name], self._levels_ms[name], order.normals.get(name, 1.0))
+
+    def _judged(self, task: MeasureTask, paired: PairedTiming) -> Measurement:
+        reply = MeasuredReply(
+            model_sha256=file_sha256(task.architecture, task.calibration),
+            model_bytes=1000,
+            timing=paired.timing,
+            provider="CPUExecutionProvider",
+            build_ms=500.0 * BUILD_AND_LOAD_S,
+            load_ms=500.0 * BUILD_AND_LOAD_S,
+            before=Conditions(),
+            after=Conditions(),
+            paired=paired,
+            levels_ms=self._levels_ms,
+            busy_s=0.0,
+            inference_s=0.0,
+        )
+        verdict = self.speed.judge(task, reply, paired, self.clock.now_s, self.clock.unix())
+        return Measurement(
+            **reply.model_dump(include={"model_sha256", "model_bytes", "provider", "build_ms", "load_ms"}),
+            **paired.timing.model_dump(exclude={"noisy", "inference_s"}),
+            quality=verdict.quality,
+            undisturbed_ms=paired.undisturbed_ms,
+            undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
+            reference=paired.reference,
+            reference_ms=paired.reference_ms,
+            condition=task.condition,
+            regime_unix_s=verdict.regime_unix_s,
+            finished_unix_s=self.clock.unix(),
+        )
 
     def _clock_ns(self) -> int:
         return round(1e9 * self.clock.now_s)
@@ -251,14 +255,3 @@ class DisturbedAgent(SimulatedAgent):
 
     def _say_progress(self, task: MeasureTask) -> None:
         self._say("task", Progress(task=task.task, phase="cooling", fraction=0.0))
-
-
-def _rungs(space: DesignSpace) -> Genomes:
-    """Five subnets from the smallest to the largest, evenly spaced in the logarithm of the MACs, (5, G)."""
-    rng, smallest, largest = np.random.default_rng(0), space.smallest(), space.largest()
-    shares = np.repeat(np.linspace(0.05, 0.95, 19), 100)[:, None]
-    mixed = np.where(rng.random((len(shares), space.gene_count)) < shares, largest, smallest)
-    pool = space.canonical(mixed.astype(np.int16))
-    ends = space.macs(np.concatenate([smallest, largest]))
-    found = [pool[np.argmin(np.abs(np.log(space.macs(pool) / macs)))] for macs in np.geomspace(*ends, 5)[1:-1]]
-    return np.concatenate([smallest, np.stack(found), largest])

@@ -13,7 +13,7 @@ from simulated_fleet import BUNDLE, SPACE, FakeClock, Simulation
 
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.predictors.features import FeatureMap
-from fleet_protocol.messages import Measurement, MeasurementProtocol, MeasureTask, RuntimeSetting, TaskKey
+from fleet_protocol.messages import Condition, Measurement, MeasurementProtocol, MeasureTask, RuntimeSetting, TaskKey
 
 PROTOCOL = MeasurementProtocol()
 SMALLEST, LARGEST = SPACE.smallest(), SPACE.largest()
@@ -201,10 +201,10 @@ class TestMeasuring:
 class TestWaiting:
     """A task may wait for its device; then it measures however slow the device is."""
 
-    def slow_from(self, second: float, until: float = math.inf) -> SimulatedBench:
+    def slow_from(self, second: float, until: float = math.inf, condition: Condition = "as-is") -> SimulatedBench:
         times = np.arange(STEPS) * STEP_S
         bench = make_bench(Disturbance(np.where((times >= second) & (times < until), 2.0, 1.0), np.zeros(STEPS)))
-        bench.measure(task(MIDDLE))
+        bench.measure(task(MIDDLE, condition=condition))
         bench.clock.now_s = bench.device.begin_s + second + 1.0
         return bench
 
@@ -228,7 +228,7 @@ class TestWaiting:
         assert bench.waited_s == 0.0
 
     def test_cool_waits_for_full_speed(self) -> None:
-        bench = self.slow_from(20.0, until=40.0)
+        bench = self.slow_from(20.0, until=40.0, condition="cool")
         found = bench.measure(task(MIDDLE, condition="cool", wait_s=60.0))
         assert found.condition == "cool"
         assert 15.0 <= bench.waited_s <= 25.0
