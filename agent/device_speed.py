@@ -13,6 +13,8 @@ from fleet_protocol.messages import Conditions, MeasureTask
 
 #: Condition `cool`: measured below this slow-down, and at most so much above the coolest temperature seen.
 COOL_SLOWDOWN, COOL_WITHIN_C = 1.05, 5.0
+#: Readings within this of the lasting slow-down are the lasting speed, as a factor.
+_LASTING = 1.05
 #: Condition `sustained`: a device that had nothing to do for so long is warmed up again.
 COOLS_DOWN_S = 20.0
 
@@ -36,7 +38,10 @@ class DeviceSpeed:
         if now - self._worked_at > COOLS_DOWN_S:
             self._warmed.clear()
         key, cool, sustained = _speed_key(task), task.condition == "cool", task.condition == "sustained"
-        limits = [limit for limit in (task.wait_above, COOL_SLOWDOWN if cool else None) if limit is not None]
+        limits = [COOL_SLOWDOWN] if cool else []
+        if task.wait_above is not None:
+            # A device is not waited for to be faster than it lastingly is.
+            limits.append(max(task.wait_above, _LASTING * self.tracker.lasting_slowdown(key)))
         too_warm_c = self.coolest_c + COOL_WITHIN_C if cool and self.coolest_c is not None else None
         return ReferenceOrder(
             levels_ms=self.tracker.levels(key),
@@ -68,9 +73,16 @@ class DeviceSpeed:
             )
         return verdict
 
-    def saw_slow(self, task: MeasureTask, reply: SlowReply) -> None:
+    def saw_slow(self, task: MeasureTask, reply: SlowReply, read_unix_s: float) -> None:
         """Nothing was measured: the device is slow or warm."""
-        self.tracker.learn_levels(_speed_key(task), reply.levels_ms)
+        key = _speed_key(task)
+        self.tracker.learn_levels(key, reply.levels_ms)
+        if reply.slowdown is not None and self.tracker.saw_waiting(key, reply.slowdown, read_unix_s):
+            _log.warning(
+                "%s takes %.2f times its undisturbed latency and does not get faster: a new regime",
+                task.setting.label,
+                self.tracker.lasting_slowdown(key),
+            )
 
     def saw(self, conditions: Conditions) -> None:
         """Remember the lowest temperature."""

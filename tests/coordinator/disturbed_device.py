@@ -169,7 +169,7 @@ class SimulatedBench:
             slowdown = self._slowdown(near) if order.slow_above is not None else None
             if order.slow_above is None or slowdown is None or slowdown <= order.slow_above:
                 return order
-            self.speed.saw_slow(task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms))
+            self.speed.saw_slow(task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms), self.clock.unix())
             on_wait()
             self.clock.now_s += LOOK_AGAIN_S
             self.waited_s += LOOK_AGAIN_S
