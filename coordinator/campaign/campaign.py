@@ -260,7 +260,7 @@ class Campaign:
 
     @property
     def status(self) -> Status:
-        """How it ended: whether every target that was asked for was met, some, or none."""
+        """End of the campaign: complete, partial or failed by the targets that were asked for."""
         return run_end(self.totals, [track.status for track in self.tracks.values()])
 
     @property

@@ -285,12 +285,12 @@ def _rows(outcomes: list[OutcomeRecord]) -> tuple[tuple[MeasurementRow, ...], tu
 
 
 def known_targets_ms(device: DeviceRecord, request: TargetRequest) -> tuple[float, ...]:
-    """The targets of a stored device setting that are known: given ones, or what an automatic request came down to."""
+    """Return the known targets of a stored device setting: the resolved ones, before that those of the request."""
     return device.targets_ms or request.fixed_ms
 
 
 def stored_targets_asked(device: DeviceRecord, request: TargetRequest) -> int:
-    """How many targets were asked for on a stored device setting."""
+    """Count the targets that were asked for on a stored device setting."""
     return targets_asked(request.count, None if device.targets_ms is None else len(device.targets_ms))
 
 

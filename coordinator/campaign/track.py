@@ -68,7 +68,7 @@ class SettingTrack:
     settled: set[float] = field(default_factory=set)
     accuracies: dict[float, tuple[float, int]] = field(default_factory=dict)
     learning: list[tuple[int, float, float | None, int]] = field(default_factory=list)
-    #: What the request for targets came down to, as far as it was stored.
+    #: The resolved targets, ms; empty before the store was told of them.
     targets_ms: tuple[float, ...] = ()
     failures: int = 0
     tally: QualityTally = field(default_factory=QualityTally)
@@ -93,7 +93,7 @@ class SettingTrack:
         return self.search.measurements + waiting
 
     def count_outcome(self, outcome: Outcome) -> tuple[Finding, ...]:
-        """Count what a task brought; returns what is to be announced."""
+        """Count the outcome of a task; returns the findings to announce."""
         if isinstance(outcome, Failed):
             self.failures += 1
             return ()
@@ -131,7 +131,7 @@ class SettingTrack:
 
     def to_record(self) -> DeviceRecord:
         """What the store keeps."""
-        # Once known they stay, and asking a search for its targets makes it look for each one's best subnet.
+        # Resolved targets do not change, and reading them makes the search look for the best subnet of each.
         if not self.targets_ms or self.status != "running":
             self.targets_ms = tuple(state.target_ms for state in self.search.targets)
         return DeviceRecord(

@@ -1,11 +1,11 @@
-"""The rule for what counts against the budget of a device setting."""
+"""Rule: which measurements count against the budget of a device setting."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
 Purpose: TypeAlias = Literal["spread", "candidate", "sentinel", "verification"]
-"""Why a subnet was measured: to cover the space, because it is a predicted winner, to watch drift, or to verify."""
+"""Reason for a measurement: to cover the space, to try a predicted winner, to watch drift, or to verify a winner."""
 
 
 def counts_against_budget(purpose: Purpose, target_ms: float | None) -> bool:

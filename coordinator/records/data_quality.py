@@ -16,7 +16,7 @@ _TOLERATED = 4
 _FEWEST_TO_WARN = 8
 
 Finding: TypeAlias = Literal["regime_changed", "often_slowed"]
-"""What one more measurement shows: a new lasting speed, or for the first time that too many were slowed."""
+"""Finding after one more measurement: a new lasting speed, or for the first time more than a quarter slowed."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class QualityTally:
         )
 
     def add(self, measurement: Measurement) -> tuple[Finding, ...]:
-        """Count one measurement; returns what is to be announced."""
+        """Count one measurement; returns the findings to announce."""
         self._counts[measurement.quality] += 1
         slowdown = measurement.slowdown
         if slowdown is None:

@@ -33,7 +33,7 @@ class SettingTargets(Protocol):
 
     @property
     def targets_asked(self) -> int:
-        """How many were asked for, the ones that are not known yet included."""
+        """Number of targets that were asked for, the ones that are not known yet included."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The rule for when a latency target is met."""
+"""Rule: when a latency target is met."""
 
 from __future__ import annotations
 

@@ -127,13 +127,13 @@ class DeviceOutcome:
 
     @property
     def measurements(self) -> int:
-        """How many measurements count against the budget, failed ones included."""
+        """Measurements that count against the budget, failed ones included."""
         tried: list[MeasurementRow | FailureRow] = [*self.rows, *self.failures]
         return sum(row.counted and counts_against_budget(row.purpose, row.target_ms) for row in tried)
 
     @property
     def failed_measurements(self) -> int:
-        """How many tasks ended with a failure."""
+        """Number of tasks that ended with a failure."""
         return sum(failure.counted for failure in self.failures)
 
     @property
@@ -143,12 +143,12 @@ class DeviceOutcome:
 
     @property
     def quality(self) -> DataQuality:
-        """How many of them were disturbed."""
+        """Counts of them by quality."""
         return DataQuality.of(self.taken)
 
     @property
     def condition(self) -> Condition:
-        """Under which condition it was measured, or was to be."""
+        """Condition of its latest measurement; without one, the condition that was asked for."""
         return self.taken[-1].condition if self.taken else self.condition_asked
 
     @property

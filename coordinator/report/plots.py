@@ -221,7 +221,7 @@ def _learning(device: DeviceRecord) -> _Drawn | None:
 
 
 def _slowdown_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
-    """How many times slower than undisturbed the device was, and its temperature, over the time of its measurements."""
+    """Plot slow-down and temperature over the time of the measurements."""
     if not rows:
         return None
     ordered = sorted(rows, key=lambda row: row.measurement.finished_unix_s)
@@ -242,7 +242,7 @@ def _slowdown_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
 
 
 def _draw_slowdown(axis: Any, found: Sequence[tuple[float, Measurement]]) -> str:
-    """Draw slow-down over minutes; returns what is to be seen."""
+    """Draw slow-down over minutes; returns the description of the plot."""
     known = [(at, m.slowdown) for at, m in found if m.slowdown is not None]
     slowed = [(at, m.slowdown) for at, m in found if m.slowdown is not None and m.quality == "slowed"]
     unknown = [at for at, m in found if m.slowdown is None]
@@ -278,7 +278,7 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 
 def _regime_changes(found: Sequence[tuple[float, Measurement]]) -> list[float]:
-    """When a lasting speed showed that had not been seen before."""
+    """Return the minutes at which a new lasting speed appeared."""
     seen: set[float] = set()
     changes = []
     for at, measurement in found:

@@ -45,7 +45,7 @@ class LearningRecord(PredictorRecord):
 
 
 class QualityRecord(_Record):
-    """How many measurements of a device setting were disturbed, verifications included."""
+    """Counts of a device setting's measurements by quality, verifications included."""
 
     ok: int = Field(description="steady, and the device at its usual speed")
     noisy: int = Field(description="the median is not certain enough")
@@ -161,7 +161,7 @@ class DeviceRecord(_Record):
 
     @property
     def failed_measurements(self) -> int:
-        """How many tasks ended with a failure."""
+        """Number of tasks that ended with a failure."""
         return sum(failure.counted for failure in self.failures)
 
 

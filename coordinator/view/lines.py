@@ -39,7 +39,7 @@ def event_line(event: Event) -> str | None:
 
 
 def event_lines(event: Event) -> list[str]:
-    """What plain lines show of an event: its line, and at the end of the campaign a loud one on disturbed data."""
+    """Return the plain lines of an event; the end of a campaign with slowed devices has a loud one beside its own."""
     lines = [event_line(event)]
     if isinstance(event, CampaignFinished) and event.devices_slowed:
         warning = f"{wording.slowed_settings(event.devices_slowed)}; {wording.SLOWED_ADVICE}"

@@ -9,7 +9,7 @@ from coordinator.records.data_quality import DataQuality
 from coordinator.records.totals import DeviceStatus, TargetTotals
 from coordinator.view.snapshot import DeviceState, PredictorError, ProgressSnapshot, TargetSnapshot
 
-#: What to do about a device whose measurements were slowed down.
+#: Advice on a device whose measurements were slowed down.
 SLOWED_ADVICE = (
     "these latencies are those of a disturbed device: let nothing else run on it and keep it cool, or measure it under "
     "--conditions sustained"
@@ -101,7 +101,7 @@ def verified(verified_ms: float | None, typical_ms: float | None) -> str:
 
 
 def remarks(verified_ms: float | None, typical_ms: float | None, note: str) -> list[str]:
-    """What is said of a decided target beside that it is met, or why it is not."""
+    """Remarks on a decided target, shown after its verdict."""
     beside = typical(verified_ms, typical_ms)
     return [remark for remark in (f"{beside} ms" if beside else "", printable(note)) if remark]
 
@@ -112,7 +112,7 @@ def targets_met(totals: TargetTotals) -> str:
 
 
 def targets_remark(known: int, asked: int, note: str, ended: bool) -> str:
-    """What is said of a device setting's targets as a whole; empty where its table says everything."""
+    """Remark on all targets of a device setting; empty where its table says everything."""
     if note or known or not asked:
         return printable(note)
     count = count_of(asked, "target")
@@ -126,7 +126,7 @@ def status_counts(statuses: Iterable[DeviceStatus]) -> str:
 
 
 def data_quality(quality: DataQuality) -> str:
-    """How many measurements were disturbed, and by how much at most."""
+    """Counts of measurements by quality, and the largest slow-down."""
     if not quality.measured:
         return "nothing measured"
     parts = [f"{quality.ok} ok, {quality.noisy} noisy, {quality.slowed} slowed"]

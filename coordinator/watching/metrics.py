@@ -135,7 +135,7 @@ class Metrics:
             self._slowdown.labels(*labels).set(device.quality.largest_slowdown)
         self._regimes.labels(*labels).set(device.quality.regimes)
         totals = target_totals([device])
-        # Of a device setting that measures no more, what is not met is missed, also where it was never chosen.
+        # On a device setting that measures no more, every target that is not met is missed, chosen or not.
         missed = totals.asked - totals.met if device.ended else sum(target.met is False for target in device.targets)
         self._targets.labels(*labels, "met").set(totals.met)
         self._targets.labels(*labels, "missed").set(missed)

@@ -1,4 +1,4 @@
-"""One device setting of a stored run: what was read of it so far, as events and as a snapshot."""
+"""One device setting of a stored run, as events and as a snapshot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fleet_protocol.messages import Failed, Measurement
 
 @dataclass
 class StoredSetting:
-    """Takes what was stored of one device setting, in the order in which it was stored."""
+    """Takes the stored outcomes, errors and winners of one device setting, in the order in which they were stored."""
 
     run_id: str
     plan: CampaignPlan
@@ -40,11 +40,11 @@ class StoredSetting:
 
     @property
     def latest_s(self) -> float:
-        """When its latest outcome was stored, in Unix seconds."""
+        """Time at which its latest outcome was stored, in Unix seconds."""
         return self.last.stored_unix_s if self.last is not None else self.begun_unix_s
 
     def take_outcome(self, found: OutcomeRecord) -> list[events.Event]:
-        """Take what one attempt brought; nothing comes of a second outcome of a task."""
+        """Take the outcome of one attempt; returns no event for a second outcome of a task."""
         task, outcome = found.task, found.outcome
         if task.task_id in self._known:
             return []
@@ -113,7 +113,7 @@ class StoredSetting:
         ]
 
     def take_winner(self, winner: WinnerRecord) -> list[events.Event]:
-        """Take what became of a target; nothing comes of one that was taken before."""
+        """Take a decided target; returns no event for one that was taken before."""
         if winner.target_ms in self._settled:
             return []
         self._settled.add(winner.target_ms)
@@ -143,7 +143,7 @@ class StoredSetting:
         return [events.TargetMissed.model_validate({**about, **latencies, "final": True, "reason": reason})]
 
     def snapshot(self, *, run_goes_on: bool) -> DeviceSnapshot:
-        """How it stands."""
+        """Present state of the device setting."""
         record, last = self.record, self.last
         after = last.outcome.after if last is not None and isinstance(last.outcome, Measurement) else None
         error = record.learning[-1] if record.learning else None
