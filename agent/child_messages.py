@@ -36,9 +36,9 @@ class PairedTiming(Message):
         gt=0, description="latency at the device's undisturbed speed; None where the turns do not tell it"
     )
     undisturbed_half_width_percent: float = Field(ge=0, description="95 % half-width, in percent of it")
-    basis: Literal["clean", "corrected", "bracketed", "none"] = Field(
-        description="what undisturbed_ms rests on: rounds at the reference's known speed, all rounds corrected by a "
-        "second reference, readings before and after, or nothing"
+    basis: Literal["clean", "floor", "corrected", "bracketed", "none"] = Field(
+        description="what undisturbed_ms rests on: rounds at the reference's known speed, the fastest samples of all "
+        "rounds, all rounds corrected by a second reference, readings before and after, or nothing"
     )
     reference: str = Field(pattern=r"^[0-9a-f]{12}$", description="fingerprint of the reference subnet")
     reference_ms: float = Field(gt=0, description="the reference's level: what it takes at undisturbed speed")

@@ -23,6 +23,9 @@ from agent.child_messages import PairedTiming, Timing
 from agent.measurement import MIN_SAMPLE_MS, no_garbage_collection, summarise, warm_up
 from agent.undisturbed import (
     CLEAN_ROUNDS,
+    GOOD_HALF_WIDTH,
+    MOST_HALF_WIDTH,
+    Estimate,
     Level,
     Round,
     estimate,
@@ -31,6 +34,7 @@ from agent.undisturbed import (
     low,
     lower_level_ms,
     median,
+    pooled,
 )
 from fleet_protocol.messages import MeasurementProtocol
 
@@ -54,9 +58,13 @@ _MOST_TIMES_LONGER_SHORT = 9.0
 #: Bound of the rounds of one measurement; their medians go with the result.
 _MOST_ROUNDS = 80
 #: Turns per reference when levels are read, and how far its two halves may differ before more are taken.
-_LEVEL_TURNS = 8
-_MOST_LEVEL_TURNS = 24
+_LEVEL_TURNS = 12
+_MOST_LEVEL_TURNS = 36
 _LEVEL_TOLERANCE = 0.03
+#: The quantile of all samples that is the level: lower than that of a measurement, as a wrong level lasts.
+_LEVEL_QUANTILE = 0.15
+#: While few rounds are clean, whether to stop is looked at once in so many rounds: it takes a while to compute.
+_CHECK_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +190,13 @@ def read_levels(
             done = len(taken[0]) if taken else most_turns
             if done >= most_turns or (done >= least_turns and all(map(_agrees, taken))):
                 break
-        levels = [low([value for turn in mine for value in turn]) for mine in taken]
+        levels = [pooled(mine, _LEVEL_QUANTILE) for mine in taken]
         return levels, sum(turns.spent_ns for turns in timed) / 1e9
 
 
 def _agrees(turns_ms: Sequence[Sequence[float]]) -> bool:
     middle = len(turns_ms) // 2
-    halves = [low([value for turn in half for value in turn]) for half in (turns_ms[:middle], turns_ms[middle:])]
+    halves = [pooled(half, _LEVEL_QUANTILE) for half in (turns_ms[:middle], turns_ms[middle:])]
     return max(halves) <= (1 + _LEVEL_TOLERANCE) * min(halves)
 
 
@@ -264,14 +272,23 @@ class _Paired:
         runs = sum(map(len, self._blocks_ns))
         if len(self._rounds) < self._nominal_rounds or runs < self._protocol.min_runs:
             return False
-        clean = sum(map(self._clean, self._rounds))
-        if clean < CLEAN_ROUNDS and not is_uniform(self._rounds, self._near_level, self._far_level):
+        doubled = elapsed_ns >= 2 * self._nominal_ns
+        return self._is_told(doubled) and (doubled or not self._summary().noisy)
+
+    def _is_told(self, doubled: bool) -> bool:
+        """Whether the rounds tell the latency at undisturbed speed, or more of them would not tell it better."""
+        n, clean = len(self._rounds), sum(map(self._clean, self._rounds))
+        uniform = is_uniform(self._rounds, self._near_level, self._far_level)
+        if clean < CLEAN_ROUNDS and not uniform and n % _CHECK_EVERY:
             return False
-        return elapsed_ns >= 2 * self._nominal_ns or not self._summary().noisy
+        if doubled and 2 * clean >= n:
+            return True
+        half_width = self._estimate().half_width
+        return half_width <= (MOST_HALF_WIDTH if uniform else GOOD_HALF_WIDTH)
 
     def result(self) -> PairedTiming:
         """What was measured."""
-        found = estimate(self._rounds, self._near_level, self._far_level, self._size)
+        found = self._estimate()
         level_ms = self._near_level.level_ms
         readings = [low(turn) / level_ms for turn in self._near_turns]
         reference_ns = self._near.spent_ns + (self._far.spent_ns if self._far is not None else 0)
@@ -290,6 +307,9 @@ class _Paired:
             subject_inference_s=self._subject.spent_ns / 1e9,
             reference_inference_s=reference_ns / 1e9,
         )
+
+    def _estimate(self) -> Estimate:
+        return estimate(self._rounds, self._near_level, self._far_level, self._size)
 
     def _near_turn(self) -> tuple[float, ...]:
         return self._near.per_inference_ms(self._near.take(1, self._reference_ns, self._most_ns))
