@@ -73,6 +73,10 @@ class DeviceSpeed:
             )
         return verdict
 
+    def levels_ms(self, task: MeasureTask) -> tuple[float, ...]:
+        """What every reference takes at undisturbed speed, ms, in the order of their fingerprints."""
+        return tuple(float(f"{level:.6g}") for _, level in sorted(self.tracker.levels(_speed_key(task)).items()))
+
     def saw_slow(self, task: MeasureTask, reply: SlowReply, read_unix_s: float) -> None:
         """Nothing was measured: the device is slow or warm."""
         key = _speed_key(task)

@@ -327,6 +327,7 @@ class TaskRun:
                 undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
                 reference=paired.reference,
                 reference_ms=paired.reference_ms,
+                levels_ms=self._equipment.speed.levels_ms(self.task),
                 condition=self.task.condition,
                 regime_unix_s=verdict.regime_unix_s,
                 times_us=timing.times_us,

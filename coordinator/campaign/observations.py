@@ -6,7 +6,7 @@ Everything here is a function of the set of measurements, whatever the order in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,8 @@ _HALF_WIDTH_SIGMAS = 1.96
 _SAME_LEVEL = 0.92
 #: A latency as it ran bounds the typical one where the device was slower than typically by more than this.
 _CLEARLY_SLOWER = 1.05
+#: A run stands for at most so many times the usual time between two runs, and at least for that part of it.
+_MOST_UNUSUAL = 3.0
 #: Subnets of known speed from which on the others' latencies as they ran are only bounds, and the standard deviation
 #: with which they stand in for unknown latencies before that, relative.
 _LEAST_KNOWN, _UNKNOWN_SPEED_NOISE = 3, 0.15
@@ -87,7 +89,8 @@ class Observations:
 
     def __init__(self) -> None:
         self._subnets: dict[bytes, SubnetObservations] = {}
-        self._levels: dict[str, float] = {}
+        #: The least level of every reference, by how many references the device has.
+        self._levels: dict[int, tuple[float, ...]] = {}
         #: What follows from all measurements; asked far more often than it changes.
         self._derived: _Derived | None = None
         self._tables: dict[bool, Table] = {}
@@ -112,9 +115,9 @@ class Observations:
         subnet.runs.append(measurement)
         if awaited:
             subnet.awaited.append(measurement)
-        name, level = measurement.reference, measurement.reference_ms
-        if name is not None and level is not None:
-            self._levels[name] = min(level, self._levels.get(name, level))
+        count = len(measurement.levels_ms)
+        lowest = self._levels.get(count, measurement.levels_ms)
+        self._levels[count] = tuple(map(min, measurement.levels_ms, lowest))
         self._changed()
 
     def add_failure(self, genome: NDArray[np.int16]) -> None:
@@ -135,9 +138,10 @@ class Observations:
 
     def undisturbed_ms(self, run: Measurement) -> float | None:
         """A run's latency at undisturbed speed, restated at the fastest speed that its reference has shown."""
-        if run.undisturbed_ms is None or run.reference is None or run.reference_ms is None:
+        if run.undisturbed_ms is None or run.reference_ms is None or not run.levels_ms:
             return run.undisturbed_ms
-        change = self._levels[run.reference] / run.reference_ms
+        place = min(range(len(run.levels_ms)), key=lambda i: abs(run.levels_ms[i] - run.reference_ms))  # type: ignore[operator]
+        change = self._levels[len(run.levels_ms)][place] / run.levels_ms[place]
         return run.undisturbed_ms * change if change < _SAME_LEVEL else run.undisturbed_ms
 
     @property
@@ -284,7 +288,9 @@ class _Derived:
         awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
         unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
         present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
-        self.speed = TypicalSpeed.of(undisturbed[present], medians[present] / undisturbed[present])
+        self.speed = TypicalSpeed.of(
+            undisturbed[present], medians[present] / undisturbed[present], _durations([run[4] for run in runs])[present]
+        )
         precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
         sums = np.zeros((2, len(self.subnets)))
         np.add.at(sums[0], place[known], (undisturbed * precision)[known])
@@ -303,6 +309,23 @@ class _Derived:
                 missed_ms = observations.undisturbed_ms(run)
                 showed = run.median_ms if missed_ms is None else missed_ms * self.speed.slowdown(missed_ms)
                 self.typical_ms[row] = max(self.typical_ms[row], showed)
+
+
+def _durations(runs: Sequence[Measurement]) -> Floats:
+    """The time that each run stands for, seconds (n,): from the end of the one before it, within bounds.
+
+    A slow device measures less often, and would be seen too rarely otherwise.
+    """
+    ended = np.array([run.finished_unix_s for run in runs], dtype=np.float64)
+    order = np.argsort(ended, kind="stable")
+    gaps = np.diff(ended[order], prepend=ended[order[:1]] if len(order) else 0.0)
+    usual = float(np.median(gaps[1:])) if len(gaps) > 1 else 0.0
+    if usual <= 0.0:
+        return np.ones(len(runs))
+    gaps[0] = usual
+    found = np.empty(len(runs))
+    found[order] = np.clip(gaps, usual / _MOST_UNUSUAL, usual * _MOST_UNUSUAL)
+    return found
 
 
 def relative_noise(measurement: Measurement) -> float:

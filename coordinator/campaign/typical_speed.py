@@ -34,18 +34,19 @@ class TypicalSpeed:
     """Relative standard error of the typical slow-down."""
 
     @classmethod
-    def of(cls, undisturbed_ms: Floats, slowdown: Floats) -> TypicalSpeed:
-        """From measurements, each (n,): their median, and how it depends on latency where that is beyond doubt."""
+    def of(cls, undisturbed_ms: Floats, slowdown: Floats, weights: Floats | None = None) -> TypicalSpeed:
+        """From measurements, each (n,): their weighted median, and its dependence on latency where that is certain."""
         if not len(slowdown):
             return cls()
         # In an order of their own: not even rounding depends on the order of arrival.
         order = np.lexsort((slowdown, undisturbed_ms))
         x, y = np.log(undisturbed_ms[order]), np.log(slowdown[order])
+        weight = np.ones(len(y)) if weights is None else weights[order]
         centre = float(np.median(x))
         slope = _slope(x, y)
         rest = y - slope * (x - centre)
-        level = float(np.median(rest))
-        deviation = float(np.median(np.abs(rest - level)))
+        level = _weighted_median(rest, weight)
+        deviation = _weighted_median(np.abs(rest - level), weight)
         return cls(level, slope, centre, _MEDIAN_ERROR * deviation / math.sqrt(len(y)))
 
     @property
@@ -66,6 +67,15 @@ class TypicalSpeed:
         """Latencies at undisturbed speed, ms (n,), that typically show as `typical_ms` (n,)."""
         found: Floats = np.exp((np.log(typical_ms) - self.level + self.slope * self.centre) / (1.0 + self.slope))
         return found
+
+
+def _weighted_median(values: Floats, weights: Floats) -> float:
+    """The value with half of the weight on either side; between two such values, their mean."""
+    order = np.argsort(values, kind="stable")
+    share = np.cumsum(weights[order])
+    low = int(np.searchsorted(share, share[-1] * (0.5 - 1e-9)))
+    high = int(np.searchsorted(share, share[-1] * (0.5 + 1e-9)))
+    return float((values[order[low]] + values[order[min(high, len(values) - 1)]]) / 2.0)
 
 
 def _slope(x: Floats, y: Floats) -> float:

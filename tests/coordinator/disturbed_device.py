@@ -236,6 +236,7 @@ class SimulatedBench:
             undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
             reference=paired.reference,
             reference_ms=paired.reference_ms,
+            levels_ms=self.speed.levels_ms(task),
             condition=task.condition,
             regime_unix_s=verdict.regime_unix_s,
             finished_unix_s=self.clock.unix(),

@@ -40,7 +40,13 @@ def observed(found: list[Run]) -> Observations:
         undisturbed = None if slowdown is None else median_ms / slowdown
         observations.add(
             GENOMES[subnet],
-            measurement(median_ms, undisturbed_ms=undisturbed, reference="ab" * 6, reference_ms=level),
+            measurement(
+                median_ms,
+                undisturbed_ms=undisturbed,
+                reference="ab" * 6,
+                reference_ms=level,
+                levels_ms=(level, 2.0 * level),
+            ),
         )
     return observations
 

@@ -20,6 +20,8 @@ def upgrade() -> None:
     )
     op.add_column("measurements", sa.Column("reference", sa.String(12)))
     op.add_column("measurements", sa.Column("reference_ms", sa.Double))
+    op.add_column("measurements", sa.Column("levels_ms", sa.JSON))
+    op.execute("UPDATE measurements SET levels_ms = '[]'")
     op.add_column("measurements", sa.Column("condition", sa.String(16), nullable=False, server_default="as-is"))
     op.add_column("measurements", sa.Column("regime_unix_s", sa.Double, nullable=False, server_default="0"))
     op.execute(
