@@ -242,7 +242,7 @@ class TaskRun:
     def _may_wait(self, now: float) -> bool:
         """Whether a slow or warm device is waited for; the time for that begins with the first look at it."""
         if self._wait_ends is None:
-            self._wait_ends = now + self.task.wait_s
+            self._wait_ends = now + self._equipment.speed.patience_s(self.task)
         return now < self._wait_ends
 
     def _take(self, reply: Reply, now: float) -> Outcome | None:

@@ -6,7 +6,7 @@ Everything here is a function of the set of measurements, whatever the order in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -150,6 +150,11 @@ class Observations:
         return max((run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs), default=0.0)
 
     @property
+    def changed_for_good(self) -> bool:
+        """Whether the device has taken on another lasting speed during the run."""
+        return len({run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs}) > 1
+
+    @property
     def speed(self) -> TypicalSpeed:
         """How slow the device typically is in this run, at its present lasting speed."""
         return self._all.speed
@@ -284,12 +289,13 @@ class _Derived:
         self.noise = sorted(run[3] for run in runs if run[1] == run[1])
         self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
         since = observations.regime_unix_s
-        present = known & np.array([run[4].finished_unix_s >= since for run in runs], dtype=np.bool_)
+        ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
+        present = known & (ended >= since)
         awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
         unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
         present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
         self.speed = TypicalSpeed.of(
-            undisturbed[present], medians[present] / undisturbed[present], _durations([run[4] for run in runs])[present]
+            undisturbed[present], medians[present] / undisturbed[present], ended[present], _durations(ended)[present]
         )
         precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
         sums = np.zeros((2, len(self.subnets)))
@@ -311,19 +317,18 @@ class _Derived:
                 self.typical_ms[row] = max(self.typical_ms[row], showed)
 
 
-def _durations(runs: Sequence[Measurement]) -> Floats:
-    """The time that each run stands for, seconds (n,): from the end of the one before it, within bounds.
+def _durations(ended: Floats) -> Floats:
+    """The time that each run stands for, seconds (n,), by when it ended: from the end of the one before, within bounds.
 
     A slow device measures less often, and would be seen too rarely otherwise.
     """
-    ended = np.array([run.finished_unix_s for run in runs], dtype=np.float64)
     order = np.argsort(ended, kind="stable")
     gaps = np.diff(ended[order], prepend=ended[order[:1]] if len(order) else 0.0)
     usual = float(np.median(gaps[1:])) if len(gaps) > 1 else 0.0
     if usual <= 0.0:
-        return np.ones(len(runs))
+        return np.ones(len(ended))
     gaps[0] = usual
-    found = np.empty(len(runs))
+    found = np.empty(len(ended))
     found[order] = np.clip(gaps, usual / _MOST_UNUSUAL, usual * _MOST_UNUSUAL)
     return found
 

@@ -11,7 +11,7 @@ from fleet_protocol.errors import UsageError
 MAX_TARGETS = 64
 #: Automatic targets keep this far from the fastest and the slowest subnet, as shares of their latencies: the fastest
 #: subnet must meet the first one when it is measured again, and the last one must still rule something out.
-_LOWEST, _HIGHEST = 1.06, 0.98
+_LOWEST, _HIGHEST = 1.1, 0.98
 #: Two automatic targets are apart by this factor or more.
 LEAST_APART = 1.05
 #: How far rounding may move an automatic target, relative.

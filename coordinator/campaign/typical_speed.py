@@ -19,6 +19,9 @@ _SLOPE_SIGMAS = 3.0
 _LEAST_FOR_SLOPE = 10
 #: Bounds of the slope d log(slow-down) / d log(latency).
 _STEEPEST = 0.5
+#: Every so many-th measurement makes a sample of its own; how far their medians differ says how certain the median of
+#: all is. A speed that changes slowly is in all of them alike. Each has this many measurements or more.
+_INTERLEAVED, _LEAST_INTERLEAVED = 4, 4
 #: Standard error of a median over the scaled median absolute deviation of a normal sample.
 _MEDIAN_ERROR = 1.2533 * 1.4826
 
@@ -34,12 +37,18 @@ class TypicalSpeed:
     """Relative standard error of the typical slow-down."""
 
     @classmethod
-    def of(cls, undisturbed_ms: Floats, slowdown: Floats, weights: Floats | None = None) -> TypicalSpeed:
-        """From measurements, each (n,): their weighted median, and its dependence on latency where that is certain."""
+    def of(
+        cls, undisturbed_ms: Floats, slowdown: Floats, ended_s: Floats | None = None, weights: Floats | None = None
+    ) -> TypicalSpeed:
+        """From measurements, each (n,): their weighted median, and its dependence on latency where that is certain.
+
+        `ended_s` says when each ended: what changes slowly is seen more precisely than what is random.
+        """
         if not len(slowdown):
             return cls()
+        ended = np.zeros(len(slowdown)) if ended_s is None else ended_s
         # In an order of their own: not even rounding depends on the order of arrival.
-        order = np.lexsort((slowdown, undisturbed_ms))
+        order = np.lexsort((slowdown, undisturbed_ms, ended))
         x, y = np.log(undisturbed_ms[order]), np.log(slowdown[order])
         weight = np.ones(len(y)) if weights is None else weights[order]
         centre = float(np.median(x))
@@ -47,7 +56,11 @@ class TypicalSpeed:
         rest = y - slope * (x - centre)
         level = _weighted_median(rest, weight)
         deviation = _weighted_median(np.abs(rest - level), weight)
-        return cls(level, slope, centre, _MEDIAN_ERROR * deviation / math.sqrt(len(y)))
+        error = _MEDIAN_ERROR * deviation / math.sqrt(len(y))
+        if ended_s is not None and len(y) >= _LEAST_INTERLEAVED * _INTERLEAVED:
+            parts = [_weighted_median(rest[k::_INTERLEAVED], weight[k::_INTERLEAVED]) for k in range(_INTERLEAVED)]
+            error = min(error, float(np.std(parts, ddof=1)) / math.sqrt(_INTERLEAVED))
+        return cls(level, slope, centre, error)
 
     @property
     def typical_slowdown(self) -> float:

@@ -22,7 +22,7 @@ from supernet_export.spaces.base import Genomes
 
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
 MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
-MAX_REPLACEMENTS = 2
+MAX_REPLACEMENTS = 3
 #: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
 #: (top-1, a fraction): passing is likely enough to be worth what a miss costs.
 _OPTIMISTIC_GAIN = 0.005
@@ -122,7 +122,7 @@ class Verification:
             choice = table.genomes[0]
         if choice is None and state.verifications:
             # All that fitted has missed once. Something may have disturbed the device: try the fastest once more.
-            choice = self._observations.fastest_within(state.target_ms)
+            choice = self._fastest_of_unknown_speed(state.target_ms)
         replacement = self._replacement(state, choice, gain)
         if replacement is not None:
             return replacement
@@ -132,8 +132,9 @@ class Verification:
         return self._again(choice, state.target_ms)
 
     def _replacement(self, state: TargetState, choice: Genome | None, gain: float) -> Proposal | None:
-        """After a miss, or where nothing measured fits, a subnet that is not measured yet may be better."""
-        if (choice is not None and not state.verifications) or state.replacements >= MAX_REPLACEMENTS:
+        """After a miss, where nothing measured fits, or at another lasting speed, a new subnet may be better."""
+        tried = state.verifications > 0 or choice is None or self._observations.changed_for_good
+        if not tried or state.replacements >= MAX_REPLACEMENTS:
             return None
         margin = _LAST_MARGIN if choice is None else _REPLACEMENT_MARGIN
         target_ms = state.target_ms / (1.0 + (self.safety(state) if choice is not None else 0.0))
@@ -148,6 +149,13 @@ class Verification:
         if winner is None or not self.improves(best, winner, gain):
             return None
         return self.propose([winner], "candidate", state.target_ms)[0]
+
+    def _fastest_of_unknown_speed(self, target_ms: float) -> Genome | None:
+        """The fastest subnet that was within a target as it ran, unless it is known to be beyond it typically."""
+        genome = self._observations.fastest_within(target_ms)
+        if genome is None or any(run.undisturbed_ms is not None for run in self._observations.of(genome).runs):
+            return None
+        return genome
 
     def _knows_smallest(self) -> bool:
         """Whether the smallest subnet was measured at a known speed, or is not to be tried again."""
@@ -285,6 +293,8 @@ class Verification:
                 f"the fastest measurement ({name}) took {ran_ms:.3g} ms, and the device was disturbed all the time; "
                 "let nothing else run on it, keep it cool, and search again"
             )
+        elif state.slowed_down and state.slowed_down == state.verifications:
+            state.reason = _why_missed(state)
         elif ran_ms <= state.target_ms:
             state.reason = (
                 f"the fastest subnet found ({name}) took {ran_ms:.3g} ms at best, and takes {typical_ms:.3g} ms at "

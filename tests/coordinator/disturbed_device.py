@@ -160,7 +160,7 @@ class SimulatedBench:
                 rung.fingerprint: self.device.session(genome) for rung, genome in zip(self._rungs, genomes, strict=True)
             }
             self.clock.now_s += BUILD_AND_LOAD_S * len(self._runs)
-        give_up_s = self.clock.now_s + task.wait_s
+        give_up_s = self.clock.now_s + self.speed.patience_s(task)
         while True:
             order = self.speed.order(task, self.clock.now_s, may_wait=self.clock.now_s < give_up_s)
             if order.warm_up:

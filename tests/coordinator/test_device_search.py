@@ -406,7 +406,7 @@ class TestTargetRequest:
             assert np.log(targets[-1] / targets[0]) >= 0.9 * np.log(ratio)
 
     def test_automatic_targets_are_round_numbers(self) -> None:
-        assert TargetRequest.parse("auto:4").resolve(0.4123, 7.0321).targets_ms == (0.437, 1.1, 2.75, 6.89)
+        assert TargetRequest.parse("auto:4").resolve(0.4123, 7.0321).targets_ms == (0.454, 1.12, 2.78, 6.89)
 
 
 def test_an_unknown_strategy_names_the_known_ones() -> None:
