@@ -24,6 +24,7 @@ from agent.measurement import MIN_SAMPLE_MS, no_garbage_collection, summarise, w
 from agent.undisturbed import (
     CLEAN_ROUNDS,
     GOOD_HALF_WIDTH,
+    LOW_QUANTILE,
     MOST_HALF_WIDTH,
     Estimate,
     Level,
@@ -61,8 +62,6 @@ _MOST_ROUNDS = 80
 _LEVEL_TURNS = 12
 _MOST_LEVEL_TURNS = 36
 _LEVEL_TOLERANCE = 0.03
-#: The quantile of all samples that is the level: lower than that of a measurement, as a wrong level lasts.
-_LEVEL_QUANTILE = 0.15
 #: While few rounds are clean, whether to stop is looked at once in so many rounds: it takes a while to compute.
 _CHECK_EVERY = 4
 
@@ -190,13 +189,13 @@ def read_levels(
             done = len(taken[0]) if taken else most_turns
             if done >= most_turns or (done >= least_turns and all(map(_agrees, taken))):
                 break
-        levels = [pooled(mine, _LEVEL_QUANTILE) for mine in taken]
+        levels = [pooled(mine, LOW_QUANTILE) for mine in taken]
         return levels, sum(turns.spent_ns for turns in timed) / 1e9
 
 
 def _agrees(turns_ms: Sequence[Sequence[float]]) -> bool:
     middle = len(turns_ms) // 2
-    halves = [pooled(half, _LEVEL_QUANTILE) for half in (turns_ms[:middle], turns_ms[middle:])]
+    halves = [pooled(half, LOW_QUANTILE) for half in (turns_ms[:middle], turns_ms[middle:])]
     return max(halves) <= (1 + _LEVEL_TOLERANCE) * min(halves)
 
 
@@ -219,7 +218,7 @@ class _Paired:
         self._far = Turns(far.run, clock_ns, 1e6 * far.level_ms, min_sample_ms) if far is not None else None
         self._near_level = Level(near.level_ms, near.size, near.normal)
         self._far_level = Level(far.level_ms, far.size, far.normal) if far is not None else None
-        self._clock_ns, self._keep_level = clock_ns, keep_level
+        self._clock_ns, self._keep_level, self._warm_ns = clock_ns, keep_level, subject.spent_ns
         self._most_ns = 1e9 * protocol.max_s
         sample_ns = subject.inner * subject.inference_ns
         self._nominal_ns = min(self._most_ns, max(1e9 * protocol.min_s, protocol.min_runs * sample_ns))
@@ -269,8 +268,10 @@ class _Paired:
         elapsed_ns = self._clock_ns() - self._begin_ns
         if elapsed_ns >= max(self._limit_ns, self._nominal_ns) or len(self._rounds) >= _MOST_ROUNDS:
             return len(self._rounds) > 1
-        runs = sum(map(len, self._blocks_ns))
+        runs, spent_ns = sum(map(len, self._blocks_ns)), self._subject.spent_ns - self._warm_ns
         if len(self._rounds) < self._nominal_rounds or runs < self._protocol.min_runs:
+            return False
+        if spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):
             return False
         doubled = elapsed_ns >= 2 * self._nominal_ns
         return self._is_told(doubled) and (doubled or not self._summary().noisy)

@@ -41,8 +41,10 @@ _FLOOR_QUANTILE, _FLOOR_SAMPLES, _FLOOR_DIFFERENCE = 0.1, 20, 0.06
 #: Leaving out one of at most so many groups of rounds gives the interval.
 _GROUPS = 10
 #: A subject is slowed like an interpolation between the two references, in the logarithm of the MACs, give or take
-#: this share of the difference between the two.
-_GAP_SHARE = 0.35
+#: this share of the difference between the two: sensitivity to contention follows the size only loosely.
+_GAP_SHARE = 1.0
+#: The same for a lasting difference: what else the two feel differently from moment to moment is no part of it.
+_LASTING_GAP_SHARE = 0.35
 #: A 95 % half-width below this is not believed: sessions of one model file differ by as much.
 _LEAST_HALF_WIDTH = 0.025
 _LEAST_HALF_WIDTH_FEW = 0.04
@@ -123,7 +125,7 @@ def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_
         return 0.0, 0.0
     share = math.log(slowdown) / math.log(near.normal) if near.normal > 1.0 else 0.0
     gap = min(1.0, max(0.0, share)) * math.log(far.normal / near.normal)
-    return _reach(near, far, subject_size) * gap, _GAP_SHARE * abs(gap)
+    return _reach(near, far, subject_size) * gap, _LASTING_GAP_SHARE * abs(gap)
 
 
 def correction(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:
