@@ -232,6 +232,7 @@ class _Paired:
         )
         self._limit_ns = min(self._most_ns, longer_ns)
         self._rounds: list[Round] = []
+        self._lengths: list[float] = []  #: of the subject's turns, as shares of an undisturbed one
         self._blocks_ns: list[list[int]] = []
         self._begin_ns = clock_ns()
         self._near_turns = [self._near_turn()]
@@ -244,9 +245,11 @@ class _Paired:
     def subject_turn(self) -> list[int]:
         """Samples of the subject's next turn."""
         disturbed = bool(self._rounds) and not self._clean(self._rounds[-1])
-        turn_ns = max(self._turn_ns * (_DISTURBED_TURN if disturbed else 1.0), self._limit_ns / _MOST_ROUNDS)
-        least = math.ceil(self._protocol.min_runs / self._nominal_rounds * (_DISTURBED_TURN if disturbed else 1.0))
+        length = _DISTURBED_TURN if disturbed else 1.0
+        turn_ns = max(length * self._turn_ns, self._limit_ns / _MOST_ROUNDS)
+        least = math.ceil(length * self._protocol.min_runs / self._nominal_rounds)
         samples = self._subject.take(least, turn_ns, self._most_ns / self._nominal_rounds)
+        self._lengths.append(length)
         self._blocks_ns.append(samples)
         return samples
 
@@ -278,7 +281,8 @@ class _Paired:
 
     def _is_told(self, doubled: bool) -> bool:
         """Whether the rounds tell the latency at undisturbed speed, or more of them would not tell it better."""
-        n, clean = len(self._rounds), sum(map(self._clean, self._rounds))
+        n = len(self._rounds)
+        clean = sum(length for length, each in zip(self._lengths, self._rounds, strict=True) if self._clean(each))
         uniform = is_uniform(self._rounds, self._near_level, self._far_level)
         if clean < CLEAN_ROUNDS and not uniform and n % _CHECK_EVERY:
             return False
