@@ -58,10 +58,11 @@ _MOST_LONGER_S = 8.0
 _MOST_TIMES_LONGER_SHORT = 9.0
 #: Bound of the rounds of one measurement; their medians go with the result.
 _MOST_ROUNDS = 80
-#: Turns per reference when levels are read, and how far its two halves may differ before more are taken.
-_LEVEL_TURNS = 12
-_MOST_LEVEL_TURNS = 36
+#: Turns per reference when levels are read, and how far its two halves may differ before more are taken; fewer where the
+#: models are so slow that it takes longer than this.
+_LEVEL_TURNS, _MOST_LEVEL_TURNS, _LEAST_LEVEL_TURNS = 12, 36, 4
 _LEVEL_TOLERANCE = 0.03
+_LEVELS_S = 5.0
 #: While few rounds are clean, whether to stop is looked at once in so many rounds: it takes a while to compute.
 _CHECK_EVERY = 4
 
@@ -172,8 +173,6 @@ def read_levels(
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     min_sample_ms: float = MIN_SAMPLE_MS,
-    least_turns: int = _LEVEL_TURNS,
-    most_turns: int = _MOST_LEVEL_TURNS,
 ) -> tuple[list[float], float]:
     """What each reference takes, ms per inference, from turns of `turn_s` of all of them; time inside inference, s.
 
@@ -183,11 +182,13 @@ def read_levels(
     with no_garbage_collection():
         timed = [Turns(run, clock_ns, 1e6 * about_ms, min_sample_ms) for run, about_ms in references]
         taken: list[list[tuple[float, ...]]] = [[] for _ in timed]
-        while True:
+        begin_ns = clock_ns()
+        for number in range(1, _MOST_LEVEL_TURNS + 1):
             for turns, mine in zip(timed, taken, strict=True):
                 mine.append(turns.per_inference_ms(turns.take(1, 1e9 * turn_s)))
-            done = len(taken[0]) if taken else most_turns
-            if done >= most_turns or (done >= least_turns and all(map(_agrees, taken))):
+            if number >= _LEVEL_TURNS and all(map(_agrees, taken)):
+                break
+            if number >= _LEAST_LEVEL_TURNS and clock_ns() - begin_ns > 1e9 * _LEVELS_S:
                 break
         levels = [pooled(mine, LOW_QUANTILE) for mine in taken]
         return levels, sum(turns.spent_ns for turns in timed) / 1e9

@@ -313,6 +313,14 @@ def test_levels_are_read_together_and_longer_on_a_device_that_changes() -> None:
     assert longer.now_ns > device.now_ns
 
 
+def test_levels_of_slow_models_are_read_in_fewer_turns() -> None:
+    device = Device()
+    slow = [200 * macs for macs in (SMALLEST, SMALL, MIDDLE, LARGE, LARGEST)]
+    found, _ = read_levels([(device.model(macs), true_ms(macs)) for macs in slow], 0.015, clock_ns=device.clock_ns)
+    assert found == pytest.approx([true_ms(macs) for macs in slow], rel=0.05)
+    assert device.now_ns / 1e9 < 5 * sum(map(true_ms, slow)) / 1000
+
+
 # -- the estimate ------------------------------------------------------------------------------------------------------
 
 NEAR, FAR = Level(2.0, MIDDLE), Level(1.0, SMALLEST)
