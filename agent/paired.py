@@ -58,8 +58,8 @@ _MOST_LONGER_S = 8.0
 _MOST_TIMES_LONGER_SHORT = 9.0
 #: Bound of the rounds of one measurement; their medians go with the result.
 _MOST_ROUNDS = 80
-#: Turns per reference when levels are read, and how far its two halves may differ before more are taken; fewer where the
-#: models are so slow that it takes longer than this.
+#: Turns per reference when levels are read, and how far its two halves may differ before more are taken; fewer where
+#: slow models make it take longer than `_LEVELS_S`.
 _LEVEL_TURNS, _MOST_LEVEL_TURNS, _LEAST_LEVEL_TURNS = 12, 36, 4
 _LEVEL_TOLERANCE = 0.03
 _LEVELS_S = 5.0
