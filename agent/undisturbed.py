@@ -2,10 +2,10 @@
 
 Contention and heat only ever add time, and they add it to a subject and to a reference of its size alike. So a low
 quantile on both sides, over rounds in which the reference ran at its known speed (*clean* rounds), gives a ratio that
-holds although the device's speed changes. Where fewer rounds were clean, or some only looked so, the fastest tenth of
-all samples on both sides is compared instead, if the reference's reached its known speed (*floor*). Where even that did
-not, the ratio is taken over all rounds and corrected by what a second reference of another size felt at the same time.
-`docs/measuring.md` has the figures.
+holds although the device's speed changes. Where speed changes within rounds, so that few are clean or some only look
+so, the fastest tenth of all samples on both sides is compared instead, if at least a quarter of the reference's had its
+known speed (*floor*). Where not even those had, the ratio is taken over all rounds and corrected by what a second
+reference of another size felt at the same time. `docs/measuring.md` has the figures.
 
 Everything here is plain arithmetic: no clock, no input, no output.
 """
@@ -41,11 +41,14 @@ _FLOOR_QUANTILE, _FLOOR_SAMPLES, _FLOOR_DIFFERENCE = 0.1, 20, 0.06
 #: Leaving out one of at most so many groups of rounds gives the interval.
 _GROUPS = 10
 #: A subject is slowed like an interpolation between the two references, in the logarithm of the MACs, give or take
-#: this share of the difference between the two.
-_GAP_SHARE = 0.35
+#: this share of the difference between the two: sensitivity to contention follows the size only loosely.
+_GAP_SHARE = 1.0
+#: The same for a lasting difference: what else the two feel differently from moment to moment is no part of it.
+_LASTING_GAP_SHARE = 0.35
 #: A 95 % half-width below this is not believed: sessions of one model file differ by as much.
 _LEAST_HALF_WIDTH = 0.025
-_LEAST_HALF_WIDTH_FEW = 0.04
+#: The same where less than `CLEAN_ROUNDS` rounds were clean; of the floor and of what is corrected.
+_LEAST_HALF_WIDTH_FEW, _LEAST_HALF_WIDTH_DISTURBED = 0.07, 0.04
 #: An estimate that is more certain than this is good enough to stop at.
 GOOD_HALF_WIDTH = 0.06
 #: Above this half-width the observation is censored: the latency is only known to be at most as it ran.
@@ -123,7 +126,7 @@ def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_
         return 0.0, 0.0
     share = math.log(slowdown) / math.log(near.normal) if near.normal > 1.0 else 0.0
     gap = min(1.0, max(0.0, share)) * math.log(far.normal / near.normal)
-    return _reach(near, far, subject_size) * gap, _GAP_SHARE * abs(gap)
+    return _reach(near, far, subject_size) * gap, _LASTING_GAP_SHARE * abs(gap)
 
 
 def correction(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:
@@ -165,7 +168,7 @@ def estimate(rounds: Sequence[Round], near: Level, far: Level | None, subject_si
     if found.half_width > GOOD_HALF_WIDTH and len(clean) < CLEAN_ROUNDS and len(rounds) >= _FEW_CLEAN_ROUNDS:
         log_ratio, error = _log_ratio(rounds)
         more, uncertainty = correction(rounds, near, far, subject_size)
-        half_width = max(_LEAST_HALF_WIDTH_FEW, math.hypot(error, uncertainty))
+        half_width = max(_LEAST_HALF_WIDTH_DISTURBED, math.hypot(error, uncertainty))
         if half_width < found.half_width:
             found = _Found(math.log(near.level_ms) + log_ratio - more, half_width, "corrected")
     if found.half_width > MOST_HALF_WIDTH:
@@ -206,11 +209,11 @@ def _only_looked_clean(clean: Sequence[Round], disturbed: Sequence[Round]) -> bo
 
 def _of_floor(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> _Found:
     samples = min(sum(len(each.subject_ms) for each in rounds), sum(len(each.after_ms) for each in rounds))
-    slowdown = pooled(_reference(rounds), _FLOOR_QUANTILE) / near.level_ms
+    slowdown = pooled(_reference(rounds), LOW_QUANTILE) / near.level_ms
     if samples < _FLOOR_SAMPLES or slowdown > CLEAN_TOLERANCE * near.normal:
         return _NOTHING
     log_ratio, error = _log_ratio(rounds, (_FLOOR_QUANTILE,))
-    return _in_regime(log_ratio, max(_LEAST_HALF_WIDTH_FEW, error), slowdown, "floor", near, far, subject_size)
+    return _in_regime(log_ratio, max(_LEAST_HALF_WIDTH_DISTURBED, error), slowdown, "floor", near, far, subject_size)
 
 
 def _in_regime(

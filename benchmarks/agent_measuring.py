@@ -222,6 +222,8 @@ def scatter(figures: Figures, bundle: SupernetBundle, minutes: float) -> None:
 
 def figures_of(figures: Figures, found: Repeats, name: str) -> None:
     told, ran = found.per_subnet(undisturbed), found.per_subnet(plain)
+    if not told:
+        raise SystemExit(f"{len(found.replies)} measurements of twelve subnets say nothing of scatter; raise --minutes")
     median_range = statistics.mean(map(range_percent, ran))
     own_range = statistics.mean(map(range_percent, told))
     figures.add(f"scatter_undisturbed_percent_{name}", statistics.mean(map(scatter_percent, told)), "<= 1.2")

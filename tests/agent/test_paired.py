@@ -178,7 +178,7 @@ def test_rounds_that_only_looked_clean_are_not_believed() -> None:
 
 
 def test_contention_that_leaves_the_smallest_alone_gives_a_wide_interval_or_none() -> None:
-    weak = Device(contention(1.4)).measure()
+    weak = Device(contention(1.28)).measure()
     assert weak.undisturbed_ms == pytest.approx(true_ms(SUBJECT), rel=0.03)
     assert weak.basis == "corrected"
     assert 2.0 < weak.undisturbed_half_width_percent < 15.0
@@ -311,6 +311,14 @@ def test_levels_are_read_together_and_longer_on_a_device_that_changes() -> None:
     stepping, longer = levels(lambda at_s, macs: 2.0 if at_s < 0.4 else 1.0)
     assert stepping == pytest.approx([1.0] * 5, rel=0.03)
     assert longer.now_ns > device.now_ns
+
+
+def test_levels_of_slow_models_are_read_in_fewer_turns() -> None:
+    device = Device()
+    slow = [200 * macs for macs in (SMALLEST, SMALL, MIDDLE, LARGE, LARGEST)]
+    found, _ = read_levels([(device.model(macs), true_ms(macs)) for macs in slow], 0.015, clock_ns=device.clock_ns)
+    assert found == pytest.approx([true_ms(macs) for macs in slow], rel=0.05)
+    assert device.now_ns / 1e9 < 5 * sum(map(true_ms, slow)) / 1000
 
 
 # -- the estimate ------------------------------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ def test_a_subnet_is_built_and_measured_in_turns_with_references(worker: Worker,
         architecture=space.decode(space.largest())[0],
         setting=setting,
         protocol=SHORT.model_copy(update={"min_s": 0.1}),
-        references=ReferenceOrder(),
+        references=ReferenceOrder(keep_levels=True),
     )
     worker.submit(subnet)
     first = final(worker)
