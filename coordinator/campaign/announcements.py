@@ -164,7 +164,7 @@ class Announcer:
                 measured_ms=state.measured_ms,
                 verified_ms=state.verified_ms,
                 typical_ms=state.typical_ms,
-                accuracy=track.accuracies.get(state.target_ms, (None, 0))[0],
+                accuracy=track.accuracy_of(state.architecture)[0],
                 sha256=state.sha256,
                 note=state.note,
             )

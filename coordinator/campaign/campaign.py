@@ -561,9 +561,12 @@ class Campaign:
 
     def _settle(self, track: SettingTrack, *, at_once: bool = False) -> None:
         """Store and announce decided targets, winners with their accuracy; `at_once`: without one not evaluated yet."""
-        pending = set() if at_once else set(track.evaluations)
-        for state in track.search.decided:
-            if state.target_ms not in track.settled | pending:
+        decided = (
+            [state for state in track.search.targets if state.status != "open"] if at_once else track.search.decided
+        )
+        for state in decided:
+            pending = state.architecture is not None and state.architecture.fingerprint in track.evaluations
+            if state.target_ms not in track.settled and (at_once or not pending):
                 track.settled.add(state.target_ms)
                 self._fates.append(standing.winner_record(track, state))
                 self._announcer.judged(track, state)

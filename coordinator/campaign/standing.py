@@ -131,7 +131,7 @@ def _progress(track: SettingTrack, entry: AgentEntry | None) -> ProgressSnapshot
 
 
 def _target(track: SettingTrack, target: TargetState) -> TargetSnapshot:
-    evaluated = track.accuracies.get(target.target_ms)
+    evaluated, _ = track.accuracy_of(target.architecture if target.status == "met" else None)
     met, reason = target.status == "met" if target.status != "open" else None, target.reason
     if target.status == "infeasible":
         reason = f"infeasible: {target.reason}"
@@ -143,7 +143,7 @@ def _target(track: SettingTrack, target: TargetState) -> TargetSnapshot:
         measured_ms=target.measured_ms,
         verified_ms=target.verified_ms,
         accuracy=target.accuracy,
-        evaluated_accuracy=evaluated[0] if evaluated is not None else None,
+        evaluated_accuracy=evaluated,
         met=met,
         reason=reason,
         typical_ms=target.typical_ms,
@@ -156,7 +156,7 @@ def _target(track: SettingTrack, target: TargetState) -> TargetSnapshot:
 
 def winner_record(track: SettingTrack, state: TargetState) -> WinnerRecord:
     """What the store keeps of a target whose fate is known."""
-    accuracy, images = track.accuracies.get(state.target_ms, (None, None))
+    accuracy, images = track.accuracy_of(state.architecture if state.status == "met" else None)
     costs = _costs(track, state)
     outcome = TargetOutcome(
         target_ms=state.target_ms,

@@ -465,7 +465,8 @@ def test_a_winner_is_kept_where_its_device_is_lost_before_its_accuracy_is_known(
     fleet = Simulation(CampaignPlan(targets="auto:3", budget=10, spread=6, grace_s=5), models=SlowlyEvaluated())
     fleet.add("pi0")
     fleet.begin()
-    fleet.run(until=lambda: any(track.search.decided for track in fleet.campaign.tracks.values()))
+    tracks = fleet.campaign.tracks
+    fleet.run(until=lambda: any(s.status == "met" for track in tracks.values() for s in track.search.targets))
     fleet.broker.cut("pi0")
     fleet.agents.clear()
     fleet.run()
