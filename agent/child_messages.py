@@ -11,7 +11,6 @@ from device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Conditions, FailureReason, MeasurementProtocol, Message, Phase, RuntimeSetting
 
-
 #: Reference subnets per bundle and setting.
 RUNGS = 5
 
