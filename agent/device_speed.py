@@ -6,8 +6,7 @@ import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from agent.child_messages import MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
-from agent.references import RUNGS
+from agent.child_messages import RUNGS, MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from agent.speed import SpeedTracker, Verdict
 from fleet_protocol.messages import Conditions, MeasureTask
 
