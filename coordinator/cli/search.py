@@ -50,7 +50,7 @@ def search(
         typer.Option(
             "--targets",
             metavar="MS,...|auto:N",
-            help="Milliseconds, or N within the range of each device setting.",
+            help="Latency targets in ms, or auto:N for N per device setting.",
         ),
     ] = None,
     devices: Annotated[
