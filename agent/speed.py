@@ -19,6 +19,8 @@ SLOW_RATIO = 1.10
 #: Measurements in a row, all slower (or all faster) than the regime and within `SLOW_RATIO` of each other, that make a
 #: new regime: a governor, sustained heat, a neighbour that stays, a boost that ended.
 STEADY_COUNT = 6
+#: Readings in a row, some seconds apart, of a device that is waited for, that do.
+STEADY_READINGS = 10
 #: The reading that counts as normal follows the last readings of a reference, within these bounds about its regime.
 _FOLLOWED_READINGS = 5
 _MOST_FASTER, _MOST_SLOWER = 1 / 1.05, 1.10
@@ -68,7 +70,7 @@ class _Device:
     #: Fingerprint, slow-down and end of the latest measurements.
     latest: deque[tuple[str, float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
     #: Slow-down and time of the latest readings of a device that is waited for.
-    waiting: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
+    waiting: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_READINGS))
     regime_unix_s: float | None = None
 
 
@@ -103,7 +105,8 @@ class SpeedTracker:
         device = self._device(key)
         device.waiting.append((slowdown, read_unix_s))
         lasting = self.lasting_slowdown(key)
-        if not _is_steady_change([reading / lasting for reading, _ in device.waiting]):
+        steady = _is_steady_change([reading / lasting for reading, _ in device.waiting])
+        if not steady or len(device.waiting) < STEADY_READINGS:
             return False
         shift = median([reading for reading, _ in device.waiting]) / lasting
         device.regime_unix_s = device.waiting[0][1]

@@ -31,6 +31,8 @@ _HALF_WIDTH_SIGMAS = 1.96
 _SAME_LEVEL = 0.92
 #: A latency as it ran bounds the typical one where the device was slower than typically by more than this.
 _CLEARLY_SLOWER = 1.05
+#: Measurements of the present regime from which its typical speed is taken; of fewer, all measurements count.
+_LEAST_OF_REGIME = 3
 #: A run stands for at most this many times the usual time between two runs, and at least for that part of it.
 _MOST_UNUSUAL = 3.0
 #: Subnets of known speed from which on the others' latencies as they ran are only bounds, and the standard deviation
@@ -291,6 +293,8 @@ class _Derived:
         since = observations.regime_unix_s
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
         present = known & (ended >= since)
+        if np.count_nonzero(present) < _LEAST_OF_REGIME:
+            present = known
         awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
         unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
         present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
