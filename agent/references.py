@@ -184,7 +184,7 @@ class References:
     def get(
         self, bundle: SupernetBundle, setting: RuntimeSetting, runtime: Runtime, at_most: int = RUNGS
     ) -> LoadedReferences:
-        """The references of a bundle and setting, at most so many, loaded where they are not yet."""
+        """The references of a bundle and setting, `at_most` of them, loaded where they are not yet."""
         key = (bundle.sha256, setting, at_most)
         if key not in self._loaded:
             for other in [other for other in self._loaded if other[:2] == key[:2] or other[0] != bundle.sha256]:
