@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from agent.child_messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply
+from agent.child_messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply
 from agent.host_lock import default_host_lock_path
 from agent.state_folder import default_state_folder, engines_below
-from agent.worker import Worker, child_command
+from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.errors import FleetnasError, RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
-_RUNTIMES = {".onnx": "onnxruntime", ".tflite": "litert"}
+#: Runtimes that take a file of this name; the first is the default.
+_RUNTIMES = {".onnx": ("onnxruntime", "command"), ".tflite": ("litert", "adb")}
 #: Beyond the protocol's own longest time: loading a model, building an accelerator's engine.
 _SLACK_S = 600.0
 
 
-def runtime_for(model: Path) -> str:
-    """The runtime that takes a file of this name; `UsageError` where none does."""
+def runtime_for(model: Path, chosen: str | None = None) -> str:
+    """The runtime that measures a file of this name; `UsageError` where none does, or not the `chosen` one."""
     if not model.is_file():
         raise UsageError(f"there is no model file {model}; check its path")
     if model.suffix not in _RUNTIMES:
         raise UsageError(
             f"{model.name} is neither {' nor '.join(_RUNTIMES)}; these are the models that can be measured"
         )
-    return _RUNTIMES[model.suffix]
+    fitting = _RUNTIMES[model.suffix]
+    if chosen is not None and chosen not in fitting:
+        raise UsageError(f"runtime {chosen} does not take {model.suffix} files; use --runtime {' or '.join(fitting)}")
+    return chosen or fitting[0]
 
 
-def bench_model(model: Path, setting: RuntimeSetting, protocol: MeasurementProtocol) -> MeasuredReply:
+def bench_model(
+    model: Path, setting: RuntimeSetting, protocol: MeasurementProtocol, on_phase: Callable[[PhaseReply], None]
+) -> MeasuredReply:
     """The measurement of a model file, in the killable child, with the host's lock held."""
     worker = Worker(child_command(default_host_lock_path(), engine_folder=engines_below(default_state_folder())))
     try:
         worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol))
         limit_s = protocol.warmup_s + 2 * protocol.max_s + _SLACK_S
-        while isinstance(reply := worker.poll(limit_s), PhaseReply):
-            continue
+        reply: Reply | None = None
+        for reply in replies_of(worker, limit_s):
+            if isinstance(reply, PhaseReply):
+                on_phase(reply)
         if isinstance(reply, MeasuredReply):
             return reply
         if isinstance(reply, FailedReply):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from agent.child_messages import FailedReply, Order, PhaseReply, Reply, decode_order
+from agent.child_messages import FailedReply, LoadedReply, Order, PhaseReply, Reply, WindowReply, decode_order
 from agent.framing import read_frame, write_frame
 from agent.host_lock import hold_host_lock
 from agent.lifetime import die_with
@@ -85,7 +85,10 @@ def main() -> None:
     orders, replies = claim_pipes()
     from agent.workbench import Workbench
 
-    serve(orders, replies, arguments.lock, Workbench(engine_folder=arguments.engines).carry_out)
+    def report(reply: LoadedReply | WindowReply) -> None:
+        write_frame(replies, reply.model_dump_json().encode())
+
+    serve(orders, replies, arguments.lock, Workbench(engine_folder=arguments.engines, report=report).carry_out)
 
 
 def claim_pipes() -> tuple[IO[bytes], IO[bytes]]:

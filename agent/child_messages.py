@@ -36,9 +36,9 @@ class PairedTiming(Message):
         gt=0, description="latency at the device's undisturbed speed; None where the turns do not tell it"
     )
     undisturbed_half_width_percent: float = Field(ge=0, description="95 % half-width, in percent of it")
-    basis: Literal["clean", "corrected", "bracketed", "none"] = Field(
-        description="what undisturbed_ms rests on: rounds at the reference's known speed, all rounds corrected by a "
-        "second reference, readings before and after, or nothing"
+    basis: Literal["clean", "floor", "corrected", "bracketed", "none"] = Field(
+        description="what undisturbed_ms rests on: rounds at the reference's known speed, the fastest samples of all "
+        "rounds, all rounds corrected by a second reference, readings before and after, or nothing"
     )
     reference: str = Field(pattern=r"^[0-9a-f]{12}$", description="fingerprint of the reference subnet")
     reference_ms: float = Field(gt=0, description="the reference's level: what it takes at undisturbed speed")
@@ -95,7 +95,17 @@ class ProbeOrder(Message):
     micro_benchmarks: bool = True
 
 
-Order: TypeAlias = Annotated[MeasureOrder | BenchOrder | ProbeOrder, Field(discriminator="op")]
+class SustainedOrder(Message):
+    """Run a model file without a pause and report its latency window by window."""
+
+    op: Literal["sustained"] = "sustained"
+    model_path: str
+    setting: RuntimeSetting
+    total_s: float = Field(gt=0)
+    window_s: float = Field(gt=0)
+
+
+Order: TypeAlias = Annotated[MeasureOrder | BenchOrder | ProbeOrder | SustainedOrder, Field(discriminator="op")]
 
 
 class PhaseReply(Message):
@@ -160,8 +170,50 @@ class FailedReply(Message):
     detail: str = Field(default="", max_length=500)
 
 
+class LoadedReply(Message):
+    """The model of a `SustainedOrder` is ready to run; windows follow."""
+
+    kind: Literal["loaded"] = "loaded"
+    model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    model_bytes: int = Field(ge=0)
+    provider: str = Field(max_length=64)
+    load_ms: float = Field(ge=0)
+
+
+class WindowReply(Message):
+    """One window of a `SustainedOrder`: latency as it ran, and the device's state at its end."""
+
+    kind: Literal["window"] = "window"
+    begin_s: float = Field(ge=0, description="since the first window began")
+    end_s: float = Field(ge=0)
+    median_ms: float = Field(gt=0)
+    p90_ms: float = Field(gt=0)
+    min_ms: float = Field(gt=0)
+    samples: int = Field(ge=1)
+    conditions: Conditions
+
+
+class SustainedReply(Message):
+    """The end of a `SustainedOrder`."""
+
+    kind: Literal["sustained"] = "sustained"
+    windows: int = Field(ge=0)
+
+
+#: Replies after which more follow.
+INTERIM_REPLIES = (PhaseReply, LoadedReply, WindowReply)
+
 Reply: TypeAlias = Annotated[
-    PhaseReply | MeasuredReply | SlowReply | UnreadyReply | ProbedReply | FailedReply, Field(discriminator="kind")
+    PhaseReply
+    | MeasuredReply
+    | SlowReply
+    | UnreadyReply
+    | ProbedReply
+    | FailedReply
+    | LoadedReply
+    | WindowReply
+    | SustainedReply,
+    Field(discriminator="kind"),
 ]
 
 _orders: TypeAdapter[Order] = TypeAdapter(Order)

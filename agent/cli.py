@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from agent.battery import BatteryRule
+from agent.bench_command import BENCH_DESCRIPTION, BENCH_EPILOG, add_bench_options
 from agent.configuration import read_configuration, settings_of
 from agent.lifetime import die_with
 from agent.log_lines import LOG_LEVELS, begin_logging, write_last_words
@@ -32,7 +33,6 @@ from agent.options import (
 from agent.settings import RUNTIMES, parse_setting
 from agent.state_folder import default_state_folder
 from fleet_protocol.errors import FleetnasError, UsageError
-from fleet_protocol.messages import MeasurementProtocol
 from fleet_protocol.transport import BrokerAddress
 
 _RUN_DESCRIPTION = """\
@@ -101,7 +101,9 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     bench = commands.add_parser(
         "bench",
         help="measure a model file",
-        description="Measure an .onnx or .tflite file as a task would be measured.",
+        description=BENCH_DESCRIPTION,
+        epilog=BENCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     doctor = commands.add_parser(
         "doctor",
@@ -122,7 +124,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         description="Stop and remove the service; keep its state.",
     )
     _add_run(run)
-    _add_bench(bench)
+    add_bench_options(bench)
     _add_doctor(doctor)
     _add_status(status)
     _add_install(install)
@@ -174,21 +176,6 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
     run.add_argument("--once", action="store_true", help="end with the first search that gave it work")
     run.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
-
-
-def _add_bench(bench: argparse.ArgumentParser) -> None:
-    bench.set_defaults(command=_bench)
-    bench.add_argument("model", type=Path, metavar="MODEL", help="the model file; its suffix says the runtime")
-    add_setting_options(bench)
-    standard = MeasurementProtocol()
-    bench.add_argument("--runs", type=positive, default=standard.min_runs, help="at least (default: %(default)s)")
-    bench.add_argument(
-        "--time", type=float, default=standard.min_s, metavar="S", help="at least (default: %(default)s)"
-    )
-    bench.add_argument(
-        "--max-time", type=float, default=standard.max_s, metavar="S", help="at most (default: %(default)s)"
-    )
-    bench.add_argument("--json", action="store_true", help="print one JSON object, raw times included")
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -243,30 +230,6 @@ def _run(options: argparse.Namespace) -> int:
             trusted_keys=keys,
             mirrors=mirrors_beside(broker, mirror_policy(options.bundle_mirrors, signed=bool(keys))),
         )
-    )
-    return 0
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from agent.bench import bench_model, runtime_for
-
-    options.runtime = runtime_for(options.model)
-    (setting,) = chosen_settings(options, [])
-    protocol = MeasurementProtocol(
-        min_runs=max(3, options.runs), min_s=options.time, max_s=max(options.max_time, options.time)
-    )
-    reply = bench_model(options.model, setting, protocol)
-    if options.json:
-        sys.stdout.write(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"}) + "\n")
-        return 0
-    timing = reply.timing
-    sys.stdout.write(
-        f"{options.model.name} on {setting.label} ({reply.provider})\n"
-        f"median {timing.median_ms:.4g} ms, 95 % within {timing.half_width_percent:.2g} %"
-        f"{' (noisy)' if timing.noisy else ''}\n"
-        f"min {timing.min_ms:.4g} ms, p90 {timing.p90_ms:.4g} ms, MAD {timing.mad_ms:.2g} ms, "
-        f"{timing.runs} samples of {timing.inner_loops} inferences\n"
-        f"loaded in {reply.load_ms:.0f} ms; SHA-256 {reply.model_sha256}\n"
     )
     return 0
 

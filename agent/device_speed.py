@@ -13,6 +13,10 @@ from fleet_protocol.messages import Conditions, MeasureTask
 
 #: Condition `cool`: measured below this slow-down, and at most so much above the coolest temperature seen.
 COOL_SLOWDOWN, COOL_WITHIN_C = 1.05, 5.0
+#: Readings within this of the lasting slow-down are the lasting speed, as a factor.
+_LASTING = 1.05
+#: A device that was waited for in vain is waited for this long the next time, seconds.
+_SHORT_WAIT_S = 4.0
 #: Condition `sustained`: a device that had nothing to do for so long is warmed up again.
 COOLS_DOWN_S = 20.0
 
@@ -29,6 +33,8 @@ class DeviceSpeed:
     _rungs: dict[Hashable, int] = field(default_factory=dict)
     #: Runs, bundles and settings that the device is warmed up for, and when it last worked, monotonic seconds.
     _warmed: set[Hashable] = field(default_factory=set)
+    #: What was measured on a slow device in spite of waiting for it: it is not waited for so long again.
+    _in_vain: set[Hashable] = field(default_factory=set)
     _worked_at: float = float("-inf")
 
     def order(self, task: MeasureTask, now: float, *, may_wait: bool) -> ReferenceOrder:
@@ -36,7 +42,9 @@ class DeviceSpeed:
         if now - self._worked_at > COOLS_DOWN_S:
             self._warmed.clear()
         key, cool, sustained = _speed_key(task), task.condition == "cool", task.condition == "sustained"
-        limits = [limit for limit in (task.wait_above, COOL_SLOWDOWN if cool else None) if limit is not None]
+        limits = [COOL_SLOWDOWN] if cool else []
+        if task.wait_above is not None:
+            limits.append(self._wait_above(task, task.wait_above))
         too_warm_c = self.coolest_c + COOL_WITHIN_C if cool and self.coolest_c is not None else None
         return ReferenceOrder(
             levels_ms=self.tracker.levels(key),
@@ -47,6 +55,16 @@ class DeviceSpeed:
             slow_above=min(limits) if may_wait and limits else None,
             warm_above_c=too_warm_c if may_wait else None,
         )
+
+    def patience_s(self, task: MeasureTask) -> float:
+        """How long a slow or warm device is waited for, seconds."""
+        if task.condition != "cool" and _speed_key(task) in self._in_vain:
+            return min(task.wait_s, _SHORT_WAIT_S)
+        return task.wait_s
+
+    def _wait_above(self, task: MeasureTask, limit: float) -> float:
+        """The slow-down above which a device is waited for: never to be faster than it lastingly is."""
+        return max(limit, _LASTING * self.tracker.lasting_slowdown(_speed_key(task)))
 
     def judge(
         self, task: MeasureTask, reply: MeasuredReply, paired: PairedTiming, now: float, ended_unix_s: float
@@ -59,6 +77,9 @@ class DeviceSpeed:
         key = _speed_key(task)
         others = {name: level for name, level in reply.levels_ms.items() if name != paired.reference}
         self.tracker.learn_levels(key, others)  # the tracker judges a change of the reference's own level
+        if task.wait_above is not None and task.wait_s > 0:
+            slow = paired.slowdown > self._wait_above(task, task.wait_above)
+            (self._in_vain.add if slow else self._in_vain.discard)(key)
         verdict = self.tracker.judge(key, paired, throttled=reply.after.throttled, ended_unix_s=ended_unix_s)
         if verdict.new_regime:
             _log.warning(
@@ -68,9 +89,20 @@ class DeviceSpeed:
             )
         return verdict
 
-    def saw_slow(self, task: MeasureTask, reply: SlowReply) -> None:
+    def levels_ms(self, task: MeasureTask) -> tuple[float, ...]:
+        """What every reference takes at undisturbed speed, ms, in the order of their fingerprints."""
+        return tuple(float(f"{level:.6g}") for _, level in sorted(self.tracker.levels(_speed_key(task)).items()))
+
+    def saw_slow(self, task: MeasureTask, reply: SlowReply, read_unix_s: float) -> None:
         """Nothing was measured: the device is slow or warm."""
-        self.tracker.learn_levels(_speed_key(task), reply.levels_ms)
+        key = _speed_key(task)
+        self.tracker.learn_levels(key, reply.levels_ms)
+        if reply.slowdown is not None and self.tracker.saw_waiting(key, reply.slowdown, read_unix_s):
+            _log.warning(
+                "%s takes %.2f times its undisturbed latency and does not get faster: a new regime",
+                task.setting.label,
+                self.tracker.lasting_slowdown(key),
+            )
 
     def saw(self, conditions: Conditions) -> None:
         """Remember the lowest temperature."""

@@ -190,6 +190,8 @@ def _load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
     worker = Worker(child_command(default_host_lock_path()))
     try:
         reply = _probe(worker, RuntimeSetting(runtime=runtime))
+        if isinstance(reply, PhaseReply):
+            return [Finding(runtime, "warning", _why_not(reply), "run fleetnas-agent doctor again when it has ended")]
         if not isinstance(reply, ProbedReply):
             reinstall = f"{_pip()}install --force-reinstall {_distribution(runtime)}"
             return [Finding(runtime, "broken", _why_not(reply), reinstall)]
@@ -210,13 +212,17 @@ def _load_provider(worker: Worker, provider: str) -> Finding:
 
 
 def _probe(worker: Worker, setting: RuntimeSetting) -> Reply | None:
+    """The final reply; a `PhaseReply` where another agent of this host held its lock for too long."""
     worker.submit(ProbeOrder(setting=setting, micro_benchmarks=False))
+    phase: PhaseReply | None = None
     while isinstance(reply := worker.poll(_PROBE_TIMEOUT_S), PhaseReply):
-        continue
-    return reply
+        phase = reply
+    return phase if reply is None and phase is not None and phase.phase == "waiting" else reply
 
 
 def _why_not(reply: Reply | None) -> str:
+    if isinstance(reply, PhaseReply):
+        return f"not tested: another agent of this host has been measuring for {_PROBE_TIMEOUT_S:g} s"
     return reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
 
 

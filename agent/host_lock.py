@@ -1,12 +1,23 @@
-"""The lock that agents of one host share, so that two never measure at once.
+"""The lock that agents of one host share, so that two never measure at once; first come, first served.
 
-An advisory `flock`: the kernel releases it when its holder dies, whatever the reason.
+Two kinds of kernel locks on one file, which need no right to write it and end with the process that holds them:
+
+* `flock`, exclusive: held while measuring.
+* A shared byte-range lock on one byte per waiting process, its ticket: one more than the highest ticket in use. A
+  process asks for the `flock` only when no lower ticket is left, and gives its ticket back once it has the `flock`.
+
+A process that has a ticket is therefore never overtaken by a later request. `flock` alone promises no order: on a busy
+machine the process that releases it often takes it again before the waiting ones have woken up.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
+import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +26,13 @@ from fleet_protocol.errors import FleetnasError
 
 #: Where every user and every service of a host looks, unless told otherwise.
 ENVIRONMENT_VARIABLE = "FLEETNAS_HOST_LOCK"
+#: Only the first in the queue can block in the kernel; the others look this often whether they are the first. A
+#: measurement takes longer, so that the next process always blocks before the lock is free.
+_QUEUE_POLL_S = 0.05
+#: C's `struct flock` with 64-bit offsets: type, whence, start, length, pid.
+_BYTE_RANGE = struct.Struct("hhqqi0q")
+#: What kernels and file systems answer that have no byte-range locks of open files (Linux before 3.15).
+_NO_BYTE_RANGES = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 def default_host_lock_path() -> Path:
@@ -30,32 +48,110 @@ def default_host_lock_path() -> Path:
 
 @contextmanager
 def hold_host_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock; `on_wait` is called once before blocking, where another process has it."""
-    handle = _open(path)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    """Hold the lock; `on_wait` is called once before blocking, where another process has it or waits for it.
+
+    `FleetnasError` where the file cannot be opened or locked, or is no regular file.
+    """
+    told = False
+
+    def tell_once() -> None:
+        nonlocal told
+        if not told:
+            told = True
             on_wait()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+
+    while True:
+        handle = _open(path)
+        try:
+            _acquire(path, handle, tell_once)
+            if _is_file_at(path, handle):
+                yield
+                return
+            # Somebody deleted the file meanwhile, such as a cleaner of /tmp: others lock its successor.
+        finally:
+            os.close(handle)
 
 
 def _open(path: Path) -> int:
     # Read-only is enough to lock, and works on a file that another user's agent created; asking to create such a
-    # file in a sticky folder would be refused by the kernel (fs.protected_regular).
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    # file in a sticky folder would be refused by the kernel (fs.protected_regular). Without O_NONBLOCK, opening a named
+    # pipe would wait for a writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         try:
-            return os.open(path, flags)
+            handle = os.open(path, flags)
         except FileNotFoundError:
-            handle = os.open(path, flags | os.O_CREAT, 0o644)
-            os.fchmod(handle, 0o644)  # whatever the umask: other users' agents must read it
-            return handle
+            try:
+                handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+                os.fchmod(handle, 0o644)  # whatever the umask: other users' agents must read it
+            except FileExistsError:  # another agent was faster
+                handle = os.open(path, flags)
     except OSError as error:
-        raise FleetnasError(
-            f"the lock {path}, which keeps agents of one host from measuring at once, cannot be opened ({error}); "
-            f"set {ENVIRONMENT_VARIABLE} to a file that all of them can read"
-        ) from error
+        raise _unusable(path, f"cannot be opened ({error})") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _unusable(path, "is not a regular file")
+    return handle
+
+
+def _unusable(path: Path, why: str) -> FleetnasError:
+    return FleetnasError(
+        f"the lock {path}, which keeps agents of one host from measuring at once, {why}; "
+        f"set {ENVIRONMENT_VARIABLE} to a file that all of them can read"
+    )
+
+
+def _is_file_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(path: Path, handle: int, on_wait: Callable[[], None]) -> None:
+    try:
+        ticket = _take_ticket(handle)
+    except OSError as error:
+        if error.errno not in _NO_BYTE_RANGES:
+            raise _unusable(path, f"cannot be locked ({error})") from error
+        ticket = 0  # measurements still exclude each other, in the kernel's order
+    while ticket and _other_ticket(handle, 0, ticket) is not None:
+        on_wait()
+        time.sleep(_QUEUE_POLL_S)
+    if not _flock(path, handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        on_wait()
+        _flock(path, handle, fcntl.LOCK_EX)
+    if ticket:
+        _byte_range(handle, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, ticket, 1)
+
+
+def _flock(path: Path, handle: int, operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise _unusable(path, f"cannot be locked ({error})") from error
+    return True
+
+
+def _take_ticket(handle: int) -> int:
+    """Lock the byte after the highest locked one; two requests at the very same time may share it."""
+    ticket = 1
+    while (taken := _other_ticket(handle, ticket, 0)) is not None:
+        ticket = taken + 1
+    _byte_range(handle, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, ticket, 1)
+    return ticket
+
+
+def _other_ticket(handle: int, start: int, length: int) -> int | None:
+    """A ticket of another process within the range, if any; a length of 0 is without end."""
+    kind, found, extent = _byte_range(handle, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, start, length)
+    return found if kind != fcntl.F_UNLCK and extent == 1 else None  # a longer lock is no ticket of ours
+
+
+def _byte_range(handle: int, command: int, kind: int, start: int, length: int) -> tuple[int, int, int]:
+    """One `fcntl` call; type, start and length as the kernel answers."""
+    answer = fcntl.fcntl(handle, command, _BYTE_RANGE.pack(kind, os.SEEK_SET, start, length, 0))
+    kind, _, found, extent, _ = _BYTE_RANGE.unpack(answer)
+    return kind, found, extent

@@ -20,6 +20,8 @@ from fleet_protocol.transport import BrokerAddress
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 DEFAULT_FLEET = "default"
+_NUMBER = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
+_DURATION = re.compile(f"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
 def add_identity_options(parser: argparse.ArgumentParser) -> None:
@@ -163,6 +165,16 @@ def positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration such as `90s`, `30m`, `1.5h` or `1h30m`."""
+    found = _DURATION.fullmatch(text.strip().lower())
+    hours, minutes, seconds = (float(part) if part else 0.0 for part in (found.groups() if found else ("", "", "")))
+    total_s = 3600 * hours + 60 * minutes + seconds
+    if total_s <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 30m, 1h or 1h30m")
+    return total_s
 
 
 def configure(parser: argparse.ArgumentParser, values: dict[str, str]) -> None:

@@ -23,6 +23,10 @@ from agent.child_messages import PairedTiming, Timing
 from agent.measurement import MIN_SAMPLE_MS, no_garbage_collection, summarise, warm_up
 from agent.undisturbed import (
     CLEAN_ROUNDS,
+    GOOD_HALF_WIDTH,
+    LOW_QUANTILE,
+    MOST_HALF_WIDTH,
+    Estimate,
     Level,
     Round,
     estimate,
@@ -31,6 +35,7 @@ from agent.undisturbed import (
     low,
     lower_level_ms,
     median,
+    pooled,
 )
 from fleet_protocol.messages import MeasurementProtocol
 
@@ -53,10 +58,13 @@ _MOST_LONGER_S = 8.0
 _MOST_TIMES_LONGER_SHORT = 9.0
 #: Bound of the rounds of one measurement; their medians go with the result.
 _MOST_ROUNDS = 80
-#: Turns per reference when levels are read, and how far its two halves may differ before more are taken.
-_LEVEL_TURNS = 8
-_MOST_LEVEL_TURNS = 24
+#: Turns per reference when levels are read, and how far its two halves may differ before more are taken; fewer where
+#: slow models make it take longer than `_LEVELS_S`.
+_LEVEL_TURNS, _MOST_LEVEL_TURNS, _LEAST_LEVEL_TURNS = 12, 36, 4
 _LEVEL_TOLERANCE = 0.03
+_LEVELS_S = 5.0
+#: While few rounds are clean, whether to stop is looked at once in so many rounds: it takes a while to compute.
+_CHECK_EVERY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +173,6 @@ def read_levels(
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     min_sample_ms: float = MIN_SAMPLE_MS,
-    least_turns: int = _LEVEL_TURNS,
-    most_turns: int = _MOST_LEVEL_TURNS,
 ) -> tuple[list[float], float]:
     """What each reference takes, ms per inference, from turns of `turn_s` of all of them; time inside inference, s.
 
@@ -176,19 +182,21 @@ def read_levels(
     with no_garbage_collection():
         timed = [Turns(run, clock_ns, 1e6 * about_ms, min_sample_ms) for run, about_ms in references]
         taken: list[list[tuple[float, ...]]] = [[] for _ in timed]
-        while True:
+        begin_ns = clock_ns()
+        for number in range(1, _MOST_LEVEL_TURNS + 1):
             for turns, mine in zip(timed, taken, strict=True):
                 mine.append(turns.per_inference_ms(turns.take(1, 1e9 * turn_s)))
-            done = len(taken[0]) if taken else most_turns
-            if done >= most_turns or (done >= least_turns and all(map(_agrees, taken))):
+            if number >= _LEVEL_TURNS and all(map(_agrees, taken)):
                 break
-        levels = [low([value for turn in mine for value in turn]) for mine in taken]
+            if number >= _LEAST_LEVEL_TURNS and clock_ns() - begin_ns > 1e9 * _LEVELS_S:
+                break
+        levels = [pooled(mine, LOW_QUANTILE) for mine in taken]
         return levels, sum(turns.spent_ns for turns in timed) / 1e9
 
 
 def _agrees(turns_ms: Sequence[Sequence[float]]) -> bool:
     middle = len(turns_ms) // 2
-    halves = [low([value for turn in half for value in turn]) for half in (turns_ms[:middle], turns_ms[middle:])]
+    halves = [pooled(half, LOW_QUANTILE) for half in (turns_ms[:middle], turns_ms[middle:])]
     return max(halves) <= (1 + _LEVEL_TOLERANCE) * min(halves)
 
 
@@ -211,7 +219,7 @@ class _Paired:
         self._far = Turns(far.run, clock_ns, 1e6 * far.level_ms, min_sample_ms) if far is not None else None
         self._near_level = Level(near.level_ms, near.size, near.normal)
         self._far_level = Level(far.level_ms, far.size, far.normal) if far is not None else None
-        self._clock_ns, self._keep_level = clock_ns, keep_level
+        self._clock_ns, self._keep_level, self._warm_ns = clock_ns, keep_level, subject.spent_ns
         self._most_ns = 1e9 * protocol.max_s
         sample_ns = subject.inner * subject.inference_ns
         self._nominal_ns = min(self._most_ns, max(1e9 * protocol.min_s, protocol.min_runs * sample_ns))
@@ -225,6 +233,7 @@ class _Paired:
         )
         self._limit_ns = min(self._most_ns, longer_ns)
         self._rounds: list[Round] = []
+        self._lengths: list[float] = []  #: of the subject's turns, as shares of an undisturbed one
         self._blocks_ns: list[list[int]] = []
         self._begin_ns = clock_ns()
         self._near_turns = [self._near_turn()]
@@ -237,9 +246,11 @@ class _Paired:
     def subject_turn(self) -> list[int]:
         """Samples of the subject's next turn."""
         disturbed = bool(self._rounds) and not self._clean(self._rounds[-1])
-        turn_ns = max(self._turn_ns * (_DISTURBED_TURN if disturbed else 1.0), self._limit_ns / _MOST_ROUNDS)
-        least = math.ceil(self._protocol.min_runs / self._nominal_rounds * (_DISTURBED_TURN if disturbed else 1.0))
+        length = _DISTURBED_TURN if disturbed else 1.0
+        turn_ns = max(length * self._turn_ns, self._limit_ns / _MOST_ROUNDS)
+        least = math.ceil(length * self._protocol.min_runs / self._nominal_rounds)
         samples = self._subject.take(least, turn_ns, self._most_ns / self._nominal_rounds)
+        self._lengths.append(length)
         self._blocks_ns.append(samples)
         return samples
 
@@ -261,17 +272,29 @@ class _Paired:
         elapsed_ns = self._clock_ns() - self._begin_ns
         if elapsed_ns >= max(self._limit_ns, self._nominal_ns) or len(self._rounds) >= _MOST_ROUNDS:
             return len(self._rounds) > 1
-        runs = sum(map(len, self._blocks_ns))
+        runs, spent_ns = sum(map(len, self._blocks_ns)), self._subject.spent_ns - self._warm_ns
         if len(self._rounds) < self._nominal_rounds or runs < self._protocol.min_runs:
             return False
-        clean = sum(map(self._clean, self._rounds))
-        if clean < CLEAN_ROUNDS and not is_uniform(self._rounds, self._near_level, self._far_level):
+        if spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):
             return False
-        return elapsed_ns >= 2 * self._nominal_ns or not self._summary().noisy
+        doubled = elapsed_ns >= 2 * self._nominal_ns
+        return self._is_told(doubled) and (doubled or not self._summary().noisy)
+
+    def _is_told(self, doubled: bool) -> bool:
+        """Whether the rounds tell the latency at undisturbed speed, or more of them would not tell it better."""
+        n = len(self._rounds)
+        clean = sum(length for length, each in zip(self._lengths, self._rounds, strict=True) if self._clean(each))
+        uniform = is_uniform(self._rounds, self._near_level, self._far_level)
+        if clean < CLEAN_ROUNDS and not uniform and n % _CHECK_EVERY:
+            return False
+        if doubled and 2 * clean >= n:
+            return True
+        half_width = self._estimate().half_width
+        return half_width <= (MOST_HALF_WIDTH if uniform else GOOD_HALF_WIDTH)
 
     def result(self) -> PairedTiming:
         """What was measured."""
-        found = estimate(self._rounds, self._near_level, self._far_level, self._size)
+        found = self._estimate()
         level_ms = self._near_level.level_ms
         readings = [low(turn) / level_ms for turn in self._near_turns]
         reference_ns = self._near.spent_ns + (self._far.spent_ns if self._far is not None else 0)
@@ -290,6 +313,9 @@ class _Paired:
             subject_inference_s=self._subject.spent_ns / 1e9,
             reference_inference_s=reference_ns / 1e9,
         )
+
+    def _estimate(self) -> Estimate:
+        return estimate(self._rounds, self._near_level, self._far_level, self._size)
 
     def _near_turn(self) -> tuple[float, ...]:
         return self._near.per_inference_ms(self._near.take(1, self._reference_ns, self._most_ns))

@@ -76,7 +76,7 @@ class Pairing:
         paired = self._in_turns(model, hooks) if isinstance(model, LoadedModel) else self._between(model, hooks)
         if paired.reference_ms < self._loaded.levels_ms[paired.reference]:
             self._loaded.levels_ms[paired.reference] = paired.reference_ms
-            self._loaded.calibrated = False
+            self._loaded.state = "doubtful"
         return paired
 
     def _in_turns(self, model: LoadedModel, hooks: TurnHooks) -> PairedTiming:

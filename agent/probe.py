@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder
+from agent.child_messages import FailedReply, ProbedReply, ProbeOrder, Reply
 from agent.jetson import power_mode, tegra_release
 from agent.power import find_power_meter
 from agent.processor import describe_processor
 from agent.settings import IN_PROCESS
-from agent.worker import Measurer
+from agent.worker import Measurer, replies_of
 from device_profiles.catalogue import load_catalogue
 from device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
@@ -128,15 +128,13 @@ def _probe_setting(setting: RuntimeSetting, measurer: Measurer, cache: Path, ver
 
 def _ask(setting: RuntimeSetting, measurer: Measurer) -> _Probed:
     measurer.submit(ProbeOrder(setting=setting))
-    while True:
-        reply = measurer.poll(_PROBE_TIMEOUT_S)
-        if isinstance(reply, PhaseReply):
-            continue
+    reply: Reply | None = None
+    for reply in replies_of(measurer, _PROBE_TIMEOUT_S):
         if isinstance(reply, ProbedReply):
             return _Probed(micro_benchmarks=reply.micro_benchmarks, device=reply.device)
-        measurer.kill()
-        why = reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
-        raise RuntimeUnavailableError(f"setting {setting.label} cannot be used on this device: {why}")
+    measurer.kill()
+    why = reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
+    raise RuntimeUnavailableError(f"setting {setting.label} cannot be used on this device: {why}")
 
 
 def _android(root: Path, name: str) -> str:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -97,8 +98,8 @@ class LoadedReferences:
     """The references of one bundle and setting, by size, ascending."""
 
     rungs: list[LoadedRung] = field(default_factory=list)
-    #: Whether these very sessions have been read since they were loaded, or since a level was found too high.
-    calibrated: bool = False
+    #: `fresh`: these sessions have never been read; `doubtful`: one of their levels turned out to be too high.
+    state: Literal["fresh", "doubtful", "known"] = "fresh"
     levels_ms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -120,14 +121,21 @@ class LoadedReferences:
 
     def calibrate(self, order: ReferenceOrder, protocol: MeasurementProtocol) -> float:
         """Learn the levels, reading the references together where they are not known; time inside inference, s."""
-        known = {each.rung.fingerprint for each in self.rungs}
-        if self.calibrated and known <= order.levels_ms.keys():
-            self.levels_ms = {name: order.levels_ms[name] for name in known}
+        old_ms = {name: level for name, level in order.levels_ms.items() if name in self._names}
+        if self.state == "known" and len(old_ms) == len(self.rungs):
+            self.levels_ms = old_ms
             return 0.0
-        read, spent_s = self._read(protocol)
-        self.levels_ms = continued_levels(read, order.levels_ms)
-        self.calibrated = True
+        read_ms, spent_s = self._read(protocol)
+        if self.state == "doubtful":  # the same sessions: what slows them now only adds to what they take
+            self.levels_ms = {name: min(level, old_ms.get(name, level)) for name, level in read_ms.items()}
+        else:
+            self.levels_ms = continued_levels(read_ms, old_ms)
+        self.state = "known"
         return spent_s
+
+    @property
+    def _names(self) -> list[str]:
+        return [each.rung.fingerprint for each in self.rungs]
 
     def close(self) -> None:
         """Free the sessions."""
@@ -135,7 +143,7 @@ class LoadedReferences:
             each.model.close()
 
     def _read(self, protocol: MeasurementProtocol) -> tuple[dict[str, float], float]:
-        names = [each.rung.fingerprint for each in self.rungs]
+        names = self._names
         runs = [each.run for each in self.rungs if each.run is not None]
         if len(runs) < len(names):
             timings = [each.model.time(reading_protocol(protocol, first=True)) for each in self.rungs]

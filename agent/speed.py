@@ -19,6 +19,8 @@ SLOW_RATIO = 1.10
 #: Measurements in a row, all slower (or all faster) than the regime and within `SLOW_RATIO` of each other, that make a
 #: new regime: a governor, sustained heat, a neighbour that stays, a boost that ended.
 STEADY_COUNT = 6
+#: Readings in a row, some seconds apart, of a device that is waited for, that do.
+STEADY_READINGS = 10
 #: The reading that counts as normal follows the last readings of a reference, within these bounds about its regime.
 _FOLLOWED_READINGS = 5
 _MOST_FASTER, _MOST_SLOWER = 1 / 1.05, 1.10
@@ -47,6 +49,11 @@ class _Reference:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
     recent_unix_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
 
+    def forget(self) -> None:
+        """Begin again to look for a change."""
+        self.recent.clear()
+        self.recent_unix_s.clear()
+
     @property
     def normal(self) -> float:
         """The slow-down that its next reading is expected at."""
@@ -62,6 +69,8 @@ class _Device:
     references: dict[str, _Reference] = field(default_factory=dict)
     #: Fingerprint, slow-down and end of the latest measurements.
     latest: deque[tuple[str, float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
+    #: Slow-down and time of the latest readings of a device that is waited for.
+    waiting: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_READINGS))
     regime_unix_s: float | None = None
 
 
@@ -86,9 +95,28 @@ class SpeedTracker:
         for name, level_ms in levels_ms.items():
             known.setdefault(name, _Reference(level_ms, regime)).level_ms = level_ms
 
+    def lasting_slowdown(self, key: Hashable) -> float:
+        """The slow-down of the present regime, of the references in the middle."""
+        known = self._device(key).references.values()
+        return median([reference.regime for reference in known]) if known else 1.0
+
+    def saw_waiting(self, key: Hashable, slowdown: float, read_unix_s: float) -> bool:
+        """A device that is waited for was read; whether its readings show that it will stay as slow as it is."""
+        device = self._device(key)
+        device.waiting.append((slowdown, read_unix_s))
+        lasting = self.lasting_slowdown(key)
+        steady = _is_steady_change([reading / lasting for reading, _ in device.waiting])
+        if not steady or len(device.waiting) < STEADY_READINGS:
+            return False
+        shift = median([reading for reading, _ in device.waiting]) / lasting
+        device.regime_unix_s = device.waiting[0][1]
+        self._shift(device, shift)
+        return True
+
     def judge(self, key: Hashable, timing: PairedTiming, *, throttled: bool | None, ended_unix_s: float) -> Verdict:
         """The verdict on a measurement; `throttled` is what the board itself says."""
         device = self._device(key)
+        device.waiting.clear()
         if device.regime_unix_s is None:
             device.regime_unix_s = ended_unix_s
         known = self._reference(device, timing)
@@ -103,8 +131,7 @@ class SpeedTracker:
     def _reference(self, device: _Device, timing: PairedTiming) -> _Reference:
         known = device.references.setdefault(timing.reference, _Reference(timing.reference_ms))
         if timing.reference_ms < _FASTER_RATIO * known.level_ms:  # what was read before is on another scale
-            known.recent.clear()
-            known.recent_unix_s.clear()
+            known.forget()
             device.latest.clear()
         known.level_ms = timing.reference_ms
         return known
@@ -121,11 +148,18 @@ class SpeedTracker:
         for name, known in device.references.items():
             own = [slowdown for latest, slowdown, _ in device.latest if latest == name]
             known.regime = median(own) if own else known.regime * shift
-            known.recent.clear()
-            known.recent_unix_s.clear()
+            known.forget()
         device.regime_unix_s = device.latest[0][2]
         device.latest.clear()
         return True
+
+    @staticmethod
+    def _shift(device: _Device, factor: float) -> None:
+        for known in device.references.values():
+            known.regime *= factor
+            known.forget()
+        device.latest.clear()
+        device.waiting.clear()
 
     def _own_regime(self, device: _Device, known: _Reference) -> bool:
         """Whether the latest readings of one reference do: contention that leaves the others alone."""
@@ -133,8 +167,7 @@ class SpeedTracker:
             return False
         known.regime = median(list(known.recent))
         device.regime_unix_s = known.recent_unix_s[0]
-        known.recent.clear()
-        known.recent_unix_s.clear()
+        known.forget()
         device.latest.clear()
         return True
 

@@ -242,7 +242,7 @@ class TaskRun:
     def _may_wait(self, now: float) -> bool:
         """Whether a slow or warm device is waited for; the time for that begins with the first look at it."""
         if self._wait_ends is None:
-            self._wait_ends = now + self.task.wait_s
+            self._wait_ends = now + self._equipment.speed.patience_s(self.task)
         return now < self._wait_ends
 
     def _take(self, reply: Reply, now: float) -> Outcome | None:
@@ -251,7 +251,7 @@ class TaskRun:
             return None
         self._measuring = False
         if isinstance(reply, SlowReply):
-            self._equipment.speed.saw_slow(self.task, reply)
+            self._equipment.speed.saw_slow(self.task, reply, max(0.0, self._equipment.wall_clock()))
             self._wait(now)
             return None
         self._deadline.resume(now)
@@ -327,6 +327,7 @@ class TaskRun:
                 undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
                 reference=paired.reference,
                 reference_ms=paired.reference_ms,
+                levels_ms=self._equipment.speed.levels_ms(self.task),
                 condition=self.task.condition,
                 regime_unix_s=verdict.regime_unix_s,
                 times_us=timing.times_us,

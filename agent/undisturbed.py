@@ -2,8 +2,10 @@
 
 Contention and heat only ever add time, and they add it to a subject and to a reference of its size alike. So a low
 quantile on both sides, over rounds in which the reference ran at its known speed (*clean* rounds), gives a ratio that
-holds although the device's speed changes. Where too few rounds were clean, the ratio is taken over all of them and
-corrected by what a second reference of another size felt at the same time. `docs/measuring.md` has the figures.
+holds although the device's speed changes. Where speed changes within rounds, so that few are clean or some only look
+so, the fastest tenth of all samples on both sides is compared instead, if at least a quarter of the reference's had its
+known speed (*floor*). Where not even those had, the ratio is taken over all rounds and corrected by what a second
+reference of another size felt at the same time. `docs/measuring.md` has the figures.
 
 Everything here is plain arithmetic: no clock, no input, no output.
 """
@@ -15,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: The quantile taken on both sides. Of 10, 25 and 50 % and the minimum it scatters least as a ratio.
+#: The quantile that says how fast a turn ran.
 LOW_QUANTILE = 0.25
+#: The quantiles whose ratios are averaged, in the logarithm: they scatter less than any single one.
+_RATIO_QUANTILES = (0.1, 0.2, 0.3, 0.4)
 #: A reference turn within this factor of its level, times the regime's lasting slow-down, was undisturbed.
 CLEAN_TOLERANCE = 1.10
 #: Clean rounds that suffice for the ratio; with at least `_FEW_CLEAN_ROUNDS` it is taken too, with a wider interval.
@@ -27,21 +31,32 @@ LOWER_TOLERANCE = 0.92
 _LOWER_TURNS = 3
 #: Two references whose slow-downs differ by less (in the logarithm) say that the device is slow as a whole.
 UNIFORM_TOLERANCE = 0.05
-#: Above this ratio of the slowest reading to the fastest, rounds are compared one by one instead of pooled: a low
-#: quantile of a mixture of speeds need not fall on the same speed on both sides.
-_POOLED_RANGE = 1.2
+#: Above this ratio of the slowest reading to the fastest, the median of several quantiles' ratios is taken instead: one
+#: of a mixture of speeds may lie at the edge between two of them, and then not on the same side for both.
+_STEADY_RANGE = 1.2
+_MIXED_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5)
+#: The floor: which quantile, from how many samples on each side, and by how much it may be below the clean estimate
+#: before that is believed to rest on rounds that only looked clean.
+_FLOOR_QUANTILE, _FLOOR_SAMPLES, _FLOOR_DIFFERENCE = 0.1, 20, 0.06
+#: Leaving out one of at most so many groups of rounds gives the interval.
+_GROUPS = 10
 #: A subject is slowed like an interpolation between the two references, in the logarithm of the MACs, give or take
-#: this share of the difference between the two.
-_GAP_SHARE = 0.35
+#: this share of the difference between the two: sensitivity to contention follows the size only loosely.
+_GAP_SHARE = 1.0
+#: The same for a lasting difference: what else the two feel differently from moment to moment is no part of it.
+_LASTING_GAP_SHARE = 0.35
 #: A 95 % half-width below this is not believed: sessions of one model file differ by as much.
-_LEAST_HALF_WIDTH = 0.02
-_LEAST_HALF_WIDTH_FEW = 0.04
+_LEAST_HALF_WIDTH = 0.025
+#: The same where less than `CLEAN_ROUNDS` rounds were clean; of the floor and of what is corrected.
+_LEAST_HALF_WIDTH_FEW, _LEAST_HALF_WIDTH_DISTURBED = 0.07, 0.04
+#: An estimate that is more certain than this is good enough to stop at.
+GOOD_HALF_WIDTH = 0.06
 #: Above this half-width the observation is censored: the latency is only known to be at most as it ran.
 MOST_HALF_WIDTH = 0.15
 #: Two-sided 95 % quantiles of Student's t by degrees of freedom; 1.96 beyond.
 _T95 = {1: 4.30, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23}
 
-Basis = Literal["clean", "corrected", "none"]
+Basis = Literal["clean", "floor", "corrected", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +126,7 @@ def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_
         return 0.0, 0.0
     share = math.log(slowdown) / math.log(near.normal) if near.normal > 1.0 else 0.0
     gap = min(1.0, max(0.0, share)) * math.log(far.normal / near.normal)
-    return _reach(near, far, subject_size) * gap, _GAP_SHARE * abs(gap)
+    return _reach(near, far, subject_size) * gap, _LASTING_GAP_SHARE * abs(gap)
 
 
 def correction(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:
@@ -123,9 +138,9 @@ def correction(rounds: Sequence[Round], near: Level, far: Level | None, subject_
     read = [each for each in rounds if each.far_ms]
     if not read or far is None:
         return 0.0, math.inf
-    gap = median(
-        [math.log(low(each.far_ms) / far.level_ms) - math.log(low(each.after_ms) / near.level_ms) for each in read]
-    )
+    far_ms = pooled([each.far_ms for each in read], LOW_QUANTILE)
+    near_ms = pooled([each.after_ms for each in read], LOW_QUANTILE)
+    gap = math.log(far_ms / far.level_ms) - math.log(near_ms / near.level_ms)
     return _reach(near, far, subject_size) * gap, _GAP_SHARE * abs(gap)
 
 
@@ -138,25 +153,80 @@ def is_uniform(rounds: Sequence[Round], near: Level, far: Level | None) -> bool:
 
 
 def estimate(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> Estimate:
-    """Latency at undisturbed speed from the rounds of one measurement; their order does not matter."""
-    clean = [each for each in rounds if is_clean(each.before_ms, each.after_ms, near)]
-    found = Estimate(None, math.inf, "none")
-    if len(clean) >= _FEW_CLEAN_ROUNDS:
-        log_ratio, error = _log_ratio(clean)
-        slowdown = low([value for each in clean for value in (*each.before_ms, *each.after_ms)]) / near.level_ms
-        more, uncertainty = lasting_correction(slowdown, near, far, subject_size)
-        least = _LEAST_HALF_WIDTH if len(clean) >= CLEAN_ROUNDS else _LEAST_HALF_WIDTH_FEW
-        half_width = max(least, math.hypot(error, uncertainty))
-        found = Estimate(near.level_ms * math.exp(log_ratio - more), half_width, "clean")
-    if len(clean) < CLEAN_ROUNDS and len(rounds) >= _FEW_CLEAN_ROUNDS:
+    """Latency at undisturbed speed from the rounds of one measurement, whatever their order."""
+    clean: list[Round] = []
+    disturbed: list[Round] = []
+    for each in rounds:
+        (clean if is_clean(each.before_ms, each.after_ms, near) else disturbed).append(each)
+    found = _of_clean(clean, near, far, subject_size)
+    if disturbed:
+        if _only_looked_clean(clean, disturbed):
+            found = _NOTHING
+        floor = _of_floor(rounds, near, far, subject_size)
+        if floor.log_ms < found.log_ms - _FLOOR_DIFFERENCE or floor.half_width < found.half_width:
+            found = floor
+    if found.half_width > GOOD_HALF_WIDTH and len(clean) < CLEAN_ROUNDS and len(rounds) >= _FEW_CLEAN_ROUNDS:
         log_ratio, error = _log_ratio(rounds)
         more, uncertainty = correction(rounds, near, far, subject_size)
-        half_width = max(_LEAST_HALF_WIDTH, math.hypot(error, uncertainty))
+        half_width = max(_LEAST_HALF_WIDTH_DISTURBED, math.hypot(error, uncertainty))
         if half_width < found.half_width:
-            found = Estimate(near.level_ms * math.exp(log_ratio - more), half_width, "corrected")
+            found = _Found(math.log(near.level_ms) + log_ratio - more, half_width, "corrected")
     if found.half_width > MOST_HALF_WIDTH:
         return Estimate(None, found.half_width, "none")
-    return found
+    return Estimate(math.exp(found.log_ms), found.half_width, found.basis)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    log_ms: float
+    half_width: float
+    basis: Basis
+
+
+_NOTHING = _Found(math.inf, math.inf, "none")
+
+
+def _of_clean(clean: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> _Found:
+    if len(clean) < _FEW_CLEAN_ROUNDS:
+        return _NOTHING
+    log_ratio, error = _log_ratio(clean)
+    least = _LEAST_HALF_WIDTH if len(clean) >= CLEAN_ROUNDS else _LEAST_HALF_WIDTH_FEW
+    slowdown = pooled(_reference(clean), LOW_QUANTILE) / near.level_ms
+    return _in_regime(log_ratio, max(least, error), slowdown, "clean", near, far, subject_size)
+
+
+def _only_looked_clean(clean: Sequence[Round], disturbed: Sequence[Round]) -> bool:
+    """Whether the subject was faster in disturbed rounds than in any clean one, and not just once or twice.
+
+    Where the device's speed changes within a round, a few of many rounds have a fast reference on both sides by chance.
+    """
+    if not clean:
+        return False
+    fastest_ms = LOWER_TOLERANCE * min(low(each.subject_ms) for each in clean)
+    faster = sum(low(each.subject_ms) < fastest_ms for each in disturbed)
+    return faster >= max(3, len(disturbed) / 10)
+
+
+def _of_floor(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> _Found:
+    samples = min(sum(len(each.subject_ms) for each in rounds), sum(len(each.after_ms) for each in rounds))
+    slowdown = pooled(_reference(rounds), LOW_QUANTILE) / near.level_ms
+    if samples < _FLOOR_SAMPLES or slowdown > CLEAN_TOLERANCE * near.normal:
+        return _NOTHING
+    log_ratio, error = _log_ratio(rounds, (_FLOOR_QUANTILE,))
+    return _in_regime(log_ratio, max(_LEAST_HALF_WIDTH_DISTURBED, error), slowdown, "floor", near, far, subject_size)
+
+
+def _in_regime(
+    log_ratio: float,
+    error: float,
+    slowdown: float,
+    basis: Basis,
+    near: Level,
+    far: Level | None,
+    subject_size: float,
+) -> _Found:
+    more, uncertainty = lasting_correction(slowdown, near, far, subject_size)
+    return _Found(math.log(near.level_ms) + log_ratio - more, math.hypot(error, uncertainty), basis)
 
 
 def _reach(near: Level, far: Level, subject_size: float) -> float:
@@ -165,26 +235,46 @@ def _reach(near: Level, far: Level, subject_size: float) -> float:
     return min(1.0, max(-0.5, math.log(subject_size / near.size) / whole)) if whole else 0.0
 
 
-def _log_ratio(rounds: Sequence[Round]) -> tuple[float, float]:
-    """Logarithm of subject over reference, and its 95 % half-width by a jackknife that leaves out one round."""
+def _log_ratio(rounds: Sequence[Round], fractions: tuple[float, ...] = ()) -> tuple[float, float]:
+    """Logarithm of subject over reference, and its 95 % half-width by a jackknife over groups of rounds.
+
+    At the quantiles `fractions`, else at those that suit the rounds' steadiness.
+    """
     readings = [low(turn) for each in rounds for turn in (each.before_ms, each.after_ms)]
-    how = _pooled if max(readings) <= _POOLED_RANGE * min(readings) else _one_by_one
-    n = len(rounds)
-    left_out = [how([*rounds[:index], *rounds[index + 1 :]]) for index in range(n)]
-    mean = sum(left_out) / n
-    error = math.sqrt((n - 1) / n * sum((value - mean) ** 2 for value in left_out))
-    return how(rounds), _T95.get(n - 1, 1.96) * error
+    steady = max(readings) <= _STEADY_RANGE * min(readings)
+    fractions = fractions or (_RATIO_QUANTILES if steady else _MIXED_QUANTILES)
+
+    def ratio(some: Sequence[Round]) -> float:
+        subject, reference = [each.subject_ms for each in some], _reference(some)
+        logs = [math.log(pooled(subject, p) / pooled(reference, p)) for p in fractions]
+        return sum(logs) / len(logs) if steady else median(logs)
+
+    groups = min(_GROUPS, len(rounds))
+    left_out = [
+        ratio([each for index, each in enumerate(rounds) if index % groups != group]) for group in range(groups)
+    ]
+    mean = sum(left_out) / groups
+    error = math.sqrt((groups - 1) / groups * sum((value - mean) ** 2 for value in left_out))
+    return ratio(rounds), _T95.get(groups - 1, 1.96) * error
 
 
-def _pooled(rounds: Sequence[Round]) -> float:
-    subject = [value for each in rounds for value in each.subject_ms]
-    reference = [value for each in rounds for value in (*each.before_ms, *each.after_ms)]
-    return math.log(low(subject) / low(reference))
+def _reference(rounds: Sequence[Round]) -> list[tuple[float, ...]]:
+    return [each.before_ms + each.after_ms for each in rounds]
 
 
-def _one_by_one(rounds: Sequence[Round]) -> float:
-    ratios = [2 * low(each.subject_ms) / (low(each.before_ms) + low(each.after_ms)) for each in rounds]
-    return math.log(median(ratios))
+def pooled(turns_ms: Sequence[Sequence[float]], fraction: float) -> float:
+    """Quantile of all samples, each turn with the same weight, however many samples it has."""
+    weighted = sorted((value, 1.0 / len(turn)) for turn in turns_ms for value in turn)
+    whole, done, before = float(len(turns_ms)), 0.0, None
+    for value, weight in weighted:
+        middle = (done + weight / 2) / whole
+        if middle >= fraction:
+            if before is None:
+                return value
+            at, fast = before
+            return fast + (value - fast) * (fraction - at) / (middle - at)
+        done, before = done + weight, (middle, value)
+    return weighted[-1][0]
 
 
 def median(values: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.child_messages import (
     BenchOrder,
+    LoadedReply,
     MeasuredReply,
     MeasureOrder,
     Order,
@@ -21,7 +22,10 @@ from agent.child_messages import (
     ReferenceOrder,
     Reply,
     SlowReply,
+    SustainedOrder,
+    SustainedReply,
     UnreadyReply,
+    WindowReply,
 )
 from agent.model_building import build_model
 from agent.pairing import Pairing, TurnHooks
@@ -30,6 +34,7 @@ from agent.references import References
 from agent.runtimes.base import Runtime
 from agent.runtimes.registry import make_runtime
 from agent.sensors import Sensors
+from agent.sustained_windows import measure_windows
 from fleet_protocol.errors import CorruptBundleError, HashMismatchError, UsageError
 from fleet_protocol.messages import Phase, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
@@ -42,10 +47,16 @@ _PROGRESS_EVERY_S = 2.0
 class Workbench:
     """Carries out orders, one after the other."""
 
-    def __init__(self, sensors: Sensors | None = None, engine_folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        sensors: Sensors | None = None,
+        engine_folder: Path | None = None,
+        report: Callable[[LoadedReply | WindowReply], None] = lambda reply: None,
+    ) -> None:
         self._sensors = sensors or Sensors()
         self._idle_power = IdlePower(self._sensors.power_meter)
         self._engine_folder = engine_folder
+        self._report = report
         self._all_cores = _affinity()
         self._runtimes: dict[str, Runtime] = {}
         self._bundle: tuple[str, SupernetBundle] | None = None
@@ -59,6 +70,8 @@ class Workbench:
             return self._measure_subnet(order, say)
         if isinstance(order, BenchOrder):
             return self._measure_file(order, say)
+        if isinstance(order, SustainedOrder):
+            return self._sustain(order, say)
         return self._probe(order)
 
     def _measure_subnet(self, order: MeasureOrder, say: Say) -> Reply:
@@ -113,11 +126,7 @@ class Workbench:
         return SlowReply(temperature_c=now_c) if now_c is not None and now_c > references.warm_above_c else None
 
     def _measure_file(self, order: BenchOrder, say: Say) -> Reply:
-        try:
-            model = Path(order.model_path).read_bytes()
-        except OSError as error:
-            raise UsageError(f"the model cannot be read: {error}; check its path") from error
-        return self._time_model(self._runtime(order.setting), model, order, 0.0, say)
+        return self._time_model(self._runtime(order.setting), _read_model(order.model_path), order, 0.0, say)
 
     def _time_model(
         self,
@@ -208,6 +217,37 @@ class Workbench:
                 f"the measurement cannot be pinned to cores {', '.join(map(str, cores))} ({error}); this device has "
                 f"{', '.join(map(str, sorted(self._all_cores)))}"
             ) from error
+
+    def _sustain(self, order: SustainedOrder, say: Say) -> SustainedReply:
+        """Run the model until the order's time is over; each window is reported as it ends."""
+        runtime = self._runtime(order.setting)
+        model = _read_model(order.model_path)
+        begin = time.perf_counter()
+        loaded = runtime.load(model, order.setting)
+        try:
+            self._report(
+                LoadedReply(
+                    model_sha256=hashlib.sha256(model).hexdigest(),
+                    model_bytes=len(model),
+                    provider=loaded.provider,
+                    load_ms=1000 * (time.perf_counter() - begin),
+                )
+            )
+            say("measuring", 0.0)
+            windows = 0
+            for window in measure_windows(loaded, runtime, self._sensors, order.total_s, order.window_s):
+                self._report(window)
+                windows += 1
+        finally:
+            loaded.close()
+        return SustainedReply(windows=windows)
+
+
+def _read_model(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"the model cannot be read: {error}; check its path") from error
 
 
 def _read_verified(path: str | None, sha256: str | None) -> bytes | None:

@@ -11,13 +11,13 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
 from pydantic import ValidationError
 
-from agent.child_messages import FailedReply, Order, PhaseReply, Reply, decode_reply
+from agent.child_messages import INTERIM_REPLIES, FailedReply, Order, PhaseReply, Reply, decode_reply
 from agent.framing import BadFrameError, FrameDecoder, write_frame
 
 #: After these the child's memory can no longer be trusted, and the next order gets a fresh one.
@@ -41,6 +41,24 @@ class Measurer(Protocol):
 
     def close(self) -> None:
         """Let go of what is kept warm; the next order begins afresh."""
+
+
+def replies_of(measurer: Measurer, limit_s: float) -> Iterator[Reply]:
+    """Replies to the order at work, the final one last; ends without it where nothing is said for `limit_s` s.
+
+    The wait for the host lock has no limit: another agent of this host may hold it for hours.
+    """
+    waits = False
+    while True:
+        reply = measurer.poll(limit_s)
+        if reply is None:
+            if waits:
+                continue
+            return
+        waits = isinstance(reply, PhaseReply) and reply.phase == "waiting"
+        yield reply
+        if not isinstance(reply, INTERIM_REPLIES):
+            return
 
 
 def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: Path | None = None) -> list[str]:
@@ -102,7 +120,7 @@ class Worker:
         if not self._replies:
             return None
         reply = self._replies.popleft()
-        if not isinstance(reply, PhaseReply):
+        if not isinstance(reply, INTERIM_REPLIES):
             self.busy = False
             if isinstance(reply, FailedReply) and reply.reason in _FATAL_REASONS:
                 self.kill()

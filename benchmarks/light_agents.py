@@ -338,7 +338,7 @@ class LightAgent(asyncio.Protocol):
             f'{{"task":{key},"measurement":{{"model_sha256":"{model}","model_bytes":812345,"median_ms":{median:.6g},'
             f'"mad_ms":{0.004 * median:.6g},"p90_ms":{1.02 * median:.6g},"min_ms":{0.98 * median:.6g},"runs":612,'
             f'"inner_loops":3,"half_width_percent":0.31,"quality":"ok","undisturbed_ms":{median:.6g},'
-            f'"undisturbed_half_width_percent":0.31,"reference":"0123456789ab","reference_ms":1.21034,'
+            f'"undisturbed_half_width_percent":0.31,"reference":"0123456789ab","reference_ms":1.21034,"levels_ms":[1.21034,2.0312,3.5411,6.1238,11.2034],'
             f'"regime_unix_s":1796000000.125,"times_us":[{times}],'
             f'"block_medians_ms":[{median:.6g},{median:.6g},{median:.6g}],"provider":"CPUExecutionProvider",'
             f'"build_ms":11.27,"load_ms":6.81,"before":{{"temperature_c":51.2,"clock_mhz":1800.0,"governor":"performance",'

@@ -20,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
+from coordinator.records.budget import counts_against_budget
+from coordinator.records.data_quality import DataQuality
+from coordinator.records.totals import DeviceStatus
 from coordinator.report.html import write_report
 from coordinator.report.measurement_table import read_measurements
 from coordinator.report.outcome import MeasurementRow
@@ -28,8 +31,11 @@ from coordinator.report.take_home import MEASUREMENTS_FILE, read_results
 from coordinator.view.events import MeasurementTaken
 from coordinator.view.lines import event_line, timed_line
 from coordinator.view.live import render
-from coordinator.view.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
+from coordinator.view.snapshot import DeviceSnapshot, DeviceState, PredictorError, Snapshot, TargetSnapshot
 
+_END_STATES: dict[DeviceStatus, DeviceState] = {
+    "running": "idle", "finished": "done", "lost": "lost", "failed": "failed",
+}  # fmt: skip
 SIZES = ((80, 24), (160, 50))
 _SVG_FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -72,14 +78,14 @@ def _device_at(
 ) -> tuple[DeviceSnapshot, list[tuple[float, str]]]:
     taken = [row for row in rows if row.measurement.finished_unix_s <= now_s]
     to_come = [row for row in rows if row.measurement.finished_unix_s > now_s]
-    searched = [row for row in taken if row.purpose in ("spread", "candidate") and row.target_ms is None]
+    searched = [row for row in taken if row.counted and counts_against_budget(row.purpose, row.target_ms)]
     learned = [point for point in device.learning if point.measurements <= len(searched)]
     verifying = bool(to_come) and to_come[0].purpose == "verification"
     snapshot = DeviceSnapshot(
         device=device.device,
         setting_label=device.runtime,
-        state="done" if not to_come else "verifying" if verifying else "measuring",
-        state_detail=_detail(to_come[0]) if to_come else "",
+        state=_END_STATES[device.status] if not to_come else "verifying" if verifying else "measuring",
+        state_detail=_detail(to_come[0]) if to_come else device.reason,
         temperature_c=taken[-1].measurement.after.temperature_c if taken else None,
         throttled=taken[-1].measurement.after.throttled if taken else None,
         measurements=len(searched),
@@ -88,6 +94,9 @@ def _device_at(
         if not learned
         else PredictorError(learned[-1].mape_percent, learned[-1].spearman, learned[-1].held_out),
         targets=tuple(_target_at(target, taken) for target in device.targets),
+        targets_asked=device.targets_asked,
+        targets_note=device.targets_note,
+        quality=DataQuality.of(row.measurement for row in taken if row.counted),
     )
     events = [
         (
@@ -134,6 +143,8 @@ def _target_at(target: TargetRecord, taken: Sequence[MeasurementRow]) -> TargetS
             evaluated_accuracy=target.accuracy,
             met=target.met,
             reason=target.reason,
+            typical_ms=target.typical_ms,
+            note=target.note,
         )
     within = [row for row in taken if row.measurement.median_ms <= target.target_ms]
     best = max(within, key=lambda row: row.predicted_accuracy or 0.0, default=None)
@@ -141,7 +152,6 @@ def _target_at(target: TargetRecord, taken: Sequence[MeasurementRow]) -> TargetS
         return TargetSnapshot(target.target_ms)
     return TargetSnapshot(
         target_ms=target.target_ms,
-        predicted_ms=best.predicted_ms,
         measured_ms=best.measurement.median_ms,
         accuracy=best.predicted_accuracy,
     )

@@ -127,6 +127,9 @@ class Measurement(Message):
     reference_ms: Positive | None = Field(
         default=None, description="what the reference takes at undisturbed speed: the speed undisturbed_ms is stated at"
     )
+    levels_ms: tuple[Positive, ...] = Field(
+        default=(), max_length=16, description="the same of every reference, in the order of their fingerprints"
+    )
     condition: Condition = "as-is"
     regime_unix_s: NonNegative = Field(
         default=0.0, description="since when the device has run at its present lasting speed, by its own clock"

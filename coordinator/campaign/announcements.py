@@ -7,6 +7,8 @@ from typing import Literal
 
 from coordinator.campaign.proposal import TargetState
 from coordinator.campaign.track import SettingTrack, TrackTask
+from coordinator.records.data_quality import Finding
+from coordinator.records.totals import TargetTotals
 from coordinator.store.records import Outcome
 from coordinator.view import events
 from fleet_protocol.messages import AgentInfo, Failed
@@ -46,17 +48,19 @@ class Announcer:
         tracks: Sequence[SettingTrack],
         status: Literal["complete", "partial", "failed"],
         *,
-        targets: int,
+        totals: TargetTotals,
         elapsed_s: float,
         results: str | None,
     ) -> None:
-        """The campaign is over; each device setting was to have `targets` targets."""
+        """The campaign is over."""
         self._say(
             events.CampaignFinished,
             status=status,
-            targets_met=sum(state.status == "met" for track in tracks for state in track.search.targets),
-            targets=sum(len(track.search.targets) or targets for track in tracks),
+            targets_met=totals.met,
+            targets=totals.asked,
             devices_lost=tuple(track.label for track in tracks if track.status == "lost"),
+            devices_failed=tuple(track.label for track in tracks if track.status == "failed"),
+            devices_slowed=tuple(track.label for track in tracks if track.tally.quality.often_slowed),
             elapsed_s=elapsed_s,
             results=results,
         )
@@ -104,6 +108,22 @@ class Announcer:
             budget=budget,
         )
 
+    def found(self, track: SettingTrack, outcome: Outcome, findings: Sequence[Finding]) -> None:
+        """A measurement showed something about its device."""
+        if isinstance(outcome, Failed):
+            return
+        quality = track.tally.quality
+        if "regime_changed" in findings:
+            self._of(track, events.RegimeChanged, since_s=outcome.regime_unix_s, slowdown=outcome.slowdown)
+        if "often_slowed" in findings:
+            self._of(
+                track,
+                events.MeasurementsSlowed,
+                slowed=quality.slowed,
+                measured=quality.measured,
+                largest_slowdown=quality.largest_slowdown,
+            )
+
     def learned(self, track: SettingTrack) -> None:
         """The predictor's held-out error changed."""
         measurements, mape_percent, spearman, held_out = track.learning[-1]
@@ -143,8 +163,10 @@ class Announcer:
                 predicted_ms=state.predicted_ms,
                 measured_ms=state.measured_ms,
                 verified_ms=state.verified_ms,
-                accuracy=track.accuracies.get(state.target_ms, (None, 0))[0],
+                typical_ms=state.typical_ms,
+                accuracy=track.accuracy_of(state.architecture)[0],
                 sha256=state.sha256,
+                note=state.note,
             )
         elif state.status == "infeasible":
             self._of(
@@ -160,6 +182,7 @@ class Announcer:
                 events.TargetMissed,
                 target_ms=state.target_ms,
                 verified_ms=state.verified_ms,
+                typical_ms=state.typical_ms,
                 final=state.status == "missed",
                 reason=state.reason,
             )

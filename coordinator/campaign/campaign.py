@@ -28,6 +28,7 @@ from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
 from coordinator.campaign.winner_models import WinnerModels
 from coordinator.campaign.wire import FleetWire
 from coordinator.fleet.registry import AgentEntry, FleetRegistry
+from coordinator.records.totals import TargetTotals, run_end, target_totals
 from coordinator.store.records import Arrival, Outcome, TaskRecord, WinnerRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import Event
@@ -259,12 +260,13 @@ class Campaign:
 
     @property
     def status(self) -> Status:
-        """How it ended: whether every target of every device setting was met, some, or none."""
-        states = [state for track in self.tracks.values() for state in track.search.targets]
-        met = [state.status == "met" for state in states]
-        if met and all(met) and all(track.status == "finished" for track in self.tracks.values()):
-            return "complete"
-        return "partial" if any(met) else "failed"
+        """End of the campaign: complete, partial or failed by the targets that were asked for."""
+        return run_end(self.totals, [track.status for track in self.tracks.values()])
+
+    @property
+    def totals(self) -> TargetTotals:
+        """Targets met, of those that were asked for."""
+        return target_totals(standing.snapshot_of(self, self._wall_clock()).devices)
 
     def note(self, line: str) -> None:
         """A line for the log that the view shows."""
@@ -287,7 +289,7 @@ class Campaign:
         self._announcer.finished(
             list(self.tracks.values()),
             self.status,
-            targets=self.plan.request.count,
+            totals=self.totals,
             elapsed_s=self._clock() - self._started_s,
             results=write_results(),
         )
@@ -310,7 +312,7 @@ class Campaign:
             track.search.expect(proposal)
         else:
             track.search.tell(proposal, outcome)
-            track.failures += isinstance(outcome, Failed)
+            track.count_outcome(outcome)
             self._planner.evaluate(track, proposal)
 
     # -- who takes part ----------------------------------------------------------------------------------------
@@ -492,10 +494,10 @@ class Campaign:
         if isinstance(outcome, Measurement):
             track.temperature_c = outcome.after.temperature_c
             track.throttled = outcome.after.throttled
-        else:
-            track.failures += 1
         track.inbox.append((task.proposal, outcome))
+        findings = track.count_outcome(outcome)
         self._announcer.outcome(track, task, outcome, track.measurements, self.plan.budget)
+        self._announcer.found(track, outcome, findings)
         self._tell(track)
 
     def _tell(self, track: SettingTrack) -> None:
@@ -540,6 +542,7 @@ class Campaign:
                 self._look_at(track)
 
     def _take_plan(self, track: SettingTrack, planned: list[PlannedTask]) -> None:
+        self._stale[track.label] = track  # its targets may be known by now
         for item in planned:
             self._choose(track, item)
             self._desk.add(track, item)
@@ -556,10 +559,14 @@ class Campaign:
             if state.architecture == item.proposal.architecture and state.measured_ms is not None:
                 self._announcer.chosen(track, state)
 
-    def _settle(self, track: SettingTrack) -> None:
-        """Store and announce targets whose fate is known, winners with their accuracy."""
-        for state in track.search.decided:
-            if state.target_ms not in track.settled | track.evaluations.keys():
+    def _settle(self, track: SettingTrack, *, at_once: bool = False) -> None:
+        """Store and announce decided targets, winners with their accuracy; `at_once`: without one not evaluated yet."""
+        decided = (
+            [state for state in track.search.targets if state.status != "open"] if at_once else track.search.decided
+        )
+        for state in decided:
+            pending = state.architecture is not None and state.architecture.fingerprint in track.evaluations
+            if state.target_ms not in track.settled and (at_once or not pending):
                 track.settled.add(state.target_ms)
                 self._fates.append(standing.winner_record(track, state))
                 self._announcer.judged(track, state)
@@ -578,6 +585,7 @@ class Campaign:
         return track.status != "running"
 
     def _close(self, track: SettingTrack, status: Literal["finished", "lost", "failed"], reason: str) -> None:
+        self._settle(track, at_once=True)
         track.status, track.reason = status, reason
         track.ready.clear()
         track.leased.clear()

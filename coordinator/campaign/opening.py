@@ -34,6 +34,8 @@ class Opening:
         self.prior = prior
         rng = np.random.default_rng([seed, 2])
         smallest, largest = space.smallest(), largest_within(space, bounds, rng)
+        #: The smallest subnet, and the largest that may be.
+        self.ends: list[Genome] = [smallest[0], largest[0]]
         ends = [smallest[0]] if np.array_equal(smallest, largest) else [smallest[0], largest[0]]
         self.spread: list[Genome] = ends[:count]
         pool = np.unique(sample_within(space, bounds, _SPREAD_POOL, rng), axis=0)

@@ -60,12 +60,15 @@ class Planner:
         state = track.search.target(proposal.target_ms)
         if proposal.purpose != "verification" or state is None or state.status != "met":
             return
-        model = track.models[proposal.architecture.fingerprint]
+        subnet = proposal.architecture.fingerprint
+        if subnet in track.evaluations or subnet in track.accuracies:
+            return
+        model = track.models[subnet]
         if self._models.evaluates_at_once(model):
             found = self._models.accuracy(model)
             if found is not None:
-                track.accuracies[state.target_ms] = found
+                track.accuracies[subnet] = found
             return
         evaluation = self._executor.submit(self._models.accuracy, model)
-        track.evaluations[state.target_ms] = evaluation
+        track.evaluations[subnet] = evaluation
         evaluation.add_done_callback(lambda _: self._is_ready(track))

@@ -19,7 +19,7 @@ Genome = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A subnet to measure. Latencies are milliseconds."""
+    """A subnet to measure. Latencies are milliseconds, at the typical speed of the run."""
 
     genome: tuple[int, ...]
     architecture: Architecture
@@ -29,6 +29,8 @@ class Proposal:
     predicted_ms: float | None = None
     predicted_std_ms: float | None = None
     predicted_accuracy: float | None = None
+    wait_above: float | None = None
+    """Wait for a device that is slower than so many times its undisturbed speed."""
 
     @property
     def key(self) -> tuple[tuple[int, ...], Purpose, float | None]:
@@ -38,21 +40,27 @@ class Proposal:
 
 @dataclass
 class TargetState:
-    """One target and its best subnet so far."""
+    """One target and its best subnet so far. Latencies are milliseconds."""
 
     target_ms: float
     status: Literal["open", "met", "missed", "infeasible"] = "open"
     genome: Genome | None = None
     architecture: Architecture | None = None
     predicted_ms: float | None = None
+    """By the predictor, with this subnet's own measurements left out."""
     measured_ms: float | None = None
     verified_ms: float | None = None
+    """The re-measurement as it ran."""
+    typical_ms: float | None = None
+    """The same at the typical speed of the run; None where its ratio to the reference said nothing."""
     accuracy: float | None = None
     """As predicted, a fraction."""
     sha256: str | None = None
     reason: str = ""
+    note: str = ""
+    """A remark on a target that was met."""
     missed_by: list[float] = field(default_factory=list)
-    """How far re-measurements that missed were beyond the first measurement, relative."""
+    """How far re-measurements that missed were beyond what was expected, relative."""
     verifications: int = 0
     disturbed: int = 0
     slowed_down: int = 0
@@ -62,12 +70,12 @@ class TargetState:
 
 
 class WinnerSearch(Protocol):
-    """Finds, per target, the most accurate subnet that is foretold to meet it."""
+    """Finds, per target, the most accurate subnet that is predicted to meet it."""
 
     def __call__(
         self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
-        """One genome per ascending target; None where no subnet is foretold to meet it.
+        """One genome per ascending target; None where no subnet is predicted to meet it.
 
         `start` are subnets (n, G) to begin from.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,10 @@ import numpy as np
 
 from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.proposal import TargetState
+from coordinator.campaign.targets import TargetRequest
 from coordinator.campaign.track import SettingTrack
 from coordinator.fleet.registry import AgentEntry
+from coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
 from coordinator.report.outcome import (
     CampaignOutcome,
     DeviceOutcome,
@@ -47,6 +49,7 @@ _SHOWN_LOG_LINES = 20
 
 def snapshot_of(campaign: Campaign, now_unix_s: float) -> Snapshot:
     """One immutable picture of a running campaign."""
+    request = campaign.plan.request
     return Snapshot(
         run_id=campaign.identity.run_id,
         supernet=campaign.identity.supernet,
@@ -54,16 +57,19 @@ def snapshot_of(campaign: Campaign, now_unix_s: float) -> Snapshot:
         now_s=now_unix_s,
         phase=campaign.phase,
         devices=tuple(
-            _device(track, campaign.registry.agents.get(track.device), campaign.plan)
+            _device(track, campaign.registry.agents.get(track.device), campaign.plan.budget, request)
             for track in campaign.tracks.values()
         ),
         log=tuple(list(campaign.log)[-_SHOWN_LOG_LINES:]),
     )
 
 
-def _device(track: SettingTrack, entry: AgentEntry | None, plan: CampaignPlan) -> DeviceSnapshot:
+def _device(track: SettingTrack, entry: AgentEntry | None, budget: int, request: TargetRequest) -> DeviceSnapshot:
     state, detail = _state(track, entry)
     error = track.learning[-1] if track.learning else None
+    targets = track.search.targets
+    # A request for given targets is known before the search takes it up.
+    known = targets or [TargetState(target_ms) for target_ms in request.fixed_ms]
     return DeviceSnapshot(
         device=track.device,
         setting_label=track.setting.label,
@@ -72,19 +78,24 @@ def _device(track: SettingTrack, entry: AgentEntry | None, plan: CampaignPlan) -
         temperature_c=track.temperature_c,
         throttled=track.throttled,
         measurements=track.search.measurements,
-        budget=plan.budget,
+        budget=budget,
         failures=track.failures,
         quarantined=track.search.quarantined,
         current_progress=_progress(track, entry),
         predictor_error=_error(error) if error is not None else None,
-        targets=tuple(_target(track, target) for target in track.search.targets),
+        targets=tuple(_target(track, target) for target in known),
+        targets_asked=targets_asked(request.count, len(targets) or None),
+        targets_note=track.search.targets_note,
+        quality=track.tally.quality,
     )
 
 
 def _state(track: SettingTrack, entry: AgentEntry | None) -> tuple[DeviceState, str]:
     if track.status == "lost":
         return "lost", track.reason
-    if track.status in ("finished", "failed"):
+    if track.status == "failed":
+        return "failed", track.reason
+    if track.status == "finished":
         return "done", track.reason
     if entry is None or not entry.usable:
         return "offline", entry.idle_reason() if entry is not None else "not seen since the run was resumed"
@@ -120,16 +131,23 @@ def _progress(track: SettingTrack, entry: AgentEntry | None) -> ProgressSnapshot
 
 
 def _target(track: SettingTrack, target: TargetState) -> TargetSnapshot:
-    evaluated = track.accuracies.get(target.target_ms)
+    evaluated, _ = track.accuracy_of(target.architecture if target.status == "met" else None)
+    met, reason = target.status == "met" if target.status != "open" else None, target.reason
+    if target.status == "infeasible":
+        reason = f"infeasible: {target.reason}"
+    elif met is None and track.status != "running":
+        met, reason = False, unreached(track.status)
     return TargetSnapshot(
         target_ms=target.target_ms,
         predicted_ms=target.predicted_ms,
         measured_ms=target.measured_ms,
         verified_ms=target.verified_ms,
         accuracy=target.accuracy,
-        evaluated_accuracy=evaluated[0] if evaluated is not None else None,
-        met=None if target.status == "open" else target.status == "met",
-        reason=f"infeasible: {target.reason}" if target.status == "infeasible" else target.reason,
+        evaluated_accuracy=evaluated,
+        met=met,
+        reason=reason,
+        typical_ms=target.typical_ms,
+        note=target.note,
     )
 
 
@@ -138,7 +156,8 @@ def _target(track: SettingTrack, target: TargetState) -> TargetSnapshot:
 
 def winner_record(track: SettingTrack, state: TargetState) -> WinnerRecord:
     """What the store keeps of a target whose fate is known."""
-    accuracy, images = track.accuracies.get(state.target_ms, (None, None))
+    accuracy, images = track.accuracy_of(state.architecture if state.status == "met" else None)
+    costs = _costs(track, state)
     outcome = TargetOutcome(
         target_ms=state.target_ms,
         architecture=state.architecture,
@@ -148,9 +167,13 @@ def winner_record(track: SettingTrack, state: TargetState) -> WinnerRecord:
         predicted_accuracy=state.accuracy,
         accuracy=accuracy,
         accuracy_images=images,
-        **_costs(track, state),
+        parameters=costs.get("parameters"),
+        macs=costs.get("macs"),
+        peak_activation_bytes=costs.get("peak_activation_bytes"),
         sha256=state.sha256,
         reason=f"infeasible: {state.reason}" if state.status == "infeasible" else state.reason,
+        typical_ms=state.typical_ms,
+        note=state.note,
     )
     fields = asdict(outcome)
     fields["architecture"] = state.architecture.model_dump(mode="json") if state.architecture else None
@@ -174,7 +197,13 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     """A stored run as the take-home and the report want it; it may still be running."""
     run = store.run(run_id)
     settings = RunSettings.model_validate(run.settings)
-    outcomes, winners = store.outcomes(run_id), store.winners(run_id)
+    outcomes: dict[tuple[str, str], list[OutcomeRecord]] = {}
+    for found in store.outcomes(run_id):
+        outcomes.setdefault((found.task.device, found.task.setting_label), []).append(found)
+    winners: dict[tuple[str, str], list[WinnerRecord]] = {}
+    for winner in store.winners(run_id):
+        winners.setdefault((winner.device, winner.setting_label), []).append(winner)
+    keys = {(device.device, device.setting.label): device for device in store.devices(run_id)}
     return CampaignOutcome(
         run_id=run_id,
         supernet=SupernetProvenance(
@@ -187,25 +216,54 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         finished_s=run.finished_unix_s,
         versions=settings.versions,
         devices=tuple(
-            _device_outcome(
-                device,
-                [o for o in outcomes if (o.task.device, o.task.setting_label) == (device.device, device.setting.label)],
-                [w for w in winners if (w.device, w.setting_label) == (device.device, device.setting.label)],
-            )
-            for device in store.devices(run_id)
+            _device_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, []))
+            for key, device in keys.items()
         ),
     )
 
 
-def _device_outcome(device: DeviceRecord, outcomes: list[OutcomeRecord], winners: list[WinnerRecord]) -> DeviceOutcome:
+def _device_outcome(
+    device: DeviceRecord, plan: CampaignPlan, outcomes: list[OutcomeRecord], winners: list[WinnerRecord]
+) -> DeviceOutcome:
     history = tuple(PredictorPoint(point[0], _error(point)) for point in device.learning)
+    rows, failures = _rows(outcomes)
+    return DeviceOutcome(
+        device=device.device,
+        setting=device.setting,
+        status=device.status,
+        profile=device.info.profile,
+        versions=dict(device.info.versions),
+        reason=device.reason,
+        rows=rows,
+        failures=failures,
+        predictor=history[-1].error if history else None,
+        predictor_history=history,
+        targets=_target_outcomes(device, plan.request, winners),
+        targets_asked=stored_targets_asked(device, plan.request),
+        targets_note=device.targets_note,
+        condition_asked=plan.conditions,
+        wire_bytes=device.wire_bytes,
+    )
+
+
+def _rows(outcomes: list[OutcomeRecord]) -> tuple[tuple[MeasurementRow, ...], tuple[FailureRow, ...]]:
+    """Sort outcomes in order of arrival into measurements and failures; of several attempts at a task one counts."""
     rows, failures = [], []
+    known: set[str] = set()
     for found in outcomes:
-        task = found.task
+        task, counted = found.task, found.key.task_id not in known
+        known.add(found.key.task_id)
         if isinstance(found.outcome, Failed):
             failures.append(
                 FailureRow(
-                    task.task_id, found.key.attempt, task.architecture, found.outcome.reason, found.outcome.detail
+                    task_id=task.task_id,
+                    attempt=found.key.attempt,
+                    purpose=task.purpose,
+                    architecture=task.architecture,
+                    reason=found.outcome.reason,
+                    detail=found.outcome.detail,
+                    target_ms=task.target_ms,
+                    counted=counted,
                 )
             )
         else:
@@ -220,22 +278,51 @@ def _device_outcome(device: DeviceRecord, outcomes: list[OutcomeRecord], winners
                     predicted_std_ms=task.predicted_std_ms,
                     predicted_accuracy=task.predicted_accuracy,
                     target_ms=task.target_ms,
+                    counted=counted,
                 )
             )
-    return DeviceOutcome(
-        device=device.device,
-        setting=device.setting,
-        status=device.status,
-        profile=device.info.profile,
-        versions=dict(device.info.versions),
-        reason=device.reason,
-        rows=tuple(rows),
-        failures=tuple(failures),
-        predictor=history[-1].error if history else None,
-        predictor_history=history,
-        targets=tuple(_target_outcome(winner) for winner in winners),
-        wire_bytes=device.wire_bytes,
+    return tuple(rows), tuple(failures)
+
+
+def known_targets_ms(device: DeviceRecord, request: TargetRequest) -> tuple[float, ...]:
+    """Return the known targets of a stored device setting: the resolved ones, before that those of the request."""
+    return device.targets_ms or request.fixed_ms
+
+
+def stored_targets_asked(device: DeviceRecord, request: TargetRequest) -> int:
+    """Count the targets that were asked for on a stored device setting."""
+    return targets_asked(request.count, None if device.targets_ms is None else len(device.targets_ms))
+
+
+@dataclass(frozen=True)
+class _StoredTargets:
+    targets: tuple[WinnerRecord, ...]
+    targets_asked: int
+
+
+def stored_totals(store: MeasurementStore, run_id: str, request: TargetRequest) -> TargetTotals:
+    """Targets met and asked for in a stored run."""
+    winners: dict[tuple[str, str], list[WinnerRecord]] = {}
+    for winner in store.winners(run_id):
+        winners.setdefault((winner.device, winner.setting_label), []).append(winner)
+    return target_totals(
+        _StoredTargets(
+            tuple(winners.get((device.device, device.setting.label), ())), stored_targets_asked(device, request)
+        )
+        for device in store.devices(run_id)
     )
+
+
+def _target_outcomes(
+    device: DeviceRecord, request: TargetRequest, winners: list[WinnerRecord]
+) -> tuple[TargetOutcome, ...]:
+    reason, running = unreached(device.status), device.status == "running"
+    found = {
+        target_ms: TargetOutcome(target_ms, reason=reason, open=running)
+        for target_ms in known_targets_ms(device, request)
+    }
+    found |= {winner.target_ms: _target_outcome(winner) for winner in winners}
+    return tuple(target for _, target in sorted(found.items()))
 
 
 def _target_outcome(winner: WinnerRecord) -> TargetOutcome:

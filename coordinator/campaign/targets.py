@@ -9,10 +9,21 @@ from dataclasses import dataclass
 from fleet_protocol.errors import UsageError
 
 MAX_TARGETS = 64
-#: Automatic targets keep this far from the fastest and the slowest subnet, as shares of their latencies: at the
-#: very edge there is nothing to choose from.
-_LOWEST, _HIGHEST = 1.15, 0.92
-_SAME = 0.005
+#: Automatic targets keep this far from the fastest and the slowest subnet, as shares of their latencies: the fastest
+#: subnet must meet the first one when it is measured again, and the last one must still rule something out.
+_LOWEST, _HIGHEST = 1.1, 0.98
+#: Two automatic targets are apart by this factor or more.
+LEAST_APART = 1.05
+#: How far rounding may move an automatic target, relative.
+_NEAR = 0.015
+
+
+@dataclass(frozen=True)
+class ResolvedTargets:
+    """Targets of one device setting, ms, ascending, and why there are fewer than were asked for."""
+
+    targets_ms: tuple[float, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,24 +63,35 @@ class TargetRequest:
     def __str__(self) -> str:
         return f"auto:{self.automatic}" if self.automatic else ",".join(f"{ms:g}" for ms in self.fixed_ms)
 
-    def resolve(self, fastest_ms: float, slowest_ms: float) -> tuple[float, ...]:
-        """The targets of a device setting whose subnets were measured from `fastest_ms` to `slowest_ms`, ascending.
+    def resolve(self, fastest_ms: float, slowest_ms: float) -> ResolvedTargets:
+        """The targets of a device setting whose subnets take from `fastest_ms` to `slowest_ms`.
 
-        Automatic ones are spread evenly in the logarithm over that range and rounded to as few digits as keep them
-        apart and inside.
+        Automatic ones are spread evenly in the logarithm over that range, at least 5 % apart, and rounded to as few
+        digits as keep them apart and in place. A range that has no room for all of them gets fewer.
         """
         if not self.automatic:
-            return self.fixed_ms
-        low, high = fastest_ms * _LOWEST, max(slowest_ms * _HIGHEST, fastest_ms * _LOWEST * 1.01)
-        steps = [0.5] if self.automatic == 1 else [i / (self.automatic - 1) for i in range(self.automatic)]
-        exact = [low * (high / low) ** step for step in steps]
+            return ResolvedTargets(self.fixed_ms)
+        low, high = fastest_ms * _LOWEST, slowest_ms * _HIGHEST
+        room = 1 + int(math.log(high / low) / math.log(LEAST_APART) + 1e-9) if high > low else 1
+        count, note = min(self.automatic, room), ""
+        if count < self.automatic:
+            note = (
+                f"the subnets take from {fastest_ms:.3g} to {slowest_ms:.3g} ms here: there is room for {count} of "
+                f"{self.automatic} targets that are {100 * LEAST_APART - 100:.0f} % apart"
+            )
+        if count == 1:
+            return ResolvedTargets((_rounded(max(low, math.sqrt(fastest_ms * slowest_ms))),), note)
+        exact = [low * (high / low) ** (i / (count - 1)) for i in range(count)]
         for digits in (2, 3, 4):
             rounded = [_significant(value, digits) for value in exact]
-            near = all(abs(r / e - 1) < 0.2 / max(self.automatic, 4) for r, e in zip(rounded, exact, strict=True))
-            apart = all(b > a * (1 + _SAME) for a, b in itertools.pairwise(rounded))
-            if near and apart and rounded[0] > fastest_ms * 1.1:
-                return tuple(rounded)
-        return tuple(exact)
+            apart = all(b >= a * LEAST_APART for a, b in itertools.pairwise(rounded))
+            if apart and all(abs(r / e - 1) < _NEAR for r, e in zip(rounded, exact, strict=True)):
+                return ResolvedTargets(tuple(rounded), note)
+        return ResolvedTargets(tuple(exact), note)
+
+
+def _rounded(value: float) -> float:
+    return next(r for digits in (2, 3, 4, 17) if abs((r := _significant(value, digits)) / value - 1) < _NEAR)
 
 
 def _significant(value: float, digits: int) -> float:

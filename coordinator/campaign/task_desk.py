@@ -7,6 +7,7 @@ it the rest of its round, so that whoever coordinates then ends the round that w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.plan import CampaignPlan
@@ -23,6 +24,8 @@ from fleet_protocol.messages import BlobReference, MeasureTask, Next, TaskKey
 PREFETCH = 2
 #: More than an agent ever holds, unless it was cut off for long.
 _ACKNOWLEDGED_WITH_A_TASK = 8
+#: How long a re-measurement waits for a device that is slower than it typically is in the run.
+REMEASURE_WAIT_S = 30.0
 #: A lease outlives the device's own deadline by this much, and is renewed by every word about a task.
 LEASE_SLACK_S = 20.0
 
@@ -192,6 +195,7 @@ class TaskDesk:
             calibration=task.calibration,
             setting=track.setting,
             protocol=self._plan.protocol,
+            **self._conditions(task.proposal),
             deadline_s=self._plan.deadline_s,
             stored=tuple(key for _, key in stored),
         )
@@ -201,6 +205,13 @@ class TaskDesk:
         task.record = attempt
         track.leased[task.record.task_id] = task
         task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
+
+    def _conditions(self, proposal: Proposal) -> dict[str, Any]:
+        """Under which condition a subnet is measured, and how long its device is waited for."""
+        if self._plan.conditions == "cool":
+            return {"condition": "cool", "wait_s": self._plan.cool_s}
+        wait_s = REMEASURE_WAIT_S if proposal.wait_above is not None else 0.0
+        return {"condition": self._plan.conditions, "wait_s": wait_s, "wait_above": proposal.wait_above}
 
     def renew(self, agent: str, now_s: float) -> None:
         """A word about one task of an agent renews the leases of all: it works on them in turn."""

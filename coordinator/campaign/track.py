@@ -9,9 +9,13 @@ from dataclasses import dataclass, field, replace
 from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.winner_models import CalibratedModel
-from coordinator.store.records import DeviceRecord, DeviceStatus, Outcome, TaskRecord
+from coordinator.records.budget import counts_against_budget
+from coordinator.records.data_quality import Finding, QualityTally
+from coordinator.records.totals import DeviceStatus
+from coordinator.store.records import DeviceRecord, Outcome, TaskRecord
+from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
-from fleet_protocol.messages import AgentInfo, BlobReference, RuntimeSetting, TaskKey
+from fleet_protocol.messages import AgentInfo, BlobReference, Failed, RuntimeSetting, TaskKey
 
 
 @dataclass
@@ -58,14 +62,17 @@ class SettingTrack:
     #: What came while a plan was being made; the search is told afterwards.
     inbox: list[tuple[Proposal, Outcome]] = field(default_factory=list)
     plan: Future[list[PlannedTask]] | None = None
-    evaluations: dict[float, Future[tuple[float, int] | None]] = field(default_factory=dict)
+    evaluations: dict[str, Future[tuple[float, int] | None]] = field(default_factory=dict)
     models: dict[str, CalibratedModel] = field(default_factory=dict)
     #: (target, subnet) for which the search's choice was announced.
     announced: set[tuple[float, str]] = field(default_factory=set)
     settled: set[float] = field(default_factory=set)
-    accuracies: dict[float, tuple[float, int]] = field(default_factory=dict)
+    accuracies: dict[str, tuple[float, int]] = field(default_factory=dict)
     learning: list[tuple[int, float, float | None, int]] = field(default_factory=list)
+    #: The resolved targets, ms; empty before the store was told of them.
+    targets_ms: tuple[float, ...] = ()
     failures: int = 0
+    tally: QualityTally = field(default_factory=QualityTally)
     wire_bytes: int = 0
     temperature_c: float | None = None
     throttled: bool | None = None
@@ -83,8 +90,15 @@ class SettingTrack:
     @property
     def measurements(self) -> int:
         """Counted against the budget, what the search is yet to be told included."""
-        waiting = sum(proposal.purpose != "verification" and proposal.target_ms is None for proposal, _ in self.inbox)
+        waiting = sum(counts_against_budget(proposal.purpose, proposal.target_ms) for proposal, _ in self.inbox)
         return self.search.measurements + waiting
+
+    def count_outcome(self, outcome: Outcome) -> tuple[Finding, ...]:
+        """Count the outcome of a task; returns the findings to announce."""
+        if isinstance(outcome, Failed):
+            self.failures += 1
+            return ()
+        return self.tally.add(outcome)
 
     @property
     def learned_much(self) -> bool:
@@ -100,24 +114,31 @@ class SettingTrack:
         self.learning.append((error.held_out, error.mape_percent, error.spearman, error.held_out))
         return True
 
+    def accuracy_of(self, architecture: Architecture | None) -> tuple[float | None, int | None]:
+        """Accuracy of a winner's file on held-out images, and how many they are; None where it was not evaluated."""
+        return self.accuracies.get(architecture.fingerprint, (None, None)) if architecture is not None else (None, None)
+
     def collect_evaluations(self) -> list[str]:
         """Take what was evaluated; returns why a target's file could not be run here, one line each."""
         reasons = []
-        for target_ms, future in list(self.evaluations.items()):
+        for subnet, future in list(self.evaluations.items()):
             if future.done():
-                del self.evaluations[target_ms]
+                del self.evaluations[subnet]
                 try:
                     found = future.result()
                 except (RuntimeUnavailableError, MissingDependencyError) as error:
                     # The latency stands without it.
-                    reasons.append(f"no accuracy for the winner of {target_ms:g} ms: {error}")
+                    reasons.append(f"no accuracy for winner {subnet}: {error}")
                     continue
                 if found is not None:
-                    self.accuracies[target_ms] = found
+                    self.accuracies[subnet] = found
         return reasons
 
     def to_record(self) -> DeviceRecord:
         """What the store keeps."""
+        # Resolved targets do not change, and reading them makes the search look for the best subnet of each.
+        if not self.targets_ms or self.status != "running":
+            self.targets_ms = tuple(state.target_ms for state in self.search.targets)
         return DeviceRecord(
             self.run_id,
             self.device,
@@ -127,4 +148,6 @@ class SettingTrack:
             self.reason,
             tuple(self.learning),
             self.wire_bytes,
+            self.targets_ms or None,
+            self.search.targets_note,
         )

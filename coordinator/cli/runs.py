@@ -22,6 +22,8 @@ def register(app: typer.Typer) -> None:
 
 def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """Every run in the store, oldest first."""
+    from coordinator.campaign.standing import stored_totals
+    from coordinator.campaign.targets import TargetRequest
     from coordinator.store.store import MeasurementStore
 
     opened = MeasurementStore.open(options.existing_store(store))
@@ -30,16 +32,15 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
     found = opened.runs()
     for run in found:
-        winners = opened.winners(run.run_id)
-        met = sum(winner.met for winner in winners)
         targets = str(run.settings.get("plan", {}).get("targets", "?"))
+        request = TargetRequest() if targets == "?" else TargetRequest.parse(targets)
+        totals = stored_totals(opened, run.run_id, request)
         if as_json:
             line = {"run_id": run.run_id, "created_unix_s": run.created_unix_s, "supernet": run.supernet}
-            typer.echo(
-                json.dumps({**line, "targets": targets, "status": run.status, "met": met, "known": len(winners)})
-            )
+            counts = {"met": totals.met, "asked": totals.asked}
+            typer.echo(json.dumps({**line, "targets": targets, "status": run.status, **counts}))
         begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.created_unix_s))
-        table.add_row(run.run_id, begun, run.supernet, targets, run.status, f"{met} of {len(winners)}")
+        table.add_row(run.run_id, begun, run.supernet, targets, run.status, f"{totals.met} of {totals.asked}")
     opened.close()
     if not as_json:
         Console().print(table if found else f"the store {opened.url} holds no run yet", soft_wrap=not found)

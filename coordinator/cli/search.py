@@ -7,7 +7,7 @@ import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 from rich.console import Console
@@ -28,7 +28,7 @@ from coordinator.store.store import MeasurementStore
 from coordinator.view.summary import summary
 from coordinator.view.view import make_view
 from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import MeasurementProtocol
+from fleet_protocol.messages import Condition, MeasurementProtocol
 from fleet_protocol.mirrors import check_mirror
 
 _DEFAULT_OUT = Path("fleetnas-out")
@@ -102,6 +102,19 @@ def search(
     min_runs: Annotated[
         int, typer.Option("--min-runs", metavar="N", min=3, help="Timed runs per measurement, at least.")
     ] = 50,
+    conditions: Annotated[
+        str,
+        typer.Option(
+            "--conditions",
+            metavar="NAME",
+            help="as-is; sustained (warm the device up until its speed is steady: what runs all day sees); or cool "
+            "(wait for it to cool). See docs/measuring.md.",
+        ),
+    ] = "as-is",
+    cool_for: Annotated[
+        float,
+        typer.Option("--cool-for", metavar="S", min=0, help="Seconds that a measurement may wait for a cool device."),
+    ] = 60.0,
     calibration_images: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder with a folder of images per class, to calibrate winners on."),
@@ -206,6 +219,8 @@ def search(
             join_s=join,
             grace_s=grace,
             deadline_s=deadline,
+            conditions=_checked_conditions(conditions),
+            cool_s=cool_for,
             protocol=MeasurementProtocol(
                 warmup_s=warmup, min_s=min_time, min_runs=min_runs, max_s=max(20.0, 2 * min_time)
             ),
@@ -269,6 +284,13 @@ def _checked_prior(name: str) -> Literal["learned", "default"]:
     if name == "default":
         return "default"
     raise UsageError(f"--prior {name!r} is not known; give learned or default")
+
+
+def _checked_conditions(name: str) -> Condition:
+    for known in get_args(Condition):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise UsageError(f"--conditions {name!r} is not known; give one of {', '.join(get_args(Condition))}")
 
 
 def _search_offline(

@@ -108,7 +108,7 @@ class RollCall:
 def _standing(summary: RunSummary, device: DeviceSnapshot) -> str:
     """One device setting in a run, in a few words."""
     detail = f": {device.state_detail}" if device.state_detail else ""
-    done = f", {device.measurements} of {device.budget} measured" if device.state not in ("done", "lost") else ""
+    done = "" if device.ended else f", {device.measurements} of {device.budget} measured"
     left_alone = f", {device.quarantined} subnets left alone after failing twice" if device.quarantined else ""
     failures = f", {device.failures} failures" if device.failures else ""
     return f"{summary.run_id} {device.setting_label} {device.state}{detail}{done}{failures}{left_alone}"

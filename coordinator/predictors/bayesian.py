@@ -215,14 +215,24 @@ class BayesianPredictor:
         self._beliefs()
         return self._weights_of_measurements.copy()
 
-    def leave_one_out(self) -> HeldOutError:
-        """Error of foretelling each measured architecture from all others (closed form, hyperparameters kept)."""
-        if self.count < 2:
-            return HeldOutError(None, None, self.count)
-        beliefs, y = self._beliefs(), self._latency
-        error = beliefs.probabilities() @ self._left_out(beliefs, self._weights_of_measurements)[0]
-        mape = 100.0 * float(np.mean(np.abs(error) / y))
-        return HeldOutError(mape, spearman(y - error, y) if self.count > 2 else None, self.count)
+    def leave_one_out(self, first: int | None = None) -> HeldOutError:
+        """Error of predicting each measured architecture from all others (closed form, hyperparameters kept).
+
+        Taken over the `first` architectures that arrived, or over all.
+        """
+        taken = slice(first)
+        y = self._latency[taken]
+        if len(y) < 2:
+            return HeldOutError(None, None, len(y))
+        predicted = self.predict_left_out()[taken]
+        mape = 100.0 * float(np.mean(np.abs(predicted - y) / y))
+        return HeldOutError(mape, spearman(predicted, y) if len(y) > 2 else None, len(y))
+
+    def predict_left_out(self) -> Floats:
+        """Mean latency of each measured architecture predicted from all others, ms, in the order of first arrival."""
+        beliefs = self._beliefs()
+        error: Floats = beliefs.probabilities() @ self._left_out(beliefs, self._weights_of_measurements)[0]
+        return self._latency - error
 
     # -- what to measure next ----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.records.totals import target_totals
 from coordinator.report.measurement_table import read_measurements
 from coordinator.report.plots import Plot, device_plots
 from coordinator.report.results import DeviceRecord, Results
@@ -58,13 +59,23 @@ def render_report(directory: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(ms=wording.latency, target=wording.target, percent=wording.accuracy)
+    environment.filters.update(
+        ms=wording.latency, target=wording.target, percent=wording.accuracy, quality=wording.data_quality
+    )
     return environment.get_template("report.html.j2").render(
         results=results,
         bounds=str(Bounds(**results.bounds)),
         sections=sections,
         elapsed=_elapsed(results),
         predictor=_predictor,
+        targets_met=wording.targets_met(target_totals(results.fleet)),
+        statuses=wording.status_counts(device.status for device in results.fleet),
+        conditions=", ".join(sorted({device.condition for device in results.fleet})),
+        warning=wording.slowed_warning((device.label, device.data_quality) for device in results.fleet),
+        advice=wording.SLOWED_ADVICE,
+        setting_totals=lambda device: target_totals([device]),
+        verified=wording.verified,
+        targets_remark=_targets_remark,
         max_plotted=MAX_PLOTTED,
         max_failures=MAX_FAILURES,
         results_file=RESULTS_FILE,
@@ -76,6 +87,12 @@ def _elapsed(results: Results) -> str:
     if results.finished_at is None:
         return "still running"
     return wording.elapsed((results.finished_at - results.started_at).total_seconds())
+
+
+def _targets_remark(device: DeviceRecord) -> str:
+    return wording.targets_remark(
+        len(device.targets), device.targets_asked, device.targets_note, device.status != "running"
+    )
 
 
 def _predictor(device: DeviceRecord) -> str:

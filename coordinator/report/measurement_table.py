@@ -16,10 +16,10 @@ from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import StoreError
 from fleet_protocol.messages import Conditions, Measurement
 
-_KEYS = ("device", "runtime", "task_id", "attempt", "purpose", "target_ms", "fingerprint", "architecture")
+_KEYS = ("device", "runtime", "task_id", "attempt", "counted", "purpose", "target_ms", "fingerprint", "architecture")
 _PREDICTIONS = ("predicted_ms", "predicted_std_ms", "predicted_accuracy")
 _CONDITIONS = tuple(Conditions.model_fields)
-_LISTS = ("block_medians_ms", "times_us")
+_LISTS = ("levels_ms", "block_medians_ms", "times_us")
 _SCALARS = tuple(name for name in Measurement.model_fields if name not in ("before", "after", *_LISTS))
 _PURPOSE: TypeAdapter[Purpose] = TypeAdapter(Purpose)
 #: Every column, in order; the long ones are last.
@@ -54,7 +54,7 @@ def _cells(device: DeviceOutcome, row: MeasurementRow) -> dict[str, str]:
         "fingerprint": row.architecture.fingerprint,
         "architecture": row.architecture.model_dump_json(),
     }
-    for name in ("task_id", "attempt", "purpose", "target_ms", *_PREDICTIONS):
+    for name in ("task_id", "attempt", "counted", "purpose", "target_ms", *_PREDICTIONS):
         cells[name] = getattr(row, name)
     for name in _SCALARS:
         cells[name] = getattr(measurement, name)
@@ -103,12 +103,18 @@ def _row(cells: Mapping[str, str]) -> MeasurementRow:
     fields |= {name: tuple(float(value) for value in cells[name].split()) for name in _LISTS}
     fields |= {"before": conditions("before"), "after": conditions("after")}
     measurement = Measurement.model_validate(fields)
-    predictions = {name: float(cells[name]) if cells[name] else None for name in (*_PREDICTIONS, "target_ms")}
+    predicted_ms, std_ms, accuracy, target_ms = (
+        float(cells[name]) if cells[name] else None for name in (*_PREDICTIONS, "target_ms")
+    )
     return MeasurementRow(
         task_id=cells["task_id"],
         attempt=int(cells["attempt"]),
         purpose=_PURPOSE.validate_python(cells["purpose"]),
         architecture=Architecture.model_validate_json(cells["architecture"]),
         measurement=measurement,
-        **predictions,
+        predicted_ms=predicted_ms,
+        predicted_std_ms=std_ms,
+        predicted_accuracy=accuracy,
+        target_ms=target_ms,
+        counted=cells["counted"] == "true",
     )

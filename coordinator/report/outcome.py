@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
+from coordinator.records.budget import Purpose, counts_against_budget
+from coordinator.records.data_quality import DataQuality
+from coordinator.records.totals import DeviceStatus as DeviceStatus
+from coordinator.records.verdict import meets_target
 from coordinator.search.bounds import Bounds
-from coordinator.view.events import Purpose
 from coordinator.view.snapshot import PredictorError
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import Measurement, RuntimeSetting
-
-DeviceStatus = Literal["running", "finished", "lost", "failed"]
+from fleet_protocol.messages import Condition, Measurement, RuntimeSetting
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class MeasurementRow:
     """Top-1 in [0, 1] by the bundle's accuracy predictor."""
     target_ms: float | None = None
     """The target that it was measured for, where it was for one."""
+    counted: bool = True
+    """False where another attempt at the same task was stored before: the search did not learn from this one."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,13 @@ class FailureRow:
 
     task_id: str
     attempt: int
+    purpose: Purpose
     architecture: Architecture
     reason: str
     detail: str = ""
+    target_ms: float | None = None
+    counted: bool = True
+    """As in `MeasurementRow`."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +66,10 @@ class TargetOutcome:
     architecture: Architecture | None = None
     """The winner, or the best candidate when the target was missed."""
     predicted_ms: float | None = None
+    """By the latency predictor, with this subnet's own measurements left out."""
     measured_ms: float | None = None
     verified_ms: float | None = None
-    """Fresh re-measurement of the file whose hash is `sha256`."""
+    """Fresh re-measurement of the file whose hash is `sha256`, as it ran."""
     predicted_accuracy: float | None = None
     accuracy: float | None = None
     """Top-1 in [0, 1], evaluated on held-out images with the exported file."""
@@ -78,11 +85,17 @@ class TargetOutcome:
     """Hash of the model file that the device measured."""
     reason: str = ""
     """Why the target was not met."""
+    typical_ms: float | None = None
+    """The re-measurement at the slow-down that is typical of the run; None where that is not known."""
+    note: str = ""
+    """A remark on a target that is met."""
+    open: bool = False
+    """Not decided yet: the run goes on, or was interrupted."""
 
     @property
     def met(self) -> bool:
         """Whether the re-measurement, and not the prediction, is within the target."""
-        return self.verified_ms is not None and self.verified_ms <= self.target_ms
+        return meets_target(self.target_ms, self.verified_ms, self.typical_ms)
 
 
 @dataclass(frozen=True)
@@ -103,16 +116,45 @@ class DeviceOutcome:
     predictor: PredictorError | None = None
     predictor_history: tuple[PredictorPoint, ...] = ()
     targets: tuple[TargetOutcome, ...] = ()
+    """The targets that are known, ascending."""
+    targets_asked: int = 0
+    """Targets that were asked for, known or not."""
+    targets_note: str = ""
+    """A remark on the targets as a whole."""
+    condition_asked: Condition = "as-is"
     wire_bytes: int | None = None
     """Sent and received for this setting's tasks, bundle excluded."""
 
     @property
     def measurements(self) -> int:
-        """How many measurements count against the budget: those taken to search.
+        """Measurements that count against the budget, failed ones included."""
+        tried: list[MeasurementRow | FailureRow] = [*self.rows, *self.failures]
+        return sum(row.counted and counts_against_budget(row.purpose, row.target_ms) for row in tried)
 
-        A candidate that stands in for a winner that missed its target is past the budget's end.
-        """
-        return sum(row.purpose in ("spread", "candidate") and row.target_ms is None for row in self.rows)
+    @property
+    def failed_measurements(self) -> int:
+        """Number of tasks that ended with a failure."""
+        return sum(failure.counted for failure in self.failures)
+
+    @property
+    def taken(self) -> tuple[Measurement, ...]:
+        """The measurements that the search learned from, verifications included."""
+        return tuple(row.measurement for row in self.rows if row.counted)
+
+    @property
+    def quality(self) -> DataQuality:
+        """Counts of them by quality."""
+        return DataQuality.of(self.taken)
+
+    @property
+    def condition(self) -> Condition:
+        """Condition of its latest measurement; without one, the condition that was asked for."""
+        return self.taken[-1].condition if self.taken else self.condition_asked
+
+    @property
+    def label(self) -> str:
+        """Device and setting, for people."""
+        return f"{self.device}/{self.setting.label}"
 
 
 @dataclass(frozen=True)

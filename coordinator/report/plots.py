@@ -11,6 +11,8 @@ from typing import Any
 
 from coordinator.report.outcome import MeasurementRow
 from coordinator.report.results import DeviceRecord
+from coordinator.view.snapshot import FEWEST_HELD_OUT
+from fleet_protocol.messages import Measurement
 
 #: Stand-ins that matplotlib draws with; the page's stylesheet says what they look like in light and dark.
 _COLOURS = {
@@ -22,7 +24,7 @@ _COLOURS = {
 }
 #: Latencies that span more than this factor are shown on a logarithmic axis.
 _WIDE = 5
-_LEAST_DRIFT_PERCENT = 2.0
+_LEAST_SLOWDOWN = 0.02
 _WIDTH_IN, _HEIGHT_IN = 5.6, 3.5
 _SETTINGS = {
     "svg.fonttype": "none",
@@ -66,7 +68,7 @@ def device_plots(device: DeviceRecord, rows: Sequence[MeasurementRow], prefix: s
             _front(device, searched),
             _agreement(searched),
             _learning(device),
-            _drift_and_temperature(rows),
+            _slowdown_and_temperature(rows),
         )
         return [
             Plot(title, description, _inline_svg(figure, f"{prefix}-{index}", f"{title}. {description}"))
@@ -90,7 +92,11 @@ def _figure(rows: int = 1) -> tuple[Any, Any]:
 
 
 def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | None:
-    """Accuracy over latency: each subnet where it was predicted and where it was measured, and the winners."""
+    """Accuracy over latency: each subnet where it was predicted and where it was measured, and the winners.
+
+    A measured subnet is drawn where it was predicted beforehand, a winner where it is predicted without its own
+    measurements.
+    """
     rated = [row for row in rows if row.predicted_accuracy is not None]
     winners = [target for target in device.targets if target.verified_ms is not None and target.accuracy is not None]
     if not rated and not winners:
@@ -150,7 +156,8 @@ def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | Non
     figure.legend(loc="outside lower center", ncols=2)
     description = (
         f"Top-1 accuracy over latency: {len(rated)} measured subnets with their predicted accuracy, and "
-        f"{len(winners)} winners with verified latency and evaluated accuracy; dotted lines are the targets."
+        f"{len(winners)} winners with verified latency and evaluated accuracy. Predictions were made before a subnet "
+        "was measured, those of winners with their own measurements left out; dotted lines are the targets."
     )
     return "Front", description, figure
 
@@ -189,13 +196,14 @@ def _logarithmic(axis: Any, *sides: str) -> None:
 
 
 def _learning(device: DeviceRecord) -> _Drawn | None:
-    """Held-out error of the predictor over the measurements it had learned from."""
-    if not device.learning:
+    """Held-out error of the predictor over the measurements it had learned from, where it tells something."""
+    learning = [point for point in device.learning if point.held_out >= FEWEST_HELD_OUT]
+    if not learning:
         return None
     figure, (axis,) = _figure()
     axis.plot(
-        [point.measurements for point in device.learning],
-        [point.mape_percent for point in device.learning],
+        [point.measurements for point in learning],
+        [point.mape_percent for point in learning],
         "o-",
         markersize=4,
         color=_COLOURS["measured"],
@@ -204,7 +212,7 @@ def _learning(device: DeviceRecord) -> _Drawn | None:
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("measurements learned from")
     axis.set_ylabel("held-out error (MAPE, %)")
-    last = device.learning[-1]
+    last = learning[-1]
     description = (
         f"Held-out mean absolute percentage error; at the end {last.mape_percent:.1f} % over "
         f"{last.held_out} held-out measurements."
@@ -212,39 +220,74 @@ def _learning(device: DeviceRecord) -> _Drawn | None:
     return "Predictor error as it learned", description, figure
 
 
-def _drift_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
-    """Drift of the sentinel and temperature over the time of the device's measurements."""
+def _slowdown_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
+    """Plot slow-down and temperature over the time of the measurements."""
     if not rows:
         return None
-    start_s = min(row.measurement.finished_unix_s for row in rows)
     ordered = sorted(rows, key=lambda row: row.measurement.finished_unix_s)
-    minutes = [(row.measurement.finished_unix_s - start_s) / 60 for row in ordered]
-    temperatures = [row.measurement.after.temperature_c for row in ordered]
-    known = [(at, value) for at, value in zip(minutes, temperatures, strict=True) if value is not None]
-    figure, axes = _figure(2 if known else 1)
-    drift = [100 * ((row.measurement.slowdown or 1.0) - 1) for row in ordered]
-    axes[0].axhline(0, color=_COLOURS["muted"], linewidth=1)
-    axes[0].plot(minutes, drift, "o-", markersize=3, linewidth=1, color=_COLOURS["measured"])
-    # Less is no drift worth a look, and must not fill the axis.
-    bottom, top = axes[0].get_ylim()
-    axes[0].set_ylim(min(bottom, -_LEAST_DRIFT_PERCENT), max(top, _LEAST_DRIFT_PERCENT))
-    axes[0].set_ylabel("drift (%)")
-    description = f"Drift of the sentinel's latency, from {min(drift):+.1f} to {max(drift):+.1f} %"
-    if known:
-        at, values = zip(*known, strict=True)
+    start_s = ordered[0].measurement.finished_unix_s
+    found = [((row.measurement.finished_unix_s - start_s) / 60, row.measurement) for row in ordered]
+    warm = [(at, m.after.temperature_c) for at, m in found if m.after.temperature_c is not None]
+    figure, axes = _figure(2 if warm else 1)
+    told = _draw_slowdown(axes[0], found)
+    if warm:
+        at, values = zip(*warm, strict=True)
         axes[1].plot(at, values, "s-", markersize=3, linewidth=1, color=_COLOURS["predicted"])
         axes[1].set_ylabel("temperature (°C)")
-        description += f", and temperature, from {min(values):.0f} to {max(values):.0f} °C"
+        told += f"; temperature from {min(values):.0f} to {max(values):.0f} °C"
     else:
-        description += "; the device reports no temperature"
-    hot = [at for at, row in zip(minutes, ordered, strict=True) if row.measurement.quality == "slowed"]
-    for index, moment in enumerate(hot):
-        label = "slowed" if index == 0 else None
-        axes[0].axvline(moment, color=_COLOURS["winner"], linewidth=2, zorder=0.5, label=label)
-    if hot:
-        axes[0].legend(loc="upper left")
+        told += "; the device reports no temperature"
     axes[-1].set_xlabel("minutes since the first measurement")
-    return "Drift and temperature", f"{description}, over {minutes[-1]:.1f} minutes.", figure
+    return "Slow-down and temperature", f"{told}, over {found[-1][0]:.1f} minutes.", figure
+
+
+def _draw_slowdown(axis: Any, found: Sequence[tuple[float, Measurement]]) -> str:
+    """Draw slow-down over minutes; returns the description of the plot."""
+    known = [(at, m.slowdown) for at, m in found if m.slowdown is not None]
+    slowed = [(at, m.slowdown) for at, m in found if m.slowdown is not None and m.quality == "slowed"]
+    unknown = [at for at, m in found if m.slowdown is None]
+    axis.axhline(1, color=_COLOURS["muted"], linewidth=1)
+    axis.plot(*_columns(known), "o-", markersize=3, linewidth=1, color=_COLOURS["measured"])
+    if slowed:
+        axis.plot(*_columns(slowed), "D", markersize=5, color=_COLOURS["predicted"], label="slowed")
+    for index, at in enumerate(unknown):
+        label = "speed unknown" if index == 0 else None
+        axis.axvline(at, color=_COLOURS["winner"], linewidth=2, zorder=0.5, label=label)
+    changes = _regime_changes(found)
+    for index, at in enumerate(changes):
+        label = "new lasting speed" if index == 0 else None
+        axis.axvline(at, color=_COLOURS["ink"], linestyle="--", linewidth=1, zorder=0.6, label=label)
+    # Less is no slow-down worth a look, and must not fill the axis.
+    bottom, top = axis.get_ylim()
+    axis.set_ylim(min(bottom, 1 - _LEAST_SLOWDOWN), max(top, 1 + _LEAST_SLOWDOWN))
+    axis.set_ylabel("slow-down (times)")
+    if slowed or unknown or changes:
+        axis.figure.legend(loc="outside lower center", ncols=3)
+    told = "Latency over latency at undisturbed speed"
+    if known:
+        values = [value for _, value in known]
+        told += f", from {min(values):.2f} to {max(values):.2f} times"
+    told += f"; {len(slowed) + sum(m.slowdown is None and m.quality == 'slowed' for _, m in found)} slowed"
+    if unknown:
+        told += f", the speed unknown in {len(unknown)}"
+    return told + (f", {len(changes) + 1} lasting speeds" if changes else "")
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [at for at, _ in points], [value for _, value in points]
+
+
+def _regime_changes(found: Sequence[tuple[float, Measurement]]) -> list[float]:
+    """Return the minutes at which a new lasting speed appeared."""
+    seen: set[float] = set()
+    changes = []
+    for at, measurement in found:
+        since = measurement.regime_unix_s
+        if since and since not in seen:
+            if seen:
+                changes.append(at)
+            seen.add(since)
+    return changes
 
 
 def _inline_svg(figure: Any, prefix: str, label: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, DeviceStatus, TargetOutcome
+from coordinator.records.budget import Purpose
+from coordinator.records.data_quality import DataQuality
+from coordinator.records.totals import DeviceStatus, target_totals
+from coordinator.records.verdict import meets_target
 from coordinator.view.snapshot import PredictorError
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import RuntimeSetting
+from fleet_protocol.messages import Condition, RuntimeSetting
 
 RESULTS_SCHEMA_VERSION: Literal[1] = 1
 
@@ -42,11 +44,36 @@ class LearningRecord(PredictorRecord):
     measurements: int = Field(description="measurements that it had learned from")
 
 
+class QualityRecord(_Record):
+    """Counts of a device setting's measurements by quality, verifications included."""
+
+    ok: int = Field(description="steady, and the device at its usual speed")
+    noisy: int = Field(description="the median is not certain enough")
+    slowed: int = Field(description="the device was slower than it normally is in this run")
+    unknown_speed: int = Field(description="of all these, those whose latency at undisturbed speed is not known")
+    largest_slowdown: float | None = Field(
+        description="latency as it ran over latency at undisturbed speed; null where no measurement tells"
+    )
+
+
+class RegimeRecord(_Record):
+    """A lasting speed at which the device ran."""
+
+    since: datetime | None = Field(
+        description="ISO 8601, UTC, by the device's own clock; null where its agent did not say"
+    )
+    slowdown: float | None = Field(description="median slow-down of its measurements; null where none tells")
+    measurements: int = Field(description="taken at this speed")
+
+
 class FailureRecord(_Record):
     """A measurement that failed on its device."""
 
     task_id: str
     attempt: int
+    counted: bool = Field(description="false where another attempt at the same task was stored before")
+    purpose: Purpose
+    target_ms: float | None = Field(description="the target that the task was for, where it was for one")
     architecture: Architecture
     reason: str = Field(description="one word, such as timeout or crashed")
     detail: str = Field(description="the device's own text")
@@ -56,12 +83,23 @@ class TargetRecord(_Record):
     """One latency target. Latencies are medians in milliseconds at batch 1."""
 
     target_ms: float
-    met: bool = Field(description="verified_ms is not null and at most target_ms; never taken from a prediction")
+    met: bool = Field(
+        description="verified_ms is not null and at most target_ms, and so is typical_ms where it is known; "
+        "never taken from a prediction"
+    )
+    open: bool = Field(description="not decided yet when this was written")
     reason: str = Field(description="why it was not met; empty when it was")
+    note: str = Field(description="a remark on a target that is met, such as that it constrains nothing")
     architecture: Architecture | None = Field(description="in OFA's keys: ks, e, d, r, w")
-    predicted_ms: float | None = Field(description="by the latency predictor")
+    predicted_ms: float | None = Field(
+        description="by the latency predictor, with this subnet's own measurements left out"
+    )
     measured_ms: float | None = Field(description="while searching")
-    verified_ms: float | None = Field(description="fresh re-measurement of the file named by sha256")
+    verified_ms: float | None = Field(description="fresh re-measurement of the file named by sha256, as it ran")
+    typical_ms: float | None = Field(
+        description="the same re-measurement at the typical slow-down of this run under its condition; "
+        "null where unknown"
+    )
     predicted_accuracy: float | None = Field(description="top-1 in [0, 1], by the bundle's accuracy predictor")
     accuracy: float | None = Field(description="top-1 in [0, 1] on held-out images, with the exported file")
     accuracy_images: int | None = Field(description="images that accuracy was evaluated on")
@@ -77,11 +115,11 @@ class TargetRecord(_Record):
 
     @model_validator(mode="after")
     def _met_follows_verification(self) -> TargetRecord:
-        within = self.verified_ms is not None and self.verified_ms <= self.target_ms
-        if self.met != within:
+        if self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
             raise ValueError(
-                f"`met` must follow from `verified_ms`: it is {self.met} for a target of {self.target_ms} ms "
-                f"verified at {self.verified_ms} ms; the file was altered, write it again from the run"
+                f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
+                f"{self.target_ms} ms, verified at {self.verified_ms} ms and typically {self.typical_ms} ms; the file "
+                "was altered, write it again from the run"
             )
         return self
 
@@ -94,16 +132,37 @@ class DeviceRecord(_Record):
     setting: RuntimeSetting = Field(description="the runtime setting in full")
     status: DeviceStatus
     reason: str = Field(description="why it was lost or failed; empty when it finished")
-    measurements: int = Field(description="taken to search: what the budget counts")
+    condition: Condition = Field(description="under which condition it was measured")
+    measurements: int = Field(description="taken to search, failed ones included: what the budget counts")
     verifications: int = Field(description="fresh re-measurements of winners")
     sentinels: int = Field(description="measurements of the sentinel subnet, which watches drift")
+    quality: QualityRecord = Field(description="how many measurements were disturbed")
+    regimes: tuple[RegimeRecord, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
     predictor: PredictorRecord | None = Field(description="null when too little was measured to tell")
     learning: tuple[LearningRecord, ...] = Field(description="error of the predictor as it learned")
-    targets: tuple[TargetRecord, ...]
+    targets: tuple[TargetRecord, ...] = Field(description="the targets that are known, ascending")
+    targets_asked: int = Field(description="targets that were asked for, known or not")
+    targets_note: str = Field(description="a remark on the targets, such as why they are fewer than were asked for")
     failures: tuple[FailureRecord, ...]
     wire_bytes: int | None = Field(description="bytes of messages for this setting, without the bundle")
     profile: DeviceProfile | None = Field(description="what the device is")
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
+
+    @property
+    def label(self) -> str:
+        """Device and setting, for people."""
+        return f"{self.device}/{self.runtime}"
+
+    @property
+    def data_quality(self) -> DataQuality:
+        """`quality`, with the number of lasting speeds."""
+        regimes = max(sum(regime.since is not None for regime in self.regimes), min(len(self.regimes), 1))
+        return DataQuality(**self.quality.model_dump(), regimes=regimes)
+
+    @property
+    def failed_measurements(self) -> int:
+        """Number of tasks that ended with a failure."""
+        return sum(failure.counted for failure in self.failures)
 
 
 class SupernetRecord(_Record):
@@ -121,7 +180,9 @@ class Results(_Record):
 
     schema_version: Literal[1] = RESULTS_SCHEMA_VERSION
     run_id: str
-    status: RunStatus = Field(description="partial: a target was missed or a device lost; failed: no target was met")
+    status: RunStatus = Field(
+        description="partial: a target was missed, or a device lost or failed; failed: no target was met"
+    )
     started_at: datetime = Field(description="ISO 8601, UTC")
     finished_at: datetime | None = Field(description="null while the run goes on")
     strategy: str = Field(description="search strategy")
@@ -129,125 +190,18 @@ class Results(_Record):
     bounds: dict[str, float] = Field(description="what every winner keeps beside its latency target")
     supernet: SupernetRecord
     versions: dict[str, str] = Field(description="of fleetnas and what it stands on, on the coordinator")
+    targets_met: int = Field(description="over the whole fleet")
+    targets_asked: int = Field(
+        description="targets that were asked for over the whole fleet, those of lost and failed devices included"
+    )
     fleet: tuple[DeviceRecord, ...]
 
-    @property
-    def targets_met(self) -> int:
-        """Over the whole fleet."""
-        return sum(target.met for device in self.fleet for target in device.targets)
-
-    @property
-    def target_count(self) -> int:
-        """Over the whole fleet."""
-        return sum(len(device.targets) for device in self.fleet)
-
-
-#: Path, relative to results.json, and size of a target's model file, or None where there is no such file.
-ModelLookup = Callable[[DeviceOutcome, TargetOutcome], tuple[str, int] | None]
-
-
-def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
-    """The record of an outcome."""
-    return Results(
-        run_id=outcome.run_id,
-        status=run_status(outcome),
-        started_at=_moment(outcome.started_s),
-        finished_at=None if outcome.finished_s is None else _moment(outcome.finished_s),
-        strategy=outcome.strategy,
-        budget=outcome.budget,
-        bounds=outcome.bounds.given(),
-        supernet=SupernetRecord(
-            name=outcome.supernet.name,
-            sha256=outcome.supernet.sha256,
-            design_space=outcome.supernet.design_space,
-            source=outcome.supernet.source,
-            checkpoint_sha256=outcome.supernet.checkpoint_sha256,
-        ),
-        versions=outcome.versions,
-        fleet=tuple(_device_record(device, model_of) for device in outcome.devices),
-    )
-
-
-def run_status(outcome: CampaignOutcome) -> RunStatus:
-    """How a campaign stands, in one word."""
-    if outcome.finished_s is None:
-        return "running"
-    met = [target.met for device in outcome.devices for target in device.targets]
-    if not any(met):
-        return "failed"
-    finished = all(device.status == "finished" for device in outcome.devices)
-    return "complete" if finished and all(met) else "partial"
-
-
-def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
-    return DeviceRecord(
-        device=device.device,
-        runtime=device.setting.label,
-        setting=device.setting,
-        status=device.status,
-        reason=device.reason,
-        measurements=device.measurements,
-        verifications=sum(row.purpose == "verification" for row in device.rows),
-        sentinels=sum(row.purpose == "sentinel" for row in device.rows),
-        predictor=None if device.predictor is None else PredictorRecord.of(device.predictor),
-        learning=tuple(
-            LearningRecord(
-                measurements=point.measurements,
-                mape_percent=point.error.mape_percent,
-                spearman=point.error.spearman,
-                held_out=point.error.held_out,
+    @model_validator(mode="after")
+    def _totals_follow_the_fleet(self) -> Results:
+        totals = target_totals(self.fleet)
+        if (self.targets_met, self.targets_asked) != (totals.met, totals.asked):
+            raise ValueError(
+                f"{self.targets_met} of {self.targets_asked} targets met, but the device settings have {totals.met} of "
+                f"{totals.asked}; the file was altered, write it again from the run"
             )
-            for point in device.predictor_history
-        ),
-        targets=tuple(_target_record(device, target, model_of) for target in device.targets),
-        failures=tuple(
-            FailureRecord(
-                task_id=failure.task_id,
-                attempt=failure.attempt,
-                architecture=failure.architecture,
-                reason=failure.reason,
-                detail=failure.detail,
-            )
-            for failure in device.failures
-        ),
-        wire_bytes=device.wire_bytes,
-        profile=device.profile,
-        versions=device.versions,
-    )
-
-
-def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetRecord:
-    model, size = model_of(device, target) or (None, None)
-    return TargetRecord(
-        target_ms=target.target_ms,
-        met=target.met,
-        reason=target.reason,
-        architecture=target.architecture,
-        predicted_ms=target.predicted_ms,
-        measured_ms=target.measured_ms,
-        verified_ms=target.verified_ms,
-        predicted_accuracy=target.predicted_accuracy,
-        accuracy=target.accuracy,
-        accuracy_images=target.accuracy_images,
-        parameters=target.parameters,
-        macs=target.macs,
-        peak_activation_bytes=target.peak_activation_bytes,
-        energy_mj=_energy_mj(device, target),
-        model=model,
-        model_bytes=size,
-        sha256=target.sha256,
-    )
-
-
-def _energy_mj(device: DeviceOutcome, target: TargetOutcome) -> float | None:
-    """Energy of the last verification of the target's file that has one."""
-    found = [
-        row.measurement.energy_mj
-        for row in device.rows
-        if row.purpose == "verification" and row.measurement.model_sha256 == target.sha256
-    ]
-    return next((energy for energy in reversed(found) if energy is not None), None)
-
-
-def _moment(unix_s: float) -> datetime:
-    return datetime.fromtimestamp(unix_s, tz=timezone.utc)
+        return self

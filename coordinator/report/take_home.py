@@ -11,12 +11,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from coordinator.report.conversion import results_of
 from coordinator.report.measurement_table import measurements_csv
 from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
-from coordinator.report.results import DeviceRecord, Results, SupernetRecord, TargetRecord, results_of
+from coordinator.report.results import DeviceRecord, Results, SupernetRecord, TargetRecord
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import HashMismatchError, StoreError
-from fleet_protocol.messages import RuntimeSetting
+from fleet_protocol.messages import Condition, RuntimeSetting
 from supernet_export.evaluation import is_tflite
 
 RESULTS_FILE = "results.json"
@@ -33,6 +34,7 @@ class WinnerCard(TargetRecord):
     device: str
     runtime: str = Field(description="label of the runtime setting")
     setting: RuntimeSetting
+    condition: Condition = Field(description="under which condition it was measured")
     profile: DeviceProfile | None
     supernet: SupernetRecord
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
@@ -105,6 +107,7 @@ class TakeHome:
             device=device.device,
             runtime=device.runtime,
             setting=device.setting,
+            condition=device.condition,
             profile=device.profile,
             supernet=results.supernet,
             versions=device.versions,

@@ -43,7 +43,7 @@ def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ..
 _OF_MEASUREMENT = _message_fields(Measurement)
 _SUFFIXES = ("before", "after")
 _CONDITIONS = tuple(Conditions.model_fields)
-_LAST = ("block_medians_ms", RAW_TIMES)
+_LAST = ("levels_ms", "block_medians_ms", RAW_TIMES)
 
 #: Every field, in order; the long ones are last.
 FIELDS: tuple[Field, ...] = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from coordinator.view.events import Purpose
+from coordinator.records.budget import Purpose
+from coordinator.records.totals import DeviceStatus as DeviceStatus
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
 RunStatus = Literal["running", "complete", "partial", "failed", "interrupted"]
-DeviceStatus = Literal["running", "finished", "lost", "failed"]
 
 #: What came of one attempt at a task.
 Outcome: TypeAlias = Measurement | Failed
@@ -44,6 +44,10 @@ class DeviceRecord:
     """Held-out error as the predictor learned: measurements, MAPE in percent, rank correlation, held out."""
     wire_bytes: int = 0
     """Sent and received for its tasks, bundle excluded."""
+    targets_ms: tuple[float, ...] | None = None
+    """The targets that the request came down to, ascending; None before that."""
+    targets_note: str = ""
+    """What is to be said of them, such as why they are fewer than were asked for."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class DeviceRow(Base):
     reason: Mapped[str] = mapped_column(Text)
     learning: Mapped[list[Any]]
     wire_bytes: Mapped[int] = mapped_column(BigInteger)
+    targets_ms: Mapped[list[Any] | None]
+    targets_note: Mapped[str | None] = mapped_column(Text)
 
 
 class TaskRow(Base):
@@ -101,6 +103,7 @@ class MeasurementRow(Base):
     undisturbed_half_width_percent: Mapped[float] = mapped_column(server_default="0")
     reference: Mapped[str | None] = mapped_column(String(12))
     reference_ms: Mapped[float | None]
+    levels_ms: Mapped[list[Any] | None] = mapped_column(JSON)
     condition: Mapped[str] = mapped_column(String(16), server_default="as-is")
     regime_unix_s: Mapped[float] = mapped_column(server_default="0")
     times_us: Mapped[list[Any]]

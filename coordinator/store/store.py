@@ -155,6 +155,8 @@ class MeasurementStore:
                 "reason": device.reason,
                 "learning": [list(point) for point in device.learning],
                 "wire_bytes": device.wire_bytes,
+                "targets_ms": None if device.targets_ms is None else list(device.targets_ms),
+                "targets_note": device.targets_note,
             }
             for device in devices
         ]
@@ -178,6 +180,8 @@ class MeasurementStore:
                     reason=row.reason,
                     learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning),
                     wire_bytes=row.wire_bytes,
+                    targets_ms=None if row.targets_ms is None else tuple(row.targets_ms),
+                    targets_note=row.targets_note or "",
                 )
                 for row in rows
             ]

@@ -8,12 +8,14 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 
+from coordinator.records.totals import target_totals
 from coordinator.view import wording
 from coordinator.view.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot
 from coordinator.view.strip import (
     BAD,
     BOLD,
     DIM,
+    FAILED,
     GOOD,
     PLAIN,
     WARN,
@@ -35,6 +37,7 @@ _STATE_STYLES: dict[DeviceState, Style] = {
     "verifying": GOOD,
     "done": BOLD,
     "lost": BAD,
+    "failed": FAILED,
     "idle": DIM,
 }
 #: From so many cells on, a table of targets has roomy columns; below the second, only the best latency.
@@ -51,9 +54,10 @@ class Detail(Enum):
     COMPACT = 40
     LINE = 60
 
-    def height(self, targets: int) -> int:
-        """Lines that a device with so many targets takes."""
-        return {Detail.PANEL: targets + 6, Detail.SECTION: targets + 2, Detail.COMPACT: 2, Detail.LINE: 1}[self]
+    def height(self, device: DeviceSnapshot) -> int:
+        """Lines that a device takes."""
+        table = len(device.targets) + bool(_targets_remark(device))
+        return {Detail.PANEL: table + 7, Detail.SECTION: table + 2, Detail.COMPACT: 2, Detail.LINE: 1}[self]
 
 
 def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int) -> list[Strip]:
@@ -70,6 +74,7 @@ def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int
     body = [
         spread(_state(device), _conditions(device), inner),
         spread(_budget(device), _failures(device), inner),
+        [Segment("data quality     ", DIM), Segment(wording.data_quality(device.quality), _quality_style(device))],
         [Segment("predictor error  ", DIM), Segment(wording.predictor_error(device.predictor_error))],
         *_target_table(device, inner),
     ]
@@ -117,20 +122,29 @@ def _failures(device: DeviceSnapshot) -> Strip:
     return [Segment(wording.count_of(device.failures, "failure"), WARN)] if device.failures else []
 
 
+def _quality_style(device: DeviceSnapshot) -> Style:
+    return WARN if device.quality.often_slowed else PLAIN
+
+
+def _targets_remark(device: DeviceSnapshot) -> str:
+    return wording.targets_remark(len(device.targets), device.targets_asked, device.targets_note, device.ended)
+
+
 def _line(device: DeviceSnapshot, width: int, with_targets: bool = True) -> Strip:
     """Everything about a device in one line; columns at the end go first when it is narrow."""
-    met = sum(target.met is True for target in device.targets)
-    error = device.predictor_error
+    totals = target_totals([device])
+    slowed = device.quality.slowed
     hot = device.throttled is True
     temperature = "" if device.temperature_c is None else f"{device.temperature_c:.0f}°C"
     columns: list[tuple[str, int, Style]] = [(_count(device), 7, PLAIN)]
     if with_targets:
-        style = GOOD if met and met == len(device.targets) else PLAIN
-        columns.append((f"{met}/{len(device.targets)} met", 8, style))
+        style = GOOD if totals.met and totals.met == totals.asked else PLAIN
+        columns.append((f"{totals.met}/{totals.asked} met", 8, style))
     columns += [
-        ("" if error is None else f"err {error.mape_percent:.1f}%/{error.held_out}", 13, DIM),
-        (f"{temperature} hot" if hot else temperature, 9, WARN if hot else PLAIN),
+        (f"{slowed} slowed" if slowed else "", 10, _quality_style(device)),
+        (wording.predictor_error(device.predictor_error, short=True), 14, DIM),
         (f"{device.failures} fail" if device.failures else "", 8, WARN),
+        (f"{temperature} hot" if hot else temperature, 9, WARN if hot else PLAIN),
     ]
     room = width - _STATE_CELLS - _LEAST_NAME
     kept: Strip = []
@@ -167,6 +181,8 @@ def _best(target: TargetSnapshot) -> str:
 
 
 def _inline_targets(device: DeviceSnapshot) -> Strip:
+    if not device.targets:
+        return [Segment(f"  {_targets_remark(device)}", DIM)]
     strip = [Segment("  ms ", DIM)]
     for target in device.targets:
         strip += [
@@ -202,4 +218,7 @@ def _target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[
         status = f"  {wording.target_mark(target)} {wording.target_status(target)}"
         row = [Segment(right(text, size)) for text, size in zip(texts, cells, strict=True)]
         table.append(padded([*row, Segment(left(status, rest), _target_style(target))], width))
+    note = _targets_remark(device)
+    if note:
+        table.append(padded([Segment(f"  {note}", DIM)], width))
     return table

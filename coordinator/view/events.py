@@ -10,11 +10,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from coordinator.records.budget import Purpose as Purpose
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Quality
-
-Purpose = Literal["spread", "candidate", "sentinel", "verification"]
-"""Why a subnet was measured: to cover the space, because it is a predicted winner, to watch drift, or to verify."""
 
 
 class _Event(BaseModel):
@@ -106,6 +104,25 @@ class MeasurementFailed(_SettingEvent):
     failures: int = Field(description="failures so far on this device setting")
 
 
+class RegimeChanged(_SettingEvent):
+    """The device runs at another lasting speed than before; measurements go on."""
+
+    event: Literal["regime_changed"] = "regime_changed"
+    since_s: float = Field(description="since when, in Unix seconds by the device's own clock")
+    slowdown: float | None = Field(
+        description="latency over that at undisturbed speed, in the first measurement that shows the new speed"
+    )
+
+
+class MeasurementsSlowed(_SettingEvent):
+    """More than a quarter of the measurements were taken while the device was slowed down; told once."""
+
+    event: Literal["measurements_slowed"] = "measurements_slowed"
+    slowed: int = Field(description="slowed measurements so far")
+    measured: int = Field(description="measurements so far, verifications included")
+    largest_slowdown: float | None = Field(description="largest slow-down so far")
+
+
 class PredictorUpdated(_SettingEvent):
     """The latency predictor learned from new measurements."""
 
@@ -126,7 +143,9 @@ class TargetResolved(_TargetEvent):
     event: Literal["target_resolved"] = "target_resolved"
     architecture: Architecture
     fingerprint: str = Field(description="short name of the architecture")
-    predicted_ms: float | None
+    predicted_ms: float | None = Field(
+        description="by the latency predictor, with this subnet's own measurements left out"
+    )
     measured_ms: float
     accuracy: float | None = Field(description="predicted top-1 accuracy")
 
@@ -137,11 +156,17 @@ class WinnerVerified(_TargetEvent):
     event: Literal["winner_verified"] = "winner_verified"
     architecture: Architecture
     fingerprint: str = Field(description="short name of the architecture")
-    predicted_ms: float | None
+    predicted_ms: float | None = Field(
+        description="by the latency predictor, with this subnet's own measurements left out"
+    )
     measured_ms: float | None
     verified_ms: float
+    typical_ms: float | None = Field(
+        default=None, description="the same re-measurement at the typical slow-down of this run; null where unknown"
+    )
     accuracy: float | None = Field(description="top-1 accuracy on held-out images, with the exported file")
     sha256: str = Field(description="hash of the file that was measured and ships")
+    note: str = Field(default="", description="a remark, such as that the target constrains nothing")
 
 
 class TargetMissed(_TargetEvent):
@@ -149,6 +174,9 @@ class TargetMissed(_TargetEvent):
 
     event: Literal["target_missed"] = "target_missed"
     verified_ms: float | None = Field(description="null when no subnet was verified at all")
+    typical_ms: float | None = Field(
+        default=None, description="the same re-measurement at the typical slow-down of this run; null where unknown"
+    )
     final: bool = Field(description="no further subnet will be tried")
     reason: str
 
@@ -166,11 +194,15 @@ class CampaignFinished(_Event):
 
     event: Literal["campaign_finished"] = "campaign_finished"
     status: Literal["complete", "partial", "failed"] = Field(
-        description="complete: every target met; partial: some missed or a device lost; failed: no winner"
+        description="complete: every target met; partial: some missed, or a device lost or failed; failed: no winner"
     )
     targets_met: int
-    targets: int
-    devices_lost: tuple[str, ...] = ()
+    targets: int = Field(description="targets that were asked for, those of lost and failed devices included")
+    devices_lost: tuple[str, ...] = Field(default=(), description="device settings, as device/setting")
+    devices_failed: tuple[str, ...] = Field(default=(), description="the same, of devices that could not measure")
+    devices_slowed: tuple[str, ...] = Field(
+        default=(), description="device settings of whose measurements more than a quarter were slowed"
+    )
     elapsed_s: float
     results: str | None = Field(default=None, description="path of results.json")
 
@@ -183,6 +215,8 @@ Event: TypeAlias = Annotated[
     | StoreAvailable
     | MeasurementTaken
     | MeasurementFailed
+    | RegimeChanged
+    | MeasurementsSlowed
     | PredictorUpdated
     | TargetResolved
     | WinnerVerified

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from coordinator.records.totals import TargetTotals
 from coordinator.view import wording
 from coordinator.view.events import (
     CampaignFinished,
@@ -14,8 +15,10 @@ from coordinator.view.events import (
     DeviceLost,
     Event,
     MeasurementFailed,
+    MeasurementsSlowed,
     MeasurementTaken,
     PredictorUpdated,
+    RegimeChanged,
     StoreAvailable,
     StoreUnavailable,
     TargetInfeasible,
@@ -33,6 +36,15 @@ def event_line(event: Event) -> str | None:
     """The event in words, on one line; None for one that is not worth a line."""
     text = _event_text(event)
     return None if text is None else wording.printable(text)
+
+
+def event_lines(event: Event) -> list[str]:
+    """Return the plain lines of an event; the end of a campaign with slowed devices has a loud one beside its own."""
+    lines = [event_line(event)]
+    if isinstance(event, CampaignFinished) and event.devices_slowed:
+        warning = f"{wording.slowed_settings(event.devices_slowed)}; {wording.SLOWED_ADVICE}"
+        lines.append(wording.printable(warning))
+    return [line for line in lines if line is not None]
 
 
 def timed_line(at_s: float, text: str) -> str:
@@ -67,7 +79,9 @@ def _event_text(event: Event) -> str | None:
         case StoreAvailable():
             return f"the store can be written again, after {wording.elapsed(event.away_s)}"
         case MeasurementTaken():
-            predicted = "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)}"
+            predicted = (
+                "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)} beforehand"
+            )
             quality = "" if event.quality == "ok" else f", {event.quality}"
             return (
                 f"{event.device}/{event.setting} measured {wording.latency(event.measured_ms)} ms "
@@ -77,6 +91,15 @@ def _event_text(event: Event) -> str | None:
         case MeasurementFailed():
             detail = f" ({event.detail})" if event.detail else ""
             return f"{event.device}/{event.setting} could not measure {event.fingerprint}: {event.reason}{detail}"
+        case RegimeChanged():
+            slowdown = (
+                "" if event.slowdown is None else f": {event.slowdown:.2f} times the latency at undisturbed speed"
+            )
+            return f"{event.device}/{event.setting} runs at another lasting speed{slowdown}; measurements go on"
+        case MeasurementsSlowed():
+            label = f"{event.device}/{event.setting}"
+            warning = wording.slowed_setting(label, event.slowed, event.measured, event.largest_slowdown)
+            return f"{warning}; {wording.SLOWED_ADVICE}"
         case PredictorUpdated():
             return None
         case TargetResolved():
@@ -85,10 +108,11 @@ def _event_text(event: Event) -> str | None:
                 f"predicted accuracy {wording.accuracy(event.accuracy)}"
             )
         case WinnerVerified():
-            return (
+            met = (
                 f"{_target(event)} met: {event.fingerprint} verified at {wording.latency(event.verified_ms)} ms, "
                 f"accuracy {wording.accuracy(event.accuracy)}"
             )
+            return "; ".join((met, *wording.remarks(event.verified_ms, event.typical_ms, event.note)))
         case TargetMissed():
             end = "missed" if event.final else "not met by this subnet"
             return f"{_target(event)} {end}: {event.reason}"
@@ -96,10 +120,11 @@ def _event_text(event: Event) -> str | None:
             return f"{_target(event)} infeasible: {event.reason}"
         case CampaignFinished():
             lost = f", lost {', '.join(event.devices_lost)}" if event.devices_lost else ""
+            failed = f", failed {', '.join(event.devices_failed)}" if event.devices_failed else ""
             results = f", results in {event.results}" if event.results else ""
             return (
                 f"run {event.run_id} {event.status} after {wording.elapsed(event.elapsed_s)}: "
-                f"{event.targets_met} of {wording.count_of(event.targets, 'target')} met{lost}{results}"
+                f"{wording.targets_met(TargetTotals(event.targets_met, event.targets))}{lost}{failed}{results}"
             )
 
 
@@ -153,8 +178,7 @@ class LinesView:
 
     def event(self, event: Event) -> None:
         """Writes the event, if it is worth a line."""
-        line = event_line(event)
-        if line is not None:
+        for line in event_lines(event):
             self._write(event.at_s, line)
 
     def close(self) -> None:

@@ -11,12 +11,13 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 
+from coordinator.records.totals import target_totals
 from coordinator.view import wording
 from coordinator.view.device_block import Detail, device_block
 from coordinator.view.events import Event
-from coordinator.view.lines import event_line, new_notes, timed_line
+from coordinator.view.lines import event_lines, new_notes, timed_line
 from coordinator.view.snapshot import DeviceSnapshot, DeviceState, ProgressSnapshot, Snapshot
-from coordinator.view.strip import BOLD, DIM, GOOD, Strip, bar, in_ascii, left, padded, side_by_side, spread
+from coordinator.view.strip import BOLD, DIM, GOOD, WARN, Strip, bar, in_ascii, left, padded, side_by_side, spread
 
 _GAP = 1
 _COMFORTABLE_WIDTH = 78
@@ -25,8 +26,10 @@ _LOG_LINES_KEPT_FREE = 3
 _MAX_LOG = 8
 _FACTS_GAP = "  ·  "
 _LEGEND = "~ predicted accuracy   · ? not yet verified   err: the predictor's, held out"
+_LEGEND_MORE = "   predicted: without its own measurements   typical: at the run's median slow-down"
 #: What to see first where not every device fits.
 _ATTENTION: tuple[DeviceState, ...] = (
+    "failed",
     "lost",
     "verifying",
     "measuring",
@@ -68,7 +71,8 @@ def frame_strips(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
         lines.append(padded([Segment("No device yet: run `fleetnas-agent run --broker HOST:PORT` on a board.")], width))
     room = height - len(lines)
     if room > _LOG_LINES_KEPT_FREE + 1:
-        lines.append(padded([Segment(_LEGEND, DIM)], width))
+        more = _LEGEND_MORE if len(_LEGEND) + len(_LEGEND_MORE) <= width else ""
+        lines.append(padded([Segment(_LEGEND + more, DIM)], width))
         room -= 1
     if room > 0:
         lines += [padded([Segment(wording.printable(line))], width) for line in snapshot.log[-min(room, _MAX_LOG) :]]
@@ -85,18 +89,25 @@ def _header(snapshot: Snapshot, width: int) -> list[Strip]:
         Segment(f"  {wording.elapsed(snapshot.now_s - snapshot.started_s)}", BOLD),
     ]
     states = Counter(device.state for device in snapshot.devices)
-    targets = [target for device in snapshot.devices for target in device.targets]
     counted = ", ".join(f"{states[state]} {state}" for state in _ATTENTION if states[state])
     number = wording.count_of(len(snapshot.devices), "device setting")
     facts = [
-        f"{sum(target.met is True for target in targets)} of {wording.count_of(len(targets), 'target')} met"
-        if targets
-        else "targets not chosen yet",
+        _targets(snapshot),
         wording.count_of(sum(device.measurements for device in snapshot.devices), "measurement"),
     ]
     roomy = _FACTS_GAP.join([*facts, f"{number}: {counted}" if counted else number])
     close = _FACTS_GAP.join([*facts, counted or number])
-    return [spread(start, end, width), padded([Segment(roomy if len(roomy) <= width else close)], width)]
+    lines = [spread(start, end, width), padded([Segment(roomy if len(roomy) <= width else close)], width)]
+    warning = wording.slowed_warning((device.label, device.quality) for device in snapshot.devices)
+    return [*lines, padded([Segment(warning, WARN)], width)] if warning else lines
+
+
+def _targets(snapshot: Snapshot) -> str:
+    totals = target_totals(snapshot.devices)
+    if not totals.asked:
+        return "targets not chosen yet"
+    met = wording.targets_met(totals)
+    return met if any(device.targets for device in snapshot.devices) else f"{met}, none chosen yet"
 
 
 def _progress(items: Sequence[ProgressSnapshot], width: int) -> list[Strip]:
@@ -120,7 +131,7 @@ def _devices(devices: Sequence[DeviceSnapshot], width: int, room: int) -> list[S
             continue
         for columns in _column_counts(len(devices), width, detail):
             rows = _rows(devices, columns)
-            heights = [max(detail.height(len(device.targets)) for device in row) for row in rows]
+            heights = [max(detail.height(device) for device in row) for row in rows]
             if sum(heights) <= room:
                 return _grid(rows, heights, columns, detail, width)
     columns = _column_counts(len(devices), width, Detail.LINE)[-1]
@@ -198,9 +209,7 @@ class LiveView:
 
     def event(self, event: Event) -> None:
         """Its line is shown with the next snapshot, among the coordinator's notes."""
-        line = event_line(event)
-        if line is not None:
-            self._lines.append(timed_line(event.at_s, line))
+        self._lines.extend(timed_line(event.at_s, line) for line in event_lines(event))
 
     def close(self) -> None:
         """Give the terminal back, and leave the last frame on it."""

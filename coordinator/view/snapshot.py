@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-DeviceState = Literal["offline", "fetching", "measuring", "waiting", "verifying", "done", "lost", "idle"]
+from coordinator.records.data_quality import DataQuality
+
+DeviceState = Literal["offline", "fetching", "measuring", "waiting", "verifying", "done", "lost", "failed", "idle"]
+#: States of a device setting that measures no more.
+ENDED: tuple[DeviceState, ...] = ("done", "lost", "failed")
+#: Held-out measurements from which on a predictor's error is worth showing.
+FEWEST_HELD_OUT = 8
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,11 @@ class PredictorError:
     """Rank correlation; None where it is undefined (fewer than two samples, or all equal)."""
     held_out: int
     """How many measurements the two figures are taken over."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether the error is taken over enough measurements to be shown."""
+        return self.held_out >= FEWEST_HELD_OUT
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class TargetSnapshot:
 
     target_ms: float
     predicted_ms: float | None = None
+    """By the latency predictor, with this subnet's own measurements left out."""
     measured_ms: float | None = None
     """Median measured while searching."""
     verified_ms: float | None = None
@@ -55,9 +67,13 @@ class TargetSnapshot:
     evaluated_accuracy: float | None = None
     """Top-1 accuracy in [0, 1] on held-out images, with the exported file."""
     met: bool | None = None
-    """Taken from `verified_ms`; None before verification."""
+    """Taken from the re-measurement; None before verification, False also where the device was lost or failed."""
     reason: str = ""
-    """Why it stands as it does, such as `infeasible: the fastest subnet takes 3.1 ms`."""
+    """Why it is not met, such as `infeasible: the fastest subnet takes 3.1 ms`."""
+    typical_ms: float | None = None
+    """The re-measurement at the slow-down that is typical of the run; None where that is not known."""
+    note: str = ""
+    """A remark on a target that is met, such as `constrains nothing: the largest subnet takes 1.2 ms`."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class DeviceSnapshot:
     throttled: bool | None = None
     """None where the device has no such sensor."""
     measurements: int = 0
-    """Counted against the budget."""
+    """Counted against the budget, failed ones included."""
     budget: int = 0
     failures: int = 0
     quarantined: int = 0
@@ -82,6 +98,22 @@ class DeviceSnapshot:
     """The running task, or the bundle's transfer."""
     predictor_error: PredictorError | None = None
     targets: tuple[TargetSnapshot, ...] = ()
+    """The targets that are known: explicit ones from the beginning, automatic ones once they are chosen."""
+    targets_asked: int = 0
+    """Targets that were asked for, known or not."""
+    targets_note: str = ""
+    """A remark on the targets as a whole, such as why they are fewer than were asked for."""
+    quality: DataQuality = field(default_factory=DataQuality)
+
+    @property
+    def label(self) -> str:
+        """Device and setting, for people."""
+        return f"{self.device}/{self.setting_label}"
+
+    @property
+    def ended(self) -> bool:
+        """Whether it measures no more."""
+        return self.state in ENDED
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from rich.style import Style
 PLAIN = Style.null()
 DIM = Style(dim=True)
 BOLD = Style(bold=True)
-#: Cyan, yellow and magenta stay apart for every common form of colour blindness; a word always stands beside them.
+#: Cyan, yellow, magenta and vermilion stay apart for every common form of colour blindness; a word stands beside.
 GOOD = Style(color="cyan")
 WARN = Style(color="yellow", bold=True)
 BAD = Style(color="magenta", bold=True)
+FAILED = Style(color="#d55e00", bold=True, reverse=True)
 
 Strip = list[Segment]
 

@@ -6,23 +6,52 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from coordinator.records.totals import target_totals
 from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from coordinator.view import wording
+from coordinator.view.strip import BAD, BOLD, FAILED, GOOD, PLAIN, WARN
 
 
 def summary(outcome: CampaignOutcome) -> RenderableType:
-    """Every device setting with its predictor's error, every target with its verified latency and accuracy."""
+    """Every device setting with its data's quality, every target with its verified latency and accuracy."""
     parts: list[RenderableType] = []
     for device in outcome.devices:
-        parts.append(Text.assemble((f"{device.device}/{device.setting.label}", "bold"), f": {_status(device)}"))
+        parts.append(_heading(device))
+        quality = device.quality
+        parts.append(
+            Text(f"  data quality: {wording.data_quality(quality)}", style=WARN if quality.often_slowed else PLAIN)
+        )
         if device.targets:
             parts.append(_table(device))
+        remark = wording.targets_remark(
+            len(device.targets), device.targets_asked, device.targets_note, device.status != "running"
+        )
+        if remark:
+            parts.append(Text(f"  {remark}"))
     if outcome.bounds.given():
         parts.append(Text(f"every winner has {outcome.bounds}"))
-    met = sum(target.met for device in outcome.devices for target in device.targets)
-    count = sum(len(device.targets) for device in outcome.devices)
-    parts.append(Text(f"{met} of {wording.count_of(count, 'target')} met by a fresh re-measurement"))
+    warning = wording.slowed_warning((device.label, device.quality) for device in outcome.devices)
+    if warning:
+        parts.append(Text(f"{warning}; {wording.SLOWED_ADVICE}", style=WARN))
+    statuses = [device.status for device in outcome.devices]
+    if any(status != "finished" for status in statuses):
+        parts.append(Text(f"{wording.count_of(len(statuses), 'device setting')}: {wording.status_counts(statuses)}"))
+    parts.append(Text(f"{wording.targets_met(target_totals(outcome.devices))} by a fresh re-measurement"))
     return Group(*parts)
+
+
+def _heading(device: DeviceOutcome) -> Text:
+    style = {"failed": FAILED, "lost": BAD}.get(device.status, PLAIN)
+    reason = f" ({wording.printable(device.reason)})" if device.reason else ""
+    failed = device.failed_measurements
+    failures = f", {wording.count_of(failed, 'failed measurement')}" if failed else ""
+    return Text.assemble(
+        (device.label, BOLD),
+        ": ",
+        (device.status, style),
+        f"{reason}, {wording.count_of(device.measurements, 'measurement')}{failures}, "
+        f"predictor error {wording.predictor_error(device.predictor)}",
+    )
 
 
 def _table(device: DeviceOutcome) -> Table:
@@ -36,10 +65,13 @@ def _table(device: DeviceOutcome) -> Table:
 
 
 def _cells(target: TargetOutcome) -> list[Text]:
+    remarks = wording.remarks(target.verified_ms, target.typical_ms, target.note)
     if target.met:
-        result = Text("✓ met", style="cyan")
+        result = Text("; ".join(("✓ met", *remarks)), style=GOOD)
+    elif target.open:
+        result = Text(f"· {wording.printable(target.reason)}")
     else:
-        result = Text(f"✗ {wording.printable(target.reason) or 'not met'}", style="bold magenta")
+        result = Text("; ".join((f"✗ {wording.printable(target.reason) or 'not met'}", *remarks)), style=BAD)
     accuracy = wording.accuracy(target.accuracy)
     if target.accuracy is None and target.predicted_accuracy is not None:
         accuracy = f"~{wording.accuracy(target.predicted_accuracy)}"
@@ -50,12 +82,3 @@ def _cells(target: TargetOutcome) -> list[Text]:
         Text(accuracy),
         result,
     ]
-
-
-def _status(device: DeviceOutcome) -> str:
-    failures = f", {wording.count_of(len(device.failures), 'failure')}" if device.failures else ""
-    reason = f" ({wording.printable(device.reason)})" if device.reason else ""
-    return (
-        f"{device.status}{reason}, {wording.count_of(device.measurements, 'measurement')}{failures}, "
-        f"predictor error {wording.predictor_error(device.predictor)}"
-    )

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from coordinator.records.data_quality import DataQuality
+from coordinator.records.totals import DeviceStatus, TargetTotals
 from coordinator.view.snapshot import DeviceState, PredictorError, ProgressSnapshot, TargetSnapshot
+
+#: Advice on a device whose measurements were slowed down.
+SLOWED_ADVICE = (
+    "these latencies are those of a disturbed device: let nothing else run on it and keep it cool, or measure it under "
+    "--conditions sustained"
+)
 
 _STATE_MARKS: dict[DeviceState, str] = {
     "offline": "○",
@@ -12,8 +23,14 @@ _STATE_MARKS: dict[DeviceState, str] = {
     "verifying": "◆",
     "done": "✓",
     "lost": "✗",
+    "failed": "✗",
     "idle": "·",
 }
+_STATUSES: tuple[DeviceStatus, ...] = ("finished", "running", "lost", "failed")
+#: A typical latency is shown beside the verified one where it differs by more than this, relative.
+_SAME_LATENCY = 0.02
+#: Device settings that a warning names.
+_MOST_NAMED = 5
 _CONTROL = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029), " ")
 
 
@@ -51,8 +68,8 @@ def target_accuracy(snapshot: TargetSnapshot) -> str:
 def target_status(snapshot: TargetSnapshot) -> str:
     """One or a few words on where a target stands; a result only once it is verified."""
     if snapshot.met is not None:
-        word = "met" if snapshot.met else "missed"
-        return word if snapshot.met or not snapshot.reason else printable(snapshot.reason)
+        word = "met" if snapshot.met else printable(snapshot.reason) or "missed"
+        return "; ".join((word, *remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)))
     if snapshot.reason:
         return printable(snapshot.reason)
     if snapshot.measured_ms is not None:
@@ -70,10 +87,96 @@ def state_mark(state: DeviceState) -> str:
     return _STATE_MARKS[state]
 
 
-def predictor_error(error: PredictorError | None) -> str:
-    """The held-out error, never without how many measurements it is taken over."""
+def typical(verified_ms: float | None, typical_ms: float | None) -> str:
+    """A re-measurement at the typical slow-down, as `typical 0.390`; empty where it is much the same as it ran."""
+    if verified_ms is None or typical_ms is None or abs(typical_ms / verified_ms - 1) <= _SAME_LATENCY:
+        return ""
+    return f"typical {latency(typical_ms)}"
+
+
+def verified(verified_ms: float | None, typical_ms: float | None) -> str:
+    """A re-measurement as it ran and, where that differs, at the typical slow-down."""
+    beside = typical(verified_ms, typical_ms)
+    return f"{latency(verified_ms)} ({beside})" if beside else latency(verified_ms)
+
+
+def remarks(verified_ms: float | None, typical_ms: float | None, note: str) -> list[str]:
+    """Remarks on a decided target, shown after its verdict."""
+    beside = typical(verified_ms, typical_ms)
+    return [remark for remark in (f"{beside} ms" if beside else "", printable(note)) if remark]
+
+
+def targets_met(totals: TargetTotals) -> str:
+    """As `8 of 12 targets met`."""
+    return f"{totals.met} of {count_of(totals.asked, 'target')} met"
+
+
+def targets_remark(known: int, asked: int, note: str, ended: bool) -> str:
+    """Remark on all targets of a device setting; empty where its table says everything."""
+    if note or known or not asked:
+        return printable(note)
+    count = count_of(asked, "target")
+    return f"{count} asked for, none chosen" if ended else f"{count} asked for, not chosen yet"
+
+
+def status_counts(statuses: Iterable[DeviceStatus]) -> str:
+    """Device settings by status, as `2 finished, 1 failed`."""
+    counts = Counter(statuses)
+    return ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
+
+
+def data_quality(quality: DataQuality) -> str:
+    """Counts of measurements by quality, and the largest slow-down."""
+    if not quality.measured:
+        return "nothing measured"
+    parts = [f"{quality.ok} ok, {quality.noisy} noisy, {quality.slowed} slowed"]
+    if quality.largest_slowdown is not None:
+        parts.append(f"largest slow-down {quality.largest_slowdown:.2f}x")
+    if quality.regimes > 1:
+        parts.append(f"{quality.regimes} lasting speeds")
+    if quality.unknown_speed:
+        parts.append(f"speed unknown in {quality.unknown_speed}")
+    return "; ".join(parts)
+
+
+def slowed_warning(settings: Iterable[tuple[str, DataQuality]]) -> str:
+    """The loud line on the device settings of whose measurements more than a quarter was slowed; empty without any."""
+    slowed = sorted(
+        ((label, quality) for label, quality in settings if quality.often_slowed),
+        key=lambda pair: (-pair[1].slowed_share, pair[0]),
+    )
+    if not slowed:
+        return ""
+    if len(slowed) == 1:
+        ((label, quality),) = slowed
+        return slowed_setting(label, quality.slowed, quality.measured, quality.largest_slowdown)
+    named = [f"{printable(label)} ({quality.slowed} of {quality.measured})" for label, quality in slowed[:_MOST_NAMED]]
+    rest = [f"{len(slowed) - len(named)} more"] if len(slowed) > len(named) else []
+    places = ", ".join([*named, *rest])
+    return f"WARNING: more than a quarter of the measurements slowed down on {len(slowed)} device settings: {places}"
+
+
+def slowed_setting(label: str, slowed: int, measured: int, largest_slowdown: float | None) -> str:
+    """The loud line on one device setting."""
+    most = "" if largest_slowdown is None else f", up to {largest_slowdown:.2f}x"
+    return f"WARNING: {slowed} of {measured} measurements slowed down on {printable(label)}{most}"
+
+
+def slowed_settings(labels: Sequence[str]) -> str:
+    """The loud line on device settings of which the counts are not at hand; empty without any."""
+    if not labels:
+        return ""
+    return f"WARNING: more than a quarter of the measurements slowed down on {printable(', '.join(labels))}"
+
+
+def predictor_error(error: PredictorError | None, *, short: bool = False) -> str:
+    """The held-out error, never without how many measurements it is taken over, and not at all over too few."""
     if error is None:
-        return "not known yet"
+        return "" if short else "not known yet"
+    if not error.tells:
+        return f"err too few/{error.held_out}" if short else f"too few to tell ({error.held_out} held out)"
+    if short:
+        return f"err {error.mape_percent:.1f}%/{error.held_out}"
     rank = "" if error.spearman is None else f", rank {error.spearman:.2f}"
     return f"{error.mape_percent:.1f} % on {error.held_out} held out{rank}"
 

@@ -25,7 +25,7 @@ SUMMARY_EVERY_S = 2.0
 #: Between two pages, and until the first page's turn comes again.
 _PAGE_EVERY_S, _ROUND_S = 0.25, 1.0
 #: Device settings on a page; fewer where they have many targets. A page stays far below the largest message.
-_MOST_ON_PAGE, _PAGE_BYTES, _DEVICE_BYTES, _TARGET_BYTES = 16, 40_000, 700, 500
+_MOST_ON_PAGE, _PAGE_BYTES, _DEVICE_BYTES, _TARGET_BYTES = 16, 40_000, 1_000, 550
 _EVENTS_BYTES = 32_000
 _TEXT = 200
 
@@ -36,12 +36,16 @@ def device_to_json(device: DeviceSnapshot) -> dict[str, Any]:
     """One device setting as a page holds it; long texts are cut."""
     fields: dict[str, Any] = _DEVICE.dump_python(device, mode="json", exclude_defaults=True)
     fields["state"] = device.state
-    if "state_detail" in fields:
-        fields["state_detail"] = fields["state_detail"][:_TEXT]
+    _cut(fields, "state_detail", "targets_note")
     for target in fields.get("targets", ()):
-        if "reason" in target:
-            target["reason"] = target["reason"][:_TEXT]
+        _cut(target, "reason", "note")
     return fields
+
+
+def _cut(fields: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name in fields:
+            fields[name] = fields[name][:_TEXT]
 
 
 def device_from_json(fields: dict[str, Any]) -> DeviceSnapshot:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter as Tally
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 from wsgiref.simple_server import WSGIServer
 
 from coordinator.blob_server import BlobServer
+from coordinator.records.totals import target_totals
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import Event, MeasurementFailed, MeasurementTaken
-from coordinator.view.snapshot import Snapshot
+from coordinator.view.snapshot import DeviceSnapshot, DeviceState, Snapshot
 from fleet_protocol.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ class Metrics:
             _SETTING,
             registry=registry,
         )
+        self._settings = Gauge(
+            "fleetnas_device_settings", "Device settings of the run by state.", ("state",), registry=registry
+        )
+        self._slowdown = Gauge(
+            "fleetnas_largest_slowdown_ratio",
+            "Largest latency as it ran over latency at undisturbed speed.",
+            _SETTING,
+            registry=registry,
+        )
+        self._regimes = Gauge(
+            "fleetnas_regimes", "Lasting speeds at which the device ran.", _SETTING, registry=registry
+        )
         self._targets = Gauge("fleetnas_targets", "Latency targets by state.", (*_SETTING, "state"), registry=registry)
         self._served = Counter("fleetnas_blob_bytes", "Bytes of bundles and calibrations served.", registry=registry)
         self._reconnects = Counter(
@@ -99,15 +112,11 @@ class Metrics:
 
     def update(self, snapshot: Snapshot) -> None:
         """Take how things stand now."""
+        states = Tally(device.state for device in snapshot.devices)
+        for state in get_args(DeviceState):
+            self._settings.labels(state).set(states[state])
         for device in snapshot.devices:
-            labels = (device.device, device.setting_label)
-            if device.predictor_error is not None:
-                self._error.labels(*labels).set(device.predictor_error.mape_percent / 100)
-            found = Tally(
-                "open" if target.met is None else "met" if target.met else "missed" for target in device.targets
-            )
-            for state in ("open", "met", "missed"):
-                self._targets.labels(*labels, state).set(found[state])
+            self._take_setting(device)
         if self._campaign is not None and self._blobs is not None:
             self._take(self._campaign, self._blobs)
 
@@ -117,6 +126,20 @@ class Metrics:
             self._server.shutdown()
             self._thread.join(_STOP_S)
         self._server.server_close()
+
+    def _take_setting(self, device: DeviceSnapshot) -> None:
+        labels = (device.device, device.setting_label)
+        if device.predictor_error is not None and device.predictor_error.tells:
+            self._error.labels(*labels).set(device.predictor_error.mape_percent / 100)
+        if device.quality.largest_slowdown is not None:
+            self._slowdown.labels(*labels).set(device.quality.largest_slowdown)
+        self._regimes.labels(*labels).set(device.quality.regimes)
+        totals = target_totals([device])
+        # On a device setting that measures no more, every target that is not met is missed, chosen or not.
+        missed = totals.asked - totals.met if device.ended else sum(target.met is False for target in device.targets)
+        self._targets.labels(*labels, "met").set(totals.met)
+        self._targets.labels(*labels, "missed").set(missed)
+        self._targets.labels(*labels, "open").set(totals.asked - totals.met - missed)
 
     def _take(self, campaign: Campaign, blobs: BlobServer) -> None:
         states = Tally(

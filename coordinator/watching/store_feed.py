@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from coordinator.campaign.plan import RunSettings
-from coordinator.store.records import DeviceRecord, OutcomeRecord, RunRecord, WinnerRecord
+from coordinator.records.totals import target_totals
+from coordinator.store.records import DeviceRecord, RunRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view import events
-from coordinator.view.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
+from coordinator.view.snapshot import DeviceSnapshot, Snapshot
 from coordinator.watching.feed import News
-from fleet_protocol.architecture import Architecture
+from coordinator.watching.stored_setting import StoredSetting
 from fleet_protocol.errors import StoreUnavailableError
-from fleet_protocol.messages import Failed, Measurement
 
 _LOG_LINES = 20
-
-
-@dataclass
-class _Setting:
-    """What was read of one device setting so far."""
-
-    record: DeviceRecord
-    measurements: int = 0
-    failures: int = 0
-    last: OutcomeRecord | None = None
-    learned: int = 0
-    lost: bool = False
-    targets: dict[float, TargetSnapshot] = field(default_factory=dict)
-    settled: set[float] = field(default_factory=set)
 
 
 class StoreFeed:
@@ -50,7 +35,7 @@ class StoreFeed:
         self._store, self._wait, self._wall_clock = store, wait, wall_clock
         self._run = store.run(run_id)
         self._plan = RunSettings.model_validate(self._run.settings).plan
-        self._settings: dict[tuple[str, str], _Setting] = {}
+        self._settings: dict[tuple[str, str], StoredSetting] = {}
         self._number = 0
         self._looked = False
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
@@ -83,14 +68,13 @@ class StoreFeed:
             self._number = outcome.number
             setting = self._settings.get((outcome.task.device, outcome.task.setting_label))
             if setting is not None:
-                found += self._take_outcome(setting, outcome)
-        for key, setting in self._settings.items():
-            found += self._learned(*key, setting)
+                found += setting.take_outcome(outcome)
+        for setting in self._settings.values():
+            found += setting.take_learning()
         for winner in self._store.winners(self.run_id):
             setting = self._settings.get((winner.device, winner.setting_label))
-            if setting is not None and winner.target_ms not in setting.settled:
-                setting.settled.add(winner.target_ms)
-                found.append(self._settle(setting, winner))
+            if setting is not None:
+                found += setting.take_winner(winner)
         if self._run.status in ("complete", "partial", "failed"):
             found.append(self._finished(self._run))
         return found
@@ -109,15 +93,18 @@ class StoreFeed:
 
     def _finished(self, run: RunRecord) -> events.Event:
         end_s = run.finished_unix_s or self._wall_clock()
-        targets = [target for setting in self._settings.values() for target in setting.targets.values()]
+        devices = self._devices()
+        totals = target_totals(devices)
         return events.CampaignFinished.model_validate(
             {
                 "at_s": end_s,
                 "run_id": self.run_id,
                 "status": run.status,
-                "targets_met": sum(target.met is True for target in targets),
-                "targets": len(targets),
-                "devices_lost": tuple(f"{key[0]}/{key[1]}" for key, value in self._settings.items() if value.lost),
+                "targets_met": totals.met,
+                "targets": totals.asked,
+                "devices_lost": tuple(device.label for device in devices if device.state == "lost"),
+                "devices_failed": tuple(device.label for device in devices if device.state == "failed"),
+                "devices_slowed": tuple(device.label for device in devices if device.quality.often_slowed),
                 "elapsed_s": max(0.0, end_s - run.created_unix_s),
             }
         )
@@ -137,104 +124,15 @@ class StoreFeed:
                         settings=tuple(each.label for each in record.info.settings),
                     )
                 )
-            setting = self._settings[key] = _Setting(record)
+            setting = StoredSetting(self.run_id, self._plan, self._run.created_unix_s, record)
+            self._settings[key] = setting
         setting.record = record
         if record.status == "lost" and not setting.lost:
             setting.lost = True
-            at_s = setting.last.stored_unix_s if setting.last is not None else self._run.created_unix_s
-            found.append(events.DeviceLost(at_s=at_s, run_id=self.run_id, device=record.device, reason=record.reason))
+            found.append(
+                events.DeviceLost(at_s=setting.latest_s, run_id=self.run_id, device=record.device, reason=record.reason)
+            )
         return found
-
-    def _take_outcome(self, setting: _Setting, found: OutcomeRecord) -> list[events.Event]:
-        task, outcome = found.task, found.outcome
-        about = {
-            "at_s": found.stored_unix_s,
-            "run_id": self.run_id,
-            "device": task.device,
-            "setting": task.setting_label,
-            "task_id": task.task_id,
-            "architecture": task.architecture,
-            "fingerprint": task.architecture.fingerprint,
-        }
-        setting.last = found
-        setting.measurements += task.purpose != "verification" and task.target_ms is None
-        if isinstance(outcome, Failed):
-            setting.failures += 1
-            more = {"reason": outcome.reason, "detail": outcome.detail, "failures": setting.failures}
-            return [events.MeasurementFailed.model_validate({**about, **more})]
-        if task.purpose == "verification" and task.target_ms is not None:
-            setting.targets[task.target_ms] = TargetSnapshot(
-                target_ms=task.target_ms,
-                predicted_ms=task.predicted_ms,
-                measured_ms=outcome.median_ms,
-                accuracy=task.predicted_accuracy,
-            )
-        return [
-            events.MeasurementTaken.model_validate(
-                {
-                    **about,
-                    "purpose": task.purpose,
-                    "predicted_ms": task.predicted_ms,
-                    "measured_ms": outcome.median_ms,
-                    "half_width_percent": outcome.half_width_percent,
-                    "quality": outcome.quality,
-                    "undisturbed_ms": outcome.undisturbed_ms,
-                    "slowdown": outcome.slowdown,
-                    "temperature_c": outcome.after.temperature_c,
-                    "measurements": setting.measurements,
-                    "budget": self._plan.budget,
-                }
-            )
-        ]
-
-    def _learned(self, device: str, label: str, setting: _Setting) -> list[events.Event]:
-        points = setting.record.learning[setting.learned :]
-        setting.learned += len(points)
-        at_s = setting.last.stored_unix_s if setting.last is not None else self._run.created_unix_s
-        return [
-            events.PredictorUpdated(
-                at_s=at_s,
-                run_id=self.run_id,
-                device=device,
-                setting=label,
-                mape_percent=mape_percent,
-                spearman=spearman,
-                held_out=held_out,
-                measurements=measurements,
-            )
-            for measurements, mape_percent, spearman, held_out in points
-        ]
-
-    def _settle(self, setting: _Setting, winner: WinnerRecord) -> events.Event:
-        fields = winner.fields
-        reason = str(fields.get("reason") or "")
-        setting.targets[winner.target_ms] = TargetSnapshot(
-            target_ms=winner.target_ms,
-            predicted_ms=fields.get("predicted_ms"),
-            measured_ms=fields.get("measured_ms"),
-            verified_ms=fields.get("verified_ms"),
-            accuracy=fields.get("predicted_accuracy"),
-            evaluated_accuracy=fields.get("accuracy"),
-            met=winner.met,
-            reason=reason,
-        )
-        about = {
-            "at_s": setting.last.stored_unix_s if setting.last is not None else self._run.created_unix_s,
-            "run_id": self.run_id,
-            "device": winner.device,
-            "setting": winner.setting_label,
-            "target_ms": winner.target_ms,
-        }
-        if winner.met:
-            kept = ("architecture", "predicted_ms", "measured_ms", "verified_ms", "accuracy", "sha256")
-            values = {name: fields.get(name) for name in kept}
-            fingerprint = Architecture.model_validate(fields["architecture"]).fingerprint
-            return events.WinnerVerified.model_validate({**about, **values, "fingerprint": fingerprint})
-        if reason.startswith("infeasible"):
-            return events.TargetInfeasible.model_validate({**about, "fastest_ms": None, "reason": reason})
-        return events.TargetMissed.model_validate(
-            {**about, "verified_ms": fields.get("verified_ms"), "final": True, "reason": reason}
-        )
 
     def _snapshot(self) -> Snapshot:
         running = self._run.status == "running"
@@ -244,13 +142,17 @@ class StoreFeed:
             started_s=self._run.created_unix_s,
             now_s=self._wall_clock() if running else self._ended_s(),
             phase=self._phase() if running else self._run.status,
-            devices=tuple(self._device(setting) for setting in self._settings.values()),
+            devices=self._devices(),
             log=tuple(self._log),
         )
 
+    def _devices(self) -> tuple[DeviceSnapshot, ...]:
+        running = self._run.status == "running"
+        return tuple(setting.snapshot(run_goes_on=running) for setting in self._settings.values())
+
     def _ended_s(self) -> float:
-        latest = (setting.last.stored_unix_s for setting in self._settings.values() if setting.last is not None)
-        return self._run.finished_unix_s or max(latest, default=self._run.created_unix_s)
+        latest = max((setting.latest_s for setting in self._settings.values()), default=self._run.created_unix_s)
+        return self._run.finished_unix_s or latest
 
     def _phase(self) -> str:
         if not self._settings:
@@ -260,29 +162,3 @@ class StoreFeed:
             setting.last is not None and setting.last.task.purpose == "verification" for setting in at_work
         )
         return "verifying" if verifying else "searching"
-
-    def _device(self, setting: _Setting) -> DeviceSnapshot:
-        record, last = setting.record, setting.last
-        after = last.outcome.after if last is not None and isinstance(last.outcome, Measurement) else None
-        error = record.learning[-1] if record.learning else None
-        verifying = last is not None and last.task.purpose == "verification"
-        at_work = "verifying" if verifying else "measuring" if last is not None else "waiting"
-        states = {"running": at_work, "lost": "lost", "finished": "done", "failed": "done"}
-        interrupted = record.status == "running" and self._run.status != "running"
-        return DeviceSnapshot(
-            device=record.device,
-            setting_label=record.setting.label,
-            state="idle" if interrupted else states[record.status],  # type: ignore[arg-type]
-            state_detail=record.reason,
-            temperature_c=after.temperature_c if after is not None else None,
-            throttled=after.throttled if after is not None else None,
-            measurements=setting.measurements,
-            budget=self._plan.budget,
-            failures=setting.failures,
-            predictor_error=PredictorError(*error[1:]) if error is not None else None,
-            targets=tuple(self._targets(setting)),
-        )
-
-    def _targets(self, setting: _Setting) -> Sequence[TargetSnapshot]:
-        known = {target_ms: TargetSnapshot(target_ms) for target_ms in self._plan.request.fixed_ms or ()}
-        return [target for _, target in sorted({**known, **setting.targets}.items())]

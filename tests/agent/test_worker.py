@@ -18,6 +18,7 @@ from agent.child_messages import (
     FailedReply,
     MeasuredReply,
     MeasureOrder,
+    Order,
     PhaseReply,
     ProbedReply,
     ProbeOrder,
@@ -26,7 +27,7 @@ from agent.child_messages import (
     SlowReply,
 )
 from agent.references import ladder
-from agent.worker import Worker, child_command
+from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.spaces.registry import make_space
@@ -201,6 +202,34 @@ def test_the_child_dies_with_its_agent(lock: Path) -> None:
     os.close(child)
 
 
+class SilentMeasurer:
+    """Says what it was given, and None where it says nothing within the time."""
+
+    def __init__(self, *said: Reply | None) -> None:
+        self._said = iter(said)
+
+    def submit(self, order: Order) -> None:
+        raise NotImplementedError
+
+    def poll(self, timeout_s: float) -> Reply | None:
+        return next(self._said)
+
+    def kill(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+def test_only_the_wait_for_the_host_lock_may_last_longer_than_the_limit() -> None:
+    waiting, building = PhaseReply(phase="waiting"), PhaseReply(phase="building")
+    failed = FailedReply(reason="runtime")
+    patient = SilentMeasurer(waiting, None, None, building, failed)
+    assert list(replies_of(patient, 1.0)) == [waiting, building, failed]
+    assert list(replies_of(SilentMeasurer(waiting, None, building, None), 1.0)) == [waiting, building]
+    assert list(replies_of(SilentMeasurer(None), 1.0)) == []
+
+
 # -- the real child on real models -------------------------------------------------------------------------------
 
 
@@ -216,7 +245,7 @@ def test_a_subnet_is_built_and_measured_in_turns_with_references(worker: Worker,
         architecture=space.decode(space.largest())[0],
         setting=setting,
         protocol=SHORT.model_copy(update={"min_s": 0.1}),
-        references=ReferenceOrder(),
+        references=ReferenceOrder(keep_levels=True),
     )
     worker.submit(subnet)
     first = final(worker)

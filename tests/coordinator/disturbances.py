@@ -100,8 +100,8 @@ def _sawtooth(times: Floats, rng: np.random.Generator) -> Levels:
 
 
 def _bursts(times: Floats, rng: np.random.Generator) -> Levels:
-    """3x for 30 % of the time, 4 s at a time on average."""
-    return np.where(_telegraph(times, rng, share=0.3, mean_s=4.0), 3.0, 1.0), np.zeros(len(times))
+    """3x for 30 % of the time, 1.5 s at a time on average."""
+    return np.where(_telegraph(times, rng, share=0.3, mean_s=1.5), 3.0, 1.0), np.zeros(len(times))
 
 
 def _ramp(times: Floats, rng: np.random.Generator) -> Levels:

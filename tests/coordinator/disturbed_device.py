@@ -160,7 +160,7 @@ class SimulatedBench:
                 rung.fingerprint: self.device.session(genome) for rung, genome in zip(self._rungs, genomes, strict=True)
             }
             self.clock.now_s += BUILD_AND_LOAD_S * len(self._runs)
-        give_up_s = self.clock.now_s + task.wait_s
+        give_up_s = self.clock.now_s + self.speed.patience_s(task)
         while True:
             order = self.speed.order(task, self.clock.now_s, may_wait=self.clock.now_s < give_up_s)
             if order.warm_up:
@@ -169,7 +169,7 @@ class SimulatedBench:
             slowdown = self._slowdown(near) if order.slow_above is not None else None
             if order.slow_above is None or slowdown is None or slowdown <= order.slow_above:
                 return order
-            self.speed.saw_slow(task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms))
+            self.speed.saw_slow(task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms), self.clock.unix())
             on_wait()
             self.clock.now_s += LOOK_AGAIN_S
             self.waited_s += LOOK_AGAIN_S
@@ -236,6 +236,7 @@ class SimulatedBench:
             undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
             reference=paired.reference,
             reference_ms=paired.reference_ms,
+            levels_ms=self.speed.levels_ms(task),
             condition=task.condition,
             regime_unix_s=verdict.regime_unix_s,
             finished_unix_s=self.clock.unix(),

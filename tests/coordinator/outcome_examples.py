@@ -123,7 +123,7 @@ def device_outcome(
         reason="" if status == "finished" else "no heartbeat for 90 s",
         versions={"fleetnas": "0.1.0", "onnxruntime": "1.20.0"},
         rows=tuple(rows),
-        failures=(FailureRow("task-99", 1, architecture(generator), "crashed", "signal 11"),),
+        failures=(FailureRow("task-99", 1, "verification", architecture(generator), "crashed", "signal 11"),),
         predictor=PredictorError(4.2, 0.97, 12),
         predictor_history=tuple(
             PredictorPoint(count, PredictorError(40.0 / count + 3.0, 0.9, min(count, 12))) for count in range(4, 31, 2)
@@ -147,7 +147,9 @@ def campaign_outcome(*devices: DeviceOutcome) -> CampaignOutcome:
     )
 
 
-_STATES: tuple[DeviceState, ...] = ("measuring", "fetching", "verifying", "lost", "idle", "done", "waiting", "offline")
+_STATES: tuple[DeviceState, ...] = (
+    "measuring", "fetching", "verifying", "lost", "idle", "done", "waiting", "offline", "failed",
+)  # fmt: skip
 
 
 def snapshot(devices: int = 3, targets: int = 4, log: int = 6) -> Snapshot:
@@ -176,7 +178,11 @@ def _device(index: int, targets: int) -> DeviceSnapshot:
         device=f"board-{index}",
         setting_label=f"onnxruntime_cpu_{index % 4 + 1}t_fp32",
         state=state,
-        state_detail={"lost": "no heartbeat for 90 s", "idle": "another agent of this host measures"}.get(state, ""),
+        state_detail={
+            "lost": "no heartbeat for 90 s",
+            "failed": "every measurement crashed",
+            "idle": "another agent of this host measures",
+        }.get(state, ""),
         temperature_c=None if index % 3 == 2 else 55.0 + index,
         throttled=index % 5 == 1,
         measurements=23,

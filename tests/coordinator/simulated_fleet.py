@@ -110,7 +110,7 @@ def measurement(median_ms: float, sha256: str = "c" * 64, finished_unix_s: float
         "half_width_percent": 0.8,
         "quality": "ok",
         "undisturbed_ms": median_ms,
-        "undisturbed_half_width_percent": 0.8,
+        "undisturbed_half_width_percent": changes.get("half_width_percent", 0.8),
         "times_us": (1000.0 * median_ms,) * 3,
         "provider": "CPUExecutionProvider",
         "build_ms": 5.0,

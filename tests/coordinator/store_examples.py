@@ -31,6 +31,7 @@ MEASUREMENT = Measurement(
     undisturbed_half_width_percent=0.7,
     reference="0123456789ab",
     reference_ms=0.8,
+    levels_ms=(0.8, 1.9),
     condition="sustained",
     regime_unix_s=9e8,
     times_us=(1250.125, 1249.5, 1300.0),

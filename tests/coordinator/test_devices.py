@@ -120,13 +120,13 @@ def test_in_a_search_each_says_how_it_stands_there(shelf: Shelf, capsys: pytest.
     shelf.run(
         device("at-work", "measuring", "candidate abc", measurements=3, budget=40),
         device("finished", "done"),
-        device("given-up", "done", "it refuses tasks (not_trusted): its key is another"),
+        device("given-up", "failed", "it refuses tasks (not_trusted): its key is another"),
         device("failing", "idle", measurements=1, budget=40, failures=5, quarantined=2),
     )
     found = listed(shelf, capsys)
     assert "measuring: candidate abc, 3 of 40 measured" in found["at-work"]["why"]
     assert "run-1 onnxruntime_cpu_1t_fp32 done" in found["finished"]["why"]
-    assert "not_trusted" in found["given-up"]["why"]
+    assert found["given-up"]["why"].endswith("failed: it refuses tasks (not_trusted): its key is another")
     assert "2 subnets left alone after failing twice" in found["failing"]["why"]
     assert "takes no part in run-1" in found["left-out"]["why"]
 

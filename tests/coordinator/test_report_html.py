@@ -12,7 +12,8 @@ from outcome_examples import campaign_outcome, device_outcome
 from test_report_take_home import take_home
 
 from coordinator.report.html import MAX_FAILURES, render_report, write_report
-from coordinator.report.outcome import CampaignOutcome, FailureRow
+from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, FailureRow, TargetOutcome
+from coordinator.view.snapshot import PredictorError
 from fleet_protocol.errors import StoreError
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
@@ -50,7 +51,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def outcome() -> CampaignOutcome:
-    hostile = FailureRow("task-1", 1, device_outcome("x").rows[0].architecture, "crashed", "<script>alert(1)</script>")
+    subnet = device_outcome("x").rows[0].architecture
+    hostile = FailureRow("task-1", 1, "candidate", subnet, "crashed", "<script>alert(1)</script>")
     return campaign_outcome(
         dataclasses.replace(device_outcome("board-a"), failures=(hostile,)),
         device_outcome("board-b", threads=2, status="lost", measurements=14, seed=1),
@@ -106,7 +108,7 @@ def test_what_a_device_sent_is_text(page: Page) -> None:
 def test_each_device_has_the_plots_it_has_data_for(page: Page) -> None:
     labels = [attributes["aria-label"] or "" for name, attributes in page.elements if name == "svg"]
     titles = [label.partition(".")[0] for label in labels]
-    one = ["Front", "Prediction and measurement", "Predictor error as it learned", "Drift and temperature"]
+    one = ["Front", "Prediction and measurement", "Predictor error as it learned", "Slow-down and temperature"]
     assert titles == one * 2
     assert "30 measured subnets" in labels[0]
     assert "4 winners" in labels[0]
@@ -138,6 +140,77 @@ def test_the_verdict_is_the_verified_one(page: Page) -> None:
     assert "✗ the device was lost before it was measured" in text
 
 
+def slowed(device: DeviceOutcome, every: int) -> DeviceOutcome:
+    """The device, with one in `every` measurements slowed, and at another lasting speed from the eleventh on."""
+    rows = [
+        dataclasses.replace(
+            row,
+            measurement=row.measurement.model_copy(
+                update={
+                    "quality": "slowed" if index % every == every - 1 else "ok",
+                    "undisturbed_ms": row.measurement.median_ms / (3.0 if index % every == every - 1 else 1.0),
+                    "regime_unix_s": 1.7e9 + (600 if index >= 10 else 0),
+                }
+            ),
+        )
+        for index, row in enumerate(device.rows)
+    ]
+    return dataclasses.replace(device, rows=tuple(rows))
+
+
+@pytest.mark.parametrize(("every", "loud"), [(3, True), (4, False)])
+def test_a_banner_warns_of_slowed_measurements(tmp_path: Path, every: int, loud: bool) -> None:
+    take_home(tmp_path, campaign_outcome(device_outcome("board-a"), slowed(device_outcome("board-b"), every)))
+    page = Page(render_report(tmp_path))
+    text = " ".join("".join(page.text).split())
+    count = 30 // every
+    assert page.values("role").count("alert") == loud
+    assert (f"WARNING: {count} of 30 measurements slowed down on board-b/" in text) is loud
+    assert f"{30 - count} ok, 0 noisy, {count} slowed; largest slow-down 3.00x; 2 lasting speeds" in text
+    assert "27 ok, 3 noisy, 0 slowed" in text
+    assert "since 22:13:20 UTC: 1.00x in 10 measurements; since 22:23:20 UTC: 1.00x in 20 measurements" in text
+    plots = [label for label in page.values("aria-label") if label.startswith("Slow-down and temperature")]
+    assert f"from 1.00 to 3.00 times; {count} slowed, 2 lasting speeds" in plots[1]
+
+
+def test_failed_devices_are_counted_apart_from_failed_measurements(tmp_path: Path) -> None:
+    failed = dataclasses.replace(
+        device_outcome("board-b", status="failed", measurements=3), reason="it refuses tasks", failures=(), targets=()
+    )
+    unreached = tuple(TargetOutcome(target_ms, reason="not reached: device lost") for target_ms in (5.0, 10.0, 20.0))
+    lost = dataclasses.replace(device_outcome("board-c", status="lost"), targets=unreached, targets_asked=3)
+    outcome = campaign_outcome(device_outcome("board-a"), dataclasses.replace(failed, targets_asked=4), lost)
+    take_home(tmp_path, outcome)
+    page = Page(render_report(tmp_path))
+    text = " ".join("".join(page.text).split())
+    assert (
+        "4 of 11 targets met by a fresh re-measurement on 3 device settings (1 finished, 1 lost, 1 failed): partial"
+        in text
+    )
+    # Targets, measurements, failed ones and slowed ones.
+    assert "✗ failed : it refuses tasks 0 of 4 3 0 0 of 3" in " ".join(" ".join(page.text).split())
+    assert "4 targets asked for, none chosen" in text
+    assert text.count("✗ not reached: device lost") == 3
+    assert "no target was set" not in text
+
+
+def test_what_is_said_of_a_target_stands_beside_it(tmp_path: Path) -> None:
+    device = device_outcome("board-a")
+    first, second, *rest = device.targets
+    first = dataclasses.replace(first, verified_ms=0.9, typical_ms=0.985, note="constrains nothing: it takes 0.9 ms")
+    second = dataclasses.replace(second, verified_ms=1.9, typical_ms=2.1, reason="within it in a lucky moment only")
+    changed = dataclasses.replace(
+        device, targets=(first, second, *rest), targets_note="a narrow range", predictor=PredictorError(59.0, 0.2, 2)
+    )
+    take_home(tmp_path, campaign_outcome(changed))
+    text = " ".join("".join(Page(render_report(tmp_path)).text).split())
+    assert "0.900 (typical 0.985) ✓ met; constrains nothing: it takes 0.9 ms" in text
+    assert "1.90 (typical 2.10) ✗ within it in a lucky moment only" in text
+    assert "a narrow range" in text
+    assert "too few to tell (2 held out)" in text
+    assert "59.0" not in text
+
+
 def test_a_folder_that_holds_no_take_home_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="--out"):
         write_report(tmp_path)
@@ -164,7 +237,9 @@ def test_energy_is_shown_where_a_board_tells_it(tmp_path: Path) -> None:
 def test_of_a_device_that_fails_all_the_time_the_first_failures_are_listed_and_the_rest_linked(tmp_path: Path) -> None:
     device = device_outcome("board-a")
     architecture = device.rows[0].architecture
-    failures = tuple(FailureRow(f"task-{n}", 1, architecture, "crashed", f"failure {n} of many") for n in range(500))
+    failures = tuple(
+        FailureRow(f"task-{n}", 1, "candidate", architecture, "crashed", f"failure {n} of many") for n in range(500)
+    )
     take_home(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures)))
     text = render_report(tmp_path)
     assert "500 measurements failed" in text

@@ -14,9 +14,10 @@ import pytest
 from outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
 from pydantic import ValidationError
 
+from coordinator.report.conversion import run_status
 from coordinator.report.measurement_table import measurements_csv, read_measurements
-from coordinator.report.outcome import CampaignOutcome, TargetOutcome
-from coordinator.report.results import Results, run_status
+from coordinator.report.outcome import CampaignOutcome, FailureRow, TargetOutcome
+from coordinator.report.results import Results
 from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, TakeHome, WinnerCard, read_results
 from fleet_protocol.errors import HashMismatchError, StoreError
 
@@ -42,7 +43,7 @@ def test_results_and_models_are_found_again(tmp_path: Path) -> None:
     outcome = campaign_outcome(device_outcome("board-a"), device_outcome("board-b", threads=2, seed=1))
     written = take_home(tmp_path, outcome)
     assert read_results(tmp_path) == written
-    assert (written.status, written.targets_met, written.target_count) == ("complete", 8, 8)
+    assert (written.status, written.targets_met, written.targets_asked) == ("complete", 8, 8)
     for device in written.fleet:
         assert (device.measurements, len(device.targets)) == (30, 4)
         for target in device.targets:
@@ -76,11 +77,17 @@ def test_a_card_stands_beside_each_model(tmp_path: Path) -> None:
             target.accuracy,
         )
         assert card.supernet.sha256 == outcome.supernet.sha256
+        assert card.condition == outcome.devices[0].rows[-1].measurement.condition == "as-is"
 
 
-@pytest.mark.parametrize(("verified_ms", "met"), [(1.999, True), (2.0, True), (2.001, False), (None, False)])
-def test_met_follows_the_re_measurement(tmp_path: Path, verified_ms: float | None, met: bool) -> None:
-    target = TargetOutcome(2.0, predicted_ms=1.5, measured_ms=1.5, verified_ms=verified_ms)
+@pytest.mark.parametrize(
+    ("verified_ms", "typical_ms", "met"),
+    [(1.999, None, True), (2.0, 2.0, True), (2.001, 1.9, False), (1.9, 2.001, False), (None, None, False)],
+)
+def test_met_follows_the_re_measurement(
+    tmp_path: Path, verified_ms: float | None, typical_ms: float | None, met: bool
+) -> None:
+    target = TargetOutcome(2.0, predicted_ms=1.5, measured_ms=1.5, verified_ms=verified_ms, typical_ms=typical_ms)
     device = dataclasses.replace(device_outcome("board-a"), targets=(target,))
     results = TakeHome(tmp_path).write(campaign_outcome(device))
     assert results.fleet[0].targets[0].met is met
@@ -89,6 +96,69 @@ def test_met_follows_the_re_measurement(tmp_path: Path, verified_ms: float | Non
     altered["fleet"][0]["targets"][0]["met"] = not met
     with pytest.raises(ValidationError, match="must follow from `verified_ms`"):
         Results.model_validate(altered)
+
+
+@pytest.mark.parametrize("name", ["targets_met", "targets_asked"])
+def test_totals_follow_the_device_settings(tmp_path: Path, name: str) -> None:
+    failed = dataclasses.replace(device_outcome("board-b", status="failed"), targets=(), targets_asked=3)
+    results = take_home(tmp_path, campaign_outcome(device_outcome("board-a"), failed))
+    assert (results.status, results.targets_met, results.targets_asked) == ("partial", 4, 7)
+    altered = json.loads((tmp_path / RESULTS_FILE).read_text())
+    altered[name] += 1
+    with pytest.raises(ValidationError, match="4 of 7; the file was altered"):
+        Results.model_validate(altered)
+
+
+def test_how_far_the_data_were_disturbed_is_told(tmp_path: Path) -> None:
+    device = device_outcome("board-a", measurements=12)
+    rows = list(device.rows)
+    for index, changes in enumerate(
+        (
+            {"quality": "slowed", "undisturbed_ms": None, "regime_unix_s": 1.7e9},
+            {"quality": "slowed", "undisturbed_ms": rows[1].measurement.median_ms / 4, "regime_unix_s": 1.7e9},
+            {"quality": "noisy", "undisturbed_ms": rows[2].measurement.median_ms / 2, "regime_unix_s": 1.7e9 + 60},
+            {"quality": "ok", "undisturbed_ms": rows[3].measurement.median_ms / 2, "regime_unix_s": 1e300},
+        )
+    ):
+        measurement = rows[index].measurement.model_copy(update={**changes, "condition": "sustained"})
+        rows[index] = dataclasses.replace(rows[index], measurement=measurement)
+    late = dataclasses.replace(rows[1], attempt=2, counted=False)
+    results = take_home(tmp_path, campaign_outcome(dataclasses.replace(device, rows=(*rows[:4], late))))
+    (record,) = results.fleet
+    assert (record.quality.ok, record.quality.noisy, record.quality.slowed, record.quality.unknown_speed) == (
+        1,
+        1,
+        2,
+        1,
+    )
+    assert record.quality.largest_slowdown == pytest.approx(4.0)
+    assert [(each.measurements, each.slowdown) for each in record.regimes] == [
+        (2, pytest.approx(4.0)),
+        (1, pytest.approx(2.0)),
+        (1, pytest.approx(2.0)),
+    ]
+    # A clock beyond every calendar is no reason to lose the results.
+    assert [None if each.since is None else each.since.isoformat() for each in record.regimes] == [
+        "2023-11-14T22:13:20+00:00",
+        "2023-11-14T22:14:20+00:00",
+        None,
+    ]
+    assert record.condition == "sustained"
+    table = read_measurements(tmp_path / MEASUREMENTS_FILE)
+    assert [row.counted for row in table["board-a", record.runtime]] == [True] * 4 + [False]
+
+
+def test_failures_count_against_the_budget_by_the_same_rule(tmp_path: Path) -> None:
+    device = device_outcome("board-a", measurements=12)
+    subnet = device.rows[0].architecture
+    failures = (
+        FailureRow("f1", 1, "spread", subnet, "crashed"),
+        FailureRow("f2", 1, "candidate", subnet, "timeout", target_ms=2.0),
+        FailureRow("f3", 1, "verification", subnet, "crashed", target_ms=2.0),
+        FailureRow("f4", 2, "candidate", subnet, "timeout", counted=False),
+    )
+    (record,) = take_home(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures))).fleet
+    assert (record.measurements, record.failed_measurements, len(record.failures)) == (13, 3, 4)
 
 
 def test_other_bytes_than_the_measured_ones_are_refused(tmp_path: Path) -> None:

@@ -117,6 +117,9 @@ class TestConformance:
         store.put_device(device)
         store.put_device(replace(device, status="lost", reason="its last will"))
         assert store.devices("run-1") == [replace(device, status="lost", reason="its last will")]
+        known = replace(device, targets_ms=(2.5, 5.0), targets_note="2 targets instead of 4: a narrow range")
+        store.put_device(known)
+        assert store.devices("run-1") == [known]
         winner = WinnerRecord("run-1", "pi4", SETTING.label, 2.5, False)
         store.put_winner(winner)
         store.put_winner(replace(winner, met=True, fields={"verified_ms": 2.25}))

@@ -11,6 +11,7 @@ from outcome_examples import STARTED_S, campaign_outcome, device_outcome, snapsh
 from rich.cells import cell_len
 from rich.console import Console
 
+from coordinator.records.data_quality import DataQuality
 from coordinator.view.events import DeviceJoined
 from coordinator.view.live import LiveView, frame_strips, render
 from coordinator.view.snapshot import DeviceSnapshot, PredictorError, ProgressSnapshot, Snapshot, TargetSnapshot
@@ -69,21 +70,86 @@ def test_a_prediction_is_never_shown_as_a_result() -> None:
         assert "87.6" not in text.replace("~87.6", "")
 
 
-def test_automatic_targets_are_not_counted_before_they_are_chosen() -> None:
-    assert "targets not chosen yet" in text_of(snapshot(2, targets=0), 80)
-    assert "not chosen" not in text_of(snapshot(2, targets=1), 80)
+def test_automatic_targets_are_counted_as_asked_for_before_they_are_chosen() -> None:
+    waiting = DeviceSnapshot("board-0", "onnxruntime_cpu_1t_fp32", "measuring", targets_asked=4)
+    lost = dataclasses.replace(waiting, device="board-1", state="lost")
+    chosen = dataclasses.replace(snapshot(1).devices[0], targets_asked=4)
+    for width, height in ((80, 24), (120, 40), (160, 50)):
+        text = text_of(dataclasses.replace(snapshot(0), devices=(waiting, lost)), width, height)
+        assert "0 of 8 targets met, none chosen yet" in text
+        assert "4 targets asked for, not chosen yet" in text
+        assert "4 targets asked for, none chosen" in text.replace("none chosen yet", "")
+        text = text_of(dataclasses.replace(snapshot(0), devices=(waiting, chosen)), width, height)
+        assert "1 of 8 targets met" in text
+        assert "none chosen" not in text
 
 
-@pytest.mark.parametrize("state", ["lost", "idle"])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (160, 50)])
+def test_a_device_that_failed_is_told_from_one_that_is_done_and_from_its_failed_measurements(
+    width: int, height: int
+) -> None:
+    failed = dataclasses.replace(snapshot(1).devices[0], state="failed", failures=0, device="board-9")
+    view = dataclasses.replace(snapshot(0), devices=(failed, snapshot(6).devices[5]))
+    text = text_of(view, width, height)
+    assert text.count("✗ failed") == text.count("✓ done") == 1
+    assert "1 failed, 1 done" in text
+    styles = {
+        segment.text.strip(): segment.style
+        for strip in frame_strips(view, width, height)
+        for segment in strip
+        if segment.text.strip() in ("✗ failed", "✓ done")
+    }
+    assert styles["✗ failed"] != styles["✓ done"]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_header_warns_of_slowed_measurements(width: int, height: int) -> None:
+    quiet, slowed = snapshot(2).devices
+    slowed = dataclasses.replace(slowed, quality=DataQuality(ok=2, slowed=10, largest_slowdown=5.213, regimes=2))
+    quiet = dataclasses.replace(quiet, quality=DataQuality(ok=30, slowed=10, largest_slowdown=1.5, regimes=1))
+    text = text_of(dataclasses.replace(snapshot(0), devices=(quiet, slowed)), width, height)
+    assert text.splitlines()[2].startswith("WARNING: 10 of 12")
+    assert "WARNING" not in text_of(dataclasses.replace(snapshot(0), devices=(quiet, quiet)), width, height)
+    if width == 160:
+        assert "2 ok, 0 noisy, 10 slowed; largest slow-down 5.21x" in text
+        assert "slowed down on board-1/onnxruntime_cpu_2t_fp32, up to 5.21x" in text
+    if width == 80:
+        assert "10 slowed" in text.split("board-1", 2)[2]
+
+
+def test_a_predictor_error_over_few_measurements_is_not_shown() -> None:
+    device = dataclasses.replace(snapshot(1).devices[0], predictor_error=PredictorError(59.03, 0.1, 2))
+    for width, height in ((80, 10), (80, 24), (120, 40), (160, 50)):
+        text = text_of(dataclasses.replace(snapshot(0), devices=(device,)), width, height)
+        assert "59.0" not in text
+        assert "too few" in text
+
+
+def test_what_is_said_of_targets_stands_beside_them() -> None:
+    target = TargetSnapshot(
+        4.0, 3.2, 3.3, 3.4, met=True, typical_ms=3.7, note="constrains nothing: the largest subnet takes 3.7 ms"
+    )
+    device = DeviceSnapshot(
+        "board", "ort", "done", targets=(target,), targets_asked=1, targets_note="1 target instead of 4: a narrow range"
+    )
+    text = text_of(dataclasses.replace(snapshot(0), devices=(device,)), 160, 50)
+    assert "✓ met; typical 3.70 ms; constrains nothing: the largest subnet takes 3.7 ms" in text
+    assert "1 target instead of 4: a narrow range" in text
+    missed = dataclasses.replace(target, met=False, target_ms=3.5, reason="within it in a lucky moment only", note="")
+    text = text_of(dataclasses.replace(snapshot(0), devices=(dataclasses.replace(device, targets=(missed,)),)), 160, 50)
+    assert "✗ within it in a lucky moment only; typical 3.70 ms" in text
+
+
+@pytest.mark.parametrize("state", ["lost", "failed", "idle"])
 def test_why_a_device_does_nothing_is_shown(state: str) -> None:
-    device = next(device for device in snapshot(8).devices if device.state == state)
+    device = next(device for device in snapshot(9).devices if device.state == state)
     for height in (12, 24):
         text = text_of(dataclasses.replace(snapshot(0), devices=(device,)), 120, height)
         assert device.state_detail in text
 
 
 def test_devices_that_do_not_fit_are_counted() -> None:
-    text = text_of(dataclasses.replace(snapshot(40, log=0), progress=()), 80, 16)
+    text = text_of(dataclasses.replace(snapshot(40, log=0), progress=()), 100, 16)
     shown = sum(f"board-{index} " in text for index in range(40))
     rest = next(line for line in text.splitlines() if line.startswith("and "))
     assert rest.startswith(f"and {40 - shown} more: ")
@@ -124,7 +190,7 @@ def test_text_from_a_device_cannot_steer_the_terminal() -> None:
 
 
 def test_a_terminal_without_utf8_gets_ascii() -> None:
-    text = text_of(snapshot(8), 160, 50, encoding="ascii")
+    text = text_of(snapshot(9), 160, 50, encoding="ascii")
     assert text.isascii()
     assert "?" not in text.replace("? not yet verified", "")
     assert "+ met" in text
@@ -208,6 +274,9 @@ def test_the_summary_tells_each_target_and_each_device(width: int) -> None:
     assert text.count("✓ met") == 7
     flat = " ".join(text.split())
     assert "board-b/onnxruntime_cpu_2t_fp32: lost (no heartbeat for 90 s)" in flat
-    assert "9.1 % on 4 held out" in flat
+    assert "4.2 % on 12 held out" in flat
+    assert "predictor error too few to tell (4 held out)" in flat
+    assert "9.1 %" not in flat
+    assert "2 device settings: 1 finished, 1 lost" in flat
     assert "7 of 8 targets met by a fresh re-measurement" in flat
     assert max(cell_len(line) for line in text.splitlines()) <= width

@@ -19,12 +19,13 @@ from test_cli import fleetnas
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.standing import snapshot_of
+from coordinator.records.data_quality import DataQuality
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import CampaignFinished, Event, MeasurementTaken
 from coordinator.view.lines import JsonView
-from coordinator.view.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot
+from coordinator.view.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
 from coordinator.watching.audience import Audience
-from coordinator.watching.broadcast import SUMMARY_EVERY_S, Broadcast
+from coordinator.watching.broadcast import SUMMARY_EVERY_S, Broadcast, device_from_json, device_to_json
 from coordinator.watching.broker_feed import SILENT_AFTER_S, BrokerFeed, choose_run, runs_at_work
 from coordinator.watching.feed import News, follow
 from coordinator.watching.metrics import Metrics
@@ -179,6 +180,21 @@ class TestBroker:
         assert events == []
         assert after.snapshot == before.snapshot
 
+    def test_a_page_holds_all_of_a_device_setting_and_cuts_long_texts(self) -> None:
+        target = TargetSnapshot(1.0, 0.9, 0.95, 0.97, 0.9, 0.91, met=True, typical_ms=0.99, note="n" * 500)
+        device = DeviceSnapshot(
+            "a",
+            "s",
+            "failed",
+            targets=(target,),
+            targets_asked=4,
+            targets_note="t" * 500,
+            quality=DataQuality(1, 2, 3, 1, 4.5, 2),
+        )
+        back = device_from_json(json.loads(json.dumps(device_to_json(device))))
+        cut = dataclasses.replace(target, note="n" * 200)
+        assert back == dataclasses.replace(device, targets=(cut,), targets_note="t" * 200)
+
     def test_a_thousand_devices_are_told_in_small_messages_at_a_bounded_rate(self) -> None:
         broker = MemoryBroker()
         now_s = 0.0
@@ -197,9 +213,20 @@ class TestBroker:
         broker.publish = counted  # type: ignore[method-assign]
         broadcast = Broadcast(transport, TOPICS, "run-1", lambda: now_s)
         for round_ in range(300):
-            targets = tuple(TargetSnapshot(float(n), 1.0, 1.0 + round_, reason="x" * 500) for n in range(1, 9))
+            targets = tuple(
+                TargetSnapshot(float(n), 1.0, 1.0 + round_, reason="x" * 500, typical_ms=1.1 + round_, note="z" * 500)
+                for n in range(1, 9)
+            )
             devices = tuple(
-                DeviceSnapshot(f"device-{n}", "onnxruntime_cpu_1t_fp32", "measuring", "y" * 500, targets=targets)
+                DeviceSnapshot(
+                    f"device-{n}",
+                    "onnxruntime_cpu_1t_fp32",
+                    "measuring",
+                    "y" * 500,
+                    targets=targets,
+                    targets_note="t" * 500,
+                    quality=DataQuality(1000, 1000, 1000, 1000, 1.234567890123, 1000),
+                )
                 for n in range(1000)
             )
             sizes.append([])
@@ -328,6 +355,16 @@ def key(name: str, *labels: str) -> tuple[str, ...]:
     return (name, *sorted(labels))
 
 
+def scraped(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        key(sample.name.removeprefix("fleetnas_"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
 class TestMetrics:
     def test_what_is_scraped_is_what_the_store_has(self) -> None:
         simulation = Simulation(PLAN)
@@ -349,14 +386,8 @@ class TestMetrics:
         simulation.broker.restore(simulation.transport)
         simulation.step()
         audience.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
-        with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        samples = scraped(metrics)
         audience.close()
-        samples = {
-            key(sample.name.removeprefix("fleetnas_"), *sample.labels.values()): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-        }
         stored = simulation.store.outcomes("run-1")
         assert samples[key("results_stored_total")] == len(stored)
         for device in ("pi0", "pi1"):
@@ -372,6 +403,33 @@ class TestMetrics:
         assert samples[key("agents", "ready")] == 2
         assert samples[key("queue_length", "leased")] == 0
         assert samples[key("broker_reconnects_total")] == 1
+
+    def test_states_and_slow_downs_are_told(self) -> None:
+        quality = DataQuality(ok=3, slowed=9, largest_slowdown=4.25, regimes=2)
+        few, many = PredictorError(59.0, 0.2, 7), PredictorError(5.0, 0.9, 8)
+        met = TargetSnapshot(1.0, met=True)
+        devices = (
+            DeviceSnapshot(
+                "a", "s", "measuring", quality=quality, predictor_error=few, targets=(met,), targets_asked=4
+            ),
+            DeviceSnapshot("b", "s", "failed", predictor_error=many, targets_asked=3),
+            DeviceSnapshot("c", "s", "failed"),
+        )
+        metrics = Metrics("127.0.0.1", 0)
+        metrics.update(Snapshot("run-1", "x", 0.0, 1.0, "searching", devices))
+        samples = scraped(metrics)
+        metrics.close()
+        assert samples[key("device_settings", "failed")] == 2
+        assert samples[key("device_settings", "measuring")] == 1
+        assert samples[key("device_settings", "done")] == 0
+        assert samples[key("largest_slowdown_ratio", "a", "s")] == 4.25
+        assert samples[key("regimes", "a", "s")] == 2
+        assert key("largest_slowdown_ratio", "b", "s") not in samples
+        assert key("predictor_error_ratio", "a", "s") not in samples
+        assert samples[key("predictor_error_ratio", "b", "s")] == pytest.approx(0.05)
+        states = ("met", "missed", "open")
+        assert [samples[key("targets", "a", "s", state)] for state in states] == [1, 0, 3]
+        assert [samples[key("targets", "b", "s", state)] for state in states] == [0, 3, 0]
 
     def test_every_metric_is_documented(self) -> None:
         metrics = Metrics("127.0.0.1", 0)

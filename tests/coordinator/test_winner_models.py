@@ -63,7 +63,7 @@ def test_every_winner_has_the_accuracy_of_its_own_file(models: BundleModels) -> 
     for track in fleet.campaign.tracks.values():
         (state,) = track.search.targets
         assert state.status == "met"
-        accuracy, images = track.accuracies[state.target_ms]
+        accuracy, images = track.accuracy_of(state.architecture)
         assert images == 600
         assert state.architecture is not None
         assert is_tflite(models.file(models.calibrate(state.architecture, track.setting)))
@@ -118,6 +118,6 @@ def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
     (track,) = fleet.campaign.tracks.values()
     assert [state.status for state in track.search.targets] == ["met"]
     assert track.accuracies == {}
-    said = [record.getMessage() for record in caplog.records if "no accuracy for the winner" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "no accuracy for winner" in record.getMessage()]
     assert len(said) == 1
     assert "pip install 'fleetnas[litert]'" in said[0]

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from conftest import Fleet, events, kill
 
-from coordinator.campaign.evidence import UNSURE_NOISE, relative_noise
+from coordinator.campaign.observations import UNSURE_NOISE, relative_noise
 from fleet_protocol.messages import Measurement
 
 pytestmark = pytest.mark.xdist_group("endtoend")

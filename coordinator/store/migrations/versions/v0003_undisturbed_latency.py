@@ -1,4 +1,7 @@
-"""Latency at undisturbed speed takes the place of the sentinel's drift; `throttled` becomes `slowed`."""
+"""Latency at undisturbed speed takes the place of the sentinel's drift; `throttled` becomes `slowed`.
+
+Device settings keep their targets, so that every target that was asked for is counted.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ def upgrade() -> None:
     )
     op.add_column("measurements", sa.Column("reference", sa.String(12)))
     op.add_column("measurements", sa.Column("reference_ms", sa.Double))
+    op.add_column("measurements", sa.Column("levels_ms", sa.JSON))
+    op.execute("UPDATE measurements SET levels_ms = '[]'")
     op.add_column("measurements", sa.Column("condition", sa.String(16), nullable=False, server_default="as-is"))
     op.add_column("measurements", sa.Column("regime_unix_s", sa.Double, nullable=False, server_default="0"))
     op.execute(
@@ -25,3 +30,5 @@ def upgrade() -> None:
     )
     op.execute("UPDATE measurements SET quality = 'slowed' WHERE quality = 'throttled'")
     op.drop_column("measurements", "drift")
+    op.add_column("devices", sa.Column("targets_ms", sa.JSON))
+    op.add_column("devices", sa.Column("targets_note", sa.Text))

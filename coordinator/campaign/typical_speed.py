@@ -1,0 +1,103 @@
+"""How slow a device typically is in a run: what turns latencies at undisturbed speed into the ones that targets mean.
+
+Contention for memory slows large subnets more than small ones, so the slow-down may depend on the latency itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: A slope is believed where the ranks of latency and slow-down agree by so many standard deviations of Kendall's tau.
+_SLOPE_SIGMAS = 3.0
+#: Slow-downs needed for a slope at all; of fewer than the second, only their median counts.
+_LEAST_FOR_SLOPE = 10
+#: Bounds of the slope d log(slow-down) / d log(latency).
+_STEEPEST = 0.5
+#: Standard error of a median over the scaled median absolute deviation of a normal sample.
+_MEDIAN_ERROR = 1.2533 * 1.4826
+
+
+@dataclass(frozen=True)
+class TypicalSpeed:
+    """The typical slow-down s of a subnet of undisturbed latency u: log s = `level` + `slope` (log u - `centre`)."""
+
+    level: float = 0.0
+    slope: float = 0.0
+    centre: float = 0.0
+    error: float = 0.0
+    """Relative standard error of the typical slow-down."""
+
+    @classmethod
+    def of(
+        cls, undisturbed_ms: Floats, slowdown: Floats, ended_s: Floats | None = None, weights: Floats | None = None
+    ) -> TypicalSpeed:
+        """From measurements, each (n,): their weighted median, and its dependence on latency where that is certain.
+
+        `ended_s` says when each ended. A speed that changes slowly is seen more precisely than a random one: its error
+        is that of successive differences, as of any systematic sample (Wolter, Introduction to Variance Estimation, 8).
+        """
+        if not len(slowdown):
+            return cls()
+        ended = np.zeros(len(slowdown)) if ended_s is None else ended_s
+        # In an order of their own: not even rounding depends on the order of arrival.
+        order = np.lexsort((slowdown, undisturbed_ms, ended))
+        x, y = np.log(undisturbed_ms[order]), np.log(slowdown[order])
+        weight = np.ones(len(y)) if weights is None else weights[order]
+        centre = float(np.median(x))
+        slope = _slope(x, y)
+        rest = y - slope * (x - centre)
+        level = _weighted_median(rest, weight)
+        deviation = _weighted_median(np.abs(rest - level), weight)
+        if ended_s is not None and len(y) > 2:
+            steps = np.abs(np.diff(rest)) / math.sqrt(2.0)
+            deviation = min(deviation, float(np.median(steps)))
+        error = _MEDIAN_ERROR * deviation / math.sqrt(len(y))
+        return cls(level, slope, centre, error)
+
+    @property
+    def typical_slowdown(self) -> float:
+        """Of the subnets that were measured, in the middle."""
+        return math.exp(self.level)
+
+    def slowdown(self, undisturbed_ms: float) -> float:
+        """Of a subnet with this latency at undisturbed speed, ms."""
+        return math.exp(self.level + self.slope * (math.log(undisturbed_ms) - self.centre))
+
+    def typical_ms(self, undisturbed_ms: Floats) -> Floats:
+        """Latency in this run, ms (n,), of subnets with these latencies at undisturbed speed, ms (n,)."""
+        found: Floats = undisturbed_ms * np.exp(self.level + self.slope * (np.log(undisturbed_ms) - self.centre))
+        return found
+
+    def undisturbed_of(self, typical_ms: Floats) -> Floats:
+        """Latencies at undisturbed speed, ms (n,), that typically show as `typical_ms` (n,)."""
+        found: Floats = np.exp((np.log(typical_ms) - self.level + self.slope * self.centre) / (1.0 + self.slope))
+        return found
+
+
+def _weighted_median(values: Floats, weights: Floats) -> float:
+    """The value with half of the weight on either side; between two such values, their mean."""
+    order = np.argsort(values, kind="stable")
+    share = np.cumsum(weights[order])
+    low = int(np.searchsorted(share, share[-1] * (0.5 - 1e-9)))
+    high = int(np.searchsorted(share, share[-1] * (0.5 + 1e-9)))
+    return float((values[order[low]] + values[order[min(high, len(values) - 1)]]) / 2.0)
+
+
+def _slope(x: Floats, y: Floats) -> float:
+    """Theil and Sen's slope; 0 where Kendall's tau does not tell it from none."""
+    n = len(x)
+    if n < _LEAST_FOR_SLOPE:
+        return 0.0
+    first, second = np.triu_indices(n, 1)
+    dx, dy = x[second] - x[first], y[second] - y[first]
+    apart = dx > 1e-9
+    agreement = float(np.sign(dy[apart]).sum())
+    if abs(agreement) < _SLOPE_SIGMAS * math.sqrt(n * (n - 1) * (2 * n + 5) / 18.0):
+        return 0.0
+    return float(np.clip(np.median(dy[apart] / dx[apart]), -_STEEPEST, _STEEPEST))

@@ -1,0 +1,333 @@
+"""How a target of one device setting is settled: which subnet is measured again for it, and what that says.
+
+A re-measurement is judged by latency as it ran, and not in a lucky moment: latency at the typical speed of the run must
+be within the target as well. Where the device ran slower than typically, and would have been within the target
+otherwise, it is measured again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from coordinator.campaign.proposal import Genome, Proposal, TargetState, WinnerSearch
+from coordinator.campaign.setting_latency import SettingLatency
+from coordinator.search.problem import AccuracyModel
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import Failed, Measurement
+from supernet_export.spaces.base import Genomes
+
+#: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
+MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
+MAX_REPLACEMENTS = 3
+#: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
+#: (top-1, a fraction): passing is likely enough to be worth what a miss costs.
+_OPTIMISTIC_GAIN = 0.005
+#: Re-measurements of one target that a disturbed device may spoil.
+_DISTURBED_TRIES = 3
+#: Margin on a target in standard deviations of a measurement, and its bounds. Small, so that winners fill their
+#: targets: most pass when they are measured again, and a miss costs one more measurement with twice the margin. The
+#: typical speed is no such matter: where it is wrong, every winner is, and no re-measurement tells.
+_SAFETY_SIGMAS, _SPEED_SIGMAS, _LEAST_SAFETY, _MOST_SAFETY = 1.2, 2.0, 0.01, 0.10
+#: Margin on a prediction in its standard deviations, for a subnet that stands in after a miss, and for the last one
+#: that is tried before a target is called infeasible.
+_REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
+#: A re-measurement waits for a device that is slower than both: times its typical, and times its undisturbed latency.
+_WAIT_ABOVE_TYPICAL, _WAIT_ABOVE = 1.03, 1.08
+#: A target that was met is opened again once the typical speed turns out to put its winner this far beyond it.
+_BEYOND = 1.002
+
+
+class Verification:
+    """Settles targets by what one device setting has shown."""
+
+    def __init__(
+        self,
+        latency: SettingLatency,
+        accuracy: AccuracyModel,
+        search: WinnerSearch,
+        architecture: Callable[[Genome], Architecture],
+        smallest: Genome,
+        rng: Callable[[], np.random.Generator],
+    ) -> None:
+        """`rng` makes the generator of the next search; `architecture` decodes a genome.
+
+        No target is called infeasible before the `smallest` subnet was measured at a known speed.
+        """
+        self._latency, self._observations = latency, latency.observations
+        self._accuracy, self._search, self._architecture, self._rng = accuracy, search, architecture, rng
+        self._smallest = smallest
+        self.last_failure = ""
+        self._winners: dict[float, tuple[Genome, Measurement]] = {}
+
+    # -- choosing ----------------------------------------------------------------------------------------------
+
+    def safety(self, state: TargetState) -> float:
+        """The margin on a target, relative: after a miss twice as wide, and wider than the miss went beyond it."""
+        typical = math.hypot(_SAFETY_SIGMAS * self._observations.noise, _SPEED_SIGMAS * self._latency.speed.error)
+        margin = min(max(typical, _LEAST_SAFETY), _MOST_SAFETY)
+        for missed_by in state.missed_by:
+            margin = min(max(2.0 * margin, 1.5 * missed_by), 0.5)
+        return margin
+
+    def best_measured(self, state: TargetState, safety: float, *, unsure: bool) -> Genome | None:
+        """The most accurate measured subnet within the target less its margin; of equals the fastest.
+
+        One that was within the target although its device was slowed down needs no margin.
+        """
+        table = self._observations.table(unsure=unsure)
+        within = table.typical_ms * (1.0 + safety) <= state.target_ms
+        genomes = table.genomes[within | ((table.typical_ms <= state.target_ms) & (table.bound_ms <= state.target_ms))]
+        if not len(genomes):
+            return None
+        best: Genome = genomes[int(np.argmax(self._accuracy.predict(genomes)))]
+        return best
+
+    def choice(self, state: TargetState, *, unsure: bool) -> Genome | None:
+        """The best of what was measured within a target by its margin; before the first miss a better one without."""
+        choice = self.best_measured(state, self.safety(state), unsure=unsure)
+        if choice is not None and not state.verifications:
+            optimistic = self.best_measured(state, 0.0, unsure=unsure)
+            if optimistic is not None and self.accuracy(optimistic) > self.accuracy(choice) + _OPTIMISTIC_GAIN:
+                return optimistic
+        return choice
+
+    def accuracy(self, genome: Genome) -> float:
+        """Predicted top-1, a fraction."""
+        return float(self._accuracy.predict(genome[None])[0])
+
+    def improves(self, best: float, winner: Genome, gain: float) -> bool:
+        """Whether a subnet is worth a measurement where the best one that was measured has this accuracy."""
+        return not self._observations.of(winner).sure and self.accuracy(winner) > best + gain
+
+    # -- asking ------------------------------------------------------------------------------------------------
+
+    def next(self, state: TargetState, gain: float) -> Proposal | None:
+        """The next measurement that may settle a target; None where it is settled without one.
+
+        A subnet that is not measured yet must be better than what is by `gain` (top-1, a fraction).
+        """
+        if state.failures >= MAX_FAILED_VERIFICATIONS:
+            state.status = "missed"
+            state.reason = f"{state.failures} re-measurements failed, the last with {self.last_failure}"
+            return None
+        if state.verifications >= MAX_VERIFICATIONS:
+            state.status, state.reason = "missed", _why_missed(state)
+            return None
+        table = self._observations.table(unsure=True)
+        choice = self.choice(state, unsure=True)
+        if choice is None and len(table) and table.typical_ms[0] <= state.target_ms:
+            choice = table.genomes[0]
+        if choice is None and state.verifications:
+            # All that fitted has missed once. Something may have disturbed the device: try the fastest once more.
+            choice = self._fastest_of_unknown_speed(state.target_ms)
+        replacement = self._replacement(state, choice, gain)
+        if replacement is not None:
+            return replacement
+        if choice is None:
+            self._give_up(state)
+            return None
+        return self._again(choice, state.target_ms)
+
+    def _replacement(self, state: TargetState, choice: Genome | None, gain: float) -> Proposal | None:
+        """After a miss, where nothing measured fits, or at another lasting speed, a new subnet may be better."""
+        tried = state.verifications > 0 or choice is None or self._observations.changed_for_good
+        if not tried or state.replacements >= MAX_REPLACEMENTS:
+            return None
+        margin = _LAST_MARGIN if choice is None else _REPLACEMENT_MARGIN
+        target_ms = state.target_ms / (1.0 + (self.safety(state) if choice is not None else 0.0))
+        if choice is None and not self._knows_smallest():
+            (again,) = self.propose([self._smallest], "candidate", state.target_ms)
+            return replace(again, wait_above=_WAIT_ABOVE)
+        (winner,) = self._latency.winners(
+            self._search, [target_ms], self._rng(), self._latency.undisturbed_model(margin)
+        )
+        measured = self.best_measured(state, self.safety(state), unsure=True)
+        best = -math.inf if measured is None else self.accuracy(measured)
+        if winner is None or not self.improves(best, winner, gain):
+            return None
+        return self.propose([winner], "candidate", state.target_ms)[0]
+
+    def _fastest_of_unknown_speed(self, target_ms: float) -> Genome | None:
+        """The fastest subnet that was within a target as it ran, unless it is known to be beyond it typically."""
+        genome = self._observations.fastest_within(target_ms)
+        if genome is None or any(run.undisturbed_ms is not None for run in self._observations.of(genome).runs):
+            return None
+        return genome
+
+    def _knows_smallest(self) -> bool:
+        """Whether the smallest subnet was measured at a known speed, or is not to be tried again."""
+        seen = self._observations.of(self._smallest)
+        return seen.quarantined or any(run.undisturbed_ms is not None for run in seen.runs)
+
+    def propose(self, genomes: Sequence[Genome], purpose: str, target_ms: float | None = None) -> list[Proposal]:
+        """Proposals to measure subnets for the first time, or once more."""
+        if not genomes:
+            return []
+        matrix: Genomes = np.stack(genomes)
+        mean, deviation = self._latency.predict(matrix)
+        predicted = zip(mean.tolist(), deviation.tolist(), self._accuracy.predict(matrix).tolist(), strict=True)
+        return [
+            Proposal(tuple(genome.tolist()), self._architecture(genome), purpose, target_ms, *of_it)  # type: ignore[arg-type]
+            for genome, of_it in zip(matrix, predicted, strict=True)
+        ]
+
+    def _again(self, genome: Genome, target_ms: float) -> Proposal:
+        """A re-measurement, with the prediction that knows nothing of this subnet; on a device that is waited for."""
+        undisturbed_ms = max(float(self._latency.predict_undisturbed(genome[None])[0][0]), 1e-9)
+        typical = self._latency.speed.slowdown(undisturbed_ms)
+        return Proposal(
+            tuple(genome.tolist()),
+            self._architecture(genome),
+            "verification",
+            target_ms,
+            predicted_ms=self._latency.predict_without_itself(genome),
+            predicted_accuracy=self.accuracy(genome),
+            wait_above=max(_WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * typical),
+        )
+
+    # -- judging -----------------------------------------------------------------------------------------------
+
+    def judge(self, state: TargetState, genome: Genome, outcome: Measurement | Failed) -> None:
+        """Take what a re-measurement says of its target; it is among the observations already."""
+        if state.status == "met":
+            self.open_again(state)
+        if isinstance(outcome, Failed):
+            state.failures += 1
+            return
+        typical_ms = self._observations.typical_ms(outcome)
+        ran_within = outcome.median_ms <= state.target_ms
+        typically_within = typical_ms is None or typical_ms <= state.target_ms
+        disturbed = not ran_within and (typically_within or outcome.quality == "noisy")
+        if disturbed:
+            # That says more about the moment than about the subnet.
+            state.disturbed += 1
+            if state.disturbed <= _DISTURBED_TRIES:
+                return
+        state.verifications += 1
+        if ran_within and typically_within:
+            state.status, state.reason = "met", ""
+            state.sha256 = outcome.model_sha256
+            self._winners[state.target_ms] = (genome, outcome)
+        else:
+            state.slowed_down += disturbed
+            state.reason = _why_not(state, outcome, typical_ms, disturbed=disturbed)
+            state.missed_by.append(self._observations.exceeds(self._observations.of(genome), outcome))
+            self._observations.add_miss(genome, outcome)
+        self.stand(state, genome, outcome.median_ms, typical_ms)
+
+    def reconsider(self, states: Sequence[TargetState]) -> None:
+        """Open targets again whose winners are beyond them at the speed that turned out to be typical."""
+        for state in states:
+            won = self._winners.get(state.target_ms)
+            if state.status == "met" and won is not None:
+                typical_ms = self._observations.typical_ms(won[1])
+                if typical_ms is not None and typical_ms > _BEYOND * state.target_ms:
+                    self.open_again(state)
+
+    def open_again(self, state: TargetState) -> None:
+        """A target that was met is not, after all."""
+        genome, outcome = self._winners.pop(state.target_ms)
+        typical_ms = self._observations.typical_ms(outcome)
+        state.status, state.sha256, state.typical_ms = "open", None, typical_ms
+        state.reason = _why_not(state, outcome, typical_ms, disturbed=False)
+        self._observations.add_miss(genome, outcome)
+
+    def adopt_tighter_winners(self, states: Sequence[TargetState]) -> None:
+        """Over ascending targets, let a better winner of a tighter one serve a looser one as well.
+
+        It was measured within the tighter target, and so within this one.
+        """
+        best: TargetState | None = None
+        for state in states:
+            if best is not None and (state.status != "met" or (state.accuracy or 0.0) < (best.accuracy or 0.0)):
+                state.status, state.reason = "met", ""
+                state.note = f"the winner of {best.target_ms:g} ms, no better one was verified"
+                for name in ("genome", "architecture", "predicted_ms", "measured_ms", "verified_ms", "typical_ms"):
+                    setattr(state, name, getattr(best, name))
+                state.accuracy, state.sha256 = best.accuracy, best.sha256
+            if state.status == "met":
+                best = state
+
+    def predict(self, states: Sequence[TargetState]) -> None:
+        """Say what the predictor makes of the subnets that targets stand at, their own measurements left out."""
+        for state in states:
+            if state.genome is not None:
+                state.predicted_ms = self._latency.predict_without_itself(state.genome)
+
+    def stand(
+        self, state: TargetState, genome: Genome, verified_ms: float | None = None, typical_ms: float | None = None
+    ) -> None:
+        """Say which subnet a target stands at."""
+        state.genome = genome
+        state.architecture = self._architecture(genome)
+        state.accuracy = self.accuracy(genome)
+        # Measured before the file was calibrated.
+        runs = self._observations.of(genome).runs
+        state.measured_ms = runs[0].median_ms if runs else None
+        state.verified_ms, state.typical_ms = verified_ms, typical_ms
+
+    # -- giving up ---------------------------------------------------------------------------------------------
+
+    def _give_up(self, state: TargetState) -> None:
+        fastest = self._observations.fastest()
+        state.status = "missed"
+        if fastest is None or fastest.fastest_ms is None:
+            state.reason = f"no measured subnet is left, the last failed with {self.last_failure}"
+            return
+        if self._observations.quarantined_within(state.target_ms):
+            state.reason = (
+                f"the subnets within it failed when they were measured again, the last with {self.last_failure}"
+            )
+            return
+        name, ran_ms = self._architecture(fastest.genome).fingerprint, fastest.fastest_ms
+        known = [ms for subnet in self._observations for run in subnet.runs
+                 if (ms := self._observations.undisturbed_ms(run)) is not None]  # fmt: skip
+        typical_ms = self._observations.latency_ms(fastest) or ran_ms
+        ask = f"ask for at least {1.05 * max(ran_ms, typical_ms):.3g} ms"
+        if not known:
+            state.reason = (
+                f"the fastest measurement ({name}) took {ran_ms:.3g} ms, and the device was disturbed all the time; "
+                "let nothing else run on it, keep it cool, and search again"
+            )
+        elif state.slowed_down and state.slowed_down == state.verifications:
+            state.reason = _why_missed(state)
+        elif ran_ms <= state.target_ms:
+            state.reason = (
+                f"the fastest subnet found ({name}) took {ran_ms:.3g} ms at best, and takes {typical_ms:.3g} ms at "
+                f"the typical speed of this run; {ask}"
+            )
+        elif min(known) <= state.target_ms:
+            state.reason = (
+                f"the fastest subnet found ({name}) took {ran_ms:.3g} ms; only an undisturbed device would be within "
+                f"it, at {min(known):.3g} ms; {ask}"
+            )
+        else:
+            state.reason = f"the fastest subnet found ({name}) takes {ran_ms:.3g} ms; {ask}"
+            tried = self._knows_smallest() and not self._observations.of(self._smallest).quarantined
+            state.status = "infeasible" if tried and not state.verifications else "missed"
+
+
+def _why_not(state: TargetState, outcome: Measurement, typical_ms: float | None, *, disturbed: bool) -> str:
+    if outcome.median_ms <= state.target_ms and typical_ms is not None:
+        return (
+            f"within it when re-measured, at {outcome.median_ms:.3g} ms, while the device was faster than it "
+            f"typically is: {typical_ms:.3g} ms at the typical speed"
+        )
+    slowed = ", while the device was slowed down" if disturbed else ""
+    return f"over the target when re-measured, at {outcome.median_ms:.3g} ms{slowed}"
+
+
+def _why_missed(state: TargetState) -> str:
+    """Its first words are all that a narrow view shows."""
+    if not state.slowed_down:
+        return f"not met in {state.verifications} re-measurements; the last: {state.reason}"
+    every = state.slowed_down == state.verifications
+    slowed = "all" if every else f"{state.slowed_down} of {state.verifications}"
+    return (
+        f"slowed down in {slowed} re-measurements, not met in any of {state.verifications}; let nothing else run on "
+        "the device, keep it cool, and search again"
+    )

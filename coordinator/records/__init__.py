@@ -1,0 +1,1 @@
+"""Frozen values and rules that several packages of the coordinator share, each defined once."""

@@ -1,0 +1,124 @@
+"""Quality of the measurements of one device setting: how many were disturbed, by how much, and at which speeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from fleet_protocol.messages import Measurement
+
+#: One in this many slowed measurements is tolerated without a warning.
+_TOLERATED = 4
+#: Measurements from which on a running search warns.
+_FEWEST_TO_WARN = 8
+
+Finding: TypeAlias = Literal["regime_changed", "often_slowed"]
+"""Finding after one more measurement: a new lasting speed, or for the first time more than a quarter slowed."""
+
+
+@dataclass(frozen=True)
+class DataQuality:
+    """Counts over all measurements of one device setting, verifications included."""
+
+    ok: int = 0
+    noisy: int = 0
+    slowed: int = 0
+    unknown_speed: int = 0
+    """Of all these, the ones whose latency at undisturbed speed is not known."""
+    largest_slowdown: float | None = None
+    """Latency as it ran over latency at undisturbed speed; None where no measurement tells."""
+    regimes: int = 0
+    """Lasting speeds at which the device ran."""
+
+    @classmethod
+    def of(cls, measurements: Iterable[Measurement]) -> DataQuality:
+        """Count measurements, in any order."""
+        tally = QualityTally()
+        for measurement in measurements:
+            tally.add(measurement)
+        return tally.quality
+
+    @property
+    def measured(self) -> int:
+        """All measurements."""
+        return self.ok + self.noisy + self.slowed
+
+    @property
+    def slowed_share(self) -> float:
+        """Share of slowed measurements in [0, 1]; 0 where nothing was measured."""
+        return self.slowed / self.measured if self.measured else 0.0
+
+    @property
+    def often_slowed(self) -> bool:
+        """Whether more than a quarter was slowed, which every view says in a loud line."""
+        return self.slowed * _TOLERATED > self.measured
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One lasting speed of a device."""
+
+    since_unix_s: float | None
+    """By the device's own clock; None where its agent did not say."""
+    slowdown: float | None
+    """Median slow-down of its measurements; None where none tells."""
+    measurements: int
+
+
+class QualityTally:
+    """Counts measurements as they arrive."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._unknown_speed = 0
+        self._largest: float | None = None
+        self._since: set[float] = set()
+        self._warned = False
+
+    @property
+    def quality(self) -> DataQuality:
+        """The counts so far."""
+        return DataQuality(
+            ok=self._counts["ok"],
+            noisy=self._counts["noisy"],
+            slowed=self._counts["slowed"],
+            unknown_speed=self._unknown_speed,
+            largest_slowdown=self._largest,
+            regimes=max(len(self._since), 1) if self._counts else 0,
+        )
+
+    def add(self, measurement: Measurement) -> tuple[Finding, ...]:
+        """Count one measurement; returns the findings to announce."""
+        self._counts[measurement.quality] += 1
+        slowdown = measurement.slowdown
+        if slowdown is None:
+            self._unknown_speed += 1
+        else:
+            self._largest = max(slowdown, self._largest or slowdown)
+        findings: list[Finding] = []
+        since = measurement.regime_unix_s
+        if since and since not in self._since:
+            if self._since:
+                findings.append("regime_changed")
+            self._since.add(since)
+        quality = self.quality
+        if not self._warned and quality.often_slowed and quality.measured >= _FEWEST_TO_WARN:
+            self._warned = True
+            findings.append("often_slowed")
+        return tuple(findings)
+
+
+def regimes_of(measurements: Iterable[Measurement]) -> tuple[Regime, ...]:
+    """Group measurements by the lasting speed at which they were taken, the earliest speed first."""
+    groups: dict[float, list[float | None]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.regime_unix_s, []).append(measurement.slowdown)
+    return tuple(_regime(since, groups[since]) for since in sorted(groups))
+
+
+def _regime(since: float, slowdowns: list[float | None]) -> Regime:
+    known = [slowdown for slowdown in slowdowns if slowdown is not None]
+    return Regime(since or None, statistics.median(known) if known else None, len(slowdowns))

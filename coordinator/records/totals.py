@@ -1,0 +1,75 @@
+"""Counts of latency targets over device settings, the same for every view, file, event and metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+DeviceStatus: TypeAlias = Literal["running", "finished", "lost", "failed"]
+
+_UNREACHED: dict[DeviceStatus, str] = {
+    "running": "not decided yet",
+    "finished": "not reached: search over",
+    "lost": "not reached: device lost",
+    "failed": "not reached: device failed",
+}
+
+
+class Target(Protocol):
+    """One latency target."""
+
+    @property
+    def met(self) -> bool | None:
+        """True once a re-measurement met it."""
+
+
+class SettingTargets(Protocol):
+    """One device setting with the targets that are known so far."""
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        """The known ones."""
+
+    @property
+    def targets_asked(self) -> int:
+        """Number of targets that were asked for, the ones that are not known yet included."""
+
+
+@dataclass(frozen=True)
+class TargetTotals:
+    """Targets met, of the targets that were asked for."""
+
+    met: int
+    asked: int
+
+
+def targets_asked(requested: int, resolved: int | None) -> int:
+    """Count the targets that were asked for on one device setting.
+
+    `requested` is the number in the request: 3 for `5,10,20`, 4 for `auto:4`. `resolved` is the number of targets that
+    the request came down to on this device setting; None before that, or where the device was lost or failed first.
+    """
+    return requested if resolved is None else resolved
+
+
+def target_totals(settings: Iterable[SettingTargets]) -> TargetTotals:
+    """Count the targets of these device settings; a target that was asked for counts, whatever became of its device."""
+    met = asked = 0
+    for setting in settings:
+        met += sum(target.met is True for target in setting.targets)
+        asked += max(setting.targets_asked, len(setting.targets))
+    return TargetTotals(met, asked)
+
+
+def run_end(totals: TargetTotals, statuses: Iterable[DeviceStatus]) -> Literal["complete", "partial", "failed"]:
+    """Name the end of a run: every target met on devices that finished, some targets met, or none."""
+    if not totals.met:
+        return "failed"
+    finished = all(status == "finished" for status in statuses)
+    return "complete" if finished and totals.met == totals.asked else "partial"
+
+
+def unreached(status: DeviceStatus) -> str:
+    """Say why a target of a device setting with this status is not decided."""
+    return _UNREACHED[status]

@@ -1,0 +1,163 @@
+"""From the outcome of a campaign to the records of `results.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from coordinator.records.data_quality import regimes_of
+from coordinator.records.totals import run_end, target_totals
+from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from coordinator.report.results import (
+    DeviceRecord,
+    FailureRecord,
+    LearningRecord,
+    PredictorRecord,
+    QualityRecord,
+    RegimeRecord,
+    Results,
+    RunStatus,
+    SupernetRecord,
+    TargetRecord,
+)
+
+#: The last second of the year 9999: a device whose clock says more does not know the time.
+_LATEST_UNIX_S = 253_402_300_799.0
+
+#: Path, relative to results.json, and size of a target's model file, or None where there is no such file.
+ModelLookup = Callable[[DeviceOutcome, TargetOutcome], tuple[str, int] | None]
+
+
+def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
+    """The record of an outcome."""
+    totals = target_totals(outcome.devices)
+    return Results(
+        run_id=outcome.run_id,
+        status=run_status(outcome),
+        started_at=_moment(outcome.started_s),
+        finished_at=None if outcome.finished_s is None else _moment(outcome.finished_s),
+        strategy=outcome.strategy,
+        budget=outcome.budget,
+        bounds=outcome.bounds.given(),
+        supernet=SupernetRecord(
+            name=outcome.supernet.name,
+            sha256=outcome.supernet.sha256,
+            design_space=outcome.supernet.design_space,
+            source=outcome.supernet.source,
+            checkpoint_sha256=outcome.supernet.checkpoint_sha256,
+        ),
+        versions=outcome.versions,
+        targets_met=totals.met,
+        targets_asked=totals.asked,
+        fleet=tuple(_device_record(device, model_of) for device in outcome.devices),
+    )
+
+
+def run_status(outcome: CampaignOutcome) -> RunStatus:
+    """How a campaign stands, in one word."""
+    if outcome.finished_s is None:
+        return "running"
+    return run_end(target_totals(outcome.devices), [device.status for device in outcome.devices])
+
+
+def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
+    quality = device.quality
+    return DeviceRecord(
+        device=device.device,
+        runtime=device.setting.label,
+        setting=device.setting,
+        status=device.status,
+        reason=device.reason,
+        condition=device.condition,
+        measurements=device.measurements,
+        verifications=sum(row.counted and row.purpose == "verification" for row in device.rows),
+        sentinels=sum(row.purpose == "sentinel" for row in device.rows),
+        quality=QualityRecord(
+            ok=quality.ok,
+            noisy=quality.noisy,
+            slowed=quality.slowed,
+            unknown_speed=quality.unknown_speed,
+            largest_slowdown=quality.largest_slowdown,
+        ),
+        regimes=tuple(
+            RegimeRecord(
+                since=_device_moment(regime.since_unix_s),
+                slowdown=regime.slowdown,
+                measurements=regime.measurements,
+            )
+            for regime in regimes_of(device.taken)
+        ),
+        predictor=None if device.predictor is None else PredictorRecord.of(device.predictor),
+        learning=tuple(
+            LearningRecord(
+                measurements=point.measurements,
+                mape_percent=point.error.mape_percent,
+                spearman=point.error.spearman,
+                held_out=point.error.held_out,
+            )
+            for point in device.predictor_history
+        ),
+        targets=tuple(_target_record(device, target, model_of) for target in device.targets),
+        targets_asked=max(device.targets_asked, len(device.targets)),
+        targets_note=device.targets_note,
+        failures=tuple(
+            FailureRecord(
+                task_id=failure.task_id,
+                attempt=failure.attempt,
+                counted=failure.counted,
+                purpose=failure.purpose,
+                target_ms=failure.target_ms,
+                architecture=failure.architecture,
+                reason=failure.reason,
+                detail=failure.detail,
+            )
+            for failure in device.failures
+        ),
+        wire_bytes=device.wire_bytes,
+        profile=device.profile,
+        versions=device.versions,
+    )
+
+
+def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetRecord:
+    model, size = model_of(device, target) or (None, None)
+    return TargetRecord(
+        target_ms=target.target_ms,
+        met=target.met,
+        open=target.open,
+        reason=target.reason,
+        note=target.note,
+        architecture=target.architecture,
+        predicted_ms=target.predicted_ms,
+        measured_ms=target.measured_ms,
+        verified_ms=target.verified_ms,
+        typical_ms=target.typical_ms,
+        predicted_accuracy=target.predicted_accuracy,
+        accuracy=target.accuracy,
+        accuracy_images=target.accuracy_images,
+        parameters=target.parameters,
+        macs=target.macs,
+        peak_activation_bytes=target.peak_activation_bytes,
+        energy_mj=_energy_mj(device, target),
+        model=model,
+        model_bytes=size,
+        sha256=target.sha256,
+    )
+
+
+def _energy_mj(device: DeviceOutcome, target: TargetOutcome) -> float | None:
+    """Energy of the last verification of the target's file that has one."""
+    found = [
+        row.measurement.energy_mj
+        for row in device.rows
+        if row.purpose == "verification" and row.measurement.model_sha256 == target.sha256
+    ]
+    return next((energy for energy in reversed(found) if energy is not None), None)
+
+
+def _moment(unix_s: float) -> datetime:
+    return datetime.fromtimestamp(unix_s, tz=timezone.utc)
+
+
+def _device_moment(unix_s: float | None) -> datetime | None:
+    return None if unix_s is None or unix_s > _LATEST_UNIX_S else _moment(unix_s)

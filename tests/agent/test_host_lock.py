@@ -1,0 +1,285 @@
+"""The lock between agents of one host, with real processes that wait, die, and belong to other users.
+
+Nothing here waits for a time: each step ends when a process has reported it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.host_lock import hold_host_lock
+from fleet_protocol.errors import FleetnasError
+
+#: Far beyond what any step takes; a test that waits for it has failed.
+PATIENCE_S = 60.0
+AS_ROOT = os.geteuid() == 0
+OTHER_USER, THIRD_USER = 65534, 65533
+
+#: Obeys one-word commands: `hold` holds the lock until `release`; `again` releases and requests at once.
+_HOLDER = """\
+import os, sys
+from pathlib import Path
+from agent.host_lock import hold_host_lock
+from fleet_protocol.errors import FleetnasError
+path, user = Path(sys.argv[1]), int(sys.argv[2])
+if user:
+    os.umask(0o077)
+    os.setuid(user)
+def report(word):
+    print(word, flush=True)
+report("ready")
+command = sys.stdin.readline().strip()
+while command in ("hold", "again"):
+    try:
+        with hold_host_lock(path, lambda: report("waiting")):
+            report("held")
+            command = sys.stdin.readline().strip()
+        if command == "release":
+            report("released")
+            command = sys.stdin.readline().strip()
+    except FleetnasError as error:
+        report(f"error: {error}")
+        command = sys.stdin.readline().strip()
+"""
+
+#: Takes the lock a number of times and appends what happens to a log that all of them share.
+_REPEATER = """\
+import os, sys
+from pathlib import Path
+from agent.host_lock import hold_host_lock
+path, log, name, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+handle = os.open(log, os.O_WRONLY | os.O_APPEND)
+def note(event):
+    os.write(handle, f"{event} {name}\\n".encode())
+for _ in range(rounds):
+    note("asks")
+    with hold_host_lock(path, lambda: (note("waits"), print("waits", flush=True))):
+        note("holds")
+        sum(range(200_000))
+        note("releases")
+"""
+
+
+class Holder:
+    """A process that holds the lock when it is told to."""
+
+    def __init__(self, path: Path, user: int = 0) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _HOLDER, str(path), str(user)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        self.output = self._process.stdout
+        assert self.report() == "ready"
+
+    def tell(self, command: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n".encode())
+        self._process.stdin.flush()
+
+    def report(self) -> str:
+        assert first_to_report([self]) is self
+        return self.output.readline().decode().strip()
+
+    def kill(self) -> None:
+        self._process.kill()
+        with self._process:  # closes its pipes
+            self._process.wait(PATIENCE_S)
+
+
+def first_to_report(holders: list[Holder]) -> Holder:
+    """The one that says something next."""
+    ready = select.select([holder.output for holder in holders], [], [], PATIENCE_S)[0]
+    assert ready, "nobody reported anything"
+    return next(holder for holder in holders if holder.output is ready[0])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "host.lock"
+
+
+@pytest.fixture
+def holder(path: Path) -> Iterator[Callable[..., Holder]]:
+    started: list[Holder] = []
+
+    def start(user: int = 0, path: Path = path) -> Holder:
+        started.append(Holder(path, user))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+class GivenUpError(Exception):
+    """Raised where the lock is not free."""
+
+
+def give_up() -> None:
+    raise GivenUpError
+
+
+def queue_up(holders: list[Holder]) -> None:
+    """The first holds the lock, the others wait for it in this order."""
+    for number, process in enumerate(holders):
+        process.tell("hold")
+        assert process.report() == ("waiting" if number else "held")
+
+
+def expect_next(waiting: list[Holder], expected: Holder) -> None:
+    assert first_to_report(waiting) is expected
+    assert expected.report() == "held"
+
+
+# -- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_longest_is_next_and_who_asks_again_at_once_is_last(holder: Callable[..., Holder]) -> None:
+    holders = [holder() for _ in range(4)]
+    queue_up(holders)
+    for turn in range(8):
+        current, following = holders[turn % 4], holders[(turn + 1) % 4]
+        current.tell("again")
+        expect_next([process for process in holders if process is not current], following)
+        assert current.report() == "waiting"
+
+
+def test_nobody_who_waits_is_overtaken_by_a_later_request(
+    tmp_path: Path, path: Path, holder: Callable[..., Holder]
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    first = holder()
+    queue_up([first])
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _REPEATER, str(path), str(log), name, "8"], stdout=subprocess.PIPE)
+        for name in "ABCD"
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+    first.tell("release")
+    for process in processes:
+        process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
+    events = [tuple(line.split()) for line in log.read_text().splitlines()]
+    assert sum(event == "holds" for event, _ in events) == 32
+    holding = [(event, name) for event, name in events if event in ("holds", "releases")]
+    for taken, released in zip(holding[::2], holding[1::2], strict=True):
+        assert (taken[0], released) == ("holds", ("releases", taken[1])), "two held it at once"
+    assert sum(event == "waits" for event, _ in events) > 16, "they hardly met"
+    for begin, (event, name) in enumerate(events):
+        if event == "waits":
+            end = events.index(("holds", name), begin)
+            during = events[begin:end]
+            later = {other for index, (what, other) in enumerate(during) if what == "asks"}
+            overtaking = [other for other in later if ("holds", other) in during[during.index(("asks", other)) :]]
+            assert not overtaking, f"{overtaking} asked after {name} waited, and held the lock before"
+
+
+# -- death -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_holder_leaves_the_lock_to_the_next(holder: Callable[..., Holder]) -> None:
+    first, second, third = holders = [holder() for _ in range(3)]
+    queue_up(holders)
+    first.kill()
+    expect_next([second, third], second)
+    second.kill()
+    expect_next([third], third)
+
+
+@pytest.mark.parametrize("victim", [1, 2, 3])
+def test_a_killed_waiter_is_no_gap_in_the_queue(holder: Callable[..., Holder], victim: int) -> None:
+    holders = [holder() for _ in range(5)]
+    queue_up(holders)
+    holders.pop(victim).kill()
+    while len(holders) > 1:
+        holders.pop(0).tell("release")
+        expect_next(holders, holders[0])
+
+
+def test_holder_and_first_waiter_killed_together_leave_the_lock_to_the_second(holder: Callable[..., Holder]) -> None:
+    holders = [holder() for _ in range(4)]
+    queue_up(holders)
+    holders[1].kill()
+    holders[0].kill()
+    expect_next(holders[2:], holders[2])
+
+
+def test_a_waiter_that_gives_up_is_not_waited_for(path: Path, holder: Callable[..., Holder]) -> None:
+    first, second = holder(), holder()
+    queue_up([first])
+    with pytest.raises(GivenUpError), hold_host_lock(path, give_up):
+        pytest.fail("the lock was held twice")
+    second.tell("hold")
+    assert second.report() == "waiting"
+    first.tell("release")
+    expect_next([second], second)
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_a_free_lock_is_taken_without_waiting_and_can_be_taken_again(path: Path) -> None:
+    waits: list[str] = []
+    for _ in range(3):
+        with hold_host_lock(path, lambda: waits.append("waited")):
+            assert path.is_file()
+    assert waits == []
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can become other users")
+def test_agents_of_different_users_share_one_queue() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o1777)  # as /tmp itself: nobody may touch another user's file
+        path = Path(folder, "host.lock")
+        holders = [Holder(path, user) for user in (OTHER_USER, THIRD_USER, 0, OTHER_USER, THIRD_USER)]
+        try:
+            queue_up(holders)
+            assert path.stat().st_uid == OTHER_USER
+            assert path.stat().st_mode & 0o777 == 0o644, "whatever the umask"
+            while len(holders) > 1:
+                holders.pop(0).kill()
+                expect_next(holders, holders[0])
+        finally:
+            for process in holders:
+                process.kill()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/null", path)])
+def test_what_is_no_regular_file_is_refused_by_name_and_does_not_hang(
+    path: Path, holder: Callable[..., Holder], make: Callable[[Path], None]
+) -> None:
+    make(path)
+    process = holder()
+    process.tell("hold")
+    refusal = process.report()
+    assert refusal.startswith(f"error: the lock {path}, ")
+    assert "FLEETNAS_HOST_LOCK" in refusal
+
+
+def test_a_lock_file_in_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "lock"
+    with pytest.raises(FleetnasError, match=str(missing)), hold_host_lock(missing, lambda: None):
+        pytest.fail("there is no lock")
+
+
+def test_a_waiter_on_a_deleted_file_ends_with_the_lock_on_its_successor(
+    path: Path, holder: Callable[..., Holder]
+) -> None:
+    first, second = holder(), holder()
+    queue_up([first, second])
+    path.unlink()  # as a cleaner of /tmp does
+    first.tell("release")
+    expect_next([second], second)
+    with pytest.raises(GivenUpError), hold_host_lock(path, give_up):
+        pytest.fail("the lock was held twice")
