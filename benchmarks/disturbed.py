@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import logging
 import multiprocessing
 import os
 import sys
@@ -260,6 +261,7 @@ def run_seed(profiles: Sequence[str], job: tuple[str, int]) -> list[Row]:
     # The agent collects garbage before every measurement: of the campaign's objects alone, or it would take an hour.
     gc.collect()
     gc.freeze()
+    logging.getLogger("fleetnas").setLevel(logging.ERROR)  # the agent says every new regime
     with single_threaded_blas():
         truth = Truth(of, seed)
         plan = CampaignPlan(targets=f"auto:{AUTOMATIC}")
@@ -375,8 +377,11 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     rows: list[Row] = []
     with context.Pool(options.workers) as pool:
-        for found in pool.imap_unordered(partial(run_seed, profiles), jobs):
+        for done, found in enumerate(pool.imap_unordered(partial(run_seed, profiles), jobs), start=1):
             rows += found
+            print(
+                f"{done} of {len(jobs)} devices after {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True
+            )
     rows.sort(key=lambda row: (row.space, PROFILES.index(row.profile), row.seed, not row.automatic))
     if options.details:
         print("\n".join(table(rows)), file=sys.stderr if options.json else sys.stdout)
