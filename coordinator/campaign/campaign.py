@@ -509,6 +509,7 @@ class Campaign:
             few = len(self.tracks) <= _FEW_SETTINGS
             if (few or track.search.finished or track.learned_much) and track.note_learning():
                 self._announcer.learned(track)
+                track.search.predict_targets()
             if proposal.purpose != "verification":
                 continue
             self._planner.evaluate(track, proposal)
@@ -543,6 +544,8 @@ class Campaign:
 
     def _take_plan(self, track: SettingTrack, planned: list[PlannedTask]) -> None:
         self._stale[track.label] = track  # its targets may be known by now
+        if any(item.model is not None for item in planned):
+            track.search.predict_targets()
         for item in planned:
             self._choose(track, item)
             self._desk.add(track, item)

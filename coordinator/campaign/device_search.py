@@ -121,8 +121,11 @@ class DeviceSearch:
         if not self._current:
             self._current = True
             self._show_best_measured()
-            self._verification.predict(self._targets)
         return self._targets
+
+    def predict_targets(self) -> None:
+        """Renew the predictions of the subnets that targets stand at; costs as much as learning all measurements."""
+        self._verification.predict(self.targets)
 
     def target(self, target_ms: float | None) -> TargetState | None:
         """One target as its verifications left it; one that has none yet may stand better by now."""
@@ -352,7 +355,7 @@ class DeviceSearch:
         for state in self._open_targets():
             state.status = "missed"
             state.reason = state.reason or self.failure_reason or "it was not verified"
-        self._verification.predict(self._targets)
+        self._verification.predict([state for state in self._targets if state.predicted_ms is None])
         self._verification.adopt_tighter_winners(self._targets)
         self._note_what_constrains_nothing()
 

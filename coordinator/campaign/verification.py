@@ -254,7 +254,7 @@ class Verification:
                 best = state
 
     def predict(self, states: Sequence[TargetState]) -> None:
-        """Predict the latency of each target's present subnet, its own measurements left out."""
+        """Say what the predictor makes of the subnets that targets stand at, their own measurements left out."""
         for state in states:
             if state.genome is not None:
                 state.predicted_ms = self._latency.predict_without_itself(state.genome)
