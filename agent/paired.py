@@ -36,6 +36,7 @@ from agent.undisturbed import (
     lower_level_ms,
     median,
     pooled,
+    thinned,
 )
 from fleet_protocol.messages import MeasurementProtocol
 
@@ -233,6 +234,7 @@ class _Paired:
         )
         self._limit_ns = min(self._most_ns, longer_ns)
         self._rounds: list[Round] = []
+        self._estimated: tuple[int, Estimate] | None = None
         self._lengths: list[float] = []  #: of the subject's turns, as shares of an undisturbed one
         self._blocks_ns: list[list[int]] = []
         self._begin_ns = clock_ns()
@@ -264,7 +266,7 @@ class _Paired:
         far: tuple[float, ...] = ()
         if self._far is not None and not is_clean(before, after, self._near_level):
             far = self._far.per_inference_ms(self._far.take(1, self._reference_ns, self._most_ns))
-        self._rounds.append(Round(self._subject.per_inference_ms(samples), before, after, far))
+        self._rounds.append(Round(thinned(self._subject.per_inference_ms(samples)), before, after, far))
 
     @property
     def over(self) -> bool:
@@ -315,7 +317,10 @@ class _Paired:
         )
 
     def _estimate(self) -> Estimate:
-        return estimate(self._rounds, self._near_level, self._far_level, self._size)
+        if self._estimated is None or self._estimated[0] != len(self._rounds):
+            found = estimate(self._rounds, self._near_level, self._far_level, self._size)
+            self._estimated = len(self._rounds), found
+        return self._estimated[1]
 
     def _near_turn(self) -> tuple[float, ...]:
         return self._near.per_inference_ms(self._near.take(1, self._reference_ns, self._most_ns))

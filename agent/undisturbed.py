@@ -99,6 +99,15 @@ def quantile(values: Sequence[float], fraction: float) -> float:
     return ordered[below] + (position - below) * (ordered[above] - ordered[below])
 
 
+def thinned(values: Sequence[float], most: int = 32) -> tuple[float, ...]:
+    """At most so many values, ascending, of nearly the same distribution: the arithmetic below sorts them often."""
+    ordered = sorted(values)
+    count = len(ordered)
+    if count <= most:
+        return tuple(ordered)
+    return tuple(ordered[(2 * index + 1) * count // (2 * most)] for index in range(most))
+
+
 def low(values: Sequence[float]) -> float:
     """The low quantile of `values`."""
     return quantile(values, LOW_QUANTILE)
@@ -245,8 +254,9 @@ def _log_ratio(rounds: Sequence[Round], fractions: tuple[float, ...] = ()) -> tu
     fractions = fractions or (_RATIO_QUANTILES if steady else _MIXED_QUANTILES)
 
     def ratio(some: Sequence[Round]) -> float:
-        subject, reference = [each.subject_ms for each in some], _reference(some)
-        logs = [math.log(pooled(subject, p) / pooled(reference, p)) for p in fractions]
+        subject = pooled_quantiles([each.subject_ms for each in some], fractions)
+        reference = pooled_quantiles(_reference(some), fractions)
+        logs = [math.log(ours / theirs) for ours, theirs in zip(subject, reference, strict=True)]
         return sum(logs) / len(logs) if steady else median(logs)
 
     groups = min(_GROUPS, len(rounds))
@@ -264,17 +274,22 @@ def _reference(rounds: Sequence[Round]) -> list[tuple[float, ...]]:
 
 def pooled(turns_ms: Sequence[Sequence[float]], fraction: float) -> float:
     """Quantile of all samples, each turn with the same weight, however many samples it has."""
+    return pooled_quantiles(turns_ms, (fraction,))[0]
+
+
+def pooled_quantiles(turns_ms: Sequence[Sequence[float]], fractions: Sequence[float]) -> list[float]:
+    """The same for several fractions, ascending."""
     weighted = sorted((value, 1.0 / len(turn)) for turn in turns_ms for value in turn)
-    whole, done, before = float(len(turns_ms)), 0.0, None
+    whole, done = float(len(turns_ms)), 0.0
+    at, fast = 0.0, weighted[0][0]
+    found: list[float] = []
     for value, weight in weighted:
         middle = (done + weight / 2) / whole
-        if middle >= fraction:
-            if before is None:
-                return value
-            at, fast = before
-            return fast + (value - fast) * (fraction - at) / (middle - at)
-        done, before = done + weight, (middle, value)
-    return weighted[-1][0]
+        while len(found) < len(fractions) and middle >= fractions[len(found)]:
+            share = (fractions[len(found)] - at) / (middle - at)
+            found.append(fast + (value - fast) * share)
+        done, at, fast = done + weight, middle, value
+    return found + [weighted[-1][0]] * (len(fractions) - len(found))
 
 
 def median(values: Sequence[float]) -> float:

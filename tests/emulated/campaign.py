@@ -111,8 +111,7 @@ class BoardTrial:
     def _campaign(self, setting: str) -> None:
         """A whole campaign with one agent that offers `setting`; broker and coordinator are this machine's.
 
-        Tried again where a target is missed: emulation at low priority on a busy machine is what the sentinel is there
-        to notice, and what it tags counts for no winner.
+        Tried again where a target is missed: emulation at low priority on a busy machine slows a winner's measurements.
         """
         begin = time.monotonic()
         for attempt in range(1, _ATTEMPTS + 1):
