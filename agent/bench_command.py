@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agent.sustained import SustainedRun
 
 BENCH_DESCRIPTION = """\
-Measure an .onnx or .tflite file as a task would be measured. With --sustained, run it without a pause for minutes and
+Measure an .onnx or .tflite file: its latency as it ran. With --sustained, run it without a pause for minutes and
 show how its latency changes while the device warms up."""
 
 BENCH_EPILOG = """\
@@ -48,12 +48,14 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--runtime", choices=RUNTIMES, help="(default: by the file's suffix, onnxruntime or litert)")
     add_setting_options(bench)
     once = bench.add_argument_group("one measurement")
-    once.add_argument("--runs", type=positive, help=f"at least (default: {_STANDARD.min_runs})")
-    once.add_argument("--time", type=float, metavar="S", help=f"at least (default: {_STANDARD.min_s})")
-    once.add_argument("--max-time", type=float, metavar="S", help=f"at most (default: {_STANDARD.max_s})")
+    once.add_argument("--runs", type=positive, help=f"timed runs, at least (default: {_STANDARD.min_runs})")
+    once.add_argument("--time", type=float, metavar="S", help=f"seconds timed, at least (default: {_STANDARD.min_s})")
+    once.add_argument(
+        "--max-time", type=float, metavar="S", help=f"seconds timed, at most (default: {_STANDARD.max_s})"
+    )
     sustained = bench.add_argument_group("sustained run")
     sustained.add_argument(
-        "--sustained", type=duration, metavar="TIME", help="run without a pause for so long: 90s, 30m, 1h, 1h30m"
+        "--sustained", type=duration, metavar="TIME", help="run without a pause for this time: 90s, 30m, 1h, 1h30m"
     )
     sustained.add_argument(
         "--window", type=duration, metavar="TIME", help=f"report one latency per window (default: {_WINDOW_S:g}s)"

@@ -11,6 +11,9 @@ from device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Conditions, FailureReason, MeasurementProtocol, Message, Phase, RuntimeSetting
 
+#: Reference subnets per bundle and setting.
+RUNGS = 5
+
 
 class Timing(Message):
     """Times of one model; the fields mean what they mean in `fleet_protocol.messages.Measurement`."""
@@ -56,7 +59,7 @@ class ReferenceOrder(Message):
 
     levels_ms: dict[str, float] = Field(default_factory=dict, description="known levels, by fingerprint")
     normals: dict[str, float] = Field(default_factory=dict, description="slow-down expected now, by fingerprint")
-    at_most: int = Field(default=5, ge=1, description="reference subnets to load")
+    at_most: int = Field(default=RUNGS, ge=1, description="reference subnets to load")
     keep_levels: bool = Field(default=False, description="a reference that is faster than its level does not lower it")
     warm_up: bool = Field(default=False, description="run until the device's speed is steady, before anything else")
     slow_above: float | None = Field(default=None, description="measure nothing while the slow-down is larger")

@@ -36,14 +36,14 @@ from fleet_protocol.errors import FleetnasError, UsageError
 from fleet_protocol.transport import BrokerAddress
 
 _RUN_DESCRIPTION = """\
-Announce this device to a fleet, measure the subnets it is asked to, and send back what was measured.
+Announce this device to a fleet, measure the subnets that it is given, and send the results.
 
 The agent serves until it is stopped (Ctrl-C or SIGTERM) and reconnects by itself. Results wait on disk until the
 coordinator has stored them, so it may be killed at any time."""
 
 _RUN_EPILOG = """\
 settings:
-  What a measurement runs on. Without --setting there is one, made of --runtime, --threads and the like. With
+  A setting is how a model is run. Without --setting there is one, made of --runtime, --threads and the like. With
   --setting, repeated, the agent offers several:
     --setting onnxruntime,threads=1 --setting litert,threads=4,affinity=4-7
   keys: provider, threads, precision, graph_optimisation, affinity

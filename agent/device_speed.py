@@ -1,4 +1,4 @@
-"""What the agent knows of its device's speed and heat, and how the measuring child is told to mind them."""
+"""Speed and heat of the device as the agent knows them, and the orders to the measuring child that follow."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from agent.child_messages import MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
-from agent.references import RUNGS
+from agent.child_messages import RUNGS, MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from agent.speed import SpeedTracker, Verdict
 from fleet_protocol.messages import Conditions, MeasureTask
 
@@ -25,7 +24,7 @@ _log = logging.getLogger("fleetnas.agent")
 
 @dataclass
 class DeviceSpeed:
-    """Levels and regimes of the references, the lowest temperature seen, what the device is warmed up for."""
+    """Levels and regimes of the references, the lowest temperature seen, the runs that the device is warmed up for."""
 
     tracker: SpeedTracker = field(default_factory=SpeedTracker)
     coolest_c: float | None = None
@@ -33,7 +32,7 @@ class DeviceSpeed:
     _rungs: dict[Hashable, int] = field(default_factory=dict)
     #: Runs, bundles and settings that the device is warmed up for, and when it last worked, monotonic seconds.
     _warmed: set[Hashable] = field(default_factory=set)
-    #: What was measured on a slow device in spite of waiting for it: it is not waited for so long again.
+    #: Keys that were measured on a slow device in spite of waiting for it: the next wait is short.
     _in_vain: set[Hashable] = field(default_factory=set)
     _worked_at: float = float("-inf")
 
@@ -90,11 +89,11 @@ class DeviceSpeed:
         return verdict
 
     def levels_ms(self, task: MeasureTask) -> tuple[float, ...]:
-        """What every reference takes at undisturbed speed, ms, in the order of their fingerprints."""
+        """Level of every reference, ms, in the order of their fingerprints."""
         return tuple(float(f"{level:.6g}") for _, level in sorted(self.tracker.levels(_speed_key(task)).items()))
 
     def saw_slow(self, task: MeasureTask, reply: SlowReply, read_unix_s: float) -> None:
-        """Nothing was measured: the device is slow or warm."""
+        """Learn from a reading of a slow or warm device, on which nothing was measured."""
         key = _speed_key(task)
         self.tracker.learn_levels(key, reply.levels_ms)
         if reply.slowdown is not None and self.tracker.saw_waiting(key, reply.slowdown, read_unix_s):

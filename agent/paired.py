@@ -45,7 +45,7 @@ __all__ = ["PairedTiming", "Reference", "Turns", "measure_paired", "read_levels"
 ROUNDS = 8
 #: A turn of a reference takes this share of the shortest turn of a subject, or two samples where those take longer.
 _REFERENCE_SHARE = 0.12
-#: What all turns of references may take, as a share of the subject's time, before rounds become fewer.
+#: Share of the subject's time that all turns of references may take before rounds become fewer.
 _MOST_REFERENCE_SHARE = 0.16
 #: Models slower than this read the same after another model as after themselves: every sample counts.
 _NO_SETTLING_MS = 40.0
@@ -63,7 +63,7 @@ _MOST_ROUNDS = 80
 _LEVEL_TURNS, _MOST_LEVEL_TURNS, _LEAST_LEVEL_TURNS = 12, 36, 4
 _LEVEL_TOLERANCE = 0.03
 _LEVELS_S = 5.0
-#: While few rounds are clean, whether to stop is looked at once in so many rounds: it takes a while to compute.
+#: While few rounds are clean, the end is checked once in this many rounds: the check takes a while to compute.
 _CHECK_EVERY = 4
 
 
@@ -75,7 +75,7 @@ class Reference:
     #: MACs.
     size: float
     run: Callable[[], object]
-    #: What it takes per inference at undisturbed speed, ms: the low quantile of its turns.
+    #: Time per inference at undisturbed speed, ms: the low quantile of its turns.
     level_ms: float
     #: Lasting slow-down of the device's present regime.
     normal: float = 1.0
@@ -101,7 +101,7 @@ class Turns:
 
     @property
     def least_ns(self) -> float:
-        """What a turn of one sample takes."""
+        """Duration of a turn of one sample."""
         return (1 + self._settles) * self.inner * self.inference_ns
 
     def take(self, least: int, turn_ns: float, most_ns: float = math.inf) -> list[int]:
@@ -174,7 +174,7 @@ def read_levels(
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     min_sample_ms: float = MIN_SAMPLE_MS,
 ) -> tuple[list[float], float]:
-    """What each reference takes, ms per inference, from turns of `turn_s` of all of them; time inside inference, s.
+    """Level of each reference, ms per inference, from turns of `turn_s` of all of them; time inside inference, s.
 
     A reference is what to run and about how long an inference takes, ms. They take turns, so that a change of the
     device's speed reaches all of them; while the two halves of one's turns disagree, more turns are taken.
@@ -293,7 +293,7 @@ class _Paired:
         return half_width <= (MOST_HALF_WIDTH if uniform else GOOD_HALF_WIDTH)
 
     def result(self) -> PairedTiming:
-        """What was measured."""
+        """The timing of the whole measurement."""
         found = self._estimate()
         level_ms = self._near_level.level_ms
         readings = [low(turn) / level_ms for turn in self._near_turns]

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from agent.child_messages import ReferenceOrder, Timing
+from agent.child_messages import RUNGS, ReferenceOrder, Timing
 from agent.model_building import build_model
 from agent.paired import Reference, read_levels, reference_turn_s
 from agent.runtimes.base import LoadedModel, Runtime, TimedModel, random_tensors
@@ -23,8 +23,8 @@ from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
 from supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes
 
-#: Rungs of the ladder of references; of a runtime that this process only drives, each of whose readings costs seconds.
-RUNGS, DRIVEN_RUNGS = 5, 3
+#: Rungs of the ladder for a runtime that this process only drives: each of its readings costs seconds.
+DRIVEN_RUNGS = 3
 #: Seed of the subnets between the smallest and the largest: the same on every device.
 _SEED = 20_200_427
 #: Candidates per share of genes taken from the largest, and how near to a rung's size one has to be.
@@ -184,7 +184,7 @@ class References:
     def get(
         self, bundle: SupernetBundle, setting: RuntimeSetting, runtime: Runtime, at_most: int = RUNGS
     ) -> LoadedReferences:
-        """The references of a bundle and setting, at most so many, loaded where they are not yet."""
+        """The references of a bundle and setting, `at_most` of them, loaded where they are not yet."""
         key = (bundle.sha256, setting, at_most)
         if key not in self._loaded:
             for other in [other for other in self._loaded if other[:2] == key[:2] or other[0] != bundle.sha256]:

@@ -31,7 +31,7 @@ _FASTER_RATIO = 0.92
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the device's speed says about one measurement."""
+    """Judgement of one measurement by the device's speed."""
 
     quality: Quality
     #: When the present regime began, device's clock, Unix seconds.
@@ -81,7 +81,7 @@ class SpeedTracker:
     _devices: dict[Hashable, _Device] = field(default_factory=dict)
 
     def levels(self, key: Hashable) -> dict[str, float]:
-        """What each known reference takes at undisturbed speed, ms, by fingerprint."""
+        """Level of each known reference, ms, by fingerprint."""
         return {name: known.level_ms for name, known in self._device(key).references.items()}
 
     def normals(self, key: Hashable) -> dict[str, float]:

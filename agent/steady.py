@@ -1,4 +1,4 @@
-"""Warm a device up until its speed is steady: what it will run at all day, and not in its first two minutes."""
+"""Warm a device up until its speed is steady: the speed that it has all day, not that of its first two minutes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 
 #: Length of a window, s, and how many in a row have to agree within how much: with each other, and in their median with
-#: those so many windows before, as heat that rises slowly hardly shows within a quarter of a minute.
+#: those this many windows before, as heat that rises slowly hardly shows within a quarter of a minute.
 WINDOW_S = 5.0
 _AGREEING, _BEFORE, _TOLERANCE = 3, 6, 0.02
 #: At least and at most this long, s.

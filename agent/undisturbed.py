@@ -38,7 +38,7 @@ _MIXED_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5)
 #: The floor: which quantile, from how many samples on each side, and by how much it may be below the clean estimate
 #: before that is believed to rest on rounds that only looked clean.
 _FLOOR_QUANTILE, _FLOOR_SAMPLES, _FLOOR_DIFFERENCE = 0.1, 20, 0.06
-#: Leaving out one of at most so many groups of rounds gives the interval.
+#: Leaving out one of at most this many groups of rounds gives the interval.
 _GROUPS = 10
 #: A subject is slowed like an interpolation between the two references, in the logarithm of the MACs, give or take
 #: this share of the difference between the two: sensitivity to contention follows the size only loosely.
@@ -61,7 +61,7 @@ Basis = Literal["clean", "floor", "corrected", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What a reference takes per inference, ms, and what it is compared with."""
+    """Level of a reference, with its size and its lasting slow-down."""
 
     level_ms: float
     #: MACs, or any other size in which the references are ordered.

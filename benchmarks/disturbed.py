@@ -85,7 +85,7 @@ def family(name: str) -> Family:
 
 
 class Truth:
-    """What a device's subnets really take: those worth having, fastest first."""
+    """True latencies of a device's subnets that are worth having, fastest first."""
 
     def __init__(self, of: Family, seed: int) -> None:
         self.space, self.latency = of.space, TrueLatency(of.space, seed)
@@ -182,7 +182,7 @@ class Row:
 
 
 def campaign(of: Family, truth: Truth, opening: Opening, seed: int, profile: str, *, automatic: bool) -> Row:
-    """Run one campaign to its end, and hold what it says against the truth."""
+    """Run one campaign to its end, and compare its statements with the truth."""
     targets = truth.targets_ms(profile)
     plan = CampaignPlan(
         targets=f"auto:{AUTOMATIC}" if automatic else ",".join(f"{target:.6g}" for target in targets), seed=seed
@@ -277,7 +277,7 @@ def run_seed(profiles: Sequence[str], job: tuple[str, int]) -> list[Row]:
 
 
 def add_figures(figures: Figures, rows: Sequence[Row], quiet: Sequence[Row], prefix: str) -> None:
-    """What one space shows under one profile, beside the quiet campaigns of the same seeds."""
+    """Figures of one space under one profile, beside the quiet campaigns of the same seeds."""
     automatic = [(row, still) for row, still in zip(rows, quiet, strict=True) if row.automatic]
     explicit = [(row, still) for row, still in zip(rows, quiet, strict=True) if not row.automatic]
     targets = [target for row in rows for target in row.targets]

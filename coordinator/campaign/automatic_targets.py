@@ -40,7 +40,7 @@ class AutomaticTargets:
         self._request, self._latency, self._ends = request, latency, list(ends)
         self._search, self._accuracy, self._seed = search, accuracy, seed
         self.unknown = ""
-        """Why the range is not known, where it is not."""
+        """Reason why the range is unknown; empty where it is known."""
         self._first = ResolvedTargets(())
         self._first_slowdown = 1.0
 
@@ -54,7 +54,7 @@ class AutomaticTargets:
         self._first = self._resolve()
 
     def now(self) -> ResolvedTargets:
-        """The targets at the speed that is typical by now; none where the range is unknown."""
+        """Resolve the targets at the present typical speed; none where the range is unknown."""
         if abs(self._slowdown() / self._first_slowdown - 1.0) <= _SAME_SPEED:
             return self._first
         return self._resolve()

@@ -4,7 +4,7 @@ An initial design first; then, round by round, the predicted winners of every ta
 predictions replaced by measurements where there are any; then each target's winner is measured once more, as the
 file that ships. A miss counts and the next best is tried.
 
-What is asked is a function of the seed and of what was told, whatever the order within a round, so telling a stored
+Proposals are a function of the seed and of the outcomes told, whatever their order within a round. So telling a stored
 run again resumes it, and it ends as it would have ended.
 """
 
@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 #: A subnet is worth a measurement that is predicted better by more than this (top-1, a fraction): the first as long
 #: as there are any, then, while there is budget, the second. A percent of latency buys 0.0002 to 0.0005.
 ACCURACY_GAINS = (0.0005, 0.0001)
-#: So many failures without a single measurement, and the device setting is given up.
+#: Failures without a single measurement after which the device setting is given up.
 MAX_INITIAL_FAILURES = 6
 #: Measurements of one subnet of the initial design that a disturbed device may spoil.
 _DESIGN_TRIES = 2
@@ -130,7 +130,7 @@ class DeviceSearch:
 
     @property
     def decided(self) -> list[TargetState]:
-        """Every target once the search has finished: before that, what is met may be opened again."""
+        """Every target once the search has finished: before that, a target that is met may be opened again."""
         return self._targets if self._finished else []
 
     @property
@@ -177,7 +177,7 @@ class DeviceSearch:
         self._outstanding[proposal.key] = proposal
 
     def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
-        """What a proposal brought; also one that a stored run had asked for."""
+        """Take the outcome of a proposal, also of one that a stored run asked for."""
         if proposal.purpose != "spread":
             self._end_initial_design()
         of_target = proposal.target_ms is not None
@@ -363,7 +363,7 @@ class DeviceSearch:
                 state.note = f"constrains nothing: the largest subnet takes {largest_ms:.3g} ms"
 
     def _largest_ms(self) -> float | None:
-        """What the largest subnet takes at the typical speed, ms, where that is known."""
+        """Latency of the largest subnet at the typical speed, ms; None where it is not known."""
         observations = self._latency.observations
         largest = observations.of(self._ends[-1])
         known = any(run.undisturbed_ms is not None for run in largest.runs)

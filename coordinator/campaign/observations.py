@@ -1,4 +1,4 @@
-"""What one device setting has shown so far: measurements and failures per subnet, and how slow the device typically is.
+"""Measurements and failures of one device setting per subnet, and how slow the device typically is.
 
 Everything here is a function of the set of measurements, whatever the order in which they came.
 """
@@ -33,7 +33,7 @@ _SAME_LEVEL = 0.92
 _CLEARLY_SLOWER = 1.05
 #: Measurements of the present regime from which its typical speed is taken; of fewer, all measurements count.
 _LEAST_OF_REGIME = 3
-#: A run stands for at most so many times the usual time between two runs, and at least for that part of it.
+#: A run stands for at most this many times the usual time between two runs, and at least for that part of it.
 _MOST_UNUSUAL = 3.0
 #: Subnets of known speed from which on the others' latencies as they ran are only bounds, and the standard deviation
 #: with which they stand in for unknown latencies before that, relative.
@@ -47,9 +47,9 @@ class SubnetObservations:
     genome: NDArray[np.int16]
     runs: list[Measurement] = field(default_factory=list)
     missed: list[Measurement] = field(default_factory=list)
-    """Re-measurements that missed a target; what they showed counts whatever other runs said."""
+    """Re-measurements that missed a target; their latencies count even where other runs were faster."""
     awaited: list[Measurement] = field(default_factory=list)
-    """Runs for which the device was waited for: they say nothing of how slow it typically is."""
+    """Runs that waited for a fast device: they do not count towards the typical slow-down."""
     failures: int = 0
 
     @property
@@ -76,7 +76,7 @@ class Table:
     genomes: Genomes
     """(n, G)."""
     typical_ms: Floats
-    """Latency at the run's typical speed, (n,); what is known to bound it counts."""
+    """Latency at the run's typical speed, (n,), no more than its known bounds."""
     undisturbed_ms: Floats
     """The same at undisturbed speed, (n,)."""
     bound_ms: Floats
@@ -93,12 +93,12 @@ class Observations:
         self._subnets: dict[bytes, SubnetObservations] = {}
         #: The least level of every reference, by how many references the device has.
         self._levels: dict[int, tuple[float, ...]] = {}
-        #: What follows from all measurements; asked far more often than it changes.
+        #: Values derived from all measurements; read far more often than they change.
         self._derived: _Derived | None = None
         self._tables: dict[bool, Table] = {}
 
     def __iter__(self) -> Iterator[SubnetObservations]:
-        """In an order of their own, whichever was measured first."""
+        """In the order of their genomes, not of arrival."""
         return (self._subnets[key] for key in sorted(self._subnets))
 
     def of(self, genome: NDArray[np.int16]) -> SubnetObservations:
@@ -112,7 +112,7 @@ class Observations:
     # -- learning ----------------------------------------------------------------------------------------------
 
     def add(self, genome: NDArray[np.int16], measurement: Measurement, *, awaited: bool = False) -> None:
-        """One more run of a subnet; `awaited` where a fast moment of the device was waited for."""
+        """Add one more run of a subnet; `awaited` where it waited for a fast device."""
         subnet = self.of(genome)
         subnet.runs.append(measurement)
         if awaited:
@@ -123,12 +123,12 @@ class Observations:
         self._changed()
 
     def add_failure(self, genome: NDArray[np.int16]) -> None:
-        """A subnet could not be measured."""
+        """Count a failed measurement of a subnet."""
         self.of(genome).failures += 1
         self._changed()
 
     def add_miss(self, genome: NDArray[np.int16], measurement: Measurement) -> None:
-        """A run that was added already missed the target that it should have met."""
+        """Mark a run, added already, as one that missed the target that it was for."""
         self.of(genome).missed.append(measurement)
         self._changed()
 
@@ -184,12 +184,12 @@ class Observations:
         return run.median_ms / min((other.median_ms for other in others), default=run.median_ms) - 1.0
 
     def typical_ms(self, run: Measurement) -> float | None:
-        """What a run says its subnet takes at the typical speed; None where it only bounds that."""
+        """Latency of a run's subnet at the typical speed, ms; None where the run only bounds it."""
         undisturbed = self.undisturbed_ms(run)
         return None if undisturbed is None else undisturbed * self.speed.slowdown(undisturbed)
 
     def latency_ms(self, subnet: SubnetObservations) -> float | None:
-        """What a subnet takes at the run's typical speed; None where it was not measured.
+        """Latency of a subnet at the run's typical speed, ms; None where it was not measured.
 
         A run on a device that was slower than typically, or at unknown speed, is an upper bound.
         """
@@ -271,10 +271,10 @@ class Observations:
 
 
 class _Derived:
-    """What follows from all measurements together, computed once."""
+    """Values derived from all measurements together, computed once."""
 
     def __init__(self, observations: Observations) -> None:
-        #: Measured subnets in an order of their own, and the place of each genome among them.
+        #: Measured subnets in the order of their genomes, and the place of each genome among them.
         self.subnets = [subnet for subnet in observations if subnet.runs]
         self.places = {subnet.genome.tobytes(): place for place, subnet in enumerate(self.subnets)}
         # Sorted within each subnet: not even rounding depends on the order of arrival.

@@ -1,4 +1,4 @@
-"""What a device's search asks for, what it has found per target, and who it asks for winners."""
+"""Proposals and targets of a device's search, and the interface of the search for winners."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Proposal:
     architecture: Architecture
     purpose: Purpose
     target_ms: float | None = None
-    """What a verification, or a candidate after a miss, is for."""
+    """Target of a verification, or of a candidate after a miss."""
     predicted_ms: float | None = None
     predicted_std_ms: float | None = None
     predicted_accuracy: float | None = None
     wait_above: float | None = None
-    """Wait for a device that is slower than so many times its undisturbed speed."""
+    """Wait for a device that takes more than this factor times its undisturbed latency."""
 
     @property
     def key(self) -> tuple[tuple[int, ...], Purpose, float | None]:

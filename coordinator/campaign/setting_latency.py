@@ -1,4 +1,4 @@
-"""What is known of a device setting's latencies: measured, predicted, and at which speed the device typically runs.
+"""Latencies of a device setting, measured and predicted, and the speed at which the device typically runs.
 
 The predictor learns latency at undisturbed speed. Targets are about latency at the typical speed of the run: so are all
 milliseconds here whose name does not say `undisturbed`.
@@ -36,12 +36,12 @@ class SettingLatency:
     # -- learning ----------------------------------------------------------------------------------------------
 
     def add(self, genome: Genome, measurement: Measurement, *, awaited: bool = False) -> None:
-        """One more measurement; `awaited` where a fast moment of the device was waited for."""
+        """Add one more measurement; `awaited` where it waited for a fast device."""
         self.observations.add(genome, measurement, awaited=awaited)
         self._learner = self._left_out = None
 
     def add_failure(self, genome: Genome) -> None:
-        """A subnet could not be measured."""
+        """Count a failed measurement of a subnet."""
         self.observations.add_failure(genome)
 
     @property
@@ -53,8 +53,8 @@ class SettingLatency:
     def predictor(self) -> BayesianPredictor:
         """The predictor of latency at undisturbed speed, with all measurements learned.
 
-        From the prior, in an order of their own: so few cost little more than the latest alone, and not even rounding
-        depends on the order of arrival or on whether a coordinator came back.
+        Learned anew from the prior, in a fixed order, so that not even rounding depends on the order of arrival or on
+        a restart of the coordinator.
         """
         if self._learner is None:
             learner = BayesianPredictor(self._prior)
@@ -85,7 +85,7 @@ class SettingLatency:
         return typical, deviation * typical / np.maximum(mean, 1e-9)
 
     def predict_without_itself(self, genome: Genome) -> float | None:
-        """What the predictor says of a measured subnet with that subnet's own measurements left out, ms.
+        """Predicted latency of a measured subnet, its own measurements left out, at the typical speed, ms.
 
         None where the subnet's speed is not known, or nothing else was measured.
         """

@@ -1,4 +1,4 @@
-"""How slow a device typically is in a run: what turns latencies at undisturbed speed into the ones that targets mean.
+"""Typical slow-down of a device in a run: it turns latencies at undisturbed speed into those that targets mean.
 
 Contention for memory slows large subnets more than small ones, so the slow-down may depend on the latency itself.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-#: A slope is believed where the ranks of latency and slow-down agree by so many standard deviations of Kendall's tau.
+#: A slope is believed where the ranks of latency and slow-down agree by this many standard deviations of Kendall's tau.
 _SLOPE_SIGMAS = 3.0
 #: Slow-downs needed for a slope at all; of fewer than the second, only their median counts.
 _LEAST_FOR_SLOPE = 10
@@ -62,11 +62,11 @@ class TypicalSpeed:
 
     @property
     def typical_slowdown(self) -> float:
-        """Of the subnets that were measured, in the middle."""
+        """Typical slow-down of a subnet of median latency among the measured ones."""
         return math.exp(self.level)
 
     def slowdown(self, undisturbed_ms: float) -> float:
-        """Of a subnet with this latency at undisturbed speed, ms."""
+        """Typical slow-down of a subnet with this latency at undisturbed speed, ms."""
         return math.exp(self.level + self.slope * (math.log(undisturbed_ms) - self.centre))
 
     def typical_ms(self, undisturbed_ms: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""How a target of one device setting is settled: which subnet is measured again for it, and what that says.
+"""Settle the targets of one device setting: choose the subnet to measure again, and judge its re-measurement.
 
 A re-measurement is judged by latency as it ran, and not in a lucky moment: latency at the typical speed of the run must
 be within the target as well. Where the device ran slower than typically, and would have been within the target
@@ -24,25 +24,26 @@ from supernet_export.spaces.base import Genomes
 MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
 MAX_REPLACEMENTS = 3
 #: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
-#: (top-1, a fraction): passing is likely enough to be worth what a miss costs.
+#: (top-1, a fraction): it passes often enough to make up for the misses.
 _OPTIMISTIC_GAIN = 0.005
 #: Re-measurements of one target that a disturbed device may spoil.
 _DISTURBED_TRIES = 3
 #: Margin on a target in standard deviations of a measurement, and its bounds. Small, so that winners fill their
 #: targets: most pass when they are measured again, and a miss costs one more measurement with twice the margin. The
-#: typical speed is no such matter: where it is wrong, every winner is, and no re-measurement tells.
+#: typical speed needs more: where it is wrong, every winner is, and no re-measurement shows that.
 _SAFETY_SIGMAS, _SPEED_SIGMAS, _LEAST_SAFETY, _MOST_SAFETY = 1.2, 2.0, 0.01, 0.10
 #: Margin on a prediction in its standard deviations, for a subnet that stands in after a miss, and for the last one
 #: that is tried before a target is called infeasible.
 _REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
-#: A re-measurement waits for a device that is slower than both: times its typical, and times its undisturbed latency.
+#: A re-measurement waits for a device that is slower than both: this factor times its typical latency, and this factor
+#: times its undisturbed latency.
 _WAIT_ABOVE_TYPICAL, _WAIT_ABOVE = 1.03, 1.08
 #: A target that was met is opened again once the typical speed turns out to put its winner this far beyond it.
 _BEYOND = 1.002
 
 
 class Verification:
-    """Settles targets by what one device setting has shown."""
+    """Settles the targets of one device setting by its measurements."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class Verification:
         if choice is None and len(table) and table.typical_ms[0] <= state.target_ms:
             choice = table.genomes[0]
         if choice is None and state.verifications:
-            # All that fitted has missed once. Something may have disturbed the device: try the fastest once more.
+            # Every subnet that fitted has missed once. The device may have been disturbed: try the fastest once more.
             choice = self._fastest_of_unknown_speed(state.target_ms)
         replacement = self._replacement(state, choice, gain)
         if replacement is not None:
@@ -133,7 +134,7 @@ class Verification:
         return self._again(choice, state.target_ms)
 
     def _replacement(self, state: TargetState, choice: Genome | None, gain: float) -> Proposal | None:
-        """After a miss, where nothing measured fits, or at another lasting speed, a new subnet may be better."""
+        """Propose a new subnet after a miss, where no measured one fits, or at another lasting speed."""
         tried = state.verifications > 0 or choice is None or self._observations.changed_for_good
         if not tried or state.replacements >= MAX_REPLACEMENTS:
             return None
@@ -176,7 +177,7 @@ class Verification:
         ]
 
     def _again(self, genome: Genome, target_ms: float) -> Proposal:
-        """A re-measurement, with the prediction that knows nothing of this subnet; on a device that is waited for."""
+        """Propose a re-measurement that waits for a slow device; predicted without this subnet's own measurements."""
         undisturbed_ms = max(float(self._latency.predict_undisturbed(genome[None])[0][0]), 1e-9)
         typical = self._latency.speed.slowdown(undisturbed_ms)
         return Proposal(
@@ -192,7 +193,7 @@ class Verification:
     # -- judging -----------------------------------------------------------------------------------------------
 
     def judge(self, state: TargetState, genome: Genome, outcome: Measurement | Failed) -> None:
-        """Take what a re-measurement says of its target; it is among the observations already."""
+        """Judge a target by its re-measurement, which is among the observations already."""
         if state.status == "met":
             self.open_again(state)
         if isinstance(outcome, Failed):
@@ -229,7 +230,7 @@ class Verification:
                     self.open_again(state)
 
     def open_again(self, state: TargetState) -> None:
-        """A target that was met is not, after all."""
+        """Open a target again that was met."""
         genome, outcome = self._winners.pop(state.target_ms)
         typical_ms = self._observations.typical_ms(outcome)
         state.status, state.sha256, state.typical_ms = "open", None, typical_ms
@@ -253,7 +254,7 @@ class Verification:
                 best = state
 
     def predict(self, states: Sequence[TargetState]) -> None:
-        """Say what the predictor makes of the subnets that targets stand at, their own measurements left out."""
+        """Predict the latency of each target's present subnet, its own measurements left out."""
         for state in states:
             if state.genome is not None:
                 state.predicted_ms = self._latency.predict_without_itself(state.genome)
@@ -261,7 +262,7 @@ class Verification:
     def stand(
         self, state: TargetState, genome: Genome, verified_ms: float | None = None, typical_ms: float | None = None
     ) -> None:
-        """Say which subnet a target stands at."""
+        """Set a target's present subnet and its latencies."""
         state.genome = genome
         state.architecture = self._architecture(genome)
         state.accuracy = self.accuracy(genome)
@@ -322,7 +323,7 @@ def _why_not(state: TargetState, outcome: Measurement, typical_ms: float | None,
 
 
 def _why_missed(state: TargetState) -> str:
-    """Its first words are all that a narrow view shows."""
+    """Reason of a missed target; a narrow view shows its first words only."""
     if not state.slowed_down:
         return f"not met in {state.verifications} re-measurements; the last: {state.reason}"
     every = state.slowed_down == state.verifications

@@ -46,7 +46,12 @@ def search(
         Path | None, typer.Option("--supernet", metavar="FILE", help="The exported supernet, a .supernet file.")
     ] = None,
     targets: Annotated[
-        str | None, typer.Option("--targets", metavar="MS,...|auto:N", help="Latency targets of every device setting.")
+        str | None,
+        typer.Option(
+            "--targets",
+            metavar="MS,...|auto:N",
+            help="Latency targets in ms, or auto:N for N per device setting.",
+        ),
     ] = None,
     devices: Annotated[
         str | None, typer.Option("--devices", metavar="NAME,...", help="Agents that take part (default: all).")
@@ -75,7 +80,7 @@ def search(
     max_macs: bounding.Macs = None,
     max_activation_memory: bounding.ActivationMemory = None,
     max_file_size: bounding.FileSize = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes what is measured first.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all random choices.")] = 0,
     prior: Annotated[
         str,
         typer.Option(
@@ -91,13 +96,16 @@ def search(
     ] = 60.0,
     join: Annotated[float, typer.Option("--join", metavar="S", min=1, help="Seconds to wait for the devices.")] = 60.0,
     deadline: Annotated[
-        float, typer.Option("--deadline", metavar="S", min=1, help="Seconds that one measurement may take on a device.")
+        float,
+        typer.Option(
+            "--deadline", metavar="S", min=1, help="Seconds that one measurement may take on a device, waits aside."
+        ),
     ] = 180.0,
     warmup: Annotated[
         float, typer.Option("--warmup", metavar="S", min=0, help="Seconds of warm-up per measurement.")
     ] = 0.5,
     min_time: Annotated[
-        float, typer.Option("--min-time", metavar="S", min=0, help="Seconds timed per measurement.")
+        float, typer.Option("--min-time", metavar="S", min=0, help="Seconds timed per measurement, at least.")
     ] = 1.0,
     min_runs: Annotated[
         int, typer.Option("--min-runs", metavar="N", min=3, help="Timed runs per measurement, at least.")
@@ -107,13 +115,18 @@ def search(
         typer.Option(
             "--conditions",
             metavar="NAME",
-            help="as-is; sustained (warm the device up until its speed is steady: what runs all day sees); or cool "
-            "(wait for it to cool). See docs/measuring.md.",
+            help="as-is; sustained (warm the device up until its speed is steady, for products that work all day); "
+            "or cool (wait for the device to cool). See docs/measuring.md.",
         ),
     ] = "as-is",
     cool_for: Annotated[
         float,
-        typer.Option("--cool-for", metavar="S", min=0, help="Seconds that a measurement may wait for a cool device."),
+        typer.Option(
+            "--cool-for",
+            metavar="S",
+            min=0,
+            help="With cool: seconds that a measurement may wait for its device to cool.",
+        ),
     ] = 60.0,
     calibration_images: Annotated[
         Path | None,
@@ -192,7 +205,7 @@ def search(
 ) -> None:
     """Search the whole fleet by measuring on every device.
 
-    What it takes home is a verified model per device and latency target.
+    It leaves a verified model per device setting and latency target.
     """
     bounds = bounding.bounds(max_parameters, max_macs, max_activation_memory, max_file_size)
     if offline:

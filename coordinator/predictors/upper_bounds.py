@@ -7,7 +7,7 @@ import math
 from coordinator.predictors.bayesian import BayesianPredictor
 from coordinator.predictors.prior import Floats
 
-#: A bound so many standard deviations above the prediction says nothing.
+#: A bound this many standard deviations above the prediction says nothing.
 _FAR_SIGMAS = 2.0
 #: The approximating measurement is not moved below this share of the bound, nor made more certain than this, relative.
 _LEAST_SHARE, _LEAST_NOISE = 0.3, 0.02

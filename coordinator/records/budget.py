@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 Purpose: TypeAlias = Literal["spread", "candidate", "sentinel", "verification"]
-"""Reason for a measurement: to cover the space, to try a predicted winner, to watch drift, or to verify a winner."""
+"""Reason for a measurement: to cover the space, to try a predicted winner, or to verify it; `sentinel`: of old runs."""
 
 
 def counts_against_budget(purpose: Purpose, target_ms: float | None) -> bool:

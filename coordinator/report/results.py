@@ -135,7 +135,7 @@ class DeviceRecord(_Record):
     condition: Condition = Field(description="under which condition it was measured")
     measurements: int = Field(description="taken to search, failed ones included: what the budget counts")
     verifications: int = Field(description="fresh re-measurements of winners")
-    sentinels: int = Field(description="measurements of the sentinel subnet, which watches drift")
+    sentinels: int = Field(description="measurements of the purpose sentinel, which only earlier versions made")
     quality: QualityRecord = Field(description="how many measurements were disturbed")
     regimes: tuple[RegimeRecord, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
     predictor: PredictorRecord | None = Field(description="null when too little was measured to tell")

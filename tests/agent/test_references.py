@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from supernets import random_bundle
 
-from agent.child_messages import ReferenceOrder, Timing
-from agent.references import DRIVEN_RUNGS, RUNGS, References, ladder
+from agent.child_messages import RUNGS, ReferenceOrder, Timing
+from agent.references import DRIVEN_RUNGS, References, ladder
 from agent.runtimes.base import LoadedModel, OnBlock, Runtime, TimedModel
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
