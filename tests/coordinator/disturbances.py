@@ -100,8 +100,8 @@ def _sawtooth(times: Floats, rng: np.random.Generator) -> Levels:
 
 
 def _bursts(times: Floats, rng: np.random.Generator) -> Levels:
-    """3x for 30 % of the time, 1.5 s at a time on average."""
-    return np.where(_telegraph(times, rng, share=0.3, mean_s=1.5), 3.0, 1.0), np.zeros(len(times))
+    """3x for 30 % of the time, 4 s at a time on average."""
+    return np.where(_bursts_at(times, rng, share=0.3, mean_s=4.0), 3.0, 1.0), np.zeros(len(times))
 
 
 def _ramp(times: Floats, rng: np.random.Generator) -> Levels:
@@ -129,7 +129,7 @@ def _contention(times: Floats, rng: np.random.Generator) -> Levels:
 def _mixture(times: Floats, rng: np.random.Generator) -> Levels:
     """A ramp to 1.3x, bursts of 2x for 15 % of the time, and contention, all at once."""
     ramp = 1.0 + 0.3 * np.minimum(times / 60.0, 1.0)
-    bursts = np.where(_telegraph(times, rng, share=0.15, mean_s=3.0), 2.0, 1.0)
+    bursts = np.where(_bursts_at(times, rng, share=0.15, mean_s=3.0), 2.0, 1.0)
     return ramp * bursts, _contention(times, rng)[1]
 
 
@@ -147,15 +147,18 @@ _PROFILES: dict[str, Callable[[Floats, np.random.Generator], Levels]] = {
 PROFILES = tuple(_PROFILES)
 
 
-def _telegraph(times: Floats, rng: np.random.Generator, *, share: float, mean_s: float) -> NDArray[np.bool_]:
-    """On for `share` of the time, `mean_s` at a time on average."""
-    pause_s = mean_s * (1.0 - share) / share
-    count = _count(times, min(mean_s, pause_s))
-    on, off = rng.exponential(mean_s, count), rng.exponential(pause_s, count)
-    begins_on = rng.random() < share
-    pairs = (on, off) if begins_on else (off, on)
-    ends = np.cumsum(np.column_stack(pairs).ravel())
-    found: NDArray[np.bool_] = (np.searchsorted(ends, times) % 2 == 0) == begins_on
+def _bursts_at(times: Floats, rng: np.random.Generator, *, share: float, mean_s: float) -> NDArray[np.bool_]:
+    """Moments inside bursts of random length, `mean_s` on average, which take `share` of the time.
+
+    A pause is about as long as its burst asks for, so that this share holds for every minute or two and not in the
+    long run alone: otherwise bursts took most of some campaigns, and their median slow-down was that of a burst.
+    """
+    count = _count(times, mean_s / share) + 50
+    on = rng.gamma(2.0, mean_s / 2.0, count)
+    off = on * (1.0 - share) / share * rng.uniform(0.5, 1.5, count)
+    ends = np.cumsum(np.column_stack([on, off]).ravel())
+    begin_s = rng.uniform(0.0, 10.0 * mean_s / share)
+    found: NDArray[np.bool_] = np.searchsorted(ends, begin_s + times) % 2 == 0
     return found
 
 

@@ -74,7 +74,13 @@ class TestProfiles:
         slow = np.stack(courses) == 3.0
         assert slow.mean() == pytest.approx(0.3, abs=0.02)
         bursts = (np.diff(slow.astype(int), axis=1) == 1).sum()
-        assert slow.sum() * STEP_S / bursts == pytest.approx(4.0, rel=0.15)
+        assert slow.sum() * STEP_S / bursts == pytest.approx(4.0, rel=0.1)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_bursts_take_their_share_of_every_campaign(self, seed: int) -> None:
+        """A campaign's typical speed is then the undisturbed one, as it is in the long run."""
+        first = disturbance("bursts", seed).uniform[: round(75 / STEP_S)] == 3.0
+        assert 0.15 < first.mean() < 0.45
 
     def test_a_step_a_ramp_and_a_sawtooth_are_where_they_should_be(self) -> None:
         at = {name: disturbance(name, 3).uniform for name in ("step", "ramp", "sawtooth")}
