@@ -215,7 +215,7 @@ _REASONS = [
         r"(?P<count>\d+)" + _QUIET,
         _missed_often,
     ),
-    _reason(_FOUND + r"(?P<at_all>takes) (?P<ms>NUM) ms" + _ASK, _fastest),
+    _reason(r"(?:infeasible: )?" + _FOUND + r"(?P<at_all>takes) (?P<ms>NUM) ms" + _ASK, _fastest),
     _reason(
         _FOUND + r"took (?P<ms>NUM) ms at best, and takes (?P<typical>NUM) ms at the typical speed of this run" + _ASK,
         _fastest,

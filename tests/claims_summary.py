@@ -61,7 +61,9 @@ class SummaryReading(Reading):
         self.require(told == {name: counts[name] for name in told}, f"they were {dict(counts)}")
         known = [row.slowdown for row in setting.counted if row.slowdown is not None]
         self.check_slowdown(found.get("slowdown", ""), known)
-        self.require(int(found.get("unknown") or 0) == len(setting.counted) - len(known), "the speed of others is unknown")
+        self.require(
+            int(found.get("unknown") or 0) == len(setting.counted) - len(known), "the speed of others is unknown"
+        )
         self.require(int(found.get("regimes") or 1) == max(1, len(setting.regimes)), f"{len(setting.regimes)} regimes")
 
     def row(self, found: Found) -> None:

@@ -112,10 +112,9 @@ class ViewReading(Reading):
             return
         here[1].decided[target["target_ms"]] += 1
         self.require(target["met"] is False, "the results say that it was met")
-        self.require(found["reason"] == target["reason"], "the results give another reason")
-        self.report_all(claims_of_targets.reason(here[0], target["target_ms"], found["reason"]))
-        if found["end"] == "infeasible":
-            self.report_all(claims_of_targets.infeasible(here[0], target["target_ms"]))
+        reason = f"infeasible: {found['reason']}" if found["end"] == "infeasible" else found["reason"]
+        self.require(reason == target["reason"], "the results give another reason")
+        self.report_all(claims_of_targets.reason(here[0], target["target_ms"], reason))
 
     def not_met(self, found: Found) -> None:
         """Automatic targets may have been replaced since: only the measurements tell."""
