@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -24,10 +25,12 @@ from rich.console import Console
 from simulated_fleet import HiddenDevice, Simulation, file_sha256, measurement
 
 from coordinator.broker import EmbeddedBroker
+from coordinator.campaign.assembly import SearchRequest, open_search
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.standing import outcome_of
 from coordinator.demo import PROTOCOL, agents
 from coordinator.report.take_home import TakeHome
+from coordinator.store.store import MeasurementStore
 from coordinator.view.lines import LinesView
 from coordinator.view.summary import summary
 from fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
@@ -35,9 +38,17 @@ from supernet_export.export import export_digits
 
 pytestmark = pytest.mark.xdist_group("endtoend")
 
-_SEARCH = "from coordinator.cli import main; main()"
-#: Spins on one core until it is killed.
-_NEIGHBOUR = "import os\nif hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+#: Busy on one core for half of each second, until it is killed: the search's own planning needs some time as well.
+_NEIGHBOUR = """
+import os, time
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {{{core}}})
+while True:
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        pass
+    time.sleep(0.5)
+"""
 
 
 # -- a real search beside busy neighbours ----------------------------------------------------------------------------
@@ -45,9 +56,11 @@ _NEIGHBOUR = "import os\nif hasattr(os, 'sched_setaffinity'): os.sched_setaffini
 
 @contextmanager
 def busy_cores() -> Iterator[None]:
-    """One process per core that never rests."""
+    """One process per core that is busy every other half second."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    neighbours = [subprocess.Popen([sys.executable, "-c", _NEIGHBOUR.format(core=core)]) for core in cores]
+    command = [[sys.executable, "-c", _NEIGHBOUR.format(core=core)] for core in cores]
+    # Sessions of their own, as other users' programs have.
+    neighbours = [subprocess.Popen(each, start_new_session=True) for each in command]
     try:
         yield
     finally:
@@ -57,35 +70,25 @@ def busy_cores() -> Iterator[None]:
 
 
 def test_no_claim_of_a_search_beside_busy_neighbours_is_false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Tests of other workers must not wait for this search, nor it for them.
+    # Agents of other tests must not wait for this one, nor it for them.
     monkeypatch.setenv("FLEETNAS_HOST_LOCK", str(tmp_path / "lock"))
-    export_digits(tmp_path / "digits.supernet")
-    fleet = [("one-thread", ("--threads", "1"))]
-    with EmbeddedBroker(port=0) as broker, agents(broker.address, tmp_path, fleet), busy_cores():
+    supernet = tmp_path / "digits.supernet"
+    export_digits(supernet)
+    protocol = PROTOCOL.model_copy(update={"warmup_s": 0.05, "min_s": 0.1})
+    store = MeasurementStore.open(tmp_path / "runs.sqlite")
+    with EmbeddedBroker(port=0) as broker, agents(broker.address, tmp_path, [("pi", ("--threads", "1"))]), busy_cores():
         for targets in ("auto:3", "0.0001,1000"):
-            out = tmp_path / targets.partition(":")[0]
-            options = {
-                "broker": str(broker.address),
-                "store": str(tmp_path / "runs.sqlite"),
-                "supernet": str(tmp_path / "digits.supernet"),
-                "devices": "one-thread",
-                "targets": targets,
-                "budget": "12",
-                "warmup": "0.05",
-                "min-time": "0.1",
-                "min-runs": str(PROTOCOL.min_runs),
-                "out": str(out),
-            }
-            arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-            ended = subprocess.run(
-                [sys.executable, "-c", _SEARCH, "search", *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-                env={**os.environ, "COLUMNS": "400"},
-            )
-            assert "targets met" in ended.stdout, ended.stderr
-            assert contradictions(ended.stdout, out) == []
+            plan = CampaignPlan(targets=targets, budget=12, spread=8, devices=("pi",), wait_for=1, protocol=protocol)
+            out, output = tmp_path / f"out-{targets[0]}", io.StringIO()
+            request = SearchRequest(broker=broker.address, store=store.url, supernet=supernet, plan=plan, out=out)
+            running = open_search(request, functools.partial(LinesView, output), store)
+            try:
+                running.run()
+            finally:
+                running.close()
+            Console(file=output, width=400).print(summary(outcome_of(store, running.run_id)))
+            assert contradictions(output.getvalue(), out) == []
+    store.close()
 
 
 # -- the checker itself ----------------------------------------------------------------------------------------------
