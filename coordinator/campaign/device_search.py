@@ -352,6 +352,7 @@ class DeviceSearch:
         for state in self._open_targets():
             state.status = "missed"
             state.reason = state.reason or self.failure_reason or "it was not verified"
+        self._verification.explain_given_up(self._targets)
         self._verification.predict(self._targets)
         self._verification.adopt_tighter_winners(self._targets)
         self._note_what_constrains_nothing()

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 from claims import contradictions
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from simulated_fleet import HiddenDevice, Simulation, file_sha256, measurement
 
@@ -110,6 +113,31 @@ class SlowedDevice(HiddenDevice):
             quality="slowed" if slowdown > 1 else "ok",
             undisturbed_ms=None if self.taken % 6 == 5 else undisturbed_ms,
             regime_unix_s=1.0 if self.taken < 10 else 2.0,
+        )
+
+
+class RandomDevice(HiddenDevice):
+    """Slowed at random, at times at unknown speed, and now and then for good."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._draw = np.random.default_rng([seed, 3])
+        self._share, self._unknown, self._factor = self._draw.uniform((0, 0, 1), (1, 1, 4))
+        self._since = 1.0
+
+    def measure(self, task: MeasureTask, finished_unix_s: float) -> Measurement:
+        undisturbed_ms = self.latency_ms(task.architecture) * float(np.exp(self._draw.normal(0, 0.01)))
+        slowdown = float(self._draw.uniform(1, self._factor)) if self._draw.random() < self._share else 1.0
+        known = slowdown == 1.0 or self._draw.random() >= self._unknown
+        if self._draw.random() < 0.03:
+            self._since = finished_unix_s
+        return measurement(
+            undisturbed_ms * slowdown,
+            file_sha256(task.architecture, task.calibration),
+            finished_unix_s,
+            quality="slowed" if slowdown > 1.1 else "ok",
+            undisturbed_ms=undisturbed_ms if known else None,
+            regime_unix_s=self._since,
         )
 
 
@@ -215,6 +243,14 @@ def copy(explicit: Left, tmp_path: Path) -> Left:
 def test_true_output_has_no_contradiction(explicit: Left, automatic: Left) -> None:
     assert explicit.problems() == []
     assert automatic.problems() == []
+
+
+@settings(max_examples=6)
+@given(seed=st.integers(0, 10_000), targets=st.sampled_from(["auto:4", "0.001,0.3,0.6,1,3,1000"]))
+def test_no_claim_of_a_search_on_disturbed_devices_is_false(seed: int, targets: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        printed = searched(Path(folder), targets, first=RandomDevice(seed), second=RandomDevice(seed + 1))
+        assert contradictions(printed, Path(folder)) == []
 
 
 _ANY = r"\d+(?:\.\d+)?"
