@@ -221,8 +221,14 @@ class Verification:
         self.stand(state, genome, outcome.median_ms, typical_ms)
 
     def reconsider(self, states: Sequence[TargetState]) -> None:
-        """Open targets again whose winners are beyond them at the speed that turned out to be typical."""
+        """Open targets again where measurements that came later change what was decided.
+
+        Winners that are beyond their targets at the speed that turned out to be typical, and targets that were given up
+        and have a subnet within them by now.
+        """
         for state in states:
+            if state.given_up and self.choice(state, unsure=True) is not None:
+                state.status, state.reason, state.given_up = "open", "", False
             won = self._winners.get(state.target_ms)
             if state.status == "met" and won is not None:
                 typical_ms = self._observations.typical_ms(won[1])
@@ -273,7 +279,14 @@ class Verification:
 
     # -- giving up ---------------------------------------------------------------------------------------------
 
+    def explain_given_up(self, states: Sequence[TargetState]) -> None:
+        """Say again why targets were given up, by all measurements: a later one may be the fastest."""
+        for state in states:
+            if state.given_up:
+                self._give_up(state)
+
     def _give_up(self, state: TargetState) -> None:
+        state.given_up = True
         fastest = self._observations.fastest()
         state.status = "missed"
         if fastest is None or fastest.fastest_ms is None:
