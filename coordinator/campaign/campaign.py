@@ -544,7 +544,7 @@ class Campaign:
 
     def _take_plan(self, track: SettingTrack, planned: list[PlannedTask]) -> None:
         self._stale[track.label] = track  # its targets may be known by now
-        if any(item.model is not None for item in planned):
+        if len(self.tracks) <= _FEW_SETTINGS and any(item.model is not None for item in planned):
             track.search.predict_targets()
         for item in planned:
             self._choose(track, item)
@@ -605,8 +605,10 @@ class Campaign:
             agent = track.device
             if task.expired_leases >= MAX_EXPIRED_LEASES:
                 detail = f"{task.expired_leases} attempts ended without a word"
-                failed = Failed(task=task.key, reason="timeout", detail=detail)
-                if self._store.add_outcome(task.key, failed, self._wall_clock()):
+                # Of an attempt that nobody makes: the result of the last one may still come, and is stored then.
+                verdict = TaskKey(task_id=task.record.task_id, attempt=task.record.attempt + 1)
+                failed = Failed(task=verdict, reason="timeout", detail=detail)
+                if self._store.add_outcome(verdict, failed, self._wall_clock()):
                     self._conclude(track, task, task.record.attempt, failed)
             self._unanswered[agent] = self._unanswered.get(agent, 0) + 1
             if self._unanswered[agent] >= MAX_UNANSWERED:

@@ -355,8 +355,9 @@ class DeviceSearch:
         for state in self._open_targets():
             state.status = "missed"
             state.reason = state.reason or self.failure_reason or "it was not verified"
-        self._verification.predict([state for state in self._targets if state.predicted_ms is None])
-        self._verification.adopt_tighter_winners(self._targets)
+        self._verification.explain_given_up(self._targets)
+        self._verification.predict(self._targets)
+        self._verification.adopt_better_winners(self._targets)
         self._note_what_constrains_nothing()
 
     def _note_what_constrains_nothing(self) -> None:

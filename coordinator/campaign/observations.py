@@ -31,6 +31,8 @@ _HALF_WIDTH_SIGMAS = 1.96
 _SAME_LEVEL = 0.92
 #: A latency as it ran bounds the typical one where the device was slower than typically by more than this.
 _CLEARLY_SLOWER = 1.05
+#: A lasting speed is another one where it differs by more than this factor.
+_ANOTHER_SPEED = 1.05
 #: Measurements of the present regime from which its typical speed is taken; of fewer, all measurements count.
 _LEAST_OF_REGIME = 3
 #: A run stands for at most this many times the usual time between two runs, and at least for that part of it.
@@ -153,8 +155,8 @@ class Observations:
 
     @property
     def changed_for_good(self) -> bool:
-        """Whether the device has taken on another lasting speed during the run."""
-        return len({run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs}) > 1
+        """Whether the device has taken on another lasting speed during the run; an agent's restart is none."""
+        return self._all.changed_for_good
 
     @property
     def speed(self) -> TypicalSpeed:
@@ -295,6 +297,7 @@ class _Derived:
         present = known & (ended >= since)
         if np.count_nonzero(present) < _LEAST_OF_REGIME:
             present = known
+        self.changed_for_good = _changed(medians / undisturbed, known & (ended < since), known & (ended >= since))
         awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
         unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
         present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
@@ -319,6 +322,14 @@ class _Derived:
                 missed_ms = observations.undisturbed_ms(run)
                 showed = run.median_ms if missed_ms is None else missed_ms * self.speed.slowdown(missed_ms)
                 self.typical_ms[row] = max(self.typical_ms[row], showed)
+
+
+def _changed(slowdown: Floats, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> bool:
+    """Whether median slow-downs before and after the present regime began tell two speeds."""
+    if not before.any() or not after.any():
+        return False
+    was, now = float(np.median(slowdown[before])), float(np.median(slowdown[after]))
+    return max(was, now) > _ANOTHER_SPEED * min(was, now)
 
 
 def _durations(ended: Floats) -> Floats:

@@ -67,6 +67,8 @@ class TargetState:
     """Verifications that count as misses because the device was slowed down."""
     replacements: int = 0
     failures: int = 0
+    given_up: bool = False
+    """No measured subnet was within it; what is measured later may change that."""
 
 
 class WinnerSearch(Protocol):

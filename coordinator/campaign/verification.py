@@ -221,8 +221,14 @@ class Verification:
         self.stand(state, genome, outcome.median_ms, typical_ms)
 
     def reconsider(self, states: Sequence[TargetState]) -> None:
-        """Open targets again whose winners are beyond them at the speed that turned out to be typical."""
+        """Open targets again where measurements that came later change what was decided.
+
+        Winners that are beyond their targets at the speed that turned out to be typical, and targets that were given up
+        and have a subnet within them by now.
+        """
         for state in states:
+            if state.given_up and self.choice(state, unsure=True) is not None:
+                state.status, state.reason, state.given_up = "open", "", False
             won = self._winners.get(state.target_ms)
             if state.status == "met" and won is not None:
                 typical_ms = self._observations.typical_ms(won[1])
@@ -237,21 +243,27 @@ class Verification:
         state.reason = _why_not(state, outcome, typical_ms, disturbed=False)
         self._observations.add_miss(genome, outcome)
 
-    def adopt_tighter_winners(self, states: Sequence[TargetState]) -> None:
-        """Over ascending targets, let a better winner of a tighter one serve a looser one as well.
+    def adopt_better_winners(self, states: Sequence[TargetState]) -> None:
+        """Let a better winner of another target serve a target that it was measured within as well.
 
-        It was measured within the tighter target, and so within this one.
+        So no looser target ends with a less accurate winner than a tighter one.
         """
-        best: TargetState | None = None
+        met = [replace(state) for state in states if state.status == "met"]
         for state in states:
-            if best is not None and (state.status != "met" or (state.accuracy or 0.0) < (best.accuracy or 0.0)):
-                state.status, state.reason = "met", ""
-                state.note = f"the winner of {best.target_ms:g} ms, no better one was verified"
-                for name in ("genome", "architecture", "predicted_ms", "measured_ms", "verified_ms", "typical_ms"):
-                    setattr(state, name, getattr(best, name))
-                state.accuracy, state.sha256 = best.accuracy, best.sha256
-            if state.status == "met":
-                best = state
+            within = [
+                winner
+                for winner in met
+                if (winner.verified_ms or math.inf) <= state.target_ms
+                and (winner.typical_ms is None or winner.typical_ms <= state.target_ms)
+            ]
+            best = max(within, key=lambda winner: winner.accuracy or 0.0, default=None)
+            if best is None or (state.status == "met" and (state.accuracy or 0.0) >= (best.accuracy or 0.0)):
+                continue
+            state.status, state.reason = "met", ""
+            state.note = f"the winner of {best.target_ms:g} ms, no better one was verified"
+            for name in ("genome", "architecture", "predicted_ms", "measured_ms", "verified_ms", "typical_ms"):
+                setattr(state, name, getattr(best, name))
+            state.accuracy, state.sha256 = best.accuracy, best.sha256
 
     def predict(self, states: Sequence[TargetState]) -> None:
         """Say what the predictor makes of the subnets that targets stand at, their own measurements left out."""
@@ -273,7 +285,14 @@ class Verification:
 
     # -- giving up ---------------------------------------------------------------------------------------------
 
+    def explain_given_up(self, states: Sequence[TargetState]) -> None:
+        """Say again why targets were given up, by all measurements: a later one may be the fastest."""
+        for state in states:
+            if state.given_up:
+                self._give_up(state)
+
     def _give_up(self, state: TargetState) -> None:
+        state.given_up = True
         fastest = self._observations.fastest()
         state.status = "missed"
         if fastest is None or fastest.fastest_ms is None:

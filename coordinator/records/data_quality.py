@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -12,6 +12,8 @@ from fleet_protocol.messages import Measurement
 
 #: One in this many slowed measurements is tolerated without a warning.
 _TOLERATED = 4
+#: Median slow-downs of two regimes up to this ratio are one lasting speed.
+_SAME_SPEED = 1.05
 #: Measurements from which on a running search warns.
 _FEWEST_TO_WARN = 8
 
@@ -75,7 +77,8 @@ class QualityTally:
         self._counts: Counter[str] = Counter()
         self._unknown_speed = 0
         self._largest: float | None = None
-        self._since: set[float] = set()
+        self._slowdowns: dict[float, list[float | None]] = {}
+        self._regimes = self._announced = 0
         self._warned = False
 
     @property
@@ -87,7 +90,7 @@ class QualityTally:
             slowed=self._counts["slowed"],
             unknown_speed=self._unknown_speed,
             largest_slowdown=self._largest,
-            regimes=max(len(self._since), 1) if self._counts else 0,
+            regimes=self._regimes,
         )
 
     def add(self, measurement: Measurement) -> tuple[Finding, ...]:
@@ -99,11 +102,12 @@ class QualityTally:
         else:
             self._largest = max(slowdown, self._largest or slowdown)
         findings: list[Finding] = []
-        since = measurement.regime_unix_s
-        if since and since not in self._since:
-            if self._since:
-                findings.append("regime_changed")
-            self._since.add(since)
+        self._slowdowns.setdefault(measurement.regime_unix_s, []).append(slowdown)
+        told = {since: slowdowns for since, slowdowns in self._slowdowns.items() if since}
+        self._regimes = len(_merged(told)) or 1
+        if told and 0 < self._announced < self._regimes:
+            findings.append("regime_changed")
+        self._announced = max(self._announced, self._regimes if told else 0)
         quality = self.quality
         if not self._warned and quality.often_slowed and quality.measured >= _FEWEST_TO_WARN:
             self._warned = True
@@ -116,9 +120,26 @@ def regimes_of(measurements: Iterable[Measurement]) -> tuple[Regime, ...]:
     groups: dict[float, list[float | None]] = {}
     for measurement in measurements:
         groups.setdefault(measurement.regime_unix_s, []).append(measurement.slowdown)
-    return tuple(_regime(since, groups[since]) for since in sorted(groups))
+    return tuple(_merged(groups))
 
 
-def _regime(since: float, slowdowns: list[float | None]) -> Regime:
-    known = [slowdown for slowdown in slowdowns if slowdown is not None]
-    return Regime(since or None, statistics.median(known) if known else None, len(slowdowns))
+def _merged(groups: Mapping[float, Sequence[float | None]]) -> list[Regime]:
+    """Regimes by when they began; one at the speed of that before it, as after an agent's restart, is the same."""
+    found: list[Regime] = []
+    for since in sorted(groups):
+        known = [slowdown for slowdown in groups[since] if slowdown is not None]
+        regime = Regime(since or None, statistics.median(known) if known else None, len(groups[since]))
+        last = found[-1] if found else None
+        if last is not None and last.since_unix_s is not None and _same_speed(last.slowdown, regime.slowdown):
+            found[-1] = Regime(
+                last.since_unix_s,
+                regime.slowdown if last.slowdown is None else last.slowdown,
+                last.measurements + regime.measurements,
+            )
+        else:
+            found.append(regime)
+    return found
+
+
+def _same_speed(first: float | None, second: float | None) -> bool:
+    return first is None or second is None or max(first, second) <= _SAME_SPEED * min(first, second)

@@ -83,10 +83,12 @@ def _event_text(event: Event) -> str | None:
                 "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)} beforehand"
             )
             quality = "" if event.quality == "ok" else f", {event.quality}"
+            # A verification does not count against the budget.
+            count = "" if event.purpose == "verification" else f", {event.measurements} of {event.budget}"
             return (
                 f"{event.device}/{event.setting} measured {wording.latency(event.measured_ms)} ms "
-                f"±{event.half_width_percent:.1f} %{predicted}{quality}: {event.purpose} {event.fingerprint}, "
-                f"{event.measurements} of {event.budget}"
+                f"{wording.half_width(event.half_width_percent)}{predicted}{quality}: {event.purpose} "
+                f"{event.fingerprint}{count}"
             )
         case MeasurementFailed():
             detail = f" ({event.detail})" if event.detail else ""

@@ -48,6 +48,11 @@ def latency(value_ms: float | None) -> str:
     return f"{value_ms:.2f}" if value_ms < 10 else f"{value_ms:.1f}" if value_ms < 1000 else f"{value_ms:.0f}"
 
 
+def half_width(percent: float) -> str:
+    """The 95 % half-width of a median; beyond the median itself only that it is."""
+    return f"±{percent:.1f} %" if percent < 100 else "±100 % or more"
+
+
 def target(value_ms: float) -> str:
     """A target as the user gave it, without trailing zeros."""
     return f"{value_ms:.4g}" if value_ms < 1000 else f"{value_ms:.0f}"

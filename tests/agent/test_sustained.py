@@ -439,7 +439,7 @@ def test_the_host_lock_is_held_throughout_and_ctrl_c_summarises_what_there_is(
     assert (process.returncode, errors) == (0, "")
     assert "latency as it ran, ms; right: slow-down" in output
     assert "fastest early window" in output
-    assert "█" in output
+    assert "3 windows are too few" in output or "█" in output
     with hold_host_lock(lock, busy):
         pass
 

@@ -66,6 +66,8 @@ def test_no_statement_contradicts_the_measurements(
             assert any(o.median_ms == state.verified_ms and o.model_sha256 == state.sha256 for o in of_it)
         else:
             assert state.reason
+        if "the fastest subnet found" in state.reason:
+            assert f"{fastest_ms:.3g} ms" in state.reason, "what was measured after the target was given up counts"
     met = [state for state in search.targets if state.status == "met"]
     assert all((a.accuracy or 0.0) <= (b.accuracy or 0.0) for a, b in pairwise(met)), "winners are monotone"
     if met:

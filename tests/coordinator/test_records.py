@@ -154,10 +154,16 @@ class TestDataQuality:
     @given(st.lists(st.sampled_from((0.0, 100.0, 200.0, 300.0)), max_size=20))
     def test_a_lasting_speed_is_announced_once_and_the_first_never(self, since: list[float]) -> None:
         tally = QualityTally()
-        announced = [s for s in since if "regime_changed" in tally.add(taken(since_s=s))]
+        announced = [s for s in since if "regime_changed" in tally.add(taken("ok", 1.0 + s / 100.0, s))]
         told = list(dict.fromkeys(s for s in since if s))
         assert announced == told[1:]
         assert tally.quality.regimes == max(len(told), min(len(since), 1))
+
+    def test_an_agent_that_was_started_again_at_the_same_speed_has_no_new_regime(self) -> None:
+        tally = QualityTally()
+        found = [tally.add(taken("ok", slowdown, since)) for slowdown, since in ((1.0, 100.0), (1.02, 200.0))]
+        assert found == [(), ()]
+        assert tally.quality.regimes == 1
 
     def test_a_regime_has_its_typical_slow_down(self) -> None:
         slowdowns = [(1.0, 100.0), (1.1, 100.0), (4.0, 100.0), (1.5, 200.0), (None, 200.0), (None, 0.0)]
