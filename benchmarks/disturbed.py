@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -91,9 +92,12 @@ class Truth:
         self.space, self.latency = of.space, TrueLatency(of.space, seed)
         smallest, largest = of.space.smallest(), of.space.largest()
         table = SlotTableLatency(of.space, *self.latency.features.slot_tables(self.latency.weights))
-        ends = table.predict(np.concatenate([smallest, largest]))
-        probes = np.geomspace(1.02 * ends[0], ends[1], _PROBES).tolist()
-        front = search(of.space, of.accuracy, table, probes, rng=np.random.default_rng(seed)).front_genomes
+        fastest_ms, largest_ms = table.predict(np.concatenate([smallest, largest]))
+        coarse = self._front(of, table, float(fastest_ms), float(largest_ms), seed)
+        # Once more where accuracy rises with latency, and nowhere else.
+        top1 = np.asarray(of.accuracy.predict(coarse), dtype=np.float64)
+        useful_ms = float(table.predict(coarse[top1 >= top1.max() - _SAME_ACCURACY]).min())
+        front = np.concatenate([coarse, self._front(of, table, float(fastest_ms), 1.1 * useful_ms, seed)])
         near = of.space.mutate(np.repeat(smallest, 400, axis=0), 1.5 / of.space.gene_count, np.random.default_rng(seed))
         #: Subnets (n, G) with their milliseconds at undisturbed speed and their predicted accuracy, (n,) each.
         self.genomes: Genomes = np.unique(np.concatenate([smallest, largest, near, front]), axis=0)
@@ -104,6 +108,12 @@ class Truth:
         useful = self.top1 >= self.top1.max() - _SAME_ACCURACY
         self._slowest_useful = int(np.flatnonzero(useful)[np.argmin(self.ms[useful])])
         self._largest = int(np.flatnonzero((self.genomes == largest).all(axis=1))[0])
+
+    @staticmethod
+    def _front(of: Family, table: SlotTableLatency, fastest_ms: float, slowest_ms: float, seed: int) -> Genomes:
+        """Pareto front of a thorough search between two latencies, (n, G)."""
+        probes = np.geomspace(1.02 * fastest_ms, slowest_ms, _PROBES).tolist()
+        return search(of.space, of.accuracy, table, probes, rng=np.random.default_rng(seed)).front_genomes
 
     def fastest_ms(self, slowdown: Floats) -> float:
         """The fastest subnet's milliseconds, given each subnet's slow-down, (n,)."""
@@ -370,23 +380,26 @@ def main() -> int:
     arguments.add_argument("--details", action="store_true", help="print every campaign and target")
     options = arguments.parse_args()
     began_s = time.monotonic()
+    asked, spaces = options.profiles.split(","), options.spaces.split(",")
+    unknown = [name for name in (*asked, *spaces) if name not in (*PROFILES, *SPACES)]
+    if unknown:
+        arguments.error(f"there is no profile or space {', '.join(unknown)}")
     # The others are compared with the quiet one.
-    asked = options.profiles.split(",")
     profiles = [profile for profile in PROFILES if profile == "quiet" or profile in asked]
-    jobs = [(name, seed) for name in reversed(options.spaces.split(",")) for seed in range(options.seeds)]
-    context = multiprocessing.get_context("spawn")
+    jobs = [(name, seed) for name in reversed(spaces) for seed in range(options.seeds)]
     rows: list[Row] = []
-    with context.Pool(options.workers) as pool:
-        for done, found in enumerate(pool.imap_unordered(partial(run_seed, profiles), jobs), start=1):
-            rows += found
-            print(
-                f"{done} of {len(jobs)} devices after {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True
-            )
+    # A worker that is killed ends the benchmark; a `multiprocessing.Pool` would wait for it for ever.
+    with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(run_seed, profiles, job) for job in jobs]
+        for done, finished in enumerate(as_completed(running), start=1):
+            rows += finished.result()
+            took_s = time.monotonic() - began_s
+            print(f"{done} of {len(jobs)} devices after {took_s:.0f} s", file=sys.stderr, flush=True)
     rows.sort(key=lambda row: (row.space, PROFILES.index(row.profile), row.seed, not row.automatic))
     if options.details:
         print("\n".join(table(rows)), file=sys.stderr if options.json else sys.stdout)
     figures = Figures()
-    for name in options.spaces.split(","):
+    for name in spaces:
         quiet = [row for row in rows if (row.space, row.profile) == (name, "quiet")]
         for profile in profiles:
             chosen = quiet if profile == "quiet" else [r for r in rows if (r.space, r.profile) == (name, profile)]
