@@ -131,10 +131,11 @@ def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_
 
     It counts as far as the reference's `slowdown` shows that the regime lasts.
     """
-    if far is None or near.normal == far.normal:
+    whole = math.log(far.normal / near.normal) if far is not None else 0.0
+    if far is None or abs(whole) <= math.log(CLEAN_TOLERANCE):  # what is normal follows single readings within this
         return 0.0, 0.0
     share = math.log(slowdown) / math.log(near.normal) if near.normal > 1.0 else 0.0
-    gap = min(1.0, max(0.0, share)) * math.log(far.normal / near.normal)
+    gap = min(1.0, max(0.0, share)) * whole
     return _reach(near, far, subject_size) * gap, _LASTING_GAP_SHARE * abs(gap)
 
 
@@ -218,8 +219,10 @@ def _only_looked_clean(clean: Sequence[Round], disturbed: Sequence[Round]) -> bo
 
 def _of_floor(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> _Found:
     samples = min(sum(len(each.subject_ms) for each in rounds), sum(len(each.after_ms) for each in rounds))
+    if samples < _FLOOR_SAMPLES or len(rounds) < _FEW_CLEAN_ROUNDS:
+        return _NOTHING
     slowdown = pooled(_reference(rounds), LOW_QUANTILE) / near.level_ms
-    if samples < _FLOOR_SAMPLES or slowdown > CLEAN_TOLERANCE * near.normal:
+    if slowdown > CLEAN_TOLERANCE * near.normal:
         return _NOTHING
     log_ratio, error = _log_ratio(rounds, (_FLOOR_QUANTILE,))
     return _in_regime(log_ratio, max(_LEAST_HALF_WIDTH_DISTURBED, error), slowdown, "floor", near, far, subject_size)

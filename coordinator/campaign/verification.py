@@ -15,6 +15,7 @@ import numpy as np
 
 from coordinator.campaign.proposal import Genome, Proposal, TargetState, WinnerSearch
 from coordinator.campaign.setting_latency import SettingLatency
+from coordinator.records.budget import Purpose
 from coordinator.search.problem import AccuracyModel
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Failed, Measurement
@@ -38,6 +39,8 @@ _REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
 #: A re-measurement waits for a device that is slower than both: this factor times its typical latency, and this factor
 #: times its undisturbed latency.
 _WAIT_ABOVE_TYPICAL, _WAIT_ABOVE = 1.03, 1.08
+#: A prediction below this share of the fastest subnet's latency is none: a linear model may fall below 0.
+_ABSURD = 0.1
 #: A target that was met is opened again once the typical speed turns out to put its winner this far beyond it.
 _BEYOND = 1.002
 
@@ -164,16 +167,26 @@ class Verification:
         seen = self._observations.of(self._smallest)
         return seen.quarantined or any(run.undisturbed_ms is not None for run in seen.runs)
 
-    def propose(self, genomes: Sequence[Genome], purpose: str, target_ms: float | None = None) -> list[Proposal]:
+    def propose(self, genomes: Sequence[Genome], purpose: Purpose, target_ms: float | None = None) -> list[Proposal]:
         """Proposals to measure subnets for the first time, or once more."""
         if not genomes:
             return []
         matrix: Genomes = np.stack(genomes)
         mean, deviation = self._latency.predict(matrix)
-        predicted = zip(mean.tolist(), deviation.tolist(), self._accuracy.predict(matrix).tolist(), strict=True)
+        table = self._observations.table(unsure=True)
+        least_ms = _ABSURD * float(table.typical_ms[0]) if len(table) else 0.0
+        top1 = self._accuracy.predict(matrix).tolist()
         return [
-            Proposal(tuple(genome.tolist()), self._architecture(genome), purpose, target_ms, *of_it)  # type: ignore[arg-type]
-            for genome, of_it in zip(matrix, predicted, strict=True)
+            Proposal(
+                tuple(genome.tolist()),
+                self._architecture(genome),
+                purpose,
+                target_ms,
+                predicted_ms=ms if ms > least_ms else None,
+                predicted_std_ms=std_ms if ms > least_ms else None,
+                predicted_accuracy=accuracy,
+            )
+            for genome, ms, std_ms, accuracy in zip(matrix, mean.tolist(), deviation.tolist(), top1, strict=True)
         ]
 
     def _again(self, genome: Genome, target_ms: float) -> Proposal:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.child_messages import PairedTiming
 from agent.paired import ROUNDS, Reference, measure_paired, read_levels
@@ -373,6 +375,48 @@ def test_without_a_second_reference_a_disturbed_device_tells_nothing() -> None:
     rng = np.random.default_rng(6)
     assert estimate(rounds([2.0] * 8, rng), NEAR, None, SUBJECT).undisturbed_ms is None
     assert estimate(rounds([2.0] * 8, rng), NEAR, FAR, SUBJECT).undisturbed_ms is None
+
+
+def test_one_round_tells_nothing() -> None:
+    rng = np.random.default_rng(9)
+    for slowdown in (1.0, 2.0):
+        (only,) = rounds([slowdown], rng, far=slowdown)
+        many = Round(only.subject_ms * 5, only.before_ms * 10, only.after_ms * 10, only.far_ms)
+        for each in (only, many):
+            found = estimate([each], NEAR, FAR, SUBJECT)
+            assert (found.undisturbed_ms, found.basis) == (None, "none")
+
+
+def test_a_regime_of_contention_is_corrected_by_what_is_normal_for_both() -> None:
+    rng = np.random.default_rng(10)
+    near, far = Level(NEAR.level_ms, NEAR.size, 1.5), Level(FAR.level_ms, FAR.size, 1.0)
+    larger = 2 * MIDDLE  # it feels more of the contention than the reference
+    slowdown = 1.5 ** (math.log(larger / SMALLEST) / math.log(MIDDLE / SMALLEST))
+    some = [
+        Round(tuple(slowdown / 1.5 * value for value in each.subject_ms), each.before_ms, each.after_ms)
+        for each in rounds([1.5] * 8, rng)
+    ]
+    found = estimate(some, near, far, larger)
+    assert found.basis == "clean"
+    assert found.undisturbed_ms == pytest.approx(4.0, rel=0.03)
+    assert found.half_width > 0.1
+    # Levels that are a little off are no contention.
+    alike = estimate(rounds([1.05] * 8, rng), Level(2.0, MIDDLE, 1.05), Level(1.0, SMALLEST, 1.0), SUBJECT)
+    assert alike.undisturbed_ms == pytest.approx(4.0, rel=0.02)
+    assert alike.half_width < 0.04
+
+
+@given(factor=st.floats(1.0, 4.0), macs=st.floats(SMALLEST, LARGEST), seed=st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_whatever_slows_all_alike_is_divided_out(factor: float, macs: float, seed: int) -> None:
+    device = Device(uniform(factor), rng=np.random.default_rng(seed))
+    near = min((SMALLEST, SMALL, MIDDLE, LARGE, LARGEST), key=lambda size: abs(math.log(size / macs)))
+    far = SMALLEST if near != SMALLEST else LARGEST
+    paired = measure_paired(
+        device.model(macs), macs, device.reference(near), device.reference(far), PROTOCOL, clock_ns=device.clock_ns
+    )
+    assert paired.undisturbed_ms == pytest.approx(true_ms(macs), rel=0.03)
+    assert paired.timing.median_ms >= 0.99 * factor * true_ms(macs)
 
 
 def test_intervals_cover_the_truth_on_a_wandering_device() -> None:
