@@ -92,8 +92,10 @@ class DeviceSpeed:
         """Level of every reference, ms, in the order of their fingerprints."""
         return tuple(float(f"{level:.6g}") for _, level in sorted(self.tracker.levels(_speed_key(task)).items()))
 
-    def saw_slow(self, task: MeasureTask, reply: SlowReply, read_unix_s: float) -> None:
+    def saw_slow(self, task: MeasureTask, reply: SlowReply, now: float, read_unix_s: float) -> None:
         """Learn from a reading of a slow or warm device, on which nothing was measured."""
+        self._worked_at = now
+        self._warmed.add(_warm_key(task))  # the warm-up, where there was one, need not be repeated
         key = _speed_key(task)
         self.tracker.learn_levels(key, reply.levels_ms)
         if reply.slowdown is not None and self.tracker.saw_waiting(key, reply.slowdown, read_unix_s):

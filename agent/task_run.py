@@ -251,7 +251,7 @@ class TaskRun:
             return None
         self._measuring = False
         if isinstance(reply, SlowReply):
-            self._equipment.speed.saw_slow(self.task, reply, max(0.0, self._equipment.wall_clock()))
+            self._equipment.speed.saw_slow(self.task, reply, now, max(0.0, self._equipment.wall_clock()))
             self._wait(now)
             return None
         self._deadline.resume(now)

@@ -169,7 +169,9 @@ class SimulatedBench:
             slowdown = self._slowdown(near) if order.slow_above is not None else None
             if order.slow_above is None or slowdown is None or slowdown <= order.slow_above:
                 return order
-            self.speed.saw_slow(task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms), self.clock.unix())
+            self.speed.saw_slow(
+                task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms), self.clock.now_s, self.clock.unix()
+            )
             on_wait()
             self.clock.now_s += LOOK_AGAIN_S
             self.waited_s += LOOK_AGAIN_S
