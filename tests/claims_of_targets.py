@@ -58,11 +58,11 @@ def note(setting: Setting, target: Target, told: str) -> list[str]:
         same = [
             other
             for other in setting.targets
-            if target_agrees(adopted[1], other["target_ms"]) and other["target_ms"] < target["target_ms"]
+            if target_agrees(adopted[1], other["target_ms"]) and other is not target
             if other["met"] and other["sha256"] == target["sha256"]
         ]
         if not same:
-            problems.append("no tighter target has that winner")
+            problems.append("no other target has that winner")
     else:
         problems.append("not understood")
     return problems

@@ -117,7 +117,7 @@ def test_how_far_the_data_were_disturbed_is_told(tmp_path: Path) -> None:
             {"quality": "slowed", "undisturbed_ms": None, "regime_unix_s": 1.7e9},
             {"quality": "slowed", "undisturbed_ms": rows[1].measurement.median_ms / 4, "regime_unix_s": 1.7e9},
             {"quality": "noisy", "undisturbed_ms": rows[2].measurement.median_ms / 2, "regime_unix_s": 1.7e9 + 60},
-            {"quality": "ok", "undisturbed_ms": rows[3].measurement.median_ms / 2, "regime_unix_s": 1e300},
+            {"quality": "ok", "undisturbed_ms": rows[3].measurement.median_ms / 3, "regime_unix_s": 1e300},
         )
     ):
         measurement = rows[index].measurement.model_copy(update={**changes, "condition": "sustained"})
@@ -135,7 +135,7 @@ def test_how_far_the_data_were_disturbed_is_told(tmp_path: Path) -> None:
     assert [(each.measurements, each.slowdown) for each in record.regimes] == [
         (2, pytest.approx(4.0)),
         (1, pytest.approx(2.0)),
-        (1, pytest.approx(2.0)),
+        (1, pytest.approx(3.0)),
     ]
     # A clock beyond every calendar is no reason to lose the results.
     assert [None if each.since is None else each.since.isoformat() for each in record.regimes] == [

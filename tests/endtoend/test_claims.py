@@ -297,7 +297,7 @@ _ANY = r"\d+(?:\.\d+)?"
         (r", 1 failed measurement,", ","),
         (rf"predictor error {_ANY} %", "predictor error 1.0 %"),
         (rf"predictor error {_ANY} % on \d+ held out", "predictor error too few to tell (7 held out)"),
-        (r"quality: 8 ok", "quality: 9 ok"),
+        (r"quality: \d+ ok", "quality: 99 ok"),
         (rf"largest slow-down {_ANY}x", "largest slow-down 1.01x"),
         (r"; 2 lasting speeds", ""),
         (r"; speed unknown in 2", ""),
@@ -307,7 +307,7 @@ _ANY = r"\d+(?:\.\d+)?"
         (r"✗ infeasible: .*", "✓ met"),
         (r"^ +1\.5 .*\n", ""),
         (r"^WARNING: .*\n", ""),
-        (r"^WARNING: 8 of 16", "WARNING: 8 of 17"),
+        (r"^WARNING: \d+ of \d+", "WARNING: 1 of 99"),
         (r"^6 of 8 targets", "6 of 6 targets"),
         # What nobody taught the checker.
         (r"^(\d\d:\d\d:\d\d) .* measured ", r"\1 all is within 3 ms\n\g<0>"),
