@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import statistics
 from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
@@ -153,9 +154,24 @@ class Setting:
         return 4 * self.slowed > len(self.counted)
 
     @property
-    def regimes(self) -> set[float]:
-        """Beginnings of the lasting speeds that the agent told."""
+    def regime_starts(self) -> set[float]:
+        """When the device is said to have taken on a lasting speed."""
         return {float(row.cells["regime_unix_s"]) for row in self.counted} - {0.0}
+
+    @property
+    def lasting_speeds(self) -> int:
+        """Regimes that are each at another speed than the one before; a restarted agent begins one at the same."""
+        count, last = 0, None
+        for start in sorted(self.regime_starts):
+            rows = [row for row in self.counted if float(row.cells["regime_unix_s"]) == start]
+            known = [row.median_ms / float(row.cells["undisturbed_ms"]) for row in rows if row.cells["undisturbed_ms"]]
+            speed = statistics.median(known) if known else None
+            same = count and (last is None or speed is None or max(last, speed) <= 1.05 * min(last, speed))
+            if not same:
+                count, last = count + 1, speed
+            elif last is None:
+                last = speed
+        return count
 
     def of(self, architecture: dict[str, Any] | None) -> list[Row]:
         """The measurements of one subnet."""

@@ -64,7 +64,9 @@ class SummaryReading(Reading):
         self.require(
             int(found.get("unknown") or 0) == len(setting.counted) - len(known), "the speed of others is unknown"
         )
-        self.require(int(found.get("regimes") or 1) == max(1, len(setting.regimes)), f"{len(setting.regimes)} regimes")
+        self.require(
+            int(found.get("regimes") or 1) == max(1, setting.lasting_speeds), f"{setting.lasting_speeds} regimes"
+        )
 
     def row(self, found: Found) -> None:
         setting = self.in_summary
