@@ -188,6 +188,8 @@ class DeviceSearch:
             self._end_exploration()
             if self.target(proposal.target_ms) is None:
                 self._follow_regime()
+        elif proposal.purpose == "candidate" and not self._exploring:
+            self._follow_regime()
         self._told += 1
         self._outstanding.pop(proposal.key, None)
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
@@ -195,16 +197,16 @@ class DeviceSearch:
         self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
         if proposal.purpose == "spread" and genome.tobytes() in self._design_tries:
             self._design_tries[genome.tobytes()] += 1
-        state = self.target(proposal.target_ms) if of_target else None
+        state, run = self.target(proposal.target_ms) if of_target else None, None
         if isinstance(outcome, Failed):
             self.failures += 1
             detail = f" ({outcome.detail})" if outcome.detail else ""
             self._verification.last_failure = f"{outcome.reason}{detail}"
             self._latency.add_failure(genome)
         else:
-            self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
+            run = self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
         if state is not None and proposal.purpose == "verification":
-            self._verification.judge(state, genome, outcome)
+            self._verification.judge(state, genome, run)
         elif state is not None:
             state.replacements += 1
         self._check_abort(outcome)
@@ -255,14 +257,14 @@ class DeviceSearch:
         self._end_initial_design()
         if self._exploring:
             self._refresh_targets()
-        if self._finished:
-            return []
-        if self._exploring:
+        else:
+            self._follow_regime()
+        while self._exploring and not self._finished:
             found = self._candidates()
             if found:
                 return found
             self._end_exploration()
-        self._follow_regime()
+            self._follow_regime()
         if self._finished:
             return []
         round_ = self._verifications()
@@ -281,11 +283,18 @@ class DeviceSearch:
             self._regime_unix_s = self._latency.observations.regime_unix_s
 
     def _follow_regime(self) -> None:
-        """Automatic targets are about the device's present lasting speed: where that has changed, so do they."""
+        """Explore again once the device's lasting speed has changed: its targets' best subnets are others now.
+
+        Automatic targets are about the present speed as well.
+        """
         regime_unix_s = self._latency.observations.regime_unix_s
-        if not self._finished and regime_unix_s != self._regime_unix_s:
-            self._regime_unix_s = regime_unix_s
-            self._refresh_targets()
+        if self._finished or regime_unix_s == self._regime_unix_s:
+            return
+        self._regime_unix_s = regime_unix_s
+        self._refresh_targets()
+        if not self._finished and self._latency.observations.changed_for_good:
+            self._exploring = True
+            self._verification.reconsider(self._targets)
 
     def _refresh_targets(self) -> None:
         """Take over automatic targets that are not those there are."""
