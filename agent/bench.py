@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.child_messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply
+from agent.child_messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply, UnreadyReply
 from agent.host_lock import default_host_lock_path
 from agent.state_folder import default_state_folder, engines_below
 from agent.worker import Worker, child_command, replies_of
@@ -48,6 +48,8 @@ def bench_model(
             return reply
         if isinstance(reply, FailedReply):
             raise FleetnasError(f"{model.name} was not measured: {reply.reason}: {reply.detail}")
+        if isinstance(reply, UnreadyReply):
+            raise FleetnasError(f"{model.name} was not measured: {reply.reason}")
         raise RuntimeUnavailableError(f"{model.name} gave no result within {limit_s:g} s; raise --max-time")
     finally:
         worker.kill()

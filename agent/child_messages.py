@@ -117,6 +117,7 @@ class PhaseReply(Message):
     kind: Literal["phase"] = "phase"
     phase: Phase
     fraction: float = Field(default=0.0, ge=0, le=1)
+    detail: str = Field(default="", description="what is waited for")
 
 
 class MeasuredReply(Message):
@@ -148,7 +149,7 @@ class SlowReply(Message):
 
 
 class UnreadyReply(Message):
-    """The battery rule forbids measuring now: nothing was measured."""
+    """The battery rule forbids measuring now, or the host's lock did not become free: nothing was measured."""
 
     kind: Literal["unready"] = "unready"
     reason: str

@@ -30,10 +30,9 @@ from agent.options import (
     take_credentials,
     trusted_keys,
 )
-from agent.settings import RUNTIMES, parse_setting
+from agent.settings import RUNTIMES
 from agent.state_folder import default_state_folder
 from fleet_protocol.errors import FleetnasError, UsageError
-from fleet_protocol.transport import BrokerAddress
 
 _RUN_DESCRIPTION = """\
 Announce this device to a fleet, measure the subnets that it is given, and send the results.
@@ -281,11 +280,7 @@ def _install(options: argparse.Namespace) -> int:
     )
     values = {key: str(getattr(options, key)) for key in keys if getattr(options, key)}
     if options.setting:
-        for text in options.setting:
-            parse_setting(text)
         values["settings"] = "\n".join(options.setting)
-    if values.get("broker"):
-        BrokerAddress.parse(values["broker"])
     done = install(Installation(options.root), values, start=not options.no_start, run=run_program)
     sys.stdout.write("".join(f"{line}\n" for line in done))
     return 0

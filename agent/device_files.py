@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from fleet_protocol.child_process import child_environment
+
 RunProgram: TypeAlias = Callable[[list[str]], str]
 _PROGRAM_TIMEOUT_S = 5.0
 
@@ -31,7 +33,14 @@ def run_program(command: list[str]) -> str:
     """What a program printed; empty where it failed or did not end soon."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_PROGRAM_TIMEOUT_S, check=False
+            command,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROGRAM_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""

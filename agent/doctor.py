@@ -308,7 +308,7 @@ def _check_state_folder(patient: Patient) -> Iterator[Finding]:
     folder = patient.state_folder
     probe = folder / f".doctor-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:

@@ -30,8 +30,8 @@ class Identity:
         written.
         """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder / "session", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(folder / "session", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreError(
                 f"the state folder {folder} cannot be written ({error}); choose another with --state-dir"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -14,21 +15,27 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agent.child_messages import FailedReply, ProbedReply, ProbeOrder, Reply
+from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply, UnreadyReply
 from agent.jetson import power_mode, tegra_release
+from agent.lifetime import is_alive
 from agent.power import find_power_meter
 from agent.processor import describe_processor
 from agent.settings import IN_PROCESS
 from agent.worker import Measurer, replies_of
 from device_profiles.catalogue import load_catalogue
 from device_profiles.profile import DeviceProfile, MicroBenchmarks
+from fleet_protocol.child_process import child_environment
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import AgentInfo, RuntimeSetting
 
 #: A probe takes about a second; an emulated processor, hundreds of times that.
 _PROBE_TIMEOUT_S = 600.0
+#: Probes that are kept; each change of a version or of a board's power mode makes another.
+MAX_PROBES = 64
 #: Distributions whose versions can change a latency.
 _DISTRIBUTIONS = ("fleetnas", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "tflite-runtime")
+
+_log = logging.getLogger("fleetnas.agent")
 
 
 class _Probed(BaseModel):
@@ -117,23 +124,38 @@ def _probe_setting(setting: RuntimeSetting, measurer: Measurer, cache: Path, ver
         pass
     known = _ask(setting, measurer)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
         temporary.write_text(known.model_dump_json())
         os.replace(temporary, file)
+        _forget_old_probes(cache)
     except OSError:
         pass  # it is probed again at the next start
     return known
+
+
+def _forget_old_probes(cache: Path) -> None:
+    """Keep the newest probes, and nothing of processes that were killed while they wrote one."""
+    probes = sorted(cache.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    unfinished = (path for path in cache.iterdir() if path.suffix[1:].isdecimal())
+    for path in (*probes[:-MAX_PROBES], *(path for path in unfinished if not is_alive(int(path.suffix[1:])))):
+        path.unlink()
 
 
 def _ask(setting: RuntimeSetting, measurer: Measurer) -> _Probed:
     measurer.submit(ProbeOrder(setting=setting))
     reply: Reply | None = None
     for reply in replies_of(measurer, _PROBE_TIMEOUT_S):
+        if isinstance(reply, PhaseReply) and reply.detail:
+            _log.info("probing %s waits %s", setting.label, reply.detail)
         if isinstance(reply, ProbedReply):
             return _Probed(micro_benchmarks=reply.micro_benchmarks, device=reply.device)
     measurer.kill()
-    why = reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
+    why = f"no answer within {_PROBE_TIMEOUT_S:g} s"
+    if isinstance(reply, FailedReply):
+        why = reply.detail
+    elif isinstance(reply, UnreadyReply):
+        why = reply.reason
     raise RuntimeUnavailableError(f"setting {setting.label} cannot be used on this device: {why}")
 
 
@@ -143,7 +165,16 @@ def _android(root: Path, name: str) -> str:
     if not program.exists():
         return ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run([program, name], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        done = subprocess.run(
+            [program, name],
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+        return done.stdout.strip()
     return ""
 
 

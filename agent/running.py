@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from agent.battery import BatteryRule
-from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache
+from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache, limit_partials
 from agent.host_lock import default_host_lock_path
 from agent.identity import Identity
 from agent.mirror import MirrorPolicy, Mirrors
@@ -63,12 +63,17 @@ class RunOptions(AgentOptions):
     once: bool = False
 
 
+class _StoppedError(BaseException):
+    """A signal asked to stop while the agent was not yet serving."""
+
+
 @dataclass
 class _Stop:
     """Set by the first SIGTERM or SIGINT; the second ends the process as it always does."""
 
     asked: bool = False
-    _previous: dict[int, object] = field(default_factory=dict)
+    #: Whether the signal also raises `_StoppedError`: the agent is made ready, which may take minutes.
+    raises: bool = True
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,14 +82,21 @@ class _Stop:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, signal.SIG_DFL)
+        if self.raises:
+            raise _StoppedError
 
 
 def run_agent(options: RunOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises what keeps the agent from working."""
     stop = _Stop()
     stop.listen()
-    with open_service(options, lambda client_id, will: MqttTransport(options.broker, client_id, will)) as service:
-        _serve(service, options, stop)
+    os.umask(0o077)  # results and bundles are nobody else's
+    try:
+        with open_service(options, lambda client_id, will: MqttTransport(options.broker, client_id, will)) as service:
+            stop.raises = False
+            _serve(service, options, stop)
+    except _StoppedError:
+        _log.info("stopped before the fleet was joined")
 
 
 @contextlib.contextmanager
@@ -92,7 +104,9 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
     """An agent that is not started yet, on a transport made of its client id and last will; let go at the end."""
     topics = Topics(options.fleet)
     folder = StateFolder(options.state_folder, topics.fleet, check_name(options.name, "agent name"))
+    folder.prepare()
     identity = Identity.claim(folder.agent, folder.name, time.time())
+    limit_partials(folder.partial, (), options.cache_bytes)
     verifier = None
     if options.trusted_keys:
         verifier = OrderVerifier(options.trusted_keys, topics.fleet, identity.name, identity.session)

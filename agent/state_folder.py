@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from fleet_protocol.errors import StoreError
+
+_PRIVATE = 0o700
 
 
 def default_state_folder() -> Path:
@@ -23,6 +28,26 @@ class StateFolder:
     root: Path
     fleet: str
     name: str
+
+    def prepare(self) -> None:
+        """Make the folders, closed to other users, and close those that an earlier version left open.
+
+        A root that exists keeps its mode: it may be anybody's. `StoreError` where they cannot be made.
+        """
+        shared = (self.root / "fleets", self.blobs, self.probes, self.engines)
+        try:
+            self.root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            for folder in (*shared, self.agent.parent, self.agent, self.partial):
+                folder.mkdir(mode=_PRIVATE, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the state folder {self.root} cannot be written ({error}); free some space, or choose another with "
+                "--state-dir"
+            ) from error
+        for folder in shared:
+            if folder.stat().st_mode & 0o077:
+                with contextlib.suppress(OSError):  # another user's
+                    folder.chmod(_PRIVATE)
 
     @property
     def agent(self) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from agent.child_messages import FailedReply, LoadedReply, PhaseReply, SustainedOrder, WindowReply
+from agent.child_messages import FailedReply, LoadedReply, PhaseReply, Reply, SustainedOrder, UnreadyReply, WindowReply
 from agent.host_lock import default_host_lock_path
 from agent.state_folder import default_state_folder, engines_below
 from agent.worker import Worker, child_command, replies_of
@@ -88,7 +88,7 @@ def run_sustained(
             elif isinstance(reply, LoadedReply):
                 run.model = reply
             elif not isinstance(reply, PhaseReply):
-                run.failure = f"{reply.reason}: {reply.detail}" if isinstance(reply, FailedReply) else ""
+                run.failure = _failure_of(reply)
                 continue
             on_reply(reply)
     except KeyboardInterrupt:
@@ -100,6 +100,13 @@ def run_sustained(
     if not run.windows:
         raise FleetnasError(f"{model.name} was not measured: {run.failure or 'its time ended before the first window'}")
     return run
+
+
+def _failure_of(reply: Reply) -> str:
+    """Why the order ended before its time; empty where it did not."""
+    if isinstance(reply, FailedReply):
+        return f"{reply.reason}: {reply.detail}"
+    return reply.reason if isinstance(reply, UnreadyReply) else ""
 
 
 def slowdown(window: WindowReply, windows: Sequence[WindowReply]) -> float:

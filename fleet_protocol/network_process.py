@@ -21,6 +21,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeAlias
 
+from fleet_protocol.child_process import child_environment, python_command
 from fleet_protocol.errors import TransportError
 from fleet_protocol.mqtt import MqttTransport, first_connection
 from fleet_protocol.tls import TlsContext
@@ -33,11 +34,6 @@ _MOST_EVENTS = 500
 #: How often the child looks whether there is something to tell where nothing arrives, and whether its queue has room.
 _LOOK_S, _ROOM_S = 0.05, 0.01
 _CLOSE_S = 5.0
-#: Nothing is imported from the folder that the owner was started in.
-_PROGRAM = (
-    "import sys; sys.path[:] = [path for path in sys.path if path]; "
-    "from fleet_protocol.network_process import serve; serve(int(sys.argv[1]))"
-)
 #: Children that die one after another before they have said anything, and what is wrong is not the network.
 _MOST_STILLBORN = 5
 
@@ -82,8 +78,9 @@ class NetworkProcess:
     def start(self) -> None:
         ours, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+            python_command("fleet_protocol.network_process", "main", str(theirs.fileno())),
             stdin=subprocess.DEVNULL,
+            env=child_environment(),
             pass_fds=[theirs.fileno()],
             start_new_session=True,  # a terminal's signals are the owner's, who has something left to say
         )
@@ -175,11 +172,11 @@ class NetworkProcess:
 # -- the child -------------------------------------------------------------------------------------------------
 
 
-def serve(descriptor: int) -> None:
-    """Be the child; ends when it is told to or its owner is gone."""
+def main() -> None:
+    """Be the child on the descriptor that the first argument is; ends when it is told to or its owner is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are the owner's; we end with it
         signal.signal(number, signal.SIG_IGN)
-    pipe = Connection(descriptor)
+    pipe = Connection(int(sys.argv[1]))
     address, client_id, will, prefer_five = pickle.loads(pipe.recv_bytes())
     _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five)).run()
 

@@ -42,14 +42,19 @@ class TlsContext(ssl.SSLContext):
         return refusal
 
     def _load_pem(self, text: str) -> None:
-        # OpenSSL takes a certificate's key from a file only; this one is readable by its owner and gone at once.
-        handle, path = tempfile.mkstemp(prefix="fleetnas-")
-        try:
-            with os.fdopen(handle, "w") as file:
+        # OpenSSL takes a certificate's key from a file only. This one is in memory: nobody can find it on a disk, also
+        # if this process is killed now.
+        if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+            with os.fdopen(os.memfd_create("fleetnas-key"), "w") as file:
+                file.write(text)
+                file.flush()
+                self.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+            return
+        with tempfile.TemporaryDirectory(prefix="fleetnas-") as folder:  # readable by its owner only
+            path = os.path.join(folder, "key.pem")
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(text)
             self.load_cert_chain(path)
-        finally:
-            os.unlink(path)
 
 
 def _socket_class(context: TlsContext) -> type[ssl.SSLSocket]:

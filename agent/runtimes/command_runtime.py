@@ -21,8 +21,10 @@ from typing import Annotated, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.child_messages import Timing
+from agent.lifetime import tied_to_this_process
 from agent.measurement import summarise
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from fleet_protocol.child_process import child_environment
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.session import TELEMETRY_OFF
@@ -113,7 +115,9 @@ class _CommandModel(TimedModel):
             done = subprocess.run(
                 words,
                 # It may well use onnxruntime itself.
-                env={**os.environ, **TELEMETRY_OFF},
+                env=child_environment(TELEMETRY_OFF),
+                stdin=subprocess.DEVNULL,  # ours brings the agent's orders
+                preexec_fn=tied_to_this_process(),
                 capture_output=True,
                 text=True,
                 errors="replace",

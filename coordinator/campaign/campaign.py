@@ -481,7 +481,7 @@ class Campaign:
         """Nobody is late for having waited for us; who holds results is asked for them."""
         now = self._clock()
         for agent in {track.device for track in self.tracks.values()}:
-            self._desk.renew(agent, now)
+            self._desk.renew(agent, now, anew=True)
         self._announcer.store_available(away_s)
         self._say("ready")
 

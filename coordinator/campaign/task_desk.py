@@ -28,6 +28,9 @@ _ACKNOWLEDGED_WITH_A_TASK = 8
 REMEASURE_WAIT_S = 30.0
 #: A lease outlives the device's own deadline by this much, and is renewed by every word about a task.
 LEASE_SLACK_S = 20.0
+#: No word renews it for longer than this beyond the deadlines: a device that only ever waits ends its tasks like one
+#: that is silent. Beyond what charging a battery or another agent's sustained run takes at a time.
+MAX_HELD_S = 3600.0
 
 
 class TaskDesk:
@@ -117,6 +120,7 @@ class TaskDesk:
             self._done.add(record.task_id)
         elif record.attempt:
             task.lease_ends_s = lease_ends_s
+            task.held_until_s = lease_ends_s + MAX_HELD_S
             track.leased[record.task_id] = task
         else:
             track.ready.append(task)
@@ -205,6 +209,7 @@ class TaskDesk:
         task.record = attempt
         track.leased[task.record.task_id] = task
         task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
+        task.held_until_s = now_s + PREFETCH * self._plan.deadline_s + LEASE_SLACK_S + MAX_HELD_S
 
     def _conditions(self, proposal: Proposal) -> dict[str, Any]:
         """Under which condition a subnet is measured, and how long its device is waited for."""
@@ -213,18 +218,25 @@ class TaskDesk:
         wait_s = REMEASURE_WAIT_S if proposal.wait_above is not None else 0.0
         return {"condition": self._plan.conditions, "wait_s": wait_s, "wait_above": proposal.wait_above}
 
-    def renew(self, agent: str, now_s: float) -> None:
-        """A word about one task of an agent renews the leases of all: it works on them in turn."""
+    def renew(self, agent: str, now_s: float, *, anew: bool = False) -> None:
+        """A word about one task of an agent renews the leases of all: it works on them in turn.
+
+        With `anew`, the time does not count that the tasks have been held so far.
+        """
         for _, task in self.out(agent):
             task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
+            if anew:
+                task.held_until_s = task.lease_ends_s + MAX_HELD_S
+            task.lease_ends_s = min(task.lease_ends_s, task.held_until_s)
 
     def expired(self, now_s: float) -> list[tuple[SettingTrack, TrackTask]]:
         """Take back every task whose lease has ended, and return them."""
         ended = [found for found in self.out() if found[1].lease_ends_s is not None and now_s > found[1].lease_ends_s]
         for track, task in ended:
             task.expired_leases += 1
+            heard = "nothing" if now_s <= task.held_until_s else "no result"
             self._note(
-                f"{track.label}: nothing was heard of task {task.record.task_id} in time; it is handed out again"
+                f"{track.label}: {heard} was heard of task {task.record.task_id} in time; it is handed out again"
             )
             self.cancel(track.device, task.key)
             self.requeue(track, task)

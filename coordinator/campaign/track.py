@@ -26,6 +26,8 @@ class TrackTask:
     proposal: Proposal
     calibration: BlobReference | None = None
     lease_ends_s: float | None = None
+    #: Until when the lease may be renewed.
+    held_until_s: float = float("inf")
     expired_leases: int = 0
 
     @property
