@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, TextIO
 from agent.host_lock import default_host_lock_path
 from agent.options import add_setting_options, chosen_settings, duration, positive
 from agent.settings import RUNTIMES
+from device_profiles.plain_text import ascii_json
 from fleet_protocol.errors import FleetnasError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from supernet_export.output_files import check_suffix
 
 if TYPE_CHECKING:
     from agent.child_messages import LoadedReply, PhaseReply, WindowReply
@@ -38,6 +40,8 @@ examples:
 _WINDOW_S = 10.0
 #: A beginning, an end, and something between them.
 _MIN_WINDOWS = 3
+#: What a median needs.
+_MIN_RUNS = 3
 _STANDARD = MeasurementProtocol()
 
 
@@ -73,6 +77,8 @@ def run_bench(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             only = "cannot be combined with" if options.sustained is not None else "needs"
             raise UsageError(f"--{name.replace('_', '-')} {only} --sustained")
+    if options.runs is not None and options.runs < _MIN_RUNS:
+        raise UsageError(f"--runs {options.runs} is too few to tell anything; give at least {_MIN_RUNS}")
     options.runtime = runtime_for(options.model, options.runtime)
     (setting,) = chosen_settings(options, [])
     return _measure_once(options, setting) if options.sustained is None else _measure_sustained(options, setting)
@@ -82,13 +88,13 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting) -> int:
     from agent.bench import bench_model
 
     min_s = _STANDARD.min_s if options.time is None else options.time
-    max_s = _STANDARD.max_s if options.max_time is None else options.max_time
-    protocol = MeasurementProtocol(
-        min_runs=max(3, options.runs or _STANDARD.min_runs), min_s=min_s, max_s=max(max_s, min_s)
-    )
+    max_s = max(_STANDARD.max_s, min_s) if options.max_time is None else options.max_time
+    if max_s < min_s:
+        raise UsageError(f"--max-time {max_s:g} is below the {min_s:g} s that are timed at least; raise it, or --time")
+    protocol = MeasurementProtocol(min_runs=options.runs or _STANDARD.min_runs, min_s=min_s, max_s=max_s)
     reply = bench_model(options.model, setting, protocol, _tell_waiting)
     if options.json:
-        sys.stdout.write(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"}) + "\n")
+        sys.stdout.write(ascii_json(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"})) + "\n")
         return 0
     timing = reply.timing
     sys.stdout.write(
@@ -185,6 +191,7 @@ def _can_print(text: str) -> bool:
 
 
 def _open_csv(path: Path) -> TextIO:
+    check_suffix("--csv", path, ".csv")
     try:
         return path.open("w", newline="", encoding="utf-8")
     except OSError as error:

@@ -32,6 +32,7 @@ from agent.options import (
 )
 from agent.settings import RUNTIMES
 from agent.state_folder import default_state_folder
+from device_profiles.plain_text import use_printable_streams
 from fleet_protocol.errors import FleetnasError, UsageError
 
 _RUN_DESCRIPTION = """\
@@ -59,6 +60,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with 0, 1 (something is broken) or 2 (something was asked for that cannot be)."""
+    use_printable_streams()
     try:
         parser, subparsers = build_parser()
         options = parser.parse_args(arguments)

@@ -340,7 +340,7 @@ def _configuration_text(values: Mapping[str, str]) -> str:
 def _write(path: Path, text: str, mode: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         path.chmod(mode)
     except OSError as error:
         raise FleetnasError(f"{path} cannot be written: {error}") from error

@@ -117,6 +117,8 @@ def broker_address(options: argparse.Namespace) -> BrokerAddress:
     if identity is not None:
         # The broker may be reached by another name than the one in the file; its certificate still has to fit.
         return dataclasses.replace(identity.broker, host=address.host, port=address.port)
+    if options.password_file is not None and options.username is None:
+        raise UsageError("the password of --password-file is for a login; give its --username too")
     return dataclasses.replace(
         address,
         username=options.username,

@@ -126,7 +126,7 @@ def _probe_setting(setting: RuntimeSetting, measurer: Measurer, cache: Path, ver
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(known.model_dump_json())
+        temporary.write_text(known.model_dump_json(), encoding="utf-8")
         os.replace(temporary, file)
         _forget_old_probes(cache)
     except OSError:

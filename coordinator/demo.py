@@ -16,6 +16,7 @@ from fleet_protocol.child_process import child_environment, python_command
 from fleet_protocol.messages import MeasurementProtocol
 from fleet_protocol.transport import BrokerAddress
 from supernet_export.export import export_digits
+from supernet_export.output_files import check_folder
 
 #: Three settings that differ as devices do; they share this machine, and so take turns.
 AGENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -43,6 +44,7 @@ def run_demo(directory: Path, run_search: Callable[[SearchRequest], int], seed: 
 
     Everything it writes is under `directory`: the take-home in it, the rest in `demo/`.
     """
+    check_folder("--out", directory)
     work = directory / "demo"
     work.mkdir(parents=True, exist_ok=True)
     supernet = work / "digits.supernet"

@@ -129,5 +129,9 @@ def write_credentials(path: Path, credentials: Credentials) -> None:
         raise UsageError(f"{path} exists and is not overwritten; remove it, or write to another file") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from error
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()  # half of a secret is of no use
+        raise UsageError(f"{path} cannot be written ({error.strerror}); make room there, or choose another") from error

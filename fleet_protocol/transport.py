@@ -66,6 +66,10 @@ class BrokerAddress:
     certificate_pem: str | None = field(default=None, repr=False)
     key_pem: str | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.key_file is not None and self.certificate_file is None:
+            raise UsageError("the key of --key-file is for a certificate; give its --certificate-file too")
+
     @classmethod
     def parse(cls, text: str) -> BrokerAddress:
         """From `HOST`, `HOST:PORT` or `[IPv6]:PORT`, with `mqtts://` before it for TLS; `UsageError` otherwise."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_protocol.errors import CheckpointError
+from supernet_export.output_files import write_atomically
 from supernet_export.torch_file import read_state_dict
 
 Array = NDArray[np.float32]
@@ -129,10 +130,10 @@ class AccuracyPredictor:
 
     def save(self, path: Path | str) -> None:
         """Write it, with its own error, as a safetensors file."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         described = {} if self.held_out is None else {_HELD_OUT_KEY: json.dumps(self.held_out.to_json())}
-        save_file(self.tensors(), path, metadata=described)
+        write_atomically(Path(path), save(self.tensors(), metadata=described))
 
     @classmethod
     def load(cls, path: Path | str) -> AccuracyPredictor:

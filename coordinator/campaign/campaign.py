@@ -113,6 +113,8 @@ class Campaign:
         self.connected = False
         self.connections = 0
         self.resumed = False
+        #: Targets whose fate the store knows.
+        self.targets_stored = 0
         self._wire, self._blobs, self._store = wire, blobs, store
         self._make_search = make_search
         self._clock, self._wall_clock = clock, wall_clock
@@ -143,6 +145,9 @@ class Campaign:
         self._hungry: dict[str, None] = {}
         self._planned: deque[SettingTrack] = deque()
         self._planner = Planner(models, executor, asks_at_once, self._planned.append)
+        #: Devices of the stored run that is taken up, and those that it goes on without.
+        self._resumed_with: set[str] = set()
+        self._left_out: set[str] = set()
         #: What the store is told at the next sweep.
         self._stale: dict[str, SettingTrack] = {}
         self._fresh: list[SettingTrack] = []
@@ -234,6 +239,7 @@ class Campaign:
             self._store.put_devices([track.to_record() for track in self._stale.values()])
             self._stale.clear()
             self._store.put_winners(self._fates)
+            self.targets_stored += len(self._fates)
             self._fates.clear()
 
     @property
@@ -286,17 +292,24 @@ class Campaign:
         self._desk.acknowledge_rest()
         self._write_standings()
         self._store.set_run_status(self.identity.run_id, self.status, self._wall_clock())
-        self._announcer.finished(
-            list(self.tracks.values()),
-            self.status,
-            totals=self.totals,
-            elapsed_s=self._clock() - self._started_s,
-            results=write_results(),
-        )
-        self._say("leaving")
+        try:
+            self._announcer.finished(
+                list(self.tracks.values()),
+                self.status,
+                totals=self.totals,
+                elapsed_s=self._clock() - self._started_s,
+                results=write_results(),
+            )
+        finally:
+            self._say("leaving")
         return self.status
 
     # -- taking up a stored run --------------------------------------------------------------------------------
+
+    def take_up_track(self, track: SettingTrack) -> None:
+        """Take in a device setting of the stored run."""
+        self._resumed_with.add(track.device)
+        self.add_track(track)
 
     def add_track(self, track: SettingTrack) -> None:
         """Take in a device setting, new or from the store."""
@@ -325,7 +338,7 @@ class Campaign:
         present = known | {entry.name for entry in usable}
         missing = [name for name in self.plan.devices if name not in present]
         if not missing and len(present) >= self.plan.wait_for:
-            self._begin(usable)
+            self._begin()
         elif now - self._connected_s > self.plan.join_s:
             raise UsageError(self._absence(missing, len(present)))
 
@@ -342,9 +355,9 @@ class Campaign:
             "the devices and look at them with `fleetnas devices`"
         )
 
-    def _begin(self, usable: list[AgentEntry]) -> None:
+    def _begin(self) -> None:
         self._open = True
-        for entry in usable:
+        for entry in self.registry.usable():
             self._join(entry)
         self._announcer.started(
             list(self.tracks.values()),
@@ -359,7 +372,10 @@ class Campaign:
     def _join(self, entry: AgentEntry) -> None:
         """Make a track for every setting of an agent that has none yet."""
         info = entry.info
-        if not self._open or not entry.usable or info is None or not self._wanted(entry.name):
+        if not self._open or not entry.usable or info is None:
+            return
+        if not self._wanted(entry.name):
+            self._tell_left_out(entry.name)
             return
         fresh = [setting for setting in info.settings if (entry.name, setting.label) not in self.tracks]
         for setting in fresh:
@@ -370,7 +386,18 @@ class Campaign:
             self._announcer.joined(info)
 
     def _wanted(self, agent: str) -> bool:
+        """A resumed run goes on with the devices that it had, and with those that were named."""
+        if self._resumed_with:
+            return agent in self._resumed_with or agent in self.plan.devices
         return not self.plan.devices or agent in self.plan.devices
+
+    def _tell_left_out(self, agent: str) -> None:
+        if self._resumed_with and agent not in self._left_out:
+            self._left_out.add(agent)
+            self.note(
+                f"{agent} was not in run {self.identity.run_id}, which goes on without it; start a new search for it, "
+                f"or add it with --resume {self.identity.run_id} --devices {agent}"
+            )
 
     # -- what agents say (`FleetListener`) ---------------------------------------------------------------------
 

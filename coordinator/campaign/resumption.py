@@ -30,7 +30,7 @@ def take_up(
             run_id, device.device, device.setting, device.info, make_search(device.info, device.setting)
         )
         track.learning, track.wire_bytes = list(device.learning), device.wire_bytes
-        campaign.add_track(track)
+        campaign.take_up_track(track)
     # Of several attempts at one task the first outcome to arrive counted.
     counted: dict[str, Outcome] = {}
     for found in store.outcomes(run_id):

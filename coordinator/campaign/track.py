@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,10 @@ from coordinator.records.data_quality import Finding, QualityTally
 from coordinator.records.totals import DeviceStatus
 from coordinator.store.records import DeviceRecord, Outcome, TaskRecord
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
+from fleet_protocol.errors import FleetnasError
 from fleet_protocol.messages import AgentInfo, BlobReference, Failed, RuntimeSetting, TaskKey
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 @dataclass
@@ -128,9 +131,10 @@ class SettingTrack:
                 del self.evaluations[subnet]
                 try:
                     found = future.result()
-                except (RuntimeUnavailableError, MissingDependencyError) as error:
-                    # The latency stands without it.
-                    reasons.append(f"no accuracy for winner {subnet}: {error}")
+                except Exception as error:  # whatever it was, the verified latency stands without the accuracy
+                    _log.debug("evaluation of %s", subnet, exc_info=error)
+                    what = str(error) if isinstance(error, FleetnasError) else f"{type(error).__name__}: {error}"
+                    reasons.append(f"no accuracy for winner {subnet}: {what}")
                     continue
                 if found is not None:
                     self.accuracies[subnet] = found

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from coordinator.cli import options
 from coordinator.cli.security import register_broker
 from fleet_protocol.transport import DEFAULT_PORT
 
@@ -35,6 +36,10 @@ def broker(
     configuration of a mosquitto that does not.
     """
     if context.invoked_subcommand is not None:
+        # Those below have some of their own, which stand behind their names.
+        options.refuse(
+            context, ("--host", "--port"), f"they stand before `{context.invoked_subcommand}`, which does not take them"
+        )
         return
     from coordinator.broker import EmbeddedBroker
 

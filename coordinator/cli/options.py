@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,37 @@ Store = Annotated[
     typer.Option("--store", metavar="FILE|URL", help="Where runs are kept (default: in the user's data folder)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a view.")]
+
+
+#: Options of a connection to a broker.
+CONNECTION = (
+    "--broker",
+    "--fleet",
+    "--credentials",
+    "--username",
+    "--password-file",
+    "--ca-file",
+    "--certificate-file",
+    "--key-file",
+)
+
+
+def given(context: typer.Context) -> list[str]:
+    """The options that the command line has, by their names; what is given twice or in the environment counts too."""
+    return [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.param_type_name == "option"
+        and parameter.name is not None
+        and getattr(context.get_parameter_source(parameter.name), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
+    ]
+
+
+def refuse(context: typer.Context, useless: Collection[str], why: str) -> None:
+    """`UsageError` where the command line has options that would change nothing; `why` says so and what to do."""
+    found = [option for option in given(context) if option in useless]
+    if found:
+        raise UsageError(f"{why}; leave out {', '.join(found)}")
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:
@@ -99,6 +131,8 @@ def connection(
         return Connection(address, fleet or known.fleet, known.private_key)
     if broker is None:
         raise UsageError("where the fleet is must be said: give --broker HOST[:PORT] or --credentials FILE")
+    if password_file is not None and username is None:
+        raise UsageError("the password of --password-file is for a login; give its --username too")
     address = replace(
         BrokerAddress.parse(broker),
         username=username,
@@ -114,7 +148,7 @@ def _password(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(_PASSWORD_VARIABLE)
     try:
-        return file.read_text().strip()
+        return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the password file {file} cannot be read: {error}; check --password-file") from error
 

@@ -58,14 +58,17 @@ def results(
     from coordinator.campaign.plan import RunSettings
     from coordinator.campaign.standing import outcome_of
     from coordinator.store.store import MeasurementStore
-    from coordinator.view.summary import summary
+    from coordinator.view.summary import print_summary
+    from supernet_export.output_files import check_folder
 
     opened = MeasurementStore.open(options.existing_store(store))
     try:
-        Console().print(summary(outcome_of(opened, run)))
+        print_summary(Console(), outcome_of(opened, run))
         if out is not None:
+            check_folder("--out", out)
             models = stored_models(RunSettings.model_validate(opened.run(run).settings))
-            write_take_home(opened, run, out, models)
+            for remark in write_take_home(opened, run, out, models):
+                typer.echo(remark, err=True)
             typer.echo(f"results and model files: {out}")
     finally:
         opened.close()

@@ -11,6 +11,7 @@ import typer
 
 from fleet_protocol.errors import UsageError
 from fleet_protocol.transport import DEFAULT_TLS_PORT
+from supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:
     from coordinator.security.authority import Authority
@@ -115,6 +116,8 @@ def rotate(
     ] = False,
 ) -> None:
     """A new key for the coordinator to sign with."""
+    if finish and (output is not None or compromised):
+        raise UsageError("--finish makes no new key, so --output and --compromised say nothing; leave them out")
     authority = _open(folder)
     if finish:
         authority.forget_old_keys()
@@ -122,6 +125,7 @@ def rotate(
         return
     if output is None:
         raise UsageError("a new key needs --output FILE for the coordinator's new credentials")
+    _check_output(output)
     credentials = authority.rotate_coordinator(output, _now(), compromised=compromised)
     typer.echo(f"{output}: signs with {_fingerprints(credentials.trusted_keys)}")
     if compromised:
@@ -147,6 +151,7 @@ def enroll(
     """
     opened = _open(authority)
     path = output or Path(f"{name}.credentials")
+    _check_output(path)
     credentials = opened.enroll(name, path, _now(), renew=renew)
     if credentials.role == "watcher":
         typer.echo(
@@ -192,11 +197,9 @@ def sign(
     if found.private_key is None:
         raise UsageError(f"{credentials} hold no signing key; take those that `fleetnas broker init` made")
     signature = Path(f"{file}.sig")
+    check_file("the signature", signature, ".sig")
     text = sign_file(found.private_key, file)
-    try:
-        signature.write_text(text + "\n")
-    except OSError as error:
-        raise UsageError(f"{signature} cannot be written ({error.strerror})") from error
+    write_atomically(signature, text.encode() + b"\n")
     typer.echo(f"{signature}: signed with {_fingerprints(found.trusted_keys)}")
 
 
@@ -211,12 +214,17 @@ def verify(
     from fleet_protocol.signing import verify_file
 
     try:
-        signature = Path(f"{file}.sig").read_text(errors="replace").strip()
+        signature = Path(f"{file}.sig").read_text(encoding="utf-8", errors="replace").strip()
     except OSError as error:
         raise UsageError(f"{file}.sig cannot be read ({error.strerror}); fetch it together with the file") from error
     found = read_credentials(credentials)
     verify_file(found.trusted_keys, file, signature)
     typer.echo(f"{file}: as it was signed with one of {_fingerprints(found.trusted_keys)}")
+
+
+def _check_output(path: Path) -> None:
+    """Before anything is issued or revoked: credentials that could not be written would be lost."""
+    check_file("--output", path, ".credentials", ".json")
 
 
 def _open(folder: Path) -> Authority:

@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(
+    context: typer.Context,
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="A run, as `fleetnas runs` lists them (default: the newest).")
     ] = None,
@@ -50,6 +51,7 @@ def watch(
     console = Console()
     feed: Feed
     if broker is None and credentials is None:
+        options.refuse(context, options.CONNECTION, "without --broker or --credentials a store is watched")
         feed = _from_store(store, run)
     elif store is not None:
         raise UsageError("watch either a store or what the broker tells; leave out --store, or --broker/--credentials")

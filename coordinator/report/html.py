@@ -9,10 +9,11 @@ from coordinator.records.totals import target_totals
 from coordinator.report.measurement_table import read_measurements
 from coordinator.report.plots import Plot, device_plots
 from coordinator.report.results import DeviceRecord, Results
-from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, read_results, write_atomically
+from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, read_results
 from coordinator.search.bounds import Bounds
 from coordinator.view import wording
 from coordinator.view.snapshot import PredictorError
+from supernet_export.output_files import write_atomically
 
 REPORT_FILE = "report.html"
 #: Each device's plots weigh about 100 KB: beyond so many device settings the page shows tables only.

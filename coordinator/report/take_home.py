@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +17,7 @@ from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import HashMismatchError, StoreError
 from fleet_protocol.messages import Condition, RuntimeSetting
 from supernet_export.evaluation import is_tflite
+from supernet_export.output_files import write_atomically
 
 RESULTS_FILE = "results.json"
 MEASUREMENTS_FILE = "measurements.csv"
@@ -67,6 +66,10 @@ class TakeHome:
         path = _suffixed(self._stem(device, target), _SUFFIXES[is_tflite(model)])
         write_atomically(path, model)
         return path
+
+    def has_winner(self, device: DeviceOutcome, target: TargetOutcome) -> bool:
+        """Whether the model file of a target is there already, with the bytes that the device measured."""
+        return self._model(device, target) is not None
 
     def write(self, outcome: CampaignOutcome) -> Results:
         """Write results.json, measurements.csv and a card beside each model file that is there; returns the results.
@@ -129,19 +132,3 @@ def read_results(directory: Path) -> Results:
 def _suffixed(stem: Path, suffix: str) -> Path:
     """`with_suffix` would cut the fraction off `3.5ms`."""
     return stem.parent / (stem.name + suffix)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file at once; a reader sees the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -168,7 +168,7 @@ def _read_yaml(file: Path) -> Mapping[str, float]:
         ) from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content: Any = yaml.load(file.read_text(), Loader=loader)
+        content: Any = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
         return {str(key): float(entry["mean"]) for key, entry in content.items()}
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}; check the path") from None

@@ -258,7 +258,7 @@ class Authority:
 
     def _read(self, name: str) -> str:
         try:
-            return (self.folder / name).read_text()
+            return (self.folder / name).read_text(encoding="utf-8")
         except OSError as error:
             raise UsageError(
                 f"{self.folder / name} cannot be read ({error.strerror}); the authority is not complete, restore it "
@@ -272,7 +272,7 @@ class Authority:
         try:
             temporary.unlink(missing_ok=True)
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 os.fchmod(handle, mode)
                 file.write(text)
                 file.flush()

@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.orm import Session
 
 from coordinator.store.claims import Claims, FileClaims, ServerClaims
+from device_profiles.plain_text import PRINTABLE
 from fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
 
 _CONNECT_TIMEOUT_S = 10
@@ -69,6 +70,7 @@ class Database:
         url = _url(location)
         self.name = _shown(url)  #: for people: without a password
         self.dialect = url.get_backend_name()
+        self.in_memory = self.dialect == "sqlite" and url.database in (None, "", ":memory:")
         self._reader = _engine(url)
         # SQLite refuses to turn a reading transaction into a writing one once somebody else has written.
         self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
@@ -173,6 +175,8 @@ def shown_location(location: str) -> str:
 
 
 def _shown(url: URL) -> str:
+    if url.database is not None:  # a file's name need not be text, and a URL is
+        url = url.set(database=url.database.encode("utf-8", PRINTABLE).decode())
     return url.render_as_string(hide_password=True)
 
 

@@ -57,6 +57,7 @@ class MeasurementStore:
         """Of a database whose tables are up to date."""
         self._database = database
         self.url = database.name  #: for people: without a password
+        self.in_memory = database.in_memory  #: known to the thread that opened it alone
         # Made once: making such a statement takes longer than running it. Both databases spell it alike.
         insert_or = postgresql_insert if database.dialect == "postgresql" else sqlite_insert
         # The unique key decides, not a look before it: several coordinators may share a store.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +16,15 @@ _LEGEND = (
     "predicted: without the subnet's own measurements   measured: when first tried   verified: the file that ships   "
     "typical: at the run's median slow-down"
 )
+
+#: The columns of a table of targets, with a few words in the last.
+_LEAST_WIDTH = 60
+
+
+def print_summary(console: Console, outcome: CampaignOutcome) -> None:
+    """Print it; a terminal too narrow for its tables breaks their lines, and no column is lost."""
+    console.width = max(console.width, _LEAST_WIDTH)
+    console.print(summary(outcome))
 
 
 def summary(outcome: CampaignOutcome) -> RenderableType:
