@@ -10,6 +10,7 @@ import typer
 from pydantic import ValidationError
 
 from coordinator.cli import options
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import UsageError
 
 
@@ -70,13 +71,13 @@ def evaluate(
         (chosen,) = opened.space.decode(opened.space.sample(1, rng))
     else:
         # A whole architecture is longer than a file's name may be.
-        is_file = not architecture.lstrip().startswith("{") and Path(architecture).is_file()
-        text = Path(architecture).read_text() if is_file else architecture
         try:
+            is_file = not architecture.lstrip().startswith("{") and Path(architecture).is_file()
+            text = read_text(Path(architecture)) if is_file else architecture
             fields = json.loads(text)
             # A winner's card holds its architecture beside other things.
             chosen = Architecture.model_validate(fields.get("architecture", fields))
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise UsageError(
                 f"architecture {architecture[:80]!r} cannot be read ({_first_fault(error)}); give JSON with the "
                 "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
@@ -119,7 +120,7 @@ def evaluate(
     typer.echo(f"{macs / 1e6:.1f} M MACs, {parameters / 1e6:.2f} M parameters, {len(file):,} bytes")
 
 
-def _first_fault(error: ValueError | AttributeError) -> str:
+def _first_fault(error: OSError | ValueError | AttributeError) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
