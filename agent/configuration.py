@@ -19,6 +19,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from device_profiles.text_files import open_text
 from fleet_protocol.errors import UsageError
 
 SECTION = "agent"
@@ -61,7 +62,7 @@ def read_configuration(file: Path | None, environment: Mapping[str, str]) -> dic
     values = _read_file(file) if file is not None else _read_first(default_configuration_files())
     for key in KEYS:
         if PREFIX + key.upper() in environment:
-            values[key] = environment[PREFIX + key.upper()]
+            values[key] = environment[PREFIX + key.upper()].strip()  # files of variables may have Windows line ends
     return values
 
 
@@ -80,7 +81,7 @@ def _read_first(files: tuple[Path, ...]) -> dict[str, str]:
 def _read_file(file: Path) -> dict[str, str]:
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        with file.open() as lines:
+        with open_text(file) as lines:
             parser.read_file(lines)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         reason = " ".join(str(error).split())

@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.configuration import KEYS
 from agent.settings import parse_setting
 from agent.state_folder import default_state_folder
+from device_profiles.text_files import read_text
 from fleet_protocol.credentials import Credentials, read_credentials
 from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import RuntimeSetting
@@ -189,6 +190,6 @@ def _password(file: str | None) -> str | None:
     if file is None:
         return os.environ.get(_PASSWORD_VARIABLE)
     try:
-        return Path(file).read_text().strip()
+        return read_text(Path(file)).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the password file {file} cannot be read: {error}; check --password-file") from error

@@ -30,6 +30,7 @@ from fleet_protocol.errors import BrokerUnreachableError
 from fleet_protocol.messages import RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.signing import OrderVerifier
+from fleet_protocol.tls import trust
 from fleet_protocol.topics import Topics, check_name
 from fleet_protocol.transport import BrokerAddress, Transport, Will
 
@@ -146,7 +147,7 @@ def mirrors_beside(broker: BrokerAddress, policy: MirrorPolicy) -> Mirrors:
     def tls() -> ssl.SSLContext:
         context = ssl.create_default_context()
         if broker.ca_file is not None or broker.ca_pem is not None:
-            context.load_verify_locations(cafile=broker.ca_file, cadata=broker.ca_pem)
+            trust(context, broker.ca_file, broker.ca_pem)
         return context
 
     return Mirrors(policy, tls)

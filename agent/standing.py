@@ -72,6 +72,8 @@ def _is_locked(file: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks, where no agent can run either
+        return False
     finally:
         os.close(handle)
     return False

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from device_profiles.text_files import decode_text
 from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import Identifier
 from fleet_protocol.signing import KEY_BYTES
@@ -105,7 +106,7 @@ def read_credentials(path: Path, *roles: Role) -> Credentials:
     try:
         if len(payload) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
-        found = Credentials.model_validate_json(payload)
+        found = Credentials.model_validate_json(decode_text(payload))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"

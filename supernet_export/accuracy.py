@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_protocol.errors import CheckpointError
+from supernet_export.checkpoints import read_checkpoint
 from supernet_export.output_files import write_atomically
-from supernet_export.torch_file import read_state_dict
 
 Array = NDArray[np.float32]
 
@@ -157,7 +157,7 @@ class AccuracyPredictor:
         The second kind adds `base_acc`, the mean accuracy that it was centred on. `CheckpointError` where the file
         holds no such predictor; nothing in it is executed.
         """
-        state = read_state_dict(path)
+        state = read_checkpoint(Path(path), use_torch=False).tensors
         base = state.pop("base_acc", None)
         prefixes = sorted({name.rpartition(".")[0] for name in state}, key=_layer_number)
         if not prefixes or any(f"{prefix}.weight" not in state for prefix in prefixes):

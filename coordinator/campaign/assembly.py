@@ -20,7 +20,7 @@ from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.fleet_search import FleetSearch
 from coordinator.campaign.garbage import rarer_garbage_collection
 from coordinator.campaign.opening import Opening
-from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.plan import CampaignPlan, RunSettings, settings_of
 from coordinator.campaign.priority import yield_to_measurements
 from coordinator.campaign.results_writer import ResultsWriter, reason_of
 from coordinator.campaign.resumption import take_up
@@ -261,7 +261,8 @@ def open_search(
     metrics = Metrics(*request.metrics) if request.metrics is not None else None
     views: list[View] = [make_view(), *([metrics] if metrics is not None else [])]
     if request.local is None:
-        views.append(Broadcast(transport, topics, run_id, time.monotonic))
+        wire.news = Broadcast(transport, topics, run_id, time.monotonic)
+        views.append(wire.news)
     view = Audience(views)
     executor = ThreadPoolExecutor(
         max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)),
@@ -393,7 +394,7 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
 def run_settings(request: SearchRequest, resumed: RunRecord | None) -> RunSettings:
     """The settings of a new run, or of a stored one with what the request changes of them."""
     if resumed is not None:
-        settings = RunSettings.model_validate(resumed.settings)
+        settings = settings_of(resumed)
         changes: dict[str, object] = {}
         if request.supernet is not None:
             changes["supernet_path"] = str(request.supernet.absolute())

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coordinator.campaign.targets import TargetRequest
 from coordinator.search.bounds import Bounds
+from coordinator.store.records import RunRecord
+from fleet_protocol.errors import StoreError
 from fleet_protocol.messages import Condition, MeasurementProtocol
 
 
@@ -57,3 +59,20 @@ class RunSettings(BaseModel):
     evaluation_images: str | None = None
     out: str | None = Field(default=None, description="folder of the take-home")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and what it stands on")
+
+
+def settings_of(run: RunRecord) -> RunSettings:
+    """What a stored run was asked to do; `StoreError` where another fleetnas stored it in another form."""
+    try:
+        return RunSettings.model_validate(run.settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise StoreError(
+            f"the settings stored with run {run.run_id} cannot be read ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}); use the fleetnas that made it ({_made_by(run.settings)}), or leave this run alone"
+        ) from error
+
+
+def _made_by(settings: dict[str, Any]) -> str:
+    versions = settings.get("versions")
+    return str(versions.get("fleetnas", "not known"))[:40] if isinstance(versions, dict) else "not known"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.plan import CampaignPlan, settings_of
 from coordinator.campaign.proposal import TargetState
 from coordinator.campaign.targets import TargetRequest
 from coordinator.campaign.track import SettingTrack
@@ -196,7 +196,7 @@ def _costs_of(space: DesignSpace, genome: bytes) -> dict[str, int]:
 def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     """A stored run as the take-home and the report want it; it may still be running."""
     run = store.run(run_id)
-    settings = RunSettings.model_validate(run.settings)
+    settings = settings_of(run)
     outcomes: dict[tuple[str, str], list[OutcomeRecord]] = {}
     for found in store.outcomes(run_id):
         outcomes.setdefault((found.task.device, found.task.setting_label), []).append(found)

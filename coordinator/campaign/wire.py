@@ -24,7 +24,7 @@ from fleet_protocol.messages import (
     TaskUpdate,
 )
 from fleet_protocol.signing import OrderSigner
-from fleet_protocol.topics import AgentUp, DownChannel, PassedOn, Topics
+from fleet_protocol.topics import AgentUp, DownChannel, PassedOn, RunNews, Topics
 from fleet_protocol.transport import Connected, Disconnected, Transport, TransportEvent, Will
 
 
@@ -48,6 +48,13 @@ class Sharing:
 def run_of(key: TaskKey) -> str:
     """The run whose task it is: a task's id is its run's and a number. Empty where it is none of ours."""
     return key.task_id.rpartition(".")[0]
+
+
+class NewsListener(Protocol):
+    """Who hears what the fleet's coordinators tell of their runs, and when the broker may have forgotten it."""
+
+    def on_connected(self) -> None: ...
+    def on_news(self, news: RunNews, payload: bytes, retained: bool) -> None: ...
 
 
 class FleetListener(Protocol):
@@ -90,6 +97,7 @@ class FleetWire:
         self._refused = refused
         self._signer = signer
         self._sharing = sharing
+        self.news: NewsListener | None = None
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
@@ -108,6 +116,8 @@ class FleetWire:
         """Pass one event on; whatever breaks the contract is dropped with one line."""
         if isinstance(event, Connected):
             listener.on_connected()
+            if self.news is not None:
+                self.news.on_connected()
         elif isinstance(event, Disconnected):
             listener.on_disconnected(event.reason, event.fatal)
         else:
@@ -117,9 +127,11 @@ class FleetWire:
                 self._refused(f"{event.topic[-80:]}: {error}")
 
     def _dispatch(self, topic: str, payload: bytes, retained: bool, listener: FleetListener) -> None:
+        address = self._topics.parse(topic)
+        if isinstance(address, RunNews) and self.news is not None:
+            self.news.on_news(address, payload, retained)
         if not payload:
             return  # a retained message that was cleared
-        address = self._topics.parse(topic)
         own = self._sharing.run if self._sharing is not None else None
         if isinstance(address, PassedOn) and address.run == own and not retained:
             listener.on_update(address.agent, decode_task_update(payload), len(topic) + len(payload))

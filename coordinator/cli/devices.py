@@ -21,7 +21,7 @@ from device_profiles.plain_text import plain
 if TYPE_CHECKING:
     from coordinator.fleet.roll_call import RollCall
 
-_GATHER_S = 2.0
+_GATHER_S = 2.5  # a coordinator tells of its run every 2 s
 _CONNECT_S = 10.0
 
 

@@ -122,6 +122,7 @@ def _export_checkpoint(
         output,
         accuracy=_predictor(accuracy) if accuracy is not None else None,
         accuracy_source=accuracy.name if accuracy is not None else "",
+        on_read=lambda where: typer.echo(f"{checkpoint}: {where}", err=True),
     )
 
 

@@ -37,7 +37,6 @@ def export_data(
     """
     from coordinator.store.export_files import Format, write_rows
     from coordinator.store.exported_fields import FIELDS, RAW_TIMES, exported_rows
-    from coordinator.store.store import MeasurementStore
 
     chosen = form or ("parquet" if output.suffix.lower() == ".parquet" else "csv")
     if chosen not in ("csv", "parquet"):
@@ -46,7 +45,7 @@ def export_data(
         output /= f"measurements.{chosen}"
     check_file("--output", output, f".{chosen}")
     fields = [field for field in FIELDS if raw_times or field.name != RAW_TIMES]
-    opened = MeasurementStore.open(options.existing_store(store))
+    opened = options.open_to_read(store)
     try:
         count = write_rows(exported_rows(opened, run or (), device or ()), fields, output, cast(Format, chosen))
     finally:

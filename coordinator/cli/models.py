@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from coordinator.cli import options
 from coordinator.cli.progress import image_progress
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import UsageError
 from supernet_export.output_files import check_file, write_atomically
 
@@ -74,13 +75,13 @@ def evaluate(
         (chosen,) = opened.space.decode(opened.space.sample(1, rng))
     else:
         # A whole architecture is longer than a file's name may be.
-        is_file = not architecture.lstrip().startswith("{") and Path(architecture).is_file()
-        text = Path(architecture).read_text(encoding="utf-8") if is_file else architecture
         try:
+            is_file = not architecture.lstrip().startswith("{") and Path(architecture).is_file()
+            text = read_text(Path(architecture)) if is_file else architecture
             fields = json.loads(text)
             # A winner's card holds its architecture beside other things.
             chosen = Architecture.model_validate(fields.get("architecture", fields))
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise UsageError(
                 f"architecture {architecture[:80]!r} cannot be read ({_first_fault(error)}); give JSON with the "
                 "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
@@ -124,7 +125,7 @@ def evaluate(
         write_atomically(output, file)
 
 
-def _first_fault(error: ValueError | AttributeError) -> str:
+def _first_fault(error: OSError | ValueError | AttributeError) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"

@@ -7,13 +7,17 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from device_profiles.text_files import read_text
 from fleet_protocol.credentials import read_credentials
 from fleet_protocol.errors import UsageError
 from fleet_protocol.transport import BrokerAddress
+
+if TYPE_CHECKING:
+    from coordinator.store.store import MeasurementStore
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 
@@ -84,7 +88,7 @@ def refuse(context: typer.Context, useless: Collection[str], why: str) -> None:
 def json_object(option: str, text: str) -> dict[str, Any]:
     """What an option holds that takes a JSON object; `UsageError` where it is none."""
     try:
-        found = json.loads(text)
+        found = json.loads(text.removeprefix("\ufeff"))
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is not JSON ({error}); give an object such as {{}}") from None
     if not isinstance(found, dict):
@@ -148,7 +152,7 @@ def _password(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(_PASSWORD_VARIABLE)
     try:
-        return file.read_text(encoding="utf-8").strip()
+        return read_text(file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the password file {file} cannot be read: {error}; check --password-file") from error
 
@@ -159,6 +163,19 @@ def store_location(store: str | None) -> str:
         return store
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return str(Path(base) / "fleetnas" / "runs.sqlite")
+
+
+def open_to_read(store: str | None) -> MeasurementStore:
+    """The store of a command that only reads; says on standard error where nobody can do more with it."""
+    from coordinator.store.store import MeasurementStore
+
+    opened = MeasurementStore.open(existing_store(store), to_read=True)
+    if opened.read_only:
+        typer.echo(
+            f"the store {opened.url} can only be read here: its runs can be shown and exported, not resumed",
+            err=True,
+        )
+    return opened
 
 
 def existing_store(store: str | None) -> str:

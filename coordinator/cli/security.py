@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import UsageError
 from fleet_protocol.transport import DEFAULT_TLS_PORT
 from supernet_export.output_files import check_file, write_atomically
@@ -214,9 +215,9 @@ def verify(
     from fleet_protocol.signing import verify_file
 
     try:
-        signature = Path(f"{file}.sig").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError as error:
-        raise UsageError(f"{file}.sig cannot be read ({error.strerror}); fetch it together with the file") from error
+        signature = read_text(Path(f"{file}.sig")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}.sig cannot be read ({error}); fetch it together with the file") from error
     found = read_credentials(credentials)
     verify_file(found.trusted_keys, file, signature)
     typer.echo(f"{file}: as it was signed with one of {_fingerprints(found.trusted_keys)}")

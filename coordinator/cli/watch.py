@@ -88,11 +88,10 @@ def watch(
 
 
 def _from_store(store: str | None, run: str | None) -> Feed:
-    from coordinator.store.store import MeasurementStore
     from coordinator.watching.store_feed import StoreFeed
     from fleet_protocol.errors import UsageError
 
-    opened = MeasurementStore.open(options.existing_store(store))
+    opened = options.open_to_read(store)
     try:
         if run is None:
             runs = opened.runs()

@@ -27,6 +27,8 @@ class AgentEntry:
     session: int = -1
     instance: str = ""
     info: AgentInfo | None = None
+    other_info: AgentInfo | None = None
+    """Of another session than the one at work, kept in case that session announces itself."""
     last_seen_s: float | None = None
     """None where only retained messages have been seen so far."""
     known_since_s: float = 0.0
@@ -107,15 +109,24 @@ class FleetRegistry:
         entry.session, entry.instance = state.session, state.instance
         entry.liveness, entry.reason, entry.lost_since_s = state.state, "", None
         entry.resting = state.detail
+        if entry.other_info is not None and entry.other_info.session == state.session:
+            entry.info, entry.other_info = entry.other_info, None
         self._seen(entry, now_s, retained)
         return entry
 
     def on_info(self, agent: str, info: AgentInfo, now_s: float, *, retained: bool = False) -> AgentEntry:
-        """What an agent says it is; older sessions are ignored."""
+        """What an agent says it is; that of the session at work counts, else that of the newest.
+
+        A device that was set up anew, with a clock that is behind, begins with an older session than before.
+        """
         entry = self._entry(agent, now_s)
-        if entry.info is None or info.session >= entry.info.session:
-            entry.info = info
-            self._seen(entry, now_s, retained)
+        at_work = entry.session if entry.liveness in ("ready", "busy") else None
+        known = entry.info.session if entry.info is not None else None
+        if known is not None and info.session != at_work and (known == at_work or info.session < known):
+            entry.other_info = info
+            return entry
+        entry.info = info
+        self._seen(entry, now_s, retained)
         return entry
 
     def on_health(self, agent: str, health: Health, now_s: float) -> AgentEntry:

@@ -104,8 +104,10 @@ def _same_space(settings: dict[str, Any], space: DesignSpace) -> bool:
     )
 
 
-def _fixed(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that decide what a subnet costs: which resolutions are searched does not."""
+def _fixed(options: object) -> dict[str, Any] | None:
+    """Options that decide what a subnet costs: which resolutions are searched does not. None where they are none."""
+    if not isinstance(options, dict):
+        return None
     return {name: value for name, value in options.items() if name != "resolutions"}
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from coordinator.report.outcome import DeviceOutcome, MeasurementRow
 from coordinator.view.events import Purpose
+from device_profiles.text_files import open_text
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import StoreError
 from fleet_protocol.messages import Conditions, Measurement
@@ -81,11 +82,11 @@ def csv_cell(value: Any) -> str:
 def read_measurements(path: Path) -> dict[tuple[str, str], list[MeasurementRow]]:
     """The rows of each device and runtime label. `StoreError` where the file is not such a table."""
     table: dict[tuple[str, str], list[MeasurementRow]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with open_text(path) as file:
         reader = csv.DictReader(file, restval="")
-        if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
-            raise StoreError(f"{path} has other columns than this version writes; write it again from the run")
         try:
+            if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
+                raise StoreError(f"{path} has other columns than this version writes; write it again from the run")
             for cells in reader:
                 table.setdefault((cells["device"], cells["runtime"]), []).append(_row(cells))
         except (ValueError, csv.Error) as error:

@@ -14,6 +14,7 @@ from coordinator.report.measurement_table import measurements_csv
 from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from coordinator.report.results import DeviceRecord, Results, SupernetRecord, TargetRecord
 from device_profiles.profile import DeviceProfile
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import HashMismatchError, StoreError
 from fleet_protocol.messages import Condition, RuntimeSetting
 from supernet_export.evaluation import is_tflite
@@ -122,7 +123,7 @@ def read_results(directory: Path) -> Results:
     """The results of a take-home. `StoreError` where there are none, or where the file was altered."""
     path = directory / RESULTS_FILE
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_text(path))
     except FileNotFoundError:
         raise StoreError(f"{directory} has no {RESULTS_FILE}: name the folder that --out was given") from None
     except ValueError as error:

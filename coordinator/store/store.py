@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, insert, select
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Connection, Row, insert, inspect, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
-from coordinator.store.database import Database
+from coordinator.store.database import Database, UnreadableJson
 from coordinator.store.migration import bring_up_to_date
 from coordinator.store.records import (
     Arrival,
@@ -41,7 +43,10 @@ from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import StoreError, UsageError
 from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
+R, T = TypeVar("R"), TypeVar("T")
+_log = logging.getLogger("fleetnas.coordinator")
 _MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
+_LATENCY_FIELDS = tuple(LatencyRecord.__dataclass_fields__)
 #: Measurements that are read at once where there may be very many.
 _PAGE = 500
 
@@ -58,6 +63,7 @@ class MeasurementStore:
         self._database = database
         self.url = database.name  #: for people: without a password
         self.in_memory = database.in_memory  #: known to the thread that opened it alone
+        self.read_only = database.read_only  #: nothing can be added or changed
         # Made once: making such a statement takes longer than running it. Both databases spell it alike.
         insert_or = postgresql_insert if database.dialect == "postgresql" else sqlite_insert
         # The unique key decides, not a look before it: several coordinators may share a store.
@@ -77,15 +83,17 @@ class MeasurementStore:
         self._put_winners = upsert(WinnerRow, "run_id", "device", "setting_label", "target_ms")
 
     @classmethod
-    def open(cls, location: str | Path) -> MeasurementStore:
+    def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
         """Open a file's path, or a URL with `://` in it, and make or upgrade its tables.
+
+        `to_read` also opens a file that cannot be written; it is then `read_only`, and left as it is.
 
         Raises:
             UsageError: it is no URL of a store.
             MissingDependencyError: the database's driver is not installed.
-            StoreError: it cannot be used, or a newer fleetnas wrote it.
+            StoreError: it cannot be used, or a newer fleetnas or another program wrote it.
         """
-        database = Database(str(location))
+        database = Database(str(location), to_read=to_read)
         try:
             bring_up_to_date(database)
         except BaseException:
@@ -124,10 +132,10 @@ class MeasurementStore:
             return cast(RunRecord, _record(RunRecord, self._run(session, run_id)))
 
     def runs(self) -> list[RunRecord]:
-        """Every run, oldest first."""
+        """Every run, oldest first; one that cannot be read is left out with a line in the log."""
         with self._database.reading() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.created_unix_s, RunRow.run_id))
-            return [_record(RunRecord, row) for row in rows]
+            return list(_readable(rows, partial(_record, RunRecord)))
 
     def _run(self, session: Session, run_id: str) -> RunRow:
         row = session.get(RunRow, run_id)
@@ -207,10 +215,10 @@ class MeasurementStore:
             return _task(row) if row is not None else None
 
     def tasks(self, run_id: str) -> list[TaskRecord]:
-        """Every task of a run, by id."""
+        """Every task of a run, by id; one that cannot be read is left out with a line in the log."""
         with self._database.reading() as session:
             rows = session.scalars(select(TaskRow).where(TaskRow.run_id == run_id).order_by(TaskRow.task_id))
-            return [_task(row) for row in rows]
+            return list(_readable(rows, _task))
 
     def add_outcome(self, key: TaskKey, outcome: Outcome, stored_unix_s: float) -> bool:
         """Store what an attempt brought; False where that attempt's outcome is stored already.
@@ -273,7 +281,10 @@ class MeasurementStore:
             raise StoreError(f"task {unknown[0]} is in no run of the store {self.url}; its result is not stored")
 
     def outcomes(self, run_id: str, after: int = 0) -> list[OutcomeRecord]:
-        """Every outcome of a run in the order of arrival, from the one after number `after` on."""
+        """Every outcome of a run in the order of arrival, from the one after number `after` on.
+
+        One that cannot be read is left out with a line in the log.
+        """
         with self._database.reading() as session:
             rows = session.scalars(
                 select(OutcomeRow)
@@ -285,7 +296,7 @@ class MeasurementStore:
                 )
                 .order_by(OutcomeRow.outcome_id)
             )
-            return [_outcome(row) for row in rows]
+            return list(_readable(rows, _outcome))
 
     def measurements(self, run_ids: Sequence[str], devices: Sequence[str] = ()) -> Iterator[OutcomeRecord]:
         """Measurements of these runs, and of these devices if any are given, in the order of arrival.
@@ -308,10 +319,10 @@ class MeasurementStore:
         while True:
             with self._database.reading() as session:
                 rows = session.scalars(wanted.where(OutcomeRow.outcome_id > last)).all()
-                page = [_outcome(row) for row in rows]
+                page = list(_readable(rows, _outcome))
                 last = rows[-1].outcome_id if rows else last
             yield from page
-            if len(page) < _PAGE:
+            if len(rows) < _PAGE:
                 return
 
     def latencies(self, run_id: str, before_unix_s: float) -> list[LatencyRecord]:
@@ -331,10 +342,7 @@ class MeasurementStore:
                 .where(MeasurementRow.undisturbed_ms.is_not(None))
                 .order_by(OutcomeRow.outcome_id)
             )
-            return [
-                LatencyRecord(device, label, Architecture.model_validate(architecture), float(latency_ms))
-                for device, label, architecture, latency_ms in rows
-            ]
+            return list(_readable(rows, _latency))
 
     # -- winners -----------------------------------------------------------------------------------------------
 
@@ -349,18 +357,51 @@ class MeasurementStore:
                 session.connection().execute(self._put_winners, [dict(vars(winner)) for winner in winners])
 
     def winners(self, run_id: str) -> list[WinnerRecord]:
-        """What became of a run's targets, by device setting and target."""
+        """What became of a run's targets, by device setting and target.
+
+        What cannot be read is left out with a line in the log.
+        """
         with self._database.reading() as session:
             rows = session.scalars(
                 select(WinnerRow)
                 .where(WinnerRow.run_id == run_id)
                 .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms)
             )
-            return [_record(WinnerRecord, row) for row in rows]
+            return list(_readable(rows, partial(_record, WinnerRecord)))
+
+
+def _readable(rows: Iterable[R], read: Callable[[R], T]) -> Iterator[T]:
+    """Each row as `read` has it; one that a disk or a person damaged costs itself and a line."""
+    for row in rows:
+        try:
+            yield read(row)
+        except (StoreError, ValidationError) as error:  # noqa: PERF203 - each row for itself is the point
+            reason = str(error) if isinstance(error, StoreError) else _damage(row, error)
+            _log.warning("%s; it is left out", reason)
+
+
+def _damage(row: object, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    found = first["input"]
+    why = f"no JSON ({found.reason})" if isinstance(found, UnreadableJson) else first["msg"]
+    where = ".".join(map(str, first["loc"])) or "it"
+    key = ""
+    if isinstance(row, Base):
+        key = f"row {', '.join(map(str, inspect(row).identity or ()))} of {row.__tablename__} in "
+    return f"{key}the store is damaged: {where}: {why}"[:400]
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _record(kind: Any, row: Base) -> Any:
-    return kind(**{name: getattr(row, name) for name in kind.__dataclass_fields__})
+    """A dataclass of `records` from its row; `StoreError` where a column holds something else than it should."""
+    try:
+        return _adapter(kind).validate_python({name: getattr(row, name) for name in kind.__dataclass_fields__})
+    except ValidationError as error:
+        raise StoreError(_damage(row, error)) from error
 
 
 @lru_cache(maxsize=4096)
@@ -370,8 +411,11 @@ def _architecture_fields(architecture: Architecture) -> dict[str, Any]:
 
 
 def _task(row: TaskRow) -> TaskRecord:
-    values = {name: getattr(row, name) for name in TaskRecord.__dataclass_fields__}
-    return TaskRecord(**{**values, "architecture": Architecture.model_validate(row.architecture)})
+    return cast(TaskRecord, _record(TaskRecord, row))
+
+
+def _latency(row: Row[Any]) -> LatencyRecord:
+    return cast(LatencyRecord, _adapter(LatencyRecord).validate_python(dict(zip(_LATENCY_FIELDS, row, strict=True))))
 
 
 def _outcome(row: OutcomeRow) -> OutcomeRecord:

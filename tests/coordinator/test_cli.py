@@ -46,25 +46,6 @@ def fleetnas(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return (code if isinstance(code, int) else 0), output.out, output.err
 
 
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of one simulated run with two devices, of which one was lost."""
-    path = tmp_path_factory.mktemp("store") / "runs.sqlite"
-    simulation = Simulation(
-        CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5), store=MeasurementStore.open(path)
-    )
-    simulation.add("pi0")
-    simulation.add("pi1", seed=1)
-    simulation.begin()
-    simulation.run(until=lambda: len(simulation.store.outcomes("run-1")) >= 8)
-    simulation.agents.pop()
-    simulation.broker.cut("pi1")
-    simulation.run()
-    simulation.campaign.finish()
-    simulation.store.close()
-    return path
-
-
 class TestStoredRuns:
     def test_runs_lists_them(self, capsys: pytest.CaptureFixture[str], finished_run: Path) -> None:
         code, out, _ = fleetnas(capsys, "runs", "--store", str(finished_run), "--json")

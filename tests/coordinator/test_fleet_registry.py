@@ -82,6 +82,26 @@ def test_a_restart_is_no_rivalry(registry: FleetRegistry) -> None:
     assert usable(registry)
 
 
+@pytest.mark.parametrize("announces", [("state", "info"), ("info", "state")])
+@pytest.mark.parametrize("before", ["ready", "lost", "leaving"])
+def test_a_device_set_up_anew_is_what_it_says_now(
+    registry: FleetRegistry, announces: tuple[str, ...], before: str
+) -> None:
+    """Its clock may be behind, so that its sessions begin below those that it had before."""
+    registry.on_info("pi", info(session=1000), 1.0)
+    registry.on_state("pi", state(before, 1000), 1.0)
+    anew = info(session=7).model_copy(update={"settings": (RuntimeSetting(threads=4),)})
+    for what in announces:
+        if what == "info":
+            registry.on_info("pi", anew, 2.0)
+        else:
+            registry.on_state("pi", state("ready", 7, "anew"), 2.0)
+    assert usable(registry)
+    assert registry.agents["pi"].info == anew
+    registry.on_info("pi", info(session=1000), 3.0)  # late, of the process that is gone
+    assert registry.agents["pi"].info == anew
+
+
 def test_a_newcomer_that_gives_way_leaves_the_name_to_the_one_before(registry: FleetRegistry) -> None:
     registry.on_state("pi", state("ready", 2, "b"), 1.0)
     registry.on_state("pi", state("ready", 1, "a"), 2.0)
