@@ -67,7 +67,8 @@ class TlsContext(ssl.SSLContext):
 def trust(context: ssl.SSLContext, file: str | None, pem: str | None) -> None:
     """Trust the authorities in a PEM file and in a text; `OSError` or `ValueError` where either holds none."""
     if file is not None and _is_marked(file):
-        file, pem = None, "\n".join((pem or "", read_text(Path(file))))
+        pem = "\n".join((pem or "", read_text(Path(file))))
+        file = None
     context.load_verify_locations(cafile=file, cadata=pem)
 
 

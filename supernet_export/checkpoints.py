@@ -71,7 +71,8 @@ def _open_safetensors(path: Path) -> _Opened:
         return (from_bfloat16(flat) if kind == "BF16" else flat).reshape(entry["shape"])
 
     try:
-        return dict(deserialize(path.read_bytes())), lambda value: isinstance(value, dict), read
+        entries = dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]
+        return entries, lambda value: isinstance(value, dict), read
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read as safetensors: {_one_line(error)}") from None
 

@@ -43,7 +43,8 @@ from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import StoreError, UsageError
 from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
-R, T = TypeVar("R"), TypeVar("T")
+R = TypeVar("R")
+T = TypeVar("T")
 _log = logging.getLogger("fleetnas.coordinator")
 _MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
 _LATENCY_FIELDS = tuple(LatencyRecord.__dataclass_fields__)
