@@ -87,6 +87,14 @@ def search(
             "--prior", metavar="NAME", help="learned (from the store's earlier runs, where they are enough) or default."
         ),
     ] = "learned",
+    prior_without: Annotated[
+        str | None,
+        typer.Option(
+            "--prior-without",
+            metavar="NAME,...",
+            help="Agents from whose earlier runs nothing is learned (always: `fleetnas devices --distrust`).",
+        ),
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest unfinished)."),
@@ -216,6 +224,11 @@ def search(
         out = _DEFAULT_OUT
     if resume is not None and bounds != Bounds():
         raise UsageError("a resumed run keeps the bounds that it began with; leave out --max-..., or start a new run")
+    if prior_without is not None and (resume is not None or prior == "default"):
+        raise UsageError(
+            "--prior-without is for a new run that learns its prior: a resumed run keeps the prior that it began with, "
+            "and --prior default learns from nobody; leave it out"
+        )
     if resume is None:
         if targets is None:
             raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
@@ -227,7 +240,8 @@ def search(
             spread=min(10, budget),
             seed=seed,
             prior=_checked_prior(prior),
-            devices=tuple(name.strip() for name in devices.split(",") if name.strip()) if devices else (),
+            prior_without=_names(prior_without),
+            devices=_names(devices),
             wait_for=wait_for,
             join_s=join,
             grace_s=grace,
@@ -289,6 +303,10 @@ def _local_device(
             "--share"
         )
     return LocalDevice.parse(settings or (), runtime, threads, state_folder)
+
+
+def _names(listed: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (listed or "").split(",") if name.strip())
 
 
 def _checked_prior(name: str) -> Literal["learned", "default"]:
