@@ -122,8 +122,8 @@ class StoredPriors:
             return compute()
         except (np.linalg.LinAlgError, UsageError) as error:
             self._note(
-                f"no prior can be learned from what earlier runs measured ({error}); the search begins with the default "
-                "one (see `fleetnas devices --distrust`)"
+                f"no prior can be learned from what earlier runs measured ({error}); the search begins with the "
+                "default one (see `fleetnas devices --distrust`)"
             )
             return None
 

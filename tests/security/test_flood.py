@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from simulated_fleet import BUNDLE, TOPICS, SimulatedAgent, Simulation, measurement
@@ -29,7 +29,7 @@ from fleet_protocol.messages import (
 from fleet_protocol.transport import MOST_BYTES_AT_ONCE, Received, take_events
 
 FLOOD = 50_000
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=30)
+PLAN = CampaignPlan(targets="auto:1", budget=6, spread=4, wait_for=2, grace_s=30, join_s=60, deadline_s=30)
 HONEST = ("pi0", "pi1")
 
 
@@ -138,7 +138,7 @@ class TestFlood:
         }[kind]
         channel = {"next": "next", "blobs": "blob"}.get(kind, "task")
         before = len(fleet.refused)
-        for _ in range(FLOOD // 5):
+        for _ in range(FLOOD // 10):
             flooder(fleet).publish(TOPICS.up("flooder", channel), payload)  # type: ignore[arg-type]
         for agent in fleet.agents[:2]:
             agent.step()
@@ -151,11 +151,11 @@ class TestFlood:
         assert sum("flooder floods" in line for line in fleet.refused) == 1
 
     def test_a_flood_that_goes_on_does_not_keep_the_campaign_from_its_end(self) -> None:
-        fleet = fleet_of(*HONEST)
+        fleet, invented = fleet_of(*HONEST), [unknown(number) for number in range(400)]
         fleet.begin()
         while not fleet.campaign.finished:
-            for number in range(1000):
-                flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(number))
+            for payload in invented:
+                flooder(fleet).publish(TOPICS.up("flooder", "task"), payload)
             fleet.step()
             assert fleet.clock.now_s < 5000, list(fleet.campaign.log)
         fleet.campaign.finish()
@@ -168,11 +168,10 @@ class TestFlood:
         fleet.begin()
         fleet.run(until=lambda: bool(fleet.campaign.tracks))
         before = len(fleet.campaign.log)
-        states = [
-            AgentState.model_validate({"state": s, "session": 1, "instance": "flooder-1"}) for s in ("leaving", "ready")
-        ]
-        for number in range(100):
-            flooder(fleet).publish(TOPICS.up("flooder", "state"), encode(states[number % 2]))
+        gone = AgentState(state="leaving", session=1, instance="flooder-1")
+        back = gone.model_copy(update={"state": "ready"})
+        for state in 50 * [gone, back]:
+            flooder(fleet).publish(TOPICS.up("flooder", "state"), encode(state))
         fleet.step()
         assert len(fleet.campaign.log) - before <= 2
 
@@ -208,7 +207,7 @@ class TestStrayResults:
         assert key not in mine.outbox
 
     @pytest.fixture
-    def second_run(self) -> Iterator[Simulation]:
+    def second_run(self) -> Simulation:
         """An earlier run whose last result pi0 still holds, and a flooder that invents others of it."""
         fleet = fleet_of("pi0")
         fleet.begin()
@@ -221,7 +220,7 @@ class TestStrayResults:
             honest.step()
         fleet.run_id = "run-2"
         fleet.begin()
-        yield fleet
+        return fleet
 
     def test_those_who_hold_real_ones_do_not_wait_for_one_that_invents_them(
         self, second_run: Simulation, looked_up: Callable[[Simulation], list[str]]
@@ -248,7 +247,7 @@ class TestStrayResults:
         fleet.begin()
         began_s, numbers = fleet.clock.now_s, itertools.count(1000)
         while foreign in honest.outbox and fleet.clock.now_s < began_s + 3 * FORGET_AFTER_S:
-            for number in itertools.islice(numbers, 200):
+            for number in itertools.islice(numbers, 20):
                 flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(number))
             fleet.step()
         assert foreign not in honest.outbox
@@ -341,4 +340,5 @@ class TestMemory:
             fleet.broker.publish("t", b"x" * 64 * 1024)
         taken = take_events(receiver, 0, 500)
         assert sum(len(event.payload) for event in taken if isinstance(event, Received)) == MOST_BYTES_AT_ONCE
-        assert len(taken) + len(take_events(receiver, 0, 84)) == 100
+        rest = sum(len(take_events(receiver, 0, 500)) for _ in range(10))
+        assert len(taken) + rest == 100  # nothing is lost
