@@ -199,7 +199,8 @@ def open_search(
 
     priors = None
     if plan.prior == "learned":
-        priors = StoredPriors(store, bundle.space, created_unix_s, without=plan.prior_without, note=note)
+        with single_threaded_blas():  # of matrices this small, more threads take longer
+            priors = StoredPriors(store, bundle.space, created_unix_s, without=plan.prior_without, note=note)
     openings: dict[int, Opening] = {}
 
     def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
