@@ -31,6 +31,8 @@ from fleet_protocol.transport import BrokerAddress, Disconnected, Received, Tran
 MAX_ON_THEIR_WAY = 2_000
 #: Events that the child hands over together.
 _MOST_EVENTS = 500
+#: Events that wait for the owner, beyond which it takes no further ones only to learn what was sent.
+_MOST_WAITING = 2_000
 #: How often the child looks whether there is something to tell where nothing arrives, and whether its queue has room.
 _LOOK_S, _ROOM_S = 0.05, 0.01
 _CLOSE_S = 5.0
@@ -144,7 +146,7 @@ class NetworkProcess:
                 events, self._given, self._can_share = report
                 self._stillborn = 0
                 self._events.extend(Received(*event) if isinstance(event, tuple) else event for event in events)
-                if events and not every:
+                if (events and not every) or len(self._events) >= _MOST_WAITING:
                     return
                 timeout_s = 0.0
         except (EOFError, OSError):

@@ -13,6 +13,8 @@ from fleet_protocol.errors import UsageError
 
 DEFAULT_PORT = 1883
 DEFAULT_TLS_PORT = 8883
+#: Of messages that are taken together: whoever sends large ones must not fill the memory.
+MOST_BYTES_AT_ONCE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,11 @@ class Transport(Protocol):
 
 
 def take_events(transport: Transport, timeout_s: float, most: int) -> list[TransportEvent]:
-    """Up to `most` events that are there, waiting up to `timeout_s` for the first."""
-    events = []
+    """Up to `most` events that are there, or `MOST_BYTES_AT_ONCE`, waiting up to `timeout_s` for the first."""
+    events, size = [], 0
     event = transport.poll(timeout_s)
     while event is not None:
         events.append(event)
-        event = transport.poll(0) if len(events) < most else None
+        size += len(event.payload) if isinstance(event, Received) else 0
+        event = transport.poll(0) if len(events) < most and size < MOST_BYTES_AT_ONCE else None
     return events

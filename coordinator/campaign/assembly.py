@@ -28,6 +28,7 @@ from coordinator.campaign.standing import outcome_of, snapshot_of
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
+from coordinator.fleet.message_budget import MessageBudget
 from coordinator.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from coordinator.predictors.stored_devices import StoredPriors
 from coordinator.report.html import REPORT_FILE, write_report
@@ -209,7 +210,7 @@ def open_search(
     """
     fleet = LOCAL_FLEET if request.local is not None else request.fleet
     resumed = claimed_run(store, request.resume, fleet) if request.resume is not None else None
-    settings = run_settings(request, resumed)
+    settings = run_settings(request, resumed, store)
     plan = settings.plan
     targets = plan.request
     bundle = SupernetBundle.open(settings.supernet_path)
@@ -231,12 +232,21 @@ def open_search(
     search.expect(max(plan.wait_for, len(plan.devices)))
     remembered = RememberedAccuracy(accuracy)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
-    priors = StoredPriors(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
+    campaign_log: list[Callable[[str], None]] = []
+    early: list[str] = []
+
+    def note(line: str) -> None:
+        (campaign_log[0] if campaign_log else early.append)(line)
+
+    priors = None
+    if plan.prior == "learned":
+        with single_threaded_blas():  # of matrices this small, more threads take longer
+            priors = StoredPriors(store, bundle.space, created_unix_s, without=plan.prior_without, note=note)
     openings: dict[int, Opening] = {}
 
     def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
         search.join()
-        prior = priors.prior(info.profile, setting) if priors is not None else None
+        prior = priors.prior(info.profile, setting, info.agent) if priors is not None else None
         if id(prior) not in openings:
             count = min(plan.spread, plan.budget)
             openings[id(prior)] = Opening(bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds)
@@ -248,12 +258,11 @@ def open_search(
     topics = Topics(fleet)
     session = round(time.time() * 1000)
     transport = _transport(request, store.devices(run_id) if resumed is not None else [], topics, session)
-    campaign_log: list[Callable[[str], None]] = []
     key = request.signing_key
     signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
-    refusals = Refusals(lambda line: campaign_log[0](line), time.monotonic)
+    refusals = Refusals(note, time.monotonic)
     sharing = Sharing.of(run_id, key) if request.share else None
-    wire = FleetWire(transport, topics, session, refusals, signer, sharing)
+    wire = FleetWire(transport, topics, session, refusals, signer, sharing, MessageBudget(time.monotonic, refusals))
     blobs = BlobServer(
         wire.send_chunk, rate_bytes_per_s=request.bundle_rate_bytes_per_s, at_once=request.bundles_at_once
     )
@@ -284,6 +293,8 @@ def open_search(
         on_happening=view.event,
     )
     campaign_log.append(campaign.note)
+    for line in early:
+        campaign.note(line)
     if metrics is not None:
         metrics.attach(campaign, blobs, store)
     if resumed is None:
@@ -391,7 +402,7 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
     )
 
 
-def run_settings(request: SearchRequest, resumed: RunRecord | None) -> RunSettings:
+def run_settings(request: SearchRequest, resumed: RunRecord | None, store: MeasurementStore) -> RunSettings:
     """The settings of a new run, or of a stored one with what the request changes of them."""
     if resumed is not None:
         settings = settings_of(resumed)
@@ -411,10 +422,18 @@ def run_settings(request: SearchRequest, resumed: RunRecord | None) -> RunSettin
         return settings.model_copy(update=changes)
     if request.supernet is None or request.plan is None:
         raise UsageError("a new search needs --supernet and --targets; to go on with a stored run give --resume")
+    unknown = sorted(set(request.plan.prior_without) - store.known_devices())
+    if unknown:
+        raise UsageError(
+            f"--prior-without {', '.join(unknown)}: the store {store.url} holds no such device; check the name, or "
+            "leave it out"
+        )
+    # Kept with the run, so that it is resumed with the priors that it began with, whoever is distrusted then.
+    without = tuple(sorted({*request.plan.prior_without, *store.distrusted()}))
     bundle = SupernetBundle.open(request.supernet)
     manifest = bundle.manifest
     return RunSettings(
-        plan=request.plan,
+        plan=request.plan.model_copy(update={"prior_without": without}),
         supernet_path=str(request.supernet.absolute()),
         design_space=manifest.space,
         space_options=dict(bundle.space.options),

@@ -58,10 +58,14 @@ MAX_EXPIRED_LEASES, MAX_UNANSWERED = 3, 6
 _GATHER_S = 1.5
 _BUSY_AGENT_S = 5.0
 _LOG_LINES = 200
+#: Of an agent that comes and goes, a line this often.
+_NOTE_S = 10.0
 #: How often everybody is looked at; in between, only those to whom something happened.
 _SWEEP_S = 0.5
 #: Planning in one tick: who has its tasks already must not wait until a hundred others have theirs.
 _PLANNING_S = 0.05
+#: Device settings of one agent and of all agents in one run: whoever announces others without end gets no more.
+MAX_AGENT_SETTINGS, MAX_SETTINGS = 32, 10_000
 #: How often the store is told how settings and targets stand.
 _STANDINGS_S = 2.0
 #: Device settings up to which the predictor's error, which costs as much as a plan, is noted after every measurement;
@@ -131,7 +135,7 @@ class Campaign:
             note=self.note,
         )
         self._outage = StoreOutage(clock, self._on_store_away, self._on_store_back)
-        self._strays = StrayResults(wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
+        self._strays = StrayResults(identity.run_id, wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
         self._started_s = clock()
         self._connected_s: float | None = None
         self._open = False
@@ -143,6 +147,12 @@ class Campaign:
         #: To whom something happened: tracks to look at and agents that may want work. Workers fill `_planned`.
         self._due: dict[str, SettingTrack] = {}
         self._hungry: dict[str, None] = {}
+        #: Agents that may have settings to take in, what was last taken in of each, and of whom not all is taken.
+        self._joining: dict[str, None] = {}
+        self._joined: dict[str, AgentInfo] = {}
+        self._too_many: set[str] = set()
+        #: When a line about an agent's comings and goings was last written, for one that comes and goes without end.
+        self._noted_s: dict[str, float] = {}
         self._planned: deque[SettingTrack] = deque()
         self._planner = Planner(models, executor, asks_at_once, self._planned.append)
         #: Devices of the stored run that is taken up, and those that it goes on without.
@@ -183,6 +193,7 @@ class Campaign:
         if now - self._swept_s >= _SWEEP_S:
             self._swept_s = now
             self._sweep(now)
+        self._join_next()
         while self._planned:
             self._look_at(self._planned.popleft())
         began_s = self._clock()
@@ -201,6 +212,7 @@ class Campaign:
                     self._fresh.clear()
                 if self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now):
                     self._outage.over()
+                self._strays.work()
         self._desk.acknowledge_rest()
         self._blobs.pump(now)
 
@@ -229,7 +241,7 @@ class Campaign:
 
     def _takes_work(self, agent: str, now: float) -> bool:
         entry = self.registry.agents.get(agent)
-        return entry is not None and entry.usable and now >= self._pause_until_s.get(agent, 0.0)
+        return entry is not None and entry.present and now >= self._pause_until_s.get(agent, 0.0)
 
     def _write_standings(self) -> None:
         """Store what is known of settings and targets; a coordinator that is killed before finds it out again."""
@@ -245,7 +257,7 @@ class Campaign:
     @property
     def behind(self) -> bool:
         """Whether the next tick has something to do, whatever arrives."""
-        return bool(self._due)
+        return bool(self._due or self._joining or (self._strays.behind and self._outage.may_try))
 
     @property
     def finished(self) -> bool:
@@ -335,16 +347,22 @@ class Campaign:
             return
         known = {track.device for track in self.tracks.values()}
         usable = [entry for entry in self.registry.usable() if self._wanted(entry.name)]
-        present = known | {entry.name for entry in usable}
+        there = [entry for entry in usable if entry.present]
+        present = known | {entry.name for entry in there}
         missing = [name for name in self.plan.devices if name not in present]
-        if not missing and len(present) >= self.plan.wait_for:
-            self._begin()
+        # Whoever the broker only remembers has been asked: it answers at once, or is lost soon.
+        if not missing and len(present) >= self.plan.wait_for and len(there) == len(usable):
+            self._begin(there)
         elif now - self._connected_s > self.plan.join_s:
             raise UsageError(self._absence(missing, len(present)))
 
     def _absence(self, missing: list[str], count: int) -> str:
         waited = f"after {self.plan.join_s:g} s"
-        reasons = [f"{e.name}: {e.idle_reason()}" for e in self.registry.agents.values() if not e.usable]
+        reasons = [
+            f"{e.name}: {'it has not answered yet' if e.usable else e.idle_reason()}"
+            for e in self.registry.agents.values()
+            if not e.present
+        ]
         why = f" ({'; '.join(reasons)})" if reasons else ""
         if missing:
             return (
@@ -355,9 +373,9 @@ class Campaign:
             "the devices and look at them with `fleetnas devices`"
         )
 
-    def _begin(self) -> None:
+    def _begin(self, there: list[AgentEntry]) -> None:
         self._open = True
-        for entry in self.registry.usable():
+        for entry in there:
             self._join(entry)
         self._announcer.started(
             list(self.tracks.values()),
@@ -369,21 +387,45 @@ class Campaign:
             resumed=self.resumed,
         )
 
-    def _join(self, entry: AgentEntry) -> None:
-        """Make a track for every setting of an agent that has none yet."""
-        info = entry.info
-        if not self._open or not entry.usable or info is None:
+    def _hear_of(self, entry: AgentEntry) -> None:
+        """An agent has said something: see at the next ticks whether it has settings to take in."""
+        if self._open and entry.present and entry.info is not self._joined.get(entry.name):
+            self._joining[entry.name] = None
+
+    def _join_next(self) -> None:
+        """Take in one setting of one agent: a search begins with some computing, for which nobody else should wait."""
+        if not self._joining:
             return
+        agent = next(iter(self._joining))
+        del self._joining[agent]
+        if self._join(self.registry.agents[agent], most=1):
+            self._joining[agent] = None  # behind the other agents
+
+    def _join(self, entry: AgentEntry, most: int = MAX_AGENT_SETTINGS) -> bool:
+        """Make a track for up to `most` settings of an agent that have none yet; True where it has more."""
+        info = entry.info
+        if not self._open or not entry.present or info is None:
+            return False
+        self._joined[entry.name] = info
         if not self._wanted(entry.name):
             self._tell_left_out(entry.name)
-            return
+            return False
         fresh = [setting for setting in info.settings if (entry.name, setting.label) not in self.tracks]
-        for setting in fresh:
+        room = min(MAX_AGENT_SETTINGS - len(self._desk.tracks_of(entry.name)), MAX_SETTINGS - len(self.tracks))
+        if len(fresh) > room and entry.name not in self._too_many:
+            self._too_many.add(entry.name)
+            self.note(
+                f"{entry.name} offers more settings than one run takes ({MAX_AGENT_SETTINGS} of one agent, "
+                f"{MAX_SETTINGS} of all); the rest takes no part"
+            )
+        fresh = fresh[: max(0, room)]
+        for setting in fresh[:most]:
             track = SettingTrack(self.identity.run_id, entry.name, setting, info, self._make_search(info, setting))
             self.add_track(track)
             self._fresh.append(track)
-        if fresh:
+        if 0 < len(fresh) <= most:
             self._announcer.joined(info)
+        return len(fresh) > most
 
     def _wanted(self, agent: str) -> bool:
         """A resumed run goes on with the devices that it had, and with those that were named."""
@@ -420,15 +462,18 @@ class Campaign:
         was_usable = before is not None and before.usable
         entry = self.registry.on_state(agent, state, self._clock(), retained=retained)
         if was_usable and not entry.usable:
-            self.note(f"{agent}: {entry.idle_reason()}")
+            now = self._clock()
+            if now - self._noted_s.get(agent, float("-inf")) >= _NOTE_S:
+                self._noted_s[agent] = now
+                self.note(f"{agent}: {entry.idle_reason()}")
             self._desk.take_back(agent)
-        self._join(entry)
+        self._hear_of(entry)
 
     def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None:
-        self._join(self.registry.on_info(agent, info, self._clock(), retained=retained))
+        self._hear_of(self.registry.on_info(agent, info, self._clock(), retained=retained))
 
     def on_health(self, agent: str, health: Health) -> None:
-        self.registry.on_health(agent, health, self._clock())
+        self._hear_of(self.registry.on_health(agent, health, self._clock()))
         for track in self._desk.tracks_of(agent):
             track.temperature_c = health.conditions.temperature_c
             track.throttled = health.conditions.throttled
@@ -440,7 +485,7 @@ class Campaign:
         self._blobs.pump(now)
 
     def on_next(self, agent: str, held: Next) -> None:
-        self.registry.on_message(agent, self._clock())
+        self._hear_of(self.registry.on_message(agent, self._clock()))
         self._desk.reconcile(agent, held)
         self._hungry[agent] = None
 
@@ -467,7 +512,8 @@ class Campaign:
         self._desk.renew(agent, now)
         if isinstance(update, Result | Failed):
             outcome = outcome_to_store(task.record, update)
-            if update.task not in self._arrived and isinstance(update, Result) and isinstance(outcome, Failed):
+            fresh = update.task not in self._arrived and not self._desk.is_done(task.record.task_id)
+            if fresh and isinstance(update, Result) and isinstance(outcome, Failed):
                 self.note(f"{track.label}: result of {update.task.task_id} refused: {outcome.detail}")
             self._arrived.setdefault(update.task, (track, task, outcome))
         elif isinstance(update, Progress):
@@ -604,7 +650,7 @@ class Campaign:
     def _abandoned(self, track: SettingTrack, now: float) -> bool:
         """Whether a device setting that has work left is given up, because its device is gone for good."""
         entry = self.registry.agents.get(track.device)
-        if (entry is not None and entry.usable) or (track.search.finished and not track.leased and not track.ready):
+        if (entry is not None and entry.present) or (track.search.finished and not track.leased and not track.ready):
             return False
         if entry is not None and entry.duplicate is not None:
             self._close(track, "failed", str(entry.duplicate))

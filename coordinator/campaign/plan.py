@@ -27,6 +27,9 @@ class CampaignPlan(BaseModel):
     prior: Literal["learned", "default"] = Field(
         default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
     )
+    prior_without: tuple[str, ...] = Field(
+        default=(), description="agents from whose earlier runs a learned prior is not learned"
+    )
     devices: tuple[str, ...] = Field(default=(), description="agents that take part; empty: all that are there")
     wait_for: int = Field(default=1, ge=1, description="agents to wait for before the campaign begins")
     join_s: float = Field(default=60.0, gt=0, description="how long to wait for them")

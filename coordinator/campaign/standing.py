@@ -97,8 +97,10 @@ def _state(track: SettingTrack, entry: AgentEntry | None) -> tuple[DeviceState, 
         return "failed", track.reason
     if track.status == "finished":
         return "done", track.reason
-    if entry is None or not entry.usable:
-        return "offline", entry.idle_reason() if entry is not None else "not seen since the run was resumed"
+    if entry is None or not entry.present:
+        if entry is None or entry.usable:
+            return "offline", "not seen since the run was resumed"
+        return "offline", entry.idle_reason()
     task = _running(track, entry)
     if task is not None:
         purpose = task.record.purpose

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.fleet.message_budget import Kind, MessageBudget
 from fleet_protocol.codec import decode, decode_task_update, encode
 from fleet_protocol.errors import ProtocolError
 from fleet_protocol.messages import (
@@ -86,10 +87,12 @@ class FleetWire:
         refused: Callable[[str], object],
         signer: OrderSigner | None = None,
         sharing: Sharing | None = None,
+        budget: MessageBudget | None = None,
     ) -> None:
         """`refused` is called with one line for every message that is dropped; `signer` signs what agents are told.
 
-        With `sharing`, each of the fleet's coordinators hears a part of what agents say of tasks.
+        With `sharing`, each of the fleet's coordinators hears a part of what agents say of tasks. What exceeds an
+        agent's `budget` is dropped unread, without such a line.
         """
         self._transport = transport
         self._topics = topics
@@ -97,6 +100,7 @@ class FleetWire:
         self._refused = refused
         self._signer = signer
         self._sharing = sharing
+        self._budget = budget
         self.news: NewsListener | None = None
 
     def start(self) -> None:
@@ -126,12 +130,20 @@ class FleetWire:
             except ProtocolError as error:
                 self._refused(f"{event.topic[-80:]}: {error}")
 
+    def refuse(self, line: str) -> None:
+        """Say that something was refused that was looked at later."""
+        self._refused(line)
+
     def _dispatch(self, topic: str, payload: bytes, retained: bool, listener: FleetListener) -> None:
         address = self._topics.parse(topic)
         if isinstance(address, RunNews) and self.news is not None:
             self.news.on_news(address, payload, retained)
         if not payload:
             return  # a retained message that was cleared
+        if isinstance(address, AgentUp | PassedOn) and self._budget is not None:
+            kind: Kind = "blob" if isinstance(address, AgentUp) and address.channel == "blob" else "message"
+            if not self._budget.admits(address.agent, kind, len(payload)):
+                return
         own = self._sharing.run if self._sharing is not None else None
         if isinstance(address, PassedOn) and address.run == own and not retained:
             listener.on_update(address.agent, decode_task_update(payload), len(topic) + len(payload))

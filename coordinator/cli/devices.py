@@ -17,6 +17,7 @@ from rich.text import Text
 
 from coordinator.cli import options
 from device_profiles.plain_text import plain
+from fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from coordinator.fleet.roll_call import RollCall
@@ -49,9 +50,34 @@ def devices(
             "--wait", metavar="SECONDS", min=0.1, help="How long to listen; 35 hear every living agent's heartbeat."
         ),
     ] = _GATHER_S,
+    distrust: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--distrust",
+            metavar="NAME",
+            help="Let searches that begin from now on learn nothing from what this device measured; may be repeated.",
+        ),
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", metavar="NAME", help="Take --distrust back; may be repeated.")
+    ] = None,
+    store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Who is in the fleet, when last seen, and why idle."""
+    """Who is in the fleet, when last seen, and why idle.
+
+    With --distrust or --trust: whose measurements in the store teach other devices.
+    """
+    if distrust or trust:
+        if any(option is not None for option in (broker, fleet, credentials, authority)):
+            raise UsageError(
+                "--distrust and --trust are about a store, not a fleet; leave out --broker, --fleet, --credentials and "
+                "--authority"
+            )
+        _change_trust(distrust or [], trust or [], store, as_json)
+        return
+    if store is not None:
+        raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
     from coordinator.fleet.roll_call import RollCall, listen
     from fleet_protocol.mqtt import MqttTransport
     from fleet_protocol.topics import Topics
@@ -91,6 +117,27 @@ def devices(
         texts = (each["device"], each["state"], _last_seen(each))
         table.add_row(*(Text(text) for text in texts), model, Text(plain(each["why"])))
     console.print(table)
+
+
+def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:
+    """Note in the store whose measurements teach others, and say whose do not."""
+    from coordinator.store.store import MeasurementStore
+
+    both = sorted({*distrust} & {*trust})
+    if both:
+        raise UsageError(f"{', '.join(both)} cannot be both distrusted and trusted; give one of the two options")
+    opened = MeasurementStore.open(options.existing_store(store))
+    try:
+        opened.distrust(distrust, trust)
+        left_out = sorted(opened.distrusted())
+        url = opened.url
+    finally:
+        opened.close()
+    if as_json:
+        typer.echo(json.dumps({"store": url, "distrusted": left_out}))
+    else:
+        names = ", ".join(left_out) or "no device"
+        typer.echo(f"new searches with the store {url} learn from all earlier measurements but those of: {names}")
 
 
 def _last_seen(row: dict[str, Any]) -> str:

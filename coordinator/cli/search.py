@@ -60,6 +60,7 @@ _KEPT = (
     *_BOUNDS,
     "--seed",
     "--prior",
+    "--prior-without",
     "--grace",
     "--join",
     "--deadline",
@@ -129,6 +130,14 @@ def search(
             "--prior", metavar="NAME", help="learned (from the store's earlier runs, where they are enough) or default."
         ),
     ] = "learned",
+    prior_without: Annotated[
+        str | None,
+        typer.Option(
+            "--prior-without",
+            metavar="NAME,...",
+            help="Agents from whose earlier runs nothing is learned (always: `fleetnas devices --distrust`).",
+        ),
+    ] = None,
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
@@ -262,9 +271,11 @@ def search(
         _search_offline(targets, space, latency_table, accuracy, strategy, bounds, seed, out or _DEFAULT_OUT, as_json)
         return
     plan = None
-    named = _names(devices)
+    named = _names(devices, "--devices")
     if resume is None and out is None:
         out = _DEFAULT_OUT
+    if prior_without is not None and prior == "default":
+        raise UsageError("--prior-without is for a learned prior, and --prior default learns from nobody; leave it out")
     if resume is None:
         if targets is None:
             raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
@@ -276,6 +287,7 @@ def search(
             spread=min(10, budget),
             seed=seed,
             prior=_checked_prior(prior),
+            prior_without=_names(prior_without, "--prior-without"),
             devices=named,
             wait_for=wait_for,
             join_s=join,
@@ -341,12 +353,12 @@ def _refuse_useless(context: typer.Context, *, offline: bool, local: bool, resum
         options.refuse(context, ("--metrics-address",), "metrics are served with --metrics-port alone")
 
 
-def _names(devices: str | None) -> tuple[str, ...]:
-    if devices is None:
+def _names(text: str | None, option: str) -> tuple[str, ...]:
+    if text is None:
         return ()
-    names = tuple(dict.fromkeys(name.strip() for name in devices.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise UsageError(f"--devices {devices!r} names nobody; give agents such as pi4,pi5, or leave it out for all")
+        raise UsageError(f"{option} {text!r} names nobody; give agents such as pi4,pi5, or leave it out")
     return names
 
 

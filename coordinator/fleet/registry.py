@@ -10,6 +10,8 @@ from fleet_protocol.messages import AgentInfo, AgentState, Conditions, Health, P
 
 #: Heartbeats come every 30 s; three of them missed, and an agent is lost even if its last will never came.
 LOST_AFTER_S = 95.0
+#: An agent of which only the broker's memory tells was asked by the coordinator's announcement: it answers at once.
+ANSWER_S = 10.0
 #: Names that are remembered: who invents names must not fill the memory.
 MAX_AGENTS = 20_000
 #: So many takeovers without a minute's peace, and two agents share one name.
@@ -52,6 +54,11 @@ class AgentEntry:
     def usable(self) -> bool:
         """It is there, said what it is, and is alone under its name."""
         return self.liveness in ("ready", "busy") and self.info is not None and self.duplicate is None
+
+    @property
+    def present(self) -> bool:
+        """It is usable, and has itself said something since we listen: the broker also remembers the dead."""
+        return self.usable and self.last_seen_s is not None
 
     def idle_reason(self) -> str:
         """Why it does not work, or what it is doing: for a person who waits for it."""
@@ -150,14 +157,21 @@ class FleetRegistry:
 
     def on_tick(self, now_s: float) -> list[AgentEntry]:
         """Agents that are lost from now on, because they have been silent for too long."""
-        silent = [
-            entry
-            for entry in self.agents.values()
-            if entry.liveness in ("ready", "busy")
-            and now_s - (entry.known_since_s if entry.last_seen_s is None else entry.last_seen_s) > self._lost_after_s
-        ]
-        for entry in silent:
-            self._lose(entry, now_s, f"no sign of life for {self._lost_after_s:g} s")
+        silent = []
+        for entry in self.agents.values():
+            if entry.liveness not in ("ready", "busy"):
+                continue
+            if entry.last_seen_s is None and now_s - entry.known_since_s > ANSWER_S:
+                reason = (
+                    f"the broker remembers it, and it has not answered for {ANSWER_S:g} s; start fleetnas-agent on the "
+                    "device"
+                )
+            elif entry.last_seen_s is not None and now_s - entry.last_seen_s > self._lost_after_s:
+                reason = f"no sign of life for {self._lost_after_s:g} s"
+            else:
+                continue
+            silent.append(entry)
+            self._lose(entry, now_s, reason)
         return silent
 
     def _entry(self, agent: str, now_s: float) -> AgentEntry:

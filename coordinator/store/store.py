@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, Row, insert, inspect, select
+from sqlalchemy import Connection, Row, delete, insert, inspect, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
@@ -32,6 +32,7 @@ from coordinator.store.records import (
 from coordinator.store.schema import (
     Base,
     DeviceRow,
+    DistrustedRow,
     FailureRow,
     MeasurementRow,
     OutcomeRow,
@@ -138,6 +139,11 @@ class MeasurementStore:
             rows = session.scalars(select(RunRow).order_by(RunRow.created_unix_s, RunRow.run_id))
             return list(_readable(rows, partial(_record, RunRecord)))
 
+    def run_ids(self) -> set[str]:
+        """The ids of every run."""
+        with self._database.reading() as session:
+            return set(session.scalars(select(RunRow.run_id)))
+
     def _run(self, session: Session, run_id: str) -> RunRow:
         row = session.get(RunRow, run_id)
         if row is None:
@@ -195,6 +201,32 @@ class MeasurementStore:
                 )
                 for row in rows
             ]
+
+    def known_devices(self) -> set[str]:
+        """The names of all devices of all runs."""
+        with self._database.reading() as session:
+            return set(session.scalars(select(DeviceRow.device).distinct()))
+
+    def distrusted(self) -> set[str]:
+        """The names of devices whose measurements are to teach no other one."""
+        with self._database.reading() as session:
+            return set(session.scalars(select(DistrustedRow.device)))
+
+    def distrust(self, devices: Collection[str], trust: Collection[str] = ()) -> None:
+        """Let runs that begin from now on learn nothing from `devices`, and from `trust` again what was measured there.
+
+        `UsageError` where the store holds no such device.
+        """
+        unknown = sorted({*devices, *trust} - self.known_devices())
+        if unknown:
+            raise UsageError(
+                f"the store {self.url} holds no device {', '.join(unknown)}; see the names with `fleetnas results`, or "
+                "give its store with --store"
+            )
+        with self._database.writing() as session:
+            known = set(session.scalars(select(DistrustedRow.device)))
+            session.add_all(DistrustedRow(device=device) for device in sorted(set(devices) - known))
+            session.execute(delete(DistrustedRow).where(DistrustedRow.device.in_(trust)))
 
     # -- tasks and what came of them ---------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from coordinator.campaign.resumption import take_up
 from coordinator.campaign.winner_models import CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
+from coordinator.fleet.message_budget import MessageBudget
 from coordinator.predictors.features import FeatureMap
 from coordinator.search.problem import AccuracyModel, PredictedAccuracy
 from coordinator.store.records import RunRecord
@@ -314,6 +315,8 @@ class Simulation:
     #: Of the coordinator; and whether it shares what agents say with others.
     client_id: str = "coordinator"
     share: bool = False
+    #: Whether what agents may say is limited, as it is in a real search.
+    limited: bool = False
     #: Signs what the coordinator says; None: unsigned.
     signer: OrderSigner | None = None
     models: WinnerModels = field(default_factory=StandInModels)
@@ -357,7 +360,8 @@ class Simulation:
         transport = self.broker.transport(self.client_id, coordinator_will(TOPICS, self.starts))
         self.refused: list[str] = []
         sharing = Sharing(self.run_id) if self.share else None
-        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, sharing)
+        budget = MessageBudget(self.clock, self.refused.append) if self.limited else None
+        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, sharing, budget)
         if not resume:
             settings = RunSettings(
                 plan=self.plan,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.fleet.registry import LOST_AFTER_S, FleetRegistry
+from coordinator.fleet.registry import ANSWER_S, LOST_AFTER_S, FleetRegistry
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.messages import AgentInfo, AgentState, Health, RuntimeSetting
 
@@ -70,8 +70,20 @@ def test_what_is_only_retained_does_not_count_as_a_sign_of_life() -> None:
     registry.on_info("pi", info(), 0.0, retained=True)
     registry.on_state("pi", state("ready"), 0.0, retained=True)
     assert usable(registry)
+    assert not registry.agents["pi"].present
     assert registry.agents["pi"].last_seen_s is None
-    assert registry.on_tick(LOST_AFTER_S + 1)
+    assert registry.on_tick(ANSWER_S) == []
+    (lost,) = registry.on_tick(ANSWER_S + 0.1)
+    assert "has not answered" in lost.idle_reason()
+
+
+def test_one_that_answers_late_is_there() -> None:
+    registry = FleetRegistry()
+    registry.on_info("pi", info(), 0.0, retained=True)
+    registry.on_state("pi", state("ready"), 0.0, retained=True)
+    registry.on_tick(ANSWER_S + 1)
+    assert registry.on_message("pi", ANSWER_S + 2).present
+    assert registry.on_tick(LOST_AFTER_S) == []
 
 
 def test_a_restart_is_no_rivalry(registry: FleetRegistry) -> None:

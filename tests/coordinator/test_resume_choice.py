@@ -101,7 +101,8 @@ def test_naming_devices_adds_to_those_that_were_named(tmp_path: Path) -> None:
     settings = RunSettings(plan=plan, supernet_path="/s", design_space="digits", source="test", out="/first")
     stored = RunRecord("run-1", "default", "s", "b" * 64, settings.model_dump(mode="json"), 1.0)
     request = SearchRequest(store="", resume="run-1", devices=("pi9", "pi0"), evaluation_images=tmp_path)
-    changed = run_settings(request, stored)
+    store = MeasurementStore.open("sqlite://")
+    changed = run_settings(request, stored, store)
     assert changed.plan.devices == ("pi0", "pi1", "pi9")
     assert (changed.evaluation_images, changed.out) == (str(tmp_path), "/first")
-    assert run_settings(SearchRequest(store="", resume="run-1"), stored) == settings
+    assert run_settings(SearchRequest(store="", resume="run-1"), stored, store) == settings
