@@ -50,7 +50,8 @@ def serve(orders: IO[bytes], replies: IO[bytes], lock_path: Path, carry_out: Car
                 say("building", 0.0)
                 reply = carry_out(order, say)
         except Exception as error:
-            reply = FailedReply(reason=failure_reason(error), detail=_describe(error))
+            usage = isinstance(error, UsageError)
+            reply = FailedReply(reason=failure_reason(error), detail=_describe(error), usage=usage)
         write_frame(replies, reply.model_dump_json().encode())
 
 

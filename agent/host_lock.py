@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleet_protocol.errors import FleetnasError
+from fleet_protocol.folders import home_folder
 
 #: Where every user and every service of a host looks, unless told otherwise.
 ENVIRONMENT_VARIABLE = "FLEETNAS_HOST_LOCK"
@@ -42,7 +43,7 @@ def default_host_lock_path() -> Path:
         return Path(chosen)
     folder = Path("/tmp")
     if not os.access(folder, os.W_OK):  # Android's Termux has no /tmp
-        folder = Path(os.environ.get("TMPDIR", Path.home()))
+        folder = Path(os.environ.get("TMPDIR") or home_folder() or folder)
     return folder / "fleetnas-host.lock"
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from agent.child_messages import INTERIM_REPLIES, FailedReply, Order, PhaseReply, Reply, decode_reply
 from agent.framing import BadFrameError, FrameDecoder, write_frame
+from fleet_protocol.folders import temporary_folder
 
 #: After these the child's memory can no longer be trusted, and the next order gets a fresh one.
 _FATAL_REASONS = frozenset({"out_of_memory", "internal"})
@@ -139,6 +140,7 @@ class Worker:
         self.kill()
 
     def _start(self) -> None:
+        temporary_folder()  # says what to do where there is none
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
         self._process = subprocess.Popen(
             self._command,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fleet_protocol.errors import UsageError
-from fleet_protocol.transport import DEFAULT_TLS_PORT
+from fleet_protocol.transport import DEFAULT_TLS_PORT, check_host
 
 if TYPE_CHECKING:
     from coordinator.security.authority import Authority
@@ -66,7 +67,7 @@ def init(
 
     if login not in ("certificate", "password"):
         raise UsageError(f"--login {login!r} is neither `certificate` nor `password`")
-    hosts = tuple(dict.fromkeys(host or (platform.node(), "localhost", "127.0.0.1")))
+    hosts = _checked(host) if host else tuple(dict.fromkeys((*_own_name(), "localhost", "127.0.0.1")))
     authority = Authority.create(
         folder,
         fleet=fleet,
@@ -98,7 +99,7 @@ def renew(
     Under other names where --host gives some.
     """
     authority = _open(folder)
-    issued = authority.renew_broker(_now(), host or ())
+    issued = authority.renew_broker(_now(), _checked(host or ()))
     typer.echo(f"{folder}/mosquitto/server.pem is valid until {issued.expires:%Y-%m-%d}\n{_restart(authority)}")
 
 
@@ -217,6 +218,18 @@ def verify(
     found = read_credentials(credentials)
     verify_file(found.trusted_keys, file, signature)
     typer.echo(f"{file}: as it was signed with one of {_fingerprints(found.trusted_keys)}")
+
+
+def _checked(hosts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(check_host(host) for host in hosts))
+
+
+def _own_name() -> tuple[str, ...]:
+    """This machine's name, where it has one that a certificate can hold."""
+    try:
+        return (check_host(platform.node()),)
+    except UsageError:
+        return ()
 
 
 def _open(folder: Path) -> Authority:
