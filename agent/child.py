@@ -72,7 +72,8 @@ def serve(
         except HostLockBusyError as error:
             reply = UnreadyReply(reason=str(error))
         except Exception as error:
-            reply = FailedReply(reason=failure_reason(error), detail=_describe(error))
+            usage = isinstance(error, UsageError)
+            reply = FailedReply(reason=failure_reason(error), detail=_describe(error), usage=usage)
         write(reply)
 
 

@@ -15,6 +15,10 @@ from fleet_protocol.messages import Conditions, FailureReason, MeasurementProtoc
 RUNGS = 5
 
 
+#: Shape of each input by name; empty where they are not known. Under the empty name, that of the one left open.
+InputShapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
 class Timing(Message):
     """Times of one model; the fields mean what they mean in `fleet_protocol.messages.Measurement`."""
 
@@ -86,6 +90,7 @@ class BenchOrder(Message):
 
     op: Literal["bench"] = "bench"
     model_path: str
+    input_shapes: InputShapes = Field(default_factory=dict)
     setting: RuntimeSetting
     protocol: MeasurementProtocol
 
@@ -103,6 +108,7 @@ class SustainedOrder(Message):
 
     op: Literal["sustained"] = "sustained"
     model_path: str
+    input_shapes: InputShapes = Field(default_factory=dict)
     setting: RuntimeSetting
     total_s: float = Field(gt=0)
     window_s: float = Field(gt=0)
@@ -130,6 +136,8 @@ class MeasuredReply(Message):
     provider: str = Field(max_length=64)
     build_ms: float = Field(ge=0)
     load_ms: float = Field(ge=0)
+    input_shapes: InputShapes = Field(default_factory=dict)
+    cores: tuple[int, ...] = Field(default=(), description="cores that it really ran on; empty where that is not known")
     before: Conditions
     after: Conditions
     energy_mj: float | None = Field(default=None, ge=0)
@@ -164,6 +172,7 @@ class ProbedReply(Message):
     active_provider: str = Field(max_length=64)
     micro_benchmarks: MicroBenchmarks
     device: DeviceProfile | None = Field(default=None, description="what runs the models, where that is not this host")
+    cores: tuple[int, ...] = ()
 
 
 class FailedReply(Message):
@@ -172,6 +181,7 @@ class FailedReply(Message):
     kind: Literal["failed"] = "failed"
     reason: FailureReason
     detail: str = Field(default="", max_length=500)
+    usage: bool = Field(default=False, description="it was asked for what cannot be: a `UsageError`")
 
 
 class LoadedReply(Message):
@@ -182,6 +192,8 @@ class LoadedReply(Message):
     model_bytes: int = Field(ge=0)
     provider: str = Field(max_length=64)
     load_ms: float = Field(ge=0)
+    input_shapes: InputShapes = Field(default_factory=dict)
+    cores: tuple[int, ...] = ()
 
 
 class WindowReply(Message):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from device_profiles.text_files import open_text
 from fleet_protocol.errors import UsageError
+from fleet_protocol.folders import user_folder
 
 SECTION = "agent"
 PREFIX = "FLEETNAS_"
@@ -48,10 +49,12 @@ KEYS = (
 
 
 def default_configuration_files() -> tuple[Path, ...]:
-    """Where a file is looked for, the first that exists: the user's own, then the system's."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    own = (Path(base) if base else Path.home() / ".config") / "fleetnas" / "agent.conf"
-    return own, Path("/etc/fleetnas/agent.conf")
+    """Where a file is looked for, the first that exists: the user's own, where it has a home, then the system's."""
+    system = Path("/etc/fleetnas/agent.conf")
+    try:
+        return user_folder("XDG_CONFIG_HOME", ".config") / "fleetnas" / "agent.conf", system
+    except UsageError:
+        return (system,)
 
 
 def read_configuration(file: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
@@ -73,7 +76,8 @@ def settings_of(values: Mapping[str, str]) -> list[str]:
 
 def _read_first(files: tuple[Path, ...]) -> dict[str, str]:
     for file in files:
-        if file.is_file() and os.access(file, os.R_OK):
+        # Not `Path.is_file`, which raises where another user's home is closed to us.
+        if os.path.isfile(file) and os.access(file, os.R_OK):
             return _read_file(file)
     return {}
 

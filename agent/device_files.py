@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,12 @@ def text(path: Path) -> str:
 
 
 def number(path: Path) -> float | None:
-    """The number in a file."""
+    """The number in a file; None where it holds none, or one that is not finite."""
     try:
-        return float(text(path))
+        value = float(text(path))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def run_program(command: list[str]) -> str:

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 from fleet_protocol.errors import FleetnasError
+from fleet_protocol.folders import home_folder
 
 #: Where every user and every service of a host looks, unless told otherwise.
 ENVIRONMENT_VARIABLE = "FLEETNAS_HOST_LOCK"
@@ -72,7 +73,7 @@ def default_host_lock_path() -> Path:
         return runtime_folder / f"fleetnas-{_FILE}"
     base = Path("/tmp")
     if not os.access(base, os.W_OK):  # Android's Termux has no /tmp
-        base = Path(os.environ.get("TMPDIR", Path.home()))
+        base = Path(os.environ.get("TMPDIR") or home_folder() or base)
     return base / _own_folder_name() / _FILE
 
 

@@ -26,6 +26,8 @@ from fleet_protocol.topics import Topics, check_name
 
 UNIT = "fleetnas-agent.service"
 USER = "fleetnas"
+#: Where systemd keeps the state of the service.
+SERVICE_STATE = Path("/var/lib/fleetnas")
 #: Groups through which a board's sensors and accelerators are reached; those that exist are given.
 _GROUPS = ("video", "render", "gpio", "i2c")
 _USERADD = ("useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/var/lib/fleetnas")

@@ -96,9 +96,12 @@ class Mirrors:
 
     def objection(self, url: str) -> str:
         """Why an address is not asked; empty where it may be."""
-        parts = urlsplit(url)
         if self._policy == "off":
             return "this agent asks no mirrors (--bundle-mirrors https would allow it)"
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # what a redirect names may be anything
+            return "it is no address"
         if parts.scheme not in ("http", "https"):
             return f"{parts.scheme or 'no scheme'} is not https"
         if self._policy == "https" and parts.scheme == "http" and not _is_loopback(parts.hostname or ""):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.battery import find_battery
 from agent.device_files import number, text
+from agent.units import microamperes, microvolts
 
 #: How long a device rests before its idle power is read, and how long that reading holds.
 IDLE_REST_S = 0.25
@@ -108,10 +109,10 @@ class FuelGauge(Gauge):
         power_uw = number(self._folder / "power_now")
         if power_uw is not None:
             return abs(power_uw) / 1e3
-        microamperes, microvolts = number(self._folder / "current_now"), number(self._folder / "voltage_now")
-        if microamperes is None or microvolts is None:
+        current, voltage = number(self._folder / "current_now"), number(self._folder / "voltage_now")
+        if current is None or voltage is None:
             return None
-        return abs(microamperes) * microvolts / 1e9
+        return abs(microamperes(current)) * microvolts(voltage) / 1e9
 
     @classmethod
     def find(cls, root: Path) -> FuelGauge | None:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply, UnreadyReply
 from agent.jetson import power_mode, tegra_release
 from agent.lifetime import is_alive
+from agent.limits import allowed_cores, total_memory_bytes
 from agent.power import find_power_meter
 from agent.processor import describe_processor
 from agent.settings import IN_PROCESS
@@ -52,11 +53,15 @@ def agent_info(
 ) -> AgentInfo:
     """Everything an agent announces about itself.
 
-    Every setting's runtime is really loaded, in the measuring child: `RuntimeUnavailableError` with what to do where
-    one does not load. Micro-benchmarks are taken once per runtime build and kept in `cache`.
+    A model is really run with every setting, in the measuring child: `RuntimeUnavailableError`, or `UsageError` of a
+    setting that cannot be, with what to do. That, and the micro-benchmarks of the first setting, are done once per
+    setting and runtime build, on the cores that this process may use, and kept in `cache`.
     """
     versions = installed_versions() | board_versions(root)
-    probed = [_probe_setting(setting, measurer, cache, versions) for setting in settings]
+    probed = [
+        _probe_setting(setting, measurer, cache, versions, allowed_cores(root), full=place == 0)
+        for place, setting in enumerate(settings)
+    ]
     driven = {found.device for found in probed if found.device is not None}
     if driven and (len(driven) > 1 or any(found.device is None for found in probed)):
         raise UsageError(
@@ -85,9 +90,10 @@ def describe_device(
         machine=machine[:32],
         operating_system=system[:128],
         clusters=processor.clusters,
-        cores=sum(cluster.cores for cluster in processor.clusters) or os.cpu_count() or 1,
+        # Those that may be used here: a container sees the others too, and cannot run on them.
+        cores=len(allowed_cores(root)) or sum(cluster.cores for cluster in processor.clusters) or os.cpu_count() or 1,
         vector_extensions=processor.vector_extensions,
-        memory_mb=_memory_mb(root),
+        memory_mb=int(memory / 1024**2) or None if (memory := total_memory_bytes(root)) is not None else None,
         accelerator=known.accelerator if known is not None else None,
     )
 
@@ -113,16 +119,26 @@ def board_versions(root: Path = Path("/")) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _probe_setting(setting: RuntimeSetting, measurer: Measurer, cache: Path, versions: dict[str, str]) -> _Probed:
+def _probe_setting(
+    setting: RuntimeSetting,
+    measurer: Measurer,
+    cache: Path,
+    versions: dict[str, str],
+    cores: tuple[int, ...],
+    *,
+    full: bool,
+) -> _Probed:
     if setting.runtime not in IN_PROCESS:  # another phone may be attached next time
-        return _ask(setting, measurer)
-    identity = json.dumps([versions, setting.runtime, setting.provider, platform.machine()], sort_keys=True)
+        return _ask(setting, measurer, full=full)
+    # Whatever a setting's success may depend on: what was never tried must not be vouched for.
+    tried = [versions, setting.model_dump(), platform.machine(), cores, full]
+    identity = json.dumps(tried, sort_keys=True)
     file = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     try:
         return _Probed.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         pass
-    known = _ask(setting, measurer)
+    known = _ask(setting, measurer, full=full)
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
@@ -142,8 +158,8 @@ def _forget_old_probes(cache: Path) -> None:
         path.unlink()
 
 
-def _ask(setting: RuntimeSetting, measurer: Measurer) -> _Probed:
-    measurer.submit(ProbeOrder(setting=setting))
+def _ask(setting: RuntimeSetting, measurer: Measurer, *, full: bool) -> _Probed:
+    measurer.submit(ProbeOrder(setting=setting, micro_benchmarks=full))
     reply: Reply | None = None
     for reply in replies_of(measurer, _PROBE_TIMEOUT_S):
         if isinstance(reply, PhaseReply) and reply.detail:
@@ -156,7 +172,8 @@ def _ask(setting: RuntimeSetting, measurer: Measurer) -> _Probed:
         why = reply.detail
     elif isinstance(reply, UnreadyReply):
         why = reply.reason
-    raise RuntimeUnavailableError(f"setting {setting.label} cannot be used on this device: {why}")
+    kind = UsageError if isinstance(reply, FailedReply) and reply.usage else RuntimeUnavailableError
+    raise kind(f"setting {setting.label} cannot be used on this device: {why}")
 
 
 def _android(root: Path, name: str) -> str:
@@ -199,13 +216,6 @@ def _operating_system(root: Path) -> str:
         if line.startswith("PRETTY_NAME="):
             return f"{line.partition('=')[2].strip(chr(34))} ({kernel})"
     return kernel
-
-
-def _memory_mb(root: Path) -> int | None:
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) // 1024 or None
-    return None
 
 
 def _text(path: Path) -> str:

@@ -17,8 +17,10 @@ from agent.battery import BatteryRule
 from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache, limit_partials
 from agent.host_lock import default_host_lock_path
 from agent.identity import Identity
+from agent.limits import read_limits, thread_objection, total_memory_bytes
 from agent.mirror import MirrorPolicy, Mirrors
 from agent.outbox import Outbox
+from agent.own_name import stranded
 from agent.probe import agent_info
 from agent.sensors import Sensors
 from agent.service import AgentService, last_will
@@ -27,6 +29,7 @@ from agent.state_folder import StateFolder
 from agent.task_run import Equipment
 from agent.worker import Worker, child_command
 from fleet_protocol.errors import BrokerUnreachableError
+from fleet_protocol.folders import temporary_folder
 from fleet_protocol.messages import RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.signing import OrderVerifier
@@ -105,6 +108,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
     """An agent that is not started yet, on a transport made of its client id and last will; let go at the end."""
     topics = Topics(options.fleet)
     folder = StateFolder(options.state_folder, topics.fleet, check_name(options.name, "agent name"))
+    temporary_folder()
     folder.prepare()
     identity = Identity.claim(folder.agent, folder.name, time.time())
     limit_partials(folder.partial, (), options.cache_bytes)
@@ -117,6 +121,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes)
         client_id = f"fleetnas-{topics.fleet}-{identity.name}-{identity.instance}"
         _log.info("agent %s of fleet %s on %s", folder.name, topics.fleet, info.profile.model)
+        _warn(folder, options.settings)
         yield AgentService(
             identity=identity,
             topics=topics,
@@ -141,6 +146,18 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         identity.release()
 
 
+def _warn(folder: StateFolder, settings: Sequence[RuntimeSetting]) -> None:
+    """Say once what keeps settings from running as they say, and results from being delivered."""
+    limits = read_limits()
+    for objection in filter(None, (thread_objection(setting, limits) for setting in settings)):
+        _log.warning("%s", objection)
+    for other in stranded(folder.root, folder.fleet, folder.name):
+        _log.warning(
+            "%d results of %s wait in %s; deliver them with: fleetnas-agent run --name %s",
+            *(other.unacknowledged, other.name, folder.root, other.name),
+        )
+
+
 def mirrors_beside(broker: BrokerAddress, policy: MirrorPolicy) -> Mirrors:
     """Mirrors whose certificates the system's authorities vouch for, or the broker's own."""
 
@@ -154,11 +171,12 @@ def mirrors_beside(broker: BrokerAddress, policy: MirrorPolicy) -> Mirrors:
 
 
 def default_memory_limit_bytes() -> int:
-    """Four fifths of this device's memory for the measuring child; 0, no limit, where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
-    except (ValueError, OSError):
-        return 0
+    """Four fifths of the memory that this process may have, for the measuring child.
+
+    That is the device's, or what its container or service is limited to; 0, no limit, where the system does not tell.
+    """
+    total = total_memory_bytes()
+    return int(total * 4 / 5) if total is not None else 0
 
 
 def _serve(service: AgentService, options: RunOptions, stop: _Stop) -> None:

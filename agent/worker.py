@@ -21,6 +21,7 @@ from agent.framing import BadFrameError, FrameDecoder, write_frame
 from agent.host_lock import MAX_WAIT_S
 from agent.scratch import ScratchFolder, remove_abandoned
 from fleet_protocol.child_process import child_environment, python_command
+from fleet_protocol.folders import temporary_folder
 
 #: After these the child's memory can no longer be trusted, and the next order gets a fresh one.
 _FATAL_REASONS = frozenset({"out_of_memory", "internal"})
@@ -139,6 +140,7 @@ class Worker:
         self.kill()
 
     def _start(self) -> None:
+        temporary_folder()  # says what to do where there is none
         remove_abandoned()
         self._scratch = ScratchFolder.make()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from device_profiles.plain_text import PlainText
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.mirrors import MAX_MIRROR_LENGTH, MIRROR_PATTERN
+from fleet_protocol.mirrors import Mirror
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -280,10 +280,8 @@ class MeasureTask(Versioned):
     run_id: Identifier
     bundle: BlobReference
     architecture: Architecture
-    mirror: str | None = Field(
+    mirror: Mirror | None = Field(
         default=None,
-        pattern=MIRROR_PATTERN,
-        max_length=MAX_MIRROR_LENGTH,
         description="where the bundle may also be had, under its hash; an agent may ask there, or not",
     )
     calibration: BlobReference | None = Field(default=None, description="batch-norm statistics of a winner")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fleet_protocol.errors import DownloadError
+from fleet_protocol.folders import user_folder
 
 #: Addresses, separated by spaces or commas, that are asked before the official one; a file's name is appended.
 MIRRORS_VARIABLE = "FLEETNAS_MIRRORS"
@@ -59,9 +60,8 @@ class PublishedFile:
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: `fleetnas/checkpoints` in the XDG cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fleetnas" / "checkpoints"
+    """Where downloads are kept: `fleetnas/checkpoints` in the XDG cache directory; `UsageError` without one."""
+    return user_folder("XDG_CACHE_HOME", ".cache") / "fleetnas" / "checkpoints"
 
 
 def mirrors_from_environment() -> list[str]:
@@ -106,10 +106,12 @@ def download(
 def _fetch(url: str, file: PublishedFile, partial: Path, progress: ProgressCallback | None) -> str | None:
     """Fetch into `partial`, resuming what is there. None if it then holds the file, else what went wrong."""
     try:
-        if urlsplit(url).scheme not in ("http", "https"):
-            return "not an http address"
-    except ValueError as error:
-        return f"not an address: {error}"
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets around what is no IPv6 address, or a port that is none
+        known = False
+    if not known:
+        return "not an http address"
     failure = "nothing came"
     for _ in range(ATTEMPTS):
         resumed = partial.stat().st_size if partial.exists() else 0

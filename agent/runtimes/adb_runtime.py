@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -21,12 +21,16 @@ from typing import ClassVar
 
 from agent.battery import BatteryState
 from agent.child_messages import Timing
+from agent.input_shapes import Shape, choose_shapes
 from agent.lifetime import is_alive, tied_to_this_process
+from agent.limits import core_list, core_numbers
+from agent.model_file import ModelFile, tflite_inputs
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from agent.units import battery_celsius, percent
 from device_profiles.plain_text import plain
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.child_process import child_environment
-from fleet_protocol.errors import RuntimeUnavailableError
+from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 
 #: Which phone, as `adb devices` calls it, and where `benchmark_model` lies on it. One agent drives one phone.
@@ -56,7 +60,9 @@ PROVIDERS = {
 }
 #: Android's `BatteryManager`: charging, discharging, not charging, full.
 _BATTERY_STATES: dict[int, BatteryState] = {2: "charging", 3: "discharging", 4: "idle", 5: "idle"}
-_BATTERY_FIELD = re.compile(r"^\s*(level|status|temperature): (-?[0-9]{1,6})\s*$", re.MULTILINE)
+_BATTERY_FIELD = re.compile(r"^\s*(level|scale|status|temperature): (-?[0-9]{1,6})\s*$", re.MULTILINE)
+_NO_BATTERY = re.compile(r"^\s*present: false\s*$", re.MULTILINE)
+_ALLOWED = re.compile(r"^Cpus_allowed_list:\s*([0-9,-]+)\s*$", re.MULTILINE)
 _COMMAND_TIMEOUT_S = 60.0
 _STATISTICS = re.compile(r"\bcount=(\d+)\b(.*)")
 _FIELD = re.compile(r"(\w+)=([0-9.eE+-]+)")
@@ -186,11 +192,13 @@ class AdbRuntime(Runtime):
     def providers(self) -> tuple[str, ...]:
         return tuple(PROVIDERS)
 
-    def load(self, model: bytes, setting: RuntimeSetting) -> TimedModel:
+    def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> TimedModel:
         if setting.provider not in PROVIDERS:
             raise ProviderFallbackError(
                 f"provider {setting.provider!r} is not one of benchmark_model's: {', '.join(PROVIDERS)}"
             )
+        shapes = _own_shapes(own) if own is not None else {}
+        self._check_cores(setting.affinity)
         number = next(self._numbers)
         if number == 0:
             self._remove_abandoned()
@@ -201,9 +209,22 @@ class AdbRuntime(Runtime):
             file.flush()
             self._adb.shell("mkdir", "-p", _FOLDER)
             self._adb.run("push", file.name, remote)
-        phone_model = _PhoneModel(self._adb, self._tool, remote, setting)
+        phone_model = _PhoneModel(self._adb, self._tool, remote, setting, shapes)
         phone_model.check()
         return phone_model
+
+    def _check_cores(self, cores: tuple[int, ...]) -> None:
+        """`UsageError` where the phone would run on other cores: its kernel leaves out what it does not have."""
+        if not cores:
+            return
+        status = self._adb.run("shell", f"taskset {_mask(cores)} cat /proc/self/status || true")
+        found = _ALLOWED.search(status)
+        active = core_numbers(found[1]) if found else set()
+        if active != set(cores):
+            raise UsageError(
+                f"the measurement cannot be pinned to cores {core_list(cores)} of the phone, which would run it on "
+                f"{core_list(active) or 'cores that it does not name'}; change `affinity` in the setting"
+            )
 
     def device(self) -> DeviceProfile:
         """The phone, from its own files: the same ones that describe a board."""
@@ -225,11 +246,13 @@ class AdbRuntime(Runtime):
     def conditions(self) -> Conditions:
         """Battery level and temperature, from the phone's battery service."""
         text = self._adb.run("shell", "dumpsys battery || true")
+        if _NO_BATTERY.search(text):
+            return Conditions()
         found = {name: int(value) for name, value in _BATTERY_FIELD.findall(text)}
-        heat_c = found["temperature"] / 10 if "temperature" in found else None
+        heat_c = battery_celsius(found["temperature"]) if "temperature" in found else None
         return Conditions(
             temperature_c=heat_c,
-            battery_percent=float(found["level"]) if 0 <= found.get("level", -1) <= 100 else None,
+            battery_percent=percent(100 * found["level"] / (found.get("scale") or 100)) if "level" in found else None,
             battery_state=_BATTERY_STATES.get(found.get("status", 0)),
             battery_temperature_c=heat_c,
         )
@@ -243,9 +266,14 @@ class AdbRuntime(Runtime):
 
 
 class _PhoneModel(TimedModel):
-    def __init__(self, adb: Adb, tool: str, remote: str, setting: RuntimeSetting) -> None:
+    def __init__(self, adb: Adb, tool: str, remote: str, setting: RuntimeSetting, shapes: Mapping[str, Shape]) -> None:
         self._adb, self._tool, self._remote, self._setting = adb, tool, remote, setting
+        self._shapes = dict(shapes)
         self.provider = setting.provider
+
+    @property
+    def input_shapes(self) -> dict[str, Shape]:
+        return self._shapes
 
     def check(self) -> None:
         """One run, to learn whether the delegate that was asked for takes the model."""
@@ -287,11 +315,31 @@ class _PhoneModel(TimedModel):
             f"--warmup_min_secs={warm_up_s:g}",
             *PROVIDERS[self._setting.provider],
         ]
-        mask = sum(1 << core for core in self._setting.affinity)
-        pinned = ["taskset", f"{mask:x}"] if mask else []
+        if self._shapes:
+            flags.append(f"--input_layer={','.join(self._shapes)}")
+            flags.append(f"--input_layer_shape={':'.join(','.join(map(str, each)) for each in self._shapes.values())}")
+        pinned = ["taskset", _mask(self._setting.affinity)] if self._setting.affinity else []
         # The tool writes its log, and with it the timings, to the phone's standard error.
         command = f"{shlex.join([*pinned, self._tool, *flags])} 2>&1"
         return self._adb.run("shell", command, timeout_s=2 * limit_s + warm_up_s + _COMMAND_TIMEOUT_S)
+
+
+def _own_shapes(own: ModelFile) -> dict[str, Shape]:
+    """The shapes of a user's model; empty where nothing was asked for and this host cannot read the model."""
+    declared = tflite_inputs(own.content)
+    if declared is not None:
+        return choose_shapes(declared, own.input_shapes)
+    if "" in own.input_shapes:
+        raise UsageError(
+            "the names of the model's inputs cannot be read here; give --input-shape NAME=SHAPE, or run: pip install "
+            "'fleetnas[litert]'"
+        )
+    return dict(own.input_shapes)
+
+
+def _mask(cores: tuple[int, ...]) -> str:
+    """As `taskset` takes it."""
+    return f"{sum(1 << core for core in cores):x}"
 
 
 def summarise_blocks(blocks: Sequence[ToolStatistics], half_width_percent: float) -> Timing:

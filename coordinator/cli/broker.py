@@ -10,7 +10,7 @@ import typer
 
 from coordinator.cli import options
 from coordinator.cli.security import register_broker
-from fleet_protocol.transport import DEFAULT_PORT
+from fleet_protocol.transport import DEFAULT_PORT, host_and_port
 
 
 def register(app: typer.Typer) -> None:
@@ -47,5 +47,5 @@ def broker(
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, lambda *_: stopped.set())
     with EmbeddedBroker(host, port) as running:
-        typer.echo(f"broker listens on {host}:{running.address.port}; stop it with Ctrl-C")
+        typer.echo(f"broker listens on {host_and_port(host.strip('[]'), running.address.port)}; stop it with Ctrl-C")
         stopped.wait()

@@ -14,6 +14,7 @@ import typer
 from device_profiles.text_files import read_text
 from fleet_protocol.credentials import read_credentials
 from fleet_protocol.errors import UsageError
+from fleet_protocol.folders import user_folder
 from fleet_protocol.transport import BrokerAddress
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def connection(
         known = read_credentials(credentials, *(("coordinator", "watcher") if watching else ("coordinator",)))
         address = known.broker
         if broker is not None:
-            asked = BrokerAddress.parse(broker)
+            asked = BrokerAddress.parse(broker, known.port)
             address = replace(address, host=asked.host, port=asked.port)
         return Connection(address, fleet or known.fleet, known.private_key)
     if broker is None:
@@ -158,11 +159,10 @@ def _password(file: Path | None) -> str | None:
 
 
 def store_location(store: str | None) -> str:
-    """The store that was asked for, or the default one."""
+    """The store that was asked for, or the default one; `UsageError` where the user has no folder for it."""
     if store is not None:
         return store
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return str(Path(base) / "fleetnas" / "runs.sqlite")
+    return str(user_folder("XDG_DATA_HOME", ".local/share", "--store FILE") / "fleetnas" / "runs.sqlite")
 
 
 def open_to_read(store: str | None) -> MeasurementStore:
@@ -181,5 +181,5 @@ def open_to_read(store: str | None) -> MeasurementStore:
 def existing_store(store: str | None) -> str:
     """The same, for those who only read: `UsageError` where a file was named that is not there."""
     if store is not None and "://" not in store and not Path(store).exists():
-        raise UsageError(f"there is no store {store}; check --store, or leave it out for {store_location(None)}")
+        raise UsageError(f"there is no store {store}; check --store, or leave it out for the one in your data folder")
     return store_location(store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,7 +12,7 @@ import typer
 
 from device_profiles.text_files import read_text
 from fleet_protocol.errors import UsageError
-from fleet_protocol.transport import DEFAULT_TLS_PORT
+from fleet_protocol.transport import DEFAULT_TLS_PORT, check_host
 from supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def init(
 
     if login not in ("certificate", "password"):
         raise UsageError(f"--login {login!r} is neither `certificate` nor `password`")
-    hosts = tuple(dict.fromkeys(host or (platform.node(), "localhost", "127.0.0.1")))
+    hosts = _checked(host) if host else tuple(dict.fromkeys((*_own_name(), "localhost", "127.0.0.1")))
     authority = Authority.create(
         folder,
         fleet=fleet,
@@ -100,7 +101,7 @@ def renew(
     Under other names where --host gives some.
     """
     authority = _open(folder)
-    issued = authority.renew_broker(_now(), host or ())
+    issued = authority.renew_broker(_now(), _checked(host or ()))
     typer.echo(f"{folder}/mosquitto/server.pem is valid until {issued.expires:%Y-%m-%d}\n{_restart(authority)}")
 
 
@@ -226,6 +227,18 @@ def verify(
 def _check_output(path: Path) -> None:
     """Before anything is issued or revoked: credentials that could not be written would be lost."""
     check_file("--output", path, ".credentials", ".json")
+
+
+def _checked(hosts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(check_host(host) for host in hosts))
+
+
+def _own_name() -> tuple[str, ...]:
+    """This machine's name, where it has one that a certificate can hold."""
+    try:
+        return (check_host(platform.node()),)
+    except UsageError:
+        return ()
 
 
 def _open(folder: Path) -> Authority:

@@ -179,7 +179,12 @@ class Database:
 
 def _url(location: str) -> URL:
     if "://" not in location:
-        path = Path(location).expanduser()
+        try:
+            path = Path(location).expanduser()
+        except RuntimeError:
+            raise UsageError(
+                f"the store {location} lies in a home folder that is not known here; give --store with a whole path"
+            ) from None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
