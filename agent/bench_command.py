@@ -115,8 +115,7 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting) -> int:
         return 0
     timing = reply.timing
     sys.stdout.write(
-        f"{options.model.name} on {setting.label} ({reply.provider})\n"
-        f"{_ran_as(reply)}\n"
+        f"{options.model.name} on {setting.label} ({reply.provider}); {_ran_as(reply)}\n"
         f"median {timing.median_ms:.4g} ms, 95 % within {timing.half_width_percent:.2g} %"
         f"{' (noisy)' if timing.noisy else ''}\n"
         f"min {timing.min_ms:.4g} ms, p90 {timing.p90_ms:.4g} ms, MAD {timing.mad_ms:.2g} ms, "
@@ -167,7 +166,7 @@ class _Progress:
         if reply.kind == "phase":
             _tell_waiting(reply)
         elif reply.kind == "loaded":
-            self._print(f"{self._title} ({reply.provider})\n{_ran_as(reply)}\n{LINE_HEADER}")
+            self._print(f"{self._title} ({reply.provider}); {_ran_as(reply)}\n{LINE_HEADER}")
         else:
             self._windows.append(reply)
             self._write(reply)
