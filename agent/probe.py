@@ -22,6 +22,7 @@ from agent.settings import IN_PROCESS
 from agent.worker import Measurer, replies_of
 from device_profiles.catalogue import load_catalogue
 from device_profiles.profile import DeviceProfile, MicroBenchmarks
+from device_profiles.quantities import of_readings
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import AgentInfo, RuntimeSetting
 
@@ -48,7 +49,7 @@ def agent_info(
     Every setting's runtime is really loaded, in the measuring child: `RuntimeUnavailableError` with what to do where
     one does not load. Micro-benchmarks are taken once per runtime build and kept in `cache`.
     """
-    versions = installed_versions() | board_versions(root)
+    versions = {what: version[:64] for what, version in (installed_versions() | board_versions(root)).items()}
     probed = [_probe_setting(setting, measurer, cache, versions) for setting in settings]
     driven = {found.device for found in probed if found.device is not None}
     if driven and (len(driven) > 1 or any(found.device is None for found in probed)):
@@ -72,7 +73,8 @@ def describe_device(
     model = model or _board_name(root) or processor.name or machine or "unknown"
     system = operating_system or _operating_system(root)
     known = load_catalogue().match(model=model, machine=machine, operating_system=system)
-    return DeviceProfile(
+    return of_readings(
+        DeviceProfile,
         model=model[:128],
         profile=known.name if known is not None else "unknown",
         machine=machine[:32],

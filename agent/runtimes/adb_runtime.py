@@ -23,6 +23,7 @@ from agent.battery import BatteryState
 from agent.child_messages import Timing
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
 from device_profiles.profile import DeviceProfile
+from device_profiles.quantities import of_readings
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 
@@ -204,7 +205,8 @@ class AdbRuntime(Runtime):
         text = self._adb.run("shell", "dumpsys battery || true")
         found = {name: int(value) for name, value in _BATTERY_FIELD.findall(text)}
         heat_c = found["temperature"] / 10 if "temperature" in found else None
-        return Conditions(
+        return of_readings(
+            Conditions,
             temperature_c=heat_c,
             battery_percent=float(found["level"]) if "level" in found else None,
             battery_state=_BATTERY_STATES.get(found.get("status", 0)),

@@ -16,13 +16,14 @@ import os
 import shlex
 import subprocess
 import tempfile
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.child_messages import Timing
 from agent.measurement import summarise
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from device_profiles.quantities import Milliseconds, Provider, Seconds
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.session import TELEMETRY_OFF
@@ -37,9 +38,9 @@ class CommandReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    times_ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=3)
-    provider: str | None = Field(default=None, max_length=64)
-    warm_up_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    times_ms: list[Milliseconds] = Field(min_length=3)
+    provider: Provider | None = None
+    warm_up_s: Seconds = 0.0
 
 
 class CommandRuntime(Runtime):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import time
@@ -23,6 +24,7 @@ from coordinator.campaign.plan import CampaignPlan, RunSettings
 from coordinator.campaign.priority import yield_to_measurements
 from coordinator.campaign.resumption import take_up
 from coordinator.campaign.standing import outcome_of, snapshot_of
+from coordinator.campaign.track import one_line
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
@@ -56,6 +58,8 @@ _VIEW_EVERY_S, _TICK_S = 0.25, 0.1
 _VIEW_SHARE = 50
 _MOST_EVENTS_PER_TICK = 500
 _LISTED_PACKAGES = ("fleetnas", "numpy", "onnx", "onnxruntime")
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 Ending = Literal["complete", "partial", "failed", "interrupted"]
 
@@ -154,7 +158,8 @@ class RunningSearch:
     def _write_take_home(self) -> str | None:
         if self.settings.out is None:
             return None
-        write_take_home(self.store, self.run_id, Path(self.settings.out), self.models)
+        for line in write_take_home(self.store, self.run_id, Path(self.settings.out), self.models):
+            self.campaign.note(line)
         return str(Path(self.settings.out) / RESULTS_FILE)
 
 
@@ -253,7 +258,7 @@ def open_search(
         )
     else:
         store.set_run_status(run_id, "running")
-        take_up(campaign, store, bundle.space, make_search)
+        take_up(campaign, store, bundle.space)
     campaign.start()
     return RunningSearch(run_id, settings, campaign, store, models, transport, executor, view)
 
@@ -271,8 +276,11 @@ def _transport(
     return kind(request.broker, client_id, will, prefer_five=True)
 
 
-def write_take_home(store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels) -> None:
-    """Write a stored run's results, measurements and winners' files, built again from their stored statistics."""
+def write_take_home(store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels) -> list[str]:
+    """Write a stored run's results, measurements and winners' files, built again from their stored statistics.
+
+    Trouble with one device costs its part; returned is a line for each.
+    """
     outcome = outcome_of(store, run_id)
     take_home = TakeHome(directory)
     verified = {
@@ -280,15 +288,31 @@ def write_take_home(store: MeasurementStore, run_id: str, directory: Path, model
         for task in store.tasks(run_id)
         if task.model_sha256 is not None
     }
+    troubles = []
     for device in outcome.devices:
         for target in device.targets:
-            if target.met and target.architecture is not None:
+            if not target.met or target.architecture is None:
+                continue
+            try:
                 task = verified[device.device, device.setting.label, target.architecture.fingerprint]
                 assert task.model_sha256 is not None
                 model = CalibratedModel(target.architecture, device.setting, task.model_sha256, task.calibration)
                 take_home.add_winner(device, target, models.file(model))
+            except OSError:  # of the disk, and so of every device
+                raise
+            except Exception as error:
+                what = f"{device.label} target {target.target_ms:g} ms: its model file is not written"
+                _log.error("%s", what, exc_info=error)
+                troubles.append(f"{what}: {one_line(error)}")
     take_home.write(outcome)
-    write_report(directory)
+    try:
+        write_report(directory)
+    except OSError:
+        raise
+    except Exception as error:
+        _log.error("the report is not written", exc_info=error)
+        troubles.append(f"the report is not written: {one_line(error)}; the results are")
+    return troubles
 
 
 def new_run_id() -> str:

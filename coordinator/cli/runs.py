@@ -65,7 +65,8 @@ def results(
         Console().print(summary(outcome_of(opened, run)))
         if out is not None:
             models = stored_models(RunSettings.model_validate(opened.run(run).settings))
-            write_take_home(opened, run, out, models)
+            for line in write_take_home(opened, run, out, models):
+                typer.echo(line, err=True)
             typer.echo(f"results and model files: {out}")
     finally:
         opened.close()
