@@ -11,6 +11,7 @@ from agent.model_building import emit
 from agent.runtimes.base import LoadedModel, Runtime, random_tensors
 from agent.settings import IN_PROCESS
 from device_profiles.profile import MicroBenchmarks
+from device_profiles.quantities import of_readings
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.graph import INPUT, OUTPUT, Conv, GlobalAveragePool, Graph, Layer, Linear
 from supernet_export.quantisation import nominal_ranges
@@ -41,11 +42,12 @@ def run_micro_benchmarks(
 
     overhead_s = seconds(_graph(layers=0, depthwise=False))
     if not full:
-        return MicroBenchmarks(session_overhead_us=1e6 * overhead_s), provider
+        return of_readings(MicroBenchmarks, session_overhead_us=1e6 * overhead_s), provider
     gemm_flops = 2 * _LAYERS * _PIXELS**2 * _CHANNELS**2
     depthwise_flops = 2 * _LAYERS * _PIXELS**2 * _CHANNELS * _KERNEL**2
     return (
-        MicroBenchmarks(
+        of_readings(
+            MicroBenchmarks,
             gemm_gflops=gemm_flops / seconds(_graph(_LAYERS, depthwise=False)) / 1e9,
             depthwise_gflops=depthwise_flops / seconds(_graph(_LAYERS, depthwise=True)) / 1e9,
             # Of a device that this host only drives, the host's memory says nothing.

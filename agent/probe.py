@@ -25,6 +25,7 @@ from agent.settings import IN_PROCESS
 from agent.worker import Measurer, replies_of
 from device_profiles.catalogue import load_catalogue
 from device_profiles.profile import DeviceProfile, MicroBenchmarks
+from device_profiles.quantities import of_readings
 from fleet_protocol.child_process import child_environment
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import AgentInfo, RuntimeSetting
@@ -57,7 +58,7 @@ def agent_info(
     setting that cannot be, with what to do. That, and the micro-benchmarks of the first setting, are done once per
     setting and runtime build, on the cores that this process may use, and kept in `cache`.
     """
-    versions = installed_versions() | board_versions(root)
+    versions = {what: version[:64] for what, version in (installed_versions() | board_versions(root)).items()}
     probed = [
         _probe_setting(setting, measurer, cache, versions, allowed_cores(root), full=place == 0)
         for place, setting in enumerate(settings)
@@ -84,7 +85,8 @@ def describe_device(
     model = model or _board_name(root) or processor.name or machine or "unknown"
     system = operating_system or _operating_system(root)
     known = load_catalogue().match(model=model, machine=machine, operating_system=system)
-    return DeviceProfile(
+    return of_readings(
+        DeviceProfile,
         model=model[:128],
         profile=known.name if known is not None else "unknown",
         machine=machine[:32],

@@ -10,6 +10,7 @@ from agent.device_files import number
 from agent.units import clock_mhz
 from device_profiles.catalogue import load_arm_cores
 from device_profiles.profile import CpuCluster
+from device_profiles.quantities import of_readings
 
 #: Flags that decide which kernels a runtime picks, in the order of their usefulness.
 _VECTOR_FLAGS = (
@@ -54,7 +55,7 @@ def describe_processor(root: Path = Path("/")) -> Processor:
     counted = Counter(zip(names, clocks, strict=True))
     flags = set(" ".join(core.get("flags", core.get("Features", "")) for core in cores[:1]).split())
     clusters = tuple(
-        CpuCluster(name=(name or "unknown")[:64], cores=count, max_clock_mhz=clock)
+        of_readings(CpuCluster, name=(name or "unknown")[:64], cores=count, max_clock_mhz=clock)
         for (name, clock), count in sorted(counted.items(), key=lambda item: -(item[0][1] or 0))
     )
     return Processor(

@@ -13,6 +13,7 @@ from agent.battery import Battery
 from agent.device_files import RunProgram, number, psutil_call, run_program, text
 from agent.power import find_power_meter
 from agent.units import Thermometer, clock_mhz, plausible_celsius
+from device_profiles.quantities import of_readings
 from fleet_protocol.messages import Conditions
 
 #: Thermal zones and hwmon chips that are the processor's, best first.
@@ -59,7 +60,8 @@ class Sensors:
     def read(self) -> Conditions:
         """The device's state now; its power is left to whoever measures, since it tells nothing without the work."""
         battery = self._battery.read()
-        return Conditions(
+        return of_readings(
+            Conditions,
             temperature_c=self._temperature_c(),
             clock_mhz=self._clock_mhz(),
             governor=self._governor(),

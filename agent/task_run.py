@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from pydantic import ValidationError
+
 from agent.battery import BatteryRule
 from agent.blobs import BlobCache, BlobFetch, limit_partials, partial_file
 from agent.child_messages import (
@@ -328,11 +330,12 @@ class TaskRun:
         self._deadline.pause(now)
         self._tell("cooling", 0.0, now)
 
-    def _result(self, reply: MeasuredReply, paired: PairedTiming, verdict: Verdict, finished_unix_s: float) -> Result:
+    def _result(
+        self, reply: MeasuredReply, paired: PairedTiming, verdict: Verdict, finished_unix_s: float
+    ) -> Result | Failed:
         timing = reply.timing
-        return Result(
-            task=self.task.task,
-            measurement=Measurement(
+        try:
+            measurement = Measurement(
                 model_sha256=reply.model_sha256,
                 model_bytes=reply.model_bytes,
                 median_ms=timing.median_ms,
@@ -359,8 +362,11 @@ class TaskRun:
                 after=reply.after,
                 energy_mj=reply.energy_mj,
                 finished_unix_s=finished_unix_s,
-            ),
-        )
+            )
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            return self._failed("bad_output", f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+        return Result(task=self.task.task, measurement=measurement)
 
     # -- ends --------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from agent.limits import core_list
 from agent.model_building import build_model
 from agent.model_file import ModelFile, open_model
 from agent.pairing import Pairing, TurnHooks
-from agent.power import BlockPower, IdlePower
+from agent.power import BlockPower, IdlePower, energy_mj, with_power
 from agent.references import References
 from agent.runtimes.base import Runtime
 from agent.runtimes.registry import make_runtime
@@ -146,7 +146,7 @@ class Workbench:
         load_ms = 1000 * (time.perf_counter() - begin)
         driven = runtime.conditions()  # of a device that this host only drives, and whose power it does not know
         power = BlockPower(self._sensors.power_meter if driven is None else None)
-        before = driven or self._sensors.read().model_copy(update={"power_mw": self._idle_power.mw()})
+        before = driven or with_power(self._sensors.read(), self._idle_power.mw())
         told = time.perf_counter()
         say("measuring", 0.0)
 
@@ -178,8 +178,8 @@ class Workbench:
             input_shapes=loaded.input_shapes,
             cores=_active_cores(order.setting),
             before=before,
-            after=runtime.conditions() or self._sensors.read().model_copy(update={"power_mw": power.mean_mw}),
-            energy_mj=power.mean_mw * timing.median_ms / 1000 if power.mean_mw is not None else None,
+            after=runtime.conditions() or with_power(self._sensors.read(), power.mean_mw),
+            energy_mj=energy_mj(power.mean_mw, timing.median_ms),
             paired=paired,
             busy_s=time.perf_counter() - begin,
             inference_s=timing.inference_s,

@@ -29,6 +29,7 @@ from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedMo
 from agent.units import battery_celsius, percent
 from device_profiles.plain_text import plain
 from device_profiles.profile import DeviceProfile
+from device_profiles.quantities import of_readings
 from fleet_protocol.child_process import child_environment
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
@@ -250,7 +251,8 @@ class AdbRuntime(Runtime):
             return Conditions()
         found = {name: int(value) for name, value in _BATTERY_FIELD.findall(text)}
         heat_c = battery_celsius(found["temperature"]) if "temperature" in found else None
-        return Conditions(
+        return of_readings(
+            Conditions,
             temperature_c=heat_c,
             battery_percent=percent(100 * found["level"] / (found.get("scale") or 100)) if "level" in found else None,
             battery_state=_BATTERY_STATES.get(found.get("status", 0)),

@@ -17,7 +17,7 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,7 @@ from agent.lifetime import tied_to_this_process
 from agent.measurement import summarise
 from agent.model_file import ModelFile, onnx_inputs
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from device_profiles.quantities import Milliseconds, Provider, Seconds
 from fleet_protocol.child_process import child_environment
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -42,9 +43,9 @@ class CommandReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    times_ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=3)
-    provider: str | None = Field(default=None, max_length=64)
-    warm_up_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    times_ms: list[Milliseconds] = Field(min_length=3)
+    provider: Provider | None = None
+    warm_up_s: Seconds = 0.0
 
 
 class CommandRuntime(Runtime):

@@ -25,14 +25,15 @@ from coordinator.campaign.priority import yield_to_measurements
 from coordinator.campaign.results_writer import ResultsWriter, reason_of
 from coordinator.campaign.resumption import take_up
 from coordinator.campaign.standing import outcome_of, snapshot_of
+from coordinator.campaign.track import one_line
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
 from coordinator.fleet.message_budget import MessageBudget
 from coordinator.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from coordinator.predictors.stored_devices import StoredPriors
-from coordinator.report.html import REPORT_FILE, write_report
-from coordinator.report.take_home import RESULTS_FILE, TakeHome
+from coordinator.report.html import write_report
+from coordinator.report.take_home import REPORT_FILE, RESULTS_FILE, TakeHome
 from coordinator.search.blas import single_threaded_blas
 from coordinator.search.problem import PredictedAccuracy, RememberedAccuracy
 from coordinator.store.records import DeviceRecord, RunRecord
@@ -306,7 +307,7 @@ def open_search(
         )
     else:
         store.set_run_status(run_id, "running")
-        take_up(campaign, store, bundle.space, make_search)
+        take_up(campaign, store, bundle.space)
     campaign.start()
     results = None
     if settings.out is not None and not store.in_memory:
@@ -348,15 +349,21 @@ def write_take_home(
     }
     for device in outcome.devices:
         for target in device.targets:
-            if target.met and target.architecture is not None:
+            if not target.met or target.architecture is None:
+                continue
+            try:
                 task = verified[device.device, device.setting.label, target.architecture.fingerprint]
                 assert task.model_sha256 is not None
                 model = CalibratedModel(target.architecture, device.setting, task.model_sha256, task.calibration)
-                try:
-                    if not take_home.has_winner(device, target):
-                        take_home.add_winner(device, target, models.file(model))
-                except FleetnasError as error:
-                    remarks.append(f"{device.label} has no model file for {target.target_ms:g} ms: {error}")
+                if not take_home.has_winner(device, target):
+                    take_home.add_winner(device, target, models.file(model))
+            except OSError:  # of the disk, and so of every device
+                raise
+            except Exception as error:
+                what = f"{device.label} has no model file for {target.target_ms:g} ms"
+                if not isinstance(error, FleetnasError):
+                    _log.error("%s", what, exc_info=error)
+                remarks.append(f"{what}: {one_line(error)}")
     take_home.write(outcome)
     if report:
         try:
@@ -364,8 +371,8 @@ def write_take_home(
         except OSError:
             raise
         except Exception as error:  # a page on what is written already
-            _log.debug("report", exc_info=error)
-            remarks.append(f"the report could not be written: {reason_of(error)}; the results are")
+            _log.error("the report is not written", exc_info=error)
+            remarks.append(f"the report could not be written: {one_line(error)}; the results are")
     else:
         # An earlier run's would stand beside results that are not its own.
         (directory / REPORT_FILE).unlink(missing_ok=True)

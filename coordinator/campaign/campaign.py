@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,16 +25,18 @@ from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.store_outage import StoreOutage
 from coordinator.campaign.stray_results import StrayResults, outcome_to_store
 from coordinator.campaign.task_desk import LEASE_SLACK_S, TaskDesk
-from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
+from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask, one_line
 from coordinator.campaign.winner_models import WinnerModels
 from coordinator.campaign.wire import FleetWire
 from coordinator.fleet.registry import AgentEntry, FleetRegistry
 from coordinator.records.totals import TargetTotals, run_end, target_totals
-from coordinator.store.records import Arrival, Outcome, TaskRecord, WinnerRecord
+from coordinator.store.records import Arrival, DeviceRecord, Outcome, TaskRecord, WinnerRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import Event
+from coordinator.view.snapshot import DeviceSnapshot
 from fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleet_protocol.messages import (
+    MAX_ATTEMPTS,
     AgentInfo,
     AgentState,
     BlobReference,
@@ -54,9 +57,12 @@ from fleet_protocol.transport import TransportEvent
 #: Leases that one task may lose before its subnet counts as failed, and that one agent may lose in a row before it
 #: counts as lost: more, so that neither one subnet nor an unlucky network is taken for a dead device.
 MAX_EXPIRED_LEASES, MAX_UNANSWERED = 3, 6
+#: Tasks of one device setting that may come back undone in a row before it is given up.
+MAX_RETURNED = 50
 #: After the first connection retained messages need a moment to arrive before anyone is counted.
 _GATHER_S = 1.5
-_BUSY_AGENT_S = 5.0
+#: How long an agent that gives a task back is left alone, for each task in a row, and at most.
+_BUSY_AGENT_S, _MOST_BUSY_S = 5.0, 60.0
 _LOG_LINES = 200
 #: Of an agent that comes and goes, a line this often.
 _NOTE_S = 10.0
@@ -122,7 +128,11 @@ class Campaign:
         self._wire, self._blobs, self._store = wire, blobs, store
         self._make_search = make_search
         self._clock, self._wall_clock = clock, wall_clock
-        self._announcer = Announcer(identity.run_id, wall_clock, on_happening)
+        #: Events that are not told yet. They are told when everything else is done, so that the trouble of a view is
+        #: not taken for that of a device setting.
+        self._happenings: deque[Event] = deque()
+        self._on_happening = on_happening
+        self._announcer = Announcer(identity.run_id, wall_clock, self._happenings.append)
         self._desk = TaskDesk(
             identity.run_id,
             identity.bundle,
@@ -133,6 +143,7 @@ class Campaign:
             blobs=blobs,
             store=store,
             note=self.note,
+            give_up=self._give_up,
         )
         self._outage = StoreOutage(clock, self._on_store_away, self._on_store_back)
         self._strays = StrayResults(identity.run_id, wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
@@ -141,6 +152,10 @@ class Campaign:
         self._open = False
         self._unanswered: dict[str, int] = {}
         self._pause_until_s: dict[str, float] = {}
+        #: Device settings for which no search could be made.
+        self._unusable: set[tuple[str, str]] = set()
+        #: Device settings whose picture could not be made, which is said once.
+        self._unshown: set[str] = set()
         self._swept_s = self._written_s = float("-inf")
         #: Results that are not stored yet: one transaction for all that arrived together.
         self._arrived: dict[TaskKey, tuple[SettingTrack, TrackTask, Outcome]] = {}
@@ -183,13 +198,21 @@ class Campaign:
                 self._wire.hear(event, self)
         finally:
             self._take_outcomes()
+        self._tell_happenings()
 
     def on_tick(self) -> None:
         """Do what time brings: leases, losses, plans, hand-outs. Call it a few times a second.
 
         `UsageError` where the devices asked for do not appear.
         """
-        now = self._clock()
+        self._tick(self._clock())
+        self._tell_happenings()
+
+    def _tell_happenings(self) -> None:
+        while self._happenings:
+            self._on_happening(self._happenings.popleft())
+
+    def _tick(self, now: float) -> None:
         if now - self._swept_s >= _SWEEP_S:
             self._swept_s = now
             self._sweep(now)
@@ -200,7 +223,8 @@ class Campaign:
         for label in list(self._due):
             track = self._due.pop(label)
             if track.status == "running":
-                self._advance(track, now)
+                with self.contained(track):
+                    self._advance(track, now)
                 self._hungry[track.device] = None
             if self._clock() - began_s >= _PLANNING_S:
                 break
@@ -208,7 +232,7 @@ class Campaign:
         if self.connected and self._outage.may_try:
             with self._outage.watched():
                 if self._fresh:  # before their first tasks: a stored task without its setting could not be taken up
-                    self._store.put_devices([track.to_record() for track in self._fresh])
+                    self._store.put_devices([self._record_of(track) for track in self._fresh])
                     self._fresh.clear()
                 if self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now):
                     self._outage.over()
@@ -225,6 +249,7 @@ class Campaign:
         if not self._outage.lasts:
             with self._outage.watched():
                 self._expire_leases(now)
+                self._fail_used_up()
         if not self._open:
             self._gather(now)
         for track in self.tracks.values():
@@ -248,7 +273,8 @@ class Campaign:
         if not self._outage.may_try:
             return
         with self._outage.watched():
-            self._store.put_devices([track.to_record() for track in self._stale.values()])
+            records = [self._record_of(track) for track in list(self._stale.values())]
+            self._store.put_devices(records)
             self._stale.clear()
             self._store.put_winners(self._fates)
             self.targets_stored += len(self._fates)
@@ -298,6 +324,7 @@ class Campaign:
             self._desk.cancel(track.device, task.key)
         self._write_standings()
         self._say("leaving")
+        self._tell_happenings()
 
     def finish(self, write_results: Callable[[], str | None] = lambda: None) -> Status:
         """Close the run in the store, write what is to be taken home, and say how it ended."""
@@ -314,14 +341,55 @@ class Campaign:
             )
         finally:
             self._say("leaving")
+            self._tell_happenings()
         return self.status
+
+    # -- trouble of one device setting -------------------------------------------------------------------------
+
+    @contextmanager
+    def contained(self, track: SettingTrack) -> Iterator[None]:
+        """A block about one device setting: an exception in it gives that setting up, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self._give_up(track, error)
+
+    def _give_up(self, track: SettingTrack, error: Exception) -> None:
+        """End a device setting whose search has broken down; the trace is in the log."""
+        _log.error("%s is given up: its search failed", track.label, exc_info=error)
+        reason = f"its search failed ({one_line(error)}); the log has the trace"
+        track.search.abandon(reason)
+        track.plan = None
+        track.inbox.clear()
+        track.evaluations.clear()
+        if track.status == "running":
+            self._close(track, "failed", reason)
+
+    def _record_of(self, track: SettingTrack) -> DeviceRecord:
+        with self.contained(track):
+            return track.to_record()
+        return track.to_record()  # given up: nothing is computed any more
+
+    def show(self, track: SettingTrack, picture: Callable[[], DeviceSnapshot]) -> DeviceSnapshot:
+        """The picture of a device setting for the views, or what is known without its search where that fails.
+
+        A search may be at work in another thread meanwhile: that its state cannot be shown is no reason to end it.
+        """
+        try:
+            return picture()
+        except Exception as error:
+            if track.label not in self._unshown:
+                self._unshown.add(track.label)
+                _log.error("%s cannot be shown", track.label, exc_info=error)
+                self.note(f"{track.label} cannot be shown: {one_line(error)}; the log has the trace")
+        return standing.bare_snapshot(track, self.plan)
 
     # -- taking up a stored run --------------------------------------------------------------------------------
 
-    def take_up_track(self, track: SettingTrack) -> None:
-        """Take in a device setting of the stored run."""
-        self._resumed_with.add(track.device)
-        self.add_track(track)
+    def take_up_track(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingTrack | None:
+        """Take in a device setting of the stored run; None, with a line, where no search can be made for it."""
+        self._resumed_with.add(device)
+        return self.make_track(device, setting, info)
 
     def add_track(self, track: SettingTrack) -> None:
         """Take in a device setting, new or from the store."""
@@ -419,13 +487,27 @@ class Campaign:
                 f"{MAX_SETTINGS} of all); the rest takes no part"
             )
         fresh = fresh[: max(0, room)]
-        for setting in fresh[:most]:
-            track = SettingTrack(self.identity.run_id, entry.name, setting, info, self._make_search(info, setting))
-            self.add_track(track)
-            self._fresh.append(track)
-        if 0 < len(fresh) <= most:
+        made = [track for setting in fresh[:most] if (track := self.make_track(entry.name, setting, info)) is not None]
+        self._fresh += made
+        if made and len(fresh) <= most:
             self._announcer.joined(info)
         return len(fresh) > most
+
+    def make_track(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingTrack | None:
+        """Take in a device setting; None, with a line, where no search can be made for it."""
+        key = device, setting.label
+        if key in self._unusable or key in self.tracks:
+            return None
+        try:
+            search = self._make_search(info, setting)
+        except Exception as error:
+            self._unusable.add(key)
+            _log.error("no search can be made for %s/%s", *key, exc_info=error)
+            self.note(f"{device}/{setting.label} takes no part: {one_line(error)}; the log has the trace")
+            return None
+        track = SettingTrack(self.identity.run_id, device, setting, info, search)
+        self.add_track(track)
+        return track
 
     def _wanted(self, agent: str) -> bool:
         """A resumed run goes on with the devices that it had, and with those that were named."""
@@ -521,6 +603,12 @@ class Campaign:
         elif isinstance(update, Rejected):
             self._rejected(track, task, update)
 
+    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None:
+        """End a task of ours whose result breaks the contract; its agent would repeat it, and may forget it so."""
+        if self._desk.find(failed.task.task_id) is None:
+            raise ProtocolError(failed.detail)
+        self.on_update(agent, failed, size)
+
     def _pass_on(self, agent: str, update: TaskUpdate) -> bool:
         try:
             return self._wire.pass_on(agent, update)
@@ -543,9 +631,11 @@ class Campaign:
         for key, (track, task, outcome) in arrived.items():
             self._unanswered[track.device] = 0
             self._desk.acknowledge(track, key)
+            track.returned = 0
             # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
             if not self._desk.is_done(task.record.task_id):
-                self._conclude(track, task, key.attempt, outcome)
+                with self.contained(track):
+                    self._conclude(track, task, key.attempt, outcome)
 
     def _on_store_away(self, reason: str) -> None:
         self._announcer.store_unavailable(reason)
@@ -644,11 +734,18 @@ class Campaign:
             pending = state.architecture is not None and state.architecture.fingerprint in track.evaluations
             if state.target_ms not in track.settled and (at_once or not pending):
                 track.settled.add(state.target_ms)
-                self._fates.append(standing.winner_record(track, state))
-                self._announcer.judged(track, state)
+                try:
+                    self._fates.append(standing.winner_record(track, state))
+                    self._announcer.judged(track, state)
+                except Exception as error:  # costs this target alone: a setting that is given up keeps its others
+                    _log.error("%s: target %g ms is lost", track.label, state.target_ms, exc_info=error)
+                    self.note(f"{track.label}: target {state.target_ms:g} ms is lost: {one_line(error)}")
 
     def _abandoned(self, track: SettingTrack, now: float) -> bool:
         """Whether a device setting that has work left is given up, because its device is gone for good."""
+        if track.returned >= MAX_RETURNED:
+            self._close(track, "failed", f"{track.returned} tasks in a row came back undone; see the agent's log")
+            return True
         entry = self.registry.agents.get(track.device)
         if (entry is not None and entry.present) or (track.search.finished and not track.leased and not track.ready):
             return False
@@ -677,12 +774,7 @@ class Campaign:
         for track, task in self._desk.expired(now):
             agent = track.device
             if task.expired_leases >= MAX_EXPIRED_LEASES:
-                detail = f"{task.expired_leases} attempts ended without a word"
-                # Of an attempt that nobody makes: the result of the last one may still come, and is stored then.
-                verdict = TaskKey(task_id=task.record.task_id, attempt=task.record.attempt + 1)
-                failed = Failed(task=verdict, reason="timeout", detail=detail)
-                if self._store.add_outcome(verdict, failed, self._wall_clock()):
-                    self._conclude(track, task, task.record.attempt, failed)
+                self._fail(track, task, f"{task.expired_leases} attempts ended without a word")
             self._unanswered[agent] = self._unanswered.get(agent, 0) + 1
             if self._unanswered[agent] >= MAX_UNANSWERED:
                 self._unanswered[agent] = 0
@@ -692,12 +784,30 @@ class Campaign:
                     if lost.status == "running":
                         self._close(lost, "lost", reason)
 
+    def _fail_used_up(self) -> None:
+        """Tasks that were given out as often as any may be count as failed."""
+        for task_id, (track, task) in list(self._desk.used_up.items()):
+            if track.status == "running":
+                self._fail(track, task, f"{task.record.attempt} attempts brought no result")
+            self._desk.used_up.pop(task_id, None)
+
+    def _fail(self, track: SettingTrack, task: TrackTask, detail: str) -> None:
+        """Count a task as failed, whatever its agent may still say."""
+        # Of an attempt that nobody makes: the result of the last one may still come, and is stored then.
+        attempt = min(task.record.attempt + 1, MAX_ATTEMPTS)
+        failed = Failed(task=TaskKey(task_id=task.record.task_id, attempt=attempt), reason="timeout", detail=detail)
+        self._store.add_outcome(failed.task, failed, self._wall_clock())
+        if not self._desk.is_done(task.record.task_id):
+            with self.contained(track):
+                self._conclude(track, task, task.record.attempt, failed)
+
     def _rejected(self, track: SettingTrack, task: TrackTask, update: Rejected) -> None:
         if update.task != task.key or task.record.task_id not in track.leased:
             return
         self._desk.requeue(track, task)
         if update.reason in ("busy", "expired", "leaving"):
-            self._pause_until_s[track.device] = self._clock() + _BUSY_AGENT_S
+            pause_s = min(_BUSY_AGENT_S * track.returned, _MOST_BUSY_S)
+            self._pause_until_s[track.device] = self._clock() + pause_s
             self.note(f"{track.label} gives task {update.task.task_id} back: {update.detail or update.reason}")
         else:
             self._close(track, "failed", f"it refuses tasks ({update.reason}): {update.detail}")

@@ -98,6 +98,7 @@ class DeviceSearch:
         self._outstanding: dict[tuple[tuple[int, ...], Purpose, float | None], Proposal] = {}
         self._exploring = True
         self._finished = False
+        self._abandoned = False
 
     # -- what the campaign sees --------------------------------------------------------------------------------
 
@@ -118,14 +119,15 @@ class DeviceSearch:
     @property
     def targets(self) -> list[TargetState]:
         """Every target with its best subnet so far; automatic ones from the end of the initial design on."""
-        if not self._current:
+        if not self._current and not self._abandoned:
             self._current = True
             self._show_best_measured()
         return self._targets
 
     def predict_targets(self) -> None:
         """Renew the predictions of the subnets that targets stand at; costs as much as learning all measurements."""
-        self._verification.predict(self.targets)
+        if not self._abandoned:
+            self._verification.predict(self.targets)
 
     def target(self, target_ms: float | None) -> TargetState | None:
         """One target as its verifications left it; one that has none yet may stand better by now."""
@@ -154,7 +156,7 @@ class DeviceSearch:
 
     def held_out_error(self) -> HeldOutError:
         """The predictor's own error: each measured subnet predicted from all others, at undisturbed speed."""
-        return self._latency.held_out_error()
+        return HeldOutError(None, None, 0) if self._abandoned else self._latency.held_out_error()
 
     def predict(self, genomes: Genomes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of a measurement at undisturbed speed, ms, each (n,)."""
@@ -179,8 +181,19 @@ class DeviceSearch:
         """A proposal of an earlier coordinator has no outcome yet: its round goes on."""
         self._outstanding[proposal.key] = proposal
 
+    def abandon(self, reason: str) -> None:
+        """End the search where it stands, without computing anything: it has broken down, and `reason` says how."""
+        self._abandoned = self._finished = True
+        self.failure_reason = reason
+        self._queue.clear()
+        self._outstanding.clear()
+        for state in self._open_targets():
+            state.status, state.reason = "missed", reason
+
     def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the outcome of a proposal, also of one that a stored run asked for."""
+        if self._abandoned:
+            return
         if proposal.purpose != "spread":
             self._end_initial_design()
         of_target = proposal.target_ms is not None

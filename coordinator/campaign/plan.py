@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from coordinator.campaign.targets import TargetRequest
 from coordinator.search.bounds import Bounds
 from coordinator.store.records import RunRecord
+from device_profiles.quantities import LimitSeconds, Seconds
 from fleet_protocol.errors import StoreError
 from fleet_protocol.messages import Condition, MeasurementProtocol
 
@@ -32,13 +33,13 @@ class CampaignPlan(BaseModel):
     )
     devices: tuple[str, ...] = Field(default=(), description="agents that take part; empty: all that are there")
     wait_for: int = Field(default=1, ge=1, description="agents to wait for before the campaign begins")
-    join_s: float = Field(default=60.0, gt=0, description="how long to wait for them")
-    grace_s: float = Field(default=60.0, ge=0, description="how long a lost device may take to come back")
-    deadline_s: float = Field(default=180.0, gt=0, description="how long one measurement may take on a device")
+    join_s: LimitSeconds = Field(default=60.0, description="how long to wait for them")
+    grace_s: Seconds = Field(default=60.0, description="how long a lost device may take to come back")
+    deadline_s: LimitSeconds = Field(default=180.0, description="how long one measurement may take on a device")
     protocol: MeasurementProtocol = MeasurementProtocol()
     conditions: Condition = Field(default="as-is", description="under which condition devices are measured")
-    cool_s: float = Field(
-        default=60.0, ge=0, description="how long a measurement may wait for its device to cool (conditions: cool)"
+    cool_s: Seconds = Field(
+        default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
 
     @property

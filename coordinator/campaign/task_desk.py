@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.proposal import Proposal
@@ -26,6 +28,9 @@ PREFETCH = 2
 _ACKNOWLEDGED_WITH_A_TASK = 8
 #: How long a re-measurement waits for a device that is slower than it typically is in the run.
 REMEASURE_WAIT_S = 30.0
+#: Attempts at one task before its subnet counts as failed. Each is a message and a write, and the wire's own limit is
+#: far beyond what an honest device needs.
+MOST_ATTEMPTS = 100
 #: A lease outlives the device's own deadline by this much, and is renewed by every word about a task.
 LEASE_SLACK_S = 20.0
 #: No word renews it for longer than this beyond the deadlines: a device that only ever waits ends its tasks like one
@@ -48,7 +53,10 @@ class TaskDesk:
         blobs: BlobServer,
         store: MeasurementStore,
         note: Callable[[str], None],
+        give_up: Callable[[SettingTrack, Exception], object],
     ) -> None:
+        """`give_up` ends a device setting for which no task can be made."""
+        self._give_up = give_up
         self._run_id, self._bundle, self._mirror, self._plan = run_id, bundle, mirror, plan
         self._tracks = tracks
         self._by_device: dict[str, list[SettingTrack]] = {}
@@ -59,6 +67,8 @@ class TaskDesk:
         self._stored: dict[str, list[tuple[SettingTrack, TaskKey]]] = {}
         #: Tasks that the store has not heard of.
         self._unstored: dict[str, TrackTask] = {}
+        #: Tasks that may not be tried again, by id.
+        self.used_up: dict[str, tuple[SettingTrack, TrackTask]] = {}
         self._next_number = 1
 
     def join(self, track: SettingTrack) -> None:
@@ -152,7 +162,8 @@ class TaskDesk:
                 self._store.put_tasks([*attempts, *waiting])
                 self._unstored.clear()
             for (track, task), attempt in zip(chosen, attempts, strict=True):
-                self._send(track, task, attempt, now_s)
+                if track.status == "running":  # it may have been given up over the task before
+                    self._send(track, task, attempt, now_s)
                 sent += 1
         except TransportError as error:
             self._note(str(error))
@@ -190,19 +201,23 @@ class TaskDesk:
 
     def _send(self, track: SettingTrack, task: TrackTask, attempt: TaskRecord, now_s: float) -> None:
         stored = self._stored.get(track.device, [])[:_ACKNOWLEDGED_WITH_A_TASK]
-        message = MeasureTask(
-            task=TaskKey(task_id=attempt.task_id, attempt=attempt.attempt),
-            run_id=self._run_id,
-            bundle=self._bundle,
-            mirror=self._mirror,
-            architecture=task.record.architecture,
-            calibration=task.calibration,
-            setting=track.setting,
-            protocol=self._plan.protocol,
-            **self._conditions(task.proposal),
-            deadline_s=self._plan.deadline_s,
-            stored=tuple(key for _, key in stored),
-        )
+        try:
+            message = MeasureTask(
+                task=TaskKey(task_id=attempt.task_id, attempt=attempt.attempt),
+                run_id=self._run_id,
+                bundle=self._bundle,
+                mirror=self._mirror,
+                architecture=task.record.architecture,
+                calibration=task.calibration,
+                setting=track.setting,
+                protocol=self._plan.protocol,
+                **self._conditions(task.proposal),
+                deadline_s=self._plan.deadline_s,
+                stored=tuple(key for _, key in stored),
+            )
+        except ValidationError as error:
+            self._give_up(track, error)
+            return
         track.wire_bytes += self._wire.send_task(track.device, message)
         if stored:
             del self._stored[track.device][: len(stored)]
@@ -251,7 +266,12 @@ class TaskDesk:
         """A task is to be handed out again, before all others."""
         track.leased.pop(task.record.task_id, None)
         task.lease_ends_s = None
-        if track.status == "running" and task not in track.ready:
+        track.returned += 1
+        if track.status != "running" or task in track.ready:
+            return
+        if task.record.attempt >= MOST_ATTEMPTS:
+            self.used_up[task.record.task_id] = track, task
+        else:
             track.ready.appendleft(task)
 
     def reconcile(self, agent: str, held: Next) -> None:
@@ -275,6 +295,7 @@ class TaskDesk:
         if attempt < task.record.attempt and task.record.task_id in track.leased:
             self.cancel(track.device, task.key)
         self._done.add(task.record.task_id)
+        self.used_up.pop(task.record.task_id, None)
         track.leased.pop(task.record.task_id, None)
         if task in track.ready:
             track.ready.remove(task)

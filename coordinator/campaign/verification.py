@@ -18,6 +18,7 @@ from coordinator.campaign.proposal import Genome, Proposal, TargetState, WinnerS
 from coordinator.campaign.setting_latency import SettingLatency
 from coordinator.records.budget import Purpose
 from coordinator.search.problem import AccuracyModel
+from device_profiles.quantities import MAX_FACTOR
 from fleet_protocol.architecture import Architecture
 from supernet_export.spaces.base import Genomes
 
@@ -200,7 +201,7 @@ class Verification:
             target_ms,
             predicted_ms=self._latency.predict_without_itself(genome),
             predicted_accuracy=self.accuracy(genome),
-            wait_above=max(_WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * typical),
+            wait_above=min(max(_WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * typical), MAX_FACTOR),
         )
 
     # -- judging -----------------------------------------------------------------------------------------------

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.fleet.message_budget import Kind, MessageBudget
 from fleet_protocol.codec import decode, decode_task_update, encode
-from fleet_protocol.errors import ProtocolError
+from fleet_protocol.envelope import read_envelope
+from fleet_protocol.errors import FleetnasError, ProtocolError
 from fleet_protocol.messages import (
     Acknowledgement,
     AgentInfo,
@@ -17,6 +19,7 @@ from fleet_protocol.messages import (
     BlobRequest,
     CancelTask,
     CoordinatorState,
+    Failed,
     Health,
     MeasureTask,
     Message,
@@ -27,6 +30,8 @@ from fleet_protocol.messages import (
 from fleet_protocol.signing import OrderSigner
 from fleet_protocol.topics import AgentUp, DownChannel, PassedOn, RunNews, Topics
 from fleet_protocol.transport import Connected, Disconnected, Transport, TransportEvent, Will
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class NewsListener(Protocol):
 
 
 class FleetListener(Protocol):
-    """Who hears what agents say. What a listener refuses it raises as `ProtocolError`."""
+    """Receives messages of agents. A listener refuses one by raising `ProtocolError`."""
 
     def on_connected(self) -> None: ...
     def on_disconnected(self, reason: str, fatal: bool) -> None: ...
@@ -67,6 +72,7 @@ class FleetListener(Protocol):
     def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None: ...
     def on_health(self, agent: str, health: Health) -> None: ...
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None: ...
+    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None: ...
     def on_next(self, agent: str, held: Next) -> None: ...
     def on_blob_request(self, agent: str, request: BlobRequest) -> None: ...
 
@@ -129,6 +135,11 @@ class FleetWire:
                 self._dispatch(event.topic, event.payload, event.retained, listener)
             except ProtocolError as error:
                 self._refused(f"{event.topic[-80:]}: {error}")
+            except FleetnasError:
+                raise
+            except Exception as error:  # one agent's message must not end everybody's search
+                if self._refused(f"{event.topic[-80:]}: cannot be handled ({type(error).__name__}: {error})"):
+                    _log.error("a message on %s cannot be handled", event.topic, exc_info=error)
 
     def refuse(self, line: str) -> None:
         """Say that something was refused that was looked at later."""
@@ -146,7 +157,7 @@ class FleetWire:
                 return
         own = self._sharing.run if self._sharing is not None else None
         if isinstance(address, PassedOn) and address.run == own and not retained:
-            listener.on_update(address.agent, decode_task_update(payload), len(topic) + len(payload))
+            _hear_update(address.agent, payload, len(topic) + len(payload), listener)
         if not isinstance(address, AgentUp):
             return
         agent = address.agent
@@ -165,7 +176,7 @@ class FleetWire:
         elif address.channel == "health":
             listener.on_health(agent, decode(Health, payload))
         elif address.channel == "task":
-            listener.on_update(agent, decode_task_update(payload), len(topic) + len(payload))
+            _hear_update(agent, payload, len(topic) + len(payload), listener)
         elif address.channel == "next":
             held = decode(Next, payload)
             self._hear_session(agent, held.session)
@@ -214,3 +225,17 @@ class FleetWire:
             payload = self._signer.sign(agent, channel, payload)
         self._transport.publish(topic, payload, expiry_s=expiry_s)
         return len(topic) + len(payload)
+
+
+def _hear_update(agent: str, payload: bytes, size: int, listener: FleetListener) -> None:
+    """Pass on what an agent says of a task. A result that breaks the contract is passed on as a failure."""
+    try:
+        update = decode_task_update(payload)
+    except ProtocolError as error:
+        envelope = read_envelope(payload)
+        if envelope is None or envelope.kind not in ("result", "failed"):
+            raise
+        detail = f"its result is refused: {error}"[:500]
+        listener.on_refused_result(agent, Failed(task=envelope.key, reason="bad_output", detail=detail), size)
+    else:
+        listener.on_update(agent, update, size)

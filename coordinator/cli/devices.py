@@ -163,7 +163,10 @@ def _rows(roll_call: RollCall, enrolled: dict[str, str] | None, now_s: float) ->
         if entry is not None:
             whys.append(roll_call.why(entry, version))
         elif name in roll_call.refused:
-            whys.append(f"none of its messages can be read ({roll_call.refused[name]}): update fleetnas-agent")
+            whys.append(
+                f"none of its messages can be read ({roll_call.refused[name]}): "
+                "update the older of fleetnas-agent and this fleetnas"
+            )
         elif not whys:
             whys.append(
                 "enrolled, and never seen by this broker: start `fleetnas-agent run --credentials` on it; if it runs, "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from coordinator.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
@@ -28,7 +29,7 @@ from coordinator.store.store import MeasurementStore
 from coordinator.view.summary import print_summary
 from coordinator.view.view import make_view
 from fleet_protocol.errors import ResultsError, UsageError
-from fleet_protocol.messages import Condition, MeasurementProtocol
+from fleet_protocol.messages import Condition
 from fleet_protocol.mirrors import check_mirror
 from supernet_export.output_files import check_folder
 
@@ -279,7 +280,7 @@ def search(
     if resume is None:
         if targets is None:
             raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
-        plan = CampaignPlan(
+        plan = _planned(
             targets=str(TargetRequest.parse(targets)),
             strategy=checked_strategy(strategy),
             bounds=bounds,
@@ -295,10 +296,10 @@ def search(
             deadline_s=deadline,
             conditions=_checked_conditions(conditions),
             cool_s=cool_for,
-            protocol=MeasurementProtocol(
-                warmup_s=warmup, min_s=min_time, min_runs=min_runs, max_s=max(20.0, 2 * min_time)
-            ),
-        )
+            protocol={
+                "warmup_s": warmup, "min_s": min_time, "min_runs": min_runs, "max_s": max(20.0, 2 * min_time)
+            },
+        )  # fmt: skip
     alone = LocalDevice.parse(setting or (), runtime, threads, state_dir) if local else None
     found_at = None
     if alone is None:
@@ -452,3 +453,14 @@ def _resume_command(run_id: str, request: SearchRequest) -> str:
     if request.mirror is not None:
         where += ["--mirror", request.mirror]
     return shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
+
+
+def _planned(**fields: object) -> CampaignPlan:
+    try:
+        return CampaignPlan.model_validate(fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise UsageError(
+            f"{where} {fault['input']!r} cannot be used: {fault['msg']}; give another value to its option"
+        ) from None

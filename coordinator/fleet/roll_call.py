@@ -73,7 +73,10 @@ class RollCall:
         if theirs is not None and theirs != our_version:
             reasons.append(f"it runs fleetnas {theirs} and this is {our_version}: update the older one")
         if entry.name in self.refused:
-            reasons.append(f"some of its messages are refused ({self.refused[entry.name]}): update fleetnas-agent")
+            refused = self.refused[entry.name]
+            reasons.append(
+                f"some of its messages are refused ({refused}): update the older of fleetnas-agent and this fleetnas"
+            )
         return "; ".join(reasons)
 
     def _work(self, entry: AgentEntry) -> str:

@@ -22,6 +22,7 @@ from supernet_export.output_files import write_atomically
 
 RESULTS_FILE = "results.json"
 MEASUREMENTS_FILE = "measurements.csv"
+REPORT_FILE = "report.html"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SUFFIXES = (".onnx", ".tflite")
 
@@ -91,7 +92,8 @@ class TakeHome:
         for name in (device.device, device.setting.label):
             if not _SAFE_NAME.fullmatch(name):
                 raise ValueError(f"a folder is named after {name!r}: use letters, digits, `_`, `.` and `-` only")
-        return self.directory / device.device / device.setting.label / f"{target.target_ms:.10g}ms"
+        folder = folder_name(device.device)
+        return self.directory / folder / device.setting.label / f"{target.target_ms:.10g}ms"
 
     def _model(self, device: DeviceOutcome, target: TargetOutcome) -> tuple[str, int] | None:
         if not target.met or target.sha256 is None:
@@ -117,6 +119,12 @@ class TakeHome:
             versions=device.versions,
         )
         write_atomically(model.with_suffix(".json"), card.model_dump_json(indent=2).encode() + b"\n")
+
+
+def folder_name(device: str) -> str:
+    """The name of a device's folder: its own, unless a file of the take-home has that name."""
+    # No agent's name has a `~`, so no two devices share a folder.
+    return f"{device}~" if device.lower() in (RESULTS_FILE, MEASUREMENTS_FILE, REPORT_FILE) else device
 
 
 def read_results(directory: Path) -> Results:

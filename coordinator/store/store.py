@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -40,6 +41,8 @@ from coordinator.store.schema import (
     TaskRow,
     WinnerRow,
 )
+from device_profiles.profile import DeviceProfile
+from device_profiles.quantities import LATENCY_RANGE_MS
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import StoreError, UsageError
 from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
@@ -51,6 +54,8 @@ _MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
 _LATENCY_FIELDS = tuple(LatencyRecord.__dataclass_fields__)
 #: Measurements that are read at once where there may be very many.
 _PAGE = 500
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 class MeasurementStore:
@@ -186,21 +191,7 @@ class MeasurementStore:
             rows = session.scalars(
                 select(DeviceRow).where(DeviceRow.run_id == run_id).order_by(DeviceRow.device, DeviceRow.setting_label)
             )
-            return [
-                DeviceRecord(
-                    run_id=row.run_id,
-                    device=row.device,
-                    setting=RuntimeSetting.model_validate(row.setting),
-                    info=AgentInfo.model_validate(row.info),
-                    status=cast(DeviceStatus, row.status),
-                    reason=row.reason,
-                    learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning),
-                    wire_bytes=row.wire_bytes,
-                    targets_ms=None if row.targets_ms is None else tuple(row.targets_ms),
-                    targets_note=row.targets_note or "",
-                )
-                for row in rows
-            ]
+            return [record for row in rows if (record := _device(row)) is not None]
 
     def known_devices(self) -> set[str]:
         """The names of all devices of all runs."""
@@ -354,7 +345,11 @@ class MeasurementStore:
                 rows = session.scalars(wanted.where(OutcomeRow.outcome_id > last)).all()
                 page = list(_readable(rows, _outcome))
                 last = rows[-1].outcome_id if rows else last
-            yield from page
+            for found in page:
+                if found.refused:
+                    _log.warning("the result of task %s is skipped: %s", found.key.task_id, found.refused)
+                else:
+                    yield found
             if len(rows) < _PAGE:
                 return
 
@@ -375,7 +370,8 @@ class MeasurementStore:
                 .where(MeasurementRow.undisturbed_ms.is_not(None))
                 .order_by(OutcomeRow.outcome_id)
             )
-            return list(_readable(rows, _latency))
+            least_ms, most_ms = LATENCY_RANGE_MS  # others are from before the bounds that hold now
+            return [found for found in _readable(rows, _latency) if least_ms <= found.latency_ms <= most_ms]
 
     # -- winners -----------------------------------------------------------------------------------------------
 
@@ -454,10 +450,55 @@ def _latency(row: Row[Any]) -> LatencyRecord:
 def _outcome(row: OutcomeRow) -> OutcomeRecord:
     key = TaskKey(task_id=row.task_id, attempt=row.attempt)
     outcome: Outcome
+    refused = ""
     if row.measurement is not None:
-        outcome = Measurement.model_validate({name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS})
+        try:
+            outcome = Measurement.model_validate({name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS})
+        except ValidationError as error:  # from before the bounds that hold now
+            refused = _fault(error)
+            detail = f"the stored measurement cannot be used: {refused}"[:500]
+            outcome = Failed(task=key, reason="bad_output", detail=detail)
     elif row.failure is not None:
         outcome = Failed.model_validate({"task": key, "reason": row.failure.reason, "detail": row.failure.detail})
     else:
         raise StoreError(f"outcome {row.outcome_id} of task {row.task_id} is neither a measurement nor a failure")
-    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s, row.outcome_id)
+    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s, row.outcome_id, refused)
+
+
+def _device(row: DeviceRow) -> DeviceRecord | None:
+    """None, with a line in the log, where not even the setting can be read."""
+    try:
+        setting = RuntimeSetting.model_validate(row.setting)
+    except ValidationError as error:
+        _log.warning("device setting %s/%s is skipped: %s", row.device, row.setting_label, _fault(error))
+        return None
+    return DeviceRecord(
+        run_id=row.run_id,
+        device=row.device,
+        setting=setting,
+        info=_info(row, setting),
+        status=cast(DeviceStatus, row.status),
+        reason=row.reason,
+        learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning if _is_finite(mape)),
+        wire_bytes=row.wire_bytes,
+        targets_ms=None if row.targets_ms is None else tuple(ms for ms in row.targets_ms if _is_finite(ms)),
+        targets_note=row.targets_note or "",
+    )
+
+
+def _info(row: DeviceRow, setting: RuntimeSetting) -> AgentInfo:
+    try:
+        return AgentInfo.model_validate(row.info)
+    except ValidationError as error:  # from before the bounds that hold now: its measurements count without it
+        _log.warning("the stored profile of %s is skipped: %s", row.device, _fault(error))
+        profile = DeviceProfile(model="unknown", machine="unknown", cores=1)
+        return AgentInfo(agent=row.device, session=0, profile=profile, settings=(setting,), versions={})
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 
 from coordinator.view.events import Event
 from coordinator.view.snapshot import Snapshot
 from coordinator.view.view import View
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 class Audience:
@@ -15,6 +18,7 @@ class Audience:
 
     def __init__(self, views: Sequence[View]) -> None:
         self._views = list(views)
+        self._failed: set[int] = set()
 
     def update(self, snapshot: Snapshot) -> None:
         """Give all of them the present state."""
@@ -32,7 +36,15 @@ class Audience:
 
     def _tell(self, tell: Callable[[View], None]) -> None:
         for view in tuple(self._views):
-            try:
-                tell(view)
-            except OSError:  # noqa: PERF203 - such as a terminal that was closed
-                self._views.remove(view)
+            self._tell_one(view, tell)
+
+    def _tell_one(self, view: View, tell: Callable[[View], None]) -> None:
+        """A value that one view cannot show costs it that value."""
+        try:
+            tell(view)
+        except OSError:  # such as a terminal that was closed
+            self._views.remove(view)
+        except Exception as error:
+            if id(view) not in self._failed:
+                self._failed.add(id(view))
+                _log.error("%s cannot show everything", type(view).__name__, exc_info=error)

@@ -320,6 +320,7 @@ class Simulation:
     #: Signs what the coordinator says; None: unsigned.
     signer: OrderSigner | None = None
     models: WinnerModels = field(default_factory=StandInModels)
+    executor: Executor = field(default_factory=InlineExecutor)
     #: What is searched, and how thoroughly.
     space: DesignSpace = SPACE
     accuracy: AccuracyModel = ACCURACY
@@ -379,14 +380,14 @@ class Simulation:
             store=self.store,
             models=self.models,
             make_search=self.make_search,
-            executor=InlineExecutor(),
+            executor=self.executor,
             clock=self.clock,
             wall_clock=self.clock.unix,
             asks_at_once=lambda: self.at_once,
             on_happening=self.events.append,
         )
         if resume:
-            take_up(self.campaign, self.store, self.space, self.make_search)
+            take_up(self.campaign, self.store, self.space)
         self.transport = transport
         self.campaign.start()
         return self.campaign
