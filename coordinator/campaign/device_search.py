@@ -293,15 +293,15 @@ class DeviceSearch:
         if self._exploring and not self._finished:
             self._refresh_targets()
             self._exploring = False
-            self._regime_unix_s = self._latency.observations.regime_unix_s
+            self._regime_unix_s = self._latency.observations.speed_since_unix_s
 
     def _follow_regime(self) -> None:
         """Explore again once the device's lasting speed has changed: its targets' best subnets are others now.
 
         Automatic targets are about the present speed as well.
         """
-        regime_unix_s = self._latency.observations.regime_unix_s
-        if self._finished or regime_unix_s == self._regime_unix_s:
+        regime_unix_s = self._latency.observations.speed_since_unix_s
+        if self._finished or regime_unix_s in (0.0, self._regime_unix_s):
             return
         self._regime_unix_s = regime_unix_s
         self._refresh_targets()

@@ -186,6 +186,11 @@ class Observations:
         return max((run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs), default=0.0)
 
     @property
+    def speed_since_unix_s(self) -> float:
+        """Since when the device has run at its typical speed, by its own clock; 0 where all measurements tell it."""
+        return self._all.speed_since_unix_s
+
+    @property
     def changed_for_good(self) -> bool:
         """Whether the device has taken on another lasting speed during the run; an agent's restart is none."""
         return self._all.changed_for_good
@@ -326,15 +331,23 @@ class _Derived:
         self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
         since = observations.regime_unix_s
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
-        present = known & (ended >= since)
-        if np.count_nonzero(present) < _LEAST_OF_REGIME:
-            present = known
+        in_regime = ended >= since
+        #: Since when the typical speed is that of one regime; 0 where all measurements tell it.
+        self.speed_since_unix_s = since
+        if np.count_nonzero(known & in_regime) < _LEAST_OF_REGIME:
+            in_regime, self.speed_since_unix_s = np.ones(len(ended), dtype=np.bool_), 0.0
+        present = known & in_regime
         self.changed_for_good = _changed(medians / undisturbed, known & (ended < since), known & (ended >= since))
         awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
         unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
         present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
+        durations = _durations(ended)
         self.speed = TypicalSpeed.of(
-            undisturbed[present], medians[present] / undisturbed[present], ended[present], _durations(ended)[present]
+            undisturbed[present],
+            medians[present] / undisturbed[present],
+            ended[present],
+            durations[present],
+            float(durations[present].sum() / durations[in_regime].sum()) if present.any() else 1.0,
         )
         precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
         sums = np.zeros((2, len(self.subnets)))

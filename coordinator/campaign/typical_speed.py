@@ -37,12 +37,18 @@ class TypicalSpeed:
 
     @classmethod
     def of(
-        cls, undisturbed_ms: Floats, slowdown: Floats, ended_s: Floats | None = None, weights: Floats | None = None
+        cls,
+        undisturbed_ms: Floats,
+        slowdown: Floats,
+        ended_s: Floats | None = None,
+        weights: Floats | None = None,
+        coverage: float = 1.0,
     ) -> TypicalSpeed:
         """From measurements, each (n,): their weighted median, and its dependence on latency where that is certain.
 
         `ended_s` says when each ended. A speed that changes slowly is seen more precisely than a random one: its error
         is that of successive differences, as of any systematic sample (Wolter, Introduction to Variance Estimation, 8).
+        `coverage` is the share of the run that these measurements stand for: the rest may have run at any speed.
         """
         if not len(slowdown):
             return cls()
@@ -58,7 +64,8 @@ class TypicalSpeed:
         deviation = _weighted_median(np.abs(rest - level), weight)
         if ended_s is not None and len(y) > 2:
             steps = np.abs(np.diff(rest)) / math.sqrt(2.0)
-            deviation = min(deviation, float(np.median(steps)))
+            seen = min(deviation, float(np.median(steps)))
+            deviation = seen + (1.0 - coverage) * (deviation - seen)
         error = _MEDIAN_ERROR * deviation / math.sqrt(len(y))
         return cls(level, slope, centre, error)
 
