@@ -123,7 +123,8 @@ def _validate_known(kind: Any, payload: bytes, unknown: list[ErrorDetails]) -> A
         *path, last = fault["loc"]
         for name in path:
             # A place also names the kind of a message, which is no field.
-            if isinstance(place, list) or (isinstance(place, dict) and name in place):
+            is_field = name in place if isinstance(place, dict) else isinstance(place, list)
+            if is_field:
                 place = place[name]
         place.pop(last, None)
     try:
