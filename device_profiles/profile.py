@@ -15,7 +15,7 @@ class CpuCluster(BaseModel):
 
     name: PlainText = Field(max_length=64, description="core design, such as Cortex-A72")
     cores: int = Field(ge=1, le=1024)
-    max_clock_mhz: Megahertz | None = None
+    max_clock_mhz: Megahertz | None = Field(default=None, ge=1)
 
 
 class MicroBenchmarks(BaseModel):

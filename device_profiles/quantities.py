@@ -41,7 +41,7 @@ Share: TypeAlias = Annotated[float, _between(0, 1)]
 #: One latency over another.
 Factor: TypeAlias = Annotated[float, _between(1 / MAX_FACTOR, MAX_FACTOR)]
 Celsius: TypeAlias = Annotated[float, _between(-273.15, 1000)]
-Megahertz: TypeAlias = Annotated[float, _between(1, 1e6)]
+Megahertz: TypeAlias = Annotated[float, _between(0, 1e6)]
 Load: TypeAlias = Annotated[float, _between(0, 1e6)]
 Milliwatts: TypeAlias = Annotated[float, _between(0, 1e9)]
 Millijoules: TypeAlias = Annotated[float, _between(0, 1e12)]

@@ -28,7 +28,7 @@ from fleet_protocol.topics import UpChannel
 TASK_ID, ATTEMPT = "PLACEHOLDER.7", 7
 KEY = TaskKey(task_id=TASK_ID, attempt=ATTEMPT)
 HONEST = ("pi0", "pi1")
-PLAN = CampaignPlan(targets="auto:2", budget=24, spread=20, wait_for=2, grace_s=20, join_s=60, deadline_s=30)
+PLAN = CampaignPlan(targets="auto:2", budget=56, spread=50, wait_for=2, grace_s=20, join_s=60, deadline_s=30)
 
 #: Longer than a lease.
 _PATIENCE_S = 120.0

@@ -56,7 +56,7 @@ from fleet_protocol.watching import RunEvents, RunPage, RunSummary
 
 LEAST_CASES, SOAK_CASES = 2000, 20_000
 #: Answers of one hostile device, and of each of its settings: there are tasks for all of them.
-ANSWERS, ANSWERS_PER_SETTING = 100, 20
+ANSWERS, ANSWERS_PER_SETTING = 100, 50
 #: Values of each field that are thrown in `make test`; all of them in the soak run.
 PER_FIELD = 12
 
