@@ -18,7 +18,6 @@ from agent.settings import RUNTIMES
 from device_profiles.plain_text import ascii_json
 from fleet_protocol.errors import FleetnasError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.output_files import check_suffix
 
 if TYPE_CHECKING:
     from agent.child_messages import LoadedReply, MeasuredReply, PhaseReply, WindowReply
@@ -208,6 +207,8 @@ def _can_print(text: str) -> bool:
 
 
 def _open_csv(path: Path) -> TextIO:
+    from supernet_export.output_files import check_suffix
+
     check_suffix("--csv", path, ".csv")
     try:
         return path.open("w", newline="", encoding="utf-8")
