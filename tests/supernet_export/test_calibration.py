@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from logit_parity import (
+    KINDS,
+    TOLERANCE,
+    assert_equal_logits,
+    disagreement,
+    layers_of,
+    perturbed,
+    photo_like,
+)
+from random_graphs import run_onnx, run_tflite
 from supernets import random_bundle, random_state_dict
 
 from fleet_protocol.errors import CorruptBundleError, UsageError
 from supernet_export.bundle import SupernetBundle
 from supernet_export.calibration import estimate_statistics
 from supernet_export.calibration_blob import Calibration, load_calibration, save_calibration
-from supernet_export.graph import INPUT, OUTPUT
+from supernet_export.graph import Array, Graph
 from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.session import open_session
 from supernet_export.spaces.digits import DIGITS_NETWORK, DigitsSpace
 from supernet_export.subnet import slice_subnet
+from supernet_export.tflite_emitter import emit_tflite
 
 SPACE = DigitsSpace()
 
@@ -26,26 +38,53 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
     return random_bundle(tmp_path_factory.mktemp("bundle") / "random.supernet", SPACE)
 
 
-def test_calibrated_subnets_equal_torchs(bundle: SupernetBundle) -> None:
+FORMATS: Mapping[str, Callable[[Graph, Array], Array]] = {
+    "onnx": lambda graph, images: run_onnx(emit_onnx(graph, batch=len(images)), images),
+    "tflite": lambda graph, images: run_tflite(emit_tflite(graph, batch=len(images)), images),
+}
+
+
+@pytest.fixture(scope="module")
+def calibrated_pairs(bundle: SupernetBundle) -> list[tuple[Graph, Array, Array]]:
+    """Calibrated subnets, the largest first; images for each, and the logits of torch's, calibrated by itself."""
     torch = pytest.importorskip("torch")
     from supernet_export.training.elastic import ElasticMBConvNet
 
     canonical = random_state_dict(SPACE)
     rng = np.random.default_rng(0)
-    for architecture in SPACE.decode(np.concatenate([SPACE.smallest(), SPACE.largest(), SPACE.sample(4, rng)])):
+    found = []
+    for architecture in SPACE.decode(np.concatenate([SPACE.largest(), SPACE.smallest(), SPACE.sample(4, rng)])):
         net = ElasticMBConvNet(DIGITS_NETWORK, SPACE.kernels, SPACE.expands, SPACE.depths).eval()
         names = net.state_dict()
         spelled = {name: name.replace(".bn.bn.", ".bn.").replace(".conv.conv.", ".conv.") for name in names}
         net.load_state_dict({name: torch.from_numpy(canonical[spelled[name]]) for name in names})
         net.set_active(architecture)
         graph = slice_subnet(bundle, architecture)
-        images = 2 * rng.standard_normal((16, *graph.input_shape), dtype=np.float32) + 1
+        images = 2 * photo_like(16, graph.input_shape, rng) + 1
         net.calibrate(torch.from_numpy(images))
         calibrated = slice_subnet(bundle, architecture, estimate_statistics(graph, [images]))
         with torch.no_grad():
-            expected = net(torch.from_numpy(images[:1])).numpy()
-            (logits,) = open_session(emit_onnx(calibrated)).run([OUTPUT], {INPUT: images[:1]})
-        assert np.abs(logits - expected).max() <= 1e-4 * np.ptp(expected)
+            found.append((calibrated, images[:3], net(torch.from_numpy(images[:3])).numpy()))
+    return found
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_calibrated_subnets_equal_torchs(calibrated_pairs: list[tuple[Graph, Array, Array]], name: str) -> None:
+    for graph, images, expected in calibrated_pairs:
+        assert_equal_logits(FORMATS[name](graph, images), expected)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_one_layer_that_is_three_percent_off_is_found(
+    calibrated_pairs: list[tuple[Graph, Array, Array]], name: str
+) -> None:
+    """The comparison above fails for it, whatever its kind."""
+    graph, images, expected = calibrated_pairs[0]
+    rng = np.random.default_rng(1)
+    layers = [layer for kind in KINDS for layer in layers_of(graph, kind)[:1]]
+    assert len(layers) > 5
+    for layer in layers:
+        assert disagreement(FORMATS[name](perturbed(graph, layer, rng), images), expected) > 10 * TOLERANCE, layer
 
 
 def test_batches_weigh_as_much_as_they_hold(bundle: SupernetBundle) -> None:
