@@ -95,7 +95,8 @@ def flood(port: int, kind: str, messages: int, bundle_sha256: str) -> float:
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(packet(0x10, field(b"MQTT") + b"\x04\x02\x00\x3c" + field(b"flooder")))
         connection.recv(4)
-        threading.Thread(target=_swallow, args=(connection,), daemon=True).start()
+        taken = threading.Thread(target=_swallow, args=(connection, messages), daemon=True)
+        taken.start()
         began_s = time.monotonic()
         for first in range(0, messages, 100):
             numbers = range(first, min(first + 100, messages))
@@ -105,15 +106,15 @@ def flood(port: int, kind: str, messages: int, bundle_sha256: str) -> float:
                     for number in numbers
                 )
             )
-        took_s = time.monotonic() - began_s
-        connection.shutdown(socket.SHUT_WR)
-    return took_s
+        taken.join()
+    return time.monotonic() - began_s
 
 
-def _swallow(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while connection.recv(65_536):
-            pass
+def _swallow(connection: socket.socket, messages: int) -> None:
+    """Read the broker's acknowledgements, four bytes each, to the last."""
+    left = 4 * messages
+    while left > 0 and (read := connection.recv(65_536)):
+        left -= len(read)
 
 
 def resident_mib(pid: int) -> float:
