@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from simulated_fleet import Simulation, measurement
 
 #: Enough agents for planning to take no time, and what a measurement takes on each.
 AGENTS, TASK_S = 20, 0.5
+KINDS = ("unknown_tasks", "large_next", "blobs", "noise")
 #: Results after which the flood begins: everybody is at work.
 _BEGUN = 100
 _SAMPLE_S = 0.02
@@ -94,7 +95,8 @@ def flood(port: int, kind: str, messages: int, bundle_sha256: str) -> float:
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(packet(0x10, field(b"MQTT") + b"\x04\x02\x00\x3c" + field(b"flooder")))
         connection.recv(4)
-        threading.Thread(target=_swallow, args=(connection,), daemon=True).start()
+        taken = threading.Thread(target=_swallow, args=(connection, messages), daemon=True)
+        taken.start()
         began_s = time.monotonic()
         for first in range(0, messages, 100):
             numbers = range(first, min(first + 100, messages))
@@ -104,15 +106,15 @@ def flood(port: int, kind: str, messages: int, bundle_sha256: str) -> float:
                     for number in numbers
                 )
             )
-        took_s = time.monotonic() - began_s
-        connection.shutdown(socket.SHUT_WR)
-    return took_s
+        taken.join()
+    return time.monotonic() - began_s
 
 
-def _swallow(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while connection.recv(65_536):
-            pass
+def _swallow(connection: socket.socket, messages: int) -> None:
+    """Read the broker's acknowledgements, four bytes each, to the last."""
+    left = 4 * messages
+    while left > 0 and (read := connection.recv(65_536)):
+        left -= len(read)
 
 
 def resident_mib(pid: int) -> float:
@@ -143,8 +145,8 @@ class Sampler(threading.Thread):
             self.samples.append((time.monotonic(), resident_mib(self._pid)))
 
     def growth(self, since_s: float) -> float:
-        """The most since then, over the most before."""
-        before = max((mib for at_s, mib in self.samples if at_s < since_s), default=0.0)
+        """The most since then, over what is usual in the second before."""
+        before = float(np.median([mib for at_s, mib in self.samples if since_s - 1.0 <= at_s < since_s]))
         return max((mib for at_s, mib in self.samples if at_s >= since_s), default=before) - before
 
 
@@ -191,12 +193,12 @@ def campaign(work: Path, kind: str | None, messages: int) -> dict[str, float]:
     }
 
 
-def add_floods(figures: Figures, work: Path, messages: int) -> None:
+def add_floods(figures: Figures, work: Path, messages: int, kinds: Sequence[str]) -> None:
     """An undisturbed campaign, then one for each kind of flood."""
     quiet = campaign(work / "quiet", None, messages)
     figures.add("quiet_longest_wait_s", quiet["longest_wait_s"])
     figures.add("quiet_growth_mib", quiet["growth_mib"])
-    for kind in ("unknown_tasks", "large_next", "blobs", "noise"):
+    for kind in kinds:
         found = campaign(work / kind, kind, messages)
         figures.add(f"{kind}_flood_s", found["flood_s"])
         figures.add(f"{kind}_campaigns_complete_fraction", found["complete"], ">= 1")
@@ -250,13 +252,14 @@ def main() -> int:
     arguments.formatter_class = argparse.RawDescriptionHelpFormatter
     arguments.add_argument("--messages", type=int, default=50_000, help="of each flood")
     arguments.add_argument("--results", type=int, default=50_000, help="through one process")
+    arguments.add_argument("--kind", choices=KINDS, action="append", help="of floods; all of them if none is given")
     arguments.add_argument("--only", choices=("floods", "results"))
     options = arguments.parse_args()
     figures = Figures()
     figures.add("load_average_before", os.getloadavg()[0])
     if options.only != "results":
         with tempfile.TemporaryDirectory() as temporary:
-            add_floods(figures, Path(temporary), options.messages)
+            add_floods(figures, Path(temporary), options.messages, options.kind or KINDS)
     if options.only != "floods":
         add_results(figures, options.results)
     return figures.report(as_json=options.json)

@@ -83,7 +83,7 @@ class Beliefs:
         lower = _lower_factor(gram)
         error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
         sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
-        solved = np.linalg.solve(lower, np.concatenate(sides, axis=2)).astype(np.float64, copy=False)
+        solved = np.asarray(np.linalg.solve(lower, np.concatenate(sides, axis=2)), dtype=np.float64)
         root, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
         self.covariances.lose(root)
         self.h_y += (root @ white_y[:, :, None])[:, :, 0]

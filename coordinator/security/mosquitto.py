@@ -48,11 +48,12 @@ tls_version tlsv1.2
 persistence false
 persistent_client_expiration 1h
 
-# No message of the fleet is larger, and no client is kept waiting for another's backlog.
+# No message of the fleet is larger. What does not fit into a queue is lost without a word: the coordinator's has room
+# for a flood of one agent, so that the others' messages behind it arrive.
 max_packet_size {MAX_PACKET_BYTES}
 max_inflight_messages 100
-max_queued_messages 10000
-max_queued_bytes 67108864
+max_queued_messages 100000
+max_queued_bytes 268435456
 queue_qos0_messages false
 max_keepalive 300
 allow_zero_length_clientid false

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from simulated_fleet import BUNDLE, TOPICS, SimulatedAgent, Simulation, measurement
@@ -14,6 +15,7 @@ from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.stray_results import FORGET_AFTER_S
 from coordinator.fleet.message_budget import BURST_REQUESTS, BURST_UNITS, REQUESTS_PER_S, UNITS_PER_S, MessageBudget
+from coordinator.security.mosquitto import configuration
 from coordinator.store.records import TaskRecord
 from fleet_protocol.codec import encode
 from fleet_protocol.memory import MemoryTransport
@@ -327,6 +329,13 @@ class TestSettings:
             assert len(begun) <= most
         assert sorted(begun) == sorted(4 * [agent.name for agent in late])
         assert begun[:2] == ["late0", "late1"]  # in turn
+
+
+def test_the_brokers_queue_for_the_coordinator_has_room_for_a_flood(tmp_path: Path) -> None:
+    lines = configuration(tmp_path, 8883, "certificate").splitlines()
+    limits = {line.split()[0]: int(line.split()[1]) for line in lines if line.startswith("max_queued")}
+    assert limits["max_queued_messages"] >= 2 * FLOOD
+    assert limits["max_queued_bytes"] >= 2 * FLOOD * len(unknown(FLOOD))
 
 
 class TestMemory:
