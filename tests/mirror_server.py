@@ -86,7 +86,7 @@ def _answer(request: http.server.BaseHTTPRequestHandler, server: MirrorServer) -
             request.wfile.write(rest[:1000])
             request.wfile.flush()
             server.stopped_at.set()
-            server.goes_on.wait(30)
+            server.goes_on.wait()
             rest = rest[1000:]
         request.wfile.write(rest[: server.breaks_off_after])
     request.close_connection = True

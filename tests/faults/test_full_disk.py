@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet, until
-
-pytestmark = pytest.mark.xdist_group("endtoend")
+from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
 
 
 @contextlib.contextmanager
@@ -44,12 +42,12 @@ def test_nothing_is_acknowledged_that_is_not_stored(tmp_path: Path) -> None:
         fleet.store_folder = disk
         fleet.start_agent("alpha")
         fleet.start_search("--targets", "auto:2", "--budget", "10", "--deadline", "60")
-        until(lambda: len(fleet.outbox("alpha")) >= 3)
+        fleet.until(lambda: len(fleet.outbox("alpha")) >= 3)
         ballast = fill(disk)
-        until(lambda: "disk is full" in fleet.said("coordinator"))
+        fleet.until(lambda: "disk is full" in fleet.said("coordinator"))
         assert "Traceback" not in fleet.said("coordinator")
         # The agent has measured what it had in hand, and was not told that it is safe.
-        until(lambda: any(not acknowledged for _, acknowledged in fleet.outbox("alpha").values()))
+        fleet.until(lambda: any(not acknowledged for _, acknowledged in fleet.outbox("alpha").values()))
         fleet.kill("coordinator")
         known = {key for key, (_, acknowledged) in fleet.outbox("alpha").items() if acknowledged}
         ballast.unlink()
