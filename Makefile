@@ -44,8 +44,7 @@ lint: $(VENV)/.test-ready
 	$(BIN)/lint-imports
 
 test: $(VENV)/.test-ready lint
-	# Tests with real processes share this machine with others: what fails is tried up to twice more, and counted as a rerun.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --reruns 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 emulated-arm64 emulated-armhf: emulated-%: $(VENV)/.test-ready
 	$(BIN)/python tests/emulated $* $(ARGS)

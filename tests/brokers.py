@@ -6,12 +6,12 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import waiting
 
 from fleet_protocol.transport import BrokerAddress
 
@@ -39,7 +39,7 @@ class Mosquitto:
         config = self.folder / "mosquitto.conf"
         config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_type error\n")
         self.process = subprocess.Popen([mosquitto_program(), "-c", str(config)], stderr=subprocess.DEVNULL)
-        until_listening(self.port)
+        until_listening(self.port, self.process)
 
     def kill(self) -> None:
         if self.process is not None:
@@ -56,14 +56,16 @@ def mosquitto_program() -> str:
     return program
 
 
-def until_listening(port: int, timeout_s: float = 10) -> None:
+def until_listening(port: int, *server: subprocess.Popen[bytes]) -> None:
     """Wait for a server that was just started."""
-    give_up = time.monotonic() + timeout_s
-    while time.monotonic() < give_up:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
-            return
-        time.sleep(0.02)
-    raise TimeoutError(f"nothing listens on port {port} after {timeout_s} s")
+
+    def listens() -> bool:
+        assert all(process.poll() is None for process in server), f"the server of port {port} has ended"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=waiting.STALL_S):
+            return True
+        return False
+
+    waiting.until(listens, *server, what=f"nothing listens on port {port}")
 
 
 @contextlib.contextmanager

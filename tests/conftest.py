@@ -18,6 +18,10 @@ hypothesis.settings.load_profile("same-every-run")
 # Shells start background jobs with Ctrl-C ignored, which the programs under test would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A worker of these tests has about one core; threads that wait for each other on a busy one take many times as long.
+# Read by torch and OpenBLAS when they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Tests and stand-ins import onnxruntime by themselves; see supernet_export/session.py.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 

@@ -87,7 +87,7 @@ def _answer(request: http.server.BaseHTTPRequestHandler, server: MirrorServer) -
             request.wfile.write(rest[: server.stops_after])
             request.wfile.flush()
             server.stopped_at.set()
-            server.goes_on.wait(30)
+            server.goes_on.wait()
             rest = rest[server.stops_after :]
         request.wfile.write(rest[: server.breaks_off_after])
     request.close_connection = True

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import waiting
 from psycopg.errors import OperationalError
 
 #: Tests that use a cluster stay on one worker, so that it is made once.
 on_postgresql = pytest.mark.xdist_group("postgresql")
 #: For whom the cluster asks for a password.
 LOCKED_USER, LOCKED_PASSWORD = "locked", "correct-horse"
-_START_LIMIT_S = 60.0
 
 
 def programs() -> Path:
@@ -100,20 +100,21 @@ class PostgreSQL:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **self._as_user())
         # `pg_isready` waits for nothing by itself, and `pg_ctl --wait` polls the same way.
-        for _ in range(int(_START_LIMIT_S / 0.05)):
-            with contextlib.suppress(OperationalError), self.connect():
-                return
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.05)
-                break
-        raise RuntimeError(f"PostgreSQL does not start: {self.log.read_text()[-2000:]}")
+        waiting.until(self._lets_in, self.process, what=self.log.read_text)
 
     def stop(self) -> None:
         """Throw every client out and stop."""
         if self.process is not None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(60)
+            waiting.ended(self.process)
             self.process = None
+
+    def _lets_in(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"PostgreSQL does not start: {self.log.read_text()[-2000:]}"
+        with contextlib.suppress(OperationalError), self.connect():
+            return True
+        return False
 
     def _run(self, program: str, *arguments: str) -> None:
         with self.log.open("ab") as log:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+import waiting
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
@@ -26,14 +26,15 @@ HEAVY = (
 def modules_after(statement: str) -> set[str]:
     """Top-level modules that a fresh interpreter holds after `statement`."""
     program = f"{statement}\nimport sys; print(*sorted(name.split('.')[0] for name in sys.modules))"
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    run = waiting.run([sys.executable, "-c", program])
+    run.check_returncode()
     return set(run.stdout.split())
 
 
 def test_imports_go_one_way() -> None:
     # In a process of its own: on pytest's path the folders of tests go before the packages of the same names.
     lint = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    run = subprocess.run([sys.executable, "-c", lint], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    run = waiting.run([sys.executable, "-c", lint], cwd=ROOT)
     assert run.returncode == 0, run.stdout
 
 

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import waiting
 from brokers import Mosquitto
 from supernets import random_bundle
 
@@ -26,7 +27,6 @@ from supernet_export.spaces.registry import make_space
 # Of one group with the whole searches of others: each keeps a core busy.
 pytestmark = pytest.mark.xdist_group("endtoend")
 
-PATIENCE_S = 120.0
 AGENT = (sys.executable, "-m", "agent.cli")
 COORDINATOR = (sys.executable, "-c", "from coordinator.cli import main; main()")
 _ADDRESS = re.compile(
@@ -67,14 +67,9 @@ class Observer:
 
     def run(self, *program: object, codes: tuple[int, ...] = (0,)) -> None:
         """Wait for its end, which must be with one of these exit codes."""
-        done = subprocess.run(
-            self.command(*program),
-            env=self.environment(),
-            cwd=self.folder / "here",
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
+        # In a session of its own, since a search lowers the priority of its session.
+        done = waiting.run(
+            self.command(*program), env=self.environment(), cwd=self.folder / "here", start_new_session=True
         )
         assert done.returncode in codes, done.stdout + done.stderr
 
@@ -86,7 +81,7 @@ class Observer:
         )
         try:
             yield
-            assert process.wait(PATIENCE_S) == 0
+            assert waiting.ended(process) == 0
         finally:
             process.kill()
             process.wait()

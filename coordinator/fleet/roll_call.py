@@ -147,7 +147,8 @@ def listen(
     *,
     on_start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Hear a fleet for `seconds`; `TransportError` where the broker refuses this login."""
+    """Hear a fleet for `seconds`, which begin anew with every retained message: those of a large fleet, or of a busy
+    broker, take their time. `TransportError` where the broker refuses this login."""
     topics = roll_call.topics
     for channel in ("state", "info", "health"):
         transport.subscribe(topics.every_agent(channel))
@@ -162,3 +163,5 @@ def listen(
             raise TransportError(f"the broker refuses this login: {event.reason}; check it and its access rules")
         if isinstance(event, Received) and event.payload:
             roll_call.take(event, clock())
+            if event.retained:
+                end = clock() + seconds

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import waiting
 
 from agent.blobs import BlobCache
 from agent.child_messages import MeasuredReply, MeasureOrder, Order, PairedTiming, PhaseReply, Reply, Timing
@@ -17,7 +18,7 @@ from agent.outbox import Outbox
 from agent.sensors import Sensors
 from agent.service import AgentService, last_will
 from agent.task_run import Equipment
-from agent.worker import Measurer
+from agent.worker import Measurer, Worker
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
@@ -92,6 +93,21 @@ def measured(median_ms: float = 4.0, slowdown: float = 1.0, **fields: object) ->
         inference_s=1.05,
     )
     return reply.model_copy(update=fields)
+
+
+def next_reply(worker: Worker) -> Reply:
+    """What a real child says next."""
+    watched = [worker.pid] if worker.pid is not None else []
+    reply = waiting.until(lambda: worker.poll(0.05), *watched, what="the child says nothing")
+    assert reply is not None
+    return reply
+
+
+def final_reply(worker: Worker) -> Reply:
+    """What a real child says once it has carried out its order."""
+    while isinstance(reply := next_reply(worker), PhaseReply):
+        continue
+    return reply
 
 
 @dataclass

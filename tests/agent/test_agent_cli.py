@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import waiting
 from brokers import Mosquitto, free_port
 from supernets import random_bundle
 
@@ -40,8 +42,6 @@ from fleet_protocol.transport import Received
 from supernet_export.download import MIRRORS_VARIABLE
 from supernet_export.spaces.registry import make_space
 
-PATIENCE_S = 60.0
-
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,8 +55,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def agent(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "agent.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False)
+    return waiting.run([sys.executable, "-m", "agent.cli", *arguments], env=environment)
 
 
 def test_version() -> None:
@@ -66,7 +65,7 @@ def test_version() -> None:
 
 def test_the_agent_itself_loads_neither_a_runtime_nor_numpy() -> None:
     program = "import agent.running, agent.doctor, agent.bench, agent.cli, sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = waiting.run([sys.executable, "-c", program])
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not loaded & {"numpy", "onnx", "onnxruntime", "ai_edge_litert", "supernet_export", "torch", "psutil"}
 
@@ -123,9 +122,9 @@ def test_the_journal_gets_priorities_and_everybody_else_the_time(state: Path, en
         stream = f"{status.st_dev}:{status.st_ino if journal else status.st_ino + 1}"
         done = subprocess.Popen(command, stderr=theirs, env={**environment, "JOURNAL_STREAM": stream})
         os.close(theirs)
-        with os.fdopen(ours) as lines:
+        with os.fdopen(ours) as lines, waiting.watching(done):
             said = lines.read().splitlines()
-        assert done.wait(PATIENCE_S) == 1
+        assert waiting.ended(done) == 1
         return said
 
     first, *between, last = log(journal=True)
@@ -199,9 +198,9 @@ def test_a_reader_that_has_seen_enough_is_no_trouble(tmp_path: Path, environment
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "agent.cli", "status", "--state-dir", str(tmp_path)]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=environment, timeout=60, check=False)
+    done = waiting.run(command, stdout=writer, env=environment)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_the_agents_variables_are_its_own() -> None:
@@ -310,12 +309,13 @@ class MiniCoordinator:
         for channel in ("info", "next", "task", "blob"):
             self.transport.subscribe(self.topics.every_agent(channel))  # type: ignore[arg-type]
         self.transport.start()
-        self.transport.wait_connected(PATIENCE_S)
+        self.transport.wait_connected(waiting.STALL_S)
 
-    def messages(self) -> Iterator[tuple[str, object]]:
-        while (event := self.transport.poll(PATIENCE_S)) is not None:
-            if not isinstance(event, Received):
-                continue
+    def messages(self, agent: subprocess.Popen[Any]) -> Iterator[tuple[str, object]]:
+        """What that agent says."""
+        while True:
+            event = waiting.first(self.transport, lambda event: isinstance(event, Received), agent)
+            assert isinstance(event, Received)
             address = self.topics.parse(event.topic)
             assert isinstance(address, AgentUp)
             down = self.topics.down
@@ -346,14 +346,14 @@ def test_an_agent_killed_after_its_measurement_delivers_it_in_its_next_life(
         architecture=architecture,
         setting=RuntimeSetting(),
         protocol=MeasurementProtocol(warmup_s=0.01, min_runs=9, min_s=0.02, half_width_percent=50),
-        deadline_s=PATIENCE_S,
+        deadline_s=3600.0,
     )
     coordinator = MiniCoordinator(mosquitto_broker, bundle.path.read_bytes(), task)
     command = [sys.executable, "-m", "agent.cli", "run", "--name", "pi", "--state-dir", str(state), "--once"]
     command += ["--broker", str(mosquitto_broker.address)]
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     measured: Result | None = None
-    for _, message in coordinator.messages():
+    for _, message in coordinator.messages(first):
         if isinstance(message, Result):
             measured = message
             break
@@ -362,7 +362,7 @@ def test_an_agent_killed_after_its_measurement_delivers_it_in_its_next_life(
     assert measured is not None
     second = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     held: tuple[TaskKey, ...] = ()
-    for _, message in coordinator.messages():
+    for _, message in coordinator.messages(second):
         if isinstance(message, Next):
             held = message.holding
         if isinstance(message, Result):
@@ -370,7 +370,7 @@ def test_an_agent_killed_after_its_measurement_delivers_it_in_its_next_life(
             break
     coordinator.transport.publish(Topics().down("pi", "ack"), encode(Acknowledgement(task=measured.task)))
     second.send_signal(signal.SIGTERM)
-    assert second.wait(PATIENCE_S) == 0
+    assert waiting.ended(second) == 0
     coordinator.transport.close()
     assert held == (task.task,)
     expected = build_model(bundle, architecture, None, RuntimeSetting())

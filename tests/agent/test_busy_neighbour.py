@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import waiting
 from agent_rig import AgentProcess, Rig, task
 from supernets import random_bundle
 
@@ -33,8 +34,7 @@ def busy(core: int) -> Iterator[None]:
     neighbours = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(NEIGHBOURS)]
     try:
         for neighbour in neighbours:
-            assert neighbour.stdout is not None
-            assert neighbour.stdout.readline() == b"busy\n"
+            assert waiting.line(neighbour) == b"busy\n"
         yield
     finally:
         for neighbour in neighbours:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import waiting
 from agent_rig import ARCHITECTURE, BLOB, BUNDLE, Rig, task
 from supernets import random_bundle
 
@@ -24,7 +25,6 @@ from fleet_protocol.errors import BundleError
 from fleet_protocol.messages import BlobRequest, Result, RuntimeSetting
 from supernet_export.spaces.registry import make_space
 
-PATIENCE_S = 120.0
 AS_ROOT = os.geteuid() == 0
 #: Runs a command with one folder that nobody, not even root, can write to; only in its own view of the file system.
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
@@ -52,8 +52,7 @@ def read_only(folder: Path) -> list[str]:
 def agent(
     *arguments: object, environment: dict[str, str], within: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [*(within or []), sys.executable, "-m", "agent.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False)
+    return waiting.run([*(within or []), sys.executable, "-m", "agent.cli", *arguments], env=environment)
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import waiting
+from agent_rig import final_reply
 from runtime_stand_ins import attach_phone
 from supernets import random_bundle
 
-from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, ReferenceOrder, Reply
+from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, ReferenceOrder, Reply
 from agent.model_building import build_model
 from agent.probe import agent_info
 from agent.references import DRIVEN_RUNGS
@@ -69,8 +71,7 @@ def test_a_subnet_is_pushed_timed_on_the_phone_and_removed(phone: Path, bundle: 
             references=ReferenceOrder(),
         )
     )
-    while isinstance(reply := worker.poll(60), PhaseReply):
-        continue
+    reply = final_reply(worker)
     worker.close()
     assert isinstance(reply, MeasuredReply), reply
     assert reply.timing.runs == 3 * 3
@@ -296,10 +297,7 @@ def ask(worker: Worker, bundle: SupernetBundle) -> Reply:
             protocol=SHORT,
         )
     )
-    while isinstance(reply := worker.poll(60), PhaseReply):
-        continue
-    assert reply is not None
-    return reply
+    return final_reply(worker)
 
 
 def test_a_program_that_prints_times_is_a_runtime(
@@ -357,12 +355,9 @@ def test_a_program_that_hangs_dies_with_the_child(
             protocol=SHORT,
         )
     )
-    handle = os.pidfd_open(int(pipe.read_text()))
+    hanging = int(pipe.read_text())
     worker.kill()
-    import select
-
-    assert select.select([handle], [], [], 60)[0], "the program outlived its child"
-    os.close(handle)
+    waiting.until(lambda: waiting.gone(hanging), what="the program outlived its child")
 
 
 def test_a_program_that_uses_onnxruntime_is_told_to_keep_quiet(

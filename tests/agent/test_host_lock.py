@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import waiting
 
 import agent.host_lock
 from agent.child import serve
@@ -25,8 +26,6 @@ from agent.host_lock import HostLockBusyError, default_host_lock_path, hold_host
 from fleet_protocol.errors import FleetnasError
 from fleet_protocol.messages import RuntimeSetting
 
-#: Far beyond what any step takes; a test that waits for it has failed.
-PATIENCE_S = 60.0
 AS_ROOT = os.geteuid() == 0
 OTHER_USER, THIRD_USER = 65534, 65533
 
@@ -79,32 +78,33 @@ class Holder:
     """A process that holds the lock when it is told to."""
 
     def __init__(self, path: Path, user: int = 0) -> None:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-c", _HOLDER, str(path), str(user)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        assert self._process.stdout is not None
-        self.output = self._process.stdout
+        assert self.process.stdout is not None
+        self.output = self.process.stdout
         assert self.report() == "ready"
 
     def tell(self, command: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{command}\n".encode())
-        self._process.stdin.flush()
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{command}\n".encode())
+        self.process.stdin.flush()
 
     def report(self) -> str:
         assert first_to_report([self]) is self
         return self.output.readline().decode().strip()
 
     def kill(self) -> None:
-        self._process.kill()
-        with self._process:  # closes its pipes
-            self._process.wait(PATIENCE_S)
+        self.process.kill()
+        with self.process:  # closes its pipes
+            waiting.ended(self.process)
 
 
 def first_to_report(holders: list[Holder]) -> Holder:
     """The one that says something next."""
-    ready = select.select([holder.output for holder in holders], [], [], PATIENCE_S)[0]
-    assert ready, "nobody reported anything"
+    outputs = [holder.output for holder in holders]
+    watched = [holder.process for holder in holders]
+    ready = waiting.until(lambda: select.select(outputs, [], [], 0.02)[0], *watched, what="nobody reports anything")
     return next(holder for holder in holders if holder.output is ready[0])
 
 
@@ -171,12 +171,11 @@ def test_nobody_who_waits_is_overtaken_by_a_later_request(
         for name in "ABCD"
     ]
     for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"waits\n"
+        assert waiting.line(process) == b"waits\n"
     first.tell("release")
     for process in processes:
-        process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 0
+        with process:
+            assert waiting.ended(process) == 0
     events = [tuple(line.split()) for line in log.read_text().splitlines()]
     assert sum(event == "holds" for event, _ in events) == 32
     holding = [(event, name) for event, name in events if event in ("holds", "releases")]

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from agent_rig import final_reply
 from device_trees import jetson_orin_nano_files, power_mode_files, write_files
 from runtime_stand_ins import become_jetson
 from supernets import random_bundle
 
 from agent import doctor
-from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, PhaseReply, ProbedReply, ProbeOrder, Reply
+from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, ProbedReply, ProbeOrder, Reply
 from agent.jetson import highest_power_mode
 from agent.probe import board_versions, describe_device
 from agent.runtimes.engine_cache import EngineCache
@@ -70,10 +71,7 @@ def measure(
             protocol=SHORT,
         )
     )
-    while isinstance(reply := worker.poll(60), PhaseReply):
-        continue
-    assert reply is not None
-    return reply
+    return final_reply(worker)
 
 
 def measured(reply: Reply) -> MeasuredReply:
@@ -181,8 +179,7 @@ def test_nodes_that_stay_with_another_provider_are_told(
 
 def test_the_probe_offers_the_accelerators(jetson: Path, worker: Worker) -> None:
     worker.submit(ProbeOrder(setting=TENSORRT, micro_benchmarks=False))
-    while isinstance(reply := worker.poll(60), PhaseReply):
-        continue
+    reply = final_reply(worker)
     assert isinstance(reply, ProbedReply), reply
     assert {"cpu", "cuda", "tensorrt"} <= set(reply.providers)
     assert reply.active_provider == "TensorrtExecutionProvider"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import waiting
 from agent_rig import BLOB, BUNDLE, Rig, measured, task
 from mirror_server import MirrorServer, mirror
 
@@ -39,14 +40,12 @@ REFERENCE = BlobReference(sha256=hashlib.sha256(LARGE).hexdigest(), size=len(LAR
 PATH = f"/{REFERENCE.sha256}.supernet"
 
 
-def fetched(
-    url: str, partial: Path, policy: MirrorPolicy = "https", *, mirrors: Mirrors | None = None, wait_s: float = 20
-) -> Path | None:
+def fetched(url: str, partial: Path, policy: MirrorPolicy = "https", *, mirrors: Mirrors | None = None) -> Path | None:
     """The verified file; `MirrorError` where the mirror failed; None where it was not asked."""
     fetch = (mirrors or Mirrors(policy)).begin(url, REFERENCE, partial, 0.0)
     if fetch is None:
         return None
-    assert fetch.over.wait(wait_s)
+    waiting.until(fetch.over.is_set)
     return fetch.step(0.0)
 
 
@@ -146,12 +145,12 @@ def test_nothing_is_written_any_more_once_it_was_stopped(partial: Path) -> None:
     with mirror(MirrorServer({PATH: LARGE}, goes_on=threading.Event())) as server:
         fetch = Mirrors().begin(server.url, REFERENCE, partial, 0.0)
         assert fetch is not None
-        assert server.stopped_at.wait(20)
+        waiting.until(server.stopped_at.is_set)
         fetch.stop()
         size = partial.stat().st_size if partial.exists() else 0
         assert server.goes_on is not None
         server.goes_on.set()
-        assert fetch.over.wait(20)
+        waiting.until(fetch.over.is_set)
         assert (partial.stat().st_size if partial.exists() else 0) == size
 
 
@@ -365,7 +364,7 @@ def follow(rig: Rig, agent: object, seconds: float = 5.0) -> None:
         rig.run(agent, seconds=0.25)  # type: ignore[arg-type]
         run = agent.service._run  # type: ignore[attr-defined]
         if run is not None and isinstance(run._fetch, MirrorFetch):
-            assert run._fetch.over.wait(20)
+            waiting.until(run._fetch.over.is_set)
 
 
 def test_an_agent_that_has_a_mirror_asks_its_coordinator_for_nothing(tmp_path: Path) -> None:
@@ -413,7 +412,7 @@ def test_a_mirror_that_takes_too_long_is_not_asked_at_the_next_attempt(tmp_path:
         rig.run(agent)
         rig.coordinator.send("pi", "task", task(mirror=server.url, deadline_s=5.0))
         rig.run(agent, seconds=1)
-        assert server.stopped_at.wait(20)
+        waiting.until(server.stopped_at.is_set)
         rig.run(agent, seconds=6)
         assert [rejected.reason for rejected in rig.coordinator.updates("rejected")] == ["expired"]  # type: ignore[attr-defined]
         rig.measurer.script.append(measured())

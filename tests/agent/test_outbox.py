@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import waiting
 
 from agent.outbox import Outbox
 from fleet_protocol.errors import StoreError
@@ -86,8 +87,7 @@ def test_a_killed_process_loses_nothing(path: Path) -> None:
         "outbox.put(TaskKey(task_id='task-1', attempt=1), b'result'); print('stored', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"stored\n"
+        assert waiting.line(process) == b"stored\n"
         os.kill(process.pid, signal.SIGKILL)
     assert Outbox(path).pending() == [(key(1), b"result")]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from agent_rig import final_reply
 from runtime_stand_ins import attach_phone, become_jetson, provide_command
 from supernets import random_bundle
 
@@ -16,7 +17,6 @@ from agent.child_messages import (
     FailedReply,
     MeasuredReply,
     MeasureOrder,
-    PhaseReply,
     ProbedReply,
     ProbeOrder,
     ReferenceOrder,
@@ -96,10 +96,7 @@ def worker(case: Case, tmp_path: Path) -> Iterator[Worker]:
 
 def ask(worker: Worker, order: MeasureOrder | BenchOrder | ProbeOrder) -> Reply:
     worker.submit(order)
-    while isinstance(reply := worker.poll(60), PhaseReply):
-        continue
-    assert reply is not None, "the child said nothing"
-    return reply
+    return final_reply(worker)
 
 
 def measure(worker: Worker, bundle: SupernetBundle, setting: RuntimeSetting) -> MeasuredReply:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import waiting
 from supernets import random_bundle
 
 from agent.model_building import build_model
@@ -135,9 +135,7 @@ def test_onnxruntime_is_imported_with_telemetry_off_and_writes_nothing_home(tmp_
     )
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = waiting.run([sys.executable, "-c", program], env=environment)
     assert done.stdout.strip() == "1"
     assert list(tmp_path.iterdir()) == []
 
@@ -151,9 +149,7 @@ def test_telemetry_is_off_before_the_library_is_read(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
     program = "from agent.runtimes.registry import make_runtime; make_runtime('onnxruntime').providers()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = waiting.run([sys.executable, "-c", program], env=environment)
     assert done.stderr == "imported with 1"
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import waiting
+from agent_rig import final_reply, next_reply
 from supernets import random_bundle
 
 from agent.child_messages import (
@@ -35,8 +37,6 @@ from supernet_export.spaces.registry import make_space
 
 HERE = Path(__file__).parent
 SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, half_width_percent=1000)
-#: Far beyond what any reply takes; a test that waits for it has failed.
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -62,17 +62,9 @@ def order(fault: str) -> BenchOrder:
     return BenchOrder(model_path=fault, setting=RuntimeSetting(), protocol=SHORT)
 
 
-def final(worker: Worker) -> Reply:
-    while True:
-        reply = worker.poll(PATIENCE_S)
-        assert reply is not None, "the child said nothing"
-        if not isinstance(reply, PhaseReply):
-            return reply
-
-
 def outcome(worker: Worker, fault: str) -> Reply:
     worker.submit(order(fault))
-    return final(worker)
+    return final_reply(worker)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +124,8 @@ def test_a_child_that_the_kernel_kills_for_memory_is_told_from_one_that_somebody
 
 def test_a_hanging_child_is_killed_and_replaced(faulty: Worker) -> None:
     faulty.submit(order("hang"))
-    reply = faulty.poll(PATIENCE_S)
-    while isinstance(reply, PhaseReply) and reply.phase != "measuring":
-        reply = faulty.poll(PATIENCE_S)
+    while getattr(next_reply(faulty), "phase", None) != "measuring":
+        continue
     hanging = faulty.pid
     assert hanging is not None
     assert faulty.poll(0) is None
@@ -178,12 +169,12 @@ def test_one_host_measures_one_model_at_a_time(faulty: Worker, lock: Path) -> No
     with lock.open() as other_agent:
         fcntl.flock(other_agent, fcntl.LOCK_EX)
         faulty.submit(order("none"))
-        reply = faulty.poll(PATIENCE_S)
+        reply = next_reply(faulty)
         assert isinstance(reply, PhaseReply)
         assert (reply.phase, str(lock) in reply.detail) == ("waiting", True)
         assert faulty.poll(0) is None
-    assert faulty.poll(PATIENCE_S) == PhaseReply(phase="building")
-    assert isinstance(final(faulty), MeasuredReply)
+    assert next_reply(faulty) == PhaseReply(phase="building")
+    assert isinstance(final_reply(faulty), MeasuredReply)
 
 
 def test_the_child_dies_with_its_agent(lock: Path) -> None:
@@ -196,13 +187,9 @@ def test_the_child_dies_with_its_agent(lock: Path) -> None:
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as agent:
         assert agent.stdout is not None
-        child = os.pidfd_open(int(agent.stdout.readline()))
+        child = int(waiting.line(agent))
         agent.kill()
-    # A process handle becomes readable when the process has ended.
-    import select
-
-    assert select.select([child], [], [], PATIENCE_S)[0]
-    os.close(child)
+    waiting.until(lambda: waiting.gone(child), what="the child outlived its agent")
 
 
 class SilentMeasurer:
@@ -254,7 +241,7 @@ def test_a_subnet_is_built_and_measured_in_turns_with_references(worker: Worker,
         references=ReferenceOrder(keep_levels=True),
     )
     worker.submit(subnet)
-    first = final(worker)
+    first = final_reply(worker)
     assert isinstance(first, MeasuredReply)
     paired = first.paired
     assert paired is not None
@@ -266,9 +253,9 @@ def test_a_subnet_is_built_and_measured_in_turns_with_references(worker: Worker,
     assert first.model_bytes > 10_000
     assert 0 < paired.subject_inference_s + paired.reference_inference_s < first.inference_s < first.busy_s
     # Known levels are not read again.
-    known = ReferenceOrder(levels_ms={name: 2 * level for name, level in first.levels_ms.items()})
+    known = ReferenceOrder(levels_ms={name: 1000 * level for name, level in first.levels_ms.items()})
     worker.submit(subnet.model_copy(update={"references": known.model_copy(update={"keep_levels": True})}))
-    again = final(worker)
+    again = final_reply(worker)
     assert isinstance(again, MeasuredReply)
     assert again.model_sha256 == first.model_sha256
     assert again.levels_ms == known.levels_ms
@@ -278,7 +265,7 @@ def test_a_subnet_is_built_and_measured_in_turns_with_references(worker: Worker,
     # A device that is slower than allowed stops the measurement before it begins.
     slow = ReferenceOrder(levels_ms=first.levels_ms, slow_above=0.001)
     worker.submit(subnet.model_copy(update={"references": slow}))
-    reply = final(worker)
+    reply = final_reply(worker)
     assert isinstance(reply, SlowReply)
     assert reply.slowdown is not None
     assert reply.slowdown > 0.001
@@ -296,14 +283,14 @@ def test_levels_found_too_high_are_lowered_and_all_are_read_again(worker: Worker
         references=ReferenceOrder(keep_levels=True),
     )
     worker.submit(order)
-    first = final(worker)
+    first = final_reply(worker)
     assert isinstance(first, MeasuredReply)
     slowed = {name: 50 * level for name, level in first.levels_ms.items()}
     replies = []
     for _ in range(2):
         levels = replies[-1].levels_ms if replies else slowed
         worker.submit(order.model_copy(update={"references": ReferenceOrder(levels_ms=levels)}))
-        reply = final(worker)
+        reply = final_reply(worker)
         assert isinstance(reply, MeasuredReply)
         replies.append(reply)
     lowered, read_again = replies
@@ -326,7 +313,7 @@ def test_a_runtime_with_room_for_one_reference_has_the_smallest(worker: Worker, 
             references=ReferenceOrder(at_most=1),
         )
     )
-    reply = final(worker)
+    reply = final_reply(worker)
     assert isinstance(reply, MeasuredReply)
     assert list(reply.levels_ms) == [space.decode(space.smallest())[0].fingerprint]
 
@@ -342,7 +329,7 @@ def test_failures_of_the_order_itself_keep_the_child(worker: Worker, tmp_path: P
         protocol=SHORT,
     )
     worker.submit(good)
-    assert isinstance(final(worker), MeasuredReply)
+    assert isinstance(final_reply(worker), MeasuredReply)
     child = worker.pid
     calibration = tmp_path / "calibration"
     calibration.write_bytes(b"rubbish")
@@ -360,17 +347,17 @@ def test_failures_of_the_order_itself_keep_the_child(worker: Worker, tmp_path: P
         if reason == "bundle" and wrong.bundle_path != good.bundle_path:
             wrong = wrong.model_copy(update={"bundle_sha256": "1" * 64})  # not the one that is open
         worker.submit(wrong)
-        reply = final(worker)
+        reply = final_reply(worker)
         assert isinstance(reply, FailedReply), wrong
         assert reply.reason == reason, reply
     assert worker.pid == child
     worker.submit(good)
-    assert isinstance(final(worker), MeasuredReply)
+    assert isinstance(final_reply(worker), MeasuredReply)
 
 
 def test_the_probe_loads_the_runtime_and_measures_what_it_can_do(worker: Worker) -> None:
     worker.submit(ProbeOrder(setting=RuntimeSetting()))
-    reply = final(worker)
+    reply = final_reply(worker)
     assert isinstance(reply, ProbedReply)
     assert "cpu" in reply.providers
     assert reply.active_provider == "CPUExecutionProvider"

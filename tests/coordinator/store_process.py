@@ -45,8 +45,9 @@ class StoreProcess:
 
     def answer(self) -> object:
         """What it says next."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        import waiting  # the process itself, which runs this file too, does without
+
+        line = waiting.line(self.process)
         assert line, f"process {self.arguments} ended without a word"
         return json.loads(line)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import waiting
 
 from coordinator.broker import EmbeddedBroker
 from fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk, decode_chunk, encode_chunk
@@ -29,8 +29,7 @@ def connect(broker: EmbeddedBroker) -> Iterator[Callable[..., MqttTransport]]:
     def connected(name: str, will: Will | None = None) -> MqttTransport:
         transport = MqttTransport(broker.address, name, will)
         transport.start()
-        transport.wait_connected(10)
-        assert isinstance(transport.poll(1), Connected)
+        waiting.first(transport, lambda event: isinstance(event, Connected))
         opened.append(transport)
         return transport
 
@@ -39,13 +38,10 @@ def connect(broker: EmbeddedBroker) -> Iterator[Callable[..., MqttTransport]]:
         transport.close()
 
 
-def received(transport: MqttTransport, topic: str, timeout_s: float = 10) -> Received:
-    give_up = time.monotonic() + timeout_s
-    while time.monotonic() < give_up:
-        event = transport.poll(0.1)
-        if isinstance(event, Received) and event.topic == topic:
-            return event
-    raise AssertionError(f"nothing came on {topic}")
+def received(transport: MqttTransport, topic: str) -> Received:
+    event = waiting.first(transport, lambda event: isinstance(event, Received) and event.topic == topic, what=topic)
+    assert isinstance(event, Received)
+    return event
 
 
 def subscribed(transport: MqttTransport, topic_filter: str, probe: str) -> None:
@@ -75,7 +71,7 @@ def test_a_newcomer_gets_nothing_that_only_others_subscribed_to(connect: Callabl
     newcomer = connect("newcomer")
     newcomer.subscribe("g/#")
     newcomer.publish("g/probe", b"")
-    assert newcomer.poll(10) == Received("g/probe", b"")
+    assert waiting.first(newcomer, lambda event: True) == Received("g/probe", b"")
 
 
 def test_the_will_of_a_client_that_vanishes_is_published_and_kept(

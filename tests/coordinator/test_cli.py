@@ -9,6 +9,7 @@ from pathlib import Path
 import brokers
 import numpy as np
 import pytest
+import waiting
 from safetensors.numpy import save_file
 from simulated_fleet import Simulation
 from supernets import random_state_dict
@@ -294,7 +295,7 @@ class TestDevices:
         with EmbeddedBroker(port=0) as broker:
             agent = MqttTransport(broker.address, "pi4")
             agent.start()
-            agent.wait_connected(10)
+            agent.wait_connected(waiting.STALL_S)
             profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
             info = AgentInfo(
                 agent="pi4", session=1, profile=profile, settings=(RuntimeSetting(threads=4),), versions={}
@@ -303,7 +304,7 @@ class TestDevices:
             state = AgentState(state="ready", session=1, instance="a")
             agent.publish(topics.up("pi4", "state"), encode(state), retain=True)
             agent.publish(topics.up("hostile", "state"), b"\xff", retain=True)
-            code, out, _ = fleetnas(capsys, "devices", "--broker", str(broker.address), "--json", "--wait", "1")
+            code, out, _ = fleetnas(capsys, "devices", "--broker", str(broker.address), "--json", "--wait", "2")
             agent.close()
         assert code == 0
         hostile, found = map(json.loads, out.splitlines())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 from collections.abc import Iterator
 from importlib import metadata
@@ -11,14 +12,16 @@ from typing import Any
 
 import brokers
 import pytest
+import waiting
 from test_cli import fleetnas
 
-from coordinator.fleet.roll_call import RollCall
+from coordinator.fleet.roll_call import RollCall, listen
 from coordinator.security.authority import Authority
 from coordinator.view.snapshot import DeviceSnapshot, Snapshot
 from coordinator.watching.broadcast import Broadcast
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.codec import encode
+from fleet_protocol.memory import MemoryBroker
 from fleet_protocol.messages import AgentInfo, AgentState, Conditions, CoordinatorState, Health, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import Topics
@@ -36,7 +39,7 @@ class Shelf:
         self.broker = broker
         self.transport = MqttTransport(broker.address, "shelf")
         self.transport.start()
-        self.transport.wait_connected(10)
+        self.transport.wait_connected(waiting.STALL_S)
 
     def agent(self, name: str, state: str = "ready", version: str = VERSION, waits_for: str = "") -> None:
         profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
@@ -57,11 +60,7 @@ class Shelf:
         """Everything that was published is on the broker."""
         self.transport.subscribe("done")
         self.transport.publish("done", b"", retain=False)
-        while True:
-            event = self.transport.poll(10)
-            assert event is not None
-            if isinstance(event, Received) and event.topic == "done":
-                return
+        waiting.first(self.transport, lambda event: isinstance(event, Received) and event.topic == "done")
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def shelf(mosquitto_broker: brokers.Mosquitto) -> Iterator[Shelf]:
 def listed(shelf: Shelf, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict[str, Any]]:
     shelf.arrived()
     address = str(shelf.broker.address)
-    code, out, err = fleetnas(capsys, "devices", "--broker", address, "--wait", "0.7", "--json", *options)
+    code, out, err = fleetnas(capsys, "devices", "--broker", address, "--wait", "1.5", "--json", *options)
     assert code == 0, err
     return {row["device"]: row for row in map(json.loads, out.splitlines())}
 
@@ -153,10 +152,23 @@ def test_who_is_enrolled_and_never_came_is_listed_and_who_is_not_enrolled_is_tol
 def test_the_table_is_for_people(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
     shelf.agent("pi4")
     shelf.arrived()
-    code, out, _ = fleetnas(capsys, "devices", "--broker", str(shelf.broker.address), "--wait", "0.5")
+    code, out, _ = fleetnas(capsys, "devices", "--broker", str(shelf.broker.address), "--wait", "1.5")
     assert code == 0
     assert "pi4" in out
     assert "ready" in out
+
+
+def test_a_large_fleet_is_heard_to_its_last_retained_message() -> None:
+    broker, fleet = MemoryBroker(), [f"pi{number}" for number in range(9)]
+    sender = broker.transport("fleet")
+    sender.start()
+    for name in fleet:
+        state = AgentState(state="ready", session=1, instance=f"{name}-1")
+        sender.publish(TOPICS.up(name, "state"), encode(state), retain=True)
+    times = itertools.count(0.0, 0.3)
+    roll_call = RollCall(TOPICS)
+    listen(broker.transport("listener"), roll_call, 1.0, lambda: next(times))
+    assert sorted(roll_call.registry.agents) == fleet
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 import pytest
 import simulated_fleet
+import waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -198,7 +199,7 @@ def metrics() -> Iterator[Metrics]:
 def scraped_targets(metrics: Metrics, snapshot: Snapshot) -> Counter[str]:
     """Targets by state that are told of a snapshot's devices."""
     metrics.update(snapshot)
-    with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+    with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=waiting.STALL_S) as answer:
         text = answer.read().decode()
     names = {device.device for device in snapshot.devices}
     found: Counter[str] = Counter()

@@ -8,6 +8,7 @@ import pytest
 from store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
 from store_process import StoreProcess
 from test_cli import fleetnas
+from waiting import until
 
 from coordinator.store.records import DeviceRecord
 from coordinator.store.store import MeasurementStore
@@ -82,8 +83,8 @@ def test_a_run_is_worked_on_by_one_coordinator_until_it_is_gone(
         code, _, err = fleetnas(capsys, *resume)
         assert code == 2
         assert "no interrupted run of fleet 'default' that nobody works on" in err
-    # Killed, they hold nothing any more.
-    assert store.claim_run("run-1")
+    # Killed, they hold nothing any more, as soon as the database has noticed.
+    until(lambda: store.claim_run("run-1"))
     store.close()
     with StoreProcess.several(1, store_url, "claim", "once") as (third,):
         third.go()

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 
 import brokers
 import pytest
+import waiting
 from prometheus_client.parser import text_string_to_metric_families
 from simulated_fleet import TOPICS, Simulation
 from test_cli import fleetnas
@@ -408,7 +409,7 @@ def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
     simulation.add("pi1", seed=1)
     coordinator = MqttTransport(address, "coordinator")
     coordinator.start()
-    coordinator.wait_connected(10)
+    coordinator.wait_connected(waiting.STALL_S)
     broadcast = Broadcast(coordinator, topics, "run-1", simulation.clock)
     simulation.begin()
     simulation.run(until=lambda: len(simulation.events) > 3)
@@ -416,13 +417,12 @@ def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
 
     watcher = MqttTransport(address, "watcher")
     watcher.start()
-    watcher.wait_connected(10)
-    found: list[str] = []
-    while not found:  # retained, so it comes whenever the broker has it
-        found = [summary.run_id for summary in runs_at_work(watcher, topics, 0.2)]
-    feed = BrokerFeed(watcher, topics, choose_run(runs_at_work(watcher, topics, 0.5), None, "default"))
+    watcher.wait_connected(waiting.STALL_S)
+    # Retained, so it comes whenever the broker has it.
+    found = waiting.until(lambda: runs_at_work(watcher, topics, 0.2))
+    feed = BrokerFeed(watcher, topics, choose_run(found, None, "default"))
     told = len(simulation.events)
-    assert feed.poll(0.5).snapshot is not None
+    waiting.until(lambda: feed.poll(0.2).snapshot)
     simulation.run()
     simulation.campaign.finish()
     for event in simulation.events[told:]:
@@ -447,7 +447,7 @@ def key(name: str, *labels: str) -> tuple[str, ...]:
 
 
 def scraped(metrics: Metrics) -> dict[tuple[str, ...], float]:
-    with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+    with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=waiting.STALL_S) as answer:
         text = answer.read().decode()
     return {
         key(sample.name.removeprefix("fleetnas_"), *sample.labels.values()): sample.value
@@ -524,7 +524,7 @@ class TestMetrics:
 
     def test_every_metric_is_documented(self) -> None:
         metrics = Metrics("127.0.0.1", 0)
-        with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=10) as answer:
+        with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=waiting.STALL_S) as answer:
             families = [family.name for family in text_string_to_metric_families(answer.read().decode())]
         metrics.close()
         page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import waiting
 from untrained_supernet import write_untrained
 
 from coordinator.broker import EmbeddedBroker
@@ -22,9 +23,16 @@ from coordinator.store.store import MeasurementStore
 from fleet_protocol.messages import TaskKey
 
 #: As short as a measurement can be: what is tested is who measures, not how well.
-QUICK = ("--warmup", "0", "--min-time", "0.02", "--min-runs", "5", "--deadline", "60")
+QUICK = ("--warmup", "0", "--min-time", "0.02", "--min-runs", "5", "--deadline", "600")
+#: Times that follow from the model file alone: whether a target is met must not depend on what else this machine does.
+_STAND_IN = Path(__file__).resolve().parent.parent / "faults" / "stand_in_device.py"
+_COMMAND = f"{sys.executable} -S -E {_STAND_IN} {{model}} 1.0 {{runs}}"
 _LAUNCH = {
-    "fleetnas": "from coordinator.cli import main; main()",
+    # Nothing is really timed here, so it need not yield to measurements of the same machine.
+    "fleetnas": (
+        "import coordinator.campaign.priority as p; p.yield_to_measurements = lambda: None; "
+        "from coordinator.cli import main; main()"
+    ),
     "fleetnas-agent": "from agent.cli import main; main()",
 }
 
@@ -56,6 +64,7 @@ class Fleet:
             name,
             "--state-dir",
             state,
+            *("--runtime", "command"),
             *options,
         )
 
@@ -74,7 +83,15 @@ class Fleet:
             stdout=subprocess.PIPE if pipe else log,
             stderr=log,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            # A search lowers the priority of its session, and where it is killed, nobody raises it again.
+            start_new_session=True,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "FLEETNAS_COMMAND": _COMMAND,
+                # The lock of this machine's agents would have them wait for other tests.
+                "FLEETNAS_HOST_LOCK": str(self.folder / "lock"),
+            },
         )
         log.close()
         self.processes.append(process)
@@ -116,8 +133,9 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
 def events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
     """What a search says, until it ends."""
     assert process.stdout is not None
-    for line in process.stdout:
-        yield json.loads(line)
+    with waiting.watching(process):
+        for line in process.stdout:
+            yield json.loads(line)
 
 
 def kill(process: subprocess.Popen[str]) -> None:

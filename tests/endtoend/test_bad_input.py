@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import brokers
-import pytest
+import waiting
 from conftest import QUICK, Fleet, events
-
-pytestmark = pytest.mark.xdist_group("endtoend")
 
 
 def refused(fleet: Fleet, *options: str) -> str:
     """A search that must not start; returns what it says."""
     search = fleet.search(*options)
     assert list(events(search)) == []
-    assert search.wait(30) in (1, 2)
+    assert waiting.ended(search) in (1, 2)
     said = fleet.complaints()
     assert "Traceback" not in said
     return said
@@ -42,7 +40,7 @@ def test_an_infeasible_target_is_named_and_the_feasible_one_is_met(fleet: Fleet)
     fleet.agent("alpha")
     search = fleet.new_search("--budget", "6", targets="0.0001,1000")
     happenings = list(events(search))
-    assert search.wait() == 1
+    assert waiting.ended(search) == 1
     (infeasible,) = [event for event in happenings if event["event"] == "target_infeasible"]
     assert infeasible["target_ms"] == 0.0001
     assert f"{infeasible['fastest_ms']:.3g} ms" in infeasible["reason"]
@@ -57,7 +55,7 @@ def test_a_bundle_that_changed_since_the_run_began_is_not_resumed(fleet: Fleet) 
         if event["event"] == "measurement":
             search.kill()
             break
-    search.wait()
+    waiting.ended(search)
     other = fleet.folder / "other.supernet"
     from untrained_supernet import write_untrained
 
@@ -74,8 +72,8 @@ def test_two_agents_of_one_name_leave_one_at_work(fleet: Fleet) -> None:
         happenings.append(event)
         if event["event"] == "measurement" and rival is None:
             rival = fleet.agent("alpha", "--state-dir", str(fleet.folder / "elsewhere"))
-    assert search.wait() == 0
+    assert waiting.ended(search) == 0
     assert rival is not None
-    assert rival.wait(60) == 2
+    assert waiting.ended(rival) == 2
     (device,) = fleet.results()["fleet"]
     assert [target["met"] for target in device["targets"]] == [True, True]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
+import waiting
 from conftest import Fleet, events, kill
 
 from coordinator.campaign.observations import UNSURE_NOISE, relative_noise
 from fleet_protocol.messages import Measurement
-
-pytestmark = pytest.mark.xdist_group("endtoend")
 
 
 def test_an_agent_is_killed_and_the_others_finish(fleet: Fleet) -> None:
@@ -24,7 +22,7 @@ def test_an_agent_is_killed_and_the_others_finish(fleet: Fleet) -> None:
             seen[event["device"]] += 1
             if event["device"] == "beta" and seen["beta"] == 2:
                 kill(agents["beta"])
-    assert search.wait() == 1
+    assert waiting.ended(search) == 1
     assert [event["device"] for event in happenings if event["event"] == "device_lost"] == ["beta"]
     results = fleet.results()
     fleet_of = {device["device"]: device for device in results["fleet"]}
@@ -50,7 +48,7 @@ def test_the_coordinator_is_killed_and_resuming_measures_nothing_twice(fleet: Fl
     assert len(before) >= 4
     second = fleet.search("--resume")
     happenings = list(events(second))
-    assert second.wait() == 0
+    assert waiting.ended(second) == 0
     assert next(event for event in happenings if event["event"] == "campaign_started")["resumed"]
     after = fleet.stored()
     assert before.items() <= after.items()

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import waiting
 from conftest import QUICK, events
 from untrained_supernet import write_untrained
 
@@ -52,6 +53,8 @@ class Device:
             stdout=subprocess.PIPE,
             stderr=(self.folder / f"{len(self.searches)}.log").open("w"),
             text=True,
+            # A search lowers the priority of its session, which must not be that of the tests.
+            start_new_session=True,
             # The lock of this machine's agents would have it wait for other tests.
             env={**os.environ, "OMP_NUM_THREADS": "1", "FLEETNAS_HOST_LOCK": str(self.folder / "lock")},
         )
@@ -88,7 +91,7 @@ def test_it_finds_and_verifies_its_winners_where_there_is_no_network(device: Dev
     settings = ("--setting", "onnxruntime", "--setting", "onnxruntime,graph_optimisation=disabled")
     search = device.new_search(*settings, without=alone)
     happenings = [event["event"] for event in events(search)]
-    assert search.wait() == 0, device.log()
+    assert waiting.ended(search) == 0, device.log()
     assert happenings[-1] == "campaign_finished"
     results = device.results()
     assert results["status"] == "complete"
@@ -110,7 +113,7 @@ def test_ctrl_c_ends_it_in_order_and_resuming_measures_nothing_twice(device: Dev
             break
     for _ in events(first):
         pass
-    assert first.wait() == 130, device.log()
+    assert waiting.ended(first) == 130, device.log()
     assert children
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
     store = MeasurementStore.open(device.folder / "runs.sqlite")
@@ -121,7 +124,7 @@ def test_ctrl_c_ends_it_in_order_and_resuming_measures_nothing_twice(device: Dev
 
     second = device.search("--resume")
     happenings = list(events(second))
-    assert second.wait() == 0, device.log()
+    assert waiting.ended(second) == 0, device.log()
     assert next(event for event in happenings if event["event"] == "campaign_started")["resumed"]
     after = [(found.key, found.outcome) for found in store.outcomes(run.run_id)]
     store.close()
@@ -141,6 +144,6 @@ def test_ctrl_c_ends_it_in_order_and_resuming_measures_nothing_twice(device: Dev
 )
 def test_options_that_do_not_go_together_are_refused(device: Device, options: list[str], words: str) -> None:
     command = [sys.executable, "-c", "from coordinator.cli import main; main()", "search", "--targets", "1", *options]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = waiting.run(command)
     assert ended.returncode == 2
     assert words in ended.stderr

@@ -13,8 +13,6 @@ from untrained_supernet import write_untrained
 
 from coordinator.cli.app import app
 
-pytestmark = pytest.mark.xdist_group("endtoend")
-
 
 def laid_out(supernet: Path, folder: Path) -> dict[str, bytes]:
     """A mirror's folder as `fleetnas mirror` makes it, by path."""

@@ -13,17 +13,18 @@ import queue
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import brokers
 import paho.mqtt.client as paho
 import stand_in_device
 from paho.mqtt.enums import CallbackAPIVersion
 from untrained_supernet import write_untrained
+from waiting import until
 
 from coordinator.store.records import OutcomeRecord
 from coordinator.store.store import MeasurementStore
@@ -31,19 +32,19 @@ from fleet_protocol.codec import decode_task_update
 from fleet_protocol.messages import Failed, Measurement, Result, TaskKey
 from fleet_protocol.transport import BrokerAddress
 
+T = TypeVar("T")
 #: As short as a measurement can be.
 QUICK = ("--warmup", "0", "--min-time", "0", "--min-runs", "5")
 _PROGRAMS = {
     # Nothing is really timed here, so it need not yield to measurements of the same machine.
     "coordinator": (
-        "import logging, coordinator.campaign.priority as p; p._NICENESS = 0; logging.basicConfig(level='INFO'); "
+        "import logging; logging.basicConfig(level='INFO'); "
+        "import coordinator.campaign.priority as p; p.yield_to_measurements = lambda: None; "
         "from coordinator.cli import main; main()"
     ),
     "agent": "from agent.cli import main; main()",
 }
 _TASK_TOPICS = ("agents/+/up/task", "agents/+/down/task", "agents/+/down/ack")
-#: What a test waits for comes within this, or it fails: a busy machine is slow, never that slow.
-PATIENCE_S = 120.0
 
 
 class Observer:
@@ -58,19 +59,20 @@ class Observer:
     def connect(self) -> None:
         """Connect, again where the broker was killed; returns once every subscription is in force."""
         self.close()
-        subscribed: queue.Queue[object] = queue.Queue()
+        subscribed = threading.Event()
         client = paho.Client(CallbackAPIVersion.VERSION2)
         client.on_message = lambda _, __, message: self.messages.put((message.topic, message.payload))
-        client.on_subscribe = lambda *_: subscribed.put(None)
+        client.on_subscribe = lambda *_: subscribed.set()
         client.connect(self._address.host, self._address.port)
         client.loop_start()
         client.subscribe([(f"fleetnas/v1/default/{topic}", 1) for topic in _TASK_TOPICS])
-        subscribed.get(timeout=PATIENCE_S)
+        until(subscribed.is_set, what="the broker answers no subscription")
         self._client = client
 
-    def next(self, timeout_s: float) -> tuple[str, bytes] | None:
+    def next(self) -> tuple[str, bytes] | None:
+        """What was said next, if anything was."""
         with contextlib.suppress(queue.Empty):
-            return self.messages.get(timeout=timeout_s)
+            return self.messages.get_nowait()
         return None
 
     def close(self) -> None:
@@ -162,9 +164,17 @@ class FaultFleet:
         for name in list(self.processes):
             self.kill(name)
 
-    def wait_search(self, timeout_s: float = PATIENCE_S) -> int:
-        """The exit code of the search."""
-        return self.processes["coordinator"].wait(timeout_s)
+    def wait_search(self) -> int:
+        """The exit code of the search, once it has ended."""
+        self.until(lambda: self.processes["coordinator"].poll() is not None)
+        return self.processes["coordinator"].wait()
+
+    def until(self, condition: Callable[[], T]) -> T:
+        """Wait for what its processes do, as long as they do anything; returns what was waited for."""
+        return until(condition, self.folder, *self.processes.values(), what=self._last_words)
+
+    def _last_words(self) -> dict[str, str]:
+        return {name: self.said(name)[-500:] for name in self.processes}
 
     # -- what came of it ---------------------------------------------------------------------------------------
 
@@ -253,19 +263,3 @@ def assert_nothing_lost_nothing_twice(fleet: FaultFleet) -> None:
     # An attempt may be repeated where its agent was killed; a task counts once.
     counted = [event["task_id"] for event in fleet.events() if event["event"] == "measurement"]
     assert len(counted) == len(set(counted))
-
-
-def until(condition: Any, timeout_s: float = PATIENCE_S) -> Any:
-    """Wait for another process; returns what was waited for."""
-    give_up = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < give_up, "what was waited for did not happen"
-        _pause()
-    return found
-
-
-def _pause() -> None:
-    # A condition variable that nobody signals: other processes cannot.
-    queue_of_nothing: queue.Queue[None] = queue.Queue()
-    with contextlib.suppress(queue.Empty):
-        queue_of_nothing.get(timeout=0.05)

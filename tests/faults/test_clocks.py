@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from adverse_fleet import AdverseFleet
-from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet, until
+from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
 from test_adverse_broker import assert_counted_once, drive, fleet_of, targets_met
 
 HOUR_S = 3600.0
@@ -53,12 +53,11 @@ def test_a_campaign_does_the_same_whatever_the_wall_clock_says(
         assert agent.sessions == sorted(set(agent.sessions))  # also where the clock went back
 
 
-@pytest.mark.xdist_group("endtoend")
 def test_processes_that_come_back_an_hour_earlier(tmp_path: Path) -> None:
     with fault_fleet(tmp_path) as fleet:
         fleet.start_agent("alpha")
         fleet.start_search("--targets", "auto:2", "--budget", "10", "--deadline", "60")
-        until(lambda: len(fleet.outbox("alpha")) >= 3)
+        fleet.until(lambda: len(fleet.outbox("alpha")) >= 3)
         fleet.kill("coordinator")
         fleet.kill("alpha")
         fleet.start_agent("alpha", clock_ahead_s=-HOUR_S)

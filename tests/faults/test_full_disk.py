@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet, until
-
-pytestmark = pytest.mark.xdist_group("endtoend")
+from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
 
 
 @contextlib.contextmanager
@@ -52,12 +50,12 @@ def test_nothing_is_acknowledged_that_is_not_stored(tmp_path: Path) -> None:
         fleet.store_folder = disk
         fleet.start_agent("alpha")
         fleet.start_search("--targets", "auto:2", "--budget", "10", "--deadline", "60")
-        until(lambda: len(fleet.outbox("alpha")) >= 3)
+        fleet.until(lambda: len(fleet.outbox("alpha")) >= 3)
         ballast = fill(disk)
-        until(lambda: "disk is full" in fleet.said("coordinator"))
+        fleet.until(lambda: "disk is full" in fleet.said("coordinator"))
         assert "Traceback" not in fleet.said("coordinator")
         # The agent has measured what it had in hand, and was not told that it is safe.
-        until(lambda: any(not acknowledged for _, acknowledged in fleet.outbox("alpha").values()))
+        fleet.until(lambda: any(not acknowledged for _, acknowledged in fleet.outbox("alpha").values()))
         fleet.kill("coordinator")
         known = {key for key, (_, acknowledged) in fleet.outbox("alpha").items() if acknowledged}
         ballast.unlink()
@@ -73,7 +71,7 @@ def test_results_that_do_not_fit_are_told_and_written_by_resuming(tmp_path: Path
     with fault_fleet(tmp_path) as fleet, small_disk(fleet.out, 32) as disk:
         fleet.start_agent("alpha")
         fleet.start_search("--targets", "1000", "--budget", "4", "--deadline", "60")
-        until(lambda: any(event["event"] == "measurement" for event in fleet.events()))
+        fleet.until(lambda: any(event["event"] == "measurement" for event in fleet.events()))
         ballast = fill(disk)
         assert fleet.wait_search() == 1
         said = fleet.said("coordinator")

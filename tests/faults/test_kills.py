@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 
 import pytest
-from fault_fleet import PATIENCE_S, FaultFleet, Observer, assert_nothing_lost_nothing_twice, fault_fleet
-
-pytestmark = pytest.mark.xdist_group("endtoend")
+from fault_fleet import FaultFleet, Observer, assert_nothing_lost_nothing_twice, fault_fleet
 
 AGENTS = tuple(f"pi{number}" for number in range(5))
 KILLS = 50
@@ -40,13 +37,13 @@ def disturb(fleet: FaultFleet, kills: int, chance: random.Random) -> list[str]:
     observer = Observer(fleet.mosquitto.address)
     killed: list[str] = []
     wait = chance.randint(10, 15)
-    give_up = time.monotonic() + PATIENCE_S
-    while len(killed) < kills:
+
+    def hears() -> object:
         assert fleet.processes["coordinator"].poll() is None, f"it ended after {len(killed)} kills: {killed}"
-        assert time.monotonic() < give_up, f"nothing happens any more after {killed}"
-        if observer.next(0.2) is None:
-            continue
-        give_up = time.monotonic() + PATIENCE_S
+        return observer.next()
+
+    while len(killed) < kills:
+        fleet.until(hears)
         wait -= 1
         if wait:
             continue

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from fault_fleet import PATIENCE_S, FaultFleet, Observer, fault_fleet
+import waiting
+from fault_fleet import FaultFleet, Observer, fault_fleet
 
 from coordinator.store.store import MeasurementStore
 from fleet_protocol.codec import decode_task_update
 from fleet_protocol.messages import Measurement, Result
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.transport import Received
-
-pytestmark = pytest.mark.xdist_group("endtoend")
 
 
 def test_two_campaigns_share_an_agent_and_its_results(tmp_path: Path) -> None:
@@ -24,12 +22,12 @@ def test_two_campaigns_share_an_agent_and_its_results(tmp_path: Path) -> None:
         between = MqttTransport(first.mosquitto.address, "between")
         between.subscribe("fleetnas/v1/default/passed/+/alpha")
         between.start()
-        between.wait_connected(PATIENCE_S)
+        between.wait_connected(waiting.STALL_S)
         try:
             first.start_agent("alpha")
             for number, fleet in enumerate((first, second)):
                 fleet.start_search("--share", "--targets", "auto:1", "--budget", "6", "--seed", str(number))
-            endings = [fleet.wait_search(2 * PATIENCE_S) for fleet in (first, second)]
+            endings = [fleet.wait_search() for fleet in (first, second)]
             assert endings == [0, 0], first.said("coordinator") + second.said("coordinator")
             passed_on = sum(isinstance(event, Received) for event in iter(lambda: between.poll(0), None))
         finally:
@@ -37,7 +35,7 @@ def test_two_campaigns_share_an_agent_and_its_results(tmp_path: Path) -> None:
             between.close()
             second.close()
         sent = []
-        while (message := observer.next(0)) is not None:
+        while (message := observer.next()) is not None:
             if message[0].endswith("/up/task") and isinstance(update := decode_task_update(message[1]), Result):
                 sent.append(update.task)
         store = MeasurementStore.open(first.store)

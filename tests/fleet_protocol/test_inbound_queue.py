@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import brokers
 import pytest
+import waiting
 
 from fleet_protocol import mqtt
 from fleet_protocol.mqtt import MqttTransport
@@ -22,8 +22,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def connected(transport: MqttTransport) -> MqttTransport:
     transport.start()
-    transport.wait_connected(10)
-    assert isinstance(transport.poll(1), Connected)
+    waiting.first(transport, lambda event: isinstance(event, Connected))
     return transport
 
 
@@ -35,12 +34,10 @@ def flooded(broker: brokers.Mosquitto) -> tuple[MqttTransport, MqttTransport]:
     connected(receiver)
     sender = connected(MqttTransport(broker.address, "sender"))
     sender.publish("ready", b"")
-    while not isinstance(receiver.poll(1), Received):
-        pass
+    waiting.first(receiver, lambda event: isinstance(event, Received))
     for number in range(COUNT):
         sender.publish("t", str(number).encode())
-    with receiver._events.not_empty:
-        assert receiver._events.not_empty.wait_for(lambda: receiver._events._qsize() == receiver._events.maxsize, 20)
+    waiting.until(receiver._events.full)
     return receiver, sender
 
 
@@ -49,11 +46,10 @@ def test_every_message_waits_for_an_owner_who_comes_back(mosquitto_broker: broke
     receiver, sender = flooded(mosquitto_broker)
     receiver.publish("t", b"own")  # what the owner says meanwhile does not wait for what it has not heard
     got: list[bytes] = []
-    give_up = time.monotonic() + 20
-    while len(got) <= COUNT and time.monotonic() < give_up:
-        event = receiver.poll(0.1)
-        if isinstance(event, Received):
-            got.append(event.payload)
+    while len(got) <= COUNT:
+        event = waiting.first(receiver, lambda event: isinstance(event, Received), what=lambda: f"only {got} came")
+        assert isinstance(event, Received)
+        got.append(event.payload)
     assert [payload for payload in got if payload != b"own"] == [str(number).encode() for number in range(COUNT)]
     assert b"own" in got
     for transport in (receiver, sender):
@@ -66,6 +62,5 @@ def test_an_owner_who_leaves_instead_is_not_held(mosquitto_broker: brokers.Mosqu
     receiver.publish("t", b"goodbye")
     closing = threading.Thread(target=receiver.close)
     closing.start()
-    closing.join(10)
-    assert not closing.is_alive()
+    waiting.until(lambda: not closing.is_alive(), what="the owner is held")
     sender.close()

@@ -5,16 +5,17 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import brokers
 import paho.mqtt.client as paho
 import pytest
+import waiting
 
 from coordinator.broker import EmbeddedBroker
 from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import BrokerAddress, Connected, Received, TransportEvent, Will
+from fleet_protocol.transport import BrokerAddress, Connected, Received, Will
 
 
 @pytest.fixture
@@ -23,18 +24,9 @@ def broker(tmp_path: Path) -> Iterator[brokers.Mosquitto]:
         yield running
 
 
-def until(transport: MqttTransport, wanted: Callable[[TransportEvent], bool], timeout_s: float = 20) -> TransportEvent:
-    give_up = time.monotonic() + timeout_s
-    while time.monotonic() < give_up:
-        event = transport.poll(0.1)
-        if event is not None and wanted(event):
-            return event
-    raise AssertionError("the awaited event never came")
-
-
 def connected(transport: MqttTransport) -> MqttTransport:
     transport.start()
-    until(transport, lambda event: isinstance(event, Connected))
+    waiting.first(transport, lambda event: isinstance(event, Connected))
     return transport
 
 
@@ -46,7 +38,7 @@ def test_a_task_that_expired_at_the_broker_does_not_reach_its_agent(broker: brok
     queue.on_connect = lambda client, *_: client.subscribe("down/task", 1)
     queue.connect("127.0.0.1", broker.port)
     queue.loop_start()
-    assert joined.wait(10)
+    assert waiting.until(joined.is_set)
     queue.disconnect()
     queue.loop_stop()
     coordinator = connected(MqttTransport(broker.address, "coordinator", prefer_five=True))
@@ -69,7 +61,7 @@ def test_a_task_that_expired_at_the_broker_does_not_reach_its_agent(broker: brok
     queue.connect("127.0.0.1", broker.port)
     queue.loop_start()
     coordinator.publish("down/task", b"last")
-    assert last.wait(10)
+    assert waiting.until(last.is_set)
     queue.disconnect()
     queue.loop_stop()
     coordinator.close()
@@ -82,12 +74,12 @@ def test_five_and_three_hear_each_other_and_see_what_is_retained(broker: brokers
     connected(three).publish("kept", b"state", retain=True)
     three.subscribe("probe")
     three.publish("probe", b"")
-    until(three, lambda event: isinstance(event, Received))
+    waiting.first(three, lambda event: isinstance(event, Received))
     five.subscribe("kept")
     connected(five)
-    assert until(five, lambda event: isinstance(event, Received)) == Received("kept", b"state", retained=True)
+    assert waiting.first(five, lambda event: isinstance(event, Received)) == Received("kept", b"state", retained=True)
     five.publish("to/three", b"task", expiry_s=60.0)
-    assert until(three, lambda event: isinstance(event, Received)) == Received("to/three", b"task")
+    assert waiting.first(three, lambda event: isinstance(event, Received)) == Received("to/three", b"task")
     for transport in (five, three):
         transport.close()
 
@@ -99,7 +91,7 @@ def test_a_broker_without_five_is_spoken_to_in_three(will: Will | None) -> None:
         assert not transport.expires_messages
         transport.subscribe("t")
         transport.publish("t", b"said", expiry_s=5.0)
-        assert until(transport, lambda event: isinstance(event, Received)) == Received("t", b"said")
+        assert waiting.first(transport, lambda event: isinstance(event, Received)) == Received("t", b"said")
         transport.close()
 
 

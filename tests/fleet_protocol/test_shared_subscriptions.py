@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import brokers
 import pytest
+import waiting
 
 from coordinator.broker import EmbeddedBroker
 from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import BrokerAddress, Connected, Received
+from fleet_protocol.transport import BrokerAddress, Connected, Received, TransportEvent
 
 COUNT = 60
 SENT = [str(number).encode() for number in range(COUNT)]
@@ -28,8 +28,7 @@ def make() -> Iterator[Make]:
         transport.subscribe("news/+", share="fleetnas")
         transport.subscribe(f"ready/{name}")
         transport.start()
-        transport.wait_connected(20)
-        assert isinstance(transport.poll(1), Connected)
+        waiting.first(transport, lambda event: isinstance(event, Connected))
         ready(transport, name)
         return transport
 
@@ -42,15 +41,16 @@ def ready(transport: MqttTransport, name: str) -> list[bytes]:
     """Everything that came before the broker has answered a message of one's own."""
     transport.publish(f"ready/{name}", b"")
     came: list[bytes] = []
-    give_up = time.monotonic() + 20
-    while time.monotonic() < give_up:
-        event = transport.poll(0.1)
-        if isinstance(event, Received):
-            if event.topic == f"ready/{name}":
-                return came
-            assert event.topic == "news/x"
-            came.append(event.payload)
-    raise AssertionError("the broker does not answer")
+
+    def answered(event: TransportEvent) -> bool:
+        if not isinstance(event, Received) or event.topic == f"ready/{name}":
+            return isinstance(event, Received)
+        assert event.topic == "news/x"
+        came.append(event.payload)
+        return False
+
+    waiting.first(transport, answered, what="the broker does not answer")
+    return came
 
 
 def heard(sender: MqttTransport, members: dict[str, MqttTransport]) -> dict[str, list[bytes]]:
@@ -58,13 +58,15 @@ def heard(sender: MqttTransport, members: dict[str, MqttTransport]) -> dict[str,
     for payload in SENT:
         sender.publish("news/x", payload)
     found: dict[str, list[bytes]] = {name: [] for name in members}
-    give_up = time.monotonic() + 20
-    while {payload for came in found.values() for payload in came} != set(SENT):
-        assert time.monotonic() < give_up
+
+    def all_came() -> bool:
         for name, member in members.items():
-            event = member.poll(0.02)
-            if isinstance(event, Received):
-                found[name].append(event.payload)
+            while (event := member.poll(0)) is not None:
+                if isinstance(event, Received):
+                    found[name].append(event.payload)
+        return {payload for came in found.values() for payload in came} == set(SENT)
+
+    waiting.until(all_came, what=found)
     for name, member in members.items():
         found[name] += ready(member, name)
     return found
@@ -75,7 +77,7 @@ def test_each_message_goes_to_one_of_those_who_share(mosquitto_broker: brokers.M
     assert all(member.can_share for member in members.values())
     sender = MqttTransport(mosquitto_broker.address, "agent")
     sender.start()
-    sender.wait_connected(20)
+    sender.wait_connected(waiting.STALL_S)
     found = heard(sender, members)
     assert sorted(found["a"] + found["b"]) == sorted(SENT)
     assert found["a"]

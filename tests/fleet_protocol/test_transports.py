@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import brokers
 import pytest
+import waiting
 
 from fleet_protocol.errors import BrokerUnreachableError, TransportError
 from fleet_protocol.memory import Delivery, MemoryBroker, MemoryTransport, matches
@@ -31,7 +31,7 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]
     def finish(transport: Transport) -> Transport:
         transport.start()
         opened.append(transport)
-        assert until(transport, lambda event: isinstance(event, Connected))
+        assert waiting.first(transport, lambda event: isinstance(event, Connected))
         return transport
 
     if request.param == "memory":
@@ -45,16 +45,6 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]
                 transport.close()
 
 
-def until(transport: Transport, wanted: Callable[[TransportEvent], bool], timeout_s: float = 10) -> TransportEvent:
-    """The first event that is `wanted`."""
-    give_up = time.monotonic() + timeout_s
-    while time.monotonic() < give_up:
-        event = transport.poll(0.1)
-        if event is not None and wanted(event):
-            return event
-    raise AssertionError("the awaited event never came")
-
-
 def message_on(topic: str) -> Callable[[TransportEvent], bool]:
     return lambda event: isinstance(event, Received) and event.topic == topic
 
@@ -64,7 +54,7 @@ class TestEveryTransport:
         sender, receiver = connect("sender"), connect("receiver")
         receiver.subscribe("t/+/x")
         receiver.publish("t/ready/x", b"")
-        until(receiver, message_on("t/ready/x"))
+        waiting.first(receiver, message_on("t/ready/x"))
         sent = [bytes([i]) * (i + 1) for i in range(50)]
         for payload in sent:
             sender.publish("t/1/x", payload)
@@ -72,7 +62,7 @@ class TestEveryTransport:
         sender.publish("t/2/x", b"last")
         got: list[bytes] = []
         while True:
-            event = until(receiver, lambda e: isinstance(e, Received))
+            event = waiting.first(receiver, lambda e: isinstance(e, Received))
             assert isinstance(event, Received)
             if event.topic == "t/2/x":
                 break
@@ -87,13 +77,13 @@ class TestEveryTransport:
         sender.publish("s/erased", b"", retain=True)
         sender.subscribe("s/end")
         sender.publish("s/end", b"")
-        until(sender, message_on("s/end"))
+        waiting.first(sender, message_on("s/end"))
         receiver = connect("receiver")
         receiver.subscribe("s/#")
-        event = until(receiver, lambda e: isinstance(e, Received))
+        event = waiting.first(receiver, lambda e: isinstance(e, Received))
         assert event == Received("s/kept", b"1", retained=True)
         receiver.publish("s/probe", b"")
-        assert until(receiver, lambda e: isinstance(e, Received)) == Received("s/probe", b"")
+        assert waiting.first(receiver, lambda e: isinstance(e, Received)) == Received("s/probe", b"")
 
     def test_a_clean_close_leaves_no_will(self, connect: Factory) -> None:
         watcher = connect("watcher")
@@ -101,11 +91,11 @@ class TestEveryTransport:
         leaving = connect("leaving", Will("w/state", b"lost"))
         leaving.publish("w/state", b"left", retain=True)
         leaving.close()
-        event = until(watcher, message_on("w/state"))
+        event = waiting.first(watcher, message_on("w/state"))
         assert isinstance(event, Received)
         assert event.payload == b"left"
         watcher.publish("w/probe", b"")
-        assert until(watcher, lambda e: isinstance(e, Received)) == Received("w/probe", b"")
+        assert waiting.first(watcher, lambda e: isinstance(e, Received)) == Received("w/probe", b"")
 
 
 class TestMqtt:
@@ -113,13 +103,13 @@ class TestMqtt:
         transport = MqttTransport(mosquitto_broker.address, "agent")
         transport.subscribe("a/#")
         transport.start()
-        until(transport, lambda event: isinstance(event, Connected))
+        waiting.first(transport, lambda event: isinstance(event, Connected))
         mosquitto_broker.kill()
-        until(transport, lambda event: isinstance(event, Disconnected))
+        waiting.first(transport, lambda event: isinstance(event, Disconnected))
         transport.publish("a/while-away", b"queued")
         mosquitto_broker.start()
-        until(transport, lambda event: isinstance(event, Connected), timeout_s=30)
-        event = until(transport, message_on("a/while-away"))
+        waiting.first(transport, lambda event: isinstance(event, Connected))
+        event = waiting.first(transport, message_on("a/while-away"))
         assert isinstance(event, Received)
         assert event.payload == b"queued"
         transport.close()
@@ -139,7 +129,7 @@ from fleet_protocol.network_process import NetworkProcess
 from fleet_protocol.transport import BrokerAddress, Will
 transport = NetworkProcess(BrokerAddress.parse(sys.argv[1]), "owner", Will("w/state", b"lost"))
 transport.start()
-transport.wait_connected(30)
+transport.wait_connected(120)
 print(transport.pid, flush=True)
 while True:
     pass
@@ -159,15 +149,15 @@ class TestNetworkProcess:
         transport.subscribe("a/#")
         transport.subscribe("w/#")
         transport.start()
-        until(transport, lambda event: isinstance(event, Connected))
+        waiting.first(transport, lambda event: isinstance(event, Connected))
         assert transport.can_share
         assert transport.pid is not None
         os.kill(transport.pid, signal.SIGKILL)
-        until(transport, lambda event: isinstance(event, Disconnected))
-        until(transport, lambda event: isinstance(event, Connected))
-        assert until(transport, message_on("w/state")) == Received("w/state", b"lost", retained=True)
+        waiting.first(transport, lambda event: isinstance(event, Disconnected))
+        waiting.first(transport, lambda event: isinstance(event, Connected))
+        assert waiting.first(transport, message_on("w/state")) == Received("w/state", b"lost", retained=True)
         transport.publish("a/again", b"here")
-        until(transport, message_on("a/again"))
+        waiting.first(transport, message_on("a/again"))
         transport.close()
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -175,12 +165,12 @@ class TestNetworkProcess:
         transport = NetworkProcess(mosquitto_broker.address, "owner")
         transport.subscribe("a/#")
         transport.start()
-        until(transport, lambda event: isinstance(event, Connected))
+        waiting.first(transport, lambda event: isinstance(event, Connected))
         assert transport.pid is not None
         assert os.getsid(transport.pid) == transport.pid, "what a terminal sends to its session does not reach it"
         os.kill(transport.pid, number)
         transport.publish("a/last", b"word")
-        assert until(transport, lambda event: True) == Received("a/last", b"word")
+        assert waiting.first(transport, lambda event: True) == Received("a/last", b"word")
         transport.close()
 
     def test_children_that_are_killed_before_they_speak_are_replaced(self, mosquitto_broker: brokers.Mosquitto) -> None:
@@ -189,8 +179,8 @@ class TestNetworkProcess:
         for _ in range(3):
             assert transport.pid is not None
             os.kill(transport.pid, signal.SIGKILL)
-            until(transport, lambda event: isinstance(event, Disconnected))
-        until(transport, lambda event: isinstance(event, Connected))
+            waiting.first(transport, lambda event: isinstance(event, Disconnected))
+        waiting.first(transport, lambda event: isinstance(event, Connected))
         transport.close()
 
     def test_nothing_is_imported_from_the_folder_it_is_started_in(
@@ -200,7 +190,7 @@ class TestNetworkProcess:
         monkeypatch.chdir(tmp_path)
         transport = NetworkProcess(mosquitto_broker.address, "owner")
         transport.start()
-        transport.wait_connected(10)
+        transport.wait_connected(waiting.STALL_S)
         transport.close()
 
     def test_with_its_owner_it_vanishes_and_the_will_is_published(self, mosquitto_broker: brokers.Mosquitto) -> None:
@@ -210,13 +200,12 @@ class TestNetworkProcess:
         command = [sys.executable, "-c", OWNER, str(mosquitto_broker.address)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
             assert owner.stdout is not None
-            child = int(owner.stdout.readline())
+            child = int(waiting.line(owner))
             owner.kill()
-        event = until(watcher, message_on("w/state"))
+        event = waiting.first(watcher, message_on("w/state"))
         assert isinstance(event, Received)
         assert event.payload == b"lost"
-        while is_alive(child):
-            watcher.poll(0.01)
+        waiting.until(lambda: not is_alive(child))
         watcher.close()
 
     def test_what_no_broker_takes_is_refused_before_it_fills_the_memory(self) -> None:
@@ -236,13 +225,13 @@ class TestNetworkProcess:
         transport = NetworkProcess(mosquitto_broker.address, "owner")
         transport.subscribe("n/#")
         transport.start()
-        until(transport, lambda event: isinstance(event, Connected))
+        waiting.first(transport, lambda event: isinstance(event, Connected))
         sent, received = 0, []
         while len(received) < 3 * MAX_ON_THEIR_WAY:
             while sent < min(len(received) + 500, 3 * MAX_ON_THEIR_WAY):  # fewer than mosquitto drops
                 transport.publish("n/x", str(sent).encode())
                 sent += 1
-            event = until(transport, lambda event: isinstance(event, Received))
+            event = waiting.first(transport, lambda event: isinstance(event, Received))
             assert isinstance(event, Received)
             received.append(int(event.payload))
         assert received == list(range(3 * MAX_ON_THEIR_WAY))

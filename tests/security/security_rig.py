@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import waiting
 from agent_rig import BLOB, PROFILE, ScriptedMeasurer
 from brokers import free_port, mosquitto_program, until_listening
 
@@ -43,7 +44,6 @@ from fleet_protocol.transport import (
 NOW = datetime.datetime.now(datetime.timezone.utc)
 FLEET = "lab"
 TOPICS = Topics(FLEET)
-PATIENCE_S = 20.0
 
 
 @dataclass
@@ -68,7 +68,7 @@ class SecuredBroker:
         configuration.write_text(text)
         with (self.folder / "mosquitto.log").open("ab") as log:
             self._process = subprocess.Popen([mosquitto_program(), "-c", str(configuration)], stderr=log)
-        until_listening(self.port)
+        until_listening(self.port, self._process)
 
     def stop(self) -> None:
         if self._process is not None:
@@ -112,21 +112,22 @@ class Client:
         self.transport.start()
 
     def until(self, wanted: Callable[[TransportEvent], bool]) -> TransportEvent:
-        give_up = time.monotonic() + PATIENCE_S
-        while (left := give_up - time.monotonic()) > 0:
-            event = self.transport.poll(left)
+        def remembered(event: TransportEvent) -> bool:
             if isinstance(event, Received):
                 self.received.append(event)
             elif isinstance(event, Disconnected):
                 self.refusals.append(event.reason)
-            if event is not None and wanted(event):
-                return event
-        raise AssertionError(f"the awaited event never came; received {self.received}, refused {self.refusals}")
+            return wanted(event)
+
+        return waiting.first(
+            self.transport, remembered, what=lambda: f"received {self.received}, refused {self.refusals}"
+        )
 
     def connected(self) -> Client:
         """Connected, and what it subscribed to is in force: the broker has answered."""
         self.until(lambda event: isinstance(event, Connected))
-        assert not self._expects_answer or self._subscribed.wait(PATIENCE_S)
+        if self._expects_answer:
+            waiting.until(self._subscribed.is_set, what="the broker answers no subscription")
         return self
 
     def refused(self) -> str:
@@ -215,12 +216,13 @@ class SigningCoordinator:
             self.wire.hear(event, self)
 
     def until(self, agent: SecuredAgent | None, wanted: Callable[[], bool]) -> None:
-        give_up = time.monotonic() + PATIENCE_S
-        while not wanted():
+        def happened() -> bool:
             if agent is not None:
                 agent.service.step()
             self.listen()
-            assert time.monotonic() < give_up, f"the awaited never happened; heard {self.updates}"
+            return wanted()
+
+        waiting.until(happened, what=lambda: f"heard {self.updates}")
 
     def said(self, kind: str, task_id: str) -> list[TaskUpdate]:
         return [update for _, update in self.updates if update.kind == kind and update.task.task_id == task_id]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from security_rig import NOW, PATIENCE_S, TOPICS, Client, SecuredBroker, secured_broker
+import waiting
+from security_rig import NOW, TOPICS, Client, SecuredBroker, secured_broker
 
 from coordinator.campaign.wire import Sharing
 from coordinator.security.certificates import issue, new_authority
 from coordinator.security.mosquitto import MAX_PACKET_BYTES, Login
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS
-from fleet_protocol.transport import BrokerAddress, Disconnected, Received
+from fleet_protocol.transport import BrokerAddress, Disconnected, Received, TransportEvent
 
 
 @pytest.fixture(scope="module", params=["certificate", "password"])
@@ -162,18 +162,17 @@ def test_what_coordinators_share_no_agent_keeps_from_them(broker: SecuredBroker,
     def come_round(name: str) -> None:
         """Everything that was sent to this one before has come."""
         everybody[name].publish(own[name], b"round")
-        give_up = time.monotonic() + PATIENCE_S
-        while time.monotonic() < give_up:
-            event = everybody[name].poll(0.1)
-            if isinstance(event, Received):
-                if event.topic == own[name]:
-                    return
+
+        def round_came(event: TransportEvent) -> bool:
+            if isinstance(event, Received) and event.topic != own[name]:
                 heard[name].append(event.topic)
-        raise AssertionError(f"{name} hears nothing")
+            return isinstance(event, Received) and event.topic == own[name]
+
+        waiting.first(everybody[name], round_came, what=f"{name} hears nothing")
 
     for name, transport in everybody.items():
         transport.start()
-        transport.wait_connected(PATIENCE_S)
+        transport.wait_connected(waiting.STALL_S)
         assert transport.can_share
         come_round(name)
     intruder.publish(own["m"], b"forged")

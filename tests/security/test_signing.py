@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import waiting
 from agent_rig import task
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
@@ -189,7 +189,7 @@ try:
 except MissingDependencyError as error:
     print(error)
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    run = waiting.run([sys.executable, "-c", program])
     assert "fleetnas[secure]" in run.stdout, run.stderr
 
 
