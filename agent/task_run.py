@@ -26,6 +26,7 @@ from agent.device_speed import DeviceSpeed
 from agent.mirror import MirrorFetch, Mirrors
 from agent.speed import Verdict
 from agent.worker import Measurer
+from device_profiles.quantities import LATEST_UNIX_S
 from fleet_protocol.codec import BlobChunk
 from fleet_protocol.errors import BundleError, MirrorError
 from fleet_protocol.messages import (
@@ -269,7 +270,7 @@ class TaskRun:
             return None
         self._measuring = False
         if isinstance(reply, SlowReply):
-            self._equipment.speed.saw_slow(self.task, reply, now, max(0.0, self._equipment.wall_clock()))
+            self._equipment.speed.saw_slow(self.task, reply, now, self._unix_s())
             self._wait(now)
             return None
         self._deadline.resume(now)
@@ -311,9 +312,13 @@ class TaskRun:
     def _judge(self, reply: MeasuredReply, now: float) -> Outcome | None:
         if reply.paired is None:
             return self._failed("bad_output", "the measuring child measured without the references it was given")
-        ended_unix_s = max(0.0, self._equipment.wall_clock())
+        ended_unix_s = self._unix_s()
         verdict = self._equipment.speed.judge(self.task, reply, reply.paired, now, ended_unix_s)
         return self._result(reply, reply.paired, verdict, ended_unix_s)
+
+    def _unix_s(self) -> float:
+        """The wall clock; a clock that is beyond every calendar is no reason to lose a result."""
+        return min(max(0.0, self._equipment.wall_clock()), LATEST_UNIX_S)
 
     def _rest(self, reason: str, now: float) -> None:
         """Wait for the battery, for as long as it takes: the task's time stands still."""

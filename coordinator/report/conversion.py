@@ -21,7 +21,6 @@ from coordinator.report.results import (
     SupernetRecord,
     TargetRecord,
 )
-from device_profiles.quantities import LATEST_UNIX_S
 
 _log = logging.getLogger("fleetnas.coordinator")
 
@@ -183,4 +182,4 @@ def _moment(unix_s: float) -> datetime:
 
 
 def _device_moment(unix_s: float | None) -> datetime | None:
-    return None if unix_s is None or unix_s > LATEST_UNIX_S else _moment(unix_s)
+    return None if unix_s is None else _moment(unix_s)

@@ -108,7 +108,7 @@ def test_without_a_search_everyone_is_listed_with_what_to_do(shelf: Shelf, capsy
     assert found["empty"]["why"] == "waiting: battery at 9 %, below 30 %: plug the device in"
     assert "0.0.1" in found["old"]["why"]
     assert "update" in found["old"]["why"]
-    assert "schema_version" in found["unreadable"]["why"]
+    assert "version 9 of the wire contract" in found["unreadable"]["why"]
     assert found["ready"]["model"] == "Raspberry Pi 4"
     assert all(row["last_seen_s_ago"] is None for row in found.values())
 

@@ -19,6 +19,7 @@ from coordinator.report.measurement_table import measurements_csv, read_measurem
 from coordinator.report.outcome import CampaignOutcome, FailureRow, TargetOutcome
 from coordinator.report.results import Results
 from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, TakeHome, WinnerCard, read_results
+from device_profiles.quantities import LATEST_UNIX_S
 from fleet_protocol.errors import HashMismatchError, StoreError
 
 
@@ -117,7 +118,7 @@ def test_how_far_the_data_were_disturbed_is_told(tmp_path: Path) -> None:
             {"quality": "slowed", "undisturbed_ms": None, "regime_unix_s": 1.7e9},
             {"quality": "slowed", "undisturbed_ms": rows[1].measurement.median_ms / 4, "regime_unix_s": 1.7e9},
             {"quality": "noisy", "undisturbed_ms": rows[2].measurement.median_ms / 2, "regime_unix_s": 1.7e9 + 60},
-            {"quality": "ok", "undisturbed_ms": rows[3].measurement.median_ms / 3, "regime_unix_s": 1e300},
+            {"quality": "ok", "undisturbed_ms": rows[3].measurement.median_ms / 3, "regime_unix_s": LATEST_UNIX_S},
         )
     ):
         measurement = rows[index].measurement.model_copy(update={**changes, "condition": "sustained"})
@@ -137,11 +138,11 @@ def test_how_far_the_data_were_disturbed_is_told(tmp_path: Path) -> None:
         (1, pytest.approx(2.0)),
         (1, pytest.approx(3.0)),
     ]
-    # A clock beyond every calendar is no reason to lose the results.
+    # The latest clock that a message may have still has a date.
     assert [None if each.since is None else each.since.isoformat() for each in record.regimes] == [
         "2023-11-14T22:13:20+00:00",
         "2023-11-14T22:14:20+00:00",
-        None,
+        "9999-12-31T23:59:59+00:00",
     ]
     assert record.condition == "sustained"
     table = read_measurements(tmp_path / MEASUREMENTS_FILE)

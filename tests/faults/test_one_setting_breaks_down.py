@@ -113,21 +113,21 @@ def broken_search(fleet: Simulation) -> Callable[..., bool]:
 @pytest.mark.parametrize("what", ["ask", "tell", "held_out_error"])
 @pytest.mark.parametrize("threaded", [False, True], ids=["inline", "thread"])
 def test_a_search_that_breaks_down(
-    monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]], what: str, threaded: bool, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]], what: str, threaded: bool
 ) -> None:
     with OtherThread() if threaded else InlineExecutor() as executor:
         fleet = two_devices(executor=executor)
         breaks(monkeypatch, DeviceSearch, what, broken_search(fleet))
         fleet.begin()
         fleet.run()
-        check_one_failed(fleet, tmp_path, trace)
+        check_one_failed(fleet, trace)
         monkeypatch.undo()
         fleet.begin(resume=True)
         fleet.run()
         assert fleet.campaign.finish() == "complete"
 
 
-def check_one_failed(fleet: Simulation, out: Path, trace: Callable[[], list[str]]) -> None:
+def check_one_failed(fleet: Simulation, trace: Callable[[], list[str]]) -> None:
     assert fleet.campaign.finish() == "partial"
     broken, other = track_of(fleet, BROKEN), track_of(fleet, "pi1")
     assert broken.status == "failed"
@@ -135,18 +135,18 @@ def check_one_failed(fleet: Simulation, out: Path, trace: Callable[[], list[str]
     assert other.status == "finished"
     assert all(target.status == "met" for target in other.search.targets)
     assert any("BreakdownError" in text for text in trace())
-    assert write_take_home(fleet.store, "run-1", out, fleet.models) == []
-    kept = {device.device: device for device in read_results(out).fleet}
-    assert kept[BROKEN].status == "failed"
-    assert all(target.model for target in kept["pi1"].targets)
-    assert (out / REPORT_FILE).exists()
 
 
 def test_the_winner_of_one_setting_cannot_be_built(trace: Callable[[], list[str]], tmp_path: Path) -> None:
     fleet = two_devices(models=PickyModels("calibrate"))
     fleet.begin()
     fleet.run()
-    check_one_failed(fleet, tmp_path, trace)
+    check_one_failed(fleet, trace)
+    assert write_take_home(fleet.store, "run-1", tmp_path, fleet.models) == []
+    kept = {device.device: device for device in read_results(tmp_path).fleet}
+    assert kept[BROKEN].status == "failed"
+    assert all(target.model for target in kept["pi1"].targets)
+    assert (tmp_path / REPORT_FILE).exists()
 
 
 def test_a_winner_that_cannot_be_evaluated_keeps_its_latency(trace: Callable[[], list[str]]) -> None:

@@ -59,7 +59,7 @@ def most_attempts(fleet: Simulation) -> int:
     return max((task.attempt for task in fleet.store.tasks("run-1")), default=0)
 
 
-@pytest.mark.parametrize("how", ["next", "busy", "expired", "leaving", "restarts"])
+@pytest.mark.parametrize("how", ["next", "busy", "restarts"])
 def test_a_setting_whose_tasks_all_come_back_is_given_up(how: str) -> None:
     fleet = with_an_undoing_agent(how=how)
     fleet.run(most_steps=4000)

@@ -47,7 +47,7 @@ class ShippedModels(StandInModels):
 
 
 class HostileAgent(SimulatedAgent):
-    """Answers tasks with `answers` as long as there are any, and publishes `noise` a little at a time."""
+    """Answers tasks with `answers`, then honestly, and publishes `noise`; with noise alone it does no task."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class HostileAgent(SimulatedAgent):
     ) -> None:
         super().__init__(broker, name, clock, **options)
         self.answers, self.noise, self._at_once = deque(answers), deque(noise), at_once
+        self._works = bool(self.answers)
         self.thrown = 0
         self._answered_at_s = clock.now_s
         self._key = TaskKey(task_id="run-1.1", attempt=1)
@@ -79,9 +80,9 @@ class HostileAgent(SimulatedAgent):
 
     def _work(self, task: MeasureTask) -> None:
         self._key = task.task
-        if not self.answers and task.setting in self.devices:
-            super()._work(task)
         if not self.answers:
+            if self._works and task.setting in self.devices:
+                super()._work(task)
             return
         self._ready_at_s = self.clock.now_s + self._seconds_per_task
         self._answered_at_s = self.clock.now_s

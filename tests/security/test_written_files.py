@@ -23,6 +23,7 @@ from fleet_protocol.messages import Conditions, Measurement, MeasureTask, Runtim
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=1, grace_s=30, join_s=60, deadline_s=60)
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", "＝1", "＋1", "－1", "＠1")
+TEXTS = (*FORMULAS, "=" * 32, "'", "'=1", ',;"\n', "{{7*7}}<script>", "", "performance")
 
 
 def finished(fleet: Simulation, out: Path) -> Simulation:
@@ -33,19 +34,18 @@ def finished(fleet: Simulation, out: Path) -> Simulation:
     return fleet
 
 
-@pytest.mark.parametrize("name", [RESULTS_FILE, MEASUREMENTS_FILE, REPORT_FILE, "Results.JSON", "a" * 60, "r"])
-def test_an_agent_may_have_the_name_of_a_file(name: str, tmp_path: Path) -> None:
-    plan = PLAN.model_copy(update={"wait_for": 2})
-    fleet = Simulation(plan, models=ShippedModels())
-    fleet.add(name, seed=0)
-    fleet.add("pi1", seed=1)
+def test_an_agent_may_have_the_name_of_a_file(tmp_path: Path) -> None:
+    names = [RESULTS_FILE, MEASUREMENTS_FILE, REPORT_FILE, "Results.JSON", "a" * 60, "r"]
+    fleet = Simulation(PLAN.model_copy(update={"wait_for": len(names)}), models=ShippedModels())
+    for seed, name in enumerate(names):
+        fleet.add(name, seed=seed)
     finished(fleet, tmp_path)
     for device in read_results(tmp_path).fleet:
         for target in device.targets:
             assert target.model is not None
             assert (tmp_path / target.model).is_file()
     assert (tmp_path / REPORT_FILE).is_file()
-    assert len(read_measurements(tmp_path / MEASUREMENTS_FILE)) == 2
+    assert {name for name, _ in read_measurements(tmp_path / MEASUREMENTS_FILE)} == set(names)
 
 
 def test_no_two_agents_share_a_folder() -> None:
@@ -77,29 +77,29 @@ def test_settings_that_an_agent_announces_twice_count_once() -> None:
 
 
 class Saying(SimulatedAgent):
-    """Says `text` wherever a text of its own goes into a table."""
+    """Says another of `TEXTS` with every measurement, wherever a text of its own goes into a table."""
 
-    text = ""
+    said = 0
 
     def _measure(self, order: MeasureTask) -> Measurement:
         device: HiddenDevice = self.devices[order.setting]
-        said = Conditions(governor=self.text[:32])
-        return device.measure(order, self.clock.unix()).model_copy(update={"before": said, "after": said})
+        conditions = Conditions(governor=TEXTS[self.said % len(TEXTS)])
+        self.said += 1
+        found = device.measure(order, self.clock.unix())
+        return found.model_copy(update={"before": conditions, "after": conditions})
 
 
-@pytest.mark.parametrize("text", [*FORMULAS, "=" * 32, "'", "'=1", ',;"\n', "{{7*7}}<script>", ""])
-def test_texts_of_a_device_come_back_and_are_no_formulas(text: str, tmp_path: Path) -> None:
-    fleet = Simulation(PLAN, models=ShippedModels())
+def test_texts_of_a_device_come_back_and_are_no_formulas(tmp_path: Path) -> None:
+    fleet = Simulation(PLAN.model_copy(update={"budget": 30, "spread": 25}), models=ShippedModels())
     agent = fleet.take_in(Saying(fleet.broker, "pi", fleet.clock))
-    agent.text = text
     finished(fleet, tmp_path)
+    assert agent.said >= len(TEXTS)
     (rows,) = read_measurements(tmp_path / MEASUREMENTS_FILE).values()
-    assert {row.measurement.after.governor for row in rows} == {text or None}
+    assert {row.measurement.after.governor for row in rows} == {text or None for text in TEXTS}
     with (tmp_path / MEASUREMENTS_FILE).open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell.startswith(FORMULAS) and not _is_number(cell)]
-    page = (tmp_path / REPORT_FILE).read_text()
-    assert "<script>" not in page
+    assert "<script>" not in (tmp_path / REPORT_FILE).read_text()
 
 
 def _is_number(cell: str) -> bool:
