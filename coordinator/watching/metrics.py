@@ -83,7 +83,7 @@ class Metrics:
         self._counted_connections, self._counted_bytes = 0, 0
         self._server: WSGIServer
         self._thread: threading.Thread
-        address = check_host(address)
+        address = check_host(address) if address else address
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except (OSError, OverflowError) as error:

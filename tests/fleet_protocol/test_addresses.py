@@ -13,7 +13,9 @@ from agent.cli import build_parser
 from agent.mirror import Mirrors
 from agent.options import broker_address, take_credentials
 from coordinator.broker import EmbeddedBroker
+from coordinator.cli import security
 from coordinator.cli.options import connection
+from coordinator.watching.metrics import Metrics
 from fleet_protocol.credentials import Credentials, write_credentials
 from fleet_protocol.errors import DownloadError, UsageError
 from fleet_protocol.messages import BlobReference, MeasureTask
@@ -146,6 +148,21 @@ def test_a_coordinator_that_names_another_host_keeps_the_port_of_its_credentials
 def test_credentials_with_a_host_that_is_none_are_refused(host: str) -> None:
     with pytest.raises(ValidationError, match="leave out scheme"):
         credentials(host)
+
+
+def test_a_new_authority_takes_hosts_as_users_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert security._checked(["[::1]", "::1", "pi4"]) == ("::1", "pi4")
+    with pytest.raises(UsageError, match="leave out scheme, port and path"):
+        security._checked(["broker.example:8883"])
+    for name, own in (("", ()), ("pi4", ("pi4",)), ("a b", ())):
+        monkeypatch.setattr(security.platform, "node", lambda name=name: name)
+        assert security._own_name() == own
+
+
+def test_metrics_are_not_served_at_an_address_that_is_none() -> None:
+    for address in ("a..b", "localhost:9000"):
+        with pytest.raises(UsageError, match="leave out scheme, port and path"):
+            Metrics(address, 0)
 
 
 # -- mirrors ---------------------------------------------------------------------------------------------------------
