@@ -29,6 +29,7 @@ from figures import Figures, parser
 from fleet import FLEET, free_port, mosquitto_program
 from light_agents import field, packet
 
+from coordinator.campaign.opening import Opening
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.store.store import MeasurementStore
 from fleet_protocol.codec import encode
@@ -39,10 +40,12 @@ from fleet_protocol.transport import BrokerAddress, Received
 from supernet_export.export import export_digits, file_sha256
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "coordinator"))
-from simulated_fleet import Simulation, measurement
+from simulated_fleet import SPACE, Simulation, measurement
 
 #: Enough agents for planning to take no time, and what a measurement takes on each.
 AGENTS, TASK_S = 20, 0.5
+#: Measurements of a device of which results are counted; a campaign has 20 times as many.
+PER_DEVICE = 50
 KINDS = ("unknown_tasks", "large_next", "blobs", "noise")
 #: Results after which the flood begins: everybody is at work.
 _BEGUN = 100
@@ -210,10 +213,11 @@ def add_floods(figures: Figures, work: Path, messages: int, kinds: Sequence[str]
 # -- many results through one process --------------------------------------------------------------------------------
 
 
-def one_campaign(number: int) -> int:
-    """A campaign of simulated devices in memory; returns its results."""
-    plan = CampaignPlan(targets="auto:2", budget=60, spread=30, wait_for=AGENTS, deadline_s=600.0)
-    fleet = Simulation(plan, store=MeasurementStore.open("sqlite://"), at_once=True, limited=True)
+def one_campaign(number: int, opening: Opening) -> int:
+    """A campaign of simulated devices in memory, all of whose subnets are chosen beforehand; returns its results."""
+    plan = CampaignPlan(targets="2", budget=PER_DEVICE, spread=PER_DEVICE, wait_for=AGENTS, deadline_s=600.0)
+    store = MeasurementStore.open("sqlite://")
+    fleet = Simulation(plan, store=store, at_once=True, limited=True, opening=opening)
     for agent in range(AGENTS):
         fleet.add(f"pi{agent}", seed=agent + AGENTS * number)
     fleet.begin()
@@ -227,12 +231,13 @@ def one_campaign(number: int) -> int:
 
 def add_results(figures: Figures, wanted: int) -> None:
     """Campaigns until so many results went through."""
-    results, number = one_campaign(0), 1
+    opening = Opening(SPACE, count=PER_DEVICE, seed=0)
+    results, number = one_campaign(0, opening), 1
     gc.collect()
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     resident, began_s = [resident_mib(os.getpid())], time.monotonic()
     while results < wanted:
-        results += one_campaign(number)
+        results += one_campaign(number, opening)
         number += 1
         gc.collect()
         resident.append(resident_mib(os.getpid()))

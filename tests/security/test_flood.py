@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from simulated_fleet import BUNDLE, TOPICS, SimulatedAgent, Simulation, measurement
+from simulated_fleet import BUNDLE, SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
 from coordinator.campaign import campaign as campaign_module
 from coordinator.campaign.campaign import MAX_AGENT_SETTINGS
 from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.opening import Opening
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.stray_results import FORGET_AFTER_S
 from coordinator.fleet.message_budget import BURST_REQUESTS, BURST_UNITS, REQUESTS_PER_S, UNITS_PER_S, MessageBudget
@@ -35,11 +36,15 @@ PLAN = CampaignPlan(targets="auto:1", budget=6, spread=4, wait_for=2, grace_s=30
 HONEST = ("pi0", "pi1")
 
 
-def fleet_of(*honest: str, plan: CampaignPlan = PLAN) -> Simulation:
+OPENING = Opening(SPACE, count=PLAN.spread, seed=PLAN.seed)
+
+
+def fleet_of(*honest: str, seconds_per_task: float = 1.0) -> Simulation:
     """Honest agents, and a flooder that has joined like them and is about to show what it is."""
-    fleet = Simulation(plan.model_copy(update={"wait_for": len(honest) + 1}), limited=True)
+    plan = PLAN.model_copy(update={"wait_for": len(honest) + 1, "deadline_s": 30 * seconds_per_task})
+    fleet = Simulation(plan, limited=True, opening=OPENING)
     for seed, name in enumerate((*honest, "flooder")):
-        fleet.add(name, seed=seed)
+        fleet.add(name, seed=seed, seconds_per_task=seconds_per_task)
     return fleet
 
 
@@ -242,7 +247,7 @@ class TestStrayResults:
         assert fleet.campaign.finish() == "complete"
 
     def test_who_invents_results_has_none_of_others_remembered_less(self) -> None:
-        fleet = fleet_of("pi0", plan=PLAN.model_copy(update={"budget": 200, "targets": "auto:4"}))
+        fleet = fleet_of("pi0", seconds_per_task=2 * FORGET_AFTER_S / PLAN.budget)
         honest = fleet.agents[0]
         foreign = TaskKey(task_id="elsewhere.7", attempt=1)
         honest.outbox[foreign] = unknown(7)
@@ -279,7 +284,7 @@ class Announcer(SimulatedAgent):
 
 class TestSettings:
     def test_one_that_announces_new_ones_without_end_costs_itself(self) -> None:
-        fleet = Simulation(PLAN.model_copy(update={"deadline_s": 5.0, "wait_for": 2}), limited=True)
+        fleet = Simulation(PLAN.model_copy(update={"deadline_s": 5.0, "wait_for": 2}), limited=True, opening=OPENING)
         fleet.add("pi0")
         fleet.take_in(Announcer(fleet))
         fleet.begin()
@@ -290,7 +295,7 @@ class TestSettings:
         assert next(t for t in fleet.campaign.tracks.values() if t.device == "pi0").status == "finished"
 
     def test_there_is_a_most_of_one_agent_and_a_line_says_so(self) -> None:
-        fleet = Simulation(PLAN.model_copy(update={"wait_for": 1}), limited=True)
+        fleet = Simulation(PLAN.model_copy(update={"wait_for": 1}), limited=True, opening=OPENING)
         fleet.add("pi0")
         announcer = fleet.take_in(Announcer(fleet))
         fleet.begin()
@@ -302,7 +307,7 @@ class TestSettings:
 
     def test_there_is_a_most_of_all_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(campaign_module, "MAX_SETTINGS", 3)
-        fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}))
+        fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), opening=OPENING)
         for seed in range(2):
             fleet.add(f"pi{seed}", seed=seed, settings=(RuntimeSetting(), RuntimeSetting(threads=2)))
         fleet.begin()
@@ -318,7 +323,7 @@ class TestSettings:
                 begun.append(info.agent)
                 return super().make_search(info, setting)
 
-        fleet = Counting(PLAN.model_copy(update={"wait_for": 1}))
+        fleet = Counting(PLAN.model_copy(update={"wait_for": 1}), opening=OPENING)
         fleet.add("pi0")
         fleet.begin()
         fleet.run(until=lambda: bool(fleet.campaign.tracks))
