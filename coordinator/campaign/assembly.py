@@ -164,7 +164,7 @@ class RunningSearch:
             wait_s = 0.0 if self.campaign.behind else _TICK_S
             self.campaign.on_events(take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK))
             self.campaign.on_tick()
-            if self.results is not None:
+            if self.results is not None and not self.campaign.finished:  # then the whole is written at once
                 self.results.update(self.campaign.targets_stored)
             began_s = time.monotonic()
             if began_s >= show_at_s:
