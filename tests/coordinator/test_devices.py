@@ -26,6 +26,7 @@ from fleet_protocol.messages import AgentInfo, AgentState, Conditions, Coordinat
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import Topics
 from fleet_protocol.transport import Received
+from fleet_protocol.watching import RunSummary
 
 TOPICS = Topics()
 VERSION = metadata.version("fleetnas")
@@ -193,3 +194,40 @@ def test_a_heartbeat_tells_what_an_agent_waits_for(message: Health, words: str) 
     assert words in roll_call.why(entry, VERSION)
     assert entry.conditions.temperature_c == 51.0
     assert entry.last_seen_s == 5.0
+
+
+@pytest.mark.parametrize(
+    ("again", "until_s", "words"),
+    [
+        (None, 1.0, "it takes no part in run-1"),  # too early to tell
+        (None, 2.5, "no word came from the coordinator of run-1"),
+        ("summary", 2.5, "it takes no part in run-1"),
+        ("", 2.5, "no search is at work"),
+    ],
+)
+def test_what_a_killed_coordinator_left_is_no_search_at_work(again: str | None, until_s: float, words: str) -> None:
+    roll_call = RollCall(TOPICS)
+    said = AgentState.model_validate({"state": "ready", "session": 1, "instance": "pi-1"})
+    profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
+    info = AgentInfo(agent="pi", session=1, profile=profile, settings=(RuntimeSetting(),), versions={})
+    summary = encode(
+        RunSummary.model_validate(
+            {
+                "run_id": "run-1",
+                "state": "running",
+                "supernet": "x",
+                "phase": "searching",
+                "started_unix_s": 0,
+                "at_unix_s": 1,
+                "settings": 0,
+                "pages": 0,
+            }
+        )
+    )
+    roll_call.take(Received(TOPICS.up("pi", "state"), encode(said), retained=True), 0.0)
+    roll_call.take(Received(TOPICS.up("pi", "info"), encode(info), retained=True), 0.0)
+    roll_call.take(Received(TOPICS.run_summary("run-1"), summary, retained=True), 0.0)
+    if again is not None:
+        roll_call.take(Received(TOPICS.run_summary("run-1"), summary if again else b""), 1.0)
+    roll_call.until_s = until_s
+    assert words in roll_call.why(roll_call.registry.agents["pi"], VERSION)
