@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from pydantic import Field
 
 from agent.device_files import RunProgram, number, psutil_call, run_program, text
+from agent.units import battery_celsius, percent, plausible_celsius
 from fleet_protocol.messages import Conditions, Message
 
 BatteryState: TypeAlias = Literal["charging", "discharging", "idle"]
@@ -27,6 +28,7 @@ _STATES: dict[str, BatteryState] = {
     "not_charging": "idle",
     "full": "idle",
 }
+_SUPPLIES = "sys/class/power_supply"
 _TERMUX_PROGRAM = "termux-battery-status"
 #: It takes up to a second to answer, and a battery changes slowly.
 _TERMUX_EVERY_S = 30.0
@@ -65,27 +67,32 @@ class Battery:
         self, root: Path = Path("/"), run: RunProgram = run_program, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._run, self._clock = run, clock
+        self._root = root
         self._own_device = root == Path("/")
-        self._folder = find_battery(root)
-        self._termux = shutil.which(_TERMUX_PROGRAM) if self._own_device and self._folder is None else None
+        nothing_told = self._own_device and find_battery(root) is None
+        self._termux = shutil.which(_TERMUX_PROGRAM) if nothing_told else None
         self._termux_reading, self._termux_at = BatteryReading(), float("-inf")
 
     def read(self) -> BatteryReading:
         """Its state; what is not told is None."""
-        if self._folder is not None:
-            tenths_c = number(self._folder / "temp")
+        folder = find_battery(self._root)  # each time: it may be taken out
+        if folder is not None:
+            heat = number(folder / "temp")
+            state = _STATES.get(text(folder / "status").lower())
             return BatteryReading(
-                percent=number(self._folder / "capacity"),
-                state=_STATES.get(text(self._folder / "status").lower()),
-                temperature_c=tenths_c / 10 if tenths_c is not None else None,
+                percent=_level(folder),
+                state="idle" if state is None and _is_plugged(self._root) else state,
+                temperature_c=battery_celsius(heat) if heat is not None else None,
             )
         if self._termux is not None:
             return self._ask_termux(self._termux)
-        found = psutil_call("sensors_battery") if self._own_device else None
+        # Where the kernel tells of power supplies, psutil only reads the same files, and a mouse's too.
+        kernel_tells = (self._root / _SUPPLIES).is_dir()
+        found = psutil_call("sensors_battery") if self._own_device and not kernel_tells else None
         if found is None:
             return BatteryReading()
         plugged: dict[bool | None, BatteryState] = {True: "idle", False: "discharging"}
-        return BatteryReading(percent=float(found.percent), state=plugged.get(found.power_plugged))
+        return BatteryReading(percent=percent(float(found.percent)), state=plugged.get(found.power_plugged))
 
     def _ask_termux(self, program: str) -> BatteryReading:
         if self._clock() - self._termux_at >= _TERMUX_EVERY_S:
@@ -97,22 +104,48 @@ class Battery:
 
 
 def find_battery(root: Path) -> Path | None:
-    """The folder of the battery that feeds the device; those of mice and headsets do not."""
-    for folder in sorted(root.glob("sys/class/power_supply/*")):
+    """The folder of the battery that feeds the device, the fullest of several.
+
+    Those of mice and headsets do not feed it, and a bay without a battery tells of one at 0 % that is not present.
+    """
+    found: list[tuple[float, Path]] = []
+    for folder in sorted(root.glob(f"{_SUPPLIES}/*")):
         own = text(folder / "type") == "Battery" and text(folder / "scope") != "Device"
-        if own and number(folder / "capacity") is not None:
-            return folder
+        level = _level(folder) if own and text(folder / "present") != "0" else None
+        if level is not None:
+            found.append((level, folder))
+    return max(found, key=lambda item: item[0])[1] if found else None
+
+
+def _level(folder: Path) -> float | None:
+    """Per cent of a battery's charge, from what its driver tells of it."""
+    told = number(folder / "capacity")
+    if told is not None:
+        return percent(told)
+    for kind in ("energy", "charge"):
+        now, full = number(folder / f"{kind}_now"), number(folder / f"{kind}_full")
+        if now is not None and full is not None and full > 0:
+            return percent(100 * now / full)
     return None
+
+
+def _is_plugged(root: Path) -> bool:
+    """Whether another supply than a battery feeds the device."""
+    folders = root.glob(f"{_SUPPLIES}/*")
+    return any(text(f / "type") not in ("Battery", "") and text(f / "online") == "1" for f in folders)
 
 
 def parse_termux(said: str) -> BatteryReading:
     """What `termux-battery-status` printed."""
     try:
         fields = json.loads(said)
+        if fields.get("present") is False:
+            return BatteryReading()
+        heat = fields.get("temperature")
         return BatteryReading(
-            percent=float(fields["percentage"]),
+            percent=percent(float(fields["percentage"])),
             state=_STATES.get(str(fields.get("status", "")).lower()),
-            temperature_c=float(fields["temperature"]) if fields.get("temperature") is not None else None,
+            temperature_c=plausible_celsius(float(heat)) if heat is not None else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         return BatteryReading()

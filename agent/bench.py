@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-from agent.child_messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply
+from agent.child_messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply, UnreadyReply
 from agent.host_lock import default_host_lock_path
-from agent.state_folder import default_state_folder, engines_below
+from agent.input_shapes import Shape
+from agent.state_folder import default_engine_folder
 from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.errors import FleetnasError, RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -33,12 +35,20 @@ def runtime_for(model: Path, chosen: str | None = None) -> str:
 
 
 def bench_model(
-    model: Path, setting: RuntimeSetting, protocol: MeasurementProtocol, on_phase: Callable[[PhaseReply], None]
+    model: Path,
+    setting: RuntimeSetting,
+    protocol: MeasurementProtocol,
+    on_phase: Callable[[PhaseReply], None],
+    input_shapes: Mapping[str, Shape] = MappingProxyType({}),
 ) -> MeasuredReply:
-    """The measurement of a model file, in the killable child, with the host's lock held."""
-    worker = Worker(child_command(default_host_lock_path(), engine_folder=engines_below(default_state_folder())))
+    """The measurement of a model file, in the killable child, with the host's lock held.
+
+    `input_shapes` are those that were chosen, by name; under the empty name, that of the one input left open.
+    """
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=default_engine_folder()))
     try:
-        worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol))
+        shapes = dict(input_shapes)
+        worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol, input_shapes=shapes))
         limit_s = protocol.warmup_s + 2 * protocol.max_s + _SLACK_S
         reply: Reply | None = None
         for reply in replies_of(worker, limit_s):
@@ -47,7 +57,15 @@ def bench_model(
         if isinstance(reply, MeasuredReply):
             return reply
         if isinstance(reply, FailedReply):
-            raise FleetnasError(f"{model.name} was not measured: {reply.reason}: {reply.detail}")
+            raise not_measured(model, reply)
+        if isinstance(reply, UnreadyReply):
+            raise FleetnasError(f"{model.name} was not measured: {reply.reason}")
         raise RuntimeUnavailableError(f"{model.name} gave no result within {limit_s:g} s; raise --max-time")
     finally:
         worker.kill()
+
+
+def not_measured(model: Path, reply: FailedReply) -> FleetnasError:
+    """The error of an order that failed before anything was measured."""
+    kind = UsageError if reply.usage else FleetnasError
+    return kind(f"{model.name} was not measured: {reply.reason}: {reply.detail}")

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from agent.host_lock import default_host_lock_path
+from agent.input_shapes import parse_input_shape, spell
+from agent.limits import core_list, read_limits, thread_objection
 from agent.options import add_setting_options, chosen_settings, duration, positive
 from agent.settings import RUNTIMES
+from device_profiles.plain_text import ascii_json
 from fleet_protocol.errors import FleetnasError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
 if TYPE_CHECKING:
-    from agent.child_messages import LoadedReply, PhaseReply, WindowReply
+    from agent.child_messages import LoadedReply, MeasuredReply, PhaseReply, WindowReply
     from agent.sustained import SustainedRun
 
 BENCH_DESCRIPTION = """\
@@ -32,12 +35,15 @@ why --sustained:
 
 examples:
   fleetnas-agent bench model.onnx --threads 4
+  fleetnas-agent bench model.onnx --input-shape 1x3x224x224
   fleetnas-agent bench model.tflite --sustained 30m --csv windows.csv
   fleetnas-agent bench model.tflite --runtime adb --sustained 30m"""
 
 _WINDOW_S = 10.0
 #: A beginning, an end, and something between them.
 _MIN_WINDOWS = 3
+#: What a median needs.
+_MIN_RUNS = 3
 _STANDARD = MeasurementProtocol()
 
 
@@ -47,6 +53,14 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("model", type=Path, metavar="MODEL", help="the model file")
     bench.add_argument("--runtime", choices=RUNTIMES, help="(default: by the file's suffix, onnxruntime or litert)")
     add_setting_options(bench)
+    bench.add_argument(
+        "--input-shape",
+        type=parse_input_shape,
+        action="append",
+        metavar="[NAME=]SHAPE",
+        help="shape of an input that leaves more open than its batch, such as 1x3x224x224; repeat it with names where "
+        "there are several",
+    )
     once = bench.add_argument_group("one measurement")
     once.add_argument("--runs", type=positive, help=f"timed runs, at least (default: {_STANDARD.min_runs})")
     once.add_argument("--time", type=float, metavar="S", help=f"seconds timed, at least (default: {_STANDARD.min_s})")
@@ -73,8 +87,16 @@ def run_bench(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             only = "cannot be combined with" if options.sustained is not None else "needs"
             raise UsageError(f"--{name.replace('_', '-')} {only} --sustained")
+    if options.runs is not None and options.runs < _MIN_RUNS:
+        raise UsageError(f"--runs {options.runs} is too few to tell anything; give at least {_MIN_RUNS}")
     options.runtime = runtime_for(options.model, options.runtime)
     (setting,) = chosen_settings(options, [])
+    asked = options.input_shape or []
+    options.input_shapes = dict(asked)
+    if len(options.input_shapes) < len(asked):
+        raise UsageError("--input-shape names an input twice; give each input one shape, as NAME=SHAPE")
+    if objection := thread_objection(setting, read_limits()):
+        sys.stderr.write(f"fleetnas-agent: {objection}\n")
     return _measure_once(options, setting) if options.sustained is None else _measure_sustained(options, setting)
 
 
@@ -82,17 +104,17 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting) -> int:
     from agent.bench import bench_model
 
     min_s = _STANDARD.min_s if options.time is None else options.time
-    max_s = _STANDARD.max_s if options.max_time is None else options.max_time
-    protocol = MeasurementProtocol(
-        min_runs=max(3, options.runs or _STANDARD.min_runs), min_s=min_s, max_s=max(max_s, min_s)
-    )
-    reply = bench_model(options.model, setting, protocol, _tell_waiting)
+    max_s = max(_STANDARD.max_s, min_s) if options.max_time is None else options.max_time
+    if max_s < min_s:
+        raise UsageError(f"--max-time {max_s:g} is below the {min_s:g} s that are timed at least; raise it, or --time")
+    protocol = MeasurementProtocol(min_runs=options.runs or _STANDARD.min_runs, min_s=min_s, max_s=max_s)
+    reply = bench_model(options.model, setting, protocol, _tell_waiting, options.input_shapes)
     if options.json:
-        sys.stdout.write(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"}) + "\n")
+        sys.stdout.write(ascii_json(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"})) + "\n")
         return 0
     timing = reply.timing
     sys.stdout.write(
-        f"{options.model.name} on {setting.label} ({reply.provider})\n"
+        f"{options.model.name} on {setting.label} ({reply.provider}); {_ran_as(reply)}\n"
         f"median {timing.median_ms:.4g} ms, 95 % within {timing.half_width_percent:.2g} %"
         f"{' (noisy)' if timing.noisy else ''}\n"
         f"min {timing.min_ms:.4g} ms, p90 {timing.p90_ms:.4g} ms, MAD {timing.mad_ms:.2g} ms, "
@@ -115,7 +137,7 @@ def _measure_sustained(options: argparse.Namespace, setting: RuntimeSetting) -> 
     title = f"{options.model.name} on {setting.label}"
     with contextlib.nullcontext() if options.csv is None else _open_csv(options.csv) as file:
         progress = _Progress(title, file, quiet=options.json)
-        run = run_sustained(options.model, setting, options.sustained, window_s, progress.show)
+        run = run_sustained(options.model, setting, options.sustained, window_s, progress.show, options.input_shapes)
     if options.json:
         about = {"model": options.model.name, "setting": setting.model_dump(), "window_s": window_s}
         sys.stdout.write(json.dumps(json_object(run, **about, asked_s=options.sustained)) + "\n")
@@ -143,7 +165,7 @@ class _Progress:
         if reply.kind == "phase":
             _tell_waiting(reply)
         elif reply.kind == "loaded":
-            self._print(f"{self._title} ({reply.provider})\n{LINE_HEADER}")
+            self._print(f"{self._title} ({reply.provider}); {_ran_as(reply)}\n{LINE_HEADER}")
         else:
             self._windows.append(reply)
             self._write(reply)
@@ -185,10 +207,20 @@ def _can_print(text: str) -> bool:
 
 
 def _open_csv(path: Path) -> TextIO:
+    from supernet_export.output_files import check_suffix
+
+    check_suffix("--csv", path, ".csv")
     try:
         return path.open("w", newline="", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}; choose another file for --csv") from error
+
+
+def _ran_as(reply: MeasuredReply | LoadedReply) -> str:
+    """What was really timed: the inputs' shapes and the cores."""
+    shapes = ", ".join(f"{name} {spell(shape)}" for name, shape in reply.input_shapes.items())
+    cores = f"; cores {core_list(reply.cores)}" if reply.cores else ""
+    return f"input {shapes or 'of a shape that the program chose'}{cores}"
 
 
 def _tell_waiting(reply: PhaseReply) -> None:

@@ -21,6 +21,8 @@ MAX_CHUNK_TIMEOUT_S = 60.0
 #: Whole fetches with a wrong hash before the blob is given up.
 MAX_WRONG_HASHES = 2
 DEFAULT_CACHE_BYTES = 2 * 1024**3
+#: Blobs on their way in that are kept to be resumed.
+MAX_PARTIALS = 8
 #: Left free on the disk for the outbox and everybody else.
 _DISK_RESERVE_BYTES = 32 * 1024**2
 
@@ -31,6 +33,11 @@ class BlobCache:
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """What the blobs may take together."""
+        return self._max_bytes
 
     def find(self, sha256: str) -> Path | None:
         """The file of a blob that is here."""
@@ -45,7 +52,7 @@ class BlobCache:
 
     def add(self, sha256: str, file: Path) -> Path:
         """Take over a verified file."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / sha256
         os.replace(file, path)
         return path
@@ -65,7 +72,7 @@ class BlobCache:
                 f"a blob of {_megabytes(needed_bytes)} exceeds the cache's cap of {_megabytes(self._max_bytes)}; "
                 "raise it with --cache-mb"
             )
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         entries = []
         for path in self._folder.iterdir():
             with contextlib.suppress(OSError):
@@ -86,6 +93,32 @@ class BlobCache:
                 f"{_megabytes(needed_bytes)} more are needed in {self._folder} and the disk has "
                 f"{_megabytes(max(0, free))} to spare; free some space"
             )
+
+
+def partial_file(folder: Path, sha256: str) -> Path:
+    """Where a blob on its way in is kept."""
+    return folder / f"{sha256}.partial"
+
+
+def limit_partials(folder: Path, wanted: Collection[str], max_bytes: int) -> None:
+    """Delete blobs on their way in, the longest untouched first, until few are left and they take `max_bytes` at most.
+
+    Those of the `wanted` hashes stay. The folder is one agent's own.
+    """
+    kept = {partial_file(folder, sha256) for sha256 in wanted}
+    entries = []
+    for path in folder.glob("*.partial"):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            entries.append((status.st_mtime_ns, status.st_size, path))
+    left, used = len(entries), sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if left <= MAX_PARTIALS and used <= max_bytes:
+            return
+        if path not in kept:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                left, used = left - 1, used - size
 
 
 class BlobFetch:
@@ -157,7 +190,7 @@ class BlobFetch:
     def _resume(self) -> None:
         """Take up a file that an earlier process left; only whole chunks count."""
         try:
-            self._partial.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._partial.open("ab+") as file:
                 kept = min(file.tell(), self.blob.size)
                 if kept < self.blob.size:

@@ -1,4 +1,4 @@
-"""The measuring child: `python -m agent.child`, orders on its standard input, replies on its standard output.
+"""The measuring child: orders on its standard input, replies on its standard output.
 
 It may be killed at any time. It dies with its parent, and the kernel takes it first when memory runs out.
 """
@@ -12,12 +12,22 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-from agent.child_messages import FailedReply, LoadedReply, Order, PhaseReply, Reply, WindowReply, decode_order
+from agent.child_messages import (
+    FailedReply,
+    LoadedReply,
+    Order,
+    PhaseReply,
+    Reply,
+    UnreadyReply,
+    WindowReply,
+    decode_order,
+)
 from agent.framing import read_frame, write_frame
-from agent.host_lock import hold_host_lock
+from agent.host_lock import MAX_WAIT_S, HostLockBusyError, hold_host_lock, present_host_lock_path
 from agent.lifetime import die_with
 from agent.runtimes.base import ProviderFallbackError
 from fleet_protocol.errors import (
@@ -36,22 +46,35 @@ CarryOut = Callable[[Order, Callable[[Phase, float], None]], Reply]
 _OUT_OF_MEMORY_TEXTS = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate memory")
 
 
-def serve(orders: IO[bytes], replies: IO[bytes], lock_path: Path, carry_out: CarryOut) -> None:
-    """Answer orders until their stream ends, holding the host's lock during each."""
+def serve(
+    orders: IO[bytes], replies: IO[bytes], lock_path: Path, carry_out: CarryOut, wait_s: float = MAX_WAIT_S
+) -> None:
+    """Answer orders until their stream ends, holding the host's lock during each.
+
+    An order that waited for the lock for `wait_s` s is answered with `UnreadyReply`.
+    """
+
+    def write(reply: Reply) -> None:
+        write_frame(replies, reply.model_dump_json().encode())
 
     def say(phase: Phase, fraction: float) -> None:
-        write_frame(replies, PhaseReply(phase=phase, fraction=fraction).model_dump_json().encode())
+        write(PhaseReply(phase=phase, fraction=fraction))
 
     while (payload := read_frame(orders)) is not None:
         reply: Reply
         try:
             order = decode_order(payload)
-            with hold_host_lock(lock_path, on_wait=lambda: say("waiting", 0.0)):
+            path = present_host_lock_path(lock_path)
+            waiting = PhaseReply(phase="waiting", detail=f"for the lock {path}, which another process holds")
+            with hold_host_lock(path, partial(write, waiting), wait_s):
                 say("building", 0.0)
                 reply = carry_out(order, say)
+        except HostLockBusyError as error:
+            reply = UnreadyReply(reason=str(error))
         except Exception as error:
-            reply = FailedReply(reason=failure_reason(error), detail=_describe(error))
-        write_frame(replies, reply.model_dump_json().encode())
+            usage = isinstance(error, UsageError)
+            reply = FailedReply(reason=failure_reason(error), detail=_describe(error), usage=usage)
+        write(reply)
 
 
 def failure_reason(error: BaseException) -> FailureReason:
@@ -81,6 +104,7 @@ def main() -> None:
     parser.add_argument("--engines", type=Path, help="folder for what accelerators compile")
     arguments = parser.parse_args()
     die_with(arguments.parent, signal.SIGKILL)
+    os.umask(0o077)
     _limit_memory(arguments.memory_limit)
     orders, replies = claim_pipes()
     from agent.workbench import Workbench
@@ -110,7 +134,3 @@ def _limit_memory(limit_bytes: int) -> None:
 def _describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return (text if text and isinstance(error, FleetnasError) else f"{type(error).__name__}: {text}")[:500]
-
-
-if __name__ == "__main__":
-    main()

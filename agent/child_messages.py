@@ -8,6 +8,16 @@ from pydantic import Field, TypeAdapter
 
 from agent.battery import BatteryRule
 from device_profiles.profile import DeviceProfile, MicroBenchmarks
+from device_profiles.quantities import (
+    Count,
+    DurationMs,
+    HalfWidthPercent,
+    Microseconds,
+    Millijoules,
+    Milliseconds,
+    Provider,
+    Seconds,
+)
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.messages import Conditions, FailureReason, MeasurementProtocol, Message, Phase, RuntimeSetting
 
@@ -15,42 +25,46 @@ from fleet_protocol.messages import Conditions, FailureReason, MeasurementProtoc
 RUNGS = 5
 
 
+#: Shape of each input by name; empty where they are not known. Under the empty name, that of the one left open.
+InputShapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
 class Timing(Message):
     """Times of one model; the fields mean what they mean in `fleet_protocol.messages.Measurement`."""
 
-    median_ms: float = Field(gt=0)
-    mad_ms: float = Field(ge=0)
-    p90_ms: float = Field(gt=0)
-    min_ms: float = Field(gt=0)
-    runs: int = Field(ge=1)
-    inner_loops: int = Field(ge=1)
-    half_width_percent: float = Field(ge=0)
+    median_ms: Milliseconds
+    mad_ms: DurationMs
+    p90_ms: Milliseconds
+    min_ms: Milliseconds
+    runs: int = Field(ge=1, le=2**31 - 1)
+    inner_loops: int = Field(ge=1, le=2**31 - 1)
+    half_width_percent: HalfWidthPercent
     noisy: bool
-    times_us: tuple[float, ...] = Field(max_length=512)
-    block_medians_ms: tuple[float, ...] = Field(max_length=100)
-    inference_s: float = Field(ge=0, description="time inside inference runs, warm-up included")
+    times_us: tuple[Microseconds, ...] = Field(max_length=512)
+    block_medians_ms: tuple[Milliseconds, ...] = Field(max_length=100)
+    inference_s: Seconds = Field(description="time inside inference runs, warm-up included")
 
 
 class PairedTiming(Message):
     """Times of a subnet that was measured in turns with a reference subnet."""
 
     timing: Timing = Field(description="latency as it ran: all of the subnet's samples")
-    undisturbed_ms: float | None = Field(
-        gt=0, description="latency at the device's undisturbed speed; None where the turns do not tell it"
+    undisturbed_ms: Milliseconds | None = Field(
+        description="latency at the device's undisturbed speed; None where the turns do not tell it"
     )
-    undisturbed_half_width_percent: float = Field(ge=0, description="95 % half-width, in percent of it")
+    undisturbed_half_width_percent: HalfWidthPercent = Field(description="95 % half-width, in percent of it")
     basis: Literal["clean", "floor", "corrected", "bracketed", "none"] = Field(
         description="what undisturbed_ms rests on: rounds at the reference's known speed, the fastest samples of all "
         "rounds, all rounds corrected by a second reference, readings before and after, or nothing"
     )
     reference: str = Field(pattern=r"^[0-9a-f]{12}$", description="fingerprint of the reference subnet")
-    reference_ms: float = Field(gt=0, description="the reference's level: what it takes at undisturbed speed")
+    reference_ms: Milliseconds = Field(description="the reference's level: what it takes at undisturbed speed")
     slowdown: float = Field(gt=0, description="median of the reference's readings, over its level")
     fastest_slowdown: float = Field(gt=0)
     slowest_slowdown: float = Field(gt=0)
     rounds: int = Field(ge=1)
     clean_rounds: int = Field(ge=0)
-    subject_inference_s: float = Field(ge=0, description="time inside the subnet's own inference, warm-up included")
+    subject_inference_s: Seconds = Field(description="time inside the subnet's own inference, warm-up included")
     reference_inference_s: float = Field(ge=0)
 
 
@@ -86,6 +100,7 @@ class BenchOrder(Message):
 
     op: Literal["bench"] = "bench"
     model_path: str
+    input_shapes: InputShapes = Field(default_factory=dict)
     setting: RuntimeSetting
     protocol: MeasurementProtocol
 
@@ -103,6 +118,7 @@ class SustainedOrder(Message):
 
     op: Literal["sustained"] = "sustained"
     model_path: str
+    input_shapes: InputShapes = Field(default_factory=dict)
     setting: RuntimeSetting
     total_s: float = Field(gt=0)
     window_s: float = Field(gt=0)
@@ -117,6 +133,7 @@ class PhaseReply(Message):
     kind: Literal["phase"] = "phase"
     phase: Phase
     fraction: float = Field(default=0.0, ge=0, le=1)
+    detail: str = Field(default="", description="what is waited for")
 
 
 class MeasuredReply(Message):
@@ -124,14 +141,16 @@ class MeasuredReply(Message):
 
     kind: Literal["measured"] = "measured"
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    model_bytes: int = Field(ge=0)
+    model_bytes: Count
     timing: Timing
-    provider: str = Field(max_length=64)
-    build_ms: float = Field(ge=0)
-    load_ms: float = Field(ge=0)
+    provider: Provider
+    build_ms: DurationMs
+    load_ms: DurationMs
+    input_shapes: InputShapes = Field(default_factory=dict)
+    cores: tuple[int, ...] = Field(default=(), description="cores that it really ran on; empty where that is not known")
     before: Conditions
     after: Conditions
-    energy_mj: float | None = Field(default=None, ge=0)
+    energy_mj: Millijoules | None = None
     paired: PairedTiming | None = Field(default=None, description="where references were asked for")
     levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")
     busy_s: float = Field(ge=0, description="time from taking the order, lock held, to this reply")
@@ -148,7 +167,7 @@ class SlowReply(Message):
 
 
 class UnreadyReply(Message):
-    """The battery rule forbids measuring now: nothing was measured."""
+    """The battery rule forbids measuring now, or the host's lock did not become free: nothing was measured."""
 
     kind: Literal["unready"] = "unready"
     reason: str
@@ -163,6 +182,7 @@ class ProbedReply(Message):
     active_provider: str = Field(max_length=64)
     micro_benchmarks: MicroBenchmarks
     device: DeviceProfile | None = Field(default=None, description="what runs the models, where that is not this host")
+    cores: tuple[int, ...] = ()
 
 
 class FailedReply(Message):
@@ -171,6 +191,7 @@ class FailedReply(Message):
     kind: Literal["failed"] = "failed"
     reason: FailureReason
     detail: str = Field(default="", max_length=500)
+    usage: bool = Field(default=False, description="it was asked for what cannot be: a `UsageError`")
 
 
 class LoadedReply(Message):
@@ -181,6 +202,8 @@ class LoadedReply(Message):
     model_bytes: int = Field(ge=0)
     provider: str = Field(max_length=64)
     load_ms: float = Field(ge=0)
+    input_shapes: InputShapes = Field(default_factory=dict)
+    cores: tuple[int, ...] = ()
 
 
 class WindowReply(Message):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -17,23 +18,25 @@ from agent.battery import BatteryRule
 from agent.bench_command import BENCH_DESCRIPTION, BENCH_EPILOG, add_bench_options
 from agent.configuration import read_configuration, settings_of
 from agent.lifetime import die_with
-from agent.log_lines import LOG_LEVELS, begin_logging, write_last_words
+from agent.log_lines import LOG_LEVELS, begin_logging, check_log_level, write_last_words
 from agent.options import (
+    NoRuntimeError,
     add_broker_options,
     add_identity_options,
     add_setting_options,
     broker_address,
     chosen_settings,
     configure,
-    default_name,
     positive,
     take_credentials,
     trusted_keys,
 )
-from agent.settings import RUNTIMES, parse_setting
-from agent.state_folder import default_state_folder
+from agent.settings import RUNTIMES
+from agent.state_folder import DEFAULT_PLACE, default_state_folder
+from device_profiles.plain_text import use_printable_streams
 from fleet_protocol.errors import FleetnasError, UsageError
-from fleet_protocol.transport import BrokerAddress
+from fleet_protocol.messages import RuntimeSetting
+from fleet_protocol.topics import Topics, check_name
 
 _RUN_DESCRIPTION = """\
 Announce this device to a fleet, measure the subnets that it is given, and send the results.
@@ -60,6 +63,7 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with 0, 1 (something is broken) or 2 (something was asked for that cannot be)."""
+    use_printable_streams()
     try:
         parser, subparsers = build_parser()
         options = parser.parse_args(arguments)
@@ -82,6 +86,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Whoever read our output has seen enough, such as `head`; Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
+    except OSError as error:  # such as a folder that is closed to us, or a full disk
+        if error.filename is None:
+            raise
+        write_last_words(f"{error.filename}: {error.strerror}; check the path and who may use it")
+        sys.exit(1)
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for: nothing else needs it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        sys.stdout.write(f"fleetnas-agent {metadata.version('fleetnas')}\n")
+        parser.exit()
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -89,7 +106,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     parser = argparse.ArgumentParser(
         prog="fleetnas-agent", description="Measures subnets of a once-for-all supernet on this device."
     )
-    parser.add_argument("--version", action="version", version=f"fleetnas-agent {metadata.version('fleetnas')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command_name")
     run = commands.add_parser(
         "run",
@@ -108,7 +125,8 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     doctor = commands.add_parser(
         "doctor",
         help="find out what keeps this device from measuring",
-        description="Check Python, runtimes, sensors, the state folder and the broker; print what mends each trouble.",
+        description="Check Python, runtimes, sensors, the state folder, the broker and every setting that `run` would "
+        "offer with the same options and configuration; print what mends each trouble.",
     )
     status = commands.add_parser(
         "status", help="show what the agents of this host hold", description="Read the state folder; disturb nothing."
@@ -134,6 +152,13 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     run.set_defaults(command=_run)
+    _add_agent_options(run)
+    run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
+    run.add_argument("--once", action="store_true", help="end with the first search that gave it work")
+
+
+def _add_agent_options(run: argparse.ArgumentParser) -> None:
+    """What `run` serves a fleet with, and `doctor` checks."""
     add_identity_options(run)
     add_broker_options(run)
     run.add_argument("--runtime", choices=RUNTIMES, help="(default: the one that is installed)")
@@ -173,21 +198,18 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="whether a bundle may be fetched from the mirror that a task names: off, https, or any, which takes http "
         "as well (default: https where the coordinator's key is pinned, else off)",
     )
-    run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
-    run.add_argument("--once", action="store_true", help="end with the first search that gave it work")
     run.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
 
 
 def _add_doctor(doctor: argparse.ArgumentParser) -> None:
     doctor.set_defaults(command=_doctor)
-    add_identity_options(doctor)
-    add_broker_options(doctor)
+    _add_agent_options(doctor)
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_status(status: argparse.ArgumentParser) -> None:
     status.set_defaults(command=_status)
-    status.add_argument("--state-dir", type=Path, metavar="DIR", help=f"(default: {default_state_folder()})")
+    status.add_argument("--state-dir", type=Path, metavar="DIR", help=f"(default: {DEFAULT_PLACE})")
     status.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -208,22 +230,26 @@ def _add_uninstall(uninstall: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from agent.mirror import mirror_policy
-    from agent.running import RunOptions, default_memory_limit_bytes, mirrors_beside, run_agent
+    from agent.own_name import own_name, remember_name
+    from agent.running import RunOptions, mirrors_beside, run_agent
 
     begin_logging(options.log_level)
     if options.parent is not None:
         die_with(options.parent, signal.SIGTERM)
-    limit_mb = options.memory_limit_mb
     broker, keys = broker_address(options), trusted_keys(options)
+    state_folder = options.state_dir or default_state_folder()
+    name = options.name or own_name(state_folder, options.fleet)
+    if not options.name:
+        remember_name(state_folder, name)
     run_agent(
         RunOptions(
             broker=broker,
-            name=options.name or default_name(),
+            name=name,
             settings=chosen_settings(options, options.configured_settings),
-            state_folder=options.state_dir or default_state_folder(),
+            state_folder=state_folder,
             fleet=options.fleet,
             cache_bytes=options.cache_mb * 1024**2,
-            memory_limit_bytes=limit_mb * 1024**2 if limit_mb else default_memory_limit_bytes(),
+            memory_limit_bytes=_memory_limit_bytes(options),
             battery=_battery_rule(options),
             connect_timeout_s=options.connect_timeout,
             once=options.once,
@@ -236,12 +262,21 @@ def _run(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     from agent.doctor import Patient, examine, report_line, report_object, worst
+    from agent.mirror import mirror_policy
+    from agent.own_name import own_name
 
+    # As `run` reads them, so that what it would refuse is refused here.
+    check_log_level(options.log_level)
+    mirror_policy(options.bundle_mirrors, signed=bool(trusted_keys(options)))
+    state_folder = options.state_dir or default_state_folder()
     patient = Patient(
-        state_folder=options.state_dir or default_state_folder(),
-        fleet=options.fleet,
-        name=options.name or default_name(),
+        state_folder=state_folder,
+        fleet=Topics(options.fleet).fleet,
+        name=check_name(options.name or own_name(state_folder, options.fleet), "agent name"),
         broker=broker_address(options) if options.broker else None,
+        settings=_settings_to_check(options),
+        memory_limit_bytes=_memory_limit_bytes(options),
+        battery=_battery_rule(options),
     )
     findings = []
     for finding in examine(patient):
@@ -281,11 +316,7 @@ def _install(options: argparse.Namespace) -> int:
     )
     values = {key: str(getattr(options, key)) for key in keys if getattr(options, key)}
     if options.setting:
-        for text in options.setting:
-            parse_setting(text)
         values["settings"] = "\n".join(options.setting)
-    if values.get("broker"):
-        BrokerAddress.parse(values["broker"])
     done = install(Installation(options.root), values, start=not options.no_start, run=run_program)
     sys.stdout.write("".join(f"{line}\n" for line in done))
     return 0
@@ -296,6 +327,20 @@ def _uninstall(options: argparse.Namespace) -> int:
 
     sys.stdout.write("".join(f"{line}\n" for line in uninstall(Installation(options.root), run=run_program)))
     return 0
+
+
+def _settings_to_check(options: argparse.Namespace) -> tuple[RuntimeSetting, ...]:
+    """Those that `run` would offer; none where it would find no runtime, which the doctor says by itself."""
+    try:
+        return tuple(chosen_settings(options, options.configured_settings))
+    except NoRuntimeError:
+        return ()
+
+
+def _memory_limit_bytes(options: argparse.Namespace) -> int:
+    from agent.running import default_memory_limit_bytes
+
+    return options.memory_limit_mb * 1024**2 if options.memory_limit_mb else default_memory_limit_bytes()
 
 
 def _battery_rule(options: argparse.Namespace) -> BatteryRule:

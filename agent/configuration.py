@@ -19,7 +19,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from device_profiles.text_files import open_text
 from fleet_protocol.errors import UsageError
+from fleet_protocol.folders import user_folder
 
 SECTION = "agent"
 PREFIX = "FLEETNAS_"
@@ -47,10 +49,12 @@ KEYS = (
 
 
 def default_configuration_files() -> tuple[Path, ...]:
-    """Where a file is looked for, the first that exists: the user's own, then the system's."""
-    base = os.environ.get("XDG_CONFIG_HOME", "")
-    own = (Path(base) if base else Path.home() / ".config") / "fleetnas" / "agent.conf"
-    return own, Path("/etc/fleetnas/agent.conf")
+    """Where a file is looked for, the first that exists: the user's own, where it has a home, then the system's."""
+    system = Path("/etc/fleetnas/agent.conf")
+    try:
+        return user_folder("XDG_CONFIG_HOME", ".config") / "fleetnas" / "agent.conf", system
+    except UsageError:
+        return (system,)
 
 
 def read_configuration(file: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
@@ -61,7 +65,7 @@ def read_configuration(file: Path | None, environment: Mapping[str, str]) -> dic
     values = _read_file(file) if file is not None else _read_first(default_configuration_files())
     for key in KEYS:
         if PREFIX + key.upper() in environment:
-            values[key] = environment[PREFIX + key.upper()]
+            values[key] = environment[PREFIX + key.upper()].strip()  # files of variables may have Windows line ends
     return values
 
 
@@ -72,7 +76,8 @@ def settings_of(values: Mapping[str, str]) -> list[str]:
 
 def _read_first(files: tuple[Path, ...]) -> dict[str, str]:
     for file in files:
-        if file.is_file() and os.access(file, os.R_OK):
+        # Not `Path.is_file`, which raises where another user's home is closed to us.
+        if os.path.isfile(file) and os.access(file, os.R_OK):
             return _read_file(file)
     return {}
 
@@ -80,7 +85,7 @@ def _read_first(files: tuple[Path, ...]) -> dict[str, str]:
 def _read_file(file: Path) -> dict[str, str]:
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        with file.open() as lines:
+        with open_text(file) as lines:
             parser.read_file(lines)
     except (OSError, UnicodeDecodeError, configparser.Error) as error:
         reason = " ".join(str(error).split())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from fleet_protocol.child_process import child_environment
 
 RunProgram: TypeAlias = Callable[[list[str]], str]
 _PROGRAM_TIMEOUT_S = 5.0
@@ -20,18 +23,26 @@ def text(path: Path) -> str:
 
 
 def number(path: Path) -> float | None:
-    """The number in a file."""
+    """The number in a file; None where it holds none, or one that is not finite."""
     try:
-        return float(text(path))
+        value = float(text(path))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def run_program(command: list[str]) -> str:
     """What a program printed; empty where it failed or did not end soon."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_PROGRAM_TIMEOUT_S, check=False
+            command,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PROGRAM_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -11,7 +11,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import util
 from pathlib import Path
 from typing import Literal
@@ -19,13 +19,19 @@ from typing import Literal
 from agent.battery import BatteryRule
 from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply
 from agent.host_lock import ENVIRONMENT_VARIABLE, default_host_lock_path, hold_host_lock
-from agent.jetson import power_mode, tegra_release
+from agent.installation import SERVICE_STATE, UNIT, USER, Installation
+from agent.jetson import PowerMode, highest_power_mode, power_mode, tegra_release
+from agent.limits import core_list, free_memory_bytes, read_limits, thread_objection
+from agent.own_name import stranded
 from agent.probe import describe_device
 from agent.sensors import Sensors
+from agent.state_folder import StateFolder, unusable_place
 from agent.worker import Worker, child_command
 from device_profiles.catalogue import load_catalogue
+from device_profiles.profile import DeviceProfile
 from fleet_protocol.codec import decode, encode
 from fleet_protocol.errors import FleetnasError, ProtocolError
+from fleet_protocol.folders import temporary_folder
 from fleet_protocol.messages import AgentState, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import Topics
@@ -72,6 +78,10 @@ class Patient:
     fleet: str
     name: str
     broker: BrokerAddress | None
+    #: As `run` would use them.
+    settings: tuple[RuntimeSetting, ...] = ()
+    memory_limit_bytes: int = 0
+    battery: BatteryRule = field(default_factory=BatteryRule)
 
 
 def examine(patient: Patient) -> Iterator[Finding]:
@@ -82,7 +92,10 @@ def examine(patient: Patient) -> Iterator[Finding]:
         _check_device,
         _check_sensors,
         _check_memory,
+        _check_processor,
+        _check_temporary_files,
         _check_state_folder,
+        _check_settings,
         _check_host_lock,
         _check_clock,
         _check_broker,
@@ -110,12 +123,20 @@ def worst(findings: list[Finding]) -> Status:
 
 def _guarded(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:
     """A defect of one check must not hide the findings of the others."""
+    name = check.__name__.removeprefix("_check_").replace("_", " ")
     try:
         yield from check(patient)
+    except FleetnasError as error:
+        yield _trouble(name, error)
     except Exception as error:
-        name = check.__name__.removeprefix("_check_").replace("_", " ")
         text = f"could not be checked: {type(error).__name__}: {error}"
         yield Finding(name, "broken", text, "report this line to fleetnas: it is a defect of the doctor")
+
+
+def _trouble(name: str, error: FleetnasError) -> Finding:
+    """What an error says, and what it says to do."""
+    text, _, mend = str(error).partition("; ")
+    return Finding(name, "broken", text, mend)
 
 
 def _check_python(_: Patient) -> Iterator[Finding]:
@@ -242,7 +263,7 @@ def _check_device(_: Patient) -> Iterator[Finding]:
         yield Finding("device", "ok", f"{text}, profile {profile.profile}")
 
 
-def _check_sensors(_: Patient) -> Iterator[Finding]:
+def _check_sensors(patient: Patient) -> Iterator[Finding]:
     sensors = Sensors()
     now = sensors.read()
     if now.temperature_c is None:
@@ -265,10 +286,10 @@ def _check_sensors(_: Patient) -> Iterator[Finding]:
     else:
         yield Finding("throttling", "ok", "not reported here" if now.throttled is None else "none")
     if tegra_release() is not None:
-        yield _power_mode_finding(power_mode())
+        yield _power_mode_finding(power_mode(), highest_power_mode())
     meter = sensors.power_meter
     yield Finding("power meter", "ok", meter.source if meter is not None else "none here: no energy is reported")
-    objection = BatteryRule().objection(now)
+    objection = patient.battery.objection(now)
     if objection:
         yield Finding("battery", "warning", f"the agent would wait: {objection}", objection.rpartition(": ")[2])
     elif now.battery_percent is not None:
@@ -284,43 +305,122 @@ def _sensor_mend(machine: str) -> str:
     return "ls /sys/class/thermal: if it is empty, load the board's thermal driver; Android and containers hide it"
 
 
-def _power_mode_finding(mode: str | None) -> Finding:
+def _power_mode_finding(mode: str | None, highest: PowerMode | None) -> Finding:
     """A Jetson's: in every other mode than the highest, cores are off and clocks are capped."""
     if mode is None:
         return Finding("power mode", "warning", "nvpmodel does not tell it", "sudo nvpmodel -q")
-    if mode.startswith("MAXN"):
-        return Finding("power mode", "ok", mode)
-    return Finding("power mode", "warning", f"{mode}: cores and clocks are capped", "sudo nvpmodel -m 0")
+    if highest is None:
+        if mode.startswith("MAXN"):
+            return Finding("power mode", "ok", mode)
+        text = f"{mode}; the board does not tell which modes it has"
+        return Finding("power mode", "warning", text, "sudo nvpmodel -p --verbose; then sudo nvpmodel -m ID")
+    if mode == highest.name:
+        return Finding("power mode", "ok", f"{mode}, the highest of this board")
+    text = f"{mode}: cores and clocks are capped; the highest of this board is {highest.name}"
+    return Finding("power mode", "warning", text, f"sudo nvpmodel -m {highest.number}")
 
 
 def _check_memory(_: Patient) -> Iterator[Finding]:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free_mb = int(line.split()[1]) // 1024
-            if free_mb < _MIN_FREE_MEMORY_MB:
-                text = f"{free_mb} MB free, {_MIN_FREE_MEMORY_MB} MB are needed"
-                yield Finding("memory", "warning", text, "stop other programs, or add swap")
-            else:
-                yield Finding("memory", "ok", f"{free_mb:,} MB free")
+    free, limit = free_memory_bytes(), read_limits().memory_bytes
+    if free is None:
+        yield Finding("memory", "warning", "the system does not tell how much is free", "cat /proc/meminfo")
+        return
+    within = f" of the {limit / 1024**2:,.0f} MB that this container or service may have" if limit is not None else ""
+    if free < _MIN_FREE_MEMORY_MB * 1024**2:
+        text = f"{free / 1024**2:,.0f} MB free{within}, {_MIN_FREE_MEMORY_MB} MB are needed"
+        mend = "raise its limit (--memory, MemoryMax=)" if limit is not None else "stop other programs, or add swap"
+        yield Finding("memory", "warning", text, mend)
+    else:
+        yield Finding("memory", "ok", f"{free / 1024**2:,.0f} MB free{within}")
+
+
+def _check_processor(_: Patient) -> Iterator[Finding]:
+    """Whether this process may use all of it, all the time."""
+    limits = read_limits()
+    text = f"cores {core_list(limits.cores)} may be used" if limits.cores else "the system does not tell which cores"
+    if limits.quota_cores is None:
+        yield Finding("processor", "ok", text)
+        return
+    status: Status = "warning" if limits.quota_cores < max(1, len(limits.cores)) else "ok"
+    mend = "raise the CPU quota of this container or service (--cpus, CPUQuota=)" if status == "warning" else ""
+    yield Finding("processor", status, f"{text}, with the time of {limits.quota_cores:g} cores", mend)
+
+
+def _check_temporary_files(_: Patient) -> Iterator[Finding]:
+    try:
+        yield Finding("temporary files", "ok", str(temporary_folder()))
+    except FleetnasError as error:
+        yield _trouble("temporary files", error)
 
 
 def _check_state_folder(patient: Patient) -> Iterator[Finding]:
     folder = patient.state_folder
-    probe = folder / f".doctor-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        mend = f"sudo install -d -o {_user()} {folder}, or choose another with --state-dir"
-        yield Finding("state folder", "broken", f"{folder} cannot be written: {error.strerror}", mend)
+    closed = unusable_place(StateFolder(folder, patient.fleet, patient.name))
+    if closed is not None:
+        place, why = closed
+        mend = "choose another with --state-dir"
+        if not os.path.lexists(folder):
+            mend = f"sudo install -d -o {_user()} {folder}, or {mend}"
+        elif os.path.isdir(place) or os.path.isfile(place):
+            mend = f"sudo chown -R {_user()} {folder}, or {mend}"
+        yield Finding("state folder", "broken", f"{place} {why}", mend)
         return
-    free = shutil.disk_usage(folder).free
+    there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
+    free = shutil.disk_usage(there).free
     if free < _MIN_FREE_DISK:
         text = f"{folder} has {free / 1e6:,.0f} MB free; a bundle may need {_MIN_FREE_DISK / 1e6:,.0f} MB"
         yield Finding("state folder", "warning", text, f"free some space, or delete {folder / 'blobs'}")
     else:
-        yield Finding("state folder", "ok", f"{folder}, {free / 1e9:,.1f} GB free")
+        made = "" if there == folder else " (it will be made)"
+        yield Finding("state folder", "ok", f"{folder}{made}, {free / 1e9:,.1f} GB free")
+    yield from _service_findings(folder, Installation())
+    for other in stranded(folder, patient.fleet, patient.name):
+        text = f"{other.unacknowledged} results of {other.name} wait here, and this agent is {patient.name}"
+        yield Finding("results", "warning", text, f"fleetnas-agent run --name {other.name}, once, to deliver them")
+
+
+def _service_findings(state_folder: Path, installation: Installation) -> Iterator[Finding]:
+    """Where this host's service runs as another user, it is not the one that was checked."""
+    if state_folder == SERVICE_STATE or not os.path.exists(installation.unit):
+        return
+    program = Path(sys.executable).with_name("fleetnas-agent")
+    yield Finding(
+        "service",
+        "warning",
+        f"this is not the check of {UNIT}, which runs as {USER} and keeps its state in {SERVICE_STATE}",
+        f"sudo -u {USER} STATE_DIRECTORY={SERVICE_STATE} {program} doctor --config {installation.configuration}",
+    )
+
+
+def _check_settings(patient: Patient) -> Iterator[Finding]:
+    """Each is tried in a child like that of `run`."""
+    engines = StateFolder(patient.state_folder, patient.fleet, patient.name).engines
+    worker = Worker(child_command(default_host_lock_path(), patient.memory_limit_bytes, engines))
+    limits = read_limits()
+    devices: dict[DeviceProfile | None, str] = {}
+    try:
+        for setting in patient.settings:
+            reply = _probe(worker, setting)
+            if not isinstance(reply, ProbedReply):
+                worker.kill()
+                status: Status = "warning" if isinstance(reply, PhaseReply) else "broken"
+                mend = f"change or leave out the setting {setting.label}, or mend what its reason says"
+                yield Finding("setting", status, f"{setting.label}: {_why_not(reply)}", mend)
+                continue
+            devices.setdefault(reply.device, setting.label)
+            where = f" of {reply.device.model}" if reply.device is not None else ""
+            cores = f", cores {core_list(reply.cores)}" if reply.cores else ""
+            text = f"{setting.label} runs on {reply.active_provider}{where}{cores}"
+            if objection := thread_objection(setting, limits):
+                why, _, mend = objection.partition(": ")
+                yield Finding("setting", "warning", why, mend)
+            else:
+                yield Finding("setting", "ok", text)
+    finally:
+        worker.kill()
+    if len(devices) > 1:
+        text = f"{' and '.join(devices.values())} run on different devices, and an agent is one device"
+        yield Finding("settings", "broken", text, "start one agent per device, each with a --name")
 
 
 def _check_host_lock(_: Patient) -> Iterator[Finding]:

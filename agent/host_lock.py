@@ -8,6 +8,9 @@ Two kinds of kernel locks on one file, which need no right to write it and end w
 
 A process that has a ticket is therefore never overtaken by a later request. `flock` alone promises no order: on a busy
 machine the process that releases it often takes it again before the waiting ones have woken up.
+
+Whoever can open the file can hold the lock, and then nobody measures: it lies where only the right users can enter, see
+`default_host_lock_path`.
 """
 
 from __future__ import annotations
@@ -15,17 +18,26 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from fleet_protocol.errors import FleetnasError
+from fleet_protocol.folders import home_folder
 
 #: Where every user and every service of a host looks, unless told otherwise.
 ENVIRONMENT_VARIABLE = "FLEETNAS_HOST_LOCK"
+#: The folder of the agents of several users: made by the system service, or by root, for a group that they all are in.
+SHARED_FOLDER = Path("/run/fleetnas")
+_FILE = "host.lock"
+#: How long one order waits. Longer than a sustained run of the usual half hour, and an agent that has waited for so
+#: long says so and asks again.
+MAX_WAIT_S = 3600.0
 #: Only the first in the queue can block in the kernel; the others look this often whether they are the first. A
 #: measurement takes longer, so that the next process always blocks before the lock is free.
 _QUEUE_POLL_S = 0.05
@@ -35,24 +47,50 @@ _BYTE_RANGE = struct.Struct("hhqqi0q")
 _NO_BYTE_RANGES = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
+class _WaitedError(Exception):
+    """The time to wait is over."""
+
+
+class HostLockBusyError(FleetnasError):
+    """Another process has held the lock, or was before this one, for as long as may be waited."""
+
+
 def default_host_lock_path() -> Path:
-    """The lock file all agents of this host agree on: `FLEETNAS_HOST_LOCK`, else one file under `/tmp`."""
+    """The lock file that the agents of this host agree on.
+
+    `FLEETNAS_HOST_LOCK`; else in `/run/fleetnas`, where this user may write there; else in the user's own runtime
+    folder (`XDG_RUNTIME_DIR`), which only that user can enter; else in a folder for this user alone, which is made
+    where temporary files lie.
+    """
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
         return Path(chosen)
-    folder = Path("/tmp")
-    if not os.access(folder, os.W_OK):  # Android's Termux has no /tmp
-        folder = Path(os.environ.get("TMPDIR", Path.home()))
-    return folder / "fleetnas-host.lock"
+    if os.path.isdir(SHARED_FOLDER) and os.access(SHARED_FOLDER, os.W_OK | os.X_OK):
+        return SHARED_FOLDER / _FILE
+    # The variable is missing where a process is started by cron or another service than the login's.
+    runtime_folder = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
+    if runtime_folder.is_absolute() and _is_private(runtime_folder):
+        return runtime_folder / f"fleetnas-{_FILE}"
+    base = Path("/tmp")
+    if not os.access(base, os.W_OK):  # Android's Termux has no /tmp
+        base = Path(os.environ.get("TMPDIR") or home_folder() or base)
+    return base / _own_folder_name() / _FILE
+
+
+def present_host_lock_path(path: Path) -> Path:
+    """`path`, or where it would be by now: a user's runtime folder goes when the last login ends."""
+    return path if os.path.isdir(path.parent) else default_host_lock_path()
 
 
 @contextmanager
-def hold_host_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def hold_host_lock(path: Path, on_wait: Callable[[], None], limit_s: float = MAX_WAIT_S) -> Iterator[None]:
     """Hold the lock; `on_wait` is called once before blocking, where another process has it or waits for it.
 
-    `FleetnasError` where the file cannot be opened or locked, or is no regular file.
+    `HostLockBusyError` after waiting for `limit_s` s; `FleetnasError` where the file cannot be opened or locked, is no
+    regular file, or others could take its folder away. Only the main thread can wait.
     """
     told = False
+    give_up_s = time.monotonic() + limit_s
 
     def tell_once() -> None:
         nonlocal told
@@ -63,7 +101,13 @@ def hold_host_lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     while True:
         handle = _open(path)
         try:
-            _acquire(path, handle, tell_once)
+            try:
+                _acquire(path, handle, tell_once, give_up_s)
+            except _WaitedError:
+                raise HostLockBusyError(
+                    f"another process has kept the lock {path} for {limit_s:g} s, and no two may measure at once; see "
+                    f"which one with `fuser -v {path}` and stop it, or set {ENVIRONMENT_VARIABLE} to another file"
+                ) from None
             if _is_file_at(path, handle):
                 yield
                 return
@@ -78,6 +122,8 @@ def _open(path: Path) -> int:
     # pipe would wait for a writer.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
+        if path.parent.name == _own_folder_name():
+            _make_own_folder(path.parent)
         try:
             handle = os.open(path, flags)
         except FileNotFoundError:
@@ -94,6 +140,28 @@ def _open(path: Path) -> int:
     return handle
 
 
+def _own_folder_name() -> str:
+    return f"fleetnas-{os.geteuid()}"
+
+
+def _make_own_folder(folder: Path) -> None:
+    """The folder lies where everybody may make one of this name: it has to be ours, and closed to others."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if not _is_private(folder):
+            raise PermissionError(f"{folder} belongs to another user or is open to others; have it removed") from None
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether this is a folder of this user in which nobody else can write."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
 def _unusable(path: Path, why: str) -> FleetnasError:
     return FleetnasError(
         f"the lock {path}, which keeps agents of one host from measuring at once, {why}; "
@@ -108,7 +176,8 @@ def _is_file_at(path: Path, handle: int) -> bool:
         return False
 
 
-def _acquire(path: Path, handle: int, on_wait: Callable[[], None]) -> None:
+def _acquire(path: Path, handle: int, on_wait: Callable[[], None], give_up_s: float) -> None:
+    """Lock the file in its turn; `_WaitedError` where that is not before `give_up_s`, of the monotonic clock."""
     try:
         ticket = _take_ticket(handle)
     except OSError as error:
@@ -117,12 +186,36 @@ def _acquire(path: Path, handle: int, on_wait: Callable[[], None]) -> None:
         ticket = 0  # measurements still exclude each other, in the kernel's order
     while ticket and _other_ticket(handle, 0, ticket) is not None:
         on_wait()
+        if time.monotonic() >= give_up_s:
+            raise _WaitedError
         time.sleep(_QUEUE_POLL_S)
     if not _flock(path, handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
         on_wait()
-        _flock(path, handle, fcntl.LOCK_EX)
+        with _interrupted_at(give_up_s):
+            _flock(path, handle, fcntl.LOCK_EX)
     if ticket:
         _byte_range(handle, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, ticket, 1)
+
+
+@contextmanager
+def _interrupted_at(give_up_s: float) -> Iterator[None]:
+    """Have `_WaitedError` raised inside at that time: the kernel's `flock` waits without a limit, and a signal ends it.
+
+    Polling instead would disturb the measurement that is waited for, and leave the lock free for longer.
+    """
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise _WaitedError
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    try:
+        # Again every second: the kernel does not know of a signal that came just before the call.
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, give_up_s - time.monotonic()), 1.0)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def _flock(path: Path, handle: int, operation: int) -> bool:

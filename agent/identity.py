@@ -30,8 +30,8 @@ class Identity:
         written.
         """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(folder / "session", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(folder / "session", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreError(
                 f"the state folder {folder} cannot be written ({error}); choose another with --state-dir"
@@ -44,6 +44,13 @@ class Identity:
                 f"an agent called {name!r} already runs on this host (it holds {folder}); stop it, or start this one "
                 "with another --name"
             ) from None
+        except OSError as error:
+            os.close(handle)
+            raise StoreError(
+                f"the state folder {folder} cannot be locked ({error.strerror}), and without a lock two agents could "
+                "use one name; choose another with --state-dir, on a disk of this device: many network file systems "
+                "give no locks"
+            ) from error
         try:
             # Never backwards, even on a board without a battery-backed clock that boots in 1970.
             session = max(_stored_session(handle) + 1, round(1000 * now_unix_s))

@@ -22,10 +22,15 @@ class JournalFormatter(logging.Formatter):
         return "\n".join(mark + line for line in super().format(record).splitlines())
 
 
-def begin_logging(level: str) -> None:
-    """Log from `level` on; `UsageError` where there is no such level."""
+def check_log_level(level: str) -> None:
+    """`UsageError` where there is no such level."""
     if level not in LOG_LEVELS:
         raise UsageError(f"log level {level!r} is not one of {', '.join(LOG_LEVELS)}")
+
+
+def begin_logging(level: str) -> None:
+    """Log from `level` on; `UsageError` where there is no such level."""
+    check_log_level(level)
     handler = logging.StreamHandler(sys.stderr)
     if goes_to_the_journal():
         handler.setFormatter(JournalFormatter())

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from agent.model_building import emit
-from agent.runtimes.base import Runtime
+from agent.runtimes.base import LoadedModel, Runtime, random_tensors
 from agent.settings import IN_PROCESS
 from device_profiles.profile import MicroBenchmarks
+from device_profiles.quantities import of_readings
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.graph import INPUT, OUTPUT, Conv, GlobalAveragePool, Graph, Layer, Linear
+from supernet_export.quantisation import nominal_ranges
 
 _PROTOCOL = MeasurementProtocol(warmup_runs=2, warmup_s=0.03, min_runs=5, min_s=0.12, max_s=2.0, blocks=3)
 #: 14 x 14 pixels and 128 channels are in the middle of a mobile network; 8 layers drown the session's own cost.
@@ -40,11 +42,12 @@ def run_micro_benchmarks(
 
     overhead_s = seconds(_graph(layers=0, depthwise=False))
     if not full:
-        return MicroBenchmarks(session_overhead_us=1e6 * overhead_s), provider
+        return of_readings(MicroBenchmarks, session_overhead_us=1e6 * overhead_s), provider
     gemm_flops = 2 * _LAYERS * _PIXELS**2 * _CHANNELS**2
     depthwise_flops = 2 * _LAYERS * _PIXELS**2 * _CHANNELS * _KERNEL**2
     return (
-        MicroBenchmarks(
+        of_readings(
+            MicroBenchmarks,
             gemm_gflops=gemm_flops / seconds(_graph(_LAYERS, depthwise=False)) / 1e9,
             depthwise_gflops=depthwise_flops / seconds(_graph(_LAYERS, depthwise=True)) / 1e9,
             # Of a device that this host only drives, the host's memory says nothing.
@@ -53,6 +56,18 @@ def run_micro_benchmarks(
         ),
         provider,
     )
+
+
+def try_setting(runtime: Runtime, setting: RuntimeSetting) -> None:
+    """Load and run a small model exactly as `setting` says; raises what keeps it from running."""
+    graph = _graph(layers=1, depthwise=False)
+    model = emit(graph, setting.runtime, nominal_ranges(graph) if setting.precision == "int8" else None)
+    loaded = runtime.load(model, setting)
+    try:
+        if isinstance(loaded, LoadedModel):
+            loaded.bind(random_tensors(loaded.inputs))()
+    finally:
+        loaded.close()
 
 
 def _graph(layers: int, *, depthwise: bool) -> Graph:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import platform
 import re
 from importlib import util
 from pathlib import Path
 
 from agent.configuration import KEYS
 from agent.settings import parse_setting
-from agent.state_folder import default_state_folder
+from agent.state_folder import DEFAULT_PLACE
+from device_profiles.text_files import read_text
 from fleet_protocol.credentials import Credentials, read_credentials
 from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import RuntimeSetting
@@ -24,15 +24,21 @@ _NUMBER = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
 _DURATION = re.compile(f"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
+class NoRuntimeError(UsageError):
+    """No runtime was asked for, and none is installed."""
+
+
 def add_identity_options(parser: argparse.ArgumentParser) -> None:
     """Name, fleet, state folder and configuration."""
-    parser.add_argument("--name", help="this agent's name in the fleet (default: the host's name)")
+    parser.add_argument(
+        "--name", help="this agent's name in the fleet (default: the one it had here before, at first the host's)"
+    )
     parser.add_argument("--fleet", default=DEFAULT_FLEET, help="which fleet to join (default: %(default)s)")
     parser.add_argument(
         "--state-dir",
         type=Path,
         metavar="DIR",
-        help=f"where bundles and unsent results are kept (default: {default_state_folder()})",
+        help=f"where bundles and unsent results are kept (default: {DEFAULT_PLACE})",
     )
     parser.add_argument(
         "--config",
@@ -112,11 +118,13 @@ def broker_address(options: argparse.Namespace) -> BrokerAddress:
             "no broker was named; give --broker HOST[:PORT] or --credentials FILE, set $FLEETNAS_BROKER, or write "
             "`broker = HOST` in the configuration file"
         )
-    address = BrokerAddress.parse(options.broker)
     identity: Credentials | None = options.identity
+    address = BrokerAddress.parse(options.broker, identity.port if identity is not None else None)
     if identity is not None:
         # The broker may be reached by another name than the one in the file; its certificate still has to fit.
         return dataclasses.replace(identity.broker, host=address.host, port=address.port)
+    if options.password_file is not None and options.username is None:
+        raise UsageError("the password of --password-file is for a login; give its --username too")
     return dataclasses.replace(
         address,
         username=options.username,
@@ -149,15 +157,10 @@ def installed_runtime() -> str:
     ):
         if util.find_spec(module) is not None:
             return runtime
-    raise UsageError(
+    raise NoRuntimeError(
         "no runtime is installed that could run a model; run: pip install 'fleetnas[agent]' for onnxruntime, or "
         "pip install 'fleetnas[litert]' for LiteRT"
     )
-
-
-def default_name() -> str:
-    """The host's name, as far as a topic can hold it."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", platform.node().partition(".")[0]).strip("-._")[:64] or "agent"
 
 
 def positive(text: str) -> int:
@@ -187,6 +190,6 @@ def _password(file: str | None) -> str | None:
     if file is None:
         return os.environ.get(_PASSWORD_VARIABLE)
     try:
-        return Path(file).read_text().strip()
+        return read_text(Path(file)).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the password file {file} cannot be read: {error}; check --password-file") from error

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from agent.battery import find_battery
 from agent.device_files import number, text
+from agent.units import microamperes, microvolts
+from device_profiles.quantities import Millijoules, is_plausible, of_readings
+from fleet_protocol.messages import Conditions
 
 #: How long a device rests before its idle power is read, and how long that reading holds.
 IDLE_REST_S = 0.25
@@ -108,10 +111,10 @@ class FuelGauge(Gauge):
         power_uw = number(self._folder / "power_now")
         if power_uw is not None:
             return abs(power_uw) / 1e3
-        microamperes, microvolts = number(self._folder / "current_now"), number(self._folder / "voltage_now")
-        if microamperes is None or microvolts is None:
+        current, voltage = number(self._folder / "current_now"), number(self._folder / "voltage_now")
+        if current is None or voltage is None:
             return None
-        return abs(microamperes) * microvolts / 1e9
+        return abs(microamperes(current)) * microvolts(voltage) / 1e9
 
     @classmethod
     def find(cls, root: Path) -> FuelGauge | None:
@@ -156,6 +159,17 @@ class Rapl(PowerMeter):
         packages = [folder for folder in folders if text(folder / "name").startswith("package")]
         readable = packages and all(number(package / "energy_uj") is not None for package in packages)
         return cls(packages) if readable else None
+
+
+def with_power(conditions: Conditions, power_mw: float | None) -> Conditions:
+    """`conditions` with what a meter says, mW; an impossible reading is left out."""
+    return of_readings(Conditions, **{**dict(conditions), "power_mw": power_mw})
+
+
+def energy_mj(mean_mw: float | None, latency_ms: float) -> float | None:
+    """Energy of an inference, mJ; None where no meter tells a possible power."""
+    energy = None if mean_mw is None else mean_mw * latency_ms / 1000
+    return energy if is_plausible(Millijoules, energy) else None
 
 
 def find_power_meter(root: Path = Path("/")) -> PowerMeter | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -14,21 +15,29 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agent.child_messages import FailedReply, ProbedReply, ProbeOrder, Reply
+from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply, UnreadyReply
 from agent.jetson import power_mode, tegra_release
+from agent.lifetime import is_alive
+from agent.limits import allowed_cores, total_memory_bytes
 from agent.power import find_power_meter
 from agent.processor import describe_processor
 from agent.settings import IN_PROCESS
 from agent.worker import Measurer, replies_of
 from device_profiles.catalogue import load_catalogue
 from device_profiles.profile import DeviceProfile, MicroBenchmarks
+from device_profiles.quantities import of_readings
+from fleet_protocol.child_process import child_environment
 from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import AgentInfo, RuntimeSetting
 
 #: A probe takes about a second; an emulated processor, hundreds of times that.
 _PROBE_TIMEOUT_S = 600.0
+#: Probes that are kept; each change of a version or of a board's power mode makes another.
+MAX_PROBES = 64
 #: Distributions whose versions can change a latency.
 _DISTRIBUTIONS = ("fleetnas", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ai-edge-litert", "tflite-runtime")
+
+_log = logging.getLogger("fleetnas.agent")
 
 
 class _Probed(BaseModel):
@@ -45,11 +54,15 @@ def agent_info(
 ) -> AgentInfo:
     """Everything an agent announces about itself.
 
-    Every setting's runtime is really loaded, in the measuring child: `RuntimeUnavailableError` with what to do where
-    one does not load. Micro-benchmarks are taken once per runtime build and kept in `cache`.
+    A model is really run with every setting, in the measuring child: `RuntimeUnavailableError`, or `UsageError` of a
+    setting that cannot be, with what to do. That, and the micro-benchmarks of the first setting, are done once per
+    setting and runtime build, on the cores that this process may use, and kept in `cache`.
     """
-    versions = installed_versions() | board_versions(root)
-    probed = [_probe_setting(setting, measurer, cache, versions) for setting in settings]
+    versions = {what: version[:64] for what, version in (installed_versions() | board_versions(root)).items()}
+    probed = [
+        _probe_setting(setting, measurer, cache, versions, allowed_cores(root), full=place == 0)
+        for place, setting in enumerate(settings)
+    ]
     driven = {found.device for found in probed if found.device is not None}
     if driven and (len(driven) > 1 or any(found.device is None for found in probed)):
         raise UsageError(
@@ -72,15 +85,17 @@ def describe_device(
     model = model or _board_name(root) or processor.name or machine or "unknown"
     system = operating_system or _operating_system(root)
     known = load_catalogue().match(model=model, machine=machine, operating_system=system)
-    return DeviceProfile(
+    return of_readings(
+        DeviceProfile,
         model=model[:128],
         profile=known.name if known is not None else "unknown",
         machine=machine[:32],
         operating_system=system[:128],
         clusters=processor.clusters,
-        cores=sum(cluster.cores for cluster in processor.clusters) or os.cpu_count() or 1,
+        # Those that may be used here: a container sees the others too, and cannot run on them.
+        cores=len(allowed_cores(root)) or sum(cluster.cores for cluster in processor.clusters) or os.cpu_count() or 1,
         vector_extensions=processor.vector_extensions,
-        memory_mb=_memory_mb(root),
+        memory_mb=int(memory / 1024**2) or None if (memory := total_memory_bytes(root)) is not None else None,
         accelerator=known.accelerator if known is not None else None,
     )
 
@@ -106,35 +121,61 @@ def board_versions(root: Path = Path("/")) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _probe_setting(setting: RuntimeSetting, measurer: Measurer, cache: Path, versions: dict[str, str]) -> _Probed:
+def _probe_setting(
+    setting: RuntimeSetting,
+    measurer: Measurer,
+    cache: Path,
+    versions: dict[str, str],
+    cores: tuple[int, ...],
+    *,
+    full: bool,
+) -> _Probed:
     if setting.runtime not in IN_PROCESS:  # another phone may be attached next time
-        return _ask(setting, measurer)
-    identity = json.dumps([versions, setting.runtime, setting.provider, platform.machine()], sort_keys=True)
+        return _ask(setting, measurer, full=full)
+    # Whatever a setting's success may depend on: what was never tried must not be vouched for.
+    tried = [versions, setting.model_dump(), platform.machine(), cores, full]
+    identity = json.dumps(tried, sort_keys=True)
     file = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
     try:
         return _Probed.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         pass
-    known = _ask(setting, measurer)
+    known = _ask(setting, measurer, full=full)
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(known.model_dump_json())
+        temporary.write_text(known.model_dump_json(), encoding="utf-8")
         os.replace(temporary, file)
+        _forget_old_probes(cache)
     except OSError:
         pass  # it is probed again at the next start
     return known
 
 
-def _ask(setting: RuntimeSetting, measurer: Measurer) -> _Probed:
-    measurer.submit(ProbeOrder(setting=setting))
+def _forget_old_probes(cache: Path) -> None:
+    """Keep the newest probes, and nothing of processes that were killed while they wrote one."""
+    probes = sorted(cache.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    unfinished = (path for path in cache.iterdir() if path.suffix[1:].isdecimal())
+    for path in (*probes[:-MAX_PROBES], *(path for path in unfinished if not is_alive(int(path.suffix[1:])))):
+        path.unlink()
+
+
+def _ask(setting: RuntimeSetting, measurer: Measurer, *, full: bool) -> _Probed:
+    measurer.submit(ProbeOrder(setting=setting, micro_benchmarks=full))
     reply: Reply | None = None
     for reply in replies_of(measurer, _PROBE_TIMEOUT_S):
+        if isinstance(reply, PhaseReply) and reply.detail:
+            _log.info("probing %s waits %s", setting.label, reply.detail)
         if isinstance(reply, ProbedReply):
             return _Probed(micro_benchmarks=reply.micro_benchmarks, device=reply.device)
     measurer.kill()
-    why = reply.detail if isinstance(reply, FailedReply) else f"no answer within {_PROBE_TIMEOUT_S:g} s"
-    raise RuntimeUnavailableError(f"setting {setting.label} cannot be used on this device: {why}")
+    why = f"no answer within {_PROBE_TIMEOUT_S:g} s"
+    if isinstance(reply, FailedReply):
+        why = reply.detail
+    elif isinstance(reply, UnreadyReply):
+        why = reply.reason
+    kind = UsageError if isinstance(reply, FailedReply) and reply.usage else RuntimeUnavailableError
+    raise kind(f"setting {setting.label} cannot be used on this device: {why}")
 
 
 def _android(root: Path, name: str) -> str:
@@ -143,7 +184,16 @@ def _android(root: Path, name: str) -> str:
     if not program.exists():
         return ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run([program, name], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        done = subprocess.run(
+            [program, name],
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+        return done.stdout.strip()
     return ""
 
 
@@ -168,13 +218,6 @@ def _operating_system(root: Path) -> str:
         if line.startswith("PRETTY_NAME="):
             return f"{line.partition('=')[2].strip(chr(34))} ({kernel})"
     return kernel
-
-
-def _memory_mb(root: Path) -> int | None:
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) // 1024 or None
-    return None
 
 
 def _text(path: Path) -> str:

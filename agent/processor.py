@@ -6,8 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.device_files import number
+from agent.units import clock_mhz
 from device_profiles.catalogue import load_arm_cores
 from device_profiles.profile import CpuCluster
+from device_profiles.quantities import of_readings
 
 #: Flags that decide which kernels a runtime picks, in the order of their usefulness.
 _VECTOR_FLAGS = (
@@ -47,11 +50,12 @@ def describe_processor(root: Path = Path("/")) -> Processor:
     """The processor of the device whose files lie under `root`; what is not told is left out."""
     cores, general = _read_cpuinfo(root)
     names = [_core_name(core) for core in cores]
-    clocks = [_max_clock_mhz(root, number) for number in range(len(cores))]
+    # By the number that the kernel gives each: those that are offline are not listed.
+    clocks = [_max_clock_mhz(root, core["processor"]) for core in cores]
     counted = Counter(zip(names, clocks, strict=True))
     flags = set(" ".join(core.get("flags", core.get("Features", "")) for core in cores[:1]).split())
     clusters = tuple(
-        CpuCluster(name=(name or "unknown")[:64], cores=count, max_clock_mhz=clock)
+        of_readings(CpuCluster, name=(name or "unknown")[:64], cores=count, max_clock_mhz=clock)
         for (name, clock), count in sorted(counted.items(), key=lambda item: -(item[0][1] or 0))
     )
     return Processor(
@@ -87,9 +91,8 @@ def _core_name(core: dict[str, str]) -> str:
     return core.get("model name", "")
 
 
-def _max_clock_mhz(root: Path, number: int) -> float | None:
-    try:
-        path = root / f"sys/devices/system/cpu/cpu{number}/cpufreq/cpuinfo_max_freq"
-        return float(path.read_text()) / 1000 or None
-    except (OSError, ValueError):
+def _max_clock_mhz(root: Path, core: str) -> float | None:
+    if not core.isdecimal():
         return None
+    reading = number(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/cpuinfo_max_freq")
+    return clock_mhz(reading) if reading is not None else None

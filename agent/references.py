@@ -6,12 +6,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from agent.child_messages import RUNGS, ReferenceOrder, Timing
+from agent.limits import free_memory_bytes
 from agent.model_building import build_model
 from agent.paired import Reference, read_levels, reference_turn_s
 from agent.runtimes.base import LoadedModel, Runtime, TimedModel, random_tensors
@@ -177,7 +177,7 @@ class References:
     """References of the latest bundles and settings; those that were not used for longest make room."""
 
     def __init__(self, free_bytes: Callable[[], float] | None = None, clock: Callable[[], float] = time.monotonic):
-        self._free_bytes = free_bytes or free_memory_bytes
+        self._free_bytes = free_bytes or _free_bytes
         self._clock = clock
         self._loaded: OrderedDict[tuple[str, RuntimeSetting, int], LoadedReferences] = OrderedDict()
 
@@ -250,12 +250,7 @@ class References:
             self._loaded.popitem(last=False)[1].close()
 
 
-def free_memory_bytes() -> float:
+def _free_bytes() -> float:
     """Memory that this process may still take; infinite where the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return float("inf")
+    free = free_memory_bytes()
+    return float("inf") if free is None else free

@@ -14,11 +14,13 @@ from pathlib import Path
 from types import FrameType
 
 from agent.battery import BatteryRule
-from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache
+from agent.blobs import DEFAULT_CACHE_BYTES, BlobCache, limit_partials
 from agent.host_lock import default_host_lock_path
 from agent.identity import Identity
+from agent.limits import read_limits, thread_objection, total_memory_bytes
 from agent.mirror import MirrorPolicy, Mirrors
 from agent.outbox import Outbox
+from agent.own_name import stranded
 from agent.probe import agent_info
 from agent.sensors import Sensors
 from agent.service import AgentService, last_will
@@ -27,9 +29,11 @@ from agent.state_folder import StateFolder
 from agent.task_run import Equipment
 from agent.worker import Worker, child_command
 from fleet_protocol.errors import BrokerUnreachableError
+from fleet_protocol.folders import temporary_folder
 from fleet_protocol.messages import RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.signing import OrderVerifier
+from fleet_protocol.tls import trust
 from fleet_protocol.topics import Topics, check_name
 from fleet_protocol.transport import BrokerAddress, Transport, Will
 
@@ -63,12 +67,17 @@ class RunOptions(AgentOptions):
     once: bool = False
 
 
+class _StoppedError(BaseException):
+    """A signal asked to stop while the agent was not yet serving."""
+
+
 @dataclass
 class _Stop:
     """Set by the first SIGTERM or SIGINT; the second ends the process as it always does."""
 
     asked: bool = False
-    _previous: dict[int, object] = field(default_factory=dict)
+    #: Whether the signal also raises `_StoppedError`: the agent is made ready, which may take minutes.
+    raises: bool = True
 
     def listen(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -77,14 +86,21 @@ class _Stop:
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, signal.SIG_DFL)
+        if self.raises:
+            raise _StoppedError
 
 
 def run_agent(options: RunOptions) -> None:
     """Serve until SIGTERM or SIGINT. Raises what keeps the agent from working."""
     stop = _Stop()
     stop.listen()
-    with open_service(options, lambda client_id, will: MqttTransport(options.broker, client_id, will)) as service:
-        _serve(service, options, stop)
+    os.umask(0o077)  # results and bundles are nobody else's
+    try:
+        with open_service(options, lambda client_id, will: MqttTransport(options.broker, client_id, will)) as service:
+            stop.raises = False
+            _serve(service, options, stop)
+    except _StoppedError:
+        _log.info("stopped before the fleet was joined")
 
 
 @contextlib.contextmanager
@@ -92,7 +108,10 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
     """An agent that is not started yet, on a transport made of its client id and last will; let go at the end."""
     topics = Topics(options.fleet)
     folder = StateFolder(options.state_folder, topics.fleet, check_name(options.name, "agent name"))
+    temporary_folder()
+    folder.prepare()
     identity = Identity.claim(folder.agent, folder.name, time.time())
+    limit_partials(folder.partial, (), options.cache_bytes)
     verifier = None
     if options.trusted_keys:
         verifier = OrderVerifier(options.trusted_keys, topics.fleet, identity.name, identity.session)
@@ -102,6 +121,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes)
         client_id = f"fleetnas-{topics.fleet}-{identity.name}-{identity.instance}"
         _log.info("agent %s of fleet %s on %s", folder.name, topics.fleet, info.profile.model)
+        _warn(folder, options.settings)
         yield AgentService(
             identity=identity,
             topics=topics,
@@ -126,24 +146,37 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         identity.release()
 
 
+def _warn(folder: StateFolder, settings: Sequence[RuntimeSetting]) -> None:
+    """Say once what keeps settings from running as they say, and results from being delivered."""
+    limits = read_limits()
+    for objection in filter(None, (thread_objection(setting, limits) for setting in settings)):
+        _log.warning("%s", objection)
+    for other in stranded(folder.root, folder.fleet, folder.name):
+        _log.warning(
+            "%d results of %s wait in %s; deliver them with: fleetnas-agent run --name %s",
+            *(other.unacknowledged, other.name, folder.root, other.name),
+        )
+
+
 def mirrors_beside(broker: BrokerAddress, policy: MirrorPolicy) -> Mirrors:
     """Mirrors whose certificates the system's authorities vouch for, or the broker's own."""
 
     def tls() -> ssl.SSLContext:
         context = ssl.create_default_context()
         if broker.ca_file is not None or broker.ca_pem is not None:
-            context.load_verify_locations(cafile=broker.ca_file, cadata=broker.ca_pem)
+            trust(context, broker.ca_file, broker.ca_pem)
         return context
 
     return Mirrors(policy, tls)
 
 
 def default_memory_limit_bytes() -> int:
-    """Four fifths of this device's memory for the measuring child; 0, no limit, where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
-    except (ValueError, OSError):
-        return 0
+    """Four fifths of the memory that this process may have, for the measuring child.
+
+    That is the device's, or what its container or service is limited to; 0, no limit, where the system does not tell.
+    """
+    total = total_memory_bytes()
+    return int(total * 4 / 5) if total is not None else 0
 
 
 def _serve(service: AgentService, options: RunOptions, stop: _Stop) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from agent.battery import Battery
 from agent.device_files import RunProgram, number, psutil_call, run_program, text
 from agent.power import find_power_meter
+from agent.units import Thermometer, clock_mhz, plausible_celsius
+from device_profiles.quantities import of_readings
 from fleet_protocol.messages import Conditions
 
 #: Thermal zones and hwmon chips that are the processor's, best first.
@@ -40,6 +42,7 @@ class Sensors:
         self._run = run
         self._own_device = root == Path("/")
         self._zone = self._find_zone()
+        self._thermometer = Thermometer()
         self._cpufreq = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"))
         # Processors that got too hot, and a Jetson that drew too much current.
         self._throttle_counts = sorted(
@@ -48,7 +51,7 @@ class Sensors:
                 *root.glob("sys/class/hwmon/hwmon*/oc[0-9]_event_cnt"),
             ]
         )
-        self._last_throttle_count = self._throttle_count()
+        self._last_counts = self._read_counts()
         self._battery = Battery(root, run)
         #: The board's own power meter, where it has one.
         self.power_meter = find_power_meter(root)
@@ -57,7 +60,8 @@ class Sensors:
     def read(self) -> Conditions:
         """The device's state now; its power is left to whoever measures, since it tells nothing without the work."""
         battery = self._battery.read()
-        return Conditions(
+        return of_readings(
+            Conditions,
             temperature_c=self._temperature_c(),
             clock_mhz=self._clock_mhz(),
             governor=self._governor(),
@@ -77,6 +81,7 @@ class Sensors:
     def clock_is_fixed(self) -> bool:
         """Whether every core's lowest clock is its highest, as `jetson_clocks` sets it, whatever the governor."""
         limits = [(text(f / "scaling_min_freq"), text(f / "scaling_max_freq")) for f in self._cpufreq]
+        limits = [limit for limit in limits if limit != ("", "")]  # of a core that is offline
         return bool(limits) and all(low == high != "" for low, high in limits)
 
     def _find_zone(self) -> Path | None:
@@ -88,24 +93,29 @@ class Sensors:
             )
             for folder in sorted(self._root.glob(pattern))
         ]
-        readable = [item for item in candidates if number(item[1]) is not None]
-        return min(readable, key=lambda item: item[0])[1] if readable else None
+        readings = [(rank, file, number(file)) for rank, file in candidates]
+        # What is off or broken tells something that no device has; it serves only where there is nothing else.
+        readable = [
+            (rank, Thermometer().celsius(value) is None, file) for rank, file, value in readings if value is not None
+        ]
+        return min(readable, key=lambda item: (item[1], item[0]))[2] if readable else None
 
     def _temperature_c(self) -> float | None:
         value = number(self._zone) if self._zone else None
         if value is not None:
-            return value / 1000
+            return self._thermometer.celsius(value)
         if self._own_device:
             readings = psutil_call("sensors_temperatures") or {}
             for chip in sorted(readings, key=_rank):
                 for reading in readings[chip]:
-                    return float(reading.current)
+                    return plausible_celsius(float(reading.current))
         return None
 
     def _clock_mhz(self) -> float | None:
-        clocks = [value for folder in self._cpufreq if (value := number(folder / "scaling_cur_freq")) is not None]
+        readings = [value for folder in self._cpufreq if (value := number(folder / "scaling_cur_freq")) is not None]
+        clocks = [clock for reading in readings if (clock := clock_mhz(reading)) is not None]
         if clocks:
-            return max(clocks) / 1000
+            return max(clocks)
         reading = psutil_call("cpu_freq") if self._own_device else None
         return float(reading.current) if reading is not None and reading.current else None
 
@@ -123,12 +133,15 @@ class Sensors:
             except ValueError:
                 return None
         if self._throttle_counts:
-            count, self._last_throttle_count = self._last_throttle_count, self._throttle_count()
-            return self._last_throttle_count > count
+            # Each for itself: the count of a core that is switched off and on again is no news.
+            before, now = self._last_counts, self._read_counts()
+            self._last_counts = {**before, **now}
+            return any(count > before.get(path, count) for path, count in now.items())
         return None
 
-    def _throttle_count(self) -> float:
-        return sum(number(path) or 0 for path in self._throttle_counts)
+    def _read_counts(self) -> dict[Path, float]:
+        counts = {path: number(path) for path in self._throttle_counts}
+        return {path: count for path, count in counts.items() if count is not None}
 
     def _load(self) -> float | None:
         words = text(self._root / "proc/loadavg").split()

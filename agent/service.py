@@ -16,6 +16,7 @@ from agent.presence import Presence
 from agent.sensors import Sensors
 from agent.task_run import Equipment, Outcome, PausableDeadline, QueuedTask, TaskRun
 from fleet_protocol.codec import decode, decode_chunk, decode_task, encode
+from fleet_protocol.envelope import read_envelope
 from fleet_protocol.errors import DuplicateAgentError, ProtocolError, StoreError, TransportError, UntrustedError
 from fleet_protocol.messages import (
     Accepted,
@@ -236,8 +237,8 @@ class AgentService:
         elif not self._presence.settled:
             return  # it may be another's of this name; if it is ours, it comes again after `Next`
         elif isinstance(address, AgentDown) and address.channel == "task":
-            task = decode_task(message.payload)
-            if not self._trusted(task, message.payload):
+            task = self._read_order(message.payload)
+            if task is None or not self._trusted(task, message.payload):
                 return
             if isinstance(task, MeasureTask):
                 for key in task.stored:
@@ -258,6 +259,20 @@ class AgentService:
             failed = self._run.receive(decode_chunk(message.payload))
             if failed is not None:
                 self._finish(failed)
+
+    def _read_order(self, payload: bytes) -> Task | None:
+        """The order in a payload. A coordinator whose order is not understood is told so, though not often."""
+        try:
+            return decode_task(payload)
+        except ProtocolError as error:
+            if self._verifier is not None:
+                self._verifier.check("task", payload)
+            envelope = read_envelope(payload)
+            said = self._refusals(f"task {envelope.key.task_id if envelope is not None else 'without a name'}: {error}")
+            if said and envelope is not None and envelope.op != "cancel":
+                detail = str(error)[:500]
+                self._publish("task", Rejected(task=envelope.key, reason="not_understood", detail=detail))
+            return None
 
     def _trusted(self, task: Task, payload: bytes) -> bool:
         """Whether the pinned coordinator gave this order. One that lacks the key is told so, though not often."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +14,9 @@ from fleet_protocol.messages import RuntimeSetting
 IN_PROCESS = ("onnxruntime", "litert")
 RUNTIMES = (*IN_PROCESS, "adb", "command")
 _KEYS = ("provider", "threads", "precision", "graph_optimisation", "affinity")
+#: Cores in one range, as many as a setting may name.
+MAX_CORES = 256
+_CORES = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 _EXAMPLE = "onnxruntime,threads=2,graph_optimisation=basic,affinity=2-3"
 
 
@@ -41,8 +45,12 @@ def _cores(text: str, setting: str) -> tuple[int, ...]:
     """Core numbers from `0`, `0-3` or `0+2+4-5`."""
     cores: list[int] = []
     for part in text.split("+"):
-        first, separator, last = part.partition("-")
-        if not first.isdecimal() or (separator and not last.isdecimal()):
-            raise UsageError(f"affinity {text!r} in setting {setting!r} is not a list of cores such as 0-3 or 0+2+4")
-        cores.extend(range(int(first), int(last or first) + 1))
+        found = _CORES.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if not first <= last < first + MAX_CORES:
+            raise UsageError(
+                f"affinity {text!r} in setting {setting!r} is not a list of cores such as 0-3 or 0+2+4, of at most "
+                f"{MAX_CORES}"
+            )
+        cores.extend(range(first, last + 1))
     return tuple(dict.fromkeys(cores))

@@ -65,13 +65,15 @@ def _agent_standing(folder: Path) -> Standing:
 
 def _is_locked(file: Path) -> bool:
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:  # a file system without locks, where no agent can run either
+        return False
     finally:
         os.close(handle)
     return False

@@ -6,14 +6,17 @@ device, and a model that is the faster one in the first minute may be the slower
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
-from agent.child_messages import FailedReply, LoadedReply, PhaseReply, SustainedOrder, WindowReply
+from agent.bench import not_measured
+from agent.child_messages import FailedReply, LoadedReply, PhaseReply, Reply, SustainedOrder, UnreadyReply, WindowReply
 from agent.host_lock import default_host_lock_path
-from agent.state_folder import default_state_folder, engines_below
+from agent.input_shapes import Shape
+from agent.state_folder import default_engine_folder
 from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.errors import FleetnasError
 from fleet_protocol.messages import RuntimeSetting
@@ -71,16 +74,24 @@ def run_sustained(
     total_s: float,
     window_s: float,
     on_reply: Callable[[PhaseReply | LoadedReply | WindowReply], None],
+    input_shapes: Mapping[str, Shape] = MappingProxyType({}),
 ) -> SustainedRun:
     """Run a model file in the killable child for `total_s` s, holding the host's lock throughout.
 
     Ctrl-C and failures end the run early and keep its windows; before the first window they are raised.
     """
     run = SustainedRun()
-    worker = Worker(child_command(default_host_lock_path(), engine_folder=engines_below(default_state_folder())))
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=default_engine_folder()))
     limit_s = 2 * window_s + _SLACK_S
     try:
-        worker.submit(SustainedOrder(model_path=str(model), setting=setting, total_s=total_s, window_s=window_s))
+        order = SustainedOrder(
+            model_path=str(model),
+            input_shapes=dict(input_shapes),
+            setting=setting,
+            total_s=total_s,
+            window_s=window_s,
+        )
+        worker.submit(order)
         run.failure = f"the model gave no window within {limit_s:g} s"
         for reply in replies_of(worker, limit_s):
             if isinstance(reply, WindowReply):
@@ -88,7 +99,9 @@ def run_sustained(
             elif isinstance(reply, LoadedReply):
                 run.model = reply
             elif not isinstance(reply, PhaseReply):
-                run.failure = f"{reply.reason}: {reply.detail}" if isinstance(reply, FailedReply) else ""
+                if isinstance(reply, FailedReply) and not run.windows:
+                    raise not_measured(model, reply)
+                run.failure = _failure_of(reply)
                 continue
             on_reply(reply)
     except KeyboardInterrupt:
@@ -100,6 +113,13 @@ def run_sustained(
     if not run.windows:
         raise FleetnasError(f"{model.name} was not measured: {run.failure or 'its time ended before the first window'}")
     return run
+
+
+def _failure_of(reply: Reply) -> str:
+    """Why the order ended before its time; empty where it did not."""
+    if isinstance(reply, FailedReply):
+        return f"{reply.reason}: {reply.detail}"
+    return reply.reason if isinstance(reply, UnreadyReply) else ""
 
 
 def slowdown(window: WindowReply, windows: Sequence[WindowReply]) -> float:

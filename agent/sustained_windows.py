@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from agent.child_messages import WindowReply
-from agent.power import BlockPower
+from agent.power import BlockPower, with_power
 from agent.runtimes.base import Runtime, TimedModel
 from agent.sensors import Sensors
 from fleet_protocol.messages import MeasurementProtocol
@@ -43,7 +43,7 @@ def measure_windows(
 
         timing = model.time(_window_protocol(length_s), on_block)
         to_s = clock() - begin_s
-        conditions = runtime.conditions() or sensors.read().model_copy(update={"power_mw": power.mean_mw})
+        conditions = runtime.conditions() or with_power(sensors.read(), power.mean_mw)
         yield WindowReply(
             begin_s=round(from_s, 3),
             end_s=round(to_s, 3),

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from pydantic import ValidationError
+
 from agent.battery import BatteryRule
-from agent.blobs import BlobCache, BlobFetch
+from agent.blobs import BlobCache, BlobFetch, limit_partials, partial_file
 from agent.child_messages import (
     FailedReply,
     MeasuredReply,
@@ -42,6 +44,8 @@ from fleet_protocol.messages import (
 LOOK_AGAIN_S = 2.0
 #: How long a device rests before its battery is looked at again.
 RESTING_S = 30.0
+#: A wait for the host's lock that lasts so long is no longer a neighbour's usual measurement.
+LONG_WAIT_S = 60.0
 #: A phase that goes on is told again this often.
 _TELL_EVERY_S = 5.0
 
@@ -120,6 +124,8 @@ class TaskRun:
         #: Until when the task waits for a faster or cooler device; None before the first look at it.
         self._wait_ends: float | None = None
         self._waiting = False
+        #: What the child waits for before it begins; empty once it has.
+        self._waits_for = ""
         self._heard_at = 0.0
         self._phase: Phase | None = None
         self._fraction = 0.0
@@ -140,6 +146,8 @@ class TaskRun:
             if reply is None:
                 if self._phase == "waiting":
                     self._tell("waiting", self._fraction, now)
+                if self._waits_for and now - self._heard_at >= LONG_WAIT_S:
+                    self.resting = self._waits_for
                 return None
             return self._take(reply, now)
         if self._idle_until is not None:
@@ -192,8 +200,7 @@ class TaskRun:
 
     def _go_on_fetching(self, blob: BlobReference, now: float) -> None:
         if self._fetch is None or self._fetch.blob != blob:
-            keep = [wanted.sha256 for wanted in self._wanted]
-            self._equipment.cache.make_room(blob.size, keep)
+            self._make_room(blob)
             self._fetch = self._begin_fetching(blob, now)
         try:
             file = self._fetch.step(now)
@@ -210,8 +217,19 @@ class TaskRun:
                 raise BundleError(f"the cache cannot be written ({error}); check --state-dir") from error
             self._fetch = None
 
+    def _make_room(self, blob: BlobReference) -> None:
+        """Room for a blob, and for what is here of it; other blobs on their way in are given up for it."""
+        cache, partials = self._equipment.cache, self._equipment.partial_folder
+        keep = [wanted.sha256 for wanted in self._wanted]
+        limit_partials(partials, keep, cache.max_bytes)
+        try:
+            cache.make_room(blob.size, keep)
+        except BundleError:
+            limit_partials(partials, keep, 0)
+            cache.make_room(blob.size, keep)
+
     def _begin_fetching(self, blob: BlobReference, now: float) -> BlobFetch | MirrorFetch:
-        partial = self._equipment.partial_folder / f"{blob.sha256}.partial"
+        partial = partial_file(self._equipment.partial_folder, blob.sha256)
         mirror = self.task.mirror if blob == self.task.bundle else None
         fetch = self._equipment.mirrors.begin(mirror, blob, partial, now)
         return fetch or BlobFetch(blob, partial, self._send_request)
@@ -278,8 +296,12 @@ class TaskRun:
             self.resting = "warms up until its speed is steady"
         elif reply.phase == "waiting":
             self._deadline.pause(now)
+            self._waits_for = reply.detail
         else:
             self._deadline.resume(now)
+            if self._waits_for and self.resting == self._waits_for:
+                self.resting = ""
+            self._waits_for = ""
         self._heard_at = now
         if reply.phase == "measuring":
             self._waiting, self.resting = False, ""
@@ -308,11 +330,12 @@ class TaskRun:
         self._deadline.pause(now)
         self._tell("cooling", 0.0, now)
 
-    def _result(self, reply: MeasuredReply, paired: PairedTiming, verdict: Verdict, finished_unix_s: float) -> Result:
+    def _result(
+        self, reply: MeasuredReply, paired: PairedTiming, verdict: Verdict, finished_unix_s: float
+    ) -> Result | Failed:
         timing = reply.timing
-        return Result(
-            task=self.task.task,
-            measurement=Measurement(
+        try:
+            measurement = Measurement(
                 model_sha256=reply.model_sha256,
                 model_bytes=reply.model_bytes,
                 median_ms=timing.median_ms,
@@ -339,8 +362,11 @@ class TaskRun:
                 after=reply.after,
                 energy_mj=reply.energy_mj,
                 finished_unix_s=finished_unix_s,
-            ),
-        )
+            )
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            return self._failed("bad_output", f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}")
+        return Result(task=self.task.task, measurement=measurement)
 
     # -- ends --------------------------------------------------------------------------------------------------
 

@@ -27,9 +27,11 @@ from agent.child_messages import (
     UnreadyReply,
     WindowReply,
 )
+from agent.limits import core_list
 from agent.model_building import build_model
+from agent.model_file import ModelFile, open_model
 from agent.pairing import Pairing, TurnHooks
-from agent.power import BlockPower, IdlePower
+from agent.power import BlockPower, IdlePower, energy_mj, with_power
 from agent.references import References
 from agent.runtimes.base import Runtime
 from agent.runtimes.registry import make_runtime
@@ -126,7 +128,8 @@ class Workbench:
         return SlowReply(temperature_c=now_c) if now_c is not None and now_c > references.warm_above_c else None
 
     def _measure_file(self, order: BenchOrder, say: Say) -> Reply:
-        return self._time_model(self._runtime(order.setting), _read_model(order.model_path), order, 0.0, say)
+        own = open_model(Path(order.model_path), order.input_shapes)
+        return self._time_model(self._runtime(order.setting), own.content, order, 0.0, say, own=own)
 
     def _time_model(
         self,
@@ -136,13 +139,14 @@ class Workbench:
         build_ms: float,
         say: Say,
         pairing: Pairing | None = None,
+        own: ModelFile | None = None,
     ) -> MeasuredReply:
         begin = time.perf_counter()
-        loaded = runtime.load(model, order.setting)
+        loaded = runtime.load(model, order.setting, own)
         load_ms = 1000 * (time.perf_counter() - begin)
         driven = runtime.conditions()  # of a device that this host only drives, and whose power it does not know
         power = BlockPower(self._sensors.power_meter if driven is None else None)
-        before = driven or self._sensors.read().model_copy(update={"power_mw": self._idle_power.mw()})
+        before = driven or with_power(self._sensors.read(), self._idle_power.mw())
         told = time.perf_counter()
         say("measuring", 0.0)
 
@@ -165,31 +169,36 @@ class Workbench:
         finally:
             loaded.close()
         return MeasuredReply(
-            model_sha256=hashlib.sha256(model).hexdigest(),
-            model_bytes=len(model),
+            model_sha256=own.sha256 if own is not None else hashlib.sha256(model).hexdigest(),
+            model_bytes=own.size if own is not None else len(model),
             timing=timing,
             provider=loaded.provider,
             build_ms=build_ms,
             load_ms=load_ms,
+            input_shapes=loaded.input_shapes,
+            cores=_active_cores(order.setting),
             before=before,
-            after=runtime.conditions() or self._sensors.read().model_copy(update={"power_mw": power.mean_mw}),
-            energy_mj=power.mean_mw * timing.median_ms / 1000 if power.mean_mw is not None else None,
+            after=runtime.conditions() or with_power(self._sensors.read(), power.mean_mw),
+            energy_mj=energy_mj(power.mean_mw, timing.median_ms),
             paired=paired,
             busy_s=time.perf_counter() - begin,
             inference_s=timing.inference_s,
         )
 
     def _probe(self, order: ProbeOrder) -> ProbedReply:
-        from agent.micro_benchmarks import run_micro_benchmarks
+        from agent.micro_benchmarks import run_micro_benchmarks, try_setting
 
         runtime = self._runtime(order.setting)
         found, provider = run_micro_benchmarks(runtime, order.setting, full=order.micro_benchmarks)
+        # They run on one thread and in fp32; what the agent offers is the setting as it is.
+        try_setting(runtime, order.setting)
         return ProbedReply(
             version=runtime.version(),
             providers=runtime.providers(),
             active_provider=provider,
             micro_benchmarks=found,
             device=runtime.device(),
+            cores=_active_cores(order.setting),
         )
 
     def _runtime(self, setting: RuntimeSetting) -> Runtime:
@@ -210,27 +219,37 @@ class Workbench:
             if cores:
                 raise UsageError("this system cannot pin a process to cores; leave `affinity` out of the setting")
             return
+        # The kernel takes any set that holds one usable core, and leaves the others out without a word.
+        missing = [core for core in cores if core not in self._all_cores]
+        why = f"{core_list(missing)} are offline, not there, or not allowed here" if missing else ""
         try:
-            os.sched_setaffinity(0, cores or self._all_cores)
-        except OSError as error:
+            if not missing:
+                os.sched_setaffinity(0, cores or self._all_cores)
+        except (OSError, ValueError, OverflowError) as error:
+            why = str(error)
+        if not why and cores and (active := _affinity()) != set(cores):
+            why = f"{core_list(active or ())} are active instead"
+        if why:
             raise UsageError(
-                f"the measurement cannot be pinned to cores {', '.join(map(str, cores))} ({error}); this device has "
-                f"{', '.join(map(str, sorted(self._all_cores)))}"
-            ) from error
+                f"the measurement cannot be pinned to cores {core_list(cores)}: {why}; this process may use "
+                f"{core_list(self._all_cores)}, so change `affinity` in the setting"
+            )
 
     def _sustain(self, order: SustainedOrder, say: Say) -> SustainedReply:
         """Run the model until the order's time is over; each window is reported as it ends."""
         runtime = self._runtime(order.setting)
-        model = _read_model(order.model_path)
+        own = open_model(Path(order.model_path), order.input_shapes)
         begin = time.perf_counter()
-        loaded = runtime.load(model, order.setting)
+        loaded = runtime.load(own.content, order.setting, own)
         try:
             self._report(
                 LoadedReply(
-                    model_sha256=hashlib.sha256(model).hexdigest(),
-                    model_bytes=len(model),
+                    model_sha256=own.sha256,
+                    model_bytes=own.size,
                     provider=loaded.provider,
                     load_ms=1000 * (time.perf_counter() - begin),
+                    input_shapes=loaded.input_shapes,
+                    cores=_active_cores(order.setting),
                 )
             )
             say("measuring", 0.0)
@@ -241,13 +260,6 @@ class Workbench:
         finally:
             loaded.close()
         return SustainedReply(windows=windows)
-
-
-def _read_model(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UsageError(f"the model cannot be read: {error}; check its path") from error
 
 
 def _read_verified(path: str | None, sha256: str | None) -> bytes | None:
@@ -263,6 +275,11 @@ def _read_verified(path: str | None, sha256: str | None) -> bytes | None:
             f"the calibration {path} was announced with SHA-256 {sha256} and has {found}; it is fetched again"
         )
     return blob
+
+
+def _active_cores(setting: RuntimeSetting) -> tuple[int, ...]:
+    """Cores that the model runs on; of a phone's, those it was pinned to, which its runtime has checked."""
+    return setting.affinity if setting.runtime == "adb" else tuple(sorted(_affinity() or ()))
 
 
 def _affinity() -> set[int] | None:

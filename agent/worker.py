@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -19,6 +18,10 @@ from pydantic import ValidationError
 
 from agent.child_messages import INTERIM_REPLIES, FailedReply, Order, PhaseReply, Reply, decode_reply
 from agent.framing import BadFrameError, FrameDecoder, write_frame
+from agent.host_lock import MAX_WAIT_S
+from agent.scratch import ScratchFolder, remove_abandoned
+from fleet_protocol.child_process import child_environment, python_command
+from fleet_protocol.folders import temporary_folder
 
 #: After these the child's memory can no longer be trusted, and the next order gets a fresh one.
 _FATAL_REASONS = frozenset({"out_of_memory", "internal"})
@@ -46,14 +49,12 @@ class Measurer(Protocol):
 def replies_of(measurer: Measurer, limit_s: float) -> Iterator[Reply]:
     """Replies to the order at work, the final one last; ends without it where nothing is said for `limit_s` s.
 
-    The wait for the host lock has no limit: another agent of this host may hold it for hours.
+    While the child waits for the host's lock, which another agent may hold for long, its own limit is added.
     """
     waits = False
     while True:
-        reply = measurer.poll(limit_s)
+        reply = measurer.poll(limit_s + (MAX_WAIT_S if waits else 0.0))
         if reply is None:
-            if waits:
-                continue
             return
         waits = isinstance(reply, PhaseReply) and reply.phase == "waiting"
         yield reply
@@ -63,10 +64,9 @@ def replies_of(measurer: Measurer, limit_s: float) -> Iterator[Reply]:
 
 def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: Path | None = None) -> list[str]:
     """How the measuring child is started; what accelerators compile is kept in `engine_folder`."""
-    return [
-        sys.executable,
-        "-m",
+    return python_command(
         "agent.child",
+        "main",
         "--lock",
         str(lock_path),
         "--parent",
@@ -74,7 +74,7 @@ def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: P
         "--memory-limit",
         str(memory_limit_bytes),
         *(("--engines", str(engine_folder)) if engine_folder is not None else ()),
-    ]
+    )
 
 
 class Worker:
@@ -86,6 +86,7 @@ class Worker:
         self._decoder = FrameDecoder()
         self._replies: deque[Reply] = deque()
         self._stderr: IO[bytes] | None = None
+        self._scratch: ScratchFolder | None = None
         self._oom_kills = 0
         self._order: bytes | None = None
         self._heard = False
@@ -139,15 +140,23 @@ class Worker:
         self.kill()
 
     def _start(self) -> None:
+        temporary_folder()  # says what to do where there is none
+        remove_abandoned()
+        self._scratch = ScratchFolder.make()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            # A process group of its own: what it starts dies with it, and Ctrl-C is the agent's alone.
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=child_environment({"TMPDIR": str(self._scratch.path)}),
+                # A process group of its own: what it starts dies with it, and Ctrl-C is the agent's alone.
+                start_new_session=True,
+            )
+        except OSError:
+            self._scratch.remove()
+            raise
         self._decoder = FrameDecoder()
         self._replies.clear()
 
@@ -217,7 +226,9 @@ class Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        self._process = self._stderr = None
+        if self._scratch is not None:
+            self._scratch.remove()
+        self._process = self._stderr = self._scratch = None
 
 
 def _kernel_oom_kills() -> int:

@@ -148,18 +148,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextlib.contextmanager
-def mosquitto(work: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Debian's mosquitto with room for a fleet, and as prompt as `fleetnas broker init` makes it."""
+def mosquitto_program() -> str:
+    """Where mosquitto is installed."""
     program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
     if program is None:
         raise SystemExit("mosquitto is not installed; run: apt-get install mosquitto")
+    return program
+
+
+@contextlib.contextmanager
+def mosquitto(work: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Debian's mosquitto with room for a fleet, and as prompt as `fleetnas broker init` makes it."""
     port, config = free_port(), work / "mosquitto.conf"
     config.write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_type error\n"
         "set_tcp_nodelay true\nmax_queued_messages 100000\nmax_inflight_messages 2000\n"
     )
-    process = subprocess.Popen([program, "-c", str(config)])
+    process = subprocess.Popen([mosquitto_program(), "-c", str(config)])
     try:
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):

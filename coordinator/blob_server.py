@@ -1,13 +1,15 @@
 """Byte ranges of bundles and calibrations for the agents that ask, at a bounded rate and in stages.
 
 A bundle goes to a few agents at once, so that the first of a large fleet measure while the last still wait; shared
-among all, it would reach all of them at the very end. Small blobs do not wait for large ones.
+among all, it would reach all of them at the very end. Small blobs do not wait for large ones, unless their agent has
+had many: then it takes turns with the others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +26,10 @@ DEFAULT_AT_ONCE = 16
 _BURST_BYTES = 1024 * 1024
 #: What a winner's calibration has at most: it is never behind a bundle in the queue.
 _SMALL_BYTES = 1024 * 1024
+#: What an agent may have of small blobs before others' bundles, at once, and the part of the rate that it adds up by.
+_AHEAD_BYTES, _AHEAD_SHARE = 1024 * 1024, 1 / 16
+#: A request counts as this much at least: a byte costs a message too.
+_LEAST_BYTES = 4096
 #: An agent asks again for what is not answered in time, so what it asks beyond this is dropped.
 _MAX_WAITING_PER_AGENT = 256
 #: Who asks for nothing for so long has what it wanted, or is gone. An agent asks again for a lost chunk after 5 s.
@@ -60,6 +66,10 @@ class BlobServer:
         self._blobs: dict[str, bytes | mmap.mmap] = {}
         self._waiting: _Queue = {}
         self._waiting_small: _Queue = {}
+        #: The rest of a round in which everybody who waits has one chunk.
+        self._round: deque[tuple[str, _Queue]] = deque()
+        #: What agents may still have of small blobs before others' bundles, where that is not all.
+        self._ahead: dict[str, float] = {}
         self._stage: dict[str, _Turn] = {}
         self._allowance = self._burst
         self._filled_s: float | None = None
@@ -107,20 +117,34 @@ class BlobServer:
     def pump(self, now_s: float) -> None:
         """Answer as many requests as the rate allows."""
         if self._filled_s is not None:
-            self._allowance = min(self._burst, self._allowance + (now_s - self._filled_s) * self._rate)
+            added = (now_s - self._filled_s) * self._rate
+            self._allowance = min(self._burst, self._allowance + added)
+            ahead = {agent: left + _AHEAD_SHARE * added for agent, left in self._ahead.items()}
+            self._ahead = {agent: left for agent, left in ahead.items() if left < _AHEAD_BYTES}
         self._filled_s = now_s
         self._end_turns(now_s)
-        while self._allowance > 0:
-            queue = self._waiting_small or self._waiting
-            agents = list(queue) if queue is self._waiting_small else self._turns(now_s)
-            if not agents:
+        while self._allowance > 0 and (turn := self._next_turn(now_s)) is not None:
+            if not self._answer(*turn):
+                # The queue is full or the broker away: agents ask again.
+                self._waiting.clear()
+                self._waiting_small.clear()
                 return
-            for agent in agents:
-                if self._allowance > 0 and not self._answer(agent, queue):
-                    # The queue is full or the broker away: agents ask again.
-                    self._waiting.clear()
-                    self._waiting_small.clear()
-                    return
+
+    def _next_turn(self, now_s: float) -> tuple[str, _Queue] | None:
+        """Whose request is answered next, for one chunk; None where nobody waits."""
+        ahead = next((agent for agent in self._waiting_small if self._ahead.get(agent, _AHEAD_BYTES) > 0), None)
+        if ahead is not None:
+            self._waiting_small[ahead] = self._waiting_small.pop(ahead)  # then the next one's
+            return ahead, self._waiting_small
+        while True:
+            if not self._round:
+                self._round.extend((agent, self._waiting_small) for agent in self._waiting_small)
+                self._round.extend((agent, self._waiting) for agent in self._turns(now_s))
+            if not self._round:
+                return None
+            agent, queue = self._round.popleft()
+            if agent in queue:
+                return agent, queue
 
     def _turns(self, now_s: float) -> list[str]:
         """Whose turn it is, each for one chunk: those on the stage, and where these want nothing, whoever is next."""
@@ -154,7 +178,11 @@ class BlobServer:
         except TransportError:
             return False
         del requests[request]
-        self._allowance -= len(data)
+        cost = max(len(data), _LEAST_BYTES)
+        self._allowance -= cost
+        ahead = self._ahead.get(agent, _AHEAD_BYTES)
+        if queue is self._waiting_small and ahead > 0:
+            self._ahead[agent] = ahead - cost
         key = (agent, request.sha256)
         self.sent[key] = self.sent.get(key, 0) + len(data)
         turn = self._stage.get(agent) if queue is self._waiting else None

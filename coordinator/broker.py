@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fleet_protocol.errors import MissingDependencyError, TransportError
-from fleet_protocol.transport import DEFAULT_PORT, BrokerAddress
+from fleet_protocol.transport import DEFAULT_PORT, BrokerAddress, check_host, host_and_port
 
 if TYPE_CHECKING:
     from amqtt.broker import Broker
@@ -29,7 +29,7 @@ class EmbeddedBroker:
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> None:
-        self._host, self._port = host, port
+        self._host, self._port = check_host(host) if host else host, port
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
@@ -39,8 +39,8 @@ class EmbeddedBroker:
     @property
     def address(self) -> BrokerAddress:
         """Where it listens; of one that listens everywhere, the way in from this machine."""
-        host = "127.0.0.1" if self._host in ("", "0.0.0.0") else self._host
-        return BrokerAddress(host, self._port)
+        ways_in = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+        return BrokerAddress(ways_in.get(self._host, self._host), self._port)
 
     def start(self) -> None:
         """Listen; `TransportError` where the port cannot be had."""
@@ -51,8 +51,8 @@ class EmbeddedBroker:
             if isinstance(self._error, MissingDependencyError):
                 raise self._error
             raise TransportError(
-                f"the embedded broker cannot listen on {self._host}:{self._port}: {self._error}; stop what uses the "
-                "port, or choose another with --port"
+                f"the embedded broker cannot listen on {host_and_port(self._host, self._port)}: {self._error}; stop "
+                "what uses the port, or choose another with --port"
             ) from self._error
 
     def stop(self) -> None:
@@ -99,7 +99,8 @@ def _make_broker(host: str, port: int) -> Broker:
         ) from error
     for name in ("amqtt", "transitions"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    bind = f"{host}:{port}"  # IPv6 too: amqtt hands brackets on to the resolver, which knows none
 
     class OwnRetainedBroker(Broker):  # type: ignore[misc]
         """amqtt offers a new client what is retained on everybody's subscriptions; here, on its own."""

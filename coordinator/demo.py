@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,11 @@ from pathlib import Path
 from coordinator.broker import EmbeddedBroker
 from coordinator.campaign.assembly import SearchRequest
 from coordinator.campaign.plan import CampaignPlan
+from fleet_protocol.child_process import child_environment, python_command
 from fleet_protocol.messages import MeasurementProtocol
 from fleet_protocol.transport import BrokerAddress
 from supernet_export.export import export_digits
+from supernet_export.output_files import check_folder
 
 #: Three settings that differ as devices do; they share this machine, and so take turns.
 AGENTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -43,6 +44,7 @@ def run_demo(directory: Path, run_search: Callable[[SearchRequest], int], seed: 
 
     Everything it writes is under `directory`: the take-home in it, the rest in `demo/`.
     """
+    check_folder("--out", directory)
     work = directory / "demo"
     work.mkdir(parents=True, exist_ok=True)
     supernet = work / "digits.supernet"
@@ -92,13 +94,13 @@ def start_agent(name: str, address: BrokerAddress, work: Path, settings: tuple[s
     """One agent in a process of its own."""
     log = work / f"{name}.log"
     command = [
-        *(sys.executable, "-m", "agent", "run"),
+        *python_command("agent.cli", "main", "run"),
         *("--broker", str(address), "--name", name, "--state-dir", str(work / "agents")),
         *("--parent", str(os.getpid())),
         *settings,
     ]
     # The measuring child takes as many threads as its setting says, whatever this shell says.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+    environment = {key: value for key, value in child_environment().items() if not key.startswith("OMP_")}
     with log.open("ab") as output:
         # A session of its own: Ctrl-C reaches the search first, which takes its tasks back in good order.
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)

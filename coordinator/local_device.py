@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.options import default_name, installed_runtime
+from agent.options import installed_runtime
+from agent.own_name import own_name, remember_name
 from agent.running import AgentOptions, default_memory_limit_bytes, open_service
 from agent.settings import parse_setting
 from agent.state_folder import default_state_folder
@@ -59,10 +60,14 @@ class LocalDevice:
                 "resume it with --broker"
             )
         known = tuple(device.setting for device in stored)
+        state_folder = self.state_folder or default_state_folder()
+        name = names[0] if names else own_name(state_folder, LOCAL_FLEET)
+        if not names:
+            remember_name(state_folder, name)
         return AgentOptions(
-            name=names[0] if names else default_name(),
+            name=name,
             settings=self.settings or known or (parse_setting(installed_runtime()),),
-            state_folder=self.state_folder or default_state_folder(),
+            state_folder=state_folder,
             fleet=LOCAL_FLEET,
             memory_limit_bytes=default_memory_limit_bytes(),
         )

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from device_profiles.text_files import read_text
+
 _FOLDER = Path(__file__).parent
 #: Names of Arm core designs, by implementer and part; not a device.
 _ARM_CORES = "arm_cores.json"
@@ -72,13 +74,13 @@ class Catalogue:
 def load_catalogue(folder: Path = _FOLDER) -> Catalogue:
     """Every data file of `folder`; `pydantic.ValidationError` names the field of one that is wrong."""
     files = [path for path in sorted(folder.glob("*.json")) if path.name != _ARM_CORES]
-    return Catalogue({path.stem: KnownDevice.model_validate_json(path.read_bytes()) for path in files})
+    return Catalogue({path.stem: KnownDevice.model_validate_json(read_text(path)) for path in files})
 
 
 @cache
 def load_arm_cores() -> dict[str, str]:
     """Core design by `implementer/part`, both as `/proc/cpuinfo` writes them in lower case."""
-    names: dict[str, str] = json.loads((_FOLDER / _ARM_CORES).read_text())
+    names: dict[str, str] = json.loads(read_text(_FOLDER / _ARM_CORES))
     return names
 
 

@@ -1,12 +1,23 @@
-"""Text that a stranger wrote and a person will read: nothing in it may steer a terminal or hide from the eye."""
+"""Text for people, whoever wrote it: nothing in it may steer a terminal, hide from the eye, or fail to be printed."""
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
+import os
+import re
+import sys
 from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator
 
 _LAYOUT = "\n\t"
+#: One ASCII character for each sign that we print, for streams whose encoding lacks it.
+ASCII_SIGNS = str.maketrans("╭╮╰╯─━│█░✓✗·●◌◆○↓–—…°±×µ’“”", '++++--|#.+x-*o%ov--. ~xu\'""')
+#: Name of the way to encode text in which nothing fails: `text.encode("ascii", PRINTABLE)`.
+PRINTABLE = "fleetnas-printable"
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def plain(text: str) -> str:
@@ -17,3 +28,28 @@ def plain(text: str) -> str:
 
 
 PlainText: TypeAlias = Annotated[str, AfterValidator(plain)]
+
+
+def _in_signs_that_it_has(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    cut = error.object[error.start : error.end].translate(ASCII_SIGNS)
+    return _NOT_ASCII.sub("?", cut), error.end
+
+
+codecs.register_error(PRINTABLE, _in_signs_that_it_has)
+
+
+def ascii_json(text: str) -> str:
+    """The same JSON in ASCII alone, so that no encoding changes what it says."""
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+def use_printable_streams() -> None:
+    """Let standard output and standard error take any text, whatever their encoding, and also where they are closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PRINTABLE)

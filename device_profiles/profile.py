@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from device_profiles.plain_text import PlainText
+from device_profiles.quantities import Megabytes, Megahertz, Microseconds, ShortText, Throughput
 
 
 class CpuCluster(BaseModel):
@@ -14,7 +15,7 @@ class CpuCluster(BaseModel):
 
     name: PlainText = Field(max_length=64, description="core design, such as Cortex-A72")
     cores: int = Field(ge=1, le=1024)
-    max_clock_mhz: float | None = Field(default=None, gt=0)
+    max_clock_mhz: Megahertz | None = Field(default=None, ge=1)
 
 
 class MicroBenchmarks(BaseModel):
@@ -22,10 +23,10 @@ class MicroBenchmarks(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gemm_gflops: float | None = Field(default=None, gt=0, description="fp32 matrix product, one thread")
-    depthwise_gflops: float | None = Field(default=None, gt=0, description="fp32 depthwise convolution, one thread")
-    copy_gb_per_s: float | None = Field(default=None, gt=0, description="memory copy, read plus write")
-    session_overhead_us: float | None = Field(default=None, gt=0, description="one run of an almost empty model")
+    gemm_gflops: Throughput | None = Field(default=None, description="fp32 matrix product, one thread")
+    depthwise_gflops: Throughput | None = Field(default=None, description="fp32 depthwise convolution, one thread")
+    copy_gb_per_s: Throughput | None = Field(default=None, description="memory copy, read plus write")
+    session_overhead_us: Microseconds | None = Field(default=None, description="one run of an almost empty model")
 
 
 class DeviceProfile(BaseModel):
@@ -43,7 +44,7 @@ class DeviceProfile(BaseModel):
     operating_system: PlainText = Field(default="unknown", max_length=128)
     clusters: tuple[CpuCluster, ...] = Field(default=(), max_length=16)
     cores: int = Field(ge=1, le=4096)
-    vector_extensions: tuple[PlainText, ...] = Field(default=(), max_length=32)
-    memory_mb: int | None = Field(default=None, gt=0)
+    vector_extensions: tuple[ShortText, ...] = Field(default=(), max_length=32)
+    memory_mb: Megabytes | None = None
     accelerator: PlainText | None = Field(default=None, max_length=128)
     micro_benchmarks: MicroBenchmarks = MicroBenchmarks()

@@ -32,7 +32,7 @@ SPACE = DigitsSpace()
 
 def slice_shipped() -> SliceSubnet:
     """Slices the checkpoint that ships."""
-    tensors = export_state_dict(read_checkpoint(DIGITS_CHECKPOINT), SPACE)
+    tensors = export_state_dict(read_checkpoint(DIGITS_CHECKPOINT).tensors, SPACE)
     slicer = slicer_for(SPACE)
     return lambda architecture, statistics: slicer.slice(tensors.__getitem__, architecture, statistics)
 

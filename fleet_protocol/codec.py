@@ -1,4 +1,7 @@
-"""Messages to bytes and back. Whatever does not parse is a `ProtocolError` of one line."""
+"""Messages to bytes and back. Whatever does not parse is a `ProtocolError` of one line.
+
+A message of a newer minor version may have fields that are unknown here: they are left out. One of a newer version is
+refused. `docs/architecture.md` has the rule."""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, from_json, to_json
 
 from fleet_protocol.errors import ProtocolError
-from fleet_protocol.messages import Message, Task, TaskUpdate
+from fleet_protocol.messages import SCHEMA_MINOR, SCHEMA_VERSION, Message, Task, TaskUpdate
 
 #: No JSON message is larger; the largest, a result with all its raw times, stays below 16 KiB.
 MAX_JSON_BYTES = 64 * 1024
@@ -27,6 +31,8 @@ def encode(message: Message) -> bytes:
     for tag in ("schema_version", "kind", "op"):
         if tag in type(message).model_fields:
             fields[tag] = getattr(message, tag)
+    if SCHEMA_MINOR and "schema_minor" in type(message).model_fields:
+        fields["schema_minor"] = SCHEMA_MINOR
     return _adapter(dict[str, Any]).dump_json(fields)
 
 
@@ -84,6 +90,49 @@ def _validate(kind: Any, payload: bytes) -> Any:
     try:
         return _adapter(kind).validate_json(payload)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "message"
-        raise ProtocolError(f"message refused: {where}: {first['msg']}"[:300]) from None
+        faults = error.errors(include_url=False, include_input=False)
+    version, minor = _version(payload)
+    if version > SCHEMA_VERSION:
+        raise ProtocolError(
+            f"message refused: it is of version {version} of the wire contract and this fleetnas understands version "
+            f"{SCHEMA_VERSION}; update the older of the two"
+        )
+    if version == SCHEMA_VERSION and minor > SCHEMA_MINOR and all(f["type"] == "extra_forbidden" for f in faults):
+        return _validate_known(kind, payload, faults)
+    raise _refusal(faults)
+
+
+def _version(payload: bytes) -> tuple[int, int]:
+    """Version and minor version of a message that does not parse; (0, 0) where it has none."""
+    try:
+        document = from_json(payload)
+    except ValueError:
+        return 0, 0
+    if not isinstance(document, dict):
+        return 0, 0
+    found = [document.get("schema_version", 0), document.get("schema_minor", 0)]
+    version, minor = (number if type(number) is int else 0 for number in found)
+    return version, minor
+
+
+def _validate_known(kind: Any, payload: bytes, unknown: list[ErrorDetails]) -> Any:
+    """Parse a message without its unknown fields."""
+    document = from_json(payload)
+    for fault in unknown:
+        place: Any = document
+        *path, last = fault["loc"]
+        for name in path:
+            # A place also names the kind of a message, which is no field.
+            is_field = name in place if isinstance(place, dict) else isinstance(place, list)
+            if is_field:
+                place = place[name]
+        place.pop(last, None)
+    try:
+        return _adapter(kind).validate_json(to_json(document))
+    except ValidationError as error:
+        raise _refusal(error.errors(include_url=False, include_input=False)) from None
+
+
+def _refusal(faults: list[ErrorDetails]) -> ProtocolError:
+    where = ".".join(str(part) for part in faults[0]["loc"]) or "message"
+    return ProtocolError(f"message refused: {where}: {faults[0]['msg']}"[:300])

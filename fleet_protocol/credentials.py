@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from device_profiles.text_files import decode_text
 from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import Identifier
 from fleet_protocol.signing import KEY_BYTES
-from fleet_protocol.transport import BrokerAddress
+from fleet_protocol.transport import BrokerAddress, check_host
 
 FORMAT_VERSION: Literal[1] = 1
 #: Keys of coordinators that one agent may trust at a time.
@@ -25,6 +26,13 @@ def _checked_key(text: str) -> str:
     if len(base64.b64decode(text, validate=True)) != KEY_BYTES:
         raise ValueError(f"a key has {KEY_BYTES} bytes in base64")
     return text
+
+
+def _checked_host(text: str) -> str:
+    try:
+        return check_host(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 Key = Annotated[str, Field(max_length=64), AfterValidator(_checked_key)]
@@ -48,7 +56,9 @@ class Credentials(BaseModel):
     role: Role
     fleet: Identifier
     name: Identifier = Field(description="the login's name, and an agent's name in the fleet")
-    host: str = Field(min_length=1, max_length=255, description="the broker's, as its certificate has it")
+    host: Annotated[str, AfterValidator(_checked_host)] = Field(
+        min_length=1, max_length=255, description="the broker's, as its certificate has it; IPv6 without brackets"
+    )
     port: int = Field(ge=1, le=65535)
     ca: Pem | None = Field(default=None, description="authority of the broker's certificate; None: the system's")
     certificate: Pem | None = Field(default=None, description="this client's own")
@@ -105,7 +115,7 @@ def read_credentials(path: Path, *roles: Role) -> Credentials:
     try:
         if len(payload) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
-        found = Credentials.model_validate_json(payload)
+        found = Credentials.model_validate_json(decode_text(payload))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
@@ -129,5 +139,9 @@ def write_credentials(path: Path, credentials: Credentials) -> None:
         raise UsageError(f"{path} exists and is not overwritten; remove it, or write to another file") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror}); choose another place") from error
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        path.unlink()  # half of a secret is of no use
+        raise UsageError(f"{path} cannot be written ({error.strerror}); make room there, or choose another") from error

@@ -19,8 +19,9 @@ The tree::
     │   └── UntrustedError         not signed by the coordinator whose key is pinned, or not for us, or not now
     ├── TransportError             the broker cannot be used
     │   └── BrokerUnreachableError nothing answers at the broker's address
-    └── StoreError                 the measurement store cannot be used
-        └── StoreUnavailableError  not now: its disk is full, another process holds it, its server is away
+    ├── StoreError                 the measurement store cannot be used
+    │   └── StoreUnavailableError  not now: its disk is full, another process holds it, its server is away
+    └── ResultsError               the folder of results cannot be written; the store has everything
 
 A message gives the rule, the values that break it and the next action. A measurement that fails on a device
 is data (`fleet_protocol.messages.Failed`), not one of these.
@@ -114,3 +115,7 @@ class StoreError(FleetnasError):
 
 class StoreUnavailableError(StoreError):
     """The store cannot be used now, and the same call may succeed later."""
+
+
+class ResultsError(FleetnasError):
+    """The results of a run cannot be written where they should go."""

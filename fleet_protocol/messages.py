@@ -5,28 +5,56 @@ Sizes are bounded here, so that a hostile message costs one refused parse.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from device_profiles.plain_text import PlainText
 from device_profiles.profile import DeviceProfile
+from device_profiles.quantities import (
+    Celsius,
+    CoreNumber,
+    Count,
+    DurationMs,
+    Factor,
+    HalfWidthPercent,
+    LimitSeconds,
+    Load,
+    Megahertz,
+    Microseconds,
+    Millijoules,
+    Milliseconds,
+    Milliwatts,
+    Percent,
+    Provider,
+    Seconds,
+    Share,
+    ShortText,
+    UnixSeconds,
+)
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.mirrors import MAX_MIRROR_LENGTH, MIRROR_PATTERN
+from fleet_protocol.mirrors import Mirror
 
+#: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
+#: be ignored. `docs/architecture.md` has the rule.
 SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_MINOR = 0
+#: Attempts at one task.
+MAX_ATTEMPTS = 1000
+#: Characters of a setting's label; it names a folder.
+MAX_LABEL_LENGTH = 200
+#: Latency as it ran over that at undisturbed speed: a device may be slowed down a lot, and hardly be faster than ever.
+MIN_SLOWDOWN, MAX_SLOWDOWN = 0.01, 10_000.0
 
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Short = Annotated[PlainText, Field(max_length=64)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", max_length=64)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
+_Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", max_length=12)]
 #: `noisy`: the median is not certain enough; `slowed`: the device was slower than it normally is in this run.
 Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
 #: Under which condition a device is measured: as it happens to be, warmed up until its speed is steady, or cooled down.
 Condition: TypeAlias = Literal["as-is", "sustained", "cool"]
-Signature = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{118}$")]
+Signature = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{118}$", max_length=118)]
 
 
 class Message(BaseModel):
@@ -39,6 +67,7 @@ class Versioned(Message):
     """A message that stands alone on a topic."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    schema_minor: int = Field(default=0, ge=0, le=10_000, description="of the program that sent it")
 
 
 # -- values ----------------------------------------------------------------------------------------------------
@@ -48,20 +77,32 @@ class RuntimeSetting(Message):
     """How a model is run. Together with the device it makes a device setting: what a predictor is for."""
 
     runtime: Literal["onnxruntime", "litert", "adb", "command"] = "onnxruntime"
-    provider: str = Field(default="cpu", pattern=r"^[a-z0-9_-]{1,32}$", description="execution provider or delegate")
+    provider: str = Field(
+        default="cpu",
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$",
+        max_length=32,
+        description="execution provider or delegate",
+    )
     threads: int = Field(default=1, ge=1, le=256)
     precision: Literal["fp32", "int8"] = "fp32"
     graph_optimisation: Literal["all", "extended", "basic", "disabled"] = "all"
-    affinity: tuple[int, ...] = Field(default=(), max_length=256, description="cores to pin to; empty: not pinned")
+    affinity: tuple[CoreNumber, ...] = Field(
+        default=(), max_length=256, description="cores to pin to; empty: not pinned"
+    )
 
     @property
     def label(self) -> str:
-        """Short name, unique per setting, safe in file names."""
+        """Short name, unique per setting, safe in file names, at most `MAX_LABEL_LENGTH` characters."""
         parts = [self.runtime, self.provider, f"{self.threads}t", self.precision]
         if self.graph_optimisation != "all":
             parts.append(f"opt-{self.graph_optimisation}")
         if self.affinity:
-            parts.append("core" + "-".join(str(core) for core in self.affinity))
+            cores = "-".join(str(core) for core in self.affinity)
+            whole = "_".join([*parts, f"core{cores}"])
+            if len(whole) <= MAX_LABEL_LENGTH:
+                return whole
+            digest = hashlib.sha256(cores.encode()).hexdigest()[:12]
+            parts.append(f"{len(self.affinity)}cores-{digest}")
         return "_".join(parts)
 
 
@@ -76,27 +117,27 @@ class MeasurementProtocol(Message):
     """How long and how often to run a model. The defaults are those of `docs/measuring.md`."""
 
     warmup_runs: int = Field(default=3, ge=0, le=10_000)
-    warmup_s: NonNegative = 0.5
+    warmup_s: Seconds = 0.5
     min_runs: int = Field(default=50, ge=3, le=100_000)
-    min_s: NonNegative = 1.0
-    max_s: Positive = 20.0
+    min_s: Seconds = 1.0
+    max_s: LimitSeconds = 20.0
     blocks: int = Field(default=3, ge=1, le=100)
-    half_width_percent: Positive = 2.0
+    half_width_percent: HalfWidthPercent = Field(default=2.0, gt=0)
 
 
 class Conditions(Message):
     """The device's state around a measurement; what has no sensor is None."""
 
-    temperature_c: float | None = Field(default=None, allow_inf_nan=False)
-    clock_mhz: float | None = Field(default=None, allow_inf_nan=False)
+    temperature_c: Celsius | None = None
+    clock_mhz: Megahertz | None = None
     governor: PlainText | None = Field(default=None, max_length=32)
     throttled: bool | None = None
-    load_1min: float | None = Field(default=None, allow_inf_nan=False)
-    battery_percent: float | None = Field(default=None, allow_inf_nan=False)
+    load_1min: Load | None = None
+    battery_percent: Percent | None = None
     battery_state: Literal["charging", "discharging", "idle"] | None = None
-    battery_temperature_c: float | None = Field(default=None, allow_inf_nan=False)
-    power_mw: float | None = Field(
-        default=None, allow_inf_nan=False, description="at rest before a measurement, within its blocks after it"
+    battery_temperature_c: Celsius | None = None
+    power_mw: Milliwatts | None = Field(
+        default=None, description="at rest before a measurement, within its blocks after it"
     )
 
 
@@ -105,44 +146,51 @@ class Measurement(Message):
 
     model_sha256: Sha256
     model_bytes: Count
-    median_ms: Positive
-    mad_ms: NonNegative = Field(description="median absolute deviation of the runs")
-    p90_ms: Positive
-    min_ms: Positive
+    median_ms: Milliseconds
+    mad_ms: DurationMs = Field(description="median absolute deviation of the runs")
+    p90_ms: Milliseconds
+    min_ms: Milliseconds
     runs: int = Field(ge=1, le=2**31 - 1, description="timed samples")
     inner_loops: int = Field(default=1, ge=1, le=2**31 - 1, description="inferences per timed sample (fast subnets)")
-    half_width_percent: NonNegative = Field(description="95 % half-width of the median, in percent of it")
+    half_width_percent: HalfWidthPercent = Field(description="95 % half-width of the median, in percent of it")
     quality: Quality
-    undisturbed_ms: Positive | None = Field(
+    undisturbed_ms: Milliseconds | None = Field(
         default=None,
         description="latency at the device's undisturbed speed, from the ratio to a reference subnet that was measured "
         "in turn with it; null where that ratio says nothing: then it is only known to be at most median_ms",
     )
-    undisturbed_half_width_percent: NonNegative = Field(
+    undisturbed_half_width_percent: HalfWidthPercent = Field(
         default=0.0, description="95 % half-width of undisturbed_ms, in percent of it"
     )
-    reference: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{12}$", description="fingerprint of the reference subnet"
-    )
-    reference_ms: Positive | None = Field(
+    reference: _Fingerprint | None = Field(default=None, description="fingerprint of the reference subnet")
+    reference_ms: Milliseconds | None = Field(
         default=None, description="what the reference takes at undisturbed speed: the speed undisturbed_ms is stated at"
     )
-    levels_ms: tuple[Positive, ...] = Field(
+    levels_ms: tuple[Milliseconds, ...] = Field(
         default=(), max_length=16, description="the same of every reference, in the order of their fingerprints"
     )
     condition: Condition = "as-is"
-    regime_unix_s: NonNegative = Field(
+    regime_unix_s: UnixSeconds = Field(
         default=0.0, description="since when the device has run at its present lasting speed, by its own clock"
     )
-    times_us: tuple[Positive, ...] = Field(max_length=512, description="raw samples in order, per inference")
-    block_medians_ms: tuple[Positive, ...] = Field(default=(), max_length=100)
-    provider: PlainText = Field(max_length=64, description="execution provider that was really active")
-    build_ms: NonNegative = Field(description="time to build the model file on the device")
-    load_ms: NonNegative = Field(description="time to create the runtime session")
+    times_us: tuple[Microseconds, ...] = Field(max_length=512, description="raw samples in order, per inference")
+    block_medians_ms: tuple[Milliseconds, ...] = Field(default=(), max_length=100)
+    provider: Provider = Field(description="execution provider that was really active")
+    build_ms: DurationMs = Field(description="time to build the model file on the device")
+    load_ms: DurationMs = Field(description="time to create the runtime session")
     before: Conditions = Conditions()
     after: Conditions = Conditions()
-    energy_mj: NonNegative | None = Field(default=None, description="energy per inference where the board tells it")
-    finished_unix_s: NonNegative
+    energy_mj: Millijoules | None = Field(default=None, description="energy per inference where the board tells it")
+    finished_unix_s: UnixSeconds
+
+    @model_validator(mode="after")
+    def _slowdown_is_possible(self) -> Measurement:
+        if self.slowdown is not None and not MIN_SLOWDOWN <= self.slowdown <= MAX_SLOWDOWN:
+            raise ValueError(
+                f"median_ms is {MIN_SLOWDOWN:g} to {MAX_SLOWDOWN:g} times undisturbed_ms on any device; it is "
+                f"{self.median_ms:g} and {self.undisturbed_ms:g}"
+            )
+        return self
 
     @property
     def slowdown(self) -> float | None:
@@ -154,7 +202,7 @@ class TaskKey(Message):
     """Identity of one attempt at one task; results are deduplicated on it."""
 
     task_id: Identifier
-    attempt: int = Field(ge=1, le=1000)
+    attempt: int = Field(ge=1, le=MAX_ATTEMPTS)
 
 
 # -- agent to coordinator --------------------------------------------------------------------------------------
@@ -176,14 +224,14 @@ class AgentInfo(Versioned):
     session: Count
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
-    versions: dict[_Short, _Short] = Field(max_length=32)
+    versions: dict[ShortText, ShortText] = Field(max_length=32)
 
 
 class Health(Versioned):
     """Heartbeat on `up/health`."""
 
     session: Count
-    uptime_s: NonNegative
+    uptime_s: Seconds
     conditions: Conditions = Conditions()
     task_id: Identifier | None = None
     outbox: Count = 0
@@ -219,7 +267,7 @@ class Rejected(Versioned):
 
     kind: Literal["rejected"] = "rejected"
     task: TaskKey
-    reason: Literal["busy", "setting_unavailable", "expired", "leaving", "not_trusted"]
+    reason: Literal["busy", "setting_unavailable", "expired", "leaving", "not_trusted", "not_understood"]
     detail: PlainText = Field(default="", max_length=500)
 
 
@@ -229,7 +277,7 @@ class Progress(Versioned):
     kind: Literal["progress"] = "progress"
     task: TaskKey
     phase: Phase
-    fraction: float = Field(ge=0, le=1)
+    fraction: Share
 
 
 class Result(Versioned):
@@ -280,21 +328,19 @@ class MeasureTask(Versioned):
     run_id: Identifier
     bundle: BlobReference
     architecture: Architecture
-    mirror: str | None = Field(
+    mirror: Mirror | None = Field(
         default=None,
-        pattern=MIRROR_PATTERN,
-        max_length=MAX_MIRROR_LENGTH,
         description="where the bundle may also be had, under its hash; an agent may ask there, or not",
     )
     calibration: BlobReference | None = Field(default=None, description="batch-norm statistics of a winner")
     setting: RuntimeSetting
     protocol: MeasurementProtocol = MeasurementProtocol()
     condition: Condition = "as-is"
-    wait_s: NonNegative = Field(default=0.0, description="how long to wait for a device that is slower than wait_above")
-    wait_above: Positive | None = Field(
+    wait_s: Seconds = Field(default=0.0, description="how long to wait for a device that is slower than wait_above")
+    wait_above: Factor | None = Field(
         default=None, description="times the undisturbed latency; a device that is slower is waited for, then measured"
     )
-    deadline_s: Positive = Field(
+    deadline_s: LimitSeconds = Field(
         description="give up after this long from receipt, without waits for the host's other agents or the battery"
     )
     stored: tuple[TaskKey, ...] = Field(

@@ -6,8 +6,13 @@ A mirror is the address of a folder. A bundle lies in it as `<SHA-256>.supernet`
 from __future__ import annotations
 
 import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
 
 from fleet_protocol.errors import UsageError
+from fleet_protocol.transport import check_host
 
 #: http or https, a host, perhaps a port and a path; no login, no query: a file's name is appended.
 MIRROR_PATTERN = r"^https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%+/-]*)?$"
@@ -16,12 +21,31 @@ MAX_MIRROR_LENGTH = 300
 
 def check_mirror(url: str) -> str:
     """`url` unchanged; `UsageError` where it cannot be a mirror's address."""
-    if len(url) > MAX_MIRROR_LENGTH or not re.fullmatch(MIRROR_PATTERN, url):
+    try:
+        if len(url) > MAX_MIRROR_LENGTH or not re.fullmatch(MIRROR_PATTERN, url):
+            raise ValueError(url)
+        return _checked(url)
+    except ValueError:
         raise UsageError(
             f"mirror {url!r} is not the address of a folder: give https://HOST[:PORT][/PATH], at most "
             f"{MAX_MIRROR_LENGTH} characters, without login, query or spaces"
-        )
+        ) from None
+
+
+def _checked(url: str) -> str:
+    """`url` unchanged; `ValueError` where its host and port, which the pattern lets pass, can be none."""
+    parts = urlsplit(url)
+    if parts.port == 0:
+        raise ValueError("port 0")
+    try:
+        check_host(parts.hostname or "")
+    except UsageError as error:
+        raise ValueError(str(error)) from None
     return url
+
+
+#: The address of a mirror in a message.
+Mirror = Annotated[str, Field(pattern=MIRROR_PATTERN, max_length=MAX_MIRROR_LENGTH), AfterValidator(_checked)]
 
 
 def bundle_name(sha256: str) -> str:

@@ -32,8 +32,8 @@ from fleet_protocol.transport import (
 )
 
 KEEPALIVE_S = 30
-#: Events that may wait to be polled, and messages that may wait to be sent.
-MAX_QUEUED_EVENTS = 10_000
+#: Events that may wait to be polled, fewer where they are larger than so many bytes; messages that may wait to be sent.
+MAX_QUEUED_EVENTS, EVENT_BYTES = 10_000, 2048
 MAX_QUEUED_MESSAGES = 5_000
 #: Messages that wait for the broker's acknowledgement; also what paho reads at most before it writes.
 MAX_INFLIGHT_MESSAGES = 1_000
@@ -86,6 +86,30 @@ class _FallBack:
     """paho's thread asks the owner's for a client of version 3.1.1."""
 
 
+class _EventQueue(queue.Queue["TransportEvent | _FallBack"]):
+    """Full by what its events weigh: one, and one more for every `EVENT_BYTES` of a message."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._weight = 0
+
+    def _qsize(self) -> int:
+        return self._weight
+
+    def _put(self, item: TransportEvent | _FallBack) -> None:
+        super()._put(item)
+        self._weight += _weight(item)
+
+    def _get(self) -> TransportEvent | _FallBack:
+        item: TransportEvent | _FallBack = super()._get()
+        self._weight -= _weight(item)
+        return item
+
+
+def _weight(event: TransportEvent | _FallBack) -> int:
+    return 1 + len(event.payload) // EVENT_BYTES if isinstance(event, Received) else 1
+
+
 class MqttTransport:
     """A connection to a real broker; a `fleet_protocol.transport.Transport`."""
 
@@ -95,7 +119,7 @@ class MqttTransport:
         """With `prefer_five`, MQTT 5 is tried first, and 3.1.1 where the broker does not speak it."""
         self.address = address
         self._client_id, self._will = client_id, will
-        self._events: queue.Queue[TransportEvent | _FallBack] = queue.Queue(MAX_QUEUED_EVENTS)
+        self._events = _EventQueue(MAX_QUEUED_EVENTS)
         self._filters: dict[tuple[str, str | None], int] = {}
         self._put_back: TransportEvent | None = None
         self._closing = threading.Event()

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeAlias
 
+from fleet_protocol.child_process import child_environment, python_command
 from fleet_protocol.errors import TransportError
 from fleet_protocol.mqtt import MqttTransport, first_connection
 from fleet_protocol.tls import TlsContext
@@ -30,14 +31,11 @@ from fleet_protocol.transport import BrokerAddress, Disconnected, Received, Tran
 MAX_ON_THEIR_WAY = 2_000
 #: Events that the child hands over together.
 _MOST_EVENTS = 500
+#: Events that wait for the owner, beyond which it takes no further ones only to learn what was sent.
+_MOST_WAITING = 2_000
 #: How often the child looks whether there is something to tell where nothing arrives, and whether its queue has room.
 _LOOK_S, _ROOM_S = 0.05, 0.01
 _CLOSE_S = 5.0
-#: Nothing is imported from the folder that the owner was started in.
-_PROGRAM = (
-    "import sys; sys.path[:] = [path for path in sys.path if path]; "
-    "from fleet_protocol.network_process import serve; serve(int(sys.argv[1]))"
-)
 #: Children that die one after another before they have said anything, and what is wrong is not the network.
 _MOST_STILLBORN = 5
 
@@ -82,8 +80,9 @@ class NetworkProcess:
     def start(self) -> None:
         ours, theirs = Pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+            python_command("fleet_protocol.network_process", "main", str(theirs.fileno())),
             stdin=subprocess.DEVNULL,
+            env=child_environment(),
             pass_fds=[theirs.fileno()],
             start_new_session=True,  # a terminal's signals are the owner's, who has something left to say
         )
@@ -147,7 +146,7 @@ class NetworkProcess:
                 events, self._given, self._can_share = report
                 self._stillborn = 0
                 self._events.extend(Received(*event) if isinstance(event, tuple) else event for event in events)
-                if events and not every:
+                if (events and not every) or len(self._events) >= _MOST_WAITING:
                     return
                 timeout_s = 0.0
         except (EOFError, OSError):
@@ -175,11 +174,11 @@ class NetworkProcess:
 # -- the child -------------------------------------------------------------------------------------------------
 
 
-def serve(descriptor: int) -> None:
-    """Be the child; ends when it is told to or its owner is gone."""
+def main() -> None:
+    """Be the child on the descriptor that the first argument is; ends when it is told to or its owner is gone."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are the owner's; we end with it
         signal.signal(number, signal.SIG_IGN)
-    pipe = Connection(descriptor)
+    pipe = Connection(int(sys.argv[1]))
     address, client_id, will, prefer_five = pickle.loads(pipe.recv_bytes())
     _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five)).run()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import ssl
 import tempfile
+from pathlib import Path
 
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import UsageError
 from fleet_protocol.transport import BrokerAddress
 
@@ -22,11 +25,15 @@ class TlsContext(ssl.SSLContext):
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             if address.ca_file is not None or address.ca_pem is not None:
-                context.load_verify_locations(cafile=address.ca_file, cadata=address.ca_pem)
+                trust(context, address.ca_file, address.ca_pem)
             else:
                 context.load_default_certs()
             if address.certificate_file is not None:
-                context.load_cert_chain(address.certificate_file, address.key_file)
+                files = [file for file in (address.certificate_file, address.key_file) if file is not None]
+                if any(map(_is_marked, files)):
+                    context._load_pem("\n".join(read_text(Path(file)) for file in files))
+                else:
+                    context.load_cert_chain(*files)
             elif address.certificate_pem is not None:
                 context._load_pem(address.certificate_pem + (address.key_pem or ""))
         except (OSError, ValueError, ssl.SSLError) as error:
@@ -42,14 +49,33 @@ class TlsContext(ssl.SSLContext):
         return refusal
 
     def _load_pem(self, text: str) -> None:
-        # OpenSSL takes a certificate's key from a file only; this one is readable by its owner and gone at once.
-        handle, path = tempfile.mkstemp(prefix="fleetnas-")
-        try:
-            with os.fdopen(handle, "w") as file:
+        # OpenSSL takes a certificate's key from a file only. This one is in memory: nobody can find it on a disk, also
+        # if this process is killed now.
+        if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
+            with os.fdopen(os.memfd_create("fleetnas-key"), "w") as file:
+                file.write(text)
+                file.flush()
+                self.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+            return
+        with tempfile.TemporaryDirectory(prefix="fleetnas-") as folder:  # readable by its owner only
+            path = os.path.join(folder, "key.pem")
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(text)
             self.load_cert_chain(path)
-        finally:
-            os.unlink(path)
+
+
+def trust(context: ssl.SSLContext, file: str | None, pem: str | None) -> None:
+    """Trust the authorities in a PEM file and in a text; `OSError` or `ValueError` where either holds none."""
+    if file is not None and _is_marked(file):
+        pem = "\n".join((pem or "", read_text(Path(file))))
+        file = None
+    context.load_verify_locations(cafile=file, cadata=pem)
+
+
+def _is_marked(file: str) -> bool:
+    """Whether a file begins with a byte-order mark, past which OpenSSL does not look."""
+    with open(file, "rb") as opened:
+        return opened.read(3).startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def _socket_class(context: TlsContext) -> type[ssl.SSLSocket]:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from device_profiles.plain_text import PlainText
-from fleet_protocol.messages import Count, Identifier, NonNegative, Versioned
+from device_profiles.quantities import Count, UnixSeconds
+from fleet_protocol.messages import Identifier, Versioned
 
 #: Device settings and happenings in one message, at most.
 MAX_PAGE, MAX_EVENTS = 64, 256
@@ -25,8 +26,8 @@ class RunSummary(Versioned):
     state: Literal["running", "complete", "partial", "failed", "interrupted"]
     supernet: _Text
     phase: _Text
-    started_unix_s: NonNegative
-    at_unix_s: NonNegative
+    started_unix_s: UnixSeconds
+    at_unix_s: UnixSeconds
     settings: Count = Field(description="device settings that take part")
     pages: Count = Field(description="how many pages they fill")
     log: tuple[_Text, ...] = Field(default=(), max_length=20)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_protocol.errors import CheckpointError
-from supernet_export.torch_file import read_state_dict
+from supernet_export.checkpoints import read_checkpoint
+from supernet_export.output_files import write_atomically
 
 Array = NDArray[np.float32]
 
@@ -129,10 +130,10 @@ class AccuracyPredictor:
 
     def save(self, path: Path | str) -> None:
         """Write it, with its own error, as a safetensors file."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         described = {} if self.held_out is None else {_HELD_OUT_KEY: json.dumps(self.held_out.to_json())}
-        save_file(self.tensors(), path, metadata=described)
+        write_atomically(Path(path), save(self.tensors(), metadata=described))
 
     @classmethod
     def load(cls, path: Path | str) -> AccuracyPredictor:
@@ -156,7 +157,7 @@ class AccuracyPredictor:
         The second kind adds `base_acc`, the mean accuracy that it was centred on. `CheckpointError` where the file
         holds no such predictor; nothing in it is executed.
         """
-        state = read_state_dict(path)
+        state = read_checkpoint(Path(path), use_torch=False).tensors
         base = state.pop("base_acc", None)
         prefixes = sorted({name.rpartition(".")[0] for name in state}, key=_layer_number)
         if not prefixes or any(f"{prefix}.weight" not in state for prefix in prefixes):

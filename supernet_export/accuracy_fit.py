@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from device_profiles.text_files import open_text
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import MissingDependencyError, UsageError
 from supernet_export.accuracy import AccuracyPredictor, HeldOut
@@ -155,7 +156,7 @@ def read_evaluated(path: Path | str, space: DesignSpace) -> tuple[Genomes, Float
     path = Path(path)
     architectures, top1 = [], []
     try:
-        with path.open(newline="") as file:
+        with open_text(path) as file:
             for architecture, accuracy in _json_lines(file, path) if path.suffix == ".jsonl" else _rows(file, path):
                 if architecture.r in space.resolutions:
                     architectures.append(architecture)

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from device_profiles.plain_text import PlainText
 from fleet_protocol.errors import CheckpointError, CorruptBundleError, FleetnasError, HashMismatchError
 from supernet_export.accuracy import AccuracyPredictor, HeldOut
 from supernet_export.families import slicer_for
@@ -33,12 +34,17 @@ FORMAT_VERSION: Literal[1] = 1
 #: Tensors of the accuracy predictor start with this; all others are the supernet's.
 ACCURACY_PREFIX = "accuracy/"
 
+#: Tensors that tell the network's input and output apart from its inside: some family's each.
+_FIRST_WEIGHTS, _LAST_BIAS = ("first_conv.conv.weight", "input_stem.0.conv.weight"), "classifier.linear.bias"
 _MANIFEST_KEY, _DIGEST_KEY = "fleetnas", "content_sha256"
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _LENGTH = struct.Struct("<Q")
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_PerChannel = Annotated[tuple[float, ...], Field(min_length=1, max_length=16)]
+_PerChannel = Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=16)]
+_Deviations = Annotated[tuple[Annotated[float, Field(ge=1e-4, le=1000)], ...], Field(min_length=1, max_length=16)]
+_Line = Annotated[PlainText, Field(max_length=500)]
+_Name = Annotated[PlainText, Field(max_length=64)]
 
 
 class _Frozen(BaseModel):
@@ -50,33 +56,51 @@ class Preprocessing(_Frozen):
 
     channels: int = Field(ge=1, le=16)
     mean: _PerChannel
-    std: _PerChannel
+    std: _Deviations
     interpolation: Literal["nearest", "bilinear", "bicubic"]
-    crop_fraction: float = Field(default=1.0, gt=0, le=1, description="side of the crop over side of the resized image")
+    # A tiny fraction would resize every image to one that fits into no memory.
+    crop_fraction: float = Field(
+        default=1.0, ge=0.1, le=1, description="side of the crop over side of the resized image"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> Preprocessing:
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"{self.channels} channels need as many means and deviations")
+        return self
 
 
 class Provenance(_Frozen):
     """Where the weights come from."""
 
-    source: str = Field(max_length=500, description="address or file name of the checkpoint")
+    source: _Line = Field(description="address or file name of the checkpoint")
     sha256: _Sha256 | None = Field(default=None, description="of the checkpoint file")
 
 
 class AccuracyPredictorInfo(_Frozen):
     """What is known about the accuracy predictor inside the bundle."""
 
-    source: str = Field(max_length=500, description="address or file name, or what it was fitted on")
+    source: _Line = Field(description="address or file name, or what it was fitted on")
     held_out: HeldOut | None = Field(default=None, description="its error on subnets that it was not fitted on")
+
+    @field_validator("held_out")
+    @classmethod
+    def _possible(cls, found: HeldOut | None) -> HeldOut | None:
+        if found is not None:
+            percents = 0 <= found.mae_percent <= 100 and 0 <= found.rmse_percent <= 100
+            if not percents or not -1 <= found.spearman <= 1 or found.samples < 0 or found.held_out < 0:
+                raise ValueError("no predictor has such an error")
+        return found
 
 
 class Manifest(_Frozen):
     """What a bundle says about itself."""
 
     format_version: Literal[1] = FORMAT_VERSION
-    space: str = Field(max_length=64)
+    space: _Name
     options: dict[str, Any] = Field(default_factory=dict, description="the design space's own options")
     classes: int = Field(ge=1, le=1_000_000)
-    dataset: str = Field(max_length=64, description="what accuracy is about: `digits`, `imagenet`, ...")
+    dataset: _Name = Field(description="what accuracy is about: `digits`, `imagenet`, ...")
     preprocessing: Preprocessing
     provenance: Provenance
     accuracy_predictor: AccuracyPredictorInfo | None = None
@@ -87,7 +111,7 @@ def write_bundle(path: Path, manifest: Manifest, tensors: Mapping[str, Array]) -
 
     `CorruptBundleError` where `tensors` are not those of the manifest's design space.
     """
-    _check_tensors(_space_of(manifest), {name: array.shape for name, array in tensors.items()})
+    _check_tensors(_space_of(manifest), manifest, {name: array.shape for name, array in tensors.items()})
     text = manifest.model_dump_json()
     entries: dict[str, Any] = {}
     offset = 0
@@ -154,7 +178,7 @@ class SupernetBundle:
             manifest = _read_manifest(metadata[_MANIFEST_KEY])
             tensors = {name: _view(mapped, name, entry, start) for name, entry in entries.items()}
             bundle = cls(path, mapped, manifest, tensors)
-            _check_tensors(bundle.space, {name: array.shape for name, array in tensors.items()})
+            _check_tensors(bundle.space, manifest, {name: array.shape for name, array in tensors.items()})
         except CorruptBundleError as error:
             raise CorruptBundleError(
                 f"{path} is not a usable supernet bundle: {error}; export or fetch it again"
@@ -289,13 +313,20 @@ def _view(mapped: mmap.mmap, name: str, entry: Any, start: int) -> Array:
     return flat.reshape(shape)
 
 
-def _check_tensors(space: DesignSpace, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(space: DesignSpace, manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> None:
     wanted = slicer_for(space).bundle_shapes()
     for name, shape in wanted.items():
         if name not in shapes:
             raise CorruptBundleError(f"{space.name} needs a tensor {name!r} that it does not hold")
         if shapes[name] != shape:
             raise CorruptBundleError(f"tensor {name!r} must have shape {shape} for {space.name} and has {shapes[name]}")
+    classes = shapes[_LAST_BIAS][0]
+    channels = next(shapes[name][1] for name in _FIRST_WEIGHTS if name in shapes)
+    if (manifest.classes, manifest.preprocessing.channels) != (classes, channels):
+        raise CorruptBundleError(
+            f"its manifest speaks of {manifest.classes:,} classes and images of {manifest.preprocessing.channels} "
+            f"channels, and its weights are for {classes:,} and {channels}"
+        )
     extra = [name for name in shapes if name not in wanted and not name.startswith(ACCURACY_PREFIX)]
     if extra:
         raise CorruptBundleError(f"{space.name} knows no tensor {min(extra)[:100]!r}")

@@ -15,11 +15,15 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from fleet_protocol.errors import DownloadError
+from fleet_protocol.folders import user_folder
 
 #: Addresses, separated by spaces or commas, that are asked before the official one; a file's name is appended.
 MIRRORS_VARIABLE = "FLEETNAS_MIRRORS"
 #: How often one address is asked again after it broke off; each time only the rest is fetched.
 ATTEMPTS = 4
+
+#: Where a file's size is not known, no more than this is taken; the largest supernet published has 193 MB.
+MAX_BYTES = 1 << 30
 
 _BLOCK = 1 << 18
 _TIMEOUT_S = 30.0
@@ -39,6 +43,11 @@ class PublishedFile:
     digest_kind: Literal["sha256", "git-blob"]
     digest: str
 
+    @property
+    def most_bytes(self) -> int:
+        """No answer that is longer can be this file."""
+        return MAX_BYTES if self.size is None else self.size
+
     def is_in(self, path: Path) -> bool:
         """Whether `path` holds exactly this file."""
         digest = hashlib.sha256()
@@ -51,9 +60,8 @@ class PublishedFile:
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: `fleetnas/checkpoints` in the XDG cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fleetnas" / "checkpoints"
+    """Where downloads are kept: `fleetnas/checkpoints` in the XDG cache directory; `UsageError` without one."""
+    return user_folder("XDG_CACHE_HOME", ".cache") / "fleetnas" / "checkpoints"
 
 
 def mirrors_from_environment() -> list[str]:
@@ -97,11 +105,19 @@ def download(
 
 def _fetch(url: str, file: PublishedFile, partial: Path, progress: ProgressCallback | None) -> str | None:
     """Fetch into `partial`, resuming what is there. None if it then holds the file, else what went wrong."""
-    if urlsplit(url).scheme not in ("http", "https"):
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets around what is no IPv6 address, or a port that is none
+        known = False
+    if not known:
         return "not an http address"
     failure = "nothing came"
     for _ in range(ATTEMPTS):
         resumed = partial.stat().st_size if partial.exists() else 0
+        if resumed > file.most_bytes:
+            partial.unlink()
+            resumed = 0
         failure = _fetch_rest(url, file, partial, resumed, progress) or ""
         if not failure:
             if file.is_in(partial):
@@ -125,12 +141,17 @@ def _fetch_rest(
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             resumes = answer.status == 206 and _range_start(answer) == have
-            total = (have if resumes else 0) + int(answer.headers.get("Content-Length") or 0)
-            if file.size is not None and total and total != file.size:
-                return f"HTTP answer of {total:,} bytes in all, {file.size:,} were expected"
             done = have if resumes else 0
+            length = str(answer.headers.get("Content-Length", ""))
+            total = done + int(length) if length.isdecimal() else file.size or 0
+            if total > file.most_bytes or (file.size is not None and total != file.size):
+                return f"HTTP answer of {total:,} bytes in all, {_expected(file)}"
             with partial.open("ab" if resumes else "wb") as out:
-                while block := answer.read(_BLOCK):
+                # Not every answer says how long it is.
+                while block := answer.read(min(_BLOCK, file.most_bytes + 1 - done)):
+                    if done + len(block) > file.most_bytes:
+                        out.truncate(0)
+                        return f"HTTP answer that does not end after {file.most_bytes:,} bytes, {_expected(file)}"
                     out.write(block)
                     done += len(block)
                     if progress is not None:
@@ -140,9 +161,20 @@ def _fetch_rest(
         if error.code == 416 and have:  # Nothing is missing, or what is there is too long: its digest will tell.
             return None
         return f"HTTP {error.code} {error.reason}"
-    except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, TimeoutError, ConnectionError) as error:
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        ssl.SSLError,
+        TimeoutError,
+        ConnectionError,
+        UnicodeError,  # a name that no host can have
+    ) as error:
         reason = getattr(error, "reason", None) or error
         return " ".join(str(reason).split())[:200] or type(error).__name__
+
+
+def _expected(file: PublishedFile) -> str:
+    return f"at most {MAX_BYTES:,} are taken" if file.size is None else f"{file.size:,} were expected"
 
 
 def _range_start(answer: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,13 +87,17 @@ def export_checkpoint(
     source: str | None = None,
     accuracy: AccuracyPredictor | None = None,
     accuracy_source: str = "",
+    on_read: Callable[[str], object] = lambda where: None,
 ) -> str:
     """Write the bundle of an ImageNet checkpoint file to `path`; returns its SHA-256.
 
     `source` is what the manifest calls the checkpoint, by default its file name; `accuracy` is a predictor over
-    `space` to carry along. `CheckpointError` where the checkpoint cannot be read or is not of `space`.
+    `space` to carry along; `on_read` is told where in the file the weights were. `CheckpointError` where the checkpoint
+    cannot be read or is not of `space`.
     """
-    tensors = export_state_dict(read_checkpoint(checkpoint), space)
+    found = read_checkpoint(checkpoint)
+    on_read(found.where)
+    tensors = export_state_dict(found.tensors, space)
     manifest = Manifest(
         space=space.name,
         options=dict(space.options),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +25,10 @@ if TYPE_CHECKING:
     from supernet_export.digits.data import Part
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+#: Folders and files that a message names.
+_MOST_NAMED = 5
+#: Decoding releases the interpreter's lock. A check reads JPEGs at an eighth of their size, which is faster.
+_CHECK_THREADS, _CHECK_SHRINK = 8, 8
 
 
 class ImageSource(ABC):
@@ -30,6 +38,13 @@ class ImageSource(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def check(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Read every image once; `UsageError` names those that cannot be read, such as truncated ones.
+
+        `progress` is given the images read and the images in all.
+        """
+        progress(len(self), len(self))
 
     @abstractmethod
     def images(self, resolution: int) -> Iterator[Array]:
@@ -88,21 +103,27 @@ class DigitsImages(ImageSource):
 
 
 class ImageFolder(ImageSource):
-    """`directory/<class>/<image>`: classes are numbered in the order of their folders' names, as ImageNet's are."""
+    """`directory/<class>/<image>`: classes are numbered in the order of their folders' names, as ImageNet's are.
+
+    What begins with a dot is no class and no image: file managers and notebooks leave such things behind.
+    """
 
     def __init__(self, directory: Path, preprocessing: Preprocessing, classes: int) -> None:
         """`UsageError` where the folder does not hold `classes` classes of images."""
         self.preprocessing = preprocessing
-        folders = sorted(entry for entry in directory.iterdir() if entry.is_dir()) if directory.is_dir() else []
+        self._directory = directory
+        if not directory.is_dir():
+            raise UsageError(f"there is no folder of images {directory}; check its path")
+        folders = sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        in_class = {folder: _images_below(folder) for folder in folders}
         if len(folders) != classes:
             raise UsageError(
                 f"{directory} must hold one folder of images per class: the supernet has {classes} classes, and there "
-                f"are {len(folders)} folders"
+                f"are {len(folders)} folders{_suspects(in_class, classes)}"
             )
         self._paths: list[Path] = []
         labels: list[int] = []
-        for label, folder in enumerate(folders):
-            found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+        for label, found in enumerate(in_class.values()):
             self._paths += found
             labels += [label] * len(found)
         if not labels:
@@ -120,12 +141,28 @@ class ImageFolder(ImageSource):
             image = self._random_crop(self._opened(self._paths[index]), resolution, rng)
             yield self._normalised(_jittered(image, rng))
 
+    def check(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        _pillow()
+        faulty: list[tuple[Path, str]] = []
+        with ThreadPoolExecutor(min(_CHECK_THREADS, os.cpu_count() or 1)) as readers:
+            for done, (path, fault) in enumerate(zip(self._paths, readers.map(_fault, self._paths), strict=True), 1):
+                if fault:
+                    faulty.append((path, fault))
+                progress(done, len(self._paths))
+        if faulty:
+            named = ", ".join(f"{path.relative_to(self._directory)} ({fault})" for path, fault in faulty[:_MOST_NAMED])
+            rest = f" and {len(faulty) - _MOST_NAMED:,} more" if len(faulty) > _MOST_NAMED else ""
+            raise UsageError(
+                f"{len(faulty):,} of {len(self._paths):,} images in {self._directory} cannot be read: {named}{rest}; "
+                "remove or replace them"
+            )
+
     def _opened(self, path: Path) -> Image:
         pil = _pillow()
         try:
             with pil.open(path) as image:
                 converted: Image = image.convert("L" if self.preprocessing.channels == 1 else "RGB")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a decoder raises whatever a broken file makes it raise
             raise UsageError(f"{path} cannot be read as an image: {error}; remove it or replace it") from None
         return converted
 
@@ -162,6 +199,51 @@ class ImageFolder(ImageSource):
         mean = np.array(self.preprocessing.mean, np.float32)[:, None, None]
         deviation = np.array(self.preprocessing.std, np.float32)[:, None, None]
         return np.ascontiguousarray((pixels / np.float32(255) - mean) / deviation)
+
+
+def _images_below(folder: Path) -> list[Path]:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise UsageError(f"the class folder {folder} cannot be read; check who may read it")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def _suspects(in_class: dict[Path, list[Path]], classes: int) -> str:
+    """Name the folders that are probably no classes: those without images, else those named unlike most."""
+    names = [folder.name for folder in in_class]
+    if len(names) < classes:
+        return f": {', '.join(names)}" if 0 < len(names) <= _MOST_NAMED else ""
+    suspects = [folder.name for folder, found in in_class.items() if not found]
+    why = "which hold no images" if len(suspects) > 1 else "which holds no images"
+    if not suspects:
+        shapes = Counter(_shape(name) for name in names)
+        usual = shapes.most_common(1)[0][0]
+        suspects, why = [name for name in names if _shape(name) != usual], "named unlike the others"
+    if not suspects or len(suspects) == len(names):
+        return "; remove those that are no class"
+    more = f" and {len(suspects) - _MOST_NAMED} more" if len(suspects) > _MOST_NAMED else ""
+    return f", among them {', '.join(suspects[:_MOST_NAMED])}{more}, {why}; remove what is no class"
+
+
+def _shape(name: str) -> str:
+    """`n01440764` and `n01443537` have one shape."""
+    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", name))
+
+
+def _fault(path: Path) -> str:
+    """Say what keeps an image from being read to its end; empty where nothing does."""
+    try:
+        with _pillow().open(path) as image:
+            image.draft(image.mode, (max(1, image.width // _CHECK_SHRINK), max(1, image.height // _CHECK_SHRINK)))
+            image.load()
+    except Exception as error:  # a decoder raises whatever a broken file makes it raise
+        return "it is no image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+    return ""
 
 
 def open_images(

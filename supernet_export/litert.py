@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import util
 from typing import Any
 
@@ -65,10 +65,11 @@ def open_interpreter(model: bytes, *, threads: int = 1, **options: Any) -> Any:
 @contextmanager
 def without_greeting() -> Iterator[None]:
     """Keep native code's greeting off standard error; whatever else is written there meanwhile comes a moment later."""
-    with _stderr_lock, tempfile.TemporaryFile() as held:
+    with _stderr_lock, ExitStack() as opened:
         try:
+            held = opened.enter_context(tempfile.TemporaryFile())
             stderr = os.dup(2)
-        except OSError:  # closed, as in a daemon: there is nothing to keep clean
+        except OSError:  # nowhere to hold it, or closed, as in a daemon: then there is nothing to keep clean
             yield
             return
         try:

@@ -1,8 +1,8 @@
 """Reading a PyTorch state dict without torch, and without running what is pickled in it.
 
 Both layouts of `torch.save` are read: the zip archive and the older stream of pickles. The unpickler knows only
-what a state dict is made of (ordered dictionaries and tensors over plain storages, rebuilt here in numpy);
-everything else that a pickle names is refused before it is called.
+what a state dict is made of (ordered dictionaries and tensors over plain storages, rebuilt here in numpy) and the
+stand-ins of `plain_data`; everything else that a pickle names is refused before it is called.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import collections
 import math
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_protocol.errors import CheckpointError
+from supernet_export.plain_data import PLAIN_DATA, Forgotten
 
+REMEDY = "Where the network's code is at hand, save its weights alone: torch.save(model.state_dict(), FILE)"
 #: What the older layout starts with (`torch.serialization.MAGIC_NUMBER`).
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
@@ -33,16 +36,21 @@ _DTYPES = {
     "CharStorage": "i1",
     "ByteStorage": "u1",
     "BoolStorage": "?",
+    "BFloat16Storage": "<u2",  # the upper halves of float32
 }
 
 
 class _Storage(NamedTuple):
     key: str
-    dtype: str
+    kind: str
     length: int
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(_DTYPES[self.kind])
 
-class _Tensor(NamedTuple):
+
+class StoredTensor(NamedTuple):
     """A tensor whose numbers are not read yet."""
 
     storage: _Storage
@@ -51,28 +59,40 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def read_state_dict(path: Path | str) -> dict[str, NDArray[Any]]:
-    """The tensors of a PyTorch file that holds a state dict, or a dictionary with one under `state_dict`.
+def read_torch_file(path: Path | str) -> tuple[Any, Callable[[StoredTensor], NDArray[Any]]]:
+    """What was saved, with a `StoredTensor` for each tensor, and the function that reads one.
 
-    `CheckpointError` where the file is not such a file, is truncated, or names anything to call.
+    `CheckpointError` where the file is not such a file, is truncated, or names anything to call; the function raises
+    it for a tensor that cannot be had.
     """
     path = Path(path)
+    with _told_of(path), path.open("rb") as file:
+        content, read_storage = _open_zip(file) if zipfile.is_zipfile(file) else _open_stream(file)
+
+    def read(tensor: StoredTensor) -> NDArray[Any]:
+        with _told_of(path):
+            return _array(tensor, read_storage)
+
+    return content, read
+
+
+def from_bfloat16(upper_halves: NDArray[Any]) -> NDArray[Any]:
+    """The float32 numbers whose upper 16 bits are given, shape (n,)."""
+    return (upper_halves.astype("<u4") << 16).view("<f4")
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            content, read_storage = _open_zip(file) if zipfile.is_zipfile(file) else _open_stream(file)
-        if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-            content = content["state_dict"]
-        if not isinstance(content, dict):
-            raise CheckpointError("it holds no dictionary of tensors")
-        return {str(name): _array(value, read_storage) for name, value in content.items() if isinstance(value, _Tensor)}
+        yield
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a usable PyTorch state dict: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
     except Exception as error:
         # A malformed pickle can raise nearly anything.
-        reason = f"{type(error).__name__}: {error}"[:200]
-        raise CheckpointError(f"{path} is not a usable PyTorch state dict ({reason}); download it again") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise CheckpointError(f"{path} is not a usable PyTorch state dict ({reason}); fetch it again") from None
 
 
 def _open_zip(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
@@ -102,12 +122,14 @@ def _open_stream(file: BinaryIO) -> tuple[Any, Callable[[_Storage], bytes]]:
         length = int.from_bytes(file.read(8), "little")
         if length != storage.length:
             raise CheckpointError(f"storage {key} should hold {storage.length} numbers and holds {length}")
-        storages[key] = file.read(length * np.dtype(storage.dtype).itemsize)
+        storages[key] = file.read(length * storage.dtype.itemsize)
     return content, lambda storage: storages[storage.key]
 
 
-def _array(tensor: _Tensor, read_storage: Callable[[_Storage], bytes]) -> NDArray[Any]:
-    flat = np.frombuffer(read_storage(tensor.storage), tensor.storage.dtype)
+def _array(tensor: StoredTensor, read_storage: Callable[[_Storage], bytes]) -> NDArray[Any]:
+    flat: NDArray[Any] = np.frombuffer(read_storage(tensor.storage), tensor.storage.dtype)
+    if tensor.storage.kind == "BFloat16Storage":
+        flat = from_bfloat16(flat)
     if math.prod(tensor.shape) == 0:
         return np.zeros(tensor.shape, flat.dtype)
     reach = [(side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True)]
@@ -121,17 +143,49 @@ def _array(tensor: _Tensor, read_storage: Callable[[_Storage], bytes]) -> NDArra
 def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Any:
     if not isinstance(storage, _Storage):
         raise CheckpointError("it holds a tensor without a storage")
-    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+    return StoredTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
-def _rebuild_parameter(tensor: _Tensor, *_: Any) -> _Tensor:
+def _rebuild_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
     return tensor
 
 
+def _rebuild_with_attributes(rebuild: Any, _kind: object, arguments: tuple[Any, ...], *_: Any) -> Any:
+    if rebuild not in (_rebuild_tensor, _rebuild_parameter):
+        raise CheckpointError("it holds a tensor of an unknown kind")
+    return rebuild(*arguments)
+
+
+def _encode(text: str, encoding: str = "") -> bytes:
+    """Bytes, as pickles spell them that Python 2 could read."""
+    if encoding != "latin1":
+        raise CheckpointError(f"it holds bytes in an unknown encoding, {encoding[:50]!r}")
+    return text.encode("latin1")
+
+
+#: What `torch.float32` and the like are called.
+_TORCH_DTYPES = (
+    *(f"float{bits}" for bits in (16, 32, 64)),
+    *(f"int{bits}" for bits in (8, 16, 32, 64)),
+    *("bfloat16", "uint8", "bool"),
+)
 _ALLOWED: dict[tuple[str, str], Any] = {
+    **PLAIN_DATA,
     ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "Counter"): PLAIN_DATA["collections", "defaultdict"],
+    ("builtins", "set"): set,
+    ("builtins", "complex"): complex,
+    ("_codecs", "encode"): _encode,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_with_attributes,
+    ("torch", "Tensor"): Forgotten,
+    ("torch.nn.parameter", "Parameter"): Forgotten,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): Forgotten,
+    **{("torch", name): Forgotten for name in _TORCH_DTYPES},
     **{("torch", name): name for name in _DTYPES},
 }
 
@@ -144,12 +198,15 @@ class _TensorUnpickler(pickle.Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise CheckpointError(f"it asks to call {module}.{name}, which a state dict never does; nothing was run")
-        return _ALLOWED[module, name]
+        key = ("builtins" if module == "__builtin__" else module, name)
+        if key not in _ALLOWED:
+            raise CheckpointError(
+                f"it asks to call {module}.{name}"[:200] + f", which a state dict never does; nothing was run. {REMEDY}"
+            )
+        return _ALLOWED[key]
 
     def persistent_load(self, identity: Any) -> _Storage:
         kind, name, key, _location, length = identity[:5]
         if kind != "storage" or name not in _DTYPES:
             raise CheckpointError(f"it holds a storage of an unknown kind, {str(name)[:50]!r}")
-        return self.storages.setdefault(key, _Storage(str(key), _DTYPES[name], int(length)))
+        return self.storages.setdefault(key, _Storage(str(key), name, int(length)))

@@ -25,8 +25,9 @@ class MirrorServer:
     #: Of an answer that lies about which part it is, or how long.
     content_range: str | None = None
     content_length: int | None = None
-    #: Where set, an answer stops after its first block until the event comes.
+    #: Where set, an answer stops after so many bytes until the event comes.
     goes_on: threading.Event | None = None
+    stops_after: int = 1000
     stopped_at: threading.Event = field(default_factory=threading.Event)
 
 
@@ -83,10 +84,10 @@ def _answer(request: http.server.BaseHTTPRequestHandler, server: MirrorServer) -
     rest = data[begin:]
     with contextlib.suppress(OSError):  # who asked has gone
         if server.goes_on is not None:
-            request.wfile.write(rest[:1000])
+            request.wfile.write(rest[: server.stops_after])
             request.wfile.flush()
             server.stopped_at.set()
             server.goes_on.wait()
-            rest = rest[1000:]
+            rest = rest[server.stops_after :]
         request.wfile.write(rest[: server.breaks_off_after])
     request.close_connection = True

@@ -44,8 +44,13 @@ def random_manifest(space: DesignSpace, classes: int, channels: int) -> Manifest
     )
 
 
-def random_bundle(path: Path, space: DesignSpace, *, classes: int = 10, channels: int = 1) -> SupernetBundle:
-    """A bundle of random weights, written to `path` and opened."""
-    tensors = export_state_dict(random_state_dict(space), space)
-    write_bundle(path, random_manifest(space, classes, channels), tensors)
+def random_bundle(
+    path: Path, space: DesignSpace, *, classes: int | None = None, channels: int | None = None
+) -> SupernetBundle:
+    """A bundle of random weights, written to `path` and opened; classes and channels are those of the weights."""
+    state = random_state_dict(space)
+    tensors = export_state_dict(state, space)
+    first = next(array for name, array in state.items() if name.startswith(("first_conv.conv", "input_stem.0.conv")))
+    manifest = random_manifest(space, classes or len(state["classifier.linear.bias"]), channels or first.shape[1])
+    write_bundle(path, manifest, tensors)
     return SupernetBundle.open(path)

@@ -13,7 +13,7 @@ import re
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -21,9 +21,17 @@ from typing import ClassVar
 
 from agent.battery import BatteryState
 from agent.child_messages import Timing
+from agent.input_shapes import Shape, choose_shapes
+from agent.lifetime import is_alive, tied_to_this_process
+from agent.limits import core_list, core_numbers
+from agent.model_file import ModelFile, tflite_inputs
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from agent.units import battery_celsius, percent
+from device_profiles.plain_text import plain
 from device_profiles.profile import DeviceProfile
-from fleet_protocol.errors import RuntimeUnavailableError
+from device_profiles.quantities import of_readings
+from fleet_protocol.child_process import child_environment
+from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 
 #: Which phone, as `adb devices` calls it, and where `benchmark_model` lies on it. One agent drives one phone.
@@ -32,6 +40,16 @@ TOOL_VARIABLE = "FLEETNAS_ADB_TOOL"
 DEFAULT_TOOL = "/data/local/tmp/benchmark_model"
 _MARK = "--- fleetnas "
 _FOLDER = "/data/local/tmp/fleetnas"
+#: The files that describe a phone, as its shell finds them, and the only names that it may answer with: each is the
+#: name of a file that is written here.
+_DESCRIBING_FILES = "/proc/cpuinfo /proc/meminfo /sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq"
+_DESCRIBING_FILE = re.compile(
+    r"/proc/(?:cpuinfo|meminfo)|/sys/devices/system/cpu/cpu[0-9]{1,3}/cpufreq/cpuinfo_max_freq", re.ASCII
+)
+#: More than any of them has.
+_MAX_FILE_CHARACTERS = 1 << 18
+#: A model on the phone: its hash, the process that put it there, and a number.
+_REMOTE_FILE = re.compile(r"[0-9a-f]{16}-([1-9][0-9]{0,8})-[0-9]{1,10}\.tflite", re.ASCII)
 
 #: Our names of delegates and the tool's flags.
 PROVIDERS = {
@@ -43,7 +61,9 @@ PROVIDERS = {
 }
 #: Android's `BatteryManager`: charging, discharging, not charging, full.
 _BATTERY_STATES: dict[int, BatteryState] = {2: "charging", 3: "discharging", 4: "idle", 5: "idle"}
-_BATTERY_FIELD = re.compile(r"^\s*(level|status|temperature): (-?\d+)", re.MULTILINE)
+_BATTERY_FIELD = re.compile(r"^\s*(level|scale|status|temperature): (-?[0-9]{1,6})\s*$", re.MULTILINE)
+_NO_BATTERY = re.compile(r"^\s*present: false\s*$", re.MULTILINE)
+_ALLOWED = re.compile(r"^Cpus_allowed_list:\s*([0-9,-]+)\s*$", re.MULTILINE)
 _COMMAND_TIMEOUT_S = 60.0
 _STATISTICS = re.compile(r"\bcount=(\d+)\b(.*)")
 _FIELD = re.compile(r"(\w+)=([0-9.eE+-]+)")
@@ -111,12 +131,17 @@ class Adb:
         self._prefix = ["adb", *(("-s", chosen) if chosen else ())]
 
     def run(self, *words: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
-        """Output and errors of an adb command; `RuntimeUnavailableError` with what to do where it fails."""
+        """What an adb command printed; `RuntimeUnavailableError` with its errors and what to do where it fails.
+
+        What it says on standard error beside that, such as that its server was started, is no part of the answer.
+        """
         try:
             done = subprocess.run(
                 [*self._prefix, *words],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,  # ours brings the agent's orders
+                preexec_fn=tied_to_this_process(),
+                capture_output=True,
                 text=True,
                 errors="replace",
                 timeout=timeout_s,
@@ -131,13 +156,17 @@ class Adb:
                 f"the phone did not answer `adb {words[0]}` within {timeout_s:g} s; check its cable and screen"
             ) from error
         if done.returncode != 0:
-            said = " ".join(done.stdout.split())[-300:]
+            said = " ".join(f"{done.stdout}\n{done.stderr}".split())[-300:]
             raise RuntimeUnavailableError(f"`adb {' '.join(words)[:100]}` failed: {said}{_advice(said)}")
         return done.stdout
 
     def shell(self, *words: str, timeout_s: float = _COMMAND_TIMEOUT_S) -> str:
-        """Output of a command on the phone."""
+        """What a command on the phone printed."""
         return self.run("shell", shlex.join(words), timeout_s=timeout_s)
+
+    def property(self, name: str) -> str:
+        """A system property of the phone, in one line."""
+        return plain(" ".join(self.shell("getprop", name).split()))
 
 
 class AdbRuntime(Runtime):
@@ -151,10 +180,10 @@ class AdbRuntime(Runtime):
         self._numbers = itertools.count()
 
     def version(self) -> str:
-        model = self._adb.shell("getprop", "ro.product.model").strip()
-        release = self._adb.shell("getprop", "ro.build.version.release").strip()
+        model = self._adb.property("ro.product.model")
+        release = self._adb.property("ro.build.version.release")
         listed = self._adb.run("shell", f"ls {shlex.quote(self._tool)} || true")
-        if "No such file" in listed or self._tool not in listed:
+        if self._tool not in (line.strip() for line in listed.splitlines()):
             raise RuntimeUnavailableError(
                 f"there is no {self._tool} on the phone; download Google's benchmark_model for android_aarch64, then: "
                 f"adb push benchmark_model {self._tool} && adb shell chmod +x {self._tool}"
@@ -164,58 +193,89 @@ class AdbRuntime(Runtime):
     def providers(self) -> tuple[str, ...]:
         return tuple(PROVIDERS)
 
-    def load(self, model: bytes, setting: RuntimeSetting) -> TimedModel:
+    def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> TimedModel:
         if setting.provider not in PROVIDERS:
             raise ProviderFallbackError(
                 f"provider {setting.provider!r} is not one of benchmark_model's: {', '.join(PROVIDERS)}"
             )
+        shapes = _own_shapes(own) if own is not None else {}
+        self._check_cores(setting.affinity)
+        number = next(self._numbers)
+        if number == 0:
+            self._remove_abandoned()
         # Numbered, because a reference subnet may be measured itself: each is removed without the other.
-        remote = f"{_FOLDER}/{hashlib.sha256(model).hexdigest()[:16]}-{next(self._numbers)}.tflite"
+        remote = f"{_FOLDER}/{hashlib.sha256(model).hexdigest()[:16]}-{os.getpid()}-{number}.tflite"
         with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
             file.write(model)
             file.flush()
             self._adb.shell("mkdir", "-p", _FOLDER)
             self._adb.run("push", file.name, remote)
-        phone_model = _PhoneModel(self._adb, self._tool, remote, setting)
+        phone_model = _PhoneModel(self._adb, self._tool, remote, setting, shapes)
         phone_model.check()
         return phone_model
+
+    def _check_cores(self, cores: tuple[int, ...]) -> None:
+        """`UsageError` where the phone would run on other cores: its kernel leaves out what it does not have."""
+        if not cores:
+            return
+        status = self._adb.run("shell", f"taskset {_mask(cores)} cat /proc/self/status || true")
+        found = _ALLOWED.search(status)
+        active = core_numbers(found[1]) if found else set()
+        if active != set(cores):
+            raise UsageError(
+                f"the measurement cannot be pinned to cores {core_list(cores)} of the phone, which would run it on "
+                f"{core_list(active) or 'cores that it does not name'}; change `affinity` in the setting"
+            )
 
     def device(self) -> DeviceProfile:
         """The phone, from its own files: the same ones that describe a board."""
         from agent.probe import describe_device
 
-        script = "for f in /proc/cpuinfo /proc/meminfo /sys/devices/system/cpu/cpu*/cpufreq/cpuinfo_max_freq"
-        text = self._adb.run("shell", f'{script}; do echo "{_MARK}$f"; cat $f || true; done')
+        text = self._adb.run("shell", f'for f in {_DESCRIBING_FILES}; do echo "{_MARK}$f"; cat $f || true; done')
         with tempfile.TemporaryDirectory() as folder:
-            for part in text.split(_MARK)[1:]:
-                name, _, content = part.partition("\n")
-                file = Path(folder, *Path(name.strip()).parts[1:])
+            for name, content in _told_files(text).items():
+                file = Path(folder, *Path(name).parts[1:])
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(content)
             return describe_device(
                 Path(folder),
-                model=self._adb.shell("getprop", "ro.product.model").strip() or "Android device",
-                machine=self._adb.shell("uname", "-m").strip() or "aarch64",
-                operating_system=f"Android {self._adb.shell('getprop', 'ro.build.version.release').strip()}",
+                model=self._adb.property("ro.product.model") or "Android device",
+                machine=plain(" ".join(self._adb.shell("uname", "-m").split())) or "aarch64",
+                operating_system=f"Android {self._adb.property('ro.build.version.release')}",
             )
 
     def conditions(self) -> Conditions:
         """Battery level and temperature, from the phone's battery service."""
         text = self._adb.run("shell", "dumpsys battery || true")
+        if _NO_BATTERY.search(text):
+            return Conditions()
         found = {name: int(value) for name, value in _BATTERY_FIELD.findall(text)}
-        heat_c = found["temperature"] / 10 if "temperature" in found else None
-        return Conditions(
+        heat_c = battery_celsius(found["temperature"]) if "temperature" in found else None
+        return of_readings(
+            Conditions,
             temperature_c=heat_c,
-            battery_percent=float(found["level"]) if "level" in found else None,
+            battery_percent=percent(100 * found["level"] / (found.get("scale") or 100)) if "level" in found else None,
             battery_state=_BATTERY_STATES.get(found.get("status", 0)),
             battery_temperature_c=heat_c,
         )
 
+    def _remove_abandoned(self) -> None:
+        """Remove the models that killed children of this host left on the phone."""
+        listed = self._adb.run("shell", f"ls {_FOLDER} 2> /dev/null || true").splitlines()
+        for found in filter(None, (_REMOTE_FILE.fullmatch(line.strip()) for line in listed)):
+            if not is_alive(int(found[1])):
+                self._adb.run("shell", f"rm -f {_FOLDER}/{found[0]}")
+
 
 class _PhoneModel(TimedModel):
-    def __init__(self, adb: Adb, tool: str, remote: str, setting: RuntimeSetting) -> None:
+    def __init__(self, adb: Adb, tool: str, remote: str, setting: RuntimeSetting, shapes: Mapping[str, Shape]) -> None:
         self._adb, self._tool, self._remote, self._setting = adb, tool, remote, setting
+        self._shapes = dict(shapes)
         self.provider = setting.provider
+
+    @property
+    def input_shapes(self) -> dict[str, Shape]:
+        return self._shapes
 
     def check(self) -> None:
         """One run, to learn whether the delegate that was asked for takes the model."""
@@ -257,9 +317,31 @@ class _PhoneModel(TimedModel):
             f"--warmup_min_secs={warm_up_s:g}",
             *PROVIDERS[self._setting.provider],
         ]
-        mask = sum(1 << core for core in self._setting.affinity)
-        pinned = ["taskset", f"{mask:x}"] if mask else []
-        return self._adb.shell(*pinned, self._tool, *flags, timeout_s=2 * limit_s + warm_up_s + _COMMAND_TIMEOUT_S)
+        if self._shapes:
+            flags.append(f"--input_layer={','.join(self._shapes)}")
+            flags.append(f"--input_layer_shape={':'.join(','.join(map(str, each)) for each in self._shapes.values())}")
+        pinned = ["taskset", _mask(self._setting.affinity)] if self._setting.affinity else []
+        # The tool writes its log, and with it the timings, to the phone's standard error.
+        command = f"{shlex.join([*pinned, self._tool, *flags])} 2>&1"
+        return self._adb.run("shell", command, timeout_s=2 * limit_s + warm_up_s + _COMMAND_TIMEOUT_S)
+
+
+def _own_shapes(own: ModelFile) -> dict[str, Shape]:
+    """The shapes of a user's model; empty where nothing was asked for and this host cannot read the model."""
+    declared = tflite_inputs(own.content)
+    if declared is not None:
+        return choose_shapes(declared, own.input_shapes)
+    if "" in own.input_shapes:
+        raise UsageError(
+            "the names of the model's inputs cannot be read here; give --input-shape NAME=SHAPE, or run: pip install "
+            "'fleetnas[litert]'"
+        )
+    return dict(own.input_shapes)
+
+
+def _mask(cores: tuple[int, ...]) -> str:
+    """As `taskset` takes it."""
+    return f"{sum(1 << core for core in cores):x}"
 
 
 def summarise_blocks(blocks: Sequence[ToolStatistics], half_width_percent: float) -> Timing:
@@ -289,6 +371,16 @@ def summarise_blocks(blocks: Sequence[ToolStatistics], half_width_percent: float
         block_medians_ms=tuple(value / 1000 for value in in_order),
         inference_s=sum(block.count * block.mean_us + block.warm_up_us for block in blocks) / 1e6,
     )
+
+
+def _told_files(text: str) -> dict[str, str]:
+    """The contents that the phone told, by path; what was not asked for is left out, and so is a second content."""
+    told: dict[str, str] = {}
+    for part in text.split(_MARK)[1:]:
+        name, _, content = part.partition("\n")
+        if _DESCRIBING_FILE.fullmatch(name.rstrip("\r")):
+            told.setdefault(name.rstrip("\r"), content[:_MAX_FILE_CHARACTERS])
+    return told
 
 
 def _advice(said: str) -> str:

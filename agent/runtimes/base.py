@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from agent.child_messages import Timing
 from agent.measurement import measure
+from agent.model_file import ModelFile
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.errors import RuntimeUnavailableError
 from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
@@ -45,6 +46,11 @@ class TimedModel(ABC):
     def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
         """Its latency by `protocol`; `on_block` is told the fraction done between blocks."""
 
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each input that is timed, by name; empty where what runs the model does not tell."""
+        return {}
+
     def close(self) -> None:  # noqa: B027 - most models hold nothing elsewhere
         """Free what it holds elsewhere than in this process."""
 
@@ -53,6 +59,10 @@ class LoadedModel(TimedModel):
     """A model that runs in this process."""
 
     inputs: tuple[TensorSpec, ...]
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {spec.name: spec.shape for spec in self.inputs}
 
     @abstractmethod
     def bind(self, tensors: Sequence[NDArray[Any]]) -> Callable[[], object]:
@@ -84,11 +94,12 @@ class Runtime(ABC):
         """Names for `RuntimeSetting.provider` that are offered here."""
 
     @abstractmethod
-    def load(self, model: bytes, setting: RuntimeSetting) -> TimedModel:
-        """Make `model` ready to run as `setting` says.
+    def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> TimedModel:
+        """Make `model` ready to run as `setting` says; `own` is where it was read from, if it is a user's file.
 
         `ProviderFallbackError` where another provider than the one asked for would run it,
-        `RuntimeUnavailableError` where the model or the setting is not taken.
+        `RuntimeUnavailableError` where the model or the setting is not taken, `UsageError` where sides of an own
+        model's inputs are left open.
         """
 
     def device(self) -> DeviceProfile | None:

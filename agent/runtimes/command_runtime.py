@@ -16,14 +16,20 @@ import os
 import shlex
 import subprocess
 import tempfile
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.child_messages import Timing
+from agent.input_shapes import DeclaredInput
+from agent.lifetime import tied_to_this_process
 from agent.measurement import summarise
+from agent.model_file import ModelFile, onnx_inputs
 from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
-from fleet_protocol.errors import RuntimeUnavailableError
+from device_profiles.quantities import Milliseconds, Provider, Seconds
+from fleet_protocol.child_process import child_environment
+from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from supernet_export.session import TELEMETRY_OFF
 
@@ -37,9 +43,9 @@ class CommandReport(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    times_ms: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=3)
-    provider: str | None = Field(default=None, max_length=64)
-    warm_up_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    times_ms: list[Milliseconds] = Field(min_length=3)
+    provider: Provider | None = None
+    warm_up_s: Seconds = 0.0
 
 
 class CommandRuntime(Runtime):
@@ -57,12 +63,16 @@ class CommandRuntime(Runtime):
     def providers(self) -> tuple[str, ...]:
         return ("cpu",)
 
-    def load(self, model: bytes, setting: RuntimeSetting) -> TimedModel:
+    def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> TimedModel:
         self._check()
+        if own is not None:  # as it is, with the weights that may lie beside it
+            if own.input_shapes:
+                raise UsageError("the program of runtime 'command' chooses its input shapes; leave out --input-shape")
+            return _CommandModel(self._command, str(own.path), setting, onnx_inputs(own.content))
         file = tempfile.NamedTemporaryFile(prefix="fleetnas-", suffix=".onnx")  # noqa: SIM115 - closed with the model
         file.write(model)
         file.flush()
-        return _CommandModel(self._command, file, setting)
+        return _CommandModel(self._command, file.name, setting, file=file)
 
     def _check(self) -> None:
         if "{model}" not in self._command:
@@ -73,13 +83,27 @@ class CommandRuntime(Runtime):
 
 
 class _CommandModel(TimedModel):
-    def __init__(self, command: str, file: tempfile._TemporaryFileWrapper[bytes], setting: RuntimeSetting) -> None:
-        self._command, self._file, self._setting = command, file, setting
+    def __init__(
+        self,
+        command: str,
+        path: str,
+        setting: RuntimeSetting,
+        inputs: Sequence[DeclaredInput] = (),
+        file: tempfile._TemporaryFileWrapper[bytes] | None = None,
+    ) -> None:
+        self._command, self._path, self._setting = command, path, setting
+        self._inputs, self._file = inputs, file
         self.provider = setting.provider
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """What the model leaves no choice of; the program chooses the rest, and does not tell."""
+        fixed = {each.name: tuple(side for side in each.sides if side is not None) for each in self._inputs}
+        return fixed if all(None not in each.sides for each in self._inputs) else {}
 
     def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
         values = {
-            "{model}": self._file.name,
+            "{model}": self._path,
             "{threads}": str(self._setting.threads),
             "{runs}": str(protocol.min_runs),
             "{seconds}": f"{protocol.min_s:g}",
@@ -105,7 +129,8 @@ class _CommandModel(TimedModel):
         return summarise(blocks, 1, protocol.half_width_percent, inference_ns)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _run(self, words: list[str], timeout_s: float) -> CommandReport:
         name = words[0]
@@ -113,7 +138,9 @@ class _CommandModel(TimedModel):
             done = subprocess.run(
                 words,
                 # It may well use onnxruntime itself.
-                env={**os.environ, **TELEMETRY_OFF},
+                env=child_environment(TELEMETRY_OFF),
+                stdin=subprocess.DEVNULL,  # ours brings the agent's orders
+                preexec_fn=tied_to_this_process(),
                 capture_output=True,
                 text=True,
                 errors="replace",

@@ -9,7 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.input_shapes import DeclaredInput, choose_shapes, spell
+from agent.model_file import ModelFile
 from agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec
+from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import RuntimeSetting
 from supernet_export.litert import import_litert, open_interpreter
 
@@ -31,7 +34,7 @@ class LiteRt(Runtime):
         import_litert()
         return _PROVIDERS
 
-    def load(self, model: bytes, setting: RuntimeSetting) -> LoadedModel:
+    def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> LoadedModel:
         module, distribution = import_litert()
         if setting.provider not in _PROVIDERS:
             raise ProviderFallbackError(
@@ -40,6 +43,8 @@ class LiteRt(Runtime):
         resolvers = module.OpResolverType
         resolver = resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES if setting.provider == "builtin" else resolvers.AUTO
         interpreter = open_interpreter(model, threads=setting.threads, experimental_op_resolver_type=resolver)
+        if own is not None:
+            _resize(interpreter, own)
         delegated = _is_delegated(interpreter)
         if setting.provider == "xnnpack" and delegated is False:
             raise ProviderFallbackError(
@@ -67,6 +72,30 @@ class _LiteRtModel(LoadedModel):
 
     def outputs(self) -> list[NDArray[Any]]:
         return [self._interpreter.get_tensor(item["index"]) for item in self._interpreter.get_output_details()]
+
+
+def _resize(interpreter: Any, own: ModelFile) -> None:
+    """Give a user's model the shapes that were asked for; an input that leaves sides open has 1 there otherwise."""
+    details = interpreter.get_input_details()
+    shapes = choose_shapes([_declared(item) for item in details], own.input_shapes)
+    changed = [item for item in details if tuple(int(side) for side in item["shape"]) != shapes[item["name"]]]
+    try:
+        for item in changed:
+            interpreter.resize_tensor_input(item["index"], shapes[item["name"]])
+        if changed:
+            interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        spelled = ", ".join(f"{name} {spell(shape)}" for name, shape in shapes.items())
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"the model does not run on {spelled}: {reason}; give other shapes with --input-shape"
+        ) from error
+
+
+def _declared(item: Any) -> DeclaredInput:
+    signature = item.get("shape_signature")
+    sides = signature if signature is not None and len(signature) == len(item["shape"]) else item["shape"]
+    return DeclaredInput(item["name"], tuple(int(side) if side > 0 else None for side in sides))
 
 
 def _is_delegated(interpreter: Any) -> bool | None:

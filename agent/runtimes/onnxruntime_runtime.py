@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.input_shapes import DeclaredInput, Shape, choose_shapes, spell
+from agent.model_file import ModelFile
 from agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec, random_tensors
 from agent.runtimes.engine_cache import EngineCache
 from agent.runtimes.onnx_placement import describe_placement, read_placement
-from fleet_protocol.errors import RuntimeUnavailableError
+from fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleet_protocol.messages import RuntimeSetting
 from supernet_export.session import import_onnxruntime
 
@@ -66,7 +68,7 @@ class OnnxRuntime(Runtime):
         available = set(_import().get_available_providers())
         return tuple(short for short, long in PROVIDERS.items() if long in available)
 
-    def load(self, model: bytes, setting: RuntimeSetting) -> LoadedModel:
+    def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> LoadedModel:
         ort = _import()
         wanted = self._provider(ort, setting)
         options = ort.SessionOptions()
@@ -75,26 +77,37 @@ class OnnxRuntime(Runtime):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[setting.graph_optimisation])
         options.log_severity_level = 3
-        chain: list[tuple[str, dict[str, str]]] = [(wanted, self._provider_options(model, setting))]
+        chain: list[tuple[str, dict[str, str]]] = [(wanted, self._provider_options(model, setting, own))]
         if setting.provider == "xnnpack":
             # XNNPACK has its own thread pool; onnxruntime's documentation asks for one thread beside it, not spinning.
             options.intra_op_num_threads = 1
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if setting.provider == "tensorrt" and PROVIDERS["cuda"] in ort.get_available_providers():
             chain.append((PROVIDERS["cuda"], {}))
+        # Weights that lie beside a file are found from its path alone.
+        source = str(own.path) if own is not None and own.weights else model
+        asked = own.input_shapes if own is not None else {}
         if setting.provider == "cpu":
-            return _OnnxModel(self._session(ort, model, options, chain, setting), wanted)
+            loaded = _OnnxModel(self._session(ort, source, options, chain, setting), wanted, asked)
+            if own is not None:
+                _run_once(loaded)
+            return loaded
         with tempfile.TemporaryDirectory(prefix="fleetnas-profile-") as folder:
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder, "profile"))
-            session = self._session(ort, model, options, chain, setting)
-            return _OnnxModel(session, _settle(session, wanted, setting))
+            session = self._session(ort, source, options, chain, setting)
+            return _OnnxModel(session, _settle(session, wanted, setting, asked), asked)
 
     def _session(
-        self, ort: Any, model: bytes, options: Any, chain: list[tuple[str, dict[str, str]]], setting: RuntimeSetting
+        self,
+        ort: Any,
+        source: bytes | str,
+        options: Any,
+        chain: list[tuple[str, dict[str, str]]],
+        setting: RuntimeSetting,
     ) -> Any:
         try:
-            session = ort.InferenceSession(model, options, providers=chain)
+            session = ort.InferenceSession(source, options, providers=chain)
         except MemoryError:
             raise
         except Exception as error:  # onnxruntime's own exceptions have no common base
@@ -107,13 +120,14 @@ class OnnxRuntime(Runtime):
         session.disable_fallback()
         return session
 
-    def _provider_options(self, model: bytes, setting: RuntimeSetting) -> dict[str, str]:
+    def _provider_options(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None) -> dict[str, str]:
         if setting.provider == "xnnpack":
             return {"intra_op_num_threads": str(setting.threads)}
         if setting.provider != "tensorrt":
             return {}
         found = {"trt_int8_enable": "1"} if setting.precision == "int8" else {}
-        folder = self._engines.folder(hashlib.sha256(model).hexdigest()) if self._engines is not None else None
+        sha256 = own.sha256 if own is not None else hashlib.sha256(model).hexdigest()
+        folder = self._engines.folder(sha256) if self._engines is not None else None
         if self._engines is not None and folder is not None:
             found |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
             found |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(self._engines.timings)}
@@ -129,9 +143,22 @@ class OnnxRuntime(Runtime):
         return wanted
 
 
-def _settle(session: Any, wanted: str, setting: RuntimeSetting) -> str:
+def _run_once(model: LoadedModel) -> None:
+    """`UsageError` where an own model does not run on inputs of its shapes."""
+    try:
+        model.bind(random_tensors(model.inputs))()
+    except MemoryError:
+        raise
+    except Exception as error:  # onnxruntime's own exceptions have no common base
+        shapes = ", ".join(f"{name} {spell(shape)}" for name, shape in model.input_shapes.items())
+        raise UsageError(
+            f"the model does not run on {shapes}: {_one_line(error)}; give other shapes with --input-shape"
+        ) from error
+
+
+def _settle(session: Any, wanted: str, setting: RuntimeSetting, asked: Mapping[str, Shape]) -> str:
     """Run once, so that what an accelerator builds on its first run is over; what really ran the nodes."""
-    model = _OnnxModel(session, wanted)
+    model = _OnnxModel(session, wanted, asked)
     try:
         model.bind(random_tensors(model.inputs))()
         placement = read_placement(Path(session.end_profiling()))
@@ -153,19 +180,15 @@ def _fallback(setting: RuntimeSetting, instead: str, wanted: str) -> ProviderFal
 
 
 class _OnnxModel(LoadedModel):
-    def __init__(self, session: Any, provider: str) -> None:
+    def __init__(self, session: Any, provider: str, asked: Mapping[str, Shape]) -> None:
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
         self._outputs: list[NDArray[Any]] = []
         self.provider = provider
+        inputs = session.get_inputs()
+        shapes = choose_shapes([_declared(item) for item in inputs], asked)
         self.inputs = tuple(
-            TensorSpec(
-                item.name,
-                # A dimension without a number is the batch, or one that a caller may choose: 1.
-                tuple(side if isinstance(side, int) and side > 0 else 1 for side in item.shape),
-                np.dtype(_DTYPES.get(item.type, np.float32)),
-            )
-            for item in session.get_inputs()
+            TensorSpec(item.name, shapes[item.name], np.dtype(_DTYPES.get(item.type, np.float32))) for item in inputs
         )
 
     def bind(self, tensors: Sequence[NDArray[Any]]) -> Callable[[], object]:
@@ -179,6 +202,12 @@ class _OnnxModel(LoadedModel):
 
     def outputs(self) -> list[NDArray[Any]]:
         return list(self._outputs)
+
+
+def _declared(item: Any) -> DeclaredInput:
+    """An input as the session tells it: a side without a number has a name, or none."""
+    sides = tuple(side if isinstance(side, int) and side > 0 else None for side in item.shape)
+    return DeclaredInput(item.name, sides)
 
 
 def _import() -> Any:

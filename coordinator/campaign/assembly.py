@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import time
@@ -19,17 +20,20 @@ from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.fleet_search import FleetSearch
 from coordinator.campaign.garbage import rarer_garbage_collection
 from coordinator.campaign.opening import Opening
-from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.plan import CampaignPlan, RunSettings, settings_of
 from coordinator.campaign.priority import yield_to_measurements
+from coordinator.campaign.results_writer import ResultsWriter, reason_of
 from coordinator.campaign.resumption import take_up
 from coordinator.campaign.standing import outcome_of, snapshot_of
+from coordinator.campaign.track import one_line
 from coordinator.campaign.winner_models import BundleModels, CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
+from coordinator.fleet.message_budget import MessageBudget
 from coordinator.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from coordinator.predictors.stored_devices import StoredPriors
 from coordinator.report.html import write_report
-from coordinator.report.take_home import RESULTS_FILE, TakeHome
+from coordinator.report.take_home import REPORT_FILE, RESULTS_FILE, TakeHome
 from coordinator.search.blas import single_threaded_blas
 from coordinator.search.problem import PredictedAccuracy, RememberedAccuracy
 from coordinator.store.records import DeviceRecord, RunRecord
@@ -38,7 +42,7 @@ from coordinator.view.view import View
 from coordinator.watching.audience import Audience
 from coordinator.watching.broadcast import Broadcast
 from coordinator.watching.metrics import Metrics
-from fleet_protocol.errors import HashMismatchError, StoreUnavailableError, UsageError
+from fleet_protocol.errors import FleetnasError, HashMismatchError, ResultsError, StoreUnavailableError, UsageError
 from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.network_process import NetworkProcess
@@ -48,7 +52,8 @@ from fleet_protocol.topics import Topics
 from fleet_protocol.transport import BrokerAddress, take_events
 from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.bundle import SupernetBundle
-from supernet_export.images import DigitsImages, ImageFolder, ImageSource
+from supernet_export.images import ImageSource, open_images
+from supernet_export.output_files import check_folder
 
 _CONNECT_S = 10.0
 #: Between two pictures for the view, and between two ticks where nothing arrives.
@@ -56,6 +61,8 @@ _VIEW_EVERY_S, _TICK_S = 0.25, 0.1
 _VIEW_SHARE = 50
 _MOST_EVENTS_PER_TICK = 500
 _LISTED_PACKAGES = ("fleetnas", "numpy", "onnx", "onnxruntime")
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 Ending = Literal["complete", "partial", "failed", "interrupted"]
 
@@ -76,7 +83,9 @@ class SearchRequest:
     """None where a stored run is resumed."""
     plan: CampaignPlan | None = None
     resume: str | None = None
-    """A run's id, or `latest`."""
+    """A run's id, or `latest`: the latest that was interrupted."""
+    devices: tuple[str, ...] = ()
+    """Agents that a resumed run takes in beside its own."""
     credentials: Path | None = None
     """The file that `broker`, `fleet` and `signing_key` came from, to tell how to go on."""
     out: Path | None = None
@@ -106,9 +115,14 @@ class RunningSearch:
     transport: NetworkProcess | MqttTransport | LocalTransport
     executor: ThreadPoolExecutor
     view: View = field(repr=False)
+    results: ResultsWriter | None = None
+    """None: nothing is taken home."""
 
     def run(self) -> Ending:
-        """Drive the campaign to its end; Ctrl-C ends it in good order and leaves it to be resumed."""
+        """Drive the campaign to its end; Ctrl-C ends it in good order and leaves it to be resumed.
+
+        `ResultsError` where the results could not be written; the run can then be resumed too.
+        """
         try:
             self.transport.wait_connected(_CONNECT_S)
             # What is computed between two messages is small: more BLAS threads would wait for each other.
@@ -124,7 +138,11 @@ class RunningSearch:
             raise
         finally:
             self.view.update(snapshot_of(self.campaign, time.time()))
-        return self.campaign.finish(self._write_take_home)
+        try:
+            return self.campaign.finish(self._write_take_home)
+        except ResultsError:
+            self._mark_interrupted()
+            raise
 
     def _mark_interrupted(self) -> None:
         # A store that is away has nothing to add to why the run ends, and a run marked as running is resumed as well.
@@ -133,6 +151,8 @@ class RunningSearch:
 
     def close(self) -> None:
         """Let go of the network, the view and the store."""
+        if self.results is not None:
+            self.results.close()
         self.view.close()
         self.transport.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
@@ -144,6 +164,8 @@ class RunningSearch:
             wait_s = 0.0 if self.campaign.behind else _TICK_S
             self.campaign.on_events(take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK))
             self.campaign.on_tick()
+            if self.results is not None:
+                self.results.update(self.campaign.targets_stored)
             began_s = time.monotonic()
             if began_s >= show_at_s:
                 self.view.update(snapshot_of(self.campaign, time.time()))
@@ -154,23 +176,42 @@ class RunningSearch:
     def _write_take_home(self) -> str | None:
         if self.settings.out is None:
             return None
-        write_take_home(self.store, self.run_id, Path(self.settings.out), self.models)
-        return str(Path(self.settings.out) / RESULTS_FILE)
+        if self.results is not None:
+            self.results.close()
+        out = Path(self.settings.out)
+        try:
+            remarks = write_take_home(self.store, self.run_id, out, self.models)
+        except OSError as error:
+            raise ResultsError(
+                f"the results of run {self.run_id} could not be written ({reason_of(error)}); each file that is in "
+                f"{out} is whole, and everything measured is in the store {self.store.url}: make room or choose "
+                "another --out, then resume the run, which measures nothing again"
+            ) from error
+        for remark in remarks:
+            self.campaign.note(remark)
+        if remarks:
+            self.view.update(snapshot_of(self.campaign, time.time()))
+        return str(out / RESULTS_FILE)
 
 
 def open_search(
-    request: SearchRequest, make_view: Callable[[], View], store: MeasurementStore, models: WinnerModels | None = None
+    request: SearchRequest,
+    make_view: Callable[[], View],
+    store: MeasurementStore,
+    models: WinnerModels | None = None,
+    image_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RunningSearch:
     """Check all that can be checked before anything is measured, and connect.
 
-    `models` builds winners' files in place of the bundle.
+    `models` builds winners' files in place of the bundle. `image_progress` is given how many of the images are
+    checked, and how many there are.
 
     `UsageError`, `BundleError` and `StoreError` say what cannot be used, `InfeasibleTargetError` which bounds no subnet
     keeps.
     """
     fleet = LOCAL_FLEET if request.local is not None else request.fleet
-    resumed = _claimed_run(store, request.resume, fleet) if request.resume is not None else None
-    settings = _settings(request, resumed)
+    resumed = claimed_run(store, request.resume, fleet) if request.resume is not None else None
+    settings = run_settings(request, resumed, store)
     plan = settings.plan
     targets = plan.request
     bundle = SupernetBundle.open(settings.supernet_path)
@@ -180,22 +221,33 @@ def open_search(
             f"{settings.supernet_path} now has {bundle.sha256}: bring that file back, or start a new run"
         )
     accuracy = PredictedAccuracy(bundle.space, _accuracy_predictor(bundle))
+    plan.bounds.check(bundle.space)
+    if settings.out is not None:
+        check_folder("--out", Path(settings.out))
     calibration, evaluation = image_sources(
-        bundle, _path(settings.calibration_images), _path(settings.evaluation_images)
+        bundle, _path(settings.calibration_images), _path(settings.evaluation_images), image_progress
     )
     models = models or BundleModels(bundle, calibration, evaluation)
-    plan.bounds.check(bundle.space)
     thorough = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
     search = FleetSearch(thorough, bundle.space, accuracy, plan.bounds)
     search.expect(max(plan.wait_for, len(plan.devices)))
     remembered = RememberedAccuracy(accuracy)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
-    priors = StoredPriors(store, bundle.space, created_unix_s) if plan.prior == "learned" else None
+    campaign_log: list[Callable[[str], None]] = []
+    early: list[str] = []
+
+    def note(line: str) -> None:
+        (campaign_log[0] if campaign_log else early.append)(line)
+
+    priors = None
+    if plan.prior == "learned":
+        with single_threaded_blas():  # of matrices this small, more threads take longer
+            priors = StoredPriors(store, bundle.space, created_unix_s, without=plan.prior_without, note=note)
     openings: dict[int, Opening] = {}
 
     def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
         search.join()
-        prior = priors.prior(info.profile, setting) if priors is not None else None
+        prior = priors.prior(info.profile, setting, info.agent) if priors is not None else None
         if id(prior) not in openings:
             count = min(plan.spread, plan.budget)
             openings[id(prior)] = Opening(bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds)
@@ -207,12 +259,11 @@ def open_search(
     topics = Topics(fleet)
     session = round(time.time() * 1000)
     transport = _transport(request, store.devices(run_id) if resumed is not None else [], topics, session)
-    campaign_log: list[Callable[[str], None]] = []
     key = request.signing_key
     signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
-    refusals = Refusals(lambda line: campaign_log[0](line), time.monotonic)
+    refusals = Refusals(note, time.monotonic)
     sharing = Sharing.of(run_id, key) if request.share else None
-    wire = FleetWire(transport, topics, session, refusals, signer, sharing)
+    wire = FleetWire(transport, topics, session, refusals, signer, sharing, MessageBudget(time.monotonic, refusals))
     blobs = BlobServer(
         wire.send_chunk, rate_bytes_per_s=request.bundle_rate_bytes_per_s, at_once=request.bundles_at_once
     )
@@ -220,7 +271,8 @@ def open_search(
     metrics = Metrics(*request.metrics) if request.metrics is not None else None
     views: list[View] = [make_view(), *([metrics] if metrics is not None else [])]
     if request.local is None:
-        views.append(Broadcast(transport, topics, run_id, time.monotonic))
+        wire.news = Broadcast(transport, topics, run_id, time.monotonic)
+        views.append(wire.news)
     view = Audience(views)
     executor = ThreadPoolExecutor(
         max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)),
@@ -242,6 +294,8 @@ def open_search(
         on_happening=view.event,
     )
     campaign_log.append(campaign.note)
+    for line in early:
+        campaign.note(line)
     if metrics is not None:
         metrics.attach(campaign, blobs, store)
     if resumed is None:
@@ -253,9 +307,15 @@ def open_search(
         )
     else:
         store.set_run_status(run_id, "running")
-        take_up(campaign, store, bundle.space, make_search)
+        take_up(campaign, store, bundle.space)
     campaign.start()
-    return RunningSearch(run_id, settings, campaign, store, models, transport, executor, view)
+    results = None
+    if settings.out is not None and not store.in_memory:
+        out = Path(settings.out)
+        results = ResultsWriter(
+            lambda: write_take_home(store, run_id, out, models, report=False), campaign.note, time.monotonic
+        )
+    return RunningSearch(run_id, settings, campaign, store, models, transport, executor, view, results)
 
 
 def _transport(
@@ -271,10 +331,17 @@ def _transport(
     return kind(request.broker, client_id, will, prefer_five=True)
 
 
-def write_take_home(store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels) -> None:
-    """Write a stored run's results, measurements and winners' files, built again from their stored statistics."""
+def write_take_home(
+    store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels, *, report: bool = True
+) -> list[str]:
+    """Write a stored run's results, measurements and winners' files, built again from their stored statistics.
+
+    `report` is for a run that has ended: its plots take long. Returns a line on each part that could not be made and is
+    left out: a winner's file, the report. `OSError` where the folder cannot be written.
+    """
     outcome = outcome_of(store, run_id)
     take_home = TakeHome(directory)
+    remarks = []
     verified = {
         (task.device, task.setting_label, task.architecture.fingerprint): task
         for task in store.tasks(run_id)
@@ -282,13 +349,34 @@ def write_take_home(store: MeasurementStore, run_id: str, directory: Path, model
     }
     for device in outcome.devices:
         for target in device.targets:
-            if target.met and target.architecture is not None:
+            if not target.met or target.architecture is None:
+                continue
+            try:
                 task = verified[device.device, device.setting.label, target.architecture.fingerprint]
                 assert task.model_sha256 is not None
                 model = CalibratedModel(target.architecture, device.setting, task.model_sha256, task.calibration)
-                take_home.add_winner(device, target, models.file(model))
+                if not take_home.has_winner(device, target):
+                    take_home.add_winner(device, target, models.file(model))
+            except OSError:  # of the disk, and so of every device
+                raise
+            except Exception as error:
+                what = f"{device.label} has no model file for {target.target_ms:g} ms"
+                if not isinstance(error, FleetnasError):
+                    _log.error("%s", what, exc_info=error)
+                remarks.append(f"{what}: {one_line(error)}")
     take_home.write(outcome)
-    write_report(directory)
+    if report:
+        try:
+            write_report(directory)
+        except OSError:
+            raise
+        except Exception as error:  # a page on what is written already
+            _log.error("the report is not written", exc_info=error)
+            remarks.append(f"the report could not be written: {one_line(error)}; the results are")
+    else:
+        # An earlier run's would stand beside results that are not its own.
+        (directory / REPORT_FILE).unlink(missing_ok=True)
+    return remarks
 
 
 def new_run_id() -> str:
@@ -301,37 +389,58 @@ def stored_models(settings: RunSettings) -> BundleModels:
     return BundleModels(SupernetBundle.open(settings.supernet_path), None, None)
 
 
-def _claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
-    """A stored run, or the fleet's latest unfinished one that nobody works on, to be ours alone."""
+def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
+    """A stored run, or the fleet's latest interrupted one that nobody works on, to be ours alone."""
     if which != "latest":
         run = store.run(which)
         if not store.claim_run(run.run_id):
             raise UsageError(f"another coordinator works on run {run.run_id}; end that one first, or start a new run")
         return run
-    for run in reversed(store.runs()):
-        unfinished = run.status in ("running", "interrupted", "partial")
-        if unfinished and run.fleet == fleet and store.claim_run(run.run_id):
+    runs = [run for run in store.runs() if run.fleet == fleet]
+    for run in reversed(runs):
+        # One that was killed is marked as running still; one that no device ever joined has nothing to go on with.
+        if run.status in ("running", "interrupted") and store.devices(run.run_id) and store.claim_run(run.run_id):
             return run
+    ended = [run for run in runs if run.status not in ("running", "interrupted")]
+    latest = f"; the latest that ended is {ended[-1].run_id} ({ended[-1].status}), see --resume RUN" if ended else ""
     raise UsageError(
-        f"the store {store.url} holds no unfinished run of fleet {fleet!r} that nobody works on; see `fleetnas runs`"
+        f"the store {store.url} holds no interrupted run of fleet {fleet!r} that nobody works on{latest}; "
+        "`fleetnas runs` lists them all"
     )
 
 
-def _settings(request: SearchRequest, resumed: RunRecord | None) -> RunSettings:
+def run_settings(request: SearchRequest, resumed: RunRecord | None, store: MeasurementStore) -> RunSettings:
+    """The settings of a new run, or of a stored one with what the request changes of them."""
     if resumed is not None:
-        settings = RunSettings.model_validate(resumed.settings)
+        settings = settings_of(resumed)
         changes: dict[str, object] = {}
         if request.supernet is not None:
             changes["supernet_path"] = str(request.supernet.absolute())
         if request.out is not None:
             changes["out"] = _text(request.out)
+        if request.calibration_images is not None:
+            changes["calibration_images"] = _text(request.calibration_images)
+        if request.evaluation_images is not None:
+            changes["evaluation_images"] = _text(request.evaluation_images)
+        if request.devices:
+            # Beside those that were named before; those that take part already do so anyway.
+            named = dict.fromkeys((*settings.plan.devices, *request.devices))
+            changes["plan"] = settings.plan.model_copy(update={"devices": tuple(named)})
         return settings.model_copy(update=changes)
     if request.supernet is None or request.plan is None:
         raise UsageError("a new search needs --supernet and --targets; to go on with a stored run give --resume")
+    unknown = sorted(set(request.plan.prior_without) - store.known_devices())
+    if unknown:
+        raise UsageError(
+            f"--prior-without {', '.join(unknown)}: the store {store.url} holds no such device; check the name, or "
+            "leave it out"
+        )
+    # Kept with the run, so that it is resumed with the priors that it began with, whoever is distrusted then.
+    without = tuple(sorted({*request.plan.prior_without, *store.distrusted()}))
     bundle = SupernetBundle.open(request.supernet)
     manifest = bundle.manifest
     return RunSettings(
-        plan=request.plan,
+        plan=request.plan.model_copy(update={"prior_without": without}),
         supernet_path=str(request.supernet.absolute()),
         design_space=manifest.space,
         space_options=dict(bundle.space.options),
@@ -355,17 +464,27 @@ def _accuracy_predictor(bundle: SupernetBundle) -> AccuracyPredictor:
 
 
 def image_sources(
-    bundle: SupernetBundle, calibration: Path | None, evaluation: Path | None
+    bundle: SupernetBundle,
+    calibration: Path | None,
+    evaluation: Path | None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[ImageSource | None, ImageSource | None]:
-    """Images to calibrate and to evaluate on: folders, or for the built-in digits its own parts."""
+    """Images to calibrate and to evaluate on: folders, or for the built-in digits its own parts.
+
+    Every image is read once; `UsageError` names those that cannot be. `progress` is given the images read and the
+    images in all.
+    """
     manifest = bundle.manifest
-    if manifest.dataset == "digits":
-        return DigitsImages("calibration"), DigitsImages("test")
 
-    def folder(path: Path | None) -> ImageSource | None:
-        return ImageFolder(path, manifest.preprocessing, manifest.classes) if path is not None else None
+    def source(directory: Path | None, part: Literal["calibration", "test"]) -> ImageSource | None:
+        if directory is None and manifest.dataset != "digits":
+            return None
+        found = open_images(manifest, directory, part)
+        found.check(progress)
+        return found
 
-    return folder(calibration), folder(evaluation)
+    found = source(calibration, "calibration")
+    return found, found if evaluation is not None and evaluation == calibration else source(evaluation, "test")
 
 
 def _text(path: Path | None) -> str | None:

@@ -83,7 +83,7 @@ class AutomaticTargets:
                 "targets in milliseconds"
             )
             return ResolvedTargets(())
-        return self._request.resolve(fastest_ms, max(slowest_ms, fastest_ms))
+        return self._request.resolve(fastest_ms, max(slowest_ms, fastest_ms), self._latency.speed.error)
 
     def _find_enough(self) -> Genome | None:
         """The fastest subnet that no other is predicted to beat: a target beyond it would change nothing."""

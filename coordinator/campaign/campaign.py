@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,16 +25,18 @@ from coordinator.campaign.proposal import Proposal
 from coordinator.campaign.store_outage import StoreOutage
 from coordinator.campaign.stray_results import StrayResults, outcome_to_store
 from coordinator.campaign.task_desk import LEASE_SLACK_S, TaskDesk
-from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask
+from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask, one_line
 from coordinator.campaign.winner_models import WinnerModels
 from coordinator.campaign.wire import FleetWire
 from coordinator.fleet.registry import AgentEntry, FleetRegistry
 from coordinator.records.totals import TargetTotals, run_end, target_totals
-from coordinator.store.records import Arrival, Outcome, TaskRecord, WinnerRecord
+from coordinator.store.records import Arrival, DeviceRecord, Outcome, TaskRecord, WinnerRecord
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import Event
+from coordinator.view.snapshot import DeviceSnapshot
 from fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleet_protocol.messages import (
+    MAX_ATTEMPTS,
     AgentInfo,
     AgentState,
     BlobReference,
@@ -54,14 +57,21 @@ from fleet_protocol.transport import TransportEvent
 #: Leases that one task may lose before its subnet counts as failed, and that one agent may lose in a row before it
 #: counts as lost: more, so that neither one subnet nor an unlucky network is taken for a dead device.
 MAX_EXPIRED_LEASES, MAX_UNANSWERED = 3, 6
+#: Tasks of one device setting that may come back undone in a row before it is given up.
+MAX_RETURNED = 50
 #: After the first connection retained messages need a moment to arrive before anyone is counted.
 _GATHER_S = 1.5
-_BUSY_AGENT_S = 5.0
+#: How long an agent that gives a task back is left alone, for each task in a row, and at most.
+_BUSY_AGENT_S, _MOST_BUSY_S = 5.0, 60.0
 _LOG_LINES = 200
+#: Of an agent that comes and goes, a line this often.
+_NOTE_S = 10.0
 #: How often everybody is looked at; in between, only those to whom something happened.
 _SWEEP_S = 0.5
 #: Planning in one tick: who has its tasks already must not wait until a hundred others have theirs.
 _PLANNING_S = 0.05
+#: Device settings of one agent and of all agents in one run: whoever announces others without end gets no more.
+MAX_AGENT_SETTINGS, MAX_SETTINGS = 32, 10_000
 #: How often the store is told how settings and targets stand.
 _STANDINGS_S = 2.0
 #: Device settings up to which the predictor's error, which costs as much as a plan, is noted after every measurement;
@@ -113,10 +123,16 @@ class Campaign:
         self.connected = False
         self.connections = 0
         self.resumed = False
+        #: Targets whose fate the store knows.
+        self.targets_stored = 0
         self._wire, self._blobs, self._store = wire, blobs, store
         self._make_search = make_search
         self._clock, self._wall_clock = clock, wall_clock
-        self._announcer = Announcer(identity.run_id, wall_clock, on_happening)
+        #: Events that are not told yet. They are told when everything else is done, so that the trouble of a view is
+        #: not taken for that of a device setting.
+        self._happenings: deque[Event] = deque()
+        self._on_happening = on_happening
+        self._announcer = Announcer(identity.run_id, wall_clock, self._happenings.append)
         self._desk = TaskDesk(
             identity.run_id,
             identity.bundle,
@@ -127,22 +143,36 @@ class Campaign:
             blobs=blobs,
             store=store,
             note=self.note,
+            give_up=self._give_up,
         )
         self._outage = StoreOutage(clock, self._on_store_away, self._on_store_back)
-        self._strays = StrayResults(wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
+        self._strays = StrayResults(identity.run_id, wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
         self._started_s = clock()
         self._connected_s: float | None = None
         self._open = False
         self._unanswered: dict[str, int] = {}
         self._pause_until_s: dict[str, float] = {}
+        #: Device settings for which no search could be made.
+        self._unusable: set[tuple[str, str]] = set()
+        #: Device settings whose picture could not be made, which is said once.
+        self._unshown: set[str] = set()
         self._swept_s = self._written_s = float("-inf")
         #: Results that are not stored yet: one transaction for all that arrived together.
         self._arrived: dict[TaskKey, tuple[SettingTrack, TrackTask, Outcome]] = {}
         #: To whom something happened: tracks to look at and agents that may want work. Workers fill `_planned`.
         self._due: dict[str, SettingTrack] = {}
         self._hungry: dict[str, None] = {}
+        #: Agents that may have settings to take in, what was last taken in of each, and of whom not all is taken.
+        self._joining: dict[str, None] = {}
+        self._joined: dict[str, AgentInfo] = {}
+        self._too_many: set[str] = set()
+        #: When a line about an agent's comings and goings was last written, for one that comes and goes without end.
+        self._noted_s: dict[str, float] = {}
         self._planned: deque[SettingTrack] = deque()
         self._planner = Planner(models, executor, asks_at_once, self._planned.append)
+        #: Devices of the stored run that is taken up, and those that it goes on without.
+        self._resumed_with: set[str] = set()
+        self._left_out: set[str] = set()
         #: What the store is told at the next sweep.
         self._stale: dict[str, SettingTrack] = {}
         self._fresh: list[SettingTrack] = []
@@ -168,23 +198,33 @@ class Campaign:
                 self._wire.hear(event, self)
         finally:
             self._take_outcomes()
+        self._tell_happenings()
 
     def on_tick(self) -> None:
         """Do what time brings: leases, losses, plans, hand-outs. Call it a few times a second.
 
         `UsageError` where the devices asked for do not appear.
         """
-        now = self._clock()
+        self._tick(self._clock())
+        self._tell_happenings()
+
+    def _tell_happenings(self) -> None:
+        while self._happenings:
+            self._on_happening(self._happenings.popleft())
+
+    def _tick(self, now: float) -> None:
         if now - self._swept_s >= _SWEEP_S:
             self._swept_s = now
             self._sweep(now)
+        self._join_next()
         while self._planned:
             self._look_at(self._planned.popleft())
         began_s = self._clock()
         for label in list(self._due):
             track = self._due.pop(label)
             if track.status == "running":
-                self._advance(track, now)
+                with self.contained(track):
+                    self._advance(track, now)
                 self._hungry[track.device] = None
             if self._clock() - began_s >= _PLANNING_S:
                 break
@@ -192,10 +232,11 @@ class Campaign:
         if self.connected and self._outage.may_try:
             with self._outage.watched():
                 if self._fresh:  # before their first tasks: a stored task without its setting could not be taken up
-                    self._store.put_devices([track.to_record() for track in self._fresh])
+                    self._store.put_devices([self._record_of(track) for track in self._fresh])
                     self._fresh.clear()
                 if self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now):
                     self._outage.over()
+                self._strays.work()
         self._desk.acknowledge_rest()
         self._blobs.pump(now)
 
@@ -208,6 +249,7 @@ class Campaign:
         if not self._outage.lasts:
             with self._outage.watched():
                 self._expire_leases(now)
+                self._fail_used_up()
         if not self._open:
             self._gather(now)
         for track in self.tracks.values():
@@ -224,22 +266,24 @@ class Campaign:
 
     def _takes_work(self, agent: str, now: float) -> bool:
         entry = self.registry.agents.get(agent)
-        return entry is not None and entry.usable and now >= self._pause_until_s.get(agent, 0.0)
+        return entry is not None and entry.present and now >= self._pause_until_s.get(agent, 0.0)
 
     def _write_standings(self) -> None:
         """Store what is known of settings and targets; a coordinator that is killed before finds it out again."""
         if not self._outage.may_try:
             return
         with self._outage.watched():
-            self._store.put_devices([track.to_record() for track in self._stale.values()])
+            records = [self._record_of(track) for track in list(self._stale.values())]
+            self._store.put_devices(records)
             self._stale.clear()
             self._store.put_winners(self._fates)
+            self.targets_stored += len(self._fates)
             self._fates.clear()
 
     @property
     def behind(self) -> bool:
         """Whether the next tick has something to do, whatever arrives."""
-        return bool(self._due)
+        return bool(self._due or self._joining or (self._strays.behind and self._outage.may_try))
 
     @property
     def finished(self) -> bool:
@@ -280,23 +324,72 @@ class Campaign:
             self._desk.cancel(track.device, task.key)
         self._write_standings()
         self._say("leaving")
+        self._tell_happenings()
 
     def finish(self, write_results: Callable[[], str | None] = lambda: None) -> Status:
         """Close the run in the store, write what is to be taken home, and say how it ended."""
         self._desk.acknowledge_rest()
         self._write_standings()
         self._store.set_run_status(self.identity.run_id, self.status, self._wall_clock())
-        self._announcer.finished(
-            list(self.tracks.values()),
-            self.status,
-            totals=self.totals,
-            elapsed_s=self._clock() - self._started_s,
-            results=write_results(),
-        )
-        self._say("leaving")
+        try:
+            self._announcer.finished(
+                list(self.tracks.values()),
+                self.status,
+                totals=self.totals,
+                elapsed_s=self._clock() - self._started_s,
+                results=write_results(),
+            )
+        finally:
+            self._say("leaving")
+            self._tell_happenings()
         return self.status
 
+    # -- trouble of one device setting -------------------------------------------------------------------------
+
+    @contextmanager
+    def contained(self, track: SettingTrack) -> Iterator[None]:
+        """A block about one device setting: an exception in it gives that setting up, and the others go on."""
+        try:
+            yield
+        except Exception as error:
+            self._give_up(track, error)
+
+    def _give_up(self, track: SettingTrack, error: Exception) -> None:
+        """End a device setting whose search has broken down; the trace is in the log."""
+        _log.error("%s is given up: its search failed", track.label, exc_info=error)
+        reason = f"its search failed ({one_line(error)}); the log has the trace"
+        track.search.abandon(reason)
+        track.plan = None
+        track.inbox.clear()
+        track.evaluations.clear()
+        if track.status == "running":
+            self._close(track, "failed", reason)
+
+    def _record_of(self, track: SettingTrack) -> DeviceRecord:
+        with self.contained(track):
+            return track.to_record()
+        return track.to_record()  # given up: nothing is computed any more
+
+    def show(self, track: SettingTrack, picture: Callable[[], DeviceSnapshot]) -> DeviceSnapshot:
+        """The picture of a device setting for the views, or what is known without its search where that fails.
+
+        A search may be at work in another thread meanwhile: that its state cannot be shown is no reason to end it.
+        """
+        try:
+            return picture()
+        except Exception as error:
+            if track.label not in self._unshown:
+                self._unshown.add(track.label)
+                _log.error("%s cannot be shown", track.label, exc_info=error)
+                self.note(f"{track.label} cannot be shown: {one_line(error)}; the log has the trace")
+        return standing.bare_snapshot(track, self.plan)
+
     # -- taking up a stored run --------------------------------------------------------------------------------
+
+    def take_up_track(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingTrack | None:
+        """Take in a device setting of the stored run; None, with a line, where no search can be made for it."""
+        self._resumed_with.add(device)
+        return self.make_track(device, setting, info)
 
     def add_track(self, track: SettingTrack) -> None:
         """Take in a device setting, new or from the store."""
@@ -322,16 +415,22 @@ class Campaign:
             return
         known = {track.device for track in self.tracks.values()}
         usable = [entry for entry in self.registry.usable() if self._wanted(entry.name)]
-        present = known | {entry.name for entry in usable}
+        there = [entry for entry in usable if entry.present]
+        present = known | {entry.name for entry in there}
         missing = [name for name in self.plan.devices if name not in present]
-        if not missing and len(present) >= self.plan.wait_for:
-            self._begin(usable)
+        # Whoever the broker only remembers has been asked: it answers at once, or is lost soon.
+        if not missing and len(present) >= self.plan.wait_for and len(there) == len(usable):
+            self._begin(there)
         elif now - self._connected_s > self.plan.join_s:
             raise UsageError(self._absence(missing, len(present)))
 
     def _absence(self, missing: list[str], count: int) -> str:
         waited = f"after {self.plan.join_s:g} s"
-        reasons = [f"{e.name}: {e.idle_reason()}" for e in self.registry.agents.values() if not e.usable]
+        reasons = [
+            f"{e.name}: {'it has not answered yet' if e.usable else e.idle_reason()}"
+            for e in self.registry.agents.values()
+            if not e.present
+        ]
         why = f" ({'; '.join(reasons)})" if reasons else ""
         if missing:
             return (
@@ -342,9 +441,9 @@ class Campaign:
             "the devices and look at them with `fleetnas devices`"
         )
 
-    def _begin(self, usable: list[AgentEntry]) -> None:
+    def _begin(self, there: list[AgentEntry]) -> None:
         self._open = True
-        for entry in usable:
+        for entry in there:
             self._join(entry)
         self._announcer.started(
             list(self.tracks.values()),
@@ -356,21 +455,73 @@ class Campaign:
             resumed=self.resumed,
         )
 
-    def _join(self, entry: AgentEntry) -> None:
-        """Make a track for every setting of an agent that has none yet."""
-        info = entry.info
-        if not self._open or not entry.usable or info is None or not self._wanted(entry.name):
+    def _hear_of(self, entry: AgentEntry) -> None:
+        """An agent has said something: see at the next ticks whether it has settings to take in."""
+        if self._open and entry.present and entry.info is not self._joined.get(entry.name):
+            self._joining[entry.name] = None
+
+    def _join_next(self) -> None:
+        """Take in one setting of one agent: a search begins with some computing, for which nobody else should wait."""
+        if not self._joining:
             return
+        agent = next(iter(self._joining))
+        del self._joining[agent]
+        if self._join(self.registry.agents[agent], most=1):
+            self._joining[agent] = None  # behind the other agents
+
+    def _join(self, entry: AgentEntry, most: int = MAX_AGENT_SETTINGS) -> bool:
+        """Make a track for up to `most` settings of an agent that have none yet; True where it has more."""
+        info = entry.info
+        if not self._open or not entry.present or info is None:
+            return False
+        self._joined[entry.name] = info
+        if not self._wanted(entry.name):
+            self._tell_left_out(entry.name)
+            return False
         fresh = [setting for setting in info.settings if (entry.name, setting.label) not in self.tracks]
-        for setting in fresh:
-            track = SettingTrack(self.identity.run_id, entry.name, setting, info, self._make_search(info, setting))
-            self.add_track(track)
-            self._fresh.append(track)
-        if fresh:
+        room = min(MAX_AGENT_SETTINGS - len(self._desk.tracks_of(entry.name)), MAX_SETTINGS - len(self.tracks))
+        if len(fresh) > room and entry.name not in self._too_many:
+            self._too_many.add(entry.name)
+            self.note(
+                f"{entry.name} offers more settings than one run takes ({MAX_AGENT_SETTINGS} of one agent, "
+                f"{MAX_SETTINGS} of all); the rest takes no part"
+            )
+        fresh = fresh[: max(0, room)]
+        made = [track for setting in fresh[:most] if (track := self.make_track(entry.name, setting, info)) is not None]
+        self._fresh += made
+        if made and len(fresh) <= most:
             self._announcer.joined(info)
+        return len(fresh) > most
+
+    def make_track(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingTrack | None:
+        """Take in a device setting; None, with a line, where no search can be made for it."""
+        key = device, setting.label
+        if key in self._unusable or key in self.tracks:
+            return None
+        try:
+            search = self._make_search(info, setting)
+        except Exception as error:
+            self._unusable.add(key)
+            _log.error("no search can be made for %s/%s", *key, exc_info=error)
+            self.note(f"{device}/{setting.label} takes no part: {one_line(error)}; the log has the trace")
+            return None
+        track = SettingTrack(self.identity.run_id, device, setting, info, search)
+        self.add_track(track)
+        return track
 
     def _wanted(self, agent: str) -> bool:
+        """A resumed run goes on with the devices that it had, and with those that were named."""
+        if self._resumed_with:
+            return agent in self._resumed_with or agent in self.plan.devices
         return not self.plan.devices or agent in self.plan.devices
+
+    def _tell_left_out(self, agent: str) -> None:
+        if self._resumed_with and agent not in self._left_out:
+            self._left_out.add(agent)
+            self.note(
+                f"{agent} was not in run {self.identity.run_id}, which goes on without it; start a new search for it, "
+                f"or add it with --resume {self.identity.run_id} --devices {agent}"
+            )
 
     # -- what agents say (`FleetListener`) ---------------------------------------------------------------------
 
@@ -393,15 +544,18 @@ class Campaign:
         was_usable = before is not None and before.usable
         entry = self.registry.on_state(agent, state, self._clock(), retained=retained)
         if was_usable and not entry.usable:
-            self.note(f"{agent}: {entry.idle_reason()}")
+            now = self._clock()
+            if now - self._noted_s.get(agent, float("-inf")) >= _NOTE_S:
+                self._noted_s[agent] = now
+                self.note(f"{agent}: {entry.idle_reason()}")
             self._desk.take_back(agent)
-        self._join(entry)
+        self._hear_of(entry)
 
     def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None:
-        self._join(self.registry.on_info(agent, info, self._clock(), retained=retained))
+        self._hear_of(self.registry.on_info(agent, info, self._clock(), retained=retained))
 
     def on_health(self, agent: str, health: Health) -> None:
-        self.registry.on_health(agent, health, self._clock())
+        self._hear_of(self.registry.on_health(agent, health, self._clock()))
         for track in self._desk.tracks_of(agent):
             track.temperature_c = health.conditions.temperature_c
             track.throttled = health.conditions.throttled
@@ -413,7 +567,7 @@ class Campaign:
         self._blobs.pump(now)
 
     def on_next(self, agent: str, held: Next) -> None:
-        self.registry.on_message(agent, self._clock())
+        self._hear_of(self.registry.on_message(agent, self._clock()))
         self._desk.reconcile(agent, held)
         self._hungry[agent] = None
 
@@ -440,13 +594,20 @@ class Campaign:
         self._desk.renew(agent, now)
         if isinstance(update, Result | Failed):
             outcome = outcome_to_store(task.record, update)
-            if update.task not in self._arrived and isinstance(update, Result) and isinstance(outcome, Failed):
+            fresh = update.task not in self._arrived and not self._desk.is_done(task.record.task_id)
+            if fresh and isinstance(update, Result) and isinstance(outcome, Failed):
                 self.note(f"{track.label}: result of {update.task.task_id} refused: {outcome.detail}")
             self._arrived.setdefault(update.task, (track, task, outcome))
         elif isinstance(update, Progress):
             entry.phase, entry.phase_fraction, entry.phase_task = update.phase, update.fraction, update.task
         elif isinstance(update, Rejected):
             self._rejected(track, task, update)
+
+    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None:
+        """End a task of ours whose result breaks the contract; its agent would repeat it, and may forget it so."""
+        if self._desk.find(failed.task.task_id) is None:
+            raise ProtocolError(failed.detail)
+        self.on_update(agent, failed, size)
 
     def _pass_on(self, agent: str, update: TaskUpdate) -> bool:
         try:
@@ -470,9 +631,11 @@ class Campaign:
         for key, (track, task, outcome) in arrived.items():
             self._unanswered[track.device] = 0
             self._desk.acknowledge(track, key)
+            track.returned = 0
             # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
             if not self._desk.is_done(task.record.task_id):
-                self._conclude(track, task, key.attempt, outcome)
+                with self.contained(track):
+                    self._conclude(track, task, key.attempt, outcome)
 
     def _on_store_away(self, reason: str) -> None:
         self._announcer.store_unavailable(reason)
@@ -481,7 +644,7 @@ class Campaign:
         """Nobody is late for having waited for us; who holds results is asked for them."""
         now = self._clock()
         for agent in {track.device for track in self.tracks.values()}:
-            self._desk.renew(agent, now)
+            self._desk.renew(agent, now, anew=True)
         self._announcer.store_available(away_s)
         self._say("ready")
 
@@ -571,13 +734,20 @@ class Campaign:
             pending = state.architecture is not None and state.architecture.fingerprint in track.evaluations
             if state.target_ms not in track.settled and (at_once or not pending):
                 track.settled.add(state.target_ms)
-                self._fates.append(standing.winner_record(track, state))
-                self._announcer.judged(track, state)
+                try:
+                    self._fates.append(standing.winner_record(track, state))
+                    self._announcer.judged(track, state)
+                except Exception as error:  # costs this target alone: a setting that is given up keeps its others
+                    _log.error("%s: target %g ms is lost", track.label, state.target_ms, exc_info=error)
+                    self.note(f"{track.label}: target {state.target_ms:g} ms is lost: {one_line(error)}")
 
     def _abandoned(self, track: SettingTrack, now: float) -> bool:
         """Whether a device setting that has work left is given up, because its device is gone for good."""
+        if track.returned >= MAX_RETURNED:
+            self._close(track, "failed", f"{track.returned} tasks in a row came back undone; see the agent's log")
+            return True
         entry = self.registry.agents.get(track.device)
-        if (entry is not None and entry.usable) or (track.search.finished and not track.leased and not track.ready):
+        if (entry is not None and entry.present) or (track.search.finished and not track.leased and not track.ready):
             return False
         if entry is not None and entry.duplicate is not None:
             self._close(track, "failed", str(entry.duplicate))
@@ -604,12 +774,7 @@ class Campaign:
         for track, task in self._desk.expired(now):
             agent = track.device
             if task.expired_leases >= MAX_EXPIRED_LEASES:
-                detail = f"{task.expired_leases} attempts ended without a word"
-                # Of an attempt that nobody makes: the result of the last one may still come, and is stored then.
-                verdict = TaskKey(task_id=task.record.task_id, attempt=task.record.attempt + 1)
-                failed = Failed(task=verdict, reason="timeout", detail=detail)
-                if self._store.add_outcome(verdict, failed, self._wall_clock()):
-                    self._conclude(track, task, task.record.attempt, failed)
+                self._fail(track, task, f"{task.expired_leases} attempts ended without a word")
             self._unanswered[agent] = self._unanswered.get(agent, 0) + 1
             if self._unanswered[agent] >= MAX_UNANSWERED:
                 self._unanswered[agent] = 0
@@ -619,12 +784,30 @@ class Campaign:
                     if lost.status == "running":
                         self._close(lost, "lost", reason)
 
+    def _fail_used_up(self) -> None:
+        """Tasks that were given out as often as any may be count as failed."""
+        for task_id, (track, task) in list(self._desk.used_up.items()):
+            if track.status == "running":
+                self._fail(track, task, f"{task.record.attempt} attempts brought no result")
+            self._desk.used_up.pop(task_id, None)
+
+    def _fail(self, track: SettingTrack, task: TrackTask, detail: str) -> None:
+        """Count a task as failed, whatever its agent may still say."""
+        # Of an attempt that nobody makes: the result of the last one may still come, and is stored then.
+        attempt = min(task.record.attempt + 1, MAX_ATTEMPTS)
+        failed = Failed(task=TaskKey(task_id=task.record.task_id, attempt=attempt), reason="timeout", detail=detail)
+        self._store.add_outcome(failed.task, failed, self._wall_clock())
+        if not self._desk.is_done(task.record.task_id):
+            with self.contained(track):
+                self._conclude(track, task, task.record.attempt, failed)
+
     def _rejected(self, track: SettingTrack, task: TrackTask, update: Rejected) -> None:
         if update.task != task.key or task.record.task_id not in track.leased:
             return
         self._desk.requeue(track, task)
         if update.reason in ("busy", "expired", "leaving"):
-            self._pause_until_s[track.device] = self._clock() + _BUSY_AGENT_S
+            pause_s = min(_BUSY_AGENT_S * track.returned, _MOST_BUSY_S)
+            self._pause_until_s[track.device] = self._clock() + pause_s
             self.note(f"{track.label} gives task {update.task.task_id} back: {update.detail or update.reason}")
         else:
             self._close(track, "failed", f"it refuses tasks ({update.reason}): {update.detail}")

@@ -98,6 +98,7 @@ class DeviceSearch:
         self._outstanding: dict[tuple[tuple[int, ...], Purpose, float | None], Proposal] = {}
         self._exploring = True
         self._finished = False
+        self._abandoned = False
 
     # -- what the campaign sees --------------------------------------------------------------------------------
 
@@ -118,14 +119,15 @@ class DeviceSearch:
     @property
     def targets(self) -> list[TargetState]:
         """Every target with its best subnet so far; automatic ones from the end of the initial design on."""
-        if not self._current:
+        if not self._current and not self._abandoned:
             self._current = True
             self._show_best_measured()
         return self._targets
 
     def predict_targets(self) -> None:
         """Renew the predictions of the subnets that targets stand at; costs as much as learning all measurements."""
-        self._verification.predict(self.targets)
+        if not self._abandoned:
+            self._verification.predict(self.targets)
 
     def target(self, target_ms: float | None) -> TargetState | None:
         """One target as its verifications left it; one that has none yet may stand better by now."""
@@ -154,7 +156,7 @@ class DeviceSearch:
 
     def held_out_error(self) -> HeldOutError:
         """The predictor's own error: each measured subnet predicted from all others, at undisturbed speed."""
-        return self._latency.held_out_error()
+        return HeldOutError(None, None, 0) if self._abandoned else self._latency.held_out_error()
 
     def predict(self, genomes: Genomes) -> tuple[Floats, Floats]:
         """Mean and standard deviation of a measurement at undisturbed speed, ms, each (n,)."""
@@ -179,8 +181,19 @@ class DeviceSearch:
         """A proposal of an earlier coordinator has no outcome yet: its round goes on."""
         self._outstanding[proposal.key] = proposal
 
+    def abandon(self, reason: str) -> None:
+        """End the search where it stands, without computing anything: it has broken down, and `reason` says how."""
+        self._abandoned = self._finished = True
+        self.failure_reason = reason
+        self._queue.clear()
+        self._outstanding.clear()
+        for state in self._open_targets():
+            state.status, state.reason = "missed", reason
+
     def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the outcome of a proposal, also of one that a stored run asked for."""
+        if self._abandoned:
+            return
         if proposal.purpose != "spread":
             self._end_initial_design()
         of_target = proposal.target_ms is not None
@@ -188,6 +201,8 @@ class DeviceSearch:
             self._end_exploration()
             if self.target(proposal.target_ms) is None:
                 self._follow_regime()
+        elif proposal.purpose == "candidate" and not self._exploring:
+            self._follow_regime()
         self._told += 1
         self._outstanding.pop(proposal.key, None)
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
@@ -195,16 +210,16 @@ class DeviceSearch:
         self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
         if proposal.purpose == "spread" and genome.tobytes() in self._design_tries:
             self._design_tries[genome.tobytes()] += 1
-        state = self.target(proposal.target_ms) if of_target else None
+        state, run = self.target(proposal.target_ms) if of_target else None, None
         if isinstance(outcome, Failed):
             self.failures += 1
             detail = f" ({outcome.detail})" if outcome.detail else ""
             self._verification.last_failure = f"{outcome.reason}{detail}"
             self._latency.add_failure(genome)
         else:
-            self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
+            run = self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
         if state is not None and proposal.purpose == "verification":
-            self._verification.judge(state, genome, outcome)
+            self._verification.judge(state, genome, run)
         elif state is not None:
             state.replacements += 1
         self._check_abort(outcome)
@@ -255,14 +270,14 @@ class DeviceSearch:
         self._end_initial_design()
         if self._exploring:
             self._refresh_targets()
-        if self._finished:
-            return []
-        if self._exploring:
+        else:
+            self._follow_regime()
+        while self._exploring and not self._finished:
             found = self._candidates()
             if found:
                 return found
             self._end_exploration()
-        self._follow_regime()
+            self._follow_regime()
         if self._finished:
             return []
         round_ = self._verifications()
@@ -278,14 +293,21 @@ class DeviceSearch:
         if self._exploring and not self._finished:
             self._refresh_targets()
             self._exploring = False
-            self._regime_unix_s = self._latency.observations.regime_unix_s
+            self._regime_unix_s = self._latency.observations.speed_since_unix_s
 
     def _follow_regime(self) -> None:
-        """Automatic targets are about the device's present lasting speed: where that has changed, so do they."""
-        regime_unix_s = self._latency.observations.regime_unix_s
-        if not self._finished and regime_unix_s != self._regime_unix_s:
-            self._regime_unix_s = regime_unix_s
-            self._refresh_targets()
+        """Explore again once the device's lasting speed has changed: its targets' best subnets are others now.
+
+        Automatic targets are about the present speed as well.
+        """
+        regime_unix_s = self._latency.observations.speed_since_unix_s
+        if self._finished or regime_unix_s in (0.0, self._regime_unix_s):
+            return
+        self._regime_unix_s = regime_unix_s
+        self._refresh_targets()
+        if not self._finished and self._latency.observations.changed_for_good:
+            self._exploring = True
+            self._verification.reconsider(self._targets)
 
     def _refresh_targets(self) -> None:
         """Take over automatic targets that are not those there are."""

@@ -42,15 +42,47 @@ _MOST_UNUSUAL = 3.0
 _LEAST_KNOWN, _UNKNOWN_SPEED_NOISE = 3, 0.15
 
 
-@dataclass
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Values of one measurement that a search needs; a whole `Measurement` takes 10 KiB. Runs are told by identity."""
+
+    median_ms: float
+    """As it ran."""
+    undisturbed_ms: float | None
+    noise: float
+    """Of `undisturbed_ms`, a standard deviation, relative: see `relative_noise`."""
+    noisy: bool
+    reference_ms: float | None
+    levels_ms: tuple[float, ...]
+    regime_unix_s: float
+    finished_unix_s: float
+    model_sha256: str
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Run:
+        """Take over a measurement."""
+        return cls(
+            measurement.median_ms,
+            measurement.undisturbed_ms,
+            relative_noise(measurement),
+            measurement.quality == "noisy",
+            measurement.reference_ms,
+            measurement.levels_ms,
+            measurement.regime_unix_s,
+            measurement.finished_unix_s,
+            measurement.model_sha256,
+        )
+
+
+@dataclass(slots=True)
 class SubnetObservations:
     """One subnet on one device setting."""
 
     genome: NDArray[np.int16]
-    runs: list[Measurement] = field(default_factory=list)
-    missed: list[Measurement] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    missed: list[Run] = field(default_factory=list)
     """Re-measurements that missed a target; their latencies count even where other runs were faster."""
-    awaited: list[Measurement] = field(default_factory=list)
+    awaited: list[Run] = field(default_factory=list)
     """Runs that waited for a fast device: they do not count towards the typical slow-down."""
     failures: int = 0
 
@@ -67,7 +99,7 @@ class SubnetObservations:
     def sure(self) -> bool:
         """Whether it was measured steadily, or more than once."""
         return len(self.runs) > 1 or any(
-            run.undisturbed_ms is not None and relative_noise(run) <= UNSURE_NOISE for run in self.runs
+            run.undisturbed_ms is not None and run.noise <= UNSURE_NOISE for run in self.runs
         )
 
 
@@ -113,25 +145,25 @@ class Observations:
 
     # -- learning ----------------------------------------------------------------------------------------------
 
-    def add(self, genome: NDArray[np.int16], measurement: Measurement, *, awaited: bool = False) -> None:
+    def add(self, genome: NDArray[np.int16], measurement: Measurement, *, awaited: bool = False) -> Run:
         """Add one more run of a subnet; `awaited` where it waited for a fast device."""
-        subnet = self.of(genome)
-        subnet.runs.append(measurement)
+        subnet, run = self.of(genome), Run.of(measurement)
+        subnet.runs.append(run)
         if awaited:
-            subnet.awaited.append(measurement)
-        count = len(measurement.levels_ms)
-        lowest = self._levels.get(count, measurement.levels_ms)
-        self._levels[count] = tuple(map(min, measurement.levels_ms, lowest))
+            subnet.awaited.append(run)
+        count = len(run.levels_ms)
+        self._levels[count] = tuple(map(min, run.levels_ms, self._levels.get(count, run.levels_ms)))
         self._changed()
+        return run
 
     def add_failure(self, genome: NDArray[np.int16]) -> None:
         """Count a failed measurement of a subnet."""
         self.of(genome).failures += 1
         self._changed()
 
-    def add_miss(self, genome: NDArray[np.int16], measurement: Measurement) -> None:
+    def add_miss(self, genome: NDArray[np.int16], run: Run) -> None:
         """Mark a run, added already, as one that missed the target that it was for."""
-        self.of(genome).missed.append(measurement)
+        self.of(genome).missed.append(run)
         self._changed()
 
     def _changed(self) -> None:
@@ -140,7 +172,7 @@ class Observations:
 
     # -- what follows ------------------------------------------------------------------------------------------
 
-    def undisturbed_ms(self, run: Measurement) -> float | None:
+    def undisturbed_ms(self, run: Run) -> float | None:
         """A run's latency at undisturbed speed, restated at the fastest speed that its reference has shown."""
         if run.undisturbed_ms is None or run.reference_ms is None or not run.levels_ms:
             return run.undisturbed_ms
@@ -152,6 +184,11 @@ class Observations:
     def regime_unix_s(self) -> float:
         """Since when the device has run at its present lasting speed, by its own clock."""
         return max((run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs), default=0.0)
+
+    @property
+    def speed_since_unix_s(self) -> float:
+        """Since when the device has run at its typical speed, by its own clock; 0 where all measurements tell it."""
+        return self._all.speed_since_unix_s
 
     @property
     def changed_for_good(self) -> bool:
@@ -174,10 +211,10 @@ class Observations:
         """Whether enough subnets were measured at a known speed for the others' latencies to be bounds."""
         return self._all.knows_speeds
 
-    def exceeds(self, subnet: SubnetObservations, run: Measurement) -> float:
+    def exceeds(self, subnet: SubnetObservations, run: Run) -> float:
         """How far one of a subnet's runs is beyond what its others say, relative, the device's speed taken out."""
         others = [other for other in subnet.runs if other is not run]
-        known = [(ms, relative_noise(other) ** -2) for other in others if (ms := self.undisturbed_ms(other))]
+        known = [(ms, other.noise**-2) for other in others if (ms := self.undisturbed_ms(other))]
         showed = self.undisturbed_ms(run)
         if known and showed is not None:
             # Exact sums do not depend on the order of arrival.
@@ -185,7 +222,7 @@ class Observations:
             return showed * total / math.fsum(ms * precision for ms, precision in known) - 1.0
         return run.median_ms / min((other.median_ms for other in others), default=run.median_ms) - 1.0
 
-    def typical_ms(self, run: Measurement) -> float | None:
+    def typical_ms(self, run: Run) -> float | None:
         """Latency of a run's subnet at the typical speed, ms; None where the run only bounds it."""
         undisturbed = self.undisturbed_ms(run)
         return None if undisturbed is None else undisturbed * self.speed.slowdown(undisturbed)
@@ -225,7 +262,7 @@ class Observations:
         subnets compare, and targets are about them.
         """
         known = [
-            (tuple(subnet.genome.tolist()), ms, relative_noise(run) * ms)
+            (tuple(subnet.genome.tolist()), ms, run.noise * ms)
             for subnet in self._all.subnets
             for run in subnet.runs
             if (ms := self.undisturbed_ms(run)) is not None
@@ -281,7 +318,7 @@ class _Derived:
         self.places = {subnet.genome.tobytes(): place for place, subnet in enumerate(self.subnets)}
         # Sorted within each subnet: not even rounding depends on the order of arrival.
         runs = [
-            (place, observations.undisturbed_ms(run) or math.nan, run.median_ms, relative_noise(run), run)
+            (place, observations.undisturbed_ms(run) or math.nan, run.median_ms, run.noise, run)
             for place, subnet in enumerate(self.subnets)
             for run in subnet.runs
         ]
@@ -294,15 +331,23 @@ class _Derived:
         self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
         since = observations.regime_unix_s
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
-        present = known & (ended >= since)
-        if np.count_nonzero(present) < _LEAST_OF_REGIME:
-            present = known
+        in_regime = ended >= since
+        #: Since when the typical speed is that of one regime; 0 where all measurements tell it.
+        self.speed_since_unix_s = since
+        if np.count_nonzero(known & in_regime) < _LEAST_OF_REGIME:
+            in_regime, self.speed_since_unix_s = np.ones(len(ended), dtype=np.bool_), 0.0
+        present = known & in_regime
         self.changed_for_good = _changed(medians / undisturbed, known & (ended < since), known & (ended >= since))
         awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
         unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
         present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
+        durations = _durations(ended)
         self.speed = TypicalSpeed.of(
-            undisturbed[present], medians[present] / undisturbed[present], ended[present], _durations(ended)[present]
+            undisturbed[present],
+            medians[present] / undisturbed[present],
+            ended[present],
+            durations[present],
+            float(durations[present].sum() / durations[in_regime].sum()) if present.any() else 1.0,
         )
         precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
         sums = np.zeros((2, len(self.subnets)))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coordinator.campaign.targets import TargetRequest
 from coordinator.search.bounds import Bounds
+from coordinator.store.records import RunRecord
+from device_profiles.quantities import LimitSeconds, Seconds
+from fleet_protocol.errors import StoreError
 from fleet_protocol.messages import Condition, MeasurementProtocol
 
 
@@ -25,15 +28,18 @@ class CampaignPlan(BaseModel):
     prior: Literal["learned", "default"] = Field(
         default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
     )
+    prior_without: tuple[str, ...] = Field(
+        default=(), description="agents from whose earlier runs a learned prior is not learned"
+    )
     devices: tuple[str, ...] = Field(default=(), description="agents that take part; empty: all that are there")
     wait_for: int = Field(default=1, ge=1, description="agents to wait for before the campaign begins")
-    join_s: float = Field(default=60.0, gt=0, description="how long to wait for them")
-    grace_s: float = Field(default=60.0, ge=0, description="how long a lost device may take to come back")
-    deadline_s: float = Field(default=180.0, gt=0, description="how long one measurement may take on a device")
+    join_s: LimitSeconds = Field(default=60.0, description="how long to wait for them")
+    grace_s: Seconds = Field(default=60.0, description="how long a lost device may take to come back")
+    deadline_s: LimitSeconds = Field(default=180.0, description="how long one measurement may take on a device")
     protocol: MeasurementProtocol = MeasurementProtocol()
     conditions: Condition = Field(default="as-is", description="under which condition devices are measured")
-    cool_s: float = Field(
-        default=60.0, ge=0, description="how long a measurement may wait for its device to cool (conditions: cool)"
+    cool_s: Seconds = Field(
+        default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
 
     @property
@@ -57,3 +63,20 @@ class RunSettings(BaseModel):
     evaluation_images: str | None = None
     out: str | None = Field(default=None, description="folder of the take-home")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and what it stands on")
+
+
+def settings_of(run: RunRecord) -> RunSettings:
+    """What a stored run was asked to do; `StoreError` where another fleetnas stored it in another form."""
+    try:
+        return RunSettings.model_validate(run.settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise StoreError(
+            f"the settings stored with run {run.run_id} cannot be read ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}); use the fleetnas that made it ({_made_by(run.settings)}), or leave this run alone"
+        ) from error
+
+
+def _made_by(settings: dict[str, Any]) -> str:
+    versions = settings.get("versions")
+    return str(versions.get("fleetnas", "not known"))[:40] if isinstance(versions, dict) else "not known"

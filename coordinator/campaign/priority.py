@@ -9,9 +9,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-#: A tenth of the weight of a thread of normal priority: a device that measures with every core is 10 % off at most
-#: while both want one, and planning still gets on.
-_NICENESS = 10
+#: A third of the weight of a thread of normal priority: a measurement beside it keeps three quarters of a core that
+#: both want, and paired measurement takes out the rest. Planning gets on where other processes keep every core busy: at
+#: 10, a tenth of the weight, a campaign waited minutes for each round there.
+_NICENESS = 5
 #: With autogroups the scheduler shares a core between sessions first: within one, niceness alone is not seen by the
 #: measuring children of other sessions. Source: sched(7), "The autogroup feature".
 _AUTOGROUP = Path("/proc/self/autogroup")

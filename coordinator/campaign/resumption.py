@@ -2,45 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from coordinator.campaign.campaign import Campaign
-from coordinator.campaign.device_search import DeviceSearch
 from coordinator.campaign.proposal import Proposal
-from coordinator.campaign.track import SettingTrack
 from coordinator.store.records import Outcome, TaskRecord
 from coordinator.store.store import MeasurementStore
-from fleet_protocol.messages import AgentInfo, RuntimeSetting
 from supernet_export.spaces.base import DesignSpace
 
 
-def take_up(
-    campaign: Campaign,
-    store: MeasurementStore,
-    space: DesignSpace,
-    make_search: Callable[[AgentInfo, RuntimeSetting], DeviceSearch],
-) -> None:
+def take_up(campaign: Campaign, store: MeasurementStore, space: DesignSpace) -> None:
     """Bring a campaign that has not started to where the stored run of its id stands."""
     run_id = campaign.identity.run_id
     campaign.resumed = True
     for device in store.devices(run_id):
-        track = SettingTrack(
-            run_id, device.device, device.setting, device.info, make_search(device.info, device.setting)
-        )
-        track.learning, track.wire_bytes = list(device.learning), device.wire_bytes
-        campaign.add_track(track)
+        made = campaign.take_up_track(device.device, device.setting, device.info)
+        if made is not None:
+            made.learning, made.wire_bytes = list(device.learning), device.wire_bytes
     # Of several attempts at one task the first outcome to arrive counted.
     counted: dict[str, Outcome] = {}
     for found in store.outcomes(run_id):
         counted.setdefault(found.key.task_id, found.outcome)
+        if found.refused:
+            task = found.task
+            campaign.note(
+                f"{task.device}/{task.setting_label}: the stored result of {task.task_id} is skipped and counts as a "
+                f"failure: {found.refused}"
+            )
     in_order = sorted(store.tasks(run_id), key=lambda record: int(record.task_id.rpartition(".")[2]))
     records = {record.task_id: record for record in in_order}
     for task_id in [*counted, *(task_id for task_id in records if task_id not in counted)]:
-        record = records[task_id]
-        track = campaign.tracks[record.device, record.setting_label]
-        campaign.restore(track, record, _proposal(record, space), counted.get(task_id))
+        record = records.get(task_id)
+        track = campaign.tracks.get((record.device, record.setting_label)) if record is not None else None
+        if record is not None and track is not None:  # of settings that take no part any more was said why
+            with campaign.contained(track):
+                campaign.restore(track, record, _proposal(record, space), counted.get(task_id))
 
 
 def _proposal(record: TaskRecord, space: DesignSpace) -> Proposal:

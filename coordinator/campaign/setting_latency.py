@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.campaign.observations import Observations
+from coordinator.campaign.observations import Observations, Run
 from coordinator.campaign.opening import Opening
 from coordinator.campaign.proposal import Genome, WinnerSearch
 from coordinator.campaign.typical_speed import TypicalSpeed
@@ -35,10 +35,10 @@ class SettingLatency:
 
     # -- learning ----------------------------------------------------------------------------------------------
 
-    def add(self, genome: Genome, measurement: Measurement, *, awaited: bool = False) -> None:
+    def add(self, genome: Genome, measurement: Measurement, *, awaited: bool = False) -> Run:
         """Add one more measurement; `awaited` where it waited for a fast device."""
-        self.observations.add(genome, measurement, awaited=awaited)
         self._learner = self._left_out = None
+        return self.observations.add(genome, measurement, awaited=awaited)
 
     def add_failure(self, genome: Genome) -> None:
         """Count a failed measurement of a subnet."""

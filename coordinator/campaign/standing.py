@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.campaign.plan import CampaignPlan, settings_of
 from coordinator.campaign.proposal import TargetState
 from coordinator.campaign.targets import TargetRequest
-from coordinator.campaign.track import SettingTrack
+from coordinator.campaign.track import SettingTrack, one_line
 from coordinator.fleet.registry import AgentEntry
 from coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
 from coordinator.report.outcome import (
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from coordinator.campaign.campaign import Campaign
 
 _SHOWN_LOG_LINES = 20
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 # -- live ------------------------------------------------------------------------------------------------------
@@ -57,7 +59,10 @@ def snapshot_of(campaign: Campaign, now_unix_s: float) -> Snapshot:
         now_s=now_unix_s,
         phase=campaign.phase,
         devices=tuple(
-            _device(track, campaign.registry.agents.get(track.device), campaign.plan.budget, request)
+            campaign.show(
+                track,
+                partial(_device, track, campaign.registry.agents.get(track.device), campaign.plan.budget, request),
+            )
             for track in campaign.tracks.values()
         ),
         log=tuple(list(campaign.log)[-_SHOWN_LOG_LINES:]),
@@ -90,6 +95,20 @@ def _device(track: SettingTrack, entry: AgentEntry | None, budget: int, request:
     )
 
 
+def bare_snapshot(track: SettingTrack, plan: CampaignPlan) -> DeviceSnapshot:
+    """What is known of a device setting without asking its search."""
+    states: dict[str, DeviceState] = {"lost": "lost", "failed": "failed", "finished": "done"}
+    return DeviceSnapshot(
+        device=track.device,
+        setting_label=track.setting.label,
+        state=states.get(track.status, "idle"),
+        state_detail=track.reason,
+        budget=plan.budget,
+        failures=track.failures,
+        targets_asked=plan.request.count,
+    )
+
+
 def _state(track: SettingTrack, entry: AgentEntry | None) -> tuple[DeviceState, str]:
     if track.status == "lost":
         return "lost", track.reason
@@ -97,8 +116,10 @@ def _state(track: SettingTrack, entry: AgentEntry | None) -> tuple[DeviceState, 
         return "failed", track.reason
     if track.status == "finished":
         return "done", track.reason
-    if entry is None or not entry.usable:
-        return "offline", entry.idle_reason() if entry is not None else "not seen since the run was resumed"
+    if entry is None or not entry.present:
+        if entry is None or entry.usable:
+            return "offline", "not seen since the run was resumed"
+        return "offline", entry.idle_reason()
     task = _running(track, entry)
     if task is not None:
         purpose = task.record.purpose
@@ -196,7 +217,7 @@ def _costs_of(space: DesignSpace, genome: bytes) -> dict[str, int]:
 def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     """A stored run as the take-home and the report want it; it may still be running."""
     run = store.run(run_id)
-    settings = RunSettings.model_validate(run.settings)
+    settings = settings_of(run)
     outcomes: dict[tuple[str, str], list[OutcomeRecord]] = {}
     for found in store.outcomes(run_id):
         outcomes.setdefault((found.task.device, found.task.setting_label), []).append(found)
@@ -216,10 +237,28 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         finished_s=run.finished_unix_s,
         versions=settings.versions,
         devices=tuple(
-            _device_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, []))
+            _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, []))
             for key, device in keys.items()
         ),
     )
+
+
+def _contained_outcome(
+    device: DeviceRecord, plan: CampaignPlan, outcomes: list[OutcomeRecord], winners: list[WinnerRecord]
+) -> DeviceOutcome:
+    """The outcome of a device setting; where what is stored cannot be read, only that."""
+    try:
+        return _device_outcome(device, plan, outcomes, winners)
+    except Exception as error:
+        _log.error("what is stored of %s/%s cannot be read", device.device, device.setting.label, exc_info=error)
+        return DeviceOutcome(
+            device=device.device,
+            setting=device.setting,
+            status="failed",
+            reason=f"what is stored of it cannot be read: {one_line(error)}",
+            targets_asked=plan.request.count,
+            condition_asked=plan.conditions,
+        )
 
 
 def _device_outcome(

@@ -63,15 +63,18 @@ class TargetRequest:
     def __str__(self) -> str:
         return f"auto:{self.automatic}" if self.automatic else ",".join(f"{ms:g}" for ms in self.fixed_ms)
 
-    def resolve(self, fastest_ms: float, slowest_ms: float) -> ResolvedTargets:
+    def resolve(self, fastest_ms: float, slowest_ms: float, error: float = 0.0) -> ResolvedTargets:
         """The targets of a device setting whose subnets take from `fastest_ms` to `slowest_ms`.
+
+        `error` is the relative standard error of the speed at which they do: a first target that is too low by that
+        must leave room for more than the fastest subnet.
 
         Automatic ones are spread evenly in the logarithm over that range, at least 5 % apart, and rounded to as few
         digits as keep them apart and in place. A range that has no room for all of them gets fewer.
         """
         if not self.automatic:
             return ResolvedTargets(self.fixed_ms)
-        low, high = fastest_ms * _LOWEST, slowest_ms * _HIGHEST
+        low, high = fastest_ms * _LOWEST * (1.0 + error), slowest_ms * _HIGHEST
         room = 1 + int(math.log(high / low) / math.log(LEAST_APART) + 1e-9) if high > low else 1
         count, note = min(self.automatic, room), ""
         if count < self.automatic:

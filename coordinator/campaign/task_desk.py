@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.proposal import Proposal
@@ -26,8 +28,14 @@ PREFETCH = 2
 _ACKNOWLEDGED_WITH_A_TASK = 8
 #: How long a re-measurement waits for a device that is slower than it typically is in the run.
 REMEASURE_WAIT_S = 30.0
+#: Attempts at one task before its subnet counts as failed. Each is a message and a write, and the wire's own limit is
+#: far beyond what an honest device needs.
+MOST_ATTEMPTS = 100
 #: A lease outlives the device's own deadline by this much, and is renewed by every word about a task.
 LEASE_SLACK_S = 20.0
+#: No word renews it for longer than this beyond the deadlines: a device that only ever waits ends its tasks like one
+#: that is silent. Beyond what charging a battery or another agent's sustained run takes at a time.
+MAX_HELD_S = 3600.0
 
 
 class TaskDesk:
@@ -45,7 +53,10 @@ class TaskDesk:
         blobs: BlobServer,
         store: MeasurementStore,
         note: Callable[[str], None],
+        give_up: Callable[[SettingTrack, Exception], object],
     ) -> None:
+        """`give_up` ends a device setting for which no task can be made."""
+        self._give_up = give_up
         self._run_id, self._bundle, self._mirror, self._plan = run_id, bundle, mirror, plan
         self._tracks = tracks
         self._by_device: dict[str, list[SettingTrack]] = {}
@@ -56,6 +67,8 @@ class TaskDesk:
         self._stored: dict[str, list[tuple[SettingTrack, TaskKey]]] = {}
         #: Tasks that the store has not heard of.
         self._unstored: dict[str, TrackTask] = {}
+        #: Tasks that may not be tried again, by id.
+        self.used_up: dict[str, tuple[SettingTrack, TrackTask]] = {}
         self._next_number = 1
 
     def join(self, track: SettingTrack) -> None:
@@ -117,6 +130,7 @@ class TaskDesk:
             self._done.add(record.task_id)
         elif record.attempt:
             task.lease_ends_s = lease_ends_s
+            task.held_until_s = lease_ends_s + MAX_HELD_S
             track.leased[record.task_id] = task
         else:
             track.ready.append(task)
@@ -148,7 +162,8 @@ class TaskDesk:
                 self._store.put_tasks([*attempts, *waiting])
                 self._unstored.clear()
             for (track, task), attempt in zip(chosen, attempts, strict=True):
-                self._send(track, task, attempt, now_s)
+                if track.status == "running":  # it may have been given up over the task before
+                    self._send(track, task, attempt, now_s)
                 sent += 1
         except TransportError as error:
             self._note(str(error))
@@ -186,25 +201,30 @@ class TaskDesk:
 
     def _send(self, track: SettingTrack, task: TrackTask, attempt: TaskRecord, now_s: float) -> None:
         stored = self._stored.get(track.device, [])[:_ACKNOWLEDGED_WITH_A_TASK]
-        message = MeasureTask(
-            task=TaskKey(task_id=attempt.task_id, attempt=attempt.attempt),
-            run_id=self._run_id,
-            bundle=self._bundle,
-            mirror=self._mirror,
-            architecture=task.record.architecture,
-            calibration=task.calibration,
-            setting=track.setting,
-            protocol=self._plan.protocol,
-            **self._conditions(task.proposal),
-            deadline_s=self._plan.deadline_s,
-            stored=tuple(key for _, key in stored),
-        )
+        try:
+            message = MeasureTask(
+                task=TaskKey(task_id=attempt.task_id, attempt=attempt.attempt),
+                run_id=self._run_id,
+                bundle=self._bundle,
+                mirror=self._mirror,
+                architecture=task.record.architecture,
+                calibration=task.calibration,
+                setting=track.setting,
+                protocol=self._plan.protocol,
+                **self._conditions(task.proposal),
+                deadline_s=self._plan.deadline_s,
+                stored=tuple(key for _, key in stored),
+            )
+        except ValidationError as error:
+            self._give_up(track, error)
+            return
         track.wire_bytes += self._wire.send_task(track.device, message)
         if stored:
             del self._stored[track.device][: len(stored)]
         task.record = attempt
         track.leased[task.record.task_id] = task
         task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
+        task.held_until_s = now_s + PREFETCH * self._plan.deadline_s + LEASE_SLACK_S + MAX_HELD_S
 
     def _conditions(self, proposal: Proposal) -> dict[str, Any]:
         """Under which condition a subnet is measured, and how long its device is waited for."""
@@ -213,18 +233,25 @@ class TaskDesk:
         wait_s = REMEASURE_WAIT_S if proposal.wait_above is not None else 0.0
         return {"condition": self._plan.conditions, "wait_s": wait_s, "wait_above": proposal.wait_above}
 
-    def renew(self, agent: str, now_s: float) -> None:
-        """A word about one task of an agent renews the leases of all: it works on them in turn."""
+    def renew(self, agent: str, now_s: float, *, anew: bool = False) -> None:
+        """A word about one task of an agent renews the leases of all: it works on them in turn.
+
+        With `anew`, the time does not count that the tasks have been held so far.
+        """
         for _, task in self.out(agent):
             task.lease_ends_s = now_s + self._plan.deadline_s + LEASE_SLACK_S
+            if anew:
+                task.held_until_s = task.lease_ends_s + MAX_HELD_S
+            task.lease_ends_s = min(task.lease_ends_s, task.held_until_s)
 
     def expired(self, now_s: float) -> list[tuple[SettingTrack, TrackTask]]:
         """Take back every task whose lease has ended, and return them."""
         ended = [found for found in self.out() if found[1].lease_ends_s is not None and now_s > found[1].lease_ends_s]
         for track, task in ended:
             task.expired_leases += 1
+            heard = "nothing" if now_s <= task.held_until_s else "no result"
             self._note(
-                f"{track.label}: nothing was heard of task {task.record.task_id} in time; it is handed out again"
+                f"{track.label}: {heard} was heard of task {task.record.task_id} in time; it is handed out again"
             )
             self.cancel(track.device, task.key)
             self.requeue(track, task)
@@ -239,7 +266,12 @@ class TaskDesk:
         """A task is to be handed out again, before all others."""
         track.leased.pop(task.record.task_id, None)
         task.lease_ends_s = None
-        if track.status == "running" and task not in track.ready:
+        track.returned += 1
+        if track.status != "running" or task in track.ready:
+            return
+        if task.record.attempt >= MOST_ATTEMPTS:
+            self.used_up[task.record.task_id] = track, task
+        else:
             track.ready.appendleft(task)
 
     def reconcile(self, agent: str, held: Next) -> None:
@@ -263,6 +295,7 @@ class TaskDesk:
         if attempt < task.record.attempt and task.record.task_id in track.leased:
             self.cancel(track.device, task.key)
         self._done.add(task.record.task_id)
+        self.used_up.pop(task.record.task_id, None)
         track.leased.pop(task.record.task_id, None)
         if task in track.ready:
             track.ready.remove(task)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -13,9 +15,20 @@ from coordinator.records.budget import counts_against_budget
 from coordinator.records.data_quality import Finding, QualityTally
 from coordinator.records.totals import DeviceStatus
 from coordinator.store.records import DeviceRecord, Outcome, TaskRecord
+from device_profiles.plain_text import plain
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
+from fleet_protocol.errors import FleetnasError, MissingDependencyError, RuntimeUnavailableError
 from fleet_protocol.messages import AgentInfo, BlobReference, Failed, RuntimeSetting, TaskKey
+
+_log = logging.getLogger("fleetnas.coordinator")
+_REASON_CHARACTERS = 300
+
+
+def one_line(error: BaseException) -> str:
+    """An exception for people: a deliberate one's own text, of any other its kind too."""
+    text = " ".join(str(error).split())
+    shown = text if isinstance(error, FleetnasError) else f"{type(error).__name__}: {text}"
+    return plain(shown[:_REASON_CHARACTERS])
 
 
 @dataclass
@@ -26,6 +39,8 @@ class TrackTask:
     proposal: Proposal
     calibration: BlobReference | None = None
     lease_ends_s: float | None = None
+    #: Until when the lease may be renewed.
+    held_until_s: float = float("inf")
     expired_leases: int = 0
 
     @property
@@ -72,6 +87,8 @@ class SettingTrack:
     #: The resolved targets, ms; empty before the store was told of them.
     targets_ms: tuple[float, ...] = ()
     failures: int = 0
+    #: Tasks that came back undone since the last outcome.
+    returned: int = 0
     tally: QualityTally = field(default_factory=QualityTally)
     wire_bytes: int = 0
     temperature_c: float | None = None
@@ -109,9 +126,14 @@ class SettingTrack:
     def note_learning(self) -> bool:
         """Write down the predictor's held-out error; False where it has learned nothing new."""
         error = self.search.held_out_error()
-        if error.mape_percent is None or (self.learning and self.learning[-1][0] == error.held_out):
+        if (
+            error.mape_percent is None
+            or not math.isfinite(error.mape_percent)
+            or (self.learning and self.learning[-1][0] == error.held_out)
+        ):
             return False
-        self.learning.append((error.held_out, error.mape_percent, error.spearman, error.held_out))
+        rank = error.spearman if error.spearman is not None and math.isfinite(error.spearman) else None
+        self.learning.append((error.held_out, error.mape_percent, rank, error.held_out))
         return True
 
     def accuracy_of(self, architecture: Architecture | None) -> tuple[float | None, int | None]:
@@ -126,9 +148,11 @@ class SettingTrack:
                 del self.evaluations[subnet]
                 try:
                     found = future.result()
-                except (RuntimeUnavailableError, MissingDependencyError) as error:
+                except Exception as error:
                     # The latency stands without it.
-                    reasons.append(f"no accuracy for winner {subnet}: {error}")
+                    if not isinstance(error, RuntimeUnavailableError | MissingDependencyError):
+                        _log.error("the accuracy of winner %s of %s is unknown", subnet, self.label, exc_info=error)
+                    reasons.append(f"no accuracy for winner {subnet}: {one_line(error)}")
                     continue
                 if found is not None:
                     self.accuracies[subnet] = found

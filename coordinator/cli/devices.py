@@ -17,11 +17,12 @@ from rich.text import Text
 
 from coordinator.cli import options
 from device_profiles.plain_text import plain
+from fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from coordinator.fleet.roll_call import RollCall
 
-_GATHER_S = 2.0
+_GATHER_S = 2.5  # a coordinator tells of its run every 2 s
 _CONNECT_S = 10.0
 
 
@@ -49,9 +50,34 @@ def devices(
             "--wait", metavar="SECONDS", min=0.1, help="How long to listen; 35 hear every living agent's heartbeat."
         ),
     ] = _GATHER_S,
+    distrust: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--distrust",
+            metavar="NAME",
+            help="Let searches that begin from now on learn nothing from what this device measured; may be repeated.",
+        ),
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", metavar="NAME", help="Take --distrust back; may be repeated.")
+    ] = None,
+    store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Who is in the fleet, when last seen, and why idle."""
+    """Who is in the fleet, when last seen, and why idle.
+
+    With --distrust or --trust: whose measurements in the store teach other devices.
+    """
+    if distrust or trust:
+        if any(option is not None for option in (broker, fleet, credentials, authority)):
+            raise UsageError(
+                "--distrust and --trust are about a store, not a fleet; leave out --broker, --fleet, --credentials and "
+                "--authority"
+            )
+        _change_trust(distrust or [], trust or [], store, as_json)
+        return
+    if store is not None:
+        raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
     from coordinator.fleet.roll_call import RollCall, listen
     from fleet_protocol.mqtt import MqttTransport
     from fleet_protocol.topics import Topics
@@ -93,6 +119,27 @@ def devices(
     console.print(table)
 
 
+def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:
+    """Note in the store whose measurements teach others, and say whose do not."""
+    from coordinator.store.store import MeasurementStore
+
+    both = sorted({*distrust} & {*trust})
+    if both:
+        raise UsageError(f"{', '.join(both)} cannot be both distrusted and trusted; give one of the two options")
+    opened = MeasurementStore.open(options.existing_store(store))
+    try:
+        opened.distrust(distrust, trust)
+        left_out = sorted(opened.distrusted())
+        url = opened.url
+    finally:
+        opened.close()
+    if as_json:
+        typer.echo(json.dumps({"store": url, "distrusted": left_out}))
+    else:
+        names = ", ".join(left_out) or "no device"
+        typer.echo(f"new searches with the store {url} learn from all earlier measurements but those of: {names}")
+
+
 def _last_seen(row: dict[str, Any]) -> str:
     if row["state"] == "absent":
         return "never"
@@ -116,7 +163,10 @@ def _rows(roll_call: RollCall, enrolled: dict[str, str] | None, now_s: float) ->
         if entry is not None:
             whys.append(roll_call.why(entry, version))
         elif name in roll_call.refused:
-            whys.append(f"none of its messages can be read ({roll_call.refused[name]}): update fleetnas-agent")
+            whys.append(
+                f"none of its messages can be read ({roll_call.refused[name]}): "
+                "update the older of fleetnas-agent and this fleetnas"
+            )
         elif not whys:
             whys.append(
                 "enrolled, and never seen by this broker: start `fleetnas-agent run --credentials` on it; if it runs, "

@@ -10,6 +10,7 @@ import typer
 from coordinator.cli import options
 from coordinator.cli.progress import download_progress
 from fleet_protocol.errors import UsageError
+from supernet_export.output_files import check_file
 from supernet_export.published import PUBLISHED
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def export(
     """
     if source == _DIGITS or source in PUBLISHED:
         _refuse_beside_a_name(source, {"--space": space, "--options": space_options, "--accuracy": accuracy})
-        written = output or Path(f"{source}.supernet")
+        written = _written(output or Path(f"{source}.supernet"))
         if source == _DIGITS:
             _refuse_beside_a_name(source, {"--cache": cache})
             sha256 = _export_digits(written)
@@ -67,7 +68,7 @@ def export(
     elif Path(source).is_file():
         if cache is not None:
             raise UsageError(f"--cache is for published supernets, and {source} is a file; leave it out")
-        written = output or Path(f"{Path(source).stem}.supernet")
+        written = _written(output or Path(f"{Path(source).stem}.supernet"))
         sha256 = _export_checkpoint(Path(source), written, space, space_options, accuracy)
     else:
         raise UsageError(
@@ -75,6 +76,11 @@ def export(
             "checkpoint together with --space"
         )
     typer.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
+
+
+def _written(output: Path) -> Path:
+    check_file("--output", output, ".supernet")
+    return output
 
 
 def _refuse_beside_a_name(source: str, given: dict[str, Any]) -> None:
@@ -116,6 +122,7 @@ def _export_checkpoint(
         output,
         accuracy=_predictor(accuracy) if accuracy is not None else None,
         accuracy_source=accuracy.name if accuracy is not None else "",
+        on_read=lambda where: typer.echo(f"{checkpoint}: {where}", err=True),
     )
 
 

@@ -9,6 +9,7 @@ import typer
 
 from coordinator.cli import options
 from fleet_protocol.errors import UsageError
+from supernet_export.output_files import check_file
 
 
 def register(app: typer.Typer) -> None:
@@ -36,15 +37,15 @@ def export_data(
     """
     from coordinator.store.export_files import Format, write_rows
     from coordinator.store.exported_fields import FIELDS, RAW_TIMES, exported_rows
-    from coordinator.store.store import MeasurementStore
 
-    chosen = form or ("parquet" if output.suffix == ".parquet" else "csv")
+    chosen = form or ("parquet" if output.suffix.lower() == ".parquet" else "csv")
     if chosen not in ("csv", "parquet"):
         raise UsageError(f"--format is csv or parquet, not {chosen!r}")
     if output.is_dir():
         output /= f"measurements.{chosen}"
+    check_file("--output", output, f".{chosen}")
     fields = [field for field in FIELDS if raw_times or field.name != RAW_TIMES]
-    opened = MeasurementStore.open(options.existing_store(store))
+    opened = options.open_to_read(store)
     try:
         count = write_rows(exported_rows(opened, run or (), device or ()), fields, output, cast(Format, chosen))
     finally:

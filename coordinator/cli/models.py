@@ -10,7 +10,12 @@ import typer
 from pydantic import ValidationError
 
 from coordinator.cli import options
+from coordinator.cli.progress import image_progress
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import UsageError
+from supernet_export.output_files import check_file, write_atomically
+
+_MODEL_SUFFIXES = {"onnxruntime": ".onnx", "litert": ".tflite"}
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +51,7 @@ def evaluate(
     ] = "onnxruntime",
     precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the file.")] = "fp32",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Keep the model file that was evaluated.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Keep the file evaluated: .onnx or .tflite.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -70,27 +75,28 @@ def evaluate(
         (chosen,) = opened.space.decode(opened.space.sample(1, rng))
     else:
         # A whole architecture is longer than a file's name may be.
-        is_file = not architecture.lstrip().startswith("{") and Path(architecture).is_file()
-        text = Path(architecture).read_text() if is_file else architecture
         try:
+            is_file = not architecture.lstrip().startswith("{") and Path(architecture).is_file()
+            text = read_text(Path(architecture)) if is_file else architecture
             fields = json.loads(text)
             # A winner's card holds its architecture beside other things.
             chosen = Architecture.model_validate(fields.get("architecture", fields))
-        except (ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             raise UsageError(
                 f"architecture {architecture[:80]!r} cannot be read ({_first_fault(error)}); give JSON with the "
                 "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
             ) from None
-    calibration, evaluation = image_sources(opened, calibration_images, images)
-    if evaluation is None:
+    if images is None and opened.manifest.dataset != "digits":
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR")
+    if output is not None:
+        check_file("--output", output, _MODEL_SUFFIXES[runtime], strict=True)
+    with image_progress() as progress:
+        calibration, evaluation = image_sources(opened, calibration_images, images, progress)
     models = BundleModels(opened, calibration, evaluation)
     model = models.calibrate(chosen, RuntimeSetting(runtime=runtime, precision=precision))
     found = models.accuracy(model)
     assert found is not None
     file = models.file(model)
-    if output is not None:
-        output.write_bytes(file)
     genome = opened.space.encode([chosen])
     predictor = opened.accuracy_predictor()
     predicted = float(predictor.predict(opened.space.one_hot(genome))[0]) if predictor is not None else None
@@ -108,18 +114,18 @@ def evaluate(
         "bytes": len(file),
         "sha256": model.sha256,
     }
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    typer.echo(f"{chosen.fingerprint}: top-1 {100 * found[0]:.2f} % on {found[1]:,} images ({runtime}, {precision})")
+    lines = [f"{chosen.fingerprint}: top-1 {100 * found[0]:.2f} % on {found[1]:,} images ({runtime}, {precision})"]
     if predicted is not None:
-        typer.echo(f"predicted: {100 * predicted:.2f} %")
+        lines.append(f"predicted: {100 * predicted:.2f} %")
     if calibration is None:
-        typer.echo("not calibrated: give --calibration-images DIR for the accuracy that it can have")
-    typer.echo(f"{macs / 1e6:.1f} M MACs, {parameters / 1e6:.2f} M parameters, {len(file):,} bytes")
+        lines.append("not calibrated: give --calibration-images DIR for the accuracy that it can have")
+    lines.append(f"{macs / 1e6:.1f} M MACs, {parameters / 1e6:.2f} M parameters, {len(file):,} bytes")
+    typer.echo(json.dumps(result) if as_json else "\n".join(lines))
+    if output is not None:  # last: a disk that is full by now costs the file alone
+        write_atomically(output, file)
 
 
-def _first_fault(error: ValueError | AttributeError) -> str:
+def _first_fault(error: OSError | ValueError | AttributeError) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors(include_url=False)[0]
         return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
@@ -149,16 +155,18 @@ def fit(
     from supernet_export.spaces.registry import make_space
 
     made = make_space(space, options.json_object("--options", space_options))
+    check_file("--output", output, ".safetensors", strict=True)
     genomes, top1 = read_evaluated(samples, made)
     predictor = fit_accuracy(made, genomes, top1, np.random.default_rng(seed))
-    predictor.save(output)
     found = predictor.held_out
     assert found is not None
-    typer.echo(f"{output}: fitted to {found.samples} of {len(genomes)} evaluated subnets")
     typer.echo(
+        f"fitted to {found.samples} of {len(genomes)} evaluated subnets\n"
         f"on the other {found.held_out}, held out: rank correlation {found.spearman:.3f}, "
         f"mean error {found.mae_percent:.2f} points, root-mean-square error {found.rmse_percent:.2f} points"
     )
+    predictor.save(output)
+    typer.echo(f"{output}: the predictor")
 
 
 def evaluate_predictor(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from device_profiles.text_files import read_text
 from fleet_protocol.credentials import read_credentials
 from fleet_protocol.errors import UsageError
+from fleet_protocol.folders import user_folder
 from fleet_protocol.transport import BrokerAddress
+
+if TYPE_CHECKING:
+    from coordinator.store.store import MeasurementStore
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 
@@ -49,10 +55,41 @@ Store = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a view.")]
 
 
+#: Options of a connection to a broker.
+CONNECTION = (
+    "--broker",
+    "--fleet",
+    "--credentials",
+    "--username",
+    "--password-file",
+    "--ca-file",
+    "--certificate-file",
+    "--key-file",
+)
+
+
+def given(context: typer.Context) -> list[str]:
+    """The options that the command line has, by their names; what is given twice or in the environment counts too."""
+    return [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.param_type_name == "option"
+        and parameter.name is not None
+        and getattr(context.get_parameter_source(parameter.name), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
+    ]
+
+
+def refuse(context: typer.Context, useless: Collection[str], why: str) -> None:
+    """`UsageError` where the command line has options that would change nothing; `why` says so and what to do."""
+    found = [option for option in given(context) if option in useless]
+    if found:
+        raise UsageError(f"{why}; leave out {', '.join(found)}")
+
+
 def json_object(option: str, text: str) -> dict[str, Any]:
     """What an option holds that takes a JSON object; `UsageError` where it is none."""
     try:
-        found = json.loads(text)
+        found = json.loads(text.removeprefix("\ufeff"))
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is not JSON ({error}); give an object such as {{}}") from None
     if not isinstance(found, dict):
@@ -94,11 +131,13 @@ def connection(
         known = read_credentials(credentials, *(("coordinator", "watcher") if watching else ("coordinator",)))
         address = known.broker
         if broker is not None:
-            asked = BrokerAddress.parse(broker)
+            asked = BrokerAddress.parse(broker, known.port)
             address = replace(address, host=asked.host, port=asked.port)
         return Connection(address, fleet or known.fleet, known.private_key)
     if broker is None:
         raise UsageError("where the fleet is must be said: give --broker HOST[:PORT] or --credentials FILE")
+    if password_file is not None and username is None:
+        raise UsageError("the password of --password-file is for a login; give its --username too")
     address = replace(
         BrokerAddress.parse(broker),
         username=username,
@@ -114,21 +153,33 @@ def _password(file: Path | None) -> str | None:
     if file is None:
         return os.environ.get(_PASSWORD_VARIABLE)
     try:
-        return file.read_text().strip()
+        return read_text(file).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the password file {file} cannot be read: {error}; check --password-file") from error
 
 
 def store_location(store: str | None) -> str:
-    """The store that was asked for, or the default one."""
+    """The store that was asked for, or the default one; `UsageError` where the user has no folder for it."""
     if store is not None:
         return store
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return str(Path(base) / "fleetnas" / "runs.sqlite")
+    return str(user_folder("XDG_DATA_HOME", ".local/share", "--store FILE") / "fleetnas" / "runs.sqlite")
+
+
+def open_to_read(store: str | None) -> MeasurementStore:
+    """The store of a command that only reads; says on standard error where nobody can do more with it."""
+    from coordinator.store.store import MeasurementStore
+
+    opened = MeasurementStore.open(existing_store(store), to_read=True)
+    if opened.read_only:
+        typer.echo(
+            f"the store {opened.url} can only be read here: its runs can be shown and exported, not resumed",
+            err=True,
+        )
+    return opened
 
 
 def existing_store(store: str | None) -> str:
     """The same, for those who only read: `UsageError` where a file was named that is not there."""
     if store is not None and "://" not in store and not Path(store).exists():
-        raise UsageError(f"there is no store {store}; check --store, or leave it out for {store_location(None)}")
+        raise UsageError(f"there is no store {store}; check --store, or leave it out for the one in your data folder")
     return store_location(store)

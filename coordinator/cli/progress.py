@@ -6,17 +6,45 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TransferSpeedColumn,
+)
+
+
+@contextmanager
+def image_progress() -> Iterator[Callable[[int, int], None]]:
+    """A callback that is given the images checked and the images in all."""
+    with _progress("checking images", MofNCompleteColumn()) as progress:
+        yield progress
 
 
 @contextmanager
 def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """A callback that is given the bytes done and the bytes in all."""
+    with _progress(label, DownloadColumn(), TransferSpeedColumn()) as progress:
+        yield progress
+
+
+@contextmanager
+def _progress(label: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda done, total: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(label, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
+    bars = Progress(TextColumn("{task.description}"), BarColumn(), *columns, console=console, transient=True)
+    task = bars.add_task(label, total=None)
+
+    def show(done: int, total: int) -> None:
+        bars.start()  # with the first that is done: there may be nothing to wait for
+        bars.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        bars.stop()

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coordinator.cli import options
+from fleet_protocol.errors import FleetnasError
 
 
 def register(app: typer.Typer) -> None:
@@ -24,23 +25,29 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """Every run in the store, oldest first."""
     from coordinator.campaign.standing import stored_totals
     from coordinator.campaign.targets import TargetRequest
-    from coordinator.store.store import MeasurementStore
 
-    opened = MeasurementStore.open(options.existing_store(store))
+    opened = options.open_to_read(store)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("Run", "Begun (UTC)", "Supernet", "Targets", "Status", "Met"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
     found = opened.runs()
     for run in found:
-        targets = str(run.settings.get("plan", {}).get("targets", "?"))
-        request = TargetRequest() if targets == "?" else TargetRequest.parse(targets)
-        totals = stored_totals(opened, run.run_id, request)
+        plan = run.settings.get("plan")
+        targets = str(plan.get("targets", "?")) if isinstance(plan, dict) else "?"
+        met: int | None = None
+        asked: int | None = None
+        try:
+            request = TargetRequest() if targets == "?" else TargetRequest.parse(targets)
+            totals = stored_totals(opened, run.run_id, request)
+            met, asked = totals.met, totals.asked
+        except FleetnasError as error:  # a run that cannot be read hides no other
+            typer.echo(f"run {run.run_id}: {error}", err=True)
         if as_json:
             line = {"run_id": run.run_id, "created_unix_s": run.created_unix_s, "supernet": run.supernet}
-            counts = {"met": totals.met, "asked": totals.asked}
-            typer.echo(json.dumps({**line, "targets": targets, "status": run.status, **counts}))
+            typer.echo(json.dumps({**line, "targets": targets, "status": run.status, "met": met, "asked": asked}))
         begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.created_unix_s))
-        table.add_row(run.run_id, begun, run.supernet, targets, run.status, f"{totals.met} of {totals.asked}")
+        counts = "?" if met is None else f"{met} of {asked}"
+        table.add_row(run.run_id, begun, run.supernet, targets, run.status, counts)
     opened.close()
     if not as_json:
         Console().print(table if found else f"the store {opened.url} holds no run yet", soft_wrap=not found)
@@ -55,17 +62,19 @@ def results(
 ) -> None:
     """What a run brought, ended or not."""
     from coordinator.campaign.assembly import stored_models, write_take_home
-    from coordinator.campaign.plan import RunSettings
+    from coordinator.campaign.plan import settings_of
     from coordinator.campaign.standing import outcome_of
-    from coordinator.store.store import MeasurementStore
-    from coordinator.view.summary import summary
+    from coordinator.view.summary import print_summary
+    from supernet_export.output_files import check_folder
 
-    opened = MeasurementStore.open(options.existing_store(store))
+    opened = options.open_to_read(store)
     try:
-        Console().print(summary(outcome_of(opened, run)))
+        print_summary(Console(), outcome_of(opened, run))
         if out is not None:
-            models = stored_models(RunSettings.model_validate(opened.run(run).settings))
-            write_take_home(opened, run, out, models)
+            check_folder("--out", out)
+            models = stored_models(settings_of(opened.run(run)))
+            for remark in write_take_home(opened, run, out, models):
+                typer.echo(remark, err=True)
             typer.echo(f"results and model files: {out}")
     finally:
         opened.close()

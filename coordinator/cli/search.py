@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from coordinator.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
@@ -21,18 +21,56 @@ from coordinator.campaign.targets import TargetRequest
 from coordinator.campaign.winner_search import checked_strategy
 from coordinator.cli import bounds as bounding
 from coordinator.cli import options
+from coordinator.cli.progress import image_progress
 from coordinator.local_device import LOCAL_FLEET, LocalDevice
 from coordinator.search.bounds import Bounds
 from coordinator.store.database import shown_location
 from coordinator.store.store import MeasurementStore
-from coordinator.view.summary import summary
+from coordinator.view.summary import print_summary
 from coordinator.view.view import make_view
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import Condition, MeasurementProtocol
+from fleet_protocol.errors import ResultsError, UsageError
+from fleet_protocol.messages import Condition
 from fleet_protocol.mirrors import check_mirror
+from supernet_export.output_files import check_folder
 
 _DEFAULT_OUT = Path("fleetnas-out")
 _EXIT_CODES: dict[Ending, int] = {"complete": 0, "partial": 1, "failed": 1, "interrupted": 130}
+
+
+_BOUNDS = ("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size")
+#: Options of a search without a device, and those that only it has.
+_OF_OFFLINE = ("--offline", "--targets", "--strategy", *_BOUNDS, "--seed", "--out", "--json")
+_ONLY_OFFLINE = ("--space", "--latency-table", "--accuracy")
+#: Options of a search on this device alone, and those of a fleet.
+_ONLY_LOCAL = ("--setting", "--runtime", "--threads", "--state-dir")
+_ONLY_FLEET = (
+    *options.CONNECTION,
+    "--devices",
+    "--wait-for",
+    "--mirror",
+    "--share",
+    "--bundle-rate",
+    "--bundles-at-once",
+)
+#: What a run keeps from its beginning on.
+_KEPT = (
+    "--targets",
+    "--wait-for",
+    "--budget",
+    "--strategy",
+    *_BOUNDS,
+    "--seed",
+    "--prior",
+    "--prior-without",
+    "--grace",
+    "--join",
+    "--deadline",
+    "--warmup",
+    "--min-time",
+    "--min-runs",
+    "--conditions",
+    "--cool-for",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +79,7 @@ def register(app: typer.Typer) -> None:
 
 
 def search(
+    context: typer.Context,
     broker: options.Broker = None,
     supernet: Annotated[
         Path | None, typer.Option("--supernet", metavar="FILE", help="The exported supernet, a .supernet file.")
@@ -54,7 +93,12 @@ def search(
         ),
     ] = None,
     devices: Annotated[
-        str | None, typer.Option("--devices", metavar="NAME,...", help="Agents that take part (default: all).")
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="NAME,...",
+            help="Agents that take part (default: all; resumed: those of the run, and these).",
+        ),
     ] = None,
     wait_for: Annotated[
         int, typer.Option("--wait-for", metavar="N", min=1, help="Agents to wait for before it begins.")
@@ -87,9 +131,17 @@ def search(
             "--prior", metavar="NAME", help="learned (from the store's earlier runs, where they are enough) or default."
         ),
     ] = "learned",
+    prior_without: Annotated[
+        str | None,
+        typer.Option(
+            "--prior-without",
+            metavar="NAME,...",
+            help="Agents from whose earlier runs nothing is learned (always: `fleetnas devices --distrust`).",
+        ),
+    ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest unfinished)."),
+        typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
     ] = None,
     grace: Annotated[
         float, typer.Option("--grace", metavar="S", min=0, help="Seconds that a lost device has to come back.")
@@ -130,10 +182,17 @@ def search(
     ] = 60.0,
     calibration_images: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder with a folder of images per class, to calibrate winners on."),
+        typer.Option(
+            "--calibration-images", metavar="DIR", help="Folder with a folder of images per class, to calibrate on."
+        ),
     ] = None,
     evaluation_images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The same, to evaluate winners on; never used for anything else.")
+        Path | None,
+        typer.Option(
+            "--evaluation-images",
+            metavar="DIR",
+            help="The same, to evaluate winners on; never used for anything else.",
+        ),
     ] = None,
     store: options.Store = None,
     fleet: options.Fleet = None,
@@ -208,18 +267,20 @@ def search(
     It leaves a verified model per device setting and latency target.
     """
     bounds = bounding.bounds(max_parameters, max_macs, max_activation_memory, max_file_size)
+    _refuse_useless(context, offline=offline, local=local, resumed=resume is not None, conditions=conditions)
     if offline:
         _search_offline(targets, space, latency_table, accuracy, strategy, bounds, seed, out or _DEFAULT_OUT, as_json)
         return
     plan = None
+    named = _names(devices, "--devices")
     if resume is None and out is None:
         out = _DEFAULT_OUT
-    if resume is not None and bounds != Bounds():
-        raise UsageError("a resumed run keeps the bounds that it began with; leave out --max-..., or start a new run")
+    if prior_without is not None and prior == "default":
+        raise UsageError("--prior-without is for a learned prior, and --prior default learns from nobody; leave it out")
     if resume is None:
         if targets is None:
             raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
-        plan = CampaignPlan(
+        plan = _planned(
             targets=str(TargetRequest.parse(targets)),
             strategy=checked_strategy(strategy),
             bounds=bounds,
@@ -227,20 +288,19 @@ def search(
             spread=min(10, budget),
             seed=seed,
             prior=_checked_prior(prior),
-            devices=tuple(name.strip() for name in devices.split(",") if name.strip()) if devices else (),
+            prior_without=_names(prior_without, "--prior-without"),
+            devices=named,
             wait_for=wait_for,
             join_s=join,
             grace_s=grace,
             deadline_s=deadline,
             conditions=_checked_conditions(conditions),
             cool_s=cool_for,
-            protocol=MeasurementProtocol(
-                warmup_s=warmup, min_s=min_time, min_runs=min_runs, max_s=max(20.0, 2 * min_time)
-            ),
-        )
-    alone = _local_device(
-        local, [broker, fleet, credentials, devices, mirror, share or None], setting, runtime, threads, state_dir
-    )
+            protocol={
+                "warmup_s": warmup, "min_s": min_time, "min_runs": min_runs, "max_s": max(20.0, 2 * min_time)
+            },
+        )  # fmt: skip
+    alone = LocalDevice.parse(setting or (), runtime, threads, state_dir) if local else None
     found_at = None
     if alone is None:
         found_at = options.connection(
@@ -256,6 +316,7 @@ def search(
         supernet=supernet,
         plan=plan,
         resume=resume,
+        devices=named,
         out=out,
         calibration_images=calibration_images,
         evaluation_images=evaluation_images,
@@ -268,27 +329,38 @@ def search(
     raise typer.Exit(run_search(request, as_json=as_json))
 
 
-def _local_device(
-    wanted: bool,
-    fleet_options: Sequence[object],
-    settings: Sequence[str] | None,
-    runtime: str | None,
-    threads: int | None,
-    state_folder: Path | None,
-) -> LocalDevice | None:
-    if not wanted:
-        if settings or runtime is not None or threads is not None or state_folder is not None:
-            raise UsageError(
-                "--setting, --runtime, --threads and --state-dir are for a search on this device alone (--local); "
-                "agents of a fleet are told their settings by `fleetnas-agent run`"
-            )
-        return None
-    if any(option is not None for option in fleet_options):
-        raise UsageError(
-            "--local has neither broker nor fleet; leave out --broker, --fleet, --credentials, --devices, --mirror and "
-            "--share"
+def _refuse_useless(context: typer.Context, *, offline: bool, local: bool, resumed: bool, conditions: str) -> None:
+    """`UsageError` where an option was given that this kind of search has no use for."""
+    given = options.given(context)
+    if offline:
+        known = (*_OF_OFFLINE, *_ONLY_OFFLINE)
+        options.refuse(context, [name for name in given if name not in known], "--offline measures on no device")
+        return
+    options.refuse(context, _ONLY_OFFLINE, "these options are for a search without a device (--offline)")
+    if local:
+        options.refuse(context, _ONLY_FLEET, "--local has neither broker nor fleet")
+    else:
+        options.refuse(
+            context,
+            _ONLY_LOCAL,
+            "these options are for a search on this device alone (--local), and agents of a fleet are told their "
+            "settings by `fleetnas-agent run`",
         )
-    return LocalDevice.parse(settings or (), runtime, threads, state_folder)
+    if resumed:
+        options.refuse(context, _KEPT, "a resumed run keeps what it began with")
+    elif conditions != "cool":
+        options.refuse(context, ("--cool-for",), "only --conditions cool waits for a device to cool")
+    if "--metrics-port" not in given:
+        options.refuse(context, ("--metrics-address",), "metrics are served with --metrics-port alone")
+
+
+def _names(text: str | None, option: str) -> tuple[str, ...]:
+    if text is None:
+        return ()
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise UsageError(f"{option} {text!r} names nobody; give agents such as pi4,pi5, or leave it out")
+    return names
 
 
 def _checked_prior(name: str) -> Literal["learned", "default"]:
@@ -314,7 +386,7 @@ def _search_offline(
     strategy: str,
     bounds: Bounds,
     seed: int,
-    out: Path | None,
+    out: Path,
     as_json: bool,
 ) -> None:
     from coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
@@ -322,6 +394,7 @@ def _search_offline(
     wanted = TargetRequest.parse(targets or "").fixed_ms
     if not wanted or latency_table is None or accuracy is None:
         raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
+    check_folder("--out", out)
     outcome = search_offline(
         OfflineRequest(
             space, latency_table, accuracy, wanted, strategy=checked_strategy(strategy), bounds=bounds, seed=seed
@@ -331,9 +404,8 @@ def _search_offline(
         typer.echo(json.dumps(outcome.to_json()))
     else:
         Console().print(offline_table(outcome))
-    if out is not None:
-        written = write_offline(outcome, out)
-        typer.echo(f"written: {', '.join(str(path) for path in written)}", err=as_json)
+    written = write_offline(outcome, out)
+    typer.echo(f"written: {', '.join(str(path) for path in written)}", err=as_json)
 
 
 def run_search(request: SearchRequest, *, as_json: bool) -> int:
@@ -343,15 +415,18 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
     store = MeasurementStore.open(request.store)
-    running = open_search(request, lambda: make_view(console, as_json), store)
+    with image_progress() as progress:
+        running = open_search(request, lambda: make_view(console, as_json), store, image_progress=progress)
     try:
         with session_yields_to_measurements():
             ending = running.run()
         outcome = outcome_of(store, running.run_id)
+    except ResultsError as error:
+        raise ResultsError(f"{error}. Go on with: {_resume_command(running.run_id, request)}") from error
     finally:
         running.close()
     if not as_json:
-        console.print(summary(outcome))
+        print_summary(console, outcome)
         if running.settings.out is not None and ending != "interrupted":
             console.print(f"results and model files: {running.settings.out}", markup=False, highlight=False)
         lost = any(device.status != "finished" for device in outcome.devices)
@@ -361,16 +436,31 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
 
 
 def _what_next(ending: Ending, run_id: str, request: SearchRequest) -> str:
+    resume = _resume_command(run_id, request)
+    if ending == "interrupted":
+        return f"interrupted; everything measured is stored. Go on with: {resume}"
+    return f"not every device finished. Once those that did not can measure again, go on with: {resume}"
+
+
+def _resume_command(run_id: str, request: SearchRequest) -> str:
     if request.local is not None:
         state = request.local.state_folder
         where = ["--local", *(["--state-dir", str(state)] if state is not None else [])]
     elif request.credentials:
         where = ["--credentials", str(request.credentials)]
     else:
-        where = ["--broker", str(request.broker)]
+        where = ["--broker", str(request.broker), *(["--fleet", request.fleet] if request.fleet != "default" else [])]
     if request.mirror is not None:
         where += ["--mirror", request.mirror]
-    resume = shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
-    if ending == "interrupted":
-        return f"interrupted; everything measured is stored. Go on with: {resume}"
-    return f"not every device finished. Once those that did not can measure again, go on with: {resume}"
+    return shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
+
+
+def _planned(**fields: object) -> CampaignPlan:
+    try:
+        return CampaignPlan.model_validate(fields)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise UsageError(
+            f"{where} {fault['input']!r} cannot be used: {fault['msg']}; give another value to its option"
+        ) from None

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import UsageError
-from fleet_protocol.transport import DEFAULT_TLS_PORT
+from fleet_protocol.transport import DEFAULT_TLS_PORT, check_host
+from supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:
     from coordinator.security.authority import Authority
@@ -66,7 +69,7 @@ def init(
 
     if login not in ("certificate", "password"):
         raise UsageError(f"--login {login!r} is neither `certificate` nor `password`")
-    hosts = tuple(dict.fromkeys(host or (platform.node(), "localhost", "127.0.0.1")))
+    hosts = _checked(host) if host else tuple(dict.fromkeys((*_own_name(), "localhost", "127.0.0.1")))
     authority = Authority.create(
         folder,
         fleet=fleet,
@@ -98,7 +101,7 @@ def renew(
     Under other names where --host gives some.
     """
     authority = _open(folder)
-    issued = authority.renew_broker(_now(), host or ())
+    issued = authority.renew_broker(_now(), _checked(host or ()))
     typer.echo(f"{folder}/mosquitto/server.pem is valid until {issued.expires:%Y-%m-%d}\n{_restart(authority)}")
 
 
@@ -115,6 +118,8 @@ def rotate(
     ] = False,
 ) -> None:
     """A new key for the coordinator to sign with."""
+    if finish and (output is not None or compromised):
+        raise UsageError("--finish makes no new key, so --output and --compromised say nothing; leave them out")
     authority = _open(folder)
     if finish:
         authority.forget_old_keys()
@@ -122,6 +127,7 @@ def rotate(
         return
     if output is None:
         raise UsageError("a new key needs --output FILE for the coordinator's new credentials")
+    _check_output(output)
     credentials = authority.rotate_coordinator(output, _now(), compromised=compromised)
     typer.echo(f"{output}: signs with {_fingerprints(credentials.trusted_keys)}")
     if compromised:
@@ -147,6 +153,7 @@ def enroll(
     """
     opened = _open(authority)
     path = output or Path(f"{name}.credentials")
+    _check_output(path)
     credentials = opened.enroll(name, path, _now(), renew=renew)
     if credentials.role == "watcher":
         typer.echo(
@@ -192,11 +199,9 @@ def sign(
     if found.private_key is None:
         raise UsageError(f"{credentials} hold no signing key; take those that `fleetnas broker init` made")
     signature = Path(f"{file}.sig")
+    check_file("the signature", signature, ".sig")
     text = sign_file(found.private_key, file)
-    try:
-        signature.write_text(text + "\n")
-    except OSError as error:
-        raise UsageError(f"{signature} cannot be written ({error.strerror})") from error
+    write_atomically(signature, text.encode() + b"\n")
     typer.echo(f"{signature}: signed with {_fingerprints(found.trusted_keys)}")
 
 
@@ -211,12 +216,29 @@ def verify(
     from fleet_protocol.signing import verify_file
 
     try:
-        signature = Path(f"{file}.sig").read_text(errors="replace").strip()
-    except OSError as error:
-        raise UsageError(f"{file}.sig cannot be read ({error.strerror}); fetch it together with the file") from error
+        signature = read_text(Path(f"{file}.sig")).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}.sig cannot be read ({error}); fetch it together with the file") from error
     found = read_credentials(credentials)
     verify_file(found.trusted_keys, file, signature)
     typer.echo(f"{file}: as it was signed with one of {_fingerprints(found.trusted_keys)}")
+
+
+def _check_output(path: Path) -> None:
+    """Before anything is issued or revoked: credentials that could not be written would be lost."""
+    check_file("--output", path, ".credentials", ".json")
+
+
+def _checked(hosts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(check_host(host) for host in hosts))
+
+
+def _own_name() -> tuple[str, ...]:
+    """This machine's name, where it has one that a certificate can hold."""
+    try:
+        return (check_host(platform.node()),)
+    except UsageError:
+        return ()
 
 
 def _open(folder: Path) -> Authority:

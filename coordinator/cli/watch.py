@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(
+    context: typer.Context,
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="A run, as `fleetnas runs` lists them (default: the newest).")
     ] = None,
@@ -50,6 +51,7 @@ def watch(
     console = Console()
     feed: Feed
     if broker is None and credentials is None:
+        options.refuse(context, options.CONNECTION, "without --broker or --credentials a store is watched")
         feed = _from_store(store, run)
     elif store is not None:
         raise UsageError("watch either a store or what the broker tells; leave out --store, or --broker/--credentials")
@@ -86,11 +88,10 @@ def watch(
 
 
 def _from_store(store: str | None, run: str | None) -> Feed:
-    from coordinator.store.store import MeasurementStore
     from coordinator.watching.store_feed import StoreFeed
     from fleet_protocol.errors import UsageError
 
-    opened = MeasurementStore.open(options.existing_store(store))
+    opened = options.open_to_read(store)
     try:
         if run is None:
             runs = opened.runs()

@@ -10,6 +10,8 @@ from fleet_protocol.messages import AgentInfo, AgentState, Conditions, Health, P
 
 #: Heartbeats come every 30 s; three of them missed, and an agent is lost even if its last will never came.
 LOST_AFTER_S = 95.0
+#: An agent of which only the broker's memory tells was asked by the coordinator's announcement: it answers at once.
+ANSWER_S = 10.0
 #: Names that are remembered: who invents names must not fill the memory.
 MAX_AGENTS = 20_000
 #: So many takeovers without a minute's peace, and two agents share one name.
@@ -27,6 +29,8 @@ class AgentEntry:
     session: int = -1
     instance: str = ""
     info: AgentInfo | None = None
+    other_info: AgentInfo | None = None
+    """Of another session than the one at work, kept in case that session announces itself."""
     last_seen_s: float | None = None
     """None where only retained messages have been seen so far."""
     known_since_s: float = 0.0
@@ -50,6 +54,11 @@ class AgentEntry:
     def usable(self) -> bool:
         """It is there, said what it is, and is alone under its name."""
         return self.liveness in ("ready", "busy") and self.info is not None and self.duplicate is None
+
+    @property
+    def present(self) -> bool:
+        """It is usable, and has itself said something since we listen: the broker also remembers the dead."""
+        return self.usable and self.last_seen_s is not None
 
     def idle_reason(self) -> str:
         """Why it does not work, or what it is doing: for a person who waits for it."""
@@ -107,15 +116,24 @@ class FleetRegistry:
         entry.session, entry.instance = state.session, state.instance
         entry.liveness, entry.reason, entry.lost_since_s = state.state, "", None
         entry.resting = state.detail
+        if entry.other_info is not None and entry.other_info.session == state.session:
+            entry.info, entry.other_info = entry.other_info, None
         self._seen(entry, now_s, retained)
         return entry
 
     def on_info(self, agent: str, info: AgentInfo, now_s: float, *, retained: bool = False) -> AgentEntry:
-        """What an agent says it is; older sessions are ignored."""
+        """What an agent says it is; that of the session at work counts, else that of the newest.
+
+        A device that was set up anew, with a clock that is behind, begins with an older session than before.
+        """
         entry = self._entry(agent, now_s)
-        if entry.info is None or info.session >= entry.info.session:
-            entry.info = info
-            self._seen(entry, now_s, retained)
+        at_work = entry.session if entry.liveness in ("ready", "busy") else None
+        known = entry.info.session if entry.info is not None else None
+        if known is not None and info.session != at_work and (known == at_work or info.session < known):
+            entry.other_info = info
+            return entry
+        entry.info = info
+        self._seen(entry, now_s, retained)
         return entry
 
     def on_health(self, agent: str, health: Health, now_s: float) -> AgentEntry:
@@ -139,14 +157,21 @@ class FleetRegistry:
 
     def on_tick(self, now_s: float) -> list[AgentEntry]:
         """Agents that are lost from now on, because they have been silent for too long."""
-        silent = [
-            entry
-            for entry in self.agents.values()
-            if entry.liveness in ("ready", "busy")
-            and now_s - (entry.known_since_s if entry.last_seen_s is None else entry.last_seen_s) > self._lost_after_s
-        ]
-        for entry in silent:
-            self._lose(entry, now_s, f"no sign of life for {self._lost_after_s:g} s")
+        silent = []
+        for entry in self.agents.values():
+            if entry.liveness not in ("ready", "busy"):
+                continue
+            if entry.last_seen_s is None and now_s - entry.known_since_s > ANSWER_S:
+                reason = (
+                    f"the broker remembers it, and it has not answered for {ANSWER_S:g} s; start fleetnas-agent on the "
+                    "device"
+                )
+            elif entry.last_seen_s is not None and now_s - entry.last_seen_s > self._lost_after_s:
+                reason = f"no sign of life for {self._lost_after_s:g} s"
+            else:
+                continue
+            silent.append(entry)
+            self._lose(entry, now_s, reason)
         return silent
 
     def _entry(self, agent: str, now_s: float) -> AgentEntry:

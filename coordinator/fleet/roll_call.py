@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from coordinator.fleet.registry import AgentEntry, FleetRegistry
 from coordinator.view.snapshot import DeviceSnapshot
-from coordinator.watching.broadcast import device_from_json
+from coordinator.watching.broadcast import SUMMARY_EVERY_S, device_from_json
 from fleet_protocol.codec import decode
 from fleet_protocol.errors import ProtocolError, TransportError
 from fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Health
@@ -30,6 +30,10 @@ class RollCall:
     registry: FleetRegistry = field(default_factory=FleetRegistry)
     coordinator: CoordinatorState | None = None
     runs: dict[str, RunSummary] = field(default_factory=dict)
+    #: When what is retained of each was heard; infinity once its coordinator said something. Killed ones do not.
+    silent_since_s: dict[str, float] = field(default_factory=dict)
+    #: When listening ended.
+    until_s: float = float("-inf")
     #: Device settings by run and page.
     pages: dict[tuple[str, int], tuple[DeviceSnapshot, ...]] = field(default_factory=dict)
     #: Why messages of an agent were refused, by its name.
@@ -46,7 +50,7 @@ class RollCall:
             elif isinstance(address, CoordinatorAnnouncement):
                 self.coordinator = decode(CoordinatorState, message.payload)
             elif isinstance(address, RunNews):
-                self._take_news(address, message.payload)
+                self._take_news(address, message, now_s)
         except (ProtocolError, ValidationError) as error:
             if agent is not None and len(self.refused) < _MOST_REFUSED:
                 self.refused.setdefault(agent, str(error).splitlines()[0])
@@ -69,7 +73,10 @@ class RollCall:
         if theirs is not None and theirs != our_version:
             reasons.append(f"it runs fleetnas {theirs} and this is {our_version}: update the older one")
         if entry.name in self.refused:
-            reasons.append(f"some of its messages are refused ({self.refused[entry.name]}): update fleetnas-agent")
+            refused = self.refused[entry.name]
+            reasons.append(
+                f"some of its messages are refused ({refused}): update the older of fleetnas-agent and this fleetnas"
+            )
         return "; ".join(reasons)
 
     def _work(self, entry: AgentEntry) -> str:
@@ -77,12 +84,16 @@ class RollCall:
             return entry.idle_reason()
         told = self.settings_of(entry.name)
         if told:
-            return "; ".join(_standing(summary, device) for summary, device in told)
+            return "; ".join(self._standing(summary, device) for summary, device in told)
         if entry.running is not None or entry.liveness == "busy" or entry.outbox:
             return entry.idle_reason()
+        at_work = sorted(run for run in self.runs if not self._is_left(run))
+        if at_work:
+            names = ", ".join(at_work)
+            return f"ready; it takes no part in {names}: left out by --devices, or no task fits what it offers"
         if self.runs:
             names = ", ".join(sorted(self.runs))
-            return f"ready; it takes no part in {names}: left out by --devices, or no task fits what it offers"
+            return f"ready; no word came from the coordinator of {names}: `fleetnas search --resume` goes on with it"
         if self.coordinator is None or self.coordinator.state != "ready":
             return "ready; no search is at work in this fleet: start one with `fleetnas search`"
         return entry.idle_reason()
@@ -97,12 +108,26 @@ class RollCall:
         elif address.channel == "health":
             self.registry.on_health(address.agent, decode(Health, message.payload), now_s)
 
-    def _take_news(self, address: RunNews, payload: bytes) -> None:
-        if address.part == "summary":
-            self.runs[address.run] = decode(RunSummary, payload)
-        elif address.page is not None:
-            page = decode(RunPage, payload)
+    def _take_news(self, address: RunNews, message: Received, now_s: float) -> None:
+        if address.part == "summary" and not message.payload:  # it has ended
+            self.runs.pop(address.run, None)
+        elif address.part == "summary":
+            self.runs[address.run] = decode(RunSummary, message.payload)
+            if message.retained:
+                self.silent_since_s.setdefault(address.run, now_s)
+            else:
+                self.silent_since_s[address.run] = float("inf")
+        elif address.page is not None and message.payload:
+            page = decode(RunPage, message.payload)
             self.pages[address.run, address.page] = tuple(device_from_json(fields) for fields in page.devices)
+
+    def _is_left(self, run: str) -> bool:
+        """Whether a coordinator that is at work would have been heard of."""
+        return self.until_s - self.silent_since_s.get(run, float("inf")) > SUMMARY_EVERY_S
+
+    def _standing(self, summary: RunSummary, device: DeviceSnapshot) -> str:
+        left = ", as its coordinator said before it fell silent" if self._is_left(summary.run_id) else ""
+        return _standing(summary, device) + left
 
 
 def _standing(summary: RunSummary, device: DeviceSnapshot) -> str:
@@ -131,7 +156,7 @@ def listen(
     transport.subscribe(topics.run("+"))
     transport.start()
     on_start()
-    end = clock() + seconds
+    end = roll_call.until_s = clock() + seconds
     while clock() < end:
         event = transport.poll(_POLL_S)
         if isinstance(event, Disconnected) and event.fatal:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
 from coordinator.predictors.covariance import Covariances
@@ -13,6 +15,8 @@ OUTLIER_SIGMAS = 4.0
 _BLOCK_ROWS = 64
 #: The smallest prior latency, relative to the typical 1: keeps relative noise defined for odd extrapolations.
 _SMALLEST_LATENCY = 0.05
+#: By which part of its largest entry a diagonal is raised, step by step.
+_RAISED = (1e-12, 1e-9, 1e-6, 1e-3)
 
 
 class Beliefs:
@@ -76,10 +80,10 @@ class Beliefs:
         gram = x @ cross
         diagonal = np.arange(len(x))
         gram[:, diagonal, diagonal] += noise
-        lower = np.linalg.cholesky(gram)
+        lower = _lower_factor(gram)
         error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
         sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
-        solved = np.linalg.solve(lower, np.concatenate(sides, axis=2))
+        solved = np.linalg.solve(lower, np.concatenate(sides, axis=2)).astype(np.float64, copy=False)
         root, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
         self.covariances.lose(root)
         self.h_y += (root @ white_y[:, :, None])[:, :, 0]
@@ -113,6 +117,21 @@ class Beliefs:
         found = np.exp(logs - logs.max())
         total: Floats = found / found.sum()
         return total
+
+
+def _lower_factor(gram: Floats) -> Floats:
+    """Cholesky factors of (H, k, k).
+
+    Under a far-fetched prior rounding may leave a matrix not quite positive definite: its diagonal is then raised, as
+    noise would raise it. `LinAlgError` where that does not help, for the matrix is not finite.
+    """
+    diagonal = np.arange(gram.shape[-1])
+    largest = gram[:, diagonal, diagonal].max(axis=1, keepdims=True)
+    for raised in _RAISED:
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return np.asarray(np.linalg.cholesky(gram), dtype=np.float64)
+        gram[:, diagonal, diagonal] += raised * largest
+    return np.asarray(np.linalg.cholesky(gram), dtype=np.float64)
 
 
 def outlier_weight(error: Floats, spread: Floats, noise: Floats) -> Floats:

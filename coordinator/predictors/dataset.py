@@ -16,6 +16,7 @@ from coordinator.predictors.exported_data import read_exported
 from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.learned_prior import MeasuredDevice
 from coordinator.predictors.prior import Floats
+from device_profiles.text_files import read_text
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import UsageError
 from supernet_export.spaces.base import DesignSpace, Genomes
@@ -101,12 +102,12 @@ def operation_features(operations: NDArray[Any]) -> tuple[Floats, NDArray[np.int
 
 def _from_json(path: Path) -> LatencyData:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         space = make_space(content["space"], content.get("options"))
         architectures = [Architecture.model_validate(item) for item in content["architectures"]]
         latency = {name: np.asarray(values, dtype=np.float64) for name, values in content["latency_ms"].items()}
         families = {str(name): str(family) for name, family in content.get("families", {}).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{path} needs space, architectures and latency_ms (one list a setting); it fails at {error!r}"
         ) from error

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
 from coordinator.predictors.prior import Floats
+from device_profiles.text_files import open_text
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import UsageError
 from supernet_export.spaces.base import DesignSpace
@@ -42,7 +45,7 @@ def read_exported(path: Path) -> ExportedData:
     latency: dict[str, dict[Architecture, list[float]]] = {}
     families: dict[str, str] = {}
     spaces: set[tuple[str, str]] = set()
-    with path.open(newline="", encoding="utf-8") as file:
+    with _opened(path) as file:
         reader = csv.DictReader(file)
         missing = set(_NEEDED) - set(reader.fieldnames or ())
         if missing:
@@ -72,6 +75,15 @@ def read_exported(path: Path) -> ExportedData:
         setting: np.array([float(np.median(measured[one])) for one in common]) for setting, measured in latency.items()
     }
     return ExportedData(space, common, values, families)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with open_text(path) as file:
+            yield file
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}; give a file that `fleetnas export-data` wrote") from error
 
 
 def _without_resolutions(options: str) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from coordinator.predictors.bayesian import BayesianPredictor
 from coordinator.predictors.features import FeatureMap
 from coordinator.predictors.learned_prior import MeasuredDevice
+from coordinator.predictors.likeness import UNLIKE, distances
 from coordinator.predictors.prior import Prior
 from coordinator.predictors.transfer import HardwareTransfer, Parameters, profile_parameters
 from coordinator.store.store import MeasurementStore
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError
+from fleet_protocol.errors import ArchitectureError, UsageError
 from fleet_protocol.messages import RuntimeSetting
 from supernet_export.spaces.base import DesignSpace
 
@@ -24,6 +28,10 @@ LEAST_SUBNETS, LEAST_SETTINGS = 10, 2
 _MOST_SUBNETS = 200
 #: Hardware parameters, logarithms, are rounded to this, so that boards of one model share one prior and its spread.
 _ROUNDED_TO = 0.1
+#: Subnets of the space on which a prior is tried before a device begins with it.
+_EXAMPLES = 24
+
+Made = TypeVar("Made")
 
 
 class StoredPriors:
@@ -31,34 +39,101 @@ class StoredPriors:
 
     With a run's creation as `before_unix_s`, a resumed run has the priors that it began with: outcomes are only ever
     added to a store, each with the time at which it was stored.
+
+    A setting that looks like no other agent's is learned from by its own agent alone.
     """
 
-    def __init__(self, store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> None:
-        known = stored_devices(store, space, before_unix_s)
-        self._transfer: HardwareTransfer | None = None
-        self._priors: dict[tuple[float | str | None, ...], Prior] = {}
-        if len(known) >= LEAST_SETTINGS:
-            self._transfer = HardwareTransfer(
-                [device.measured for device in known],
-                FeatureMap(space).groups,
-                {device.measured.name: device.parameters for device in known},
+    def __init__(
+        self,
+        store: MeasurementStore,
+        space: DesignSpace,
+        before_unix_s: float,
+        *,
+        without: Collection[str] = (),
+        note: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """`without` names agents whose measurements teach nobody; `note` takes a line for what is left out."""
+        known = [
+            device for device in stored_devices(store, space, before_unix_s) if device.measured.family not in without
+        ]
+        self._features, self._note = FeatureMap(space), note
+        self._examples = self._features.features(space.sample(_EXAMPLES, np.random.default_rng(0)))
+        self._known = known
+        self._unlike = _unlike_others([device.measured for device in known], self._features.groups)
+        self._transfers: dict[str, HardwareTransfer | None] = {}
+        self._priors: dict[tuple[float | str | None, ...], Prior | None] = {}
+        if self._unlike:
+            note(
+                f"{', '.join(sorted(self._unlike))}: measured in earlier runs like no other device; only their own "
+                "agents begin with what was measured there (see `fleetnas devices --distrust`)"
             )
 
-    def prior(self, profile: DeviceProfile, setting: RuntimeSetting) -> Prior | None:
-        """What is expected of a device setting by its hardware; None where fewer than `LEAST_SETTINGS` are known.
+    def prior(self, profile: DeviceProfile, setting: RuntimeSetting, agent: str = "") -> Prior | None:
+        """What is expected of an agent's setting by its hardware; None where fewer than `LEAST_SETTINGS` are known.
 
-        Settings of nearly equal hardware get the same object.
+        None also where it cannot be computed. Settings of nearly equal hardware get the same object.
         """
-        if self._transfer is None:
+        own = agent if any(self._family(name) == agent for name in self._unlike) else ""
+        if own not in self._transfers:
+            self._transfers[own] = self._transfer(own)
+        transfer = self._transfers[own]
+        if transfer is None:
             return None
         parameters = {
             name: _ROUNDED_TO * round(value / _ROUNDED_TO) if isinstance(value, float) else value
             for name, value in profile_parameters(profile, setting).items()
         }
-        key = tuple(parameters.values())
+        key = (own, *parameters.values())
         if key not in self._priors:
-            self._priors[key] = self._transfer.prior(parameters)
+            self._priors[key] = self._computed(lambda: self._tried(transfer.prior(parameters)))
         return self._priors[key]
+
+    def _family(self, name: str) -> str:
+        return next(device.measured.family for device in self._known if device.measured.name == name)
+
+    def _transfer(self, own: str) -> HardwareTransfer | None:
+        """Learned from the settings that look like others', and from those of the agent `own`."""
+        taken = [
+            device
+            for device in self._known
+            if device.measured.name not in self._unlike or device.measured.family == own
+        ]
+        if len(taken) < LEAST_SETTINGS:
+            return None
+        return self._computed(
+            lambda: HardwareTransfer(
+                [device.measured for device in taken],
+                self._features.groups,
+                {device.measured.name: device.parameters for device in taken},
+            )
+        )
+
+    def _tried(self, prior: Prior) -> Prior:
+        """A prior that has learned from made-up measurements without trouble; `LinAlgError` otherwise."""
+        predictor = BayesianPredictor(prior)
+        latency_ms = np.maximum(self._examples @ prior.hypotheses[0].mean, 0.05)
+        predictor.update(self._examples, latency_ms, 0.01 * latency_ms)
+        if not all(np.isfinite(found).all() for found in predictor.predict(self._examples)):
+            raise np.linalg.LinAlgError("its predictions are not finite")
+        return prior
+
+    def _computed(self, compute: Callable[[], Made]) -> Made | None:
+        try:
+            return compute()
+        except (np.linalg.LinAlgError, UsageError) as error:
+            self._note(
+                f"no prior can be learned from what earlier runs measured ({error}); the search begins with the "
+                "default one (see `fleetnas devices --distrust`)"
+            )
+            return None
+
+
+def _unlike_others(devices: Sequence[MeasuredDevice], groups: NDArray[np.intp]) -> set[str]:
+    """Names of settings that look like no other agent's; of one agent alone nobody can tell."""
+    if len({device.family for device in devices}) < 2:
+        return set()
+    found = zip(devices, distances(devices, groups), strict=True)
+    return {device.name for device, distance in found if not distance <= UNLIKE}
 
 
 @dataclass(frozen=True)
@@ -104,8 +179,10 @@ def _same_space(settings: dict[str, Any], space: DesignSpace) -> bool:
     )
 
 
-def _fixed(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that decide what a subnet costs: which resolutions are searched does not."""
+def _fixed(options: object) -> dict[str, Any] | None:
+    """Options that decide what a subnet costs: which resolutions are searched does not. None where they are none."""
+    if not isinstance(options, dict):
+        return None
     return {name: value for name, value in options.items() if name != "resolutions"}
 
 

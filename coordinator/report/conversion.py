@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
 
@@ -20,9 +21,9 @@ from coordinator.report.results import (
     SupernetRecord,
     TargetRecord,
 )
+from device_profiles.quantities import LATEST_UNIX_S
 
-#: The last second of the year 9999: a device whose clock says more does not know the time.
-_LATEST_UNIX_S = 253_402_300_799.0
+_log = logging.getLogger("fleetnas.coordinator")
 
 #: Path, relative to results.json, and size of a target's model file, or None where there is no such file.
 ModelLookup = Callable[[DeviceOutcome, TargetOutcome], tuple[str, int] | None]
@@ -30,7 +31,8 @@ ModelLookup = Callable[[DeviceOutcome, TargetOutcome], tuple[str, int] | None]
 
 def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
     """The record of an outcome."""
-    totals = target_totals(outcome.devices)
+    fleet = tuple(_contained_record(device, model_of) for device in outcome.devices)
+    totals = target_totals(fleet)
     return Results(
         run_id=outcome.run_id,
         status=run_status(outcome),
@@ -49,7 +51,7 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
         versions=outcome.versions,
         targets_met=totals.met,
         targets_asked=totals.asked,
-        fleet=tuple(_device_record(device, model_of) for device in outcome.devices),
+        fleet=fleet,
     )
 
 
@@ -58,6 +60,27 @@ def run_status(outcome: CampaignOutcome) -> RunStatus:
     if outcome.finished_s is None:
         return "running"
     return run_end(target_totals(outcome.devices), [device.status for device in outcome.devices])
+
+
+def _contained_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
+    """The record of a device setting. One whose values cannot be written costs its own record, not the file."""
+    try:
+        return _device_record(device, model_of)
+    except OSError:
+        raise
+    except Exception as error:
+        _log.error("the results of %s cannot be written", device.label, exc_info=error)
+        kind = type(error).__name__
+    reason = f"its results cannot be written ({kind}, the log has the trace); they are in the store"
+    bare = DeviceOutcome(
+        device=device.device,
+        setting=device.setting,
+        status="failed",
+        reason=reason,
+        targets_asked=max(device.targets_asked, len(device.targets)),
+        condition_asked=device.condition_asked,
+    )
+    return _device_record(bare, model_of)
 
 
 def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
@@ -160,4 +183,4 @@ def _moment(unix_s: float) -> datetime:
 
 
 def _device_moment(unix_s: float | None) -> datetime | None:
-    return None if unix_s is None or unix_s > _LATEST_UNIX_S else _moment(unix_s)
+    return None if unix_s is None or unix_s > LATEST_UNIX_S else _moment(unix_s)

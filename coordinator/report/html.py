@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.records.totals import target_totals
 from coordinator.report.measurement_table import read_measurements
+from coordinator.report.outcome import MeasurementRow
 from coordinator.report.plots import Plot, device_plots
 from coordinator.report.results import DeviceRecord, Results
-from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, read_results, write_atomically
+from coordinator.report.take_home import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
 from coordinator.search.bounds import Bounds
 from coordinator.view import wording
 from coordinator.view.snapshot import PredictorError
+from supernet_export.output_files import write_atomically
 
-REPORT_FILE = "report.html"
 #: Each device's plots weigh about 100 KB: beyond so many device settings the page shows tables only.
 MAX_PLOTTED = 50
 #: Failures that are listed of one device setting.
 MAX_FAILURES = 20
+
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,7 @@ def render_report(directory: Path) -> str:
     sections = [
         _Section(
             device,
-            device_plots(device, rows.get((device.device, device.runtime), []), f"p{index}")
-            if index < MAX_PLOTTED
-            else [],
+            _plots(device, rows.get((device.device, device.runtime), []), f"p{index}") if index < MAX_PLOTTED else [],
         )
         for index, device in enumerate(results.fleet)
     ]
@@ -81,6 +85,15 @@ def render_report(directory: Path) -> str:
         results_file=RESULTS_FILE,
         measurements_file=MEASUREMENTS_FILE,
     )
+
+
+def _plots(device: DeviceRecord, rows: Sequence[MeasurementRow], prefix: str) -> list[Plot]:
+    """The plots of a device setting; none where its values cannot be drawn, which costs the page nothing else."""
+    try:
+        return device_plots(device, rows, prefix)
+    except Exception as error:
+        _log.error("%s cannot be plotted", device.label, exc_info=error)
+        return []
 
 
 def _elapsed(results: Results) -> str:

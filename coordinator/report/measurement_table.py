@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from coordinator.report.outcome import DeviceOutcome, MeasurementRow
 from coordinator.view.events import Purpose
+from device_profiles.text_files import open_text
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import StoreError
 from fleet_protocol.messages import Conditions, Measurement
@@ -31,8 +32,9 @@ COLUMNS = (
     *(f"{name}_after" for name in _CONDITIONS),
     *_LISTS,
 )
-#: A spreadsheet would run a text that starts so as a formula.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+#: A spreadsheet would run a text that starts so as a formula; the wide forms stand for the narrow ones.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_ESCAPE = "'"
 
 
 def measurements_csv(devices: Iterable[DeviceOutcome]) -> str:
@@ -67,7 +69,7 @@ def _cells(device: DeviceOutcome, row: MeasurementRow) -> dict[str, str]:
 
 
 def csv_cell(value: Any) -> str:
-    """A single value as text; unknown is empty, and numbers come back exactly."""
+    """A single value as text; unknown is empty, and numbers come back exactly, texts from `plain_cell`."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -75,18 +77,24 @@ def csv_cell(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     text = str(value)
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+    return _ESCAPE + text if text.startswith((*_FORMULA_STARTS, _ESCAPE)) else text
+
+
+def plain_cell(cell: str) -> str:
+    """The text of a cell that `csv_cell` wrote."""
+    return cell.removeprefix(_ESCAPE)
 
 
 def read_measurements(path: Path) -> dict[tuple[str, str], list[MeasurementRow]]:
     """The rows of each device and runtime label. `StoreError` where the file is not such a table."""
     table: dict[tuple[str, str], list[MeasurementRow]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with open_text(path) as file:
         reader = csv.DictReader(file, restval="")
-        if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
-            raise StoreError(f"{path} has other columns than this version writes; write it again from the run")
         try:
-            for cells in reader:
+            if reader.fieldnames is None or tuple(reader.fieldnames) != COLUMNS:
+                raise StoreError(f"{path} has other columns than this version writes; write it again from the run")
+            for row in reader:
+                cells = {name: plain_cell(cell) for name, cell in row.items() if name is not None}
                 table.setdefault((cells["device"], cells["runtime"]), []).append(_row(cells))
         except (ValueError, csv.Error) as error:
             raise StoreError(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +14,15 @@ from coordinator.report.measurement_table import measurements_csv
 from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from coordinator.report.results import DeviceRecord, Results, SupernetRecord, TargetRecord
 from device_profiles.profile import DeviceProfile
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import HashMismatchError, StoreError
 from fleet_protocol.messages import Condition, RuntimeSetting
 from supernet_export.evaluation import is_tflite
+from supernet_export.output_files import write_atomically
 
 RESULTS_FILE = "results.json"
 MEASUREMENTS_FILE = "measurements.csv"
+REPORT_FILE = "report.html"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SUFFIXES = (".onnx", ".tflite")
 
@@ -68,6 +69,10 @@ class TakeHome:
         write_atomically(path, model)
         return path
 
+    def has_winner(self, device: DeviceOutcome, target: TargetOutcome) -> bool:
+        """Whether the model file of a target is there already, with the bytes that the device measured."""
+        return self._model(device, target) is not None
+
     def write(self, outcome: CampaignOutcome) -> Results:
         """Write results.json, measurements.csv and a card beside each model file that is there; returns the results.
 
@@ -87,7 +92,8 @@ class TakeHome:
         for name in (device.device, device.setting.label):
             if not _SAFE_NAME.fullmatch(name):
                 raise ValueError(f"a folder is named after {name!r}: use letters, digits, `_`, `.` and `-` only")
-        return self.directory / device.device / device.setting.label / f"{target.target_ms:.10g}ms"
+        folder = folder_name(device.device)
+        return self.directory / folder / device.setting.label / f"{target.target_ms:.10g}ms"
 
     def _model(self, device: DeviceOutcome, target: TargetOutcome) -> tuple[str, int] | None:
         if not target.met or target.sha256 is None:
@@ -115,11 +121,17 @@ class TakeHome:
         write_atomically(model.with_suffix(".json"), card.model_dump_json(indent=2).encode() + b"\n")
 
 
+def folder_name(device: str) -> str:
+    """The name of a device's folder: its own, unless a file of the take-home has that name."""
+    # No agent's name has a `~`, so no two devices share a folder.
+    return f"{device}~" if device.lower() in (RESULTS_FILE, MEASUREMENTS_FILE, REPORT_FILE) else device
+
+
 def read_results(directory: Path) -> Results:
     """The results of a take-home. `StoreError` where there are none, or where the file was altered."""
     path = directory / RESULTS_FILE
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_text(path))
     except FileNotFoundError:
         raise StoreError(f"{directory} has no {RESULTS_FILE}: name the folder that --out was given") from None
     except ValueError as error:
@@ -129,19 +141,3 @@ def read_results(directory: Path) -> Results:
 def _suffixed(stem: Path, suffix: str) -> Path:
     """`with_suffix` would cut the fraction off `3.5ms`."""
     return stem.parent / (stem.name + suffix)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file at once; a reader sees the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coordinator.search.latency import Floats, SlotTableLatency
+from device_profiles.text_files import read_text
 from fleet_protocol.errors import MissingDependencyError, UsageError
 from supernet_export.spaces.mbconv import MBConvBlock, MBConvSpace, reduced
 
@@ -168,7 +169,7 @@ def _read_yaml(file: Path) -> Mapping[str, float]:
         ) from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        content: Any = yaml.load(file.read_text(), Loader=loader)
+        content: Any = yaml.load(read_text(file), Loader=loader)
         return {str(key): float(entry["mean"]) for key, entry in content.items()}
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}; check the path") from None

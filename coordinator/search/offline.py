@@ -18,6 +18,7 @@ from fleet_protocol.errors import UsageError
 from supernet_export.accuracy import AccuracyPredictor
 from supernet_export.accuracy_fit import read_evaluated
 from supernet_export.bundle import SupernetBundle
+from supernet_export.output_files import write_atomically
 from supernet_export.spaces.base import DesignSpace
 from supernet_export.spaces.mbconv import MBConvSpace
 from supernet_export.spaces.registry import make_space
@@ -202,9 +203,8 @@ def offline_table(outcome: OfflineOutcome) -> Group:
 
 def write_offline(outcome: OfflineOutcome, folder: Path) -> tuple[Path, Path]:
     """Write `search.json` and `search.png` into the folder; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     text, picture = folder / "search.json", folder / "search.png"
-    text.write_text(json.dumps(outcome.to_json(), indent=2) + "\n")
+    write_atomically(text, json.dumps(outcome.to_json(), indent=2).encode() + b"\n")
     draw_fronts({outcome.space.name: outcome.result}, picture)
     return text, picture
 

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from coordinator.security import mosquitto
 from coordinator.security.certificates import Issued, issue, new_authority, revocation_list
+from device_profiles.text_files import read_text
 from fleet_protocol import signing
 from fleet_protocol.credentials import MAX_PINNED_KEYS, Credentials, Role, read_credentials, write_credentials
 from fleet_protocol.errors import UsageError
@@ -118,8 +119,8 @@ class Authority:
     def open(cls, folder: Path) -> Authority:
         """The authority in `folder`; `UsageError` where there is none."""
         try:
-            return cls(folder, Register.model_validate_json((folder / _REGISTER).read_bytes()))
-        except (OSError, ValidationError) as error:
+            return cls(folder, Register.model_validate_json(read_text(folder / _REGISTER)))
+        except (OSError, ValueError) as error:
             raise UsageError(
                 f"{folder} is not a fleet's authority ({_REGISTER} cannot be read: {str(error).splitlines()[0]}); give "
                 "the folder that `fleetnas broker init` made"
@@ -258,7 +259,7 @@ class Authority:
 
     def _read(self, name: str) -> str:
         try:
-            return (self.folder / name).read_text()
+            return read_text(self.folder / name)
         except OSError as error:
             raise UsageError(
                 f"{self.folder / name} cannot be read ({error.strerror}); the authority is not complete, restore it "
@@ -272,7 +273,7 @@ class Authority:
         try:
             temporary.unlink(missing_ok=True)
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            with os.fdopen(handle, "w") as file:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
                 os.fchmod(handle, mode)
                 file.write(text)
                 file.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import zlib
@@ -12,12 +13,17 @@ from typing import Protocol
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from fleet_protocol.errors import StoreError
+
+#: What POSIX lets a lock answer that another process holds.
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
 
 class Claims(Protocol):
     """Claims of one open store."""
 
     def take(self, run_id: str) -> bool:
-        """Claim a run; False where another process has it."""
+        """Claim a run; False where another process has it, `StoreError` where that cannot be known."""
 
     def close(self) -> None:
         """Give every run back."""
@@ -34,12 +40,18 @@ class FileClaims:
     def take(self, run_id: str) -> bool:
         if self._path is None:
             return True
-        if self._file is None:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            if self._file is None:
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(run_id.encode()))
-        except OSError:
-            return False
+        except OSError as error:
+            if self._file is not None and error.errno in _TAKEN:
+                return False
+            raise StoreError(
+                f"run {run_id} cannot be claimed with a lock on {self._path} ({error.strerror}): without one, two "
+                "coordinators could work on it at once. Put the store on a disk of this machine that can be written, "
+                "as many network file systems give no locks, or into PostgreSQL"
+            ) from error
         return True
 
     def close(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from pydantic_core import from_json, to_json
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from coordinator.store.claims import Claims, FileClaims, ServerClaims
+from device_profiles.plain_text import PRINTABLE
 from fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
 
 _CONNECT_TIMEOUT_S = 10
@@ -38,28 +42,52 @@ _CONNECTION_ADVICE = (
     ("invalid connection option", "correct what follows the `?` in the URL"),
 )
 _SERVER_ADVICE = "check that the server runs and that its host and port in --store are right"
+_MAKE_WRITABLE = "make the file and its folder writable, or give another --store"
 #: SQLite's words, and what to do then.
 _FILE_ADVICE = (
     ("disk is full", "free some space there; what was stored is safe"),
     ("disk i/o error", "check the disk; what was stored before is safe"),
     ("database is locked", "another process is writing; end it, or wait for it"),
-    ("readonly", "make the file and its folder writable, or give another --store"),
-    ("read-only", "make the file and its folder writable, or give another --store"),
+    ("readonly", _MAKE_WRITABLE),
+    ("read-only", _MAKE_WRITABLE),
     ("not a database", "it is no fleetnas store; give another --store"),
+    ("malformed", "the file is damaged: restore it from a copy, or save what is left with `sqlite3 FILE .recover`"),
+    ("decode to utf-8", "the file is damaged: restore it from a copy, or give another --store"),
+    ("no such table", "a table of it is missing: restore it from a copy, or give another --store"),
+    ("no such column", "a column of it is missing: restore it from a copy, or give another --store"),
+    ("locking protocol", "its file system gives no locks: put the store on a disk of this machine"),
 )
 #: Troubles of a server that may end by themselves, by SQLSTATE class: no connection, a collision with another
 #: coordinator, no space or memory, going down.
 _PASSING_CLASSES = ("08", "40", "53", "57")
 _PASSING_FILE_WORDS = ("disk is full", "disk i/o error", "database is locked", "unable to open", "readonly")
+
+
+@dataclass(frozen=True)
+class UnreadableJson:
+    """Stands for the content of a damaged JSON column, so that whoever uses it finds out which row it is in."""
+
+    reason: str
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError as error:
+        return UnreadableJson(_one_line(error))
+
+
 #: Raw times are most of what is written; this is four times as fast as the standard library's, and as exact.
-_JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": from_json}
+_JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": _read_json}
 
 
 class Database:
     """Connections to one store. Transactions that write wait for each other; those that read do not."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, to_read: bool = False) -> None:
         """Take a URL or, without `://`, a file's path; nothing is opened yet.
+
+        A file that cannot be written may still be opened `to_read`: `read_only` says so.
 
         Raises:
             UsageError: no such kind of store.
@@ -69,13 +97,14 @@ class Database:
         url = _url(location)
         self.name = _shown(url)  #: for people: without a password
         self.dialect = url.get_backend_name()
-        self._reader = _engine(url)
+        self._file = file = Path(url.database) if self.dialect == "sqlite" and url.database else None
+        self.in_memory = self.dialect == "sqlite" and url.database in (None, "", ":memory:")
+        #: Nothing can be added or changed.
+        self.read_only = to_read and file is not None and _is_read_only(file)
+        self._reader = _read_only_engine(file) if self.read_only and file is not None else _engine(url)
         # SQLite refuses to turn a reading transaction into a writing one once somebody else has written.
         self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
-        file = url.database if self.dialect == "sqlite" else None
-        self._claims: Claims = (
-            ServerClaims(self._reader) if self.dialect == "postgresql" else FileClaims(Path(file) if file else None)
-        )
+        self._claims: Claims = ServerClaims(self._reader) if self.dialect == "postgresql" else FileClaims(file)
         #: Called with the seconds that a writing transaction took, its wait for others included.
         self.on_write: Callable[[float], object] = lambda _: None
 
@@ -119,6 +148,11 @@ class Database:
             raise StoreError(f"the store {self.name} refuses this: {_reason(error)}") from error
         except SQLAlchemyError as error:
             raise self._clear(error) from error
+        except (ValueError, TypeError, OverflowError) as error:
+            raise StoreError(
+                f"the store {self.name} holds, or was given, a value that cannot be kept there: {_one_line(error)}; "
+                "restore it from a copy, or give another --store"
+            ) from error
 
     def _clear(self, error: SQLAlchemyError) -> StoreError:
         reason = _reason(error)
@@ -126,6 +160,8 @@ class Database:
         kind = StoreError
         if self.dialect == "sqlite":
             advice = _advice(words, _FILE_ADVICE, "check its path, its rights and the free disk space")
+            if self._file is not None and _is_read_only(self._file):
+                advice = _MAKE_WRITABLE
             if any(word in words for word in _PASSING_FILE_WORDS):
                 kind = StoreUnavailableError
         else:
@@ -143,7 +179,12 @@ class Database:
 
 def _url(location: str) -> URL:
     if "://" not in location:
-        path = Path(location).expanduser()
+        try:
+            path = Path(location).expanduser()
+        except RuntimeError:
+            raise UsageError(
+                f"the store {location} lies in a home folder that is not known here; give --store with a whole path"
+            ) from None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -173,6 +214,8 @@ def shown_location(location: str) -> str:
 
 
 def _shown(url: URL) -> str:
+    if url.database is not None:  # a file's name need not be text, and a URL is
+        url = url.set(database=url.database.encode("utf-8", PRINTABLE).decode())
     return url.render_as_string(hide_password=True)
 
 
@@ -200,11 +243,49 @@ def _engine(url: URL) -> Engine:
         _keep_a_log(cursor)
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")
-
+    event.listen(engine, "begin", _begin)
     return engine
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")
+
+
+def _is_read_only(file: Path) -> bool:
+    return file.exists() and not (os.access(file, os.W_OK) and os.access(file.parent, os.W_OK))
+
+
+def _read_only_engine(file: Path) -> Engine:
+    """Connections that write nothing; each transaction has its own, and so sees what a coordinator wrote meanwhile."""
+    engine = create_engine("sqlite://", creator=lambda: _connect_to_read(file.absolute()), poolclass=NullPool, **_JSON)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _connect_to_read(file: Path) -> sqlite3.Connection:
+    try:
+        return _opened_to_read(file, "mode=ro")
+    except sqlite3.OperationalError:
+        # SQLite reads a log only beside an index, and may not make one here. Without a log the file is all there is,
+        # and `immutable` says that it needs no index.
+        for log in (file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-journal")):
+            if log.exists() and log.stat().st_size:
+                raise StoreError(
+                    f"the store {file} can only be read here, and its newest content is in {log.name}, which nobody "
+                    "can read without writing beside it: copy both files to a folder of yours, and give that as --store"
+                ) from None
+        return _opened_to_read(file, "mode=ro&immutable=1")
+
+
+def _opened_to_read(file: Path, how: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{file.as_uri()}?{how}", uri=True, check_same_thread=False, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def _keep_a_log(cursor: sqlite3.Cursor) -> None:

@@ -83,6 +83,8 @@ class OutcomeRecord:
     stored_unix_s: float
     number: int = 0
     """Grows in the order of arrival."""
+    refused: str = ""
+    """Why what is stored cannot be used; `outcome` is then a failure that says so."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -134,3 +134,11 @@ class WinnerRow(Base):
     target_ms: Mapped[float] = mapped_column(primary_key=True)
     met: Mapped[bool]
     fields: Mapped[dict[str, Any]]
+
+
+class DistrustedRow(Base):
+    """A device whose measurements teach no other one."""
+
+    __tablename__ = "distrusted_devices"
+
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)

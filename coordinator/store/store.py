@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+import logging
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, insert, select
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import Connection, Row, delete, insert, inspect, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
-from coordinator.store.database import Database
+from coordinator.store.database import Database, UnreadableJson
 from coordinator.store.migration import bring_up_to_date
 from coordinator.store.records import (
     Arrival,
@@ -30,6 +33,7 @@ from coordinator.store.records import (
 from coordinator.store.schema import (
     Base,
     DeviceRow,
+    DistrustedRow,
     FailureRow,
     MeasurementRow,
     OutcomeRow,
@@ -37,13 +41,21 @@ from coordinator.store.schema import (
     TaskRow,
     WinnerRow,
 )
+from device_profiles.profile import DeviceProfile
+from device_profiles.quantities import LATENCY_RANGE_MS
 from fleet_protocol.architecture import Architecture
 from fleet_protocol.errors import StoreError, UsageError
 from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
+R = TypeVar("R")
+T = TypeVar("T")
+_log = logging.getLogger("fleetnas.coordinator")
 _MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
+_LATENCY_FIELDS = tuple(LatencyRecord.__dataclass_fields__)
 #: Measurements that are read at once where there may be very many.
 _PAGE = 500
+
+_log = logging.getLogger("fleetnas.coordinator")
 
 
 class MeasurementStore:
@@ -57,6 +69,8 @@ class MeasurementStore:
         """Of a database whose tables are up to date."""
         self._database = database
         self.url = database.name  #: for people: without a password
+        self.in_memory = database.in_memory  #: known to the thread that opened it alone
+        self.read_only = database.read_only  #: nothing can be added or changed
         # Made once: making such a statement takes longer than running it. Both databases spell it alike.
         insert_or = postgresql_insert if database.dialect == "postgresql" else sqlite_insert
         # The unique key decides, not a look before it: several coordinators may share a store.
@@ -76,15 +90,17 @@ class MeasurementStore:
         self._put_winners = upsert(WinnerRow, "run_id", "device", "setting_label", "target_ms")
 
     @classmethod
-    def open(cls, location: str | Path) -> MeasurementStore:
+    def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
         """Open a file's path, or a URL with `://` in it, and make or upgrade its tables.
+
+        `to_read` also opens a file that cannot be written; it is then `read_only`, and left as it is.
 
         Raises:
             UsageError: it is no URL of a store.
             MissingDependencyError: the database's driver is not installed.
-            StoreError: it cannot be used, or a newer fleetnas wrote it.
+            StoreError: it cannot be used, or a newer fleetnas or another program wrote it.
         """
-        database = Database(str(location))
+        database = Database(str(location), to_read=to_read)
         try:
             bring_up_to_date(database)
         except BaseException:
@@ -123,10 +139,15 @@ class MeasurementStore:
             return cast(RunRecord, _record(RunRecord, self._run(session, run_id)))
 
     def runs(self) -> list[RunRecord]:
-        """Every run, oldest first."""
+        """Every run, oldest first; one that cannot be read is left out with a line in the log."""
         with self._database.reading() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.created_unix_s, RunRow.run_id))
-            return [_record(RunRecord, row) for row in rows]
+            return list(_readable(rows, partial(_record, RunRecord)))
+
+    def run_ids(self) -> set[str]:
+        """The ids of every run."""
+        with self._database.reading() as session:
+            return set(session.scalars(select(RunRow.run_id)))
 
     def _run(self, session: Session, run_id: str) -> RunRow:
         row = session.get(RunRow, run_id)
@@ -170,21 +191,33 @@ class MeasurementStore:
             rows = session.scalars(
                 select(DeviceRow).where(DeviceRow.run_id == run_id).order_by(DeviceRow.device, DeviceRow.setting_label)
             )
-            return [
-                DeviceRecord(
-                    run_id=row.run_id,
-                    device=row.device,
-                    setting=RuntimeSetting.model_validate(row.setting),
-                    info=AgentInfo.model_validate(row.info),
-                    status=cast(DeviceStatus, row.status),
-                    reason=row.reason,
-                    learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning),
-                    wire_bytes=row.wire_bytes,
-                    targets_ms=None if row.targets_ms is None else tuple(row.targets_ms),
-                    targets_note=row.targets_note or "",
-                )
-                for row in rows
-            ]
+            return [record for row in rows if (record := _device(row)) is not None]
+
+    def known_devices(self) -> set[str]:
+        """The names of all devices of all runs."""
+        with self._database.reading() as session:
+            return set(session.scalars(select(DeviceRow.device).distinct()))
+
+    def distrusted(self) -> set[str]:
+        """The names of devices whose measurements are to teach no other one."""
+        with self._database.reading() as session:
+            return set(session.scalars(select(DistrustedRow.device)))
+
+    def distrust(self, devices: Collection[str], trust: Collection[str] = ()) -> None:
+        """Let runs that begin from now on learn nothing from `devices`, and from `trust` again what was measured there.
+
+        `UsageError` where the store holds no such device.
+        """
+        unknown = sorted({*devices, *trust} - self.known_devices())
+        if unknown:
+            raise UsageError(
+                f"the store {self.url} holds no device {', '.join(unknown)}; see the names with `fleetnas results`, or "
+                "give its store with --store"
+            )
+        with self._database.writing() as session:
+            known = set(session.scalars(select(DistrustedRow.device)))
+            session.add_all(DistrustedRow(device=device) for device in sorted(set(devices) - known))
+            session.execute(delete(DistrustedRow).where(DistrustedRow.device.in_(trust)))
 
     # -- tasks and what came of them ---------------------------------------------------------------------------
 
@@ -206,10 +239,10 @@ class MeasurementStore:
             return _task(row) if row is not None else None
 
     def tasks(self, run_id: str) -> list[TaskRecord]:
-        """Every task of a run, by id."""
+        """Every task of a run, by id; one that cannot be read is left out with a line in the log."""
         with self._database.reading() as session:
             rows = session.scalars(select(TaskRow).where(TaskRow.run_id == run_id).order_by(TaskRow.task_id))
-            return [_task(row) for row in rows]
+            return list(_readable(rows, _task))
 
     def add_outcome(self, key: TaskKey, outcome: Outcome, stored_unix_s: float) -> bool:
         """Store what an attempt brought; False where that attempt's outcome is stored already.
@@ -272,7 +305,10 @@ class MeasurementStore:
             raise StoreError(f"task {unknown[0]} is in no run of the store {self.url}; its result is not stored")
 
     def outcomes(self, run_id: str, after: int = 0) -> list[OutcomeRecord]:
-        """Every outcome of a run in the order of arrival, from the one after number `after` on."""
+        """Every outcome of a run in the order of arrival, from the one after number `after` on.
+
+        One that cannot be read is left out with a line in the log.
+        """
         with self._database.reading() as session:
             rows = session.scalars(
                 select(OutcomeRow)
@@ -284,7 +320,7 @@ class MeasurementStore:
                 )
                 .order_by(OutcomeRow.outcome_id)
             )
-            return [_outcome(row) for row in rows]
+            return list(_readable(rows, _outcome))
 
     def measurements(self, run_ids: Sequence[str], devices: Sequence[str] = ()) -> Iterator[OutcomeRecord]:
         """Measurements of these runs, and of these devices if any are given, in the order of arrival.
@@ -307,10 +343,14 @@ class MeasurementStore:
         while True:
             with self._database.reading() as session:
                 rows = session.scalars(wanted.where(OutcomeRow.outcome_id > last)).all()
-                page = [_outcome(row) for row in rows]
+                page = list(_readable(rows, _outcome))
                 last = rows[-1].outcome_id if rows else last
-            yield from page
-            if len(page) < _PAGE:
+            for found in page:
+                if found.refused:
+                    _log.warning("the result of task %s is skipped: %s", found.key.task_id, found.refused)
+                else:
+                    yield found
+            if len(rows) < _PAGE:
                 return
 
     def latencies(self, run_id: str, before_unix_s: float) -> list[LatencyRecord]:
@@ -330,10 +370,8 @@ class MeasurementStore:
                 .where(MeasurementRow.undisturbed_ms.is_not(None))
                 .order_by(OutcomeRow.outcome_id)
             )
-            return [
-                LatencyRecord(device, label, Architecture.model_validate(architecture), float(latency_ms))
-                for device, label, architecture, latency_ms in rows
-            ]
+            least_ms, most_ms = LATENCY_RANGE_MS  # others are from before the bounds that hold now
+            return [found for found in _readable(rows, _latency) if least_ms <= found.latency_ms <= most_ms]
 
     # -- winners -----------------------------------------------------------------------------------------------
 
@@ -348,18 +386,51 @@ class MeasurementStore:
                 session.connection().execute(self._put_winners, [dict(vars(winner)) for winner in winners])
 
     def winners(self, run_id: str) -> list[WinnerRecord]:
-        """What became of a run's targets, by device setting and target."""
+        """What became of a run's targets, by device setting and target.
+
+        What cannot be read is left out with a line in the log.
+        """
         with self._database.reading() as session:
             rows = session.scalars(
                 select(WinnerRow)
                 .where(WinnerRow.run_id == run_id)
                 .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms)
             )
-            return [_record(WinnerRecord, row) for row in rows]
+            return list(_readable(rows, partial(_record, WinnerRecord)))
+
+
+def _readable(rows: Iterable[R], read: Callable[[R], T]) -> Iterator[T]:
+    """Each row as `read` has it; one that a disk or a person damaged costs itself and a line."""
+    for row in rows:
+        try:
+            yield read(row)
+        except (StoreError, ValidationError) as error:  # noqa: PERF203 - each row for itself is the point
+            reason = str(error) if isinstance(error, StoreError) else _damage(row, error)
+            _log.warning("%s; it is left out", reason)
+
+
+def _damage(row: object, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    found = first["input"]
+    why = f"no JSON ({found.reason})" if isinstance(found, UnreadableJson) else first["msg"]
+    where = ".".join(map(str, first["loc"])) or "it"
+    key = ""
+    if isinstance(row, Base):
+        key = f"row {', '.join(map(str, inspect(row).identity or ()))} of {row.__tablename__} in "
+    return f"{key}the store is damaged: {where}: {why}"[:400]
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _record(kind: Any, row: Base) -> Any:
-    return kind(**{name: getattr(row, name) for name in kind.__dataclass_fields__})
+    """A dataclass of `records` from its row; `StoreError` where a column holds something else than it should."""
+    try:
+        return _adapter(kind).validate_python({name: getattr(row, name) for name in kind.__dataclass_fields__})
+    except ValidationError as error:
+        raise StoreError(_damage(row, error)) from error
 
 
 @lru_cache(maxsize=4096)
@@ -369,17 +440,65 @@ def _architecture_fields(architecture: Architecture) -> dict[str, Any]:
 
 
 def _task(row: TaskRow) -> TaskRecord:
-    values = {name: getattr(row, name) for name in TaskRecord.__dataclass_fields__}
-    return TaskRecord(**{**values, "architecture": Architecture.model_validate(row.architecture)})
+    return cast(TaskRecord, _record(TaskRecord, row))
+
+
+def _latency(row: Row[Any]) -> LatencyRecord:
+    return cast(LatencyRecord, _adapter(LatencyRecord).validate_python(dict(zip(_LATENCY_FIELDS, row, strict=True))))
 
 
 def _outcome(row: OutcomeRow) -> OutcomeRecord:
     key = TaskKey(task_id=row.task_id, attempt=row.attempt)
     outcome: Outcome
+    refused = ""
     if row.measurement is not None:
-        outcome = Measurement.model_validate({name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS})
+        try:
+            outcome = Measurement.model_validate({name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS})
+        except ValidationError as error:  # from before the bounds that hold now
+            refused = _fault(error)
+            detail = f"the stored measurement cannot be used: {refused}"[:500]
+            outcome = Failed(task=key, reason="bad_output", detail=detail)
     elif row.failure is not None:
         outcome = Failed.model_validate({"task": key, "reason": row.failure.reason, "detail": row.failure.detail})
     else:
         raise StoreError(f"outcome {row.outcome_id} of task {row.task_id} is neither a measurement nor a failure")
-    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s, row.outcome_id)
+    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s, row.outcome_id, refused)
+
+
+def _device(row: DeviceRow) -> DeviceRecord | None:
+    """None, with a line in the log, where not even the setting can be read."""
+    try:
+        setting = RuntimeSetting.model_validate(row.setting)
+    except ValidationError as error:
+        _log.warning("device setting %s/%s is skipped: %s", row.device, row.setting_label, _fault(error))
+        return None
+    return DeviceRecord(
+        run_id=row.run_id,
+        device=row.device,
+        setting=setting,
+        info=_info(row, setting),
+        status=cast(DeviceStatus, row.status),
+        reason=row.reason,
+        learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning if _is_finite(mape)),
+        wire_bytes=row.wire_bytes,
+        targets_ms=None if row.targets_ms is None else tuple(ms for ms in row.targets_ms if _is_finite(ms)),
+        targets_note=row.targets_note or "",
+    )
+
+
+def _info(row: DeviceRow, setting: RuntimeSetting) -> AgentInfo:
+    try:
+        return AgentInfo.model_validate(row.info)
+    except ValidationError as error:  # from before the bounds that hold now: its measurements count without it
+        _log.warning("the stored profile of %s is skipped: %s", row.device, _fault(error))
+        profile = DeviceProfile(model="unknown", machine="unknown", cores=1)
+        return AgentInfo(agent=row.device, session=0, profile=profile, settings=(setting,), versions={})
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"

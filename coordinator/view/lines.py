@@ -28,6 +28,7 @@ from coordinator.view.events import (
     event_to_json,
 )
 from coordinator.view.snapshot import ProgressSnapshot, Snapshot
+from device_profiles.plain_text import PRINTABLE, ascii_json
 
 _PROGRESS_STEPS = 4
 
@@ -135,7 +136,7 @@ def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeas
 
 
 class _LineWriter:
-    """Writes lines at once; a reader that went away ends the output, not the campaign."""
+    """Writes lines at once; a reader that went away or a full disk ends the output, not the campaign."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -146,9 +147,9 @@ class _LineWriter:
         if not self._open:
             return
         try:
-            self._stream.write(line.encode(self._encoding, "replace").decode(self._encoding) + "\n")
+            self._stream.write(line.encode(self._encoding, PRINTABLE).decode(self._encoding) + "\n")
             self._stream.flush()
-        except BrokenPipeError:
+        except (OSError, ValueError):  # ValueError: closed
             self._open = False
 
 
@@ -201,7 +202,7 @@ class JsonView:
 
     def event(self, event: Event) -> None:
         """Writes the event."""
-        self._writer.write(event_to_json(event))
+        self._writer.write(ascii_json(event_to_json(event)))
 
     def close(self) -> None:
         """Every line is out already."""

@@ -8,6 +8,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 
+from device_profiles.plain_text import PRINTABLE
+
 PLAIN = Style.null()
 DIM = Style(dim=True)
 BOLD = Style(bold=True)
@@ -18,9 +20,6 @@ BAD = Style(color="magenta", bold=True)
 FAILED = Style(color="#d55e00", bold=True, reverse=True)
 
 Strip = list[Segment]
-
-#: One cell for one cell, for terminals whose encoding is not UTF-8.
-_ASCII = str.maketrans("╭╮╰╯─│█░✓✗·●◌◆○↓–…°~", "++++-|#.+x-*o%ov-. ~")
 
 
 def shortened(text: str, width: int) -> str:
@@ -101,6 +100,4 @@ def side_by_side(blocks: Sequence[Sequence[Strip]], widths: Sequence[int], gap: 
 
 def in_ascii(strip: Strip) -> Strip:
     """The strip for a terminal that cannot show anything else, as wide as before."""
-    return [
-        Segment(segment.text.translate(_ASCII).encode("ascii", "replace").decode(), segment.style) for segment in strip
-    ]
+    return [Segment(segment.text.encode("ascii", PRINTABLE).decode(), segment.style) for segment in strip]

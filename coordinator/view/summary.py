@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from coordinator.records.totals import target_totals
 from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from coordinator.view import wording
-from coordinator.view.strip import BAD, BOLD, FAILED, GOOD, PLAIN, WARN
+from coordinator.view.strip import BAD, BOLD, DIM, FAILED, GOOD, PLAIN, WARN
+
+#: How the latencies of one row differ; `measured` of a disturbed device may be well beyond `verified`.
+_LEGEND = (
+    "predicted: without the subnet's own measurements   measured: when first tried   verified: the file that ships   "
+    "typical: at the run's median slow-down"
+)
+
+#: The columns of a table of targets, with a few words in the last.
+_LEAST_WIDTH = 60
+
+
+def print_summary(console: Console, outcome: CampaignOutcome) -> None:
+    """Print it; a terminal too narrow for its tables breaks their lines, and no column is lost."""
+    console.width = max(console.width, _LEAST_WIDTH)
+    console.print(summary(outcome))
 
 
 def summary(outcome: CampaignOutcome) -> RenderableType:
@@ -28,6 +43,8 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
         )
         if remark:
             parts.append(Text(f"  {remark}"))
+    if any(device.targets for device in outcome.devices):
+        parts.append(Text(_LEGEND, style=DIM))
     if outcome.bounds.given():
         parts.append(Text(f"every winner has {outcome.bounds}"))
     warning = wording.slowed_warning((device.label, device.quality) for device in outcome.devices)

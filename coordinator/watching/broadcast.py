@@ -14,14 +14,18 @@ from pydantic import TypeAdapter
 
 from coordinator.view.events import CampaignFinished, Event
 from coordinator.view.snapshot import DeviceSnapshot, Snapshot
-from fleet_protocol.codec import MAX_JSON_BYTES, encode
+from fleet_protocol.codec import MAX_JSON_BYTES, decode, encode
 from fleet_protocol.errors import TransportError
-from fleet_protocol.topics import MAX_PAGES, Topics
+from fleet_protocol.topics import MAX_PAGES, RunNews, Topics
 from fleet_protocol.transport import Transport
 from fleet_protocol.watching import MAX_EVENTS, RunEvents, RunPage, RunSummary
 
 #: Between two summaries: who watches takes silence of several of them for a coordinator that is gone.
 SUMMARY_EVERY_S = 2.0
+#: Silence after which a coordinator counts as gone: its broker keeps what it said last.
+SILENT_AFTER_S = 6 * SUMMARY_EVERY_S
+#: Runs of others that are remembered: who invents runs must not fill the memory.
+_MOST_RUNS = 1000
 #: Between two pages, and until the first page's turn comes again.
 _PAGE_EVERY_S, _ROUND_S = 0.25, 1.0
 #: Device settings on a page; fewer where they have many targets. A page stays far below the largest message.
@@ -54,7 +58,10 @@ def device_from_json(fields: dict[str, Any]) -> DeviceSnapshot:
 
 
 class Broadcast:
-    """Publishes snapshots and events of one run; a `View`."""
+    """Publishes snapshots and events of one run; a `View`.
+
+    It also clears what coordinators left on the broker that were killed, since nobody else does.
+    """
 
     def __init__(self, transport: Transport, topics: Topics, run_id: str, clock: Callable[[], float]) -> None:
         self._transport, self._topics, self._run_id = transport, topics, run_id
@@ -64,15 +71,42 @@ class Broadcast:
         self._summary: RunSummary | None = None
         self._summary_at_s = self._page_at_s = float("-inf")
         self._pages: dict[int, bytes] = {}
+        #: Pages that this run may have on the broker, those of an earlier start included.
+        self._page_count = 0
+        #: What is retained of other runs and was not renewed since: when it was heard, and its pages.
+        self._left: dict[str, tuple[float, int]] = {}
         self._turn = 0
         self._events: deque[Event] = deque()
         self._number = 0
         self._closed = False
+        transport.subscribe(topics.runs)
+
+    def on_connected(self) -> None:
+        """Tell everything anew: a broker that was started again has forgotten it."""
+        self._summary = None
+        self._pages.clear()
+
+    def on_news(self, news: RunNews, payload: bytes, retained: bool) -> None:
+        """Hear the summary of a run. Only those that are retained and never renewed were left by a killed coordinator.
+
+        `ProtocolError` where it is no summary.
+        """
+        if news.part != "summary":
+            return
+        if not payload or not retained:
+            self._left.pop(news.run, None)
+            return
+        pages = min(decode(RunSummary, payload).pages, MAX_PAGES)
+        if news.run == self._run_id:
+            self._page_count = max(self._page_count, pages)
+        elif len(self._left) < _MOST_RUNS:
+            self._left[news.run] = (self._clock(), pages)
 
     def update(self, snapshot: Snapshot) -> None:
         """Publish what is due: an event message, a summary, a page that has changed."""
         self._latest = snapshot
         now = self._clock()
+        self._clear_left(now)
         self._send_events()
         count = _on_page(snapshot)
         pages = min(-(-len(snapshot.devices) // count), MAX_PAGES)
@@ -107,9 +141,18 @@ class Broadcast:
         self._send_events()
         if self._latest is not None:
             self._say_summary(self._latest, self._state, len(self._pages))
-        for page in self._pages:
-            self._publish(self._topics.run_page(self._run_id, page), b"", retain=True, qos=1)
-        self._publish(self._topics.run_summary(self._run_id), b"", retain=True, qos=1)
+        self._clear(self._run_id, self._page_count)
+
+    def _clear_left(self, now: float) -> None:
+        for run, (heard_s, pages) in list(self._left.items()):
+            if now - heard_s >= SILENT_AFTER_S:
+                del self._left[run]
+                self._clear(run, pages)
+
+    def _clear(self, run: str, pages: int) -> None:
+        for page in range(pages):
+            self._publish(self._topics.run_page(run, page), b"", retain=True, qos=1)
+        self._publish(self._topics.run_summary(run), b"", retain=True, qos=1)
 
     def _say_summary(
         self,
@@ -136,6 +179,7 @@ class Broadcast:
         payload = encode(RunPage(devices=tuple(device_to_json(device) for device in devices)))
         if payload != self._pages.get(page) and len(payload) <= MAX_JSON_BYTES:
             self._pages[page] = payload
+            self._page_count = max(self._page_count, page + 1)
             self._publish(self._topics.run_page(self._run_id, page), payload, retain=True, qos=0)
 
     def _send_events(self) -> None:

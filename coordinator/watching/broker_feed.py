@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from coordinator.view.events import Event, event_from_fields
 from coordinator.view.snapshot import DeviceSnapshot, Snapshot
-from coordinator.watching.broadcast import SUMMARY_EVERY_S, device_from_json
+from coordinator.watching.broadcast import SILENT_AFTER_S, device_from_json
 from coordinator.watching.feed import End, News
 from fleet_protocol.codec import decode
 from fleet_protocol.errors import ProtocolError, TransportError, UsageError
@@ -17,8 +17,6 @@ from fleet_protocol.topics import RunNews, Topics
 from fleet_protocol.transport import Connected, Disconnected, Received, Transport
 from fleet_protocol.watching import RunEvents, RunPage, RunSummary
 
-#: Silence after which a coordinator counts as gone: its broker keeps what it said last.
-SILENT_AFTER_S = 6 * SUMMARY_EVERY_S
 #: Summaries that are remembered while a run is chosen.
 _MOST_RUNS = 1000
 
@@ -26,9 +24,13 @@ _MOST_RUNS = 1000
 def runs_at_work(
     transport: Transport, topics: Topics, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> list[RunSummary]:
-    """The runs that the broker has a summary of, the newest first; listens for `seconds`."""
+    """The runs that the broker has a summary of, the newest first; listens for `seconds`.
+
+    Those whose coordinators say something meanwhile come before those that killed ones may have left.
+    """
     transport.subscribe(topics.runs)
     found: dict[str, RunSummary] = {}
+    at_work: set[str] = set()
     end = clock() + seconds
     while (left_s := end - clock()) > 0:
         event = transport.poll(left_s)
@@ -37,11 +39,15 @@ def runs_at_work(
             continue
         try:
             address = topics.parse(event.topic)
-            if isinstance(address, RunNews) and event.payload and len(found) < _MOST_RUNS:
+            if isinstance(address, RunNews) and not event.payload:
+                found.pop(address.run, None)
+            elif isinstance(address, RunNews) and (address.run in found or len(found) < _MOST_RUNS):
                 found[address.run] = decode(RunSummary, event.payload)
+                if not event.retained:
+                    at_work.add(address.run)
         except ProtocolError:
             continue
-    return sorted(found.values(), key=lambda summary: summary.started_unix_s, reverse=True)
+    return sorted(found.values(), key=lambda run: (run.run_id in at_work, run.started_unix_s), reverse=True)
 
 
 def choose_run(found: list[RunSummary], wanted: str | None, fleet: str) -> str:

@@ -16,6 +16,7 @@ from coordinator.store.store import MeasurementStore
 from coordinator.view.events import Event, MeasurementFailed, MeasurementTaken
 from coordinator.view.snapshot import DeviceSnapshot, DeviceState, Snapshot
 from fleet_protocol.errors import MissingDependencyError, UsageError
+from fleet_protocol.transport import check_host, host_and_port
 
 if TYPE_CHECKING:
     from coordinator.campaign.campaign import Campaign
@@ -82,11 +83,12 @@ class Metrics:
         self._counted_connections, self._counted_bytes = 0, 0
         self._server: WSGIServer
         self._thread: threading.Thread
+        address = check_host(address)
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except (OSError, OverflowError) as error:
             raise UsageError(
-                f"metrics cannot be served on {address}:{port}: {error}; give another --metrics-port or "
+                f"metrics cannot be served on {host_and_port(address, port)}: {error}; give another --metrics-port or "
                 "--metrics-address"
             ) from error
 

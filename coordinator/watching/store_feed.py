@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from coordinator.campaign.plan import RunSettings
+from coordinator.campaign.plan import settings_of
 from coordinator.records.totals import target_totals
 from coordinator.store.records import DeviceRecord, RunRecord
 from coordinator.store.store import MeasurementStore
@@ -34,7 +34,7 @@ class StoreFeed:
         self.run_id = run_id
         self._store, self._wait, self._wall_clock = store, wait, wall_clock
         self._run = store.run(run_id)
-        self._plan = RunSettings.model_validate(self._run.settings).plan
+        self._plan = settings_of(self._run).plan
         self._settings: dict[tuple[str, str], StoredSetting] = {}
         self._number = 0
         self._looked = False

@@ -158,6 +158,17 @@ class DesignSpace(ABC):
         return total
 
 
+def checked_sides(resolutions: Sequence[int], allowed: range) -> tuple[int, ...]:
+    """The input resolutions, ascending; `UsageError` unless they are distinct, and of those that are `allowed`."""
+    wrong = [r for r in resolutions if type(r) is not int or r not in allowed]
+    if wrong or not resolutions or len(set(resolutions)) < len(resolutions):
+        raise UsageError(
+            f"resolutions must be distinct multiples of {allowed.step} from {allowed.start} to {allowed[-1]} pixels, "
+            f"at least one; found {str(list(resolutions))[:200]}: leave out what differs"
+        )
+    return tuple(sorted(resolutions))
+
+
 def gene_index(value: float, choices: Sequence[float], what: str) -> int:
     """Position of `value` among `choices`; `ArchitectureError` names the gene and what it may be."""
     try:

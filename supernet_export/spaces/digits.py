@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from supernet_export.spaces.base import checked_sides
 from supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace
 
+#: Input resolutions that 8x8 digits may be resized to, in pixels.
+RESOLUTIONS = range(8, 65, 4)
 DIGITS_NETWORK = MBConvNetwork(
     stem_width=16,
     stem_stride=2,
@@ -31,4 +34,4 @@ class DigitsSpace(MBConvSpace):
     name = "digits"
 
     def __init__(self, resolutions: Sequence[int] = (8, 12, 16, 24, 32)) -> None:
-        super().__init__(DIGITS_NETWORK, resolutions=resolutions)
+        super().__init__(DIGITS_NETWORK, resolutions=checked_sides(resolutions, RESOLUTIONS))

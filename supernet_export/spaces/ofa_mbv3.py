@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleet_protocol.errors import UsageError
+from supernet_export.spaces.base import checked_sides
 from supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace, make_divisible
 
 #: Input resolutions of the published searches, in pixels.
@@ -18,13 +19,7 @@ _STAGE_WIDTHS = (24, 40, 80, 112, 160)
 
 def check_resolutions(resolutions: Sequence[int]) -> tuple[int, ...]:
     """The resolutions, ascending; `UsageError` unless each is one that OFA's supernets were trained for."""
-    wrong = [r for r in resolutions if r not in range(128, 225, 4)]
-    if wrong or not resolutions or len(set(resolutions)) < len(resolutions):
-        raise UsageError(
-            "resolutions must be distinct multiples of 4 from 128 to 224 pixels, at least one; "
-            f"found {list(resolutions)}: leave out what differs"
-        )
-    return tuple(sorted(resolutions))
+    return checked_sides(resolutions, range(128, 225, 4))
 
 
 def mobilenet_v3(width: float) -> MBConvNetwork:

@@ -58,11 +58,11 @@ class OfaResNet50Space(DesignSpace):
     batch_norm_epsilon = 1e-5
 
     def __init__(self, resolutions: Sequence[int] = RESOLUTIONS) -> None:
-        wrong = [r for r in resolutions if r not in RESOLUTIONS]
+        wrong = [r for r in resolutions if type(r) is not int or r not in RESOLUTIONS]
         if wrong or not resolutions or len(set(resolutions)) < len(resolutions):
             raise UsageError(
                 f"resolutions must be distinct and of {', '.join(map(str, RESOLUTIONS))} pixels, at least one; "
-                f"found {list(resolutions)}: leave out what differs"
+                f"found {str(list(resolutions))[:200]}: leave out what differs"
             )
         self.resolutions = tuple(sorted(resolutions))
         #: Channels per width index: inside the stem, after it, and after each stage.

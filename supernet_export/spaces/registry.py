@@ -30,5 +30,5 @@ def make_space(name: str, options: Mapping[str, Any] | None = None) -> DesignSpa
         raise UsageError(f"no design space is called {name!r}; there are {', '.join(space_names())}")
     try:
         return _SPACES[name](**dict(options or {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"design space {name!r} does not take these options: {error}") from error

@@ -25,7 +25,7 @@ _SEED = 7
 def evaluate_digits(checkpoint: Path) -> Iterator[tuple[int, int, EvaluatedSubnet]]:
     """Draw the subnets and evaluate one after the other: how many are done, of how many, and the subnet."""
     space = DigitsSpace()
-    tensors = export_state_dict(read_checkpoint(checkpoint), space)
+    tensors = export_state_dict(read_checkpoint(checkpoint).tensors, space)
     slicer = slicer_for(space)
     calibration, test = DigitsImages("calibration"), DigitsImages("test")
     rng = np.random.default_rng(_SEED)

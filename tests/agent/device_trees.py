@@ -81,6 +81,31 @@ def jetson_orin_nano_files() -> dict[str, str]:
     return files | ina3221_files("1-0040", "hwmon1", rails)
 
 
+def power_mode_files(modes: dict[int, str]) -> dict[str, str]:
+    """A Jetson's table of power modes, as `nvpmodel` reads it."""
+    comment = "# < POWER_MODEL ID=id_num NAME=mode_name >\n# < POWER_MODEL ID=9 NAME=MAXN_OLD >\n"
+    table = "".join(
+        f"< POWER_MODEL ID={number} NAME={name} >\nCPU_ONLINE CORE_0 1\n\n" for number, name in modes.items()
+    )
+    return {"etc/nvpmodel.conf": f"{comment}{table}< PM_CONFIG DEFAULT=1 >\n"}
+
+
+def control_group_files(version: int, own: str, shown: str = "/") -> dict[str, str]:
+    """Where a process finds its control groups: its path in the hierarchy, and which part of that is mounted."""
+    if version == 2:
+        return {
+            "proc/self/cgroup": f"0::{own}\n",
+            "proc/self/mountinfo": f"30 23 0:26 {shown} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw,nsdelegate\n",
+        }
+    mounts = (("cpu,cpuacct", "cpu,cpuacct"), ("memory", "memory"), ("systemd", "name=systemd"))
+    lines = [
+        f"{30 + n} 29 0:{30 + n} {shown} /sys/fs/cgroup/{folder} ro - cgroup cgroup rw,{controllers}\n"
+        for n, (folder, controllers) in enumerate(mounts)
+    ]
+    groups = [f"{9 - n}:{controllers}:{own}\n" for n, (_, controllers) in enumerate(mounts)]
+    return {"proc/self/cgroup": "".join(groups), "proc/self/mountinfo": "".join(lines)}
+
+
 def agx_orin_rails() -> dict[str, str]:
     """The two power monitors of an AGX Orin, which has no rail that feeds everything."""
     first = {1: ("VDD_GPU_SOC", 12000, 400), 2: ("VDD_CPU_CV", 12000, 100), 3: ("VIN_SYS_5V0", 5000, 800)}

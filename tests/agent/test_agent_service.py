@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from agent_rig import BLOB, TOPICS, AgentProcess, Rig, measured, task
 from device_trees import write_files
 
-from agent.child_messages import FailedReply, PhaseReply
+from agent.child_messages import FailedReply, PhaseReply, UnreadyReply
 from agent.service import HEALTH_EVERY_S, KEEP_CHILD_S, QUEUE_LIMIT, RESEND_EVERY_S
+from agent.task_run import LONG_WAIT_S, RESTING_S
 from fleet_protocol.codec import encode
 from fleet_protocol.errors import DuplicateAgentError, StoreError
 from fleet_protocol.memory import Delivery
@@ -394,6 +396,37 @@ def test_a_bundle_that_does_not_come_is_said_with_how_much_of_it_came(rig: Rig) 
     (rejected,) = rig.coordinator.updates("rejected")
     assert rejected.reason == "expired"
     assert "0 of 500,000 bytes" in rejected.detail
+
+
+def test_a_lock_that_is_waited_for_long_is_named_to_the_fleet_and_the_task_goes_on(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = rig.agent()
+    rig.run(agent)
+    rig.coordinator.heard.clear()
+    rig.measurer.script.extend([None, None])
+    rig.coordinator.send("pi", "task", task(deadline_s=20))
+    rig.run(agent)
+    waits = "for the lock /run/host.lock, which another process holds"
+    rig.measurer.say(PhaseReply(phase="waiting", detail=waits))
+    rig.run(agent, seconds=LONG_WAIT_S - 5)
+    details = [s.detail for s in rig.coordinator.on("state") if isinstance(s, AgentState)]
+    assert set(details) == {""}, "a neighbour's measurement"
+    rig.run(agent, seconds=10)
+    gave_up = "another process has kept the lock /run/host.lock for 3600 s"
+    rig.measurer.say(UnreadyReply(reason=gave_up))
+    rig.run(agent, seconds=RESTING_S + 5)  # and asks for the lock again
+    rig.measurer.say(PhaseReply(phase="waiting", detail=waits))
+    rig.measurer.say(PhaseReply(phase="building"))
+    rig.measurer.say(PhaseReply(phase="measuring"))
+    rig.measurer.say(measured())
+    rig.run(agent)
+    details = [s.detail for s in rig.coordinator.on("state") if isinstance(s, AgentState)]
+    assert [text for text, _ in groupby(details)][:4] == ["", waits, gave_up, ""]
+    assert len(rig.measurer.orders) == 2
+    assert len(results(rig)) == 1
+    assert rig.coordinator.updates("failed") == []
+    assert "/run/host.lock" in caplog.text
 
 
 def test_waiting_for_another_agent_of_the_host_does_not_use_up_the_deadline(rig: Rig) -> None:

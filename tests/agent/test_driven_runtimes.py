@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,6 +166,66 @@ def test_without_adb_its_installation_is_named(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeUnavailableError, match="apt install adb"):
         AdbRuntime().version()
+
+
+def test_a_phone_writes_no_file_of_this_host(phone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    outside = "../" * 12 + str(victim).lstrip("/")
+    names = [
+        f"/{outside}",
+        f"//{victim}",
+        outside,
+        f"/proc/{outside}",
+        f"/sys/devices/system/cpu/cpu0/cpufreq/{outside}",
+        "/sys/devices/system/cpu/cpu٣/cpufreq/cpuinfo_max_freq",
+        "/proc/cpuinfo/below",
+        "/etc/os-release",
+        "/proc/cpuinfo\0x",
+        "",
+        "/",
+        "/" + "a/" * 3000 + "b",
+    ]
+    told = tmp_path / "told"
+    # Of a file that was asked for, the first content counts.
+    told.write_text("".join(f"--- fleetnas {name}\nstolen\n" for name in [*names, "/proc/meminfo"]))
+    monkeypatch.setenv("PHONE_FILES", str(told))
+    profile = AdbRuntime().device()
+    assert profile.memory_mb == 3631
+    assert victim.read_text() == "mine"
+    assert {file.name for file in tmp_path.iterdir()} == {"victim", "temporary", "told", "phone", "bin"}
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_adb_says_about_itself_is_no_data(phone: Path) -> None:
+    runtime = AdbRuntime()  # the stand-in warns each time, as adb does
+    assert runtime.version() == "benchmark_model on SM-G960F, Android 10"
+    assert (runtime.device().model, runtime.device().machine) == ("SM-G960F", "aarch64")
+    assert runtime.device().operating_system == "Android 10"
+
+
+def test_models_that_killed_children_left_on_the_phone_are_removed_and_only_they(
+    phone: Path, bundle: SupernetBundle
+) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    folder = phone / "data/local/tmp/fleetnas"
+    folder.mkdir()
+    dead = f"{'a' * 16}-{int(ended.stdout)}-3.tflite"
+    kept = [f"{'b' * 16}-{os.getppid()}-0.tflite", "photo.tflite", f"{'a' * 16}-0-0.tflite"]
+    for name in (dead, *kept):
+        (folder / name).touch()
+    AdbRuntime().load(model_of(bundle, ADB), ADB).close()
+    assert sorted(file.name for file in folder.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("battery", ["999999999999999999999 2 312", "101 2 312", "-1 2 312"])
+def test_a_battery_level_that_is_none_is_unknown(phone: Path, monkeypatch: pytest.MonkeyPatch, battery: str) -> None:
+    monkeypatch.setenv("PHONE_BATTERY", battery)
+    found = AdbRuntime().conditions()
+    assert (found.battery_percent, found.battery_temperature_c) == (None, 31.2)
 
 
 RECENT = """\

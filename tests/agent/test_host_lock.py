@@ -5,8 +5,10 @@ Nothing here waits for a time: each step ends when a process has reported it.
 
 from __future__ import annotations
 
+import io
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,8 +18,13 @@ from pathlib import Path
 import pytest
 import waiting
 
-from agent.host_lock import hold_host_lock
+import agent.host_lock
+from agent.child import serve
+from agent.child_messages import PhaseReply, ProbeOrder, Reply, UnreadyReply, decode_reply
+from agent.framing import FrameDecoder, write_frame
+from agent.host_lock import HostLockBusyError, default_host_lock_path, hold_host_lock, present_host_lock_path
 from fleet_protocol.errors import FleetnasError
+from fleet_protocol.messages import RuntimeSetting
 
 AS_ROOT = os.geteuid() == 0
 OTHER_USER, THIRD_USER = 65534, 65533
@@ -282,3 +289,136 @@ def test_a_waiter_on_a_deleted_file_ends_with_the_lock_on_its_successor(
     expect_next([second], second)
     with pytest.raises(GivenUpError), hold_host_lock(path, give_up):
         pytest.fail("the lock was held twice")
+
+
+# -- a wait that ends ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("others", [1, 3], ids=["the next", "behind others"])
+def test_a_wait_that_lasts_too_long_ends_with_the_locks_name_and_disturbs_no_other(
+    path: Path, holder: Callable[..., Holder], others: int
+) -> None:
+    holders = [holder() for _ in range(others)]
+    queue_up(holders)
+    said = f"the lock {path} .*fuser -v {path}.*FLEETNAS_HOST_LOCK"
+    with pytest.raises(HostLockBusyError, match=said), hold_host_lock(path, lambda: None, limit_s=0.05):
+        pytest.fail("the lock was held twice")
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    while len(holders) > 1:
+        holders.pop(0).tell("release")
+        expect_next(holders, holders[0])
+    holders[0].tell("release")
+    assert holders[0].report() == "released"
+    with hold_host_lock(path, give_up):
+        pass
+
+
+def test_a_measurement_that_lasts_longer_than_a_wait_may_is_not_interrupted(path: Path) -> None:
+    with hold_host_lock(path, lambda: None, limit_s=0.0):
+        assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_the_child_says_which_lock_it_waits_for_and_that_it_gave_up(path: Path, holder: Callable[..., Holder]) -> None:
+    queue_up([holder()])
+    orders, replies = io.BytesIO(), io.BytesIO()
+    write_frame(orders, ProbeOrder(setting=RuntimeSetting()).model_dump_json().encode())
+    orders.seek(0)
+
+    def carry_out(order: object, say: object) -> Reply:
+        raise AssertionError("the lock is another's")
+
+    serve(orders, replies, path, carry_out, wait_s=0.05)
+    waiting, last = (decode_reply(frame) for frame in FrameDecoder().feed(replies.getvalue()))
+    assert isinstance(waiting, PhaseReply)
+    assert (waiting.phase, str(path) in waiting.detail) == ("waiting", True)
+    assert isinstance(last, UnreadyReply)
+    assert str(path) in last.reason
+
+
+# -- where it lies ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host without any of the places; the folder in which a test makes some."""
+    monkeypatch.delenv("FLEETNAS_HOST_LOCK", raising=False)
+    monkeypatch.setattr(agent.host_lock, "SHARED_FOLDER", tmp_path / "run-fleetnas")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run-user"))
+    return tmp_path
+
+
+def test_the_lock_lies_where_only_the_right_users_can_write(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path(f"/tmp/fleetnas-{os.geteuid()}/host.lock")
+    assert default_host_lock_path() == own
+    (places / "run-user").mkdir(mode=0o700)
+    assert default_host_lock_path() == places / "run-user" / "fleetnas-host.lock"
+    (places / "run-user").chmod(0o777)
+    assert default_host_lock_path() == own, "anybody could put a file there"
+    (places / "run-user").chmod(0o700)
+    (places / "run-fleetnas").mkdir()
+    assert default_host_lock_path() == places / "run-fleetnas" / "host.lock"
+    monkeypatch.setenv("FLEETNAS_HOST_LOCK", "/some/where")
+    assert default_host_lock_path() == Path("/some/where")
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root can become other users")
+def test_who_may_not_write_in_the_shared_folder_has_a_lock_of_its_own(places: Path) -> None:
+    shared = places / "run-fleetnas"
+    shared.mkdir()
+    shared.chmod(0o770)
+    program = (
+        "import os, sys; from pathlib import Path; import agent.host_lock as lock\n"
+        f"os.setgid({OTHER_USER}); os.setuid({OTHER_USER})\n"
+        f"lock.SHARED_FOLDER = Path({str(shared)!r})\n"
+        "print(lock.default_host_lock_path())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"/tmp/fleetnas-{OTHER_USER}/host.lock"
+    assert default_host_lock_path() == shared / "host.lock"
+
+
+def test_the_users_own_folder_is_made_closed_and_made_again(tmp_path: Path, holder: Callable[..., Holder]) -> None:
+    path = tmp_path / f"fleetnas-{os.geteuid()}" / "host.lock"
+    with hold_host_lock(path, give_up):
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        other = holder(path=path)
+        other.tell("hold")
+        assert other.report() == "waiting"
+    assert other.report() == "held"
+    path.unlink()
+    path.parent.rmdir()  # as a cleaner of /tmp does
+    with hold_host_lock(path, give_up):
+        pass
+
+
+@pytest.mark.parametrize("trap", ["open to all", "a link", "another user's", "a file"])
+def test_a_folder_that_somebody_else_may_have_put_there_is_refused(tmp_path: Path, trap: str) -> None:
+    folder = tmp_path / f"fleetnas-{os.geteuid()}"
+    target = tmp_path / "theirs"
+    target.mkdir(mode=0o700)
+    if trap == "a link":
+        folder.symlink_to(target)
+    elif trap == "a file":
+        folder.touch(mode=0o700)
+    else:
+        folder.mkdir(mode=0o700)
+    if trap == "open to all":
+        folder.chmod(0o777)
+    if trap == "another user's":
+        if not AS_ROOT:
+            pytest.skip("only root can make files of other users")
+        os.chown(folder, OTHER_USER, -1)
+    path = folder / "host.lock"
+    said = f"the lock {path}.*have it removed.*FLEETNAS_HOST_LOCK"
+    with pytest.raises(FleetnasError, match=said), hold_host_lock(path, lambda: None):
+        pytest.fail("it was used")
+    assert list(target.iterdir()) == []
+
+
+def test_a_runtime_folder_that_went_with_its_login_is_replaced(places: Path) -> None:
+    (places / "run-user").mkdir(mode=0o700)
+    path = default_host_lock_path()
+    assert present_host_lock_path(path) == path
+    (places / "run-user").rmdir()
+    assert present_host_lock_path(path) == Path(f"/tmp/fleetnas-{os.geteuid()}/host.lock")

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import agent.installation
 from agent.configuration import read_configuration, settings_of
 from agent.identity import Identity
-from agent.installation import Installation, closed_folder, install, uninstall
+from agent.installation import Installation, checked_values, closed_folder, install, quoted_word, uninstall
 from agent.outbox import Outbox
 from agent.service_manager import ServiceManager
 from agent.standing import host_standing, standing_lines
+from fleet_protocol.credentials import Credentials, write_credentials
 from fleet_protocol.errors import FleetnasError, UsageError
 from fleet_protocol.messages import TaskKey
 
@@ -54,17 +56,169 @@ def test_a_python_in_a_home_that_is_closed_to_others_is_noticed() -> None:
         assert closed_folder(link) == base / "home"
 
 
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def verify(unit: Path) -> tuple[int, str]:
+    """What systemd says about a unit: among others whether it finds the program of its command."""
+    verified = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    return verified.returncode, verified.stderr
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "My Programs",
+        "100%",
+        "%h %n",
+        "; rm",
+        "#1",
+        "größe",
+        " leading",
+        "a=b,c:d+e@f",
+        "(x)&|<>*?[a]!~`^",
+    ],
+)
+def test_systemd_finds_a_program_whatever_its_path_is(tmp_path: Path, folder: str) -> None:
+    installation = Installation(tmp_path / "root", program(tmp_path / folder / "bin" / "python"))
+    install(installation, VALUES, start=True, run=nothing)
+    assert verify(installation.unit) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_would_notice_a_program_that_is_not_there(tmp_path: Path) -> None:
+    installation = Installation(tmp_path / "root", tmp_path / "100%" / "python")
+    install(installation, VALUES, start=True, run=nothing)
+    code, said = verify(installation.unit)
+    assert code != 0
+    assert "100%/python" in said
+
+
+@pytest.mark.parametrize("folder", ["new\nline", "bell\a", "$HOME", "tab\t", "zero\u200bwidth", "it's", '"', "a\\x41"])
+def test_a_program_whose_path_no_unit_can_hold_is_refused_and_nothing_is_written(tmp_path: Path, folder: str) -> None:
+    installation = Installation(tmp_path / "root", tmp_path / folder / "python")
+    with pytest.raises(UsageError, match="without"):
+        install(installation, VALUES, start=True, run=nothing)
+    assert not installation.root.exists()
+
+
+def test_arguments_are_quoted_as_systemd_unquotes_them() -> None:
+    assert quoted_word("/etc/fleetnas/agent.conf") == "/etc/fleetnas/agent.conf"
+    assert quoted_word("/a b") == '"/a b"'
+    assert quoted_word('50% of $HOME "x" \\') == '"50%% of $$HOME \\"x\\" \\\\"'
+    assert quoted_word("") == '""'
+
+
+# -- what is written down is what run takes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"name": "has space"}, "agent name 'has space'"),
+        ({"name": "../../etc"}, "agent name"),
+        ({"name": "a" * 65}, "agent name"),
+        ({"name": "pi\nfleet = other"}, "name"),
+        ({"fleet": "my/fleet"}, "fleet"),
+        ({"fleet": "#"}, "fleet"),
+        ({"broker": "host:99999"}, "not HOST:PORT"),
+        ({"settings": "onnxruntime,speed=9"}, "'speed=9'"),
+        ({"settings": "onnxruntime\n# litert"}, "# litert"),
+        ({"username": "pi\n[other]"}, "username"),
+        ({"username": " pi"}, "username"),
+        ({"ca_file": "ca\x1b[2J.pem"}, "ca_file"),
+    ],
+)
+def test_what_the_service_could_never_start_with_is_refused_and_nothing_is_written(
+    tmp_path: Path, values: dict[str, str], says: str
+) -> None:
+    installation = staged(tmp_path)
+    with pytest.raises(UsageError) as refused:
+        install(installation, {**VALUES, **values}, start=True, run=nothing)
+    assert says in str(refused.value)
+    assert not installation.root.exists()
+
+
+def test_file_names_are_written_down_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/pi")
+    installation = staged(tmp_path)
+    files = {"password_file": "pass word%", "ca_file": "../ca.pem", "certificate_file": "~/pi.pem", "key_file": "/k"}
+    install(installation, {**VALUES, "username": "pi", **files}, start=True, run=nothing)
+    values = read_configuration(installation.configuration, {})
+    assert {key: values[key] for key in files} == {
+        "password_file": str(tmp_path / "pass word%"),
+        "ca_file": str(tmp_path / "../ca.pem"),
+        "certificate_file": "/home/pi/pi.pem",
+        "key_file": "/k",
+    }
+
+
+@pytest.mark.parametrize("extra", [{"name": "other"}, {"fleet": "other"}, {"username": "pi"}, {"ca_file": "/ca.pem"}])
+def test_options_that_contradict_the_credentials_are_refused_before_anything_is_written(
+    tmp_path: Path, extra: dict[str, str]
+) -> None:
+    file = tmp_path / "pi.credentials"
+    write_credentials(file, Credentials(role="agent", fleet="lab", name="pi", host="broker", port=8883, password="x"))
+    installation = staged(tmp_path)
+    with pytest.raises(UsageError, match=r"contradicts|leave out"):
+        install(installation, {"credentials": str(file), **extra}, start=True, run=nothing)
+    assert not installation.root.exists()
+    install(installation, {"credentials": str(file), "name": "pi"}, start=True, run=nothing)
+    assert installation.credentials.stat().st_mode & 0o777 == 0o640
+    assert read_configuration(installation.configuration, {})["credentials"] == "/etc/fleetnas/agent.credentials"
+
+
+def test_a_kept_configuration_that_the_service_could_not_start_with_is_refused(tmp_path: Path) -> None:
+    installation = staged(tmp_path)
+    install(installation, VALUES, start=True, run=nothing)
+    installation.configuration.write_text("[agent]\nbroker = pi.local\nname = has space\n")
+    with pytest.raises(UsageError, match="'has space'"):
+        install(installation, {}, start=True, run=nothing)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the modes of files do not stop anybody else from being asked")
+def test_files_that_the_services_user_cannot_read_are_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent.installation, "_is_temporary", lambda path: False)
+    with tempfile.TemporaryDirectory() as temporary:  # pytest's own are closed further up
+        base = Path(temporary).resolve()
+        base.chmod(0o755)
+        password = base / "pass word"
+        values = {**VALUES, "username": "pi", "password_file": str(password)}
+        with pytest.raises(UsageError, match="check --password-file"):
+            checked_values(values, staged=False)
+        password.write_text("secret")
+        password.chmod(0o600)
+        with pytest.raises(UsageError, match=r"chgrp fleetnas '.*pass word' && sudo chmod 640"):
+            checked_values(values, staged=False)
+        password.chmod(0o644)
+        assert checked_values(values, staged=False)["password_file"] == str(password)
+        (base / "closed").mkdir(mode=0o700)
+        (base / "closed" / "ca.pem").touch()
+        with pytest.raises(UsageError, match=f"cannot enter {base / 'closed'}"):
+            checked_values({**VALUES, "ca_file": str(base / "closed" / "ca.pem")}, staged=False)
+
+
+def test_a_file_in_tmp_is_refused_because_the_service_has_its_own(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        file = Path(temporary, "ca.pem")
+        file.touch()
+        with pytest.raises(UsageError, match="that stays"):
+            checked_values({**VALUES, "ca_file": str(file)}, staged=False)
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_takes_the_unit_and_finds_it_well_confined(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\n")
-    python.chmod(0o755)
-    installation = Installation(tmp_path / "root", python)
+    installation = Installation(tmp_path / "root", program(tmp_path / "python"))
     install(installation, VALUES, start=True, run=nothing)
-    verified = subprocess.run(
-        ["systemd-analyze", "verify", str(installation.unit)], capture_output=True, text=True, check=False
-    )
-    assert (verified.returncode, verified.stderr) == (0, "")
+    assert verify(installation.unit) == (0, "")
     # The threshold is in tenths; systemd calls what stays below 5.0 OK or better.
     rated = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=35", str(installation.unit)],

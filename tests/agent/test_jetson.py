@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from agent_rig import final_reply
-from device_trees import jetson_orin_nano_files, write_files
+from device_trees import jetson_orin_nano_files, power_mode_files, write_files
 from runtime_stand_ins import become_jetson
 from supernets import random_bundle
 
 from agent import doctor
 from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, ProbedReply, ProbeOrder, Reply
+from agent.jetson import highest_power_mode
 from agent.probe import board_versions, describe_device
 from agent.runtimes.engine_cache import EngineCache
 from agent.sensors import Sensors
@@ -228,8 +229,37 @@ def test_the_doctor_loads_every_accelerator_for_real(
 
 @pytest.mark.parametrize(
     ("mode", "status", "mend"),
-    [("MAXN_SUPER", "ok", ""), ("15W", "warning", "sudo nvpmodel -m 0"), (None, "warning", "sudo nvpmodel -q")],
+    [
+        ("MAXN_SUPER", "ok", ""),
+        ("15W", "warning", "sudo nvpmodel -m 2"),
+        ("25W", "warning", "sudo nvpmodel -m 2"),
+        (None, "warning", "sudo nvpmodel -q"),
+    ],
 )
-def test_the_doctor_asks_for_the_highest_power_mode(mode: str | None, status: str, mend: str) -> None:
-    finding = doctor._power_mode_finding(mode)
+def test_the_doctor_asks_for_the_highest_power_mode(tmp_path: Path, mode: str | None, status: str, mend: str) -> None:
+    board = write_files(tmp_path, power_mode_files({0: "15W", 1: "25W", 2: "MAXN_SUPER", 3: "7W"}))
+    finding = doctor._power_mode_finding(mode, highest_power_mode(board))
     assert (finding.status, finding.mend) == (status, mend)
+
+
+@pytest.mark.parametrize(
+    ("modes", "highest"),
+    [
+        ({0: "15W", 1: "25W", 2: "MAXN_SUPER"}, 2),  # Orin Nano, JetPack 6.2
+        ({0: "15W", 1: "7W"}, 0),  # Orin Nano before: no mode without caps
+        ({0: "MAXN", 1: "10W", 2: "15W", 3: "25W", 4: "40W", 5: "MAXN_SUPER"}, 5),
+        ({0: "MAXN", 1: "MODE_15W", 2: "MODE_30W", 3: "MODE_50W"}, 0),  # AGX Orin
+        ({0: "MODE_15W_2CORE", 1: "MODE_15W_4CORE", 2: "MODE_15W_6CORE", 3: "MODE_10W_2CORE"}, 2),  # Xavier NX
+        ({0: "MAX-N", 1: "MAX-Q"}, 0),
+    ],
+)
+def test_the_highest_mode_is_read_from_the_board(tmp_path: Path, modes: dict[int, str], highest: int) -> None:
+    found = highest_power_mode(write_files(tmp_path, power_mode_files(modes)))
+    assert found is not None
+    assert (found.number, found.name) == (highest, modes[highest])
+
+
+def test_without_a_table_of_modes_no_number_is_advised(tmp_path: Path) -> None:
+    assert highest_power_mode(tmp_path) is None
+    assert doctor._power_mode_finding("MAXN", None).status == "ok"
+    assert "-m ID" in doctor._power_mode_finding("15W", None).mend

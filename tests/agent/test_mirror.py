@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import socket
 import ssl
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,16 @@ import waiting
 from agent_rig import BLOB, BUNDLE, Rig, measured, task
 from mirror_server import MirrorServer, mirror
 
-from agent.mirror import ASK_AGAIN_S, ATTEMPTS, MirrorFetch, MirrorPolicy, Mirrors, mirror_policy
+from agent.mirror import (
+    ASK_AGAIN_S,
+    ATTEMPTS,
+    MIN_BYTES_PER_S,
+    WINDOW_S,
+    MirrorFetch,
+    MirrorPolicy,
+    Mirrors,
+    mirror_policy,
+)
 from agent.running import mirrors_beside
 from coordinator.security.certificates import Issued, issue, new_authority
 from fleet_protocol.codec import decode_task, encode
@@ -141,6 +152,140 @@ def test_nothing_is_written_any_more_once_it_was_stopped(partial: Path) -> None:
         server.goes_on.set()
         waiting.until(fetch.over.is_set)
         assert (partial.stat().st_size if partial.exists() else 0) == size
+
+
+# -- a slow mirror -----------------------------------------------------------------------------------------------
+
+
+def begun(server: MirrorServer, partial: Path) -> MirrorFetch:
+    fetch = Mirrors().begin(server.url, REFERENCE, partial, 0.0)
+    assert fetch is not None
+    return fetch
+
+
+def test_a_mirror_that_stops_sending_is_given_up_and_its_thread_ends(partial: Path) -> None:
+    with mirror(MirrorServer({PATH: LARGE}, goes_on=threading.Event())) as server:
+        fetch = begun(server, partial)
+        waiting.until(server.stopped_at.is_set)
+        while fetch.received_bytes < 1000:
+            assert fetch.step(WINDOW_S - 1) is None
+        with pytest.raises(MirrorError, match="it sent 1,000 bytes in 61 s"):
+            fetch.step(WINDOW_S + 1)
+        waiting.until(fetch.over.is_set, what="while the server still keeps silent")
+    assert partial.read_bytes() == LARGE[:1000], "to be resumed"
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 200 OK\r\nX-Header: ", b"HTTP/1.1 302 Found\r\nLocation: /"])
+def test_a_mirror_that_never_ends_its_headers_is_given_up_and_its_thread_ends(partial: Path, reply: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = MirrorServer(url=f"http://127.0.0.1:{listening.getsockname()[1]}")
+        fetch = begun(server, partial)
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(reply)
+            with pytest.raises(MirrorError, match="it sent 0 bytes"):
+                fetch.step(WINDOW_S + 1)
+            waiting.until(fetch.over.is_set)
+
+
+def test_a_mirror_that_never_ends_its_handshake_is_given_up_and_its_thread_ends(partial: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = MirrorServer(url=f"https://127.0.0.1:{listening.getsockname()[1]}")
+        fetch = begun(server, partial)
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.recv(1), "it has begun"
+            fetch.stop()
+            waiting.until(fetch.over.is_set)
+
+
+def test_a_mirror_that_drips_is_given_up_when_the_broker_would_be_done(partial: Path) -> None:
+    limit_s = WINDOW_S + REFERENCE.size / MIN_BYTES_PER_S
+    with mirror(MirrorServer({PATH: LARGE}, goes_on=threading.Event())) as server:
+        fetch = begun(server, partial)
+        waiting.until(server.stopped_at.is_set)
+        with pytest.raises(MirrorError, match=f"within {limit_s:.0f} s"):
+            fetch.step(limit_s)
+        waiting.until(fetch.over.is_set)
+
+
+def test_a_mirror_that_is_fast_enough_is_waited_for(partial: Path) -> None:
+    with mirror(MirrorServer({PATH: LARGE}, goes_on=threading.Event(), stops_after=400_000)) as server:
+        fetch = begun(server, partial)
+        waiting.until(server.stopped_at.is_set)
+        while fetch.received_bytes < 400_000:
+            assert fetch.step(1.0) is None
+        assert fetch.step(WINDOW_S + 1) is None  # the first window brought enough
+        with pytest.raises(MirrorError, match="it sent 0 bytes in 60 s"):
+            fetch.step(2 * WINDOW_S + 1)
+        waiting.until(fetch.over.is_set)
+
+
+def test_no_connection_stays_open(partial: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        fetch = begun(MirrorServer(url=f"http://127.0.0.1:{listening.getsockname()[1]}"), partial)
+        connection, _ = listening.accept()
+        with connection:
+            connection.settimeout(20)
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            waiting.until(fetch.over.is_set)
+            assert connection.recv(1) == b""
+
+
+# -- redirects inwards -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "http://127.0.0.1:{port}",
+        "http://127.1:{port}",
+        "http://2130706433:{port}",
+        "http://[::1]:{port}",
+        "http://[::ffff:127.0.0.1]:{port}",
+        "http://0.0.0.0:{port}",
+        "http://169.254.169.254",
+        "http://[fe80::1]",
+        "http://10.0.0.1",
+        "http://172.16.3.4",
+        "http://192.168.1.1",
+        "http://100.64.0.1",
+        "http://[fd00::1]",
+        "http://224.0.0.1",
+    ],
+)
+def test_a_mirror_cannot_send_the_agent_to_itself_or_into_its_network(partial: Path, inside: str) -> None:
+    with mirror(MirrorServer({PATH: LARGE})) as private, mirror() as server:
+        server.redirects_to = inside.format(port=private.url.rpartition(":")[2])
+        with pytest.raises(MirrorError, match="this device or in its own network") as refused:
+            fetched(server.url, partial, "any")
+        assert str(refused.value).isprintable()
+        assert private.asked == []
+    assert not partial.exists()
+
+
+def test_a_name_that_leads_inwards_is_refused_before_anything_is_asked(
+    partial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mirror(MirrorServer({PATH: LARGE})) as private, mirror() as server:
+        port = int(private.url.rpartition(":")[2])
+        server.redirects_to = f"http://cdn.example:{port}"
+        known = socket.getaddrinfo
+
+        def resolve(host: Any, *rest: Any, **options: Any) -> Any:
+            return known("127.0.0.1" if host == "cdn.example" else host, *rest, **options)
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        with pytest.raises(MirrorError, match=r"cdn\.example, which is this device"):
+            fetched(server.url, partial, "any")
+        assert private.asked == []
+
+
+def test_a_private_mirror_that_was_named_is_asked_and_may_redirect_to_itself(partial: Path) -> None:
+    with mirror(MirrorServer({PATH: LARGE})) as store, mirror() as server:
+        server.redirects_to = store.url.replace("localhost", "LOCALHOST")
+        assert fetched(server.url, partial) == partial
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from agent.child_messages import (
     Reply,
     SlowReply,
 )
+from agent.host_lock import MAX_WAIT_S
 from agent.references import ladder
 from agent.worker import Worker, child_command, replies_of
 from fleet_protocol.architecture import Architecture
@@ -168,7 +169,9 @@ def test_one_host_measures_one_model_at_a_time(faulty: Worker, lock: Path) -> No
     with lock.open() as other_agent:
         fcntl.flock(other_agent, fcntl.LOCK_EX)
         faulty.submit(order("none"))
-        assert next_reply(faulty) == PhaseReply(phase="waiting")
+        reply = next_reply(faulty)
+        assert isinstance(reply, PhaseReply)
+        assert (reply.phase, str(lock) in reply.detail) == ("waiting", True)
         assert faulty.poll(0) is None
     assert next_reply(faulty) == PhaseReply(phase="building")
     assert isinstance(final_reply(faulty), MeasuredReply)
@@ -194,11 +197,13 @@ class SilentMeasurer:
 
     def __init__(self, *said: Reply | None) -> None:
         self._said = iter(said)
+        self.limits_s: list[float] = []
 
     def submit(self, order: Order) -> None:
         raise NotImplementedError
 
     def poll(self, timeout_s: float) -> Reply | None:
+        self.limits_s.append(timeout_s)
         return next(self._said)
 
     def kill(self) -> None:
@@ -208,12 +213,13 @@ class SilentMeasurer:
         raise NotImplementedError
 
 
-def test_only_the_wait_for_the_host_lock_may_last_longer_than_the_limit() -> None:
+def test_the_wait_for_the_host_lock_has_its_own_limit() -> None:
     waiting, building = PhaseReply(phase="waiting"), PhaseReply(phase="building")
     failed = FailedReply(reason="runtime")
-    patient = SilentMeasurer(waiting, None, None, building, failed)
+    patient = SilentMeasurer(waiting, building, failed)
     assert list(replies_of(patient, 1.0)) == [waiting, building, failed]
-    assert list(replies_of(SilentMeasurer(waiting, None, building, None), 1.0)) == [waiting, building]
+    assert patient.limits_s == [1.0, 1.0 + MAX_WAIT_S, 1.0]
+    assert list(replies_of(SilentMeasurer(waiting, None), 1.0)) == [waiting]
     assert list(replies_of(SilentMeasurer(None), 1.0)) == []
 
 

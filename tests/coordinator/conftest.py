@@ -7,6 +7,10 @@ from pathlib import Path
 
 import postgresql
 import pytest
+from simulated_fleet import Simulation
+
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.store.store import MeasurementStore
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,22 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         url: str = request.getfixturevalue("postgresql_url")
         return url
     return f"sqlite:///{tmp_path / 'runs.sqlite'}"
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of one simulated run with two devices, of which one was lost."""
+    path = tmp_path_factory.mktemp("store") / "runs.sqlite"
+    simulation = Simulation(
+        CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5), store=MeasurementStore.open(path)
+    )
+    simulation.add("pi0")
+    simulation.add("pi1", seed=1)
+    simulation.begin()
+    simulation.run(until=lambda: len(simulation.store.outcomes("run-1")) >= 8)
+    simulation.agents.pop()
+    simulation.broker.cut("pi1")
+    simulation.run()
+    simulation.campaign.finish()
+    simulation.store.close()
+    return path

@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 Genome = NDArray[np.int16]
 Run = Callable[[], None]
 
-#: Time of a task to build and to load the model, seconds: `ofa-mbv3` subnets take 0.07 s here (median of 36, onnxruntime).
+#: Time of a task to build and to load the model, seconds: the median of `ofa-mbv3` subnets on onnxruntime.
 BUILD_AND_LOAD_S = 0.07
 #: Interval between two readings of the references while a task waits for its device.
 LOOK_AGAIN_S = 2.0

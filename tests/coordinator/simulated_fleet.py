@@ -20,6 +20,7 @@ from coordinator.campaign.resumption import take_up
 from coordinator.campaign.winner_models import CalibratedModel, WinnerModels
 from coordinator.campaign.winner_search import BundleSearch
 from coordinator.campaign.wire import FleetWire, Sharing, coordinator_will
+from coordinator.fleet.message_budget import MessageBudget
 from coordinator.predictors.features import FeatureMap
 from coordinator.search.problem import AccuracyModel, PredictedAccuracy
 from coordinator.store.records import RunRecord
@@ -314,9 +315,12 @@ class Simulation:
     #: Of the coordinator; and whether it shares what agents say with others.
     client_id: str = "coordinator"
     share: bool = False
+    #: Whether what agents may say is limited, as it is in a real search.
+    limited: bool = False
     #: Signs what the coordinator says; None: unsigned.
     signer: OrderSigner | None = None
     models: WinnerModels = field(default_factory=StandInModels)
+    executor: Executor = field(default_factory=InlineExecutor)
     #: What is searched, and how thoroughly.
     space: DesignSpace = SPACE
     accuracy: AccuracyModel = ACCURACY
@@ -357,7 +361,8 @@ class Simulation:
         transport = self.broker.transport(self.client_id, coordinator_will(TOPICS, self.starts))
         self.refused: list[str] = []
         sharing = Sharing(self.run_id) if self.share else None
-        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, sharing)
+        budget = MessageBudget(self.clock, self.refused.append) if self.limited else None
+        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, sharing, budget)
         if not resume:
             settings = RunSettings(
                 plan=self.plan,
@@ -375,14 +380,14 @@ class Simulation:
             store=self.store,
             models=self.models,
             make_search=self.make_search,
-            executor=InlineExecutor(),
+            executor=self.executor,
             clock=self.clock,
             wall_clock=self.clock.unix,
             asks_at_once=lambda: self.at_once,
             on_happening=self.events.append,
         )
         if resume:
-            take_up(self.campaign, self.store, self.space, self.make_search)
+            take_up(self.campaign, self.store, self.space)
         self.transport = transport
         self.campaign.start()
         return self.campaign

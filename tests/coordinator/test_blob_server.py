@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
@@ -139,6 +140,54 @@ def test_a_calibration_does_not_wait_behind_bundles() -> None:
     before = len(link.chunks)
     server.pump(0.2)
     assert [agent for agent, _ in link.chunks[before:]] == 4 * ["pi1"]
+
+
+@pytest.mark.parametrize(("length", "rate"), [(65_536, 1_000_000), (65_536, 16_000_000), (1, 16_000_000)])
+def test_one_that_asks_for_small_blobs_over_and_over_takes_its_share(length: int, rate: int) -> None:
+    link = Link()
+    server = BlobServer(link, rate_bytes_per_s=rate)
+    bundle, small = server.add(LARGE), server.add(BYTES)
+    fetching = [f"pi{number}" for number in range(4)]
+    asked, got = dict.fromkeys(fetching, 0), dict.fromkeys(fetching, 0)
+    chunks = -(-bundle.size // 50_000)
+    requests = [BlobRequest(sha256=small.sha256, offset=offset, length=length) for offset in range(20)]
+    now_s = 0.0
+    while min(got.values()) < chunks:
+        # What an ordinary rate would take for five, and as much again for what may go ahead.
+        assert now_s < 2 * 5 * bundle.size / rate, got
+        for request in requests:
+            with contextlib.suppress(ProtocolError):
+                server.request("greedy", request)
+        for agent in fetching:
+            while asked[agent] < min(chunks, got[agent] + 8):
+                ask(server, agent, bundle, [asked[agent]])
+                asked[agent] += 1
+        seen = len(link.chunks)
+        server.pump(now_s)
+        for agent, _ in link.chunks[seen:]:
+            if agent in got:
+                got[agent] += 1
+        now_s += 0.01
+
+
+def test_one_that_had_many_small_blobs_goes_ahead_again_after_a_while() -> None:
+    link = Link()
+    server = BlobServer(link, rate_bytes_per_s=1_000_000)
+    bundle, small = server.add(LARGE), server.add(BYTES)
+    server.pump(0.0)
+    for round_ in range(30):
+        ask(server, "pi1", small, range(4))
+        server.pump(1.0 * round_)
+    ask(server, "pi0", bundle, range(40))
+    ask(server, "pi1", small, range(4))
+    before = len(link.chunks)
+    server.pump(30.0)
+    assert {agent for agent, _ in link.chunks[before : before + 4]} == {"pi0", "pi1"}
+    server.pump(60.0)
+    ask(server, "pi1", small, range(4))
+    before = len(link.chunks)
+    server.pump(61.0)
+    assert [agent for agent, _ in link.chunks[before : before + 4]] == 4 * ["pi1"]
 
 
 def test_what_is_asked_for_again_while_it_waits_is_sent_once() -> None:

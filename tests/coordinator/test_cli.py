@@ -47,25 +47,6 @@ def fleetnas(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return (code if isinstance(code, int) else 0), output.out, output.err
 
 
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of one simulated run with two devices, of which one was lost."""
-    path = tmp_path_factory.mktemp("store") / "runs.sqlite"
-    simulation = Simulation(
-        CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5), store=MeasurementStore.open(path)
-    )
-    simulation.add("pi0")
-    simulation.add("pi1", seed=1)
-    simulation.begin()
-    simulation.run(until=lambda: len(simulation.store.outcomes("run-1")) >= 8)
-    simulation.agents.pop()
-    simulation.broker.cut("pi1")
-    simulation.run()
-    simulation.campaign.finish()
-    simulation.store.close()
-    return path
-
-
 class TestStoredRuns:
     def test_runs_lists_them(self, capsys: pytest.CaptureFixture[str], finished_run: Path) -> None:
         code, out, _ = fleetnas(capsys, "runs", "--store", str(finished_run), "--json")
@@ -122,7 +103,6 @@ class TestBadInput:
             (["--broker", "127.0.0.1", "--targets", "soon"], "auto:4"),
             (["--broker", "127.0.0.1", "--targets", "auto:4"], "--supernet"),
             (["--broker", "127.0.0.1", "--targets", "1", "--supernet", "/nowhere.supernet"], "/nowhere.supernet"),
-            (["--offline", "--targets", "20"], "--latency-table"),
         ],
     )
     def test_a_search_that_cannot_be_is_refused_in_one_message(
@@ -133,6 +113,10 @@ class TestBadInput:
         assert words in err
         assert "Traceback" not in err
         assert out == ""
+
+    def test_an_offline_search_needs_its_tables(self, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out, err = fleetnas(capsys, "search", "--offline", "--targets", "20")
+        assert (code, out, "--latency-table" in err) == (2, "", True)
 
     def test_a_store_that_is_none_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("not a store " * 100)
@@ -194,7 +178,7 @@ class TestBounds:
         resumed = ["search", "--broker", nowhere, "--store", str(finished_run), "--resume", "run-1"]
         code, _, err = fleetnas(capsys, *resumed, "--max-macs", "3M")
         assert code == 2
-        assert "keeps the bounds that it began with" in err
+        assert "a resumed run keeps what it began with; leave out --max-macs" in err
 
 
 def test_evaluated_subnets_become_an_accuracy_predictor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

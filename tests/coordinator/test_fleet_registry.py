@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.fleet.registry import LOST_AFTER_S, FleetRegistry
+from coordinator.fleet.registry import ANSWER_S, LOST_AFTER_S, FleetRegistry
 from device_profiles.profile import DeviceProfile
 from fleet_protocol.messages import AgentInfo, AgentState, Health, RuntimeSetting
 
@@ -70,8 +70,20 @@ def test_what_is_only_retained_does_not_count_as_a_sign_of_life() -> None:
     registry.on_info("pi", info(), 0.0, retained=True)
     registry.on_state("pi", state("ready"), 0.0, retained=True)
     assert usable(registry)
+    assert not registry.agents["pi"].present
     assert registry.agents["pi"].last_seen_s is None
-    assert registry.on_tick(LOST_AFTER_S + 1)
+    assert registry.on_tick(ANSWER_S) == []
+    (lost,) = registry.on_tick(ANSWER_S + 0.1)
+    assert "has not answered" in lost.idle_reason()
+
+
+def test_one_that_answers_late_is_there() -> None:
+    registry = FleetRegistry()
+    registry.on_info("pi", info(), 0.0, retained=True)
+    registry.on_state("pi", state("ready"), 0.0, retained=True)
+    registry.on_tick(ANSWER_S + 1)
+    assert registry.on_message("pi", ANSWER_S + 2).present
+    assert registry.on_tick(LOST_AFTER_S) == []
 
 
 def test_a_restart_is_no_rivalry(registry: FleetRegistry) -> None:
@@ -80,6 +92,26 @@ def test_a_restart_is_no_rivalry(registry: FleetRegistry) -> None:
         registry.on_state("pi", state("ready", session, f"p{session}"), float(session))
         registry.on_info("pi", info(session), float(session))
     assert usable(registry)
+
+
+@pytest.mark.parametrize("announces", [("state", "info"), ("info", "state")])
+@pytest.mark.parametrize("before", ["ready", "lost", "leaving"])
+def test_a_device_set_up_anew_is_what_it_says_now(
+    registry: FleetRegistry, announces: tuple[str, ...], before: str
+) -> None:
+    """Its clock may be behind, so that its sessions begin below those that it had before."""
+    registry.on_info("pi", info(session=1000), 1.0)
+    registry.on_state("pi", state(before, 1000), 1.0)
+    anew = info(session=7).model_copy(update={"settings": (RuntimeSetting(threads=4),)})
+    for what in announces:
+        if what == "info":
+            registry.on_info("pi", anew, 2.0)
+        else:
+            registry.on_state("pi", state("ready", 7, "anew"), 2.0)
+    assert usable(registry)
+    assert registry.agents["pi"].info == anew
+    registry.on_info("pi", info(session=1000), 3.0)  # late, of the process that is gone
+    assert registry.agents["pi"].info == anew
 
 
 def test_a_newcomer_that_gives_way_leaves_the_name_to_the_one_before(registry: FleetRegistry) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from store_examples import MEASUREMENT, run_record, task_record
+from store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
 from store_process import StoreProcess
 from test_cli import fleetnas
 from waiting import until
 
+from coordinator.store.records import DeviceRecord
 from coordinator.store.store import MeasurementStore
 from fleet_protocol.messages import TaskKey
 
@@ -68,6 +69,7 @@ def test_a_run_is_worked_on_by_one_coordinator_until_it_is_gone(
 ) -> None:
     store = MeasurementStore.open(store_url)
     store.create_run(run_record())
+    store.put_device(DeviceRecord("run-1", "pi4", SETTING, INFO))
     resume = ("search", "--store", store_url, "--broker", "localhost", "--resume")
     with StoreProcess.several(2, store_url, "claim", "once") as (first, second):
         first.go()
@@ -80,7 +82,7 @@ def test_a_run_is_worked_on_by_one_coordinator_until_it_is_gone(
         assert "another coordinator works on run run-1" in err
         code, _, err = fleetnas(capsys, *resume)
         assert code == 2
-        assert "no unfinished run of fleet 'default' that nobody works on" in err
+        assert "no interrupted run of fleet 'default' that nobody works on" in err
     # Killed, they hold nothing any more, as soon as the database has noticed.
     until(lambda: store.claim_run("run-1"))
     store.close()

@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 from urllib.request import urlopen
 
 import brokers
@@ -20,6 +21,7 @@ from test_cli import fleetnas
 from coordinator.blob_server import BlobServer
 from coordinator.campaign.plan import CampaignPlan
 from coordinator.campaign.standing import snapshot_of
+from coordinator.campaign.wire import FleetListener, FleetWire
 from coordinator.records.data_quality import DataQuality
 from coordinator.store.store import MeasurementStore
 from coordinator.view.events import CampaignFinished, Event, MeasurementTaken
@@ -37,6 +39,7 @@ from fleet_protocol.memory import MemoryBroker
 from fleet_protocol.messages import Failed, Measurement
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.topics import Topics
+from fleet_protocol.transport import Received, take_events
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5)
 
@@ -87,6 +90,16 @@ class Stage:
         return BrokerFeed(transport, TOPICS, "run-1", Ticks())
 
 
+def retained(broker: MemoryBroker) -> set[str]:
+    """The topics that a newcomer is told something of."""
+    newcomer = broker.transport("newcomer")
+    newcomer.start()
+    newcomer.subscribe("#")
+    found = {event.topic for event in take_events(newcomer, 0, 10_000) if isinstance(event, Received)}
+    newcomer.close()
+    return found
+
+
 def everything(feed: BrokerFeed) -> tuple[list[Event], News]:
     events: list[Event] = []
     while True:
@@ -132,6 +145,84 @@ class TestBroker:
         late = stage.fleet.broker.transport("late")
         late.start()
         assert runs_at_work(late, TOPICS, 1.0, Ticks()) == []
+
+    def test_what_a_killed_coordinator_left_is_cleared_by_the_next_one(self) -> None:
+        """Its pages too, and nothing of one that is at work."""
+        broker, clock = MemoryBroker(), Ticks()
+        devices = tuple(DeviceSnapshot(f"device-{n}", "s", "measuring") for n in range(40))
+        others = {}
+        for run_id in ("killed", "at-work"):
+            transport = broker.transport(run_id)
+            transport.start()
+            others[run_id] = Broadcast(transport, TOPICS, run_id, clock)
+            for _ in range(100):
+                others[run_id].update(Snapshot(run_id, "x.supernet", 0.0, 0.0, "searching", devices))
+        assert {TOPICS.run_page("killed", 2), TOPICS.run_summary("killed")} <= retained(broker)
+        transport = broker.transport("next")
+        next_one = Broadcast(transport, TOPICS, "next", clock)
+        wire = FleetWire(transport, TOPICS, 1, refused=pytest.fail)
+        wire.news = next_one
+        transport.start()
+        listener = mock.create_autospec(FleetListener)
+        began_s = clock()
+        while clock() < began_s + SILENT_AFTER_S + 5:
+            others["at-work"].update(Snapshot("at-work", "x.supernet", 0.0, 0.0, "searching", devices))
+            for event in take_events(transport, 0, 100):
+                wire.hear(event, listener)
+            next_one.update(Snapshot("next", "x.supernet", 0.0, 0.0, "searching"))
+        left = retained(broker)
+        assert not any("/killed/" in topic for topic in left)
+        assert TOPICS.run_summary("next") in left
+        assert {TOPICS.run_summary("at-work"), *(TOPICS.run_page("at-work", page) for page in range(3))} <= left
+
+    def test_a_resumed_run_clears_the_pages_that_it_had_before_it_was_killed(self) -> None:
+        broker, clock = MemoryBroker(), Ticks()
+        devices = tuple(DeviceSnapshot(f"device-{n}", "s", "measuring") for n in range(40))
+        for count in (40, 1):  # killed with three pages; the second time it ends with one
+            transport = broker.transport(f"with-{count}")
+            resumed = Broadcast(transport, TOPICS, "run-1", clock)
+            wire = FleetWire(transport, TOPICS, 1, refused=pytest.fail)
+            wire.news = resumed
+            transport.start()
+            for event in take_events(transport, 0, 100):
+                wire.hear(event, mock.create_autospec(FleetListener))
+            for _ in range(100):
+                resumed.update(Snapshot("run-1", "x.supernet", 0.0, 0.0, "searching", devices[:count]))
+        assert TOPICS.run_page("run-1", 2) in retained(broker)
+        resumed.close()
+        assert not any("/run-1/" in topic for topic in retained(broker))
+
+    def test_a_broker_that_forgot_everything_is_told_anew(self) -> None:
+        broker, clock = MemoryBroker(), Ticks()
+        transport = broker.transport("coordinator")
+        transport.start()
+        broadcast = Broadcast(transport, TOPICS, "run-1", clock)
+        snapshot = Snapshot("run-1", "x.supernet", 0.0, 0.0, "searching", (DeviceSnapshot("a", "s", "measuring"),))
+        for _ in range(100):
+            broadcast.update(snapshot)
+        told = {TOPICS.run_page("run-1", 0), TOPICS.run_summary("run-1")}
+        for topic in told:
+            broker.publish(topic, b"", retain=True)
+        assert not told & retained(broker)
+        broadcast.on_connected()
+        for _ in range(100):
+            broadcast.update(snapshot)
+        assert told <= retained(broker)
+
+    def test_runs_at_work_come_before_what_killed_coordinators_left(self) -> None:
+        broker, clock = MemoryBroker(), Ticks()
+        listener = broker.transport("listener")
+        for run_id, started_s in (("killed", 20.0), ("at-work", 10.0)):
+            transport = broker.transport(run_id)
+            transport.start()
+            broadcast = Broadcast(transport, TOPICS, run_id, clock)
+            if run_id == "at-work":
+                listener.start()
+                listener.subscribe(TOPICS.runs)
+            broadcast.update(Snapshot(run_id, "x.supernet", started_s, started_s, "searching"))
+        found = runs_at_work(listener, TOPICS, 1.0, clock)
+        assert [summary.run_id for summary in found] == ["at-work", "killed"]
+        assert choose_run(found, None, "test") == "at-work"
 
     def test_a_coordinator_that_is_killed_is_told_from_one_that_has_nothing_to_say(self) -> None:
         stage = Stage()

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from simulated_fleet import HiddenDevice, Simulation, measurement
+from simulated_fleet import HiddenDevice, Simulation, StandInModels, measurement
 
 pytest.importorskip("sklearn")
 
 from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.winner_models import BundleModels
+from coordinator.campaign.standing import outcome_of
+from coordinator.campaign.winner_models import BundleModels, CalibratedModel
+from fleet_protocol.errors import UsageError
 from fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
 from supernet_export.bundle import SupernetBundle
 from supernet_export.evaluation import evaluate, is_tflite
@@ -121,3 +123,35 @@ def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
     said = [record.getMessage() for record in caplog.records if "no accuracy for winner" in record.getMessage()]
     assert len(said) == 1
     assert "pip install 'fleetnas[litert]'" in said[0]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        UsageError("images/3/1.png cannot be read as an image"),
+        FileNotFoundError(2, "gone", "images"),
+        MemoryError(),
+        ZeroDivisionError("odd"),
+    ],
+)
+def test_whatever_keeps_a_winner_from_being_evaluated_its_latency_stands(
+    trouble: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unreadable(StandInModels):
+        def evaluates_at_once(self, model: CalibratedModel) -> bool:
+            return False
+
+        def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+            raise trouble
+
+    fleet = Simulation(CampaignPlan(targets="auto:2", budget=8, spread=6), models=Unreadable())
+    fleet.add("pi0")
+    fleet.begin()
+    with caplog.at_level("INFO", logger="fleetnas.coordinator"):
+        fleet.run()
+    assert fleet.campaign.finish() == "complete"
+    (device,) = outcome_of(fleet.store, "run-1").devices
+    assert [(target.met, target.accuracy) for target in device.targets] == [(True, None)] * 2
+    said = [record.getMessage() for record in caplog.records if "no accuracy for winner" in record.getMessage()]
+    assert said
+    assert all(type(trouble).__name__ in line or str(trouble) in line for line in said)

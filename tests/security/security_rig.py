@@ -27,7 +27,7 @@ from coordinator.security.authority import Authority
 from coordinator.security.mosquitto import Login
 from fleet_protocol.codec import BlobChunk, encode_chunk
 from fleet_protocol.credentials import Credentials, read_credentials
-from fleet_protocol.messages import AgentInfo, AgentState, BlobRequest, Health, Next, RuntimeSetting, TaskUpdate
+from fleet_protocol.messages import AgentInfo, AgentState, BlobRequest, Failed, Health, Next, RuntimeSetting, TaskUpdate
 from fleet_protocol.mqtt import MqttTransport
 from fleet_protocol.signing import OrderSigner, OrderVerifier
 from fleet_protocol.topics import Topics
@@ -247,6 +247,8 @@ class SigningCoordinator:
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         self.updates.append((agent, update))
+
+    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None: ...
 
     def on_blob_request(self, agent: str, request: BlobRequest) -> None:
         data = self._blob[request.offset : request.offset + request.length]

@@ -21,6 +21,7 @@ from simulated_fleet import Simulation, measurement
 
 from coordinator.campaign.plan import CampaignPlan
 from fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
+from fleet_protocol.envelope import read_envelope
 from fleet_protocol.errors import ProtocolError
 from fleet_protocol.memory import MemoryBroker
 from fleet_protocol.messages import (
@@ -213,7 +214,9 @@ def _is_message(channel: str, payload: bytes) -> bool:
         else:
             decode(kinds[channel], payload)
     except ProtocolError:
-        return not payload  # an empty one clears what is retained
+        # An empty one clears what is retained; a result that breaks the contract ends its task all the same.
+        envelope = read_envelope(payload) if channel == "task" else None
+        return not payload or (envelope is not None and envelope.kind in ("result", "failed"))
     return True
 
 

@@ -19,6 +19,8 @@ from supernet_export.export import export_state_dict, file_sha256
 from supernet_export.spaces.digits import DigitsSpace
 
 SPACE = DigitsSpace()
+PREPROCESSING = {"channels": 1, "mean": [0.5], "std": [0.25], "interpolation": "bilinear"}
+HELD_OUT = {"samples": 10, "held_out": 2, "spearman": 0.9, "mae_percent": 1.0, "rmse_percent": 1.5}
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +157,25 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         ({"options": {"resolutions": "many"}}, "design space cannot be made"),
         ({"space": "ofa-mbv3", "options": {}}, "must have shape"),
         ({"space": "ofa-resnet50", "options": {}}, "needs a tensor"),
+        ({"options": {"resolutions": [8, 10**9]}}, "multiples of 4 from 8 to 64"),
+        ({"options": {"resolutions": [8, -8]}}, "multiples of 4 from 8 to 64"),
+        ({"options": {"resolutions": [8.0, 16]}}, "multiples of 4 from 8 to 64"),
+        ({"options": {"resolutions": [True]}}, "multiples of 4 from 8 to 64"),
+        ({"options": {"resolutions": list(range(8, 10**5, 4))}}, "multiples of 4 from 8 to 64"),
+        ({"options": {"resolutions": []}}, "at least one"),
+        ({"options": {"resolutions": [[8]]}}, "design space cannot be made"),
         ({"classes": 0}, "classes"),
+        ({"classes": 1_000_000}, "1,000,000 classes"),
+        ({"classes": 10**9}, "classes"),
         ({"preprocessing": None}, "preprocessing"),
+        ({"preprocessing": {**PREPROCESSING, "channels": 3}}, "as many means"),
+        ({"preprocessing": {**PREPROCESSING, "channels": 2, "mean": [0, 0], "std": [1, 1]}}, "2 channels"),
+        ({"preprocessing": {**PREPROCESSING, "std": [0.0]}}, "preprocessing.std"),
+        ({"preprocessing": {**PREPROCESSING, "mean": [1e300]}}, "preprocessing.mean"),
+        ({"preprocessing": {**PREPROCESSING, "crop_fraction": 1e-9}}, "crop_fraction"),
+        ({"accuracy_predictor": {"source": "", "held_out": {**HELD_OUT, "mae_percent": 1e300}}}, "held_out"),
+        ({"accuracy_predictor": {"source": "", "held_out": {**HELD_OUT, "samples": -1}}}, "held_out"),
+        ({"dataset": "x" * 65}, "dataset"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -166,6 +185,12 @@ def test_a_manifest_that_cannot_be_served_is_refused(
     path = altered(bundle, tmp_path / "altered.supernet", **changes)
     # The hash that was announced is right, so only the manifest can be what is wrong.
     assert said in reason(path, expected_sha256=file_sha256(path))
+
+
+def test_a_manifest_cannot_steer_a_terminal(bundle: SupernetBundle, tmp_path: Path) -> None:
+    path = altered(bundle, tmp_path / "altered.supernet", dataset="a\x1b[2J", provenance={"source": "b\x07"})
+    manifest = SupernetBundle.open(path, expected_sha256=file_sha256(path)).manifest
+    assert (manifest.dataset, manifest.provenance.source) == ("a?[2J", "b?")
 
 
 class Trap:

@@ -31,7 +31,7 @@ CALIBRATION, TEST = DigitsImages("calibration"), DigitsImages("test")
 
 @pytest.fixture(scope="module")
 def slice_subnet():
-    tensors = export_state_dict(read_checkpoint(DIGITS_CHECKPOINT), SPACE)
+    tensors = export_state_dict(read_checkpoint(DIGITS_CHECKPOINT).tensors, SPACE)
     slicer = slicer_for(SPACE)
     return lambda architecture, statistics: slicer.slice(tensors.__getitem__, architecture, statistics)
 

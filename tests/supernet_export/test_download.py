@@ -30,6 +30,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.content = CONTENT
         self.breaks_after: list[int] = []  #: bytes after which the next answers break off
         self.ranges = True
+        self.says_length = True
+        self.endless = False
         self.status = 200
         self.asked: list[int] = []
 
@@ -61,8 +63,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if first:
             whole = len(server.content)
             self.send_header("Content-Range", f"bytes {first}-{whole - 1}/{whole}")
-        self.send_header("Content-Length", str(len(body)))
+        if server.says_length:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        while server.endless:  # until the client hangs up, which is an error of the socket
+            self.wfile.write(bytes(1 << 20))
         self.wfile.write(body[: server.breaks_after.pop(0)] if server.breaks_after else body)
         self.close_connection = True
 
@@ -131,6 +136,39 @@ def test_a_server_without_ranges_is_asked_for_all(server: Server, tmp_path: Path
 def test_a_bad_remainder_of_an_earlier_run_is_dropped(server: Server, tmp_path: Path, left: bytes) -> None:
     (tmp_path / "weights.part").write_bytes(left)
     assert download(file(server), cache=tmp_path, mirrors=[]).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["sha256", "git-blob"])
+def test_an_answer_that_does_not_say_its_length_is_taken(server: Server, tmp_path: Path, kind: str) -> None:
+    server.says_length = False
+    assert download(file(server, kind), cache=tmp_path, mirrors=[]).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("kind", "most"), [("sha256", "2,000,000"), ("git-blob", "1,500,000")])
+def test_an_answer_without_end_fills_no_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, most: str
+) -> None:
+    """Of a file of unknown size a fixed number of bytes is taken, of another one its size."""
+    monkeypatch.setattr("supernet_export.download.MAX_BYTES", 2_000_000)
+    server.says_length, server.endless = False, True
+    with pytest.raises(DownloadError, match=f"does not end after {most} bytes"):
+        download(file(server, kind), cache=tmp_path, mirrors=[])
+    assert server.asked == [0]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
+
+
+def test_an_answer_that_says_too_great_a_length_is_not_begun(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supernet_export.download.MAX_BYTES", 1_000_000)
+    with pytest.raises(DownloadError, match="1,500,000 bytes in all, at most 1,000,000 are taken"):
+        download(file(server), cache=tmp_path, mirrors=[])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mirror", ["http://[", "http://\u2028/", "http://a\x00b/", f"http://{'a' * 300}.invalid/"])
+def test_a_mirror_that_is_no_address_is_passed_over(server: Server, tmp_path: Path, mirror: str) -> None:
+    assert download(file(server), cache=tmp_path, mirrors=[mirror]).read_bytes() == CONTENT
 
 
 def test_an_altered_file_is_never_kept(server: Server, tmp_path: Path) -> None:

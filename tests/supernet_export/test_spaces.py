@@ -104,6 +104,11 @@ def test_what_is_not_in_the_space_is_refused_by_name(name: str, change: dict[str
         ("ofa-proxyless", {"width": 2.0}),
         ("ofa-resnet50", {"resolutions": [208]}),
         ("ofa-mbv3", {"colour": "red"}),
+        ("ofa-mbv3", {"width": "wide"}),
+        ("ofa-mbv3", {"resolutions": [160.0]}),
+        ("ofa-resnet50", {"resolutions": [10**9]}),
+        ("digits", {"resolutions": [10**9]}),
+        ("digits", {"resolutions": 8}),
         ("ofa-mbv4", {}),
     ],
 )

@@ -49,7 +49,7 @@ def log(line: str) -> None:
 class InferenceSession(real.InferenceSession):
     def __init__(self, model, options, providers) -> None:
         super().__init__(model, options, providers=[CPU])
-        self._model = model
+        self._model = model if isinstance(model, bytes) else Path(model).read_bytes()
         self._chain = [name for name, _ in providers]
         self._options = dict(providers)
         if _TROUBLE == "library missing" and TENSORRT in self._chain:

@@ -1,0 +1,63 @@
+"""The units of what kernels tell. Their documentation names one for each file; some vendors' drivers use another.
+
+Two units of one file are a factor of a thousand or a million apart, and what a device can really have is not: a
+processor of 65 or of 0.065 degrees, a clock of 1.8 GHz or of 1.8 THz.
+"""
+
+from __future__ import annotations
+
+#: No processor or battery that still computes is colder or warmer, degrees Celsius.
+_COLDEST_C, _HOTTEST_C = -60.0, 200.0
+#: From here on a reading cannot be in degrees, or in tenths of one.
+_TOO_HOT_IN_DEGREES, _TOO_HOT_IN_TENTHS = 200.0, 2000.0
+
+
+class Thermometer:
+    """One temperature file: thousandths of a degree by the documentation, whole degrees or tenths with some drivers.
+
+    The largest reading so far tells which, so that a cold moment does not change the unit.
+    """
+
+    def __init__(self) -> None:
+        self._largest = 0.0
+
+    def celsius(self, reading: float) -> float | None:
+        """The temperature; None where no unit makes it one."""
+        self._largest = max(self._largest, abs(reading))
+        if self._largest > _TOO_HOT_IN_TENTHS:
+            return plausible_celsius(reading / 1000)
+        return plausible_celsius(reading / 10 if self._largest > _TOO_HOT_IN_DEGREES else reading)
+
+
+def plausible_celsius(value: float) -> float | None:
+    """The temperature, unless no device could have it: what drivers say of a sensor that is off or broken."""
+    return value if _COLDEST_C <= value <= _HOTTEST_C else None
+
+
+def battery_celsius(reading: float) -> float | None:
+    """A battery's temperature: tenths of a degree by the documentation, thousandths with some drivers."""
+    return plausible_celsius(reading / 1000 if abs(reading) > _TOO_HOT_IN_TENTHS else reading / 10)
+
+
+def clock_mhz(reading: float) -> float | None:
+    """A core's clock: kHz by the documentation, Hz or MHz with some drivers; None where it stands still."""
+    if reading <= 0:
+        return None
+    if reading >= 2e7:  # 20 GHz in kHz
+        return reading / 1e6
+    return reading / 1000 if reading >= 1e4 else reading  # 10 MHz in kHz
+
+
+def microvolts(reading: float) -> float:
+    """A battery's voltage: microvolts by the documentation, millivolts with some drivers."""
+    return 1000 * reading if abs(reading) < 1e5 else reading  # 0.1 V in microvolts
+
+
+def microamperes(reading: float) -> float:
+    """A battery's current under work: microamperes by the documentation, milliamperes with some phones' drivers."""
+    return 1000 * reading if abs(reading) < 2e4 else reading  # 20 mA in microamperes: less than a sleeping phone
+
+
+def percent(reading: float) -> float | None:
+    """A battery's level; None where it is none."""
+    return reading if 0 <= reading <= 100 else None

@@ -1,0 +1,74 @@
+"""How much each agent may say, so that one that floods delays itself and not the fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+#: What an agent may ask of the coordinator: bytes of a blob, or anything else.
+Kind = Literal["blob", "message"]
+
+#: A message costs one unit and one more per so many bytes, which is what it takes to read it.
+UNIT_BYTES = 512
+#: Units that an agent may spend at once and per second. A result of usual size costs 12: 300 come through at once, and
+#: 80 a second after that; of a fuller outbox the agent sends the rest again 30 s later.
+BURST_UNITS, UNITS_PER_S = 4000.0, 1000.0
+#: Blob requests, at once and per second: with the largest chunks, 130 MB/s to one agent.
+BURST_REQUESTS, REQUESTS_PER_S = 2000.0, 2000.0
+#: Names that are remembered, and how often those with a full budget are forgotten, which changes nothing for them.
+_MOST_NAMES, _FORGET_S = 20_000, 4.0
+
+
+@dataclass(slots=True)
+class _Account:
+    units: float
+    filled_s: float
+    refused: int = 0
+
+
+class MessageBudget:
+    """A token bucket per agent, for messages weighed by their size, and another one for blob requests."""
+
+    def __init__(self, clock: Callable[[], float], note: Callable[[str], object]) -> None:
+        """`note` takes one line when an agent begins to be refused, and one when it keeps to its budget again."""
+        self._clock, self._note = clock, note
+        self._accounts: dict[tuple[str, Kind], _Account] = {}
+        self._forgot_s = float("-inf")
+
+    def admits(self, agent: str, kind: Kind, size: int) -> bool:
+        """Whether a message of `size` bytes is read; False where it is to be dropped unread."""
+        burst, per_s = (BURST_REQUESTS, REQUESTS_PER_S) if kind == "blob" else (BURST_UNITS, UNITS_PER_S)
+        now = self._clock()
+        account = self._accounts.get((agent, kind))
+        if account is None:
+            account = self._open(agent, kind, burst, now)
+            if account is None:
+                return False
+        account.units = min(burst, account.units + (now - account.filled_s) * per_s)
+        account.filled_s = now
+        cost = 1.0 if kind == "blob" else 1.0 + size / UNIT_BYTES
+        if account.units >= cost:
+            account.units -= cost
+            if account.refused and account.units > burst / 2:
+                self._note(f"{agent} keeps to its budget of messages again; {account.refused} were dropped unread")
+                account.refused = 0
+            return True
+        if not account.refused:
+            what = f"{per_s:g} blob requests" if kind == "blob" else f"{per_s * UNIT_BYTES / 1000:.0f} kB of messages"
+            self._note(
+                f"{agent} floods the coordinator: it sends more than {what} a second, and the rest is dropped unread; "
+                "stop its agent, or revoke its credentials"
+            )
+        account.refused += 1
+        return False
+
+    def _open(self, agent: str, kind: Kind, burst: float, now: float) -> _Account | None:
+        """A full account; None where too many names are in use."""
+        if len(self._accounts) >= 2 * _MOST_NAMES and now - self._forgot_s >= _FORGET_S:
+            self._forgot_s = now
+            self._accounts = {key: known for key, known in self._accounts.items() if now - known.filled_s < _FORGET_S}
+        if len(self._accounts) >= 2 * _MOST_NAMES:
+            return None
+        account = self._accounts[agent, kind] = _Account(burst, now)
+        return account

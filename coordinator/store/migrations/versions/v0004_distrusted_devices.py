@@ -1,0 +1,14 @@
+"""A list of devices whose measurements teach no other one."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    """Begin an empty one."""
+    op.create_table("distrusted_devices", sa.Column("device", sa.String(64), primary_key=True))

@@ -1,0 +1,108 @@
+"""Which run `--resume` alone goes on with, and with which devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from simulated_fleet import Simulation
+from store_examples import INFO, SETTING, run_record
+
+from coordinator.campaign.assembly import SearchRequest, claimed_run, run_settings
+from coordinator.campaign.plan import CampaignPlan, RunSettings
+from coordinator.store.records import DeviceRecord, RunRecord, RunStatus
+from coordinator.store.store import MeasurementStore
+from coordinator.view.events import CampaignStarted, DeviceJoined
+from fleet_protocol.errors import UsageError
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[MeasurementStore]:
+    opened = MeasurementStore.open(tmp_path / "runs.sqlite")
+    yield opened
+    opened.close()
+
+
+def add_run(store: MeasurementStore, name: str, status: RunStatus, at_s: float, *, began: bool = True) -> None:
+    store.create_run(run_record(name, at_s))
+    if began:
+        store.put_device(DeviceRecord(name, "pi4", SETTING, INFO, "running", "", (), 0, None, ""))
+    store.set_run_status(name, status)
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+def test_only_a_run_that_was_interrupted_is_chosen(store: MeasurementStore, status: RunStatus) -> None:
+    add_run(store, "older", "interrupted", 1.0)
+    add_run(store, "stopped", status, 2.0)
+    add_run(store, "lost-one", "partial", 3.0)
+    add_run(store, "ended", "complete", 4.0)
+    add_run(store, "met-none", "failed", 5.0)
+    add_run(store, "never-began", "interrupted", 6.0, began=False)
+    add_run(store, "killed-at-once", "running", 7.0, began=False)
+    assert claimed_run(store, "latest", "default").run_id == "stopped"
+    store.set_run_status("stopped", "complete")
+    assert claimed_run(store, "latest", "default").run_id == "older"
+
+
+def test_where_none_was_interrupted_the_latest_that_ended_is_named(store: MeasurementStore) -> None:
+    with pytest.raises(UsageError, match="no interrupted run of fleet 'default' that nobody works on; `fleetnas runs`"):
+        claimed_run(store, "latest", "default")
+    add_run(store, "ended", "complete", 1.0)
+    add_run(store, "lost-one", "partial", 2.0)
+    with pytest.raises(UsageError, match=r"the latest that ended is lost-one \(partial\), see --resume RUN"):
+        claimed_run(store, "latest", "default")
+    with pytest.raises(UsageError, match="no interrupted run of fleet 'other' that nobody works on; `fleetnas runs`"):
+        claimed_run(store, "latest", "other")
+    assert claimed_run(store, "lost-one", "default").run_id == "lost-one"  # named, it is taken up
+
+
+def interrupted(plan: CampaignPlan) -> Simulation:
+    """A run on pi0 whose coordinator vanished."""
+    fleet = Simulation(plan)
+    fleet.add("pi0")
+    fleet.begin()
+    fleet.run(until=lambda: len(fleet.store.outcomes("run-1")) >= 4)
+    fleet.vanish()
+    return fleet
+
+
+def test_a_device_that_was_not_in_the_run_is_left_out_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = interrupted(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    fleet.events.clear()
+    fleet.add("pi9", seed=9)
+    with caplog.at_level("INFO", logger="fleetnas.coordinator"):
+        fleet.begin(resume=True)
+        fleet.run()
+    assert {device for device, _ in fleet.campaign.tracks} == {"pi0"}
+    assert fleet.agents[-1].measured == []
+    (said,) = [record.getMessage() for record in caplog.records if "pi9" in record.getMessage()]
+    assert said.startswith("pi9 was not in run run-1, which goes on without it; start a new search for it, or add it ")
+    assert said.endswith("with --resume run-1 --devices pi9")
+    (started,) = [event for event in fleet.events if isinstance(event, CampaignStarted)]
+    assert {label.partition("/")[0] for label in started.devices} == {"pi0"}
+    assert fleet.campaign.finish() == "complete"
+
+
+def test_one_that_is_named_takes_part(caplog: pytest.LogCaptureFixture) -> None:
+    fleet = interrupted(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    fleet.add("pi9", seed=9)
+    fleet.add("pi8", seed=8)
+    fleet.plan = fleet.plan.model_copy(update={"devices": ("pi9",)})
+    fleet.begin(resume=True)
+    fleet.run()
+    assert {device for device, _ in fleet.campaign.tracks} == {"pi0", "pi9"}
+    assert [event.device for event in fleet.events if isinstance(event, DeviceJoined)] == ["pi0", "pi9"]
+    assert fleet.campaign.finish() == "complete"
+
+
+def test_naming_devices_adds_to_those_that_were_named(tmp_path: Path) -> None:
+    plan = CampaignPlan(targets="auto:2", devices=("pi0", "pi1"))
+    settings = RunSettings(plan=plan, supernet_path="/s", design_space="digits", source="test", out="/first")
+    stored = RunRecord("run-1", "default", "s", "b" * 64, settings.model_dump(mode="json"), 1.0)
+    request = SearchRequest(store="", resume="run-1", devices=("pi9", "pi0"), evaluation_images=tmp_path)
+    store = MeasurementStore.open("sqlite://")
+    changed = run_settings(request, stored, store)
+    assert changed.plan.devices == ("pi0", "pi1", "pi9")
+    assert (changed.evaluation_images, changed.out) == (str(tmp_path), "/first")
+    assert run_settings(SearchRequest(store="", resume="run-1"), stored, store) == settings

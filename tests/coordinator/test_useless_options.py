@@ -1,0 +1,253 @@
+"""An option is used or refused: no command takes one in silence that changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from test_cli import fleetnas
+from untrained_supernet import write_untrained
+
+from agent.cli import main as agent_main
+from coordinator.cli.app import app
+
+MISSING = "/nowhere.supernet"
+#: Values of options for which 5 is none.
+TEXTS = {
+    "--targets": "5",
+    "--resume": "run-1",
+    "--strategy": "joint",
+    "--prior": "default",
+    "--conditions": "sustained",
+    "--devices": "pi4",
+    "--broker": "127.0.0.1",
+    "--setting": "onnxruntime,threads=2",
+    "--runtime": "onnxruntime",
+    "--mirror": "https://mirror.example/bundles",
+    "--max-parameters": "4M",
+    "--max-macs": "4M",
+    "--max-activation-memory": "4MB",
+    "--max-file-size": "4MB",
+}
+OUTPUTS = {"--out", "--json"}
+PLAN = {
+    *("--targets", "--budget", "--strategy", "--seed", "--prior", "--grace", "--join", "--deadline"),
+    *("--warmup", "--min-time", "--min-runs", "--conditions"),
+    *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
+}
+HERE = {"--supernet", "--store", "--calibration-images", "--evaluation-images", "--metrics-port"}
+CONNECTION = {
+    *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
+}
+FLEET = {*CONNECTION, "--devices", "--mirror", "--share", "--bundle-rate", "--bundles-at-once"}
+LOCAL = {"--setting", "--runtime", "--threads", "--state-dir"}
+OFFLINE = {"--space", "--latency-table", "--accuracy"}
+BOUNDS = {name for name in PLAN if name.startswith("--max-")}
+#: What each kind of search is begun with, and the options that it uses.
+KINDS = {
+    "fleet": (
+        ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING),
+        OUTPUTS | PLAN | HERE | FLEET | {"--wait-for"},
+    ),
+    "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
+    "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
+    "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
+    "offline": (("--offline", "--targets", "5"), OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed"}),
+}
+#: They choose the kind.
+CHOICES = {"--offline", "--local", "--resume"}
+#: Used beside or without certain others, see below.
+WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials"}
+
+
+def options_of(command: Any) -> dict[str, Any]:
+    return {option.opts[-1]: option for option in command.params if option.param_type_name == "option"}
+
+
+def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield names, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+SEARCH = options_of(COMMANDS["search",])
+
+
+def given(option: Any) -> list[str]:
+    name = option.opts[-1]
+    return [name] if option.is_flag else [name, TEXTS.get(name, "5")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_search_uses_an_option_or_refuses_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    begun, used = KINDS[kind]
+    left = {name: option for name, option in SEARCH.items() if name not in CHOICES | WITH_ANOTHER}
+    while True:  # everything at once, without what was refused before
+        code, out, err = fleetnas(
+            capsys, "search", *begun, *(word for option in left.values() for word in given(option))
+        )
+        assert (code in (1, 2), out) == (True, "")
+        assert "Traceback" not in err
+        refused = set(err.partition("; leave out ")[2].strip().split(", ")) & set(left)
+        if not refused:
+            break  # something else is wrong: a file that is not there
+        assert code == 2
+        left = {name: option for name, option in left.items() if name not in refused}
+    assert set(left) == used
+
+
+def test_options_that_need_another_are_refused_without_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    begun = ["search", *KINDS["fleet"][0], "--store", str(tmp_path / "runs.sqlite")]
+    for alone, another in (
+        (("--cool-for", "9"), ("--conditions", "cool")),
+        (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
+    ):
+        code, _, err = fleetnas(capsys, *begun, *alone)
+        assert (code, alone[0] in err, another[0] in err) == (2, True, True)
+        code, _, err = fleetnas(capsys, *begun, *alone, *another)
+        assert MISSING in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("watch", "--fleet", "lab"), "leave out --fleet"),
+        (("watch", "--username", "u", "--ca-file", "ca.pem"), "leave out --username, --ca-file"),
+        (("watch", "--broker", "127.0.0.1", "--store", "x.sqlite"), "leave out --store"),
+        (("devices", "--broker", "127.0.0.1", "--password-file", "p"), "--username"),
+        (("devices", "--broker", "127.0.0.1", "--key-file", "k"), "--certificate-file"),
+        (("broker", "--port", "1", "renew", "folder"), "leave out --port"),
+        (("broker", "--host", "::", "init", "folder"), "leave out --host"),
+        (("broker", "rotate", "folder", "--finish", "--compromised"), "--compromised"),
+        (("broker", "rotate", "folder", "--finish", "-o", "next.credentials"), "--output"),
+        (("export", "digits", "--cache", "folder"), "--cache"),
+        (("export", "ofa-resnet50", "--space", "ofa-resnet50"), "--space"),
+        (("search", "--broker", "127.0.0.1", "--targets", "5", "--devices", ","), "names nobody"),
+        (("search", "--broker", "127.0.0.1", "--credentials", "c", "--username", "u"), "--username"),
+        (("search", "--local", "--credentials", "c"), "leave out --credentials"),
+        (("search", "--offline", "--credentials", "c"), "leave out --credentials"),
+    ],
+)
+def test_other_commands_refuse_what_they_have_no_use_for(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    targets = ("--targets", "5") if arguments[0] == "search" else ()
+    code, out, err = fleetnas(capsys, *arguments, *targets)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("bench", "model.onnx", "--runs", "2"), "give at least 3"),
+        (("bench", "model.onnx", "--time", "5", "--max-time", "1"), "--max-time 1 is below the 5 s"),
+        (("bench", "model.onnx", "--csv", "x.csv"), "--csv needs --sustained"),
+        (("run", "--broker", "127.0.0.1", "--password-file", "p"), "--username"),
+        (("run", "--broker", "127.0.0.1", "--key-file", "k"), "--certificate-file"),
+    ],
+)
+def test_the_agent_refuses_what_it_would_not_do(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(SystemExit) as ended:
+        agent_main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_every_command_is_looked_at() -> None:
+    """A new command, or a new option of one, is written down here once it is known to be used or refused."""
+    found = {" ".join(names): len(options_of(command)) for names, command in COMMANDS.items()}
+    assert found == {
+        "": 1,
+        "accuracy": 0,
+        "accuracy fit": 4,
+        "broker": 2,
+        "broker init": 5,
+        "broker renew": 1,
+        "broker rotate": 3,
+        "demo": 3,
+        "devices": 11,
+        "enroll": 3,
+        "evaluate": 6,
+        "export": 5,
+        "export-data": 6,
+        "mirror": 0,
+        "predictor": 0,
+        "predictor evaluate": 3,
+        "results": 2,
+        "revoke": 1,
+        "runs": 2,
+        "search": len(SEARCH),
+        "sign": 1,
+        "verify": 1,
+        "watch": 10,
+    }
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two images for each of ten classes."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        folder = tmp_path / "images" / str(label)
+        folder.mkdir(parents=True)
+        for number in range(2):
+            image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_the_digits_supernet_takes_the_images_that_it_is_given(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, images: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    bundle = str(write_untrained(tmp_path / "untrained.supernet"))
+    found = []
+    for options in (("--images",), ("--images", "--calibration-images")):
+        each = [word for option in options for word in (option, str(images))]
+        code, out, err = fleetnas(capsys, "evaluate", bundle, "smallest", "--json", *each)
+        assert (code, err) == (0, "")
+        found.append(json.loads(out))
+    assert [each["accuracy_images"] for each in found] == [20, 20]  # of its own it has 600
+    assert found[0]["sha256"] != found[1]["sha256"]  # other images to calibrate on make another file
+
+
+def test_a_search_refuses_images_that_cannot_be_read_before_it_has_a_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, images: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    bundle = write_untrained(tmp_path / "untrained.supernet")
+    broken = images / "3" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    (images / ".git").mkdir()
+    store = str(tmp_path / "runs.sqlite")
+    for option in ("--calibration-images", "--evaluation-images"):
+        begun = ("--broker", "127.0.0.1", "--targets", "5", "--supernet", str(bundle), "--store", store)
+        code, _, err = fleetnas(capsys, "search", *begun, "--out", str(tmp_path / "out"), option, str(images))
+        assert code == 2
+        assert f"1 of 20 images in {images} cannot be read: 3/1.png (" in err
+    assert fleetnas(capsys, "runs", "--store", store, "--json") == (0, "", "")

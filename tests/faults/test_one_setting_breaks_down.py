@@ -1,0 +1,284 @@
+"""An exception that is about one device setting gives that one up, with its trace in the log; the others go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile_fleet import ShippedModels
+from simulated_fleet import InlineExecutor, Simulation
+
+from coordinator.campaign import campaign as campaigns
+from coordinator.campaign import standing
+from coordinator.campaign.assembly import write_take_home
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.standing import outcome_of, snapshot_of
+from coordinator.campaign.track import SettingTrack
+from coordinator.campaign.winner_models import CalibratedModel
+from coordinator.report import conversion, html
+from coordinator.report.html import REPORT_FILE
+from coordinator.report.take_home import read_results
+from coordinator.view.events import Event
+from coordinator.view.snapshot import Snapshot
+from coordinator.watching.audience import Audience
+from fleet_protocol.architecture import Architecture
+from fleet_protocol.messages import AgentInfo, RuntimeSetting
+
+PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
+BROKEN = "pi0"
+
+
+class BreakdownError(Exception):
+    """None of ours."""
+
+
+class PickyModels(ShippedModels):
+    """Cannot do one thing for settings of two threads, which the broken device has."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+
+    def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        self._break("calibrate", setting)
+        return super().calibrate(architecture, setting)
+
+    def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+        self._break("accuracy", model.setting)
+        return super().accuracy(model)
+
+    def file(self, model: CalibratedModel) -> bytes:
+        self._break("file", model.setting)
+        return super().file(model)
+
+    def _break(self, what: str, setting: RuntimeSetting) -> None:
+        if what == self._what and setting.threads == 2:
+            raise BreakdownError(what)
+
+
+class OtherThread(ThreadPoolExecutor):
+    """Does work on another thread, and waits for it: simulated time must not run on meanwhile."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        wait([future])
+        return future
+
+
+def two_devices(**options: Any) -> Simulation:
+    fleet = Simulation(PLAN, **{"models": ShippedModels(), **options})
+    fleet.add(BROKEN, seed=0, settings=(RuntimeSetting(threads=2),))
+    fleet.add("pi1", seed=1)
+    return fleet
+
+
+@pytest.fixture
+def trace(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """The traces that the coordinator logged."""
+    with caplog.at_level(logging.ERROR, logger="fleetnas.coordinator"):
+        yield lambda: [record.exc_text or str(record.exc_info) for record in caplog.records if record.exc_info]
+
+
+def track_of(fleet: Simulation, device: str) -> SettingTrack:
+    return next(track for track in fleet.campaign.tracks.values() if track.device == device)
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, concerns: Callable[..., bool]) -> None:
+    """Have a real function raise where it is asked about the broken device."""
+    real = getattr(owner, name)
+
+    def sometimes(*arguments: Any, **named: Any) -> Any:
+        if concerns(*arguments, **named):
+            raise BreakdownError(name)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, sometimes)
+
+
+def broken_search(fleet: Simulation) -> Callable[..., bool]:
+    """Whether a search is that of the broken device, once it has measured something."""
+
+    def concerns(search: DeviceSearch, *_: Any) -> bool:
+        tracks = fleet.campaign.tracks.values()
+        return any(track.search is search and track.device == BROKEN for track in tracks) and search.measurements > 3
+
+    return concerns
+
+
+@pytest.mark.parametrize("what", ["ask", "tell", "held_out_error"])
+@pytest.mark.parametrize("threaded", [False, True], ids=["inline", "thread"])
+def test_a_search_that_breaks_down(
+    monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]], what: str, threaded: bool, tmp_path: Path
+) -> None:
+    with OtherThread() if threaded else InlineExecutor() as executor:
+        fleet = two_devices(executor=executor)
+        breaks(monkeypatch, DeviceSearch, what, broken_search(fleet))
+        fleet.begin()
+        fleet.run()
+        check_one_failed(fleet, tmp_path, trace)
+        monkeypatch.undo()
+        fleet.begin(resume=True)
+        fleet.run()
+        assert fleet.campaign.finish() == "complete"
+
+
+def check_one_failed(fleet: Simulation, out: Path, trace: Callable[[], list[str]]) -> None:
+    assert fleet.campaign.finish() == "partial"
+    broken, other = track_of(fleet, BROKEN), track_of(fleet, "pi1")
+    assert broken.status == "failed"
+    assert "BreakdownError" in broken.reason
+    assert other.status == "finished"
+    assert all(target.status == "met" for target in other.search.targets)
+    assert any("BreakdownError" in text for text in trace())
+    assert write_take_home(fleet.store, "run-1", out, fleet.models) == []
+    kept = {device.device: device for device in read_results(out).fleet}
+    assert kept[BROKEN].status == "failed"
+    assert all(target.model for target in kept["pi1"].targets)
+    assert (out / REPORT_FILE).exists()
+
+
+def test_the_winner_of_one_setting_cannot_be_built(trace: Callable[[], list[str]], tmp_path: Path) -> None:
+    fleet = two_devices(models=PickyModels("calibrate"))
+    fleet.begin()
+    fleet.run()
+    check_one_failed(fleet, tmp_path, trace)
+
+
+def test_a_winner_that_cannot_be_evaluated_keeps_its_latency(trace: Callable[[], list[str]]) -> None:
+    class Later(PickyModels):
+        def evaluates_at_once(self, model: CalibratedModel) -> bool:
+            return False
+
+    fleet = two_devices(models=Later("accuracy"))
+    fleet.begin()
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+    assert any("BreakdownError" in text for text in trace())
+    assert [line for line in fleet.campaign.log if "no accuracy for winner" in line]
+
+
+def test_a_search_that_cannot_be_made(trace: Callable[[], list[str]]) -> None:
+    fleet = two_devices()
+    real = fleet.make_search
+
+    def make(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
+        if setting.threads == 2:
+            raise BreakdownError("no prior")
+        return real(info, setting)
+
+    fleet.make_search = make  # type: ignore[method-assign]
+    fleet.begin()
+    fleet.run()
+    fleet.campaign.finish()
+    assert track_of(fleet, "pi1").status == "finished"
+    assert [line for line in fleet.campaign.log if line.startswith("pi0/") and "takes no part" in line]
+    assert len(trace()) == 1, "said once, however often the agent speaks"
+
+
+@pytest.mark.parametrize("what", ["winner_record", "subnet_costs"])
+def test_a_target_that_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]], what: str
+) -> None:
+    fleet = two_devices()
+    owner = campaigns.standing if what == "winner_record" else standing
+    if what == "winner_record":
+        breaks(monkeypatch, owner, what, lambda track, _: track.device == BROKEN)
+    else:
+        standing._costs_of.cache_clear()
+        breaks(monkeypatch, owner, what, lambda *_: True)
+    fleet.begin()
+    fleet.run()
+    assert fleet.campaign.finish() == "complete", "what it measured is known; only its record is missing"
+    assert trace()
+
+
+def test_a_setting_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]]) -> None:
+    fleet = two_devices()
+    fleet.begin()
+    breaks(monkeypatch, standing, "_device", lambda track, *_: track.device == BROKEN)
+    fleet.run(until=lambda: len(fleet.campaign.tracks) == 2)
+    for _ in range(3):
+        shown = snapshot_of(fleet.campaign, 1.0)
+        assert [device.device for device in shown.devices] == [BROKEN, "pi1"]
+    assert len(trace()) == 1
+    monkeypatch.undo()
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+
+
+def test_a_message_that_cannot_be_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = two_devices()
+    fleet.begin()
+    breaks(monkeypatch, campaigns.FleetRegistry, "on_health", lambda *_: True)
+    breaks(monkeypatch, campaigns.TaskDesk, "reconcile", lambda desk, agent, held: agent == BROKEN)
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+    assert [line for line in fleet.refused if "BreakdownError" in line]
+
+
+@pytest.mark.parametrize("part", ["record", "plots", "page", "file", "stored"])
+def test_a_part_of_the_report_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]], tmp_path: Path, part: str
+) -> None:
+    fleet = two_devices(models=PickyModels("file" if part == "file" else ""))
+    fleet.begin()
+    fleet.run()
+    if part == "record":
+        breaks(monkeypatch, conversion, "_target_record", lambda device, *_: device.device == BROKEN)
+    elif part == "plots":
+        breaks(monkeypatch, html, "device_plots", lambda device, *_: device.device == BROKEN)
+    elif part == "page":
+        breaks(monkeypatch, html, "render_report", lambda *_: True)
+    elif part == "stored":
+        breaks(monkeypatch, standing, "_device_outcome", lambda device, *_: device.device == BROKEN)
+    troubles: list[str] = []
+
+    def write() -> str:
+        troubles.extend(write_take_home(fleet.store, "run-1", tmp_path, fleet.models))
+        return str(tmp_path)
+
+    assert fleet.campaign.finish(write) == "complete"
+    results = read_results(tmp_path)
+    kept = {device.device: device for device in results.fleet}
+    assert all(target.model for target in kept["pi1"].targets)
+    assert set(kept) == {BROKEN, "pi1"}
+    assert bool(troubles) == (part in ("page", "file"))
+    assert (tmp_path / REPORT_FILE).exists() == (part != "page")
+    assert any("BreakdownError" in text for text in trace())
+
+
+def test_a_view_that_cannot_show_something_costs_that_view_alone(trace: Callable[[], list[str]]) -> None:
+    class Picky:
+        def update(self, snapshot: Snapshot) -> None:
+            raise BreakdownError("update")
+
+        def event(self, event: Event) -> None:
+            raise BreakdownError("event")
+
+        def close(self) -> None: ...
+
+    class Patient(Picky):
+        def __init__(self) -> None:
+            self.events = 0
+
+        def update(self, snapshot: Snapshot) -> None: ...
+
+        def event(self, event: Event) -> None:
+            self.events += 1
+
+    patient = Patient()
+    fleet = two_devices()
+    views = Audience([Picky(), patient])
+    fleet.begin()
+    fleet.run()
+    for event in fleet.events:
+        views.event(event)
+    views.update(snapshot_of(fleet.campaign, 1.0))
+    assert patient.events == len(fleet.events)
+    assert len(trace()) == 1
+    assert outcome_of(fleet.store, "run-1").devices

@@ -1,0 +1,119 @@
+"""Values that were stored before they were bounded: a line, and everything else goes on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from hostile_fleet import ShippedModels
+from simulated_fleet import Simulation
+from sqlalchemy import create_engine, text
+
+from coordinator.campaign.assembly import write_take_home
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.predictors.stored_devices import stored_devices
+from coordinator.report.take_home import read_results
+from coordinator.store.exported_fields import exported_rows
+from coordinator.store.store import MeasurementStore
+from coordinator.watching.store_feed import StoreFeed
+
+PLAN = CampaignPlan(targets="auto:2", budget=12, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
+
+POISONS = {
+    "half_width": "UPDATE measurements SET undisturbed_half_width_percent = 1e200",
+    "latency": "UPDATE measurements SET median_ms = 1e308, undisturbed_ms = 5e-324",
+    "nan": "UPDATE measurements SET median_ms = NULL",
+    "levels": "UPDATE measurements SET levels_ms = '[Infinity, NaN]', reference_ms = 1",
+    "conditions": """UPDATE measurements SET after = '{"temperature_c": 1e308}'""",
+    "provider": "UPDATE measurements SET provider = ''",
+}
+_OF_PI0 = (
+    " WHERE outcome_id IN (SELECT outcome_id FROM outcomes JOIN tasks USING (task_id) WHERE device = 'pi0' LIMIT 3)"
+)
+
+
+def interrupted(path: Path) -> Simulation:
+    fleet = Simulation(PLAN, models=ShippedModels(), store=MeasurementStore.open(path))
+    for seed in range(2):
+        fleet.add(f"pi{seed}", seed=seed)
+    fleet.begin()
+    fleet.run(until=lambda: len(fleet.store.outcomes("run-1")) >= 14)
+    fleet.vanish()
+    return fleet
+
+
+def poison(path: Path, statement: str) -> None:
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.execute(text("PRAGMA ignore_check_constraints = ON"))
+        connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", [name for name in POISONS if name != "nan"])
+def test_a_stored_measurement_beyond_its_bounds_is_skipped_on_resume(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "runs.sqlite"
+    fleet = interrupted(path)
+    poison(path, POISONS[name] + _OF_PI0)
+    fleet.begin(resume=True)
+    lines = [line for line in fleet.campaign.log if "is skipped" in line]
+    assert len(lines) == 3, lines
+    assert all(line.startswith("pi0/") for line in lines)
+    fleet.run()
+    assert fleet.campaign.finish() in ("complete", "partial")
+    assert {track.status for track in fleet.campaign.tracks.values()} == {"finished"}
+    out = tmp_path / "out"
+    assert write_take_home(fleet.store, "run-1", out, fleet.models) == []
+    kept = {device.device: device for device in read_results(out).fleet}
+    assert all(target.model for target in kept["pi1"].targets)
+    assert sum(failure.reason == "bad_output" for failure in kept["pi0"].failures) == 3
+    with caplog.at_level(logging.WARNING, logger="fleetnas.coordinator"):
+        rows = list(exported_rows(fleet.store))
+    assert {row["device"] for row in rows} == {"pi0", "pi1"}
+    assert sum("is skipped" in record.getMessage() for record in caplog.records) == 3
+    assert StoreFeed(fleet.store, "run-1").poll(0).snapshot is not None
+    stored_devices(fleet.store, fleet.space, 1e12)
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        """replace(info, '"gemm_gflops":null', '"gemm_gflops":1e400')""",
+        """json_set(info, '$.profile.memory_mb', -1)""",
+        """'{}'""",
+    ],
+)
+def test_a_stored_profile_beyond_its_bounds_costs_the_profile_alone(info: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite"
+    fleet = interrupted(path)
+    poison(path, f"UPDATE devices SET info = {info} WHERE device = 'pi0'")
+    fleet.begin(resume=True)
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+    assert {device.device for device in fleet.store.devices("run-1")} == {"pi0", "pi1"}
+
+
+def test_a_stored_setting_that_cannot_be_read_takes_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite"
+    fleet = interrupted(path)
+    poison(path, "UPDATE devices SET setting = '{\"threads\": 0}' WHERE device = 'pi0'")
+    fleet.begin(resume=True)
+    assert {track.device for track in fleet.campaign.tracks.values()} == {"pi1"}
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+
+
+def test_a_stored_error_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "runs.sqlite"
+    fleet = interrupted(path)
+    fleet.begin(resume=True)
+    fleet.run()
+    fleet.campaign.finish()
+    poison(path, "UPDATE devices SET learning = '[[3, NaN, NaN, 3], [8, 2.5, 0.9, 8]]' WHERE device = 'pi0'")
+    out = tmp_path / "out"
+    write_take_home(fleet.store, "run-1", out, fleet.models)
+    kept = {device.device: device for device in read_results(out).fleet}
+    assert [point.mape_percent for point in kept["pi0"].learning] == [2.5]

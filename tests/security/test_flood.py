@@ -1,0 +1,344 @@
+"""One agent that says too much: it is cut short, and nobody else notices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from simulated_fleet import BUNDLE, TOPICS, SimulatedAgent, Simulation, measurement
+
+from coordinator.campaign import campaign as campaign_module
+from coordinator.campaign.campaign import MAX_AGENT_SETTINGS
+from coordinator.campaign.device_search import DeviceSearch
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.campaign.stray_results import FORGET_AFTER_S
+from coordinator.fleet.message_budget import BURST_REQUESTS, BURST_UNITS, REQUESTS_PER_S, UNITS_PER_S, MessageBudget
+from coordinator.store.records import TaskRecord
+from fleet_protocol.codec import encode
+from fleet_protocol.memory import MemoryTransport
+from fleet_protocol.messages import (
+    AgentInfo,
+    AgentState,
+    BlobRequest,
+    Next,
+    Result,
+    RuntimeSetting,
+    TaskKey,
+)
+from fleet_protocol.transport import MOST_BYTES_AT_ONCE, Received, take_events
+
+FLOOD = 50_000
+PLAN = CampaignPlan(targets="auto:1", budget=6, spread=4, wait_for=2, grace_s=30, join_s=60, deadline_s=30)
+HONEST = ("pi0", "pi1")
+
+
+def fleet_of(*honest: str, plan: CampaignPlan = PLAN) -> Simulation:
+    """Honest agents, and a flooder that has joined like them and is about to show what it is."""
+    fleet = Simulation(plan.model_copy(update={"wait_for": len(honest) + 1}), limited=True)
+    for seed, name in enumerate((*honest, "flooder")):
+        fleet.add(name, seed=seed)
+    return fleet
+
+
+def honest_progress(fleet: Simulation) -> list[int]:
+    return [track.measurements for track in fleet.campaign.tracks.values() if track.device in HONEST]
+
+
+def flooder(fleet: Simulation) -> MemoryTransport:
+    return fleet.agents[-1].transport
+
+
+def unknown(number: int, run: str = "elsewhere") -> bytes:
+    return encode(Result(task=TaskKey(task_id=f"{run}.{number}", attempt=1), measurement=measurement(1.0)))
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[Simulation], list[str]]:
+    """The tasks that the store is asked for, as they are asked for."""
+
+    def watch(fleet: Simulation) -> list[str]:
+        asked: list[str] = []
+        task = fleet.store.task
+
+        def counted(task_id: str) -> TaskRecord | None:
+            asked.append(task_id)
+            return task(task_id)
+
+        monkeypatch.setattr(fleet.store, "task", counted)
+        return asked
+
+    return watch
+
+
+class TestBudget:
+    def test_a_burst_is_admitted_and_then_so_much_a_second(self) -> None:
+        now, lines = [0.0], list[str]()
+        budget = MessageBudget(lambda: now[0], lines.append)
+        cost = 1 + 512 / 512
+        assert sum(budget.admits("pi", "message", 512) for _ in range(FLOOD)) == BURST_UNITS / cost
+        now[0] += 1.0
+        assert sum(budget.admits("pi", "message", 512) for _ in range(FLOOD)) == UNITS_PER_S / cost
+        assert len(lines) == 1
+        assert "pi floods" in lines[0]
+
+    def test_a_large_message_costs_as_much_as_reading_it(self) -> None:
+        budget = MessageBudget(lambda: 0.0, lambda _: None)
+        assert sum(budget.admits("pi", "message", 64 * 1024) for _ in range(1000)) == BURST_UNITS // 129
+        assert not MessageBudget(lambda: 0.0, lambda _: None).admits("pi", "message", 256 * 1024 * 1024)
+
+    def test_requests_for_bundles_are_counted_apart(self) -> None:
+        now = [0.0]
+        budget = MessageBudget(lambda: now[0], lambda _: None)
+        assert sum(budget.admits("pi", "blob", 100) for _ in range(FLOOD)) == BURST_REQUESTS
+        assert budget.admits("pi", "message", 100)
+        now[0] += 0.5
+        assert sum(budget.admits("pi", "blob", 100) for _ in range(FLOOD)) == REQUESTS_PER_S / 2
+
+    def test_one_agents_flood_is_not_anothers(self) -> None:
+        budget = MessageBudget(lambda: 0.0, lambda _: None)
+        for _ in range(FLOOD):
+            budget.admits("flooder", "message", 100)
+        assert budget.admits("pi", "message", 100)
+
+    def test_one_that_calms_down_is_heard_again_and_that_is_said(self) -> None:
+        now, lines = [0.0], list[str]()
+        budget = MessageBudget(lambda: now[0], lines.append)
+        for _ in range(FLOOD):
+            budget.admits("pi", "message", 100)
+        now[0] += 60
+        assert budget.admits("pi", "message", 100)
+        assert len(lines) == 2
+        assert "were dropped unread" in lines[1]
+
+    def test_invented_names_fill_no_memory_and_silence_nobody(self) -> None:
+        now = [0.0]
+        budget = MessageBudget(lambda: now[0], lambda _: None)
+        assert budget.admits("pi", "message", 100)
+        admitted = sum(budget.admits(f"stranger-{number}", "message", 100) for number in range(FLOOD))
+        assert admitted < FLOOD
+        assert budget.admits("pi", "message", 100)
+        now[0] += 60
+        assert budget.admits("newcomer", "message", 100)
+
+
+class TestFlood:
+    @pytest.mark.parametrize("kind", ["unknown tasks", "own run", "next", "blobs", "noise"])
+    def test_every_honest_result_of_that_moment_is_taken_in_the_next(self, kind: str) -> None:
+        fleet = fleet_of(*HONEST)
+        fleet.begin()
+        fleet.run(until=lambda: min(honest_progress(fleet), default=0) >= 2)
+        keys = tuple(TaskKey(task_id=f"elsewhere.{number}", attempt=1) for number in range(1000))
+        payload = {
+            "unknown tasks": unknown(1),
+            "own run": unknown(999_999, "run-1"),
+            "next": encode(Next(session=1, holding=keys)),
+            "blobs": encode(BlobRequest(sha256=BUNDLE.sha256, offset=0, length=1)),
+            "noise": b"\x00" * 300,
+        }[kind]
+        channel = {"next": "next", "blobs": "blob"}.get(kind, "task")
+        before = len(fleet.refused)
+        for _ in range(FLOOD // 10):
+            flooder(fleet).publish(TOPICS.up("flooder", channel), payload)  # type: ignore[arg-type]
+        for agent in fleet.agents[:2]:
+            agent.step()
+        measured, told = honest_progress(fleet), [len(agent.outbox) for agent in fleet.agents[:2]]
+        assert told == [1, 1]
+        fleet.step()
+        assert [after - then for after, then in zip(honest_progress(fleet), measured, strict=True)] == told
+        # Most of it was never read: what was read and refused is a line each.
+        assert len(fleet.refused) - before < BURST_UNITS
+        assert sum("flooder floods" in line for line in fleet.refused) == 1
+
+    def test_a_flood_that_goes_on_does_not_keep_the_campaign_from_its_end(self) -> None:
+        fleet, invented = fleet_of(*HONEST), [unknown(number) for number in range(400)]
+        fleet.begin()
+        while not fleet.campaign.finished:
+            for payload in invented:
+                flooder(fleet).publish(TOPICS.up("flooder", "task"), payload)
+            fleet.step()
+            assert fleet.clock.now_s < 5000, list(fleet.campaign.log)
+        fleet.campaign.finish()
+        statuses = {track.device: track.status for track in fleet.campaign.tracks.values()}
+        assert [statuses[name] for name in HONEST] == ["finished", "finished"]
+        assert all(winner.met for winner in fleet.store.winners("run-1") if winner.device in HONEST)
+
+    def test_an_agent_that_comes_and_goes_without_end_fills_no_log(self) -> None:
+        fleet = fleet_of("pi0")
+        fleet.begin()
+        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        before = len(fleet.campaign.log)
+        gone = AgentState(state="leaving", session=1, instance="flooder-1")
+        back = gone.model_copy(update={"state": "ready"})
+        for state in 50 * [gone, back]:
+            flooder(fleet).publish(TOPICS.up("flooder", "state"), encode(state))
+        fleet.step()
+        assert len(fleet.campaign.log) - before <= 2
+
+
+class TestStrayResults:
+    def test_unknown_runs_are_answered_from_memory(self, looked_up: Callable[[Simulation], list[str]]) -> None:
+        fleet = fleet_of("pi0")
+        fleet.begin()
+        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        asked = looked_up(fleet)
+        for number in range(500):
+            flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(number))
+            flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(10_000 + number, "run-1"))
+        fleet.step()
+        assert asked == []
+
+    def test_a_run_that_another_coordinator_begins_is_known_soon(self) -> None:
+        fleet = fleet_of("pi0")
+        fleet.begin()
+        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(1))  # so that the runs have just been asked for
+        fleet.step()
+        other = Simulation(PLAN.model_copy(update={"wait_for": 1}), store=fleet.store, run_id="run-2")
+        agent = other.add("pi0", seed=5)
+        other.begin()
+        other.run(until=lambda: bool(agent.outbox))
+        (key, payload), *_ = agent.outbox.items()
+        mine = fleet.agents[0]
+        mine.outbox[key] = payload
+        for _ in range(40):
+            fleet.step()
+        assert key in [found.key for found in fleet.store.outcomes("run-2")]
+        assert key not in mine.outbox
+
+    @pytest.fixture
+    def second_run(self) -> Simulation:
+        """An earlier run whose last result pi0 still holds, and a flooder that invents others of it."""
+        fleet = fleet_of("pi0")
+        fleet.begin()
+        fleet.run(until=lambda: len(fleet.store.outcomes("run-1")) >= 3)
+        fleet.vanish()
+        honest = fleet.agents[0]
+        honest.step()
+        while not honest.outbox:
+            fleet.clock.now_s += 1
+            honest.step()
+        fleet.run_id = "run-2"
+        fleet.begin()
+        return fleet
+
+    def test_those_who_hold_real_ones_do_not_wait_for_one_that_invents_them(
+        self, second_run: Simulation, looked_up: Callable[[Simulation], list[str]]
+    ) -> None:
+        fleet, asked = second_run, looked_up(second_run)
+        held = set(fleet.agents[0].outbox)
+        for _ in range(2):
+            fleet.step()
+        for number in range(1000):
+            flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(10_000 + number, "run-1"))
+        asked.clear()
+        fleet.agents[0]._send_outbox()
+        fleet.step(0.0)
+        assert 0 < len(asked) <= 16  # a few at a time, however many wait
+        assert held <= {found.key for found in fleet.store.outcomes("run-1")}
+        fleet.run()
+        assert fleet.campaign.finish() == "complete"
+
+    def test_who_invents_results_has_none_of_others_remembered_less(self) -> None:
+        fleet = fleet_of("pi0", plan=PLAN.model_copy(update={"budget": 200, "targets": "auto:4"}))
+        honest = fleet.agents[0]
+        foreign = TaskKey(task_id="elsewhere.7", attempt=1)
+        honest.outbox[foreign] = unknown(7)
+        fleet.begin()
+        began_s, numbers = fleet.clock.now_s, itertools.count(1000)
+        while foreign in honest.outbox and fleet.clock.now_s < began_s + 3 * FORGET_AFTER_S:
+            for number in itertools.islice(numbers, 20):
+                flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(number))
+            fleet.step()
+        assert foreign not in honest.outbox
+
+
+def many_settings(first: int) -> tuple[RuntimeSetting, ...]:
+    """32 settings that were never announced before."""
+    return tuple(RuntimeSetting(threads=1 + n % 256, affinity=(n // 256,)) for n in range(first, first + 32))
+
+
+class Announcer(SimulatedAgent):
+    """Says at every step that it has 32 settings that it has never had; it measures none of them."""
+
+    def __init__(self, fleet: Simulation) -> None:
+        super().__init__(fleet.broker, "flooder", fleet.clock, seed=9)
+        self.mute = True
+        self._number = 0
+
+    def step(self) -> None:
+        super().step()
+        self._number += 32
+        self.info = AgentInfo(
+            agent=self.name, session=1, profile=self.info.profile, settings=many_settings(self._number), versions={}
+        )
+        self._say("info", self.info, retain=True)
+
+
+class TestSettings:
+    def test_one_that_announces_new_ones_without_end_costs_itself(self) -> None:
+        fleet = Simulation(PLAN.model_copy(update={"deadline_s": 5.0, "wait_for": 2}), limited=True)
+        fleet.add("pi0")
+        fleet.take_in(Announcer(fleet))
+        fleet.begin()
+        fleet.run()
+        assert fleet.campaign.finish() == "partial"
+        of_flooder = [track for track in fleet.campaign.tracks.values() if track.device == "flooder"]
+        assert 0 < len(of_flooder) <= MAX_AGENT_SETTINGS
+        assert next(t for t in fleet.campaign.tracks.values() if t.device == "pi0").status == "finished"
+
+    def test_there_is_a_most_of_one_agent_and_a_line_says_so(self) -> None:
+        fleet = Simulation(PLAN.model_copy(update={"wait_for": 1}), limited=True)
+        fleet.add("pi0")
+        announcer = fleet.take_in(Announcer(fleet))
+        fleet.begin()
+        for _ in range(60):
+            fleet.step()
+        tracks = [track for track in fleet.campaign.tracks.values() if track.device == announcer.name]
+        assert len(tracks) == MAX_AGENT_SETTINGS
+        assert sum("more settings than one run takes" in line for line in fleet.campaign.log) == 1
+
+    def test_there_is_a_most_of_all_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(campaign_module, "MAX_SETTINGS", 3)
+        fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}))
+        for seed in range(2):
+            fleet.add(f"pi{seed}", seed=seed, settings=(RuntimeSetting(), RuntimeSetting(threads=2)))
+        fleet.begin()
+        fleet.run()
+        assert len(fleet.campaign.tracks) == 3
+        assert fleet.campaign.finish() == "complete"
+
+    def test_between_two_of_them_others_get_their_tasks(self) -> None:
+        begun: list[str] = []
+
+        class Counting(Simulation):
+            def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
+                begun.append(info.agent)
+                return super().make_search(info, setting)
+
+        fleet = Counting(PLAN.model_copy(update={"wait_for": 1}))
+        fleet.add("pi0")
+        fleet.begin()
+        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        late = [fleet.add(name, seed=3, settings=many_settings(0)[:4]) for name in ("late0", "late1")]
+        begun.clear()
+        for most in range(1, 9):
+            fleet.step()
+            assert len(begun) <= most
+        assert sorted(begun) == sorted(4 * [agent.name for agent in late])
+        assert begun[:2] == ["late0", "late1"]  # in turn
+
+
+class TestMemory:
+    def test_what_is_taken_together_is_bounded_in_bytes_too(self) -> None:
+        fleet = Simulation(PLAN)
+        receiver = fleet.broker.transport("receiver")
+        receiver.subscribe("t")
+        receiver.start()
+        take_events(receiver, 0, 1)
+        for _ in range(100):
+            fleet.broker.publish("t", b"x" * 64 * 1024)
+        taken = take_events(receiver, 0, 500)
+        assert sum(len(event.payload) for event in taken if isinstance(event, Received)) == MOST_BYTES_AT_ONCE
+        rest = sum(len(take_events(receiver, 0, 500)) for _ in range(10))
+        assert len(taken) + rest == 100  # nothing is lost

@@ -1,0 +1,133 @@
+"""Files and cells that are named after or filled with what devices say."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile_fleet import ShippedModels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from simulated_fleet import HiddenDevice, SimulatedAgent, Simulation, measurement
+
+from coordinator.campaign.assembly import write_take_home
+from coordinator.campaign.plan import CampaignPlan
+from coordinator.report.html import REPORT_FILE
+from coordinator.report.measurement_table import csv_cell, plain_cell, read_measurements
+from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, folder_name, read_results
+from fleet_protocol.messages import Conditions, Measurement, MeasureTask, RuntimeSetting
+
+PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=1, grace_s=30, join_s=60, deadline_s=60)
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", "＝1", "＋1", "－1", "＠1")
+
+
+def finished(fleet: Simulation, out: Path) -> Simulation:
+    fleet.begin()
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+    assert write_take_home(fleet.store, "run-1", out, fleet.models) == []
+    return fleet
+
+
+@pytest.mark.parametrize("name", [RESULTS_FILE, MEASUREMENTS_FILE, REPORT_FILE, "Results.JSON", "a" * 60, "r"])
+def test_an_agent_may_have_the_name_of_a_file(name: str, tmp_path: Path) -> None:
+    plan = PLAN.model_copy(update={"wait_for": 2})
+    fleet = Simulation(plan, models=ShippedModels())
+    fleet.add(name, seed=0)
+    fleet.add("pi1", seed=1)
+    finished(fleet, tmp_path)
+    for device in read_results(tmp_path).fleet:
+        for target in device.targets:
+            assert target.model is not None
+            assert (tmp_path / target.model).is_file()
+    assert (tmp_path / REPORT_FILE).is_file()
+    assert len(read_measurements(tmp_path / MEASUREMENTS_FILE)) == 2
+
+
+def test_no_two_agents_share_a_folder() -> None:
+    names = [RESULTS_FILE, "results.json_", "Results.json", MEASUREMENTS_FILE, REPORT_FILE, "pi"]
+    assert len({folder_name(name) for name in names}) == len(names)
+
+
+def test_a_setting_of_many_cores_is_taken_home(tmp_path: Path) -> None:
+    fleet = Simulation(PLAN, models=ShippedModels())
+    many = tuple(RuntimeSetting(affinity=tuple(range(first, first + 256))) for first in (0, 1))
+    fleet.add("server", seed=0, settings=many)
+    finished(fleet, tmp_path)
+    kept = read_results(tmp_path).fleet
+    assert len(kept) == 2
+    assert all(target.model for device in kept for target in device.targets)
+    # And the run is found again by its settings.
+    fleet.begin(resume=True)
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+
+
+def test_settings_that_an_agent_announces_twice_count_once() -> None:
+    fleet = Simulation(PLAN, models=ShippedModels())
+    fleet.add("pi", seed=0, settings=(RuntimeSetting(), RuntimeSetting()))
+    fleet.begin()
+    fleet.run()
+    assert fleet.campaign.finish() == "complete"
+    assert len(fleet.campaign.tracks) == 1
+
+
+class Saying(SimulatedAgent):
+    """Says `text` wherever a text of its own goes into a table."""
+
+    text = ""
+
+    def _measure(self, order: MeasureTask) -> Measurement:
+        device: HiddenDevice = self.devices[order.setting]
+        said = Conditions(governor=self.text[:32])
+        return device.measure(order, self.clock.unix()).model_copy(update={"before": said, "after": said})
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, "=" * 32, "'", "'=1", ',;"\n', "{{7*7}}<script>", ""])
+def test_texts_of_a_device_come_back_and_are_no_formulas(text: str, tmp_path: Path) -> None:
+    fleet = Simulation(PLAN, models=ShippedModels())
+    agent = fleet.take_in(Saying(fleet.broker, "pi", fleet.clock))
+    agent.text = text
+    finished(fleet, tmp_path)
+    (rows,) = read_measurements(tmp_path / MEASUREMENTS_FILE).values()
+    assert {row.measurement.after.governor for row in rows} == {text or None}
+    with (tmp_path / MEASUREMENTS_FILE).open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(FORMULAS) and not _is_number(cell)]
+    page = (tmp_path / REPORT_FILE).read_text()
+    assert "<script>" not in page
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.text(max_size=40))
+def test_every_text_comes_back_from_a_cell(text: str) -> None:
+    file = io.StringIO()
+    csv.writer(file).writerow([csv_cell(text)])
+    file.seek(0)
+    read = next(csv.reader(io.StringIO(file.getvalue(), newline="")), [""])
+    assert plain_cell(read[0]) == text
+    assert not csv_cell(text).startswith(FORMULAS)
+
+
+@pytest.mark.parametrize("value", ["", "=cmd", "'", " x", "a" * 65, "x\n", "ä", "\x1b[2J"])
+def test_a_provider_that_no_runtime_has_is_refused(value: str) -> None:
+    with pytest.raises(ValidationError):
+        measurement(1.0, provider=value)
+
+
+@pytest.mark.parametrize("fields", [{"median_ms": 1e7, "undisturbed_ms": 1e-3}, {"undisturbed_ms": 1e3}])
+def test_a_slowdown_that_no_device_has_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="times undisturbed_ms"):
+        measurement(1.0, **fields) if "median_ms" not in fields else measurement(**fields)
