@@ -272,9 +272,12 @@ class _Paired:
     def over(self) -> bool:
         """Whether enough was measured, or all that may be."""
         elapsed_ns = self._clock_ns() - self._begin_ns
-        if elapsed_ns >= max(self._limit_ns, self._nominal_ns) or len(self._rounds) >= _MOST_ROUNDS:
-            return len(self._rounds) > 1
         runs, spent_ns = sum(map(len, self._blocks_ns)), self._subject.spent_ns - self._warm_ns
+        if elapsed_ns >= self._most_ns or len(self._rounds) >= _MOST_ROUNDS:
+            return len(self._rounds) > 1
+        if elapsed_ns >= max(self._limit_ns, self._nominal_ns):
+            # The limit follows from the speed at the beginning: a device that became slow since measures all the same.
+            return len(self._rounds) > 1 and runs >= self._protocol.min_runs
         if len(self._rounds) < self._nominal_rounds or runs < self._protocol.min_runs:
             return False
         if spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_rig import ScriptedMeasurer
+import waiting
+from agent_rig import ScriptedMeasurer, final_reply
 from runtime_stand_ins import attach_phone
 
 from agent import running
-from agent.child_messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply
+from agent.child_messages import FailedReply, ProbedReply, ProbeOrder, Reply
 from agent.limits import Limits
 from agent.model_building import emit
 from agent.probe import agent_info
@@ -42,10 +43,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 def probe(worker: Worker, **fields: object) -> Reply:
     setting = RuntimeSetting.model_validate(fields)
     worker.submit(ProbeOrder(setting=setting, micro_benchmarks=False))
-    while isinstance(reply := worker.poll(60), PhaseReply):
-        continue
-    assert reply is not None
-    return reply
+    return final_reply(worker)
 
 
 # -- really active ---------------------------------------------------------------------------------------------------
@@ -85,7 +83,7 @@ def test_a_core_that_the_agent_may_not_use_is_not_there(tmp_path: Path) -> None:
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-c", program, *model, *more]
-        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, env=environment)
+        return waiting.run(words, env=environment)
 
     refused = run("--affinity", f"{ALLOWED[0]}-{ALLOWED[1]}")
     assert refused.returncode == 2

@@ -15,6 +15,7 @@ import flatbuffers
 import numpy as np
 import onnx
 import pytest
+import waiting
 from onnx import TensorProto, helper, numpy_helper
 from runtime_stand_ins import attach_phone, become_jetson, provide_command
 
@@ -102,7 +103,7 @@ def command(*arguments: object, cwd: Path | None = None) -> subprocess.Completed
     words = [sys.executable, "-m", "agent.cli", "bench", *map(str, arguments), "--time", "0", "--runs", "3"]
     here = Path(__file__).resolve().parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": str(here)}
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=cwd, env=environment)
+    return waiting.run(words, cwd=cwd, env=environment)
 
 
 # -- what an option says -----------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_the_command_says_which_shape_and_cores_were_timed(tmp_path: Path) -> No
     assert (twice.returncode, "twice" in twice.stderr) == (2, True)
     windows = ("--sustained", "1s", "--window", "0.3s", "--input-shape", "1x3x16x16")
     words = [sys.executable, "-m", "agent.cli", "bench", str(model), *windows]
-    sustained = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    sustained = waiting.run(words)
     assert "input image 1x3x16x16; cores " in sustained.stdout
 
 

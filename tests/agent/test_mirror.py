@@ -166,12 +166,12 @@ def begun(server: MirrorServer, partial: Path) -> MirrorFetch:
 def test_a_mirror_that_stops_sending_is_given_up_and_its_thread_ends(partial: Path) -> None:
     with mirror(MirrorServer({PATH: LARGE}, goes_on=threading.Event())) as server:
         fetch = begun(server, partial)
-        assert server.stopped_at.wait(20)
+        waiting.until(server.stopped_at.is_set)
         while fetch.received_bytes < 1000:
             assert fetch.step(WINDOW_S - 1) is None
         with pytest.raises(MirrorError, match="it sent 1,000 bytes in 61 s"):
             fetch.step(WINDOW_S + 1)
-        assert fetch.over.wait(20), "while the server still keeps silent"
+        waiting.until(fetch.over.is_set, what="while the server still keeps silent")
     assert partial.read_bytes() == LARGE[:1000], "to be resumed"
 
 
@@ -185,7 +185,7 @@ def test_a_mirror_that_never_ends_its_headers_is_given_up_and_its_thread_ends(pa
             connection.sendall(reply)
             with pytest.raises(MirrorError, match="it sent 0 bytes"):
                 fetch.step(WINDOW_S + 1)
-            assert fetch.over.wait(20)
+            waiting.until(fetch.over.is_set)
 
 
 def test_a_mirror_that_never_ends_its_handshake_is_given_up_and_its_thread_ends(partial: Path) -> None:
@@ -196,29 +196,29 @@ def test_a_mirror_that_never_ends_its_handshake_is_given_up_and_its_thread_ends(
         with connection:
             assert connection.recv(1), "it has begun"
             fetch.stop()
-            assert fetch.over.wait(20)
+            waiting.until(fetch.over.is_set)
 
 
 def test_a_mirror_that_drips_is_given_up_when_the_broker_would_be_done(partial: Path) -> None:
     limit_s = WINDOW_S + REFERENCE.size / MIN_BYTES_PER_S
     with mirror(MirrorServer({PATH: LARGE}, goes_on=threading.Event())) as server:
         fetch = begun(server, partial)
-        assert server.stopped_at.wait(20)
+        waiting.until(server.stopped_at.is_set)
         with pytest.raises(MirrorError, match=f"within {limit_s:.0f} s"):
             fetch.step(limit_s)
-        assert fetch.over.wait(20)
+        waiting.until(fetch.over.is_set)
 
 
 def test_a_mirror_that_is_fast_enough_is_waited_for(partial: Path) -> None:
     with mirror(MirrorServer({PATH: LARGE}, goes_on=threading.Event(), stops_after=400_000)) as server:
         fetch = begun(server, partial)
-        assert server.stopped_at.wait(20)
+        waiting.until(server.stopped_at.is_set)
         while fetch.received_bytes < 400_000:
             assert fetch.step(1.0) is None
         assert fetch.step(WINDOW_S + 1) is None  # the first window brought enough
         with pytest.raises(MirrorError, match="it sent 0 bytes in 60 s"):
             fetch.step(2 * WINDOW_S + 1)
-        assert fetch.over.wait(20)
+        waiting.until(fetch.over.is_set)
 
 
 def test_no_connection_stays_open(partial: Path) -> None:
@@ -229,7 +229,7 @@ def test_no_connection_stays_open(partial: Path) -> None:
             connection.settimeout(20)
             connection.recv(1 << 16)
             connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-            assert fetch.over.wait(20)
+            waiting.until(fetch.over.is_set)
             assert connection.recv(1) == b""
 
 

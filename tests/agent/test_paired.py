@@ -431,3 +431,12 @@ def test_intervals_cover_the_truth_on_a_wandering_device() -> None:
             covered += abs(paired.undisturbed_ms / true_ms(SUBJECT) - 1) <= paired.undisturbed_half_width_percent / 100
     assert told >= 50
     assert covered / told >= 0.9
+
+
+def test_a_device_that_becomes_slow_takes_all_the_runs_that_were_asked_for() -> None:
+    # Slow as soon as the length of the measurement is decided, which its limit follows from.
+    device = Device(lambda at_s, macs: 1.0 if at_s < 0.01 else 30.0)
+    found = device.measure(warmup_runs=1, warmup_s=0.0, min_runs=50, min_s=0.0, max_s=60.0)
+    assert found.timing.runs >= 50
+    shorter = Device(lambda at_s, macs: 1.0 if at_s < 0.01 else 30.0)
+    assert 1 < shorter.measure(warmup_runs=1, warmup_s=0.0, min_runs=50, min_s=0.0, max_s=2.0).timing.runs < 50

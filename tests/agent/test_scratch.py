@@ -14,13 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import waiting
 
 from agent.child_messages import BenchOrder, ProbeOrder
 from agent.scratch import ScratchFolder, remove_abandoned
 from agent.worker import Worker, child_command
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
-PATIENCE_S = 60.0
 COMMAND = RuntimeSetting(runtime="command")
 #: A user's program that says where its model is, and then never ends.
 _HANGS = """\
@@ -69,7 +69,7 @@ class Program:
 
     def has_ended(self) -> bool:
         """Wait until it has ended."""
-        return bool(select.select([self._handle], [], [], PATIENCE_S)[0])
+        return bool(waiting.until(lambda: select.select([self._handle], [], [], 0)[0]))
 
     def end(self) -> None:
         if self._handle is not None:
@@ -178,5 +178,5 @@ def test_many_agents_that_start_at_once_take_no_folder_from_each_other(tmp_path:
         "    scratch.remove()\n"
     )
     processes = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
-    assert [process.wait(PATIENCE_S) for process in processes] == [0, 0, 0]
+    assert [waiting.ended(process) for process in processes] == [0, 0, 0]
     assert list(temporary.iterdir()) == []

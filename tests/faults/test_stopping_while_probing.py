@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import waiting
 
-PATIENCE_S = 60.0
 #: Stands in for an accelerator's library that takes minutes to load: says that it is loaded now, and never is.
 _SLOW = """\
 import os, time
@@ -39,14 +38,13 @@ def test_an_agent_that_probes_ends_at_once_when_it_is_asked_to(tmp_path: Path, n
     command = [sys.executable, "-m", "agent.cli", "run", "--broker", "127.0.0.1:1", "--runtime", "onnxruntime"]
     command += ["--state-dir", str(tmp_path / "state"), "--name", "pi"]
     agent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    child = os.pidfd_open(int(pipe.read_text()))
+    child = int(pipe.read_text())
     try:
         agent.send_signal(number)
-        _, said = agent.communicate(timeout=PATIENCE_S)
-        assert select.select([child], [], [], PATIENCE_S)[0], "the child outlived its agent"
+        _, said = waiting.outputs(agent)
+        waiting.until(lambda: waiting.gone(child), what="the child outlived its agent")
     finally:
         agent.kill()
-        os.close(child)
     assert agent.returncode == 0, said
     assert "stopped before the fleet was joined" in said
     assert "Traceback" not in said

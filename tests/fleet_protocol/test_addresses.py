@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import waiting
 from pydantic import ValidationError
 
 from agent.cli import build_parser
@@ -215,6 +216,6 @@ def test_the_embedded_broker_is_reached_over_ipv6(host: str) -> None:
         transport = MqttTransport(BrokerAddress.parse(str(broker.address)), "test")
         transport.start()
         try:
-            transport.wait_connected(20)
+            transport.wait_connected(waiting.STALL_S)
         finally:
             transport.close()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import waiting
 from brokers import free_port
 from supernets import random_bundle
 
@@ -16,7 +17,6 @@ from fleet_protocol.child_process import child_environment, python_command
 from fleet_protocol.messages import RuntimeSetting
 from supernet_export.spaces.registry import make_space
 
-PATIENCE_S = 120.0
 #: Of the standard library, of dependencies, of this project: what a child imports first and last.
 PLANTED = (
     "agent",
@@ -57,7 +57,7 @@ from fleet_protocol.network_process import NetworkProcess
 from fleet_protocol.transport import BrokerAddress, Disconnected
 network = NetworkProcess(BrokerAddress("127.0.0.1", int(sys.argv[1])), "coordinator")
 network.start()
-event = network.poll(60)
+event = network.poll(120)
 network.close()
 sys.exit(0 if isinstance(event, Disconnected) else f"{event}")
 """
@@ -86,15 +86,7 @@ class Planted:
     def run(self, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         script = self.scripts / "program.py"
         script.write_text(program)
-        return subprocess.run(
-            [sys.executable, str(script), *map(str, arguments)],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        return waiting.run([sys.executable, script, *arguments], cwd=self.folder, env=self.environment)
 
     @property
     def executed(self) -> list[str]:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import waiting
 from brokers import free_port
 from runtime_stand_ins import attach_phone
 
@@ -29,7 +30,6 @@ from fleet_protocol.network_process import NetworkProcess
 from fleet_protocol.tls import TlsContext
 from fleet_protocol.transport import BrokerAddress
 
-PATIENCE_S = 60.0
 SECRET = "correct-horse-battery-staple"
 PACKAGES = (fleet_protocol, supernet_export, agent, coordinator)
 _STARTS = {"run", "Popen", "call", "check_call", "check_output"}
@@ -69,7 +69,7 @@ def test_the_measuring_child_has_no_password(tmp_path: Path) -> None:
     try:
         worker.submit(ProbeOrder(setting=RuntimeSetting(runtime="command")))
         assert SECRET.encode() not in environment_of(worker.pid)
-        assert isinstance(list(replies_of(worker, PATIENCE_S))[-1], FailedReply)
+        assert isinstance(list(replies_of(worker, waiting.STALL_S))[-1], FailedReply)
     finally:
         worker.kill()
 
@@ -78,7 +78,7 @@ def test_the_network_process_has_no_password() -> None:
     network = NetworkProcess(BrokerAddress("127.0.0.1", free_port(), username="c", password=SECRET), "coordinator")
     network.start()
     try:
-        assert network.poll(PATIENCE_S) is not None
+        assert network.poll(waiting.STALL_S) is not None
         assert SECRET.encode() not in environment_of(network.pid)
     finally:
         network.close()
@@ -134,7 +134,7 @@ def test_what_a_child_leaves_is_readable_by_its_user_only(tmp_path: Path, monkey
         worker.submit(
             BenchOrder(model_path=str(model), setting=RuntimeSetting(runtime="command"), protocol=MeasurementProtocol())
         )
-        list(replies_of(worker, PATIENCE_S))
+        list(replies_of(worker, waiting.STALL_S))
     finally:
         worker.kill()
     assert mask.read_text() == "0o77"
