@@ -149,6 +149,8 @@ def in_a_read_only_container(*words: object, environment: dict[str, str]) -> sub
     """Run where no usual place takes temporary files; skips where this system makes no such place."""
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("only root can make a read-only place")
+    if any(ROOT.is_relative_to(place) for place in ("/tmp", "/var/tmp")):
+        pytest.skip("this checkout lies where the test hides everything")
     script = 'for place in /var/tmp /tmp; do mount -t tmpfs -o ro none $place || exit 77; done; cd /proc && exec "$@"'
     mounted = ["unshare", "--mount", "sh", "-c", script, "sh", *words]
     environment = {**environment, "PYTHONPATH": str(ROOT)}
