@@ -22,11 +22,14 @@ from agent.worker import Worker, child_command
 from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
 COMMAND = RuntimeSetting(runtime="command")
-#: A user's program that says where its model is, and then never ends.
+#: A user's program that says where its temporary file is, and then never ends.
 _HANGS = """\
-import os, sys, time
+import os, sys, tempfile, time
+kept = tempfile.NamedTemporaryFile(delete=False)
+kept.write(b"model")
+kept.flush()
 with open(sys.argv[2], "w") as pipe:
-    pipe.write(f"{os.getpid()} {sys.argv[1]}")
+    pipe.write(f"{os.getpid()} {kept.name}")
 time.sleep(600)
 """
 #: An agent that has a child which measures with that program.
@@ -62,7 +65,7 @@ class Program:
         self._handle: int | None = None
 
     def begun(self) -> Path:
-        """Wait until it runs; its model."""
+        """Wait until it runs; its temporary file."""
         process, _, model = self._pipe.read_text().partition(" ")
         self._handle = os.pidfd_open(int(process))
         return Path(model)
