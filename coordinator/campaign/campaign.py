@@ -445,6 +445,9 @@ class Campaign:
         self._open = True
         for entry in there:
             self._join(entry)
+        for entry in self.registry.usable():
+            if not self._wanted(entry.name):
+                self._tell_left_out(entry.name)
         self._announcer.started(
             list(self.tracks.values()),
             supernet=self.identity.supernet,

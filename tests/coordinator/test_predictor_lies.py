@@ -44,7 +44,7 @@ LIES: dict[str, Callable[[Architecture], float]] = {
     "random": lambda subnet: float(np.exp(drawn(subnet).normal(0, 1.5))),
     "inverted": lambda subnet: 1e6 / size(subnet),
     "next to nothing or an age": lambda subnet: float(drawn(subnet).choice([1e-3, 1e4])),
-    "far too steep": lambda subnet: 1e-12 * size(subnet) ** 4,
+    "far too steep": lambda subnet: 1e-21 * size(subnet) ** 4,
     "always the same": lambda _: 3.0,
 }
 

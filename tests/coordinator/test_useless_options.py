@@ -36,7 +36,8 @@ TEXTS = {
 }
 OUTPUTS = {"--out", "--json"}
 PLAN = {
-    *("--targets", "--budget", "--strategy", "--seed", "--prior", "--grace", "--join", "--deadline"),
+    *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
+    "--deadline",
     *("--warmup", "--min-time", "--min-runs", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
@@ -190,7 +191,7 @@ def test_every_command_is_looked_at() -> None:
         "broker renew": 1,
         "broker rotate": 3,
         "demo": 3,
-        "devices": 11,
+        "devices": 14,
         "enroll": 3,
         "evaluate": 6,
         "export": 5,
