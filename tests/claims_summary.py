@@ -9,6 +9,8 @@ import claims_of_targets
 from claims_files import NUMBER, Setting, agrees, percent_agrees
 from claims_reading import OFTEN, TOTAL, WARNING, Found, Reading, claim
 
+from coordinator.view.summary import LEGEND
+
 _FEWEST_HELD_OUT = 8
 _MOST_NAMED = 5
 
@@ -162,6 +164,7 @@ SUMMARY_CLAIMS = [
     claim(WARNING + r"; ADVICE", SummaryReading.warned_of_one),
     claim(r"(?P<all>\d+) device settings?: (?P<counts>(?:\d+ \w+(?:, )?)+)", SummaryReading.statuses),
     claim(TOTAL + r" by a fresh re-measurement", SummaryReading.totals),
+    claim("|".join(map(re.escape, LEGEND)), SummaryReading.nothing),
     claim(
         r"every winner has at most .+|results and model files: .+|not every device finished\. .+",
         SummaryReading.nothing,

@@ -12,9 +12,9 @@ from coordinator.view import wording
 from coordinator.view.strip import BAD, BOLD, DIM, FAILED, GOOD, PLAIN, WARN
 
 #: How the latencies of one row differ; `measured` of a disturbed device may be well beyond `verified`.
-_LEGEND = (
-    "predicted: without the subnet's own measurements   measured: when first tried   verified: the file that ships   "
-    "typical: at the run's median slow-down"
+LEGEND = (
+    "predicted: without its own measurements   measured: when first tried",
+    "verified: the file that ships   typical: at the run's median slow-down",
 )
 
 #: The columns of a table of targets, with a few words in the last.
@@ -44,7 +44,7 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
         if remark:
             parts.append(Text(f"  {remark}"))
     if any(device.targets for device in outcome.devices):
-        parts.append(Text(_LEGEND, style=DIM))
+        parts += [Text(line, style=DIM) for line in LEGEND]
     if outcome.bounds.given():
         parts.append(Text(f"every winner has {outcome.bounds}"))
     warning = wording.slowed_warning((device.label, device.quality) for device in outcome.devices)
