@@ -419,7 +419,10 @@ class Campaign:
         present = known | {entry.name for entry in there}
         missing = [name for name in self.plan.devices if name not in present]
         # Whoever the broker only remembers has been asked: it answers at once, or is lost soon.
-        if not missing and len(present) >= self.plan.wait_for and len(there) == len(usable):
+        # A stored device that cannot be read any more takes no part, and is not waited for.
+        part = self._resumed_with | set(self.plan.devices)
+        fewest = min(self.plan.wait_for, len(part)) if self._resumed_with else self.plan.wait_for
+        if not missing and len(present) >= fewest and len(there) == len(usable):
             self._begin(there)
         elif now - self._connected_s > self.plan.join_s:
             raise UsageError(self._absence(missing, len(present)))
