@@ -1,6 +1,6 @@
 """Whether onnxruntime adds up products of 8-bit integers exactly on this processor.
 
-Its kernels for x86 without VNNI add pairs of products in 16 bits, where large ones saturate. Source: onnxruntime's guide
+Its kernels for x86 without VNNI add pairs of products in 16 bits, where large ones saturate. Source: its guide
 to quantisation, "When and why do I need to try U8U8?".
 """
 
