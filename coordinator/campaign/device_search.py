@@ -173,6 +173,7 @@ class DeviceSearch:
         """Up to `count` subnets to measure next; none while a round's last ones are out."""
         if self.needs_planning:
             self._queue.extend(self._next_round())
+            self._latency.release()
         handed = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
         self._outstanding.update((proposal.key, proposal) for proposal in handed)
         return handed

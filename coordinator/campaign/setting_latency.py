@@ -40,6 +40,10 @@ class SettingLatency:
         self._learner = self._left_out = None
         return self.observations.add(genome, measurement, awaited=awaited)
 
+    def release(self) -> None:
+        """Forget what can be learned again: a fleet's predictors, all kept, would fill the memory."""
+        self._learner = None
+
     def add_failure(self, genome: Genome) -> None:
         """Count a failed measurement of a subnet."""
         self.observations.add_failure(genome)
