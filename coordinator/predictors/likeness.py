@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from coordinator.predictors.learned_prior import MeasuredDevice, fit_device
 from coordinator.predictors.prior import Floats, Prior, hierarchical_prior
 
-#: What a device's latencies may differ by from those that another device's weights foretell of them, up to its speed:
+#: What a device's latencies may differ by from those that another device's weights predict for them, up to its speed:
 #: the robust standard deviation of their logarithms. Of 22 public device settings the nearest one of another device is
 #: within 0.12, of simulated ones within 0.16; latencies that are drawn, inverted or far too steep are beyond 0.3.
 UNLIKE = 0.25
@@ -21,7 +21,7 @@ _SMALLEST = 0.05
 def distances(devices: Sequence[MeasuredDevice], groups: Sequence[int] | NDArray[np.intp]) -> list[float]:
     """How far each device is from the nearest one of another family, in the order of `devices`.
 
-    Of two devices the one that foretells the other worse counts: what is made up may be foretold by accident. Infinite
+    Of two devices the one that predicts the other worse counts: what is made up may be predicted by accident. Infinite
     for a device whose weights cannot be computed, and where there is no other family.
     """
     base = hierarchical_prior(np.concatenate([device.features for device in devices]), groups, own=0.25)
@@ -41,12 +41,12 @@ def _weights(device: MeasuredDevice, base: Prior) -> Floats | None:
 
 
 def _apart(device: MeasuredDevice, weights: Floats | None) -> float:
-    """Robust standard deviation of the logarithm of a device's latencies over those that `weights` foretell."""
+    """Robust standard deviation of the logarithm of a device's latencies over those that `weights` predict."""
     if weights is None:
         return float("inf")
-    foretold = device.features @ weights
-    typical = float(np.median(foretold))
+    predicted = device.features @ weights
+    typical = float(np.median(predicted))
     if not typical > 0:
         return float("inf")
-    errors = np.log(device.latency_ms) - np.log(np.maximum(foretold / typical, _SMALLEST))
+    errors = np.log(device.latency_ms) - np.log(np.maximum(predicted / typical, _SMALLEST))
     return 1.4826 * float(np.median(np.abs(errors - np.median(errors))))
