@@ -1,7 +1,7 @@
 """Simulated campaigns and how each of them ends, as JSON on standard output.
 
-`python tests/coordinator/recorded_winners.py > tests/coordinator/recorded_winners.json` records them anew, after a change
-that is meant to change what a search finds. Run it as `arithmetic()` says: rounding differs between processors.
+`python tests/coordinator/recorded_winners.py > tests/coordinator/recorded_winners.json` records them anew, after a
+change that is meant to change what a search finds. Run it as `arithmetic()` says: rounding differs between processors.
 """
 
 from __future__ import annotations
