@@ -1,6 +1,6 @@
 """`python -m agent`: the same as `fleetnas-agent`."""
 
-from agent.cli import main
+from fleetnas.agent.cli.main import main
 
 if __name__ == "__main__":
     main()

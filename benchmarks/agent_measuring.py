@@ -30,20 +30,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from brokers import mosquitto
 from figures import Figures, parser
-from supernets import random_bundle
+from rigs.brokers import mosquitto
+from rigs.supernets import random_bundle
 
-from agent.child_messages import BenchOrder, MeasuredReply, MeasureOrder, PhaseReply, ReferenceOrder
-from agent.host_lock import default_host_lock_path
-from agent.model_building import build_model
-from agent.service import KEEP_CHILD_S
-from agent.speed import SpeedTracker
-from agent.worker import Worker, child_command
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.session import import_onnxruntime
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.measuring.host_lock import default_host_lock_path
+from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply, MeasureOrder, PhaseReply, ReferenceOrder
+from fleetnas.agent.measuring.speed import SpeedTracker
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.agent.service.service import KEEP_CHILD_S
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 PROTOCOL = MeasurementProtocol()
 #: Short turns, so that bare loop and agent see the same speed of a machine whose speed wanders.
@@ -248,7 +248,16 @@ def shares(figures: Figures, found: Repeats, runtime: str) -> None:
 
 def idle_cost(figures: Figures, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder, mosquitto(Path(folder)) as broker:
-        command = [sys.executable, "-m", "agent.cli", "run", "--broker", str(broker.address), "--state-dir", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "fleetnas.agent",
+            "run",
+            "--broker",
+            str(broker.address),
+            "--state-dir",
+            folder,
+        ]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             time.sleep(6 + KEEP_CHILD_S)  # the micro-benchmarks of a first start, and the end of their child

@@ -28,25 +28,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "coordinator"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from disturbances import PROFILES, Disturbance, disturbance, long_run_slowdown, sensitivity
-from disturbed_device import DisturbedAgent, DisturbedDevice, SimulatedBench, TrueLatency
 from figures import Figures, parser
-from simulated_fleet import Simulation, StandInModels
+from rigs.disturbances import PROFILES, Disturbance, disturbance, long_run_slowdown, sensitivity
+from rigs.disturbed_device import DisturbedAgent, DisturbedDevice, SimulatedBench, TrueLatency
+from rigs.simulated_fleet import Simulation, StandInModels
 
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.opening import Opening
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.proposal import TargetState
-from coordinator.search.blas import single_threaded_blas
-from coordinator.search.engine import search
-from coordinator.search.latency import SlotTableLatency
-from coordinator.search.problem import PredictedAccuracy
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.digits.accuracy import load_predictor
-from supernet_export.spaces.base import DesignSpace, Genomes
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.search.engine import search
+from fleetnas.coordinator.search.latency import SlotTableLatency
+from fleetnas.coordinator.search.problem import PredictedAccuracy
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.digits.accuracy import load_predictor
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.supernet_export.spaces.registry import make_space
 
 Floats = NDArray[np.float64]
 

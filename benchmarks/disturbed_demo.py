@@ -21,11 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from claims import contradictions
-from claims_files import ResultFiles
 from figures import Figures, parser
+from rigs.claims import contradictions
+from rigs.claims_files import ResultFiles
 
-_DEMO = "from coordinator.cli import main; main()"
+_DEMO = "from fleetnas.coordinator.cli import main; main()"
 _NEIGHBOUR = "import os\nif hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
 #: So wide that no line of the summary is broken.
 _COLUMNS = "400"

@@ -28,17 +28,17 @@ from pathlib import Path
 import numpy as np
 from figures import Figures, parser
 
-from coordinator.broker import EmbeddedBroker
-from coordinator.campaign.assembly import SearchRequest, open_search
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.winner_models import CalibratedModel
-from coordinator.store.store import MeasurementStore
-from coordinator.view.events import Event, MeasurementTaken
-from coordinator.view.snapshot import Snapshot
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import RuntimeSetting
-from fleet_protocol.transport import BrokerAddress
-from supernet_export.export import export_digits
+from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.records.events import Event, MeasurementTaken
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.supernet_export.export import export_digits
 
 FLEET = "load"
 #: Per device: what covers the space, what the search may spend, and its targets.

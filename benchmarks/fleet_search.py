@@ -24,19 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from figures import Figures, parser
 
-from coordinator.broker import EmbeddedBroker
-from coordinator.campaign.assembly import SearchRequest, open_search
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.priority import session_yields_to_measurements
-from coordinator.campaign.standing import outcome_of
-from coordinator.demo import agents
-from coordinator.report.outcome import CampaignOutcome
-from coordinator.store.store import MeasurementStore
-from coordinator.view.lines import LinesView
-from fleet_protocol.messages import MeasurementProtocol
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.export import export_checkpoint
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.demo import agents
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.app.priority import session_yields_to_measurements
+from fleetnas.coordinator.campaign.standing import outcome_of
+from fleetnas.coordinator.records.outcome import CampaignOutcome
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.lines import LinesView
+from fleetnas.fleet_protocol.messages import MeasurementProtocol
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.export import export_checkpoint
+from fleetnas.supernet_export.spaces.registry import make_space
 
 DATA = Path(os.environ.get("FLEETNAS_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 FAMILY, RESOLUTIONS = "ofa-mbv3-w1.0", (160, 176, 192, 208, 224)
@@ -51,7 +51,7 @@ PROTOCOL = MeasurementProtocol(warmup_s=0.2, min_s=0.5, min_runs=20, max_s=4.0)
 
 def export(directory: Path, resolutions: Sequence[int] = RESOLUTIONS) -> Path:
     """The supernet's bundle, by way of a checkpoint as OFA's trainer writes it."""
-    from peer_supernets import peer_supernet, save_checkpoint
+    from rigs.peer_supernets import peer_supernet, save_checkpoint
 
     checkpoint = save_checkpoint(peer_supernet(FAMILY), directory / "ofa_mbv3_random.pth")
     published = DATA / "ofa_mbv3" / "acc_predictor.pth"

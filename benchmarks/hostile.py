@@ -29,18 +29,18 @@ from figures import Figures, parser
 from fleet import FLEET, free_port, mosquitto_program
 from light_agents import field, packet
 
-from coordinator.campaign.opening import Opening
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.codec import encode
-from fleet_protocol.messages import BlobRequest, Next, Result, TaskKey
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.topics import Topics
-from fleet_protocol.transport import BrokerAddress, Received
-from supernet_export.export import export_digits, file_sha256
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import BlobRequest, Next, Result, TaskKey
+from fleetnas.fleet_protocol.topics import Topics
+from fleetnas.fleet_protocol.transports.base import BrokerAddress, Received
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
+from fleetnas.supernet_export.export import export_digits, file_sha256
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "coordinator"))
-from simulated_fleet import SPACE, Simulation, measurement
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from rigs.simulated_fleet import SPACE, Simulation, measurement
 
 #: Enough agents for planning to take no time, and what a measurement takes on each.
 AGENTS, TASK_S = 20, 0.5
@@ -59,7 +59,7 @@ TOPICS = Topics(FLEET)
 @contextlib.contextmanager
 def limited_mosquitto(work: Path) -> Iterator[int]:
     """Debian's mosquitto with the limits of `fleetnas broker init`, without TLS and logins."""
-    from coordinator.security.mosquitto import configuration
+    from fleetnas.coordinator.security.mosquitto import configuration
 
     limits = ("max_packet_size", "max_inflight", "max_queued", "queue_qos0", "set_tcp_nodelay", "persistence")
     kept = [line for line in configuration(work, 0, "certificate").splitlines() if line.startswith(limits)]

@@ -24,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from agent.measurement import MAX_KEPT_TIMES
-from agent.service import SAY_READY_S
-from coordinator.predictors.features import FeatureMap
-from device_profiles.profile import CpuCluster, DeviceProfile
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.codec import encode
-from fleet_protocol.messages import AgentInfo, AgentState, BlobRequest, Health, Next, RuntimeSetting, TaskKey
-from fleet_protocol.topics import Topics
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.base import DesignSpace
+from fleetnas.agent.measuring.measurement import MAX_KEPT_TIMES
+from fleetnas.agent.service.service import SAY_READY_S
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.device_profiles.profile import CpuCluster, DeviceProfile
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, BlobRequest, Health, Next, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.topics import Topics
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.spaces.base import DesignSpace
 
 #: Kinds of devices; each device's costs are its model's within 10 %.
 MODELS = 20

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from figures import Figures, parser
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.bundle import SupernetBundle
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.session import open_session
-from supernet_export.subnet import slice_subnet
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.interpreters.onnxruntime import open_session
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
 
 FAMILY = "ofa-mbv3-w1.0"
 
@@ -47,7 +47,7 @@ def ours(bundle: SupernetBundle, architecture: Architecture) -> tuple[float, flo
 def peers(net: Any, architecture: Architecture) -> float:
     """Seconds of the peer's way."""
     import torch
-    from peer_supernets import peer_subnet
+    from rigs.peer_supernets import peer_subnet
 
     started = time.perf_counter()
     subnet = peer_subnet(net, architecture)
@@ -95,10 +95,10 @@ def main() -> int:
         return 0
 
     import torch
-    from peer_supernets import FAMILIES, peer_supernet, save_checkpoint
+    from rigs.peer_supernets import FAMILIES, peer_supernet, save_checkpoint
 
-    from supernet_export.export import export_checkpoint
-    from supernet_export.spaces.registry import make_space
+    from fleetnas.supernet_export.export import export_checkpoint
+    from fleetnas.supernet_export.spaces.registry import make_space
 
     torch.set_num_threads(1)
     figures = Figures()

@@ -26,21 +26,21 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from figures import Figures, parser
-from logit_parity import KINDS, disagreement, layers_of, perturbed
-from peer_supernets import FAMILIES, compared, kernels_of, peer_supernet, save_checkpoint
+from rigs.logit_parity import KINDS, disagreement, layers_of, perturbed
+from rigs.peer_supernets import FAMILIES, compared, kernels_of, peer_supernet, save_checkpoint
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.activation_ranges import observe_ranges
-from supernet_export.bundle import SupernetBundle
-from supernet_export.calibration import estimate_statistics
-from supernet_export.evaluation import open_classifier
-from supernet_export.export import export_checkpoint, export_digits
-from supernet_export.graph import Array, Graph
-from supernet_export.images import DigitsImages
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.spaces.registry import make_space
-from supernet_export.subnet import slice_subnet
-from supernet_export.tflite_emitter import emit_tflite
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.emitters.tflite import emit_tflite
+from fleetnas.supernet_export.evaluation.classifier import open_classifier
+from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.export import export_checkpoint, export_digits
+from fleetnas.supernet_export.graph import Array, Graph
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
+from fleetnas.supernet_export.spaces.registry import make_space
 
 ImagePair: TypeAlias = tuple[Array, Array]
 Labels: TypeAlias = NDArray[np.int64]

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from figures import Figures, parser
 
-from coordinator.predictors.baselines import MacsLine, RescaledTable
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.dataset import LatencyData, read_latency_data
-from coordinator.predictors.evaluation import (
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.evaluation.baselines import MacsLine, RescaledTable
+from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData, read_latency_data
+from fleetnas.coordinator.predictors.evaluation.fine_tuned import FineTunedNetwork
+from fleetnas.coordinator.predictors.evaluation.studies import (
     Choice,
     EvaluationRow,
     Split,
@@ -33,13 +34,12 @@ from coordinator.predictors.evaluation import (
     split,
     table_lines,
 )
-from coordinator.predictors.fine_tuned import FineTunedNetwork
-from coordinator.predictors.held_out import spearman
-from coordinator.predictors.learned_prior import learn_prior
-from coordinator.predictors.prior import Floats, Prior, hierarchical_prior
-from coordinator.predictors.transfer import HardwareTransfer
-from coordinator.search.block_table import read_block_table
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.predictors.evaluation.transfer import HardwareTransfer
+from fleetnas.coordinator.predictors.learned_prior import learn_prior
+from fleetnas.coordinator.predictors.metrics import spearman
+from fleetnas.coordinator.predictors.prior import Floats, Prior, hierarchical_prior
+from fleetnas.coordinator.search.block_table import read_block_table
+from fleetnas.supernet_export.spaces.registry import make_space
 
 DATA = Path(os.environ.get("FLEETNAS_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 THROUGHPUT_BOUND = ("2080ti_64", "titan_xp_64", "v100_64")

@@ -20,20 +20,20 @@ import numpy as np
 from figures import Figures, parser
 from fleet_search import export
 
-from agent.micro_benchmarks import run_micro_benchmarks
-from agent.model_building import build_model
-from agent.runtimes.registry import make_runtime
-from coordinator.predictors.baselines import BlockTable, MacsLine, block_table_genomes
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.features import FeatureMap
-from coordinator.predictors.held_out import spearman
-from coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
-from coordinator.predictors.prior import Floats, hierarchical_prior
-from coordinator.predictors.transfer import HardwareTransfer, Parameters, profile_parameters
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.base import Genomes
+from fleetnas.agent.measuring.micro_benchmarks import run_micro_benchmarks
+from fleetnas.agent.runtimes.registry import make_runtime
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.evaluation.baselines import BlockTable, MacsLine, block_table_genomes
+from fleetnas.coordinator.predictors.evaluation.transfer import HardwareTransfer, Parameters, profile_parameters
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
+from fleetnas.coordinator.predictors.metrics import spearman
+from fleetnas.coordinator.predictors.prior import Floats, hierarchical_prior
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.base import Genomes
 
 RESOLUTION = 192
 SETTINGS = {

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from coordinator.search.latency import SlotTableLatency
-from supernet_export.session import import_onnxruntime
-from supernet_export.spaces.mbconv import reduced
-from supernet_export.spaces.ofa_resnet50 import EXPANDS, STEM_DEPTHS, WIDTHS, OfaResNet50Space, ResNetBlock
+from fleetnas.coordinator.search.latency import SlotTableLatency
+from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime
+from fleetnas.supernet_export.spaces.mbconv import reduced
+from fleetnas.supernet_export.spaces.ofa_resnet50 import EXPANDS, STEM_DEPTHS, WIDTHS, OfaResNet50Space, ResNetBlock
 
 
 class _Network:

@@ -27,18 +27,18 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from figures import Figures, parser
-from peer import import_peer
 from resnet_table import measure
+from rigs.peer import import_peer
 
-from coordinator.search.block_table import read_block_table
-from coordinator.search.engine import SearchResult, Strategy, search
-from coordinator.search.evolution import EvolutionSettings
-from coordinator.search.latency import SlotTableLatency
-from coordinator.search.offline import draw_fronts
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.mbconv import MBConvSpace
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.search.block_table import read_block_table
+from fleetnas.coordinator.search.engine import SearchResult, Strategy, search
+from fleetnas.coordinator.search.evolution import EvolutionSettings
+from fleetnas.coordinator.search.latency import SlotTableLatency
+from fleetnas.coordinator.search.offline import draw_fronts
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS_MS = [float(ms) for ms in range(15, 61, 5)]

@@ -26,10 +26,10 @@ import numpy as np
 from figures import Figures, parser
 from numpy.typing import NDArray
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.digits.data import load_digits, preprocess
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.training.schedule import Phase
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.digits.data import load_digits, preprocess
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.training.schedule import Phase
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "img" / "training_fronts.png"
 SPACE = DigitsSpace((8, 12, 16))
@@ -59,7 +59,7 @@ class Run:
 
 def phases(schedule: str, epochs: int) -> tuple[Phase, ...]:
     """`epochs` is the length of progressive shrinking's long phases."""
-    from supernet_export.training.published_schedules import compound_schedule, progressive_shrinking
+    from fleetnas.supernet_export.training.published_schedules import compound_schedule, progressive_shrinking
 
     largest = 3 * epochs // 2
     if schedule == "progressive":
@@ -80,9 +80,9 @@ def compound_subnets() -> list[Architecture]:
 
 def train(schedule: str, seed: int, epochs: int) -> Run:
     """Train one supernet and evaluate its subnets; runs in a process of its own."""
-    from supernet_export.training.accuracy import spread_genomes
-    from supernet_export.training.digits import RECIPE, train_digits
-    from supernet_export.training.trainer import calibrated_logits
+    from fleetnas.supernet_export.training.accuracy import spread_genomes
+    from fleetnas.supernet_export.training.digits import RECIPE, train_digits
+    from fleetnas.supernet_export.training.trainer import calibrated_logits
 
     chosen, recipe = phases(schedule, epochs), dataclasses.replace(RECIPE, resolutions=SPACE.resolutions, seed=seed)
     wall, cpu = time.perf_counter(), time.process_time()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from device_profiles.text_files import read_text
+from fleetnas.device_profiles.text_files import read_text
 
 _FOLDER = Path(__file__).parent
 #: Names of Arm core designs, by implementer and part; not a device.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from device_profiles.plain_text import PlainText
-from device_profiles.quantities import Megabytes, Megahertz, Microseconds, ShortText, Throughput
+from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.device_profiles.quantities import Megabytes, Megahertz, Microseconds, ShortText, Throughput
 
 
 class CpuCluster(BaseModel):

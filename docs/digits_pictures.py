@@ -14,17 +14,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.checkpoints import read_checkpoint
-from supernet_export.digits.accuracy import load_evaluated
-from supernet_export.export import DIGITS_CHECKPOINT, export_state_dict
-from supernet_export.families import slicer_for
-from supernet_export.graph import INPUT
-from supernet_export.images import DigitsImages
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.session import open_session
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.training.accuracy import SliceSubnet, calibrated_graph, evaluate_subnet
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
+from fleetnas.supernet_export.digits.accuracy import load_evaluated
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.export import DIGITS_CHECKPOINT, export_state_dict
+from fleetnas.supernet_export.graph import INPUT
+from fleetnas.supernet_export.interpreters.onnxruntime import open_session
+from fleetnas.supernet_export.slicing.families import slicer_for
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.training.accuracy import SliceSubnet, calibrated_graph, evaluate_subnet
 
 PICTURE = Path(__file__).resolve().parent / "img" / "digits_accuracy.png"
 SPACE = DigitsSpace()

@@ -20,18 +20,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from coordinator.records.budget import counts_against_budget
-from coordinator.records.data_quality import DataQuality
-from coordinator.records.totals import DeviceStatus
-from coordinator.report.html import write_report
-from coordinator.report.measurement_table import read_measurements
-from coordinator.report.outcome import MeasurementRow
-from coordinator.report.results import DeviceRecord, Results, TargetRecord
-from coordinator.report.take_home import MEASUREMENTS_FILE, read_results
-from coordinator.view.events import MeasurementTaken
-from coordinator.view.lines import event_line, timed_line
-from coordinator.view.live import render
-from coordinator.view.snapshot import DeviceSnapshot, DeviceState, PredictorError, Snapshot, TargetSnapshot
+from fleetnas.coordinator.records.budget import counts_against_budget
+from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.events import MeasurementTaken
+from fleetnas.coordinator.records.outcome import MeasurementRow
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, PredictorError, Snapshot, TargetSnapshot
+from fleetnas.coordinator.records.totals import DeviceStatus
+from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
+from fleetnas.coordinator.report.html import write_report
+from fleetnas.coordinator.report.results import DeviceRecord, Results, TargetRecord
+from fleetnas.coordinator.store.measurement_table import read_measurements
+from fleetnas.coordinator.view.lines import event_line, timed_line
+from fleetnas.coordinator.view.live import render
 
 _END_STATES: dict[DeviceStatus, DeviceState] = {
     "running": "idle", "finished": "done", "lost": "lost", "failed": "failed",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleet_protocol.messages import MAX_ATTEMPTS, Identifier, TaskKey
+from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, Identifier, TaskKey
 
 _Word = Annotated[str, Field(max_length=64)]
 

@@ -24,7 +24,7 @@ The tree::
     └── ResultsError               the folder of results cannot be written; the store has everything
 
 A message gives the rule, the values that break it and the next action. A measurement that fails on a device
-is data (`fleet_protocol.messages.Failed`), not one of these.
+is data (`fleetnas.fleet_protocol.messages.Failed`), not one of these.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from fleet_protocol.errors import StoreError, UsageError
+from fleetnas.fleet_protocol.errors import StoreError, UsageError
 
 
 def home_folder() -> Path | None:

@@ -10,9 +10,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from device_profiles.plain_text import PlainText
-from device_profiles.profile import DeviceProfile
-from device_profiles.quantities import (
+from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.device_profiles.quantities import (
     Celsius,
     CoreNumber,
     Count,
@@ -33,8 +33,8 @@ from device_profiles.quantities import (
     ShortText,
     UnixSeconds,
 )
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.mirrors import Mirror
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.mirrors import Mirror
 
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.

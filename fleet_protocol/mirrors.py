@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from fleet_protocol.errors import UsageError
-from fleet_protocol.transport import check_host
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.transports.base import check_host
 
 #: http or https, a host, perhaps a port and a path; no login, no query: a file's name is appended.
 MIRROR_PATTERN = r"^https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%+/-]*)?$"

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from fleet_protocol.errors import ProtocolError, UsageError
+from fleetnas.fleet_protocol.errors import ProtocolError, UsageError
 
 PREFIX = "fleetnas/v1"
 

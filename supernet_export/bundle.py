@@ -22,13 +22,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from device_profiles.plain_text import PlainText
-from fleet_protocol.errors import CheckpointError, CorruptBundleError, FleetnasError, HashMismatchError
-from supernet_export.accuracy import AccuracyPredictor, HeldOut
-from supernet_export.families import slicer_for
-from supernet_export.graph import Array
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.registry import make_space
+from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.fleet_protocol.errors import CheckpointError, CorruptBundleError, FleetnasError, HashMismatchError
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor, HeldOut
+from fleetnas.supernet_export.graph import Array
+from fleetnas.supernet_export.slicing.families import slicer_for
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 FORMAT_VERSION: Literal[1] = 1
 #: Tensors of the accuracy predictor start with this; all others are the supernet's.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fleet_protocol.errors import CheckpointError
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.bundle import (
+from fleetnas.fleet_protocol.errors import CheckpointError
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.bundle import (
     ACCURACY_PREFIX,
     AccuracyPredictorInfo,
     Manifest,
@@ -18,14 +18,14 @@ from supernet_export.bundle import (
     Provenance,
     write_bundle,
 )
-from supernet_export.checkpoints import read_checkpoint
-from supernet_export.download import ProgressCallback, download
-from supernet_export.families import slicer_for
-from supernet_export.graph import Array
-from supernet_export.published import published
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.spaces.registry import make_space
+from fleetnas.supernet_export.checkpoints.download import ProgressCallback, download
+from fleetnas.supernet_export.checkpoints.published import published
+from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
+from fleetnas.supernet_export.graph import Array
+from fleetnas.supernet_export.slicing.families import slicer_for
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 #: How OFA's networks see images.
 IMAGENET = Preprocessing(
@@ -119,7 +119,7 @@ def export_published(
 ) -> str:
     """Download a published supernet, with the accuracy predictor published for it, and write its bundle to `path`.
 
-    Returns the bundle's SHA-256. Names are in `supernet_export.published`. `DownloadError`, `CheckpointError`.
+    Returns the bundle's SHA-256. Names: `supernet_export/checkpoints/published.py`. `DownloadError`, `CheckpointError`.
     """
     supernet = published(name)
     checkpoint = download(supernet.checkpoint, cache=cache, mirrors=mirrors, progress=progress)
@@ -142,8 +142,8 @@ def export_digits(path: Path) -> str:
     """Write the built-in digits supernet, with the accuracy predictor that ships with it; returns its SHA-256."""
     from safetensors.numpy import load_file
 
-    from supernet_export.digits.accuracy import load_predictor
-    from supernet_export.digits.data import DEVIATION, MEAN
+    from fleetnas.supernet_export.digits.accuracy import load_predictor
+    from fleetnas.supernet_export.digits.data import DEVIATION, MEAN
 
     space = DigitsSpace()
     tensors = export_state_dict(load_file(DIGITS_CHECKPOINT), space)

@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import UsageError
 
 #: Suffixes that promise a content, as users and our own commands read them.
 _PROMISING = frozenset(

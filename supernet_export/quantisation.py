@@ -16,8 +16,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.errors import UsageError
-from supernet_export.graph import INPUT, Activation, Array, Conv, Graph
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.graph import INPUT, Activation, Array, Conv, Graph
 
 #: Lowest and highest value per tensor: the input, the output of every layer but pools and hard sigmoids, and under
 #: `<layer>/pre` what goes into a hard swish.

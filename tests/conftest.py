@@ -7,9 +7,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import brokers
 import hypothesis
 import pytest
+from rigs import brokers
 
 # The same examples in every run: a test that fails by luck says nothing about the change under test.
 hypothesis.settings.register_profile("same-every-run", derandomize=True, deadline=None)
@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Read by torch and OpenBLAS when they are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests and stand-ins import onnxruntime by themselves; see supernet_export/session.py.
+# Tests and stand-ins import onnxruntime by themselves; see supernet_export/interpreters/onnxruntime.py.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-import waiting
+from rigs import waiting
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
@@ -38,13 +38,13 @@ def test_imports_go_one_way() -> None:
     assert run.returncode == 0, run.stdout
 
 
-@pytest.mark.parametrize("statement", ["import agent.cli", "import agent.service"])
+@pytest.mark.parametrize("statement", ["import fleetnas.agent.cli.main", "import fleetnas.agent.service.service"])
 def test_the_agent_loads_nothing_heavy(statement: str) -> None:
     assert not modules_after(statement) & set(HEAVY)
 
 
 def test_exporting_and_slicing_load_no_torch() -> None:
-    statement = "import supernet_export.bundle, supernet_export.subnet, supernet_export.onnx_emitter"
+    statement = "import fleetnas.supernet_export.bundle, supernet_export.subnet, supernet_export.onnx_emitter"
     assert "torch" not in modules_after(statement)
 
 

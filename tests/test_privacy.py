@@ -15,20 +15,20 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-import waiting
-from brokers import Mosquitto
-from supernets import random_bundle
+from rigs import waiting
+from rigs.brokers import Mosquitto
+from rigs.supernets import random_bundle
 
-from agent.model_building import build_model
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.export import export_digits
-from supernet_export.spaces.registry import make_space
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.export import export_digits
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 # Of one group with the whole searches of others: each keeps a core busy.
 pytestmark = pytest.mark.xdist_group("endtoend")
 
-AGENT = (sys.executable, "-m", "agent.cli")
-COORDINATOR = (sys.executable, "-c", "from coordinator.cli import main; main()")
+AGENT = (sys.executable, "-m", "fleetnas.agent")
+COORDINATOR = (sys.executable, "-c", "from fleetnas.coordinator.cli import main; main()")
 _ADDRESS = re.compile(
     r"sa_family=AF_INET6?, sin6?_port=htons\((\d+)\).*?(?:inet_addr\(|inet_pton\(AF_INET6, )\"([^\"]+)\""
 )

@@ -12,24 +12,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from outcome_examples import device_outcome
+from rigs.outcome_examples import device_outcome
 from test_cli import fleetnas
 
-from agent.cli import build_parser
-from agent.configuration import read_configuration
-from agent.options import broker_address, take_credentials
-from coordinator.cli.options import connection, json_object
-from coordinator.predictors.dataset import read_latency_data
-from coordinator.report.measurement_table import measurements_csv, read_measurements
-from coordinator.search.block_table import table_resolutions
-from coordinator.security.authority import Authority
-from device_profiles.catalogue import load_catalogue
-from device_profiles.text_files import decode_text, read_text
-from fleet_protocol.errors import UsageError
-from fleet_protocol.tls import TlsContext, trust
-from fleet_protocol.transport import BrokerAddress
-from supernet_export.accuracy_fit import read_evaluated
-from supernet_export.spaces.digits import DigitsSpace
+from fleetnas.agent.cli.configuration import read_configuration
+from fleetnas.agent.cli.main import build_parser
+from fleetnas.agent.cli.options import broker_address, take_credentials
+from fleetnas.coordinator.cli.options import connection, json_object
+from fleetnas.coordinator.predictors.evaluation.dataset import read_latency_data
+from fleetnas.coordinator.search.block_table import table_resolutions
+from fleetnas.coordinator.security.authority import Authority
+from fleetnas.coordinator.store.measurement_table import measurements_csv, read_measurements
+from fleetnas.device_profiles.catalogue import load_catalogue
+from fleetnas.device_profiles.text_files import decode_text, read_text
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.fleet_protocol.transports.tls import TlsContext, trust
+from fleetnas.supernet_export.accuracy.fit import read_evaluated
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
 SPELLINGS: dict[str, Callable[[str], bytes]] = {
     "plain": lambda text: text.encode(),

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
-from waiting import Motion, Patience, StalledError, until
+from rigs import waiting
+from rigs.waiting import Motion, Patience, StalledError, until
 
 
 class Clock:

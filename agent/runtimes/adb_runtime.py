@@ -19,20 +19,20 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import ClassVar
 
-from agent.battery import BatteryState
-from agent.child_messages import Timing
-from agent.input_shapes import Shape, choose_shapes
-from agent.lifetime import is_alive, tied_to_this_process
-from agent.limits import core_list, core_numbers
-from agent.model_file import ModelFile, tflite_inputs
-from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
-from agent.units import battery_celsius, percent
-from device_profiles.plain_text import plain
-from device_profiles.profile import DeviceProfile
-from device_profiles.quantities import of_readings
-from fleet_protocol.child_process import child_environment
-from fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
+from fleetnas.agent.host.battery import BatteryState
+from fleetnas.agent.host.limits import core_list, core_numbers
+from fleetnas.agent.host.units import battery_celsius, percent
+from fleetnas.agent.measuring.input_shapes import Shape, choose_shapes
+from fleetnas.agent.measuring.lifetime import is_alive, tied_to_this_process
+from fleetnas.agent.measuring.messages import Timing
+from fleetnas.agent.measuring.model_file import ModelFile, tflite_inputs
+from fleetnas.agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from fleetnas.device_profiles.plain_text import plain
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.device_profiles.quantities import of_readings
+from fleetnas.fleet_protocol.child_process import child_environment
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 
 #: Which phone, as `adb devices` calls it, and where `benchmark_model` lies on it. One agent drives one phone.
 SERIAL_VARIABLE = "FLEETNAS_ADB_SERIAL"
@@ -229,7 +229,7 @@ class AdbRuntime(Runtime):
 
     def device(self) -> DeviceProfile:
         """The phone, from its own files: the same ones that describe a board."""
-        from agent.probe import describe_device
+        from fleetnas.agent.host.probe import describe_device
 
         text = self._adb.run("shell", f'for f in {_DESCRIBING_FILES}; do echo "{_MARK}$f"; cat $f || true; done')
         with tempfile.TemporaryDirectory() as folder:

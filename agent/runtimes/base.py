@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.child_messages import Timing
-from agent.measurement import measure
-from agent.model_file import ModelFile
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.errors import RuntimeUnavailableError
-from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
+from fleetnas.agent.measuring.measurement import measure
+from fleetnas.agent.measuring.messages import Timing
+from fleetnas.agent.measuring.model_file import ModelFile
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 
 #: Seed of the inputs that models are measured with.
 INPUT_SEED = 20_200_427

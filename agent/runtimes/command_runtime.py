@@ -21,17 +21,17 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agent.child_messages import Timing
-from agent.input_shapes import DeclaredInput
-from agent.lifetime import tied_to_this_process
-from agent.measurement import summarise
-from agent.model_file import ModelFile, onnx_inputs
-from agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
-from device_profiles.quantities import Milliseconds, Provider, Seconds
-from fleet_protocol.child_process import child_environment
-from fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.session import TELEMETRY_OFF
+from fleetnas.agent.measuring.input_shapes import DeclaredInput
+from fleetnas.agent.measuring.lifetime import tied_to_this_process
+from fleetnas.agent.measuring.measurement import summarise
+from fleetnas.agent.measuring.messages import Timing
+from fleetnas.agent.measuring.model_file import ModelFile, onnx_inputs
+from fleetnas.agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from fleetnas.device_profiles.quantities import Milliseconds, Provider, Seconds
+from fleetnas.fleet_protocol.child_process import child_environment
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.interpreters.onnxruntime import TELEMETRY_OFF
 
 COMMAND_VARIABLE = "FLEETNAS_COMMAND"
 #: Loading the model, and a compiler that an accelerator may need first.

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.input_shapes import DeclaredInput, choose_shapes, spell
-from agent.model_file import ModelFile
-from agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.litert import import_litert, open_interpreter
+from fleetnas.agent.measuring.input_shapes import DeclaredInput, choose_shapes, spell
+from fleetnas.agent.measuring.model_file import ModelFile
+from fleetnas.agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.interpreters.litert import import_litert, open_interpreter
 
 #: `cpu` is what the library does by itself, which is XNNPACK in every build that has it.
 _PROVIDERS = ("cpu", "xnnpack", "builtin")

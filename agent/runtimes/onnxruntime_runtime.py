@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.input_shapes import DeclaredInput, Shape, choose_shapes, spell
-from agent.model_file import ModelFile
-from agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec, random_tensors
-from agent.runtimes.engine_cache import EngineCache
-from agent.runtimes.onnx_placement import describe_placement, read_placement
-from fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.session import import_onnxruntime
+from fleetnas.agent.measuring.input_shapes import DeclaredInput, Shape, choose_shapes, spell
+from fleetnas.agent.measuring.model_file import ModelFile
+from fleetnas.agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec, random_tensors
+from fleetnas.agent.runtimes.engine_cache import EngineCache
+from fleetnas.agent.runtimes.onnx_placement import describe_placement, read_placement
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime
 
 #: Our names of execution providers and onnxruntime's.
 PROVIDERS = {

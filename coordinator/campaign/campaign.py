@@ -15,27 +15,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from coordinator.blob_server import BlobServer
-from coordinator.campaign import standing
-from coordinator.campaign.announcements import Announcer
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.planner import Planner
-from coordinator.campaign.proposal import Proposal
-from coordinator.campaign.store_outage import StoreOutage
-from coordinator.campaign.stray_results import StrayResults, outcome_to_store
-from coordinator.campaign.task_desk import LEASE_SLACK_S, TaskDesk
-from coordinator.campaign.track import PlannedTask, SettingTrack, TrackTask, one_line
-from coordinator.campaign.winner_models import WinnerModels
-from coordinator.campaign.wire import FleetWire
-from coordinator.fleet.registry import AgentEntry, FleetRegistry
-from coordinator.records.totals import TargetTotals, run_end, target_totals
-from coordinator.store.records import Arrival, DeviceRecord, Outcome, TaskRecord, WinnerRecord
-from coordinator.store.store import MeasurementStore
-from coordinator.view.events import Event
-from coordinator.view.snapshot import DeviceSnapshot
-from fleet_protocol.errors import ProtocolError, TransportError, UsageError
-from fleet_protocol.messages import (
+from fleetnas.coordinator.campaign import standing
+from fleetnas.coordinator.campaign.event_emitter import Announcer
+from fleetnas.coordinator.campaign.planning_pool import Planner
+from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingTrack, TrackTask, one_line
+from fleetnas.coordinator.campaign.task_dispatcher import LEASE_SLACK_S, TaskDesk
+from fleetnas.coordinator.campaign.winner_builder import WinnerModels
+from fleetnas.coordinator.fleet.agent_link import FleetWire
+from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.coordinator.fleet.orphaned_results import StrayResults, outcome_to_store
+from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
+from fleetnas.coordinator.records.events import Event
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot
+from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, Outcome, TaskRecord, WinnerRecord
+from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals
+from fleetnas.coordinator.store.circuit_breaker import StoreOutage
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
+from fleetnas.fleet_protocol.messages import (
     MAX_ATTEMPTS,
     AgentInfo,
     AgentState,
@@ -52,7 +52,7 @@ from fleet_protocol.messages import (
     TaskKey,
     TaskUpdate,
 )
-from fleet_protocol.transport import TransportEvent
+from fleetnas.fleet_protocol.transports.base import TransportEvent
 
 #: Leases that one task may lose before its subnet counts as failed, and that one agent may lose in a row before it
 #: counts as lost: more, so that neither one subnet nor an unlucky network is taken for a dead device.

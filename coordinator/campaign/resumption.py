@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from coordinator.campaign.campaign import Campaign
-from coordinator.campaign.proposal import Proposal
-from coordinator.store.records import Outcome, TaskRecord
-from coordinator.store.store import MeasurementStore
-from supernet_export.spaces.base import DesignSpace
+from fleetnas.coordinator.campaign.campaign import Campaign
+from fleetnas.coordinator.records.stored import Outcome, TaskRecord
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.supernet_export.spaces.base import DesignSpace
 
 
 def take_up(campaign: Campaign, store: MeasurementStore, space: DesignSpace) -> None:

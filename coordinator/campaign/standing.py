@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.campaign.plan import CampaignPlan, settings_of
-from coordinator.campaign.proposal import TargetState
-from coordinator.campaign.targets import TargetRequest
-from coordinator.campaign.track import SettingTrack, one_line
-from coordinator.fleet.registry import AgentEntry
-from coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
-from coordinator.report.outcome import (
+from fleetnas.coordinator.campaign.setting_run import SettingTrack, one_line
+from fleetnas.coordinator.fleet.registry import AgentEntry
+from fleetnas.coordinator.records.bounds import subnet_costs
+from fleetnas.coordinator.records.outcome import (
     CampaignOutcome,
     DeviceOutcome,
     FailureRow,
@@ -24,10 +21,8 @@ from coordinator.report.outcome import (
     SupernetProvenance,
     TargetOutcome,
 )
-from coordinator.search.bounds import subnet_costs
-from coordinator.store.records import DeviceRecord, OutcomeRecord, WinnerRecord
-from coordinator.store.store import MeasurementStore
-from coordinator.view.snapshot import (
+from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
+from fleetnas.coordinator.records.snapshot import (
     DeviceSnapshot,
     DeviceState,
     PredictorError,
@@ -35,12 +30,17 @@ from coordinator.view.snapshot import (
     Snapshot,
     TargetSnapshot,
 )
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import Failed
-from supernet_export.spaces.base import DesignSpace
+from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
+from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import Failed
+from fleetnas.supernet_export.spaces.base import DesignSpace
 
 if TYPE_CHECKING:
-    from coordinator.campaign.campaign import Campaign
+    from fleetnas.coordinator.campaign.campaign import Campaign
 
 _SHOWN_LOG_LINES = 20
 _log = logging.getLogger("fleetnas.coordinator")

@@ -7,8 +7,8 @@ import errno
 import os
 import sys
 
-from device_profiles.plain_text import use_printable_streams
-from fleet_protocol.errors import FleetnasError, UsageError
+from fleetnas.device_profiles.plain_text import use_printable_streams
+from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
 #: How the system says that a stream or a file takes no more; a stream is not named.
 _NO_ROOM = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -17,7 +17,7 @@ _NO_ROOM = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def main() -> None:
     """Entry point; exits with 0, 1 (broken, or not every target met), 2 (cannot be done as asked) or 130 (Ctrl-C)."""
     use_printable_streams()
-    from coordinator.cli.app import app, complain
+    from fleetnas.coordinator.cli.app import app, complain
 
     try:
         try:

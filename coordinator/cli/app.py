@@ -41,7 +41,19 @@ def _fleetnas(
     del version
 
 
-from coordinator.cli import broker, demo, devices, export, export_data, mirror, models, runs, search, security, watch  # noqa: E402
+from fleetnas.coordinator.cli import (  # noqa: E402
+    broker,
+    demo,
+    devices,
+    export,
+    export_data,
+    mirror,
+    models,
+    runs,
+    search,
+    security,
+    watch,
+)
 
 for module in (demo, search, watch, devices, runs, export_data, export, mirror, models, broker, security):
     module.register(app)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from coordinator.search.bounds import Bounds
-from fleet_protocol.errors import UsageError
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.fleet_protocol.errors import UsageError
 
 _COUNTS: Mapping[str, float] = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _SIZES: Mapping[str, float] = {

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from coordinator.cli import options
-from coordinator.cli.security import register_broker
-from fleet_protocol.transport import DEFAULT_PORT, host_and_port
+from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.security import register_broker
+from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT, host_and_port
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def broker(
             context, ("--host", "--port"), f"they stand before `{context.invoked_subcommand}`, which does not take them"
         )
         return
-    from coordinator.broker import EmbeddedBroker
+    from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 
     stopped = threading.Event()
     for wanted in (signal.SIGINT, signal.SIGTERM):

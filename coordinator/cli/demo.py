@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from coordinator.cli import options
+from fleetnas.coordinator.cli import options
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +24,7 @@ def demo(
 
     With the built-in supernet, a broker of its own, and an agent process for each setting.
     """
-    from coordinator.cli.search import run_search
-    from coordinator.demo import run_demo
+    from fleetnas.coordinator.app.demo import run_demo
+    from fleetnas.coordinator.cli.search import run_search
 
     raise typer.Exit(run_demo(out, lambda request: run_search(request, as_json=as_json), seed))

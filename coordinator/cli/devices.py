@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.cli import options
-from device_profiles.plain_text import plain
-from fleet_protocol.errors import UsageError
+from fleetnas.coordinator.cli import options
+from fleetnas.device_profiles.plain_text import plain
+from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
-    from coordinator.fleet.roll_call import RollCall
+    from fleetnas.coordinator.monitoring.fleet_observer import RollCall
 
 _GATHER_S = 2.5  # a coordinator tells of its run every 2 s
 _CONNECT_S = 10.0
@@ -78,9 +78,9 @@ def devices(
         return
     if store is not None:
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
-    from coordinator.fleet.roll_call import RollCall, listen
-    from fleet_protocol.mqtt import MqttTransport
-    from fleet_protocol.topics import Topics
+    from fleetnas.coordinator.monitoring.fleet_observer import RollCall, listen
+    from fleetnas.fleet_protocol.topics import Topics
+    from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
     if authority is not None and broker is None and credentials is None:
         credentials = authority / "coordinator.credentials"
@@ -121,7 +121,7 @@ def devices(
 
 def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:
     """Note in the store whose measurements teach others, and say whose do not."""
-    from coordinator.store.store import MeasurementStore
+    from fleetnas.coordinator.store.store import MeasurementStore
 
     both = sorted({*distrust} & {*trust})
     if both:
@@ -193,8 +193,8 @@ def _rows(roll_call: RollCall, enrolled: dict[str, str] | None, now_s: float) ->
 
 def _enrolled(folder: Path) -> dict[str, str]:
     """What is wrong with the login of every enrolled agent; empty where nothing is."""
-    from coordinator.security import mosquitto
-    from coordinator.security.authority import Authority
+    from fleetnas.coordinator.security import mosquitto
+    from fleetnas.coordinator.security.authority import Authority
 
     now = datetime.datetime.now(datetime.timezone.utc)
     return {

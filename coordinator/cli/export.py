@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli import options
-from coordinator.cli.progress import download_progress
-from fleet_protocol.errors import UsageError
-from supernet_export.output_files import check_file
-from supernet_export.published import PUBLISHED
+from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.progress import download_progress
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.checkpoints.published import PUBLISHED
+from fleetnas.supernet_export.output_files import check_file
 
 if TYPE_CHECKING:
-    from supernet_export.accuracy import AccuracyPredictor
+    from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 
 _DIGITS = "digits"
 _KNOWN = ", ".join((_DIGITS, *PUBLISHED))
@@ -93,13 +93,13 @@ def _refuse_beside_a_name(source: str, given: dict[str, Any]) -> None:
 
 
 def _export_digits(output: Path) -> str:
-    from supernet_export.export import export_digits
+    from fleetnas.supernet_export.export import export_digits
 
     return export_digits(output)
 
 
 def _export_published(name: str, output: Path, cache: Path | None) -> str:
-    from supernet_export.export import export_published
+    from fleetnas.supernet_export.export import export_published
 
     with download_progress(name) as progress:
         return export_published(name, output, cache=cache, progress=progress)
@@ -108,8 +108,8 @@ def _export_published(name: str, output: Path, cache: Path | None) -> str:
 def _export_checkpoint(
     checkpoint: Path, output: Path, space: str | None, space_options: str | None, accuracy: Path | None
 ) -> str:
-    from supernet_export.export import export_checkpoint
-    from supernet_export.spaces.registry import make_space, space_names
+    from fleetnas.supernet_export.export import export_checkpoint
+    from fleetnas.supernet_export.spaces.registry import make_space, space_names
 
     if space is None:
         raise UsageError(
@@ -127,6 +127,6 @@ def _export_checkpoint(
 
 
 def _predictor(file: Path) -> AccuracyPredictor:
-    from supernet_export.accuracy import AccuracyPredictor
+    from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 
     return AccuracyPredictor.from_pth(file) if file.suffix == ".pth" else AccuracyPredictor.load(file)

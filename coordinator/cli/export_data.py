@@ -7,9 +7,9 @@ from typing import Annotated, cast
 
 import typer
 
-from coordinator.cli import options
-from fleet_protocol.errors import UsageError
-from supernet_export.output_files import check_file
+from fleetnas.coordinator.cli import options
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.output_files import check_file
 
 
 def register(app: typer.Typer) -> None:
@@ -35,8 +35,8 @@ def export_data(
 
     To learn from elsewhere, and for `predictor evaluate`; docs/store.md describes the fields.
     """
-    from coordinator.store.export_files import Format, write_rows
-    from coordinator.store.exported_fields import FIELDS, RAW_TIMES, exported_rows
+    from fleetnas.coordinator.store.export_files import Format, write_rows
+    from fleetnas.coordinator.store.exported_fields import FIELDS, RAW_TIMES, exported_rows
 
     chosen = form or ("parquet" if output.suffix.lower() == ".parquet" else "csv")
     if chosen not in ("csv", "parquet"):

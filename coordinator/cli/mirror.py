@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from coordinator.mirror import add_to_mirror
+from fleetnas.coordinator.app.bundle_mirror import add_to_mirror
 
 
 def register(app: typer.Typer) -> None:

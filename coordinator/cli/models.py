@@ -9,11 +9,11 @@ from typing import Annotated, Literal
 import typer
 from pydantic import ValidationError
 
-from coordinator.cli import options
-from coordinator.cli.progress import image_progress
-from device_profiles.text_files import read_text
-from fleet_protocol.errors import UsageError
-from supernet_export.output_files import check_file, write_atomically
+from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.progress import image_progress
+from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.output_files import check_file, write_atomically
 
 _MODEL_SUFFIXES = {"onnxruntime": ".onnx", "litert": ".tflite"}
 
@@ -61,11 +61,11 @@ def evaluate(
     """
     import numpy as np
 
-    from coordinator.campaign.assembly import image_sources
-    from coordinator.campaign.winner_models import BundleModels
-    from fleet_protocol.architecture import Architecture
-    from fleet_protocol.messages import RuntimeSetting
-    from supernet_export.bundle import SupernetBundle
+    from fleetnas.coordinator.app.assembly import image_sources
+    from fleetnas.coordinator.campaign.winner_builder import BundleModels
+    from fleetnas.fleet_protocol.architecture import Architecture
+    from fleetnas.fleet_protocol.messages import RuntimeSetting
+    from fleetnas.supernet_export.bundle import SupernetBundle
 
     opened = SupernetBundle.open(bundle)
     if architecture in ("smallest", "largest"):
@@ -151,8 +151,8 @@ def fit(
     """
     import numpy as np
 
-    from supernet_export.accuracy_fit import fit_accuracy, read_evaluated
-    from supernet_export.spaces.registry import make_space
+    from fleetnas.supernet_export.accuracy.fit import fit_accuracy, read_evaluated
+    from fleetnas.supernet_export.spaces.registry import make_space
 
     made = make_space(space, options.json_object("--options", space_options))
     check_file("--output", output, ".safetensors", strict=True)
@@ -184,8 +184,8 @@ def evaluate_predictor(
 
     Each device in turn is the new one; the latency predictor learns its prior from the others.
     """
-    from coordinator.predictors.dataset import read_latency_data
-    from coordinator.predictors.evaluation import leave_family_out, table_lines
+    from fleetnas.coordinator.predictors.evaluation.dataset import read_latency_data
+    from fleetnas.coordinator.predictors.evaluation.studies import leave_family_out, table_lines
 
     try:
         counts = tuple(int(part) for part in samples.split(","))

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from device_profiles.text_files import read_text
-from fleet_protocol.credentials import read_credentials
-from fleet_protocol.errors import UsageError
-from fleet_protocol.folders import user_folder
-from fleet_protocol.transport import BrokerAddress
+from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.folders import user_folder
+from fleetnas.fleet_protocol.security.credentials import read_credentials
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 if TYPE_CHECKING:
-    from coordinator.store.store import MeasurementStore
+    from fleetnas.coordinator.store.store import MeasurementStore
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 
@@ -167,7 +167,7 @@ def store_location(store: str | None) -> str:
 
 def open_to_read(store: str | None) -> MeasurementStore:
     """The store of a command that only reads; says on standard error where nobody can do more with it."""
-    from coordinator.store.store import MeasurementStore
+    from fleetnas.coordinator.store.store import MeasurementStore
 
     opened = MeasurementStore.open(existing_store(store), to_read=True)
     if opened.read_only:

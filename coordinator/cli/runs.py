@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from coordinator.cli import options
-from fleet_protocol.errors import FleetnasError
+from fleetnas.coordinator.cli import options
+from fleetnas.fleet_protocol.errors import FleetnasError
 
 
 def register(app: typer.Typer) -> None:
@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
 
 def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """Every run in the store, oldest first."""
-    from coordinator.campaign.standing import stored_totals
-    from coordinator.campaign.targets import TargetRequest
+    from fleetnas.coordinator.campaign.standing import stored_totals
+    from fleetnas.coordinator.records.targets import TargetRequest
 
     opened = options.open_to_read(store)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -61,11 +61,11 @@ def results(
     ] = None,
 ) -> None:
     """What a run brought, ended or not."""
-    from coordinator.campaign.assembly import stored_models, write_take_home
-    from coordinator.campaign.plan import settings_of
-    from coordinator.campaign.standing import outcome_of
-    from coordinator.view.summary import print_summary
-    from supernet_export.output_files import check_folder
+    from fleetnas.coordinator.app.assembly import stored_models, write_take_home
+    from fleetnas.coordinator.campaign.standing import outcome_of
+    from fleetnas.coordinator.records.plan import settings_of
+    from fleetnas.coordinator.view.summary import print_summary
+    from fleetnas.supernet_export.output_files import check_folder
 
     opened = options.open_to_read(store)
     try:

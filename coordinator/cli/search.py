@@ -12,26 +12,26 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from coordinator.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
-from coordinator.campaign.assembly import Ending, SearchRequest, open_search
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.priority import session_yields_to_measurements
-from coordinator.campaign.standing import outcome_of
-from coordinator.campaign.targets import TargetRequest
-from coordinator.campaign.winner_search import checked_strategy
-from coordinator.cli import bounds as bounding
-from coordinator.cli import options
-from coordinator.cli.progress import image_progress
-from coordinator.local_device import LOCAL_FLEET, LocalDevice
-from coordinator.search.bounds import Bounds
-from coordinator.store.database import shown_location
-from coordinator.store.store import MeasurementStore
-from coordinator.view.summary import print_summary
-from coordinator.view.view import make_view
-from fleet_protocol.errors import ResultsError, UsageError
-from fleet_protocol.messages import Condition
-from fleet_protocol.mirrors import check_mirror
-from supernet_export.output_files import check_folder
+from fleetnas.coordinator.app.assembly import Ending, SearchRequest, open_search
+from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice
+from fleetnas.coordinator.app.priority import session_yields_to_measurements
+from fleetnas.coordinator.campaign.standing import outcome_of
+from fleetnas.coordinator.cli import bounds as bounding
+from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.progress import image_progress
+from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.store.database import shown_location
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.target_solver import checked_strategy
+from fleetnas.coordinator.view.summary import print_summary
+from fleetnas.coordinator.view.view import make_view
+from fleetnas.fleet_protocol.errors import ResultsError, UsageError
+from fleetnas.fleet_protocol.messages import Condition
+from fleetnas.fleet_protocol.mirrors import check_mirror
+from fleetnas.supernet_export.output_files import check_folder
 
 _DEFAULT_OUT = Path("fleetnas-out")
 _EXIT_CODES: dict[Ending, int] = {"complete": 0, "partial": 1, "failed": 1, "interrupted": 130}
@@ -389,7 +389,7 @@ def _search_offline(
     out: Path,
     as_json: bool,
 ) -> None:
-    from coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
+    from fleetnas.coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
 
     wanted = TargetRequest.parse(targets or "").fixed_ms
     if not wanted or latency_table is None or accuracy is None:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from device_profiles.text_files import read_text
-from fleet_protocol.errors import UsageError
-from fleet_protocol.transport import DEFAULT_TLS_PORT, check_host
-from supernet_export.output_files import check_file, write_atomically
+from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.transports.base import DEFAULT_TLS_PORT, check_host
+from fleetnas.supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:
-    from coordinator.security.authority import Authority
-    from coordinator.security.mosquitto import Login
+    from fleetnas.coordinator.security.authority import Authority
+    from fleetnas.coordinator.security.mosquitto import Login
 
 _AuthorityFolder = Annotated[
     Path,
@@ -65,7 +65,7 @@ def init(
 
     The authority is private to the fleet; the configuration has TLS, access rules per agent, and limits.
     """
-    from coordinator.security.authority import Authority
+    from fleetnas.coordinator.security.authority import Authority
 
     if login not in ("certificate", "password"):
         raise UsageError(f"--login {login!r} is neither `certificate` nor `password`")
@@ -192,8 +192,8 @@ def sign(
 
     Writes FILE.sig beside it.
     """
-    from fleet_protocol.credentials import read_credentials
-    from fleet_protocol.signing import sign_file
+    from fleetnas.fleet_protocol.security.credentials import read_credentials
+    from fleetnas.fleet_protocol.security.signing import sign_file
 
     found = read_credentials(credentials, "coordinator")
     if found.private_key is None:
@@ -212,8 +212,8 @@ def verify(
     ],
 ) -> None:
     """Check that a file is what the coordinator signed."""
-    from fleet_protocol.credentials import read_credentials
-    from fleet_protocol.signing import verify_file
+    from fleetnas.fleet_protocol.security.credentials import read_credentials
+    from fleetnas.fleet_protocol.security.signing import verify_file
 
     try:
         signature = read_text(Path(f"{file}.sig")).strip()
@@ -242,7 +242,7 @@ def _own_name() -> tuple[str, ...]:
 
 
 def _open(folder: Path) -> Authority:
-    from coordinator.security.authority import Authority
+    from fleetnas.coordinator.security.authority import Authority
 
     return Authority.open(folder)
 
@@ -269,7 +269,7 @@ def _restart(authority: Authority) -> str:
 
 
 def _fingerprints(keys: tuple[bytes, ...]) -> str:
-    from fleet_protocol.signing import fingerprint
+    from fleetnas.fleet_protocol.security.signing import fingerprint
 
     return ", ".join(fingerprint(key) for key in keys)
 

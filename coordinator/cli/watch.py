@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from coordinator.cli import options
+from fleetnas.coordinator.cli import options
 
 if TYPE_CHECKING:
-    from coordinator.watching.feed import Feed
+    from fleetnas.coordinator.monitoring.feed import Feed
 
 _CONNECT_S, _GATHER_S = 10.0, 2.5
 #: How often a store is looked at.
@@ -44,9 +44,9 @@ def watch(
     From its store, or from the broker with --broker. Ends as the search does: 0 where every target of every device was
     met, else 1.
     """
-    from coordinator.view.view import make_view
-    from coordinator.watching.feed import follow
-    from fleet_protocol.errors import UsageError
+    from fleetnas.coordinator.monitoring.feed import follow
+    from fleetnas.coordinator.view.view import make_view
+    from fleetnas.fleet_protocol.errors import UsageError
 
     console = Console()
     feed: Feed
@@ -88,8 +88,8 @@ def watch(
 
 
 def _from_store(store: str | None, run: str | None) -> Feed:
-    from coordinator.watching.store_feed import StoreFeed
-    from fleet_protocol.errors import UsageError
+    from fleetnas.coordinator.monitoring.store_feed import StoreFeed
+    from fleetnas.fleet_protocol.errors import UsageError
 
     opened = options.open_to_read(store)
     try:
@@ -107,9 +107,9 @@ def _from_store(store: str | None, run: str | None) -> Feed:
 
 
 def _from_broker(run: str | None, found_at: options.Connection) -> Feed:
-    from coordinator.watching.broker_feed import BrokerFeed, choose_run, runs_at_work
-    from fleet_protocol.mqtt import MqttTransport
-    from fleet_protocol.topics import Topics
+    from fleetnas.coordinator.monitoring.broker_feed import BrokerFeed, choose_run, runs_at_work
+    from fleetnas.fleet_protocol.topics import Topics
+    from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
     topics = Topics(found_at.fleet)
     transport = MqttTransport(found_at.broker, f"watcher-{secrets.token_hex(4)}")

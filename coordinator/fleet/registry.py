@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fleet_protocol.errors import DuplicateAgentError, ProtocolError
-from fleet_protocol.messages import AgentInfo, AgentState, Conditions, Health, Phase, TaskKey
+from fleetnas.fleet_protocol.errors import DuplicateAgentError, ProtocolError
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, Health, Phase, TaskKey
 
 #: Heartbeats come every 30 s; three of them missed, and an agent is lost even if its last will never came.
 LOST_AFTER_S = 95.0
@@ -99,7 +99,7 @@ class FleetRegistry:
         neither is used.
         """
         entry = self._entry(agent, now_s)
-        if state.session == 0:  # a process that starts asks who is there; see `agent.presence`
+        if state.session == 0:  # a process that starts asks who is there; see `fleetnas.agent.service.name_claim`
             return entry
         ours = entry.instance in ("", state.instance)
         if state.state in ("lost", "leaving"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from coordinator.predictors.active_choice import i_optimal
-from coordinator.predictors.belief import Beliefs, outlier_weight
-from coordinator.predictors.held_out import HeldOutError, spearman
-from coordinator.predictors.prior import Floats, Prior
-from fleet_protocol.errors import UsageError
+from fleetnas.coordinator.predictors.active_learning import i_optimal
+from fleetnas.coordinator.predictors.metrics import HeldOutError, spearman
+from fleetnas.coordinator.predictors.posterior import Beliefs, outlier_weight
+from fleetnas.coordinator.predictors.prior import Floats, Prior
+from fleetnas.fleet_protocol.errors import UsageError
 
 __all__ = ["BayesianPredictor", "HeldOutError"]
 

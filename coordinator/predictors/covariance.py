@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from coordinator.predictors.prior import Floats
+from fleetnas.coordinator.predictors.prior import Floats
 
 
 class Covariances:

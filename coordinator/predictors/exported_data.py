@@ -12,12 +12,12 @@ from typing import TextIO
 
 import numpy as np
 
-from coordinator.predictors.prior import Floats
-from device_profiles.text_files import open_text
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import UsageError
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.predictors.prior import Floats
+from fleetnas.device_profiles.text_files import open_text
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 #: Device settings that measured fewer subnets in common with the others cannot be compared.
 LEAST_SUBNETS = 4

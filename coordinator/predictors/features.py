@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.predictors.prior import INDICATOR, SURCHARGE, Floats
-from supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes
+from fleetnas.coordinator.predictors.prior import INDICATOR, SURCHARGE, Floats
+from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes
 
 #: What one unit of a feature is: layers, 10^6 multiply-accumulates, 10^6 bytes, 10^6 weights.
 _UNITS = {"present": 1.0, "bytes_moved": 1e6, "parameters": 1e6}

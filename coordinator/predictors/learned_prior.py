@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
-from fleet_protocol.errors import UsageError
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
+from fleetnas.fleet_protocol.errors import UsageError
 
 _FIT_ROUNDS = 12
 #: Student-t degrees of freedom of a known device's residuals: measurements have long upper tails.

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.predictors.learned_prior import MeasuredDevice, fit_device
-from coordinator.predictors.prior import Floats, Prior, hierarchical_prior
+from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice, fit_device
+from fleetnas.coordinator.predictors.prior import Floats, Prior, hierarchical_prior
 
 #: What a device's latencies may differ by from those that another device's weights predict for them, up to its speed:
 #: the robust standard deviation of their logarithms. Of 22 public device settings the nearest one of another device is

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import UsageError
 
 Floats = NDArray[np.float64]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.prior import Floats
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.prior import Floats
 
 #: A bound this many standard deviations above the prediction says nothing.
 _FAR_SIGMAS = 2.0

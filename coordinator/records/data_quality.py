@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from fleet_protocol.messages import Measurement
+from fleetnas.fleet_protocol.messages import Measurement
 
 #: One in this many slowed measurements is tolerated without a warning.
 _TOLERATED = 4

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-from coordinator.records.data_quality import regimes_of
-from coordinator.records.totals import run_end, target_totals
-from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
-from coordinator.report.results import (
+from fleetnas.coordinator.records.data_quality import regimes_of
+from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.totals import run_end, target_totals
+from fleetnas.coordinator.report.results import (
     DeviceRecord,
     FailureRecord,
     LearningRecord,

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.records.totals import target_totals
-from coordinator.report.measurement_table import read_measurements
-from coordinator.report.outcome import MeasurementRow
-from coordinator.report.plots import Plot, device_plots
-from coordinator.report.results import DeviceRecord, Results
-from coordinator.report.take_home import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
-from coordinator.search.bounds import Bounds
-from coordinator.view import wording
-from coordinator.view.snapshot import PredictorError
-from supernet_export.output_files import write_atomically
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.outcome import MeasurementRow
+from fleetnas.coordinator.records.snapshot import PredictorError
+from fleetnas.coordinator.records.totals import target_totals
+from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
+from fleetnas.coordinator.report.plots import Plot, device_plots
+from fleetnas.coordinator.report.results import DeviceRecord, Results
+from fleetnas.coordinator.store.measurement_table import read_measurements
+from fleetnas.coordinator.view import wording
+from fleetnas.supernet_export.output_files import write_atomically
 
 #: Each device's plots weigh about 100 KB: beyond so many device settings the page shows tables only.
 MAX_PLOTTED = 50
@@ -57,7 +57,7 @@ def render_report(directory: Path) -> str:
         for index, device in enumerate(results.fleet)
     ]
     environment = Environment(
-        loader=PackageLoader("coordinator.report", "."),
+        loader=PackageLoader("fleetnas.coordinator.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

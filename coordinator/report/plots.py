@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.report.outcome import MeasurementRow
-from coordinator.report.results import DeviceRecord
-from coordinator.view.snapshot import FEWEST_HELD_OUT
-from fleet_protocol.messages import Measurement
+from fleetnas.coordinator.records.outcome import MeasurementRow
+from fleetnas.coordinator.records.snapshot import FEWEST_HELD_OUT
+from fleetnas.coordinator.report.results import DeviceRecord
+from fleetnas.fleet_protocol.messages import Measurement
 
 #: Stand-ins that matplotlib draws with; the page's stylesheet says what they look like in light and dark.
 _COLOURS = {

@@ -7,14 +7,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from coordinator.records.budget import Purpose
-from coordinator.records.data_quality import DataQuality
-from coordinator.records.totals import DeviceStatus, target_totals
-from coordinator.records.verdict import meets_target
-from coordinator.view.snapshot import PredictorError
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import Condition, RuntimeSetting
+from fleetnas.coordinator.records.budget import Purpose
+from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.snapshot import PredictorError
+from fleetnas.coordinator.records.totals import DeviceStatus, target_totals
+from fleetnas.coordinator.records.verdict import meets_target
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import Condition, RuntimeSetting
 
 RESULTS_SCHEMA_VERSION: Literal[1] = 1
 

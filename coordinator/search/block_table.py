@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from coordinator.search.latency import Floats, SlotTableLatency
-from device_profiles.text_files import read_text
-from fleet_protocol.errors import MissingDependencyError, UsageError
-from supernet_export.spaces.mbconv import MBConvBlock, MBConvSpace, reduced
+from fleetnas.coordinator.search.latency import Floats, SlotTableLatency
+from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.supernet_export.spaces.mbconv import MBConvBlock, MBConvSpace, reduced
 
 _FILE_NAME = "{resolution}_lookup_table.yaml"
 

@@ -10,16 +10,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.blas import single_threaded_blas
-from coordinator.search.bounds import Bounds, lowered
-from coordinator.search.evolution import EvolutionEngine, EvolutionSettings
-from coordinator.search.guided import GuidedEngine, GuidedSettings
-from coordinator.search.latency import LatencyModel
-from coordinator.search.pool import Pool
-from coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, Winner, check_targets
-from fleet_protocol.errors import InfeasibleTargetError, UsageError
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.coordinator.records.bounds import Bounds, lowered
+from fleetnas.coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.search.evolution import EvolutionEngine, EvolutionSettings
+from fleetnas.coordinator.search.guided import GuidedEngine, GuidedSettings
+from fleetnas.coordinator.search.latency import LatencyModel
+from fleetnas.coordinator.search.pool import Pool
+from fleetnas.coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, Winner, check_targets
+from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 Strategy = Literal["joint", "bottom-up", "top-down", "independent", "exhaustive"]

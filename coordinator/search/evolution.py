@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.problem import Problem
-from supernet_export.spaces.base import Genomes
+from fleetnas.coordinator.search.problem import Problem
+from fleetnas.supernet_export.spaces.base import Genomes
 
 Floats = NDArray[np.float64]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.knapsack import BISECTIONS, HIGHEST_PRICE, LOWEST_PRICE, Floats32, Step
-from coordinator.search.latency import SlotTableLatency, SlotTables
-from supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.coordinator.search.knapsack import BISECTIONS, HIGHEST_PRICE, LOWEST_PRICE, Floats32, Step
+from fleetnas.coordinator.search.latency import SlotTableLatency
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes, SlotTables
 
 Floats = NDArray[np.float64]
 

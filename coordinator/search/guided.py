@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.gene_knapsack import GeneKnapsack
-from coordinator.search.knapsack import Knapsack, MBConvKnapsack, Step
-from coordinator.search.latency import SlotTableLatency
-from coordinator.search.pool import Pool, add_together, differentiate_together
-from coordinator.search.problem import Problem
-from supernet_export.spaces.base import Genomes
-from supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.coordinator.search.gene_knapsack import GeneKnapsack
+from fleetnas.coordinator.search.knapsack import Knapsack, MBConvKnapsack, Step
+from fleetnas.coordinator.search.latency import SlotTableLatency
+from fleetnas.coordinator.search.pool import Pool, add_together, differentiate_together
+from fleetnas.coordinator.search.problem import Problem
+from fleetnas.supernet_export.spaces.base import Genomes
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 
 Floats32 = NDArray[np.float32]
 

@@ -14,9 +14,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.latency import SlotTables
-from supernet_export.spaces.base import Genomes
-from supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.base import Genomes, SlotTables
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 
 Floats32 = NDArray[np.float32]
 

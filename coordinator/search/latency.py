@@ -8,14 +8,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.features import FeatureMap
-from coordinator.search.library import SubnetLibrary, genome_keys
-from fleet_protocol.errors import UsageError
-from supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.search.candidate_table import SubnetLibrary, genome_keys
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes, SlotTables
 
 Floats = NDArray[np.float64]
-SlotTables = tuple[float, tuple[Floats, ...]]
 
 
 class LatencyModel(Protocol):

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from coordinator.search.block_table import read_block_table, table_resolutions
-from coordinator.search.bounds import Bounds, subnet_costs
-from coordinator.search.engine import DEFAULT_ROUNDS, SearchResult, Strategy, search
-from coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, check_targets
-from fleet_protocol.errors import UsageError
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.accuracy_fit import read_evaluated
-from supernet_export.bundle import SupernetBundle
-from supernet_export.output_files import write_atomically
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.mbconv import MBConvSpace
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
+from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
+from fleetnas.coordinator.search.engine import DEFAULT_ROUNDS, SearchResult, Strategy, search
+from fleetnas.coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, check_targets
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.accuracy.fit import read_evaluated
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.output_files import write_atomically
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.library import genome_keys
-from coordinator.search.problem import Problem
-from supernet_export.spaces.base import Genomes
+from fleetnas.coordinator.search.candidate_table import genome_keys
+from fleetnas.coordinator.search.problem import Problem
+from fleetnas.supernet_export.spaces.base import Genomes
 
 Floats = NDArray[np.float64]
 

@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.search.bounds import Bounds
-from coordinator.search.latency import LatencyModel, SlotTableLatency
-from coordinator.search.library import genome_keys
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import InfeasibleTargetError, UsageError
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.search.candidate_table import genome_keys
+from fleetnas.coordinator.search.latency import LatencyModel, SlotTableLatency
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 

@@ -20,14 +20,20 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from coordinator.security import mosquitto
-from coordinator.security.certificates import Issued, issue, new_authority, revocation_list
-from device_profiles.text_files import read_text
-from fleet_protocol import signing
-from fleet_protocol.credentials import MAX_PINNED_KEYS, Credentials, Role, read_credentials, write_credentials
-from fleet_protocol.errors import UsageError
-from fleet_protocol.topics import Topics, check_name
-from fleet_protocol.transport import DEFAULT_TLS_PORT
+from fleetnas.coordinator.security import mosquitto
+from fleetnas.coordinator.security.certificates import Issued, issue, new_authority, revocation_list
+from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.security import signing
+from fleetnas.fleet_protocol.security.credentials import (
+    MAX_PINNED_KEYS,
+    Credentials,
+    Role,
+    read_credentials,
+    write_credentials,
+)
+from fleetnas.fleet_protocol.topics import Topics, check_name
+from fleetnas.fleet_protocol.transports.base import DEFAULT_TLS_PORT
 
 _REGISTER, _BROKER, _COORDINATOR = "authority.json", "mosquitto", "coordinator.credentials"
 _SALT_BYTES, _PASSWORD_BYTES = 12, 32

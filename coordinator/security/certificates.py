@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.errors import MissingDependencyError
 
 try:
     from cryptography import x509

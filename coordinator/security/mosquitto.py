@@ -7,8 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from fleet_protocol.codec import MAX_CHUNK_BYTES, MAX_JSON_BYTES
-from fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS, Topics
+from fleetnas.fleet_protocol.codec import MAX_CHUNK_BYTES, MAX_JSON_BYTES
+from fleetnas.fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS, Topics
 
 Login = Literal["certificate", "password"]
 

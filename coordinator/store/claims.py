@@ -13,7 +13,7 @@ from typing import Protocol
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.errors import StoreError
 
 #: What POSIX lets a lock answer that another process holds.
 _TAKEN = (errno.EACCES, errno.EAGAIN)

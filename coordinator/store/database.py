@@ -18,9 +18,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from coordinator.store.claims import Claims, FileClaims, ServerClaims
-from device_profiles.plain_text import PRINTABLE
-from fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
+from fleetnas.coordinator.store.claims import Claims, FileClaims, ServerClaims
+from fleetnas.device_profiles.plain_text import PRINTABLE
+from fleetnas.fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
 
 _CONNECT_TIMEOUT_S = 10
 #: How long SQLite waits for another process that is writing.

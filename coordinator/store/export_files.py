@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from coordinator.report.measurement_table import csv_cell
-from coordinator.store.exported_fields import Field, Value
-from fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.coordinator.store.exported_fields import Field, Value
+from fleetnas.coordinator.store.measurement_table import csv_cell
+from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 
 Format = Literal["csv", "parquet"]
 Rows = Iterable[Mapping[str, Value]]

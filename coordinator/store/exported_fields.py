@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from coordinator.store.records import DeviceRecord, OutcomeRecord, RunRecord
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import Conditions, Measurement, Message
+from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, RunRecord
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import Conditions, Measurement, Message
 
 Kind = Literal["text", "integer", "number", "boolean", "numbers"]
 #: The type of a field in one row; None: unknown.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from coordinator.store import migrations
-from coordinator.store.database import Database
-from coordinator.store.schema import HEAD_REVISION, Base
-from fleet_protocol.errors import StoreError
+from fleetnas.coordinator.store import migrations
+from fleetnas.coordinator.store.database import Database
+from fleetnas.coordinator.store.schema import HEAD_REVISION, Base
+from fleetnas.fleet_protocol.errors import StoreError
 
 if TYPE_CHECKING:
     from alembic.config import Config

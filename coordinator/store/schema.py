@@ -84,7 +84,7 @@ class OutcomeRow(Base):
 
 
 class MeasurementRow(Base):
-    """Every field of `fleet_protocol.messages.Measurement`, raw times included."""
+    """Every field of `fleetnas.fleet_protocol.messages.Measurement`, raw times included."""
 
     __tablename__ = "measurements"
 

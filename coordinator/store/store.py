@@ -16,9 +16,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
-from coordinator.store.database import Database, UnreadableJson
-from coordinator.store.migration import bring_up_to_date
-from coordinator.store.records import (
+from fleetnas.coordinator.records.stored import (
     Arrival,
     DeviceRecord,
     DeviceStatus,
@@ -30,7 +28,9 @@ from coordinator.store.records import (
     TaskRecord,
     WinnerRecord,
 )
-from coordinator.store.schema import (
+from fleetnas.coordinator.store.database import Database, UnreadableJson
+from fleetnas.coordinator.store.migration import bring_up_to_date
+from fleetnas.coordinator.store.schema import (
     Base,
     DeviceRow,
     DistrustedRow,
@@ -41,11 +41,11 @@ from coordinator.store.schema import (
     TaskRow,
     WinnerRow,
 )
-from device_profiles.profile import DeviceProfile
-from device_profiles.quantities import LATENCY_RANGE_MS
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import StoreError, UsageError
-from fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.device_profiles.quantities import LATENCY_RANGE_MS
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import StoreError, UsageError
+from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
 R = TypeVar("R")
 T = TypeVar("T")

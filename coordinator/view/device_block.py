@@ -8,10 +8,10 @@ from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 
-from coordinator.records.totals import target_totals
-from coordinator.view import wording
-from coordinator.view.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot
-from coordinator.view.strip import (
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot
+from fleetnas.coordinator.records.totals import target_totals
+from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.strip import (
     BAD,
     BOLD,
     DIM,

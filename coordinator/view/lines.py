@@ -6,9 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from coordinator.records.totals import TargetTotals
-from coordinator.view import wording
-from coordinator.view.events import (
+from fleetnas.coordinator.records.events import (
     CampaignFinished,
     CampaignStarted,
     DeviceJoined,
@@ -27,8 +25,10 @@ from coordinator.view.events import (
     WinnerVerified,
     event_to_json,
 )
-from coordinator.view.snapshot import ProgressSnapshot, Snapshot
-from device_profiles.plain_text import PRINTABLE, ascii_json
+from fleetnas.coordinator.records.snapshot import ProgressSnapshot, Snapshot
+from fleetnas.coordinator.records.totals import TargetTotals
+from fleetnas.coordinator.view import wording
+from fleetnas.device_profiles.plain_text import PRINTABLE, ascii_json
 
 _PROGRESS_STEPS = 4
 

@@ -11,13 +11,25 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 
-from coordinator.records.totals import target_totals
-from coordinator.view import wording
-from coordinator.view.device_block import Detail, device_block
-from coordinator.view.events import Event
-from coordinator.view.lines import event_lines, new_notes, timed_line
-from coordinator.view.snapshot import DeviceSnapshot, DeviceState, ProgressSnapshot, Snapshot
-from coordinator.view.strip import BOLD, DIM, GOOD, WARN, Strip, bar, in_ascii, left, padded, side_by_side, spread
+from fleetnas.coordinator.records.events import Event
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, ProgressSnapshot, Snapshot
+from fleetnas.coordinator.records.totals import target_totals
+from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.device_block import Detail, device_block
+from fleetnas.coordinator.view.lines import event_lines, new_notes, timed_line
+from fleetnas.coordinator.view.strip import (
+    BOLD,
+    DIM,
+    GOOD,
+    WARN,
+    Strip,
+    bar,
+    in_ascii,
+    left,
+    padded,
+    side_by_side,
+    spread,
+)
 
 _GAP = 1
 _COMFORTABLE_WIDTH = 78

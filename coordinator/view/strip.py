@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 
-from device_profiles.plain_text import PRINTABLE
+from fleetnas.device_profiles.plain_text import PRINTABLE
 
 PLAIN = Style.null()
 DIM = Style(dim=True)

@@ -6,10 +6,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.records.totals import target_totals
-from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
-from coordinator.view import wording
-from coordinator.view.strip import BAD, BOLD, DIM, FAILED, GOOD, PLAIN, WARN
+from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.totals import target_totals
+from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.strip import BAD, BOLD, DIM, FAILED, GOOD, PLAIN, WARN
 
 #: How the latencies of one row differ; `measured` of a disturbed device may be well beyond `verified`.
 LEGEND = (

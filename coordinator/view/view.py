@@ -6,10 +6,10 @@ from typing import Protocol
 
 from rich.console import Console
 
-from coordinator.view.events import Event
-from coordinator.view.lines import JsonView, LinesView
-from coordinator.view.live import LiveView
-from coordinator.view.snapshot import Snapshot
+from fleetnas.coordinator.records.events import Event
+from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.view.lines import JsonView, LinesView
+from fleetnas.coordinator.view.live import LiveView
 
 
 class View(Protocol):

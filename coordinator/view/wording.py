@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from coordinator.records.data_quality import DataQuality
-from coordinator.records.totals import DeviceStatus, TargetTotals
-from coordinator.view.snapshot import DeviceState, PredictorError, ProgressSnapshot, TargetSnapshot
+from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.snapshot import DeviceState, PredictorError, ProgressSnapshot, TargetSnapshot
+from fleetnas.coordinator.records.totals import DeviceStatus, TargetTotals
 
 #: Advice on a device whose measurements were slowed down.
 SLOWED_ADVICE = (

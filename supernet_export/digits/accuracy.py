@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.accuracy import AccuracyPredictor, HeldOut
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor, HeldOut
 
 EVALUATED_PATH = Path(__file__).with_name("accuracy.csv")
 PREDICTOR_PATH = Path(__file__).with_name("accuracy.safetensors")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.errors import MissingDependencyError
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]

@@ -17,11 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError, UsageError
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 
 Genomes = NDArray[np.int16]
 Floats = NDArray[np.float64]
+#: An additive model: a constant, and per slot what each of its variants adds.
+SlotTables = tuple[float, tuple[Floats, ...]]
 
 #: Columns of every `slot_costs` table. MACs are multiply-accumulates of one image; bytes are fp32 activations
 #: read and written; peak is the largest sum of simultaneously live activations inside the slot, in bytes. The MACs of

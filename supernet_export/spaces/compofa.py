@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.errors import ArchitectureError
-from supernet_export.spaces.base import Genomes
-from supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
+from fleetnas.fleet_protocol.errors import ArchitectureError
+from fleetnas.supernet_export.spaces.base import Genomes
+from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
 
 #: Kernel size of every block of a stage.
 STAGE_KERNELS = (3, 5, 3, 3, 5)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from supernet_export.spaces.base import checked_sides
-from supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace
+from fleetnas.supernet_export.spaces.base import checked_sides
+from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace
 
 #: Input resolutions that 8x8 digits may be resized to, in pixels.
 RESOLUTIONS = range(8, 65, 4)

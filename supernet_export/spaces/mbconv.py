@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError
-from supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes, gene_index
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError
+from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes, gene_index
 
 Activation = Literal["none", "relu", "relu6", "h_swish", "h_sigmoid"]
 

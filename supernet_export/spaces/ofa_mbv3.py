@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.errors import UsageError
-from supernet_export.spaces.base import checked_sides
-from supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace, make_divisible
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.spaces.base import checked_sides
+from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace, make_divisible
 
 #: Input resolutions of the published searches, in pixels.
 RESOLUTIONS = tuple(range(128, 225, 16))

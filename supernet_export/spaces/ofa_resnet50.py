@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError, UsageError
-from supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes, gene_index
-from supernet_export.spaces.mbconv import make_divisible, reduced
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
+from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes, gene_index
+from fleetnas.supernet_export.spaces.mbconv import make_divisible, reduced
 
 #: Input resolutions in pixels of OFA's published accuracy predictor, in the order of its input.
 RESOLUTIONS = (128, 144, 160, 176, 192, 224, 240, 256)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fleet_protocol.errors import UsageError
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.compofa import CompOfaElasticSpace, CompOfaSpace
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
-from supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
-from supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.compofa import CompOfaElasticSpace, CompOfaSpace
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
+from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
+from fleetnas.supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
 
 _SPACES: dict[str, Callable[..., DesignSpace]] = {
     space.name: space

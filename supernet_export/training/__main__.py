@@ -1,4 +1,4 @@
-"""`python -m supernet_export.training digits`: train the built-in supernet and fit its accuracy predictor."""
+"""`python -m fleetnas.supernet_export.training digits`: train the built-in supernet and fit its accuracy predictor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from fleet_protocol.errors import FleetnasError
-from supernet_export.digits.accuracy import EVALUATED_PATH, PREDICTOR_PATH
-from supernet_export.export import DIGITS_CHECKPOINT
+from fleetnas.fleet_protocol.errors import FleetnasError
+from fleetnas.supernet_export.digits.accuracy import EVALUATED_PATH, PREDICTOR_PATH
+from fleetnas.supernet_export.export import DIGITS_CHECKPOINT
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or that of the error, whose message goes to standard error."""
-    parser = argparse.ArgumentParser(prog="python -m supernet_export.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fleetnas.supernet_export.training", description=__doc__)
     parser.add_argument("supernet", choices=["digits"])
     parser.add_argument("--only", choices=["train", "accuracy"], help="one of the two parts; both by default")
     parser.add_argument(
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(checkpoint: Path) -> None:
     from safetensors.numpy import save
 
-    from supernet_export.training.digits import SCHEDULE, state_arrays, train_digits
-    from supernet_export.training.trainer import Progress
+    from fleetnas.supernet_export.training.digits import SCHEDULE, state_arrays, train_digits
+    from fleetnas.supernet_export.training.trainer import Progress
 
     started = time.monotonic()
 
@@ -54,8 +54,8 @@ def _train(checkpoint: Path) -> None:
 
 
 def _accuracy(checkpoint: Path, out: Path) -> None:
-    from supernet_export.digits.accuracy import save_evaluated, save_predictor
-    from supernet_export.training.digits_accuracy import evaluate_digits, fit_digits
+    from fleetnas.supernet_export.digits.accuracy import save_evaluated, save_predictor
+    from fleetnas.supernet_export.training.digits_accuracy import evaluate_digits, fit_digits
 
     started = time.monotonic()
     subnets = []

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import MissingDependencyError
-from supernet_export.accuracy import AccuracyPredictor, HeldOut
-from supernet_export.calibration import estimate_statistics
-from supernet_export.graph import INPUT, OUTPUT, Graph, Statistics
-from supernet_export.images import ImageSource
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.session import open_session
-from supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor, HeldOut
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.evaluation.images import ImageSource
+from fleetnas.supernet_export.graph import INPUT, OUTPUT, Graph, Statistics
+from fleetnas.supernet_export.interpreters.onnxruntime import open_session
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float32]
 #: The graph of an architecture, with its own batch-norm statistics where they are given.

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from supernet_export.digits.data import load_digits, preprocess
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.training.augmentation import Distortion
-from supernet_export.training.elastic import ElasticMBConvNet
-from supernet_export.training.schedule import Phase
-from supernet_export.training.trainer import Progress, Recipe, Trainer
+from fleetnas.supernet_export.digits.data import load_digits, preprocess
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.training.augmentation import Distortion
+from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
+from fleetnas.supernet_export.training.schedule import Phase
+from fleetnas.supernet_export.training.trainer import Progress, Recipe, Trainer
 
 _SPACE = DigitsSpace()
 

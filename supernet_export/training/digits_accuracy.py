@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.checkpoints import read_checkpoint
-from supernet_export.digits.accuracy import EvaluatedSubnet
-from supernet_export.export import export_state_dict
-from supernet_export.families import slicer_for
-from supernet_export.images import DigitsImages
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.training.accuracy import evaluate_subnet, fit_predictor, held_out_error, spread_genomes
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
+from fleetnas.supernet_export.digits.accuracy import EvaluatedSubnet
+from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.export import export_state_dict
+from fleetnas.supernet_export.slicing.families import slicer_for
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.training.accuracy import evaluate_subnet, fit_predictor, held_out_error, spread_genomes
 
 #: Subnets drawn uniformly, and spread from the smallest to the largest; one in four of each is held out.
 UNIFORM_COUNT, SPREAD_COUNT = 300, 300

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError
-from supernet_export.spaces.mbconv import Activation, MBConvBlock, MBConvNetwork, squeeze_width
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError
+from fleetnas.supernet_export.spaces.mbconv import Activation, MBConvBlock, MBConvNetwork, squeeze_width
 
 
 class _Activation(nn.Module):

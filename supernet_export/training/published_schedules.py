@@ -8,8 +8,8 @@ rates suit this trainer's AdamW, a tenth of the first phase's for a short openin
 
 from __future__ import annotations
 
-from supernet_export.spaces.mbconv import MBConvSpace
-from supernet_export.training.schedule import Phase
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.training.schedule import Phase
 
 _LARGEST, _OPENING, _FULL = 3e-3, 3e-4, 1e-3
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.spaces.mbconv import MBConvNetwork
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork
 
 
 @dataclass(frozen=True)

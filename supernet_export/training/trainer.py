@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.training.elastic import ElasticMBConvNet
-from supernet_export.training.schedule import Phase
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
+from fleetnas.supernet_export.training.schedule import Phase
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]

@@ -10,23 +10,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
-from agent_rig import ScriptedMeasurer, final_reply
-from runtime_stand_ins import attach_phone
+from rigs import waiting
+from rigs.agent_rig import ScriptedMeasurer, final_reply
+from rigs.runtime_stand_ins import attach_phone
 
-from agent import running
-from agent.child_messages import FailedReply, ProbedReply, ProbeOrder, Reply
-from agent.limits import Limits
-from agent.model_building import emit
-from agent.probe import agent_info
-from agent.runtimes.adb_runtime import AdbRuntime
-from agent.settings import IN_PROCESS, parse_setting
-from agent.state_folder import StateFolder
-from agent.worker import Worker, child_command
-from device_profiles.profile import MicroBenchmarks
-from fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.graph import INPUT, OUTPUT, GlobalAveragePool, Graph, Linear
+from fleetnas.agent.host.limits import Limits
+from fleetnas.agent.host.probe import agent_info
+from fleetnas.agent.measuring.messages import FailedReply, ProbedReply, ProbeOrder, Reply
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
+from fleetnas.agent.runtimes.settings import IN_PROCESS, parse_setting
+from fleetnas.agent.service import running
+from fleetnas.agent.service.state_folder import StateFolder
+from fleetnas.device_profiles.profile import MicroBenchmarks
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.graph import INPUT, OUTPUT, GlobalAveragePool, Graph, Linear
+from fleetnas.supernet_export.model_file import emit
 
 ALLOWED = tuple(sorted(os.sched_getaffinity(0)))
 #: A core that no machine of today has.
@@ -77,7 +77,7 @@ def test_cores_that_are_not_there_are_an_error_and_not_left_out(
 def test_a_core_that_the_agent_may_not_use_is_not_there(tmp_path: Path) -> None:
     if len(ALLOWED) < 2:
         pytest.skip("this machine has one core")
-    program = f"import os; os.sched_setaffinity(0, {{{ALLOWED[0]}}})\nfrom agent.cli import main; main()"
+    program = f"import os; os.sched_setaffinity(0, {{{ALLOWED[0]}}})\nfrom fleetnas.agent.cli.main import main; main()"
     model = ("bench", str(write_model(tmp_path)), "--time", "0", "--runs", "3")
     environment = {**os.environ, "FLEETNAS_HOST_LOCK": str(tmp_path / "lock")}
 
@@ -163,7 +163,7 @@ def test_the_cache_vouches_only_for_what_was_tried(tmp_path: Path, monkeypatch: 
     assert asked(measurer) == [], "all of them were tried"
     start([RuntimeSetting(affinity=(1,))])
     assert asked(measurer) == [("onnxruntime_cpu_1t_fp32_core1", True)]
-    monkeypatch.setattr("agent.probe.allowed_cores", lambda root: (0,))
+    monkeypatch.setattr("fleetnas.agent.host.probe.allowed_cores", lambda root: (0,))
     start([settings[1]])
     assert [label for label, _ in asked(measurer)] == [settings[1].label], "a container leaves other cores"
     measurer.script.append(FailedReply(reason="runtime", detail="no such core", usage=True))

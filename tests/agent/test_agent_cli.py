@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import waiting
-from brokers import Mosquitto, free_port
-from supernets import random_bundle
+from rigs import waiting
+from rigs.brokers import Mosquitto, free_port
+from rigs.supernets import random_bundle
 
-from agent.cli import build_parser
-from agent.configuration import KEYS, PREFIX, read_configuration, settings_of
-from agent.identity import Identity
-from agent.model_building import build_model
-from agent.options import chosen_settings
-from agent.settings import parse_setting
-from fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import (
+from fleetnas.agent.cli.configuration import KEYS, PREFIX, read_configuration, settings_of
+from fleetnas.agent.cli.main import build_parser
+from fleetnas.agent.cli.options import chosen_settings
+from fleetnas.agent.runtimes.settings import parse_setting
+from fleetnas.agent.service.identity import Identity
+from fleetnas.fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import (
     Acknowledgement,
     AgentInfo,
     BlobReference,
@@ -36,11 +35,12 @@ from fleet_protocol.messages import (
     RuntimeSetting,
     TaskKey,
 )
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.topics import AgentUp, Topics
-from fleet_protocol.transport import Received
-from supernet_export.download import MIRRORS_VARIABLE
-from supernet_export.spaces.registry import make_space
+from fleetnas.fleet_protocol.topics import AgentUp, Topics
+from fleetnas.fleet_protocol.transports.base import Received
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
+from fleetnas.supernet_export.checkpoints.download import MIRRORS_VARIABLE
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def agent(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return waiting.run([sys.executable, "-m", "agent.cli", *arguments], env=environment)
+    return waiting.run([sys.executable, "-m", "fleetnas.agent", *arguments], env=environment)
 
 
 def test_version() -> None:
@@ -64,9 +64,12 @@ def test_version() -> None:
 
 
 def test_the_agent_itself_loads_neither_a_runtime_nor_numpy() -> None:
-    program = "import agent.running, agent.doctor, agent.bench, agent.cli, sys; print(*sys.modules)"
+    program = (
+        "import fleetnas.agent.service.running, fleetnas.agent.cli.doctor, fleetnas.agent.measuring.bench\n"
+        "import fleetnas.agent.cli.main, sys; print(*sys.modules)"
+    )
     done = waiting.run([sys.executable, "-c", program])
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    loaded = {name.removeprefix("fleetnas.").partition(".")[0] for name in done.stdout.split()}
     assert not loaded & {"numpy", "onnx", "onnxruntime", "ai_edge_litert", "supernet_export", "torch", "psutil"}
 
 
@@ -112,7 +115,7 @@ def test_a_broker_that_does_not_answer_ends_the_agent_when_a_limit_is_set(
 
 
 def test_the_journal_gets_priorities_and_everybody_else_the_time(state: Path, environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "agent.cli", "run", "--broker", f"127.0.0.1:{free_port()}", "--name", "logs"]
+    command = [sys.executable, "-m", "fleetnas.agent", "run", "--broker", f"127.0.0.1:{free_port()}", "--name", "logs"]
     command += ["--state-dir", str(state), "--connect-timeout", "0.1"]
 
     def log(*, journal: bool) -> list[str]:
@@ -197,7 +200,7 @@ def test_settings_are_a_list_in_both(tmp_path: Path) -> None:
 def test_a_reader_that_has_seen_enough_is_no_trouble(tmp_path: Path, environment: dict[str, str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "agent.cli", "status", "--state-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "fleetnas.agent", "status", "--state-dir", str(tmp_path)]
     done = waiting.run(command, stdout=writer, env=environment)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
@@ -349,7 +352,7 @@ def test_an_agent_killed_after_its_measurement_delivers_it_in_its_next_life(
         deadline_s=3600.0,
     )
     coordinator = MiniCoordinator(mosquitto_broker, bundle.path.read_bytes(), task)
-    command = [sys.executable, "-m", "agent.cli", "run", "--name", "pi", "--state-dir", str(state), "--once"]
+    command = [sys.executable, "-m", "fleetnas.agent", "run", "--name", "pi", "--state-dir", str(state), "--once"]
     command += ["--broker", str(mosquitto_broker.address)]
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     measured: Result | None = None

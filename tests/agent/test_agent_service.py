@@ -9,16 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agent_rig import BLOB, TOPICS, AgentProcess, Rig, measured, task
-from device_trees import write_files
+from rigs.agent_rig import BLOB, TOPICS, AgentProcess, Rig, measured, task
+from rigs.device_trees import write_files
 
-from agent.child_messages import FailedReply, PhaseReply, UnreadyReply
-from agent.service import HEALTH_EVERY_S, KEEP_CHILD_S, QUEUE_LIMIT, RESEND_EVERY_S
-from agent.task_run import LONG_WAIT_S, RESTING_S
-from fleet_protocol.codec import encode
-from fleet_protocol.errors import DuplicateAgentError, StoreError
-from fleet_protocol.memory import Delivery
-from fleet_protocol.messages import (
+from fleetnas.agent.measuring.messages import FailedReply, PhaseReply, UnreadyReply
+from fleetnas.agent.service.service import HEALTH_EVERY_S, KEEP_CHILD_S, QUEUE_LIMIT, RESEND_EVERY_S
+from fleetnas.agent.service.task_runner import LONG_WAIT_S, RESTING_S
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.errors import DuplicateAgentError, StoreError
+from fleetnas.fleet_protocol.messages import (
     Acknowledgement,
     AgentState,
     CancelTask,
@@ -30,6 +29,7 @@ from fleet_protocol.messages import (
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.transports.memory import Delivery
 
 
 @pytest.fixture

@@ -7,20 +7,27 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from agent_rig import PROFILE, Rig, measured, task
-from device_trees import battery_files, write_files
-from runtime_stand_ins import attach_phone
-from supernets import random_bundle
+from rigs.agent_rig import PROFILE, Rig, measured, task
+from rigs.device_trees import battery_files, write_files
+from rigs.runtime_stand_ins import attach_phone
+from rigs.supernets import random_bundle
 
-from agent.battery import Battery, BatteryReading, BatteryRule, parse_termux
-from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, UnreadyReply
-from agent.runtimes.adb_runtime import AdbRuntime
-from agent.sensors import Sensors
-from agent.task_run import RESTING_S
-from agent.workbench import Workbench
-from coordinator.fleet.registry import FleetRegistry
-from fleet_protocol.messages import AgentInfo, AgentState, CancelTask, Conditions, MeasurementProtocol, RuntimeSetting
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.host.battery import Battery, BatteryReading, BatteryRule, parse_termux
+from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.measuring.messages import FailedReply, MeasuredReply, MeasureOrder, UnreadyReply
+from fleetnas.agent.measuring.order_executor import Workbench
+from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
+from fleetnas.agent.service.task_runner import RESTING_S
+from fleetnas.coordinator.fleet.registry import FleetRegistry
+from fleetnas.fleet_protocol.messages import (
+    AgentInfo,
+    AgentState,
+    CancelTask,
+    Conditions,
+    MeasurementProtocol,
+    RuntimeSetting,
+)
+from fleetnas.supernet_export.spaces.registry import make_space
 
 LOW = "battery at 22 %, below 30 %: plug the device in"
 
@@ -78,7 +85,7 @@ def test_termux_tells_the_battery_where_the_kernel_does_not() -> None:
 
 
 def test_termux_is_asked_seldom_and_never_again_once_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.battery.find_battery", lambda root: None)
+    monkeypatch.setattr("fleetnas.agent.host.battery.find_battery", lambda root: None)
     program = tmp_path / "termux-battery-status"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.blobs import CHUNK_TIMEOUT_S, MAX_WRONG_HASHES, WINDOW, BlobCache, BlobFetch
-from fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk, decode, decode_chunk, encode, encode_chunk
-from fleet_protocol.errors import BundleError, HashMismatchError
-from fleet_protocol.memory import Delivery, MemoryBroker
-from fleet_protocol.messages import BlobReference, BlobRequest
-from fleet_protocol.transport import Received
+from fleetnas.agent.transfer.blobs import CHUNK_TIMEOUT_S, MAX_WRONG_HASHES, WINDOW, BlobCache, BlobFetch
+from fleetnas.fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk, decode, decode_chunk, encode, encode_chunk
+from fleetnas.fleet_protocol.errors import BundleError, HashMismatchError
+from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
+from fleetnas.fleet_protocol.transports.base import Received
+from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker
 
 BLOB = np.random.default_rng(5).bytes(23 * MAX_CHUNK_BYTES + 777)
 REFERENCE = BlobReference(sha256=hashlib.sha256(BLOB).hexdigest(), size=len(BLOB))

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import waiting
-from agent_rig import AgentProcess, Rig, task
-from supernets import random_bundle
+from rigs import waiting
+from rigs.agent_rig import AgentProcess, Rig, task
+from rigs.supernets import random_bundle
 
-from agent.worker import Worker, child_command
-from fleet_protocol.messages import BlobReference, Measurement, MeasurementProtocol, Result, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.fleet_protocol.messages import BlobReference, Measurement, MeasurementProtocol, Result, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
 NEIGHBOURS = 6

@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 import pytest
-from agent_rig import LEVEL_MS, REFERENCE, AgentProcess, Rig, measured, task
+from rigs.agent_rig import LEVEL_MS, REFERENCE, AgentProcess, Rig, measured, task
 
-from agent.child_messages import FailedReply, MeasureOrder, PhaseReply, ReferenceOrder, SlowReply
-from agent.device_speed import COOLS_DOWN_S
-from agent.speed import STEADY_COUNT
-from agent.task_run import LOOK_AGAIN_S
-from fleet_protocol.messages import AgentState, Conditions, Failed, Measurement, MeasureTask, Result
+from fleetnas.agent.measuring.device_speed import COOLS_DOWN_S
+from fleetnas.agent.measuring.messages import FailedReply, MeasureOrder, PhaseReply, ReferenceOrder, SlowReply
+from fleetnas.agent.measuring.speed import STEADY_COUNT
+from fleetnas.agent.service.task_runner import LOOK_AGAIN_S
+from fleetnas.fleet_protocol.messages import AgentState, Conditions, Failed, Measurement, MeasureTask, Result
 
 
 @pytest.fixture

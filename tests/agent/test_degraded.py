@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
-from agent_rig import ARCHITECTURE, BLOB, BUNDLE, Rig, task
-from supernets import random_bundle
+from rigs import waiting
+from rigs.agent_rig import ARCHITECTURE, BLOB, BUNDLE, Rig, task
+from rigs.supernets import random_bundle
 
-from agent import doctor
-from agent.blobs import BlobFetch
-from agent.identity import Identity
-from agent.model_building import build_model
-from agent.service import RESEND_EVERY_S
-from fleet_protocol.codec import BlobChunk
-from fleet_protocol.errors import BundleError
-from fleet_protocol.messages import BlobRequest, Result, RuntimeSetting
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.cli import doctor
+from fleetnas.agent.service.identity import Identity
+from fleetnas.agent.service.service import RESEND_EVERY_S
+from fleetnas.agent.transfer.blobs import BlobFetch
+from fleetnas.fleet_protocol.codec import BlobChunk
+from fleetnas.fleet_protocol.errors import BundleError
+from fleetnas.fleet_protocol.messages import BlobRequest, Result, RuntimeSetting
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 AS_ROOT = os.geteuid() == 0
 #: Runs a command with one folder that nobody, not even root, can write to; only in its own view of the file system.
@@ -52,7 +52,7 @@ def read_only(folder: Path) -> list[str]:
 def agent(
     *arguments: object, environment: dict[str, str], within: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return waiting.run([*(within or []), sys.executable, "-m", "agent.cli", *arguments], env=environment)
+    return waiting.run([*(within or []), sys.executable, "-m", "fleetnas.agent", *arguments], env=environment)
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_a_device_that_slept_through_a_deadline_reports_it_and_goes_on(tmp_path:
 
 
 def test_a_clock_that_was_never_set_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.doctor.time.time", lambda: 12.0)
+    monkeypatch.setattr("fleetnas.agent.cli.doctor.time.time", lambda: 12.0)
     patient = doctor.Patient(tmp_path, "default", "pi", None)
     (finding,) = doctor._check_clock(patient)
     assert (finding.status, finding.mend) == ("warning", "sudo timedatectl set-ntp true")

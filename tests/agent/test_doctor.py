@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.doctor import install_commands, why_no_wheel_fits
-from device_profiles.catalogue import load_catalogue
+from fleetnas.agent.cli.doctor import install_commands, why_no_wheel_fits
+from fleetnas.device_profiles.catalogue import load_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

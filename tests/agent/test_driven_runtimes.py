@@ -13,23 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
-from agent_rig import final_reply
-from runtime_stand_ins import attach_phone
-from supernets import random_bundle
+from rigs import waiting
+from rigs.agent_rig import final_reply
+from rigs.runtime_stand_ins import attach_phone
+from rigs.supernets import random_bundle
 
-from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, ReferenceOrder, Reply
-from agent.model_building import build_model
-from agent.probe import agent_info
-from agent.references import DRIVEN_RUNGS
-from agent.runtimes.adb_runtime import AdbRuntime, parse_output, summarise_blocks
-from agent.runtimes.base import ProviderFallbackError
-from agent.runtimes.command_runtime import CommandRuntime, parse_report
-from agent.worker import Worker, child_command
-from fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.host.probe import agent_info
+from fleetnas.agent.measuring.messages import FailedReply, MeasuredReply, MeasureOrder, ReferenceOrder, Reply
+from fleetnas.agent.measuring.references import DRIVEN_RUNGS
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.agent.runtimes.adb_runtime import AdbRuntime, parse_output, summarise_blocks
+from fleetnas.agent.runtimes.base import ProviderFallbackError
+from fleetnas.agent.runtimes.command_runtime import CommandRuntime, parse_report
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
 SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=9, min_s=0, half_width_percent=1000)

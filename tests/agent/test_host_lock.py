@@ -16,15 +16,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import waiting
+from rigs import waiting
 
-import agent.host_lock
-from agent.child import serve
-from agent.child_messages import PhaseReply, ProbeOrder, Reply, UnreadyReply, decode_reply
-from agent.framing import FrameDecoder, write_frame
-from agent.host_lock import HostLockBusyError, default_host_lock_path, hold_host_lock, present_host_lock_path
-from fleet_protocol.errors import FleetnasError
-from fleet_protocol.messages import RuntimeSetting
+from fleetnas.agent.measuring import host_lock
+from fleetnas.agent.measuring.child import serve
+from fleetnas.agent.measuring.framing import FrameDecoder, write_frame
+from fleetnas.agent.measuring.host_lock import (
+    HostLockBusyError,
+    default_host_lock_path,
+    hold_host_lock,
+    present_host_lock_path,
+)
+from fleetnas.agent.measuring.messages import PhaseReply, ProbeOrder, Reply, UnreadyReply, decode_reply
+from fleetnas.fleet_protocol.errors import FleetnasError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 AS_ROOT = os.geteuid() == 0
 OTHER_USER, THIRD_USER = 65534, 65533
@@ -33,8 +38,8 @@ OTHER_USER, THIRD_USER = 65534, 65533
 _HOLDER = """\
 import os, sys
 from pathlib import Path
-from agent.host_lock import hold_host_lock
-from fleet_protocol.errors import FleetnasError
+from fleetnas.agent.measuring.host_lock import hold_host_lock
+from fleetnas.fleet_protocol.errors import FleetnasError
 path, user = Path(sys.argv[1]), int(sys.argv[2])
 if user:
     os.umask(0o077)
@@ -60,7 +65,7 @@ while command in ("hold", "again"):
 _REPEATER = """\
 import os, sys
 from pathlib import Path
-from agent.host_lock import hold_host_lock
+from fleetnas.agent.measuring.host_lock import hold_host_lock
 path, log, name, rounds = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 handle = os.open(log, os.O_WRONLY | os.O_APPEND)
 def note(event):
@@ -343,7 +348,7 @@ def test_the_child_says_which_lock_it_waits_for_and_that_it_gave_up(path: Path, 
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host without any of the places; the folder in which a test makes some."""
     monkeypatch.delenv("FLEETNAS_HOST_LOCK", raising=False)
-    monkeypatch.setattr(agent.host_lock, "SHARED_FOLDER", tmp_path / "run-fleetnas")
+    monkeypatch.setattr(host_lock, "SHARED_FOLDER", tmp_path / "run-fleetnas")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run-user"))
     return tmp_path
 
@@ -368,7 +373,7 @@ def test_who_may_not_write_in_the_shared_folder_has_a_lock_of_its_own(places: Pa
     shared.mkdir()
     shared.chmod(0o770)
     program = (
-        "import os, sys; from pathlib import Path; import agent.host_lock as lock\n"
+        "import os, sys; from pathlib import Path; import fleetnas.agent.measuring.host_lock as lock\n"
         f"os.setgid({OTHER_USER}); os.setuid({OTHER_USER})\n"
         f"lock.SHARED_FOLDER = Path({str(shared)!r})\n"
         "print(lock.default_host_lock_path())\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.identity import Identity
-from agent.standing import host_standing
-from fleet_protocol.errors import DuplicateAgentError, StoreError
+from fleetnas.agent.cli.host_status import host_standing
+from fleetnas.agent.service.identity import Identity
+from fleetnas.fleet_protocol.errors import DuplicateAgentError, StoreError
 
 
 def test_a_name_is_held_by_one_process(tmp_path: Path) -> None:

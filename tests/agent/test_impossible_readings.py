@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from agent_rig import Rig, measured, task
-from device_trees import write_files
+from rigs.agent_rig import Rig, measured, task
+from rigs.device_trees import write_files
 
-from agent.power import energy_mj, with_power
-from agent.probe import describe_device
-from agent.runtimes.command_runtime import parse_report
-from agent.sensors import Sensors
-from fleet_protocol.errors import RuntimeUnavailableError
-from fleet_protocol.messages import Conditions, Failed, Result
+from fleetnas.agent.host.power import energy_mj, with_power
+from fleetnas.agent.host.probe import describe_device
+from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.runtimes.command_runtime import parse_report
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.messages import Conditions, Failed, Result
 
 
 def test_a_sensor_that_says_the_impossible_counts_as_missing(tmp_path: Path) -> None:

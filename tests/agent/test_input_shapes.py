@@ -15,19 +15,19 @@ import flatbuffers
 import numpy as np
 import onnx
 import pytest
-import waiting
 from onnx import TensorProto, helper, numpy_helper
-from runtime_stand_ins import attach_phone, become_jetson, provide_command
+from rigs import waiting
+from rigs.runtime_stand_ins import attach_phone, become_jetson, provide_command
 
-from agent.bench import bench_model
-from agent.child_messages import BenchOrder, MeasuredReply
-from agent.input_shapes import DeclaredInput, choose_shapes, parse_input_shape, spell
-from agent.model_file import open_model
-from agent.workbench import Workbench
-from fleet_protocol.errors import FleetnasError, UsageError
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.graph import INPUT, OUTPUT, Conv, GlobalAveragePool, Graph, Linear
-from supernet_export.tflite_emitter import emit_tflite
+from fleetnas.agent.measuring.bench import bench_model
+from fleetnas.agent.measuring.input_shapes import DeclaredInput, choose_shapes, parse_input_shape, spell
+from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply
+from fleetnas.agent.measuring.model_file import open_model
+from fleetnas.agent.measuring.order_executor import Workbench
+from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.emitters.tflite import emit_tflite
+from fleetnas.supernet_export.graph import INPUT, OUTPUT, Conv, GlobalAveragePool, Graph, Linear
 
 SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, half_width_percent=1000)
 IMAGE = DeclaredInput("image", (None, 3, None, None))
@@ -100,7 +100,7 @@ def bench(model: Path, setting: RuntimeSetting | None = None, **shapes: tuple[in
 
 
 def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "agent.cli", "bench", *map(str, arguments), "--time", "0", "--runs", "3"]
+    words = [sys.executable, "-m", "fleetnas.agent", "bench", *map(str, arguments), "--time", "0", "--runs", "3"]
     here = Path(__file__).resolve().parent.parent.parent
     environment = {**os.environ, "PYTHONPATH": str(here)}
     return waiting.run(words, cwd=cwd, env=environment)
@@ -185,7 +185,7 @@ def test_the_command_says_which_shape_and_cores_were_timed(tmp_path: Path) -> No
     twice = command(model, "--input-shape", "1x3x8x8", "--input-shape", "1x3x9x9")
     assert (twice.returncode, "twice" in twice.stderr) == (2, True)
     windows = ("--sustained", "1s", "--window", "0.3s", "--input-shape", "1x3x16x16")
-    words = [sys.executable, "-m", "agent.cli", "bench", str(model), *windows]
+    words = [sys.executable, "-m", "fleetnas.agent", "bench", str(model), *windows]
     sustained = waiting.run(words)
     assert "input image 1x3x16x16; cores " in sustained.stdout
 

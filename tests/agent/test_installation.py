@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-import agent.installation
-from agent.configuration import read_configuration, settings_of
-from agent.identity import Identity
-from agent.installation import Installation, checked_values, closed_folder, install, quoted_word, uninstall
-from agent.outbox import Outbox
-from agent.service_manager import ServiceManager
-from agent.standing import host_standing, standing_lines
-from fleet_protocol.credentials import Credentials, write_credentials
-from fleet_protocol.errors import FleetnasError, UsageError
-from fleet_protocol.messages import TaskKey
+from fleetnas.agent.cli import installation as installation_module
+from fleetnas.agent.cli.configuration import read_configuration, settings_of
+from fleetnas.agent.cli.host_status import host_standing, standing_lines
+from fleetnas.agent.cli.installation import Installation, checked_values, closed_folder, install, quoted_word, uninstall
+from fleetnas.agent.cli.service_manager import ServiceManager
+from fleetnas.agent.service.identity import Identity
+from fleetnas.agent.service.outbox import Outbox
+from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
+from fleetnas.fleet_protocol.messages import TaskKey
+from fleetnas.fleet_protocol.security.credentials import Credentials, write_credentials
 
 VALUES = {"broker": "pi.local:1884", "name": "pi", "settings": "onnxruntime,threads=1\nlitert,threads=4"}
 
@@ -186,7 +186,7 @@ def test_a_kept_configuration_that_the_service_could_not_start_with_is_refused(t
 def test_files_that_the_services_user_cannot_read_are_named_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent.installation, "_is_temporary", lambda path: False)
+    monkeypatch.setattr(installation_module, "_is_temporary", lambda path: False)
     with tempfile.TemporaryDirectory() as temporary:  # pytest's own are closed further up
         base = Path(temporary).resolve()
         base.chmod(0o755)

@@ -11,22 +11,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_rig import final_reply
-from device_trees import jetson_orin_nano_files, power_mode_files, write_files
-from runtime_stand_ins import become_jetson
-from supernets import random_bundle
+from rigs.agent_rig import final_reply
+from rigs.device_trees import jetson_orin_nano_files, power_mode_files, write_files
+from rigs.runtime_stand_ins import become_jetson
+from rigs.supernets import random_bundle
 
-from agent import doctor
-from agent.child_messages import FailedReply, MeasuredReply, MeasureOrder, ProbedReply, ProbeOrder, Reply
-from agent.jetson import highest_power_mode
-from agent.probe import board_versions, describe_device
-from agent.runtimes.engine_cache import EngineCache
-from agent.sensors import Sensors
-from agent.worker import Worker, child_command
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.cli import doctor
+from fleetnas.agent.host.jetson import highest_power_mode
+from fleetnas.agent.host.probe import board_versions, describe_device
+from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.measuring.messages import FailedReply, MeasuredReply, MeasureOrder, ProbedReply, ProbeOrder, Reply
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.agent.runtimes.engine_cache import EngineCache
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
 SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=6, min_s=0, half_width_percent=1000)

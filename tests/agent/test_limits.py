@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import waiting
-from device_trees import control_group_files, write_files
+from rigs import waiting
+from rigs.device_trees import control_group_files, write_files
 
-from agent import doctor
-from agent.limits import (
+from fleetnas.agent.cli import doctor
+from fleetnas.agent.host.limits import (
     Limits,
     allowed_cores,
     core_list,
@@ -21,8 +21,8 @@ from agent.limits import (
     thread_objection,
     total_memory_bytes,
 )
-from agent.probe import describe_device
-from fleet_protocol.messages import RuntimeSetting
+from fleetnas.agent.host.probe import describe_device
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 MB = 1024**2
 MEMINFO = {"proc/meminfo": "MemTotal:       32000000 kB\nMemFree: 1 kB\nMemAvailable:   21000000 kB\n"}
@@ -142,7 +142,7 @@ def test_the_affinity_of_this_process_is_its_limit() -> None:
     first = min(os.sched_getaffinity(0))
     program = (
         f"import os; os.sched_setaffinity(0, {{{first}}})\n"
-        "from agent.limits import read_limits; from agent.probe import describe_device\n"
+        "from fleetnas.agent.host.limits import read_limits; from fleetnas.agent.host.probe import describe_device\n"
         "print(*read_limits().cores, describe_device().cores)"
     )
     done = waiting.run([sys.executable, "-c", program])

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import waiting
-from agent_rig import BLOB, BUNDLE, Rig, measured, task
-from mirror_server import MirrorServer, mirror
+from rigs import waiting
+from rigs.agent_rig import BLOB, BUNDLE, Rig, measured, task
+from rigs.mirror_server import MirrorServer, mirror
 
-from agent.mirror import (
+from fleetnas.agent.service.running import mirrors_beside
+from fleetnas.agent.transfer.mirror import (
     ASK_AGAIN_S,
     ATTEMPTS,
     MIN_BYTES_PER_S,
@@ -27,13 +28,12 @@ from agent.mirror import (
     Mirrors,
     mirror_policy,
 )
-from agent.running import mirrors_beside
-from coordinator.security.certificates import Issued, issue, new_authority
-from fleet_protocol.codec import decode_task, encode
-from fleet_protocol.errors import MirrorError, ProtocolError, UsageError
-from fleet_protocol.messages import BlobReference
-from fleet_protocol.mirrors import bundle_url, check_mirror
-from fleet_protocol.transport import BrokerAddress
+from fleetnas.coordinator.security.certificates import Issued, issue, new_authority
+from fleetnas.fleet_protocol.codec import decode_task, encode
+from fleetnas.fleet_protocol.errors import MirrorError, ProtocolError, UsageError
+from fleetnas.fleet_protocol.messages import BlobReference
+from fleetnas.fleet_protocol.mirrors import bundle_url, check_mirror
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 LARGE = np.random.default_rng(8).bytes(1_500_000)
 REFERENCE = BlobReference(sha256=hashlib.sha256(LARGE).hexdigest(), size=len(LARGE))

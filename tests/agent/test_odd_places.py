@@ -12,27 +12,27 @@ import sys
 from pathlib import Path
 
 import pytest
-from brokers import Mosquitto
+from rigs.brokers import Mosquitto
 
-from agent import own_name as naming
-from agent import running
-from agent.cli import main
-from agent.configuration import default_configuration_files
-from agent.doctor import Patient, _check_state_folder, _service_findings
-from agent.identity import Identity
-from agent.installation import SERVICE_STATE, Installation
-from agent.outbox import Outbox
-from agent.own_name import own_name, remember_name
-from agent.state_folder import StateFolder, default_engine_folder, default_state_folder
-from coordinator.cli.options import existing_store, store_location
-from fleet_protocol.errors import UsageError
-from fleet_protocol.folders import user_folder
-from fleet_protocol.messages import TaskKey
-from supernet_export.download import cache_directory
+from fleetnas.agent.cli.configuration import default_configuration_files
+from fleetnas.agent.cli.doctor import Patient, _check_state_folder, _service_findings
+from fleetnas.agent.cli.installation import SERVICE_STATE, Installation
+from fleetnas.agent.cli.main import main
+from fleetnas.agent.service import own_name as naming
+from fleetnas.agent.service import running
+from fleetnas.agent.service.identity import Identity
+from fleetnas.agent.service.outbox import Outbox
+from fleetnas.agent.service.own_name import own_name, remember_name
+from fleetnas.agent.service.state_folder import StateFolder, default_engine_folder, default_state_folder
+from fleetnas.coordinator.cli.options import existing_store, store_location
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.folders import user_folder
+from fleetnas.fleet_protocol.messages import TaskKey
+from fleetnas.supernet_export.checkpoints.download import cache_directory
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-AGENT = (sys.executable, "-m", "agent.cli")
-COORDINATOR = (sys.executable, "-c", "from coordinator.cli import main; main()")
+AGENT = (sys.executable, "-m", "fleetnas.agent")
+COORDINATOR = (sys.executable, "-c", "from fleetnas.coordinator.cli import main; main()")
 UNKNOWN = 54_321
 HOMES = ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "STATE_DIRECTORY", "USER")
 
@@ -204,7 +204,8 @@ def test_the_doctor_names_what_root_left_behind(tmp_path: Path, homeless: dict[s
     Outbox(folder.outbox).close()
     give_away(folder.root / place, 0o755)
     program = (
-        "from agent.doctor import *; from agent.doctor import _check_state_folder; from pathlib import Path\n"
+        "from fleetnas.agent.cli.doctor import *; from fleetnas.agent.cli.doctor import _check_state_folder\n"
+        "from pathlib import Path\n"
         f"print(report_line(*_check_state_folder(Patient(Path({str(folder.root)!r}), 'default', 'pi', None))))"
     )
     said = unknown_user(sys.executable, "-c", program, environment=homeless).stdout

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from device_trees import BATTERY, battery_files, write_files
+from rigs.device_trees import BATTERY, battery_files, write_files
 
-from agent.battery import Battery, BatteryReading, BatteryRule, parse_termux
-from agent.power import find_power_meter
-from agent.processor import describe_processor
-from agent.runtimes.adb_runtime import AdbRuntime
-from agent.sensors import Sensors
-from agent.units import Thermometer
+from fleetnas.agent.host.battery import Battery, BatteryReading, BatteryRule, parse_termux
+from fleetnas.agent.host.power import find_power_meter
+from fleetnas.agent.host.processor import describe_processor
+from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.host.units import Thermometer
+from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
 
 ZONE = "sys/class/thermal/thermal_zone0"
 CPU = "sys/devices/system/cpu"

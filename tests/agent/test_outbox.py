@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import waiting
+from rigs import waiting
 
-from agent.outbox import Outbox
-from fleet_protocol.errors import StoreError
-from fleet_protocol.messages import TaskKey
+from fleetnas.agent.service.outbox import Outbox
+from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.messages import TaskKey
 
 
 def key(number: int, attempt: int = 1) -> TaskKey:
@@ -59,7 +59,7 @@ def test_an_acknowledged_result_is_not_sent_again_but_still_answers_a_repeated_t
 def test_acknowledged_results_are_forgotten_oldest_first_and_waiting_ones_never(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.outbox.MAX_ACKNOWLEDGED", 20)
+    monkeypatch.setattr("fleetnas.agent.service.outbox.MAX_ACKNOWLEDGED", 20)
     outbox = Outbox(path)
     outbox.put(key(0), b"waits")
     for number in range(1, 20 + 4):
@@ -81,8 +81,8 @@ def test_the_oldest_are_given_up_only_beyond_the_limit_and_are_named(path: Path)
 
 def test_a_killed_process_loses_nothing(path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from agent.outbox import Outbox\n"
-        "from fleet_protocol.messages import TaskKey\n"
+        "import sys; from pathlib import Path; from fleetnas.agent.service.outbox import Outbox\n"
+        "from fleetnas.fleet_protocol.messages import TaskKey\n"
         f"outbox = Outbox(Path({str(path)!r}))\n"
         "outbox.put(TaskKey(task_id='task-1', attempt=1), b'result'); print('stored', flush=True); sys.stdin.read()"
     )

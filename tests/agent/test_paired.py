@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.child_messages import PairedTiming
-from agent.paired import ROUNDS, Reference, measure_paired, read_levels
-from agent.undisturbed import Level, Round, estimate
-from fleet_protocol.messages import MeasurementProtocol
+from fleetnas.agent.measuring.messages import PairedTiming
+from fleetnas.agent.measuring.paired import ROUNDS, Reference, measure_paired, read_levels
+from fleetnas.agent.measuring.undisturbed import Level, Round, estimate
+from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 PROTOCOL = MeasurementProtocol()
 #: MACs of the rungs; a simulated inference takes 20 ns per thousand MACs, so 0.8 to 11 ms.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from device_trees import BATTERY, agx_orin_rails, battery_files, ina3221_files, jetson_orin_nano_files, write_files
-from supernets import random_bundle
+from rigs.device_trees import BATTERY, agx_orin_rails, battery_files, ina3221_files, jetson_orin_nano_files, write_files
+from rigs.supernets import random_bundle
 
-from agent.child_messages import MeasuredReply, MeasureOrder
-from agent.power import IDLE_HOLDS_S, BlockPower, Gauge, IdlePower, Mark, PowerMeter, find_power_meter
-from agent.sensors import Sensors
-from agent.workbench import Workbench
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.host.power import IDLE_HOLDS_S, BlockPower, Gauge, IdlePower, Mark, PowerMeter, find_power_meter
+from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.measuring.messages import MeasuredReply, MeasureOrder
+from fleetnas.agent.measuring.order_executor import Workbench
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.spaces.registry import make_space
 
 RAPL = "sys/class/powercap/intel-rapl:0"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.probe import describe_device, installed_versions
-from agent.processor import describe_processor
-from agent.sensors import Sensors
-from agent.settings import parse_setting
-from device_profiles.catalogue import load_arm_cores, load_catalogue
-from fleet_protocol.messages import Conditions
+from fleetnas.agent.host.probe import describe_device, installed_versions
+from fleetnas.agent.host.processor import describe_processor
+from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.runtimes.settings import parse_setting
+from fleetnas.device_profiles.catalogue import load_arm_cores, load_catalogue
+from fleetnas.fleet_protocol.messages import Conditions
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from supernets import random_bundle
+from rigs.supernets import random_bundle
 
-from agent.child_messages import RUNGS, ReferenceOrder, Timing
-from agent.references import DRIVEN_RUNGS, References, ladder
-from agent.runtimes.base import LoadedModel, OnBlock, Runtime, TimedModel
-from fleet_protocol.errors import RuntimeUnavailableError
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.measuring.messages import RUNGS, ReferenceOrder, Timing
+from fleetnas.agent.measuring.references import DRIVEN_RUNGS, References, ladder
+from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, Runtime, TimedModel
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
 SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0.001)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_rig import final_reply
-from runtime_stand_ins import attach_phone, become_jetson, provide_command
-from supernets import random_bundle
+from rigs.agent_rig import final_reply
+from rigs.runtime_stand_ins import attach_phone, become_jetson, provide_command
+from rigs.supernets import random_bundle
 
-from agent.child_messages import (
+from fleetnas.agent.measuring.messages import (
     BenchOrder,
     FailedReply,
     MeasuredReply,
@@ -22,10 +22,10 @@ from agent.child_messages import (
     ReferenceOrder,
     Reply,
 )
-from agent.worker import Worker, child_command
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
 PROTOCOL = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=9, min_s=0, half_width_percent=1000)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import waiting
-from supernets import random_bundle
+from rigs import waiting
+from rigs.supernets import random_bundle
 
-from agent.model_building import build_model
-from agent.runtimes.base import ProviderFallbackError, Runtime, random_tensors
-from agent.runtimes.registry import make_runtime
-from agent.settings import IN_PROCESS
-from fleet_protocol.errors import RuntimeUnavailableError
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.runtimes.base import ProviderFallbackError, Runtime, random_tensors
+from fleetnas.agent.runtimes.registry import make_runtime
+from fleetnas.agent.runtimes.settings import IN_PROCESS
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
 
@@ -130,7 +130,7 @@ def test_an_unknown_runtime_is_named() -> None:
 
 def test_onnxruntime_is_imported_with_telemetry_off_and_writes_nothing_home(tmp_path: Path) -> None:
     program = (
-        "from agent.runtimes.registry import make_runtime; import os\n"
+        "from fleetnas.agent.runtimes.registry import make_runtime; import os\n"
         "make_runtime('onnxruntime').version(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
     )
     environment = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -148,7 +148,7 @@ def test_telemetry_is_off_before_the_library_is_read(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     environment.pop("ORT_DISABLE_TELEMETRY", None)
-    program = "from agent.runtimes.registry import make_runtime; make_runtime('onnxruntime').providers()"
+    program = "from fleetnas.agent.runtimes.registry import make_runtime; make_runtime('onnxruntime').providers()"
     done = waiting.run([sys.executable, "-c", program], env=environment)
     assert done.stderr == "imported with 1"
 

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
+from rigs import waiting
 
-from agent.child_messages import BenchOrder, ProbeOrder
-from agent.scratch import ScratchFolder, remove_abandoned
-from agent.worker import Worker, child_command
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.agent.measuring.messages import BenchOrder, ProbeOrder
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.agent.service.scratch import ScratchFolder, remove_abandoned
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
 COMMAND = RuntimeSetting(runtime="command")
 #: A user's program that says where its temporary file is, and then never ends.
@@ -36,9 +36,9 @@ time.sleep(600)
 _AGENT = """\
 import sys
 from pathlib import Path
-from agent.child_messages import BenchOrder
-from agent.worker import Worker, child_command
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.agent.measuring.messages import BenchOrder
+from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 worker = Worker(child_command(Path(sys.argv[1])))
 setting = RuntimeSetting(runtime="command")
 worker.submit(BenchOrder(model_path=sys.argv[2], setting=setting, protocol=MeasurementProtocol()))
@@ -172,7 +172,7 @@ def test_a_folder_is_closed_to_others_and_locked_until_it_is_removed() -> None:
 def test_many_agents_that_start_at_once_take_no_folder_from_each_other(tmp_path: Path, temporary: Path) -> None:
     program = (
         "import sys\n"
-        "from agent.scratch import ScratchFolder, remove_abandoned\n"
+        "from fleetnas.agent.service.scratch import ScratchFolder, remove_abandoned\n"
         "for _ in range(200):\n"
         "    remove_abandoned()\n"
         "    scratch = ScratchFolder.make()\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.child_messages import PairedTiming, Timing
-from agent.speed import SLOW_RATIO, STEADY_COUNT, SpeedTracker, Verdict, continued_levels
+from fleetnas.agent.measuring.messages import PairedTiming, Timing
+from fleetnas.agent.measuring.speed import SLOW_RATIO, STEADY_COUNT, SpeedTracker, Verdict, continued_levels
 
 SMALL, LARGE = "a" * 12, "b" * 12
 

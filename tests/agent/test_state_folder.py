@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_rig import BLOB, BUNDLE, Rig, task
+from rigs.agent_rig import BLOB, BUNDLE, Rig, task
 
-from agent.blobs import MAX_PARTIALS, limit_partials, partial_file
-from agent.child_messages import ProbedReply
-from agent.probe import MAX_PROBES, agent_info
-from agent.state_folder import StateFolder
-from agent.worker import Measurer
-from device_profiles.profile import MicroBenchmarks
-from fleet_protocol.errors import StoreError
-from fleet_protocol.messages import RuntimeSetting
+from fleetnas.agent.host.probe import MAX_PROBES, agent_info
+from fleetnas.agent.measuring.messages import ProbedReply
+from fleetnas.agent.measuring.worker import Measurer
+from fleetnas.agent.service.state_folder import StateFolder
+from fleetnas.agent.transfer.blobs import MAX_PARTIALS, limit_partials, partial_file
+from fleetnas.device_profiles.profile import MicroBenchmarks
+from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 
 def mode(path: Path) -> int:
@@ -122,7 +122,7 @@ def test_where_the_disk_has_no_room_left_they_are_given_up_first(
 
         return Usage
 
-    monkeypatch.setattr("agent.blobs.shutil.disk_usage", usage)
+    monkeypatch.setattr("fleetnas.agent.transfer.blobs.shutil.disk_usage", usage)
     agent = rig.agent()
     rig.run(agent)
     rig.coordinator.send("pi", "task", task())

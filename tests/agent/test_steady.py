@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from agent.bracketed import bracketed
-from agent.child_messages import Timing
-from agent.steady import LEAST_S, MOST_S, WINDOW_S, warm_until_steady
+from fleetnas.agent.measuring.bracketed import bracketed
+from fleetnas.agent.measuring.messages import Timing
+from fleetnas.agent.measuring.steady import LEAST_S, MOST_S, WINDOW_S, warm_until_steady
 
 
 class Heating:

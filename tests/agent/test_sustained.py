@@ -14,26 +14,26 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import waiting
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_stand_ins import attach_phone, provide_command
-from supernets import random_bundle
+from rigs import waiting
+from rigs.runtime_stand_ins import attach_phone, provide_command
+from rigs.supernets import random_bundle
 
-from agent.child_messages import Timing, WindowReply
-from agent.host_lock import hold_host_lock
-from agent.model_building import build_model
-from agent.options import duration
-from agent.runtimes.adb_runtime import AdbRuntime
-from agent.runtimes.base import OnBlock, Runtime, TimedModel
-from agent.runtimes.command_runtime import CommandRuntime
-from agent.sensors import Sensors
-from agent.sustained import SustainedRun, slowdown, summarise
-from agent.sustained_chart import draw_chart, format_time
-from agent.sustained_report import json_object, summary_lines, window_line
-from agent.sustained_windows import measure_windows
-from fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.cli.options import duration
+from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.measuring.host_lock import hold_host_lock
+from fleetnas.agent.measuring.messages import Timing, WindowReply
+from fleetnas.agent.measuring.sustained import SustainedRun, slowdown, summarise
+from fleetnas.agent.measuring.sustained_chart import draw_chart, format_time
+from fleetnas.agent.measuring.sustained_report import json_object, summary_lines, window_line
+from fleetnas.agent.measuring.sustained_windows import measure_windows
+from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
+from fleetnas.agent.runtimes.base import OnBlock, Runtime, TimedModel
+from fleetnas.agent.runtimes.command_runtime import CommandRuntime
+from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
 
@@ -358,7 +358,7 @@ def bench(model: Path, lock: Path, tmp_path: Path) -> Iterator[Callable[..., sub
     environment = {"FLEETNAS_HOST_LOCK": str(lock), "XDG_STATE_HOME": str(tmp_path / "state")}
 
     def start(*options: object, file: Path = model) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "agent.cli", "bench", str(file), *map(str, options)]
+        command = [sys.executable, "-m", "fleetnas.agent", "bench", str(file), *map(str, options)]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

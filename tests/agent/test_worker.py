@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
-from agent_rig import final_reply, next_reply
-from supernets import random_bundle
+from rigs import waiting
+from rigs.agent_rig import final_reply, next_reply
+from rigs.supernets import random_bundle
 
-from agent.child_messages import (
+from fleetnas.agent.measuring.host_lock import MAX_WAIT_S
+from fleetnas.agent.measuring.messages import (
     BenchOrder,
     FailedReply,
     MeasuredReply,
@@ -28,14 +29,13 @@ from agent.child_messages import (
     Reply,
     SlowReply,
 )
-from agent.host_lock import MAX_WAIT_S
-from agent.references import ladder
-from agent.worker import Worker, child_command, replies_of
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from supernet_export.spaces.registry import make_space
+from fleetnas.agent.measuring.references import ladder
+from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.supernet_export.spaces.registry import make_space
 
-HERE = Path(__file__).parent
+RIGS = Path(__file__).parent.parent / "rigs"
 SHORT = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, half_width_percent=1000)
 
 
@@ -46,7 +46,7 @@ def lock(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def faulty(lock: Path) -> Iterator[Worker]:
-    worker = Worker([sys.executable, str(HERE / "faulty_child.py"), str(lock)])
+    worker = Worker([sys.executable, str(RIGS / "faulty_child.py"), str(lock)])
     yield worker
     worker.kill()
 
@@ -179,8 +179,9 @@ def test_one_host_measures_one_model_at_a_time(faulty: Worker, lock: Path) -> No
 
 def test_the_child_dies_with_its_agent(lock: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from agent.worker import Worker, child_command\n"
-        "from agent.child_messages import ProbeOrder; from fleet_protocol.messages import RuntimeSetting\n"
+        "import sys; from pathlib import Path; from fleetnas.agent.measuring.worker import Worker, child_command\n"
+        "from fleetnas.agent.measuring.messages import ProbeOrder\n"
+        "from fleetnas.fleet_protocol.messages import RuntimeSetting\n"
         f"worker = Worker(child_command(Path({str(lock)!r})))\n"
         "worker.submit(ProbeOrder(setting=RuntimeSetting(), micro_benchmarks=False))\n"
         "worker.poll(60); print(worker.pid, flush=True); sys.stdin.read()"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import postgresql
 import pytest
-from simulated_fleet import Simulation
+from rigs import postgresql
+from rigs.simulated_fleet import Simulation
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.store import MeasurementStore
 
 
 @pytest.fixture(scope="session")

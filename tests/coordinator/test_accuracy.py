@@ -9,14 +9,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import peer
 import pytest
+from rigs import peer
 
-from fleet_protocol.errors import CheckpointError, UsageError
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.accuracy_fit import FitSettings, fit_accuracy, read_evaluated
-from supernet_export.checkpoints import read_checkpoint
-from supernet_export.spaces.registry import make_space
+from fleetnas.fleet_protocol.errors import CheckpointError, UsageError
+from fleetnas.supernet_export.accuracy.fit import FitSettings, fit_accuracy, read_evaluated
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
+from fleetnas.supernet_export.spaces.registry import make_space
 
 
 def _predictor(inputs: int, seed: int = 0, hidden: int = 30) -> AccuracyPredictor:

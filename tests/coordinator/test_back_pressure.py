@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from simulated_fleet import Simulation, acknowledged_in
+from rigs.simulated_fleet import Simulation, acknowledged_in
 
-from coordinator.campaign.plan import CampaignPlan
-from fleet_protocol.errors import TransportError
-from fleet_protocol.transport import Received
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.errors import TransportError
+from fleetnas.fleet_protocol.transports.base import Received
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=3, grace_s=600, join_s=60, deadline_s=60)
 

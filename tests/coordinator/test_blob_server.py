@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.blob_server import BlobServer
-from fleet_protocol.codec import decode_chunk
-from fleet_protocol.errors import ProtocolError, TransportError
-from fleet_protocol.messages import BlobReference, BlobRequest
+from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.fleet_protocol.codec import decode_chunk
+from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
+from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
 
 BYTES = os.urandom(200_000)
 LARGE = os.urandom(2_000_000)

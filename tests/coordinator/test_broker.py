@@ -7,13 +7,13 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
-import waiting
+from rigs import waiting
 
-from coordinator.broker import EmbeddedBroker
-from fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk, decode_chunk, encode_chunk
-from fleet_protocol.errors import TransportError
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import Connected, Received, Will
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk, decode_chunk, encode_chunk
+from fleetnas.fleet_protocol.errors import TransportError
+from fleetnas.fleet_protocol.transports.base import Connected, Received, Will
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
 
 @pytest.fixture

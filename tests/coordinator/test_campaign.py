@@ -8,17 +8,16 @@ from collections import Counter
 from typing import ClassVar
 
 import pytest
-from simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation, measurement
+from rigs.simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
-from coordinator.campaign.plan import CampaignPlan, RunSettings
-from coordinator.campaign.standing import outcome_of
-from coordinator.campaign.track import SettingTrack
-from coordinator.search.bounds import Bounds, subnet_costs
-from coordinator.view import events
-from fleet_protocol.codec import encode
-from fleet_protocol.errors import UsageError
-from fleet_protocol.memory import Delivery
-from fleet_protocol.messages import (
+from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.standing import outcome_of
+from fleetnas.coordinator.records import events
+from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
+from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import (
     AgentState,
     Failed,
     Measurement,
@@ -28,6 +27,7 @@ from fleet_protocol.messages import (
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.transports.memory import Delivery
 
 PLAN = CampaignPlan(targets="auto:4", budget=20, spread=8, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
 

@@ -6,34 +6,33 @@ import json
 import sys
 from pathlib import Path
 
-import brokers
 import numpy as np
 import pytest
-import waiting
+from rigs import brokers, waiting
+from rigs.simulated_fleet import Simulation
+from rigs.supernets import random_state_dict
 from safetensors.numpy import save_file
-from simulated_fleet import Simulation
-from supernets import random_state_dict
 
-from coordinator.broker import EmbeddedBroker
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.standing import outcome_of, snapshot_of
-from coordinator.cli import main
-from coordinator.cli.bounds import bounds
-from coordinator.search.bounds import Bounds
-from coordinator.store.store import MeasurementStore
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.codec import encode
-from fleet_protocol.messages import AgentInfo, AgentState, RuntimeSetting
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.topics import Topics
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.bundle import SupernetBundle
-from supernet_export.download import PublishedFile
-from supernet_export.export import export_digits, file_sha256
-from supernet_export.published import PUBLISHED, PublishedSupernet
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
+from fleetnas.coordinator.cli import main
+from fleetnas.coordinator.cli.bounds import bounds
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, RuntimeSetting
+from fleetnas.fleet_protocol.topics import Topics
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.checkpoints.download import PublishedFile
+from fleetnas.supernet_export.checkpoints.published import PUBLISHED, PublishedSupernet
+from fleetnas.supernet_export.export import export_digits, file_sha256
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 
 def fleetnas(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
+from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.proposal import Proposal
-from coordinator.campaign.targets import TargetRequest
-from coordinator.campaign.winner_search import BundleSearch, checked_strategy
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import Failed, Measurement, TaskKey
-from supernet_export.spaces.base import Genomes
+from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.coordinator.tuning.target_solver import BundleSearch, checked_strategy
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import Failed, Measurement, TaskKey
+from fleetnas.supernet_export.spaces.base import Genomes
 
 SEARCH = BundleSearch(SPACE, ACCURACY, "bottom-up", rounds=3)
 Answer = Callable[[Proposal], Measurement | Failed]

@@ -10,23 +10,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import brokers
 import pytest
-import waiting
+from rigs import brokers, waiting
 from test_cli import fleetnas
 
-from coordinator.fleet.roll_call import RollCall, listen
-from coordinator.security.authority import Authority
-from coordinator.view.snapshot import DeviceSnapshot, Snapshot
-from coordinator.watching.broadcast import Broadcast
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.codec import encode
-from fleet_protocol.memory import MemoryBroker
-from fleet_protocol.messages import AgentInfo, AgentState, Conditions, CoordinatorState, Health, RuntimeSetting
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.topics import Topics
-from fleet_protocol.transport import Received
-from fleet_protocol.watching import RunSummary
+from fleetnas.coordinator.monitoring.fleet_observer import RollCall, listen
+from fleetnas.coordinator.monitoring.publisher import Broadcast
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
+from fleetnas.coordinator.security.authority import Authority
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, CoordinatorState, Health, RuntimeSetting
+from fleetnas.fleet_protocol.topics import Topics
+from fleetnas.fleet_protocol.transports.base import Received
+from fleetnas.fleet_protocol.transports.memory import MemoryBroker
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
+from fleetnas.fleet_protocol.updates import RunSummary
 
 TOPICS = Topics()
 VERSION = metadata.version("fleetnas")

@@ -6,14 +6,21 @@ import math
 
 import numpy as np
 import pytest
-from disturbances import HORIZON_S, PROFILES, STEP_S, Disturbance, disturbance, long_run_slowdown, sensitivity
-from disturbed_device import BUILD_AND_LOAD_S, DisturbedAgent, DisturbedDevice, SimulatedBench, TrueLatency
 from numpy.typing import NDArray
-from simulated_fleet import BUNDLE, SPACE, FakeClock, Simulation
+from rigs.disturbances import HORIZON_S, PROFILES, STEP_S, Disturbance, disturbance, long_run_slowdown, sensitivity
+from rigs.disturbed_device import BUILD_AND_LOAD_S, DisturbedAgent, DisturbedDevice, SimulatedBench, TrueLatency
+from rigs.simulated_fleet import BUNDLE, SPACE, FakeClock, Simulation
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.predictors.features import FeatureMap
-from fleet_protocol.messages import Condition, Measurement, MeasurementProtocol, MeasureTask, RuntimeSetting, TaskKey
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.messages import (
+    Condition,
+    Measurement,
+    MeasurementProtocol,
+    MeasureTask,
+    RuntimeSetting,
+    TaskKey,
+)
 
 PROTOCOL = MeasurementProtocol()
 SMALLEST, LARGEST = SPACE.smallest(), SPACE.largest()

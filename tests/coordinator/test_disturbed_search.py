@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
+from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 from test_device_search import make, run
 
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.proposal import Proposal
-from fleet_protocol.messages import Failed, Measurement
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.fleet_protocol.messages import Failed, Measurement
 
 SMALLEST, LARGEST = (SPACE.decode(genomes)[0] for genomes in (SPACE.smallest(), SPACE.largest()))
 

@@ -15,33 +15,32 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-import simulated_fleet
-import waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from simulated_fleet import SPACE, HiddenDevice, InlineExecutor, Simulation, StandInModels, measurement
+from rigs import simulated_fleet, waiting
+from rigs.simulated_fleet import SPACE, HiddenDevice, InlineExecutor, Simulation, StandInModels, measurement
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.proposal import TargetState
-from coordinator.campaign.standing import outcome_of, snapshot_of, stored_totals, winner_record
-from coordinator.campaign.track import SettingTrack
-from coordinator.campaign.winner_models import CalibratedModel
-from coordinator.records.totals import TargetTotals, target_totals
-from coordinator.report.html import render_report
-from coordinator.report.take_home import TakeHome, read_results
-from coordinator.store.records import Arrival, TaskRecord
-from coordinator.store.store import MeasurementStore
-from coordinator.view.events import CampaignFinished, Event, MeasurementsSlowed, RegimeChanged
-from coordinator.view.lines import event_lines
-from coordinator.view.live import render
-from coordinator.view.snapshot import Snapshot
-from coordinator.view.summary import summary
-from coordinator.watching.metrics import Metrics
-from coordinator.watching.store_feed import StoreFeed
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.messages import AgentInfo, Failed, Measurement, MeasureTask, RuntimeSetting, TaskKey
+from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of, stored_totals, winner_record
+from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.monitoring.metrics import Metrics
+from fleetnas.coordinator.monitoring.store_feed import StoreFeed
+from fleetnas.coordinator.records.events import CampaignFinished, Event, MeasurementsSlowed, RegimeChanged
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.records.stored import Arrival, TaskRecord
+from fleetnas.coordinator.records.totals import TargetTotals, target_totals
+from fleetnas.coordinator.report.artifacts import TakeHome, read_results
+from fleetnas.coordinator.report.html import render_report
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.coordinator.view.lines import event_lines
+from fleetnas.coordinator.view.live import render
+from fleetnas.coordinator.view.summary import summary
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, MeasureTask, RuntimeSetting, TaskKey
 
 SETTING = RuntimeSetting()
 (SUBNET,) = SPACE.decode(SPACE.smallest())

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from coordinator.fleet.registry import ANSWER_S, LOST_AFTER_S, FleetRegistry
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.messages import AgentInfo, AgentState, Health, RuntimeSetting
+from fleetnas.coordinator.fleet.registry import ANSWER_S, LOST_AFTER_S, FleetRegistry
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Health, RuntimeSetting
 
 
 def state(what: str, session: int = 1, instance: str = "a") -> AgentState:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
+from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.fleet_search import FEW_SETTINGS, Archive, FleetSearch
-from coordinator.campaign.targets import TargetRequest
-from coordinator.campaign.winner_search import BundleSearch
-from coordinator.predictors.features import FeatureMap
-from coordinator.search.bounds import Bounds
-from coordinator.search.latency import MeasuredLatency, SlotTableLatency
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.search.latency import MeasuredLatency, SlotTableLatency
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.shared_archive import FEW_SETTINGS, Archive, FleetSearch
+from fleetnas.coordinator.tuning.target_solver import BundleSearch
 
 THOROUGH = BundleSearch(SPACE, ACCURACY, "bottom-up", rounds=3)
 

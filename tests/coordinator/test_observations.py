@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_fleet import SPACE, HiddenDevice, measurement
+from rigs.simulated_fleet import SPACE, HiddenDevice, measurement
 
-from coordinator.campaign.observations import Observations
-from coordinator.campaign.typical_speed import TypicalSpeed
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.features import FeatureMap
-from coordinator.predictors.prior import hierarchical_prior
-from coordinator.predictors.upper_bounds import learn_upper_bounds
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.prior import hierarchical_prior
+from fleetnas.coordinator.predictors.upper_bounds import learn_upper_bounds
+from fleetnas.coordinator.tuning.observations import Observations
+from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 
 GENOMES = SPACE.sample(12, np.random.default_rng(4))
 FEATURES = FeatureMap(SPACE)

@@ -12,22 +12,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from outcome_examples import snapshot
 from rich.console import Console
-from simulated_fleet import Simulation
+from rigs.outcome_examples import snapshot
+from rigs.simulated_fleet import Simulation
 from test_view_lines import EVENTS
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.store.store import MeasurementStore
-from coordinator.view.events import event_from_json
-from coordinator.view.lines import JsonView, LinesView
-from coordinator.view.live import LiveView
-from coordinator.watching.audience import Audience
-from device_profiles.plain_text import PRINTABLE, ascii_json
+from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.records.events import event_from_json
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.lines import JsonView, LinesView
+from fleetnas.coordinator.view.live import LiveView
+from fleetnas.device_profiles.plain_text import PRINTABLE, ascii_json
 
 COMMANDS = {
-    "fleetnas": "from coordinator.cli import main; main()",
-    "fleetnas-agent": "from agent.cli import main; main()",
+    "fleetnas": "from fleetnas.coordinator.cli import main; main()",
+    "fleetnas-agent": "from fleetnas.agent.cli.main import main; main()",
 }
 #: A container without a locale, and a terminal of another century.
 NO_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

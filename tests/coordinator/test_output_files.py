@@ -11,20 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from simulated_fleet import Simulation, StandInModels
+from rigs.simulated_fleet import Simulation, StandInModels
+from rigs.untrained_supernet import write_untrained
 from test_cli import fleetnas
-from untrained_supernet import write_untrained
 
-from agent.cli import main as agent_main
-from coordinator.campaign.assembly import write_take_home
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.results_writer import ResultsWriter
-from coordinator.campaign.winner_models import CalibratedModel
-from coordinator.report.html import REPORT_FILE
-from coordinator.report.take_home import MEASUREMENTS_FILE, read_results
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import HashMismatchError, UsageError
-from supernet_export.output_files import check_file, check_folder, write_atomically
+from fleetnas.agent.cli.main import main as agent_main
+from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.app.results_writer import ResultsWriter
+from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
+from fleetnas.coordinator.report.html import REPORT_FILE
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import HashMismatchError, UsageError
+from fleetnas.supernet_export.output_files import check_file, check_folder, write_atomically
 
 FIT = ("accuracy", "fit", "evaluated.csv", "--space", "digits", "-o")
 
@@ -132,7 +132,8 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text("old")
     program = (
-        "import resource, sys; from pathlib import Path; from supernet_export.output_files import write_atomically\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from fleetnas.supernet_export.output_files import write_atomically\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: write_atomically(Path(sys.argv[1]), bytes(9000))\n"
         "except OSError as error: print(error.errno, error.filename, error.filename2)"

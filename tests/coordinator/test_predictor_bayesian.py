@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.prior import Hypothesis, Prior
-from fleet_protocol.errors import UsageError
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.prior import Hypothesis, Prior
+from fleetnas.fleet_protocol.errors import UsageError
 
 FEATURES = 12
 

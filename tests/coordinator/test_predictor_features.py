@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coordinator.predictors.baselines import BlockTable, MacsLine, RescaledTable, block_table_genomes
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.features import FeatureMap
-from coordinator.predictors.prior import INDICATOR, SURCHARGE, Hypothesis, Prior, hierarchical_prior
-from fleet_protocol.errors import UsageError
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.evaluation.baselines import (
+    BlockTable,
+    MacsLine,
+    RescaledTable,
+    block_table_genomes,
+)
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.prior import INDICATOR, SURCHARGE, Hypothesis, Prior, hierarchical_prior
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.spaces.registry import make_space
 
 
 @pytest.mark.parametrize("name", ["digits", "ofa-mbv3"])

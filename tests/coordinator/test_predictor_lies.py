@@ -6,24 +6,24 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from simulated_fleet import SPACE, HiddenDevice, SimulatedAgent, Simulation, measurement
+from rigs.simulated_fleet import SPACE, HiddenDevice, SimulatedAgent, Simulation, measurement
 
-from coordinator.campaign.opening import Opening
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.predictors import stored_devices
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.belief import Beliefs
-from coordinator.predictors.features import FeatureMap
-from coordinator.predictors.learned_prior import MeasuredDevice
-from coordinator.predictors.likeness import UNLIKE, distances
-from coordinator.predictors.prior import Hypothesis, Prior, hierarchical_prior
-from coordinator.predictors.stored_devices import StoredPriors
-from coordinator.search.blas import single_threaded_blas
-from coordinator.store.records import Arrival, DeviceRecord, RunRecord, TaskRecord
-from coordinator.store.store import MeasurementStore
-from device_profiles.profile import DeviceProfile
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import AgentInfo, Measurement, MeasureTask, RuntimeSetting, TaskKey
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
+from fleetnas.coordinator.predictors.likeness import UNLIKE, distances
+from fleetnas.coordinator.predictors.posterior import Beliefs
+from fleetnas.coordinator.predictors.prior import Hypothesis, Prior, hierarchical_prior
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, RunRecord, TaskRecord
+from fleetnas.coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.store import stored_devices
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.store.stored_devices import StoredPriors
+from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import AgentInfo, Measurement, MeasureTask, RuntimeSetting, TaskKey
 
 PROFILE = DeviceProfile(model="board", machine="none", cores=1)
 FEATURES = FeatureMap(SPACE)

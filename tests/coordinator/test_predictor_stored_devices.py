@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulated_fleet import ACCURACY, SPACE, HiddenDevice, Simulation, measurement
+from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, Simulation, measurement
 
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.targets import TargetRequest
-from coordinator.campaign.winner_search import BundleSearch
-from coordinator.predictors.prior import Prior
-from coordinator.predictors.stored_devices import LEAST_SUBNETS, StoredPriors, stored_devices
-from coordinator.store.store import MeasurementStore
-from device_profiles.profile import DeviceProfile, MicroBenchmarks
-from fleet_protocol.messages import RuntimeSetting, TaskKey
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.digits import DigitsSpace
+from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.store.stored_devices import LEAST_SUBNETS, StoredPriors, stored_devices
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.target_solver import BundleSearch
+from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
+from fleetnas.fleet_protocol.messages import RuntimeSetting, TaskKey
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
 PLAN = CampaignPlan(targets="auto:3", budget=16, spread=10, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
 

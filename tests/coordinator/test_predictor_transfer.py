@@ -10,18 +10,18 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from coordinator.predictors.bayesian import BayesianPredictor
-from coordinator.predictors.dataset import LatencyData, operation_features, read_latency_data
-from coordinator.predictors.evaluation import leave_family_out, split, table_lines
-from coordinator.predictors.fine_tuned import FineTunedNetwork
-from coordinator.predictors.held_out import spearman
-from coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
-from coordinator.predictors.prior import hierarchical_prior
-from coordinator.predictors.transfer import HardwareTransfer, profile_parameters
-from device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData, operation_features, read_latency_data
+from fleetnas.coordinator.predictors.evaluation.fine_tuned import FineTunedNetwork
+from fleetnas.coordinator.predictors.evaluation.studies import leave_family_out, split, table_lines
+from fleetnas.coordinator.predictors.evaluation.transfer import HardwareTransfer, profile_parameters
+from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
+from fleetnas.coordinator.predictors.metrics import spearman
+from fleetnas.coordinator.predictors.prior import hierarchical_prior
+from fleetnas.device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.spaces.registry import make_space
 
 RUNTIMES_AND_THREADS: tuple[tuple[str, Literal["onnxruntime", "litert"], int], ...] = (
     ("new", "onnxruntime", 1),

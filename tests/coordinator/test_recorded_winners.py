@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import recorded_winners
+from rigs import recorded_winners
 
 RECORDER = Path(recorded_winners.__file__)
 

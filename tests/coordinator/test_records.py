@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated_fleet import measurement
+from rigs.simulated_fleet import measurement
 
-from coordinator.records.budget import counts_against_budget
-from coordinator.records.data_quality import DataQuality, QualityTally, regimes_of
-from coordinator.records.totals import TargetTotals, run_end, target_totals, targets_asked, unreached
-from coordinator.records.verdict import meets_target
-from coordinator.view import wording
-from coordinator.view.snapshot import FEWEST_HELD_OUT, PredictorError
-from fleet_protocol.messages import Measurement
+from fleetnas.coordinator.records.budget import counts_against_budget
+from fleetnas.coordinator.records.data_quality import DataQuality, QualityTally, regimes_of
+from fleetnas.coordinator.records.snapshot import FEWEST_HELD_OUT, PredictorError
+from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals, targets_asked, unreached
+from fleetnas.coordinator.records.verdict import meets_target
+from fleetnas.coordinator.view import wording
+from fleetnas.fleet_protocol.messages import Measurement
 
 
 def taken(quality: str = "ok", slowdown: float | None = 1.0, since_s: float = 100.0) -> Measurement:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from coordinator.report.measurement_table import COLUMNS
-from coordinator.report.results import (
+from fleetnas.coordinator.records.events import Event
+from fleetnas.coordinator.report.artifacts import WinnerCard
+from fleetnas.coordinator.report.results import (
     DeviceRecord,
     FailureRecord,
     LearningRecord,
@@ -20,8 +21,7 @@ from coordinator.report.results import (
     SupernetRecord,
     TargetRecord,
 )
-from coordinator.report.take_home import WinnerCard
-from coordinator.view.events import Event
+from fleetnas.coordinator.store.measurement_table import COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
 COMMON = {"event", "at_s", "run_id", "device", "setting"}

@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from outcome_examples import campaign_outcome, device_outcome
+from rigs.outcome_examples import campaign_outcome, device_outcome
 from test_report_take_home import take_home
 
-from coordinator.report.html import MAX_FAILURES, render_report, write_report
-from coordinator.report.outcome import CampaignOutcome, DeviceOutcome, FailureRow, TargetOutcome
-from coordinator.view.snapshot import PredictorError
-from fleet_protocol.errors import StoreError
+from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, FailureRow, TargetOutcome
+from fleetnas.coordinator.records.snapshot import PredictorError
+from fleetnas.coordinator.report.html import MAX_FAILURES, render_report, write_report
+from fleetnas.fleet_protocol.errors import StoreError
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
 from pydantic import ValidationError
+from rigs.outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
 
-from coordinator.report.conversion import run_status
-from coordinator.report.measurement_table import measurements_csv, read_measurements
-from coordinator.report.outcome import CampaignOutcome, FailureRow, TargetOutcome
-from coordinator.report.results import Results
-from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, TakeHome, WinnerCard, read_results
-from device_profiles.quantities import LATEST_UNIX_S
-from fleet_protocol.errors import HashMismatchError, StoreError
+from fleetnas.coordinator.records.outcome import CampaignOutcome, FailureRow, TargetOutcome
+from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, RESULTS_FILE, TakeHome, WinnerCard, read_results
+from fleetnas.coordinator.report.conversion import run_status
+from fleetnas.coordinator.report.results import Results
+from fleetnas.coordinator.store.measurement_table import measurements_csv, read_measurements
+from fleetnas.device_profiles.quantities import LATEST_UNIX_S
+from fleetnas.fleet_protocol.errors import HashMismatchError, StoreError
 
 
 def take_home(directory: Path, outcome: CampaignOutcome) -> Results:

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from simulated_fleet import Simulation
-from store_examples import INFO, SETTING, run_record
+from rigs.simulated_fleet import Simulation
+from rigs.store_examples import INFO, SETTING, run_record
 
-from coordinator.campaign.assembly import SearchRequest, claimed_run, run_settings
-from coordinator.campaign.plan import CampaignPlan, RunSettings
-from coordinator.store.records import DeviceRecord, RunRecord, RunStatus
-from coordinator.store.store import MeasurementStore
-from coordinator.view.events import CampaignStarted, DeviceJoined
-from fleet_protocol.errors import UsageError
+from fleetnas.coordinator.app.assembly import SearchRequest, claimed_run, run_settings
+from fleetnas.coordinator.records.events import CampaignStarted, DeviceJoined
+from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
+from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord, RunStatus
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import UsageError
 
 
 @pytest.fixture

@@ -9,21 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_problems import public_problem, random_accuracy, random_latency
-from supernets import random_bundle
+from rigs.search_problems import public_problem, random_accuracy, random_latency
+from rigs.supernets import random_bundle
 
-from coordinator.search.bounds import Bounds, largest_within, model_bytes, sample_within, subnet_costs
-from coordinator.search.engine import STRATEGIES, Engine, Strategy, search
-from coordinator.search.evolution import EvolutionSettings
-from coordinator.search.latency import MeasuredLatency, PredictorLatency, SlotTableLatency
-from coordinator.search.library import SubnetLibrary
-from coordinator.search.problem import KnownAccuracy, PredictedAccuracy, Problem, RememberedAccuracy
-from fleet_protocol.errors import InfeasibleTargetError, UsageError
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.spaces.base import DesignSpace, Genomes
-from supernet_export.spaces.registry import make_space, space_names
-from supernet_export.subnet import slice_subnet
-from supernet_export.tflite_emitter import emit_tflite
+from fleetnas.coordinator.records.bounds import Bounds, largest_within, model_bytes, sample_within, subnet_costs
+from fleetnas.coordinator.search.candidate_table import SubnetLibrary
+from fleetnas.coordinator.search.engine import STRATEGIES, Engine, Strategy, search
+from fleetnas.coordinator.search.evolution import EvolutionSettings
+from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, SlotTableLatency
+from fleetnas.coordinator.search.problem import KnownAccuracy, PredictedAccuracy, Problem, RememberedAccuracy
+from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.emitters.tflite import emit_tflite
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.supernet_export.spaces.registry import make_space, space_names
 
 SPACES = ("digits", "ofa-mbv3", "ofa-proxyless", "compofa-elastic", "ofa-resnet50")
 QUICK = EvolutionSettings(population=20, generations=10, further_generations=5)
@@ -220,9 +220,9 @@ def test_a_model_that_is_not_additive_decides_and_its_targets_are_used_up(strate
 
 
 def test_the_online_predictor_serves_as_a_latency_model() -> None:
-    from coordinator.predictors.bayesian import BayesianPredictor
-    from coordinator.predictors.features import FeatureMap
-    from coordinator.predictors.prior import hierarchical_prior
+    from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+    from fleetnas.coordinator.predictors.features import FeatureMap
+    from fleetnas.coordinator.predictors.prior import hierarchical_prior
 
     space = make_space("digits")
     truth, features = random_latency(space), FeatureMap(space)
@@ -245,9 +245,9 @@ def test_the_online_predictor_serves_as_a_latency_model() -> None:
 
 
 def test_what_is_said_of_a_library_is_what_is_said_of_its_subnets() -> None:
-    from coordinator.predictors.bayesian import BayesianPredictor
-    from coordinator.predictors.features import FeatureMap
-    from coordinator.predictors.prior import hierarchical_prior
+    from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+    from fleetnas.coordinator.predictors.features import FeatureMap
+    from fleetnas.coordinator.predictors.prior import hierarchical_prior
 
     space = make_space("digits")
     truth, features = random_latency(space), FeatureMap(space)

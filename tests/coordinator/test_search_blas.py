@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.search.blas import single_threaded_blas
 
 threadpoolctl = pytest.importorskip("threadpoolctl")
 

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 
 import numpy as np
-import peer
 import pytest
 import yaml
-from search_problems import NOTE10_RESOLUTIONS, public_problem
+from rigs import peer
+from rigs.search_problems import NOTE10_RESOLUTIONS, public_problem
 
-from coordinator.search.block_table import read_block_table, table_resolutions
-from coordinator.search.bounds import Bounds, subnet_costs
-from coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError, UsageError
-from supernet_export.spaces.mbconv import MBConvSpace
-from supernet_export.spaces.registry import make_space
+from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
+from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
+from fleetnas.coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 
 def _space(name: str, **options: object) -> MBConvSpace:

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from simulated_fleet import TOPICS, SimulatedAgent, Simulation
+from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation
 
-from coordinator.campaign.plan import CampaignPlan
-from fleet_protocol.codec import decode_task_update, encode
-from fleet_protocol.memory import Delivery
-from fleet_protocol.messages import Failed, Measurement, Rejected, Result, TaskKey
-from fleet_protocol.topics import AgentUp
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.codec import decode_task_update, encode
+from fleetnas.fleet_protocol.messages import Failed, Measurement, Rejected, Result, TaskKey
+from fleetnas.fleet_protocol.topics import AgentUp
+from fleetnas.fleet_protocol.transports.memory import Delivery
 
 PLAN = CampaignPlan(targets="auto:1", budget=5, spread=4, wait_for=1, grace_s=5)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from simulated_fleet import TOPICS, Simulation
+from rigs.simulated_fleet import TOPICS, Simulation
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.standing import snapshot_of
-from fleet_protocol.codec import encode
-from fleet_protocol.messages import AgentState, Progress, TaskKey
+from fleetnas.coordinator.campaign.standing import snapshot_of
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import AgentState, Progress, TaskKey
 
 LOW = "battery at 22 %, below 30 %: plug the device in"
 

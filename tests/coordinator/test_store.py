@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
+from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
 
-from coordinator.store.records import Arrival, DeviceRecord, WinnerRecord
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import StoreError, UsageError
-from fleet_protocol.messages import Failed, TaskKey
+from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, WinnerRecord
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import StoreError, UsageError
+from fleetnas.fleet_protocol.messages import Failed, TaskKey
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
-from store_process import StoreProcess
+from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
+from rigs.store_process import StoreProcess
+from rigs.waiting import until
 from test_cli import fleetnas
-from waiting import until
 
-from coordinator.store.records import DeviceRecord
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.messages import TaskKey
+from fleetnas.coordinator.records.stored import DeviceRecord
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.messages import TaskKey
 
 
 def test_runs_of_two_coordinators_do_not_disturb_each_other(store_url: str) -> None:

@@ -12,14 +12,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
+from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
 from test_cli import fleetnas
 
-from coordinator.store.records import DeviceRecord, WinnerRecord
-from coordinator.store.schema import Base
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import FleetnasError, StoreError
-from fleet_protocol.messages import Failed, TaskKey
+from fleetnas.coordinator.records.stored import DeviceRecord, WinnerRecord
+from fleetnas.coordinator.store.schema import Base
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import FleetnasError, StoreError
+from fleetnas.fleet_protocol.messages import Failed, TaskKey
 
 #: What may stand in a column after an accident; SQLite keeps anything anywhere.
 DAMAGE = ("", "{", "[]", "text", b"\xff\xfe", None, 1e308)

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from simulated_fleet import SPACE, Simulation
+from rigs.simulated_fleet import SPACE, Simulation
 from test_cli import fleetnas
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.predictors.dataset import read_latency_data
-from coordinator.store.exported_fields import FIELDS, exported_rows
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import Conditions, Measurement
+from fleetnas.coordinator.predictors.evaluation.dataset import read_latency_data
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.exported_fields import FIELDS, exported_rows
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import Conditions, Measurement
 
 PAGE = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
 

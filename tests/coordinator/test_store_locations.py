@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import brokers
 import pytest
-from postgresql import LOCKED_PASSWORD, LOCKED_USER, PostgreSQL, on_postgresql
+from rigs import brokers
+from rigs.postgresql import LOCKED_PASSWORD, LOCKED_USER, PostgreSQL, on_postgresql
+from rigs.store_examples import MEASUREMENT, run_record, task_record
 from sqlalchemy import inspect, text
-from store_examples import MEASUREMENT, run_record, task_record
 from test_cli import fleetnas
 
-from coordinator.store.database import Database, shown_location
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import FleetnasError, StoreError, StoreUnavailableError
-from fleet_protocol.messages import TaskKey
+from fleetnas.coordinator.store.database import Database, shown_location
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import FleetnasError, StoreError, StoreUnavailableError
+from fleetnas.fleet_protocol.messages import TaskKey
 
 
 def refusal(location: str) -> str:

@@ -12,17 +12,17 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
+from rigs.store_process import StoreProcess
 from sqlalchemy import Connection, MetaData, insert, text
-from store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
-from store_process import StoreProcess
 
-from coordinator.store.database import Database
-from coordinator.store.migration import FIRST_REVISION, alembic_config
-from coordinator.store.records import DeviceRecord, OutcomeRecord, WinnerRecord
-from coordinator.store.schema import HEAD_REVISION, Base
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import StoreError
-from fleet_protocol.messages import Failed, TaskKey
+from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
+from fleetnas.coordinator.store.database import Database
+from fleetnas.coordinator.store.migration import FIRST_REVISION, alembic_config
+from fleetnas.coordinator.store.schema import HEAD_REVISION, Base
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.messages import Failed, TaskKey
 
 FAILED = Failed(task=TaskKey(task_id="t2", attempt=3), reason="crashed", detail="signal 11")
 #: What a measurement had no field for then, and what became of one with a sentinel's drift and of a throttled one.

@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from postgresql import PostgreSQL, on_postgresql
-from simulated_fleet import TOPICS, Simulation, acknowledged_in
-from store_examples import MEASUREMENT, run_record, task_record
+from rigs.postgresql import PostgreSQL, on_postgresql
+from rigs.simulated_fleet import TOPICS, Simulation, acknowledged_in
+from rigs.store_examples import MEASUREMENT, run_record, task_record
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.store.records import Arrival
-from coordinator.store.store import MeasurementStore
-from coordinator.view.events import CampaignFinished, StoreAvailable, StoreUnavailable
-from coordinator.view.lines import event_line
-from fleet_protocol.codec import decode_task_update
-from fleet_protocol.errors import StoreUnavailableError
-from fleet_protocol.messages import Measurement, Result, TaskKey
-from fleet_protocol.topics import AgentUp
+from fleetnas.coordinator.records.events import CampaignFinished, StoreAvailable, StoreUnavailable
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.stored import Arrival
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.lines import event_line
+from fleetnas.fleet_protocol.codec import decode_task_update
+from fleetnas.fleet_protocol.errors import StoreUnavailableError
+from fleetnas.fleet_protocol.messages import Measurement, Result, TaskKey
+from fleetnas.fleet_protocol.topics import AgentUp
 
 PLAN = CampaignPlan(targets="auto:2", budget=12, spread=8, wait_for=2, grace_s=60, join_s=60, deadline_s=60)
 

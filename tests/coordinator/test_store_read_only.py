@@ -12,12 +12,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from store_examples import MEASUREMENT, run_record, task_record
+from rigs.store_examples import MEASUREMENT, run_record, task_record
 from test_cli import fleetnas
 
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.errors import StoreError
-from fleet_protocol.messages import TaskKey
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.messages import TaskKey
 
 
 @contextlib.contextmanager

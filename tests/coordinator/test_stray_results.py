@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from simulated_fleet import TOPICS, SimulatedAgent, Simulation, measurement
+from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation, measurement
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.stray_results import FORGET_AFTER_S
-from fleet_protocol.codec import decode, encode
-from fleet_protocol.messages import Acknowledgement, Failed, Measurement, Result, TaskKey
-from fleet_protocol.transport import Received
+from fleetnas.coordinator.fleet.orphaned_results import FORGET_AFTER_S
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.codec import decode, encode
+from fleetnas.fleet_protocol.messages import Acknowledgement, Failed, Measurement, Result, TaskKey
+from fleetnas.fleet_protocol.transports.base import Received
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=1, grace_s=5)
 

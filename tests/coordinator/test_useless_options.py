@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from rigs.untrained_supernet import write_untrained
 from test_cli import fleetnas
-from untrained_supernet import write_untrained
 
-from agent.cli import main as agent_main
-from coordinator.cli.app import app
+from fleetnas.agent.cli.main import main as agent_main
+from fleetnas.coordinator.cli.app import app
 
 MISSING = "/nowhere.supernet"
 #: Values of options for which 5 is none.

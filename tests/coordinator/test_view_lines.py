@@ -9,14 +9,14 @@ import typing
 
 import numpy as np
 import pytest
-from outcome_examples import STARTED_S, architecture, snapshot
 from rich.console import Console
+from rigs.outcome_examples import STARTED_S, architecture, snapshot
 
-from coordinator.view.events import Event, StoreAvailable, StoreUnavailable, event_from_json
-from coordinator.view.lines import JsonView, LinesView
-from coordinator.view.live import LiveView
-from coordinator.view.snapshot import ProgressSnapshot
-from coordinator.view.view import make_view
+from fleetnas.coordinator.records.events import Event, StoreAvailable, StoreUnavailable, event_from_json
+from fleetnas.coordinator.records.snapshot import ProgressSnapshot
+from fleetnas.coordinator.view.lines import JsonView, LinesView
+from fleetnas.coordinator.view.live import LiveView
+from fleetnas.coordinator.view.view import make_view
 
 SUBNET = architecture(np.random.default_rng(0))
 SETTING = {"at_s": STARTED_S, "run_id": "run-0001", "device": "board-0", "setting": "onnxruntime_cpu_1t_fp32"}

@@ -7,15 +7,21 @@ import io
 import itertools
 
 import pytest
-from outcome_examples import STARTED_S, campaign_outcome, device_outcome, snapshot
 from rich.cells import cell_len
 from rich.console import Console
+from rigs.outcome_examples import STARTED_S, campaign_outcome, device_outcome, snapshot
 
-from coordinator.records.data_quality import DataQuality
-from coordinator.view.events import DeviceJoined
-from coordinator.view.live import LiveView, frame_strips, render
-from coordinator.view.snapshot import DeviceSnapshot, PredictorError, ProgressSnapshot, Snapshot, TargetSnapshot
-from coordinator.view.summary import summary
+from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.events import DeviceJoined
+from fleetnas.coordinator.records.snapshot import (
+    DeviceSnapshot,
+    PredictorError,
+    ProgressSnapshot,
+    Snapshot,
+    TargetSnapshot,
+)
+from fleetnas.coordinator.view.live import LiveView, frame_strips, render
+from fleetnas.coordinator.view.summary import summary
 
 SIZES = [(20, 6), (30, 10), (44, 20), (60, 24), (80, 24), (100, 30), (120, 40), (160, 50), (240, 70)]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from outcome_examples import campaign_outcome, device_outcome
+from rigs.outcome_examples import campaign_outcome, device_outcome
 from test_report_take_home import take_home
 
-from coordinator.report.measurement_table import read_measurements
-from coordinator.report.take_home import MEASUREMENTS_FILE
+from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE
+from fleetnas.coordinator.store.measurement_table import read_measurements
 
 
 @pytest.fixture(scope="module")

@@ -11,35 +11,34 @@ from pathlib import Path
 from unittest import mock
 from urllib.request import urlopen
 
-import brokers
 import pytest
-import waiting
 from prometheus_client.parser import text_string_to_metric_families
-from simulated_fleet import TOPICS, Simulation
+from rigs import brokers, waiting
+from rigs.simulated_fleet import TOPICS, Simulation
 from test_cli import fleetnas
 
-from coordinator.blob_server import BlobServer
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.standing import snapshot_of
-from coordinator.campaign.wire import FleetListener, FleetWire
-from coordinator.records.data_quality import DataQuality
-from coordinator.store.store import MeasurementStore
-from coordinator.view.events import CampaignFinished, Event, MeasurementTaken
-from coordinator.view.lines import JsonView
-from coordinator.view.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
-from coordinator.watching.audience import Audience
-from coordinator.watching.broadcast import SUMMARY_EVERY_S, Broadcast, device_from_json, device_to_json
-from coordinator.watching.broker_feed import SILENT_AFTER_S, BrokerFeed, choose_run, runs_at_work
-from coordinator.watching.feed import News, follow
-from coordinator.watching.metrics import Metrics
-from coordinator.watching.store_feed import StoreFeed
-from fleet_protocol.codec import MAX_JSON_BYTES
-from fleet_protocol.errors import UsageError
-from fleet_protocol.memory import MemoryBroker
-from fleet_protocol.messages import Failed, Measurement
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.topics import Topics
-from fleet_protocol.transport import Received, take_events
+from fleetnas.coordinator.campaign.standing import snapshot_of
+from fleetnas.coordinator.fleet.agent_link import FleetListener, FleetWire
+from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.coordinator.monitoring.broker_feed import SILENT_AFTER_S, BrokerFeed, choose_run, runs_at_work
+from fleetnas.coordinator.monitoring.feed import News, follow
+from fleetnas.coordinator.monitoring.metrics import Metrics
+from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, Broadcast, device_from_json, device_to_json
+from fleetnas.coordinator.monitoring.store_feed import StoreFeed
+from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.events import CampaignFinished, Event, MeasurementTaken
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.lines import JsonView
+from fleetnas.fleet_protocol.codec import MAX_JSON_BYTES
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import Failed, Measurement
+from fleetnas.fleet_protocol.topics import Topics
+from fleetnas.fleet_protocol.transports.base import Received, take_events
+from fleetnas.fleet_protocol.transports.memory import MemoryBroker
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5)
 

@@ -10,19 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from simulated_fleet import HiddenDevice, Simulation, StandInModels, measurement
+from rigs.simulated_fleet import HiddenDevice, Simulation, StandInModels, measurement
 
 pytest.importorskip("sklearn")
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.standing import outcome_of
-from coordinator.campaign.winner_models import BundleModels, CalibratedModel
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
-from supernet_export.bundle import SupernetBundle
-from supernet_export.evaluation import evaluate, is_tflite
-from supernet_export.export import export_digits
-from supernet_export.images import DigitsImages
+from fleetnas.coordinator.campaign.standing import outcome_of
+from fleetnas.coordinator.campaign.winner_builder import BundleModels, CalibratedModel
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.evaluation.classifier import evaluate, is_tflite
+from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.export import export_digits
 
 LITERT, LITERT_INT8 = (RuntimeSetting(runtime="litert", precision=precision) for precision in ("fp32", "int8"))
 
@@ -96,7 +96,14 @@ def test_evaluate_takes_a_runtime_and_a_precision(tmp_path: Path, precision: str
     arguments = ["evaluate", "digits.supernet", "smallest", "--runtime", "litert", "--precision", precision, "--json"]
     found = json.loads(
         subprocess.run(
-            [sys.executable, "-c", "from coordinator.cli import main; main()", *arguments, "-o", "subnet.tflite"],
+            [
+                sys.executable,
+                "-c",
+                "from fleetnas.coordinator.cli import main; main()",
+                *arguments,
+                "-o",
+                "subnet.tflite",
+            ],
             check=True,
             capture_output=True,
             cwd=tmp_path,
@@ -114,7 +121,7 @@ def test_evaluate_takes_a_runtime_and_a_precision(tmp_path: Path, precision: str
 def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
     models: BundleModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("supernet_export.litert._MODULES", ())
+    monkeypatch.setattr("fleetnas.supernet_export.interpreters.litert._MODULES", ())
     with caplog.at_level("INFO", logger="fleetnas.coordinator"):
         fleet = campaign(models, (LITERT,))
     (track,) = fleet.campaign.tracks.values()

@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from brokers import mosquitto
 from debian_root import DebianRoot, EmulationError, say
 from entering import stop
 from model_hashes import model_hashes
+from rigs.brokers import mosquitto
 
-from coordinator.broker import EmbeddedBroker
-from coordinator.report.results import DeviceRecord
-from coordinator.report.take_home import read_results
-from fleet_protocol.transport import BrokerAddress
-from supernet_export.export import export_digits
-from supernet_export.spaces.digits import DigitsSpace
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.report.artifacts import read_results
+from fleetnas.coordinator.report.results import DeviceRecord
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.supernet_export.export import export_digits
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
 _VENV = "/root/fleetnas"
 _WHEELS, _WORK, _SCRIPTS = "/mnt/wheels", "/mnt/work", "/mnt/scripts"

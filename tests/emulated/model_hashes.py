@@ -12,10 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from agent.model_building import build_model
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.bundle import SupernetBundle
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.model_file import build_model
 
 
 def model_hashes(bundle: Path, architectures: Path, runtimes: list[str]) -> dict[str, str]:

@@ -14,26 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import waiting
-from untrained_supernet import write_untrained
+from rigs import waiting
+from rigs.untrained_supernet import write_untrained
 
-from coordinator.broker import EmbeddedBroker
-from coordinator.store.records import OutcomeRecord
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.messages import TaskKey
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.records.stored import OutcomeRecord
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.messages import TaskKey
 
 #: As short as a measurement can be: what is tested is who measures, not how well.
 QUICK = ("--warmup", "0", "--min-time", "0.02", "--min-runs", "5", "--deadline", "600")
 #: Times that follow from the model file alone: whether a target is met must not depend on what else this machine does.
-_STAND_IN = Path(__file__).resolve().parent.parent / "faults" / "stand_in_device.py"
+_STAND_IN = Path(__file__).resolve().parent.parent / "rigs" / "stand_in_device.py"
 _COMMAND = f"{sys.executable} -S -E {_STAND_IN} {{model}} 1.0 {{runs}}"
 _LAUNCH = {
     # Nothing is really timed here, so it need not yield to measurements of the same machine.
     "fleetnas": (
-        "import coordinator.campaign.priority as p; p.yield_to_measurements = lambda: None; "
-        "from coordinator.cli import main; main()"
+        "import fleetnas.coordinator.app.priority as p; p.yield_to_measurements = lambda: None; "
+        "from fleetnas.coordinator.cli import main; main()"
     ),
-    "fleetnas-agent": "from agent.cli import main; main()",
+    "fleetnas-agent": "from fleetnas.agent.cli.main import main; main()",
 }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import brokers
-import waiting
 from conftest import QUICK, Fleet, events
+from rigs import brokers, waiting
 
 
 def refused(fleet: Fleet, *options: str) -> str:
@@ -57,7 +56,7 @@ def test_a_bundle_that_changed_since_the_run_began_is_not_resumed(fleet: Fleet) 
             break
     waiting.ended(search)
     other = fleet.folder / "other.supernet"
-    from untrained_supernet import write_untrained
+    from rigs.untrained_supernet import write_untrained
 
     write_untrained(other, seed=1)
     assert "SHA-256" in refused(fleet, "--resume", "--supernet", str(other))

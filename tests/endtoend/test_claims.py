@@ -21,23 +21,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from claims import contradictions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from simulated_fleet import HiddenDevice, Simulation, file_sha256, measurement
+from rigs.claims import contradictions
+from rigs.simulated_fleet import HiddenDevice, Simulation, file_sha256, measurement
 
-from coordinator.broker import EmbeddedBroker
-from coordinator.campaign.assembly import SearchRequest, open_search
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.standing import outcome_of
-from coordinator.demo import PROTOCOL, agents
-from coordinator.report.take_home import TakeHome
-from coordinator.store.store import MeasurementStore
-from coordinator.view.lines import LinesView
-from coordinator.view.summary import summary
-from fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
-from supernet_export.export import export_digits
+from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.demo import PROTOCOL, agents
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.campaign.standing import outcome_of
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.artifacts import TakeHome
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.lines import LinesView
+from fleetnas.coordinator.view.summary import summary
+from fleetnas.fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
+from fleetnas.supernet_export.export import export_digits
 
 pytestmark = pytest.mark.xdist_group("endtoend")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import waiting
 from conftest import Fleet, events, kill
+from rigs import waiting
 
-from coordinator.campaign.observations import UNSURE_NOISE, relative_noise
-from fleet_protocol.messages import Measurement
+from fleetnas.coordinator.tuning.observations import UNSURE_NOISE, relative_noise
+from fleetnas.fleet_protocol.messages import Measurement
 
 
 def test_an_agent_is_killed_and_the_others_finish(fleet: Fleet) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-import waiting
 from conftest import QUICK, events
-from untrained_supernet import write_untrained
+from rigs import waiting
+from rigs.untrained_supernet import write_untrained
 
-from coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.store.store import MeasurementStore
 
 pytestmark = pytest.mark.xdist_group("endtoend")
 
@@ -32,7 +32,7 @@ def forbid(event, arguments):
         os.write(2, f"NETWORK {event} {arguments!r}\\n".encode())
         os._exit(99)
 sys.addaudithook(forbid)
-from coordinator.cli import main
+from fleetnas.coordinator.cli import main
 main()
 """
 
@@ -143,7 +143,15 @@ def test_ctrl_c_ends_it_in_order_and_resuming_measures_nothing_twice(device: Dev
     ],
 )
 def test_options_that_do_not_go_together_are_refused(device: Device, options: list[str], words: str) -> None:
-    command = [sys.executable, "-c", "from coordinator.cli import main; main()", "search", "--targets", "1", *options]
+    command = [
+        sys.executable,
+        "-c",
+        "from fleetnas.coordinator.cli import main; main()",
+        "search",
+        "--targets",
+        "1",
+        *options,
+    ]
     ended = waiting.run(command)
     assert ended.returncode == 2
     assert words in ended.stderr

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Fleet, events
-from mirror_server import MirrorServer, mirror
+from rigs.mirror_server import MirrorServer, mirror
+from rigs.untrained_supernet import write_untrained
 from typer.testing import CliRunner
-from untrained_supernet import write_untrained
 
-from coordinator.cli.app import app
+from fleetnas.coordinator.cli.app import app
 
 
 def laid_out(supernet: Path, folder: Path) -> dict[str, bytes]:

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from adverse_fleet import Adversary, AdverseFleet
+from rigs.adverse_fleet import Adversary, AdverseFleet
 
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.store.records import OutcomeRecord
-from coordinator.view.events import MeasurementTaken
-from fleet_protocol.messages import Measurement, Result
+from fleetnas.coordinator.records.events import MeasurementTaken
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.stored import OutcomeRecord
+from fleetnas.fleet_protocol.messages import Measurement, Result
 
 PLAN = CampaignPlan(targets="auto:3", budget=12, spread=6, wait_for=3, grace_s=600, join_s=3000, deadline_s=20)
 AGENTS = 3

@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from adverse_fleet import AdverseFleet
-from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
+from rigs.adverse_fleet import AdverseFleet
+from rigs.fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
 from test_adverse_broker import assert_counted_once, drive, fleet_of, targets_met
 
 HOUR_S = 3600.0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from simulated_fleet import SimulatedAgent, Simulation
+from rigs.simulated_fleet import SimulatedAgent, Simulation
 
-from coordinator.campaign.campaign import MAX_UNANSWERED
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.task_desk import MAX_HELD_S
-from fleet_protocol.messages import Phase, Progress
+from fleetnas.coordinator.campaign.campaign import MAX_UNANSWERED
+from fleetnas.coordinator.campaign.task_dispatcher import MAX_HELD_S
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.messages import Phase, Progress
 
 PLAN = CampaignPlan(targets="auto:3", budget=16, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 STEP_S = 30.0

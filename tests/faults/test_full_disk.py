@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
+from rigs.fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
 
 
 @contextlib.contextmanager

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation
+from rigs.simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation
 
-from coordinator.campaign.opening import Opening
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.fleet.registry import ANSWER_S
-from fleet_protocol.codec import encode
-from fleet_protocol.errors import UsageError
-from fleet_protocol.messages import AgentState, Next
+from fleetnas.coordinator.fleet.registry import ANSWER_S
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import AgentState, Next
 
 PLAN = CampaignPlan(targets="auto:2", budget=8, spread=6, wait_for=1, grace_s=30, join_s=60, deadline_s=30)
 OPENING = Opening(SPACE, count=PLAN.spread, seed=PLAN.seed)

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from fault_fleet import FaultFleet, Observer, assert_nothing_lost_nothing_twice, fault_fleet
+from rigs.fault_fleet import FaultFleet, Observer, assert_nothing_lost_nothing_twice, fault_fleet
 
 AGENTS = tuple(f"pi{number}" for number in range(5))
 KILLS = 50

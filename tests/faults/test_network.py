@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
-from proxy import proxy
+from rigs.fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
+from rigs.proxy import proxy
 
 SEARCH = ("--targets", "auto:2", "--budget", "10", "--wait-for", "2", "--deadline", "60")
 #: The broker gives a silent client one and a half times this.

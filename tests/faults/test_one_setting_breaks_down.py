@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_fleet import ShippedModels
-from simulated_fleet import InlineExecutor, Simulation
+from rigs.hostile_fleet import ShippedModels
+from rigs.simulated_fleet import InlineExecutor, Simulation
 
-from coordinator.campaign import campaign as campaigns
-from coordinator.campaign import standing
-from coordinator.campaign.assembly import write_take_home
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.standing import outcome_of, snapshot_of
-from coordinator.campaign.track import SettingTrack
-from coordinator.campaign.winner_models import CalibratedModel
-from coordinator.report import conversion, html
-from coordinator.report.html import REPORT_FILE
-from coordinator.report.take_home import read_results
-from coordinator.view.events import Event
-from coordinator.view.snapshot import Snapshot
-from coordinator.watching.audience import Audience
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import AgentInfo, RuntimeSetting
+from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.campaign import campaign as campaigns
+from fleetnas.coordinator.campaign import standing
+from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
+from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.records.events import Event
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.report import conversion, html
+from fleetnas.coordinator.report.artifacts import read_results
+from fleetnas.coordinator.report.html import REPORT_FILE
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 BROKEN = "pi0"

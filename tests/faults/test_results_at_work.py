@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_fleet import FaultFleet, fault_fleet, until
+from rigs.fault_fleet import FaultFleet, fault_fleet, until
 
-from coordinator.report.html import render_report
-from coordinator.report.take_home import read_results
+from fleetnas.coordinator.report.artifacts import read_results
+from fleetnas.coordinator.report.html import render_report
 
 pytestmark = pytest.mark.xdist_group("endtoend")
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import waiting
+from rigs import waiting
 
 #: Stands in for an accelerator's library that takes minutes to load: says that it is loaded now, and never is.
 _SLOW = """\
@@ -35,7 +35,7 @@ def test_an_agent_that_probes_ends_at_once_when_it_is_asked_to(tmp_path: Path, n
         "FLEETNAS_HOST_LOCK": str(tmp_path / "lock"),
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
     }
-    command = [sys.executable, "-m", "agent.cli", "run", "--broker", "127.0.0.1:1", "--runtime", "onnxruntime"]
+    command = [sys.executable, "-m", "fleetnas.agent", "run", "--broker", "127.0.0.1:1", "--runtime", "onnxruntime"]
     command += ["--state-dir", str(tmp_path / "state"), "--name", "pi"]
     agent = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     child = int(pipe.read_text())

@@ -6,17 +6,17 @@ import logging
 from pathlib import Path
 
 import pytest
-from hostile_fleet import ShippedModels
-from simulated_fleet import Simulation
+from rigs.hostile_fleet import ShippedModels
+from rigs.simulated_fleet import Simulation
 from sqlalchemy import create_engine, text
 
-from coordinator.campaign.assembly import write_take_home
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.predictors.stored_devices import stored_devices
-from coordinator.report.take_home import read_results
-from coordinator.store.exported_fields import exported_rows
-from coordinator.store.store import MeasurementStore
-from coordinator.watching.store_feed import StoreFeed
+from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.monitoring.store_feed import StoreFeed
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.artifacts import read_results
+from fleetnas.coordinator.store.exported_fields import exported_rows
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.store.stored_devices import stored_devices
 
 PLAN = CampaignPlan(targets="auto:2", budget=16, spread=10, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 

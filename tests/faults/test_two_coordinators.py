@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import waiting
-from fault_fleet import FaultFleet, Observer, fault_fleet
+from rigs import waiting
+from rigs.fault_fleet import FaultFleet, Observer, fault_fleet
 
-from coordinator.store.store import MeasurementStore
-from fleet_protocol.codec import decode_task_update
-from fleet_protocol.messages import Measurement, Result
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import Received
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.codec import decode_task_update
+from fleetnas.fleet_protocol.messages import Measurement, Result
+from fleetnas.fleet_protocol.transports.base import Received
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
 
 def test_two_campaigns_share_an_agent_and_its_results(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from simulated_fleet import TOPICS, SimulatedAgent, Simulation
+from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation
 
-from coordinator.campaign.campaign import MAX_RETURNED
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.task_desk import MOST_ATTEMPTS
-from coordinator.campaign.track import SettingTrack
-from fleet_protocol.codec import encode
-from fleet_protocol.messages import MAX_ATTEMPTS, AgentState, MeasureTask, Next, Rejected, Result
-from fleet_protocol.transport import Received
+from fleetnas.coordinator.campaign.campaign import MAX_RETURNED
+from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.task_dispatcher import MOST_ATTEMPTS
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, MeasureTask, Next, Rejected, Result
+from fleetnas.fleet_protocol.transports.base import Received
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 

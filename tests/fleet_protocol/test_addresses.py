@@ -7,23 +7,23 @@ import socket
 from pathlib import Path
 
 import pytest
-import waiting
 from pydantic import ValidationError
+from rigs import waiting
 
-from agent.cli import build_parser
-from agent.mirror import Mirrors
-from agent.options import broker_address, take_credentials
-from coordinator.broker import EmbeddedBroker
-from coordinator.cli import security
-from coordinator.cli.options import connection
-from coordinator.watching.metrics import Metrics
-from fleet_protocol.credentials import Credentials, write_credentials
-from fleet_protocol.errors import DownloadError, UsageError
-from fleet_protocol.messages import BlobReference, MeasureTask
-from fleet_protocol.mirrors import check_mirror
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import BrokerAddress, check_host, host_and_port
-from supernet_export.download import PublishedFile, download
+from fleetnas.agent.cli.main import build_parser
+from fleetnas.agent.cli.options import broker_address, take_credentials
+from fleetnas.agent.transfer.mirror import Mirrors
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.cli import security
+from fleetnas.coordinator.cli.options import connection
+from fleetnas.coordinator.monitoring.metrics import Metrics
+from fleetnas.fleet_protocol.errors import DownloadError, UsageError
+from fleetnas.fleet_protocol.messages import BlobReference, MeasureTask
+from fleetnas.fleet_protocol.mirrors import check_mirror
+from fleetnas.fleet_protocol.security.credentials import Credentials, write_credentials
+from fleetnas.fleet_protocol.transports.base import BrokerAddress, check_host, host_and_port
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
+from fleetnas.supernet_export.checkpoints.download import PublishedFile, download
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from device_profiles.profile import DeviceProfile, MicroBenchmarks
-from device_profiles.quantities import of_readings
-from fleet_protocol import envelope, messages, watching
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.messages import MAX_LABEL_LENGTH, Conditions, Message, RuntimeSetting
+from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
+from fleetnas.device_profiles.quantities import of_readings
+from fleetnas.fleet_protocol import envelope, messages
+from fleetnas.fleet_protocol import updates as watching
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import MAX_LABEL_LENGTH, Conditions, Message, RuntimeSetting
 
 #: What these hold is the coordinator's own affair; a message's size bounds it.
 FREE = {("RunPage", "devices"), ("RunEvents", "events")}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_protocol.codec import MAX_CHUNK_BYTES, MAX_JSON_BYTES, BlobChunk, encode_chunk
-from fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS, Topics
+from fleetnas.fleet_protocol.codec import MAX_CHUNK_BYTES, MAX_JSON_BYTES, BlobChunk, encode_chunk
+from fleetnas.fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS, Topics
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "brokers.md").read_text()
 LONGEST = "x" * 64

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_protocol import codec
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ProtocolError
-from fleet_protocol.messages import (
+from fleetnas.fleet_protocol import codec
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ProtocolError
+from fleetnas.fleet_protocol.messages import (
     Acknowledgement,
     AgentState,
     BlobReference,

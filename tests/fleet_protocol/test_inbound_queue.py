@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 
-import brokers
 import pytest
-import waiting
+from rigs import brokers, waiting
 
-from fleet_protocol import mqtt
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import Connected, Received
+from fleetnas.fleet_protocol.transports import mqtt
+from fleetnas.fleet_protocol.transports.base import Connected, Received
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
 COUNT = 300
 

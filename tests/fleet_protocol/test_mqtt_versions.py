@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import brokers
 import paho.mqtt.client as paho
 import pytest
-import waiting
+from rigs import brokers, waiting
 
-from coordinator.broker import EmbeddedBroker
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import BrokerAddress, Connected, Received, Will
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.fleet_protocol.transports.base import BrokerAddress, Connected, Received, Will
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
 
 @pytest.fixture

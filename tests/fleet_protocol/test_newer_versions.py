@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_rig import TOPICS, Rig, task
-from simulated_fleet import TOPICS as FLEET_TOPICS
-from simulated_fleet import SimulatedAgent, Simulation, measurement
+from rigs.agent_rig import TOPICS, Rig, task
+from rigs.simulated_fleet import TOPICS as FLEET_TOPICS
+from rigs.simulated_fleet import SimulatedAgent, Simulation, measurement
 
-from coordinator.campaign.plan import CampaignPlan
-from fleet_protocol import codec
-from fleet_protocol.codec import decode, decode_task, decode_task_update, encode
-from fleet_protocol.envelope import read_envelope
-from fleet_protocol.errors import ProtocolError
-from fleet_protocol.messages import (
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol import codec
+from fleetnas.fleet_protocol.codec import decode, decode_task, decode_task_update, encode
+from fleetnas.fleet_protocol.envelope import read_envelope
+from fleetnas.fleet_protocol.errors import ProtocolError
+from fleetnas.fleet_protocol.messages import (
     SCHEMA_MINOR,
     AgentState,
     CancelTask,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import brokers
 import pytest
-import waiting
+from rigs import brokers, waiting
 
-from coordinator.broker import EmbeddedBroker
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.transport import BrokerAddress, Connected, Received, TransportEvent
+from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.fleet_protocol.transports.base import BrokerAddress, Connected, Received, TransportEvent
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
 COUNT = 60
 SENT = [str(number).encode() for number in range(COUNT)]

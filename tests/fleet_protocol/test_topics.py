@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet_protocol.errors import FleetnasError, ProtocolError, UsageError
-from fleet_protocol.topics import (
+from fleetnas.fleet_protocol.errors import FleetnasError, ProtocolError, UsageError
+from fleetnas.fleet_protocol.topics import (
     DOWN_CHANNELS,
     MAX_PAGES,
     UP_CHANNELS,
@@ -15,7 +15,7 @@ from fleet_protocol.topics import (
     Topics,
     check_name,
 )
-from fleet_protocol.transport import BrokerAddress
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", fullmatch=True)
 

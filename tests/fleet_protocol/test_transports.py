@@ -10,15 +10,22 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import brokers
 import pytest
-import waiting
+from rigs import brokers, waiting
 
-from fleet_protocol.errors import BrokerUnreachableError, TransportError
-from fleet_protocol.memory import Delivery, MemoryBroker, MemoryTransport, matches
-from fleet_protocol.mqtt import MAX_QUEUED_MESSAGES, MqttTransport
-from fleet_protocol.network_process import MAX_ON_THEIR_WAY, NetworkProcess
-from fleet_protocol.transport import BrokerAddress, Connected, Disconnected, Received, Transport, TransportEvent, Will
+from fleetnas.fleet_protocol.errors import BrokerUnreachableError, TransportError
+from fleetnas.fleet_protocol.transports.base import (
+    BrokerAddress,
+    Connected,
+    Disconnected,
+    Received,
+    Transport,
+    TransportEvent,
+    Will,
+)
+from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker, MemoryTransport, matches
+from fleetnas.fleet_protocol.transports.mqtt import MAX_QUEUED_MESSAGES, MqttTransport
+from fleetnas.fleet_protocol.transports.mqtt_process import MAX_ON_THEIR_WAY, NetworkProcess
 
 Factory = Callable[..., Transport]
 
@@ -125,8 +132,8 @@ class TestMqtt:
 #: An owner that says who its child is and then computes for ever.
 OWNER = """
 import sys
-from fleet_protocol.network_process import NetworkProcess
-from fleet_protocol.transport import BrokerAddress, Will
+from fleetnas.fleet_protocol.transports.mqtt_process import NetworkProcess
+from fleetnas.fleet_protocol.transports.base import BrokerAddress, Will
 transport = NetworkProcess(BrokerAddress.parse(sys.argv[1]), "owner", Will("w/state", b"lost"))
 transport.start()
 transport.wait_connected(120)

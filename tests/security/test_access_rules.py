@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
-from security_rig import NOW, TOPICS, Client, SecuredBroker, secured_broker
+from rigs import waiting
+from rigs.security_rig import NOW, TOPICS, Client, SecuredBroker, secured_broker
 
-from coordinator.campaign.wire import Sharing
-from coordinator.security.certificates import issue, new_authority
-from coordinator.security.mosquitto import MAX_PACKET_BYTES, Login
-from fleet_protocol.mqtt import MqttTransport
-from fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS
-from fleet_protocol.transport import BrokerAddress, Disconnected, Received, TransportEvent
+from fleetnas.coordinator.fleet.agent_link import Sharing
+from fleetnas.coordinator.security.certificates import issue, new_authority
+from fleetnas.coordinator.security.mosquitto import MAX_PACKET_BYTES, Login
+from fleetnas.fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS
+from fleetnas.fleet_protocol.transports.base import BrokerAddress, Disconnected, Received, TransportEvent
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
 
 @pytest.fixture(scope="module", params=["certificate", "password"])

@@ -13,17 +13,17 @@ from unittest import mock
 
 import pytest
 from cryptography import x509
-from security_rig import NOW
+from rigs.security_rig import NOW
 
-from agent.cli import build_parser
-from agent.installation import Installation, install
-from agent.options import broker_address, take_credentials, trusted_keys
-from coordinator.cli import main
-from coordinator.cli.options import connection
-from coordinator.security.authority import Authority
-from fleet_protocol.credentials import read_credentials, write_credentials
-from fleet_protocol.errors import UsageError
-from fleet_protocol.signing import public_key_of
+from fleetnas.agent.cli.installation import Installation, install
+from fleetnas.agent.cli.main import build_parser
+from fleetnas.agent.cli.options import broker_address, take_credentials, trusted_keys
+from fleetnas.coordinator.cli import main
+from fleetnas.coordinator.cli.options import connection
+from fleetnas.coordinator.security.authority import Authority
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.security.credentials import read_credentials, write_credentials
+from fleetnas.fleet_protocol.security.signing import public_key_of
 
 
 @dataclass

@@ -8,15 +8,15 @@ import json
 from pathlib import Path
 
 import pytest
-from simulated_fleet import Simulation
+from rigs.simulated_fleet import Simulation
 from test_cli import fleetnas
 
-from coordinator.campaign.assembly import SearchRequest, open_search
-from coordinator.campaign.plan import CampaignPlan, RunSettings
-from coordinator.store.store import MeasurementStore
-from coordinator.view.lines import LinesView
-from fleet_protocol.transport import BrokerAddress
-from supernet_export.export import export_digits
+from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.lines import LinesView
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.supernet_export.export import export_digits
 
 PLAN = CampaignPlan(targets="auto:2", budget=6, spread=4, wait_for=2)
 

@@ -7,20 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from simulated_fleet import BUNDLE, SPACE, TOPICS, SimulatedAgent, Simulation, measurement
+from rigs.simulated_fleet import BUNDLE, SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
-from coordinator.campaign import campaign as campaign_module
-from coordinator.campaign.campaign import MAX_AGENT_SETTINGS
-from coordinator.campaign.device_search import DeviceSearch
-from coordinator.campaign.opening import Opening
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.campaign.stray_results import FORGET_AFTER_S
-from coordinator.fleet.message_budget import BURST_REQUESTS, BURST_UNITS, REQUESTS_PER_S, UNITS_PER_S, MessageBudget
-from coordinator.security.mosquitto import configuration
-from coordinator.store.records import TaskRecord
-from fleet_protocol.codec import encode
-from fleet_protocol.memory import MemoryTransport
-from fleet_protocol.messages import (
+from fleetnas.coordinator.campaign import campaign as campaign_module
+from fleetnas.coordinator.campaign.campaign import MAX_AGENT_SETTINGS
+from fleetnas.coordinator.fleet.message_budget import (
+    BURST_REQUESTS,
+    BURST_UNITS,
+    REQUESTS_PER_S,
+    UNITS_PER_S,
+    MessageBudget,
+)
+from fleetnas.coordinator.fleet.orphaned_results import FORGET_AFTER_S
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.stored import TaskRecord
+from fleetnas.coordinator.security.mosquitto import configuration
+from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import (
     AgentInfo,
     AgentState,
     BlobRequest,
@@ -29,7 +34,8 @@ from fleet_protocol.messages import (
     RuntimeSetting,
     TaskKey,
 )
-from fleet_protocol.transport import MOST_BYTES_AT_ONCE, Received, take_events
+from fleetnas.fleet_protocol.transports.base import MOST_BYTES_AT_ONCE, Received, take_events
+from fleetnas.fleet_protocol.transports.memory import MemoryTransport
 
 FLOOD = 50_000
 PLAN = CampaignPlan(targets="auto:1", budget=6, spread=4, wait_for=2, grace_s=30, join_s=60, deadline_s=30)

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_rig import TOPICS, Coordinator, task
-from hostile_messages import NOISE, mutant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from security_rig import SecuredAgent
-from simulated_fleet import TOPICS as FLEET_TOPICS
-from simulated_fleet import Simulation, measurement
+from rigs.agent_rig import TOPICS, Coordinator, task
+from rigs.hostile_messages import NOISE, mutant
+from rigs.security_rig import SecuredAgent
+from rigs.simulated_fleet import TOPICS as FLEET_TOPICS
+from rigs.simulated_fleet import Simulation, measurement
 
-from coordinator.campaign.plan import CampaignPlan
-from fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
-from fleet_protocol.envelope import read_envelope
-from fleet_protocol.errors import ProtocolError
-from fleet_protocol.memory import MemoryBroker
-from fleet_protocol.messages import (
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
+from fleetnas.fleet_protocol.envelope import read_envelope
+from fleetnas.fleet_protocol.errors import ProtocolError
+from fleetnas.fleet_protocol.messages import (
     Acknowledgement,
     AgentInfo,
     AgentState,
@@ -39,10 +38,11 @@ from fleet_protocol.messages import (
     Result,
     TaskKey,
 )
-from fleet_protocol.refusals import MOST_LINES
-from fleet_protocol.signing import OrderSigner, new_private_key, public_key_of
-from fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS
-from fleet_protocol.transport import Received
+from fleetnas.fleet_protocol.rate_limited_log import MOST_LINES
+from fleetnas.fleet_protocol.security.signing import OrderSigner, new_private_key, public_key_of
+from fleetnas.fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS
+from fleetnas.fleet_protocol.transports.base import Received
+from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 
 EXAMPLES = 20
 PER_EXAMPLE = 500  # on every topic; of them 20 documents that hypothesis builds

@@ -11,25 +11,25 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from agent_rig import TOPICS as AGENT_TOPICS
-from agent_rig import Rig, task
-from hostile_fleet import HONEST, KEY, HostileCampaign, Said
-from hostile_values import Case, cases, combined, is_accepted
-from simulated_fleet import TOPICS, measurement
-from store_examples import MEASUREMENT
+from rigs.agent_rig import TOPICS as AGENT_TOPICS
+from rigs.agent_rig import Rig, task
+from rigs.hostile_fleet import HONEST, KEY, HostileCampaign, Said
+from rigs.hostile_values import Case, cases, combined, is_accepted
+from rigs.simulated_fleet import TOPICS, measurement
+from rigs.store_examples import MEASUREMENT
 
-from coordinator.fleet.roll_call import RollCall
-from coordinator.report.html import REPORT_FILE
-from coordinator.report.measurement_table import read_measurements
-from coordinator.report.take_home import MEASUREMENTS_FILE, read_results
-from coordinator.store.export_files import write_rows
-from coordinator.store.exported_fields import FIELDS, exported_rows
-from coordinator.watching.broker_feed import BrokerFeed
-from device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
-from fleet_protocol import messages, watching
-from fleet_protocol.codec import decode
-from fleet_protocol.memory import MemoryBroker
-from fleet_protocol.messages import (
+from fleetnas.coordinator.monitoring.broker_feed import BrokerFeed
+from fleetnas.coordinator.monitoring.fleet_observer import RollCall
+from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
+from fleetnas.coordinator.report.html import REPORT_FILE
+from fleetnas.coordinator.store.export_files import write_rows
+from fleetnas.coordinator.store.exported_fields import FIELDS, exported_rows
+from fleetnas.coordinator.store.measurement_table import read_measurements
+from fleetnas.device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
+from fleetnas.fleet_protocol import messages
+from fleetnas.fleet_protocol import updates as watching
+from fleetnas.fleet_protocol.codec import decode
+from fleetnas.fleet_protocol.messages import (
     Accepted,
     Acknowledgement,
     AgentInfo,
@@ -50,9 +50,10 @@ from fleet_protocol.messages import (
     RuntimeSetting,
     Versioned,
 )
-from fleet_protocol.topics import UpChannel
-from fleet_protocol.transport import Received
-from fleet_protocol.watching import RunEvents, RunPage, RunSummary
+from fleetnas.fleet_protocol.topics import UpChannel
+from fleetnas.fleet_protocol.transports.base import Received
+from fleetnas.fleet_protocol.transports.memory import MemoryBroker
+from fleetnas.fleet_protocol.updates import RunEvents, RunPage, RunSummary
 
 LEAST_CASES, SOAK_CASES = 2000, 20_000
 #: Answers of one hostile device, and of each of its settings: there are tasks for all of them.

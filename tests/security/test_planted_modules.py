@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import waiting
-from brokers import free_port
-from supernets import random_bundle
+from rigs import waiting
+from rigs.brokers import free_port
+from rigs.supernets import random_bundle
 
-from agent.model_building import build_model
-from fleet_protocol.child_process import child_environment, python_command
-from fleet_protocol.messages import RuntimeSetting
-from supernet_export.spaces.registry import make_space
+from fleetnas.fleet_protocol.child_process import child_environment, python_command
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.spaces.registry import make_space
 
 #: Of the standard library, of dependencies, of this project: what a child imports first and last.
 PLANTED = (
@@ -40,12 +40,12 @@ with open(os.environ["PLANTED_LOG"], "a") as log:
 """
 
 #: What console scripts do: they lie elsewhere, and the folder that they are started in is on no path.
-_AGENT = "from agent.cli import main; main()"
+_AGENT = "from fleetnas.agent.cli.main import main; main()"
 _DEMO_AGENT = """\
 import sys
 from pathlib import Path
-from coordinator.demo import start_agent
-from fleet_protocol.transport import BrokerAddress
+from fleetnas.coordinator.app.demo import start_agent
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 port, work = int(sys.argv[1]), Path(sys.argv[2])
 # A setting that its child cannot use: it says so at once.
 process = start_agent("demo", BrokerAddress("127.0.0.1", port), work, ("--runtime", "command")).process
@@ -53,8 +53,8 @@ sys.exit(process.wait())
 """
 _COORDINATOR = """\
 import sys
-from fleet_protocol.network_process import NetworkProcess
-from fleet_protocol.transport import BrokerAddress, Disconnected
+from fleetnas.fleet_protocol.transports.mqtt_process import NetworkProcess
+from fleetnas.fleet_protocol.transports.base import BrokerAddress, Disconnected
 network = NetworkProcess(BrokerAddress("127.0.0.1", int(sys.argv[1])), "coordinator")
 network.start()
 event = network.poll(120)
@@ -99,7 +99,7 @@ def planted(tmp_path: Path) -> Planted:
 
 
 def test_the_plants_would_be_executed_by_python_m(planted: Planted) -> None:
-    command = [sys.executable, "-m", "agent.child", "--help"]
+    command = [sys.executable, "-m", "fleetnas.agent.measuring.child", "--help"]
     subprocess.run(command, cwd=planted.folder, env=planted.environment, capture_output=True, check=False)
     assert planted.executed
 
@@ -146,7 +146,7 @@ def test_paths_that_lead_to_the_current_folder_do_not_reach_a_child(
     environment = child_environment()
     assert environment["PYTHONPATH"] == "/nowhere"
     assert "LD_LIBRARY_PATH" not in environment
-    command = python_command("agent.child", "main", "--help")
+    command = python_command("fleetnas.agent.measuring.child", "main", "--help")
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert planted.executed == []

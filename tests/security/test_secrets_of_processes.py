@@ -10,25 +10,22 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import waiting
-from brokers import free_port
-from runtime_stand_ins import attach_phone
+from rigs import waiting
+from rigs.brokers import free_port
+from rigs.runtime_stand_ins import attach_phone
 
-import agent
-import coordinator
-import fleet_protocol
-import supernet_export
-from agent.child_messages import BenchOrder, FailedReply, ProbeOrder
-from agent.runtimes.adb_runtime import Adb
-from agent.runtimes.command_runtime import CommandRuntime
-from agent.worker import Worker, child_command, replies_of
-from coordinator.demo import start_agent
-from coordinator.security.certificates import issue, new_authority
-from fleet_protocol.child_process import PASSWORD_VARIABLES
-from fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
-from fleet_protocol.network_process import NetworkProcess
-from fleet_protocol.tls import TlsContext
-from fleet_protocol.transport import BrokerAddress
+from fleetnas import agent, coordinator, fleet_protocol, supernet_export
+from fleetnas.agent.measuring.messages import BenchOrder, FailedReply, ProbeOrder
+from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
+from fleetnas.agent.runtimes.adb_runtime import Adb
+from fleetnas.agent.runtimes.command_runtime import CommandRuntime
+from fleetnas.coordinator.app.demo import start_agent
+from fleetnas.coordinator.security.certificates import issue, new_authority
+from fleetnas.fleet_protocol.child_process import PASSWORD_VARIABLES
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.fleet_protocol.transports.mqtt_process import NetworkProcess
+from fleetnas.fleet_protocol.transports.tls import TlsContext
 
 SECRET = "correct-horse-battery-staple"
 PACKAGES = (fleet_protocol, supernet_export, agent, coordinator)

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import waiting
-from brokers import free_port, mosquitto_program, until_listening
-from untrained_supernet import write_untrained
+from rigs import waiting
+from rigs.brokers import free_port, mosquitto_program, until_listening
+from rigs.untrained_supernet import write_untrained
 
-FLEETNAS = (sys.executable, "-c", "from coordinator.cli import main; main()")
-AGENT = (sys.executable, "-c", "from agent.cli import main; main()")
+FLEETNAS = (sys.executable, "-c", "from fleetnas.coordinator.cli import main; main()")
+AGENT = (sys.executable, "-c", "from fleetnas.agent.cli.main import main; main()")
 QUICK = ("--targets", "1000", "--budget", "3", "--min-time", "0.05", "--warmup", "0.01", "--join", "60")
 
 

@@ -7,13 +7,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from simulated_fleet import TOPICS, FakeClock, SimulatedAgent, Simulation
+from rigs.simulated_fleet import TOPICS, FakeClock, SimulatedAgent, Simulation
 
-from coordinator.campaign.plan import CampaignPlan
-from fleet_protocol.errors import UntrustedError
-from fleet_protocol.memory import Delivery, MemoryBroker
-from fleet_protocol.signing import OrderSigner, OrderVerifier, new_private_key, public_key_of
-from fleet_protocol.transport import Received
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.errors import UntrustedError
+from fleetnas.fleet_protocol.security.signing import OrderSigner, OrderVerifier, new_private_key, public_key_of
+from fleetnas.fleet_protocol.transports.base import Received
+from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker
 
 KEY = new_private_key()
 PLAN = CampaignPlan(targets="auto:3", budget=14, spread=8, wait_for=2, grace_s=120, join_s=120, deadline_s=60)

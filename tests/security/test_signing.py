@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import waiting
-from agent_rig import task
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rigs import waiting
+from rigs.agent_rig import task
 
-from fleet_protocol.codec import decode, decode_task, encode
-from fleet_protocol.errors import ProtocolError, UntrustedError
-from fleet_protocol.messages import Acknowledgement, CancelTask
-from fleet_protocol.signing import (
+from fleetnas.fleet_protocol.codec import decode, decode_task, encode
+from fleetnas.fleet_protocol.errors import ProtocolError, UntrustedError
+from fleetnas.fleet_protocol.messages import Acknowledgement, CancelTask
+from fleetnas.fleet_protocol.security.signing import (
     MAX_STREAMS,
     WINDOW,
     OrderSigner,
@@ -179,11 +179,11 @@ class TestFiles:
 def test_an_agent_without_the_library_loads_none_of_it_and_obeys_nobody_unchecked() -> None:
     program = """
 import sys
-import agent.cli, agent.service, coordinator.campaign.wire
+import fleetnas.agent.cli.main, agent.service, coordinator.campaign.wire
 assert not any(name.split(".")[0] == "cryptography" for name in sys.modules)
 sys.modules["cryptography"] = None
-from fleet_protocol.errors import MissingDependencyError
-from fleet_protocol.signing import OrderVerifier
+from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.security.signing import OrderVerifier
 try:
     OrderVerifier([bytes(32)], "lab", "pi", 1)
 except MissingDependencyError as error:

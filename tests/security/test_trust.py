@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_rig import BLOB, task
-from security_rig import TOPICS, Client, SecuredAgent, SecuredBroker, SigningCoordinator, secured_broker
+from rigs.agent_rig import BLOB, task
+from rigs.security_rig import TOPICS, Client, SecuredAgent, SecuredBroker, SigningCoordinator, secured_broker
 
-from fleet_protocol.codec import encode
-from fleet_protocol.messages import Acknowledgement, CancelTask, Failed, Rejected
-from fleet_protocol.signing import OrderSigner, new_private_key
+from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.messages import Acknowledgement, CancelTask, Failed, Rejected
+from fleetnas.fleet_protocol.security.signing import OrderSigner, new_private_key
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_fleet import ShippedModels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from simulated_fleet import HiddenDevice, SimulatedAgent, Simulation, measurement
+from rigs.hostile_fleet import ShippedModels
+from rigs.simulated_fleet import HiddenDevice, SimulatedAgent, Simulation, measurement
 
-from coordinator.campaign.assembly import write_take_home
-from coordinator.campaign.plan import CampaignPlan
-from coordinator.report.html import REPORT_FILE
-from coordinator.report.measurement_table import csv_cell, plain_cell, read_measurements
-from coordinator.report.take_home import MEASUREMENTS_FILE, RESULTS_FILE, folder_name, read_results
-from fleet_protocol.messages import Conditions, Measurement, MeasureTask, RuntimeSetting
+from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, RESULTS_FILE, folder_name, read_results
+from fleetnas.coordinator.report.html import REPORT_FILE
+from fleetnas.coordinator.store.measurement_table import csv_cell, plain_cell, read_measurements
+from fleetnas.fleet_protocol.messages import Conditions, Measurement, MeasureTask, RuntimeSetting
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=1, grace_s=30, join_s=60, deadline_s=60)
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", "＝1", "＋1", "－1", "＠1")

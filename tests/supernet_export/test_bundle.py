@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from supernets import random_bundle, random_manifest, random_state_dict
+from rigs.supernets import random_bundle, random_manifest, random_state_dict
 
-from fleet_protocol.errors import BundleError, CheckpointError, CorruptBundleError, HashMismatchError
-from supernet_export.bundle import SupernetBundle, write_bundle
-from supernet_export.export import export_state_dict, file_sha256
-from supernet_export.spaces.digits import DigitsSpace
+from fleetnas.fleet_protocol.errors import BundleError, CheckpointError, CorruptBundleError, HashMismatchError
+from fleetnas.supernet_export.bundle import SupernetBundle, write_bundle
+from fleetnas.supernet_export.export import export_state_dict, file_sha256
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
 SPACE = DigitsSpace()
 PREPROCESSING = {"channels": 1, "mean": [0.5], "std": [0.25], "interpolation": "bilinear"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from logit_parity import (
+from rigs.logit_parity import (
     KINDS,
     TOLERANCE,
     assert_equal_logits,
@@ -17,18 +17,18 @@ from logit_parity import (
     perturbed,
     photo_like,
 )
-from random_graphs import run_onnx, run_tflite
-from supernets import random_bundle, random_state_dict
+from rigs.random_graphs import run_onnx, run_tflite
+from rigs.supernets import random_bundle, random_state_dict
 
-from fleet_protocol.errors import CorruptBundleError, UsageError
-from supernet_export.bundle import SupernetBundle
-from supernet_export.calibration import estimate_statistics
-from supernet_export.calibration_blob import Calibration, load_calibration, save_calibration
-from supernet_export.graph import Array, Graph
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.spaces.digits import DIGITS_NETWORK, DigitsSpace
-from supernet_export.subnet import slice_subnet
-from supernet_export.tflite_emitter import emit_tflite
+from fleetnas.fleet_protocol.errors import CorruptBundleError, UsageError
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.calibration.blob import Calibration, load_calibration, save_calibration
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.emitters.tflite import emit_tflite
+from fleetnas.supernet_export.graph import Array, Graph
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
+from fleetnas.supernet_export.spaces.digits import DIGITS_NETWORK, DigitsSpace
 
 SPACE = DigitsSpace()
 
@@ -48,7 +48,7 @@ FORMATS: Mapping[str, Callable[[Graph, Array], Array]] = {
 def calibrated_pairs(bundle: SupernetBundle) -> list[tuple[Graph, Array, Array]]:
     """Calibrated subnets, the largest first; images for each, and the logits of torch's, calibrated by itself."""
     torch = pytest.importorskip("torch")
-    from supernet_export.training.elastic import ElasticMBConvNet
+    from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
 
     canonical = random_state_dict(SPACE)
     rng = np.random.default_rng(0)

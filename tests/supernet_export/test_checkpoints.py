@@ -16,19 +16,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from supernets import random_state_dict
+from rigs.supernets import random_state_dict
 from test_cli import fleetnas
 
 torch = pytest.importorskip("torch")
 
-from fleet_protocol.errors import CheckpointError  # noqa: E402
-from supernet_export.accuracy import AccuracyPredictor  # noqa: E402
-from supernet_export.bundle import SupernetBundle  # noqa: E402
-from supernet_export.checkpoints import read_checkpoint  # noqa: E402
-from supernet_export.export import export_checkpoint, file_sha256  # noqa: E402
-from supernet_export.spaces.compofa import CompOfaSpace  # noqa: E402
-from supernet_export.spaces.ofa_mbv3 import OfaMbv3Space  # noqa: E402
-from supernet_export.spaces.ofa_proxyless import OfaProxylessSpace  # noqa: E402
+from fleetnas.fleet_protocol.errors import CheckpointError  # noqa: E402
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor  # noqa: E402
+from fleetnas.supernet_export.bundle import SupernetBundle  # noqa: E402
+from fleetnas.supernet_export.checkpoints.reader import read_checkpoint  # noqa: E402
+from fleetnas.supernet_export.export import export_checkpoint, file_sha256  # noqa: E402
+from fleetnas.supernet_export.spaces.compofa import CompOfaSpace  # noqa: E402
+from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space  # noqa: E402
+from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace  # noqa: E402
 
 WEIGHTS = {"first.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "first.bias": np.ones(3, np.float32)}
 

@@ -8,16 +8,16 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("onnxruntime")
 
-from supernet_export.accuracy import AccuracyPredictor
-from supernet_export.checkpoints import read_checkpoint
-from supernet_export.digits.accuracy import load_evaluated, load_predictor, save_evaluated, save_predictor
-from supernet_export.evaluation import evaluate
-from supernet_export.export import DIGITS_CHECKPOINT, export_state_dict
-from supernet_export.families import slicer_for
-from supernet_export.images import DigitsImages
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.training.accuracy import (
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
+from fleetnas.supernet_export.digits.accuracy import load_evaluated, load_predictor, save_evaluated, save_predictor
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.evaluation.classifier import evaluate
+from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.export import DIGITS_CHECKPOINT, export_state_dict
+from fleetnas.supernet_export.slicing.families import slicer_for
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.training.accuracy import (
     calibrated_graph,
     evaluate_subnet,
     fit_predictor,

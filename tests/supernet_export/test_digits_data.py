@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from fleet_protocol.errors import MissingDependencyError
-from supernet_export.digits import data
-from supernet_export.training.augmentation import Distortion
+from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.supernet_export.digits import data
+from fleetnas.supernet_export.training.augmentation import Distortion
 
 
 def test_the_parts_are_disjoint_and_hold_every_image():

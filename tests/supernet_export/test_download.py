@@ -10,14 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from supernets import random_state_dict
+from rigs.supernets import random_state_dict
 
-from fleet_protocol.errors import DownloadError, UsageError
-from supernet_export.bundle import SupernetBundle
-from supernet_export.download import PublishedFile, cache_directory, download, mirrors_from_environment
-from supernet_export.export import export_published, file_sha256
-from supernet_export.published import PUBLISHED, PublishedSupernet, published
-from supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
+from fleetnas.fleet_protocol.errors import DownloadError, UsageError
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.checkpoints.download import (
+    PublishedFile,
+    cache_directory,
+    download,
+    mirrors_from_environment,
+)
+from fleetnas.supernet_export.checkpoints.published import PUBLISHED, PublishedSupernet, published
+from fleetnas.supernet_export.export import export_published, file_sha256
+from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
 
 CONTENT = np.random.default_rng(0).bytes(1_500_000)
 
@@ -149,7 +154,7 @@ def test_an_answer_without_end_fills_no_disk(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, most: str
 ) -> None:
     """Of a file of unknown size a fixed number of bytes is taken, of another one its size."""
-    monkeypatch.setattr("supernet_export.download.MAX_BYTES", 2_000_000)
+    monkeypatch.setattr("fleetnas.supernet_export.checkpoints.download.MAX_BYTES", 2_000_000)
     server.says_length, server.endless = False, True
     with pytest.raises(DownloadError, match=f"does not end after {most} bytes"):
         download(file(server, kind), cache=tmp_path, mirrors=[])
@@ -160,7 +165,7 @@ def test_an_answer_without_end_fills_no_disk(
 def test_an_answer_that_says_too_great_a_length_is_not_begun(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("supernet_export.download.MAX_BYTES", 1_000_000)
+    monkeypatch.setattr("fleetnas.supernet_export.checkpoints.download.MAX_BYTES", 1_000_000)
     with pytest.raises(DownloadError, match="1,500,000 bytes in all, at most 1,000,000 are taken"):
         download(file(server), cache=tmp_path, mirrors=[])
     assert list(tmp_path.iterdir()) == []
@@ -240,7 +245,8 @@ def test_a_published_supernet_becomes_a_bundle(server: Server, tmp_path: Path, m
     server.breaks_after = [1_000_000]
     weights = PublishedFile("random", f"{server.url}/random", None, "sha256", file_sha256(tmp_path / "checkpoint"))
     monkeypatch.setattr(
-        "supernet_export.published.PUBLISHED", {"random": PublishedSupernet(weights, space.name, {"width": 1.3})}
+        "fleetnas.supernet_export.checkpoints.published.PUBLISHED",
+        {"random": PublishedSupernet(weights, space.name, {"width": 1.3})},
     )
     sha256 = export_published("random", tmp_path / "random.supernet", cache=tmp_path / "cache", mirrors=[])
     bundle = SupernetBundle.open(tmp_path / "random.supernet", expected_sha256=sha256)

@@ -9,17 +9,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from logit_parity import TOLERANCE, assert_equal_logits, disagreement, photo_like  # noqa: E402
-from peer import import_peer  # noqa: E402
-from peer_supernets import peer_subnet  # noqa: E402
+from rigs.logit_parity import TOLERANCE, assert_equal_logits, disagreement, photo_like  # noqa: E402
+from rigs.peer import import_peer  # noqa: E402
+from rigs.peer_supernets import peer_subnet  # noqa: E402
 
-from fleet_protocol.errors import ArchitectureError  # noqa: E402
-from supernet_export.digits.data import Part  # noqa: E402
-from supernet_export.spaces.digits import DigitsSpace  # noqa: E402
-from supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace  # noqa: E402
-from supernet_export.training import digits as recipe  # noqa: E402
-from supernet_export.training.elastic import ElasticMBConvNet  # noqa: E402
-from supernet_export.training.schedule import Phase  # noqa: E402
+from fleetnas.fleet_protocol.errors import ArchitectureError  # noqa: E402
+from fleetnas.supernet_export.digits.data import Part  # noqa: E402
+from fleetnas.supernet_export.spaces.digits import DigitsSpace  # noqa: E402
+from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace  # noqa: E402
+from fleetnas.supernet_export.training import digits as recipe  # noqa: E402
+from fleetnas.supernet_export.training.elastic import ElasticMBConvNet  # noqa: E402
+from fleetnas.supernet_export.training.schedule import Phase  # noqa: E402
 
 KERNELS, EXPANDS, DEPTHS = (3, 5, 7), (3, 4, 6), (2, 3, 4)
 

@@ -7,24 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from int8_kernels import exact_int8
-from supernets import random_manifest
+from rigs.int8_kernels import exact_int8
+from rigs.supernets import random_manifest
 
-from fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from supernet_export.activation_ranges import observe_ranges
-from supernet_export.bundle import Preprocessing, SupernetBundle
-from supernet_export.calibration import estimate_statistics
-from supernet_export.evaluation import evaluate, open_classifier
-from supernet_export.export import export_digits
-from supernet_export.graph import INPUT, Array, GlobalAveragePool, Graph, Linear
-from supernet_export.images import DigitsImages, ImageFolder, open_images
-from supernet_export.litert import without_greeting
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.onnx_int8 import emit_int8_onnx
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
-from supernet_export.subnet import slice_subnet
-from supernet_export.tflite_emitter import emit_tflite
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.supernet_export.bundle import Preprocessing, SupernetBundle
+from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.emitters.onnx_int8 import emit_int8_onnx
+from fleetnas.supernet_export.emitters.tflite import emit_tflite
+from fleetnas.supernet_export.evaluation.classifier import evaluate, open_classifier
+from fleetnas.supernet_export.evaluation.images import DigitsImages, ImageFolder, open_images
+from fleetnas.supernet_export.export import export_digits
+from fleetnas.supernet_export.graph import INPUT, Array, GlobalAveragePool, Graph, Linear
+from fleetnas.supernet_export.interpreters.litert import without_greeting
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
 
 IMAGENET = Preprocessing(
     channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear", crop_fraction=0.875
@@ -60,7 +60,9 @@ def test_a_broken_tflite_model_is_refused() -> None:
 
 
 def test_without_litert_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("supernet_export.litert._MODULES", (("absent_runtime.interpreter", "absent-runtime"),))
+    monkeypatch.setattr(
+        "fleetnas.supernet_export.interpreters.litert._MODULES", (("absent_runtime.interpreter", "absent-runtime"),)
+    )
     with pytest.raises(
         RuntimeUnavailableError, match=r"LiteRT is not installed; run: pip install 'fleetnas\[litert\]'"
     ):

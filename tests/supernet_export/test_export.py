@@ -9,14 +9,14 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from supernet_export.bundle import SupernetBundle
-from supernet_export.calibration import estimate_statistics
-from supernet_export.digits.accuracy import load_evaluated
-from supernet_export.evaluation import evaluate
-from supernet_export.export import export_digits
-from supernet_export.images import DigitsImages
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.subnet import slice_subnet
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.digits.accuracy import load_evaluated
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.evaluation.classifier import evaluate
+from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.export import export_digits
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
 
 
 @pytest.fixture(scope="module")

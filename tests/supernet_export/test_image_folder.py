@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleet_protocol.errors import UsageError
-from supernet_export.bundle import Preprocessing
-from supernet_export.images import ImageFolder
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.bundle import Preprocessing
+from fleetnas.supernet_export.evaluation.images import ImageFolder
 
 image = pytest.importorskip("PIL.Image")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from logit_parity import TOLERANCE, disagreement, photo_like
-from supernets import random_bundle, random_state_dict
+from rigs.logit_parity import TOLERANCE, disagreement, photo_like
+from rigs.supernets import random_bundle, random_state_dict
 
-from supernet_export.bundle import SupernetBundle
-from supernet_export.graph import (
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.emitters.onnx import emit_onnx, model_sha256
+from fleetnas.supernet_export.graph import (
     INPUT,
     OUTPUT,
     Activation,
@@ -26,20 +27,19 @@ from supernet_export.graph import (
     Linear,
     MaxPool,
 )
-from supernet_export.onnx_emitter import emit_onnx, model_sha256
-from supernet_export.session import open_session
-from supernet_export.spaces.digits import DIGITS_NETWORK, DigitsSpace
-from supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
-from supernet_export.subnet import slice_subnet
+from fleetnas.supernet_export.interpreters.onnxruntime import open_session
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
+from fleetnas.supernet_export.spaces.digits import DIGITS_NETWORK, DigitsSpace
+from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
 
 SPACE = DigitsSpace()
 
 SLICE_AND_EMIT = """
 import sys
-from fleet_protocol.architecture import Architecture
-from supernet_export.bundle import SupernetBundle
-from supernet_export.onnx_emitter import emit_onnx, model_sha256
-from supernet_export.subnet import slice_subnet
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.emitters.onnx import emit_onnx, model_sha256
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
 
 bundle, architecture = SupernetBundle.open(sys.argv[1]), Architecture.model_validate_json(sys.argv[2])
 print(model_sha256(emit_onnx(slice_subnet(bundle, architecture))))
@@ -58,7 +58,7 @@ def run(model: bytes, image: Array) -> Array:
 
 def test_subnets_equal_the_torch_supernets(bundle: SupernetBundle) -> None:
     torch = pytest.importorskip("torch")
-    from supernet_export.training.elastic import ElasticMBConvNet
+    from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
 
     net = ElasticMBConvNet(DIGITS_NETWORK, SPACE.kernels, SPACE.expands, SPACE.depths).eval()
     canonical = random_state_dict(SPACE)

@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from logit_parity import (  # noqa: E402
+from rigs.logit_parity import (  # noqa: E402
     KINDS,
     TOLERANCE,
     assert_equal_logits,
@@ -21,8 +21,8 @@ from logit_parity import (  # noqa: E402
     perturbed,
     photo_like,
 )
-from peer import import_peer  # noqa: E402
-from peer_supernets import (  # noqa: E402
+from rigs.peer import import_peer  # noqa: E402
+from rigs.peer_supernets import (  # noqa: E402
     COMPOFA,
     FAMILIES,
     Compared,
@@ -32,17 +32,17 @@ from peer_supernets import (  # noqa: E402
     peer_supernet,
     save_checkpoint,
 )
-from random_graphs import run_onnx, run_tflite  # noqa: E402
+from rigs.random_graphs import run_onnx, run_tflite  # noqa: E402
 
-from fleet_protocol.architecture import Architecture  # noqa: E402
-from supernet_export.bundle import SupernetBundle  # noqa: E402
-from supernet_export.calibration import estimate_statistics  # noqa: E402
-from supernet_export.export import export_checkpoint  # noqa: E402
-from supernet_export.graph import Array, Graph  # noqa: E402
-from supernet_export.onnx_emitter import emit_onnx  # noqa: E402
-from supernet_export.spaces.registry import make_space, space_names  # noqa: E402
-from supernet_export.subnet import slice_subnet  # noqa: E402
-from supernet_export.tflite_emitter import emit_tflite  # noqa: E402
+from fleetnas.fleet_protocol.architecture import Architecture  # noqa: E402
+from fleetnas.supernet_export.bundle import SupernetBundle  # noqa: E402
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics  # noqa: E402
+from fleetnas.supernet_export.emitters.onnx import emit_onnx  # noqa: E402
+from fleetnas.supernet_export.emitters.tflite import emit_tflite  # noqa: E402
+from fleetnas.supernet_export.export import export_checkpoint  # noqa: E402
+from fleetnas.supernet_export.graph import Array, Graph  # noqa: E402
+from fleetnas.supernet_export.slicing.subnet import slice_subnet  # noqa: E402
+from fleetnas.supernet_export.spaces.registry import make_space, space_names  # noqa: E402
 
 RANDOM_SUBNETS = 2
 #: Small ones, for speed; at 144 feature maps have odd sides.

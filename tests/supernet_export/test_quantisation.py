@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from int8_kernels import exact_int8
-from random_graphs import CHANNELS, GraphBuilder, run_onnx, run_tflite
+from rigs.int8_kernels import exact_int8
+from rigs.random_graphs import CHANNELS, GraphBuilder, run_onnx, run_tflite
 
-from fleet_protocol.errors import CorruptBundleError, UsageError
-from supernet_export.activation_ranges import observe_ranges
-from supernet_export.bundle import SupernetBundle
-from supernet_export.calibration import estimate_statistics
-from supernet_export.calibration_blob import Calibration, load_calibration, save_calibration
-from supernet_export.export import DIGITS_CHECKPOINT, export_digits
-from supernet_export.graph import (
+from fleetnas.fleet_protocol.errors import CorruptBundleError, UsageError
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
+from fleetnas.supernet_export.calibration.blob import Calibration, load_calibration, save_calibration
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.emitters.onnx_int8 import emit_int8_onnx
+from fleetnas.supernet_export.emitters.tflite import emit_tflite
+from fleetnas.supernet_export.export import DIGITS_CHECKPOINT, export_digits
+from fleetnas.supernet_export.graph import (
     INPUT,
     Activation,
     Add,
@@ -33,9 +36,7 @@ from supernet_export.graph import (
     MaxPool,
     Scale,
 )
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.onnx_int8 import emit_int8_onnx
-from supernet_export.quantisation import (
+from fleetnas.supernet_export.quantisation import (
     HIGHEST,
     LOWEST,
     Ranges,
@@ -43,8 +44,7 @@ from supernet_export.quantisation import (
     nominal_ranges,
     quantise_parameters,
 )
-from supernet_export.subnet import slice_subnet
-from supernet_export.tflite_emitter import emit_tflite
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -349,7 +349,7 @@ def test_bytes_that_are_no_calibration_are_refused() -> None:
 @exact_int8
 @pytest.mark.skipif(not DIGITS_CHECKPOINT.exists(), reason="the built-in supernet's weights are not there")
 def test_digits_are_recognised_as_well_in_int8(tmp_path: Path) -> None:
-    from supernet_export.digits.data import load_digits, preprocess
+    from fleetnas.supernet_export.digits.data import load_digits, preprocess
 
     export_digits(tmp_path / "digits.supernet")
     bundle = SupernetBundle.open(tmp_path / "digits.supernet")
@@ -370,7 +370,7 @@ def test_digits_are_recognised_as_well_as_by_onnxruntimes_own_quantiser(tmp_path
     """The same float model, calibrated on the same images, through `onnxruntime.quantization.quantize_static`."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    from supernet_export.digits.data import load_digits, preprocess
+    from fleetnas.supernet_export.digits.data import load_digits, preprocess
 
     class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
         def __init__(self, batches: list[Array]) -> None:

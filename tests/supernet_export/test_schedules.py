@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from fleet_protocol.architecture import Architecture
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.training.published_schedules import compound_schedule, progressive_shrinking
-from supernet_export.training.schedule import Phase
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.training.published_schedules import compound_schedule, progressive_shrinking
+from fleetnas.supernet_export.training.schedule import Phase
 
 SPACE = DigitsSpace()
 PROGRESSIVE = progressive_shrinking(SPACE, largest=6, kernel=4, opening=1, full=4)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from supernets import random_bundle, random_state_dict
+from rigs.supernets import random_bundle, random_state_dict
 
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError, BundleError
-from supernet_export.bundle import SupernetBundle
-from supernet_export.export import export_state_dict
-from supernet_export.graph import INPUT, Conv, Graph
-from supernet_export.spaces.digits import DigitsSpace
-from supernet_export.subnet import slice_subnet
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError, BundleError
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.export import export_state_dict
+from fleetnas.supernet_export.graph import INPUT, Conv, Graph
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
+from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
 SPACE = DigitsSpace()
 

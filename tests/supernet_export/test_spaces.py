@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import peer
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rigs import peer
 
-from fleet_protocol.architecture import Architecture
-from fleet_protocol.errors import ArchitectureError, UsageError
-from supernet_export.spaces.base import DesignSpace
-from supernet_export.spaces.registry import make_space, space_names
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.registry import make_space, space_names
 
 NAMES = space_names()
 

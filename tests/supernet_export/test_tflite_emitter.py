@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from logit_parity import (
+from rigs.logit_parity import (
     KINDS,
     TOLERANCE,
     assert_equal_logits,
@@ -17,14 +17,15 @@ from logit_parity import (
     perturbed,
     photo_like,
 )
-from random_graphs import GraphBuilder, run_onnx, run_tflite
-from supernets import random_state_dict
+from rigs.random_graphs import GraphBuilder, run_onnx, run_tflite
+from rigs.supernets import random_state_dict
 
-from fleet_protocol.errors import UsageError
-from supernet_export.calibration import estimate_statistics
-from supernet_export.export import export_state_dict
-from supernet_export.families import slicer_for
-from supernet_export.graph import (
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.emitters.tflite import emit_tflite
+from fleetnas.supernet_export.export import export_state_dict
+from fleetnas.supernet_export.graph import (
     INPUT,
     Activation,
     Add,
@@ -36,9 +37,8 @@ from supernet_export.graph import (
     MaxPool,
     Scale,
 )
-from supernet_export.onnx_emitter import emit_onnx
-from supernet_export.spaces.registry import make_space, space_names
-from supernet_export.tflite_emitter import emit_tflite
+from fleetnas.supernet_export.slicing.families import slicer_for
+from fleetnas.supernet_export.spaces.registry import make_space, space_names
 
 pytest.importorskip("tflite")
 pytest.importorskip("ai_edge_litert.interpreter")

@@ -1,0 +1,195 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+from importlib import util
+from pathlib import Path
+
+from fleetnas.agent.cli.configuration import KEYS
+from fleetnas.agent.runtimes.settings import parse_setting
+from fleetnas.agent.service.state_folder import DEFAULT_PLACE
+from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.fleet_protocol.security.credentials import Credentials, read_credentials
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
+
+_PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
+DEFAULT_FLEET = "default"
+_NUMBER = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
+_DURATION = re.compile(f"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
+
+
+class NoRuntimeError(UsageError):
+    """No runtime was asked for, and none is installed."""
+
+
+def add_identity_options(parser: argparse.ArgumentParser) -> None:
+    """Name, fleet, state folder and configuration."""
+    parser.add_argument(
+        "--name", help="this agent's name in the fleet (default: the one it had here before, at first the host's)"
+    )
+    parser.add_argument("--fleet", default=DEFAULT_FLEET, help="which fleet to join (default: %(default)s)")
+    parser.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where bundles and unsent results are kept (default: {DEFAULT_PLACE})",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration file (default: ~/.config/fleetnas/agent.conf, else /etc/fleetnas/agent.conf)",
+    )
+
+
+def add_broker_options(parser: argparse.ArgumentParser) -> None:
+    """Address and login of the broker."""
+    group = parser.add_argument_group("broker")
+    group.add_argument("--broker", metavar="HOST[:PORT]", help="the MQTT broker of the fleet")
+    group.add_argument(
+        "--credentials",
+        type=Path,
+        metavar="FILE",
+        help="what `fleetnas enroll` made for this agent: broker, login, fleet, name, and the coordinator's key",
+    )
+    group.add_argument("--username", help=f"login; its password is ${_PASSWORD_VARIABLE} or in --password-file")
+    group.add_argument("--password-file", metavar="FILE", help="file that holds the password")
+    group.add_argument("--ca-file", metavar="PEM", help="authority that signed the broker's certificate")
+    group.add_argument("--certificate-file", metavar="PEM", help="this agent's own certificate")
+    group.add_argument("--key-file", metavar="PEM", help="key of this agent's certificate")
+
+
+def add_setting_options(parser: argparse.ArgumentParser) -> None:
+    """What a single device setting consists of; the runtime is left to the command."""
+    group = parser.add_argument_group("device setting")
+    group.add_argument("--provider", help="execution provider or delegate (default: cpu)")
+    group.add_argument("--threads", type=positive, help="threads of one inference (default: 1)")
+    group.add_argument("--precision", choices=("fp32", "int8"), help="(default: fp32)")
+    group.add_argument(
+        "--graph-optimisation",
+        choices=("all", "extended", "basic", "disabled"),
+        help="onnxruntime's graph optimisation level (default: all)",
+    )
+    group.add_argument("--affinity", metavar="CORES", help="cores to pin to, such as 4-7 or 0+2 (default: not pinned)")
+
+
+def take_credentials(options: argparse.Namespace) -> None:
+    """Read the credentials file, where one was given: it says who this agent is, and whose orders it takes.
+
+    Sets `identity`, and with it name and fleet; `UsageError` where other options contradict it.
+    """
+    options.identity = None
+    if getattr(options, "credentials", None) is None:
+        return
+    found = read_credentials(Path(options.credentials), "agent")
+    for option, given, own in (
+        ("--name", options.name, found.name),
+        ("--fleet", options.fleet if options.fleet != DEFAULT_FLEET else None, found.fleet),
+    ):
+        if given is not None and given != own:
+            raise UsageError(
+                f"{option} {given} contradicts {options.credentials}, which are for {own}; leave {option} out, or "
+                "enroll this agent anew"
+            )
+    login = ("username", "password_file", "ca_file", "certificate_file", "key_file")
+    superfluous = [key for key in login if getattr(options, key) is not None]
+    if superfluous:
+        raise UsageError(f"the credentials hold the whole login; leave out --{superfluous[0].replace('_', '-')}")
+    options.identity, options.name, options.fleet = found, found.name, found.fleet
+    options.broker = options.broker or str(found.broker)
+
+
+def trusted_keys(options: argparse.Namespace) -> tuple[bytes, ...]:
+    """Keys one of which must have signed every order; empty where any coordinator of the broker is believed."""
+    identity: Credentials | None = options.identity
+    return identity.trusted_keys if identity is not None else ()
+
+
+def broker_address(options: argparse.Namespace) -> BrokerAddress:
+    """Address and login of the broker; `UsageError` where none was named."""
+    if not options.broker:
+        raise UsageError(
+            "no broker was named; give --broker HOST[:PORT] or --credentials FILE, set $FLEETNAS_BROKER, or write "
+            "`broker = HOST` in the configuration file"
+        )
+    identity: Credentials | None = options.identity
+    address = BrokerAddress.parse(options.broker, identity.port if identity is not None else None)
+    if identity is not None:
+        # The broker may be reached by another name than the one in the file; its certificate still has to fit.
+        return dataclasses.replace(identity.broker, host=address.host, port=address.port)
+    if options.password_file is not None and options.username is None:
+        raise UsageError("the password of --password-file is for a login; give its --username too")
+    return dataclasses.replace(
+        address,
+        username=options.username,
+        password=_password(options.password_file),
+        ca_file=options.ca_file,
+        certificate_file=options.certificate_file,
+        key_file=options.key_file,
+    )
+
+
+def chosen_settings(options: argparse.Namespace, configured: list[str]) -> list[RuntimeSetting]:
+    """The settings to offer: those of the command line, else the configured ones, else one of the defaults."""
+    keys = ("provider", "threads", "precision", "graph_optimisation", "affinity")
+    given = [f"{key}={getattr(options, key)}" for key in keys if getattr(options, key) is not None]
+    several = getattr(options, "setting", None)
+    if several and (options.runtime or given):
+        raise UsageError("--setting describes a whole setting; leave out --runtime, --threads and the like")
+    if not several and (options.runtime or given):
+        several = [",".join([options.runtime or installed_runtime(), *given])]
+    texts = several or configured or [installed_runtime()]
+    return list(dict.fromkeys(parse_setting(text) for text in texts))
+
+
+def installed_runtime() -> str:
+    """The runtime to use where none was asked for; nothing is imported to find out."""
+    for module, runtime in (
+        ("onnxruntime", "onnxruntime"),
+        ("ai_edge_litert", "litert"),
+        ("tflite_runtime", "litert"),
+    ):
+        if util.find_spec(module) is not None:
+            return runtime
+    raise NoRuntimeError(
+        "no runtime is installed that could run a model; run: pip install 'fleetnas[agent]' for onnxruntime, or "
+        "pip install 'fleetnas[litert]' for LiteRT"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration such as `90s`, `30m`, `1.5h` or `1h30m`."""
+    found = _DURATION.fullmatch(text.strip().lower())
+    hours, minutes, seconds = (float(part) if part else 0.0 for part in (found.groups() if found else ("", "", "")))
+    total_s = 3600 * hours + 60 * minutes + seconds
+    if total_s <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 30m, 1h or 1h30m")
+    return total_s
+
+
+def configure(parser: argparse.ArgumentParser, values: dict[str, str]) -> None:
+    """Make configured values the defaults of the options that `parser` has."""
+    known = {key: value for key, value in values.items() if key in KEYS and key != "settings"}
+    parser.set_defaults(**known)
+
+
+def _password(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get(_PASSWORD_VARIABLE)
+    try:
+        return read_text(Path(file)).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the password file {file} cannot be read: {error}; check --password-file") from error

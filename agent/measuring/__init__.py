@@ -1,0 +1,1 @@
+"""Latencies measured in a child process that may be killed."""

@@ -1,0 +1,71 @@
+"""`fleetnas-agent bench`: measure one model file as a task would be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from fleetnas.agent.measuring.host_lock import default_host_lock_path
+from fleetnas.agent.measuring.input_shapes import Shape
+from fleetnas.agent.measuring.messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply, UnreadyReply
+from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
+from fleetnas.agent.service.state_folder import default_engine_folder
+from fleetnas.fleet_protocol.errors import FleetnasError, RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
+
+#: Runtimes that take a file of this name; the first is the default.
+_RUNTIMES = {".onnx": ("onnxruntime", "command"), ".tflite": ("litert", "adb")}
+#: Beyond the protocol's own longest time: loading a model, building an accelerator's engine.
+_SLACK_S = 600.0
+
+
+def runtime_for(model: Path, chosen: str | None = None) -> str:
+    """The runtime that measures a file of this name; `UsageError` where none does, or not the `chosen` one."""
+    if not model.is_file():
+        raise UsageError(f"there is no model file {model}; check its path")
+    if model.suffix not in _RUNTIMES:
+        raise UsageError(
+            f"{model.name} is neither {' nor '.join(_RUNTIMES)}; these are the models that can be measured"
+        )
+    fitting = _RUNTIMES[model.suffix]
+    if chosen is not None and chosen not in fitting:
+        raise UsageError(f"runtime {chosen} does not take {model.suffix} files; use --runtime {' or '.join(fitting)}")
+    return chosen or fitting[0]
+
+
+def bench_model(
+    model: Path,
+    setting: RuntimeSetting,
+    protocol: MeasurementProtocol,
+    on_phase: Callable[[PhaseReply], None],
+    input_shapes: Mapping[str, Shape] = MappingProxyType({}),
+) -> MeasuredReply:
+    """The measurement of a model file, in the killable child, with the host's lock held.
+
+    `input_shapes` are those that were chosen, by name; under the empty name, that of the one input left open.
+    """
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=default_engine_folder()))
+    try:
+        shapes = dict(input_shapes)
+        worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol, input_shapes=shapes))
+        limit_s = protocol.warmup_s + 2 * protocol.max_s + _SLACK_S
+        reply: Reply | None = None
+        for reply in replies_of(worker, limit_s):
+            if isinstance(reply, PhaseReply):
+                on_phase(reply)
+        if isinstance(reply, MeasuredReply):
+            return reply
+        if isinstance(reply, FailedReply):
+            raise not_measured(model, reply)
+        if isinstance(reply, UnreadyReply):
+            raise FleetnasError(f"{model.name} was not measured: {reply.reason}")
+        raise RuntimeUnavailableError(f"{model.name} gave no result within {limit_s:g} s; raise --max-time")
+    finally:
+        worker.kill()
+
+
+def not_measured(model: Path, reply: FailedReply) -> FleetnasError:
+    """The error of an order that failed before anything was measured."""
+    kind = UsageError if reply.usage else FleetnasError
+    return kind(f"{model.name} was not measured: {reply.reason}: {reply.detail}")

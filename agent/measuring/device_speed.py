@@ -1,0 +1,130 @@
+"""Speed and heat of the device as the agent knows them, and the orders to the measuring child that follow."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from fleetnas.agent.measuring.messages import RUNGS, MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
+from fleetnas.agent.measuring.speed import SpeedTracker, Verdict
+from fleetnas.fleet_protocol.messages import Conditions, MeasureTask
+
+#: Condition `cool`: measured below this slow-down, and at most so much above the coolest temperature seen.
+COOL_SLOWDOWN, COOL_WITHIN_C = 1.05, 5.0
+#: Readings within this of the lasting slow-down are the lasting speed, as a factor.
+_LASTING = 1.05
+#: A device that was waited for in vain is waited for this long the next time, seconds.
+_SHORT_WAIT_S = 4.0
+#: Condition `sustained`: a device that had nothing to do for so long is warmed up again.
+COOLS_DOWN_S = 20.0
+
+_log = logging.getLogger("fleetnas.agent")
+
+
+@dataclass
+class DeviceSpeed:
+    """Levels and regimes of the references, the lowest temperature seen, the runs that the device is warmed up for."""
+
+    tracker: SpeedTracker = field(default_factory=SpeedTracker)
+    coolest_c: float | None = None
+    #: References to load per bundle and setting, where fewer than usual: a child ran out of memory.
+    _rungs: dict[Hashable, int] = field(default_factory=dict)
+    #: Runs, bundles and settings that the device is warmed up for, and when it last worked, monotonic seconds.
+    _warmed: set[Hashable] = field(default_factory=set)
+    #: Keys that were measured on a slow device in spite of waiting for it: the next wait is short.
+    _in_vain: set[Hashable] = field(default_factory=set)
+    _worked_at: float = float("-inf")
+
+    def order(self, task: MeasureTask, now: float, *, may_wait: bool) -> ReferenceOrder:
+        """How to measure `task` in turns with references; with `may_wait`, not while the device is slow or warm."""
+        if now - self._worked_at > COOLS_DOWN_S:
+            self._warmed.clear()
+        key, cool, sustained = _speed_key(task), task.condition == "cool", task.condition == "sustained"
+        limits = [COOL_SLOWDOWN] if cool else []
+        if task.wait_above is not None:
+            limits.append(self._wait_above(task, task.wait_above))
+        too_warm_c = self.coolest_c + COOL_WITHIN_C if cool and self.coolest_c is not None else None
+        return ReferenceOrder(
+            levels_ms=self.tracker.levels(key),
+            normals=self.tracker.normals(key),
+            at_most=self._rungs.get(_model_key(task), RUNGS),
+            keep_levels=sustained,
+            warm_up=sustained and _warm_key(task) not in self._warmed,
+            slow_above=min(limits) if may_wait and limits else None,
+            warm_above_c=too_warm_c if may_wait else None,
+        )
+
+    def patience_s(self, task: MeasureTask) -> float:
+        """How long a slow or warm device is waited for, seconds."""
+        if task.condition != "cool" and _speed_key(task) in self._in_vain:
+            return min(task.wait_s, _SHORT_WAIT_S)
+        return task.wait_s
+
+    def _wait_above(self, task: MeasureTask, limit: float) -> float:
+        """The slow-down above which a device is waited for: never to be faster than it lastingly is."""
+        return max(limit, _LASTING * self.tracker.lasting_slowdown(_speed_key(task)))
+
+    def judge(
+        self, task: MeasureTask, reply: MeasuredReply, paired: PairedTiming, now: float, ended_unix_s: float
+    ) -> Verdict:
+        """The verdict on a measurement of `task`, which ended `now` (monotonic) and at `ended_unix_s`."""
+        self._worked_at = now
+        self._warmed.add(_warm_key(task))
+        for conditions in (reply.before, reply.after):
+            self.saw(conditions)
+        key = _speed_key(task)
+        others = {name: level for name, level in reply.levels_ms.items() if name != paired.reference}
+        self.tracker.learn_levels(key, others)  # the tracker judges a change of the reference's own level
+        if task.wait_above is not None and task.wait_s > 0:
+            slow = paired.slowdown > self._wait_above(task, task.wait_above)
+            (self._in_vain.add if slow else self._in_vain.discard)(key)
+        verdict = self.tracker.judge(key, paired, throttled=reply.after.throttled, ended_unix_s=ended_unix_s)
+        if verdict.new_regime:
+            _log.warning(
+                "%s now takes %.2f times its undisturbed latency, and has for several measurements: a new regime",
+                task.setting.label,
+                verdict.regime_slowdown,
+            )
+        return verdict
+
+    def levels_ms(self, task: MeasureTask) -> tuple[float, ...]:
+        """Level of every reference, ms, in the order of their fingerprints."""
+        return tuple(float(f"{level:.6g}") for _, level in sorted(self.tracker.levels(_speed_key(task)).items()))
+
+    def saw_slow(self, task: MeasureTask, reply: SlowReply, now: float, read_unix_s: float) -> None:
+        """Learn from a reading of a slow or warm device, on which nothing was measured."""
+        self._worked_at = now
+        self._warmed.add(_warm_key(task))  # the warm-up, where there was one, need not be repeated
+        key = _speed_key(task)
+        self.tracker.learn_levels(key, reply.levels_ms)
+        if reply.slowdown is not None and self.tracker.saw_waiting(key, reply.slowdown, read_unix_s):
+            _log.warning(
+                "%s takes %.2f times its undisturbed latency and does not get faster: a new regime",
+                task.setting.label,
+                self.tracker.lasting_slowdown(key),
+            )
+
+    def saw(self, conditions: Conditions) -> None:
+        """Remember the lowest temperature."""
+        seen_c = conditions.temperature_c
+        if seen_c is not None and (self.coolest_c is None or seen_c < self.coolest_c):
+            self.coolest_c = seen_c
+
+    def ran_out_of_memory(self, task: MeasureTask) -> None:
+        """Load fewer references from now on: it may have been for them."""
+        key = _model_key(task)
+        self._rungs[key] = max(1, self._rungs.get(key, RUNGS) // 2)
+
+
+def _speed_key(task: MeasureTask) -> Hashable:
+    # A reference's level depends on how long its turns last, and those follow the protocol.
+    return task.bundle.sha256, task.setting, task.condition, task.protocol.min_s
+
+
+def _model_key(task: MeasureTask) -> Hashable:
+    return task.bundle.sha256, task.setting
+
+
+def _warm_key(task: MeasureTask) -> Hashable:
+    return task.run_id, task.bundle.sha256, task.setting

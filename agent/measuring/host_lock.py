@@ -1,0 +1,250 @@
+"""The lock that agents of one host share, so that two never measure at once; first come, first served.
+
+Two kinds of kernel locks on one file, which need no right to write it and end with the process that holds them:
+
+* `flock`, exclusive: held while measuring.
+* A shared byte-range lock on one byte per waiting process, its ticket: one more than the highest ticket in use. A
+  process asks for the `flock` only when no lower ticket is left, and gives its ticket back once it has the `flock`.
+
+A process that has a ticket is therefore never overtaken by a later request. `flock` alone promises no order: on a busy
+machine the process that releases it often takes it again before the waiting ones have woken up.
+
+Whoever can open the file can hold the lock, and then nobody measures: it lies where only the right users can enter, see
+`default_host_lock_path`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from fleetnas.fleet_protocol.errors import FleetnasError
+from fleetnas.fleet_protocol.folders import home_folder
+
+#: Where every user and every service of a host looks, unless told otherwise.
+ENVIRONMENT_VARIABLE = "FLEETNAS_HOST_LOCK"
+#: The folder of the agents of several users: made by the system service, or by root, for a group that they all are in.
+SHARED_FOLDER = Path("/run/fleetnas")
+_FILE = "host.lock"
+#: How long one order waits. Longer than a sustained run of the usual half hour, and an agent that has waited for so
+#: long says so and asks again.
+MAX_WAIT_S = 3600.0
+#: Only the first in the queue can block in the kernel; the others look this often whether they are the first. A
+#: measurement takes longer, so that the next process always blocks before the lock is free.
+_QUEUE_POLL_S = 0.05
+#: C's `struct flock` with 64-bit offsets: type, whence, start, length, pid.
+_BYTE_RANGE = struct.Struct("hhqqi0q")
+#: What kernels and file systems answer that have no byte-range locks of open files (Linux before 3.15).
+_NO_BYTE_RANGES = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
+
+
+class _WaitedError(Exception):
+    """The time to wait is over."""
+
+
+class HostLockBusyError(FleetnasError):
+    """Another process has held the lock, or was before this one, for as long as may be waited."""
+
+
+def default_host_lock_path() -> Path:
+    """The lock file that the agents of this host agree on.
+
+    `FLEETNAS_HOST_LOCK`; else in `/run/fleetnas`, where this user may write there; else in the user's own runtime
+    folder (`XDG_RUNTIME_DIR`), which only that user can enter; else in a folder for this user alone, which is made
+    where temporary files lie.
+    """
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    if os.path.isdir(SHARED_FOLDER) and os.access(SHARED_FOLDER, os.W_OK | os.X_OK):
+        return SHARED_FOLDER / _FILE
+    # The variable is missing where a process is started by cron or another service than the login's.
+    runtime_folder = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}")
+    if runtime_folder.is_absolute() and _is_private(runtime_folder):
+        return runtime_folder / f"fleetnas-{_FILE}"
+    base = Path("/tmp")
+    if not os.access(base, os.W_OK):  # Android's Termux has no /tmp
+        base = Path(os.environ.get("TMPDIR") or home_folder() or base)
+    return base / _own_folder_name() / _FILE
+
+
+def present_host_lock_path(path: Path) -> Path:
+    """`path`, or where it would be by now: a user's runtime folder goes when the last login ends."""
+    return path if os.path.isdir(path.parent) else default_host_lock_path()
+
+
+@contextmanager
+def hold_host_lock(path: Path, on_wait: Callable[[], None], limit_s: float = MAX_WAIT_S) -> Iterator[None]:
+    """Hold the lock; `on_wait` is called once before blocking, where another process has it or waits for it.
+
+    `HostLockBusyError` after waiting for `limit_s` s; `FleetnasError` where the file cannot be opened or locked, is no
+    regular file, or others could take its folder away. Only the main thread can wait.
+    """
+    told = False
+    give_up_s = time.monotonic() + limit_s
+
+    def tell_once() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            on_wait()
+
+    while True:
+        handle = _open(path)
+        try:
+            try:
+                _acquire(path, handle, tell_once, give_up_s)
+            except _WaitedError:
+                raise HostLockBusyError(
+                    f"another process has kept the lock {path} for {limit_s:g} s, and no two may measure at once; see "
+                    f"which one with `fuser -v {path}` and stop it, or set {ENVIRONMENT_VARIABLE} to another file"
+                ) from None
+            if _is_file_at(path, handle):
+                yield
+                return
+            # Somebody deleted the file meanwhile, such as a cleaner of /tmp: others lock its successor.
+        finally:
+            os.close(handle)
+
+
+def _open(path: Path) -> int:
+    # Read-only is enough to lock, and works on a file that another user's agent created; asking to create such a
+    # file in a sticky folder would be refused by the kernel (fs.protected_regular). Without O_NONBLOCK, opening a named
+    # pipe would wait for a writer.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        if path.parent.name == _own_folder_name():
+            _make_own_folder(path.parent)
+        try:
+            handle = os.open(path, flags)
+        except FileNotFoundError:
+            try:
+                handle = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+                os.fchmod(handle, 0o644)  # whatever the umask: other users' agents must read it
+            except FileExistsError:  # another agent was faster
+                handle = os.open(path, flags)
+    except OSError as error:
+        raise _unusable(path, f"cannot be opened ({error})") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _unusable(path, "is not a regular file")
+    return handle
+
+
+def _own_folder_name() -> str:
+    return f"fleetnas-{os.geteuid()}"
+
+
+def _make_own_folder(folder: Path) -> None:
+    """The folder lies where everybody may make one of this name: it has to be ours, and closed to others."""
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if not _is_private(folder):
+            raise PermissionError(f"{folder} belongs to another user or is open to others; have it removed") from None
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether this is a folder of this user in which nobody else can write."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _unusable(path: Path, why: str) -> FleetnasError:
+    return FleetnasError(
+        f"the lock {path}, which keeps agents of one host from measuring at once, {why}; "
+        f"set {ENVIRONMENT_VARIABLE} to a file that all of them can read"
+    )
+
+
+def _is_file_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(path: Path, handle: int, on_wait: Callable[[], None], give_up_s: float) -> None:
+    """Lock the file in its turn; `_WaitedError` where that is not before `give_up_s`, of the monotonic clock."""
+    try:
+        ticket = _take_ticket(handle)
+    except OSError as error:
+        if error.errno not in _NO_BYTE_RANGES:
+            raise _unusable(path, f"cannot be locked ({error})") from error
+        ticket = 0  # measurements still exclude each other, in the kernel's order
+    while ticket and _other_ticket(handle, 0, ticket) is not None:
+        on_wait()
+        if time.monotonic() >= give_up_s:
+            raise _WaitedError
+        time.sleep(_QUEUE_POLL_S)
+    if not _flock(path, handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        on_wait()
+        with _interrupted_at(give_up_s):
+            _flock(path, handle, fcntl.LOCK_EX)
+    if ticket:
+        _byte_range(handle, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, ticket, 1)
+
+
+@contextmanager
+def _interrupted_at(give_up_s: float) -> Iterator[None]:
+    """Have `_WaitedError` raised inside at that time: the kernel's `flock` waits without a limit, and a signal ends it.
+
+    Polling instead would disturb the measurement that is waited for, and leave the lock free for longer.
+    """
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise _WaitedError
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    try:
+        # Again every second: the kernel does not know of a signal that came just before the call.
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, give_up_s - time.monotonic()), 1.0)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _flock(path: Path, handle: int, operation: int) -> bool:
+    try:
+        fcntl.flock(handle, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise _unusable(path, f"cannot be locked ({error})") from error
+    return True
+
+
+def _take_ticket(handle: int) -> int:
+    """Lock the byte after the highest locked one; two requests at the very same time may share it."""
+    ticket = 1
+    while (taken := _other_ticket(handle, ticket, 0)) is not None:
+        ticket = taken + 1
+    _byte_range(handle, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, ticket, 1)
+    return ticket
+
+
+def _other_ticket(handle: int, start: int, length: int) -> int | None:
+    """A ticket of another process within the range, if any; a length of 0 is without end."""
+    kind, found, extent = _byte_range(handle, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, start, length)
+    return found if kind != fcntl.F_UNLCK and extent == 1 else None  # a longer lock is no ticket of ours
+
+
+def _byte_range(handle: int, command: int, kind: int, start: int, length: int) -> tuple[int, int, int]:
+    """One `fcntl` call; type, start and length as the kernel answers."""
+    answer = fcntl.fcntl(handle, command, _BYTE_RANGE.pack(kind, os.SEEK_SET, start, length, 0))
+    kind, _, found, extent, _ = _BYTE_RANGE.unpack(answer)
+    return kind, found, extent

@@ -1,0 +1,132 @@
+"""The references of one measuring order: warmed up, calibrated, read, and alternated with the subnet."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fleetnas.agent.measuring.bracketed import bracketed
+from fleetnas.agent.measuring.messages import PairedTiming, ReferenceOrder, Timing
+from fleetnas.agent.measuring.paired import measure_paired
+from fleetnas.agent.measuring.references import LoadedReferences, LoadedRung, reading_protocol
+from fleetnas.agent.measuring.steady import WINDOW_S, warm_until_steady
+from fleetnas.agent.measuring.undisturbed import low
+from fleetnas.agent.runtimes.base import LoadedModel, TimedModel, random_tensors
+from fleetnas.fleet_protocol.messages import MeasurementProtocol
+
+#: A reading of a runtime that another program drives is still good for the next measurement for this long.
+_FRESH_S = 15.0
+#: How long a look at the device's speed takes.
+_LOOK_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class TurnHooks:
+    """Called around each turn of the subnet, or between blocks where another program runs it."""
+
+    before: Callable[[], None]
+    after: Callable[[float], None]
+
+
+class Pairing:
+    """The references that one subnet of `macs` is measured in turns with."""
+
+    def __init__(
+        self, loaded: LoadedReferences, order: ReferenceOrder, protocol: MeasurementProtocol, macs: float
+    ) -> None:
+        self._loaded, self._order, self._protocol, self._macs = loaded, order, protocol, macs
+        self._near, self._far = loaded.nearest(macs)
+        #: Time inside the references' inference outside of the measurement itself, s.
+        self.spent_s = 0.0
+
+    @property
+    def levels_ms(self) -> dict[str, float]:
+        """Levels of all loaded references."""
+        return dict(self._loaded.levels_ms)
+
+    def warm_up(self, tell: Callable[[float], None]) -> bool:
+        """Run the largest reference until the device's speed is steady; whether it became steady."""
+        spent_s, steady = warm_until_steady(lambda: _window(self._loaded.rungs[-1]), time.perf_counter, tell)
+        self.spent_s += spent_s
+        return steady
+
+    def calibrate(self) -> None:
+        """Learn the references' levels where they are not known."""
+        self.spent_s += self._loaded.calibrate(self._order, self._protocol)
+
+    def slowdown(self) -> float:
+        """The device's slow-down now, as the nearest reference feels it."""
+        level_ms = self._loaded.levels_ms[self._near.rung.fingerprint]
+        if self._near.run is None:
+            return self._reading().median_ms / level_ms
+        self._near.run()  # another model ran before
+        times_ms: list[float] = []
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < _LOOK_S or len(times_ms) < 3:
+            start = time.perf_counter_ns()
+            self._near.run()
+            times_ms.append((time.perf_counter_ns() - start) / 1e6)
+        self.spent_s += time.perf_counter() - begin
+        return low(times_ms) / level_ms
+
+    def time(self, model: TimedModel, hooks: TurnHooks) -> PairedTiming:
+        """Time `model`; a reference that proves faster than its level sets it, and next time all are read again."""
+        paired = self._in_turns(model, hooks) if isinstance(model, LoadedModel) else self._between(model, hooks)
+        if paired.reference_ms < self._loaded.levels_ms[paired.reference]:
+            self._loaded.levels_ms[paired.reference] = paired.reference_ms
+            self._loaded.state = "doubtful"
+        return paired
+
+    def _in_turns(self, model: LoadedModel, hooks: TurnHooks) -> PairedTiming:
+        reference = self._loaded.reference
+        return measure_paired(
+            model.bind(random_tensors(model.inputs)),
+            self._macs,
+            reference(self._near, self._order.normals),
+            reference(self._far, self._order.normals) if self._far is not None else None,
+            self._protocol,
+            before_turn=hooks.before,
+            after_turn=hooks.after,
+            keep_level=self._order.keep_levels,
+        )
+
+    def _between(self, model: TimedModel, hooks: TurnHooks) -> PairedTiming:
+        before = self._reading(_FRESH_S)
+
+        def on_block(fraction: float) -> None:
+            hooks.after(fraction)
+            hooks.before()
+
+        subject = model.time(self._protocol, on_block)
+        after = self._reading()
+        name = self._near.rung.fingerprint
+        level_ms = self._loaded.levels_ms[name]
+        return bracketed(subject, before, after, name, level_ms, keep_level=self._order.keep_levels)
+
+    def _reading(self, at_most_old_s: float = 0.0) -> Timing:
+        """A reading of the nearest reference by its own program; the last one where it is not older than so."""
+        near = self._near
+        if near.last is not None and time.monotonic() - near.last_at <= at_most_old_s:
+            return near.last.model_copy(update={"inference_s": 0.0})
+        near.last = near.model.time(reading_protocol(self._protocol))
+        near.last_at = time.monotonic()
+        return near.last
+
+
+def _window(rung: LoadedRung) -> tuple[float, float]:
+    """Median latency of `WINDOW_S` of continuous inference, ms, and the time inside it, s."""
+    if rung.run is None:
+        protocol = MeasurementProtocol(
+            warmup_runs=0, warmup_s=0.0, min_runs=3, min_s=WINDOW_S, max_s=4 * WINDOW_S, blocks=1
+        )
+        timing = rung.model.time(protocol)
+        return timing.median_ms, timing.inference_s
+    times_s: list[float] = []
+    begin = time.perf_counter()
+    while not times_s or time.perf_counter() - begin < WINDOW_S:
+        start = time.perf_counter()
+        rung.run()
+        times_s.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times_s), sum(times_s)

@@ -1,0 +1,192 @@
+"""Follow a device's speed by what its reference subnets take: levels, lasting slow-downs (*regimes*), quality.
+
+The agent keeps this, not the measuring child, which may be killed: levels that a new child reads continue the old
+scale. A device that stays slow is never given up; it has a new regime, and `undisturbed_ms` keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fleetnas.agent.measuring.messages import PairedTiming
+from fleetnas.agent.measuring.undisturbed import median
+from fleetnas.fleet_protocol.messages import Quality
+
+#: More than this over its lasting speed, the device was slow during a measurement.
+SLOW_RATIO = 1.10
+#: Measurements in a row, all slower (or all faster) than the regime and within `SLOW_RATIO` of each other, that make a
+#: new regime: a governor, sustained heat, a neighbour that stays, a boost that ended.
+STEADY_COUNT = 6
+#: Readings in a row, some seconds apart, of a device that is waited for, that do.
+STEADY_READINGS = 10
+#: The reading that counts as normal follows the last readings of a reference, within these bounds about its regime.
+_FOLLOWED_READINGS = 5
+_MOST_FASTER, _MOST_SLOWER = 1 / 1.05, 1.10
+#: New sessions that read slower than their old levels by up to this factor ran on a slowed device; faster ones than
+#: `1 / SLOW_RATIO` show that the old levels did.
+_FASTER_RATIO = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Judgement of one measurement by the device's speed."""
+
+    quality: Quality
+    #: When the present regime began, device's clock, Unix seconds.
+    regime_unix_s: float
+    #: Lasting slow-down of the reference in the present regime.
+    regime_slowdown: float
+    #: Whether this measurement completed a new regime.
+    new_regime: bool
+
+
+@dataclass
+class _Reference:
+    level_ms: float
+    regime: float = 1.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
+    recent_unix_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
+
+    def forget(self) -> None:
+        """Begin again to look for a change."""
+        self.recent.clear()
+        self.recent_unix_s.clear()
+
+    @property
+    def normal(self) -> float:
+        """The slow-down that its next reading is expected at."""
+        last = list(self.recent)[-_FOLLOWED_READINGS:]
+        usual = median(last) if len(last) >= 3 else self.regime
+        return min(_MOST_SLOWER * self.regime, max(_MOST_FASTER * self.regime, usual))
+
+
+@dataclass
+class _Device:
+    """One bundle and setting."""
+
+    references: dict[str, _Reference] = field(default_factory=dict)
+    #: Fingerprint, slow-down and end of the latest measurements.
+    latest: deque[tuple[str, float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
+    #: Slow-down and time of the latest readings of a device that is waited for.
+    waiting: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_READINGS))
+    regime_unix_s: float | None = None
+
+
+@dataclass
+class SpeedTracker:
+    """Levels, readings and regimes per key: bundle, setting and condition."""
+
+    _devices: dict[Hashable, _Device] = field(default_factory=dict)
+
+    def levels(self, key: Hashable) -> dict[str, float]:
+        """Level of each known reference, ms, by fingerprint."""
+        return {name: known.level_ms for name, known in self._device(key).references.items()}
+
+    def normals(self, key: Hashable) -> dict[str, float]:
+        """The slow-down that each reference is expected at now, by fingerprint."""
+        return {name: known.normal for name, known in self._device(key).references.items()}
+
+    def learn_levels(self, key: Hashable, levels_ms: Mapping[str, float]) -> None:
+        """Take over the levels that the measuring child read."""
+        known = self._device(key).references
+        regime = median([each.regime for each in known.values()]) if known else 1.0
+        for name, level_ms in levels_ms.items():
+            known.setdefault(name, _Reference(level_ms, regime)).level_ms = level_ms
+
+    def lasting_slowdown(self, key: Hashable) -> float:
+        """The slow-down of the present regime, of the references in the middle."""
+        known = self._device(key).references.values()
+        return median([reference.regime for reference in known]) if known else 1.0
+
+    def saw_waiting(self, key: Hashable, slowdown: float, read_unix_s: float) -> bool:
+        """A device that is waited for was read; whether its readings show that it will stay as slow as it is."""
+        device = self._device(key)
+        device.waiting.append((slowdown, read_unix_s))
+        lasting = self.lasting_slowdown(key)
+        steady = _is_steady_change([reading / lasting for reading, _ in device.waiting])
+        if not steady or len(device.waiting) < STEADY_READINGS:
+            return False
+        shift = median([reading for reading, _ in device.waiting]) / lasting
+        device.regime_unix_s = device.waiting[0][1]
+        self._shift(device, shift)
+        return True
+
+    def judge(self, key: Hashable, timing: PairedTiming, *, throttled: bool | None, ended_unix_s: float) -> Verdict:
+        """The verdict on a measurement; `throttled` is what the board itself says."""
+        device = self._device(key)
+        device.waiting.clear()
+        if device.regime_unix_s is None:
+            device.regime_unix_s = ended_unix_s
+        known = self._reference(device, timing)
+        known.recent.append(timing.slowdown)
+        known.recent_unix_s.append(ended_unix_s)
+        device.latest.append((timing.reference, timing.slowdown, ended_unix_s))
+        new_regime = self._shared_regime(device) or self._own_regime(device, known)
+        slow = timing.slowdown > SLOW_RATIO * known.regime or bool(throttled)
+        quality: Quality = "slowed" if slow else "noisy" if timing.timing.noisy else "ok"
+        return Verdict(quality, device.regime_unix_s, known.regime, new_regime)
+
+    def _reference(self, device: _Device, timing: PairedTiming) -> _Reference:
+        known = device.references.setdefault(timing.reference, _Reference(timing.reference_ms))
+        if timing.reference_ms < _FASTER_RATIO * known.level_ms:  # what was read before is on another scale
+            known.forget()
+            device.latest.clear()
+        known.level_ms = timing.reference_ms
+        return known
+
+    def _device(self, key: Hashable) -> _Device:
+        return self._devices.setdefault(key, _Device())
+
+    def _shared_regime(self, device: _Device) -> bool:
+        """Whether the latest measurements, whatever their references, agree on another lasting speed."""
+        relative = [slowdown / device.references[name].regime for name, slowdown, _ in device.latest]
+        if not _is_steady_change(relative):
+            return False
+        shift = median(relative)
+        for name, known in device.references.items():
+            own = [slowdown for latest, slowdown, _ in device.latest if latest == name]
+            known.regime = median(own) if own else known.regime * shift
+            known.forget()
+        device.regime_unix_s = device.latest[0][2]
+        device.latest.clear()
+        return True
+
+    @staticmethod
+    def _shift(device: _Device, factor: float) -> None:
+        for known in device.references.values():
+            known.regime *= factor
+            known.forget()
+        device.latest.clear()
+        device.waiting.clear()
+
+    def _own_regime(self, device: _Device, known: _Reference) -> bool:
+        """Whether the latest readings of one reference do: contention that leaves the others alone."""
+        if not _is_steady_change([slowdown / known.regime for slowdown in known.recent]):
+            return False
+        known.regime = median(list(known.recent))
+        device.regime_unix_s = known.recent_unix_s[0]
+        known.forget()
+        device.latest.clear()
+        return True
+
+
+def continued_levels(read_ms: Mapping[str, float], old_ms: Mapping[str, float]) -> dict[str, float]:
+    """Levels of new sessions that read `read_ms`, on the scale of the levels before, by fingerprint.
+
+    Sessions of one model differ, each by a factor of its own; the device's speed now is a factor that all share, and
+    is taken out. Where that factor says that the device is much faster now, the old levels were read on a slowed
+    device, and the new readings become the levels.
+    """
+    ratios = [read_ms[name] / old_ms[name] for name in read_ms.keys() & old_ms.keys()]
+    common = median(ratios) if ratios else 1.0
+    scale = common if common >= _FASTER_RATIO else 1.0
+    return {name: value / scale for name, value in read_ms.items()}
+
+
+def _is_steady_change(relative: Iterable[float]) -> bool:
+    values = list(relative)
+    if len(values) < STEADY_COUNT or max(values) > SLOW_RATIO * min(values):
+        return False
+    return min(values) > SLOW_RATIO or max(values) < 1 / SLOW_RATIO

@@ -1,0 +1,56 @@
+"""Device settings as a command line writes them: `onnxruntime`, `litert,threads=4`, `onnxruntime,provider=cuda`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+
+#: Runtimes that load a model into the measuring child, and those that drive something else.
+IN_PROCESS = ("onnxruntime", "litert")
+RUNTIMES = (*IN_PROCESS, "adb", "command")
+_KEYS = ("provider", "threads", "precision", "graph_optimisation", "affinity")
+#: Cores in one range, as many as a setting may name.
+MAX_CORES = 256
+_CORES = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
+_EXAMPLE = "onnxruntime,threads=2,graph_optimisation=basic,affinity=2-3"
+
+
+def parse_setting(text: str) -> RuntimeSetting:
+    """A setting from `RUNTIME[,KEY=VALUE...]`; `UsageError` says what may stand there."""
+    runtime, *pairs = (part.strip() for part in text.split(","))
+    fields: dict[str, Any] = {"runtime": runtime}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        key = key.replace("-", "_").replace("optimization", "optimisation")
+        if not separator or key not in _KEYS:
+            raise UsageError(
+                f"{pair!r} in setting {text!r} is not one of {', '.join(f'{known}=...' for known in _KEYS)}; "
+                f"an example is {_EXAMPLE}"
+            )
+        fields[key] = _cores(value, text) if key == "affinity" else value
+    try:
+        return RuntimeSetting.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"setting {text!r}: {where}: {first['msg']}; an example is {_EXAMPLE}") from None
+
+
+def _cores(text: str, setting: str) -> tuple[int, ...]:
+    """Core numbers from `0`, `0-3` or `0+2+4-5`."""
+    cores: list[int] = []
+    for part in text.split("+"):
+        found = _CORES.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        if not first <= last < first + MAX_CORES:
+            raise UsageError(
+                f"affinity {text!r} in setting {setting!r} is not a list of cores such as 0-3 or 0+2+4, of at most "
+                f"{MAX_CORES}"
+            )
+        cores.extend(range(first, last + 1))
+    return tuple(dict.fromkeys(cores))

@@ -1,0 +1,1 @@
+"""The agent at work: its connection, its name, its tasks and its outbox."""

@@ -1,0 +1,1 @@
+"""Bundles and blobs, from the broker or from a mirror."""

@@ -1,0 +1,122 @@
+"""The device that coordinates its own search: agent and coordinator in one process, on a broker in memory.
+
+No thread, no network: whenever the coordinator has nothing to hear, its agent gets a turn. The measuring child is a
+process of its own, as everywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleetnas.agent.cli.options import installed_runtime
+from fleetnas.agent.runtimes.settings import parse_setting
+from fleetnas.agent.service.own_name import own_name, remember_name
+from fleetnas.agent.service.running import AgentOptions, default_memory_limit_bytes, open_service
+from fleetnas.agent.service.state_folder import default_state_folder
+from fleetnas.coordinator.records.stored import DeviceRecord
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.fleet_protocol.transports.base import TransportEvent, Will
+from fleetnas.fleet_protocol.transports.memory import MemoryBroker
+
+#: The fleet of a device alone. Its agent's state lies apart from that of a service on the same device.
+LOCAL_FLEET = "local"
+#: How long the coordinator rests where its agent is busy with something that does not wait for the child.
+_ACTIVE_S = 0.005
+
+
+@dataclass(frozen=True)
+class LocalDevice:
+    """What `fleetnas search --local` was asked for."""
+
+    settings: tuple[RuntimeSetting, ...] = ()
+    """Empty: those of the run that is resumed, else the installed runtime's."""
+    state_folder: Path | None = None
+    """Where the agent keeps its results and its copy of the bundle; None: where it always does."""
+
+    @classmethod
+    def parse(
+        cls, settings: Sequence[str], runtime: str | None, threads: int | None, state_folder: Path | None
+    ) -> LocalDevice:
+        """From settings as `fleetnas-agent run --setting` takes them, or from one's parts; `UsageError` where wrong."""
+        if settings and (runtime is not None or threads is not None):
+            raise UsageError("--setting describes a whole setting; leave out --runtime and --threads")
+        texts = list(settings)
+        if runtime is not None or threads is not None:
+            part = [] if threads is None else [f"threads={threads}"]
+            texts = [",".join([runtime or installed_runtime(), *part])]
+        return cls(tuple(dict.fromkeys(parse_setting(text) for text in texts)), state_folder)
+
+    def agent_options(self, stored: Sequence[DeviceRecord]) -> AgentOptions:
+        """The agent to run; `stored` are the device settings of a run that is resumed."""
+        names = sorted({device.device for device in stored})
+        if len(names) > 1:
+            raise UsageError(
+                f"this run is of {len(names)} devices ({', '.join(names[:5])}), so no single one can go on with it; "
+                "resume it with --broker"
+            )
+        known = tuple(device.setting for device in stored)
+        state_folder = self.state_folder or default_state_folder()
+        name = names[0] if names else own_name(state_folder, LOCAL_FLEET)
+        if not names:
+            remember_name(state_folder, name)
+        return AgentOptions(
+            name=name,
+            settings=self.settings or known or (parse_setting(installed_runtime()),),
+            state_folder=state_folder,
+            fleet=LOCAL_FLEET,
+            memory_limit_bytes=default_memory_limit_bytes(),
+        )
+
+
+class LocalTransport:
+    """The coordinator's connection to the agent of its own process; a `Transport`."""
+
+    can_share = False
+
+    def __init__(self, options: AgentOptions, client_id: str, will: Will) -> None:
+        """Probe the device and open its agent's state; raises what keeps the agent from working."""
+        broker = MemoryBroker()
+        self._inner = broker.transport(client_id, will)
+        self._opened = contextlib.ExitStack()
+        self._agent = self._opened.enter_context(open_service(options, broker.transport))
+        self._started = False
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """There is nothing to wait for."""
+
+    def start(self) -> None:
+        self._inner.start()
+        self._agent.start()
+        self._started = True
+
+    def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        self._inner.subscribe(topic_filter, qos, share=share)
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
+    ) -> None:
+        self._inner.publish(topic, payload, qos=qos, retain=retain, expiry_s=expiry_s)
+
+    def poll(self, timeout_s: float) -> TransportEvent | None:
+        """The next event; without one, and with time to wait, the agent does what is due before that time is rested."""
+        event = self._inner.poll(0)
+        if event is not None or timeout_s <= 0:
+            return event
+        self._agent.step()
+        event = self._inner.poll(0)
+        if event is None:
+            time.sleep(timeout_s if self._agent.idle else min(timeout_s, _ACTIVE_S))
+        return event
+
+    def close(self) -> None:
+        if self._started:
+            self._started = False
+            self._agent.step()  # it hears what was taken back, and what was acknowledged
+            self._agent.stop()
+        self._opened.close()
+        self._inner.close()

@@ -1,0 +1,130 @@
+"""The files that ship: subnets calibrated, emitted and evaluated by the coordinator, exactly as agents build them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
+from fleetnas.supernet_export.calibration.blob import Calibration, save_calibration
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.emitters.onnx import model_sha256
+from fleetnas.supernet_export.evaluation.classifier import evaluate
+from fleetnas.supernet_export.evaluation.images import ImageSource
+from fleetnas.supernet_export.graph import Array
+from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
+
+#: Which images calibrate a subnet is the same in every campaign, so that one subnet has one file.
+_CALIBRATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class CalibratedModel:
+    """A winner's file by its hash, and the statistics from which anyone with the bundle builds the same bytes."""
+
+    architecture: Architecture
+    setting: RuntimeSetting
+    sha256: str
+    calibration: bytes | None
+
+
+class WinnerModels(Protocol):
+    """Builds winners' files. Called from worker threads, and from the campaign's own where it answers at once."""
+
+    def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        """The file of `architecture` for `setting`, with its batch norm re-estimated."""
+
+    def calibrates_at_once(self, architecture: Architecture, setting: RuntimeSetting) -> bool:
+        """Whether `calibrate` has been asked that before."""
+
+    def evaluates_at_once(self, model: CalibratedModel) -> bool:
+        """Whether `accuracy` has nothing to run for it."""
+
+    def file(self, model: CalibratedModel) -> bytes:
+        """The bytes whose hash is the model's."""
+
+    def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+        """Top-1 of the file on held-out images, a fraction, and how many they are; None where there are no images.
+
+        `RuntimeUnavailableError` or `MissingDependencyError` where what runs the file is not installed here.
+        """
+
+
+class BundleModels:
+    """Winners' files out of a supernet bundle."""
+
+    def __init__(
+        self, bundle: SupernetBundle, calibration_images: ImageSource | None, evaluation_images: ImageSource | None
+    ) -> None:
+        """Without calibration images a winner keeps the supernet's statistics; without evaluation images it has no
+        evaluated accuracy."""
+        self._bundle = bundle
+        self._calibration_images = calibration_images
+        self._evaluation_images = evaluation_images
+        self._calibrated: dict[tuple[str, str, str], CalibratedModel] = {}
+        self._accuracies: dict[str, tuple[float, int]] = {}
+        # Two workers may want the same winner; calibrating it once is enough.
+        self._lock = threading.Lock()
+
+    def calibrates_at_once(self, architecture: Architecture, setting: RuntimeSetting) -> bool:
+        return _key(architecture, setting) in self._calibrated
+
+    def evaluates_at_once(self, model: CalibratedModel) -> bool:
+        return self._evaluation_images is None or model.sha256 in self._accuracies
+
+    def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        key = _key(architecture, setting)
+        if key in self._calibrated:  # while another is being calibrated too
+            return self._calibrated[key]
+        with self._lock:
+            found = self._calibrated.get(key)
+            if found is None:
+                calibration = self._calibration(architecture, setting)
+                file = build_model(self._bundle, architecture, calibration, setting)
+                found = CalibratedModel(architecture, setting, model_sha256(file), calibration)
+                self._calibrated[key] = found
+            return found
+
+    def file(self, model: CalibratedModel) -> bytes:
+        return build_model(self._bundle, model.architecture, model.calibration, model.setting)
+
+    def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+        images = self._evaluation_images
+        if images is None:
+            return None
+        if model.sha256 in self._accuracies:
+            return self._accuracies[model.sha256]
+        with self._lock:
+            found = self._accuracies.get(model.sha256)
+            if found is None:
+                resolution = model.architecture.r
+                found = evaluate(self.file(model), images.images(resolution), images.labels), len(images)
+                self._accuracies[model.sha256] = found
+            return found
+
+    def _calibration(self, architecture: Architecture, setting: RuntimeSetting) -> bytes | None:
+        images = self._calibration_images
+        if images is None:
+            return None
+
+        def batches() -> Iterator[Array]:
+            return images.calibration_batches(architecture.r, np.random.default_rng(_CALIBRATION_SEED))
+
+        statistics = estimate_statistics(slice_subnet(self._bundle, architecture), batches())
+        ranges = None
+        if setting.precision == "int8":
+            ranges = observe_ranges(slice_subnet(self._bundle, architecture, statistics), batches())
+        return save_calibration(Calibration(statistics, ranges))
+
+
+def _key(architecture: Architecture, setting: RuntimeSetting) -> tuple[str, str, str]:
+    """Of a winner's file: threads and the like change how it is run, not what is in it."""
+    return architecture.fingerprint, setting.runtime, setting.precision

@@ -1,0 +1,196 @@
+"""Byte ranges of bundles and calibrations for the agents that ask, at a bounded rate and in stages.
+
+A bundle goes to a few agents at once, so that the first of a large fleet measure while the last still wait; shared
+among all, it would reach all of them at the very end. Small blobs do not wait for large ones, unless their agent has
+had many: then it takes turns with the others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from fleetnas.fleet_protocol.codec import BlobChunk, encode_chunk
+from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
+from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
+
+#: All agents together; a bundle of 30 MB then takes two seconds and the broker keeps room for messages.
+DEFAULT_RATE_BYTES_PER_S = 16_000_000
+#: Agents that are sent a bundle at the same time. One asks for half a megabyte ahead: these fill any line.
+DEFAULT_AT_ONCE = 16
+_BURST_BYTES = 1024 * 1024
+#: What a winner's calibration has at most: it is never behind a bundle in the queue.
+_SMALL_BYTES = 1024 * 1024
+#: What an agent may have of small blobs before others' bundles, at once, and the part of the rate that it adds up by.
+_AHEAD_BYTES, _AHEAD_SHARE = 1024 * 1024, 1 / 16
+#: A request counts as this much at least: a byte costs a message too.
+_LEAST_BYTES = 4096
+#: An agent asks again for what is not answered in time, so what it asks beyond this is dropped.
+_MAX_WAITING_PER_AGENT = 256
+#: Who asks for nothing for so long has what it wanted, or is gone. An agent asks again for a lost chunk after 5 s.
+_TURN_OVER_S = 6.0
+#: How often that is looked at.
+_LOOK_S = 1.0
+
+#: Requests by agent, in the order in which they came; one that is repeated before it is answered counts once.
+_Queue = dict[str, dict[BlobRequest, None]]
+
+
+@dataclass
+class _Turn:
+    """What an agent on the stage has had."""
+
+    asked_s: float
+    sent_bytes: int = 0
+
+
+class BlobServer:
+    """Serves what was added. `send(agent, payload)` publishes one chunk on that agent's `down/blob`."""
+
+    def __init__(
+        self,
+        send: Callable[[str, bytes], None],
+        *,
+        rate_bytes_per_s: float = DEFAULT_RATE_BYTES_PER_S,
+        at_once: int = DEFAULT_AT_ONCE,
+    ) -> None:
+        """`at_once` agents are sent a bundle at the same time; more, as far as these leave the rate unused."""
+        self._send = send
+        self._rate, self._at_once = rate_bytes_per_s, at_once
+        self._burst = max(_BURST_BYTES, rate_bytes_per_s / 8)
+        self._blobs: dict[str, bytes | mmap.mmap] = {}
+        self._waiting: _Queue = {}
+        self._waiting_small: _Queue = {}
+        #: The rest of a round in which everybody who waits has one chunk.
+        self._round: deque[tuple[str, _Queue]] = deque()
+        #: What agents may still have of small blobs before others' bundles, where that is not all.
+        self._ahead: dict[str, float] = {}
+        self._stage: dict[str, _Turn] = {}
+        self._allowance = self._burst
+        self._filled_s: float | None = None
+        self._looked_s = float("-inf")
+        #: Bytes sent, by agent and blob.
+        self.sent: dict[tuple[str, str], int] = {}
+
+    def add(self, data: bytes) -> BlobReference:
+        """Serve `data` from memory."""
+        reference = BlobReference(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+        self._blobs[reference.sha256] = data
+        return reference
+
+    def add_file(self, path: Path, sha256: str) -> BlobReference:
+        """Serve a file whose hash is known, mapped and not read."""
+        try:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be served: {error}; check the file and its rights") from None
+        self._blobs[sha256] = mapped
+        return BlobReference(sha256=sha256, size=len(mapped))
+
+    def request(self, agent: str, request: BlobRequest) -> None:
+        """Queue a request; `ProtocolError` where it asks for what is not there or for too much at once."""
+        blob = self._blobs.get(request.sha256)
+        if blob is None:
+            raise ProtocolError(f"{agent} asks for blob {request.sha256[:12]}, which is not served; it is dropped")
+        if request.offset >= len(blob):
+            raise ProtocolError(
+                f"{agent} asks for byte {request.offset} of blob {request.sha256[:12]}, which has {len(blob)}; "
+                "it is dropped"
+            )
+        queue = self._waiting_small if len(blob) <= _SMALL_BYTES else self._waiting
+        waiting = queue.setdefault(agent, {})
+        if len(waiting) >= _MAX_WAITING_PER_AGENT and request not in waiting:
+            raise ProtocolError(f"{agent} has {len(waiting)} blob requests waiting; this one is dropped")
+        waiting[request] = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to be answered."""
+        return sum(len(requests) for queue in (self._waiting, self._waiting_small) for requests in queue.values())
+
+    def pump(self, now_s: float) -> None:
+        """Answer as many requests as the rate allows."""
+        if self._filled_s is not None:
+            added = (now_s - self._filled_s) * self._rate
+            self._allowance = min(self._burst, self._allowance + added)
+            ahead = {agent: left + _AHEAD_SHARE * added for agent, left in self._ahead.items()}
+            self._ahead = {agent: left for agent, left in ahead.items() if left < _AHEAD_BYTES}
+        self._filled_s = now_s
+        self._end_turns(now_s)
+        while self._allowance > 0 and (turn := self._next_turn(now_s)) is not None:
+            if not self._answer(*turn):
+                # The queue is full or the broker away: agents ask again.
+                self._waiting.clear()
+                self._waiting_small.clear()
+                return
+
+    def _next_turn(self, now_s: float) -> tuple[str, _Queue] | None:
+        """Whose request is answered next, for one chunk; None where nobody waits."""
+        ahead = next((agent for agent in self._waiting_small if self._ahead.get(agent, _AHEAD_BYTES) > 0), None)
+        if ahead is not None:
+            self._waiting_small[ahead] = self._waiting_small.pop(ahead)  # then the next one's
+            return ahead, self._waiting_small
+        while True:
+            if not self._round:
+                self._round.extend((agent, self._waiting_small) for agent in self._waiting_small)
+                self._round.extend((agent, self._waiting) for agent in self._turns(now_s))
+            if not self._round:
+                return None
+            agent, queue = self._round.popleft()
+            if agent in queue:
+                return agent, queue
+
+    def _turns(self, now_s: float) -> list[str]:
+        """Whose turn it is, each for one chunk: those on the stage, and where these want nothing, whoever is next."""
+        beside = (agent for agent in self._waiting if agent not in self._stage)
+        while len(self._stage) < self._at_once and (following := next(beside, None)) is not None:
+            self._stage[following] = _Turn(now_s)
+        if len(self._waiting) < len(self._stage):
+            turns = [agent for agent in self._waiting if agent in self._stage]
+        else:
+            turns = [agent for agent in self._stage if agent in self._waiting]
+        return turns or list(islice(self._waiting, 1))
+
+    def _end_turns(self, now_s: float) -> None:
+        if now_s - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now_s
+        for agent, turn in list(self._stage.items()):
+            if agent in self._waiting:
+                turn.asked_s = now_s
+            elif now_s - turn.asked_s > _TURN_OVER_S:
+                del self._stage[agent]
+
+    def _answer(self, agent: str, queue: _Queue) -> bool:
+        """Send what one agent asked for first; False where nothing can be sent now."""
+        requests = queue[agent]
+        request = next(iter(requests))
+        blob = self._blobs[request.sha256]
+        data = blob[request.offset : request.offset + request.length]
+        try:
+            self._send(agent, encode_chunk(BlobChunk(request.sha256, request.offset, data)))
+        except TransportError:
+            return False
+        del requests[request]
+        cost = max(len(data), _LEAST_BYTES)
+        self._allowance -= cost
+        ahead = self._ahead.get(agent, _AHEAD_BYTES)
+        if queue is self._waiting_small and ahead > 0:
+            self._ahead[agent] = ahead - cost
+        key = (agent, request.sha256)
+        self.sent[key] = self.sent.get(key, 0) + len(data)
+        turn = self._stage.get(agent) if queue is self._waiting else None
+        if turn is not None:
+            turn.sent_bytes += len(data)
+            if turn.sent_bytes >= len(blob):  # It has had it all; who asks on goes to the end of the queue.
+                del self._stage[agent]
+                queue[agent] = queue.pop(agent)
+        if not requests:
+            del queue[agent]
+        return True

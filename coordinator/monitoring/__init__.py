@@ -1,0 +1,1 @@
+"""Snapshots and events for other machines: feeds, publisher, metrics."""

@@ -1,0 +1,159 @@
+"""A run as its coordinator tells it over the broker: for a machine that has nothing but a login there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from fleetnas.coordinator.monitoring.feed import End, News
+from fleetnas.coordinator.monitoring.publisher import SILENT_AFTER_S, device_from_json
+from fleetnas.coordinator.records.events import Event, event_from_fields
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
+from fleetnas.fleet_protocol.codec import decode
+from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
+from fleetnas.fleet_protocol.topics import RunNews, Topics
+from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Received, Transport
+from fleetnas.fleet_protocol.updates import RunEvents, RunPage, RunSummary
+
+#: Summaries that are remembered while a run is chosen.
+_MOST_RUNS = 1000
+
+
+def runs_at_work(
+    transport: Transport, topics: Topics, seconds: float, clock: Callable[[], float] = time.monotonic
+) -> list[RunSummary]:
+    """The runs that the broker has a summary of, the newest first; listens for `seconds`.
+
+    Those whose coordinators say something meanwhile come before those that killed ones may have left.
+    """
+    transport.subscribe(topics.runs)
+    found: dict[str, RunSummary] = {}
+    at_work: set[str] = set()
+    end = clock() + seconds
+    while (left_s := end - clock()) > 0:
+        event = transport.poll(left_s)
+        _check(event)
+        if not isinstance(event, Received):
+            continue
+        try:
+            address = topics.parse(event.topic)
+            if isinstance(address, RunNews) and not event.payload:
+                found.pop(address.run, None)
+            elif isinstance(address, RunNews) and (address.run in found or len(found) < _MOST_RUNS):
+                found[address.run] = decode(RunSummary, event.payload)
+                if not event.retained:
+                    at_work.add(address.run)
+        except ProtocolError:
+            continue
+    return sorted(found.values(), key=lambda run: (run.run_id in at_work, run.started_unix_s), reverse=True)
+
+
+def choose_run(found: list[RunSummary], wanted: str | None, fleet: str) -> str:
+    """The run that is wanted, or the newest; `UsageError` lists those that there are."""
+    if wanted is None and found:
+        return found[0].run_id
+    if any(summary.run_id == wanted for summary in found):
+        assert wanted is not None
+        return wanted
+    there = ", ".join(f"{s.run_id} ({s.supernet}, {s.phase})" for s in found[:10]) if found else "none"
+    asked = "no search is at work" if wanted is None else f"no run {wanted!r} is at work"
+    known = "" if wanted is None else f"; at work: {there}"
+    raise UsageError(
+        f"{asked} in fleet {fleet!r}{known}. Ended runs are in the coordinator's store: see `fleetnas runs`, or watch "
+        "with --store"
+    )
+
+
+class BrokerFeed:
+    """Listens to one run; a `Feed`."""
+
+    def __init__(
+        self, transport: Transport, topics: Topics, run_id: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.run_id = run_id
+        self._transport, self._topics = transport, topics
+        self._clock = clock
+        self._summary: RunSummary | None = None
+        self._pages: dict[int, tuple[DeviceSnapshot, ...]] = {}
+        self._heard_s = clock()
+        self._expected: int | None = None
+        self._connected = True
+        transport.subscribe(topics.run(run_id))
+
+    def poll(self, timeout_s: float) -> News:
+        """What came within `timeout_s`; `TransportError` where the broker refuses this login."""
+        events: list[Event] = []
+        missed = 0
+        end: End | None = None
+        until = self._clock() + timeout_s
+        while (left_s := until - self._clock()) > 0 and end is None:
+            event = self._transport.poll(left_s)
+            _check(event)
+            if isinstance(event, Disconnected):
+                self._connected = False
+            elif isinstance(event, Connected):
+                self._connected, self._expected = True, None
+            elif isinstance(event, Received) and event.payload:
+                try:
+                    found, lost, end = self._take(event)
+                except (ProtocolError, ValidationError):
+                    continue
+                events += found
+                missed += lost
+        return News(tuple(events), self._snapshot(), missed, end)
+
+    def close(self) -> None:
+        """Leave the broker."""
+        self._transport.close()
+
+    def _take(self, message: Received) -> tuple[list[Event], int, End | None]:
+        address = self._topics.parse(message.topic)
+        if not isinstance(address, RunNews) or address.run != self.run_id:
+            return [], 0, None
+        if not message.retained:
+            self._heard_s = self._clock()
+        if address.part == "summary":
+            self._summary = decode(RunSummary, message.payload)
+            return [], 0, None if self._summary.state == "running" else self._summary.state
+        if address.page is not None:
+            page = decode(RunPage, message.payload)
+            self._pages[address.page] = tuple(device_from_json(fields) for fields in page.devices)
+            return [], 0, None
+        told = decode(RunEvents, message.payload)
+        # A coordinator that was started again numbers from the beginning.
+        lost = 0 if self._expected is None or told.first < self._expected else told.first - self._expected
+        self._expected = told.first + len(told.events)
+        return [event_from_fields(fields) for fields in told.events], lost, None
+
+    def _snapshot(self) -> Snapshot | None:
+        summary = self._summary
+        if summary is None:
+            return None
+        devices = {
+            (device.device, device.setting_label): device
+            for page in sorted(self._pages)
+            if page < summary.pages
+            for device in self._pages[page]
+        }
+        silent_s = self._clock() - self._heard_s
+        phase = summary.phase
+        if summary.state == "running" and not self._connected:
+            phase = "not connected to the broker; trying again"
+        elif summary.state == "running" and silent_s > SILENT_AFTER_S:
+            phase = "no word from its coordinator; this is how it stood"
+        return Snapshot(
+            run_id=self.run_id,
+            supernet=summary.supernet,
+            started_s=summary.started_unix_s,
+            now_s=summary.at_unix_s,
+            phase=phase,
+            devices=tuple(devices.values()),
+            log=summary.log,
+        )
+
+
+def _check(event: object) -> None:
+    if isinstance(event, Disconnected) and event.fatal:
+        raise TransportError(f"the broker refuses this login: {event.reason}; check it and its access rules")

@@ -1,0 +1,167 @@
+"""Listening to a fleet without working with it: who is there, and what coordinators say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
+from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, device_from_json
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot
+from fleetnas.fleet_protocol.codec import decode
+from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Health
+from fleetnas.fleet_protocol.topics import AgentUp, CoordinatorAnnouncement, RunNews, Topics
+from fleetnas.fleet_protocol.transports.base import Disconnected, Received, Transport
+from fleetnas.fleet_protocol.updates import RunPage, RunSummary
+
+_POLL_S = 0.1
+#: Names whose messages were refused that are remembered: who invents names must not fill the memory.
+_MOST_REFUSED = 10_000
+
+
+@dataclass
+class RollCall:
+    """What was heard of one fleet."""
+
+    topics: Topics
+    registry: FleetRegistry = field(default_factory=FleetRegistry)
+    coordinator: CoordinatorState | None = None
+    runs: dict[str, RunSummary] = field(default_factory=dict)
+    #: When what is retained of each was heard; infinity once its coordinator said something. Killed ones do not.
+    silent_since_s: dict[str, float] = field(default_factory=dict)
+    #: When listening ended.
+    until_s: float = float("-inf")
+    #: Device settings by run and page.
+    pages: dict[tuple[str, int], tuple[DeviceSnapshot, ...]] = field(default_factory=dict)
+    #: Why messages of an agent were refused, by its name.
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def take(self, message: Received, now_s: float) -> None:
+        """One message; what breaks the contract is remembered with its agent and changes nothing else."""
+        agent = None
+        try:
+            address = self.topics.parse(message.topic)
+            agent = address.agent if isinstance(address, AgentUp) else None
+            if isinstance(address, AgentUp):
+                self._take_agent(address, message, now_s)
+            elif isinstance(address, CoordinatorAnnouncement):
+                self.coordinator = decode(CoordinatorState, message.payload)
+            elif isinstance(address, RunNews):
+                self._take_news(address, message, now_s)
+        except (ProtocolError, ValidationError) as error:
+            if agent is not None and len(self.refused) < _MOST_REFUSED:
+                self.refused.setdefault(agent, str(error).splitlines()[0])
+
+    def settings_of(self, agent: str) -> list[tuple[RunSummary, DeviceSnapshot]]:
+        """What the runs at work say of an agent's settings, the newest run first."""
+        runs = sorted(self.runs.values(), key=lambda summary: summary.started_unix_s, reverse=True)
+        return [
+            (summary, device)
+            for summary in runs
+            for page in range(summary.pages)
+            for device in self.pages.get((summary.run_id, page), ())
+            if device.device == agent
+        ]
+
+    def why(self, entry: AgentEntry, our_version: str) -> str:
+        """Why an agent is idle, or what it is doing; and what should be done about it."""
+        reasons = [self._work(entry)]
+        theirs = entry.info.versions.get("fleetnas") if entry.info is not None else None
+        if theirs is not None and theirs != our_version:
+            reasons.append(f"it runs fleetnas {theirs} and this is {our_version}: update the older one")
+        if entry.name in self.refused:
+            refused = self.refused[entry.name]
+            reasons.append(
+                f"some of its messages are refused ({refused}): update the older of fleetnas-agent and this fleetnas"
+            )
+        return "; ".join(reasons)
+
+    def _work(self, entry: AgentEntry) -> str:
+        if not entry.usable or entry.resting:
+            return entry.idle_reason()
+        told = self.settings_of(entry.name)
+        if told:
+            return "; ".join(self._standing(summary, device) for summary, device in told)
+        if entry.running is not None or entry.liveness == "busy" or entry.outbox:
+            return entry.idle_reason()
+        at_work = sorted(run for run in self.runs if not self._is_left(run))
+        if at_work:
+            names = ", ".join(at_work)
+            return f"ready; it takes no part in {names}: left out by --devices, or no task fits what it offers"
+        if self.runs:
+            names = ", ".join(sorted(self.runs))
+            return f"ready; no word came from the coordinator of {names}: `fleetnas search --resume` goes on with it"
+        if self.coordinator is None or self.coordinator.state != "ready":
+            return "ready; no search is at work in this fleet: start one with `fleetnas search`"
+        return entry.idle_reason()
+
+    def _take_agent(self, address: AgentUp, message: Received, now_s: float) -> None:
+        if address.channel == "state":
+            state = decode(AgentState, message.payload)
+            self.registry.on_state(address.agent, state, now_s, retained=message.retained)
+        elif address.channel == "info":
+            info = decode(AgentInfo, message.payload)
+            self.registry.on_info(address.agent, info, now_s, retained=message.retained)
+        elif address.channel == "health":
+            self.registry.on_health(address.agent, decode(Health, message.payload), now_s)
+
+    def _take_news(self, address: RunNews, message: Received, now_s: float) -> None:
+        if address.part == "summary" and not message.payload:  # it has ended
+            self.runs.pop(address.run, None)
+        elif address.part == "summary":
+            self.runs[address.run] = decode(RunSummary, message.payload)
+            if message.retained:
+                self.silent_since_s.setdefault(address.run, now_s)
+            else:
+                self.silent_since_s[address.run] = float("inf")
+        elif address.page is not None and message.payload:
+            page = decode(RunPage, message.payload)
+            self.pages[address.run, address.page] = tuple(device_from_json(fields) for fields in page.devices)
+
+    def _is_left(self, run: str) -> bool:
+        """Whether a coordinator that is at work would have been heard of."""
+        return self.until_s - self.silent_since_s.get(run, float("inf")) > SUMMARY_EVERY_S
+
+    def _standing(self, summary: RunSummary, device: DeviceSnapshot) -> str:
+        left = ", as its coordinator said before it fell silent" if self._is_left(summary.run_id) else ""
+        return _standing(summary, device) + left
+
+
+def _standing(summary: RunSummary, device: DeviceSnapshot) -> str:
+    """One device setting in a run, in a few words."""
+    detail = f": {device.state_detail}" if device.state_detail else ""
+    done = "" if device.ended else f", {device.measurements} of {device.budget} measured"
+    left_alone = f", {device.quarantined} subnets left alone after failing twice" if device.quarantined else ""
+    failures = f", {device.failures} failures" if device.failures else ""
+    return f"{summary.run_id} {device.setting_label} {device.state}{detail}{done}{failures}{left_alone}"
+
+
+def listen(
+    transport: Transport,
+    roll_call: RollCall,
+    seconds: float,
+    clock: Callable[[], float],
+    *,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
+    """Hear a fleet for `seconds`, which begin anew with every retained message: those of a large fleet, or of a busy
+    broker, take their time. `TransportError` where the broker refuses this login."""
+    topics = roll_call.topics
+    for channel in ("state", "info", "health"):
+        transport.subscribe(topics.every_agent(channel))
+    transport.subscribe(topics.coordinator)
+    transport.subscribe(topics.run("+"))
+    transport.start()
+    on_start()
+    end = roll_call.until_s = clock() + seconds
+    while clock() < end:
+        event = transport.poll(_POLL_S)
+        if isinstance(event, Disconnected) and event.fatal:
+            raise TransportError(f"the broker refuses this login: {event.reason}; check it and its access rules")
+        if isinstance(event, Received) and event.payload:
+            roll_call.take(event, clock())
+            if event.retained:
+                end = clock() + seconds

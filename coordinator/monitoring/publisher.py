@@ -1,0 +1,213 @@
+"""A view that shows nothing: it tells the broker what the other views show, for `fleetnas watch` on other machines.
+
+What it sends does not grow with the fleet: a page of device settings at a time, and so many events a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from fleetnas.coordinator.records.events import CampaignFinished, Event
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
+from fleetnas.fleet_protocol.codec import MAX_JSON_BYTES, decode, encode
+from fleetnas.fleet_protocol.errors import TransportError
+from fleetnas.fleet_protocol.topics import MAX_PAGES, RunNews, Topics
+from fleetnas.fleet_protocol.transports.base import Transport
+from fleetnas.fleet_protocol.updates import MAX_EVENTS, RunEvents, RunPage, RunSummary
+
+#: Between two summaries: who watches takes silence of several of them for a coordinator that is gone.
+SUMMARY_EVERY_S = 2.0
+#: Silence after which a coordinator counts as gone: its broker keeps what it said last.
+SILENT_AFTER_S = 6 * SUMMARY_EVERY_S
+#: Runs of others that are remembered: who invents runs must not fill the memory.
+_MOST_RUNS = 1000
+#: Between two pages, and until the first page's turn comes again.
+_PAGE_EVERY_S, _ROUND_S = 0.25, 1.0
+#: Device settings on a page; fewer where they have many targets. A page stays far below the largest message.
+_MOST_ON_PAGE, _PAGE_BYTES, _DEVICE_BYTES, _TARGET_BYTES = 16, 40_000, 1_000, 550
+_EVENTS_BYTES = 32_000
+_TEXT = 200
+
+_DEVICE: TypeAdapter[DeviceSnapshot] = TypeAdapter(DeviceSnapshot)
+
+
+def device_to_json(device: DeviceSnapshot) -> dict[str, Any]:
+    """One device setting as a page holds it; long texts are cut."""
+    fields: dict[str, Any] = _DEVICE.dump_python(device, mode="json", exclude_defaults=True)
+    fields["state"] = device.state
+    _cut(fields, "state_detail", "targets_note")
+    for target in fields.get("targets", ()):
+        _cut(target, "reason", "note")
+    return fields
+
+
+def _cut(fields: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name in fields:
+            fields[name] = fields[name][:_TEXT]
+
+
+def device_from_json(fields: dict[str, Any]) -> DeviceSnapshot:
+    """What `device_to_json` wrote. Raises `pydantic.ValidationError` when it is none."""
+    return _DEVICE.validate_python(fields)
+
+
+class Broadcast:
+    """Publishes snapshots and events of one run; a `View`.
+
+    It also clears what coordinators left on the broker that were killed, since nobody else does.
+    """
+
+    def __init__(self, transport: Transport, topics: Topics, run_id: str, clock: Callable[[], float]) -> None:
+        self._transport, self._topics, self._run_id = transport, topics, run_id
+        self._clock = clock
+        self._latest: Snapshot | None = None
+        self._state: Literal["running", "complete", "partial", "failed", "interrupted"] = "interrupted"
+        self._summary: RunSummary | None = None
+        self._summary_at_s = self._page_at_s = float("-inf")
+        self._pages: dict[int, bytes] = {}
+        #: Pages that this run may have on the broker, those of an earlier start included.
+        self._page_count = 0
+        #: What is retained of other runs and was not renewed since: when it was heard, and its pages.
+        self._left: dict[str, tuple[float, int]] = {}
+        self._turn = 0
+        self._events: deque[Event] = deque()
+        self._number = 0
+        self._closed = False
+        transport.subscribe(topics.runs)
+
+    def on_connected(self) -> None:
+        """Tell everything anew: a broker that was started again has forgotten it."""
+        self._summary = None
+        self._pages.clear()
+
+    def on_news(self, news: RunNews, payload: bytes, retained: bool) -> None:
+        """Hear the summary of a run. Only those that are retained and never renewed were left by a killed coordinator.
+
+        `ProtocolError` where it is no summary.
+        """
+        if news.part != "summary":
+            return
+        if not payload or not retained:
+            self._left.pop(news.run, None)
+            return
+        pages = min(decode(RunSummary, payload).pages, MAX_PAGES)
+        if news.run == self._run_id:
+            self._page_count = max(self._page_count, pages)
+        elif len(self._left) < _MOST_RUNS:
+            self._left[news.run] = (self._clock(), pages)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Publish what is due: an event message, a summary, a page that has changed."""
+        self._latest = snapshot
+        now = self._clock()
+        self._clear_left(now)
+        self._send_events()
+        count = _on_page(snapshot)
+        pages = min(-(-len(snapshot.devices) // count), MAX_PAGES)
+        changed = self._summary is None or (snapshot.phase, pages) != (self._summary.phase, self._summary.pages)
+        if changed or now - self._summary_at_s >= SUMMARY_EVERY_S:
+            self._summary_at_s = now
+            self._say_summary(snapshot, "running", pages)
+        if pages and now - self._page_at_s >= max(_PAGE_EVERY_S, _ROUND_S / pages):
+            self._page_at_s = now
+            self._turn = (self._turn + 1) % pages
+            self._send_page(snapshot, self._turn, count)
+
+    def event(self, event: Event) -> None:
+        """Keep it for the next message; of more than one message holds, the oldest are left out."""
+        if isinstance(event, CampaignFinished):
+            self._state = event.status
+        self._events.append(event)
+        if len(self._events) > MAX_EVENTS:
+            self._events.popleft()
+            self._number += 1
+
+    def close(self) -> None:
+        """Say how the run ended, then leave nothing of it on the broker."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._latest is not None:
+            count = _on_page(self._latest)
+            for page in self._pages:
+                if page * count < len(self._latest.devices):
+                    self._send_page(self._latest, page, count)
+        self._send_events()
+        if self._latest is not None:
+            self._say_summary(self._latest, self._state, len(self._pages))
+        self._clear(self._run_id, self._page_count)
+
+    def _clear_left(self, now: float) -> None:
+        for run, (heard_s, pages) in list(self._left.items()):
+            if now - heard_s >= SILENT_AFTER_S:
+                del self._left[run]
+                self._clear(run, pages)
+
+    def _clear(self, run: str, pages: int) -> None:
+        for page in range(pages):
+            self._publish(self._topics.run_page(run, page), b"", retain=True, qos=1)
+        self._publish(self._topics.run_summary(run), b"", retain=True, qos=1)
+
+    def _say_summary(
+        self,
+        snapshot: Snapshot,
+        state: Literal["running", "complete", "partial", "failed", "interrupted"],
+        pages: int,
+    ) -> None:
+        self._summary = RunSummary(
+            run_id=self._run_id,
+            state=state,
+            supernet=snapshot.supernet[:_TEXT],
+            phase=snapshot.phase[:_TEXT],
+            started_unix_s=snapshot.started_s,
+            at_unix_s=snapshot.now_s,
+            settings=len(snapshot.devices),
+            pages=pages,
+            log=tuple(line[:_TEXT] for line in snapshot.log[-20:]),
+        )
+        qos = 0 if state == "running" else 1
+        self._publish(self._topics.run_summary(self._run_id), encode(self._summary), retain=True, qos=qos)
+
+    def _send_page(self, snapshot: Snapshot, page: int, count: int) -> None:
+        devices = snapshot.devices[page * count : (page + 1) * count]
+        payload = encode(RunPage(devices=tuple(device_to_json(device) for device in devices)))
+        if payload != self._pages.get(page) and len(payload) <= MAX_JSON_BYTES:
+            self._pages[page] = payload
+            self._page_count = max(self._page_count, page + 1)
+            self._publish(self._topics.run_page(self._run_id, page), payload, retain=True, qos=0)
+
+    def _send_events(self) -> None:
+        fields: list[dict[str, Any]] = []
+        first, size = self._number, 0
+        while self._events and size < _EVENTS_BYTES:
+            event = self._events[0]
+            found = event.model_dump(mode="json")
+            cost = len(event.model_dump_json())
+            if fields and size + cost > _EVENTS_BYTES:
+                break
+            self._events.popleft()
+            self._number += 1
+            size += cost
+            fields.append(found)
+        if fields and size <= MAX_JSON_BYTES - 1000:
+            self._publish(
+                self._topics.run_events(self._run_id),
+                encode(RunEvents(first=first, events=tuple(fields))),
+                retain=False,
+                qos=0,
+            )
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool, qos: int) -> None:
+        with contextlib.suppress(TransportError):  # The campaign comes first; who watches sees the next one.
+            self._transport.publish(topic, payload, qos=qos, retain=retain)
+
+
+def _on_page(snapshot: Snapshot) -> int:
+    targets = max((len(device.targets) for device in snapshot.devices), default=0)
+    return max(1, min(_MOST_ON_PAGE, _PAGE_BYTES // (_DEVICE_BYTES + _TARGET_BYTES * targets)))

@@ -1,0 +1,62 @@
+"""Which architectures to measure next: greedy I-optimal design for a Gaussian posterior."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetnas.coordinator.predictors.prior import Floats
+
+#: Each choice is the best of so many candidates drawn at random.
+CANDIDATES_PER_CHOICE = 50
+
+
+def i_optimal(
+    mean: Floats,
+    variance: Floats,
+    joint: Floats,
+    count: int,
+    rng: np.random.Generator,
+    targets_ms: Floats | None = None,
+) -> NDArray[np.intp]:
+    """Positions of the `count` candidates whose measurement lowers the mean relative variance most, best first.
+
+    Each choice is the best one given those before it (active learning of Cohn, 1996), among a few at random: the
+    very best are corners of the space, and a linear model is most wrong there.
+
+    Args:
+        mean: predicted latency of each candidate, ms, (n,).
+        variance: of a measurement of each, ms^2, (n,).
+        joint: posterior covariance of the candidates' latencies, ms^2, (n, n).
+        count: how many, at most n.
+        rng: draws the candidates that each choice is made from.
+        targets_ms: candidates near one of these count more, and are offered more often.
+    """
+    joint = joint.copy()
+    noise = np.maximum(variance - np.diagonal(joint), 1e-12)
+    importance = np.maximum(mean, 1e-9) ** -2.0
+    offer = np.ones(len(mean))
+    if targets_ms is not None:
+        offer = _nearness(mean, variance, targets_ms)
+        importance = importance * offer
+    picks: list[int] = []
+    free = np.ones(len(mean), dtype=np.bool_)
+    for _ in range(count):
+        left = np.flatnonzero(free)
+        offered = rng.choice(
+            left, min(CANDIDATES_PER_CHOICE, len(left)), replace=False, p=offer[left] / offer[left].sum()
+        )
+        gain = (importance @ joint[:, offered] ** 2) / (np.diagonal(joint)[offered] + noise[offered])
+        best = int(offered[np.argmax(gain)])
+        picks.append(best)
+        free[best] = False
+        column = joint[:, best].copy()
+        joint -= np.outer(column, column) / (column[best] + noise[best])
+    return np.array(picks, dtype=np.intp)
+
+
+def _nearness(latency: Floats, variance: Floats, targets_ms: Floats) -> Floats:
+    """How likely each architecture is to matter for a target: 1 at it, less away from it, never nothing."""
+    width = variance + (0.05 * targets_ms[:, None]) ** 2
+    found: Floats = 0.02 + np.exp(-0.5 * (latency - targets_ms[:, None]) ** 2 / width).max(axis=0)
+    return found

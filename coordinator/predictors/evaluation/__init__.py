@@ -1,0 +1,1 @@
+"""Studies of predictors on measured data: leave-one-out, transfer, baselines."""

@@ -1,0 +1,170 @@
+"""Leave one device family out: how well a predictor does on a device that it has not seen, after a few measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData
+from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice, fit_device, learn_prior
+from fleetnas.coordinator.predictors.metrics import spearman
+from fleetnas.coordinator.predictors.prior import Floats, Prior, hierarchical_prior
+from fleetnas.fleet_protocol.errors import UsageError
+
+Choice = Literal["random", "own"]
+
+#: Half-width of a 90 % interval in standard deviations.
+_SIGMAS_90 = 1.6449
+_POOL = 1000
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors on held-out architectures."""
+
+    spearman: float
+    mape_percent: float
+    rmse_ms: float
+    coverage_percent: float = float("nan")  #: of 90 % intervals
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One device setting at one budget: medians over the draws of samples."""
+
+    setting: str
+    family: str
+    samples: int
+    choice: Choice
+    score: Score
+    floor: Score  #: of a fit to all other architectures of the setting itself
+
+
+@dataclass(frozen=True)
+class Split:
+    """Architectures to measure or learn from, and architectures held out."""
+
+    pool: NDArray[np.intp]
+    held_out: NDArray[np.intp]
+
+
+def split(count: int, held_out: int, rng: np.random.Generator) -> Split:
+    """A random split of `count` architectures."""
+    if not 0 < held_out < count:
+        raise UsageError(
+            f"{held_out} architectures cannot be held out of {count}; at least 1 must be left on each side"
+        )
+    order = rng.permutation(count)
+    return Split(order[held_out:], order[:held_out])
+
+
+def score(mean: Floats, latency_ms: Floats, standard_deviation: Floats | None = None) -> Score:
+    """Errors of predictions (n,) of measured latencies (n,), all ms."""
+    error = np.abs(mean - latency_ms)
+    covered = np.nan
+    if standard_deviation is not None:
+        covered = 100.0 * float(np.mean(error <= _SIGMAS_90 * standard_deviation))
+    rank = spearman(mean, latency_ms)
+    return Score(
+        rank if rank is not None else 0.0,
+        100.0 * float(np.mean(error / latency_ms)),
+        float(np.sqrt(np.mean(error**2))),
+        covered,
+    )
+
+
+def median_score(scores: Sequence[Score]) -> Score:
+    """Median of each figure."""
+    columns = np.array([[s.spearman, s.mape_percent, s.rmse_ms, s.coverage_percent] for s in scores])
+    return Score(*(float(value) for value in np.median(columns, axis=0)))
+
+
+def floor_score(data: LatencyData, setting: str, parts: Split) -> Score:
+    """What a fit to every architecture of the pool, on the setting itself, still gets wrong: its noise floor."""
+    base = hierarchical_prior(data.features[parts.pool], data.groups)
+    latency = data.latency_ms[setting]
+    fit = fit_device(MeasuredDevice(setting, setting, data.features[parts.pool], latency[parts.pool]), base)
+    return score(fit.typical_ms * (data.features[parts.held_out] @ fit.weights), latency[parts.held_out])
+
+
+def draw_scores(
+    data: LatencyData,
+    setting: str,
+    parts: Split,
+    prior: Prior,
+    samples: int,
+    draws: int,
+    choice: Choice,
+    rng: np.random.Generator,
+) -> list[Score]:
+    """Measure `samples` architectures of the pool, at random or by the predictor's own choice; `draws` times."""
+    latency, found = data.latency_ms[setting], []
+    for _ in range(draws):
+        predictor = BayesianPredictor(prior)
+        if choice == "own":
+            candidates = rng.choice(parts.pool, min(_POOL, len(parts.pool)), replace=False)
+            chosen = candidates[predictor.suggest(data.features[candidates], samples, rng)]
+        else:
+            chosen = rng.choice(parts.pool, samples, replace=False)
+        predictor.update(data.features[chosen], latency[chosen])
+        mean, deviation = predictor.predict(data.features[parts.held_out], include_noise=True)
+        found.append(score(mean, latency[parts.held_out], deviation))
+    return found
+
+
+def leave_family_out(
+    data: LatencyData,
+    *,
+    samples: Sequence[int] = (10, 20, 50),
+    choices: Sequence[Choice] = ("random", "own"),
+    draws: int = 20,
+    held_out: int = 1000,
+    seed: int = 0,
+    learn: Callable[[Sequence[MeasuredDevice], NDArray[np.intp]], Prior] = learn_prior,
+    progress: Callable[[str], None] = lambda setting: None,
+) -> list[EvaluationRow]:
+    """For every setting: learn the prior from all other families, measure a few subnets of it, test on held-out ones.
+
+    The held-out architectures take no part in learning the prior either. Needs at least two families.
+    """
+    if len(set(data.families.values())) < 2:
+        raise UsageError(
+            f"leaving a family out needs settings of two devices; there is only {', '.join(data.latency_ms)}"
+        )
+    rng = np.random.default_rng(seed)
+    parts = split(len(data.features), min(held_out, len(data.features) // 2), rng)
+    if max(samples) > len(parts.pool):
+        raise UsageError(f"{max(samples)} samples cannot be drawn from {len(parts.pool)}; ask for fewer")
+    priors: dict[str, Prior] = {}
+    rows: list[EvaluationRow] = []
+    for setting in data.latency_ms:
+        progress(setting)
+        family = data.families[setting]
+        if family not in priors:
+            priors[family] = learn(data.devices(parts.pool, without=family), data.groups)
+        floor = floor_score(data, setting, parts)
+        for choice in choices:
+            for count in samples:
+                # The same draws whatever else is evaluated.
+                own = np.random.default_rng([seed, count, choice == "own"])
+                scores = draw_scores(data, setting, parts, priors[family], count, draws, choice, own)
+                rows.append(EvaluationRow(setting, family, count, choice, median_score(scores), floor))
+    return rows
+
+
+def table_lines(rows: Iterable[EvaluationRow]) -> list[str]:
+    """A plain table of the rows."""
+    header = f"{'setting':<18}{'samples':>8}{'choice':>8}{'spearman':>10}{'floor':>8}{'MAPE %':>8}{'floor':>7}"
+    lines = [header + f"{'RMSE ms':>9}{'90 % interval':>15}"]
+    lines += [
+        f"{row.setting:<18}{row.samples:>8}{row.choice:>8}{row.score.spearman:>10.3f}{row.floor.spearman:>8.3f}"
+        f"{row.score.mape_percent:>8.2f}{row.floor.mape_percent:>7.2f}{row.score.rmse_ms:>9.3f}"
+        f"{row.score.coverage_percent:>13.0f} %"
+        for row in rows
+    ]
+    return lines

@@ -1,0 +1,165 @@
+"""Latency on a device before its first measurement, from its hardware's parameters and the devices already measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetnas.coordinator.predictors.learned_prior import DeviceFit, MeasuredDevice, fit_device, learn_prior
+from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+
+#: By name: numbers, for what lies between others; words, for kinds that are alike or not; None where unknown.
+Parameters = Mapping[str, float | str | None]
+
+#: Hypotheses on how far, in standardised parameters, devices resemble each other.
+_LENGTHS = (0.5, 1.0, 2.0, 4.0)
+#: Variance between devices of equal parameters, relative to that of devices far apart.
+_NUGGETS = (0.01, 0.1, 0.3)
+#: How much of their resemblance devices keep that differ in one kind, such as the runtime.
+_ACROSS_KINDS = (0.1, 0.4, 1.0)
+_MOST_REFERENCES = 500
+_LEAST_DEVICES = 3
+
+
+def profile_parameters(profile: DeviceProfile, setting: RuntimeSetting) -> dict[str, float | str | None]:
+    """Parameters of a device setting: logarithms of what is measured, None where unknown, and what kind it is of.
+
+    Runtimes have kernels of their own, which no hardware explains: what a convolution of one size costs beside another
+    may differ more between two runtimes of a device than between two devices.
+    """
+    clocks = [c.max_clock_mhz for c in profile.clusters if c.max_clock_mhz]
+    bench = profile.micro_benchmarks
+    return {
+        "runtime": f"{setting.runtime} {setting.provider} {setting.precision}",
+        "threads": float(np.log(setting.threads)),
+        "cores": float(np.log(profile.cores)),
+        "clock": _log(max(clocks) if clocks else None),
+        "gemm": _log(bench.gemm_gflops),
+        "depthwise": _log(bench.depthwise_gflops),
+        "copy": _log(bench.copy_gb_per_s),
+        "overhead": _log(bench.session_overhead_us),
+        "arm": float(profile.machine in ("aarch64", "arm64", "armv7l")),
+        "accelerator": float(profile.accelerator is not None),
+    }
+
+
+def _log(value: float | None) -> float | None:
+    return None if value is None else float(np.log(value))
+
+
+class HardwareTransfer:
+    """Priors for devices by their hardware parameters: the learned one, its mean moved towards similar devices.
+
+    The known devices' weights are taken as draws of one Gaussian process over their parameters; its length scale, its
+    nugget and what devices of different kinds share maximise the marginal likelihood of what the devices' fits tell.
+    Parameters that a device lacks are taken as the average of the others', an unknown kind as like all.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[MeasuredDevice],
+        groups: Sequence[int] | NDArray[np.intp],
+        parameters: Mapping[str, Parameters],
+    ) -> None:
+        """
+        Args:
+            devices: known device settings; with fewer than three, parameters tell nothing.
+            groups: which columns are of one cost, (F,).
+            parameters: of each known setting, by its name.
+        """
+        missing = [device.name for device in devices if device.name not in parameters]
+        if missing:
+            raise UsageError(f"hardware parameters are missing for {', '.join(missing)}; give them or leave those out")
+        group_of = np.asarray(groups, dtype=np.intp)
+        self._learned = learn_prior(devices, group_of)
+        self._parameters = [parameters[device.name] for device in devices]
+        reference = np.concatenate([device.features for device in devices])
+        base = hierarchical_prior(reference, group_of)
+        self._typical = reference.mean(axis=0)
+        self._fits = [fit_device(device, base) for device in devices]
+        weights = np.array([fit.weights / (self._typical @ fit.weights) for fit in self._fits])
+        self._apart = weights - weights.mean(axis=0)
+        rows = np.linspace(0, len(reference) - 1, min(_MOST_REFERENCES, len(reference))).astype(int)
+        self._foretold = reference[rows] @ self._apart.T
+
+    def prior(self, new: Parameters) -> Prior:
+        """The prior of a device setting with parameters `new`."""
+        count = len(self._fits)
+        if count < _LEAST_DEVICES:
+            return self._learned
+        table, differences = _standardised(self._parameters, new), _differences(self._parameters, new)
+        length, across, nugget = _most_likely(table[:-1], differences[:-1, :-1], self._foretold)
+        everyone = _kernel(table, differences, length, across)
+        kernel, towards = everyone[:-1, :-1], everyone[-1, :-1]
+        among = kernel + nugget * np.eye(count)
+        share = np.asarray(np.linalg.solve(among, towards), dtype=np.float64)
+        # Of the spread around the devices' mean, which is what the learned covariance tells, similar devices leave
+        # less open; never less than a quarter, for parameters do not tell everything.
+        left = float(1.0 + nugget - towards @ share) / float(1.0 + nugget - kernel.mean())
+        left = min(max(left, 0.25), 1.0)
+        mean = self._learned.hypotheses[0].mean + share @ self._apart
+        return Prior(
+            tuple(Hypothesis(mean, left * h.covariance, h.misfit, h.probability) for h in self._learned.hypotheses),
+            scale_ms=_scale(self._fits, self._typical, share),
+        )
+
+
+def _scale(fits: Sequence[DeviceFit], typical: Floats, share: Floats) -> float:
+    """Typical latency foretold, ms: the known ones' logarithms, interpolated like the weights."""
+    levels = np.log([fit.typical_ms * float(typical @ fit.weights) for fit in fits])
+    return float(np.exp(levels.mean() + share @ (levels - levels.mean())))
+
+
+def _standardised(known: Sequence[Parameters], new: Parameters) -> Floats:
+    """Numbers as columns of mean 0 and variance 1 over all devices, `new` last; unknown ones are 0."""
+    everyone = [*known, new]
+    names = sorted({name for device in everyone for name, value in device.items() if not isinstance(value, str)})
+    raw = np.array([[_value(device.get(name)) for name in names] for device in everyone])
+    told = ~np.isnan(raw)
+    count = np.maximum(told.sum(axis=0), 1)
+    centred = np.where(told, raw - np.where(told, raw, 0.0).sum(axis=0) / count, 0.0)
+    deviation = np.sqrt((centred**2).sum(axis=0) / count)
+    varies = deviation > 1e-9
+    found: Floats = centred[:, varies] / deviation[varies] / np.sqrt(max(int(varies.sum()), 1))
+    return found
+
+
+def _value(value: float | str | None) -> float:
+    return np.nan if value is None else float(value)
+
+
+def _differences(known: Sequence[Parameters], new: Parameters) -> Floats:
+    """In how many kinds two devices differ, (D + 1, D + 1), `new` last."""
+    everyone = [*known, new]
+    names = sorted({name for device in everyone for name, value in device.items() if isinstance(value, str)})
+    found = np.zeros((len(everyone), len(everyone)))
+    for name in names:
+        kinds = [device.get(name) for device in everyone]
+        found += [[a is not None and b is not None and a != b for b in kinds] for a in kinds]
+    return found
+
+
+def _kernel(table: Floats, differences: Floats, length: float, across: float) -> Floats:
+    distance = ((table[:, None] - table[None]) ** 2).sum(axis=2)
+    found: Floats = np.exp(-0.5 * distance / length**2) * across**differences
+    return found
+
+
+def _most_likely(table: Floats, differences: Floats, foretold: Floats) -> tuple[float, float, float]:
+    """Length scale, resemblance across kinds and nugget that make foretold latencies (references, D) most likely."""
+    best, found = -np.inf, (_LENGTHS[0], 1.0, _NUGGETS[0])
+    devices = table.shape[0]
+    for length, across, nugget in itertools.product(_LENGTHS, _ACROSS_KINDS if differences.any() else (1.0,), _NUGGETS):
+        among = _kernel(table, differences, length, across) + nugget * np.eye(devices)
+        solved = np.linalg.solve(among, foretold.T)
+        variance = float((foretold.T * solved).sum()) / foretold.size
+        likelihood = -devices * np.log(max(variance, 1e-300)) - float(np.linalg.slogdet(among)[1])
+        if likelihood > best:
+            best, found = likelihood, (length, across, nugget)
+    return found

@@ -1,0 +1,146 @@
+"""The posterior under every hypothesis of the prior, exact, with the device's speed by marginal likelihood."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from fleetnas.coordinator.predictors.covariance import Covariances
+from fleetnas.coordinator.predictors.prior import Floats, Prior
+
+#: A measurement further than this from what all others foretell, in standard deviations, loses weight.
+OUTLIER_SIGMAS = 4.0
+#: Rows conditioned on at once: large enough for matrix products, small enough for a small factorisation.
+_BLOCK_ROWS = 64
+#: The smallest prior latency, relative to the typical 1: keeps relative noise defined for odd extrapolations.
+_SMALLEST_LATENCY = 0.05
+#: By which part of its largest entry a diagonal is raised, step by step.
+_RAISED = (1e-12, 1e-9, 1e-6, 1e-3)
+
+
+class Beliefs:
+    """Posteriors under H hypotheses, in units of the device's unknown speed s, which is kept apart.
+
+    With y/s ~ N(X m, X C X' + N), the posterior mean of w is linear in y and in s: w = h_y + s * h_m, its covariance
+    s^2 * C, and the likelihood of t = 1/s is n log t - (t^2 a - 2 t b + c)/2 - logdet/2, whose maximum is closed-form.
+    All arrays have the hypotheses first: products of many small matrices cost more in calls than in arithmetic.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.covariances = Covariances([h.covariance for h in prior.hypotheses])
+        self.h_y = np.zeros_like(prior.means)
+        self.h_m = prior.means.copy()
+        size = len(prior.hypotheses)
+        self.prior_spread = np.zeros((size, 0))  # of each measured architecture's latency: x' C x, before and
+        self.spread = np.zeros((size, 0))  # after the measurements
+        self.count = 0
+        self.a, self.b, self.c, self.log_determinant = np.zeros((4, size))
+
+    def prior_latency(self, x: Floats) -> Floats:
+        """Latency relative to the typical one before any measurement, (H, k)."""
+        return np.maximum(self.prior.means @ x.T, _SMALLEST_LATENCY)
+
+    def noise(self, x: Floats, relative: Floats) -> Floats:
+        """Variance of measurements of relative standard deviation `relative`, (H, k), in units of s^2."""
+        found: Floats = self.prior_latency(x) ** 2 * (self.prior.misfits[:, None] ** 2 + relative**2)
+        return found
+
+    def learn(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
+        """Exact update on new architectures (k, F), (k,), (H, k), after those `seen` (n, F)."""
+        known = np.concatenate([seen, x])
+        for start in range(0, len(y), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            new = x[rows]
+            cross = self.covariances.times(new)
+            before = np.einsum("kf,hfk->hk", new, cross)
+            # The prior's own spread; nothing was learned yet where this is the first block.
+            ahead = Covariances([h.covariance for h in self.prior.hypotheses]).spread(new) if self.count else before
+            root, white_y, white_m, log_determinant = self._condition(new, cross, y[rows], noise[:, rows])
+            self.prior_spread = np.concatenate([self.prior_spread, ahead], axis=1)
+            self.spread = np.concatenate([self.spread, before], axis=1)
+            self.spread -= np.square(known[: self.spread.shape[1]] @ root).sum(axis=2)
+            self.a += np.square(white_y).sum(axis=1)
+            self.b += (white_y * white_m).sum(axis=1)
+            self.c += np.square(white_m).sum(axis=1)
+            self.log_determinant += log_determinant
+            self.count += len(new)
+
+    def sharpen(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
+        """Exact update on repeats of architectures `seen`; the hyperparameters do not hear of it."""
+        root, *_ = self._condition(x, self.covariances.times(x), y, noise)
+        self.spread -= np.square(seen @ root).sum(axis=2)
+
+    def _condition(self, x: Floats, cross: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """Rank-k update, `cross` being the covariances times x' (H, F, k).
+
+        Returns the covariances' lost roots (H, F, k), white innovations (H, k) twice, and their log determinants (H,).
+        """
+        gram = x @ cross
+        diagonal = np.arange(len(x))
+        gram[:, diagonal, diagonal] += noise
+        lower = _lower_factor(gram)
+        error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
+        sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
+        solved = np.asarray(np.linalg.solve(lower, np.concatenate(sides, axis=2)), dtype=np.float64)
+        root, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
+        self.covariances.lose(root)
+        self.h_y += (root @ white_y[:, :, None])[:, :, 0]
+        self.h_m -= (root @ white_m[:, :, None])[:, :, 0]
+        return root, white_y, white_m, 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1)
+
+    def speeds(self) -> Floats:
+        """The most likely s under each hypothesis, (H,); the prior's scale before the first measurement."""
+        if not self.count:
+            return np.full(len(self.a), self.prior.scale_ms)
+        found: Floats = 2.0 * self.a / (self.b + np.sqrt(self.b**2 + 4.0 * self.a * self.count))
+        return found
+
+    def log_posterior(self) -> Floats:
+        """Log prior probability plus log marginal likelihood of each hypothesis, (H,).
+
+        The speed is integrated out (Laplace in log s).
+        """
+        if not self.count:
+            return self.prior.log_probabilities
+        t = 1.0 / self.speeds()
+        exponent = t * t * self.a - 2.0 * t * self.b + self.c
+        found: Floats = self.count * np.log(t) - 0.5 * (
+            exponent + self.log_determinant + np.log(t * t * self.a + self.count)
+        )
+        return found + self.prior.log_probabilities
+
+    def probabilities(self) -> Floats:
+        """Posterior probability of each hypothesis, (H,)."""
+        logs = self.log_posterior()
+        found = np.exp(logs - logs.max())
+        total: Floats = found / found.sum()
+        return total
+
+
+def _lower_factor(gram: Floats) -> Floats:
+    """Cholesky factors of (H, k, k).
+
+    Under a far-fetched prior rounding may leave a matrix not quite positive definite: its diagonal is then raised, as
+    noise would raise it. `LinAlgError` where that does not help, for the matrix is not finite.
+    """
+    diagonal = np.arange(gram.shape[-1])
+    largest = gram[:, diagonal, diagonal].max(axis=1, keepdims=True)
+    for raised in _RAISED:
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return np.asarray(np.linalg.cholesky(gram), dtype=np.float64)
+        gram[:, diagonal, diagonal] += raised * largest
+    return np.asarray(np.linalg.cholesky(gram), dtype=np.float64)
+
+
+def outlier_weight(error: Floats, spread: Floats, noise: Floats) -> Floats:
+    """Factor on a measurement's precision, given its error, the variance foretold and its own noise variance.
+
+    1 while the error is within `OUTLIER_SIGMAS`. Beyond, the noise is raised until the error is that many standard
+    deviations, and further by the square of the excess, so that the pull of an outlier falls as it grows.
+    """
+    excess = np.maximum(error**2 / (OUTLIER_SIGMAS**2 * (spread + noise)), 1.0)
+    explained = excess * (spread + noise) - spread
+    found: Floats = noise / (explained * excess)
+    return found

@@ -1,0 +1,187 @@
+"""The outcome of a campaign as plain data: what the campaign hands to the take-home and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
+from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.snapshot import PredictorError
+from fleetnas.coordinator.records.totals import DeviceStatus as DeviceStatus
+from fleetnas.coordinator.records.verdict import meets_target
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import Condition, Measurement, RuntimeSetting
+
+
+@dataclass(frozen=True)
+class MeasurementRow:
+    """One stored measurement: a row of `measurements.csv`."""
+
+    task_id: str
+    attempt: int
+    purpose: Purpose
+    architecture: Architecture
+    measurement: Measurement
+    predicted_ms: float | None = None
+    """Prediction made before the measurement."""
+    predicted_std_ms: float | None = None
+    predicted_accuracy: float | None = None
+    """Top-1 in [0, 1] by the bundle's accuracy predictor."""
+    target_ms: float | None = None
+    """The target that it was measured for, where it was for one."""
+    counted: bool = True
+    """False where another attempt at the same task was stored before: the search did not learn from this one."""
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """One measurement that failed on its device."""
+
+    task_id: str
+    attempt: int
+    purpose: Purpose
+    architecture: Architecture
+    reason: str
+    detail: str = ""
+    target_ms: float | None = None
+    counted: bool = True
+    """As in `MeasurementRow`."""
+
+
+@dataclass(frozen=True)
+class PredictorPoint:
+    """Held-out error of the predictor after it had learned from `measurements` measurements."""
+
+    measurements: int
+    error: PredictorError
+
+
+@dataclass(frozen=True)
+class TargetOutcome:
+    """What became of one latency target. Latencies are medians in milliseconds."""
+
+    target_ms: float
+    architecture: Architecture | None = None
+    """The winner, or the best candidate when the target was missed."""
+    predicted_ms: float | None = None
+    """By the latency predictor, with this subnet's own measurements left out."""
+    measured_ms: float | None = None
+    verified_ms: float | None = None
+    """Fresh re-measurement of the file whose hash is `sha256`, as it ran."""
+    predicted_accuracy: float | None = None
+    accuracy: float | None = None
+    """Top-1 in [0, 1], evaluated on held-out images with the exported file."""
+    accuracy_images: int | None = None
+    """How many images it was evaluated on."""
+    parameters: int | None = None
+    """Weights and biases, batch norm folded."""
+    macs: int | None = None
+    """Multiply-accumulates of one image."""
+    peak_activation_bytes: int | None = None
+    """Largest sum of live activations, fp32, one image."""
+    sha256: str | None = None
+    """Hash of the model file that the device measured."""
+    reason: str = ""
+    """Why the target was not met."""
+    typical_ms: float | None = None
+    """The re-measurement at the slow-down that is typical of the run; None where that is not known."""
+    note: str = ""
+    """A remark on a target that is met."""
+    open: bool = False
+    """Not decided yet: the run goes on, or was interrupted."""
+
+    @property
+    def met(self) -> bool:
+        """Whether the re-measurement, and not the prediction, is within the target."""
+        return meets_target(self.target_ms, self.verified_ms, self.typical_ms)
+
+
+@dataclass(frozen=True)
+class DeviceOutcome:
+    """What became of one device setting."""
+
+    device: str
+    setting: RuntimeSetting
+    status: DeviceStatus
+    profile: DeviceProfile | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of the agent and its runtime, as it announced them."""
+    reason: str = ""
+    """Why it was lost or failed."""
+    rows: tuple[MeasurementRow, ...] = ()
+    """In the order in which they were stored."""
+    failures: tuple[FailureRow, ...] = ()
+    predictor: PredictorError | None = None
+    predictor_history: tuple[PredictorPoint, ...] = ()
+    targets: tuple[TargetOutcome, ...] = ()
+    """The targets that are known, ascending."""
+    targets_asked: int = 0
+    """Targets that were asked for, known or not."""
+    targets_note: str = ""
+    """A remark on the targets as a whole."""
+    condition_asked: Condition = "as-is"
+    wire_bytes: int | None = None
+    """Sent and received for this setting's tasks, bundle excluded."""
+
+    @property
+    def measurements(self) -> int:
+        """Measurements that count against the budget, failed ones included."""
+        tried: list[MeasurementRow | FailureRow] = [*self.rows, *self.failures]
+        return sum(row.counted and counts_against_budget(row.purpose, row.target_ms) for row in tried)
+
+    @property
+    def failed_measurements(self) -> int:
+        """Number of tasks that ended with a failure."""
+        return sum(failure.counted for failure in self.failures)
+
+    @property
+    def taken(self) -> tuple[Measurement, ...]:
+        """The measurements that the search learned from, verifications included."""
+        return tuple(row.measurement for row in self.rows if row.counted)
+
+    @property
+    def quality(self) -> DataQuality:
+        """Counts of them by quality."""
+        return DataQuality.of(self.taken)
+
+    @property
+    def condition(self) -> Condition:
+        """Condition of its latest measurement; without one, the condition that was asked for."""
+        return self.taken[-1].condition if self.taken else self.condition_asked
+
+    @property
+    def label(self) -> str:
+        """Device and setting, for people."""
+        return f"{self.device}/{self.setting.label}"
+
+
+@dataclass(frozen=True)
+class SupernetProvenance:
+    """Which supernet the subnets were cut from."""
+
+    name: str
+    sha256: str
+    design_space: str
+    source: str
+    """From the bundle's manifest: where the checkpoint came from."""
+    checkpoint_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class CampaignOutcome:
+    """The whole campaign. Times are Unix seconds."""
+
+    run_id: str
+    supernet: SupernetProvenance
+    strategy: str
+    budget: int
+    bounds: Bounds
+    """What every subnet keeps beside its latency target."""
+    started_s: float
+    finished_s: float | None
+    """None while it runs: a take-home can be written at any time."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of fleetnas and what it stands on, on the coordinator."""
+    devices: tuple[DeviceOutcome, ...] = ()

@@ -1,0 +1,82 @@
+"""What a campaign was asked to do; kept with its run, so that it can go on as it began."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.stored import RunRecord
+from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.device_profiles.quantities import LimitSeconds, Seconds
+from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
+
+
+class CampaignPlan(BaseModel):
+    """The search as the user asked for it. Times are seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    targets: str = Field(description="milliseconds such as 20,30, or auto:N")
+    strategy: str = "bottom-up"
+    bounds: Bounds = Field(default=Bounds(), description="the most that a subnet may cost beside its latency")
+    budget: int = Field(default=40, ge=3, le=10_000, description="measurements per device setting before verification")
+    spread: int = Field(default=10, ge=3, le=1000, description="of these, the ones that cover the space first")
+    seed: int = Field(default=0, ge=0)
+    prior: Literal["learned", "default"] = Field(
+        default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
+    )
+    prior_without: tuple[str, ...] = Field(
+        default=(), description="agents from whose earlier runs a learned prior is not learned"
+    )
+    devices: tuple[str, ...] = Field(default=(), description="agents that take part; empty: all that are there")
+    wait_for: int = Field(default=1, ge=1, description="agents to wait for before the campaign begins")
+    join_s: LimitSeconds = Field(default=60.0, description="how long to wait for them")
+    grace_s: Seconds = Field(default=60.0, description="how long a lost device may take to come back")
+    deadline_s: LimitSeconds = Field(default=180.0, description="how long one measurement may take on a device")
+    protocol: MeasurementProtocol = MeasurementProtocol()
+    conditions: Condition = Field(default="as-is", description="under which condition devices are measured")
+    cool_s: Seconds = Field(
+        default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
+    )
+
+    @property
+    def request(self) -> TargetRequest:
+        """The targets; `UsageError` where they cannot be read."""
+        return TargetRequest.parse(self.targets)
+
+
+class RunSettings(BaseModel):
+    """What the store keeps with a run beside its results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: CampaignPlan
+    supernet_path: str
+    design_space: str
+    space_options: dict[str, Any] = Field(default_factory=dict)
+    source: str = Field(description="where the checkpoint came from")
+    checkpoint_sha256: str | None = None
+    calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
+    evaluation_images: str | None = None
+    out: str | None = Field(default=None, description="folder of the take-home")
+    versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and what it stands on")
+
+
+def settings_of(run: RunRecord) -> RunSettings:
+    """What a stored run was asked to do; `StoreError` where another fleetnas stored it in another form."""
+    try:
+        return RunSettings.model_validate(run.settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise StoreError(
+            f"the settings stored with run {run.run_id} cannot be read ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}); use the fleetnas that made it ({_made_by(run.settings)}), or leave this run alone"
+        ) from error
+
+
+def _made_by(settings: dict[str, Any]) -> str:
+    versions = settings.get("versions")
+    return str(versions.get("fleetnas", "not known"))[:40] if isinstance(versions, dict) else "not known"

@@ -1,0 +1,194 @@
+"""What the store's earlier runs measured, as a prior for the devices of a new run on the same design space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.evaluation.transfer import HardwareTransfer, Parameters, profile_parameters
+from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
+from fleetnas.coordinator.predictors.likeness import UNLIKE, distances
+from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.device_profiles.profile import DeviceProfile
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.spaces.base import DesignSpace
+
+#: A device setting is known once so many different subnets were measured on it; a prior takes so many known settings.
+LEAST_SUBNETS, LEAST_SETTINGS = 10, 2
+#: Of each setting only so many subnets are learned from, those measured last: more would teach little and take long.
+_MOST_SUBNETS = 200
+#: Hardware parameters, logarithms, are rounded to this, so that boards of one model share one prior and its spread.
+_ROUNDED_TO = 0.1
+#: Subnets of the space on which a prior is tried before a device begins with it.
+_EXAMPLES = 24
+
+Made = TypeVar("Made")
+
+
+class StoredPriors:
+    """Priors for the device settings of a run, learned from what earlier runs measured.
+
+    With a run's creation as `before_unix_s`, a resumed run has the priors that it began with: outcomes are only ever
+    added to a store, each with the time at which it was stored.
+
+    A setting that looks like no other agent's is learned from by its own agent alone.
+    """
+
+    def __init__(
+        self,
+        store: MeasurementStore,
+        space: DesignSpace,
+        before_unix_s: float,
+        *,
+        without: Collection[str] = (),
+        note: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """`without` names agents whose measurements teach nobody; `note` takes a line for what is left out."""
+        known = [
+            device for device in stored_devices(store, space, before_unix_s) if device.measured.family not in without
+        ]
+        self._features, self._note = FeatureMap(space), note
+        self._examples = self._features.features(space.sample(_EXAMPLES, np.random.default_rng(0)))
+        self._known = known
+        self._unlike = _unlike_others([device.measured for device in known], self._features.groups)
+        self._transfers: dict[str, HardwareTransfer | None] = {}
+        self._priors: dict[tuple[float | str | None, ...], Prior | None] = {}
+        if self._unlike:
+            note(
+                f"{', '.join(sorted(self._unlike))}: measured in earlier runs like no other device; only their own "
+                "agents begin with what was measured there (see `fleetnas devices --distrust`)"
+            )
+
+    def prior(self, profile: DeviceProfile, setting: RuntimeSetting, agent: str = "") -> Prior | None:
+        """What is expected of an agent's setting by its hardware; None where fewer than `LEAST_SETTINGS` are known.
+
+        None also where it cannot be computed. Settings of nearly equal hardware get the same object.
+        """
+        own = agent if any(self._family(name) == agent for name in self._unlike) else ""
+        if own not in self._transfers:
+            self._transfers[own] = self._transfer(own)
+        transfer = self._transfers[own]
+        if transfer is None:
+            return None
+        parameters = {
+            name: _ROUNDED_TO * round(value / _ROUNDED_TO) if isinstance(value, float) else value
+            for name, value in profile_parameters(profile, setting).items()
+        }
+        key = (own, *parameters.values())
+        if key not in self._priors:
+            self._priors[key] = self._computed(lambda: self._tried(transfer.prior(parameters)))
+        return self._priors[key]
+
+    def _family(self, name: str) -> str:
+        return next(device.measured.family for device in self._known if device.measured.name == name)
+
+    def _transfer(self, own: str) -> HardwareTransfer | None:
+        """Learned from the settings that look like others', and from those of the agent `own`."""
+        taken = [
+            device
+            for device in self._known
+            if device.measured.name not in self._unlike or device.measured.family == own
+        ]
+        if len(taken) < LEAST_SETTINGS:
+            return None
+        return self._computed(
+            lambda: HardwareTransfer(
+                [device.measured for device in taken],
+                self._features.groups,
+                {device.measured.name: device.parameters for device in taken},
+            )
+        )
+
+    def _tried(self, prior: Prior) -> Prior:
+        """A prior that has learned from made-up measurements without trouble; `LinAlgError` otherwise."""
+        predictor = BayesianPredictor(prior)
+        latency_ms = np.maximum(self._examples @ prior.hypotheses[0].mean, 0.05)
+        predictor.update(self._examples, latency_ms, 0.01 * latency_ms)
+        if not all(np.isfinite(found).all() for found in predictor.predict(self._examples)):
+            raise np.linalg.LinAlgError("its predictions are not finite")
+        return prior
+
+    def _computed(self, compute: Callable[[], Made]) -> Made | None:
+        try:
+            return compute()
+        except (np.linalg.LinAlgError, UsageError) as error:
+            self._note(
+                f"no prior can be learned from what earlier runs measured ({error}); the search begins with the "
+                "default one (see `fleetnas devices --distrust`)"
+            )
+            return None
+
+
+def _unlike_others(devices: Sequence[MeasuredDevice], groups: NDArray[np.intp]) -> set[str]:
+    """Names of settings that look like no other agent's; of one agent alone nobody can tell."""
+    if len({device.family for device in devices}) < 2:
+        return set()
+    found = zip(devices, distances(devices, groups), strict=True)
+    return {device.name for device, distance in found if not distance <= UNLIKE}
+
+
+@dataclass(frozen=True)
+class StoredDevice:
+    """A device setting of earlier runs."""
+
+    measured: MeasuredDevice
+    parameters: Parameters
+
+
+def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> list[StoredDevice]:
+    """Every device setting with at least `LEAST_SUBNETS` subnets of `space` measured before then, by name.
+
+    Runs of any supernet of the same design space and options count, whatever its resolutions, except subnets that
+    `space` has not. What one agent measured on one setting is pooled, a subnet's runs by their median, at
+    undisturbed speed. An agent's settings are of one family.
+    """
+    found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}
+    parameters: dict[tuple[str, str], Parameters] = {}
+    for run in store.runs():
+        if run.created_unix_s < before_unix_s and _same_space(run.settings, space):
+            for record in store.devices(run.run_id):
+                hardware = profile_parameters(record.info.profile, record.setting)
+                parameters[record.device, record.setting.label] = hardware
+            for row in store.latencies(run.run_id, before_unix_s):
+                subnets = found.setdefault((row.device, row.setting_label), {})
+                subnets.setdefault(row.architecture, []).append(row.latency_ms)
+    features = FeatureMap(space)
+    devices = []
+    for (device, label), subnets in sorted(found.items()):
+        kept = [architecture for architecture in subnets if _holds(space, architecture)][-_MOST_SUBNETS:]
+        if len(kept) >= LEAST_SUBNETS:
+            latency = np.array([float(np.median(subnets[architecture])) for architecture in kept])
+            x = features.features(space.encode(kept))
+            measured = MeasuredDevice(f"{device}/{label}", device, x, latency)
+            devices.append(StoredDevice(measured, parameters[device, label]))
+    return devices
+
+
+def _same_space(settings: dict[str, Any], space: DesignSpace) -> bool:
+    return settings.get("design_space") == space.name and _fixed(settings.get("space_options", {})) == _fixed(
+        dict(space.options)
+    )
+
+
+def _fixed(options: object) -> dict[str, Any] | None:
+    """Options that decide what a subnet costs: which resolutions are searched does not. None where they are none."""
+    if not isinstance(options, dict):
+        return None
+    return {name: value for name, value in options.items() if name != "resolutions"}
+
+
+def _holds(space: DesignSpace, architecture: Architecture) -> bool:
+    try:
+        space.encode([architecture])
+    except ArchitectureError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Ask/tell search of one device setting, without I/O."""

@@ -1,1 +1,0 @@
-"""Looking at a search from elsewhere: what it tells, who listens, and metrics for monitoring."""

@@ -1,0 +1,46 @@
+"""What a coordinator tells everybody who watches its search; nobody answers.
+
+On `coordinator/runs/<run>/`: a summary and pages of the device settings, both retained while the run is at work, and
+what happens, as it happens. What a device setting or a happening consists of is the coordinator's own affair.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.device_profiles.quantities import Count, UnixSeconds
+from fleetnas.fleet_protocol.messages import Identifier, Versioned
+
+#: Device settings and happenings in one message, at most.
+MAX_PAGE, MAX_EVENTS = 64, 256
+_Text = Annotated[PlainText, Field(max_length=400)]
+
+
+class RunSummary(Versioned):
+    """Retained on `summary`; cleared when the run has ended. Times are the coordinator's clock, in Unix seconds."""
+
+    run_id: Identifier
+    state: Literal["running", "complete", "partial", "failed", "interrupted"]
+    supernet: _Text
+    phase: _Text
+    started_unix_s: UnixSeconds
+    at_unix_s: UnixSeconds
+    settings: Count = Field(description="device settings that take part")
+    pages: Count = Field(description="how many pages they fill")
+    log: tuple[_Text, ...] = Field(default=(), max_length=20)
+
+
+class RunPage(Versioned):
+    """Retained on `page-<n>`: some of the device settings, in the run's order."""
+
+    devices: tuple[dict[str, Any], ...] = Field(max_length=MAX_PAGE)
+
+
+class RunEvents(Versioned):
+    """On `events`: what happened since the message before."""
+
+    first: Count = Field(description="number of the first event within this start of the coordinator")
+    events: tuple[dict[str, Any], ...] = Field(max_length=MAX_EVENTS)

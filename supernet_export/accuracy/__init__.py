@@ -1,0 +1,1 @@
+"""Accuracy predictors of subnets."""

@@ -1,0 +1,180 @@
+"""Accuracy predictors: ReLU networks over one-hot architectures, in numpy.
+
+Source of the method and of the published predictors: Cai et al., *Once-for-All* (ICLR 2020).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetnas.fleet_protocol.errors import CheckpointError
+from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
+from fleetnas.supernet_export.output_files import write_atomically
+
+Array = NDArray[np.float32]
+
+_HELD_OUT_KEY = "held_out"
+#: Rows that go through the layers together: their activations stay in the processor's cache.
+_BLOCK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Error of a predictor on evaluated subnets that it was not fitted on."""
+
+    samples: int  #: evaluated subnets it was fitted on
+    held_out: int  #: evaluated subnets that the errors are taken over
+    spearman: float  #: rank correlation
+    mae_percent: float  #: mean absolute error, in percent of top-1
+    rmse_percent: float  #: root-mean-square error, in percent of top-1
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class AccuracyPredictor:
+    """Top-1 accuracy, as a fraction, of one-hot architectures (`DesignSpace.one_hot`).
+
+    Args:
+        weights: per layer, (outputs, inputs); a ReLU follows every layer but the last, which has one output.
+        biases: per layer, (outputs,).
+        held_out: its own error, where it is known.
+    """
+
+    def __init__(self, weights: Sequence[Array], biases: Sequence[Array], held_out: HeldOut | None = None) -> None:
+        if not weights or len(weights) != len(biases):
+            raise CheckpointError(
+                f"an accuracy predictor needs a bias per layer; found {len(weights)} and {len(biases)}"
+            )
+        width = weights[0].shape[-1]
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if weight.ndim != 2 or weight.shape[1] != width or bias.shape != (weight.shape[0],):
+                raise CheckpointError(
+                    f"layer {layer} of an accuracy predictor must map {width} inputs and have a bias per output; "
+                    f"its weight has shape {weight.shape}, its bias {bias.shape}"
+                )
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                raise CheckpointError(f"layer {layer} of an accuracy predictor holds numbers that are not finite")
+            width = weight.shape[0]
+        if width != 1:
+            raise CheckpointError(f"an accuracy predictor must end in one number, this one ends in {width}")
+        self._weights = [np.ascontiguousarray(weight, np.float32) for weight in weights]
+        self._transposed = [np.ascontiguousarray(weight.T) for weight in self._weights]
+        self._biases = [np.ascontiguousarray(bias, np.float32) for bias in biases]
+        self.held_out = held_out
+
+    @property
+    def features(self) -> int:
+        """Width of the one-hot input."""
+        return int(self._weights[0].shape[1])
+
+    def predict(self, one_hot: Array) -> Array:
+        """Top-1 of `one_hot` (n, F) as fractions, (n,)."""
+        found = np.empty(len(one_hot), np.float32)
+        for start in range(0, len(one_hot), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            hidden = one_hot[rows]
+            for weight, bias in zip(self._transposed[:-1], self._biases[:-1], strict=True):
+                hidden = hidden @ weight
+                hidden += bias
+                np.maximum(hidden, 0.0, out=hidden)
+            found[rows] = hidden @ self._weights[-1][0]
+        found += self._biases[-1]
+        return found
+
+    def gradient(self, one_hot: Array) -> Array:
+        """Derivative of the prediction with respect to each input, (n, F): exact within a linear piece."""
+        found = np.empty(one_hot.shape, np.float32)
+        for start in range(0, len(one_hot), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            hidden, layers = one_hot[rows], []
+            for weight, bias in zip(self._transposed[:-1], self._biases[:-1], strict=True):
+                hidden = hidden @ weight
+                hidden += bias
+                np.maximum(hidden, 0.0, out=hidden)
+                layers.append(hidden)
+            back = np.broadcast_to(self._weights[-1][0], hidden.shape)
+            for layer, weight in zip(reversed(layers), reversed(self._weights[:-1]), strict=True):
+                back = (back * (layer > 0)) @ weight
+            found[rows] = back
+        return found
+
+    # -- in a bundle, and from the published files ---------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Array]:
+        """Its parameters by name, for a bundle."""
+        named: dict[str, Array] = {}
+        for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            named[f"{layer}.weight"], named[f"{layer}.bias"] = weight, bias
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Array], held_out: HeldOut | None = None) -> AccuracyPredictor:
+        """The predictor whose `tensors()` these are; `CheckpointError` where they are not a predictor's."""
+        layers = len(tensors) // 2
+        wanted = {f"{layer}.{kind}" for layer in range(layers) for kind in ("weight", "bias")}
+        if set(tensors) != wanted:
+            raise CheckpointError(f"an accuracy predictor has tensors 0.weight, 0.bias, ...; found {sorted(tensors)}")
+        return cls(
+            [tensors[f"{layer}.weight"] for layer in range(layers)],
+            [tensors[f"{layer}.bias"] for layer in range(layers)],
+            held_out,
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write it, with its own error, as a safetensors file."""
+        from safetensors.numpy import save
+
+        described = {} if self.held_out is None else {_HELD_OUT_KEY: json.dumps(self.held_out.to_json())}
+        write_atomically(Path(path), save(self.tensors(), metadata=described))
+
+    @classmethod
+    def load(cls, path: Path | str) -> AccuracyPredictor:
+        """Read what `save` wrote; `CheckpointError` where the file holds no accuracy predictor."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "numpy") as file:
+                described = (file.metadata() or {}).get(_HELD_OUT_KEY)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            held_out = None if described is None else HeldOut(**json.loads(described))
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} is not a saved accuracy predictor: {reason}; fit it again") from None
+        return cls.from_tensors(tensors, held_out)
+
+    @classmethod
+    def from_pth(cls, path: Path | str) -> AccuracyPredictor:
+        """One of OFA's published predictors (`acc_predictor.pth`, `ofa_resnet50_acc_predictor.pth`), without torch.
+
+        The second kind adds `base_acc`, the mean accuracy that it was centred on. `CheckpointError` where the file
+        holds no such predictor; nothing in it is executed.
+        """
+        state = read_checkpoint(Path(path), use_torch=False).tensors
+        base = state.pop("base_acc", None)
+        prefixes = sorted({name.rpartition(".")[0] for name in state}, key=_layer_number)
+        if not prefixes or any(f"{prefix}.weight" not in state for prefix in prefixes):
+            raise CheckpointError(f"{path} holds no accuracy predictor: its tensors are {sorted(state)[:8]}")
+        weights = [np.asarray(state[f"{prefix}.weight"], np.float32) for prefix in prefixes]
+        biases = [
+            np.asarray(state.get(f"{prefix}.bias", np.zeros(len(weight))), np.float32)
+            for prefix, weight in zip(prefixes, weights, strict=True)
+        ]
+        if base is not None:
+            biases[-1] = biases[-1] + np.asarray(base, np.float32).reshape(1)
+        return cls(weights, biases)
+
+
+def _layer_number(prefix: str) -> int:
+    """`0`, `2`, ... of a Sequential, or the number in `layers.1.0`."""
+    numbers = [part for part in prefix.split(".") if part.isdigit()]
+    if not numbers:
+        raise CheckpointError(f"an accuracy predictor's layers are numbered; found {prefix!r}")
+    return int(numbers[0])

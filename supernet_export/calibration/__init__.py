@@ -1,0 +1,1 @@
+"""Batch-norm statistics and activation ranges from images."""

@@ -1,0 +1,1 @@
+"""Checkpoints: downloaded, read without pickle, and recognised."""

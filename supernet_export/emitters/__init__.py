@@ -1,0 +1,1 @@
+"""Model files written from the intermediate graph."""

@@ -1,0 +1,17 @@
+"""From the intermediate graph to a TFLite file, batch norm folded, static shapes, the same bytes everywhere."""
+
+from __future__ import annotations
+
+from fleetnas.supernet_export.emitters.tflite_int8 import Int8Lowering
+from fleetnas.supernet_export.emitters.tflite_lowering import Lowering
+from fleetnas.supernet_export.graph import Graph
+from fleetnas.supernet_export.quantisation import Ranges
+
+
+def emit_tflite(graph: Graph, *, batch: int = 1, ranges: Ranges | None = None) -> bytes:
+    """A TFLite model of the subnet: input `input` (batch, height, width, channels), output `logits` (batch, classes).
+
+    Both are float32. With the `ranges` of its activations the model is int8 in between.
+    """
+    lowering = Lowering(graph, batch) if ranges is None else Int8Lowering(graph, batch, ranges)
+    return lowering.model.serialise()

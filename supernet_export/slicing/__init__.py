@@ -1,0 +1,1 @@
+"""Weights of one subnet, cut out of a bundle."""

@@ -1,0 +1,20 @@
+"""Which slicer serves which design space."""
+
+from __future__ import annotations
+
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.slicing.layers import Slicer
+from fleetnas.supernet_export.slicing.mbconv import MBConvSlicer
+from fleetnas.supernet_export.slicing.resnet import ResNetSlicer
+from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
+
+
+def slicer_for(space: DesignSpace) -> Slicer:
+    """The slicer of the family that `space` belongs to."""
+    if isinstance(space, MBConvSpace):
+        return MBConvSlicer(space)
+    if isinstance(space, OfaResNet50Space):
+        return ResNetSlicer(space)
+    raise UsageError(f"subnets of {space.name!r} cannot be sliced: no slicer serves {type(space).__name__}")

@@ -1,0 +1,69 @@
+"""What a family of supernets must supply so that its subnets can be sliced without its training code."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
+
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import BundleError
+from fleetnas.supernet_export.graph import Array, BatchNorm, Graph, Statistics
+
+#: A bundle's tensor by name.
+TensorSource: TypeAlias = Callable[[str], Array]
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+
+
+class Slicer(ABC):
+    """Names, shapes and slicing of one design space's supernet.
+
+    Tensors have one canonical name each: that of the published checkpoints, with the names that wrap the
+    elastic modules (`conv.conv`, `bn.bn`, `linear.linear`) written once.
+    """
+
+    @abstractmethod
+    def checkpoint_shapes(self) -> Shapes:
+        """What a checkpoint must hold, under canonical names."""
+
+    def optional_shapes(self) -> Shapes:
+        """What a checkpoint may hold as well, all of it or nothing."""
+        return {}
+
+    @abstractmethod
+    def bundle_shapes(self) -> Shapes:
+        """What a bundle must hold: the checkpoint, with whatever does not depend on the architecture worked out."""
+
+    @abstractmethod
+    def bundle_tensors(self, checkpoint: Mapping[str, Array]) -> dict[str, Array]:
+        """A bundle's tensors from a checkpoint's, both under canonical names."""
+
+    @abstractmethod
+    def spellings(self, name: str) -> Iterable[str]:
+        """The canonical names that a checkpoint's `name` may stand for, likeliest first."""
+
+    @abstractmethod
+    def slice(self, tensor: TensorSource, architecture: Architecture, statistics: Statistics | None) -> Graph:
+        """The subnet; `ArchitectureError` where the space does not hold the architecture."""
+
+
+def norm_shapes(prefix: str, channels: int) -> Shapes:
+    """The four vectors of a batch norm."""
+    return {f"{prefix}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+
+
+def sliced_norm(
+    tensor: TensorSource, prefix: str, channels: int, epsilon: float, conv: str, statistics: Statistics | None
+) -> BatchNorm:
+    """The first `channels` of a batch norm, with re-estimated statistics of convolution `conv` where given."""
+    gamma, beta = tensor(f"{prefix}.weight")[:channels], tensor(f"{prefix}.bias")[:channels]
+    if statistics is None:
+        mean, variance = tensor(f"{prefix}.running_mean")[:channels], tensor(f"{prefix}.running_var")[:channels]
+    else:
+        if conv not in statistics or any(part.shape != (channels,) for part in statistics[conv]):
+            raise BundleError(
+                f"calibrated statistics must give {channels} means and variances for {conv!r} and do not: they belong "
+                "to another architecture; re-estimate them for this one"
+            )
+        mean, variance = statistics[conv]
+    return BatchNorm(gamma, beta, mean, variance, epsilon)

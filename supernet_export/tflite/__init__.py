@@ -1,1 +1,0 @@
-"""From layers to the tensors, operators and bytes of a TFLite model."""

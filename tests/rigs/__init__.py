@@ -1,0 +1,1 @@
+"""What tests stand on: simulated fleets, real processes, brokers, faulty parts, and examples."""
