@@ -40,8 +40,8 @@ from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.engine import search
 from fleetnas.coordinator.search.latency import SlotTableLatency
 from fleetnas.coordinator.search.problem import PredictedAccuracy
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.proposal import TargetState
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.digits.accuracy import load_predictor
@@ -194,7 +194,7 @@ class Row:
         return float(np.mean(feasible)) if feasible else self.worst_top1
 
 
-def campaign(of: Family, truth: Truth, opening: Opening, seed: int, profile: str, *, automatic: bool) -> Row:
+def campaign(of: Family, truth: Truth, opening: InitialDesign, seed: int, profile: str, *, automatic: bool) -> Row:
     """Run one campaign to its end, and compare its statements with the truth."""
     targets = truth.targets_ms(profile)
     plan = CampaignPlan(
@@ -217,11 +217,11 @@ def campaign(of: Family, truth: Truth, opening: Opening, seed: int, profile: str
         if simulation.campaign.finished:
             break
         simulation.step(_TICK_S)
-    (track,) = simulation.campaign.tracks.values()
+    (setting_run,) = simulation.campaign.setting_runs.values()
     end_s = simulation.clock.now_s - device.begin_s
     slowdown = course.typical(truth.sensitivity, 0.0, end_s)
     lasting_ms = truth.fastest_ms(long_run_slowdown(profile, truth.sensitivity))
-    ended = tuple(_target(truth, state, course, end_s, lasting_ms) for state in track.search.targets)
+    ended = tuple(_target(truth, state, course, end_s, lasting_ms) for state in setting_run.search.targets)
     span = None
     if automatic:
         resolved = [target.target_ms for target in ended]
@@ -231,14 +231,14 @@ def campaign(of: Family, truth: Truth, opening: Opening, seed: int, profile: str
         seed=seed,
         profile=profile,
         automatic=automatic,
-        status=track.status,
-        reason=track.reason,
+        status=setting_run.status,
+        reason=setting_run.reason,
         targets=ended,
         measurements=len(agent.measured),
         seconds=end_s,
         busy_s=bench.busy_s,
         subject_share=bench.subject_s / max(bench.busy_s, 1e-9),
-        predictor_error=predictor_error(of.space, truth, track.search),
+        predictor_error=predictor_error(of.space, truth, setting_run.search),
         span_percent=span,
         worst_top1=truth.worst_top1,
     )
@@ -264,7 +264,7 @@ def _target(truth: Truth, state: TargetState, course: Disturbance, end_s: float,
     )
 
 
-def predictor_error(space: DesignSpace, truth: Truth, found: DeviceSearch) -> float:
+def predictor_error(space: DesignSpace, truth: Truth, found: DeviceTuner) -> float:
     """Median relative error of the final predictor on random subnets; a factor that is common to all is no error."""
     genomes = space.sample(_RANDOM_SUBNETS, np.random.default_rng(12))
     ratio = np.log(found.predict(genomes)[0] / truth.latency.predict(genomes))
@@ -282,7 +282,7 @@ def run_seed(profiles: Sequence[str], job: tuple[str, int]) -> list[Row]:
     with single_threaded_blas():
         truth = Truth(of, seed)
         plan = CampaignPlan(targets=f"auto:{AUTOMATIC}")
-        opening = Opening(of.space, count=min(plan.spread, plan.budget), seed=seed)
+        opening = InitialDesign(of.space, count=min(plan.spread, plan.budget), seed=seed)
         return [
             campaign(of, truth, opening, seed, profile, automatic=automatic)
             for profile in profiles

@@ -123,8 +123,10 @@ def be_coordinator(options: argparse.Namespace) -> int:
         json.dumps(
             {
                 "ending": ending,
-                "finished": sum(track.status == "finished" for track in running.campaign.tracks.values()),
-                "tracks": len(running.campaign.tracks),
+                "finished": sum(
+                    setting_run.status == "finished" for setting_run in running.campaign.setting_runs.values()
+                ),
+                "tracks": len(running.campaign.setting_runs),
                 "results": len(stored),
                 "results_per_s": (len(stored) - 2 * edge) / middle_s,
                 "per_second": slices.tolist(),
@@ -212,12 +214,12 @@ def raise_limits() -> None:
 def add_figures(figures: Figures, name: str, found: dict[str, object], bars: dict[str, str]) -> None:
     """One campaign's figures under `name`."""
     waits_ms = 1000.0 * np.array(found["waits_s"])
-    tracks = found["tracks"]
+    setting_runs = found["tracks"]
     # Of TCP's streams, both directions; without what an agent costs once (joining, statistics of winners).
-    wire = found["agents_bytes_sent"] + found["agents_bytes_received"] - found["agents_bytes_once"]  # type: ignore[operator]
-    assert isinstance(tracks, int)
+    link = found["agents_bytes_sent"] + found["agents_bytes_received"] - found["agents_bytes_once"]  # type: ignore[operator]
+    assert isinstance(setting_runs, int)
     values = {
-        "campaigns_complete_fraction": float(found["finished"]) / tracks,  # type: ignore[arg-type]
+        "campaigns_complete_fraction": float(found["finished"]) / setting_runs,  # type: ignore[arg-type]
         "results": found["results"],
         "results_per_s": found["results_per_s"],
         "wait_for_next_task_ms_median": float(np.median(waits_ms)),
@@ -226,7 +228,7 @@ def add_figures(figures: Figures, name: str, found: dict[str, object], bars: dic
         "coordinator_cpu_ms_per_result": 1000.0 * found["cpu_s"] / found["results"],  # type: ignore[operator]
         "agents_cpu_ms_per_result": 1000.0 * found["agents_cpu_s"] / found["results"],  # type: ignore[operator]
         "wall_s": found["wall_s"],
-        "wire_bytes_per_measurement": wire / found["results"],  # type: ignore[operator]
+        "wire_bytes_per_measurement": link / found["results"],  # type: ignore[operator]
     }
     for key, value in values.items():
         figures.add(f"{name}_{key}", float(value), bars.get(key, ""))  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def search(directory: Path, supernet: Path, seed: int) -> CampaignOutcome:
 
 
 def add_figures(figures: Figures, outcome: CampaignOutcome) -> None:
-    """Whether the targets were met, how close to them, and what was foretold."""
+    """Whether the targets were met, how close to them, and what was predicted."""
     targets = [target for device in outcome.devices for target in device.targets]
     slack = [100.0 * (1.0 - t.verified_ms / t.target_ms) for t in targets if t.met and t.verified_ms is not None]
     asked = TARGETS * len(SETTINGS)
@@ -112,7 +112,7 @@ def add_figures(figures: Figures, outcome: CampaignOutcome) -> None:
             figures.add(f"{name}_range_of_targets", device.targets[-1].target_ms / device.targets[0].target_ms)
         if device.predictor is not None and device.predictor.mape_percent is not None:
             figures.add(f"{name}_held_out_mape_percent", device.predictor.mape_percent)
-        # Of the candidates alone: each was foretold before it was measured, near a target.
+        # Of the candidates alone: each was predicted before it was measured, near a target.
         errors = [
             100.0 * abs(row.measurement.median_ms / row.predicted_ms - 1.0)
             for row in device.rows

@@ -31,9 +31,9 @@ from light_agents import field, packet
 
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import BlobRequest, Next, Result, TaskKey
+from fleetnas.fleet_protocol.messages import BlobRequest, Inventory, Result, TaskKey
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.base import BrokerAddress, Received
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
@@ -84,8 +84,8 @@ def payloads(kind: str, bundle_sha256: str) -> tuple[str, list[bytes]]:
         keys = [TaskKey(task_id=f"elsewhere.{number}", attempt=1) for number in range(1000)]
         return "task", [encode(Result(task=key, measurement=measurement(1.0))) for key in keys]
     if kind == "large_next":
-        holding = tuple(TaskKey(task_id=f"elsewhere.{number}", attempt=1) for number in range(80))
-        return "next", [encode(Next(session=1, holding=holding))]
+        unacknowledged = tuple(TaskKey(task_id=f"elsewhere.{number}", attempt=1) for number in range(80))
+        return "inventory", [encode(Inventory(session=1, unacknowledged=unacknowledged))]
     if kind == "blobs":
         return "blob", [encode(BlobRequest(sha256=bundle_sha256, offset=n, length=65_536)) for n in range(256)]
     return "task", [b"\x00" * 300]
@@ -213,7 +213,7 @@ def add_floods(figures: Figures, work: Path, messages: int, kinds: Sequence[str]
 # -- many results through one process --------------------------------------------------------------------------------
 
 
-def one_campaign(number: int, opening: Opening) -> int:
+def one_campaign(number: int, opening: InitialDesign) -> int:
     """A campaign of simulated devices in memory, all of whose subnets are chosen beforehand; returns its results."""
     plan = CampaignPlan(targets="2", budget=PER_DEVICE, spread=PER_DEVICE, wait_for=AGENTS, deadline_s=600.0)
     store = MeasurementStore.open("sqlite://")
@@ -231,7 +231,7 @@ def one_campaign(number: int, opening: Opening) -> int:
 
 def add_results(figures: Figures, wanted: int) -> None:
     """Campaigns until so many results went through."""
-    opening = Opening(SPACE, count=PER_DEVICE, seed=0)
+    opening = InitialDesign(SPACE, count=PER_DEVICE, seed=0)
     results, number = one_campaign(0, opening), 1
     gc.collect()
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()

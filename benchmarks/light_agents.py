@@ -1,6 +1,6 @@
 """Simulated agents, a thousand to a process: real MQTT connections, measurements computed instead of timed.
 
-They say on the wire what `fleetnas-agent` says (state, info, `Next`, accepted, progress, result, blob requests;
+They say on the wire what `fleetnas-agent` says (state, info, `Inventory`, accepted, progress, result, blob requests;
 results are kept and sent again until they are acknowledged), through an MQTT 3.1.1 client of a few dozen lines: what
 they use of the machine is missing for the coordinator that is to be measured. A device's latency is linear in the
 subnet's features
@@ -30,7 +30,15 @@ from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.device_profiles.profile import CpuCluster, DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, BlobRequest, Health, Next, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.messages import (
+    AgentInfo,
+    AgentState,
+    BlobRequest,
+    Heartbeat,
+    Inventory,
+    RuntimeSetting,
+    TaskKey,
+)
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -209,13 +217,13 @@ class LightAgent(asyncio.Protocol):
         self.fleet.statistics.bytes_once += sum(map(len, answer[joining:]))
 
     def say_next(self, answer: list[bytes]) -> None:
-        held = Next(
+        held = Inventory(
             session=1,
             running=_key(self.running) if self.running is not None else None,
             queued=tuple(_key(task) for task in self.waiting),
-            holding=tuple(TaskKey(task_id=task_id, attempt=attempt) for task_id, attempt in self.outbox),
+            unacknowledged=tuple(TaskKey(task_id=task_id, attempt=attempt) for task_id, attempt in self.outbox),
         )
-        answer.append(self.publication(b"next", encode(held)))
+        answer.append(self.publication(b"inventory", encode(held)))
         answer.extend(self.publication(b"task", payload) for _, payload in self.outbox.values())
 
     def on_message(self, topic: bytes, payload: bytes, answer: list[bytes]) -> None:
@@ -312,8 +320,8 @@ class LightAgent(asyncio.Protocol):
         """What is due: the heartbeat, and results that nobody acknowledged."""
         if now >= self._health_s and self.transport is not None:
             self._health_s = now + _HEALTH_S
-            health = Health(session=1, uptime_s=1.0, outbox=len(self.outbox))
-            self.write(self.publication(b"health", encode(health), qos=0))
+            health = Heartbeat(session=1, uptime_s=1.0, outbox=len(self.outbox))
+            self.write(self.publication(b"heartbeat", encode(health), qos=0))
         for key, (sent_s, payload) in list(self.outbox.items()):
             if now - sent_s > RESEND_S:
                 self.fleet.statistics.resent += 1

@@ -1,7 +1,7 @@
 """Latency predictors on this machine: settings that differ by runtime and threads, measured as the agent measures.
 
-Two questions. Do ten measurements foretell a setting as well as a complete block table measured on it, which costs
-hundreds? And how well is a setting foretold before its first measurement, from the other settings and from
+Two questions. Do ten measurements predict a setting as well as a complete block table measured on it, which costs
+hundreds? And how well is a setting predicted before its first measurement, from the other settings and from
 hardware parameters (threads and micro-benchmarks)? The supernet is `ofa-mbv3` with random weights at one resolution,
 so that rankings cannot live off the resolution. Needs torch and the `ofa` package; a busy machine spoils it:
 `load_average_before` says whether it was. The exit status is 1 if a bar is missed.
@@ -76,9 +76,9 @@ class Machine:
         return profile_parameters(profile, setting)
 
 
-def mape_percent(foretold: Floats, measured: Floats) -> float:
+def mape_percent(predicted: Floats, measured: Floats) -> float:
     """Mean absolute error, relative to what was measured."""
-    return 100.0 * float(np.mean(np.abs(foretold / measured - 1.0)))
+    return 100.0 * float(np.mean(np.abs(predicted / measured - 1.0)))
 
 
 def against_block_table(figures: Figures, machine: Machine, held_out: Genomes, measured: Floats) -> None:
@@ -110,7 +110,7 @@ def against_block_table(figures: Figures, machine: Machine, held_out: Genomes, m
 def before_the_first_measurement(
     figures: Figures, machine: Machine, known: Genomes, held_out: Genomes, latency: dict[str, Floats]
 ) -> None:
-    """Each setting foretold from the others and hardware parameters alone; `latency` of known and held-out subnets."""
+    """Each setting predicted from the others and hardware parameters alone; `latency` of known and held-out subnets."""
     features = FeatureMap(machine.bundle.space)
     x = features.features(known)
     parameters = {name: machine.parameters(name) for name in SETTINGS}
@@ -120,12 +120,12 @@ def before_the_first_measurement(
         measured = latency[name][len(known) :]
         average = BayesianPredictor(learn_prior(others, features.groups))
         informed = BayesianPredictor(HardwareTransfer(others, features.groups, parameters).prior(parameters[name]))
-        foretold, _ = informed.predict(features.features(held_out))
-        ranks.append(spearman(foretold, measured) or 0.0)
+        predicted, _ = informed.predict(features.features(held_out))
+        ranks.append(spearman(predicted, measured) or 0.0)
         plain = spearman(average.predict(features.features(held_out))[0], measured) or 0.0
         figures.add(f"{name}_zero_measurements_spearman", ranks[-1])
         figures.add(f"{name}_average_of_others_spearman", plain)
-        figures.add(f"{name}_zero_measurements_mape_percent", mape_percent(foretold, measured))
+        figures.add(f"{name}_zero_measurements_mape_percent", mape_percent(predicted, measured))
     figures.add("zero_measurements_spearman_mean", statistics.mean(ranks), ">= 0.95")
 
 

@@ -202,15 +202,15 @@ def main() -> None:
     parser.add_argument("--chromium", default="chromium", help="the browser's program")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = read_measurements(arguments.take_home / MEASUREMENTS_FILE)
-    snapshot = snapshot_at(read_results(arguments.take_home), rows, arguments.at)
+    rows = read_measurements(arguments.artifacts / MEASUREMENTS_FILE)
+    snapshot = snapshot_at(read_results(arguments.artifacts), rows, arguments.at)
     for width, height in SIZES:
         path = arguments.out / f"live-{width}x{height}.svg"
         draw_live_view(snapshot, width, height, path)
         print(path)
     if shutil.which(arguments.chromium) is None:
         sys.exit(f"the report was not photographed: no program {arguments.chromium!r}; install Debian's chromium")
-    page = write_report(arguments.take_home)
+    page = write_report(arguments.artifacts)
     for name, dark in (("report", False), ("report-dark", True)):
         path = arguments.out / f"{name}.png"
         photograph(page, path, 1280, 1800, dark, arguments.chromium)

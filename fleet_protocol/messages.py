@@ -227,8 +227,8 @@ class AgentInfo(Versioned):
     versions: dict[ShortText, ShortText] = Field(max_length=32)
 
 
-class Health(Versioned):
-    """Heartbeat on `up/health`."""
+class Heartbeat(Versioned):
+    """Heartbeat on `up/heartbeat`."""
 
     session: Count
     uptime_s: Seconds
@@ -300,13 +300,13 @@ class Failed(Versioned):
 TaskUpdate: TypeAlias = Annotated[Accepted | Rejected | Progress | Result | Failed, Field(discriminator="kind")]
 
 
-class Next(Versioned):
+class Inventory(Versioned):
     """After every connect: what the agent still holds, so that the coordinator can reconcile its leases."""
 
     session: Count
     running: TaskKey | None = None
     queued: tuple[TaskKey, ...] = Field(default=(), max_length=64)
-    holding: tuple[TaskKey, ...] = Field(default=(), max_length=4096, description="results not yet acknowledged")
+    unacknowledged: tuple[TaskKey, ...] = Field(default=(), max_length=4096, description="results not yet acknowledged")
 
 
 class BlobRequest(Versioned):

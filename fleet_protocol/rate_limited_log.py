@@ -10,7 +10,7 @@ MOST_LINES, WINDOW_S = 10, 60.0
 _MAX_CHARACTERS = 400
 
 
-class Refusals:
+class RateLimitedLog:
     """Passes the first `MOST_LINES` lines of a minute on, then only counts.
 
     A line may quote what a stranger sent, so whatever could steer a terminal or forge a second line is replaced.

@@ -1,7 +1,7 @@
 """Every MQTT topic, built and parsed here and nowhere else.
 
 Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>`, `coordinator/state`, for whoever watches
-`coordinator/runs/<run>/<summary|events|page-N>`, and between coordinators `passed/<run>/<agent>`.
+`coordinator/runs/<run>/<summary|events|page-N>`, and between coordinators `forwarded/<run>/<agent>`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from fleetnas.fleet_protocol.errors import ProtocolError, UsageError
 
 PREFIX = "fleetnas/v1"
 
-UpChannel = Literal["state", "info", "health", "task", "next", "blob"]
+UpChannel = Literal["state", "info", "heartbeat", "task", "inventory", "blob"]
 DownChannel = Literal["task", "ack", "blob"]
 
-UP_CHANNELS: tuple[UpChannel, ...] = ("state", "info", "health", "task", "next", "blob")
+UP_CHANNELS: tuple[UpChannel, ...] = ("state", "info", "heartbeat", "task", "inventory", "blob")
 DOWN_CHANNELS: tuple[DownChannel, ...] = ("task", "ack", "blob")
 
 #: A run has no more pages; with 16 device settings on each it is larger than any fleet.
@@ -59,7 +59,7 @@ class CoordinatorAnnouncement:
 
 
 @dataclass(frozen=True, slots=True)
-class RunNews:
+class RunUpdate:
     """What a coordinator tells of one run; `page` where it is one of its pages."""
 
     run: str
@@ -68,14 +68,14 @@ class RunNews:
 
 
 @dataclass(frozen=True, slots=True)
-class PassedOn:
+class ForwardedUpdate:
     """What an agent said of a task of one run, from a coordinator that heard it and has another run."""
 
     run: str
     agent: str
 
 
-Address: TypeAlias = AgentUp | AgentDown | CoordinatorAnnouncement | RunNews | PassedOn
+Address: TypeAlias = AgentUp | AgentDown | CoordinatorAnnouncement | RunUpdate | ForwardedUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,9 @@ class Topics:
         """Subscription filter for everything that is told of one run."""
         return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/+"
 
-    def passed_on(self, run: str, agent: str = "+") -> str:
+    def forwarded(self, run: str, agent: str = "+") -> str:
         """Topic on which the coordinator of `run` hears what others heard from `agent`; a filter without it."""
-        return f"{PREFIX}/{self.fleet}/passed/{run}/{agent}"
+        return f"{PREFIX}/{self.fleet}/forwarded/{run}/{agent}"
 
     def every_agent(self, channel: UpChannel) -> str:
         """Subscription filter for one channel of all agents."""
@@ -144,10 +144,10 @@ class Topics:
                 for down in DOWN_CHANNELS:
                     if direction == "down" and channel == down:
                         return AgentDown(agent, down)
-        if topic.startswith(prefix + "passed/"):
+        if topic.startswith(prefix + "forwarded/"):
             parts = topic[len(prefix) :].split("/")
             if len(parts) == 3 and _NAME.match(parts[1]) and _NAME.match(parts[2]):
-                return PassedOn(parts[1], parts[2])
+                return ForwardedUpdate(parts[1], parts[2])
         if topic.startswith(prefix + "coordinator/runs/"):
             news = _run_news(topic[len(prefix) :].split("/"))
             if news is not None:
@@ -155,13 +155,13 @@ class Topics:
         raise ProtocolError(f"topic {topic[:200]!r} is not one of fleet {self.fleet!r}")
 
 
-def _run_news(parts: list[str]) -> RunNews | None:
+def _run_news(parts: list[str]) -> RunUpdate | None:
     if len(parts) != 4 or not _NAME.match(parts[2]):
         return None
     _, _, run, part = parts
     if part == "summary":
-        return RunNews(run, "summary")
+        return RunUpdate(run, "summary")
     if part == "events":
-        return RunNews(run, "events")
+        return RunUpdate(run, "events")
     page = _PAGE.match(part)
-    return RunNews(run, "page", int(page[1])) if page is not None else None
+    return RunUpdate(run, "page", int(page[1])) if page is not None else None

@@ -71,7 +71,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class DoctorContext:
     """What is to be examined."""
 
     state_folder: Path
@@ -84,9 +84,9 @@ class Patient:
     battery: BatteryRule = field(default_factory=BatteryRule)
 
 
-def examine(patient: Patient) -> Iterator[Finding]:
+def run_checks(context: DoctorContext) -> Iterator[Finding]:
     """Every finding, as it is made; none raises."""
-    checks: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+    checks: tuple[Callable[[DoctorContext], Iterator[Finding]], ...] = (
         _check_python,
         _check_runtimes,
         _check_device,
@@ -101,7 +101,7 @@ def examine(patient: Patient) -> Iterator[Finding]:
         _check_broker,
     )
     for check in checks:
-        yield from _guarded(check, patient)
+        yield from _guarded(check, context)
 
 
 def report_line(finding: Finding) -> str:
@@ -121,11 +121,11 @@ def worst(findings: list[Finding]) -> Status:
     return max((finding.status for finding in findings), key=order.index, default="ok")
 
 
-def _guarded(check: Callable[[Patient], Iterator[Finding]], patient: Patient) -> Iterator[Finding]:
+def _guarded(check: Callable[[DoctorContext], Iterator[Finding]], context: DoctorContext) -> Iterator[Finding]:
     """A defect of one check must not hide the findings of the others."""
     name = check.__name__.removeprefix("_check_").replace("_", " ")
     try:
-        yield from check(patient)
+        yield from check(context)
     except FleetnasError as error:
         yield _trouble(name, error)
     except Exception as error:
@@ -139,7 +139,7 @@ def _trouble(name: str, error: FleetnasError) -> Finding:
     return Finding(name, "broken", text, mend)
 
 
-def _check_python(_: Patient) -> Iterator[Finding]:
+def _check_python(_: DoctorContext) -> Iterator[Finding]:
     library, version = platform.libc_ver()
     system = f"{library or 'unknown C library'} {version}".strip()
     text = f"{platform.python_version()}, {_bits()}-bit, {platform.machine()}, {system}"
@@ -183,7 +183,7 @@ def why_no_wheel_fits(library: str, version: str, bits: int, python: tuple[int, 
     return ""
 
 
-def _check_runtimes(_: Patient) -> Iterator[Finding]:
+def _check_runtimes(_: DoctorContext) -> Iterator[Finding]:
     found: list[Finding] = []
     if util.find_spec("onnxruntime") is not None:
         found += _load_runtime("onnxruntime")
@@ -254,7 +254,7 @@ def _distribution(runtime: Literal["onnxruntime", "litert"]) -> str:
     return "tflite-runtime 'numpy<2'" if _bits() == 32 else "ai-edge-litert"
 
 
-def _check_device(_: Patient) -> Iterator[Finding]:
+def _check_device(_: DoctorContext) -> Iterator[Finding]:
     profile = describe_device()
     text = f"{profile.model}, {profile.cores} cores"
     if profile.profile == "unknown":
@@ -263,7 +263,7 @@ def _check_device(_: Patient) -> Iterator[Finding]:
         yield Finding("device", "ok", f"{text}, profile {profile.profile}")
 
 
-def _check_sensors(patient: Patient) -> Iterator[Finding]:
+def _check_sensors(context: DoctorContext) -> Iterator[Finding]:
     sensors = Sensors()
     now = sensors.read()
     if now.temperature_c is None:
@@ -289,7 +289,7 @@ def _check_sensors(patient: Patient) -> Iterator[Finding]:
         yield _power_mode_finding(power_mode(), highest_power_mode())
     meter = sensors.power_meter
     yield Finding("power meter", "ok", meter.source if meter is not None else "none here: no energy is reported")
-    objection = patient.battery.objection(now)
+    objection = context.battery.objection(now)
     if objection:
         yield Finding("battery", "warning", f"the agent would wait: {objection}", objection.rpartition(": ")[2])
     elif now.battery_percent is not None:
@@ -320,7 +320,7 @@ def _power_mode_finding(mode: str | None, highest: PowerMode | None) -> Finding:
     return Finding("power mode", "warning", text, f"sudo nvpmodel -m {highest.number}")
 
 
-def _check_memory(_: Patient) -> Iterator[Finding]:
+def _check_memory(_: DoctorContext) -> Iterator[Finding]:
     free, limit = free_memory_bytes(), read_limits().memory_bytes
     if free is None:
         yield Finding("memory", "warning", "the system does not tell how much is free", "cat /proc/meminfo")
@@ -334,7 +334,7 @@ def _check_memory(_: Patient) -> Iterator[Finding]:
         yield Finding("memory", "ok", f"{free / 1024**2:,.0f} MB free{within}")
 
 
-def _check_processor(_: Patient) -> Iterator[Finding]:
+def _check_processor(_: DoctorContext) -> Iterator[Finding]:
     """Whether this process may use all of it, all the time."""
     limits = read_limits()
     text = f"cores {core_list(limits.cores)} may be used" if limits.cores else "the system does not tell which cores"
@@ -346,16 +346,16 @@ def _check_processor(_: Patient) -> Iterator[Finding]:
     yield Finding("processor", status, f"{text}, with the time of {limits.quota_cores:g} cores", mend)
 
 
-def _check_temporary_files(_: Patient) -> Iterator[Finding]:
+def _check_temporary_files(_: DoctorContext) -> Iterator[Finding]:
     try:
         yield Finding("temporary files", "ok", str(temporary_folder()))
     except FleetnasError as error:
         yield _trouble("temporary files", error)
 
 
-def _check_state_folder(patient: Patient) -> Iterator[Finding]:
-    folder = patient.state_folder
-    closed = unusable_place(StateFolder(folder, patient.fleet, patient.name))
+def _check_state_folder(context: DoctorContext) -> Iterator[Finding]:
+    folder = context.state_folder
+    closed = unusable_place(StateFolder(folder, context.fleet, context.name))
     if closed is not None:
         place, why = closed
         mend = "choose another with --state-dir"
@@ -374,8 +374,8 @@ def _check_state_folder(patient: Patient) -> Iterator[Finding]:
         made = "" if there == folder else " (it will be made)"
         yield Finding("state folder", "ok", f"{folder}{made}, {free / 1e9:,.1f} GB free")
     yield from _service_findings(folder, Installation())
-    for other in stranded(folder, patient.fleet, patient.name):
-        text = f"{other.unacknowledged} results of {other.name} wait here, and this agent is {patient.name}"
+    for other in stranded(folder, context.fleet, context.name):
+        text = f"{other.unacknowledged} results of {other.name} wait here, and this agent is {context.name}"
         yield Finding("results", "warning", text, f"fleetnas-agent run --name {other.name}, once, to deliver them")
 
 
@@ -392,14 +392,14 @@ def _service_findings(state_folder: Path, installation: Installation) -> Iterato
     )
 
 
-def _check_settings(patient: Patient) -> Iterator[Finding]:
+def _check_settings(context: DoctorContext) -> Iterator[Finding]:
     """Each is tried in a child like that of `run`."""
-    engines = StateFolder(patient.state_folder, patient.fleet, patient.name).engines
-    worker = Worker(child_command(default_host_lock_path(), patient.memory_limit_bytes, engines))
+    engines = StateFolder(context.state_folder, context.fleet, context.name).engines
+    worker = Worker(child_command(default_host_lock_path(), context.memory_limit_bytes, engines))
     limits = read_limits()
     devices: dict[DeviceProfile | None, str] = {}
     try:
-        for setting in patient.settings:
+        for setting in context.settings:
             reply = _probe(worker, setting)
             if not isinstance(reply, ProbedReply):
                 worker.kill()
@@ -423,7 +423,7 @@ def _check_settings(patient: Patient) -> Iterator[Finding]:
         yield Finding("settings", "broken", text, "start one agent per device, each with a --name")
 
 
-def _check_host_lock(_: Patient) -> Iterator[Finding]:
+def _check_host_lock(_: DoctorContext) -> Iterator[Finding]:
     path = default_host_lock_path()
     waiting: list[str] = []
 
@@ -445,7 +445,7 @@ def _check_host_lock(_: Patient) -> Iterator[Finding]:
     yield Finding("host lock", "ok", f"{path}{''.join(waiting)}")
 
 
-def _check_clock(_: Patient) -> Iterator[Finding]:
+def _check_clock(_: DoctorContext) -> Iterator[Finding]:
     if time.time() < _PLAUSIBLE_UNIX_S:
         text = f"says {time.strftime('%Y-%m-%d')}: times of measurements will be wrong, TLS certificates may be refused"
         yield Finding("clock", "warning", text, "sudo timedatectl set-ntp true")
@@ -453,8 +453,8 @@ def _check_clock(_: Patient) -> Iterator[Finding]:
         yield Finding("clock", "ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
 
 
-def _check_broker(patient: Patient) -> Iterator[Finding]:
-    broker = patient.broker
+def _check_broker(context: DoctorContext) -> Iterator[Finding]:
+    broker = context.broker
     if broker is None:
         yield Finding("broker", "warning", "not tested", "fleetnas-agent doctor --broker HOST:PORT")
         return
@@ -472,12 +472,12 @@ def _check_broker(patient: Patient) -> Iterator[Finding]:
         yield Finding("broker port", "broken", f"{broker} does not answer: {error}", mend)
         return
     yield Finding("broker port", "ok", f"{broker} answers")
-    yield from _round_trip(patient, broker)
+    yield from _round_trip(context, broker)
 
 
-def _round_trip(patient: Patient, broker: BrokerAddress) -> Iterator[Finding]:
+def _round_trip(context: DoctorContext, broker: BrokerAddress) -> Iterator[Finding]:
     """Log in, and send ourselves a state of session 0, which counts for nothing."""
-    topic = Topics(patient.fleet).up(patient.name, "state")
+    topic = Topics(context.fleet).up(context.name, "state")
     instance = os.urandom(8).hex()
     transport = MqttTransport(broker, f"fleetnas-doctor-{instance}")
     transport.subscribe(topic)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class AgentStatus:
     """One agent's state folder."""
 
     fleet: str
@@ -24,22 +24,22 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class HostStanding:
+class HostStatus:
     """Everything under one state folder."""
 
-    agents: tuple[Standing, ...]
+    agents: tuple[AgentStatus, ...]
     blobs: int
     blob_bytes: int
 
 
-def host_standing(root: Path) -> HostStanding:
+def host_standing(root: Path) -> HostStatus:
     """What lies under `root`; an empty standing where there is nothing."""
     agents = tuple(_agent_standing(session.parent) for session in sorted(root.glob("fleets/*/*/session")))
     sizes = [path.stat().st_size for path in root.glob("blobs/*")]
-    return HostStanding(agents, len(sizes), sum(sizes))
+    return HostStatus(agents, len(sizes), sum(sizes))
 
 
-def standing_lines(standing: HostStanding) -> list[str]:
+def standing_lines(standing: HostStatus) -> list[str]:
     """For people."""
     lines = []
     for agent in standing.agents:
@@ -51,9 +51,9 @@ def standing_lines(standing: HostStanding) -> list[str]:
     return [*lines, f"cache: {standing.blobs} blobs, {standing.blob_bytes / 1e6:,.1f} MB"]
 
 
-def _agent_standing(folder: Path) -> Standing:
+def _agent_standing(folder: Path) -> AgentStatus:
     pending, delivered = _counts(folder / "outbox.sqlite")
-    return Standing(
+    return AgentStatus(
         fleet=folder.parent.name,
         name=folder.name,
         running=_is_locked(folder / "session"),

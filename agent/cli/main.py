@@ -261,7 +261,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from fleetnas.agent.cli.doctor import Patient, examine, report_line, report_object, worst
+    from fleetnas.agent.cli.doctor import DoctorContext, report_line, report_object, run_checks, worst
     from fleetnas.agent.service.own_name import own_name
     from fleetnas.agent.transfer.mirror import mirror_policy
 
@@ -269,7 +269,7 @@ def _doctor(options: argparse.Namespace) -> int:
     check_log_level(options.log_level)
     mirror_policy(options.bundle_mirrors, signed=bool(trusted_keys(options)))
     state_folder = options.state_dir or default_state_folder()
-    patient = Patient(
+    context = DoctorContext(
         state_folder=state_folder,
         fleet=Topics(options.fleet).fleet,
         name=check_name(options.name or own_name(state_folder, options.fleet), "agent name"),
@@ -279,7 +279,7 @@ def _doctor(options: argparse.Namespace) -> int:
         battery=_battery_rule(options),
     )
     findings = []
-    for finding in examine(patient):
+    for finding in run_checks(context):
         findings.append(finding)
         if not options.json:
             sys.stdout.write(report_line(finding) + "\n")

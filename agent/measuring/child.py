@@ -47,7 +47,7 @@ _OUT_OF_MEMORY_TEXTS = ("bad_alloc", "bad allocation", "failed to allocate", "ou
 
 
 def serve(
-    orders: IO[bytes], replies: IO[bytes], lock_path: Path, carry_out: CarryOut, wait_s: float = MAX_WAIT_S
+    orders: IO[bytes], replies: IO[bytes], lock_path: Path, execute: CarryOut, wait_s: float = MAX_WAIT_S
 ) -> None:
     """Answer orders until their stream ends, holding the host's lock during each.
 
@@ -68,7 +68,7 @@ def serve(
             waiting = PhaseReply(phase="waiting", detail=f"for the lock {path}, which another process holds")
             with hold_host_lock(path, partial(write, waiting), wait_s):
                 say("building", 0.0)
-                reply = carry_out(order, say)
+                reply = execute(order, say)
         except HostLockBusyError as error:
             reply = UnreadyReply(reason=str(error))
         except Exception as error:
@@ -109,12 +109,12 @@ def main() -> None:
     os.umask(0o077)
     _limit_memory(arguments.memory_limit)
     orders, replies = claim_pipes()
-    from fleetnas.agent.measuring.order_executor import Workbench
+    from fleetnas.agent.measuring.order_executor import OrderExecutor
 
     def report(reply: LoadedReply | WindowReply) -> None:
         write_frame(replies, reply.model_dump_json().encode())
 
-    serve(orders, replies, arguments.lock, Workbench(engine_folder=arguments.engines, report=report).carry_out)
+    serve(orders, replies, arguments.lock, OrderExecutor(engine_folder=arguments.engines, report=report).execute)
 
 
 def claim_pipes() -> tuple[IO[bytes], IO[bytes]]:

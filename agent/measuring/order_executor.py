@@ -46,7 +46,7 @@ Say = Callable[[Phase, float], None]
 _PROGRESS_EVERY_S = 2.0
 
 
-class Workbench:
+class OrderExecutor:
     """Carries out orders, one after the other."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Workbench:
         self._bundle: tuple[str, SupernetBundle] | None = None
         self._references = References()
 
-    def carry_out(self, order: Order, say: Say) -> Reply:
+    def execute(self, order: Order, say: Say) -> Reply:
         """The reply to one order; raises what keeps it from being carried out."""
         # A phone's cores are not this host's: its own runtime pins to them.
         self._pin(() if order.setting.runtime == "adb" else order.setting.affinity)

@@ -23,7 +23,7 @@ _STUBBORN = 3
 Action = Literal["ignore", "announce", "give_way"]
 
 
-class Presence:
+class NameClaim:
     """Decides between agents of one name; exactly one of them stays."""
 
     def __init__(self, identity: Identity) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fleetnas.agent.cli.host_status import Standing, host_standing
+from fleetnas.agent.cli.host_status import AgentStatus, host_standing
 from fleetnas.agent.host.device_files import text
 from fleetnas.fleet_protocol.messages import Identifier
 
@@ -64,23 +64,23 @@ def remember_name(state: Path, name: str, root: Path = Path("/")) -> None:
             "the host is called %s and this agent stays %s, under which its results are kept; --name %s changes that",
             *(host_name(), name, host_name()),
         )
-    remembered = _Remembered(name=name, board=_board(root))
-    if _read(state) == remembered:
+    cached = _Remembered(name=name, board=_board(root))
+    if _read(state) == cached:
         return
     temporary = _file(state).with_suffix(f".{os.getpid()}")
     with contextlib.suppress(OSError):
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_text(remembered.model_dump_json())
+        temporary.write_text(cached.model_dump_json())
         os.replace(temporary, _file(state))
 
 
-def stranded(state: Path, fleet: str, name: str) -> list[Standing]:
+def stranded(state: Path, fleet: str, name: str) -> list[AgentStatus]:
     """Other agents of this state folder and fleet whose results wait while they do not run."""
     agents = host_standing(state).agents
     return [agent for agent in agents if agent.fleet == fleet and agent.name != name and _is_stranded(agent)]
 
 
-def _is_stranded(agent: Standing) -> bool:
+def _is_stranded(agent: AgentStatus) -> bool:
     return bool(agent.unacknowledged) and not agent.running
 
 

@@ -25,7 +25,7 @@ from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.own_name import stranded
 from fleetnas.agent.service.service import AgentService, last_will
 from fleetnas.agent.service.state_folder import StateFolder
-from fleetnas.agent.service.task_runner import Equipment
+from fleetnas.agent.service.task_runner import RunResources
 from fleetnas.agent.transfer.blobs import DEFAULT_CACHE_BYTES, BlobCache, limit_partials
 from fleetnas.agent.transfer.mirror import MirrorPolicy, Mirrors
 from fleetnas.fleet_protocol.errors import BrokerUnreachableError
@@ -128,7 +128,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
             info=info,
             transport=make_transport(client_id, last_will(topics, identity)),
             outbox=outbox,
-            equipment=Equipment(
+            resources=RunResources(
                 BlobCache(folder.blobs, options.cache_bytes),
                 folder.partial,
                 worker,

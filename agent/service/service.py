@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.service.identity import Identity
-from fleetnas.agent.service.name_claim import Presence
+from fleetnas.agent.service.name_claim import NameClaim
 from fleetnas.agent.service.outbox import Outbox
-from fleetnas.agent.service.task_runner import Equipment, Outcome, PausableDeadline, QueuedTask, TaskRun
+from fleetnas.agent.service.task_runner import Outcome, PausableDeadline, QueuedTask, RunResources, TaskRunner
 from fleetnas.fleet_protocol.codec import decode, decode_chunk, decode_task, encode
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import (
@@ -34,17 +34,17 @@ from fleetnas.fleet_protocol.messages import (
     Conditions,
     CoordinatorState,
     Failed,
-    Health,
+    Heartbeat,
+    Inventory,
     MeasureTask,
     Message,
-    Next,
     Phase,
     Progress,
     Rejected,
     Task,
     TaskKey,
 )
-from fleetnas.fleet_protocol.rate_limited_log import Refusals
+from fleetnas.fleet_protocol.rate_limited_log import RateLimitedLog
 from fleetnas.fleet_protocol.security.signing import OrderVerifier
 from fleetnas.fleet_protocol.topics import AgentDown, AgentUp, CoordinatorAnnouncement, Topics, UpChannel
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Received, Transport, TransportEvent, Will
@@ -89,7 +89,7 @@ class AgentService:
         info: AgentInfo,
         transport: Transport,
         outbox: Outbox,
-        equipment: Equipment,
+        resources: RunResources,
         sensors: Sensors,
         clock: Callable[[], float],
         verifier: OrderVerifier | None = None,
@@ -100,14 +100,14 @@ class AgentService:
         self._info = info
         self._transport = transport
         self._outbox = outbox
-        self._equipment = equipment
+        self._resources = resources
         self._sensors = sensors
         self._clock = clock
         self._verifier = verifier
-        self._refusals = Refusals(_log.warning, clock)
-        self._presence = Presence(identity)
+        self._refusals = RateLimitedLog(_log.warning, clock)
+        self._name_claim = NameClaim(identity)
         self._queue: deque[QueuedTask] = deque()
-        self._run: TaskRun | None = None
+        self._run: TaskRunner | None = None
         self._rests_for = ""
         #: Results that the disk did not take: sent like the others, and lost only with the process.
         self._unsaved: dict[TaskKey, bytes] = {}
@@ -141,7 +141,7 @@ class AgentService:
 
     @property
     def _serving(self) -> bool:
-        return self._connected and self._presence.settled
+        return self._connected and self._name_claim.settled
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
@@ -165,7 +165,7 @@ class AgentService:
         if now - self._health_at >= HEALTH_EVERY_S:
             self._health_at = now
             self._send_health(now)
-        if self._connected and self._presence.due(now):
+        if self._connected and self._name_claim.due(now):
             self._take_the_name()
         if self._serving:
             if now - self._announced_at >= self._announce_again_s:
@@ -186,7 +186,7 @@ class AgentService:
             self._announce_state("leaving")
         _log.info("stopping; %d tasks handed back, %d results kept to be delivered", len(held), len(self._sent))
         self._transport.close()
-        self._equipment.measurer.close()
+        self._resources.measurer.close()
 
     # -- events ------------------------------------------------------------------------------------------------
 
@@ -221,13 +221,13 @@ class AgentService:
     def _on_connected(self) -> None:
         now = self._clock()
         self._connected = True
-        self._presence.connected(now)
+        self._name_claim.connected(now)
         _log.info("connected to the broker as %s, session %d", self._identity.name, self._identity.session)
         # First make sure that the name is ours alone.
-        self._publish("state", self._presence.question)
+        self._publish("state", self._name_claim.question)
 
     def _take_the_name(self) -> None:
-        self._presence.settled = True
+        self._name_claim.settled = True
         self._announce_again_s = RESEND_EVERY_S
         self._announce()
         if self._run is not None:
@@ -240,8 +240,8 @@ class AgentService:
             self._on_coordinator(decode(CoordinatorState, message.payload), retained=message.retained)
         elif isinstance(address, AgentUp):
             self._on_own_state(decode(AgentState, message.payload), retained=message.retained)
-        elif not self._presence.settled:
-            return  # it may be another's of this name; if it is ours, it comes again after `Next`
+        elif not self._name_claim.settled:
+            return  # it may be another's of this name; if it is ours, it comes again after `Inventory`
         elif isinstance(address, AgentDown) and address.channel == "task":
             task = self._read_order(message.payload)
             if task is None or not self._trusted(task, message.payload):
@@ -302,8 +302,8 @@ class AgentService:
             self._send_next()
 
     def _on_own_state(self, state: AgentState, *, retained: bool) -> None:
-        action = self._presence.hear(state, retained=retained, now=self._clock())
-        if action == "announce" and self._presence.settled:
+        action = self._name_claim.hear(state, retained=retained, now=self._clock())
+        if action == "announce" and self._name_claim.settled:
             self._announce()
         elif action == "announce":
             self._take_the_name()
@@ -375,7 +375,7 @@ class AgentService:
             def ask(request: BlobRequest) -> None:
                 self._publish("blob", request)
 
-            self._run = TaskRun(queued, self._equipment, ask, say)
+            self._run = TaskRunner(queued, self._resources, ask, say)
             self._rests_for = ""
         if self._run is None:
             self._idle(self._clock())
@@ -399,7 +399,7 @@ class AgentService:
         if now - self._idle_since >= SAY_READY_S and self._state is not None and self._state.state == "busy":
             self._announce_state("ready")
         if now - self._idle_since >= KEEP_CHILD_S:
-            self._equipment.measurer.close()
+            self._resources.measurer.close()
             self._idle_since = float("inf")
 
     def _finish(self, outcome: Outcome) -> None:
@@ -463,12 +463,12 @@ class AgentService:
         if not self._serving:
             return
         self._publish(
-            "next",
-            Next(
+            "inventory",
+            Inventory(
                 session=self._identity.session,
                 running=self._run.task.task if self._run is not None else None,
                 queued=tuple(queued.task.task for queued in self._queue),
-                holding=tuple(self._sent),
+                unacknowledged=tuple(self._sent),
             ),
         )
         self._sent = dict.fromkeys(self._sent, _UNSENT)
@@ -496,10 +496,10 @@ class AgentService:
         # Beside a measurement, which reads them itself, sensors would disturb it; and they are not those of a phone.
         if self._run is None and not self._drives_a_phone:
             self._conditions = self._sensors.read()
-            self._equipment.speed.saw(self._conditions)
+            self._resources.speed.saw(self._conditions)
         self._publish(
-            "health",
-            Health(
+            "heartbeat",
+            Heartbeat(
                 session=self._identity.session,
                 uptime_s=max(0.0, now - self._started_at),
                 conditions=self._conditions,

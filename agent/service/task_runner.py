@@ -89,7 +89,7 @@ class QueuedTask:
 
 
 @dataclass
-class Equipment:
+class RunResources:
     """What the runs of an agent share: its cache, its child, its memory of the device's speed."""
 
     cache: BlobCache
@@ -101,19 +101,19 @@ class Equipment:
     mirrors: Mirrors = field(default_factory=Mirrors)
 
 
-class TaskRun:
+class TaskRunner:
     """A task being worked on. `step` until it returns an outcome."""
 
     def __init__(
         self,
         queued: QueuedTask,
-        equipment: Equipment,
+        resources: RunResources,
         send_request: Callable[[BlobRequest], None],
         say: Callable[[Phase, float], None],
     ) -> None:
         self.task = queued.task
         self._deadline = queued.deadline
-        self._equipment = equipment
+        self._resources = resources
         self._send_request = send_request
         self._say = say
         self._wanted = [self.task.bundle] + ([self.task.calibration] if self.task.calibration else [])
@@ -143,7 +143,7 @@ class TaskRun:
         if self._deadline.left_s(now) <= 0:
             return self._expire(now)
         if self._measuring:
-            reply = self._equipment.measurer.poll(timeout_s)
+            reply = self._resources.measurer.poll(timeout_s)
             if reply is None:
                 if self._phase == "waiting":
                     self._tell("waiting", self._fraction, now)
@@ -184,14 +184,14 @@ class TaskRun:
         if isinstance(self._fetch, MirrorFetch):
             self._fetch.stop()
         if self._measuring:
-            self._equipment.measurer.kill()
+            self._resources.measurer.kill()
             self._measuring = False
 
     # -- fetching ----------------------------------------------------------------------------------------------
 
     def _fetch_next(self, now: float) -> bool:
         """Whether every blob is here; goes on fetching the first that is not."""
-        cache = self._equipment.cache
+        cache = self._resources.cache
         for blob in self._wanted:
             if cache.find(blob.sha256) is None:
                 self._go_on_fetching(blob, now)
@@ -207,20 +207,20 @@ class TaskRun:
             file = self._fetch.step(now)
         except MirrorError as error:
             assert isinstance(self._fetch, MirrorFetch)
-            self._equipment.mirrors.give_up(self._fetch.mirror, str(error), now)
+            self._resources.mirrors.give_up(self._fetch.mirror, str(error), now)
             self._fetch = None  # what came of it is kept, and the rest asked of the coordinator
             return
         self._tell("fetching", self._fetch.fraction, now)
         if file is not None:
             try:
-                self._equipment.cache.add(blob.sha256, file)
+                self._resources.cache.add(blob.sha256, file)
             except OSError as error:
                 raise BundleError(f"the cache cannot be written ({error}); check --state-dir") from error
             self._fetch = None
 
     def _make_room(self, blob: BlobReference) -> None:
         """Room for a blob, and for what is here of it; other blobs on their way in are given up for it."""
-        cache, partials = self._equipment.cache, self._equipment.partial_folder
+        cache, partials = self._resources.cache, self._resources.partial_folder
         keep = [wanted.sha256 for wanted in self._wanted]
         limit_partials(partials, keep, cache.max_bytes)
         try:
@@ -230,18 +230,18 @@ class TaskRun:
             cache.make_room(blob.size, keep)
 
     def _begin_fetching(self, blob: BlobReference, now: float) -> BlobFetch | MirrorFetch:
-        partial = partial_file(self._equipment.partial_folder, blob.sha256)
+        partial = partial_file(self._resources.partial_folder, blob.sha256)
         mirror = self.task.mirror if blob == self.task.bundle else None
-        fetch = self._equipment.mirrors.begin(mirror, blob, partial, now)
+        fetch = self._resources.mirrors.begin(mirror, blob, partial, now)
         return fetch or BlobFetch(blob, partial, self._send_request)
 
     # -- measuring ---------------------------------------------------------------------------------------------
 
     def _submit(self, now: float) -> None:
-        task, cache = self.task, self._equipment.cache
+        task, cache = self.task, self._resources.cache
         bundle = cache.find(task.bundle.sha256)
         calibration = cache.find(task.calibration.sha256) if task.calibration else None
-        self._equipment.measurer.submit(
+        self._resources.measurer.submit(
             MeasureOrder(
                 bundle_path=str(bundle),
                 bundle_sha256=task.bundle.sha256,
@@ -250,8 +250,8 @@ class TaskRun:
                 calibration_sha256=task.calibration.sha256 if task.calibration else None,
                 setting=task.setting,
                 protocol=task.protocol,
-                references=self._equipment.speed.order(task, now, may_wait=self._may_wait(now)),
-                battery=self._equipment.battery,
+                references=self._resources.speed.order(task, now, may_wait=self._may_wait(now)),
+                battery=self._resources.battery,
             )
         )
         self._deadline.resume(now)
@@ -261,7 +261,7 @@ class TaskRun:
     def _may_wait(self, now: float) -> bool:
         """Whether a slow or warm device is waited for; the time for that begins with the first look at it."""
         if self._wait_ends is None:
-            self._wait_ends = now + self._equipment.speed.patience_s(self.task)
+            self._wait_ends = now + self._resources.speed.patience_s(self.task)
         return now < self._wait_ends
 
     def _take(self, reply: Reply, now: float) -> Outcome | None:
@@ -270,7 +270,7 @@ class TaskRun:
             return None
         self._measuring = False
         if isinstance(reply, SlowReply):
-            self._equipment.speed.saw_slow(self.task, reply, now, self._unix_s())
+            self._resources.speed.saw_slow(self.task, reply, now, self._unix_s())
             self._wait(now)
             return None
         self._deadline.resume(now)
@@ -283,9 +283,9 @@ class TaskRun:
         if isinstance(reply, FailedReply):
             if reply.reason == "bundle":
                 for blob in self._wanted:  # the next attempt fetches afresh
-                    self._equipment.cache.discard(blob.sha256)
+                    self._resources.cache.discard(blob.sha256)
             if reply.reason == "out_of_memory":  # perhaps for the references: the next attempt loads fewer
-                self._equipment.speed.ran_out_of_memory(self.task)
+                self._resources.speed.ran_out_of_memory(self.task)
             return self._failed(reply.reason, reply.detail)
         assert isinstance(reply, ProbedReply)
         return self._failed("bad_output", "the measuring child answered another order than this task's")
@@ -313,12 +313,12 @@ class TaskRun:
         if reply.paired is None:
             return self._failed("bad_output", "the measuring child measured without the references it was given")
         ended_unix_s = self._unix_s()
-        verdict = self._equipment.speed.judge(self.task, reply, reply.paired, now, ended_unix_s)
+        verdict = self._resources.speed.judge(self.task, reply, reply.paired, now, ended_unix_s)
         return self._result(reply, reply.paired, verdict, ended_unix_s)
 
     def _unix_s(self) -> float:
         """The wall clock; a clock that is beyond every calendar is no reason to lose a result."""
-        return min(max(0.0, self._equipment.wall_clock()), LATEST_UNIX_S)
+        return min(max(0.0, self._resources.wall_clock()), LATEST_UNIX_S)
 
     def _rest(self, reason: str, now: float) -> None:
         """Wait for the battery, for as long as it takes: the task's time stands still."""
@@ -355,7 +355,7 @@ class TaskRun:
                 undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
                 reference=paired.reference,
                 reference_ms=paired.reference_ms,
-                levels_ms=self._equipment.speed.levels_ms(self.task),
+                levels_ms=self._resources.speed.levels_ms(self.task),
                 condition=self.task.condition,
                 regime_unix_s=verdict.regime_unix_s,
                 times_us=timing.times_us,
@@ -383,7 +383,7 @@ class TaskRun:
             return self._failed("timeout", f"{limit} during the measurement; the measuring child was killed")
         if self._fetch is not None:
             if isinstance(self._fetch, MirrorFetch):
-                self._equipment.mirrors.give_up(self._fetch.mirror, f"slower than {self.task.deadline_s:g} s", now)
+                self._resources.mirrors.give_up(self._fetch.mirror, f"slower than {self.task.deadline_s:g} s", now)
             here = f"{self._fetch.received_bytes:,} of {self._fetch.blob.size:,} bytes"
             return Rejected(task=self.task.task, reason="expired", detail=f"{limit} with {here} fetched")
         return Rejected(task=self.task.task, reason="expired", detail=f"{limit} before the measurement began")

@@ -22,25 +22,25 @@ from fleetnas.coordinator.campaign.campaign import Campaign, CampaignIdentity
 from fleetnas.coordinator.campaign.resumption import take_up
 from fleetnas.coordinator.campaign.setting_run import one_line
 from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
-from fleetnas.coordinator.campaign.winner_builder import BundleModels, CalibratedModel, WinnerModels
-from fleetnas.coordinator.fleet.agent_link import FleetWire, Sharing, coordinator_will
+from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, CalibratedModel, WinnerBuilder
+from fleetnas.coordinator.fleet.agent_link import AgentLink, Sharing, coordinator_will
 from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S, BlobServer
 from fleetnas.coordinator.fleet.message_budget import MessageBudget
 from fleetnas.coordinator.monitoring.metrics import Metrics
-from fleetnas.coordinator.monitoring.publisher import Broadcast
-from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.monitoring.publisher import Publisher
+from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings, settings_of
 from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord
-from fleetnas.coordinator.report.artifacts import REPORT_FILE, RESULTS_FILE, TakeHome
+from fleetnas.coordinator.report.artifacts import REPORT_FILE, RESULTS_FILE, ArtifactFolder
 from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.search.blas import single_threaded_blas
-from fleetnas.coordinator.search.problem import PredictedAccuracy, RememberedAccuracy
+from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import StoredPriors
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
-from fleetnas.coordinator.tuning.initial_design import Opening
-from fleetnas.coordinator.tuning.shared_archive import FleetSearch
-from fleetnas.coordinator.tuning.target_solver import BundleSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.coordinator.tuning.shared_archive import SharedArchive
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.coordinator.view.view import View
 from fleetnas.fleet_protocol.errors import (
     FleetnasError,
@@ -50,12 +50,12 @@ from fleetnas.fleet_protocol.errors import (
     UsageError,
 )
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
-from fleetnas.fleet_protocol.rate_limited_log import Refusals
+from fleetnas.fleet_protocol.rate_limited_log import RateLimitedLog
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.base import BrokerAddress, take_events
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
-from fleetnas.fleet_protocol.transports.mqtt_process import NetworkProcess
+from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.evaluation.images import ImageSource, open_images
@@ -117,8 +117,8 @@ class RunningSearch:
     settings: RunSettings
     campaign: Campaign
     store: MeasurementStore
-    models: WinnerModels
-    transport: NetworkProcess | MqttTransport | LocalTransport
+    models: WinnerBuilder
+    transport: MqttProcess | MqttTransport | LocalTransport
     executor: ThreadPoolExecutor
     view: View = field(repr=False)
     results: ResultsWriter | None = None
@@ -137,7 +137,7 @@ class RunningSearch:
         except KeyboardInterrupt:
             self.campaign.stop()
             self._mark_interrupted()
-            self._write_take_home()
+            self._write_artifacts()
             return "interrupted"
         except BaseException:
             self._mark_interrupted()
@@ -145,7 +145,7 @@ class RunningSearch:
         finally:
             self.view.update(snapshot_of(self.campaign, time.time()))
         try:
-            return self.campaign.finish(self._write_take_home)
+            return self.campaign.finish(self._write_artifacts)
         except ResultsError:
             self._mark_interrupted()
             raise
@@ -179,14 +179,14 @@ class RunningSearch:
                 # The picture of a large fleet must not cost more than the fleet itself.
                 show_at_s = began_s + max(_VIEW_EVERY_S, _VIEW_SHARE * took_s)
 
-    def _write_take_home(self) -> str | None:
+    def _write_artifacts(self) -> str | None:
         if self.settings.out is None:
             return None
         if self.results is not None:
             self.results.close()
         out = Path(self.settings.out)
         try:
-            remarks = write_take_home(self.store, self.run_id, out, self.models)
+            remarks = write_artifacts(self.store, self.run_id, out, self.models)
         except OSError as error:
             raise ResultsError(
                 f"the results of run {self.run_id} could not be written ({reason_of(error)}); each file that is in "
@@ -204,7 +204,7 @@ def open_search(
     request: SearchRequest,
     make_view: Callable[[], View],
     store: MeasurementStore,
-    models: WinnerModels | None = None,
+    models: WinnerBuilder | None = None,
     image_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RunningSearch:
     """Check all that can be checked before anything is measured, and connect.
@@ -233,11 +233,11 @@ def open_search(
     calibration, evaluation = image_sources(
         bundle, _path(settings.calibration_images), _path(settings.evaluation_images), image_progress
     )
-    models = models or BundleModels(bundle, calibration, evaluation)
-    thorough = BundleSearch(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
-    search = FleetSearch(thorough, bundle.space, accuracy, plan.bounds)
+    models = models or BundleWinnerBuilder(bundle, calibration, evaluation)
+    thorough = BundleTargetSolver(bundle.space, accuracy, plan.strategy, bounds=plan.bounds)
+    search = SharedArchive(thorough, bundle.space, accuracy, plan.bounds)
     search.expect(max(plan.wait_for, len(plan.devices)))
-    remembered = RememberedAccuracy(accuracy)
+    cached = CachedAccuracy(accuracy)
     created_unix_s = resumed.created_unix_s if resumed is not None else time.time()
     campaign_log: list[Callable[[str], None]] = []
     early: list[str] = []
@@ -249,16 +249,18 @@ def open_search(
     if plan.prior == "learned":
         with single_threaded_blas():  # of matrices this small, more threads take longer
             priors = StoredPriors(store, bundle.space, created_unix_s, without=plan.prior_without, note=note)
-    openings: dict[int, Opening] = {}
+    openings: dict[int, InitialDesign] = {}
 
-    def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
+    def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
         search.join()
         prior = priors.prior(info.profile, setting, info.agent) if priors is not None else None
         if id(prior) not in openings:
             count = min(plan.spread, plan.budget)
-            openings[id(prior)] = Opening(bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds)
-        return DeviceSearch(
-            bundle.space, remembered, targets, search, budget=plan.budget, seed=plan.seed, opening=openings[id(prior)]
+            openings[id(prior)] = InitialDesign(
+                bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds
+            )
+        return DeviceTuner(
+            bundle.space, cached, targets, search, budget=plan.budget, seed=plan.seed, opening=openings[id(prior)]
         )
 
     run_id = resumed.run_id if resumed is not None else new_run_id()
@@ -267,19 +269,19 @@ def open_search(
     transport = _transport(request, store.devices(run_id) if resumed is not None else [], topics, session)
     key = request.signing_key
     signer = OrderSigner(key, request.fleet, round(time.time() * 1e6)) if key is not None else None
-    refusals = Refusals(note, time.monotonic)
+    refusals = RateLimitedLog(note, time.monotonic)
     sharing = Sharing.of(run_id, key) if request.share else None
-    wire = FleetWire(transport, topics, session, refusals, signer, sharing, MessageBudget(time.monotonic, refusals))
+    link = AgentLink(transport, topics, session, refusals, signer, sharing, MessageBudget(time.monotonic, refusals))
     blobs = BlobServer(
-        wire.send_chunk, rate_bytes_per_s=request.bundle_rate_bytes_per_s, at_once=request.bundles_at_once
+        link.send_chunk, rate_bytes_per_s=request.bundle_rate_bytes_per_s, at_once=request.bundles_at_once
     )
     reference = blobs.add_file(bundle.path, bundle.sha256)
     metrics = Metrics(*request.metrics) if request.metrics is not None else None
     views: list[View] = [make_view(), *([metrics] if metrics is not None else [])]
     if request.local is None:
-        wire.news = Broadcast(transport, topics, run_id, time.monotonic)
-        views.append(wire.news)
-    view = Audience(views)
+        link.news = Publisher(transport, topics, run_id, time.monotonic)
+        views.append(link.news)
+    view = ViewGroup(views)
     executor = ThreadPoolExecutor(
         max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)),
         thread_name_prefix="search",
@@ -288,7 +290,7 @@ def open_search(
     campaign = Campaign(
         CampaignIdentity(run_id, bundle.path.name, reference, request.mirror),
         plan,
-        wire=wire,
+        link=link,
         blobs=blobs,
         store=store,
         models=models,
@@ -319,26 +321,26 @@ def open_search(
     if settings.out is not None and not store.in_memory:
         out = Path(settings.out)
         results = ResultsWriter(
-            lambda: write_take_home(store, run_id, out, models, report=False), campaign.note, time.monotonic
+            lambda: write_artifacts(store, run_id, out, models, report=False), campaign.note, time.monotonic
         )
     return RunningSearch(run_id, settings, campaign, store, models, transport, executor, view, results)
 
 
 def _transport(
     request: SearchRequest, stored: list[DeviceRecord], topics: Topics, session: int
-) -> NetworkProcess | MqttTransport | LocalTransport:
+) -> MqttProcess | MqttTransport | LocalTransport:
     client_id, will = f"coordinator-{secrets.token_hex(4)}", coordinator_will(topics, session)
     if request.local is not None:
         return LocalTransport(request.local.agent_options(stored), client_id, will)
     if request.broker is None:
         raise UsageError("where the devices are must be said: a broker, or this device alone (--local)")
     # Tasks that nobody takes in time expire at a broker that speaks MQTT 5; agents need 3.1.1 alone.
-    kind = NetworkProcess if os.name == "posix" else MqttTransport
+    kind = MqttProcess if os.name == "posix" else MqttTransport
     return kind(request.broker, client_id, will, prefer_five=True)
 
 
-def write_take_home(
-    store: MeasurementStore, run_id: str, directory: Path, models: WinnerModels, *, report: bool = True
+def write_artifacts(
+    store: MeasurementStore, run_id: str, directory: Path, models: WinnerBuilder, *, report: bool = True
 ) -> list[str]:
     """Write a stored run's results, measurements and winners' files, built again from their stored statistics.
 
@@ -346,7 +348,7 @@ def write_take_home(
     left out: a winner's file, the report. `OSError` where the folder cannot be written.
     """
     outcome = outcome_of(store, run_id)
-    take_home = TakeHome(directory)
+    artifacts = ArtifactFolder(directory)
     remarks = []
     verified = {
         (task.device, task.setting_label, task.architecture.fingerprint): task
@@ -361,8 +363,8 @@ def write_take_home(
                 task = verified[device.device, device.setting.label, target.architecture.fingerprint]
                 assert task.model_sha256 is not None
                 model = CalibratedModel(target.architecture, device.setting, task.model_sha256, task.calibration)
-                if not take_home.has_winner(device, target):
-                    take_home.add_winner(device, target, models.file(model))
+                if not artifacts.has_winner(device, target):
+                    artifacts.add_winner(device, target, models.file(model))
             except OSError:  # of the disk, and so of every device
                 raise
             except Exception as error:
@@ -370,7 +372,7 @@ def write_take_home(
                 if not isinstance(error, FleetnasError):
                     _log.error("%s", what, exc_info=error)
                 remarks.append(f"{what}: {one_line(error)}")
-    take_home.write(outcome)
+    artifacts.write(outcome)
     if report:
         try:
             write_report(directory)
@@ -390,9 +392,9 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def stored_models(settings: RunSettings) -> BundleModels:
+def stored_models(settings: RunSettings) -> BundleWinnerBuilder:
     """Winners' files of a stored run, for as long as its bundle is where it was."""
-    return BundleModels(SupernetBundle.open(settings.supernet_path), None, None)
+    return BundleWinnerBuilder(SupernetBundle.open(settings.supernet_path), None, None)
 
 
 def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:

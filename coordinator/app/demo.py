@@ -42,7 +42,7 @@ class AgentProcess:
 def run_demo(directory: Path, run_search: Callable[[SearchRequest], int], seed: int = 0) -> int:
     """Export the built-in supernet, start broker and agents, search; returns the search's exit code.
 
-    Everything it writes is under `directory`: the take-home in it, the rest in `demo/`.
+    Everything it writes is under `directory`: the artifacts in it, the rest in `demo/`.
     """
     check_folder("--out", directory)
     work = directory / "demo"

@@ -16,23 +16,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fleetnas.coordinator.campaign import standing
-from fleetnas.coordinator.campaign.event_emitter import Announcer
-from fleetnas.coordinator.campaign.planning_pool import Planner
-from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingTrack, TrackTask, one_line
-from fleetnas.coordinator.campaign.task_dispatcher import LEASE_SLACK_S, TaskDesk
-from fleetnas.coordinator.campaign.winner_builder import WinnerModels
-from fleetnas.coordinator.fleet.agent_link import FleetWire
+from fleetnas.coordinator.campaign.event_emitter import EventEmitter
+from fleetnas.coordinator.campaign.planning_pool import PlanningPool
+from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingRun, SettingTask, one_line
+from fleetnas.coordinator.campaign.task_dispatcher import LEASE_SLACK_S, TaskDispatcher
+from fleetnas.coordinator.campaign.winner_builder import WinnerBuilder
+from fleetnas.coordinator.fleet.agent_link import AgentLink
 from fleetnas.coordinator.fleet.blob_server import BlobServer
-from fleetnas.coordinator.fleet.orphaned_results import StrayResults, outcome_to_store
+from fleetnas.coordinator.fleet.orphaned_results import OrphanedResults, outcome_to_store
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot
 from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, Outcome, TaskRecord, WinnerRecord
 from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals
-from fleetnas.coordinator.store.circuit_breaker import StoreOutage
+from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleetnas.fleet_protocol.messages import (
@@ -42,9 +42,9 @@ from fleetnas.fleet_protocol.messages import (
     BlobReference,
     BlobRequest,
     Failed,
-    Health,
+    Heartbeat,
+    Inventory,
     Measurement,
-    Next,
     Progress,
     Rejected,
     Result,
@@ -102,11 +102,11 @@ class Campaign:
         identity: CampaignIdentity,
         plan: CampaignPlan,
         *,
-        wire: FleetWire,
+        link: AgentLink,
         blobs: BlobServer,
         store: MeasurementStore,
-        models: WinnerModels,
-        make_search: Callable[[AgentInfo, RuntimeSetting], DeviceSearch],
+        models: WinnerBuilder,
+        make_search: Callable[[AgentInfo, RuntimeSetting], DeviceTuner],
         executor: Executor,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -117,7 +117,7 @@ class Campaign:
         self.identity = identity
         self.plan = plan
         self.registry = FleetRegistry()
-        self.tracks: dict[tuple[str, str], SettingTrack] = {}
+        self.setting_runs: dict[tuple[str, str], SettingRun] = {}
         self.log: deque[str] = deque(maxlen=_LOG_LINES)
         self.started_unix_s = wall_clock()
         self.connected = False
@@ -125,28 +125,30 @@ class Campaign:
         self.resumed = False
         #: Targets whose fate the store knows.
         self.targets_stored = 0
-        self._wire, self._blobs, self._store = wire, blobs, store
+        self._link, self._blobs, self._store = link, blobs, store
         self._make_search = make_search
         self._clock, self._wall_clock = clock, wall_clock
         #: Events that are not told yet. They are told when everything else is done, so that the trouble of a view is
         #: not taken for that of a device setting.
         self._happenings: deque[Event] = deque()
         self._on_happening = on_happening
-        self._announcer = Announcer(identity.run_id, wall_clock, self._happenings.append)
-        self._desk = TaskDesk(
+        self._events = EventEmitter(identity.run_id, wall_clock, self._happenings.append)
+        self._dispatcher = TaskDispatcher(
             identity.run_id,
             identity.bundle,
             plan,
-            self.tracks,
+            self.setting_runs,
             mirror=identity.mirror,
-            wire=wire,
+            link=link,
             blobs=blobs,
             store=store,
             note=self.note,
             give_up=self._give_up,
         )
-        self._outage = StoreOutage(clock, self._on_store_away, self._on_store_back)
-        self._strays = StrayResults(identity.run_id, wire, store, clock=clock, wall_clock=wall_clock, note=self.note)
+        self._breaker = CircuitBreaker(clock, self._on_store_away, self._on_store_back)
+        self._orphans = OrphanedResults(
+            identity.run_id, link, store, clock=clock, wall_clock=wall_clock, note=self.note
+        )
         self._started_s = clock()
         self._connected_s: float | None = None
         self._open = False
@@ -158,31 +160,31 @@ class Campaign:
         self._unshown: set[str] = set()
         self._swept_s = self._written_s = float("-inf")
         #: Results that are not stored yet: one transaction for all that arrived together.
-        self._arrived: dict[TaskKey, tuple[SettingTrack, TrackTask, Outcome]] = {}
-        #: To whom something happened: tracks to look at and agents that may want work. Workers fill `_planned`.
-        self._due: dict[str, SettingTrack] = {}
-        self._hungry: dict[str, None] = {}
+        self._arrived: dict[TaskKey, tuple[SettingRun, SettingTask, Outcome]] = {}
+        #: To whom something happened: setting runs to look at and agents that may want work. Workers fill `_planned`.
+        self._changed: dict[str, SettingRun] = {}
+        self._agents_to_supply: dict[str, None] = {}
         #: Agents that may have settings to take in, what was last taken in of each, and of whom not all is taken.
         self._joining: dict[str, None] = {}
         self._joined: dict[str, AgentInfo] = {}
         self._too_many: set[str] = set()
         #: When a line about an agent's comings and goings was last written, for one that comes and goes without end.
         self._noted_s: dict[str, float] = {}
-        self._planned: deque[SettingTrack] = deque()
-        self._planner = Planner(models, executor, asks_at_once, self._planned.append)
+        self._planned: deque[SettingRun] = deque()
+        self._planning_pool = PlanningPool(models, executor, asks_at_once, self._planned.append)
         #: Devices of the stored run that is taken up, and those that it goes on without.
         self._resumed_with: set[str] = set()
         self._left_out: set[str] = set()
         #: What the store is told at the next sweep.
-        self._stale: dict[str, SettingTrack] = {}
-        self._fresh: list[SettingTrack] = []
-        self._fates: list[WinnerRecord] = []
+        self._dirty_settings: dict[str, SettingRun] = {}
+        self._new_settings: list[SettingRun] = []
+        self._pending_winners: list[WinnerRecord] = []
 
     # -- the caller's side -------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Connect and subscribe."""
-        self._wire.start()
+        self._link.start()
 
     def on_event(self, event: TransportEvent) -> None:
         """Take one event of the transport."""
@@ -195,7 +197,7 @@ class Campaign:
         """
         try:
             for event in events:
-                self._wire.hear(event, self)
+                self._link.hear(event, self)
         finally:
             self._take_outcomes()
         self._tell_happenings()
@@ -220,24 +222,28 @@ class Campaign:
         while self._planned:
             self._look_at(self._planned.popleft())
         began_s = self._clock()
-        for label in list(self._due):
-            track = self._due.pop(label)
-            if track.status == "running":
-                with self.contained(track):
-                    self._advance(track, now)
-                self._hungry[track.device] = None
+        for label in list(self._changed):
+            setting_run = self._changed.pop(label)
+            if setting_run.status == "running":
+                with self.contained(setting_run):
+                    self._advance(setting_run, now)
+                self._agents_to_supply[setting_run.device] = None
             if self._clock() - began_s >= _PLANNING_S:
                 break
-        hungry, self._hungry = self._hungry, {}
-        if self.connected and self._outage.may_try:
-            with self._outage.watched():
-                if self._fresh:  # before their first tasks: a stored task without its setting could not be taken up
-                    self._store.put_devices([self._record_of(track) for track in self._fresh])
-                    self._fresh.clear()
-                if self._desk.hand_out([agent for agent in hungry if self._takes_work(agent, now)], now):
-                    self._outage.over()
-                self._strays.work()
-        self._desk.acknowledge_rest()
+        agents_to_supply, self._agents_to_supply = self._agents_to_supply, {}
+        if self.connected and self._breaker.may_try:
+            with self._breaker.watched():
+                if (
+                    self._new_settings
+                ):  # before their first tasks: a stored task without its setting could not be taken up
+                    self._store.put_devices([self._record_of(setting_run) for setting_run in self._new_settings])
+                    self._new_settings.clear()
+                if self._dispatcher.dispatch(
+                    [agent for agent in agents_to_supply if self._takes_work(agent, now)], now
+                ):
+                    self._breaker.over()
+                self._orphans.work()
+        self._dispatcher.acknowledge_rest()
         self._blobs.pump(now)
 
     def _sweep(self, now: float) -> None:
@@ -245,24 +251,24 @@ class Campaign:
         self._take_outcomes()
         for entry in self.registry.on_tick(now):
             self.note(f"{entry.name} is lost: {entry.reason}")
-            self._desk.take_back(entry.name)
-        if not self._outage.lasts:
-            with self._outage.watched():
+            self._dispatcher.requeue_all(entry.name)
+        if not self._breaker.lasts:
+            with self._breaker.watched():
                 self._expire_leases(now)
                 self._fail_used_up()
         if not self._open:
             self._gather(now)
-        for track in self.tracks.values():
-            if track.status == "running":
-                self._look_at(track)
+        for setting_run in self.setting_runs.values():
+            if setting_run.status == "running":
+                self._look_at(setting_run)
         if now - self._written_s >= _STANDINGS_S:
             self._written_s = now
             self._write_standings()
 
-    def _look_at(self, track: SettingTrack) -> None:
+    def _look_at(self, setting_run: SettingRun) -> None:
         """Something happened to a device setting: see at the next tick what follows."""
-        self._due[track.label] = track
-        self._hungry[track.device] = None
+        self._changed[setting_run.label] = setting_run
+        self._agents_to_supply[setting_run.device] = None
 
     def _takes_work(self, agent: str, now: float) -> bool:
         entry = self.registry.agents.get(agent)
@@ -270,27 +276,27 @@ class Campaign:
 
     def _write_standings(self) -> None:
         """Store what is known of settings and targets; a coordinator that is killed before finds it out again."""
-        if not self._outage.may_try:
+        if not self._breaker.may_try:
             return
-        with self._outage.watched():
-            records = [self._record_of(track) for track in list(self._stale.values())]
+        with self._breaker.watched():
+            records = [self._record_of(setting_run) for setting_run in list(self._dirty_settings.values())]
             self._store.put_devices(records)
-            self._stale.clear()
-            self._store.put_winners(self._fates)
-            self.targets_stored += len(self._fates)
-            self._fates.clear()
+            self._dirty_settings.clear()
+            self._store.put_winners(self._pending_winners)
+            self.targets_stored += len(self._pending_winners)
+            self._pending_winners.clear()
 
     @property
     def behind(self) -> bool:
         """Whether the next tick has something to do, whatever arrives."""
-        return bool(self._due or self._joining or (self._strays.behind and self._outage.may_try))
+        return bool(self._changed or self._joining or (self._orphans.behind and self._breaker.may_try))
 
     @property
     def finished(self) -> bool:
         """Every device setting is finished, lost or given up, and the store knows it or was not seen to be away."""
-        if self._outage.lasts and (self._stale or self._fates):
+        if self._breaker.lasts and (self._dirty_settings or self._pending_winners):
             return False
-        return self._open and all(track.status != "running" for track in self.tracks.values())
+        return self._open and all(setting_run.status != "running" for setting_run in self.setting_runs.values())
 
     @property
     def phase(self) -> str:
@@ -299,13 +305,15 @@ class Campaign:
             return "waiting for devices"
         if self.finished:
             return "finished"
-        phases = {track.search.phase for track in self.tracks.values() if track.status == "running"}
+        phases = {
+            setting_run.search.phase for setting_run in self.setting_runs.values() if setting_run.status == "running"
+        }
         return "verifying" if phases <= {"verification", "done"} else "searching"
 
     @property
     def status(self) -> Status:
         """End of the campaign: complete, partial or failed by the targets that were asked for."""
-        return run_end(self.totals, [track.status for track in self.tracks.values()])
+        return run_end(self.totals, [setting_run.status for setting_run in self.setting_runs.values()])
 
     @property
     def totals(self) -> TargetTotals:
@@ -319,21 +327,21 @@ class Campaign:
 
     def stop(self) -> None:
         """Take back what is handed out; the run can be resumed."""
-        self._desk.acknowledge_rest()
-        for track, task in self._desk.out():
-            self._desk.cancel(track.device, task.key)
+        self._dispatcher.acknowledge_rest()
+        for setting_run, task in self._dispatcher.out():
+            self._dispatcher.cancel(setting_run.device, task.key)
         self._write_standings()
         self._say("leaving")
         self._tell_happenings()
 
     def finish(self, write_results: Callable[[], str | None] = lambda: None) -> Status:
         """Close the run in the store, write what is to be taken home, and say how it ended."""
-        self._desk.acknowledge_rest()
+        self._dispatcher.acknowledge_rest()
         self._write_standings()
         self._store.set_run_status(self.identity.run_id, self.status, self._wall_clock())
         try:
-            self._announcer.finished(
-                list(self.tracks.values()),
+            self._events.finished(
+                list(self.setting_runs.values()),
                 self.status,
                 totals=self.totals,
                 elapsed_s=self._clock() - self._started_s,
@@ -347,30 +355,30 @@ class Campaign:
     # -- trouble of one device setting -------------------------------------------------------------------------
 
     @contextmanager
-    def contained(self, track: SettingTrack) -> Iterator[None]:
+    def contained(self, setting_run: SettingRun) -> Iterator[None]:
         """A block about one device setting: an exception in it gives that setting up, and the others go on."""
         try:
             yield
         except Exception as error:
-            self._give_up(track, error)
+            self._give_up(setting_run, error)
 
-    def _give_up(self, track: SettingTrack, error: Exception) -> None:
+    def _give_up(self, setting_run: SettingRun, error: Exception) -> None:
         """End a device setting whose search has broken down; the trace is in the log."""
-        _log.error("%s is given up: its search failed", track.label, exc_info=error)
+        _log.error("%s is given up: its search failed", setting_run.label, exc_info=error)
         reason = f"its search failed ({one_line(error)}); the log has the trace"
-        track.search.abandon(reason)
-        track.plan = None
-        track.inbox.clear()
-        track.evaluations.clear()
-        if track.status == "running":
-            self._close(track, "failed", reason)
+        setting_run.search.abandon(reason)
+        setting_run.plan = None
+        setting_run.inbox.clear()
+        setting_run.evaluations.clear()
+        if setting_run.status == "running":
+            self._close(setting_run, "failed", reason)
 
-    def _record_of(self, track: SettingTrack) -> DeviceRecord:
-        with self.contained(track):
-            return track.to_record()
-        return track.to_record()  # given up: nothing is computed any more
+    def _record_of(self, setting_run: SettingRun) -> DeviceRecord:
+        with self.contained(setting_run):
+            return setting_run.to_record()
+        return setting_run.to_record()  # given up: nothing is computed any more
 
-    def show(self, track: SettingTrack, picture: Callable[[], DeviceSnapshot]) -> DeviceSnapshot:
+    def show(self, setting_run: SettingRun, picture: Callable[[], DeviceSnapshot]) -> DeviceSnapshot:
         """The picture of a device setting for the views, or what is known without its search where that fails.
 
         A search may be at work in another thread meanwhile: that its state cannot be shown is no reason to end it.
@@ -378,42 +386,42 @@ class Campaign:
         try:
             return picture()
         except Exception as error:
-            if track.label not in self._unshown:
-                self._unshown.add(track.label)
-                _log.error("%s cannot be shown", track.label, exc_info=error)
-                self.note(f"{track.label} cannot be shown: {one_line(error)}; the log has the trace")
-        return standing.bare_snapshot(track, self.plan)
+            if setting_run.label not in self._unshown:
+                self._unshown.add(setting_run.label)
+                _log.error("%s cannot be shown", setting_run.label, exc_info=error)
+                self.note(f"{setting_run.label} cannot be shown: {one_line(error)}; the log has the trace")
+        return standing.bare_snapshot(setting_run, self.plan)
 
     # -- taking up a stored run --------------------------------------------------------------------------------
 
-    def take_up_track(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingTrack | None:
+    def resume_setting_run(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingRun | None:
         """Take in a device setting of the stored run; None, with a line, where no search can be made for it."""
         self._resumed_with.add(device)
-        return self.make_track(device, setting, info)
+        return self.make_setting_run(device, setting, info)
 
-    def add_track(self, track: SettingTrack) -> None:
+    def add_setting_run(self, setting_run: SettingRun) -> None:
         """Take in a device setting, new or from the store."""
-        self.tracks[track.device, track.setting.label] = track
-        self._desk.join(track)
-        self._look_at(track)
+        self.setting_runs[setting_run.device, setting_run.setting.label] = setting_run
+        self._dispatcher.join(setting_run)
+        self._look_at(setting_run)
 
-    def restore(self, track: SettingTrack, record: TaskRecord, proposal: Proposal, outcome: Outcome | None) -> None:
+    def restore(self, setting_run: SettingRun, record: TaskRecord, proposal: Proposal, outcome: Outcome | None) -> None:
         """Take in a stored task, in the order in which outcomes were stored, with the one that counted."""
         lease_ends_s = self._clock() + self.plan.deadline_s + LEASE_SLACK_S
-        self._desk.restore(track, record, proposal, done=outcome is not None, lease_ends_s=lease_ends_s)
+        self._dispatcher.restore(setting_run, record, proposal, done=outcome is not None, lease_ends_s=lease_ends_s)
         if outcome is None:
-            track.search.expect(proposal)
+            setting_run.search.expect(proposal)
         else:
-            track.search.tell(proposal, outcome)
-            track.count_outcome(outcome)
-            self._planner.evaluate(track, proposal)
+            setting_run.search.tell(proposal, outcome)
+            setting_run.count_outcome(outcome)
+            self._planning_pool.evaluate(setting_run, proposal)
 
     # -- who takes part ----------------------------------------------------------------------------------------
 
     def _gather(self, now: float) -> None:
         if self._connected_s is None or now - self._connected_s < _GATHER_S:
             return
-        known = {track.device for track in self.tracks.values()}
+        known = {setting_run.device for setting_run in self.setting_runs.values()}
         usable = [entry for entry in self.registry.usable() if self._wanted(entry.name)]
         there = [entry for entry in usable if entry.present]
         present = known | {entry.name for entry in there}
@@ -451,8 +459,8 @@ class Campaign:
         for entry in self.registry.usable():
             if not self._wanted(entry.name):
                 self._tell_left_out(entry.name)
-        self._announcer.started(
-            list(self.tracks.values()),
+        self._events.started(
+            list(self.setting_runs.values()),
             supernet=self.identity.supernet,
             supernet_sha256=self.identity.bundle.sha256,
             strategy=self.plan.strategy,
@@ -476,7 +484,7 @@ class Campaign:
             self._joining[agent] = None  # behind the other agents
 
     def _join(self, entry: AgentEntry, most: int = MAX_AGENT_SETTINGS) -> bool:
-        """Make a track for up to `most` settings of an agent that have none yet; True where it has more."""
+        """Make a setting run for up to `most` settings of an agent that have none yet; True where it has more."""
         info = entry.info
         if not self._open or not entry.present or info is None:
             return False
@@ -484,8 +492,11 @@ class Campaign:
         if not self._wanted(entry.name):
             self._tell_left_out(entry.name)
             return False
-        fresh = [setting for setting in info.settings if (entry.name, setting.label) not in self.tracks]
-        room = min(MAX_AGENT_SETTINGS - len(self._desk.tracks_of(entry.name)), MAX_SETTINGS - len(self.tracks))
+        fresh = [setting for setting in info.settings if (entry.name, setting.label) not in self.setting_runs]
+        room = min(
+            MAX_AGENT_SETTINGS - len(self._dispatcher.setting_runs_of(entry.name)),
+            MAX_SETTINGS - len(self.setting_runs),
+        )
         if len(fresh) > room and entry.name not in self._too_many:
             self._too_many.add(entry.name)
             self.note(
@@ -493,16 +504,20 @@ class Campaign:
                 f"{MAX_SETTINGS} of all); the rest takes no part"
             )
         fresh = fresh[: max(0, room)]
-        made = [track for setting in fresh[:most] if (track := self.make_track(entry.name, setting, info)) is not None]
-        self._fresh += made
+        made = [
+            setting_run
+            for setting in fresh[:most]
+            if (setting_run := self.make_setting_run(entry.name, setting, info)) is not None
+        ]
+        self._new_settings += made
         if made and len(fresh) <= most:
-            self._announcer.joined(info)
+            self._events.joined(info)
         return len(fresh) > most
 
-    def make_track(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingTrack | None:
+    def make_setting_run(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingRun | None:
         """Take in a device setting; None, with a line, where no search can be made for it."""
         key = device, setting.label
-        if key in self._unusable or key in self.tracks:
+        if key in self._unusable or key in self.setting_runs:
             return None
         try:
             search = self._make_search(info, setting)
@@ -511,9 +526,9 @@ class Campaign:
             _log.error("no search can be made for %s/%s", *key, exc_info=error)
             self.note(f"{device}/{setting.label} takes no part: {one_line(error)}; the log has the trace")
             return None
-        track = SettingTrack(self.identity.run_id, device, setting, info, search)
-        self.add_track(track)
-        return track
+        setting_run = SettingRun(self.identity.run_id, device, setting, info, search)
+        self.add_setting_run(setting_run)
+        return setting_run
 
     def _wanted(self, agent: str) -> bool:
         """A resumed run goes on with the devices that it had, and with those that were named."""
@@ -554,17 +569,17 @@ class Campaign:
             if now - self._noted_s.get(agent, float("-inf")) >= _NOTE_S:
                 self._noted_s[agent] = now
                 self.note(f"{agent}: {entry.idle_reason()}")
-            self._desk.take_back(agent)
+            self._dispatcher.requeue_all(agent)
         self._hear_of(entry)
 
     def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None:
         self._hear_of(self.registry.on_info(agent, info, self._clock(), retained=retained))
 
-    def on_health(self, agent: str, health: Health) -> None:
-        self._hear_of(self.registry.on_health(agent, health, self._clock()))
-        for track in self._desk.tracks_of(agent):
-            track.temperature_c = health.conditions.temperature_c
-            track.throttled = health.conditions.throttled
+    def on_heartbeat(self, agent: str, health: Heartbeat) -> None:
+        self._hear_of(self.registry.on_heartbeat(agent, health, self._clock()))
+        for setting_run in self._dispatcher.setting_runs_of(agent):
+            setting_run.temperature_c = health.conditions.temperature_c
+            setting_run.throttled = health.conditions.throttled
 
     def on_blob_request(self, agent: str, request: BlobRequest) -> None:
         now = self._clock()
@@ -572,52 +587,52 @@ class Campaign:
         self._blobs.request(agent, request)
         self._blobs.pump(now)
 
-    def on_next(self, agent: str, held: Next) -> None:
+    def on_inventory(self, agent: str, held: Inventory) -> None:
         self._hear_of(self.registry.on_message(agent, self._clock()))
-        self._desk.reconcile(agent, held)
-        self._hungry[agent] = None
+        self._dispatcher.reconcile(agent, held)
+        self._agents_to_supply[agent] = None
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         now = self._clock()
         if isinstance(update, Failed) and update.reason == "cancelled":
             return  # our own order carried out: no outcome, and not in its outbox
-        found = self._desk.find(update.task.task_id)
-        if found is None and self._pass_on(agent, update):
+        found = self._dispatcher.find(update.task.task_id)
+        if found is None and self._forward(agent, update):
             self.registry.on_message(agent, now)
-            if not isinstance(update, Result | Failed) or not self._strays.is_overdue(agent, update.task):
+            if not isinstance(update, Result | Failed) or not self._orphans.is_overdue(agent, update.task):
                 return
         if found is None and isinstance(update, Result | Failed):
             self.registry.on_message(agent, now)
-            if self._outage.may_try:
-                with self._outage.watched():
-                    self._strays.take(agent, update)
+            if self._breaker.may_try:
+                with self._breaker.watched():
+                    self._orphans.take(agent, update)
             return
         if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
             raise ProtocolError(f"{agent} speaks of task {update.task.task_id}, which it was not given; it is dropped")
         entry = self.registry.on_message(agent, now)
-        track, task = found
-        track.wire_bytes += size
-        self._desk.renew(agent, now)
+        setting_run, task = found
+        setting_run.wire_bytes += size
+        self._dispatcher.renew(agent, now)
         if isinstance(update, Result | Failed):
             outcome = outcome_to_store(task.record, update)
-            fresh = update.task not in self._arrived and not self._desk.is_done(task.record.task_id)
+            fresh = update.task not in self._arrived and not self._dispatcher.is_done(task.record.task_id)
             if fresh and isinstance(update, Result) and isinstance(outcome, Failed):
-                self.note(f"{track.label}: result of {update.task.task_id} refused: {outcome.detail}")
-            self._arrived.setdefault(update.task, (track, task, outcome))
+                self.note(f"{setting_run.label}: result of {update.task.task_id} refused: {outcome.detail}")
+            self._arrived.setdefault(update.task, (setting_run, task, outcome))
         elif isinstance(update, Progress):
             entry.phase, entry.phase_fraction, entry.phase_task = update.phase, update.fraction, update.task
         elif isinstance(update, Rejected):
-            self._rejected(track, task, update)
+            self._rejected(setting_run, task, update)
 
     def on_refused_result(self, agent: str, failed: Failed, size: int) -> None:
         """End a task of ours whose result breaks the contract; its agent would repeat it, and may forget it so."""
-        if self._desk.find(failed.task.task_id) is None:
+        if self._dispatcher.find(failed.task.task_id) is None:
             raise ProtocolError(failed.detail)
         self.on_update(agent, failed, size)
 
-    def _pass_on(self, agent: str, update: TaskUpdate) -> bool:
+    def _forward(self, agent: str, update: TaskUpdate) -> bool:
         try:
-            return self._wire.pass_on(agent, update)
+            return self._link.forward(agent, update)
         except TransportError as error:  # A result comes again; of the rest, its lease takes care.
             self.note(str(error))
             return True
@@ -626,200 +641,206 @@ class Campaign:
 
     def _take_outcomes(self) -> None:
         """Store what arrived, then acknowledge, then learn; a repeated one is only acknowledged."""
-        if not self._arrived or not self._outage.may_try:
+        if not self._arrived or not self._breaker.may_try:
             return
         now_unix_s = self._wall_clock()
-        arrived: dict[TaskKey, tuple[SettingTrack, TrackTask, Outcome]] = {}
-        with self._outage.watched():
+        arrived: dict[TaskKey, tuple[SettingRun, SettingTask, Outcome]] = {}
+        with self._breaker.watched():
             self._store.add_outcomes([Arrival(key, found[2], now_unix_s) for key, found in self._arrived.items()])
             arrived, self._arrived = self._arrived, {}
-            self._outage.over()
-        for key, (track, task, outcome) in arrived.items():
-            self._unanswered[track.device] = 0
-            self._desk.acknowledge(track, key)
-            track.returned = 0
+            self._breaker.over()
+        for key, (setting_run, task, outcome) in arrived.items():
+            self._unanswered[setting_run.device] = 0
+            self._dispatcher.acknowledge(setting_run, key)
+            setting_run.returned = 0
             # Another coordinator of this store may have stored it first; it is ours to learn from all the same.
-            if not self._desk.is_done(task.record.task_id):
-                with self.contained(track):
-                    self._conclude(track, task, key.attempt, outcome)
+            if not self._dispatcher.is_done(task.record.task_id):
+                with self.contained(setting_run):
+                    self._complete(setting_run, task, key.attempt, outcome)
 
     def _on_store_away(self, reason: str) -> None:
-        self._announcer.store_unavailable(reason)
+        self._events.store_unavailable(reason)
 
     def _on_store_back(self, away_s: float) -> None:
         """Nobody is late for having waited for us; who holds results is asked for them."""
         now = self._clock()
-        for agent in {track.device for track in self.tracks.values()}:
-            self._desk.renew(agent, now, anew=True)
-        self._announcer.store_available(away_s)
+        for agent in {setting_run.device for setting_run in self.setting_runs.values()}:
+            self._dispatcher.renew(agent, now, anew=True)
+        self._events.store_available(away_s)
         self._say("ready")
 
-    def _conclude(self, track: SettingTrack, task: TrackTask, attempt: int, outcome: Outcome) -> None:
-        self._desk.conclude(track, task, attempt)
-        self._look_at(track)
-        entry = self.registry.agents.get(track.device)
+    def _complete(self, setting_run: SettingRun, task: SettingTask, attempt: int, outcome: Outcome) -> None:
+        self._dispatcher.complete(setting_run, task, attempt)
+        self._look_at(setting_run)
+        entry = self.registry.agents.get(setting_run.device)
         if entry is not None and entry.phase_task is not None and entry.phase_task.task_id == task.record.task_id:
             entry.phase = entry.phase_task = None
         if isinstance(outcome, Measurement):
-            track.temperature_c = outcome.after.temperature_c
-            track.throttled = outcome.after.throttled
-        track.inbox.append((task.proposal, outcome))
-        findings = track.count_outcome(outcome)
-        self._announcer.outcome(track, task, outcome, track.measurements, self.plan.budget)
-        self._announcer.found(track, outcome, findings)
-        self._tell(track)
+            setting_run.temperature_c = outcome.after.temperature_c
+            setting_run.throttled = outcome.after.throttled
+        setting_run.inbox.append((task.proposal, outcome))
+        findings = setting_run.count_outcome(outcome)
+        self._events.outcome(setting_run, task, outcome, setting_run.measurements, self.plan.budget)
+        self._events.found(setting_run, outcome, findings)
+        self._tell(setting_run)
 
-    def _tell(self, track: SettingTrack) -> None:
+    def _tell(self, setting_run: SettingRun) -> None:
         """Pass on what came, unless a plan is being made from what was known before."""
-        if track.plan is not None:
+        if setting_run.plan is not None:
             return
-        for proposal, outcome in track.inbox:
-            track.search.tell(proposal, outcome)
-            few = len(self.tracks) <= _FEW_SETTINGS
-            if (few or track.search.finished or track.learned_much) and track.note_learning():
-                self._announcer.learned(track)
-                track.search.predict_targets()
+        for proposal, outcome in setting_run.inbox:
+            setting_run.search.tell(proposal, outcome)
+            few = len(self.setting_runs) <= _FEW_SETTINGS
+            if (few or setting_run.search.finished or setting_run.learned_much) and setting_run.note_learning():
+                self._events.learned(setting_run)
+                setting_run.search.predict_targets()
             if proposal.purpose != "verification":
                 continue
-            self._planner.evaluate(track, proposal)
-            state = track.search.target(proposal.target_ms)
+            self._planning_pool.evaluate(setting_run, proposal)
+            state = setting_run.search.target(proposal.target_ms)
             if state is not None and state.status == "open" and state.verifications:
-                self._announcer.judged(track, state)
-        track.inbox.clear()
+                self._events.judged(setting_run, state)
+        setting_run.inbox.clear()
 
     # -- plans and ends ----------------------------------------------------------------------------------------
 
-    def _advance(self, track: SettingTrack, now: float) -> None:
-        if track.plan is not None and track.plan.done():
-            planned, track.plan = track.plan.result(), None
-            self._take_plan(track, planned)
-            self._tell(track)
-        for reason in track.collect_evaluations():
-            self.note(f"{track.label}: {reason}")
-        if track.plan is None:
-            self._settle(track)
-        if self._abandoned(track, now):
+    def _advance(self, setting_run: SettingRun, now: float) -> None:
+        if setting_run.plan is not None and setting_run.plan.done():
+            planned, setting_run.plan = setting_run.plan.result(), None
+            self._take_plan(setting_run, planned)
+            self._tell(setting_run)
+        for reason in setting_run.collect_evaluations():
+            self.note(f"{setting_run.label}: {reason}")
+        if setting_run.plan is None:
+            self._settle(setting_run)
+        if self._abandoned(setting_run, now):
             return
-        if track.search.finished:
-            if not track.busy:
-                failed = track.search.failure_reason
-                self._close(track, "failed" if failed else "finished", failed)
-        elif track.search.needs_planning and not track.busy:
-            self._stale[track.label] = track
-            planned_at_once = self._planner.plan(track)
+        if setting_run.search.finished:
+            if not setting_run.busy:
+                failed = setting_run.search.failure_reason
+                self._close(setting_run, "failed" if failed else "finished", failed)
+        elif setting_run.search.needs_planning and not setting_run.busy:
+            self._dirty_settings[setting_run.label] = setting_run
+            planned_at_once = self._planning_pool.plan(setting_run)
             if planned_at_once is not None:
-                self._take_plan(track, planned_at_once)
-                self._look_at(track)
+                self._take_plan(setting_run, planned_at_once)
+                self._look_at(setting_run)
 
-    def _take_plan(self, track: SettingTrack, planned: list[PlannedTask]) -> None:
-        self._stale[track.label] = track  # its targets may be known by now
-        if len(self.tracks) <= _FEW_SETTINGS and any(item.model is not None for item in planned):
-            track.search.predict_targets()
+    def _take_plan(self, setting_run: SettingRun, planned: list[PlannedTask]) -> None:
+        self._dirty_settings[setting_run.label] = setting_run  # its targets may be known by now
+        if len(self.setting_runs) <= _FEW_SETTINGS and any(item.model is not None for item in planned):
+            setting_run.search.predict_targets()
         for item in planned:
-            self._choose(track, item)
-            self._desk.add(track, item)
+            self._choose(setting_run, item)
+            self._dispatcher.add(setting_run, item)
 
-    def _choose(self, track: SettingTrack, item: PlannedTask) -> None:
+    def _choose(self, setting_run: SettingRun, item: PlannedTask) -> None:
         """Say once which subnet a target has come down to."""
         if item.model is None:
             return
-        for state in track.search.targets:
+        for state in setting_run.search.targets:
             choice = (state.target_ms, item.proposal.architecture.fingerprint)
-            if state.target_ms != item.proposal.target_ms or choice in track.announced:
+            if state.target_ms != item.proposal.target_ms or choice in setting_run.announced:
                 continue
-            track.announced.add(choice)
+            setting_run.announced.add(choice)
             if state.architecture == item.proposal.architecture and state.measured_ms is not None:
-                self._announcer.chosen(track, state)
+                self._events.chosen(setting_run, state)
 
-    def _settle(self, track: SettingTrack, *, at_once: bool = False) -> None:
+    def _settle(self, setting_run: SettingRun, *, at_once: bool = False) -> None:
         """Store and announce decided targets, winners with their accuracy; `at_once`: without one not evaluated yet."""
         decided = (
-            [state for state in track.search.targets if state.status != "open"] if at_once else track.search.decided
+            [state for state in setting_run.search.targets if state.status != "open"]
+            if at_once
+            else setting_run.search.decided
         )
         for state in decided:
-            pending = state.architecture is not None and state.architecture.fingerprint in track.evaluations
-            if state.target_ms not in track.settled and (at_once or not pending):
-                track.settled.add(state.target_ms)
+            pending = state.architecture is not None and state.architecture.fingerprint in setting_run.evaluations
+            if state.target_ms not in setting_run.settled and (at_once or not pending):
+                setting_run.settled.add(state.target_ms)
                 try:
-                    self._fates.append(standing.winner_record(track, state))
-                    self._announcer.judged(track, state)
+                    self._pending_winners.append(standing.winner_record(setting_run, state))
+                    self._events.judged(setting_run, state)
                 except Exception as error:  # costs this target alone: a setting that is given up keeps its others
-                    _log.error("%s: target %g ms is lost", track.label, state.target_ms, exc_info=error)
-                    self.note(f"{track.label}: target {state.target_ms:g} ms is lost: {one_line(error)}")
+                    _log.error("%s: target %g ms is lost", setting_run.label, state.target_ms, exc_info=error)
+                    self.note(f"{setting_run.label}: target {state.target_ms:g} ms is lost: {one_line(error)}")
 
-    def _abandoned(self, track: SettingTrack, now: float) -> bool:
+    def _abandoned(self, setting_run: SettingRun, now: float) -> bool:
         """Whether a device setting that has work left is given up, because its device is gone for good."""
-        if track.returned >= MAX_RETURNED:
-            self._close(track, "failed", f"{track.returned} tasks in a row came back undone; see the agent's log")
+        if setting_run.returned >= MAX_RETURNED:
+            self._close(
+                setting_run, "failed", f"{setting_run.returned} tasks in a row came back undone; see the agent's log"
+            )
             return True
-        entry = self.registry.agents.get(track.device)
-        if (entry is not None and entry.present) or (track.search.finished and not track.leased and not track.ready):
+        entry = self.registry.agents.get(setting_run.device)
+        if (entry is not None and entry.present) or (
+            setting_run.search.finished and not setting_run.leased and not setting_run.ready
+        ):
             return False
         if entry is not None and entry.duplicate is not None:
-            self._close(track, "failed", str(entry.duplicate))
+            self._close(setting_run, "failed", str(entry.duplicate))
         else:
             since = self._started_s if entry is None else entry.lost_since_s
             if since is not None and now - since >= self.plan.grace_s:
-                self._close(track, "lost", entry.reason if entry is not None else "it did not come back")
-        return track.status != "running"
+                self._close(setting_run, "lost", entry.reason if entry is not None else "it did not come back")
+        return setting_run.status != "running"
 
-    def _close(self, track: SettingTrack, status: Literal["finished", "lost", "failed"], reason: str) -> None:
-        self._settle(track, at_once=True)
-        track.status, track.reason = status, reason
-        track.ready.clear()
-        track.leased.clear()
-        self._stale[track.label] = track
+    def _close(self, setting_run: SettingRun, status: Literal["finished", "lost", "failed"], reason: str) -> None:
+        self._settle(setting_run, at_once=True)
+        setting_run.status, setting_run.reason = status, reason
+        setting_run.ready.clear()
+        setting_run.leased.clear()
+        self._dirty_settings[setting_run.label] = setting_run
         if status == "lost":
-            entry = self.registry.agents.get(track.device)
+            entry = self.registry.agents.get(setting_run.device)
             seen_s = entry.last_seen_s if entry is not None else None
-            self._announcer.lost(track.device, reason, None if seen_s is None else self._clock() - seen_s)
+            self._events.lost(setting_run.device, reason, None if seen_s is None else self._clock() - seen_s)
         elif status == "failed":
-            self.note(f"{track.label} is given up: {reason}")
+            self.note(f"{setting_run.label} is given up: {reason}")
 
     def _expire_leases(self, now: float) -> None:
-        for track, task in self._desk.expired(now):
-            agent = track.device
+        for setting_run, task in self._dispatcher.expired(now):
+            agent = setting_run.device
             if task.expired_leases >= MAX_EXPIRED_LEASES:
-                self._fail(track, task, f"{task.expired_leases} attempts ended without a word")
+                self._fail(setting_run, task, f"{task.expired_leases} attempts ended without a word")
             self._unanswered[agent] = self._unanswered.get(agent, 0) + 1
             if self._unanswered[agent] >= MAX_UNANSWERED:
                 self._unanswered[agent] = 0
                 reason = f"it takes tasks and heartbeats, but {MAX_UNANSWERED} tasks in a row got no answer"
                 self.registry.lose(agent, now, reason)
-                for lost in self._desk.tracks_of(agent):
+                for lost in self._dispatcher.setting_runs_of(agent):
                     if lost.status == "running":
                         self._close(lost, "lost", reason)
 
     def _fail_used_up(self) -> None:
         """Tasks that were given out as often as any may be count as failed."""
-        for task_id, (track, task) in list(self._desk.used_up.items()):
-            if track.status == "running":
-                self._fail(track, task, f"{task.record.attempt} attempts brought no result")
-            self._desk.used_up.pop(task_id, None)
+        for task_id, (setting_run, task) in list(self._dispatcher.used_up.items()):
+            if setting_run.status == "running":
+                self._fail(setting_run, task, f"{task.record.attempt} attempts brought no result")
+            self._dispatcher.used_up.pop(task_id, None)
 
-    def _fail(self, track: SettingTrack, task: TrackTask, detail: str) -> None:
+    def _fail(self, setting_run: SettingRun, task: SettingTask, detail: str) -> None:
         """Count a task as failed, whatever its agent may still say."""
         # Of an attempt that nobody makes: the result of the last one may still come, and is stored then.
         attempt = min(task.record.attempt + 1, MAX_ATTEMPTS)
         failed = Failed(task=TaskKey(task_id=task.record.task_id, attempt=attempt), reason="timeout", detail=detail)
         self._store.add_outcome(failed.task, failed, self._wall_clock())
-        if not self._desk.is_done(task.record.task_id):
-            with self.contained(track):
-                self._conclude(track, task, task.record.attempt, failed)
+        if not self._dispatcher.is_done(task.record.task_id):
+            with self.contained(setting_run):
+                self._complete(setting_run, task, task.record.attempt, failed)
 
-    def _rejected(self, track: SettingTrack, task: TrackTask, update: Rejected) -> None:
-        if update.task != task.key or task.record.task_id not in track.leased:
+    def _rejected(self, setting_run: SettingRun, task: SettingTask, update: Rejected) -> None:
+        if update.task != task.key or task.record.task_id not in setting_run.leased:
             return
-        self._desk.requeue(track, task)
+        self._dispatcher.requeue(setting_run, task)
         if update.reason in ("busy", "expired", "leaving"):
-            pause_s = min(_BUSY_AGENT_S * track.returned, _MOST_BUSY_S)
-            self._pause_until_s[track.device] = self._clock() + pause_s
-            self.note(f"{track.label} gives task {update.task.task_id} back: {update.detail or update.reason}")
+            pause_s = min(_BUSY_AGENT_S * setting_run.returned, _MOST_BUSY_S)
+            self._pause_until_s[setting_run.device] = self._clock() + pause_s
+            self.note(f"{setting_run.label} gives task {update.task.task_id} back: {update.detail or update.reason}")
         else:
-            self._close(track, "failed", f"it refuses tasks ({update.reason}): {update.detail}")
+            self._close(setting_run, "failed", f"it refuses tasks ({update.reason}): {update.detail}")
 
     def _say(self, state: Literal["ready", "leaving"]) -> None:
         try:
-            self._wire.say(state)
+            self._link.say(state)
         except TransportError as error:
             self.note(str(error))

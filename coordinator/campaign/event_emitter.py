@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from fleetnas.coordinator.campaign.setting_run import SettingTrack, TrackTask
+from fleetnas.coordinator.campaign.setting_run import SettingRun, SettingTask
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.data_quality import Finding
 from fleetnas.coordinator.records.stored import Outcome
@@ -14,7 +14,7 @@ from fleetnas.coordinator.tuning.proposal import TargetState
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed
 
 
-class Announcer:
+class EventEmitter:
     """Turns happenings of one run into events for `sink`."""
 
     def __init__(self, run_id: str, wall_clock: Callable[[], float], sink: Callable[[events.Event], None]) -> None:
@@ -22,7 +22,7 @@ class Announcer:
 
     def started(
         self,
-        tracks: Sequence[SettingTrack],
+        setting_runs: Sequence[SettingRun],
         *,
         supernet: str,
         supernet_sha256: str,
@@ -38,14 +38,14 @@ class Announcer:
             supernet_sha256=supernet_sha256,
             strategy=strategy,
             targets=targets,
-            devices=tuple(track.label for track in tracks),
+            devices=tuple(setting_run.label for setting_run in setting_runs),
             budget=budget,
             resumed=resumed,
         )
 
     def finished(
         self,
-        tracks: Sequence[SettingTrack],
+        setting_runs: Sequence[SettingRun],
         status: Literal["complete", "partial", "failed"],
         *,
         totals: TargetTotals,
@@ -58,9 +58,11 @@ class Announcer:
             status=status,
             targets_met=totals.met,
             targets=totals.asked,
-            devices_lost=tuple(track.label for track in tracks if track.status == "lost"),
-            devices_failed=tuple(track.label for track in tracks if track.status == "failed"),
-            devices_slowed=tuple(track.label for track in tracks if track.tally.quality.often_slowed),
+            devices_lost=tuple(setting_run.label for setting_run in setting_runs if setting_run.status == "lost"),
+            devices_failed=tuple(setting_run.label for setting_run in setting_runs if setting_run.status == "failed"),
+            devices_slowed=tuple(
+                setting_run.label for setting_run in setting_runs if setting_run.tally.quality.often_slowed
+            ),
             elapsed_s=elapsed_s,
             results=results,
         )
@@ -75,7 +77,9 @@ class Announcer:
         last_seen_s = None if silent_for_s is None else self._wall_clock() - silent_for_s
         self._say(events.DeviceLost, device=device, reason=reason, last_seen_s=last_seen_s)
 
-    def outcome(self, track: SettingTrack, task: TrackTask, outcome: Outcome, measurements: int, budget: int) -> None:
+    def outcome(
+        self, setting_run: SettingRun, task: SettingTask, outcome: Outcome, measurements: int, budget: int
+    ) -> None:
         """A measurement or a failure was stored."""
         about = {
             "task_id": task.record.task_id,
@@ -84,16 +88,16 @@ class Announcer:
         }
         if isinstance(outcome, Failed):
             self._of(
-                track,
+                setting_run,
                 events.MeasurementFailed,
                 **about,
                 reason=outcome.reason,
                 detail=outcome.detail,
-                failures=track.failures,
+                failures=setting_run.failures,
             )
             return
         self._of(
-            track,
+            setting_run,
             events.MeasurementTaken,
             **about,
             purpose=task.record.purpose,
@@ -108,27 +112,27 @@ class Announcer:
             budget=budget,
         )
 
-    def found(self, track: SettingTrack, outcome: Outcome, findings: Sequence[Finding]) -> None:
+    def found(self, setting_run: SettingRun, outcome: Outcome, findings: Sequence[Finding]) -> None:
         """A measurement showed something about its device."""
         if isinstance(outcome, Failed):
             return
-        quality = track.tally.quality
+        quality = setting_run.tally.quality
         if "regime_changed" in findings:
-            self._of(track, events.RegimeChanged, since_s=outcome.regime_unix_s, slowdown=outcome.slowdown)
+            self._of(setting_run, events.RegimeChanged, since_s=outcome.regime_unix_s, slowdown=outcome.slowdown)
         if "often_slowed" in findings:
             self._of(
-                track,
+                setting_run,
                 events.MeasurementsSlowed,
                 slowed=quality.slowed,
                 measured=quality.measured,
                 largest_slowdown=quality.largest_slowdown,
             )
 
-    def learned(self, track: SettingTrack) -> None:
+    def learned(self, setting_run: SettingRun) -> None:
         """The predictor's held-out error changed."""
-        measurements, mape_percent, spearman, held_out = track.learning[-1]
+        measurements, mape_percent, spearman, held_out = setting_run.learning[-1]
         self._of(
-            track,
+            setting_run,
             events.PredictorUpdated,
             mape_percent=mape_percent,
             spearman=spearman,
@@ -136,11 +140,11 @@ class Announcer:
             measurements=measurements,
         )
 
-    def chosen(self, track: SettingTrack, state: TargetState) -> None:
+    def chosen(self, setting_run: SettingRun, state: TargetState) -> None:
         """A target's best subnet is about to be verified."""
         assert state.architecture is not None
         self._of(
-            track,
+            setting_run,
             events.TargetResolved,
             target_ms=state.target_ms,
             architecture=state.architecture,
@@ -150,12 +154,12 @@ class Announcer:
             accuracy=state.accuracy,
         )
 
-    def judged(self, track: SettingTrack, state: TargetState) -> None:
+    def judged(self, setting_run: SettingRun, state: TargetState) -> None:
         """A verification was made, or a target's fate is known."""
         if state.status == "met":
             assert state.architecture is not None
             self._of(
-                track,
+                setting_run,
                 events.WinnerVerified,
                 target_ms=state.target_ms,
                 architecture=state.architecture,
@@ -164,21 +168,21 @@ class Announcer:
                 measured_ms=state.measured_ms,
                 verified_ms=state.verified_ms,
                 typical_ms=state.typical_ms,
-                accuracy=track.accuracy_of(state.architecture)[0],
+                accuracy=setting_run.accuracy_of(state.architecture)[0],
                 sha256=state.sha256,
                 note=state.note,
             )
         elif state.status == "infeasible":
             self._of(
-                track,
+                setting_run,
                 events.TargetInfeasible,
                 target_ms=state.target_ms,
-                fastest_ms=track.search.fastest_ms,
+                fastest_ms=setting_run.search.fastest_ms,
                 reason=state.reason,
             )
         else:
             self._of(
-                track,
+                setting_run,
                 events.TargetMissed,
                 target_ms=state.target_ms,
                 verified_ms=state.verified_ms,
@@ -195,8 +199,8 @@ class Announcer:
         """It can again."""
         self._say(events.StoreAvailable, away_s=away_s)
 
-    def _of(self, track: SettingTrack, kind: type[events.Event], **fields: object) -> None:
-        self._say(kind, device=track.device, setting=track.setting.label, **fields)
+    def _of(self, setting_run: SettingRun, kind: type[events.Event], **fields: object) -> None:
+        self._say(kind, device=setting_run.device, setting=setting_run.setting.label, **fields)
 
     def _say(self, kind: type[events.Event], **fields: object) -> None:
         self._sink(kind(at_s=self._wall_clock(), run_id=self._run_id, **fields))  # type: ignore[arg-type]

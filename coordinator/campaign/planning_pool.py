@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingTrack
-from fleetnas.coordinator.campaign.winner_builder import WinnerModels
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingRun
+from fleetnas.coordinator.campaign.winner_builder import WinnerBuilder
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
@@ -15,15 +15,15 @@ from fleetnas.fleet_protocol.messages import RuntimeSetting
 _ROUND = 10_000
 
 
-class Planner:
+class PlanningPool:
     """Asks searches, has winners calibrated and evaluated."""
 
     def __init__(
         self,
-        models: WinnerModels,
+        models: WinnerBuilder,
         executor: Executor,
         asks_at_once: Callable[[], bool],
-        is_ready: Callable[[SettingTrack], object],
+        is_ready: Callable[[SettingRun], object],
     ) -> None:
         """`asks_at_once` says that searches answer too quickly to be worth another thread.
 
@@ -31,20 +31,21 @@ class Planner:
         """
         self._models, self._executor, self._asks_at_once, self._is_ready = models, executor, asks_at_once, is_ready
 
-    def plan(self, track: SettingTrack) -> list[PlannedTask] | None:
-        """The next tasks; None where they will be the result of `track.plan`."""
-        asked = track.search.ask(_ROUND) if self._asks_at_once() else None
+    def plan(self, setting_run: SettingRun) -> list[PlannedTask] | None:
+        """The next tasks; None where they will be the result of `setting_run.plan`."""
+        asked = setting_run.search.ask(_ROUND) if self._asks_at_once() else None
         if asked is not None and all(
-            proposal.purpose != "verification" or self._models.calibrates_at_once(proposal.architecture, track.setting)
+            proposal.purpose != "verification"
+            or self._models.calibrates_at_once(proposal.architecture, setting_run.setting)
             for proposal in asked
         ):
-            return self._make_plan(track.search, track.setting, asked)
-        track.plan = self._executor.submit(self._make_plan, track.search, track.setting, asked)
-        track.plan.add_done_callback(lambda _: self._is_ready(track))
+            return self._make_plan(setting_run.search, setting_run.setting, asked)
+        setting_run.plan = self._executor.submit(self._make_plan, setting_run.search, setting_run.setting, asked)
+        setting_run.plan.add_done_callback(lambda _: self._is_ready(setting_run))
         return None
 
     def _make_plan(
-        self, search: DeviceSearch, setting: RuntimeSetting, asked: list[Proposal] | None
+        self, search: DeviceTuner, setting: RuntimeSetting, asked: list[Proposal] | None
     ) -> list[PlannedTask]:
         """Think unless that is done, and build the files that verifications are about."""
         return [
@@ -55,20 +56,20 @@ class Planner:
             for proposal in (search.ask(_ROUND) if asked is None else asked)
         ]
 
-    def evaluate(self, track: SettingTrack, proposal: Proposal) -> None:
+    def evaluate(self, setting_run: SettingRun, proposal: Proposal) -> None:
         """Find out the accuracy of a winner that has just been verified, where that is what `proposal` was for."""
-        state = track.search.target(proposal.target_ms)
+        state = setting_run.search.target(proposal.target_ms)
         if proposal.purpose != "verification" or state is None or state.status != "met":
             return
         subnet = proposal.architecture.fingerprint
-        if subnet in track.evaluations or subnet in track.accuracies:
+        if subnet in setting_run.evaluations or subnet in setting_run.accuracies:
             return
-        model = track.models[subnet]
+        model = setting_run.models[subnet]
         if self._models.evaluates_at_once(model):
             found = self._models.accuracy(model)
             if found is not None:
-                track.accuracies[subnet] = found
+                setting_run.accuracies[subnet] = found
             return
         evaluation = self._executor.submit(self._models.accuracy, model)
-        track.evaluations[subnet] = evaluation
-        evaluation.add_done_callback(lambda _: self._is_ready(track))
+        setting_run.evaluations[subnet] = evaluation
+        evaluation.add_done_callback(lambda _: self._is_ready(setting_run))

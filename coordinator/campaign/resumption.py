@@ -16,7 +16,7 @@ def take_up(campaign: Campaign, store: MeasurementStore, space: DesignSpace) -> 
     run_id = campaign.identity.run_id
     campaign.resumed = True
     for device in store.devices(run_id):
-        made = campaign.take_up_track(device.device, device.setting, device.info)
+        made = campaign.resume_setting_run(device.device, device.setting, device.info)
         if made is not None:
             made.learning, made.wire_bytes = list(device.learning), device.wire_bytes
     # Of several attempts at one task the first outcome to arrive counted.
@@ -33,10 +33,10 @@ def take_up(campaign: Campaign, store: MeasurementStore, space: DesignSpace) -> 
     records = {record.task_id: record for record in in_order}
     for task_id in [*counted, *(task_id for task_id in records if task_id not in counted)]:
         record = records.get(task_id)
-        track = campaign.tracks.get((record.device, record.setting_label)) if record is not None else None
-        if record is not None and track is not None:  # of settings that take no part any more was said why
-            with campaign.contained(track):
-                campaign.restore(track, record, _proposal(record, space), counted.get(task_id))
+        setting_run = campaign.setting_runs.get((record.device, record.setting_label)) if record is not None else None
+        if record is not None and setting_run is not None:  # of settings that take no part any more was said why
+            with campaign.contained(setting_run):
+                campaign.restore(setting_run, record, _proposal(record, space), counted.get(task_id))
 
 
 def _proposal(record: TaskRecord, space: DesignSpace) -> Proposal:

@@ -13,7 +13,7 @@ from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.data_quality import Finding, QualityTally
 from fleetnas.coordinator.records.stored import DeviceRecord, Outcome, TaskRecord
 from fleetnas.coordinator.records.totals import DeviceStatus
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -32,7 +32,7 @@ def one_line(error: BaseException) -> str:
 
 
 @dataclass
-class TrackTask:
+class SettingTask:
     """One task on its way. Times are the campaign's clock."""
 
     record: TaskRecord
@@ -62,18 +62,18 @@ class PlannedTask:
 
 
 @dataclass
-class SettingTrack:
+class SettingRun:
     """One device setting."""
 
     run_id: str
     device: str
     setting: RuntimeSetting
     info: AgentInfo
-    search: DeviceSearch
+    search: DeviceTuner
     status: DeviceStatus = "running"
     reason: str = ""
-    ready: deque[TrackTask] = field(default_factory=deque)
-    leased: dict[str, TrackTask] = field(default_factory=dict)
+    ready: deque[SettingTask] = field(default_factory=deque)
+    leased: dict[str, SettingTask] = field(default_factory=dict)
     #: What came while a plan was being made; the search is told afterwards.
     inbox: list[tuple[Proposal, Outcome]] = field(default_factory=list)
     plan: Future[list[PlannedTask]] | None = None

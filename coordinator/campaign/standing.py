@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fleetnas.coordinator.campaign.setting_run import SettingTrack, one_line
+from fleetnas.coordinator.campaign.setting_run import SettingRun, one_line
 from fleetnas.coordinator.fleet.registry import AgentEntry
 from fleetnas.coordinator.records.bounds import subnet_costs
 from fleetnas.coordinator.records.outcome import (
@@ -60,67 +60,73 @@ def snapshot_of(campaign: Campaign, now_unix_s: float) -> Snapshot:
         phase=campaign.phase,
         devices=tuple(
             campaign.show(
-                track,
-                partial(_device, track, campaign.registry.agents.get(track.device), campaign.plan.budget, request),
+                setting_run,
+                partial(
+                    _device,
+                    setting_run,
+                    campaign.registry.agents.get(setting_run.device),
+                    campaign.plan.budget,
+                    request,
+                ),
             )
-            for track in campaign.tracks.values()
+            for setting_run in campaign.setting_runs.values()
         ),
         log=tuple(list(campaign.log)[-_SHOWN_LOG_LINES:]),
     )
 
 
-def _device(track: SettingTrack, entry: AgentEntry | None, budget: int, request: TargetRequest) -> DeviceSnapshot:
-    state, detail = _state(track, entry)
-    error = track.learning[-1] if track.learning else None
-    targets = track.search.targets
+def _device(setting_run: SettingRun, entry: AgentEntry | None, budget: int, request: TargetRequest) -> DeviceSnapshot:
+    state, detail = _state(setting_run, entry)
+    error = setting_run.learning[-1] if setting_run.learning else None
+    targets = setting_run.search.targets
     # A request for given targets is known before the search takes it up.
     known = targets or [TargetState(target_ms) for target_ms in request.fixed_ms]
     return DeviceSnapshot(
-        device=track.device,
-        setting_label=track.setting.label,
+        device=setting_run.device,
+        setting_label=setting_run.setting.label,
         state=state,
         state_detail=detail,
-        temperature_c=track.temperature_c,
-        throttled=track.throttled,
-        measurements=track.search.measurements,
+        temperature_c=setting_run.temperature_c,
+        throttled=setting_run.throttled,
+        measurements=setting_run.search.measurements,
         budget=budget,
-        failures=track.failures,
-        quarantined=track.search.quarantined,
-        current_progress=_progress(track, entry),
+        failures=setting_run.failures,
+        quarantined=setting_run.search.quarantined,
+        current_progress=_progress(setting_run, entry),
         predictor_error=_error(error) if error is not None else None,
-        targets=tuple(_target(track, target) for target in known),
+        targets=tuple(_target(setting_run, target) for target in known),
         targets_asked=targets_asked(request.count, len(targets) or None),
-        targets_note=track.search.targets_note,
-        quality=track.tally.quality,
+        targets_note=setting_run.search.targets_note,
+        quality=setting_run.tally.quality,
     )
 
 
-def bare_snapshot(track: SettingTrack, plan: CampaignPlan) -> DeviceSnapshot:
+def bare_snapshot(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:
     """What is known of a device setting without asking its search."""
     states: dict[str, DeviceState] = {"lost": "lost", "failed": "failed", "finished": "done"}
     return DeviceSnapshot(
-        device=track.device,
-        setting_label=track.setting.label,
-        state=states.get(track.status, "idle"),
-        state_detail=track.reason,
+        device=setting_run.device,
+        setting_label=setting_run.setting.label,
+        state=states.get(setting_run.status, "idle"),
+        state_detail=setting_run.reason,
         budget=plan.budget,
-        failures=track.failures,
+        failures=setting_run.failures,
         targets_asked=plan.request.count,
     )
 
 
-def _state(track: SettingTrack, entry: AgentEntry | None) -> tuple[DeviceState, str]:
-    if track.status == "lost":
-        return "lost", track.reason
-    if track.status == "failed":
-        return "failed", track.reason
-    if track.status == "finished":
-        return "done", track.reason
+def _state(setting_run: SettingRun, entry: AgentEntry | None) -> tuple[DeviceState, str]:
+    if setting_run.status == "lost":
+        return "lost", setting_run.reason
+    if setting_run.status == "failed":
+        return "failed", setting_run.reason
+    if setting_run.status == "finished":
+        return "done", setting_run.reason
     if entry is None or not entry.present:
         if entry is None or entry.usable:
             return "offline", "not seen since the run was resumed"
         return "offline", entry.idle_reason()
-    task = _running(track, entry)
+    task = _running(setting_run, entry)
     if task is not None:
         purpose = task.record.purpose
         if entry.phase == "fetching":
@@ -130,34 +136,34 @@ def _state(track: SettingTrack, entry: AgentEntry | None) -> tuple[DeviceState, 
         if purpose == "verification":
             return "verifying", f"{task.record.target_ms:g} ms: {task.record.architecture.fingerprint}"
         return "measuring", f"{purpose} {task.record.architecture.fingerprint}"
-    if track.plan is not None:
+    if setting_run.plan is not None:
         return "waiting", "for the search"
-    if track.evaluations:
+    if setting_run.evaluations:
         return "waiting", "for the winners' accuracy"
-    return ("waiting", "its device measures another setting") if track.ready else ("idle", "")
+    return ("waiting", "its device measures another setting") if setting_run.ready else ("idle", "")
 
 
-def _running(track: SettingTrack, entry: AgentEntry) -> Any:
+def _running(setting_run: SettingRun, entry: AgentEntry) -> Any:
     if entry.phase_task is not None:
-        return track.leased.get(entry.phase_task.task_id)
-    return next(iter(track.leased.values()), None)
+        return setting_run.leased.get(entry.phase_task.task_id)
+    return next(iter(setting_run.leased.values()), None)
 
 
-def _progress(track: SettingTrack, entry: AgentEntry | None) -> ProgressSnapshot | None:
+def _progress(setting_run: SettingRun, entry: AgentEntry | None) -> ProgressSnapshot | None:
     if entry is None or entry.phase is None or entry.phase_task is None:
         return None
-    if entry.phase_task.task_id not in track.leased:
+    if entry.phase_task.task_id not in setting_run.leased:
         return None
     return ProgressSnapshot(entry.phase, entry.phase_fraction, 1.0)
 
 
-def _target(track: SettingTrack, target: TargetState) -> TargetSnapshot:
-    evaluated, _ = track.accuracy_of(target.architecture if target.status == "met" else None)
+def _target(setting_run: SettingRun, target: TargetState) -> TargetSnapshot:
+    evaluated, _ = setting_run.accuracy_of(target.architecture if target.status == "met" else None)
     met, reason = target.status == "met" if target.status != "open" else None, target.reason
     if target.status == "infeasible":
         reason = f"infeasible: {target.reason}"
-    elif met is None and track.status != "running":
-        met, reason = False, unreached(track.status)
+    elif met is None and setting_run.status != "running":
+        met, reason = False, unreached(setting_run.status)
     return TargetSnapshot(
         target_ms=target.target_ms,
         predicted_ms=target.predicted_ms,
@@ -175,10 +181,10 @@ def _target(track: SettingTrack, target: TargetState) -> TargetSnapshot:
 # -- stored ----------------------------------------------------------------------------------------------------
 
 
-def winner_record(track: SettingTrack, state: TargetState) -> WinnerRecord:
+def winner_record(setting_run: SettingRun, state: TargetState) -> WinnerRecord:
     """What the store keeps of a target whose fate is known."""
-    accuracy, images = track.accuracy_of(state.architecture if state.status == "met" else None)
-    costs = _costs(track, state)
+    accuracy, images = setting_run.accuracy_of(state.architecture if state.status == "met" else None)
+    costs = _costs(setting_run, state)
     outcome = TargetOutcome(
         target_ms=state.target_ms,
         architecture=state.architecture,
@@ -198,13 +204,20 @@ def winner_record(track: SettingTrack, state: TargetState) -> WinnerRecord:
     )
     fields = asdict(outcome)
     fields["architecture"] = state.architecture.model_dump(mode="json") if state.architecture else None
-    return WinnerRecord(track.run_id, track.device, track.setting.label, state.target_ms, state.status == "met", fields)
+    return WinnerRecord(
+        setting_run.run_id,
+        setting_run.device,
+        setting_run.setting.label,
+        state.target_ms,
+        state.status == "met",
+        fields,
+    )
 
 
-def _costs(track: SettingTrack, state: TargetState) -> dict[str, int]:
+def _costs(setting_run: SettingRun, state: TargetState) -> dict[str, int]:
     if state.genome is None:
         return {}
-    return dict(_costs_of(track.search.space, state.genome.tobytes()))
+    return dict(_costs_of(setting_run.search.space, state.genome.tobytes()))
 
 
 @lru_cache(maxsize=4096)
@@ -215,7 +228,7 @@ def _costs_of(space: DesignSpace, genome: bytes) -> dict[str, int]:
 
 
 def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
-    """A stored run as the take-home and the report want it; it may still be running."""
+    """A stored run as the artifacts and the report want it; it may still be running."""
     run = store.run(run_id)
     settings = settings_of(run)
     outcomes: dict[tuple[str, str], list[OutcomeRecord]] = {}

@@ -36,7 +36,7 @@ class CalibratedModel:
     calibration: bytes | None
 
 
-class WinnerModels(Protocol):
+class WinnerBuilder(Protocol):
     """Builds winners' files. Called from worker threads, and from the campaign's own where it answers at once."""
 
     def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
@@ -58,7 +58,7 @@ class WinnerModels(Protocol):
         """
 
 
-class BundleModels:
+class BundleWinnerBuilder:
     """Winners' files out of a supernet bundle."""
 
     def __init__(

@@ -20,7 +20,7 @@ from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
-    from fleetnas.coordinator.monitoring.fleet_observer import RollCall
+    from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
 
 _GATHER_S = 2.5  # a coordinator tells of its run every 2 s
 _CONNECT_S = 10.0
@@ -78,7 +78,7 @@ def devices(
         return
     if store is not None:
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
-    from fleetnas.coordinator.monitoring.fleet_observer import RollCall, listen
+    from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver, listen
     from fleetnas.fleet_protocol.topics import Topics
     from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
@@ -90,12 +90,12 @@ def devices(
     address = found_at.broker
     enrolled = _enrolled(authority) if authority is not None else None
     transport = MqttTransport(address, f"devices-{secrets.token_hex(4)}")
-    roll_call = RollCall(Topics(found_at.fleet))
+    fleet_observer = FleetObserver(Topics(found_at.fleet))
     try:
-        listen(transport, roll_call, wait, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
+        listen(transport, fleet_observer, wait, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
     finally:
         transport.close()
-    found = _rows(roll_call, enrolled, time.monotonic())
+    found = _rows(fleet_observer, enrolled, time.monotonic())
     if as_json:
         for each in found:
             typer.echo(json.dumps(each))
@@ -148,12 +148,12 @@ def _last_seen(row: dict[str, Any]) -> str:
     return "not since this command listens" if ago_s is None else f"{ago_s:.0f} s ago"
 
 
-def _rows(roll_call: RollCall, enrolled: dict[str, str] | None, now_s: float) -> list[dict[str, Any]]:
+def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s: float) -> list[dict[str, Any]]:
     """One row for every agent that was heard of or is enrolled; `enrolled` says what is wrong with each login."""
     version = metadata.version("fleetnas")
-    agents = roll_call.registry.agents
+    agents = fleet_observer.registry.agents
     rows = []
-    for name in sorted({*agents, *roll_call.refused, *(enrolled or ())}):
+    for name in sorted({*agents, *fleet_observer.refused, *(enrolled or ())}):
         entry = agents.get(name)
         whys = []
         if enrolled is not None and name not in enrolled:
@@ -161,10 +161,10 @@ def _rows(roll_call: RollCall, enrolled: dict[str, str] | None, now_s: float) ->
         elif enrolled is not None and enrolled[name]:
             whys.append(enrolled[name])
         if entry is not None:
-            whys.append(roll_call.why(entry, version))
-        elif name in roll_call.refused:
+            whys.append(fleet_observer.why(entry, version))
+        elif name in fleet_observer.refused:
             whys.append(
-                f"none of its messages can be read ({roll_call.refused[name]}): "
+                f"none of its messages can be read ({fleet_observer.refused[name]}): "
                 "update the older of fleetnas-agent and this fleetnas"
             )
         elif not whys:
@@ -174,7 +174,7 @@ def _rows(roll_call: RollCall, enrolled: dict[str, str] | None, now_s: float) ->
             )
         info = entry.info if entry is not None else None
         seen = entry.last_seen_s if entry is not None else None
-        state = "unreadable" if name in roll_call.refused else "absent"
+        state = "unreadable" if name in fleet_observer.refused else "absent"
         if entry is not None:
             state = "duplicate" if entry.duplicate else entry.liveness
         rows.append(

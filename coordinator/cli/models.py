@@ -62,7 +62,7 @@ def evaluate(
     import numpy as np
 
     from fleetnas.coordinator.app.assembly import image_sources
-    from fleetnas.coordinator.campaign.winner_builder import BundleModels
+    from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
     from fleetnas.fleet_protocol.architecture import Architecture
     from fleetnas.fleet_protocol.messages import RuntimeSetting
     from fleetnas.supernet_export.bundle import SupernetBundle
@@ -92,7 +92,7 @@ def evaluate(
         check_file("--output", output, _MODEL_SUFFIXES[runtime], strict=True)
     with image_progress() as progress:
         calibration, evaluation = image_sources(opened, calibration_images, images, progress)
-    models = BundleModels(opened, calibration, evaluation)
+    models = BundleWinnerBuilder(opened, calibration, evaluation)
     model = models.calibrate(chosen, RuntimeSetting(runtime=runtime, precision=precision))
     found = models.accuracy(model)
     assert found is not None
@@ -147,7 +147,7 @@ def fit(
 ) -> None:
     """Fit an accuracy predictor to evaluated subnets.
 
-    Some are held out, to say how well it foretells others.
+    Some are held out, to say how well it predicts others.
     """
     import numpy as np
 
@@ -180,7 +180,7 @@ def evaluate_predictor(
     draws: Annotated[int, typer.Option("--draws", metavar="N", min=1, help="Random choices of these.")] = 5,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes these choices.")] = 0,
 ) -> None:
-    """How well a few measurements foretell a new device.
+    """How well a few measurements predict a new device.
 
     Each device in turn is the new one; the latency predictor learns its prior from the others.
     """

@@ -61,7 +61,7 @@ def results(
     ] = None,
 ) -> None:
     """What a run brought, ended or not."""
-    from fleetnas.coordinator.app.assembly import stored_models, write_take_home
+    from fleetnas.coordinator.app.assembly import stored_models, write_artifacts
     from fleetnas.coordinator.campaign.standing import outcome_of
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.view.summary import print_summary
@@ -73,7 +73,7 @@ def results(
         if out is not None:
             check_folder("--out", out)
             models = stored_models(settings_of(opened.run(run)))
-            for remark in write_take_home(opened, run, out, models):
+            for remark in write_artifacts(opened, run, out, models):
                 typer.echo(remark, err=True)
             typer.echo(f"results and model files: {out}")
     finally:

@@ -20,15 +20,15 @@ from fleetnas.fleet_protocol.messages import (
     CancelTask,
     CoordinatorState,
     Failed,
-    Health,
+    Heartbeat,
+    Inventory,
     MeasureTask,
     Message,
-    Next,
     TaskKey,
     TaskUpdate,
 )
 from fleetnas.fleet_protocol.security.signing import OrderSigner
-from fleetnas.fleet_protocol.topics import AgentUp, DownChannel, PassedOn, RunNews, Topics
+from fleetnas.fleet_protocol.topics import AgentUp, DownChannel, ForwardedUpdate, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Transport, TransportEvent, Will
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -56,11 +56,11 @@ def run_of(key: TaskKey) -> str:
     return key.task_id.rpartition(".")[0]
 
 
-class NewsListener(Protocol):
+class RunUpdateListener(Protocol):
     """Who hears what the fleet's coordinators tell of their runs, and when the broker may have forgotten it."""
 
     def on_connected(self) -> None: ...
-    def on_news(self, news: RunNews, payload: bytes, retained: bool) -> None: ...
+    def on_run_update(self, news: RunUpdate, payload: bytes, retained: bool) -> None: ...
 
 
 class FleetListener(Protocol):
@@ -70,10 +70,10 @@ class FleetListener(Protocol):
     def on_disconnected(self, reason: str, fatal: bool) -> None: ...
     def on_state(self, agent: str, state: AgentState, retained: bool) -> None: ...
     def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None: ...
-    def on_health(self, agent: str, health: Health) -> None: ...
+    def on_heartbeat(self, agent: str, health: Heartbeat) -> None: ...
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None: ...
     def on_refused_result(self, agent: str, failed: Failed, size: int) -> None: ...
-    def on_next(self, agent: str, held: Next) -> None: ...
+    def on_inventory(self, agent: str, held: Inventory) -> None: ...
     def on_blob_request(self, agent: str, request: BlobRequest) -> None: ...
 
 
@@ -82,7 +82,7 @@ def coordinator_will(topics: Topics, session: int) -> Will:
     return Will(topics.coordinator, encode(CoordinatorState(state="lost", session=session)))
 
 
-class FleetWire:
+class AgentLink:
     """One fleet's topics over one transport."""
 
     def __init__(
@@ -107,18 +107,18 @@ class FleetWire:
         self._signer = signer
         self._sharing = sharing
         self._budget = budget
-        self.news: NewsListener | None = None
+        self.news: RunUpdateListener | None = None
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
-        for channel in ("state", "info", "next"):
+        for channel in ("state", "info", "inventory"):
             self._transport.subscribe(self._topics.every_agent(channel))
         if self._sharing is None:
             self._transport.subscribe(self._topics.every_agent("task"))
         else:
             self._transport.subscribe(self._topics.every_agent("task"), share=self._sharing.group)
-            self._transport.subscribe(self._topics.passed_on(self._sharing.run))
-        for channel in ("health", "blob"):
+            self._transport.subscribe(self._topics.forwarded(self._sharing.run))
+        for channel in ("heartbeat", "blob"):
             self._transport.subscribe(self._topics.every_agent(channel), qos=0)  # type: ignore[arg-type]
         self._transport.start()
 
@@ -147,16 +147,16 @@ class FleetWire:
 
     def _dispatch(self, topic: str, payload: bytes, retained: bool, listener: FleetListener) -> None:
         address = self._topics.parse(topic)
-        if isinstance(address, RunNews) and self.news is not None:
-            self.news.on_news(address, payload, retained)
+        if isinstance(address, RunUpdate) and self.news is not None:
+            self.news.on_run_update(address, payload, retained)
         if not payload:
             return  # a retained message that was cleared
-        if isinstance(address, AgentUp | PassedOn) and self._budget is not None:
+        if isinstance(address, AgentUp | ForwardedUpdate) and self._budget is not None:
             kind: Kind = "blob" if isinstance(address, AgentUp) and address.channel == "blob" else "message"
             if not self._budget.admits(address.agent, kind, len(payload)):
                 return
         own = self._sharing.run if self._sharing is not None else None
-        if isinstance(address, PassedOn) and address.run == own and not retained:
+        if isinstance(address, ForwardedUpdate) and address.run == own and not retained:
             _hear_update(address.agent, payload, len(topic) + len(payload), listener)
         if not isinstance(address, AgentUp):
             return
@@ -173,14 +173,14 @@ class FleetWire:
             listener.on_info(agent, info, retained)
         elif retained:
             raise ProtocolError("only state and info may be retained; it is dropped")
-        elif address.channel == "health":
-            listener.on_health(agent, decode(Health, payload))
+        elif address.channel == "heartbeat":
+            listener.on_heartbeat(agent, decode(Heartbeat, payload))
         elif address.channel == "task":
             _hear_update(agent, payload, len(topic) + len(payload), listener)
-        elif address.channel == "next":
-            held = decode(Next, payload)
+        elif address.channel == "inventory":
+            held = decode(Inventory, payload)
             self._hear_session(agent, held.session)
-            listener.on_next(agent, held)
+            listener.on_inventory(agent, held)
         else:
             listener.on_blob_request(agent, decode(BlobRequest, payload))
 
@@ -211,12 +211,12 @@ class FleetWire:
         """A piece of a blob; what is lost is asked for again."""
         self._transport.publish(self._topics.down(agent, "blob"), chunk, qos=0)
 
-    def pass_on(self, agent: str, update: TaskUpdate) -> bool:
+    def forward(self, agent: str, update: TaskUpdate) -> bool:
         """Give what an agent said to the coordinator whose task it is about; False where that is not another."""
         run = run_of(update.task)
         if self._sharing is None or run in ("", self._sharing.run) or not self._transport.can_share:
             return False
-        self._transport.publish(self._topics.passed_on(run, agent), encode(update))
+        self._transport.publish(self._topics.forwarded(run, agent), encode(update))
         return True
 
     def _send(self, agent: str, channel: DownChannel, message: Message, *, expiry_s: float | None = None) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fleetnas.coordinator.fleet.agent_link import FleetWire, run_of
+from fleetnas.coordinator.fleet.agent_link import AgentLink, run_of
 from fleetnas.coordinator.records.stored import Outcome, TaskRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
@@ -30,13 +30,13 @@ _LOOKED_UP_AT_ONCE = 8
 _RUNS_S = 5.0
 
 
-class StrayResults:
+class OrphanedResults:
     """Stores what belongs to another run of the store, and has what belongs to none forgotten."""
 
     def __init__(
         self,
         run_id: str,
-        wire: FleetWire,
+        link: AgentLink,
         store: MeasurementStore,
         *,
         clock: Callable[[], float],
@@ -44,7 +44,7 @@ class StrayResults:
         note: Callable[[str], None],
     ) -> None:
         """`run_id` is the campaign's own run, all of whose tasks it knows."""
-        self._run_id, self._wire, self._store = run_id, wire, store
+        self._run_id, self._link, self._store = run_id, link, store
         self._clock, self._wall_clock = clock, wall_clock
         self._note = note
         self._first_heard_s: dict[str, dict[TaskKey, float]] = {}
@@ -90,7 +90,7 @@ class StrayResults:
             try:
                 self._look_up(agent, update)
             except ProtocolError as error:
-                self._wire.refuse(str(error))
+                self._link.refuse(str(error))
             waiting = self._waiting.pop(agent)
             del waiting[key]
             if waiting:
@@ -106,7 +106,7 @@ class StrayResults:
             raise ProtocolError(f"{agent} speaks of task {key.task_id}, which it was not given; it is dropped")
         if self._store.add_outcome(key, outcome_to_store(record, update), self._wall_clock()):
             self._note(f"{agent} still had a result of run {record.run_id}; it is stored there")
-        self._tell(lambda: self._wire.acknowledge(agent, key))
+        self._tell(lambda: self._link.acknowledge(agent, key))
 
     def _holds(self, run_id: str) -> bool:
         """Whether the store may know a task of that run. The campaign's own are known without it."""
@@ -145,7 +145,7 @@ class StrayResults:
             )
         self._forget(agent, key)
         self._note(f"{agent} may forget its result of task {key.task_id}: no coordinator has come for it")
-        self._tell(lambda: self._wire.acknowledge(agent, key, stored=False))
+        self._tell(lambda: self._link.acknowledge(agent, key, stored=False))
 
     def _tell(self, say: Callable[[], object]) -> None:
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fleetnas.fleet_protocol.errors import DuplicateAgentError, ProtocolError
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, Health, Phase, TaskKey
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, Heartbeat, Phase, TaskKey
 
 #: Heartbeats come every 30 s; three of them missed, and an agent is lost even if its last will never came.
 LOST_AFTER_S = 95.0
@@ -136,7 +136,7 @@ class FleetRegistry:
         self._seen(entry, now_s, retained)
         return entry
 
-    def on_health(self, agent: str, health: Health, now_s: float) -> AgentEntry:
+    def on_heartbeat(self, agent: str, health: Heartbeat, now_s: float) -> AgentEntry:
         """A heartbeat; it brings back an agent that was only silent."""
         entry = self._entry(agent, now_s)
         if entry.session not in (-1, health.session):

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from fleetnas.coordinator.monitoring.feed import End, News
+from fleetnas.coordinator.monitoring.feed import End, FeedUpdate
 from fleetnas.coordinator.monitoring.publisher import SILENT_AFTER_S, device_from_json
 from fleetnas.coordinator.records.events import Event, event_from_fields
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
-from fleetnas.fleet_protocol.topics import RunNews, Topics
+from fleetnas.fleet_protocol.topics import RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Received, Transport
 from fleetnas.fleet_protocol.updates import RunEvents, RunPage, RunSummary
 
@@ -39,9 +39,9 @@ def runs_at_work(
             continue
         try:
             address = topics.parse(event.topic)
-            if isinstance(address, RunNews) and not event.payload:
+            if isinstance(address, RunUpdate) and not event.payload:
                 found.pop(address.run, None)
-            elif isinstance(address, RunNews) and (address.run in found or len(found) < _MOST_RUNS):
+            elif isinstance(address, RunUpdate) and (address.run in found or len(found) < _MOST_RUNS):
                 found[address.run] = decode(RunSummary, event.payload)
                 if not event.retained:
                     at_work.add(address.run)
@@ -82,7 +82,7 @@ class BrokerFeed:
         self._connected = True
         transport.subscribe(topics.run(run_id))
 
-    def poll(self, timeout_s: float) -> News:
+    def poll(self, timeout_s: float) -> FeedUpdate:
         """What came within `timeout_s`; `TransportError` where the broker refuses this login."""
         events: list[Event] = []
         missed = 0
@@ -102,7 +102,7 @@ class BrokerFeed:
                     continue
                 events += found
                 missed += lost
-        return News(tuple(events), self._snapshot(), missed, end)
+        return FeedUpdate(tuple(events), self._snapshot(), missed, end)
 
     def close(self) -> None:
         """Leave the broker."""
@@ -110,7 +110,7 @@ class BrokerFeed:
 
     def _take(self, message: Received) -> tuple[list[Event], int, End | None]:
         address = self._topics.parse(message.topic)
-        if not isinstance(address, RunNews) or address.run != self.run_id:
+        if not isinstance(address, RunUpdate) or address.run != self.run_id:
             return [], 0, None
         if not message.retained:
             self._heard_s = self._clock()

@@ -14,7 +14,7 @@ End = Literal["complete", "partial", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
-class News:
+class FeedUpdate:
     """What a feed brought since it was asked last."""
 
     events: tuple[Event, ...] = ()
@@ -31,7 +31,7 @@ class Feed(Protocol):
 
     run_id: str
 
-    def poll(self, timeout_s: float) -> News:
+    def poll(self, timeout_s: float) -> FeedUpdate:
         """What is new, waiting up to `timeout_s` for it."""
 
     def close(self) -> None:

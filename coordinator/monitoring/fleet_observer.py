@@ -12,8 +12,8 @@ from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, device_fr
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot
 from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Health
-from fleetnas.fleet_protocol.topics import AgentUp, CoordinatorAnnouncement, RunNews, Topics
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Heartbeat
+from fleetnas.fleet_protocol.topics import AgentUp, CoordinatorAnnouncement, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Disconnected, Received, Transport
 from fleetnas.fleet_protocol.updates import RunPage, RunSummary
 
@@ -23,7 +23,7 @@ _MOST_REFUSED = 10_000
 
 
 @dataclass
-class RollCall:
+class FleetObserver:
     """What was heard of one fleet."""
 
     topics: Topics
@@ -49,7 +49,7 @@ class RollCall:
                 self._take_agent(address, message, now_s)
             elif isinstance(address, CoordinatorAnnouncement):
                 self.coordinator = decode(CoordinatorState, message.payload)
-            elif isinstance(address, RunNews):
+            elif isinstance(address, RunUpdate):
                 self._take_news(address, message, now_s)
         except (ProtocolError, ValidationError) as error:
             if agent is not None and len(self.refused) < _MOST_REFUSED:
@@ -105,10 +105,10 @@ class RollCall:
         elif address.channel == "info":
             info = decode(AgentInfo, message.payload)
             self.registry.on_info(address.agent, info, now_s, retained=message.retained)
-        elif address.channel == "health":
-            self.registry.on_health(address.agent, decode(Health, message.payload), now_s)
+        elif address.channel == "heartbeat":
+            self.registry.on_heartbeat(address.agent, decode(Heartbeat, message.payload), now_s)
 
-    def _take_news(self, address: RunNews, message: Received, now_s: float) -> None:
+    def _take_news(self, address: RunUpdate, message: Received, now_s: float) -> None:
         if address.part == "summary" and not message.payload:  # it has ended
             self.runs.pop(address.run, None)
         elif address.part == "summary":
@@ -141,7 +141,7 @@ def _standing(summary: RunSummary, device: DeviceSnapshot) -> str:
 
 def listen(
     transport: Transport,
-    roll_call: RollCall,
+    fleet_observer: FleetObserver,
     seconds: float,
     clock: Callable[[], float],
     *,
@@ -149,19 +149,19 @@ def listen(
 ) -> None:
     """Hear a fleet for `seconds`, which begin anew with every retained message: those of a large fleet, or of a busy
     broker, take their time. `TransportError` where the broker refuses this login."""
-    topics = roll_call.topics
-    for channel in ("state", "info", "health"):
+    topics = fleet_observer.topics
+    for channel in ("state", "info", "heartbeat"):
         transport.subscribe(topics.every_agent(channel))
     transport.subscribe(topics.coordinator)
     transport.subscribe(topics.run("+"))
     transport.start()
     on_start()
-    end = roll_call.until_s = clock() + seconds
+    end = fleet_observer.until_s = clock() + seconds
     while clock() < end:
         event = transport.poll(_POLL_S)
         if isinstance(event, Disconnected) and event.fatal:
             raise TransportError(f"the broker refuses this login: {event.reason}; check it and its access rules")
         if isinstance(event, Received) and event.payload:
-            roll_call.take(event, clock())
+            fleet_observer.take(event, clock())
             if event.retained:
                 end = clock() + seconds

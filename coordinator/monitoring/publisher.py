@@ -16,7 +16,7 @@ from fleetnas.coordinator.records.events import CampaignFinished, Event
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.fleet_protocol.codec import MAX_JSON_BYTES, decode, encode
 from fleetnas.fleet_protocol.errors import TransportError
-from fleetnas.fleet_protocol.topics import MAX_PAGES, RunNews, Topics
+from fleetnas.fleet_protocol.topics import MAX_PAGES, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Transport
 from fleetnas.fleet_protocol.updates import MAX_EVENTS, RunEvents, RunPage, RunSummary
 
@@ -57,7 +57,7 @@ def device_from_json(fields: dict[str, Any]) -> DeviceSnapshot:
     return _DEVICE.validate_python(fields)
 
 
-class Broadcast:
+class Publisher:
     """Publishes snapshots and events of one run; a `View`.
 
     It also clears what coordinators left on the broker that were killed, since nobody else does.
@@ -86,7 +86,7 @@ class Broadcast:
         self._summary = None
         self._pages.clear()
 
-    def on_news(self, news: RunNews, payload: bytes, retained: bool) -> None:
+    def on_run_update(self, news: RunUpdate, payload: bytes, retained: bool) -> None:
         """Hear the summary of a run. Only those that are retained and never renewed were left by a killed coordinator.
 
         `ProtocolError` where it is no summary.

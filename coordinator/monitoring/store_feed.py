@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from fleetnas.coordinator.monitoring.feed import News
+from fleetnas.coordinator.monitoring.feed import FeedUpdate
 from fleetnas.coordinator.monitoring.stored_setting import StoredSetting
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.plan import settings_of
@@ -40,7 +40,7 @@ class StoreFeed:
         self._looked = False
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
 
-    def poll(self, timeout_s: float) -> News:
+    def poll(self, timeout_s: float) -> FeedUpdate:
         """What is new in the store, looked at after `timeout_s`; the first time at once."""
         if self._looked:
             self._wait(timeout_s)
@@ -50,8 +50,10 @@ class StoreFeed:
             found = self._read()
         except StoreUnavailableError as error:
             self._log.append(str(error))
-            return News(snapshot=self._snapshot())
-        return News(tuple(found), self._snapshot(), end=None if self._run.status == "running" else self._run.status)
+            return FeedUpdate(snapshot=self._snapshot())
+        return FeedUpdate(
+            tuple(found), self._snapshot(), end=None if self._run.status == "running" else self._run.status
+        )
 
     def close(self) -> None:
         """Let go of the store."""

@@ -13,7 +13,7 @@ from fleetnas.coordinator.view.view import View
 _log = logging.getLogger("fleetnas.coordinator")
 
 
-class Audience:
+class ViewGroup:
     """Every view sees everything; a `View`. One whose output is gone is left out from then on, and the run goes on."""
 
     def __init__(self, views: Sequence[View]) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fleetnas.coordinator.predictors.active_learning import i_optimal
 from fleetnas.coordinator.predictors.metrics import HeldOutError, spearman
-from fleetnas.coordinator.predictors.posterior import Beliefs, outlier_weight
+from fleetnas.coordinator.predictors.posterior import Posterior, outlier_weight
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.fleet_protocol.errors import UsageError
 
@@ -22,9 +22,9 @@ class BayesianPredictor:
     """Bayesian linear regression of latency on any features, updated exactly, O(F^2) per measurement.
 
     The device's overall speed is estimated by marginal likelihood in closed form; what else is uncertain about the
-    model (misfit, family of device) is the prior's list of hypotheses, all updated in parallel and averaged by their
-    marginal likelihood. Nothing is refitted. Measurements of one architecture (equal features) are averaged first:
-    repeating it cannot tell what the features miss. A measurement that all others contradict is down-weighted;
+    model (discrepancy, family of device) is the prior's list of hypotheses, all updated in parallel and averaged by
+    their marginal likelihood. Nothing is refitted. Measurements of one architecture (equal features) are averaged
+    first: repeating it cannot tell what the features miss. A measurement that all others contradict is down-weighted;
     the weights are a function of the set of measurements, so the order of updates does not matter.
     """
 
@@ -36,8 +36,8 @@ class BayesianPredictor:
         self._repeated = False
         # Per architecture: precision-weighted mean latency, relative noise of its best sample, precision of its mean.
         self._latency, self._best, self._precision = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._plain = Beliefs(prior)
-        self._settled: Beliefs | None = None
+        self._plain = Posterior(prior)
+        self._settled: Posterior | None = None
         self._weights_of_measurements = np.ones(0)
         self._mixed: _Mixture | None = None
         self._factored: NDArray[np.float32] | None = None
@@ -86,7 +86,7 @@ class BayesianPredictor:
             self._average_in(self._groups[keys[row]], float(y[row]), float(relative[row]))
         self._repeated = self._repeated or bool(repeats)
         if self._repeated:
-            # Beliefs sharpened by repeats cannot go on counting evidence; start from the prior again.
+            # Posterior sharpened by repeats cannot go on counting evidence; start from the prior again.
             self._plain = self._believe(np.ones(self.count))
         else:
             self._plain.learn(seen, x[fresh], y[fresh], self._plain.noise(x[fresh], relative[fresh]))
@@ -98,11 +98,11 @@ class BayesianPredictor:
         self._precision[index] = total
         self._best[index] = min(self._best[index], relative)
 
-    def _believe(self, weights: Floats) -> Beliefs:
-        """Beliefs from the prior and all measurements, each weighted."""
+    def _believe(self, weights: Floats) -> Posterior:
+        """Posterior from the prior and all measurements, each weighted."""
         y, best, pooled = self._latency, self._best, self._precision**-0.5
         repeats = np.flatnonzero(pooled < best * (1.0 - 1e-9))
-        beliefs = Beliefs(self.prior)
+        beliefs = Posterior(self.prior)
         noise = beliefs.noise(self._x, best) / weights
         beliefs.learn(self._x[:0], self._x, y, noise)
         if len(repeats):
@@ -114,12 +114,12 @@ class BayesianPredictor:
 
     # -- robustness and model averaging ------------------------------------------------------------------------
 
-    def _beliefs(self) -> Beliefs:
+    def _beliefs(self) -> Posterior:
         if self._settled is None:
             self._settled = self._settle()
         return self._settled
 
-    def _settle(self) -> Beliefs:
+    def _settle(self) -> Posterior:
         """Down-weight outliers: start from the prior's view with a median speed, then leave each out in turn."""
         self._weights_of_measurements = np.ones(self.count)
         if not self.robust or self.count < 3:
@@ -145,17 +145,17 @@ class BayesianPredictor:
         found: Floats = chances @ outlier_weight(error, self._plain.prior_spread, noise) / chances.sum()
         return found
 
-    def _revised_weights(self, beliefs: Beliefs, weights: Floats) -> Floats:
+    def _revised_weights(self, beliefs: Posterior, weights: Floats) -> Floats:
         chances = beliefs.probabilities()
         of_each = outlier_weight(*self._left_out(beliefs, weights))
         of_each[chances < 1e-6] = 1.0
         found: Floats = chances @ of_each
         return found
 
-    def _left_out(self, beliefs: Beliefs, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    def _left_out(self, beliefs: Posterior, weights: Floats) -> tuple[Floats, Floats, Floats]:
         """Foretell each measurement from all others, hyperparameters kept.
 
-        Returns: error (ms), variance of what is foretold and variance of the measurement (ms^2), each (H, n).
+        Returns: error (ms), variance of what is predicted and variance of the measurement (ms^2), each (H, n).
         """
         speed = beliefs.speeds()[:, None]
         noise = beliefs.noise(self._x, self._best)
@@ -204,7 +204,7 @@ class BayesianPredictor:
             # A factor in single precision: half the time, and a sum of squares cannot cancel.
             variance = np.square(x.astype(np.float32) @ self._covariance_factor()).sum(axis=1, dtype=np.float64)
         if include_noise:
-            variance = variance + mixture.misfit(x)
+            variance = variance + mixture.discrepancy(x)
         return x @ mixture.mean, np.sqrt(variance)
 
     # -- its own error -----------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class BayesianPredictor:
 class _Mixture:
     """The weights in ms under all hypotheses together, moments matched."""
 
-    def __init__(self, beliefs: Beliefs) -> None:
+    def __init__(self, beliefs: Posterior) -> None:
         chances, speeds = beliefs.probabilities(), beliefs.speeds()
         means = beliefs.h_y + speeds[:, None] * beliefs.h_m
         self.mean: Floats = chances @ means  #: (F,)
@@ -297,7 +297,7 @@ class _Mixture:
             found += factor * ((x @ matrix) * x).sum(axis=1)
         return np.maximum(found, 0.0)
 
-    def misfit(self, x: Floats) -> Floats:
+    def discrepancy(self, x: Floats) -> Floats:
         """Variance of what the features cannot explain, ms^2, (n,)."""
         prior = self._beliefs.prior
         found: Floats = (self._factors * prior.misfits**2) @ self._beliefs.prior_latency(x) ** 2

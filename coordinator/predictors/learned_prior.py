@@ -36,7 +36,7 @@ class DeviceFit:
     weights: Floats  #: (F,), scaled so that the typical architecture takes 1
     covariance: Floats  #: (F, F)
     typical_ms: float
-    misfit: float  #: robust standard deviation of what the weights leave unexplained, relative
+    discrepancy: float  #: robust standard deviation of what the weights leave unexplained, relative
 
 
 def fit_device(device: MeasuredDevice, base: Prior) -> DeviceFit:
@@ -51,17 +51,17 @@ def fit_device(device: MeasuredDevice, base: Prior) -> DeviceFit:
     factor = factor[:, values > 1e-12 * values[-1]]
     white = (x @ factor) / target[:, None]
     residual_target = 1.0 - (x @ hypothesis.mean) / target
-    weights, misfit = np.ones(len(y)), 0.05
+    weights, discrepancy = np.ones(len(y)), 0.05
     for _ in range(_FIT_ROUNDS):
         gram = (white * weights[:, None]).T @ white
-        system = gram / misfit**2 + np.eye(factor.shape[1])
-        solution = np.linalg.solve(system, white.T @ (weights * residual_target) / misfit**2)
+        system = gram / discrepancy**2 + np.eye(factor.shape[1])
+        solution = np.linalg.solve(system, white.T @ (weights * residual_target) / discrepancy**2)
         residual = residual_target - white @ solution
-        misfit = max(1.4826 * float(np.median(np.abs(residual))), 1e-3)
-        weights = (_DEGREES_OF_FREEDOM + 1.0) / (_DEGREES_OF_FREEDOM + (residual / misfit) ** 2)
+        discrepancy = max(1.4826 * float(np.median(np.abs(residual))), 1e-3)
+        weights = (_DEGREES_OF_FREEDOM + 1.0) / (_DEGREES_OF_FREEDOM + (residual / discrepancy) ** 2)
     found = hypothesis.mean + factor @ solution
     spread = factor @ np.linalg.solve(system, factor.T)
-    return DeviceFit(found, spread, level, misfit)
+    return DeviceFit(found, spread, level, discrepancy)
 
 
 def learn_prior(
@@ -78,7 +78,7 @@ def learn_prior(
     The covariance is of full rank: the few directions in which the known devices differ (`spread` times as far, for
     a handful of devices does not show the extremes), what is uncertain about each of them, and a hierarchical
     deviation for what no known device shows. How far a new device deviates, and how much of its latency no weights
-    explain, are hypotheses; their probabilities are how well each would have foretold a known device from the
+    explain, are hypotheses; their probabilities are how well each would have predicted a known device from the
     families that it does not belong to.
 
     Args:
@@ -95,7 +95,7 @@ def learn_prior(
     fits = [fit_device(device, base) for device in devices]
     typical = reference.mean(axis=0)
     fits = [_rescaled(fit, float(typical @ fit.weights)) for fit in fits]
-    grid = [(deviation, misfit) for deviation in deviations for misfit in misfits]
+    grid = [(deviation, discrepancy) for deviation in deviations for discrepancy in misfits]
     votes = np.full(len(grid), 1.0)
     families = sorted({device.family for device in devices})
     for family in families if len(families) > 1 else []:
@@ -103,8 +103,10 @@ def learn_prior(
         mean, covariance = _moments(others, spread)
         for device in (device for device in devices if device.family == family):
             logs = [
-                _foretold(device, Hypothesis(mean, covariance + deviation * base.hypotheses[0].covariance, misfit))
-                for deviation, misfit in grid
+                _predicted(
+                    device, Hypothesis(mean, covariance + deviation * base.hypotheses[0].covariance, discrepancy)
+                )
+                for deviation, discrepancy in grid
             ]
             likelihood = np.exp(np.array(logs) - max(logs))
             votes += len(grid) * likelihood / likelihood.sum()
@@ -123,7 +125,7 @@ def learn_prior(
 
 
 def _rescaled(fit: DeviceFit, level: float) -> DeviceFit:
-    return DeviceFit(fit.weights / level, fit.covariance / level**2, fit.typical_ms * level, fit.misfit)
+    return DeviceFit(fit.weights / level, fit.covariance / level**2, fit.typical_ms * level, fit.discrepancy)
 
 
 def _moments(fits: Sequence[DeviceFit], spread: float) -> tuple[Floats, Floats]:
@@ -136,7 +138,7 @@ def _moments(fits: Sequence[DeviceFit], spread: float) -> tuple[Floats, Floats]:
     return mean, found
 
 
-def _foretold(device: MeasuredDevice, hypothesis: Hypothesis) -> float:
+def _predicted(device: MeasuredDevice, hypothesis: Hypothesis) -> float:
     """Log marginal likelihood of a few of a device's measurements under a hypothesis."""
     rows = np.linspace(0, len(device.latency_ms) - 1, min(_VOTING_MEASUREMENTS, len(device.latency_ms))).astype(int)
     rows = np.unique(rows)

@@ -1,4 +1,4 @@
-"""How well latencies are foretold that a fit has not seen."""
+"""How well latencies are predicted that a fit has not seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fleetnas.coordinator.predictors.prior import Floats
 
 @dataclass(frozen=True)
 class HeldOutError:
-    """How well measurements are foretold that the fit has not seen."""
+    """How well measurements are predicted that the fit has not seen."""
 
     mape_percent: float | None
     spearman: float | None

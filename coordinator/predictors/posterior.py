@@ -9,7 +9,7 @@ import numpy as np
 from fleetnas.coordinator.predictors.covariance import Covariances
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 
-#: A measurement further than this from what all others foretell, in standard deviations, loses weight.
+#: A measurement further than this from what all others predict, in standard deviations, loses weight.
 OUTLIER_SIGMAS = 4.0
 #: Rows conditioned on at once: large enough for matrix products, small enough for a small factorisation.
 _BLOCK_ROWS = 64
@@ -19,7 +19,7 @@ _SMALLEST_LATENCY = 0.05
 _RAISED = (1e-12, 1e-9, 1e-6, 1e-3)
 
 
-class Beliefs:
+class Posterior:
     """Posteriors under H hypotheses, in units of the device's unknown speed s, which is kept apart.
 
     With y/s ~ N(X m, X C X' + N), the posterior mean of w is linear in y and in s: w = h_y + s * h_m, its covariance
@@ -135,7 +135,7 @@ def _lower_factor(gram: Floats) -> Floats:
 
 
 def outlier_weight(error: Floats, spread: Floats, noise: Floats) -> Floats:
-    """Factor on a measurement's precision, given its error, the variance foretold and its own noise variance.
+    """Factor on a measurement's precision, given its error, the variance predicted and its own noise variance.
 
     1 while the error is within `OUTLIER_SIGMAS`. Beyond, the noise is raised until the error is that many standard
     deviations, and further by the square of the excess, so that the pull of an outlier falls as it grows.

@@ -23,20 +23,20 @@ SURCHARGE = -2
 class Hypothesis:
     """One Gaussian belief about a device's weights, up to the device's speed.
 
-    Latency is `speed * (features @ w + misfit)`, w ~ N(mean, covariance). The misfit's standard deviation is
-    `misfit * (features @ mean)`: what no weights explain, relative to the latency. The speed is not part of the
+    Latency is `speed * (features @ w + d)`, w ~ N(mean, covariance). The model discrepancy d has standard deviation
+    `discrepancy * (features @ mean)`: what no weights explain, relative to the latency. The speed is not part of the
     belief; the predictor estimates it by marginal likelihood.
     """
 
     mean: Floats  #: (F,)
     covariance: Floats  #: (F, F)
-    misfit: float
+    discrepancy: float
     probability: float = 1.0
 
 
 @dataclass(frozen=True)
 class Prior:
-    """A few hypotheses, weighed against each other by how well they foretell the measurements."""
+    """A few hypotheses, weighed against each other by how well they predict the measurements."""
 
     hypotheses: tuple[Hypothesis, ...]
     #: Speed assumed until the first measurement, in ms per unit of `features @ mean`.
@@ -63,7 +63,7 @@ class Prior:
     @cached_property
     def misfits(self) -> Floats:
         """Of all hypotheses, (H,)."""
-        return np.array([h.misfit for h in self.hypotheses], dtype=np.float64)
+        return np.array([h.discrepancy for h in self.hypotheses], dtype=np.float64)
 
     @cached_property
     def log_probabilities(self) -> Floats:
@@ -128,5 +128,6 @@ def hierarchical_prior(
         block[np.diag_indices(len(members))] += (deviation * weight) ** 2 * min(spread, 2.0) ** 2
         covariance[np.ix_(members, members)] = block
     return Prior(
-        tuple(Hypothesis(mean, covariance, misfit, 1.0 / len(misfits)) for misfit in misfits), scale_ms=scale_ms
+        tuple(Hypothesis(mean, covariance, discrepancy, 1.0 / len(misfits)) for discrepancy in misfits),
+        scale_ms=scale_ms,
     )

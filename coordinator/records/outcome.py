@@ -1,4 +1,4 @@
-"""The outcome of a campaign as plain data: what the campaign hands to the take-home and the report."""
+"""The outcome of a campaign as plain data: what the campaign hands to the artifacts and the report."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class CampaignOutcome:
     """What every subnet keeps beside its latency target."""
     started_s: float
     finished_s: float | None
-    """None while it runs: a take-home can be written at any time."""
+    """None while it runs: a artifacts can be written at any time."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of fleetnas and what it stands on, on the coordinator."""
     devices: tuple[DeviceOutcome, ...] = ()

@@ -41,7 +41,7 @@ class WinnerCard(TargetRecord):
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
 
 
-class TakeHome:
+class ArtifactFolder:
     """Writes `directory`, again and again if need be: each file is replaced at once, never half written."""
 
     def __init__(self, directory: Path) -> None:
@@ -122,13 +122,13 @@ class TakeHome:
 
 
 def folder_name(device: str) -> str:
-    """The name of a device's folder: its own, unless a file of the take-home has that name."""
+    """The name of a device's folder: its own, unless a file of the artifacts has that name."""
     # No agent's name has a `~`, so no two devices share a folder.
     return f"{device}~" if device.lower() in (RESULTS_FILE, MEASUREMENTS_FILE, REPORT_FILE) else device
 
 
 def read_results(directory: Path) -> Results:
-    """The results of a take-home. `StoreError` where there are none, or where the file was altered."""
+    """The results of a artifacts. `StoreError` where there are none, or where the file was altered."""
     path = directory / RESULTS_FILE
     try:
         return Results.model_validate_json(read_text(path))

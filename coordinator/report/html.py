@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page on a take-home, with the raw data linked."""
+"""`report.html`: one self-contained page on a artifacts, with the raw data linked."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class _Section:
 
 
 def write_report(directory: Path) -> Path:
-    """Write the report of the take-home in `directory` beside its data; returns the page's path.
+    """Write the report of the artifacts in `directory` beside its data; returns the page's path.
 
-    `StoreError` where the take-home is missing or was altered.
+    `StoreError` where the artifacts is missing or was altered.
     """
     page = directory / REPORT_FILE
     write_atomically(page, render_report(directory).encode())
@@ -44,7 +44,7 @@ def write_report(directory: Path) -> Path:
 
 
 def render_report(directory: Path) -> str:
-    """The page as text: what the take-home's own files say, and nothing else."""
+    """The page as text: what the artifacts's own files say, and nothing else."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     results = read_results(directory)

@@ -12,7 +12,7 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 _MULTIPLIERS = np.random.default_rng(0x0FA).integers(0, 2**63, 256, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-class SubnetLibrary:
+class CandidateTable:
     """Canonical genomes (n, G) with their features (n, F), keys (n,) and places in slot tables."""
 
     def __init__(self, space: DesignSpace, genomes: Genomes) -> None:

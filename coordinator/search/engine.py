@@ -16,7 +16,7 @@ from fleetnas.coordinator.search.evolution import EvolutionEngine, EvolutionSett
 from fleetnas.coordinator.search.guided import GuidedEngine, GuidedSettings
 from fleetnas.coordinator.search.latency import LatencyModel
 from fleetnas.coordinator.search.pool import Pool
-from fleetnas.coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, Winner, check_targets
+from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, Winner, check_targets
 from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
@@ -84,7 +84,7 @@ def search(
         strategy: `joint` searches all targets at once over one archive; `bottom-up` goes from the smallest target
             upwards, each starting from the subnets found before; `top-down` downwards, each starting from randomly
             pruned winners; `independent` starts anew for every target; `exhaustive` evaluates a small space whole.
-            Where only known subnets can win (`KnownAccuracy` without a model), every strategy is that.
+            Where only known subnets can win (`TabularAccuracy` without a model), every strategy is that.
         engine: `guided`, or OFA's `evolution` as a baseline.
         bounds: what a subnet may cost beside its latency.
         warm_start: canonical genomes (n, G) to start from, such as an earlier search's front.
@@ -122,7 +122,7 @@ def _search(
     if strategy not in STRATEGIES:
         raise UsageError(f"no strategy is called {strategy!r}; there are {', '.join(STRATEGIES)}")
     problem.bounds.check(problem.space)
-    candidates = problem.accuracy.candidates if isinstance(problem.accuracy, KnownAccuracy) else None
+    candidates = problem.accuracy.candidates if isinstance(problem.accuracy, TabularAccuracy) else None
     _, fastest_ms = problem.fastest()
     if leave_out_infeasible:
         targets = tuple(target for target in targets if fastest_ms <= target)

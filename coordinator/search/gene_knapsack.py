@@ -44,9 +44,9 @@ class GeneKnapsack:
         room = step.limits - base
         genomes = parents
         for last in range(_PASSES):
-            choice, foretold = self._solve(gain, extra, room, step)
+            choice, predicted = self._solve(gain, extra, room, step)
             genomes = self.space.canonical(np.concatenate([parents[:, :1], choice], axis=1).astype(np.int16))
-            missed = self._totals(genomes) - base - foretold
+            missed = self._totals(genomes) - base - predicted
             if last + 1 < _PASSES:
                 room = room - missed
         return genomes
@@ -76,7 +76,7 @@ class GeneKnapsack:
         return grid.reshape(n, *self._grid), extra.reshape(-1, n, *self._grid)
 
     def _solve(self, gain: Floats32, extra: Floats, room: Floats, step: Step) -> tuple[NDArray[np.intp], Floats]:
-        """Values per gene, (n, genes), and the costs that they are foretold to add, (n, C)."""
+        """Values per gene, (n, genes), and the costs that they are predicted to add, (n, C)."""
         price = np.einsum("cngv,nc->ngv", extra, step.weights / step.limits)
         n = len(gain)
         low, high = np.full(n, np.log(LOWEST_PRICE)), np.full(n, np.log(HIGHEST_PRICE))

@@ -1,7 +1,7 @@
 """The default engine: evolution whose offspring are solved for, not drawn.
 
 The accuracy predictor is piecewise linear, so its gradient gives the gain of every single choice at once; averaged over
-the best subnets found so far, it foretells whole recombinations. Each offspring is the optimum of that linear model
+the best subnets found so far, it predicts whole recombinations. Each offspring is the optimum of that linear model
 within the target, drawn towards its two parents. All targets share one archive.
 """
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.features import FeatureMap
-from fleetnas.coordinator.search.candidate_table import SubnetLibrary, genome_keys
+from fleetnas.coordinator.search.candidate_table import CandidateTable, genome_keys
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes, SlotTables
 
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 class LatencyModel(Protocol):
-    """Foretells latency. Whether a subnet meets a target is decided by `predict` alone."""
+    """Predicts latency. Whether a subnet meets a target is decided by `predict` alone."""
 
     def predict(self, genomes: Genomes) -> Floats:
         """Latency in milliseconds of canonical genomes (n, G), shape (n,); infinite where a subnet is ruled out."""
@@ -27,13 +27,13 @@ class LatencyModel(Protocol):
         """A constant and, per slot, its variants' milliseconds: an additive model, exact or close, for proposals."""
 
 
-class LibraryLatency(LatencyModel, Protocol):
+class TableLatency(LatencyModel, Protocol):
     """A latency model that is quick with the subnets of a library."""
 
-    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
+    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
         """What the additive model says of every one of them, (n,)."""
 
-    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
         """What `predict` says of some of them, (k,)."""
 
 
@@ -60,10 +60,10 @@ class SlotTableLatency:
     def slot_tables(self) -> SlotTables:
         return self._constant_ms, self._tables
 
-    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
+    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
         return _additive(self.slot_tables(), library)
 
-    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
         return self.predict(library.genomes[rows])
 
 
@@ -75,21 +75,21 @@ class PredictorLatency:
     ) -> None:
         self._features, self._predictor = features, predictor
         self._sigmas, self._include_noise = sigmas, include_noise
-        #: What was foretold of a library's subnets, for all margins; the predictor must not learn meanwhile.
-        self._foretold: dict[SubnetLibrary, _Foretold] = {}
+        #: What was predicted of a library's subnets, for all margins; the predictor must not learn meanwhile.
+        self._predicted: dict[CandidateTable, _Predicted] = {}
 
     def at_margin(self, sigmas: float) -> PredictorLatency:
-        """The same predictor with another margin; what one foretells of a library serves the other."""
+        """The same predictor with another margin; what one predicts of a library serves the other."""
         other = PredictorLatency(self._features, self._predictor, sigmas=sigmas, include_noise=self._include_noise)
-        other._foretold = self._foretold
+        other._predicted = self._predicted
         return other
 
     def predict(self, genomes: Genomes) -> Floats:
         features = self._features.features(genomes)
         if not self._sigmas:
             # The deviation is most of the work.
-            likely: Floats = features @ self._predictor.weights
-            return likely
+            predict_additive: Floats = features @ self._predictor.weights
+            return predict_additive
         mean, deviation = self._predictor.predict(features, include_noise=self._include_noise)
         found: Floats = mean + self._sigmas * deviation
         return found
@@ -97,13 +97,13 @@ class PredictorLatency:
     def slot_tables(self) -> SlotTables:
         return self._features.slot_tables(self._predictor.weights)
 
-    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
-        return self._of(library).likely
+    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
+        return self._of(library).predict_additive
 
-    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
         if not self._sigmas:  # the deviation is most of the work
-            likely: Floats = library.features[rows] @ self._predictor.weights
-            return likely
+            predict_additive: Floats = library.features[rows] @ self._predictor.weights
+            return predict_additive
         known = self._of(library)
         fresh = rows[np.isnan(known.mean[rows])]
         if len(fresh):
@@ -113,16 +113,16 @@ class PredictorLatency:
         found: Floats = known.mean[rows] + self._sigmas * known.deviation[rows]
         return found
 
-    def _of(self, library: SubnetLibrary) -> _Foretold:
-        if library not in self._foretold:
-            self._foretold[library] = _Foretold(_additive(self.slot_tables(), library))
-        return self._foretold[library]
+    def _of(self, library: CandidateTable) -> _Predicted:
+        if library not in self._predicted:
+            self._predicted[library] = _Predicted(_additive(self.slot_tables(), library))
+        return self._predicted[library]
 
 
 class MeasuredLatency:
     """A model whose predictions are replaced by measurements where there are any."""
 
-    def __init__(self, base: LibraryLatency, genomes: Genomes, latency_ms: Floats) -> None:
+    def __init__(self, base: TableLatency, genomes: Genomes, latency_ms: Floats) -> None:
         """`latency_ms` (n,) of the canonical `genomes` (n, G); infinite for a subnet that is ruled out."""
         self._base = base
         keys = genome_keys(genomes)
@@ -134,7 +134,7 @@ class MeasuredLatency:
         return self._measured_or(genome_keys(genomes), lambda unknown: self._base.predict(genomes[unknown]))
 
     def _measured_or(self, keys: NDArray[np.uint64], foretell: Callable[[NDArray[np.intp]], Floats]) -> Floats:
-        """The measurements of subnets by key, (n,); `foretell` is asked for the rows that have none."""
+        """The measurements of subnets by key, (n,); `predict` is asked for the rows that have none."""
         if not len(self._keys):
             return foretell(np.arange(len(keys)))
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
@@ -147,22 +147,22 @@ class MeasuredLatency:
     def slot_tables(self) -> SlotTables:
         return self._base.slot_tables()
 
-    def likely(self, library: SubnetLibrary) -> NDArray[np.float32]:
-        return self._base.likely(library)
+    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
+        return self._base.predict_additive(library)
 
-    def predict_rows(self, library: SubnetLibrary, rows: NDArray[np.intp]) -> Floats:
+    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
         return self._measured_or(library.keys[rows], lambda unknown: self._base.predict_rows(library, rows[unknown]))
 
 
-class _Foretold:
-    """What a predictor foretells of a library: the additive part of all, mean and deviation of those asked for."""
+class _Predicted:
+    """What a predictor predicts of a library: the additive part of all, mean and deviation of those asked for."""
 
-    def __init__(self, likely: NDArray[np.float32]) -> None:
-        self.likely = likely
-        self.mean, self.deviation = np.full(len(likely), np.nan), np.full(len(likely), np.nan)
+    def __init__(self, predict_additive: NDArray[np.float32]) -> None:
+        self.predict_additive = predict_additive
+        self.mean, self.deviation = np.full(len(predict_additive), np.nan), np.full(len(predict_additive), np.nan)
 
 
-def _additive(slot_tables: SlotTables, library: SubnetLibrary) -> NDArray[np.float32]:
+def _additive(slot_tables: SlotTables, library: CandidateTable) -> NDArray[np.float32]:
     constant_ms, tables = slot_tables
     found: NDArray[np.float32] = np.concatenate(tables).astype(np.float32)[library.places].sum(axis=0)
     return found + np.float32(constant_ms)

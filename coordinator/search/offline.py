@@ -13,7 +13,7 @@ import numpy as np
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
 from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
 from fleetnas.coordinator.search.engine import DEFAULT_ROUNDS, SearchResult, Strategy, search
-from fleetnas.coordinator.search.problem import AccuracyModel, KnownAccuracy, Problem, check_targets
+from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, check_targets
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.fit import read_evaluated
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
@@ -121,7 +121,7 @@ def search_offline(request: OfflineRequest) -> OfflineOutcome:
 def _front_targets(problem: Problem, slowest_ms: float) -> list[float]:
     """Targets from the fastest subnet on, for a fuller front; none where all that can win is evaluated anyway."""
     fastest_ms = problem.fastest()[1]
-    whole = isinstance(problem.accuracy, KnownAccuracy) and problem.accuracy.candidates is not None
+    whole = isinstance(problem.accuracy, TabularAccuracy) and problem.accuracy.candidates is not None
     if whole or not fastest_ms < slowest_ms:
         return []
     return [float(ms) for ms in np.linspace(fastest_ms, slowest_ms, _FRONT_TARGETS)]
@@ -130,7 +130,7 @@ def _front_targets(problem: Problem, slowest_ms: float) -> list[float]:
 def load_accuracy(path: Path, space: DesignSpace) -> AccuracyModel | AccuracyPredictor:
     """The accuracy model in a file, by its suffix: `.pth`, `.supernet`, `.safetensors`, `.csv` or `.jsonl`."""
     if path.suffix in (".csv", ".jsonl"):
-        return KnownAccuracy(*read_evaluated(path, space))
+        return TabularAccuracy(*read_evaluated(path, space))
     if path.suffix == ".supernet":
         predictor = SupernetBundle.open(path).accuracy_predictor()
         if predictor is None:

@@ -27,7 +27,7 @@ _PART_ROWS = 65_536
 
 
 class AccuracyModel(Protocol):
-    """Foretells top-1 accuracy."""
+    """Predicts top-1 accuracy."""
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
         """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
@@ -55,7 +55,7 @@ class PredictedAccuracy:
         return self._predictor.gradient(self._space.one_hot(genomes))
 
 
-class KnownAccuracy:
+class TabularAccuracy:
     """Exact values where they are known, a model's elsewhere; without a model, only known subnets can win."""
 
     def __init__(self, genomes: Genomes, accuracy: Floats, base: AccuracyModel | None = None) -> None:
@@ -77,8 +77,8 @@ class KnownAccuracy:
         return None if self._base is None else self._base.gradient(genomes)
 
 
-class RememberedAccuracy:
-    """A model that is asked about the same subnets by many devices, a few at a time: each is foretold once.
+class CachedAccuracy:
+    """A model that is asked about the same subnets by many devices, a few at a time: each is predicted once.
 
     One by one, so that what is said of a subnet depends on no other.
     """

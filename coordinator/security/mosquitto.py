@@ -72,7 +72,7 @@ def access_rules(topics: Topics) -> str:
     everything = topics.coordinator.removesuffix("coordinator/state")
     own = "\n".join(f"pattern write {topics.up('%u', channel)}" for channel in UP_CHANNELS)
     orders = "\n".join(f"pattern read {topics.down('%u', channel)}" for channel in DOWN_CHANNELS)
-    seen = "\n".join(f"topic read {topics.every_agent(channel)}" for channel in ("state", "info", "health"))
+    seen = "\n".join(f"topic read {topics.every_agent(channel)}" for channel in ("state", "info", "heartbeat"))
     return f"""\
 # Written by `fleetnas broker init`. A login may use what is listed here and nothing else.
 user {COORDINATOR}

@@ -11,7 +11,7 @@ from fleetnas.fleet_protocol.errors import StoreUnavailableError
 RETRY_EVERY_S = 5.0
 
 
-class StoreOutage:
+class CircuitBreaker:
     """Whether the store is away, by what came of the last attempts to write."""
 
     def __init__(

@@ -8,7 +8,7 @@ import numpy as np
 
 from fleetnas.coordinator.records.targets import ResolvedTargets, TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
-from fleetnas.coordinator.tuning.proposal import Genome, WinnerSearch
+from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 
 #: Targets end where accuracy does: probes of the predicted front, what counts as equal accuracy there (a fraction),
@@ -32,7 +32,7 @@ class AutomaticTargets:
         request: TargetRequest,
         latency: SettingLatency,
         ends: Sequence[Genome],
-        search: WinnerSearch,
+        search: TargetSolver,
         accuracy: AccuracyModel,
         seed: int,
     ) -> None:

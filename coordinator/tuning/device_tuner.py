@@ -25,9 +25,9 @@ from fleetnas.coordinator.records.events import Purpose
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.automatic_targets import AutomaticTargets
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.observations import SubnetObservations
-from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetState, WinnerSearch
+from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver, TargetState
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.coordinator.tuning.verification import Verification
@@ -51,7 +51,7 @@ _MARGINS = (0.5, 0.0, -0.5)
 _ROUND = 3
 
 
-class DeviceSearch:
+class DeviceTuner:
     """One device setting's search."""
 
     def __init__(
@@ -59,14 +59,14 @@ class DeviceSearch:
         space: DesignSpace,
         accuracy: AccuracyModel,
         targets: TargetRequest,
-        search: WinnerSearch,
+        search: TargetSolver,
         *,
         budget: int = 40,
         spread: int = 10,
         seed: int = 0,
         prior: Prior | None = None,
         bounds: Bounds | None = None,
-        opening: Opening | None = None,
+        opening: InitialDesign | None = None,
     ) -> None:
         """`budget` counts all but verifications, of which the first `spread` cover the space.
 
@@ -81,7 +81,7 @@ class DeviceSearch:
         self.measurements = 0
         self.failures = 0
         self._request, self._search, self._seed = targets, search, seed
-        opening = opening or Opening(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
+        opening = opening or InitialDesign(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
         self._design, self._ends = opening.spread, opening.ends
         self._design_tries = dict.fromkeys((genome.tobytes() for genome in self._design), 0)
         self._latency = SettingLatency(opening)

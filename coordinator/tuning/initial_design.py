@@ -17,7 +17,7 @@ from fleetnas.supernet_export.spaces.base import DesignSpace
 _SPREAD_POOL = 2000
 
 
-class Opening:
+class InitialDesign:
     """How searches of one space, seed and prior begin: the same for every device, so made once for a fleet."""
 
     def __init__(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.records.events import Purpose
-from fleetnas.coordinator.search.latency import LibraryLatency
+from fleetnas.coordinator.search.latency import TableLatency
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import Genomes
 
@@ -71,11 +71,11 @@ class TargetState:
     """No measured subnet was within it; what is measured later may change that."""
 
 
-class WinnerSearch(Protocol):
+class TargetSolver(Protocol):
     """Finds, per target, the most accurate subnet that is predicted to meet it."""
 
     def __call__(
-        self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
+        self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
         """One genome per ascending target; None where no subnet is predicted to meet it.
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor, HeldOutError
 from fleetnas.coordinator.predictors.upper_bounds import learn_upper_bounds
-from fleetnas.coordinator.search.latency import LibraryLatency, MeasuredLatency, PredictorLatency
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, TableLatency
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.observations import Observations, Run
-from fleetnas.coordinator.tuning.proposal import Genome, WinnerSearch
+from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.fleet_protocol.messages import Measurement
 from fleetnas.supernet_export.spaces.base import Genomes
@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 class SettingLatency:
     """Observations of one device setting and the predictor that learned from them."""
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: InitialDesign) -> None:
         self.observations = Observations()
         self._features, self._prior = opening.features, opening.prior
         self._learner: BayesianPredictor | None = None
@@ -115,7 +115,7 @@ class SettingLatency:
         return PredictorLatency(self._features, self.predictor, sigmas=sigmas, include_noise=True)
 
     def winners(
-        self, search: WinnerSearch, targets_ms: Sequence[float], rng: np.random.Generator, predicted: PredictorLatency
+        self, search: TargetSolver, targets_ms: Sequence[float], rng: np.random.Generator, predicted: PredictorLatency
     ) -> list[Genome | None]:
         """Per target (ms), the most accurate subnet by prediction and measurement together; None where there is none.
 
@@ -127,7 +127,7 @@ class SettingLatency:
         """
         if not targets_ms:
             return []
-        latency: LibraryLatency = predicted
+        latency: TableLatency = predicted
         table = self.observations.table()
         genomes, measured_ms = table.genomes, table.undisturbed_ms
         excluded = self.observations.quarantined()

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.search.blas import single_threaded_blas
-from fleetnas.coordinator.search.candidate_table import SubnetLibrary
+from fleetnas.coordinator.search.candidate_table import CandidateTable
 from fleetnas.coordinator.search.engine import search
-from fleetnas.coordinator.search.latency import LibraryLatency, SlotTableLatency
-from fleetnas.coordinator.search.problem import AccuracyModel, Problem, RememberedAccuracy
+from fleetnas.coordinator.search.latency import SlotTableLatency, TableLatency
+from fleetnas.coordinator.search.problem import AccuracyModel, CachedAccuracy, Problem
 from fleetnas.coordinator.tuning.proposal import Genome
-from fleetnas.coordinator.tuning.target_solver import BundleSearch
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
@@ -33,17 +33,17 @@ _DEVICES, _PROBES, _ROUNDS = 24, 16, 30
 #: Neighbours by one gene of what was found, as many as keep the archive at this size.
 _ARCHIVE = 6000
 _SEED = 0xA2C417E
-#: Candidates per target of which the latency is foretold in full, most accurate first; then four times as many.
+#: Candidates per target of which the latency is predicted in full, most accurate first; then four times as many.
 _LOOKED_AT = 24
 #: A margin may be negative: candidates up to this far above a target are looked at.
 _REACH = 1.08
 
 
-class FleetSearch:
-    """A `WinnerSearch` that all device settings of a campaign share."""
+class SharedArchive:
+    """A `TargetSolver` that all device settings of a campaign share."""
 
     def __init__(
-        self, thorough: BundleSearch, space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds | None = None
+        self, thorough: BundleTargetSolver, space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds | None = None
     ) -> None:
         """`thorough` keeps the same `bounds`."""
         self._thorough, self._space, self._accuracy, self._bounds = thorough, space, accuracy, bounds or Bounds()
@@ -68,7 +68,7 @@ class FleetSearch:
         return self._settings > FEW_SETTINGS and self._archive is not None
 
     def __call__(
-        self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
+        self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
         if self._settings <= FEW_SETTINGS:
             return self._thorough(latency, targets_ms, start, rng)
@@ -97,13 +97,13 @@ class Archive:
         order = np.argsort(-top1, kind="stable")
         self.genomes: Genomes = genomes[order]
         self.top1: Floats = top1[order]
-        self._library = SubnetLibrary(space, self.genomes)
+        self._library = CandidateTable(space, self.genomes)
         #: For what devices begin from: mostly subnets that others have measured too.
-        self._accuracy = RememberedAccuracy(accuracy)
+        self._accuracy = CachedAccuracy(accuracy)
 
-    def winners(self, latency: LibraryLatency, targets_ms: Sequence[float], start: Genomes) -> list[Genome | None]:
-        """Per target, the most accurate of the archive and of `start` that is foretold to meet it."""
-        rough = latency.likely(self._library)
+    def winners(self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes) -> list[Genome | None]:
+        """Per target, the most accurate of the archive and of `start` that is predicted to meet it."""
+        rough = latency.predict_additive(self._library)
         found: list[tuple[float, Genome] | None] = [None] * len(targets_ms)
         #: Per target, how many of the archive are more accurate than what is known to meet it: no other can win.
         better = [len(self.top1)] * len(targets_ms)

@@ -19,8 +19,8 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 _SMALL_SPACE = 5000
 
 
-class BundleSearch:
-    """A `WinnerSearch` with one of the search strategies."""
+class BundleTargetSolver:
+    """A `TargetSolver` with one of the search strategies."""
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.observations import Run
-from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetState, WinnerSearch
+from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver, TargetState
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.device_profiles.quantities import MAX_FACTOR
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -53,7 +53,7 @@ class Verification:
         self,
         latency: SettingLatency,
         accuracy: AccuracyModel,
-        search: WinnerSearch,
+        search: TargetSolver,
         architecture: Callable[[Genome], Architecture],
         smallest: Genome,
         rng: Callable[[], np.random.Generator],

@@ -244,7 +244,7 @@ class MqttTransport:
 
     def _put(self, event: TransportEvent | _FallBack) -> None:
         # A full queue means that the owner stopped polling. Nothing is dropped: paho reads no further, the rest waits
-        # at the broker. If that lasts longer than the keepalive, the broker ends the connection, and `Next` follows.
+        # at the broker. If that lasts longer than the keepalive, the broker ends the connection; inventories follow.
         while not self._closing.is_set():
             with contextlib.suppress(queue.Full):
                 self._events.put(event, timeout=_LOOK_S)

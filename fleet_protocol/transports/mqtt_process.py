@@ -44,7 +44,7 @@ _MOST_WAITING = 2_000
 _LOOK_S, _ROOM_S = 0.05, 0.01
 _CLOSE_S = 5.0
 #: Children that die one after another before they have said anything, and what is wrong is not the network.
-_MOST_STILLBORN = 5
+_MAX_FAILED_STARTS = 5
 
 #: A method of `MqttTransport` with its arguments.
 _Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -53,7 +53,7 @@ _Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
 _Report: TypeAlias = tuple[list[TransportEvent | tuple[str, bytes, bool]], int, bool]
 
 
-class NetworkProcess:
+class MqttProcess:
     """A `fleetnas.fleet_protocol.transports.base.Transport` like `MqttTransport`, which it runs in a child. POSIX only.
 
     A child that dies is a connection that is lost: another one is started, subscribes again and connects.
@@ -71,7 +71,7 @@ class NetworkProcess:
         self._events: deque[TransportEvent] = deque()
         self._on_their_way = self._given = 0
         self._can_share = False
-        self._stillborn = 0
+        self._failed_starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
@@ -151,18 +151,18 @@ class NetworkProcess:
             while self._pipe.poll(timeout_s):
                 report: _Report = pickle.loads(self._pipe.recv_bytes())
                 events, self._given, self._can_share = report
-                self._stillborn = 0
+                self._failed_starts = 0
                 self._events.extend(Received(*event) if isinstance(event, tuple) else event for event in events)
                 if (events and not every) or len(self._events) >= _MOST_WAITING:
                     return
                 timeout_s = 0.0
         except (EOFError, OSError):
             self._end()
-            self._stillborn += 1
-            if self._stillborn > _MOST_STILLBORN:
+            self._failed_starts += 1
+            if self._failed_starts > _MAX_FAILED_STARTS:
                 raise TransportError(
-                    f"{self._stillborn} processes in a row ended before they could speak to the broker; what the last "
-                    "of them said stands above"
+                    f"{self._failed_starts} processes in a row ended before they could speak to the broker; what the "
+                    "last of them said stands above"
                 ) from None
             self._events.append(Disconnected("the process that speaks to the broker has ended; starting another"))
             self.start()
@@ -199,7 +199,7 @@ class _Child:
 
     def run(self) -> None:
         for work in (self._read, self._carry_out):
-            threading.Thread(target=_or_vanish, args=(work,), daemon=True).start()
+            threading.Thread(target=_or_exit, args=(work,), daemon=True).start()
         told: tuple[int, bool] | None = None
         while not self._closed.is_set():
             events = take_events(self._transport, _LOOK_S, _MOST_EVENTS)
@@ -213,7 +213,7 @@ class _Child:
                 try:
                     self._pipe.send_bytes(pickle.dumps(report))
                 except OSError:
-                    _vanish()
+                    _exit_now()
 
     def _read(self) -> None:
         # Always, so that the owner never waits for the network.
@@ -225,7 +225,7 @@ class _Child:
                 self._calls.put(call)
         except (EOFError, OSError):
             if not self._closed.is_set():
-                _vanish()
+                _exit_now()
 
     def _carry_out(self) -> None:
         while not self._closed.is_set():
@@ -247,15 +247,15 @@ class _Child:
                 return
 
 
-def _or_vanish(work: Callable[[], None]) -> None:
+def _or_exit(work: Callable[[], None]) -> None:
     """Half a child would be worse than none: its owner starts another."""
     try:
         work()
     except BaseException:
         traceback.print_exc()
-        _vanish()
+        _exit_now()
 
 
-def _vanish() -> None:
+def _exit_now() -> None:
     """The owner is gone without a word, and so is this process: the broker publishes the will."""
     os._exit(1)

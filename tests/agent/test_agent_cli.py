@@ -28,9 +28,9 @@ from fleetnas.fleet_protocol.messages import (
     AgentInfo,
     BlobReference,
     BlobRequest,
+    Inventory,
     MeasurementProtocol,
     MeasureTask,
-    Next,
     Result,
     RuntimeSetting,
     TaskKey,
@@ -309,7 +309,7 @@ class MiniCoordinator:
         self.topics = Topics()
         self.transport = MqttTransport(broker.address, "coordinator")
         self.blob, self.task = blob, task
-        for channel in ("info", "next", "task", "blob"):
+        for channel in ("info", "inventory", "task", "blob"):
             self.transport.subscribe(self.topics.every_agent(channel))  # type: ignore[arg-type]
         self.transport.start()
         self.transport.wait_connected(waiting.STALL_S)
@@ -329,8 +329,8 @@ class MiniCoordinator:
                 self.transport.publish(down(address.agent, "blob"), chunk, qos=0)
             elif address.channel == "info":
                 yield "info", decode(AgentInfo, event.payload)
-            elif address.channel == "next":
-                yield "next", decode(Next, event.payload)
+            elif address.channel == "inventory":
+                yield "inventory", decode(Inventory, event.payload)
                 self.transport.publish(down(address.agent, "task"), encode(self.task))
             else:
                 yield "task", decode_task_update(event.payload)
@@ -366,8 +366,8 @@ def test_an_agent_killed_after_its_measurement_delivers_it_in_its_next_life(
     second = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     held: tuple[TaskKey, ...] = ()
     for _, message in coordinator.messages(second):
-        if isinstance(message, Next):
-            held = message.holding
+        if isinstance(message, Inventory):
+            held = message.unacknowledged
         if isinstance(message, Result):
             assert message == measured
             break

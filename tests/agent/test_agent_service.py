@@ -23,8 +23,8 @@ from fleetnas.fleet_protocol.messages import (
     CancelTask,
     CoordinatorState,
     Failed,
-    Health,
-    Next,
+    Heartbeat,
+    Inventory,
     Result,
     RuntimeSetting,
     TaskKey,
@@ -46,10 +46,10 @@ def states(rig: Rig) -> list[str]:
     return [s.state for s in rig.coordinator.on("state") if isinstance(s, AgentState) and s.session > 0]
 
 
-def holding(rig: Rig) -> tuple[TaskKey, ...]:
-    last = rig.coordinator.on("next")[-1]
-    assert isinstance(last, Next)
-    return last.holding
+def unacknowledged(rig: Rig) -> tuple[TaskKey, ...]:
+    last = rig.coordinator.on("inventory")[-1]
+    assert isinstance(last, Inventory)
+    return last.unacknowledged
 
 
 def results(rig: Rig) -> list[Result]:
@@ -153,7 +153,7 @@ def test_a_result_made_while_the_broker_is_gone_arrives_after_the_reconnect(rig:
     agent.restore()
     rig.run(agent)
     assert [result.measurement.median_ms for result in results(rig)] == [7.0]
-    assert holding(rig) == (key(),)
+    assert unacknowledged(rig) == (key(),)
     assert states(rig)[-1] == "ready"
 
 
@@ -168,14 +168,14 @@ def test_an_agent_killed_with_unsent_results_sends_them_in_its_next_life(rig: Ri
     second = rig.agent()
     assert second.identity.session > first.identity.session
     rig.run(second, seconds=5)
-    assert holding(rig) == (key(),)
+    assert unacknowledged(rig) == (key(),)
     assert [result.task for result in results(rig)] == [key()]
     rig.coordinator.acknowledge("pi", key())
     rig.run(second)
     second.kill()
     third = rig.agent()
     rig.run(third, seconds=5)
-    assert holding(rig) == ()
+    assert unacknowledged(rig) == ()
 
 
 def test_a_task_may_acknowledge_results(rig: Rig) -> None:
@@ -198,7 +198,7 @@ def test_a_new_coordinator_hears_what_the_agent_holds(rig: Rig) -> None:
     ready = CoordinatorState(state="ready", session=7)
     rig.coordinator.transport.publish(TOPICS.coordinator, encode(ready), retain=True)
     rig.run(agent)
-    assert holding(rig) == (key(),)
+    assert unacknowledged(rig) == (key(),)
     assert [result.task for result in results(rig)] == [key()]
 
 
@@ -214,7 +214,7 @@ def test_a_coordinator_that_is_back_after_the_agent_hears_what_it_holds(rig: Rig
     rig.coordinator.heard.clear()
     rig.coordinator.transport.publish(TOPICS.coordinator, ready, retain=True)
     rig.run(agent)
-    assert holding(rig) == ()
+    assert unacknowledged(rig) == ()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -272,7 +272,7 @@ def test_a_second_agent_of_one_name_stops_and_leaves_no_trace(rig: Rig) -> None:
     rig.run(incumbent)
     sessions = {s.session for s in rig.coordinator.on("state") if isinstance(s, AgentState)} - {0}
     assert sessions == {incumbent.identity.session}
-    assert rig.coordinator.on("next") == []
+    assert rig.coordinator.on("inventory") == []
     assert rig.coordinator.updates("rejected") == []
 
 
@@ -552,8 +552,8 @@ def test_heartbeats_tell_what_runs(rig: Rig) -> None:
     rig.measurer.script.append(None)
     rig.coordinator.send("pi", "task", task())
     rig.run(agent, seconds=2 * HEALTH_EVERY_S - 10)
-    (health,) = rig.coordinator.on("health")
-    assert isinstance(health, Health)
+    (health,) = rig.coordinator.on("heartbeat")
+    assert isinstance(health, Heartbeat)
     assert health.task_id == "task-1"
     assert health.session == agent.identity.session
 
@@ -563,8 +563,8 @@ def test_heartbeats_tell_the_state_of_the_device_that_measures(rig: Rig, runtime
     write_files(rig.folder / "state" / "no-sensors-here", {"proc/loadavg": "0.50 0.40 0.30 1/100 1\n"})
     agent = rig.agent(settings=(RuntimeSetting.model_validate({"runtime": runtime}),))
     rig.run(agent, seconds=HEALTH_EVERY_S + 5)
-    health = rig.coordinator.on("health")[-1]
-    assert isinstance(health, Health)
+    health = rig.coordinator.on("heartbeat")[-1]
+    assert isinstance(health, Heartbeat)
     assert health.conditions.load_1min == load, "this host's load says nothing about a phone on its cable"
 
 

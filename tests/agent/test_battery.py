@@ -15,7 +15,7 @@ from rigs.supernets import random_bundle
 from fleetnas.agent.host.battery import Battery, BatteryReading, BatteryRule, parse_termux
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.measuring.messages import FailedReply, MeasuredReply, MeasureOrder, UnreadyReply
-from fleetnas.agent.measuring.order_executor import Workbench
+from fleetnas.agent.measuring.order_executor import OrderExecutor
 from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
 from fleetnas.agent.service.task_runner import RESTING_S
 from fleetnas.coordinator.fleet.registry import FleetRegistry
@@ -119,7 +119,7 @@ def test_the_child_looks_at_the_battery_before_it_measures(tmp_path: Path) -> No
     space = make_space("digits")
     bundle = random_bundle(tmp_path / "digits.supernet", space)
     phone = write_files(tmp_path / "phone", battery_files(22, "Discharging"))
-    bench = Workbench(Sensors(phone))
+    bench = OrderExecutor(Sensors(phone))
     order = MeasureOrder(
         bundle_path=str(bundle.path),
         bundle_sha256=bundle.sha256,
@@ -128,9 +128,9 @@ def test_the_child_looks_at_the_battery_before_it_measures(tmp_path: Path) -> No
         protocol=MeasurementProtocol(warmup_runs=1, warmup_s=0, min_runs=3, min_s=0, half_width_percent=1000),
         battery=BatteryRule(),
     )
-    assert bench.carry_out(order, lambda phase, fraction: None) == UnreadyReply(reason=LOW)
+    assert bench.execute(order, lambda phase, fraction: None) == UnreadyReply(reason=LOW)
     write_files(phone, battery_files(22, "Charging"))
-    reply = bench.carry_out(order, lambda phase, fraction: None)
+    reply = bench.execute(order, lambda phase, fraction: None)
     assert isinstance(reply, MeasuredReply)
     assert (reply.before.battery_percent, reply.before.battery_state) == (22, "charging")
 
@@ -221,7 +221,7 @@ def test_a_task_that_rests_can_be_cancelled_and_the_next_one_works(rig: Rig) -> 
 
 def test_every_order_carries_the_rule_of_this_agent(rig: Rig) -> None:
     agent = rig.agent()
-    agent.service._equipment.battery = BatteryRule(min_percent=55)
+    agent.service._resources.battery = BatteryRule(min_percent=55)
     rig.run(agent)
     rig.coordinator.send("pi", "task", task())
     rig.run(agent)

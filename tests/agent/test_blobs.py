@@ -72,13 +72,13 @@ def chunks_only(change: Callable[[Delivery], Iterable[Delivery]]) -> Callable[[D
 
 
 def test_a_clean_wire_asks_for_each_chunk_once_and_never_more_than_a_window(partial: Path) -> None:
-    wire = Wire(partial)
-    assert wire.turn() is None
-    assert len(wire.requests) == WINDOW
-    assert wire.run().read_bytes() == BLOB
-    offsets = [request.offset for request in wire.requests]
+    link = Wire(partial)
+    assert link.turn() is None
+    assert len(link.requests) == WINDOW
+    assert link.run().read_bytes() == BLOB
+    offsets = [request.offset for request in link.requests]
     assert offsets == sorted(set(offsets))
-    assert all(request.length <= MAX_CHUNK_BYTES for request in wire.requests)
+    assert all(request.length <= MAX_CHUNK_BYTES for request in link.requests)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -102,14 +102,14 @@ def test_lost_repeated_and_reordered_chunks_do_no_harm(partial: Path, seed: int)
 
 
 def test_lost_requests_are_asked_again_after_a_growing_time(partial: Path) -> None:
-    wire = Wire(partial, lambda delivery: ())
+    link = Wire(partial, lambda delivery: ())
     asked_at = []
-    while wire.now < 60:
-        before = len(wire.fetch._asked), wire.fetch._asked.get(0)
-        wire.turn()
-        if wire.fetch._asked.get(0) != before[1]:
-            asked_at.append(round(wire.now))
-        wire.now += 1.0
+    while link.now < 60:
+        before = len(link.fetch._asked), link.fetch._asked.get(0)
+        link.turn()
+        if link.fetch._asked.get(0) != before[1]:
+            asked_at.append(round(link.now))
+        link.now += 1.0
     assert asked_at == [0, 5, 15, 35]
 
 
@@ -123,9 +123,9 @@ def test_damaged_bytes_are_noticed_and_fetched_again(partial: Path) -> None:
             return (Delivery(delivery.client_id, Received(delivery.message.topic, broken)),)
         return (delivery,)
 
-    wire = Wire(partial, chunks_only(flip_once))
-    assert wire.run().read_bytes() == BLOB
-    assert len(wire.requests) == 2 * 24
+    link = Wire(partial, chunks_only(flip_once))
+    assert link.run().read_bytes() == BLOB
+    assert len(link.requests) == 2 * 24
 
 
 def test_a_sender_of_other_bytes_than_announced_is_given_up(partial: Path) -> None:
@@ -134,9 +134,9 @@ def test_a_sender_of_other_bytes_than_announced_is_given_up(partial: Path) -> No
         payload = encode_chunk(BlobChunk(chunk.sha256, chunk.offset, bytes(len(chunk.data))))
         return (Delivery(delivery.client_id, Received(delivery.message.topic, payload)),)
 
-    wire = Wire(partial, chunks_only(other))
+    link = Wire(partial, chunks_only(other))
     with pytest.raises(HashMismatchError, match=f"arrived {MAX_WRONG_HASHES} times"):
-        wire.run()
+        link.run()
     assert not partial.exists()
 
 
@@ -153,9 +153,9 @@ def test_chunks_nobody_asked_for_or_cut_short_change_nothing(partial: Path) -> N
 
 
 def test_a_new_process_resumes_where_the_old_one_was_killed(partial: Path) -> None:
-    wire = Wire(partial)
-    wire.turn()
-    had = wire.fetch.received_bytes
+    link = Wire(partial)
+    link.turn()
+    had = link.fetch.received_bytes
     assert 0 < had < len(BLOB)
     with partial.open("ab") as file:
         file.write(b"half a chunk that was being written")
@@ -166,14 +166,14 @@ def test_a_new_process_resumes_where_the_old_one_was_killed(partial: Path) -> No
 
 
 def test_a_reconnect_asks_again_at_once(partial: Path) -> None:
-    wire = Wire(partial, chunks_only(lambda delivery: ()))
-    wire.turn()
-    wire.turn()
-    assert len(wire.requests) == WINDOW
-    wire.fetch.reconnected()
-    wire.turn()
-    assert len(wire.requests) == 2 * WINDOW
-    assert wire.now < CHUNK_TIMEOUT_S
+    link = Wire(partial, chunks_only(lambda delivery: ()))
+    link.turn()
+    link.turn()
+    assert len(link.requests) == WINDOW
+    link.fetch.reconnected()
+    link.turn()
+    assert len(link.requests) == 2 * WINDOW
+    assert link.now < CHUNK_TIMEOUT_S
 
 
 def test_a_leftover_longer_than_the_blob_is_not_trusted(partial: Path) -> None:

@@ -286,6 +286,6 @@ def test_a_device_that_slept_through_a_deadline_reports_it_and_goes_on(tmp_path:
 
 def test_a_clock_that_was_never_set_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fleetnas.agent.cli.doctor.time.time", lambda: 12.0)
-    patient = doctor.Patient(tmp_path, "default", "pi", None)
-    (finding,) = doctor._check_clock(patient)
+    context = doctor.DoctorContext(tmp_path, "default", "pi", None)
+    (finding,) = doctor._check_clock(context)
     assert (finding.status, finding.mend) == ("warning", "sudo timedatectl set-ntp true")

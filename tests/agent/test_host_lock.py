@@ -183,8 +183,8 @@ def test_nobody_who_waits_is_overtaken_by_a_later_request(
             assert waiting.ended(process) == 0
     events = [tuple(line.split()) for line in log.read_text().splitlines()]
     assert sum(event == "holds" for event, _ in events) == 32
-    holding = [(event, name) for event, name in events if event in ("holds", "releases")]
-    for taken, released in zip(holding[::2], holding[1::2], strict=True):
+    unacknowledged = [(event, name) for event, name in events if event in ("holds", "releases")]
+    for taken, released in zip(unacknowledged[::2], unacknowledged[1::2], strict=True):
         assert (taken[0], released) == ("holds", ("releases", taken[1])), "two held it at once"
     assert sum(event == "waits" for event, _ in events) > 16, "they hardly met"
     for begin, (event, name) in enumerate(events):
@@ -330,10 +330,10 @@ def test_the_child_says_which_lock_it_waits_for_and_that_it_gave_up(path: Path, 
     write_frame(orders, ProbeOrder(setting=RuntimeSetting()).model_dump_json().encode())
     orders.seek(0)
 
-    def carry_out(order: object, say: object) -> Reply:
+    def execute(order: object, say: object) -> Reply:
         raise AssertionError("the lock is another's")
 
-    serve(orders, replies, path, carry_out, wait_s=0.05)
+    serve(orders, replies, path, execute, wait_s=0.05)
     waiting, last = (decode_reply(frame) for frame in FrameDecoder().feed(replies.getvalue()))
     assert isinstance(waiting, PhaseReply)
     assert (waiting.phase, str(path) in waiting.detail) == ("waiting", True)

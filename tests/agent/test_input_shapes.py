@@ -23,7 +23,7 @@ from fleetnas.agent.measuring.bench import bench_model
 from fleetnas.agent.measuring.input_shapes import DeclaredInput, choose_shapes, parse_input_shape, spell
 from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply
 from fleetnas.agent.measuring.model_file import open_model
-from fleetnas.agent.measuring.order_executor import Workbench
+from fleetnas.agent.measuring.order_executor import OrderExecutor
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.emitters.tflite import emit_tflite
@@ -94,7 +94,7 @@ def bench(model: Path, setting: RuntimeSetting | None = None, **shapes: tuple[in
     """What the measuring child does with a model file."""
     asked = {name.replace("nameless", ""): shape for name, shape in shapes.items()}
     order = BenchOrder(model_path=str(model), setting=setting or RuntimeSetting(), protocol=SHORT, input_shapes=asked)
-    reply = Workbench().carry_out(order, lambda phase, fraction: None)
+    reply = OrderExecutor().execute(order, lambda phase, fraction: None)
     assert isinstance(reply, MeasuredReply)
     return reply
 

@@ -184,14 +184,14 @@ def test_more_threads_than_can_run_at_once_are_warned_of(setting: RuntimeSetting
     assert says in said if says else said == ""
 
 
-def patient(tmp_path: Path) -> doctor.Patient:
-    return doctor.Patient(tmp_path, "default", "pi", None)
+def context(tmp_path: Path) -> doctor.DoctorContext:
+    return doctor.DoctorContext(tmp_path, "default", "pi", None)
 
 
 def test_the_doctor_tells_the_memory_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "free_memory_bytes", lambda: 100.0 * MB)
     monkeypatch.setattr(doctor, "read_limits", lambda: Limits((0, 1), None, 180.0 * MB))
-    (finding,) = doctor._check_memory(patient(tmp_path))
+    (finding,) = doctor._check_memory(context(tmp_path))
     assert (finding.status, "100 MB free of the 180 MB" in finding.text) == ("warning", True)
     assert "--memory" in finding.mend
 
@@ -201,6 +201,6 @@ def test_the_doctor_warns_of_a_quota_of_processor_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: float | None, status: str
 ) -> None:
     monkeypatch.setattr(doctor, "read_limits", lambda: Limits((0, 1), quota, None))
-    (finding,) = doctor._check_processor(patient(tmp_path))
+    (finding,) = doctor._check_processor(context(tmp_path))
     assert finding.status == status
     assert "cores 0-1" in finding.text

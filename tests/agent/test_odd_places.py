@@ -15,7 +15,7 @@ import pytest
 from rigs.brokers import Mosquitto
 
 from fleetnas.agent.cli.configuration import default_configuration_files
-from fleetnas.agent.cli.doctor import Patient, _check_state_folder, _service_findings
+from fleetnas.agent.cli.doctor import DoctorContext, _check_state_folder, _service_findings
 from fleetnas.agent.cli.installation import SERVICE_STATE, Installation
 from fleetnas.agent.cli.main import main
 from fleetnas.agent.service import own_name as naming
@@ -179,20 +179,20 @@ def test_a_read_only_container_is_told_of_tmpdir(homeless: dict[str, str]) -> No
 # -- files of another user, and the doctor ---------------------------------------------------------------------------
 
 
-def patient(state: Path, name: str = "pi") -> Patient:
-    return Patient(state, "default", name, None)
+def context(state: Path, name: str = "pi") -> DoctorContext:
+    return DoctorContext(state, "default", name, None)
 
 
 def test_the_doctor_looks_where_the_agent_writes(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state", "default", "pi")
-    (finding,) = _check_state_folder(patient(folder.root))
+    (finding,) = _check_state_folder(context(folder.root))
     assert (finding.status, "it will be made" in finding.text) == ("ok", True)
     assert not folder.root.exists(), "looking leaves nothing behind"
     folder.agent.mkdir(parents=True)
-    (finding,) = _check_state_folder(patient(folder.root))
+    (finding,) = _check_state_folder(context(folder.root))
     assert (finding.status, "it will be made" in finding.text) == ("ok", False)
     folder.blobs.write_text("in the way")
-    (finding,) = _check_state_folder(patient(folder.root))
+    (finding,) = _check_state_folder(context(folder.root))
     assert (finding.status, finding.text) == ("broken", f"{folder.blobs} is not a folder")
 
 
@@ -339,7 +339,7 @@ def test_results_of_other_names_are_told_with_what_delivers_them(
         running._warn(StateFolder(tmp_path, "lab", "kitchen"), [])
     assert "1 results of raspberrypi wait" in caplog.text
     assert "fleetnas-agent run --name raspberrypi" in caplog.text
-    findings = list(_check_state_folder(Patient(tmp_path, "lab", "kitchen", None)))
+    findings = list(_check_state_folder(DoctorContext(tmp_path, "lab", "kitchen", None)))
     assert [finding.name for finding in findings] == ["state folder", "results"]
 
 

@@ -11,7 +11,7 @@ from rigs.supernets import random_bundle
 from fleetnas.agent.host.power import IDLE_HOLDS_S, BlockPower, Gauge, IdlePower, Mark, PowerMeter, find_power_meter
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.measuring.messages import MeasuredReply, MeasureOrder
-from fleetnas.agent.measuring.order_executor import Workbench
+from fleetnas.agent.measuring.order_executor import OrderExecutor
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.spaces.registry import make_space
 
@@ -178,8 +178,8 @@ def test_a_measurement_carries_the_energy_of_an_inference_where_the_board_tells_
 ) -> None:
     space = make_space("digits")
     bundle = random_bundle(tmp_path / "digits.supernet", space)
-    bench = Workbench(Sensors(write_files(tmp_path / "board", {"proc/loadavg": "0 0 0\n"} | files)))
-    reply = bench.carry_out(
+    bench = OrderExecutor(Sensors(write_files(tmp_path / "board", {"proc/loadavg": "0 0 0\n"} | files)))
+    reply = bench.execute(
         MeasureOrder(
             bundle_path=str(bundle.path),
             bundle_sha256=bundle.sha256,

@@ -48,7 +48,7 @@ def test_a_device_never_holds_more_than_two_tasks_however_slow_everything_is(fle
     most = 0
     while not fleet.campaign.finished:
         fleet.step(0.3)
-        most = max(most, *(len(track.leased) for track in fleet.campaign.tracks.values()))
+        most = max(most, *(len(setting_run.leased) for setting_run in fleet.campaign.setting_runs.values()))
     assert most == 2
 
 

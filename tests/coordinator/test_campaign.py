@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 from rigs.simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
-from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.standing import outcome_of
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
@@ -44,14 +44,14 @@ def fleet() -> Simulation:
     return simulation
 
 
-def track(fleet: Simulation, name: str) -> SettingTrack:
-    if not fleet.campaign.tracks:
-        fleet.run(until=lambda: bool(fleet.campaign.tracks))
-    return next(track for track in fleet.campaign.tracks.values() if track.device == name)
+def setting_run(fleet: Simulation, name: str) -> SettingRun:
+    if not fleet.campaign.setting_runs:
+        fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
+    return next(setting_run for setting_run in fleet.campaign.setting_runs.values() if setting_run.device == name)
 
 
-def met(track: SettingTrack) -> list[bool]:
-    return [state.status == "met" for state in track.search.targets]
+def met(setting_run: SettingRun) -> list[bool]:
+    return [state.status == "met" for state in setting_run.search.targets]
 
 
 def outcomes_per_attempt(fleet: Simulation) -> Counter[tuple[str, int]]:
@@ -64,7 +64,7 @@ class TestUndisturbed:
         fleet.run()
         assert fleet.campaign.finish() == "complete"
         assert fleet.store.run("run-1").status == "complete"
-        for track_ in fleet.campaign.tracks.values():
+        for track_ in fleet.campaign.setting_runs.values():
             assert met(track_) == [True] * 4
             assert track_.search.measurements <= PLAN.budget
         # What is called met stands in the store as a measurement of the very file that ships.
@@ -108,20 +108,20 @@ class TestUndisturbed:
         fleet.add("pi0", settings=(RuntimeSetting(), RuntimeSetting(threads=4)))
         fleet.begin()
         fleet.run()
-        assert [met(track_) for track_ in fleet.campaign.tracks.values()] == [[True] * 4] * 2
+        assert [met(track_) for track_ in fleet.campaign.setting_runs.values()] == [[True] * 4] * 2
 
     def test_tasks_cost_little_on_the_wire(self, fleet: Simulation) -> None:
         fleet.begin()
         fleet.run()
-        for track_ in fleet.campaign.tracks.values():
+        for track_ in fleet.campaign.setting_runs.values():
             assert track_.wire_bytes / len(fleet.store.outcomes("run-1")) * 3 < 2048
 
     def test_an_agent_always_has_its_next_task_while_a_round_lasts(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: bool(track(fleet, "pi0").leased))
+        fleet.run(until=lambda: bool(setting_run(fleet, "pi0").leased))
         in_hand = []
-        while track(fleet, "pi0").ready:
-            in_hand.append(len(track(fleet, "pi0").leased))
+        while setting_run(fleet, "pi0").ready:
+            in_hand.append(len(setting_run(fleet, "pi0").leased))
             fleet.step()
         assert len(in_hand) >= PLAN.spread - 2
         assert set(in_hand) == {2}
@@ -130,22 +130,22 @@ class TestUndisturbed:
 class TestDeviceLost:
     def test_the_others_finish_and_the_lost_one_is_reported(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi1").search.measurements >= 4)
+        fleet.run(until=lambda: setting_run(fleet, "pi1").search.measurements >= 4)
         fleet.agents[1].transport.events.clear()
         fleet.agents.pop(1)
         fleet.broker.cut("pi1")
         fleet.run()
         assert fleet.campaign.finish() == "partial"
-        assert [track(fleet, f"pi{i}").status for i in range(3)] == ["finished", "lost", "finished"]
-        assert met(track(fleet, "pi0")) == met(track(fleet, "pi2")) == [True] * 4
-        assert "last will" in track(fleet, "pi1").reason
+        assert [setting_run(fleet, f"pi{i}").status for i in range(3)] == ["finished", "lost", "finished"]
+        assert met(setting_run(fleet, "pi0")) == met(setting_run(fleet, "pi2")) == [True] * 4
+        assert "last will" in setting_run(fleet, "pi1").reason
         finished = fleet.events[-1]
         assert isinstance(finished, events.CampaignFinished)
         assert finished.devices_lost == ("pi1/onnxruntime_cpu_1t_fp32",)
 
     def test_one_that_comes_back_in_time_goes_on(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi1").search.measurements >= 4)
+        fleet.run(until=lambda: setting_run(fleet, "pi1").search.measurements >= 4)
         fleet.broker.cut("pi1")
         for _ in range(10):
             fleet.step()
@@ -156,7 +156,7 @@ class TestDeviceLost:
 
     def test_the_will_of_the_process_before_is_ignored(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi1").search.measurements >= 4)
+        fleet.run(until=lambda: setting_run(fleet, "pi1").search.measurements >= 4)
         stale = AgentState(state="lost", session=0, instance="pi1-0")
         fleet.broker.publish(TOPICS.up("pi1", "state"), encode(stale), retain=True)
         fleet.step()
@@ -164,15 +164,15 @@ class TestDeviceLost:
 
     def test_one_that_falls_silent_without_a_will_is_lost_too(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi1").search.measurements >= 4)
+        fleet.run(until=lambda: setting_run(fleet, "pi1").search.measurements >= 4)
         fleet.agents[1].step = lambda: None  # type: ignore[method-assign]
         fleet.run()
-        assert track(fleet, "pi1").status == "lost"
-        assert "sign of life" in track(fleet, "pi1").reason
+        assert setting_run(fleet, "pi1").status == "lost"
+        assert "sign of life" in setting_run(fleet, "pi1").reason
 
     def test_one_that_takes_tasks_and_never_answers_is_lost(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi1").search.measurements >= 4)
+        fleet.run(until=lambda: setting_run(fleet, "pi1").search.measurements >= 4)
         fleet.agents[1].mute = True
         # It still says that it lives.
         alive = AgentState(state="ready", session=1, instance="pi1-1")
@@ -181,8 +181,8 @@ class TestDeviceLost:
             fleet.step()
             if fleet.campaign.finished:
                 break
-        assert [track(fleet, f"pi{i}").status for i in range(3)] == ["finished", "lost", "finished"]
-        assert "no answer" in track(fleet, "pi1").reason
+        assert [setting_run(fleet, f"pi{i}").status for i in range(3)] == ["finished", "lost", "finished"]
+        assert "no answer" in setting_run(fleet, "pi1").reason
 
 
 class TestFaults:
@@ -215,17 +215,17 @@ class TestFaults:
 
     def test_a_repeated_result_is_acknowledged_and_counts_once(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi0").search.measurements >= 3)
+        fleet.run(until=lambda: setting_run(fleet, "pi0").search.measurements >= 3)
         agent = fleet.agents[0]
         key, payload = next(iter(agent.answered.items()))
-        before = track(fleet, "pi0").search.measurements
+        before = setting_run(fleet, "pi0").search.measurements
         agent.outbox[key] = payload
         for _ in range(3):
             fleet.broker.publish(TOPICS.up("pi0", "task"), payload)
         while (event := fleet.transport.poll(0)) is not None:
             fleet.campaign.on_event(event)
         fleet.campaign.on_tick()
-        assert track(fleet, "pi0").search.measurements == before
+        assert setting_run(fleet, "pi0").search.measurements == before
         agent.step()
         assert key not in agent.outbox
 
@@ -240,7 +240,7 @@ class TestFaults:
         fleet.agents[0].fails = fails
         fleet.begin()
         fleet.run()
-        assert met(track(fleet, "pi0")) == [True] * 4
+        assert met(setting_run(fleet, "pi0")) == [True] * 4
         tries = Counter(architecture for _, architecture, _ in fleet.agents[0].measured if architecture in bad)
         assert set(tries.values()) == {2}
         failures = [found for found in fleet.store.outcomes("run-1") if isinstance(found.outcome, Failed)]
@@ -251,9 +251,9 @@ class TestFaults:
         fleet.begin()
         fleet.run()
         assert fleet.campaign.finish() == "partial"
-        assert track(fleet, "pi2").status == "failed"
-        assert "out_of_memory" in track(fleet, "pi2").reason
-        assert "doctor" in track(fleet, "pi2").reason
+        assert setting_run(fleet, "pi2").status == "failed"
+        assert "out_of_memory" in setting_run(fleet, "pi2").reason
+        assert "doctor" in setting_run(fleet, "pi2").reason
 
     def test_a_winner_measured_from_another_file_is_refused(self, fleet: Simulation) -> None:
         agent = fleet.agents[0]
@@ -266,7 +266,7 @@ class TestFaults:
         agent.devices[RuntimeSetting()].measure = altered  # type: ignore[method-assign]
         fleet.begin()
         fleet.run()
-        assert met(track(fleet, "pi0")) == [False] * 4
+        assert met(setting_run(fleet, "pi0")) == [False] * 4
         refused = [
             found.outcome
             for found in fleet.store.outcomes("run-1")
@@ -290,8 +290,8 @@ class TestFaults:
         agent.devices[RuntimeSetting()].measure = slowed  # type: ignore[method-assign]
         fleet.begin()
         fleet.run()
-        assert met(track(fleet, "pi0")) == [True] * 4
-        error = track(fleet, "pi0").search.held_out_error().mape_percent
+        assert met(setting_run(fleet, "pi0")) == [True] * 4
+        error = setting_run(fleet, "pi0").search.held_out_error().mape_percent
         assert error is not None
         assert error < 15
         stored = [f.outcome.quality for f in fleet.store.outcomes("run-1") if isinstance(f.outcome, Measurement)]
@@ -301,8 +301,8 @@ class TestFaults:
 class TestHostile:
     def test_results_that_an_agent_was_not_asked_for_change_nothing(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: bool(track(fleet, "pi0").leased))
-        task_id = next(iter(track(fleet, "pi0").leased))
+        fleet.run(until=lambda: bool(setting_run(fleet, "pi0").leased))
+        task_id = next(iter(setting_run(fleet, "pi0").leased))
         lies = [
             ("pi1", Result(task=TaskKey(task_id=task_id, attempt=1), measurement=measurement(0.001))),
             ("pi0", Result(task=TaskKey(task_id=task_id, attempt=7), measurement=measurement(0.001))),
@@ -321,15 +321,15 @@ class TestHostile:
 
     def test_two_agents_of_one_name_that_both_stay_are_not_used(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi0").search.measurements >= 2)
+        fleet.run(until=lambda: setting_run(fleet, "pi0").search.measurements >= 2)
         for turn in range(8):
             rival = AgentState(state="ready", session=5 + turn % 2, instance=f"rival-{turn % 2}")
             fleet.broker.publish(TOPICS.up("pi0", "state"), encode(rival))
         fleet.run()
-        assert track(fleet, "pi0").status == "failed"
-        assert "two agents" in track(fleet, "pi0").reason
-        assert "--name" in track(fleet, "pi0").reason
-        assert met(track(fleet, "pi1")) == [True] * 4
+        assert setting_run(fleet, "pi0").status == "failed"
+        assert "two agents" in setting_run(fleet, "pi0").reason
+        assert "--name" in setting_run(fleet, "pi0").reason
+        assert met(setting_run(fleet, "pi1")) == [True] * 4
 
 
 class TestTargets:
@@ -339,10 +339,10 @@ class TestTargets:
         fleet.begin()
         fleet.run()
         assert fleet.campaign.finish() == "partial"
-        infeasible, feasible = track(fleet, "pi0").search.targets
+        infeasible, feasible = setting_run(fleet, "pi0").search.targets
         assert (infeasible.status, feasible.status) == ("infeasible", "met")
-        assert track(fleet, "pi0").search.fastest_ms is not None
-        assert f"{track(fleet, 'pi0').search.fastest_ms:.3g} ms" in infeasible.reason
+        assert setting_run(fleet, "pi0").search.fastest_ms is not None
+        assert f"{setting_run(fleet, 'pi0').search.fastest_ms:.3g} ms" in infeasible.reason
         assert any(isinstance(event, events.TargetInfeasible) for event in fleet.events)
 
 
@@ -365,17 +365,17 @@ class TestGathering:
         fleet.plan = plan(devices=("pi2",), wait_for=1)
         fleet.begin()
         fleet.run()
-        assert [track_.device for track_ in fleet.campaign.tracks.values()] == ["pi2"]
+        assert [track_.device for track_ in fleet.campaign.setting_runs.values()] == ["pi2"]
         assert not fleet.agents[0].measured
 
     def test_one_that_comes_later_joins(self) -> None:
         fleet = Simulation(plan(wait_for=1))
         fleet.add("pi0")
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi0").search.measurements >= 5)
+        fleet.run(until=lambda: setting_run(fleet, "pi0").search.measurements >= 5)
         fleet.add("late", seed=9)
         fleet.run()
-        assert met(track(fleet, "late")) == [True] * 4
+        assert met(setting_run(fleet, "late")) == [True] * 4
 
 
 class TestBounds:
@@ -419,7 +419,7 @@ class TestBounds:
             fleet.begin()
             fleet.run()
             assert fleet.campaign.finish() == "complete"
-            highest.append(track(fleet, "pi0").search.targets[-1].target_ms)
+            highest.append(setting_run(fleet, "pi0").search.targets[-1].target_ms)
         assert highest[1] < 0.8 * highest[0]
 
     def test_the_tightest_bounds_that_can_be_kept_leave_the_smallest_subnet(self) -> None:
@@ -513,7 +513,7 @@ class TestResume:
 
     def test_a_lost_device_that_is_back_is_finished_by_resuming(self, fleet: Simulation) -> None:
         fleet.begin()
-        fleet.run(until=lambda: track(fleet, "pi1").search.measurements >= 4)
+        fleet.run(until=lambda: setting_run(fleet, "pi1").search.measurements >= 4)
         lost = fleet.agents.pop(1)
         fleet.broker.cut("pi1")
         fleet.run()

@@ -190,7 +190,7 @@ def test_evaluated_subnets_become_an_accuracy_predictor(capsys: pytest.CaptureFi
     # What it prints can be given back.
     code, again, _ = fleetnas(capsys, "evaluate", str(bundle), json.dumps(found["architecture"]), "--json")
     assert json.loads(again)["sha256"] == found["sha256"]
-    # The other evaluations are those that the built-in predictor foretells, to save the time.
+    # The other evaluations are those that the built-in predictor predicts, to save the time.
     space = DigitsSpace()
     genomes = space.sample(60, np.random.default_rng(0))
     predictor = SupernetBundle.open(bundle).accuracy_predictor()

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 
 from fleetnas.coordinator.records.targets import TargetRequest
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.coordinator.tuning.target_solver import BundleSearch, checked_strategy
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver, checked_strategy
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Failed, Measurement, TaskKey
 from fleetnas.supernet_export.spaces.base import Genomes
 
-SEARCH = BundleSearch(SPACE, ACCURACY, "bottom-up", rounds=3)
+SEARCH = BundleTargetSolver(SPACE, ACCURACY, "bottom-up", rounds=3)
 Answer = Callable[[Proposal], Measurement | Failed]
 
 
-def make(targets: str = "auto:4", **options: int) -> DeviceSearch:
-    return DeviceSearch(SPACE, ACCURACY, TargetRequest.parse(targets), SEARCH, **{"budget": 20, "spread": 8, **options})
+def make(targets: str = "auto:4", **options: int) -> DeviceTuner:
+    return DeviceTuner(SPACE, ACCURACY, TargetRequest.parse(targets), SEARCH, **{"budget": 20, "spread": 8, **options})
 
 
 def device(seed: int = 0, noise: float = 0.01) -> Answer:
@@ -41,7 +41,7 @@ def failed(reason: str = "crashed") -> Failed:
     return Failed.model_validate({"task": TaskKey(task_id="t", attempt=1), "reason": reason})
 
 
-def run(search: DeviceSearch, answer: Answer, at_once: int = 2) -> list[tuple[Proposal, Measurement | Failed]]:
+def run(search: DeviceTuner, answer: Answer, at_once: int = 2) -> list[tuple[Proposal, Measurement | Failed]]:
     """Drive a search to its end."""
     told: list[tuple[Proposal, Measurement | Failed]] = []
     waiting: list[Proposal] = []
@@ -356,8 +356,8 @@ def test_automatic_targets_end_where_accuracy_does() -> None:
         def gradient(self, genomes: Genomes) -> NDArray[np.floating]:
             return np.zeros_like(SPACE.one_hot(genomes))
 
-    saturated = DeviceSearch(
-        SPACE, Saturated(), TargetRequest.parse("auto:4"), BundleSearch(SPACE, Saturated(), "bottom-up", rounds=3)
+    saturated = DeviceTuner(
+        SPACE, Saturated(), TargetRequest.parse("auto:4"), BundleTargetSolver(SPACE, Saturated(), "bottom-up", rounds=3)
     )
     rising = make()
     for search in (saturated, rising):

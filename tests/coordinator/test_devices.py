@@ -14,13 +14,20 @@ import pytest
 from rigs import brokers, waiting
 from test_cli import fleetnas
 
-from fleetnas.coordinator.monitoring.fleet_observer import RollCall, listen
-from fleetnas.coordinator.monitoring.publisher import Broadcast
+from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver, listen
+from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.security.authority import Authority
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, CoordinatorState, Health, RuntimeSetting
+from fleetnas.fleet_protocol.messages import (
+    AgentInfo,
+    AgentState,
+    Conditions,
+    CoordinatorState,
+    Heartbeat,
+    RuntimeSetting,
+)
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.base import Received
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
@@ -54,7 +61,7 @@ class Shelf:
         """A run at work in which these take part."""
         self.transport.publish(TOPICS.coordinator, encode(CoordinatorState(state="ready", session=1)), retain=True)
         snapshot = Snapshot("run-1", "digits.supernet", 0.0, 1.0, "searching", devices)
-        Broadcast(self.transport, TOPICS, "run-1", lambda: 0.0).update(snapshot)
+        Publisher(self.transport, TOPICS, "run-1", lambda: 0.0).update(snapshot)
 
     def arrived(self) -> None:
         """Everything that was published is on the broker."""
@@ -166,31 +173,33 @@ def test_a_large_fleet_is_heard_to_its_last_retained_message() -> None:
         state = AgentState(state="ready", session=1, instance=f"{name}-1")
         sender.publish(TOPICS.up(name, "state"), encode(state), retain=True)
     times = itertools.count(0.0, 0.3)
-    roll_call = RollCall(TOPICS)
-    listen(broker.transport("listener"), roll_call, 1.0, lambda: next(times))
-    assert sorted(roll_call.registry.agents) == fleet
+    fleet_observer = FleetObserver(TOPICS)
+    listen(broker.transport("listener"), fleet_observer, 1.0, lambda: next(times))
+    assert sorted(fleet_observer.registry.agents) == fleet
 
 
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (Health(session=1, uptime_s=1, outbox=3), "3 results"),
-        (Health(session=1, uptime_s=1, task_id="run.7"), "working on run.7"),
+        (Heartbeat(session=1, uptime_s=1, outbox=3), "3 results"),
+        (Heartbeat(session=1, uptime_s=1, task_id="run.7"), "working on run.7"),
     ],
 )
-def test_a_heartbeat_tells_what_an_agent_waits_for(message: Health, words: str) -> None:
-    roll_call = RollCall(TOPICS)
+def test_a_heartbeat_tells_what_an_agent_waits_for(message: Heartbeat, words: str) -> None:
+    fleet_observer = FleetObserver(TOPICS)
 
     def hear(topic: str, payload: bytes) -> None:
-        roll_call.take(Received(topic, payload), 5.0)
+        fleet_observer.take(Received(topic, payload), 5.0)
 
     profile = DeviceProfile(model="phone", machine="aarch64", cores=8)
     info = AgentInfo(agent="pi", session=1, profile=profile, settings=(RuntimeSetting(),), versions={})
     hear(TOPICS.up("pi", "info"), encode(info))
     hear(TOPICS.up("pi", "state"), encode(AgentState(state="ready", session=1, instance="a")))
-    hear(TOPICS.up("pi", "health"), encode(message.model_copy(update={"conditions": Conditions(temperature_c=51.0)})))
-    entry = roll_call.registry.agents["pi"]
-    assert words in roll_call.why(entry, VERSION)
+    hear(
+        TOPICS.up("pi", "heartbeat"), encode(message.model_copy(update={"conditions": Conditions(temperature_c=51.0)}))
+    )
+    entry = fleet_observer.registry.agents["pi"]
+    assert words in fleet_observer.why(entry, VERSION)
     assert entry.conditions.temperature_c == 51.0
     assert entry.last_seen_s == 5.0
 
@@ -205,7 +214,7 @@ def test_a_heartbeat_tells_what_an_agent_waits_for(message: Health, words: str) 
     ],
 )
 def test_what_a_killed_coordinator_left_is_no_search_at_work(again: str | None, until_s: float, words: str) -> None:
-    roll_call = RollCall(TOPICS)
+    fleet_observer = FleetObserver(TOPICS)
     said = AgentState.model_validate({"state": "ready", "session": 1, "instance": "pi-1"})
     profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
     info = AgentInfo(agent="pi", session=1, profile=profile, settings=(RuntimeSetting(),), versions={})
@@ -223,10 +232,10 @@ def test_what_a_killed_coordinator_left_is_no_search_at_work(again: str | None, 
             }
         )
     )
-    roll_call.take(Received(TOPICS.up("pi", "state"), encode(said), retained=True), 0.0)
-    roll_call.take(Received(TOPICS.up("pi", "info"), encode(info), retained=True), 0.0)
-    roll_call.take(Received(TOPICS.run_summary("run-1"), summary, retained=True), 0.0)
+    fleet_observer.take(Received(TOPICS.up("pi", "state"), encode(said), retained=True), 0.0)
+    fleet_observer.take(Received(TOPICS.up("pi", "info"), encode(info), retained=True), 0.0)
+    fleet_observer.take(Received(TOPICS.run_summary("run-1"), summary, retained=True), 0.0)
     if again is not None:
-        roll_call.take(Received(TOPICS.run_summary("run-1"), summary if again else b""), 1.0)
-    roll_call.until_s = until_s
-    assert words in roll_call.why(roll_call.registry.agents["pi"], VERSION)
+        fleet_observer.take(Received(TOPICS.run_summary("run-1"), summary if again else b""), 1.0)
+    fleet_observer.until_s = until_s
+    assert words in fleet_observer.why(fleet_observer.registry.agents["pi"], VERSION)

@@ -132,9 +132,9 @@ class TestDevice:
         latency, features = TrueLatency(SPACE, 1), FeatureMap(SPACE)
         genomes = SPACE.sample(500, np.random.default_rng(0))
         linear = features.features(genomes) @ latency.weights
-        misfit = np.abs(latency.predict(genomes) / linear - 1.0)
-        assert 0.005 < misfit.mean() < 0.02
-        assert misfit.max() <= 0.02 + 1e-9
+        discrepancy = np.abs(latency.predict(genomes) / linear - 1.0)
+        assert 0.005 < discrepancy.mean() < 0.02
+        assert discrepancy.max() <= 0.02 + 1e-9
         assert (latency.weights >= 0.0).all()
         smallest, largest = latency.predict(np.concatenate([SMALLEST, LARGEST]))
         assert 0.2 < smallest < 0.5
@@ -276,9 +276,9 @@ class TestCampaign:
 
     def test_a_quiet_device_meets_its_targets_and_its_winners_really_do(self) -> None:
         simulation, bench = self.campaign("quiet")
-        (track,) = simulation.campaign.tracks.values()
-        assert track.status == "finished"
-        for state in track.search.targets:
+        (setting_run,) = simulation.campaign.setting_runs.values()
+        assert setting_run.status == "finished"
+        for state in setting_run.search.targets:
             assert state.status == "met"
             assert state.genome is not None
             assert bench.device.latency.predict(state.genome[None])[0] <= state.target_ms

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 from test_device_search import make, run
 
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 
@@ -121,7 +121,7 @@ def test_a_device_that_is_always_disturbed_is_not_said_to_be_too_slow() -> None:
     assert "disturbed all the time" in state.reason
 
 
-def after_initial_design(targets: str, verify: Callable[[Proposal, Measurement], Measurement | Failed]) -> DeviceSearch:
+def after_initial_design(targets: str, verify: Callable[[Proposal, Measurement], Measurement | Failed]) -> DeviceTuner:
     """A quiet device whose re-measurements are what `verify` makes of them."""
     hidden = HiddenDevice(3, noise=0.0)
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rigs import simulated_fleet, waiting
 from rigs.simulated_fleet import SPACE, HiddenDevice, InlineExecutor, Simulation, StandInModels, measurement
 
-from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of, stored_totals, winner_record
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.monitoring.metrics import Metrics
@@ -32,7 +32,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.records.stored import Arrival, TaskRecord
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals
-from fleetnas.coordinator.report.artifacts import TakeHome, read_results
+from fleetnas.coordinator.report.artifacts import ArtifactFolder, read_results
 from fleetnas.coordinator.report.html import render_report
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.proposal import TargetState
@@ -144,8 +144,8 @@ def ended_run(store: MeasurementStore, request: str, drawn: list[DrawnSetting]) 
         )
         targets = [state(5.0 * (n + 1), fate) for n, fate in enumerate(setting.fates)]
         search = DecidedSearch(targets, len(setting.qualities))
-        track = SettingTrack(fleet.run_id, device, SETTING, info, search, setting.status)  # type: ignore[arg-type]
-        campaign.tracks[device, SETTING.label] = track
+        setting_run = SettingRun(fleet.run_id, device, SETTING, info, search, setting.status)  # type: ignore[arg-type]
+        campaign.setting_runs[device, SETTING.label] = setting_run
         tasks = [
             TaskRecord(f"{device}.{n}", fleet.run_id, device, SETTING.label, "candidate", SUBNET)
             for n in range(len(setting.qualities))
@@ -154,7 +154,7 @@ def ended_run(store: MeasurementStore, request: str, drawn: list[DrawnSetting]) 
             measurement(2.0, quality=quality, undisturbed_ms=2.0 / (1 + n), regime_unix_s=100.0 + n // 5)
             for n, quality in enumerate(setting.qualities)
         ]
-        store.put_devices([track.to_record()])
+        store.put_devices([setting_run.to_record()])
         store.put_tasks(tasks)
         store.add_outcomes(
             [
@@ -163,8 +163,8 @@ def ended_run(store: MeasurementStore, request: str, drawn: list[DrawnSetting]) 
             ]
         )
         for one in taken:
-            track.count_outcome(one)
-        store.put_winners([winner_record(track, each) for each in search.decided])
+            setting_run.count_outcome(one)
+        store.put_winners([winner_record(setting_run, each) for each in search.decided])
     campaign.finish()
     run = EndedRun(fleet, list(fleet.events))
     run.read_store()
@@ -237,7 +237,7 @@ class TestAnyRun:
         assert printed_totals(text_of(summary(outcome))) == expected
         assert stored_totals(store, run.fleet.run_id, run.fleet.plan.request) == TargetTotals(met, asked)
         with tempfile.TemporaryDirectory() as folder:
-            TakeHome(Path(folder)).write(outcome)
+            ArtifactFolder(Path(folder)).write(outcome)
             results = read_results(Path(folder))
             assert (results.targets_met, results.targets_asked) == (met, asked)
             assert printed_totals(re.sub(r"<[^>]+>", "", render_report(Path(folder)))) == expected
@@ -284,7 +284,7 @@ class TestAnyRun:
         run = ended_run(store, *drawn)
         slowed = {
             f"{device}/{SETTING.label}"
-            for (device, _), end in zip(run.fleet.campaign.tracks, drawn[1], strict=True)
+            for (device, _), end in zip(run.fleet.campaign.setting_runs, drawn[1], strict=True)
             if end.qualities.count("slowed") * 4 > len(end.qualities)
         }
         outcome = outcome_of(store, run.fleet.run_id)
@@ -297,7 +297,7 @@ class TestAnyRun:
             "\n".join(event_lines(run.stored_events[-1])),
         ]
         with tempfile.TemporaryDirectory() as folder:
-            TakeHome(Path(folder)).write(outcome)
+            ArtifactFolder(Path(folder)).write(outcome)
             texts.append(re.sub(r"<svg.*?</svg>|<[^>]+>", "", render_report(Path(folder)), flags=re.DOTALL))
         for text in texts:
             warnings = [line for line in text.splitlines() if "WARNING" in line]
@@ -376,7 +376,7 @@ def test_a_campaign_with_failures_and_losses_reads_alike_live_and_from_its_store
     assert states == {"pi0": "done", "pi1": "done", "pi2": "failed", "pi3": "lost"}
     outcome = outcome_of(fleet.store, "run-1")
     with tempfile.TemporaryDirectory() as folder:
-        results = TakeHome(Path(folder)).write(outcome)
+        results = ArtifactFolder(Path(folder)).write(outcome)
     for device, record in zip(run.live.devices, results.fleet, strict=True):
         assert (record.measurements, record.failed_measurements) == (device.measurements, device.failures)
         assert record.data_quality == device.quality
@@ -435,7 +435,7 @@ def test_given_targets_are_listed_from_the_first_moment_on() -> None:
     fleet = Simulation(CampaignPlan(targets="1.2,2,3"))
     fleet.add("pi0")
     fleet.begin()
-    fleet.run(until=lambda: bool(fleet.campaign.tracks))
+    fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
     (device,) = snapshot_of(fleet.campaign, fleet.clock.unix()).devices
     assert device.measurements == 0
     assert [target.target_ms for target in device.targets] == [1.2, 2.0, 3.0]
@@ -465,8 +465,12 @@ def test_a_winner_is_kept_where_its_device_is_lost_before_its_accuracy_is_known(
     fleet = Simulation(CampaignPlan(targets="auto:3", budget=10, spread=6, grace_s=5), models=SlowlyEvaluated())
     fleet.add("pi0")
     fleet.begin()
-    tracks = fleet.campaign.tracks
-    fleet.run(until=lambda: any(s.status == "met" for track in tracks.values() for s in track.search.targets))
+    setting_runs = fleet.campaign.setting_runs
+    fleet.run(
+        until=lambda: any(
+            s.status == "met" for setting_run in setting_runs.values() for s in setting_run.search.targets
+        )
+    )
     fleet.broker.cut("pi0")
     fleet.agents.clear()
     fleet.run()

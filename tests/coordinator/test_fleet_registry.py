@@ -8,7 +8,7 @@ import pytest
 
 from fleetnas.coordinator.fleet.registry import ANSWER_S, LOST_AFTER_S, FleetRegistry
 from fleetnas.device_profiles.profile import DeviceProfile
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Health, RuntimeSetting
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Heartbeat, RuntimeSetting
 
 
 def state(what: str, session: int = 1, instance: str = "a") -> AgentState:
@@ -56,12 +56,12 @@ def test_only_the_will_of_the_process_at_work_counts(registry: FleetRegistry, wi
 
 
 def test_silence_beyond_three_heartbeats_is_a_loss_and_a_heartbeat_ends_it(registry: FleetRegistry) -> None:
-    registry.on_health("pi", Health(session=1, uptime_s=1), 30.0)
+    registry.on_heartbeat("pi", Heartbeat(session=1, uptime_s=1), 30.0)
     assert registry.on_tick(30.0 + LOST_AFTER_S) == []
     (lost,) = registry.on_tick(30.1 + LOST_AFTER_S)
     assert lost.lost_since_s == 30.1 + LOST_AFTER_S
     assert not usable(registry)
-    registry.on_health("pi", Health(session=1, uptime_s=1), 200.0)
+    registry.on_heartbeat("pi", Heartbeat(session=1, uptime_s=1), 200.0)
     assert usable(registry)
 
 
@@ -137,7 +137,7 @@ def test_two_that_both_stay_are_told_apart_and_neither_is_used(registry: FleetRe
         (lambda r: r.on_state("pi", state("leaving"), 1.0), "stopped by its user"),
         (lambda r: r.on_state("pi", state("lost"), 1.0), "last will"),
         (lambda r: r.on_tick(1000.0), "no sign of life"),
-        (lambda r: r.on_health("pi", Health(session=1, uptime_s=1, outbox=3), 1.0), "3 results"),
+        (lambda r: r.on_heartbeat("pi", Heartbeat(session=1, uptime_s=1, outbox=3), 1.0), "3 results"),
     ],
 )
 def test_the_reason_why_it_is_idle_is_said(registry: FleetRegistry, step: Any, words: str) -> None:

@@ -10,11 +10,11 @@ from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.latency import MeasuredLatency, SlotTableLatency
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
-from fleetnas.coordinator.tuning.shared_archive import FEW_SETTINGS, Archive, FleetSearch
-from fleetnas.coordinator.tuning.target_solver import BundleSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.shared_archive import FEW_SETTINGS, Archive, SharedArchive
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 
-THOROUGH = BundleSearch(SPACE, ACCURACY, "bottom-up", rounds=3)
+THOROUGH = BundleTargetSolver(SPACE, ACCURACY, "bottom-up", rounds=3)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_it_keeps_the_bounds() -> None:
 
 
 def test_few_settings_are_searched_thoroughly_and_many_over_one_archive() -> None:
-    search, latency = FleetSearch(THOROUGH, SPACE, ACCURACY), device(3)
+    search, latency = SharedArchive(THOROUGH, SPACE, ACCURACY), device(3)
     targets = [2 * float(latency.predict(SPACE.smallest())[0])]
     nothing = np.zeros((0, SPACE.gene_count), np.int16)
     for _ in range(FEW_SETTINGS):
@@ -95,7 +95,7 @@ def test_few_settings_are_searched_thoroughly_and_many_over_one_archive() -> Non
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_device_of_a_large_fleet_meets_its_targets(archive: Archive, seed: int) -> None:
-    search = DeviceSearch(
+    search = DeviceTuner(
         SPACE,
         ACCURACY,
         TargetRequest.parse("auto:4"),

@@ -17,7 +17,7 @@ from rigs.outcome_examples import snapshot
 from rigs.simulated_fleet import Simulation
 from test_view_lines import EVENTS
 
-from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.events import event_from_json
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -172,11 +172,11 @@ class TestViews:
 
         kept = io.StringIO()
         full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115
-        audience = Audience([Gone(io.StringIO()), LinesView(full), LinesView(kept)])
+        view_group = ViewGroup([Gone(io.StringIO()), LinesView(full), LinesView(kept)])
         for event in EVENTS:
-            audience.event(event)
-        audience.update(snapshot())
-        audience.close()
+            view_group.event(event)
+        view_group.update(snapshot())
+        view_group.close()
         with contextlib.suppress(OSError):  # it has room for nothing still
             full.close()
         alone = io.StringIO()

@@ -16,7 +16,7 @@ from rigs.untrained_supernet import write_untrained
 from test_cli import fleetnas
 
 from fleetnas.agent.cli.main import main as agent_main
-from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.app.assembly import write_artifacts
 from fleetnas.coordinator.app.results_writer import ResultsWriter
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -172,12 +172,12 @@ class TestParts:
     def test_a_winner_without_a_file_costs_no_other_result(self, finished: Simulation, tmp_path: Path) -> None:
         models = finished.models
         assert isinstance(models, Files)
-        (track,) = finished.campaign.tracks.values()
-        first, second = (state.architecture for state in track.search.targets)
+        (setting_run,) = finished.campaign.setting_runs.values()
+        first, second = (state.architecture for state in setting_run.search.targets)
         assert first is not None
         assert second is not None
         models.broken.add(first.fingerprint)
-        (remark,) = write_take_home(finished.store, "run-1", tmp_path, models)
+        (remark,) = write_artifacts(finished.store, "run-1", tmp_path, models)
         assert "has no model file" in remark
         results = read_results(tmp_path)
         assert [target.met for target in results.fleet[0].targets] == [True, True]
@@ -188,14 +188,14 @@ class TestParts:
         self, finished: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "jinja2", None)  # as where it is not installed
-        (remark,) = write_take_home(finished.store, "run-1", tmp_path, finished.models)
+        (remark,) = write_artifacts(finished.store, "run-1", tmp_path, finished.models)
         assert "the report could not be written" in remark
         assert read_results(tmp_path).status == "complete"
         assert (tmp_path / MEASUREMENTS_FILE).is_file()
 
     def test_a_run_at_work_has_no_report_of_another(self, finished: Simulation, tmp_path: Path) -> None:
         (tmp_path / REPORT_FILE).write_text("of an earlier run")
-        assert write_take_home(finished.store, "run-1", tmp_path, finished.models, report=False) == []
+        assert write_artifacts(finished.store, "run-1", tmp_path, finished.models, report=False) == []
         assert not (tmp_path / REPORT_FILE).exists()
         assert read_results(tmp_path).targets_met == 2
 

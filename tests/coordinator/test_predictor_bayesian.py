@@ -17,20 +17,20 @@ FEATURES = 12
 def make_prior(misfits: tuple[float, ...] = (0.02,), *, size: int = FEATURES, spread: float = 0.4) -> Prior:
     mean = np.full(size, 1.0 / size)
     covariance = (spread / size) ** 2 * (np.eye(size) + 0.5 * np.ones((size, size)))
-    return Prior(tuple(Hypothesis(mean, covariance, misfit) for misfit in misfits))
+    return Prior(tuple(Hypothesis(mean, covariance, discrepancy) for discrepancy in misfits))
 
 
 def make_device(
-    rng: np.random.Generator, count: int, *, speed: float = 7.0, misfit: float = 0.02, size: int = FEATURES
+    rng: np.random.Generator, count: int, *, speed: float = 7.0, discrepancy: float = 0.02, size: int = FEATURES
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features and latencies of a device drawn from the prior itself."""
-    hypothesis = make_prior((misfit,), size=size).hypotheses[0]
+    hypothesis = make_prior((discrepancy,), size=size).hypotheses[0]
     features = rng.gamma(8.0, 1.0 / 8.0, (count, size))
     level = features @ hypothesis.mean
     latency = np.zeros(count)
     while not (latency > 0).all():  # the prior is a Gaussian: a few of its devices would run backwards in time
         weights = rng.multivariate_normal(hypothesis.mean, hypothesis.covariance)
-        latency = speed * (features @ weights + misfit * level * rng.normal(size=count))
+        latency = speed * (features @ weights + discrepancy * level * rng.normal(size=count))
     return features, latency
 
 
@@ -190,7 +190,7 @@ def test_own_choice_beats_random_choice() -> None:
     squared = {True: 0.0, False: 0.0}
     for seed in range(120):
         rng = np.random.default_rng(seed)
-        x, y = make_device(rng, 800, misfit=0.003, size=30)
+        x, y = make_device(rng, 800, discrepancy=0.003, size=30)
         for own in squared:
             predictor = BayesianPredictor(make_prior((0.003,), size=30))
             rows = predictor.suggest(x[:500], 10, rng) if own else rng.choice(500, 10, replace=False)

@@ -128,8 +128,8 @@ def test_a_runtime_that_is_slow_on_large_kernels_is_learned_from_ten_measurement
     def error(columns: np.ndarray) -> float:
         predictor = BayesianPredictor(hierarchical_prior(features[:, columns], mapped.groups[columns]))
         predictor.update(features[:10, columns], latency_ms[:10], 0.01 * latency_ms[:10])
-        foretold, _ = predictor.predict(features[10:, columns])
-        return float(np.mean(np.abs(foretold / latency_ms[10:] - 1.0)))
+        predicted, _ = predictor.predict(features[10:, columns])
+        return float(np.mean(np.abs(predicted / latency_ms[10:] - 1.0)))
 
     assert mapped.groups[large].tolist() == [SURCHARGE] * len(large)
     everything = np.arange(len(mapped))

@@ -12,7 +12,7 @@ from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
 from fleetnas.coordinator.predictors.likeness import UNLIKE, distances
-from fleetnas.coordinator.predictors.posterior import Beliefs
+from fleetnas.coordinator.predictors.posterior import Posterior
 from fleetnas.coordinator.predictors.prior import Hypothesis, Prior, hierarchical_prior
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, RunRecord, TaskRecord
@@ -20,7 +20,7 @@ from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.store import stored_devices
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import StoredPriors
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import AgentInfo, Measurement, MeasureTask, RuntimeSetting, TaskKey
@@ -193,7 +193,7 @@ def test_a_far_fetched_prior_is_learned_under_without_an_error() -> None:
     root = rng.normal(size=(len(FEATURES), 3)) * 1e8
     prior = Prior((Hypothesis(np.full(len(FEATURES), 1e-9), root @ root.T, 0.005),))
     x = FEATURES.features(SPACE.sample(60, rng))
-    beliefs = Beliefs(prior)
+    beliefs = Posterior(prior)
     beliefs.learn(x[:0], x, np.ones(60), beliefs.noise(x, np.full(60, 0.01)))
     assert np.isfinite(beliefs.speeds()).all()
 
@@ -228,14 +228,14 @@ def test_a_campaign_after_one_with_a_liar_searches_as_after_one_without() -> Non
         prior = StoredPriors(before.store, SPACE, before.clock.unix()).prior(PROFILE, RuntimeSetting(), "new")
         after = Simulation(
             plan.model_copy(update={"wait_for": 1, "budget": 5, "spread": 5}),
-            opening=Opening(SPACE, count=5, seed=0, prior=prior),
+            opening=InitialDesign(SPACE, count=5, seed=0, prior=prior),
         )
         agent = after.add("new", seed=44, like=100)
         after.begin()
         after.run()
         assert after.campaign.finish() == "complete"
-        (track,) = after.campaign.tracks.values()
+        (setting_run,) = after.campaign.setting_runs.values()
         hidden = agent.devices[RuntimeSetting()]
         truth = np.array([hidden.latency_ms(subnet) for subnet in SUBNETS])
-        errors.append(float(np.mean(np.abs(track.search.predict(SPACE.encode(SUBNETS))[0] / truth - 1.0))))
+        errors.append(float(np.mean(np.abs(setting_run.search.predict(SPACE.encode(SUBNETS))[0] / truth - 1.0))))
     assert errors[1] < 1.1 * errors[0]

@@ -11,8 +11,8 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import LEAST_SUBNETS, StoredPriors, stored_devices
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
-from fleetnas.coordinator.tuning.target_solver import BundleSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleetnas.fleet_protocol.messages import RuntimeSetting, TaskKey
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -43,9 +43,9 @@ def prior_of(store: MeasurementStore, space: DesignSpace, before_unix_s: float, 
     return StoredPriors(store, space, before_unix_s).prior(profile, RuntimeSetting(runtime="onnxruntime"))
 
 
-def search(prior: Prior | None) -> DeviceSearch:
-    return DeviceSearch(
-        SPACE, ACCURACY, TargetRequest.parse("auto:3"), BundleSearch(SPACE, ACCURACY, "bottom-up"), prior=prior
+def search(prior: Prior | None) -> DeviceTuner:
+    return DeviceTuner(
+        SPACE, ACCURACY, TargetRequest.parse("auto:3"), BundleTargetSolver(SPACE, ACCURACY, "bottom-up"), prior=prior
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rigs.outcome_examples import campaign_outcome, device_outcome
-from test_report_take_home import take_home
+from test_report_take_home import artifacts
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, FailureRow, TargetOutcome
 from fleetnas.coordinator.records.snapshot import PredictorError
@@ -65,7 +65,7 @@ def outcome() -> CampaignOutcome:
 @pytest.fixture(scope="module")
 def folder(outcome: CampaignOutcome, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("take_home")
-    take_home(directory, outcome)
+    artifacts(directory, outcome)
     return directory
 
 
@@ -161,7 +161,7 @@ def slowed(device: DeviceOutcome, every: int) -> DeviceOutcome:
 
 @pytest.mark.parametrize(("every", "loud"), [(3, True), (4, False)])
 def test_a_banner_warns_of_slowed_measurements(tmp_path: Path, every: int, loud: bool) -> None:
-    take_home(tmp_path, campaign_outcome(device_outcome("board-a"), slowed(device_outcome("board-b"), every)))
+    artifacts(tmp_path, campaign_outcome(device_outcome("board-a"), slowed(device_outcome("board-b"), every)))
     page = Page(render_report(tmp_path))
     text = " ".join("".join(page.text).split())
     count = 30 // every
@@ -181,7 +181,7 @@ def test_failed_devices_are_counted_apart_from_failed_measurements(tmp_path: Pat
     unreached = tuple(TargetOutcome(target_ms, reason="not reached: device lost") for target_ms in (5.0, 10.0, 20.0))
     lost = dataclasses.replace(device_outcome("board-c", status="lost"), targets=unreached, targets_asked=3)
     outcome = campaign_outcome(device_outcome("board-a"), dataclasses.replace(failed, targets_asked=4), lost)
-    take_home(tmp_path, outcome)
+    artifacts(tmp_path, outcome)
     page = Page(render_report(tmp_path))
     text = " ".join("".join(page.text).split())
     assert (
@@ -203,7 +203,7 @@ def test_what_is_said_of_a_target_stands_beside_it(tmp_path: Path) -> None:
     changed = dataclasses.replace(
         device, targets=(first, second, *rest), targets_note="a narrow range", predictor=PredictorError(59.0, 0.2, 2)
     )
-    take_home(tmp_path, campaign_outcome(changed))
+    artifacts(tmp_path, campaign_outcome(changed))
     text = " ".join("".join(Page(render_report(tmp_path)).text).split())
     assert "0.900 (typical 0.985) ✓ met; constrains nothing: it takes 0.9 ms" in text
     assert "1.90 (typical 2.10) ✗ within it in a lucky moment only" in text
@@ -228,7 +228,7 @@ def test_energy_is_shown_where_a_board_tells_it(tmp_path: Path) -> None:
     )
     metered = dataclasses.replace(known, rows=(*known.rows, verified))
     directory = tmp_path / "both"
-    take_home(directory, campaign_outcome(metered, device_outcome("silent")))
+    artifacts(directory, campaign_outcome(metered, device_outcome("silent")))
     page = Page(render_report(directory))
     assert page.text.count("Energy") == 1
     assert page.text.count("12.3 mJ") == 1
@@ -241,7 +241,7 @@ def test_of_a_device_that_fails_all_the_time_the_first_failures_are_listed_and_t
     failures = tuple(
         FailureRow(f"task-{n}", 1, "candidate", architecture, "crashed", f"failure {n} of many") for n in range(500)
     )
-    take_home(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures)))
+    artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures)))
     text = render_report(tmp_path)
     assert "500 measurements failed" in text
     assert text.count("of many") == MAX_FAILURES
@@ -261,6 +261,6 @@ def test_a_front_over_a_wide_range_is_drawn_so_that_its_fast_end_can_be_read(
         )
         for row, ms in zip(device.rows, [1.0, widest_ms] * len(device.rows), strict=False)
     )
-    take_home(tmp_path, campaign_outcome(dataclasses.replace(device, rows=rows, targets=())))
+    artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, rows=rows, targets=())))
     front = render_report(tmp_path).partition("<figcaption>Front")[2].partition("</figure>")[0]
     assert (">20</text>" in front or ">10</text>" in front) is logarithmic

@@ -1,4 +1,4 @@
-"""The take-home: what is written can be read back, and nothing unverified or altered gets in."""
+"""The artifacts: what is written can be read back, and nothing unverified or altered gets in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from pydantic import ValidationError
 from rigs.outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, FailureRow, TargetOutcome
-from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, RESULTS_FILE, TakeHome, WinnerCard, read_results
+from fleetnas.coordinator.report.artifacts import (
+    MEASUREMENTS_FILE,
+    RESULTS_FILE,
+    ArtifactFolder,
+    WinnerCard,
+    read_results,
+)
 from fleetnas.coordinator.report.conversion import run_status
 from fleetnas.coordinator.report.results import Results
 from fleetnas.coordinator.store.measurement_table import measurements_csv, read_measurements
@@ -23,8 +29,8 @@ from fleetnas.device_profiles.quantities import LATEST_UNIX_S
 from fleetnas.fleet_protocol.errors import HashMismatchError, StoreError
 
 
-def take_home(directory: Path, outcome: CampaignOutcome) -> Results:
-    writer = TakeHome(directory)
+def artifacts(directory: Path, outcome: CampaignOutcome) -> Results:
+    writer = ArtifactFolder(directory)
     for device in outcome.devices:
         for target in device.targets:
             if target.met:
@@ -42,7 +48,7 @@ def test_a_candidate_in_place_of_a_winner_that_missed_is_past_the_budget() -> No
 
 def test_results_and_models_are_found_again(tmp_path: Path) -> None:
     outcome = campaign_outcome(device_outcome("board-a"), device_outcome("board-b", threads=2, seed=1))
-    written = take_home(tmp_path, outcome)
+    written = artifacts(tmp_path, outcome)
     assert read_results(tmp_path) == written
     assert (written.status, written.targets_met, written.targets_asked) == ("complete", 8, 8)
     for device in written.fleet:
@@ -56,7 +62,7 @@ def test_results_and_models_are_found_again(tmp_path: Path) -> None:
 
 
 def test_results_json_has_the_documented_keys(tmp_path: Path) -> None:
-    take_home(tmp_path, campaign_outcome(device_outcome("board-a")))
+    artifacts(tmp_path, campaign_outcome(device_outcome("board-a")))
     device = json.loads((tmp_path / RESULTS_FILE).read_text())["fleet"][0]
     assert {"device", "runtime", "measurements", "predictor", "status", "targets"} <= device.keys()
     assert device["predictor"].keys() == {"mape_percent", "spearman", "held_out"}
@@ -67,7 +73,7 @@ def test_results_json_has_the_documented_keys(tmp_path: Path) -> None:
 
 def test_a_card_stands_beside_each_model(tmp_path: Path) -> None:
     outcome = campaign_outcome(device_outcome("board-a"))
-    for target in take_home(tmp_path, outcome).fleet[0].targets:
+    for target in artifacts(tmp_path, outcome).fleet[0].targets:
         assert target.model is not None
         model = tmp_path / target.model
         card = WinnerCard.model_validate_json(model.with_suffix(".json").read_bytes())
@@ -90,7 +96,7 @@ def test_met_follows_the_re_measurement(
 ) -> None:
     target = TargetOutcome(2.0, predicted_ms=1.5, measured_ms=1.5, verified_ms=verified_ms, typical_ms=typical_ms)
     device = dataclasses.replace(device_outcome("board-a"), targets=(target,))
-    results = TakeHome(tmp_path).write(campaign_outcome(device))
+    results = ArtifactFolder(tmp_path).write(campaign_outcome(device))
     assert results.fleet[0].targets[0].met is met
     assert results.status == ("complete" if met else "failed")
     altered = json.loads((tmp_path / RESULTS_FILE).read_text())
@@ -102,7 +108,7 @@ def test_met_follows_the_re_measurement(
 @pytest.mark.parametrize("name", ["targets_met", "targets_asked"])
 def test_totals_follow_the_device_settings(tmp_path: Path, name: str) -> None:
     failed = dataclasses.replace(device_outcome("board-b", status="failed"), targets=(), targets_asked=3)
-    results = take_home(tmp_path, campaign_outcome(device_outcome("board-a"), failed))
+    results = artifacts(tmp_path, campaign_outcome(device_outcome("board-a"), failed))
     assert (results.status, results.targets_met, results.targets_asked) == ("partial", 4, 7)
     altered = json.loads((tmp_path / RESULTS_FILE).read_text())
     altered[name] += 1
@@ -124,7 +130,7 @@ def test_how_far_the_data_were_disturbed_is_told(tmp_path: Path) -> None:
         measurement = rows[index].measurement.model_copy(update={**changes, "condition": "sustained"})
         rows[index] = dataclasses.replace(rows[index], measurement=measurement)
     late = dataclasses.replace(rows[1], attempt=2, counted=False)
-    results = take_home(tmp_path, campaign_outcome(dataclasses.replace(device, rows=(*rows[:4], late))))
+    results = artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, rows=(*rows[:4], late))))
     (record,) = results.fleet
     assert (record.quality.ok, record.quality.noisy, record.quality.slowed, record.quality.unknown_speed) == (
         1,
@@ -158,7 +164,7 @@ def test_failures_count_against_the_budget_by_the_same_rule(tmp_path: Path) -> N
         FailureRow("f3", 1, "verification", subnet, "crashed", target_ms=2.0),
         FailureRow("f4", 2, "candidate", subnet, "timeout", counted=False),
     )
-    (record,) = take_home(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures))).fleet
+    (record,) = artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures))).fleet
     assert (record.measurements, record.failed_measurements, len(record.failures)) == (13, 3, 4)
 
 
@@ -167,7 +173,7 @@ def test_other_bytes_than_the_measured_ones_are_refused(tmp_path: Path) -> None:
     model = model_of("board-a", device.targets[0].target_ms)
     altered = bytes([model[0] ^ 1]) + model[1:]
     with pytest.raises(HashMismatchError, match=hashlib.sha256(altered).hexdigest()):
-        TakeHome(tmp_path).add_winner(device, device.targets[0], altered)
+        ArtifactFolder(tmp_path).add_winner(device, device.targets[0], altered)
     assert list(tmp_path.rglob("*.onnx")) == []
 
 
@@ -175,15 +181,15 @@ def test_a_target_that_was_not_met_takes_no_model_home(tmp_path: Path) -> None:
     device = device_outcome("board-a")
     slow = dataclasses.replace(device.targets[0], verified_ms=1.1 * device.targets[0].target_ms)
     with pytest.raises(ValueError, match="verify it first"):
-        TakeHome(tmp_path).add_winner(device, slow, model_of("board-a", slow.target_ms))
+        ArtifactFolder(tmp_path).add_winner(device, slow, model_of("board-a", slow.target_ms))
 
 
 def test_a_model_altered_on_disk_is_no_longer_named(tmp_path: Path) -> None:
     outcome = campaign_outcome(device_outcome("board-a"))
-    target = take_home(tmp_path, outcome).fleet[0].targets[1]
+    target = artifacts(tmp_path, outcome).fleet[0].targets[1]
     assert target.model is not None
     (tmp_path / target.model).write_bytes(b"something else")
-    again = TakeHome(tmp_path).write(outcome).fleet[0].targets
+    again = ArtifactFolder(tmp_path).write(outcome).fleet[0].targets
     assert again[1].model is None
     assert all(other.model is not None for other in (again[0], *again[2:]))
 
@@ -191,7 +197,7 @@ def test_a_model_altered_on_disk_is_no_longer_named(tmp_path: Path) -> None:
 def test_a_lost_device_keeps_what_it_had(tmp_path: Path) -> None:
     lost = device_outcome("board-a", status="lost", measurements=12)
     outcome = campaign_outcome(lost, device_outcome("board-b", seed=1))
-    results = take_home(tmp_path, outcome)
+    results = artifacts(tmp_path, outcome)
     assert results.status == "partial"
     assert (results.fleet[0].status, results.fleet[0].measurements) == ("lost", 12)
     assert [target.met for target in results.fleet[0].targets] == [True, True, True, False]
@@ -201,9 +207,9 @@ def test_a_lost_device_keeps_what_it_had(tmp_path: Path) -> None:
 def test_it_can_be_written_while_the_run_goes_on(tmp_path: Path) -> None:
     first, second = device_outcome("board-a"), device_outcome("board-b", seed=1)
     early = dataclasses.replace(campaign_outcome(first), finished_s=None)
-    assert take_home(tmp_path, early).status == "running"
+    assert artifacts(tmp_path, early).status == "running"
     modified = (tmp_path / "board-a" / first.setting.label / "1ms.onnx").stat().st_mtime_ns
-    writer = TakeHome(tmp_path)
+    writer = ArtifactFolder(tmp_path)
     for target in second.targets:
         writer.add_winner(second, target, model_of("board-b", target.target_ms))
     results = writer.write(campaign_outcome(first, second))
@@ -246,7 +252,9 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
 def test_a_device_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     device = device_outcome("../elsewhere")
     with pytest.raises(ValueError, match="a folder is named after"):
-        TakeHome(tmp_path).add_winner(device, device.targets[0], model_of("../elsewhere", device.targets[0].target_ms))
+        ArtifactFolder(tmp_path).add_winner(
+            device, device.targets[0], model_of("../elsewhere", device.targets[0].target_ms)
+        )
 
 
 def test_status_of_a_run() -> None:

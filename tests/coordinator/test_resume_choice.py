@@ -74,7 +74,7 @@ def test_a_device_that_was_not_in_the_run_is_left_out_and_told_of(caplog: pytest
     with caplog.at_level("INFO", logger="fleetnas.coordinator"):
         fleet.begin(resume=True)
         fleet.run()
-    assert {device for device, _ in fleet.campaign.tracks} == {"pi0"}
+    assert {device for device, _ in fleet.campaign.setting_runs} == {"pi0"}
     assert fleet.agents[-1].measured == []
     (said,) = [record.getMessage() for record in caplog.records if "pi9" in record.getMessage()]
     assert said.startswith("pi9 was not in run run-1, which goes on without it; start a new search for it, or add it ")
@@ -91,7 +91,7 @@ def test_one_that_is_named_takes_part(caplog: pytest.LogCaptureFixture) -> None:
     fleet.plan = fleet.plan.model_copy(update={"devices": ("pi9",)})
     fleet.begin(resume=True)
     fleet.run()
-    assert {device for device, _ in fleet.campaign.tracks} == {"pi0", "pi9"}
+    assert {device for device, _ in fleet.campaign.setting_runs} == {"pi0", "pi9"}
     assert [event.device for event in fleet.events if isinstance(event, DeviceJoined)] == ["pi0", "pi9"]
     assert fleet.campaign.finish() == "complete"
 

@@ -13,11 +13,11 @@ from rigs.search_problems import public_problem, random_accuracy, random_latency
 from rigs.supernets import random_bundle
 
 from fleetnas.coordinator.records.bounds import Bounds, largest_within, model_bytes, sample_within, subnet_costs
-from fleetnas.coordinator.search.candidate_table import SubnetLibrary
+from fleetnas.coordinator.search.candidate_table import CandidateTable
 from fleetnas.coordinator.search.engine import STRATEGIES, Engine, Strategy, search
 from fleetnas.coordinator.search.evolution import EvolutionSettings
 from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, SlotTableLatency
-from fleetnas.coordinator.search.problem import KnownAccuracy, PredictedAccuracy, Problem, RememberedAccuracy
+from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy, Problem, TabularAccuracy
 from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
 from fleetnas.supernet_export.emitters.onnx import emit_onnx
 from fleetnas.supernet_export.emitters.tflite import emit_tflite
@@ -230,17 +230,17 @@ def test_the_online_predictor_serves_as_a_latency_model() -> None:
     pool = features.features(space.sample(300, np.random.default_rng(2)))
     predictor = BayesianPredictor(hierarchical_prior(pool, features.groups, scale_ms=10.0))
     predictor.update(features.features(sample), truth.predict(sample))
-    likely, cautious = (PredictorLatency(features, predictor, sigmas=sigmas) for sigmas in (0.0, 2.0))
-    constant, tables = likely.slot_tables()
+    predict_additive, cautious = (PredictorLatency(features, predictor, sigmas=sigmas) for sigmas in (0.0, 2.0))
+    constant, tables = predict_additive.slot_tables()
     genomes = space.sample(50, np.random.default_rng(3))
-    assert np.allclose(SlotTableLatency(space, constant, tables).predict(genomes), likely.predict(genomes))
+    assert np.allclose(SlotTableLatency(space, constant, tables).predict(genomes), predict_additive.predict(genomes))
     target = float(np.median(truth.predict(genomes)))
     winners = [
         search(space, random_accuracy(space), latency, [target], rng=np.random.default_rng(0)).winners[0]
-        for latency in (likely, cautious)
+        for latency in (predict_additive, cautious)
     ]
     assert winners[1].accuracy <= winners[0].accuracy
-    mean = float(likely.predict(winners[1].genome[None])[0])
+    mean = float(predict_additive.predict(winners[1].genome[None])[0])
     assert mean < winners[1].latency_ms <= target
 
 
@@ -254,18 +254,18 @@ def test_what_is_said_of_a_library_is_what_is_said_of_its_subnets() -> None:
     sample = space.sample(30, np.random.default_rng(0))
     predictor = BayesianPredictor(hierarchical_prior(features.features(sample), features.groups, scale_ms=10.0))
     predictor.update(features.features(sample), truth.predict(sample), 0.01)
-    library = SubnetLibrary(space, np.unique(space.sample(500, np.random.default_rng(1)), axis=0))
-    foretold = PredictorLatency(features, predictor, include_noise=True)
+    library = CandidateTable(space, np.unique(space.sample(500, np.random.default_rng(1)), axis=0))
+    predicted = PredictorLatency(features, predictor, include_noise=True)
     rng = np.random.default_rng(2)
     for sigmas in (0.5, 0.0, -0.5):
-        margin = foretold.at_margin(sigmas)
+        margin = predicted.at_margin(sigmas)
         measured = MeasuredLatency(margin, library.genomes[:40], np.linspace(1.0, 2.0, 40))
         for model in (truth, margin, measured):
             rows = np.sort(rng.choice(len(library), 60, replace=False))
             np.testing.assert_allclose(model.predict_rows(library, rows), model.predict(library.genomes[rows]))
             constant, tables = model.slot_tables()
             additive = SlotTableLatency(space, constant, tables).predict(library.genomes)
-            np.testing.assert_allclose(model.likely(library), additive, rtol=1e-5)
+            np.testing.assert_allclose(model.predict_additive(library), additive, rtol=1e-5)
 
 
 def test_an_accuracy_is_foretold_once_and_depends_on_no_other_subnet() -> None:
@@ -278,9 +278,9 @@ def test_an_accuracy_is_foretold_once_and_depends_on_no_other_subnet() -> None:
             return super().predict(genomes)
 
     plain = random_accuracy(space)
-    remembered = RememberedAccuracy(Counting(space, plain))
+    cached = CachedAccuracy(Counting(space, plain))
     genomes = np.unique(space.sample(20, np.random.default_rng(0)), axis=0)
-    backwards, forwards = remembered.predict(genomes[::-1])[::-1], remembered.predict(genomes)
+    backwards, forwards = cached.predict(genomes[::-1])[::-1], cached.predict(genomes)
     assert np.array_equal(backwards, forwards)
     assert asked == [1] * len(genomes)
     np.testing.assert_allclose(forwards, plain.predict(space.one_hot(genomes)), atol=1e-6)
@@ -292,15 +292,15 @@ def test_only_known_subnets_win_where_accuracies_are_exact() -> None:
     known = space.sample(300, np.random.default_rng(0))
     top1 = np.random.default_rng(1).uniform(0.6, 0.8, 300)
     target = float(np.median(latency.predict(known)))
-    result = search(space, KnownAccuracy(known, top1), latency, [target], rng=np.random.default_rng(0))
+    result = search(space, TabularAccuracy(known, top1), latency, [target], rng=np.random.default_rng(0))
     within = latency.predict(known) <= target
     assert result.winners[0].accuracy == top1[within].max()
     fastest_ms = float(latency.predict(known).min())
     with pytest.raises(InfeasibleTargetError, match=f"300 subnets.*whose accuracy is known.*{fastest_ms:.4g} ms"):
-        search(space, KnownAccuracy(known, top1), latency, [0.99 * fastest_ms], rng=np.random.default_rng(0))
+        search(space, TabularAccuracy(known, top1), latency, [0.99 * fastest_ms], rng=np.random.default_rng(0))
     # With a model behind them, a known value replaces the model's.
     model = PredictedAccuracy(space, random_accuracy(space))
-    both = KnownAccuracy(known[:1], np.array([0.99]), model)
+    both = TabularAccuracy(known[:1], np.array([0.99]), model)
     assert both.predict(known[:1])[0] == 0.99
     assert both.predict(known[1:5]) == pytest.approx(model.predict(known[1:5]))
     fast_enough = float(latency.predict(known[:1])[0])

@@ -141,9 +141,9 @@ def test_a_refusal_reaches_the_coordinator_that_asked() -> None:
     for _ in range(2):  # one goes to each coordinator
         refusing.transport.publish(TOPICS.up(refusing.name, "task"), encode(refusal))
     fleet.step()
-    (track,) = [t for t in fleet.simulations[1].campaign.tracks.values() if t.device == refusing.name]
-    assert (track.status, track.reason) == ("failed", "it refuses tasks (setting_unavailable): unplugged")
-    assert all(t.status != "failed" for t in fleet.simulations[0].campaign.tracks.values())
+    (setting_run,) = [t for t in fleet.simulations[1].campaign.setting_runs.values() if t.device == refusing.name]
+    assert (setting_run.status, setting_run.reason) == ("failed", "it refuses tasks (setting_unavailable): unplugged")
+    assert all(t.status != "failed" for t in fleet.simulations[0].campaign.setting_runs.values())
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -16,11 +16,11 @@ def test_a_device_that_waits_says_for_what() -> None:
     fleet = Simulation(CampaignPlan(targets="auto:2", wait_for=1))
     fleet.add("phone")
     fleet.begin()
-    fleet.run(until=lambda: bool(fleet.campaign.tracks))
-    track = next(iter(fleet.campaign.tracks.values()))
-    fleet.run(until=lambda: bool(track.leased))
+    fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
+    setting_run = next(iter(fleet.campaign.setting_runs.values()))
+    fleet.run(until=lambda: bool(setting_run.leased))
     entry = fleet.campaign.registry.agents["phone"]
-    task_id, leased = next(iter(track.leased.items()))
+    task_id, leased = next(iter(setting_run.leased.items()))
     waiting = Progress(task=TaskKey(task_id=task_id, attempt=leased.record.attempt), phase="waiting", fraction=0)
 
     def said(detail: str) -> tuple[str, str]:

@@ -121,11 +121,11 @@ def test_a_result_that_another_coordinator_of_the_store_took_first_is_learned_fr
     key = agent.queue[0].task
     took = measurement(3.0)
     assert fleet.store.add_outcome(key, took, 1.0)
-    (track,) = fleet.campaign.tracks.values()
-    before = track.search.measurements
+    (setting_run,) = fleet.campaign.setting_runs.values()
+    before = setting_run.search.measurements
     agent.transport.publish(TOPICS.up("pi0", "task"), encode(Result(task=key, measurement=took)))
     fleet.step(0.0)
-    assert track.search.measurements == before + 1
+    assert setting_run.search.measurements == before + 1
     outcomes = [found.outcome for found in fleet.store.outcomes("run-1") if found.key == key]
     assert outcomes == [took]
     assert isinstance(outcomes[0], Measurement)

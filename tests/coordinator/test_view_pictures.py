@@ -1,4 +1,4 @@
-"""The documentation's pictures are drawn from a take-home."""
+"""The documentation's pictures are drawn from a artifacts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 from rigs.outcome_examples import campaign_outcome, device_outcome
-from test_report_take_home import take_home
+from test_report_take_home import artifacts
 
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE
 from fleetnas.coordinator.store.measurement_table import read_measurements
@@ -29,7 +29,7 @@ def pictures() -> ModuleType:
 def test_the_view_stands_as_it_did_at_that_time(
     pictures: ModuleType, tmp_path: Path, share: float, measured: int
 ) -> None:
-    results = take_home(tmp_path, campaign_outcome(device_outcome("board-a")))
+    results = artifacts(tmp_path, campaign_outcome(device_outcome("board-a")))
     snapshot = pictures.snapshot_at(results, read_measurements(tmp_path / MEASUREMENTS_FILE), share)
     (device,) = snapshot.devices
     assert device.measurements == measured
@@ -40,7 +40,7 @@ def test_the_view_stands_as_it_did_at_that_time(
 
 
 def test_the_picture_is_an_image_that_loads_nothing(pictures: ModuleType, tmp_path: Path) -> None:
-    results = take_home(tmp_path, campaign_outcome(device_outcome("board-a")))
+    results = artifacts(tmp_path, campaign_outcome(device_outcome("board-a")))
     snapshot = pictures.snapshot_at(results, read_measurements(tmp_path / MEASUREMENTS_FILE), 0.5)
     pictures.draw_live_view(snapshot, 80, 24, tmp_path / "live.svg")
     text = (tmp_path / "live.svg").read_text()

@@ -18,14 +18,14 @@ from rigs.simulated_fleet import TOPICS, Simulation
 from test_cli import fleetnas
 
 from fleetnas.coordinator.campaign.standing import snapshot_of
-from fleetnas.coordinator.fleet.agent_link import FleetListener, FleetWire
+from fleetnas.coordinator.fleet.agent_link import AgentLink, FleetListener
 from fleetnas.coordinator.fleet.blob_server import BlobServer
 from fleetnas.coordinator.monitoring.broker_feed import SILENT_AFTER_S, BrokerFeed, choose_run, runs_at_work
-from fleetnas.coordinator.monitoring.feed import News, follow
+from fleetnas.coordinator.monitoring.feed import FeedUpdate, follow
 from fleetnas.coordinator.monitoring.metrics import Metrics
-from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, Broadcast, device_from_json, device_to_json
+from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, Publisher, device_from_json, device_to_json
 from fleetnas.coordinator.monitoring.store_feed import StoreFeed
-from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.events import CampaignFinished, Event, MeasurementTaken
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -61,7 +61,7 @@ class Stage:
         self.fleet.add("pi0")
         self.fleet.add("pi1", seed=1)
         self.fleet.begin()
-        self.broadcast = Broadcast(self.fleet.transport, TOPICS, "run-1", self.fleet.clock)
+        self.broadcast = Publisher(self.fleet.transport, TOPICS, "run-1", self.fleet.clock)
         self.told = 0
 
     def step(self) -> None:
@@ -99,7 +99,7 @@ def retained(broker: MemoryBroker) -> set[str]:
     return found
 
 
-def everything(feed: BrokerFeed) -> tuple[list[Event], News]:
+def everything(feed: BrokerFeed) -> tuple[list[Event], FeedUpdate]:
     events: list[Event] = []
     while True:
         news = feed.poll(1.0)
@@ -115,7 +115,7 @@ class TestBroker:
         stage.run()
         stage.finish()
         events: list[Event] = []
-        news = News()
+        news = FeedUpdate()
         while news.end is None:
             news = feed.poll(1.0)
             events += news.events
@@ -153,21 +153,21 @@ class TestBroker:
         for run_id in ("killed", "at-work"):
             transport = broker.transport(run_id)
             transport.start()
-            others[run_id] = Broadcast(transport, TOPICS, run_id, clock)
+            others[run_id] = Publisher(transport, TOPICS, run_id, clock)
             for _ in range(100):
                 others[run_id].update(Snapshot(run_id, "x.supernet", 0.0, 0.0, "searching", devices))
         assert {TOPICS.run_page("killed", 2), TOPICS.run_summary("killed")} <= retained(broker)
         transport = broker.transport("next")
-        next_one = Broadcast(transport, TOPICS, "next", clock)
-        wire = FleetWire(transport, TOPICS, 1, refused=pytest.fail)
-        wire.news = next_one
+        next_one = Publisher(transport, TOPICS, "next", clock)
+        link = AgentLink(transport, TOPICS, 1, refused=pytest.fail)
+        link.news = next_one
         transport.start()
         listener = mock.create_autospec(FleetListener)
         began_s = clock()
         while clock() < began_s + SILENT_AFTER_S + 5:
             others["at-work"].update(Snapshot("at-work", "x.supernet", 0.0, 0.0, "searching", devices))
             for event in take_events(transport, 0, 100):
-                wire.hear(event, listener)
+                link.hear(event, listener)
             next_one.update(Snapshot("next", "x.supernet", 0.0, 0.0, "searching"))
         left = retained(broker)
         assert not any("/killed/" in topic for topic in left)
@@ -179,12 +179,12 @@ class TestBroker:
         devices = tuple(DeviceSnapshot(f"device-{n}", "s", "measuring") for n in range(40))
         for count in (40, 1):  # killed with three pages; the second time it ends with one
             transport = broker.transport(f"with-{count}")
-            resumed = Broadcast(transport, TOPICS, "run-1", clock)
-            wire = FleetWire(transport, TOPICS, 1, refused=pytest.fail)
-            wire.news = resumed
+            resumed = Publisher(transport, TOPICS, "run-1", clock)
+            link = AgentLink(transport, TOPICS, 1, refused=pytest.fail)
+            link.news = resumed
             transport.start()
             for event in take_events(transport, 0, 100):
-                wire.hear(event, mock.create_autospec(FleetListener))
+                link.hear(event, mock.create_autospec(FleetListener))
             for _ in range(100):
                 resumed.update(Snapshot("run-1", "x.supernet", 0.0, 0.0, "searching", devices[:count]))
         assert TOPICS.run_page("run-1", 2) in retained(broker)
@@ -195,7 +195,7 @@ class TestBroker:
         broker, clock = MemoryBroker(), Ticks()
         transport = broker.transport("coordinator")
         transport.start()
-        broadcast = Broadcast(transport, TOPICS, "run-1", clock)
+        broadcast = Publisher(transport, TOPICS, "run-1", clock)
         snapshot = Snapshot("run-1", "x.supernet", 0.0, 0.0, "searching", (DeviceSnapshot("a", "s", "measuring"),))
         for _ in range(100):
             broadcast.update(snapshot)
@@ -214,7 +214,7 @@ class TestBroker:
         for run_id, started_s in (("killed", 20.0), ("at-work", 10.0)):
             transport = broker.transport(run_id)
             transport.start()
-            broadcast = Broadcast(transport, TOPICS, run_id, clock)
+            broadcast = Publisher(transport, TOPICS, run_id, clock)
             if run_id == "at-work":
                 listener.start()
                 listener.subscribe(TOPICS.runs)
@@ -246,7 +246,7 @@ class TestBroker:
             transport = broker.transport(run_id)
             transport.start()
             snapshot = Snapshot(run_id, f"{run_id}.supernet", started_s, started_s, "searching")
-            Broadcast(transport, TOPICS, run_id, lambda: 0.0).update(snapshot)
+            Publisher(transport, TOPICS, run_id, lambda: 0.0).update(snapshot)
         listener = broker.transport("listener")
         listener.start()
         found = runs_at_work(listener, TOPICS, 1.0, Ticks())
@@ -302,7 +302,7 @@ class TestBroker:
             publish(topic, payload, retain=retain)
 
         broker.publish = counted  # type: ignore[method-assign]
-        broadcast = Broadcast(transport, TOPICS, "run-1", lambda: now_s)
+        broadcast = Publisher(transport, TOPICS, "run-1", lambda: now_s)
         for round_ in range(300):
             targets = tuple(
                 TargetSnapshot(float(n), 1.0, 1.0 + round_, reason="x" * 500, typical_ms=1.1 + round_, note="z" * 500)
@@ -409,7 +409,7 @@ def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
     coordinator = MqttTransport(address, "coordinator")
     coordinator.start()
     coordinator.wait_connected(waiting.STALL_S)
-    broadcast = Broadcast(coordinator, topics, "run-1", simulation.clock)
+    broadcast = Publisher(coordinator, topics, "run-1", simulation.clock)
     simulation.begin()
     simulation.run(until=lambda: len(simulation.events) > 3)
     broadcast.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
@@ -465,19 +465,19 @@ class TestMetrics:
         simulation.begin()
         blobs = BlobServer(lambda agent, chunk: None)
         metrics.attach(simulation.campaign, blobs, simulation.store)
-        audience = Audience([metrics])
+        view_group = ViewGroup([metrics])
         told = 0
         while not simulation.campaign.finished:
             simulation.step()
             for event in simulation.events[told:]:
-                audience.event(event)
+                view_group.event(event)
             told = len(simulation.events)
         simulation.broker.cut("coordinator")
         simulation.broker.restore(simulation.transport)
         simulation.step()
-        audience.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+        view_group.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
         samples = scraped(metrics)
-        audience.close()
+        view_group.close()
         stored = simulation.store.outcomes("run-1")
         assert samples[key("results_stored_total")] == len(stored)
         for device in ("pi0", "pi1"):

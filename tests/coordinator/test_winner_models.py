@@ -15,7 +15,7 @@ from rigs.simulated_fleet import HiddenDevice, Simulation, StandInModels, measur
 pytest.importorskip("sklearn")
 
 from fleetnas.coordinator.campaign.standing import outcome_of
-from fleetnas.coordinator.campaign.winner_builder import BundleModels, CalibratedModel
+from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, CalibratedModel
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
@@ -30,7 +30,7 @@ LITERT, LITERT_INT8 = (RuntimeSetting(runtime="litert", precision=precision) for
 class MeasuringDevice(HiddenDevice):
     """Says of each winner that it measured the coordinator's own file of it."""
 
-    def __init__(self, models: BundleModels, setting: RuntimeSetting) -> None:
+    def __init__(self, models: BundleWinnerBuilder, setting: RuntimeSetting) -> None:
         super().__init__(seed=1)
         self._models, self._setting = models, setting
 
@@ -43,13 +43,13 @@ class MeasuringDevice(HiddenDevice):
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> BundleModels:
+def models(tmp_path: Path) -> BundleWinnerBuilder:
     export_digits(tmp_path / "digits.supernet")
     bundle = SupernetBundle.open(tmp_path / "digits.supernet")
-    return BundleModels(bundle, DigitsImages("calibration"), DigitsImages("test"))
+    return BundleWinnerBuilder(bundle, DigitsImages("calibration"), DigitsImages("test"))
 
 
-def campaign(models: BundleModels, settings: tuple[RuntimeSetting, ...]) -> Simulation:
+def campaign(models: BundleWinnerBuilder, settings: tuple[RuntimeSetting, ...]) -> Simulation:
     fleet = Simulation(CampaignPlan(targets="auto:1", budget=8, spread=6), models=models)
     agent = fleet.add("pi", settings=settings)
     agent.devices = {setting: MeasuringDevice(models, setting) for setting in settings}
@@ -59,22 +59,22 @@ def campaign(models: BundleModels, settings: tuple[RuntimeSetting, ...]) -> Simu
     return fleet
 
 
-def test_every_winner_has_the_accuracy_of_its_own_file(models: BundleModels) -> None:
+def test_every_winner_has_the_accuracy_of_its_own_file(models: BundleWinnerBuilder) -> None:
     pytest.importorskip("ai_edge_litert.interpreter")
     fleet = campaign(models, (LITERT, LITERT_INT8))
-    for track in fleet.campaign.tracks.values():
-        (state,) = track.search.targets
+    for setting_run in fleet.campaign.setting_runs.values():
+        (state,) = setting_run.search.targets
         assert state.status == "met"
-        accuracy, images = track.accuracy_of(state.architecture)
+        accuracy, images = setting_run.accuracy_of(state.architecture)
         assert images == 600
         assert state.architecture is not None
-        assert is_tflite(models.file(models.calibrate(state.architecture, track.setting)))
+        assert is_tflite(models.file(models.calibrate(state.architecture, setting_run.setting)))
         as_onnx = models.accuracy(models.calibrate(state.architecture, RuntimeSetting()))
         assert as_onnx is not None
-        assert abs(accuracy - as_onnx[0]) <= (0.002 if track.setting == LITERT else 0.015)
+        assert abs(accuracy - as_onnx[0]) <= (0.002 if setting_run.setting == LITERT else 0.015)
 
 
-def test_a_winner_is_calibrated_and_evaluated_once_whichever_device_it_is_for(models: BundleModels) -> None:
+def test_a_winner_is_calibrated_and_evaluated_once_whichever_device_it_is_for(models: BundleWinnerBuilder) -> None:
     (architecture,) = models._bundle.space.decode(models._bundle.space.smallest())
     two_threads = RuntimeSetting(threads=2)
     assert not models.calibrates_at_once(architecture, RuntimeSetting())
@@ -119,14 +119,14 @@ def test_evaluate_takes_a_runtime_and_a_precision(tmp_path: Path, precision: str
 
 
 def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
-    models: BundleModels, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    models: BundleWinnerBuilder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("fleetnas.supernet_export.interpreters.litert._MODULES", ())
     with caplog.at_level("INFO", logger="fleetnas.coordinator"):
         fleet = campaign(models, (LITERT,))
-    (track,) = fleet.campaign.tracks.values()
-    assert [state.status for state in track.search.targets] == ["met"]
-    assert track.accuracies == {}
+    (setting_run,) = fleet.campaign.setting_runs.values()
+    assert [state.status for state in setting_run.search.targets] == ["met"]
+    assert setting_run.accuracies == {}
     said = [record.getMessage() for record in caplog.records if "no accuracy for winner" in record.getMessage()]
     assert len(said) == 1
     assert "pip install 'fleetnas[litert]'" in said[0]

@@ -32,7 +32,7 @@ from fleetnas.coordinator.app.demo import PROTOCOL, agents
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.campaign.standing import outcome_of
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.report.artifacts import TakeHome
+from fleetnas.coordinator.report.artifacts import ArtifactFolder
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
 from fleetnas.coordinator.view.summary import summary
@@ -158,15 +158,15 @@ def searched(folder: Path, targets: str, **devices: HiddenDevice) -> str:
     fleet.agents[0].fails = lambda task: next(failing, None)
     fleet.begin()
     fleet.run()
-    take_home = TakeHome(folder)
+    artifacts = ArtifactFolder(folder)
 
     def write() -> str:
         found = outcome_of(fleet.store, fleet.run_id)
         for device in found.devices:
             for target in device.targets:
                 if target.met:
-                    take_home.add_winner(device, target, model_file(target.architecture, fleet))
-        take_home.write(found)
+                    artifacts.add_winner(device, target, model_file(target.architecture, fleet))
+        artifacts.write(found)
         return str(folder)
 
     fleet.campaign.finish(write)

@@ -84,7 +84,11 @@ def assert_counted_once(fleet: AdverseFleet) -> None:
 
 
 def targets_met(fleet: AdverseFleet) -> list[bool]:
-    return [state.status == "met" for track in fleet.campaign.tracks.values() for state in track.search.targets]
+    return [
+        state.status == "met"
+        for setting_run in fleet.campaign.setting_runs.values()
+        for state in setting_run.search.targets
+    ]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -110,14 +114,14 @@ def test_a_broker_that_loses_one_message_in_five(tmp_path: Path, seed: int) -> N
     fleet = fleet_of(tmp_path, random.Random(200 + seed), drops=0.2)
     drive(fleet)
     # A subnet of which every word was lost three times counts as failed; the search goes on without it.
-    assert all(track.status == "finished" for track in fleet.campaign.tracks.values())
+    assert all(setting_run.status == "finished" for setting_run in fleet.campaign.setting_runs.values())
     assert_counted_once(fleet)
 
 
 def test_a_will_of_a_replaced_process_that_comes_late_changes_nothing(tmp_path: Path) -> None:
     fleet = fleet_of(tmp_path, random.Random(0))
     agent = fleet.agents[0]
-    while not fleet.campaign.tracks:
+    while not fleet.campaign.setting_runs:
         fleet.step()
     old = agent.transport.will
     agent.restart()

@@ -53,9 +53,11 @@ def test_an_agent_that_only_talks_keeps_no_campaign_for_ever(phase: Phase) -> No
     simulation, talking = fleet()
     talking.phase = phase
     assert ends(simulation, (MAX_UNANSWERED + 1) * (MAX_HELD_S + 4 * PLAN.deadline_s))
-    found = {track.device: track.status for track in simulation.campaign.tracks.values()}
+    found = {setting_run.device: setting_run.status for setting_run in simulation.campaign.setting_runs.values()}
     assert found == {"honest": "finished", "talking": "lost"}
-    honest = next(track for track in simulation.campaign.tracks.values() if track.device == "honest")
+    honest = next(
+        setting_run for setting_run in simulation.campaign.setting_runs.values() if setting_run.device == "honest"
+    )
     assert [state.status for state in honest.search.targets] == ["met"] * 3
     assert any("no result was heard of task" in line for line in simulation.campaign.log)
 
@@ -68,4 +70,4 @@ def test_an_agent_that_waits_for_less_is_waited_for() -> None:
     assert not any("handed out again" in line for line in simulation.campaign.log)
     talking.phase = None
     assert ends(simulation, MAX_HELD_S)
-    assert {track.status for track in simulation.campaign.tracks.values()} == {"finished"}
+    assert {setting_run.status for setting_run in simulation.campaign.setting_runs.values()} == {"finished"}

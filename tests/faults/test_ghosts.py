@@ -7,13 +7,13 @@ from rigs.simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation
 
 from fleetnas.coordinator.fleet.registry import ANSWER_S
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.messages import AgentState, Next
+from fleetnas.fleet_protocol.messages import AgentState, Inventory
 
 PLAN = CampaignPlan(targets="auto:2", budget=8, spread=6, wait_for=1, grace_s=30, join_s=60, deadline_s=30)
-OPENING = Opening(SPACE, count=PLAN.spread, seed=PLAN.seed)
+OPENING = InitialDesign(SPACE, count=PLAN.spread, seed=PLAN.seed)
 
 
 def remember(fleet: Simulation, name: str) -> SimulatedAgent:
@@ -26,7 +26,7 @@ def remember(fleet: Simulation, name: str) -> SimulatedAgent:
 
 
 def devices(fleet: Simulation) -> set[str]:
-    return {track.device for track in fleet.campaign.tracks.values()}
+    return {setting_run.device for setting_run in fleet.campaign.setting_runs.values()}
 
 
 def test_a_ghost_takes_no_part_and_costs_seconds() -> None:
@@ -35,7 +35,7 @@ def test_a_ghost_takes_no_part_and_costs_seconds() -> None:
     fleet.add("pi0")
     fleet.begin()
     began_s = fleet.clock.now_s
-    fleet.run(until=lambda: bool(fleet.campaign.tracks))
+    fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
     assert fleet.clock.now_s - began_s <= ANSWER_S + 2
     fleet.run()
     assert devices(fleet) == {"pi0"}
@@ -51,7 +51,7 @@ def test_agents_that_answer_at_once_are_not_waited_for() -> None:
         agent.step()  # what they are stands on the broker before the coordinator comes
     fleet.begin()
     began_s = fleet.clock.now_s
-    fleet.run(until=lambda: bool(fleet.campaign.tracks))
+    fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
     assert devices(fleet) == {"pi0", "pi1", "pi2"}
     assert fleet.clock.now_s - began_s <= 3
 
@@ -94,8 +94,8 @@ def test_its_first_word_may_be_anything() -> None:
     late = remember(fleet, "late")
     fleet.add("pi0")
     fleet.begin()
-    fleet.run(until=lambda: bool(fleet.campaign.tracks))
-    fleet.broker.publish(TOPICS.up("late", "next"), encode(Next(session=1)))
+    fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
+    fleet.broker.publish(TOPICS.up("late", "inventory"), encode(Inventory(session=1)))
     fleet.step()
     assert devices(fleet) == {"pi0", late.name}
 
@@ -112,7 +112,7 @@ def test_in_a_resumed_run_a_ghost_gets_no_task_and_is_given_up_like_one_that_is_
     attempts = {task.task_id: task.attempt for task in fleet.store.tasks("run-1") if task.device == ghost.name}
     fleet.begin(resume=True)
     began_s = fleet.clock.now_s
-    fleet.run(until=lambda: any(track.status == "lost" for track in fleet.campaign.tracks.values()))
+    fleet.run(until=lambda: any(setting_run.status == "lost" for setting_run in fleet.campaign.setting_runs.values()))
     assert fleet.clock.now_s - began_s <= ANSWER_S + PLAN.grace_s + 5
     fleet.run()
     assert fleet.campaign.finish() == "partial"

@@ -12,20 +12,20 @@ import pytest
 from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import InlineExecutor, Simulation
 
-from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.app.assembly import write_artifacts
 from fleetnas.coordinator.campaign import campaign as campaigns
 from fleetnas.coordinator.campaign import standing
-from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
-from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.report import conversion, html
 from fleetnas.coordinator.report.artifacts import read_results
 from fleetnas.coordinator.report.html import REPORT_FILE
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 
@@ -84,8 +84,8 @@ def trace(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]
         yield lambda: [record.exc_text or str(record.exc_info) for record in caplog.records if record.exc_info]
 
 
-def track_of(fleet: Simulation, device: str) -> SettingTrack:
-    return next(track for track in fleet.campaign.tracks.values() if track.device == device)
+def track_of(fleet: Simulation, device: str) -> SettingRun:
+    return next(setting_run for setting_run in fleet.campaign.setting_runs.values() if setting_run.device == device)
 
 
 def breaks(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, concerns: Callable[..., bool]) -> None:
@@ -103,9 +103,12 @@ def breaks(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, concerns: Cal
 def broken_search(fleet: Simulation) -> Callable[..., bool]:
     """Whether a search is that of the broken device, once it has measured something."""
 
-    def concerns(search: DeviceSearch, *_: Any) -> bool:
-        tracks = fleet.campaign.tracks.values()
-        return any(track.search is search and track.device == BROKEN for track in tracks) and search.measurements > 3
+    def concerns(search: DeviceTuner, *_: Any) -> bool:
+        setting_runs = fleet.campaign.setting_runs.values()
+        return (
+            any(setting_run.search is search and setting_run.device == BROKEN for setting_run in setting_runs)
+            and search.measurements > 3
+        )
 
     return concerns
 
@@ -117,7 +120,7 @@ def test_a_search_that_breaks_down(
 ) -> None:
     with OtherThread() if threaded else InlineExecutor() as executor:
         fleet = two_devices(executor=executor)
-        breaks(monkeypatch, DeviceSearch, what, broken_search(fleet))
+        breaks(monkeypatch, DeviceTuner, what, broken_search(fleet))
         fleet.begin()
         fleet.run()
         check_one_failed(fleet, trace)
@@ -142,7 +145,7 @@ def test_the_winner_of_one_setting_cannot_be_built(trace: Callable[[], list[str]
     fleet.begin()
     fleet.run()
     check_one_failed(fleet, trace)
-    assert write_take_home(fleet.store, "run-1", tmp_path, fleet.models) == []
+    assert write_artifacts(fleet.store, "run-1", tmp_path, fleet.models) == []
     kept = {device.device: device for device in read_results(tmp_path).fleet}
     assert kept[BROKEN].status == "failed"
     assert all(target.model for target in kept["pi1"].targets)
@@ -166,7 +169,7 @@ def test_a_search_that_cannot_be_made(trace: Callable[[], list[str]]) -> None:
     fleet = two_devices()
     real = fleet.make_search
 
-    def make(info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
+    def make(info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
         if setting.threads == 2:
             raise BreakdownError("no prior")
         return real(info, setting)
@@ -187,7 +190,7 @@ def test_a_target_that_cannot_be_recorded(
     fleet = two_devices()
     owner = campaigns.standing if what == "winner_record" else standing
     if what == "winner_record":
-        breaks(monkeypatch, owner, what, lambda track, _: track.device == BROKEN)
+        breaks(monkeypatch, owner, what, lambda setting_run, _: setting_run.device == BROKEN)
     else:
         standing._costs_of.cache_clear()
         breaks(monkeypatch, owner, what, lambda *_: True)
@@ -200,8 +203,8 @@ def test_a_target_that_cannot_be_recorded(
 def test_a_setting_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]]) -> None:
     fleet = two_devices()
     fleet.begin()
-    breaks(monkeypatch, standing, "_device", lambda track, *_: track.device == BROKEN)
-    fleet.run(until=lambda: len(fleet.campaign.tracks) == 2)
+    breaks(monkeypatch, standing, "_device", lambda setting_run, *_: setting_run.device == BROKEN)
+    fleet.run(until=lambda: len(fleet.campaign.setting_runs) == 2)
     for _ in range(3):
         shown = snapshot_of(fleet.campaign, 1.0)
         assert [device.device for device in shown.devices] == [BROKEN, "pi1"]
@@ -215,7 +218,7 @@ def test_a_message_that_cannot_be_handled(monkeypatch: pytest.MonkeyPatch) -> No
     fleet = two_devices()
     fleet.begin()
     breaks(monkeypatch, campaigns.FleetRegistry, "on_health", lambda *_: True)
-    breaks(monkeypatch, campaigns.TaskDesk, "reconcile", lambda desk, agent, held: agent == BROKEN)
+    breaks(monkeypatch, campaigns.TaskDispatcher, "reconcile", lambda dispatcher, agent, held: agent == BROKEN)
     fleet.run()
     assert fleet.campaign.finish() == "complete"
     assert [line for line in fleet.refused if "BreakdownError" in line]
@@ -239,7 +242,7 @@ def test_a_part_of_the_report_that_cannot_be_written(
     troubles: list[str] = []
 
     def write() -> str:
-        troubles.extend(write_take_home(fleet.store, "run-1", tmp_path, fleet.models))
+        troubles.extend(write_artifacts(fleet.store, "run-1", tmp_path, fleet.models))
         return str(tmp_path)
 
     assert fleet.campaign.finish(write) == "complete"
@@ -262,7 +265,7 @@ def test_a_view_that_cannot_show_something_costs_that_view_alone(trace: Callable
 
         def close(self) -> None: ...
 
-    class Patient(Picky):
+    class DoctorContext(Picky):
         def __init__(self) -> None:
             self.events = 0
 
@@ -271,14 +274,14 @@ def test_a_view_that_cannot_show_something_costs_that_view_alone(trace: Callable
         def event(self, event: Event) -> None:
             self.events += 1
 
-    patient = Patient()
+    context = DoctorContext()
     fleet = two_devices()
-    views = Audience([Picky(), patient])
+    views = ViewGroup([Picky(), context])
     fleet.begin()
     fleet.run()
     for event in fleet.events:
         views.event(event)
     views.update(snapshot_of(fleet.campaign, 1.0))
-    assert patient.events == len(fleet.events)
+    assert context.events == len(fleet.events)
     assert len(trace()) == 1
     assert outcome_of(fleet.store, "run-1").devices

@@ -10,7 +10,7 @@ from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import Simulation
 from sqlalchemy import create_engine, text
 
-from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.app.assembly import write_artifacts
 from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import read_results
@@ -62,9 +62,9 @@ def test_stored_measurements_beyond_their_bounds_are_skipped(tmp_path: Path, cap
     assert all(line.startswith("pi0/") for line in lines)
     fleet.run()
     assert fleet.campaign.finish() in ("complete", "partial")
-    assert {track.status for track in fleet.campaign.tracks.values()} == {"finished"}
+    assert {setting_run.status for setting_run in fleet.campaign.setting_runs.values()} == {"finished"}
     out = tmp_path / "out"
-    assert write_take_home(fleet.store, "run-1", out, fleet.models) == []
+    assert write_artifacts(fleet.store, "run-1", out, fleet.models) == []
     kept = {device.device: device for device in read_results(out).fleet}
     assert all(target.model for target in kept["pi1"].targets)
     assert sum(failure.reason == "bad_output" for failure in kept["pi0"].failures) == len(POISONS)
@@ -99,7 +99,7 @@ def test_a_stored_setting_that_cannot_be_read_takes_no_part(tmp_path: Path) -> N
     fleet = interrupted(path)
     poison(path, "UPDATE devices SET setting = '{\"threads\": 0}' WHERE device = 'pi0'")
     fleet.begin(resume=True)
-    assert {track.device for track in fleet.campaign.tracks.values()} == {"pi1"}
+    assert {setting_run.device for setting_run in fleet.campaign.setting_runs.values()} == {"pi1"}
     fleet.run()
     assert fleet.campaign.finish() == "complete"
 
@@ -112,6 +112,6 @@ def test_a_stored_error_that_is_no_number_is_left_out(tmp_path: Path) -> None:
     fleet.campaign.finish()
     poison(path, "UPDATE devices SET learning = '[[3, NaN, NaN, 3], [8, 2.5, 0.9, 8]]' WHERE device = 'pi0'")
     out = tmp_path / "out"
-    write_take_home(fleet.store, "run-1", out, fleet.models)
+    write_artifacts(fleet.store, "run-1", out, fleet.models)
     kept = {device.device: device for device in read_results(out).fleet}
     assert [point.mape_percent for point in kept["pi0"].learning] == [2.5]

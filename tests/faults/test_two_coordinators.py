@@ -20,7 +20,7 @@ def test_two_campaigns_share_an_agent_and_its_results(tmp_path: Path) -> None:
         second = FaultFleet(tmp_path / "second", first.mosquitto, store_folder=first.folder)
         observer = Observer(first.mosquitto.address)
         between = MqttTransport(first.mosquitto.address, "between")
-        between.subscribe("fleetnas/v1/default/passed/+/alpha")
+        between.subscribe("fleetnas/v1/default/forwarded/+/alpha")
         between.start()
         between.wait_connected(waiting.STALL_S)
         try:
@@ -29,7 +29,7 @@ def test_two_campaigns_share_an_agent_and_its_results(tmp_path: Path) -> None:
                 fleet.start_search("--share", "--targets", "auto:1", "--budget", "6", "--seed", str(number))
             endings = [fleet.wait_search() for fleet in (first, second)]
             assert endings == [0, 0], first.said("coordinator") + second.said("coordinator")
-            passed_on = sum(isinstance(event, Received) for event in iter(lambda: between.poll(0), None))
+            forwarded = sum(isinstance(event, Received) for event in iter(lambda: between.poll(0), None))
         finally:
             observer.close()
             between.close()
@@ -43,7 +43,7 @@ def test_two_campaigns_share_an_agent_and_its_results(tmp_path: Path) -> None:
         outcomes = [found for run in runs for found in store.outcomes(run.run_id)]
         tasks = [task.task_id for run in runs for task in store.tasks(run.run_id)]
         store.close()
-    assert passed_on > 0
+    assert forwarded > 0
     assert [run.status for run in runs] == ["complete", "complete"]
     assert all(isinstance(found.outcome, Measurement) for found in outcomes)
     assert len({found.key for found in outcomes}) == len(outcomes)

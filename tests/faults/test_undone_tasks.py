@@ -10,11 +10,11 @@ import pytest
 from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation
 
 from fleetnas.coordinator.campaign.campaign import MAX_RETURNED
-from fleetnas.coordinator.campaign.setting_run import SettingTrack
+from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.task_dispatcher import MOST_ATTEMPTS
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, MeasureTask, Next, Rejected, Result
+from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, Inventory, MeasureTask, Rejected, Result
 from fleetnas.fleet_protocol.transports.base import Received
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
@@ -23,13 +23,13 @@ PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=3
 class Undoing(SimulatedAgent):
     """Gives tasks back instead of doing them."""
 
-    how = "next"
+    how = "inventory"
 
     def _work(self, task: MeasureTask) -> None:
         if self.does(task):
             super()._work(task)
-        elif self.how == "next":
-            self._say("next", Next(session=self.session))
+        elif self.how == "inventory":
+            self._say("inventory", Inventory(session=self.session))
         elif self.how == "restarts":
             for state in ("lost", "ready"):
                 told = AgentState.model_validate({"state": state, "session": self.session, "instance": self.instance})
@@ -51,15 +51,15 @@ def with_an_undoing_agent(kind: type[Undoing] = Undoing, **fields: Any) -> Simul
     return fleet
 
 
-def track_of(fleet: Simulation, device: str) -> SettingTrack:
-    return next(track for track in fleet.campaign.tracks.values() if track.device == device)
+def track_of(fleet: Simulation, device: str) -> SettingRun:
+    return next(setting_run for setting_run in fleet.campaign.setting_runs.values() if setting_run.device == device)
 
 
 def most_attempts(fleet: Simulation) -> int:
     return max((task.attempt for task in fleet.store.tasks("run-1")), default=0)
 
 
-@pytest.mark.parametrize("how", ["next", "busy", "restarts"])
+@pytest.mark.parametrize("how", ["inventory", "busy", "restarts"])
 def test_a_setting_whose_tasks_all_come_back_is_given_up(how: str) -> None:
     fleet = with_an_undoing_agent(how=how)
     fleet.run(most_steps=4000)
@@ -88,10 +88,10 @@ def test_one_task_that_always_comes_back_counts_as_failed() -> None:
 
     fleet = with_an_undoing_agent(Selective)
     # Each honest result makes patience anew: the attempts at the one task are what ends it.
-    track = track_of_when_joined(fleet)
+    setting_run = track_of_when_joined(fleet)
     while not fleet.campaign.finished and most_attempts(fleet) < MOST_ATTEMPTS:
         fleet.step()
-        track.returned = 0
+        setting_run.returned = 0
     fleet.run(most_steps=4000)
     assert fleet.campaign.finish() == "complete"
     failed = [found for found in fleet.store.outcomes("run-1") if not hasattr(found.outcome, "median_ms")]
@@ -99,8 +99,8 @@ def test_one_task_that_always_comes_back_counts_as_failed() -> None:
     assert most_attempts(fleet) == MOST_ATTEMPTS
 
 
-def track_of_when_joined(fleet: Simulation) -> SettingTrack:
-    fleet.run(until=lambda: len(fleet.campaign.tracks) == 2)
+def track_of_when_joined(fleet: Simulation) -> SettingRun:
+    fleet.run(until=lambda: len(fleet.campaign.setting_runs) == 2)
     return track_of(fleet, "undoing")
 
 

@@ -13,7 +13,7 @@ from fleetnas.fleet_protocol.messages import (
     BlobReference,
     CancelTask,
     Failed,
-    Health,
+    Heartbeat,
     Measurement,
     MeasureTask,
     Result,
@@ -56,7 +56,7 @@ def test_tasks_and_updates_come_back_equal_and_as_their_own_kind() -> None:
     for message in (
         Acknowledgement(task=KEY),
         AgentState(state="ready", session=3, instance="x"),
-        Health(session=1, uptime_s=2),
+        Heartbeat(session=1, uptime_s=2),
     ):
         assert codec.decode(type(message), codec.encode(message)) == message
 

@@ -171,7 +171,10 @@ def test_a_campaign_with_agents_of_other_versions() -> None:
     fleet.begin()
     began_s = fleet.clock.now_s
     fleet.run()
-    found = {track.device: (track.status, track.reason) for track in fleet.campaign.tracks.values()}
+    found = {
+        setting_run.device: (setting_run.status, setting_run.reason)
+        for setting_run in fleet.campaign.setting_runs.values()
+    }
     assert found["same"] == found["newer"] == ("finished", "")
     assert found["older"] == ("failed", "it refuses tasks (not_understood): update the older of the two")
     assert fleet.clock.now_s - began_s < 200, "no lease had to end"

@@ -10,8 +10,8 @@ from fleetnas.fleet_protocol.topics import (
     AgentDown,
     AgentUp,
     CoordinatorAnnouncement,
-    PassedOn,
-    RunNews,
+    ForwardedUpdate,
+    RunUpdate,
     Topics,
     check_name,
 )
@@ -28,11 +28,11 @@ def test_every_topic_parses_back_to_what_it_was_built_from(fleet: str, agent: st
     for down in DOWN_CHANNELS:
         assert topics.parse(topics.down(agent, down)) == AgentDown(agent, down)
     assert topics.parse(topics.coordinator) == CoordinatorAnnouncement()
-    assert topics.parse(topics.passed_on(agent, "pi")) == PassedOn(agent, "pi")
-    assert topics.parse(topics.run_summary(agent)) == RunNews(agent, "summary")
-    assert topics.parse(topics.run_events(agent)) == RunNews(agent, "events")
+    assert topics.parse(topics.forwarded(agent, "pi")) == ForwardedUpdate(agent, "pi")
+    assert topics.parse(topics.run_summary(agent)) == RunUpdate(agent, "summary")
+    assert topics.parse(topics.run_events(agent)) == RunUpdate(agent, "events")
     for page in (0, 1, MAX_PAGES - 1):
-        assert topics.parse(topics.run_page(agent, page)) == RunNews(agent, "page", page)
+        assert topics.parse(topics.run_page(agent, page)) == RunUpdate(agent, "page", page)
 
 
 @given(st.text(max_size=200))
@@ -49,8 +49,8 @@ def test_any_other_topic_is_refused_and_nothing_else_happens(topic: str) -> None
         "fleetnas/v1/shelf/coordinator/runs/r/page-01",
         "fleetnas/v1/shelf/coordinator/runs/r/page-10000",
         "fleetnas/v1/shelf/coordinator/runs/r/s/events",
-        "fleetnas/v1/shelf/passed/r",
-        "fleetnas/v1/shelf/passed/r/+",
+        "fleetnas/v1/shelf/forwarded/r",
+        "fleetnas/v1/shelf/forwarded/r/+",
     ],
 )
 def test_a_topic_of_another_fleet_or_depth_is_refused(topic: str) -> None:
@@ -68,7 +68,7 @@ def test_topics_fit_brokers_that_allow_seven_slashes() -> None:
     topics = Topics("f")
     assert max(topics.up("a", c).count("/") for c in UP_CHANNELS) <= 7
     assert topics.run_page("r", 0).count("/") <= 7
-    assert topics.passed_on("r", "a").count("/") <= 7
+    assert topics.forwarded("r", "a").count("/") <= 7
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from fleetnas.fleet_protocol.transports.base import (
 )
 from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker, MemoryTransport, matches
 from fleetnas.fleet_protocol.transports.mqtt import MAX_QUEUED_MESSAGES, MqttTransport
-from fleetnas.fleet_protocol.transports.mqtt_process import MAX_ON_THEIR_WAY, NetworkProcess
+from fleetnas.fleet_protocol.transports.mqtt_process import MAX_ON_THEIR_WAY, MqttProcess
 
 Factory = Callable[..., Transport]
 
@@ -46,7 +46,7 @@ def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]
         yield lambda name, will=None: finish(broker.transport(name, will))
     else:
         with brokers.mosquitto(tmp_path) as real:
-            kind = MqttTransport if request.param == "mosquitto" else NetworkProcess
+            kind = MqttTransport if request.param == "mosquitto" else MqttProcess
             yield lambda name, will=None: finish(kind(real.address, name, will))
             for transport in opened:
                 transport.close()
@@ -132,9 +132,9 @@ class TestMqtt:
 #: An owner that says who its child is and then computes for ever.
 OWNER = """
 import sys
-from fleetnas.fleet_protocol.transports.mqtt_process import NetworkProcess
+from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
 from fleetnas.fleet_protocol.transports.base import BrokerAddress, Will
-transport = NetworkProcess(BrokerAddress.parse(sys.argv[1]), "owner", Will("w/state", b"lost"))
+transport = MqttProcess(BrokerAddress.parse(sys.argv[1]), "owner", Will("w/state", b"lost"))
 transport.start()
 transport.wait_connected(120)
 print(transport.pid, flush=True)
@@ -152,7 +152,7 @@ def is_alive(pid: int) -> bool:
 
 class TestNetworkProcess:
     def test_a_killed_child_is_a_lost_connection(self, mosquitto_broker: brokers.Mosquitto) -> None:
-        transport = NetworkProcess(mosquitto_broker.address, "owner", Will("w/state", b"lost"), prefer_five=True)
+        transport = MqttProcess(mosquitto_broker.address, "owner", Will("w/state", b"lost"), prefer_five=True)
         transport.subscribe("a/#")
         transport.subscribe("w/#")
         transport.start()
@@ -169,7 +169,7 @@ class TestNetworkProcess:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_signals_are_the_owners(self, mosquitto_broker: brokers.Mosquitto, number: int) -> None:
-        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport = MqttProcess(mosquitto_broker.address, "owner")
         transport.subscribe("a/#")
         transport.start()
         waiting.first(transport, lambda event: isinstance(event, Connected))
@@ -181,7 +181,7 @@ class TestNetworkProcess:
         transport.close()
 
     def test_children_that_are_killed_before_they_speak_are_replaced(self, mosquitto_broker: brokers.Mosquitto) -> None:
-        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport = MqttProcess(mosquitto_broker.address, "owner")
         transport.start()
         for _ in range(3):
             assert transport.pid is not None
@@ -195,7 +195,7 @@ class TestNetworkProcess:
     ) -> None:
         (tmp_path / "queue.py").write_text("raise SystemExit('somebody else's code')")
         monkeypatch.chdir(tmp_path)
-        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport = MqttProcess(mosquitto_broker.address, "owner")
         transport.start()
         transport.wait_connected(waiting.STALL_S)
         transport.close()
@@ -216,7 +216,7 @@ class TestNetworkProcess:
         watcher.close()
 
     def test_what_no_broker_takes_is_refused_before_it_fills_the_memory(self) -> None:
-        transport = NetworkProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
+        transport = MqttProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
         transport.start()
         refusals = []
         for _ in range(MAX_QUEUED_MESSAGES + 3 * MAX_ON_THEIR_WAY):
@@ -229,7 +229,7 @@ class TestNetworkProcess:
         transport.close()
 
     def test_every_message_of_many_arrives_in_order(self, mosquitto_broker: brokers.Mosquitto) -> None:
-        transport = NetworkProcess(mosquitto_broker.address, "owner")
+        transport = MqttProcess(mosquitto_broker.address, "owner")
         transport.subscribe("n/#")
         transport.start()
         waiting.first(transport, lambda event: isinstance(event, Connected))
@@ -245,7 +245,7 @@ class TestNetworkProcess:
         transport.close()
 
     def test_nobody_at_the_address_is_one_clear_error(self) -> None:
-        transport = NetworkProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
+        transport = MqttProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
         transport.start()
         with pytest.raises(BrokerUnreachableError, match="nothing answers"):
             transport.wait_connected(timeout_s=1.5)

@@ -14,7 +14,7 @@ from fleetnas.agent.measuring.messages import MeasureOrder, Order, Reply
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.service import AgentService, last_will
-from fleetnas.agent.service.task_runner import Equipment
+from fleetnas.agent.service.task_runner import RunResources
 from fleetnas.agent.transfer.blobs import BlobCache
 from fleetnas.fleet_protocol.codec import decode_task_update
 from fleetnas.fleet_protocol.messages import AgentInfo, BlobReference, Failed, Result, RuntimeSetting, TaskKey
@@ -126,7 +126,7 @@ class RealAgent:
             ),
             transport=self.transport,
             outbox=self.outbox,
-            equipment=Equipment(BlobCache(folder / "blobs"), folder / "partial", self._measurer, fleet.clock.unix),
+            resources=RunResources(BlobCache(folder / "blobs"), folder / "partial", self._measurer, fleet.clock.unix),
             sensors=Sensors(folder / "no-sensors-here"),
             clock=fleet.clock,
         )

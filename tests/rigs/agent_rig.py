@@ -24,7 +24,7 @@ from fleetnas.agent.measuring.worker import Measurer, Worker
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.service import AgentService, last_will
-from fleetnas.agent.service.task_runner import Equipment
+from fleetnas.agent.service.task_runner import RunResources
 from fleetnas.agent.transfer.blobs import BlobCache
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -36,10 +36,10 @@ from fleetnas.fleet_protocol.messages import (
     BlobReference,
     BlobRequest,
     Conditions,
-    Health,
+    Heartbeat,
+    Inventory,
     MeasureTask,
     Message,
-    Next,
     RuntimeSetting,
     TaskKey,
 )
@@ -166,7 +166,13 @@ class Coordinator:
         self.transport.start()
 
     def listen(self) -> None:
-        kinds = {"state": AgentState, "info": AgentInfo, "health": Health, "next": Next, "blob": BlobRequest}
+        kinds = {
+            "state": AgentState,
+            "info": AgentInfo,
+            "heartbeat": Heartbeat,
+            "inventory": Inventory,
+            "blob": BlobRequest,
+        }
         while event := self.transport.poll(0):
             if not isinstance(event, Received):
                 continue
@@ -248,7 +254,7 @@ class AgentProcess:
             info=AgentInfo(agent=name, session=self.identity.session, profile=PROFILE, settings=settings, versions={}),
             transport=self.transport,
             outbox=self.outbox,
-            equipment=Equipment(BlobCache(folder / "blobs"), folder / "partial", measurer, wall_clock),
+            resources=RunResources(BlobCache(folder / "blobs"), folder / "partial", measurer, wall_clock),
             sensors=Sensors(folder / "no-sensors-here"),
             clock=lambda: rig.now,
         )

@@ -48,7 +48,7 @@ _RANGE = ((9.0, 12.0), (5.0, 6.5))
 
 
 class TrueLatency:
-    """Latency of a device at undisturbed speed: linear in the features, plus a misfit of up to 2 %."""
+    """Latency of a device at undisturbed speed: linear in the features, plus a model discrepancy of up to 2 %."""
 
     def __init__(self, space: DesignSpace, seed: int) -> None:
         rng = np.random.default_rng([seed, 2])
@@ -64,7 +64,7 @@ class TrueLatency:
         ends = self.features.features(np.concatenate([space.smallest(), space.largest()])) @ weights
         weights *= smallest_ms * (ratio - 1.0) / (ends[1] - ends[0])
         weights[0] += smallest_ms - float(self.features.features(space.smallest())[0] @ weights)
-        #: Milliseconds per unit of each feature, (F,): all but the misfit.
+        #: Milliseconds per unit of each feature, (F,): all but the model discrepancy.
         self.weights: Floats = weights
 
     def predict(self, genomes: Genomes) -> Floats:

@@ -19,7 +19,7 @@ from fleetnas.fleet_protocol.messages import Conditions, Phase
 MEMORY_LIMIT_BYTES = 400 * 1024**2
 
 
-def carry_out(order: Order, say: Callable[[Phase, float], None]) -> Reply:
+def execute(order: Order, say: Callable[[Phase, float], None]) -> Reply:
     assert isinstance(order, BenchOrder)
     say("measuring", 0.5)
     fault = order.model_path
@@ -84,4 +84,4 @@ if __name__ == "__main__":
     _limit_memory(MEMORY_LIMIT_BYTES)
     orders, replies = claim_pipes()
     os.environ["REPLY_HANDLE"] = str(replies.fileno())
-    serve(orders, replies, Path(sys.argv[1]), carry_out)
+    serve(orders, replies, Path(sys.argv[1]), execute)

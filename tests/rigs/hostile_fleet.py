@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.app.assembly import write_artifacts
 from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.monitoring.metrics import Metrics
-from fleetnas.coordinator.monitoring.view_group import Audience
+from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.outcome import TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.view.lines import JsonView, LinesView
 from fleetnas.fleet_protocol.messages import MeasureTask, RuntimeSetting, TaskKey
 from fleetnas.fleet_protocol.topics import UpChannel
@@ -101,7 +101,7 @@ class HostileCampaign:
     hostile: list[HostileAgent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.fleet.opening = Opening(self.fleet.space, count=PLAN.spread, seed=PLAN.seed)
+        self.fleet.opening = InitialDesign(self.fleet.space, count=PLAN.spread, seed=PLAN.seed)
         for seed, name in enumerate(HONEST):
             self.fleet.add(name, seed=seed)
 
@@ -113,7 +113,7 @@ class HostileCampaign:
     def run(self, out: Path) -> Sequence[str]:
         """To the end, with every view and everything that is written; returns the lines about trouble."""
         metrics = Metrics("127.0.0.1", 0)
-        views = Audience([LinesView(io.StringIO()), JsonView(io.StringIO()), metrics])
+        views = ViewGroup([LinesView(io.StringIO()), JsonView(io.StringIO()), metrics])
         try:
             campaign = self.fleet.begin()
             for number in range(4000):
@@ -137,7 +137,7 @@ class HostileCampaign:
             views.close()
 
     def write(self, out: Path) -> list[str]:
-        return write_take_home(self.fleet.store, self.fleet.run_id, out, self.fleet.models)
+        return write_artifacts(self.fleet.store, self.fleet.run_id, out, self.fleet.models)
 
     def winners(self) -> dict[str, tuple[TargetOutcome, ...]]:
         outcome = outcome_of(self.fleet.store, self.fleet.run_id)

@@ -16,9 +16,9 @@ from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.service import AgentService, last_will
-from fleetnas.agent.service.task_runner import Equipment
+from fleetnas.agent.service.task_runner import RunResources
 from fleetnas.agent.transfer.blobs import BlobCache
-from fleetnas.coordinator.fleet.agent_link import FleetWire
+from fleetnas.coordinator.fleet.agent_link import AgentLink
 from fleetnas.coordinator.security.authority import Authority
 from fleetnas.coordinator.security.mosquitto import Login
 from fleetnas.fleet_protocol.codec import BlobChunk, encode_chunk
@@ -27,8 +27,8 @@ from fleetnas.fleet_protocol.messages import (
     AgentState,
     BlobRequest,
     Failed,
-    Health,
-    Next,
+    Heartbeat,
+    Inventory,
     RuntimeSetting,
     TaskUpdate,
 )
@@ -120,16 +120,14 @@ class Client:
         self.transport.start()
 
     def until(self, wanted: Callable[[TransportEvent], bool]) -> TransportEvent:
-        def remembered(event: TransportEvent) -> bool:
+        def cached(event: TransportEvent) -> bool:
             if isinstance(event, Received):
                 self.received.append(event)
             elif isinstance(event, Disconnected):
                 self.refusals.append(event.reason)
             return wanted(event)
 
-        return waiting.first(
-            self.transport, remembered, what=lambda: f"received {self.received}, refused {self.refusals}"
-        )
+        return waiting.first(self.transport, cached, what=lambda: f"received {self.received}, refused {self.refusals}")
 
     def connected(self) -> Client:
         """Connected, and what it subscribed to is in force: the broker has answered."""
@@ -178,7 +176,7 @@ class SecuredAgent:
             info=AgentInfo(agent=name, session=session, profile=PROFILE, settings=(RuntimeSetting(),), versions={}),
             transport=connect(f"{name}-{self.identity.instance}", last_will(TOPICS, self.identity)),
             outbox=self.outbox,
-            equipment=Equipment(BlobCache(folder / "blobs"), folder / "partial", self.measurer, time.time),
+            resources=RunResources(BlobCache(folder / "blobs"), folder / "partial", self.measurer, time.time),
             sensors=Sensors(folder / "no-sensors-here"),
             clock=clock,
             verifier=OrderVerifier(trusted_keys, FLEET, name, session),
@@ -212,16 +210,16 @@ class SigningCoordinator:
         self.transport = MqttTransport(credentials.broker, f"coordinator-{stream}")
         self.signer = OrderSigner(credentials.private_key, FLEET, stream) if signed else None
         self.refused: list[str] = []
-        self.wire = FleetWire(self.transport, TOPICS, stream, self.refused.append, self.signer)
+        self.link = AgentLink(self.transport, TOPICS, stream, self.refused.append, self.signer)
         self.updates: list[tuple[str, TaskUpdate]] = []
         self.sessions: dict[str, int] = {}
         self.connected = False
         self._blob = blob
-        self.wire.start()
+        self.link.start()
 
     def listen(self) -> None:
         while (event := self.transport.poll(0.01)) is not None:
-            self.wire.hear(event, self)
+            self.link.hear(event, self)
 
     def until(self, agent: SecuredAgent | None, wanted: Callable[[], bool]) -> None:
         def happened() -> bool:
@@ -249,9 +247,9 @@ class SigningCoordinator:
 
     def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None: ...
 
-    def on_health(self, agent: str, health: Health) -> None: ...
+    def on_heartbeat(self, agent: str, health: Heartbeat) -> None: ...
 
-    def on_next(self, agent: str, held: Next) -> None: ...
+    def on_inventory(self, agent: str, held: Inventory) -> None: ...
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         self.updates.append((agent, update))
@@ -260,4 +258,4 @@ class SigningCoordinator:
 
     def on_blob_request(self, agent: str, request: BlobRequest) -> None:
         data = self._blob[request.offset : request.offset + request.length]
-        self.wire.send_chunk(agent, encode_chunk(BlobChunk(request.sha256, request.offset, data)))
+        self.link.send_chunk(agent, encode_chunk(BlobChunk(request.sha256, request.offset, data)))

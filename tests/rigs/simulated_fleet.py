@@ -13,8 +13,8 @@ import numpy as np
 
 from fleetnas.coordinator.campaign.campaign import Campaign, CampaignIdentity
 from fleetnas.coordinator.campaign.resumption import take_up
-from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, WinnerModels
-from fleetnas.coordinator.fleet.agent_link import FleetWire, Sharing, coordinator_will
+from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, WinnerBuilder
+from fleetnas.coordinator.fleet.agent_link import AgentLink, Sharing, coordinator_will
 from fleetnas.coordinator.fleet.blob_server import BlobServer
 from fleetnas.coordinator.fleet.message_budget import MessageBudget
 from fleetnas.coordinator.predictors.features import FeatureMap
@@ -23,9 +23,9 @@ from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.search.problem import AccuracyModel, PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
-from fleetnas.coordinator.tuning.initial_design import Opening
-from fleetnas.coordinator.tuning.target_solver import BundleSearch
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.codec import decode, decode_task, encode
@@ -37,10 +37,10 @@ from fleetnas.fleet_protocol.messages import (
     BlobReference,
     CancelTask,
     Failed,
+    Inventory,
     Measurement,
     MeasureTask,
     Message,
-    Next,
     Result,
     RuntimeSetting,
     TaskKey,
@@ -75,7 +75,7 @@ ACCURACY = PredictedAccuracy(SPACE, accuracy_predictor())
 
 
 class HiddenDevice:
-    """Latency of a device that nobody has modelled: linear in the features up to a misfit of a few percent."""
+    """Latency of a device that nobody has modelled: linear in the features, with a discrepancy of a few percent."""
 
     def __init__(self, seed: int, noise: float = 0.01, like: int | None = None) -> None:
         """With `like`, a relative of the device of that seed: every cost within 20 % of its."""
@@ -290,8 +290,10 @@ class SimulatedAgent:
 
     def _say_next(self) -> None:
         self._say(
-            "next",
-            Next(session=self.session, queued=tuple(t.task for t in self.queue), holding=tuple(self.outbox)),
+            "inventory",
+            Inventory(
+                session=self.session, queued=tuple(t.task for t in self.queue), unacknowledged=tuple(self.outbox)
+            ),
         )
         self._send_outbox()
 
@@ -319,13 +321,13 @@ class Simulation:
     limited: bool = False
     #: Signs what the coordinator says; None: unsigned.
     signer: OrderSigner | None = None
-    models: WinnerModels = field(default_factory=StandInModels)
+    models: WinnerBuilder = field(default_factory=StandInModels)
     executor: Executor = field(default_factory=InlineExecutor)
     #: What is searched, and how thoroughly.
     space: DesignSpace = SPACE
     accuracy: AccuracyModel = ACCURACY
     search_rounds: int = 1
-    opening: Opening | None = None
+    opening: InitialDesign | None = None
     #: In memory, and so outlives the simulated coordinator as a file outlives a real one.
     store: MeasurementStore = field(default_factory=lambda: MeasurementStore.open("sqlite://"))
 
@@ -338,13 +340,13 @@ class Simulation:
         self.agents.append(agent)
         return agent
 
-    def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
+    def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
         del info, setting
-        return DeviceSearch(
+        return DeviceTuner(
             self.space,
             self.accuracy,
             self.plan.request,
-            BundleSearch(
+            BundleTargetSolver(
                 self.space, self.accuracy, self.plan.strategy, bounds=self.plan.bounds, rounds=self.search_rounds
             ),
             budget=self.plan.budget,
@@ -362,7 +364,7 @@ class Simulation:
         self.refused: list[str] = []
         sharing = Sharing(self.run_id) if self.share else None
         budget = MessageBudget(self.clock, self.refused.append) if self.limited else None
-        wire = FleetWire(transport, TOPICS, self.starts, self.refused.append, self.signer, sharing, budget)
+        link = AgentLink(transport, TOPICS, self.starts, self.refused.append, self.signer, sharing, budget)
         if not resume:
             settings = RunSettings(
                 plan=self.plan,
@@ -375,8 +377,8 @@ class Simulation:
         self.campaign = Campaign(
             identity,
             self.plan,
-            wire=wire,
-            blobs=BlobServer(wire.send_chunk),
+            link=link,
+            blobs=BlobServer(link.send_chunk),
             store=self.store,
             models=self.models,
             make_search=self.make_search,

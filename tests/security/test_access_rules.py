@@ -85,9 +85,9 @@ def test_an_agent_cannot_speak_for_another_or_for_the_coordinator(party: Party) 
     for topic in forged:
         party.bob.transport.publish(topic, b"forged")
         party.bob.transport.publish(topic, b"forged", retain=True)
-    party.bob.transport.publish(TOPICS.up("bob", "next"), b"mine")
-    party.coordinator.until_topic(TOPICS.up("bob", "next"))
-    assert party.coordinator.topics() - before == {TOPICS.up("bob", "next")}
+    party.bob.transport.publish(TOPICS.up("bob", "inventory"), b"mine")
+    party.coordinator.until_topic(TOPICS.up("bob", "inventory"))
+    assert party.coordinator.topics() - before == {TOPICS.up("bob", "inventory")}
     party.coordinator.transport.publish(TOPICS.down("alice", "ack"), b"real")
     party.alice.until_topic(TOPICS.down("alice", "ack"))
     assert b"forged" not in {message.payload for message in party.alice.received}
@@ -126,19 +126,19 @@ def test_who_watches_reads_the_fleet_and_its_searches_and_can_say_nothing(broker
     party.coordinator.transport.publish(TOPICS.coordinator, b"last")
     for client in (watcher, party.coordinator):
         client.until(lambda event: getattr(event, "payload", None) == b"last")
-    may_see = {*readable, *(TOPICS.up("alice", channel) for channel in ("state", "info", "health"))}
+    may_see = {*readable, *(TOPICS.up("alice", channel) for channel in ("state", "info", "heartbeat"))}
     agents = {topic for topic in watcher.topics() if "/up/" in topic and "alice" not in topic}
     assert watcher.topics() - agents == may_see
-    assert {topic.rpartition("/")[2] for topic in agents} <= {"state", "info", "health"}
+    assert {topic.rpartition("/")[2] for topic in agents} <= {"state", "info", "heartbeat"}
     before = party.coordinator.topics()
     said = [TOPICS.up("watcher", channel) for channel in UP_CHANNELS] + readable + [TOPICS.up("alice", "task")]
     for topic in [*said, TOPICS.down("alice", "task")]:
         watcher.transport.publish(topic, b"forged")
         watcher.transport.publish(topic, b"forged", retain=True)
     watcher.close()  # after what it sent was answered
-    party.bob.transport.publish(TOPICS.up("bob", "next"), b"mine")
-    party.coordinator.until_topic(TOPICS.up("bob", "next"))
-    assert party.coordinator.topics() - before <= {TOPICS.up("bob", "next")}
+    party.bob.transport.publish(TOPICS.up("bob", "inventory"), b"mine")
+    party.coordinator.until_topic(TOPICS.up("bob", "inventory"))
+    assert party.coordinator.topics() - before <= {TOPICS.up("bob", "inventory")}
     assert b"forged" not in {message.payload for message in party.coordinator.received}
 
 
@@ -147,11 +147,11 @@ def test_what_coordinators_share_no_agent_keeps_from_them(broker: SecuredBroker,
     assert group != Sharing.of("run", b"another key").group
     members = {name: MqttTransport(broker.coordinator.broker, name, prefer_five=True) for name in ("m", "n")}
     intruder = MqttTransport(broker.enrolled["bob"].broker, "intruder", prefer_five=True)
-    own = {name: TOPICS.passed_on("run", name) for name in members}
+    own = {name: TOPICS.forwarded("run", name) for name in members}
     for name, member in members.items():
         member.subscribe(TOPICS.every_agent("task"), share=group)
         member.subscribe(own[name])
-    for topic in (TOPICS.every_agent("task"), TOPICS.passed_on("run")):
+    for topic in (TOPICS.every_agent("task"), TOPICS.forwarded("run")):
         intruder.subscribe(topic, share=Sharing("run").group)
         intruder.subscribe(topic)
     intruder.subscribe(TOPICS.up("bob", "state"))
@@ -226,8 +226,8 @@ class TestStrangers:
         bob = dataclasses.replace(broker.enrolled["bob"].broker, username="coordinator", password="x")
         client = Client(bob, "stranger", "#").connected()
         client.transport.publish(TOPICS.down("alice", "task"), b"forged")
-        client.transport.publish(TOPICS.up("bob", "next"), b"mine")
-        party.coordinator.until_topic(TOPICS.up("bob", "next"))
+        client.transport.publish(TOPICS.up("bob", "inventory"), b"mine")
+        party.coordinator.until_topic(TOPICS.up("bob", "inventory"))
         assert TOPICS.down("alice", "task") not in party.coordinator.topics()
         client.close()
 

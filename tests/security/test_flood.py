@@ -22,14 +22,14 @@ from fleetnas.coordinator.fleet.orphaned_results import FORGET_AFTER_S
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.stored import TaskRecord
 from fleetnas.coordinator.security.mosquitto import configuration
-from fleetnas.coordinator.tuning.device_tuner import DeviceSearch
-from fleetnas.coordinator.tuning.initial_design import Opening
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.messages import (
     AgentInfo,
     AgentState,
     BlobRequest,
-    Next,
+    Inventory,
     Result,
     RuntimeSetting,
     TaskKey,
@@ -42,7 +42,7 @@ PLAN = CampaignPlan(targets="auto:1", budget=6, spread=4, wait_for=2, grace_s=30
 HONEST = ("pi0", "pi1")
 
 
-OPENING = Opening(SPACE, count=PLAN.spread, seed=PLAN.seed)
+OPENING = InitialDesign(SPACE, count=PLAN.spread, seed=PLAN.seed)
 
 
 def fleet_of(*honest: str, seconds_per_task: float = 1.0) -> Simulation:
@@ -55,7 +55,9 @@ def fleet_of(*honest: str, seconds_per_task: float = 1.0) -> Simulation:
 
 
 def honest_progress(fleet: Simulation) -> list[int]:
-    return [track.measurements for track in fleet.campaign.tracks.values() if track.device in HONEST]
+    return [
+        setting_run.measurements for setting_run in fleet.campaign.setting_runs.values() if setting_run.device in HONEST
+    ]
 
 
 def flooder(fleet: Simulation) -> MemoryTransport:
@@ -136,7 +138,7 @@ class TestBudget:
 
 
 class TestFlood:
-    @pytest.mark.parametrize("kind", ["unknown tasks", "own run", "next", "blobs", "noise"])
+    @pytest.mark.parametrize("kind", ["unknown tasks", "own run", "inventory", "blobs", "noise"])
     def test_every_honest_result_of_that_moment_is_taken_in_the_next(self, kind: str) -> None:
         fleet = fleet_of(*HONEST)
         fleet.begin()
@@ -145,11 +147,11 @@ class TestFlood:
         payload = {
             "unknown tasks": unknown(1),
             "own run": unknown(999_999, "run-1"),
-            "next": encode(Next(session=1, holding=keys)),
+            "inventory": encode(Inventory(session=1, unacknowledged=keys)),
             "blobs": encode(BlobRequest(sha256=BUNDLE.sha256, offset=0, length=1)),
             "noise": b"\x00" * 300,
         }[kind]
-        channel = {"next": "next", "blobs": "blob"}.get(kind, "task")
+        channel = {"inventory": "inventory", "blobs": "blob"}.get(kind, "task")
         before = len(fleet.refused)
         for _ in range(FLOOD // 10):
             flooder(fleet).publish(TOPICS.up("flooder", channel), payload)  # type: ignore[arg-type]
@@ -172,14 +174,14 @@ class TestFlood:
             fleet.step()
             assert fleet.clock.now_s < 5000, list(fleet.campaign.log)
         fleet.campaign.finish()
-        statuses = {track.device: track.status for track in fleet.campaign.tracks.values()}
+        statuses = {setting_run.device: setting_run.status for setting_run in fleet.campaign.setting_runs.values()}
         assert [statuses[name] for name in HONEST] == ["finished", "finished"]
         assert all(winner.met for winner in fleet.store.winners("run-1") if winner.device in HONEST)
 
     def test_an_agent_that_comes_and_goes_without_end_fills_no_log(self) -> None:
         fleet = fleet_of("pi0")
         fleet.begin()
-        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
         before = len(fleet.campaign.log)
         gone = AgentState(state="leaving", session=1, instance="flooder-1")
         back = gone.model_copy(update={"state": "ready"})
@@ -193,7 +195,7 @@ class TestStrayResults:
     def test_unknown_runs_are_answered_from_memory(self, looked_up: Callable[[Simulation], list[str]]) -> None:
         fleet = fleet_of("pi0")
         fleet.begin()
-        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
         asked = looked_up(fleet)
         for number in range(500):
             flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(number))
@@ -204,7 +206,7 @@ class TestStrayResults:
     def test_a_run_that_another_coordinator_begins_is_known_soon(self) -> None:
         fleet = fleet_of("pi0")
         fleet.begin()
-        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
         flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(1))  # so that the runs have just been asked for
         fleet.step()
         other = Simulation(PLAN.model_copy(update={"wait_for": 1}), store=fleet.store, run_id="run-2")
@@ -271,7 +273,7 @@ def many_settings(first: int) -> tuple[RuntimeSetting, ...]:
     return tuple(RuntimeSetting(threads=1 + n % 256, affinity=(n // 256,)) for n in range(first, first + 32))
 
 
-class Announcer(SimulatedAgent):
+class EventEmitter(SimulatedAgent):
     """Says at every step that it has 32 settings that it has never had; it measures none of them."""
 
     def __init__(self, fleet: Simulation) -> None:
@@ -292,23 +294,27 @@ class TestSettings:
     def test_one_that_announces_new_ones_without_end_costs_itself(self) -> None:
         fleet = Simulation(PLAN.model_copy(update={"deadline_s": 5.0, "wait_for": 2}), limited=True, opening=OPENING)
         fleet.add("pi0")
-        fleet.take_in(Announcer(fleet))
+        fleet.take_in(EventEmitter(fleet))
         fleet.begin()
         fleet.run()
         assert fleet.campaign.finish() == "partial"
-        of_flooder = [track for track in fleet.campaign.tracks.values() if track.device == "flooder"]
+        of_flooder = [
+            setting_run for setting_run in fleet.campaign.setting_runs.values() if setting_run.device == "flooder"
+        ]
         assert 0 < len(of_flooder) <= MAX_AGENT_SETTINGS
-        assert next(t for t in fleet.campaign.tracks.values() if t.device == "pi0").status == "finished"
+        assert next(t for t in fleet.campaign.setting_runs.values() if t.device == "pi0").status == "finished"
 
     def test_there_is_a_most_of_one_agent_and_a_line_says_so(self) -> None:
         fleet = Simulation(PLAN.model_copy(update={"wait_for": 1}), limited=True, opening=OPENING)
         fleet.add("pi0")
-        announcer = fleet.take_in(Announcer(fleet))
+        announcer = fleet.take_in(EventEmitter(fleet))
         fleet.begin()
         for _ in range(60):
             fleet.step()
-        tracks = [track for track in fleet.campaign.tracks.values() if track.device == announcer.name]
-        assert len(tracks) == MAX_AGENT_SETTINGS
+        setting_runs = [
+            setting_run for setting_run in fleet.campaign.setting_runs.values() if setting_run.device == announcer.name
+        ]
+        assert len(setting_runs) == MAX_AGENT_SETTINGS
         assert sum("more settings than one run takes" in line for line in fleet.campaign.log) == 1
 
     def test_there_is_a_most_of_all_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,21 +324,21 @@ class TestSettings:
             fleet.add(f"pi{seed}", seed=seed, settings=(RuntimeSetting(), RuntimeSetting(threads=2)))
         fleet.begin()
         fleet.run()
-        assert len(fleet.campaign.tracks) == 3
+        assert len(fleet.campaign.setting_runs) == 3
         assert fleet.campaign.finish() == "complete"
 
     def test_between_two_of_them_others_get_their_tasks(self) -> None:
         begun: list[str] = []
 
         class Counting(Simulation):
-            def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceSearch:
+            def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
                 begun.append(info.agent)
                 return super().make_search(info, setting)
 
         fleet = Counting(PLAN.model_copy(update={"wait_for": 1}), opening=OPENING)
         fleet.add("pi0")
         fleet.begin()
-        fleet.run(until=lambda: bool(fleet.campaign.tracks))
+        fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
         late = [fleet.add(name, seed=3, settings=many_settings(0)[:4]) for name in ("late0", "late1")]
         begun.clear()
         for most in range(1, 9):

@@ -31,8 +31,8 @@ from fleetnas.fleet_protocol.messages import (
     CancelTask,
     CoordinatorState,
     Failed,
-    Health,
-    Next,
+    Heartbeat,
+    Inventory,
     Progress,
     Rejected,
     Result,
@@ -82,7 +82,7 @@ class AttackedAgent:
         # From here on only what the agent says is heard: the topics are full of what is no message.
         self.broker.cut("coordinator")
         self.ear = self.broker.transport("ear")
-        for channel in ("task", "next"):
+        for channel in ("task", "inventory"):
             self.ear.subscribe(TOPICS.up("pi", channel))  # type: ignore[arg-type]
         self.ear.start()
         session = self.agent.identity.session
@@ -125,7 +125,11 @@ class AttackedAgent:
         for session in (99, 98):
             self.attacker.publish(TOPICS.coordinator, encode(CoordinatorState(state="ready", session=session)))
         self.step()
-        held = [decode(Next, message.payload) for message in self.said() if message.topic == TOPICS.up("pi", "next")]
+        held = [
+            decode(Inventory, message.payload)
+            for message in self.said()
+            if message.topic == TOPICS.up("pi", "inventory")
+        ]
         measurer = self.agent.measurer
         return held[-1], len(measurer.orders), measurer.kills, self.agent.outbox.pending(), self.agent.service.finished
 
@@ -149,19 +153,19 @@ class AttackedCampaign:
         for seed, name in enumerate(self.HONEST):
             self.fleet.add(name, seed=seed)
         self.fleet.begin()
-        tracks = self.fleet.campaign.tracks
-        self.fleet.run(until=lambda: any(track.search.measurements >= 4 for track in tracks.values()))
+        setting_runs = self.fleet.campaign.setting_runs
+        self.fleet.run(until=lambda: any(setting_run.search.measurements >= 4 for setting_run in setting_runs.values()))
         for _ in range(3):
             self.hear()
         self.attacker = self.fleet.broker.transport("attacker")
         self.attacker.start()
-        (leased,) = list(next(iter(tracks.values())).leased.values())[:1]
+        (leased,) = list(next(iter(setting_runs.values())).leased.values())[:1]
         key, bundle = leased.key, self.fleet.campaign.identity.bundle
         info = self.fleet.agents[0].info
         self.genuine: dict[str, list[bytes]] = {
             "state": [encode(AgentState(state="ready", session=5, instance="m"))],
             "info": [encode(info), encode(info.model_copy(update={"agent": "mallory"}))],
-            "health": [encode(Health(session=1, uptime_s=3.0, task_id=key.task_id))],
+            "heartbeat": [encode(Heartbeat(session=1, uptime_s=3.0, task_id=key.task_id))],
             "task": [
                 encode(Result(task=key, measurement=measurement(0.001))),
                 encode(Failed(task=key, reason="crashed", detail="no")),
@@ -170,7 +174,9 @@ class AttackedCampaign:
                 encode(Result(task=TaskKey(task_id="unheard-of", attempt=1), measurement=measurement(1.0))),
                 encode(Result(task=TaskKey(task_id="another-run.1", attempt=1), measurement=measurement(1.0))),
             ],
-            "next": [encode(Next(session=1, queued=(key,), holding=(TaskKey(task_id="x", attempt=9),)))],
+            "inventory": [
+                encode(Inventory(session=1, queued=(key,), unacknowledged=(TaskKey(task_id="x", attempt=9),)))
+            ],
             "blob": [encode(BlobRequest(sha256=bundle.sha256, offset=0, length=65_536))],
         }
 
@@ -187,16 +193,22 @@ class AttackedCampaign:
 
     def state(self) -> tuple[Any, ...]:
         campaign, store = self.fleet.campaign, self.fleet.store
-        tracks = [
+        setting_runs = [
             (
-                *(track.label, track.status, track.search.measurements, track.search.phase, track.temperature_c),
-                sorted((task_id, leased.record.attempt) for task_id, leased in track.leased.items()),
-                [ready.record.task_id for ready in track.ready],
+                *(
+                    setting_run.label,
+                    setting_run.status,
+                    setting_run.search.measurements,
+                    setting_run.search.phase,
+                    setting_run.temperature_c,
+                ),
+                sorted((task_id, leased.record.attempt) for task_id, leased in setting_run.leased.items()),
+                [ready.record.task_id for ready in setting_run.ready],
             )
-            for track in campaign.tracks.values()
+            for setting_run in campaign.setting_runs.values()
         ]
         known = [(campaign.registry.agents[n].liveness, campaign.registry.agents[n].info) for n in self.HONEST]
-        return tracks, known, len(store.outcomes("run-1")), len(store.tasks("run-1")), campaign.finished
+        return setting_runs, known, len(store.outcomes("run-1")), len(store.tasks("run-1")), campaign.finished
 
 
 def _claims_a_name(payload: bytes) -> bool:
@@ -207,7 +219,13 @@ def _claims_a_name(payload: bytes) -> bool:
 
 
 def _is_message(channel: str, payload: bytes) -> bool:
-    kinds = {"state": AgentState, "info": AgentInfo, "health": Health, "next": Next, "blob": BlobRequest}
+    kinds = {
+        "state": AgentState,
+        "info": AgentInfo,
+        "heartbeat": Heartbeat,
+        "inventory": Inventory,
+        "blob": BlobRequest,
+    }
     try:
         if channel == "task":
             decode_task_update(payload)

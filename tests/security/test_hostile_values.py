@@ -19,7 +19,7 @@ from rigs.simulated_fleet import TOPICS, measurement
 from rigs.store_examples import MEASUREMENT
 
 from fleetnas.coordinator.monitoring.broker_feed import BrokerFeed
-from fleetnas.coordinator.monitoring.fleet_observer import RollCall
+from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
 from fleetnas.coordinator.report.html import REPORT_FILE
 from fleetnas.coordinator.store.export_files import write_rows
@@ -40,10 +40,10 @@ from fleetnas.fleet_protocol.messages import (
     Conditions,
     CoordinatorState,
     Failed,
-    Health,
+    Heartbeat,
+    Inventory,
     MeasureTask,
     Message,
-    Next,
     Progress,
     Rejected,
     Result,
@@ -92,14 +92,14 @@ _BLOB = BlobReference(sha256="d" * 64, size=1000)
 UP: dict[UpChannel, list[Versioned]] = {
     "state": [AgentState(state="ready", session=1, instance="imp", detail="x")],
     "info": [AgentInfo(agent="imp-info-0", session=1, profile=_PROFILE, settings=(_SETTING,), versions={"a": "1"})],
-    "health": [Health(session=1, uptime_s=1.0, conditions=_CONDITIONS, task_id="run-1.1", outbox=1)],
+    "heartbeat": [Heartbeat(session=1, uptime_s=1.0, conditions=_CONDITIONS, task_id="run-1.1", outbox=1)],
     "task": [
         Accepted(task=KEY),
         Rejected(task=KEY, reason="busy", detail="x"),
         Progress(task=KEY, phase="measuring", fraction=0.5),
         Failed(task=KEY, reason="crashed", detail="x"),
     ],
-    "next": [Next(session=1, running=KEY, queued=(KEY,), holding=(KEY,))],
+    "inventory": [Inventory(session=1, running=KEY, queued=(KEY,), unacknowledged=(KEY,))],
     "blob": [BlobRequest(sha256="b" * 64, offset=0, length=100)],
 }
 RESULT = Result(task=KEY, measurement=_MEASUREMENT)
@@ -220,7 +220,7 @@ def test_hostile_values_in_every_field_change_nothing_for_honest_devices(
     campaign = attacked(tmp_path, answers, noise)
     assert len(answers) + sum(map(len, noise.values())) >= LEAST_CASES
     assert campaign.winners() == undisturbed.winners()
-    check_written(tmp_path, campaign, len(campaign.fleet.campaign.tracks))
+    check_written(tmp_path, campaign, len(campaign.fleet.campaign.setting_runs))
     # And whoever resumes that run comes to the same.
     resumed = campaign.fleet.begin(resume=True)
     campaign.fleet.run(most_steps=4000)
@@ -245,7 +245,7 @@ def test_twenty_thousand_hostile_messages_change_nothing(undisturbed: HostileCam
         out = tmp_path / str(seed)
         campaign = attacked(out, answers, noise)
         assert campaign.winners() == undisturbed.winners(), f"seed {seed}"
-        check_written(out, campaign, len(campaign.fleet.campaign.tracks))
+        check_written(out, campaign, len(campaign.fleet.campaign.setting_runs))
         thrown += len(answers) + sum(map(len, noise.values()))
         if thrown >= SOAK_CASES:
             break
@@ -278,7 +278,7 @@ def test_who_watches_a_hostile_run_goes_on_watching() -> None:
     hostile, watcher = broker.transport("hostile"), broker.transport("watcher")
     ticks = iter(range(10**6))
     feed = BrokerFeed(watcher, TOPICS, "run-1", clock=lambda: next(ticks) / 10)
-    roll_call = RollCall(TOPICS)
+    fleet_observer = FleetObserver(TOPICS)
     hostile.start()
     watcher.start()
     thrown: Counter[str] = Counter()
@@ -287,15 +287,15 @@ def test_who_watches_a_hostile_run_goes_on_watching() -> None:
             topic = f"{TOPICS.run('run-1')[:-1]}{part}"
             hostile.publish(topic, case.payload)
             feed.poll(0.5)
-            roll_call.take(Received(topic, case.payload), 1.0)
+            fleet_observer.take(Received(topic, case.payload), 1.0)
             thrown[part] += 1
-    for channel in ("state", "info", "health"):
+    for channel in ("state", "info", "heartbeat"):
         for message in UP[channel]:  # type: ignore[index]
             for case in cases(message, PER_FIELD):
-                roll_call.take(Received(TOPICS.up("imp", channel), case.payload), 1.0)  # type: ignore[arg-type]
+                fleet_observer.take(Received(TOPICS.up("imp", channel), case.payload), 1.0)  # type: ignore[arg-type]
                 thrown[channel] += 1
-    for entry in roll_call.registry.agents.values():
-        assert roll_call.why(entry, "1.0")
+    for entry in fleet_observer.registry.agents.values():
+        assert fleet_observer.why(entry, "1.0")
     hostile.publish(TOPICS.run_summary("run-1"), messages_of(WATCHED["summary"]))
     news = feed.poll(5.0)
     assert news.snapshot is not None

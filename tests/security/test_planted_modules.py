@@ -53,9 +53,9 @@ sys.exit(process.wait())
 """
 _COORDINATOR = """\
 import sys
-from fleetnas.fleet_protocol.transports.mqtt_process import NetworkProcess
+from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
 from fleetnas.fleet_protocol.transports.base import BrokerAddress, Disconnected
-network = NetworkProcess(BrokerAddress("127.0.0.1", int(sys.argv[1])), "coordinator")
+network = MqttProcess(BrokerAddress("127.0.0.1", int(sys.argv[1])), "coordinator")
 network.start()
 event = network.poll(120)
 network.close()

@@ -24,7 +24,7 @@ from fleetnas.coordinator.security.certificates import issue, new_authority
 from fleetnas.fleet_protocol.child_process import PASSWORD_VARIABLES
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
-from fleetnas.fleet_protocol.transports.mqtt_process import NetworkProcess
+from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
 from fleetnas.fleet_protocol.transports.tls import TlsContext
 
 SECRET = "correct-horse-battery-staple"
@@ -72,7 +72,7 @@ def test_the_measuring_child_has_no_password(tmp_path: Path) -> None:
 
 
 def test_the_network_process_has_no_password() -> None:
-    network = NetworkProcess(BrokerAddress("127.0.0.1", free_port(), username="c", password=SECRET), "coordinator")
+    network = MqttProcess(BrokerAddress("127.0.0.1", free_port(), username="c", password=SECRET), "coordinator")
     network.start()
     try:
         assert network.poll(waiting.STALL_S) is not None

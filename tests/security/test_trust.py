@@ -54,16 +54,16 @@ def measured(coordinator: SigningCoordinator, agent: SecuredAgent, task_id: str)
 def test_signed_work_is_done_and_its_acknowledgement_believed(
     coordinator: SigningCoordinator, alice: SecuredAgent
 ) -> None:
-    coordinator.wire.send_task("alice", task(1))
+    coordinator.link.send_task("alice", task(1))
     measured(coordinator, alice, "task-1")
     assert len(alice.outbox) == 1
-    coordinator.wire.acknowledge("alice", task(1).task)
+    coordinator.link.acknowledge("alice", task(1).task)
     coordinator.until(alice, lambda: alice.service.idle)
     assert len(alice.outbox) == 0
 
 
 def test_forged_orders_change_nothing(coordinator: SigningCoordinator, alice: SecuredAgent, intruder: Client) -> None:
-    coordinator.wire.send_task("alice", task(1))
+    coordinator.link.send_task("alice", task(1))
     measured(coordinator, alice, "task-1")
     stranger = OrderSigner(new_private_key(), "lab", 1)
     stranger.hear("alice", alice.identity.session)
@@ -76,7 +76,7 @@ def test_forged_orders_change_nothing(coordinator: SigningCoordinator, alice: Se
     intruder.transport.publish(TOPICS.down("alice", "ack"), stranger.sign("alice", "ack", forged))
     intruder.until_topic(TOPICS.down("alice", "ack"))
     # What is genuine and comes after them is done; what they asked for is not.
-    coordinator.wire.send_task("alice", task(3))
+    coordinator.link.send_task("alice", task(3))
     measured(coordinator, alice, "task-3")
     assert alice.measurer.subnets == 2
     assert task(1).task in {key for key, _ in alice.outbox.pending()}
@@ -88,14 +88,14 @@ def test_forged_orders_change_nothing(coordinator: SigningCoordinator, alice: Se
 def test_a_replayed_order_is_not_carried_out_again(
     coordinator: SigningCoordinator, alice: SecuredAgent, intruder: Client
 ) -> None:
-    coordinator.wire.send_task("alice", task(1))
+    coordinator.link.send_task("alice", task(1))
     genuine = intruder.until_topic(TOPICS.down("alice", "task")).payload
     measured(coordinator, alice, "task-1")
-    coordinator.wire.acknowledge("alice", task(1).task)
+    coordinator.link.acknowledge("alice", task(1).task)
     coordinator.until(alice, lambda: alice.service.idle)
     intruder.transport.publish(TOPICS.down("alice", "task"), genuine)
     intruder.until_topic(TOPICS.down("alice", "task"))
-    coordinator.wire.send_task("alice", task(2))
+    coordinator.link.send_task("alice", task(2))
     measured(coordinator, alice, "task-2")
     assert alice.measurer.subnets == 2
     assert len(coordinator.said("accepted", "task-1")) == len(coordinator.said("result", "task-1")) == 1
@@ -105,10 +105,10 @@ def test_a_replayed_order_is_not_carried_out_again(
 def test_an_order_is_no_order_for_another_agent_nor_after_a_restart(
     coordinator: SigningCoordinator, alice: SecuredAgent, intruder: Client, broker: SecuredBroker, tmp_path: Path
 ) -> None:
-    coordinator.wire.send_task("alice", task(1))
+    coordinator.link.send_task("alice", task(1))
     genuine = intruder.until_topic(TOPICS.down("alice", "task")).payload
     measured(coordinator, alice, "task-1")
-    coordinator.wire.acknowledge("alice", task(1).task)
+    coordinator.link.acknowledge("alice", task(1).task)
     coordinator.until(alice, lambda: alice.service.idle)
     alice.stop()
     bob = SecuredAgent.enrolled(broker.enrolled["bob"], tmp_path / "bob")
@@ -118,7 +118,7 @@ def test_an_order_is_no_order_for_another_agent_nor_after_a_restart(
             name, session = agent.identity.name, agent.identity.session
             coordinator.until(agent, lambda: coordinator.sessions.get(name) == session)  # noqa: B023
             intruder.transport.publish(TOPICS.down(name, "task"), genuine)
-            coordinator.wire.send_task(name, task(7))
+            coordinator.link.send_task(name, task(7))
             measured(coordinator, agent, "task-7")
             assert agent.measurer.subnets == 1
             coordinator.updates.clear()
@@ -134,7 +134,7 @@ def test_a_bundle_altered_by_one_bit_is_never_measured(broker: SecuredBroker, tm
     agent = SecuredAgent.enrolled(broker.enrolled["bob"], tmp_path / "bob")
     try:
         coordinator.until(agent, lambda: coordinator.sessions.get("bob") == agent.identity.session)
-        coordinator.wire.send_task("bob", task(1))
+        coordinator.link.send_task("bob", task(1))
         coordinator.until(agent, lambda: bool(coordinator.said("failed", "task-1")))
         (failed,) = coordinator.said("failed", "task-1")
         assert isinstance(failed, Failed)
@@ -151,7 +151,7 @@ def test_a_coordinator_that_does_not_sign_is_told_why_it_is_not_obeyed(broker: S
     agent = SecuredAgent.enrolled(broker.enrolled["bob"], tmp_path / "bob")
     try:
         coordinator.until(agent, lambda: coordinator.sessions.get("bob") == agent.identity.session)
-        coordinator.wire.send_task("bob", task(1))
+        coordinator.link.send_task("bob", task(1))
         coordinator.until(agent, lambda: bool(coordinator.said("rejected", "task-1")))
         (rejected,) = coordinator.said("rejected", "task-1")
         assert isinstance(rejected, Rejected)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import HiddenDevice, SimulatedAgent, Simulation, measurement
 
-from fleetnas.coordinator.app.assembly import write_take_home
+from fleetnas.coordinator.app.assembly import write_artifacts
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, RESULTS_FILE, folder_name, read_results
 from fleetnas.coordinator.report.html import REPORT_FILE
@@ -30,7 +30,7 @@ def finished(fleet: Simulation, out: Path) -> Simulation:
     fleet.begin()
     fleet.run()
     assert fleet.campaign.finish() == "complete"
-    assert write_take_home(fleet.store, "run-1", out, fleet.models) == []
+    assert write_artifacts(fleet.store, "run-1", out, fleet.models) == []
     return fleet
 
 
@@ -73,7 +73,7 @@ def test_settings_that_an_agent_announces_twice_count_once() -> None:
     fleet.begin()
     fleet.run()
     assert fleet.campaign.finish() == "complete"
-    assert len(fleet.campaign.tracks) == 1
+    assert len(fleet.campaign.setting_runs) == 1
 
 
 class Saying(SimulatedAgent):

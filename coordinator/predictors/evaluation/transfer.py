@@ -86,7 +86,7 @@ class HardwareTransfer:
         weights = np.array([fit.weights / (self._typical @ fit.weights) for fit in self._fits])
         self._apart = weights - weights.mean(axis=0)
         rows = np.linspace(0, len(reference) - 1, min(_MOST_REFERENCES, len(reference))).astype(int)
-        self._foretold = reference[rows] @ self._apart.T
+        self._predicted = reference[rows] @ self._apart.T
 
     def prior(self, new: Parameters) -> Prior:
         """The prior of a device setting with parameters `new`."""
@@ -94,7 +94,7 @@ class HardwareTransfer:
         if count < _LEAST_DEVICES:
             return self._learned
         table, differences = _standardised(self._parameters, new), _differences(self._parameters, new)
-        length, across, nugget = _most_likely(table[:-1], differences[:-1, :-1], self._foretold)
+        length, across, nugget = _most_likely(table[:-1], differences[:-1, :-1], self._predicted)
         everyone = _kernel(table, differences, length, across)
         kernel, towards = everyone[:-1, :-1], everyone[-1, :-1]
         among = kernel + nugget * np.eye(count)
@@ -105,13 +105,15 @@ class HardwareTransfer:
         left = min(max(left, 0.25), 1.0)
         mean = self._learned.hypotheses[0].mean + share @ self._apart
         return Prior(
-            tuple(Hypothesis(mean, left * h.covariance, h.misfit, h.probability) for h in self._learned.hypotheses),
+            tuple(
+                Hypothesis(mean, left * h.covariance, h.discrepancy, h.probability) for h in self._learned.hypotheses
+            ),
             scale_ms=_scale(self._fits, self._typical, share),
         )
 
 
 def _scale(fits: Sequence[DeviceFit], typical: Floats, share: Floats) -> float:
-    """Typical latency foretold, ms: the known ones' logarithms, interpolated like the weights."""
+    """Typical latency predicted, ms: the known ones' logarithms, interpolated like the weights."""
     levels = np.log([fit.typical_ms * float(typical @ fit.weights) for fit in fits])
     return float(np.exp(levels.mean() + share @ (levels - levels.mean())))
 
@@ -151,14 +153,14 @@ def _kernel(table: Floats, differences: Floats, length: float, across: float) ->
     return found
 
 
-def _most_likely(table: Floats, differences: Floats, foretold: Floats) -> tuple[float, float, float]:
-    """Length scale, resemblance across kinds and nugget that make foretold latencies (references, D) most likely."""
+def _most_likely(table: Floats, differences: Floats, predicted: Floats) -> tuple[float, float, float]:
+    """Length scale, resemblance across kinds and nugget that make predicted latencies (references, D) most likely."""
     best, found = -np.inf, (_LENGTHS[0], 1.0, _NUGGETS[0])
     devices = table.shape[0]
     for length, across, nugget in itertools.product(_LENGTHS, _ACROSS_KINDS if differences.any() else (1.0,), _NUGGETS):
         among = _kernel(table, differences, length, across) + nugget * np.eye(devices)
-        solved = np.linalg.solve(among, foretold.T)
-        variance = float((foretold.T * solved).sum()) / foretold.size
+        solved = np.linalg.solve(among, predicted.T)
+        variance = float((predicted.T * solved).sum()) / predicted.size
         likelihood = -devices * np.log(max(variance, 1e-300)) - float(np.linalg.slogdet(among)[1])
         if likelihood > best:
             best, found = likelihood, (length, across, nugget)
