@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from conftest import QUICK, Fleet, events
 from rigs import brokers, waiting
+from rigs.process_fleet import QUICK, Fleet, events
 
 
 def refused(fleet: Fleet, *options: str) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from conftest import Fleet, events, kill
 from rigs import waiting
+from rigs.process_fleet import Fleet, events, kill
 
 from fleetnas.coordinator.tuning.observations import UNSURE_NOISE, relative_noise
 from fleetnas.fleet_protocol.messages import Measurement

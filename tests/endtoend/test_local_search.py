@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import QUICK, events
 from rigs import waiting
+from rigs.process_fleet import QUICK, events
 from rigs.untrained_supernet import write_untrained
 
 from fleetnas.coordinator.store.store import MeasurementStore

@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from conftest import Fleet, events
 from rigs.mirror_server import MirrorServer, mirror
+from rigs.process_fleet import Fleet, events
 from rigs.untrained_supernet import write_untrained
 from typer.testing import CliRunner
 

@@ -13,19 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-from rigs import waiting
-from rigs.untrained_supernet import write_untrained
-
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.records.stored import OutcomeRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.messages import TaskKey
+from rigs import waiting
+from rigs.untrained_supernet import write_untrained
 
 #: As short as a measurement can be: what is tested is who measures, not how well.
 QUICK = ("--warmup", "0", "--min-time", "0.02", "--min-runs", "5", "--deadline", "600")
 #: Times that follow from the model file alone: whether a target is met must not depend on what else this machine does.
-_STAND_IN = Path(__file__).resolve().parent.parent / "rigs" / "stand_in_device.py"
+_STAND_IN = Path(__file__).resolve().parent / "stand_in_device.py"
 _COMMAND = f"{sys.executable} -S -E {_STAND_IN} {{model}} 1.0 {{runs}}"
 _LAUNCH = {
     # Nothing is really timed here, so it need not yield to measurements of the same machine.
@@ -114,11 +112,12 @@ class Fleet:
         return "".join(path.read_text() for path in sorted(self.folder.glob("*-fleetnas.log")))
 
 
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    write_untrained(tmp_path / "untrained.supernet")
+@contextlib.contextmanager
+def process_fleet(folder: Path) -> Iterator[Fleet]:
+    """A fleet in `folder` whose processes are killed at the end."""
+    write_untrained(folder / "untrained.supernet")
     with EmbeddedBroker(port=0) as broker:
-        started = Fleet(tmp_path, broker)
+        started = Fleet(folder, broker)
         try:
             yield started
         finally:
