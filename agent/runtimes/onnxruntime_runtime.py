@@ -18,7 +18,7 @@ from fleetnas.agent.runtimes.engine_cache import EngineCache
 from fleetnas.agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
-from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime
+from fleetnas.supernet_export.interpreters.onnxruntime import EXACT_INT8, import_onnxruntime
 
 #: Our names of execution providers and onnxruntime's.
 PROVIDERS = {
@@ -77,6 +77,7 @@ class OnnxRuntime(Runtime):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[setting.graph_optimisation])
         options.log_severity_level = 3
+        options.add_session_config_entry(*EXACT_INT8)
         chain: list[tuple[str, dict[str, str]]] = [(wanted, self._provider_options(model, setting, own))]
         if setting.provider == "xnnpack":
             # XNNPACK has its own thread pool; onnxruntime's documentation asks for one thread beside it, not spinning.

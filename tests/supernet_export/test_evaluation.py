@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rigs.int8_kernels import exact_int8
 from rigs.supernets import random_manifest
 
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
@@ -84,7 +83,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
     return SupernetBundle.open(path)
 
 
-@exact_int8
 @pytest.mark.parametrize("which", ["smallest", "largest"])
 def test_a_subnet_is_as_accurate_in_both_runtimes(digits: SupernetBundle, which: str) -> None:
     """The same trained subnet as .onnx and as .tflite, each run by its own runtime: float32 answers alike but for

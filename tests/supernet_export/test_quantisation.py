@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rigs.int8_kernels import exact_int8
 from rigs.random_graphs import CHANNELS, GraphBuilder, run_onnx, run_tflite
 
 from fleetnas.fleet_protocol.errors import CorruptBundleError, UsageError
@@ -148,7 +147,6 @@ def test_bias_of_a_silenced_channel_survives() -> None:
 # -- models ----------------------------------------------------------------------------------------------------
 
 
-@exact_int8
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "h_swish", "h_sigmoid"])
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_convolutions(activation: Activation, depthwise: bool, images: Array, rng: np.random.Generator) -> None:
@@ -157,7 +155,6 @@ def test_convolutions(activation: Activation, depthwise: bool, images: Array, rn
     assert_close_to_float(build.classified(build.conv(name, 5, 2, depthwise=depthwise)), images)
 
 
-@exact_int8
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6", "h_swish"])
 def test_residual_sums(activation: Activation, images: Array, rng: np.random.Generator) -> None:
     build = GraphBuilder((9, 9), rng)
@@ -165,13 +162,11 @@ def test_residual_sums(activation: Activation, images: Array, rng: np.random.Gen
     assert_close_to_float(build.classified(build.append(Add("sum", left, right, activation))), images)
 
 
-@exact_int8
 def test_squeeze_and_excite(images: Array, rng: np.random.Generator) -> None:
     build = GraphBuilder((9, 9), rng)
     assert_close_to_float(build.classified(squeeze_and_excite(build, build.conv(INPUT, activation="h_swish"))), images)
 
 
-@exact_int8
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_pools(activation: Activation, images: Array, rng: np.random.Generator) -> None:
     build = GraphBuilder((9, 9), rng)
@@ -206,12 +201,10 @@ def without_channel(layer: Conv) -> Conv:
     return replace(layer, norm=replace(layer.norm, gamma=gamma))
 
 
-@exact_int8
 def test_dead_channels_do_no_harm(images: Array, rng: np.random.Generator) -> None:
     assert_close_to_float(silenced(deep(rng), without_channel), images)
 
 
-@exact_int8
 def test_constant_tensors_do_no_harm(images: Array, rng: np.random.Generator) -> None:
     graph = silenced(deep(rng), lambda layer: replace(layer, weight=np.zeros_like(layer.weight)))
     wanted = float_logits(graph, images)
@@ -264,7 +257,6 @@ def test_ranges_of_another_subnet_are_refused(rng: np.random.Generator, images: 
         emit_tflite(graph, ranges=ranges)
 
 
-@exact_int8
 def test_nominal_ranges_are_near_enough_to_run(rng: np.random.Generator, images: Array) -> None:
     """Without an image the logits are coarse, but they are the network's."""
     graph = deep(rng)
@@ -346,7 +338,6 @@ def test_bytes_that_are_no_calibration_are_refused() -> None:
 # -- trained networks ------------------------------------------------------------------------------------------
 
 
-@exact_int8
 @pytest.mark.skipif(not DIGITS_CHECKPOINT.exists(), reason="the built-in supernet's weights are not there")
 def test_digits_are_recognised_as_well_in_int8(tmp_path: Path) -> None:
     from fleetnas.supernet_export.digits.data import load_digits, preprocess
