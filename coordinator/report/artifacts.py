@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.report.conversion import results_of
-from fleetnas.coordinator.report.results import DeviceRecord, Results, SupernetRecord, TargetRecord
+from fleetnas.coordinator.report.results import DeviceResult, Results, SupernetResult, TargetResult
 from fleetnas.coordinator.store.measurement_table import measurements_csv
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.text_files import read_text
@@ -27,7 +27,7 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SUFFIXES = (".onnx", ".tflite")
 
 
-class WinnerCard(TargetRecord):
+class WinnerCard(TargetResult):
     """The `.json` beside a model file: its target as in results.json, `model` relative to the card, and whose it is."""
 
     schema_version: Literal[1] = 1
@@ -37,7 +37,7 @@ class WinnerCard(TargetRecord):
     setting: RuntimeSetting
     condition: Condition = Field(description="under which condition it was measured")
     profile: DeviceProfile | None
-    supernet: SupernetRecord
+    supernet: SupernetResult
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
 
 
@@ -106,7 +106,7 @@ class ArtifactFolder:
                     return path.relative_to(self.directory).as_posix(), len(content)
         return None
 
-    def _write_card(self, results: Results, device: DeviceRecord, target: TargetRecord, model: Path) -> None:
+    def _write_card(self, results: Results, device: DeviceResult, target: TargetResult, model: Path) -> None:
         card = WinnerCard(
             **dict(target.model_copy(update={"model": model.name})),
             run_id=results.run_id,

@@ -10,16 +10,16 @@ from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.results import (
-    DeviceRecord,
-    FailureRecord,
-    LearningRecord,
-    PredictorRecord,
-    QualityRecord,
-    RegimeRecord,
+    DeviceResult,
+    FailureResult,
+    LearningResult,
+    PredictorResult,
+    QualityResult,
+    RegimeResult,
     Results,
     RunStatus,
-    SupernetRecord,
-    TargetRecord,
+    SupernetResult,
+    TargetResult,
 )
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -40,7 +40,7 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
         strategy=outcome.strategy,
         budget=outcome.budget,
         bounds=outcome.bounds.given(),
-        supernet=SupernetRecord(
+        supernet=SupernetResult(
             name=outcome.supernet.name,
             sha256=outcome.supernet.sha256,
             design_space=outcome.supernet.design_space,
@@ -61,7 +61,7 @@ def run_status(outcome: CampaignOutcome) -> RunStatus:
     return run_end(target_totals(outcome.devices), [device.status for device in outcome.devices])
 
 
-def _contained_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
+def _contained_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
     """The record of a device setting. One whose values cannot be written costs its own record, not the file."""
     try:
         return _device_record(device, model_of)
@@ -82,9 +82,9 @@ def _contained_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRec
     return _device_record(bare, model_of)
 
 
-def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
+def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
     quality = device.quality
-    return DeviceRecord(
+    return DeviceResult(
         device=device.device,
         runtime=device.setting.label,
         setting=device.setting,
@@ -94,7 +94,7 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
         measurements=device.measurements,
         verifications=sum(row.counted and row.purpose == "verification" for row in device.rows),
         sentinels=sum(row.purpose == "sentinel" for row in device.rows),
-        quality=QualityRecord(
+        quality=QualityResult(
             ok=quality.ok,
             noisy=quality.noisy,
             slowed=quality.slowed,
@@ -102,16 +102,16 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
             largest_slowdown=quality.largest_slowdown,
         ),
         regimes=tuple(
-            RegimeRecord(
+            RegimeResult(
                 since=_device_moment(regime.since_unix_s),
                 slowdown=regime.slowdown,
                 measurements=regime.measurements,
             )
             for regime in regimes_of(device.taken)
         ),
-        predictor=None if device.predictor is None else PredictorRecord.of(device.predictor),
+        predictor=None if device.predictor is None else PredictorResult.of(device.predictor),
         learning=tuple(
-            LearningRecord(
+            LearningResult(
                 measurements=point.measurements,
                 mape_percent=point.error.mape_percent,
                 spearman=point.error.spearman,
@@ -123,7 +123,7 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
         targets_asked=max(device.targets_asked, len(device.targets)),
         targets_note=device.targets_note,
         failures=tuple(
-            FailureRecord(
+            FailureResult(
                 task_id=failure.task_id,
                 attempt=failure.attempt,
                 counted=failure.counted,
@@ -141,9 +141,9 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
     )
 
 
-def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetRecord:
+def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetResult:
     model, size = model_of(device, target) or (None, None)
-    return TargetRecord(
+    return TargetResult(
         target_ms=target.target_ms,
         met=target.met,
         open=target.open,

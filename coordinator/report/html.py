@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.records.outcome import MeasurementRow
+from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.snapshot import PredictorError
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
 from fleetnas.coordinator.report.plots import Plot, device_plots
-from fleetnas.coordinator.report.results import DeviceRecord, Results
+from fleetnas.coordinator.report.results import DeviceResult, Results
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
 from fleetnas.supernet_export.output_files import write_atomically
@@ -29,7 +29,7 @@ _log = logging.getLogger("fleetnas.coordinator")
 
 @dataclass(frozen=True)
 class _Section:
-    device: DeviceRecord
+    device: DeviceResult
     plots: list[Plot]
 
 
@@ -87,7 +87,7 @@ def render_report(directory: Path) -> str:
     )
 
 
-def _plots(device: DeviceRecord, rows: Sequence[MeasurementRow], prefix: str) -> list[Plot]:
+def _plots(device: DeviceResult, rows: Sequence[TakenMeasurement], prefix: str) -> list[Plot]:
     """The plots of a device setting; none where its values cannot be drawn, which costs the page nothing else."""
     try:
         return device_plots(device, rows, prefix)
@@ -102,13 +102,13 @@ def _elapsed(results: Results) -> str:
     return wording.elapsed((results.finished_at - results.started_at).total_seconds())
 
 
-def _targets_remark(device: DeviceRecord) -> str:
+def _targets_remark(device: DeviceResult) -> str:
     return wording.targets_remark(
         len(device.targets), device.targets_asked, device.targets_note, device.status != "running"
     )
 
 
-def _predictor(device: DeviceRecord) -> str:
+def _predictor(device: DeviceResult) -> str:
     record = device.predictor
     error = None if record is None else PredictorError(record.mape_percent, record.spearman, record.held_out)
     return wording.predictor_error(error)

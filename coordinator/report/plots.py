@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleetnas.coordinator.records.outcome import MeasurementRow
+from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.snapshot import FEWEST_HELD_OUT
-from fleetnas.coordinator.report.results import DeviceRecord
+from fleetnas.coordinator.report.results import DeviceResult
 from fleetnas.fleet_protocol.messages import Measurement
 
 #: Stand-ins that matplotlib draws with; the page's stylesheet says what they look like in light and dark.
@@ -58,7 +58,7 @@ class Plot:
     """An `<svg>` element, complete in itself."""
 
 
-def device_plots(device: DeviceRecord, rows: Sequence[MeasurementRow], prefix: str) -> list[Plot]:
+def device_plots(device: DeviceResult, rows: Sequence[TakenMeasurement], prefix: str) -> list[Plot]:
     """The plots for which there is data. `prefix` keeps the identifiers of one page's plots apart."""
     import matplotlib
 
@@ -91,7 +91,7 @@ def _figure(rows: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | None:
+def _front(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> _Drawn | None:
     """Accuracy over latency: each subnet where it was predicted and where it was measured, and the winners.
 
     A measured subnet is drawn where it was predicted beforehand, a winner where it is predicted without its own
@@ -162,7 +162,7 @@ def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | Non
     return "Front", description, figure
 
 
-def _agreement(rows: Sequence[MeasurementRow]) -> _Drawn | None:
+def _agreement(rows: Sequence[TakenMeasurement]) -> _Drawn | None:
     """Measured over predicted latency, the prediction made before the measurement."""
     told = [(row.predicted_ms, row.measurement.median_ms) for row in rows if row.predicted_ms is not None]
     if len(told) < 2:
@@ -195,7 +195,7 @@ def _logarithmic(axis: Any, *sides: str) -> None:
         line.set_minor_locator(NullLocator())
 
 
-def _learning(device: DeviceRecord) -> _Drawn | None:
+def _learning(device: DeviceResult) -> _Drawn | None:
     """Held-out error of the predictor over the measurements it had learned from, where it tells something."""
     learning = [point for point in device.learning if point.held_out >= FEWEST_HELD_OUT]
     if not learning:
@@ -220,7 +220,7 @@ def _learning(device: DeviceRecord) -> _Drawn | None:
     return "Predictor error as it learned", description, figure
 
 
-def _slowdown_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
+def _slowdown_and_temperature(rows: Sequence[TakenMeasurement]) -> _Drawn | None:
     """Plot slow-down and temperature over the time of the measurements."""
     if not rows:
         return None

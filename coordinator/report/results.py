@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.snapshot import PredictorError
-from fleetnas.coordinator.records.totals import DeviceStatus, target_totals
+from fleetnas.coordinator.records.totals import SettingStatus, target_totals
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -25,7 +25,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class PredictorRecord(_Record):
+class PredictorResult(_Record):
     """Held-out error of a latency predictor."""
 
     mape_percent: float = Field(description="mean absolute percentage error, held out")
@@ -33,18 +33,18 @@ class PredictorRecord(_Record):
     held_out: int = Field(description="measurements that the error is taken over")
 
     @classmethod
-    def of(cls, error: PredictorError) -> PredictorRecord:
+    def of(cls, error: PredictorError) -> PredictorResult:
         """From what the predictor reports."""
         return cls(mape_percent=error.mape_percent, spearman=error.spearman, held_out=error.held_out)
 
 
-class LearningRecord(PredictorRecord):
+class LearningResult(PredictorResult):
     """The same after so many measurements."""
 
     measurements: int = Field(description="measurements that it had learned from")
 
 
-class QualityRecord(_Record):
+class QualityResult(_Record):
     """Counts of a device setting's measurements by quality, verifications included."""
 
     ok: int = Field(description="steady, and the device at its usual speed")
@@ -56,7 +56,7 @@ class QualityRecord(_Record):
     )
 
 
-class RegimeRecord(_Record):
+class RegimeResult(_Record):
     """A lasting speed at which the device ran."""
 
     since: datetime | None = Field(
@@ -66,7 +66,7 @@ class RegimeRecord(_Record):
     measurements: int = Field(description="taken at this speed")
 
 
-class FailureRecord(_Record):
+class FailureResult(_Record):
     """A measurement that failed on its device."""
 
     task_id: str
@@ -79,7 +79,7 @@ class FailureRecord(_Record):
     detail: str = Field(description="the device's own text")
 
 
-class TargetRecord(_Record):
+class TargetResult(_Record):
     """One latency target. Latencies are medians in milliseconds at batch 1."""
 
     target_ms: float
@@ -114,7 +114,7 @@ class TargetRecord(_Record):
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
 
     @model_validator(mode="after")
-    def _met_follows_verification(self) -> TargetRecord:
+    def _met_follows_verification(self) -> TargetResult:
         if self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
             raise ValueError(
                 f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
@@ -124,26 +124,26 @@ class TargetRecord(_Record):
         return self
 
 
-class DeviceRecord(_Record):
+class DeviceResult(_Record):
     """One device setting."""
 
     device: str = Field(description="name of the agent")
     runtime: str = Field(description="label of the runtime setting, unique per device")
     setting: RuntimeSetting = Field(description="the runtime setting in full")
-    status: DeviceStatus
+    status: SettingStatus
     reason: str = Field(description="why it was lost or failed; empty when it finished")
     condition: Condition = Field(description="under which condition it was measured")
     measurements: int = Field(description="taken to search, failed ones included: what the budget counts")
     verifications: int = Field(description="fresh re-measurements of winners")
     sentinels: int = Field(description="measurements of the purpose sentinel, which only earlier versions made")
-    quality: QualityRecord = Field(description="how many measurements were disturbed")
-    regimes: tuple[RegimeRecord, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
-    predictor: PredictorRecord | None = Field(description="null when too little was measured to tell")
-    learning: tuple[LearningRecord, ...] = Field(description="error of the predictor as it learned")
-    targets: tuple[TargetRecord, ...] = Field(description="the targets that are known, ascending")
+    quality: QualityResult = Field(description="how many measurements were disturbed")
+    regimes: tuple[RegimeResult, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
+    predictor: PredictorResult | None = Field(description="null when too little was measured to tell")
+    learning: tuple[LearningResult, ...] = Field(description="error of the predictor as it learned")
+    targets: tuple[TargetResult, ...] = Field(description="the targets that are known, ascending")
     targets_asked: int = Field(description="targets that were asked for, known or not")
     targets_note: str = Field(description="a remark on the targets, such as why they are fewer than were asked for")
-    failures: tuple[FailureRecord, ...]
+    failures: tuple[FailureResult, ...]
     wire_bytes: int | None = Field(description="bytes of messages for this setting, without the bundle")
     profile: DeviceProfile | None = Field(description="what the device is")
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
@@ -165,7 +165,7 @@ class DeviceRecord(_Record):
         return sum(failure.counted for failure in self.failures)
 
 
-class SupernetRecord(_Record):
+class SupernetResult(_Record):
     """The supernet that the subnets were cut from."""
 
     name: str
@@ -188,13 +188,13 @@ class Results(_Record):
     strategy: str = Field(description="search strategy")
     budget: int = Field(description="measurements allowed per device setting before verification")
     bounds: dict[str, float] = Field(description="what every winner keeps beside its latency target")
-    supernet: SupernetRecord
+    supernet: SupernetResult
     versions: dict[str, str] = Field(description="of fleetnas and what it stands on, on the coordinator")
     targets_met: int = Field(description="over the whole fleet")
     targets_asked: int = Field(
         description="targets that were asked for over the whole fleet, those of lost and failed devices included"
     )
-    fleet: tuple[DeviceRecord, ...]
+    fleet: tuple[DeviceResult, ...]
 
     @model_validator(mode="after")
     def _totals_follow_the_fleet(self) -> Results:

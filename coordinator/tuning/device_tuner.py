@@ -21,7 +21,7 @@ from fleetnas.coordinator.predictors.bayesian import HeldOutError
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import counts_against_budget
-from fleetnas.coordinator.records.events import Purpose
+from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.automatic_targets import AutomaticTargets

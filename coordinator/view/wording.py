@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.snapshot import DeviceState, PredictorError, ProgressSnapshot, TargetSnapshot
-from fleetnas.coordinator.records.totals import DeviceStatus, TargetTotals
+from fleetnas.coordinator.records.totals import SettingStatus, TargetTotals
 
 #: Advice on a device whose measurements were slowed down.
 SLOWED_ADVICE = (
@@ -26,7 +26,7 @@ _STATE_MARKS: dict[DeviceState, str] = {
     "failed": "✗",
     "idle": "·",
 }
-_STATUSES: tuple[DeviceStatus, ...] = ("finished", "running", "lost", "failed")
+_STATUSES: tuple[SettingStatus, ...] = ("finished", "running", "lost", "failed")
 #: A typical latency is shown beside the verified one where it differs by more than this, relative.
 _SAME_LATENCY = 0.02
 #: Device settings that a warning names.
@@ -124,7 +124,7 @@ def targets_remark(known: int, asked: int, note: str, ended: bool) -> str:
     return f"{count} asked for, none chosen" if ended else f"{count} asked for, not chosen yet"
 
 
-def status_counts(statuses: Iterable[DeviceStatus]) -> str:
+def status_counts(statuses: Iterable[SettingStatus]) -> str:
     """Device settings by status, as `2 finished, 1 failed`."""
     counts = Counter(statuses)
     return ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])

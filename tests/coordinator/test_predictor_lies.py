@@ -71,7 +71,7 @@ def stored(devices: Measured) -> MeasurementStore:
     for number, ((agent, threads), latency_ms) in enumerate(devices.items()):
         setting = RuntimeSetting(threads=threads)
         info = AgentInfo(agent=agent, session=1, profile=PROFILE, settings=(setting,), versions={})
-        store.put_device(DeviceRecord("run-1", agent, setting, info))
+        store.put_devices([DeviceRecord("run-1", agent, setting, info)])
         subnets = SPACE.decode(SPACE.sample(16, np.random.default_rng(number)))
         tasks = [
             TaskRecord(f"run-1.{100 * number + i}", "run-1", agent, setting.label, "spread", subnet, attempt=1)

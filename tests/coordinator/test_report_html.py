@@ -11,7 +11,7 @@ import pytest
 from rigs.outcome_examples import campaign_outcome, device_outcome
 from test_report_take_home import artifacts
 
-from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, FailureRow, TargetOutcome
+from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, FailedMeasurement, TargetOutcome
 from fleetnas.coordinator.records.snapshot import PredictorError
 from fleetnas.coordinator.report.html import MAX_FAILURES, render_report, write_report
 from fleetnas.fleet_protocol.errors import StoreError
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def outcome() -> CampaignOutcome:
     subnet = device_outcome("x").rows[0].architecture
-    hostile = FailureRow("task-1", 1, "candidate", subnet, "crashed", "<script>alert(1)</script>")
+    hostile = FailedMeasurement("task-1", 1, "candidate", subnet, "crashed", "<script>alert(1)</script>")
     return campaign_outcome(
         dataclasses.replace(device_outcome("board-a"), failures=(hostile,)),
         device_outcome("board-b", threads=2, status="lost", measurements=14, seed=1),
@@ -239,7 +239,7 @@ def test_of_a_device_that_fails_all_the_time_the_first_failures_are_listed_and_t
     device = device_outcome("board-a")
     architecture = device.rows[0].architecture
     failures = tuple(
-        FailureRow(f"task-{n}", 1, "candidate", architecture, "crashed", f"failure {n} of many") for n in range(500)
+        FailedMeasurement(f"task-{n}", 1, "candidate", architecture, "crashed", f"failure {n} of many") for n in range(500)
     )
     artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures)))
     text = render_report(tmp_path)

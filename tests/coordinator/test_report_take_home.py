@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 from rigs.outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
 
-from fleetnas.coordinator.records.outcome import CampaignOutcome, FailureRow, TargetOutcome
+from fleetnas.coordinator.records.outcome import CampaignOutcome, FailedMeasurement, TargetOutcome
 from fleetnas.coordinator.report.artifacts import (
     MEASUREMENTS_FILE,
     RESULTS_FILE,
@@ -159,10 +159,10 @@ def test_failures_count_against_the_budget_by_the_same_rule(tmp_path: Path) -> N
     device = device_outcome("board-a", measurements=12)
     subnet = device.rows[0].architecture
     failures = (
-        FailureRow("f1", 1, "spread", subnet, "crashed"),
-        FailureRow("f2", 1, "candidate", subnet, "timeout", target_ms=2.0),
-        FailureRow("f3", 1, "verification", subnet, "crashed", target_ms=2.0),
-        FailureRow("f4", 2, "candidate", subnet, "timeout", counted=False),
+        FailedMeasurement("f1", 1, "spread", subnet, "crashed"),
+        FailedMeasurement("f2", 1, "candidate", subnet, "timeout", target_ms=2.0),
+        FailedMeasurement("f3", 1, "verification", subnet, "crashed", target_ms=2.0),
+        FailedMeasurement("f4", 2, "candidate", subnet, "timeout", counted=False),
     )
     (record,) = artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures))).fleet
     assert (record.measurements, record.failed_measurements, len(record.failures)) == (13, 3, 4)

@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Iterator[MeasurementStore]:
 def add_run(store: MeasurementStore, name: str, status: RunStatus, at_s: float, *, began: bool = True) -> None:
     store.create_run(run_record(name, at_s))
     if began:
-        store.put_device(DeviceRecord(name, "pi4", SETTING, INFO, "running", "", (), 0, None, ""))
+        store.put_devices([DeviceRecord(name, "pi4", SETTING, INFO, "running", "", (), 0, None, "")])
     store.set_run_status(name, status)
 
 

@@ -29,12 +29,12 @@ def fill(store: MeasurementStore) -> None:
     """Two of everything; the second run is damaged, the first stays whole."""
     for run_id in ("whole", "damaged"):
         store.create_run(run_record(run_id))
-        store.put_device(DeviceRecord(run_id, "pi4", SETTING, INFO, learning=((5, 3.5, None, 5),)))
+        store.put_devices([DeviceRecord(run_id, "pi4", SETTING, INFO, learning=((5, 3.5, None, 5),))])
         store.put_tasks([task_record(f"{run_id}.{number}", run_id) for number in (1, 2)])
         store.add_outcome(TaskKey(task_id=f"{run_id}.1", attempt=1), MEASUREMENT, 1.0)
         failed = Failed(task=TaskKey(task_id=f"{run_id}.2", attempt=1), reason="crashed")
         store.add_outcome(failed.task, failed, 2.0)
-        store.put_winner(WinnerRecord(run_id, "pi4", SETTING.label, 2.5, True, {"verified_ms": 2.25}))
+        store.put_winners([WinnerRecord(run_id, "pi4", SETTING.label, 2.5, True, {"verified_ms": 2.25})])
 
 
 def readers(store: MeasurementStore, table: str) -> list[Callable[[str], object]]:

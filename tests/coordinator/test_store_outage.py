@@ -58,7 +58,7 @@ def until_full(store: MeasurementStore) -> int:
     def fill() -> None:
         nonlocal stored
         for number in range(10_000):
-            store.put_task(task_record(f"t{number}"))
+            store.put_tasks([task_record(f"t{number}")])
             store.add_outcome(TaskKey(task_id=f"t{number}", attempt=1), MEASUREMENT, 1.0)
             stored += 1
 

@@ -111,7 +111,7 @@ def test_a_stored_task_at_the_limit_of_attempts_is_resumed() -> None:
     fleet.vanish()
     for task in fleet.store.tasks("run-1"):
         if task.device == "undoing":
-            fleet.store.put_task(replace(task, attempt=MAX_ATTEMPTS))
+            fleet.store.put_tasks([replace(task, attempt=MAX_ATTEMPTS)])
     fleet.begin(resume=True)
     fleet.run(most_steps=4000)
     assert track_of(fleet, "honest").status == "finished"

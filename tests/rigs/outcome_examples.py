@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.records.events import Purpose
+from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.outcome import (
     CampaignOutcome,
     DeviceOutcome,
-    DeviceStatus,
-    FailureRow,
-    MeasurementRow,
+    SettingStatus,
+    FailedMeasurement,
+    TakenMeasurement,
     PredictorPoint,
     SupernetProvenance,
     TargetOutcome,
@@ -43,13 +43,13 @@ def architecture(generator: np.random.Generator) -> Architecture:
     )
 
 
-def measurement_row(generator: np.random.Generator, index: int, purpose: Purpose = "candidate") -> MeasurementRow:
+def measurement_row(generator: np.random.Generator, index: int, purpose: Purpose = "candidate") -> TakenMeasurement:
     """One measurement with raw times, temperature and slow-down."""
     median_ms = float(np.exp(generator.uniform(np.log(0.8), np.log(6.0))))
     times_us = tuple(float(t) for t in np.round(median_ms * 1e3 * generator.normal(1.0, 0.01, 50), 3))
     median_ms = float(np.median(times_us)) / 1e3
     warm = Conditions(temperature_c=45.0 + 0.4 * index, throttled=False, governor="performance", clock_mhz=1500.0)
-    return MeasurementRow(
+    return TakenMeasurement(
         task_id=f"task-{index}",
         attempt=1,
         purpose=purpose,
@@ -88,7 +88,7 @@ def device_outcome(
     device: str,
     threads: int = 1,
     targets_ms: Sequence[float] = (1.0, 2.0, 3.5, 5.0),
-    status: DeviceStatus = "finished",
+    status: SettingStatus = "finished",
     measurements: int = 30,
     seed: int = 0,
 ) -> DeviceOutcome:
@@ -123,7 +123,7 @@ def device_outcome(
         reason="" if status == "finished" else "no heartbeat for 90 s",
         versions={"fleetnas": "0.1.0", "onnxruntime": "1.20.0"},
         rows=tuple(rows),
-        failures=(FailureRow("task-99", 1, "verification", architecture(generator), "crashed", "signal 11"),),
+        failures=(FailedMeasurement("task-99", 1, "verification", architecture(generator), "crashed", "signal 11"),),
         predictor=PredictorError(4.2, 0.97, 12),
         predictor_history=tuple(
             PredictorPoint(count, PredictorError(40.0 / count + 3.0, 0.9, min(count, 12))) for count in range(4, 31, 2)

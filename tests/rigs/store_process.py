@@ -89,10 +89,10 @@ def _write(url: str, count: str, number: str) -> None:
     for place in range(int(count)):
         keys = [TaskKey(task_id=f"{run_id}.{place}.{part}", attempt=1) for part in range(3)]
         store.put_tasks([task_record(key.task_id, run_id) for key in keys])
-        store.put_device(DeviceRecord(run_id, "pi4", SETTING, INFO, wire_bytes=place))
+        store.put_devices([DeviceRecord(run_id, "pi4", SETTING, INFO, wire_bytes=place)])
         new += sum(store.add_outcomes([Arrival(key, MEASUREMENT, float(place)) for key in keys[:2]]))
         new += store.add_outcome(keys[2], MEASUREMENT, float(place))
-    store.put_winner(WinnerRecord(run_id, "pi4", SETTING.label, 2.5, True, {"by": number}))
+    store.put_winners([WinnerRecord(run_id, "pi4", SETTING.label, 2.5, True, {"by": number})])
     store.set_run_status(run_id, "complete", 9.0)
     _say(new)
     _wait()
