@@ -101,7 +101,7 @@ class Metrics:
         """What is to be looked at, on the campaign's own thread."""
         self._campaign, self._blobs = campaign, blobs
         self._run.labels(campaign.identity.run_id, campaign.identity.supernet).set(1)
-        store.on_write(self._store_s.observe)
+        store.observe_writes(self._store_s.observe)
 
     def event(self, event: Event) -> None:
         """Count it."""

@@ -54,7 +54,7 @@ def targets_asked(requested: int, resolved: int | None) -> int:
 
 
 def target_totals(settings: Iterable[SettingTargets]) -> TargetTotals:
-    """Count the targets of these device settings; a target that was asked for counts, also on a lost or failed device."""
+    """Count the targets of these device settings, the ones asked for on lost and failed devices included."""
     met = asked = 0
     for setting in settings:
         met += sum(target.met is True for target in setting.targets)

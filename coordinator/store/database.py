@@ -157,8 +157,8 @@ class Database:
             raise self._clear(error) from error
         except (ValueError, TypeError, OverflowError) as error:
             raise StoreError(
-                f"the store {self.name} holds, or was given, a value that cannot be kept there: {joined_lines(str(error))}; "
-                "restore it from a copy, or give another --store"
+                f"the store {self.name} holds, or was given, a value that cannot be kept there: "
+                f"{joined_lines(str(error))}; restore it from a copy, or give another --store"
             ) from error
 
     def _clear(self, error: SQLAlchemyError) -> StoreError:
@@ -296,7 +296,7 @@ def _opened_to_read(file: Path, how: str) -> sqlite3.Connection:
 
 
 def _keep_a_log(cursor: sqlite3.Cursor) -> None:
-    """Set WAL, which a file keeps. Of several processes that set it on a new file at once, SQLite refuses all but one."""
+    """Set WAL, which a file keeps. Where several processes set it on a new file at once, one succeeds."""
     give_up_s = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
     while True:
         try:
