@@ -24,8 +24,9 @@ from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.events import MeasurementTaken
 from fleetnas.coordinator.records.outcome import TakenMeasurement
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, PredictorError, Snapshot, TargetSnapshot
-from fleetnas.coordinator.records.totals import SettingStatus
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot, TargetSnapshot
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
 from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.report.results import DeviceResult, Results, TargetResult

@@ -31,10 +31,14 @@ def joined_lines(text: str) -> str:
     return " ".join(text.split())[:_MOST_CHARACTERS]
 
 
-def first_fault(error: ValidationError) -> str:
-    """Describe the first fault that pydantic found, as `plan.targets: Field required`; the value is not repeated."""
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{fault_path(error) or 'it'}: {fault['msg']}"
+def first_fault(error: ValidationError, *, with_value: bool = False) -> str:
+    """Describe the first fault that pydantic found, as `plan.targets: Field required`.
+
+    `with_value` adds the value that is at fault, which may be long, or come from outside.
+    """
+    fault = error.errors(include_url=False, include_context=False)[0]
+    value = f" {fault['input']!r}" if with_value else ""
+    return f"{fault_path(error) or 'it'}{value}: {fault['msg']}"
 
 
 def fault_path(error: ValidationError) -> str:

@@ -234,7 +234,7 @@ class Campaign:
                 break
         agents_to_supply, self._agents_to_supply = self._agents_to_supply, {}
         if self.connected and self._breaker.may_try:
-            with self._breaker.watched():
+            with self._breaker.guard():
                 if (
                     self._new_settings
                 ):  # before their first tasks: a stored task without its setting could not be taken up
@@ -243,7 +243,7 @@ class Campaign:
                 if self._dispatcher.dispatch(
                     [agent for agent in agents_to_supply if self._takes_work(agent, now)], now
                 ):
-                    self._breaker.over()
+                    self._breaker.reset()
                 self._orphans.work()
         self._dispatcher.acknowledge_rest()
         self._blobs.pump(now)
@@ -254,8 +254,8 @@ class Campaign:
         for entry in self.registry.on_tick(now):
             self.note(f"{entry.name} is lost: {entry.reason}")
             self._dispatcher.requeue_all(entry.name)
-        if not self._breaker.lasts:
-            with self._breaker.watched():
+        if not self._breaker.is_open:
+            with self._breaker.guard():
                 self._expire_leases(now)
                 self._fail_used_up()
         if not self._open:
@@ -280,7 +280,7 @@ class Campaign:
         """Store what is known of settings and targets; a coordinator that is killed before finds it out again."""
         if not self._breaker.may_try:
             return
-        with self._breaker.watched():
+        with self._breaker.guard():
             records = [self._record_of(setting_run) for setting_run in list(self._dirty_settings.values())]
             self._store.put_devices(records)
             self._dirty_settings.clear()
@@ -296,7 +296,7 @@ class Campaign:
     @property
     def finished(self) -> bool:
         """Every device setting is finished, lost or given up, and the store knows it or was not seen to be away."""
-        if self._breaker.lasts and (self._dirty_settings or self._pending_winners):
+        if self._breaker.is_open and (self._dirty_settings or self._pending_winners):
             return False
         return self._open and all(
             setting_run.status is not SettingStatus.RUNNING for setting_run in self.setting_runs.values()
@@ -608,7 +608,7 @@ class Campaign:
         if found is None and isinstance(update, Result | Failed):
             self.registry.on_message(agent, now)
             if self._breaker.may_try:
-                with self._breaker.watched():
+                with self._breaker.guard():
                     self._orphans.take(agent, update)
             return
         if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
@@ -649,10 +649,10 @@ class Campaign:
             return
         now_unix_s = self._wall_clock()
         arrived: dict[TaskKey, tuple[SettingRun, SettingTask, Outcome]] = {}
-        with self._breaker.watched():
+        with self._breaker.guard():
             self._store.add_outcomes([Arrival(key, found[2], now_unix_s) for key, found in self._arrived.items()])
             arrived, self._arrived = self._arrived, {}
-            self._breaker.over()
+            self._breaker.reset()
         for key, (setting_run, task, outcome) in arrived.items():
             self._unanswered[setting_run.device] = 0
             self._dispatcher.acknowledge(setting_run, key)

@@ -38,51 +38,53 @@ class LiveSnapshots:
 
     def _contained(self, setting_run: SettingRun) -> DeviceSnapshot:
         try:
-            return self._whole(setting_run)
-        except Exception as error:
+            return setting_snapshot(setting_run, self._registry.agents.get(setting_run.device), self._plan)
+        except Exception as error:  # noqa: BLE001 - a search is read while it runs; its campaign must go on
             if setting_run.label not in self._failed:
                 self._failed.add(setting_run.label)
                 _log.error("%s cannot be shown", setting_run.label, exc_info=error)
                 self._note(f"{setting_run.label} cannot be shown: {one_line(error)}; the log has the trace")
-        return self._bare(setting_run)
+        return _bare(setting_run, self._plan)
 
-    def _whole(self, setting_run: SettingRun) -> DeviceSnapshot:
-        request = self._plan.request
-        entry = self._registry.agents.get(setting_run.device)
-        state, detail = _state(setting_run, entry)
-        targets = setting_run.search.targets
-        # A request for given targets is known before the search takes it up.
-        known = targets or [TargetState(target_ms) for target_ms in request.fixed_ms]
-        return DeviceSnapshot(
-            device=setting_run.device,
-            setting_label=setting_run.setting.label,
-            state=state,
-            state_detail=detail,
-            temperature_c=setting_run.temperature_c,
-            throttled=setting_run.throttled,
-            measurements=setting_run.search.measurements,
-            budget=self._plan.budget,
-            failures=setting_run.failures,
-            quarantined=setting_run.search.quarantined,
-            progress=_progress(setting_run, entry),
-            predictor_error=setting_run.learning[-1].error if setting_run.learning else None,
-            targets=tuple(_target(setting_run, target) for target in known),
-            targets_asked=targets_asked(request.count, len(targets) or None),
-            targets_note=setting_run.search.targets_note,
-            quality=setting_run.tally.quality,
-        )
 
-    def _bare(self, setting_run: SettingRun) -> DeviceSnapshot:
-        """Return what is known of a device setting without asking its search."""
-        return DeviceSnapshot(
-            device=setting_run.device,
-            setting_label=setting_run.setting.label,
-            state=ended_state(setting_run.status) or "idle",
-            state_detail=setting_run.reason,
-            budget=self._plan.budget,
-            failures=setting_run.failures,
-            targets_asked=self._plan.request.count,
-        )
+def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: CampaignPlan) -> DeviceSnapshot:
+    """Return the snapshot of one device setting; `entry` is what the registry knows of its agent."""
+    request = plan.request
+    state, detail = _state(setting_run, entry)
+    targets = setting_run.search.targets
+    # A request for given targets is known before the search takes it up.
+    known = targets or [TargetState(target_ms) for target_ms in request.fixed_ms]
+    return DeviceSnapshot(
+        device=setting_run.device,
+        setting_label=setting_run.setting.label,
+        state=state,
+        state_detail=detail,
+        temperature_c=setting_run.temperature_c,
+        throttled=setting_run.throttled,
+        measurements=setting_run.search.measurements,
+        budget=plan.budget,
+        failures=setting_run.failures,
+        quarantined=setting_run.search.quarantined,
+        progress=_progress(setting_run, entry),
+        predictor_error=setting_run.learning[-1].error if setting_run.learning else None,
+        targets=tuple(_target(setting_run, target) for target in known),
+        targets_asked=targets_asked(request.count, len(targets) or None),
+        targets_note=setting_run.search.targets_note,
+        quality=setting_run.tally.quality,
+    )
+
+
+def _bare(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:
+    """Return what is known of a device setting without asking its search."""
+    return DeviceSnapshot(
+        device=setting_run.device,
+        setting_label=setting_run.setting.label,
+        state=ended_state(setting_run.status) or "idle",
+        state_detail=setting_run.reason,
+        budget=plan.budget,
+        failures=setting_run.failures,
+        targets_asked=plan.request.count,
+    )
 
 
 def _state(setting_run: SettingRun, entry: AgentEntry | None) -> tuple[DeviceState, str]:

@@ -18,7 +18,7 @@ def winner_record(setting_run: SettingRun, state: TargetState) -> WinnerRecord:
     """Return the record of a target as its search has it now."""
     status = TargetStatus(state.status)
     accuracy, images = setting_run.accuracy_of(state.architecture if status is TargetStatus.MET else None)
-    costs = _costs_of(setting_run.search.space, state.genome.tobytes()) if state.genome is not None else {}
+    costs = winner_costs(setting_run.search.space, state.genome.tobytes()) if state.genome is not None else {}
     return WinnerRecord(
         run_id=setting_run.run_id,
         device=setting_run.device,
@@ -43,7 +43,10 @@ def winner_record(setting_run: SettingRun, state: TargetState) -> WinnerRecord:
 
 
 @lru_cache(maxsize=4096)
-def _costs_of(space: DesignSpace, genome: bytes) -> dict[str, int]:
-    """Return the costs of a subnet; cached, as devices of a fleet often end with the same subnets."""
+def winner_costs(space: DesignSpace, genome: bytes) -> dict[str, int]:
+    """Return parameters, multiply-accumulates and peak activation bytes of a subnet.
+
+    They are cached, as devices of a fleet often end with the same subnets.
+    """
     found = subnet_costs(space, np.frombuffer(genome, dtype=np.int16)[None])
     return {name: round(float(found[name][0])) for name in ("parameters", "macs", "peak_activation_bytes")}

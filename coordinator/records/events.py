@@ -235,11 +235,6 @@ def event_to_json(event: Event) -> str:
     return event.model_dump_json()
 
 
-def event_from_json(line: str | bytes) -> Event:
-    """Read an event from one line of JSON; `pydantic.ValidationError` where it is none."""
-    return _ADAPTER.validate_json(line)
-
-
 def event_from_fields(fields: dict[str, Any]) -> Event:
     """Read an event from a decoded JSON object; `pydantic.ValidationError` where it is none."""
     return _ADAPTER.validate_python(fields)

@@ -150,8 +150,8 @@ class SettingEvents:
             )
         if winner.architecture is None or winner.verified_ms is None or winner.sha256 is None:
             raise ValueError(
-                f"the winner of {self.device}/{self.setting} at {winner.target_ms:g} ms has no architecture, latency or "
-                "hash"
+                f"the winner of {self.device}/{self.setting} at {winner.target_ms:g} ms has no architecture, latency "
+                "or hash"
             )
         return events.WinnerVerified(
             at_s=at_s,

@@ -1,4 +1,4 @@
-"""From the outcome of a campaign to the records of `results.json`."""
+"""Converts the outcome of a run to the models of `results.json`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 
 from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.results import (
     DeviceResult,
@@ -17,7 +18,6 @@ from fleetnas.coordinator.report.results import (
     QualityResult,
     RegimeResult,
     Results,
-    RunStatus,
     SupernetResult,
     TargetResult,
 )
@@ -29,8 +29,8 @@ ModelLookup = Callable[[DeviceOutcome, TargetOutcome], tuple[str, int] | None]
 
 
 def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
-    """The record of an outcome."""
-    fleet = tuple(_contained_record(device, model_of) for device in outcome.devices)
+    """Convert an outcome; `model_of` finds the model file of a target."""
+    fleet = tuple(_contained_result(device, model_of) for device in outcome.devices)
     totals = target_totals(fleet)
     return Results(
         run_id=outcome.run_id,
@@ -55,34 +55,34 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
 
 
 def run_status(outcome: CampaignOutcome) -> RunStatus:
-    """How a campaign stands, in one word."""
+    """Return the status of a run: running, or its end by the targets that were met."""
     if outcome.finished_s is None:
-        return "running"
+        return RunStatus.RUNNING
     return run_end(target_totals(outcome.devices), [device.status for device in outcome.devices])
 
 
-def _contained_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
-    """The record of a device setting. One whose values cannot be written costs its own record, not the file."""
+def _contained_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
+    """Convert a device setting. One whose values cannot be written costs its own entry, not the file."""
     try:
-        return _device_record(device, model_of)
+        return _device_result(device, model_of)
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - one device setting must not cost the whole file
         _log.error("the results of %s cannot be written", device.label, exc_info=error)
         kind = type(error).__name__
     reason = f"its results cannot be written ({kind}, the log has the trace); they are in the store"
     bare = DeviceOutcome(
         device=device.device,
         setting=device.setting,
-        status="failed",
+        status=SettingStatus.FAILED,
         reason=reason,
         targets_asked=max(device.targets_asked, len(device.targets)),
         condition_asked=device.condition_asked,
     )
-    return _device_record(bare, model_of)
+    return _device_result(bare, model_of)
 
 
-def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
+def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
     quality = device.quality
     return DeviceResult(
         device=device.device,
@@ -93,7 +93,6 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
         condition=device.condition,
         measurements=device.measurements,
         verifications=sum(row.counted and row.purpose == "verification" for row in device.rows),
-        sentinels=sum(row.purpose == "sentinel" for row in device.rows),
         quality=QualityResult(
             ok=quality.ok,
             noisy=quality.noisy,
@@ -119,7 +118,7 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
             )
             for point in device.predictor_history
         ),
-        targets=tuple(_target_record(device, target, model_of) for target in device.targets),
+        targets=tuple(_target_result(device, target, model_of) for target in device.targets),
         targets_asked=max(device.targets_asked, len(device.targets)),
         targets_note=device.targets_note,
         failures=tuple(
@@ -141,7 +140,7 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
     )
 
 
-def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetResult:
+def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetResult:
     model, size = model_of(device, target) or (None, None)
     return TargetResult(
         target_ms=target.target_ms,
@@ -168,7 +167,7 @@ def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: Model
 
 
 def _energy_mj(device: DeviceOutcome, target: TargetOutcome) -> float | None:
-    """Energy of the last verification of the target's file that has one."""
+    """Return the energy of the last verification of the target's file that has one."""
     found = [
         row.measurement.energy_mj
         for row in device.rows

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page on a artifacts, with the raw data linked."""
+"""`report.html`: one self-contained page on a run's artifacts, with the raw data linked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.outcome import TakenMeasurement
-from fleetnas.coordinator.records.snapshot import PredictorError
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
 from fleetnas.coordinator.report.plots import Plot, device_plots
@@ -36,7 +37,7 @@ class _Section:
 def write_report(directory: Path) -> Path:
     """Write the report of the artifacts in `directory` beside its data; returns the page's path.
 
-    `StoreError` where the artifacts is missing or was altered.
+    `StoreError` where the artifacts are missing or were altered.
     """
     page = directory / REPORT_FILE
     write_atomically(page, render_report(directory).encode())
@@ -44,7 +45,7 @@ def write_report(directory: Path) -> Path:
 
 
 def render_report(directory: Path) -> str:
-    """The page as text: what the artifacts's own files say, and nothing else."""
+    """Return the page as text, from the files in `directory` alone; `StoreError` where these cannot be read."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     results = read_results(directory)
@@ -88,10 +89,10 @@ def render_report(directory: Path) -> str:
 
 
 def _plots(device: DeviceResult, rows: Sequence[TakenMeasurement], prefix: str) -> list[Plot]:
-    """The plots of a device setting; none where its values cannot be drawn, which costs the page nothing else."""
+    """Return the plots of a device setting; none where its values cannot be drawn."""
     try:
         return device_plots(device, rows, prefix)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a plot must not cost the page
         _log.error("%s cannot be plotted", device.label, exc_info=error)
         return []
 
@@ -104,7 +105,7 @@ def _elapsed(results: Results) -> str:
 
 def _targets_remark(device: DeviceResult) -> str:
     return wording.targets_remark(
-        len(device.targets), device.targets_asked, device.targets_note, device.status != "running"
+        len(device.targets), device.targets_asked, device.targets_note, device.status is not SettingStatus.RUNNING
     )
 
 

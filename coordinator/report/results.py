@@ -9,16 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
-from fleetnas.coordinator.records.snapshot import PredictorError
-from fleetnas.coordinator.records.totals import SettingStatus, target_totals
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
+from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Condition, RuntimeSetting
 
 RESULTS_SCHEMA_VERSION: Literal[1] = 1
-
-RunStatus = Literal["running", "complete", "partial", "failed"]
 
 
 class _Record(BaseModel):
@@ -34,14 +33,14 @@ class PredictorResult(_Record):
 
     @classmethod
     def of(cls, error: PredictorError) -> PredictorResult:
-        """From what the predictor reports."""
+        """Convert the error that a predictor reports."""
         return cls(mape_percent=error.mape_percent, spearman=error.spearman, held_out=error.held_out)
 
 
 class LearningResult(PredictorResult):
-    """The same after so many measurements."""
+    """Held-out error of a latency predictor while it learned."""
 
-    measurements: int = Field(description="measurements that it had learned from")
+    measurements: int = Field(description="number of measurements that it had learned from")
 
 
 class QualityResult(_Record):
@@ -88,7 +87,7 @@ class TargetResult(_Record):
         "never taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")
-    reason: str = Field(description="why it was not met; empty when it was")
+    reason: str = Field(description="reason why it was not met; empty when it was")
     note: str = Field(description="a remark on a target that is met, such as that it constrains nothing")
     architecture: Architecture | None = Field(description="in OFA's keys: ks, e, d, r, w")
     predicted_ms: float | None = Field(
@@ -131,11 +130,10 @@ class DeviceResult(_Record):
     runtime: str = Field(description="label of the runtime setting, unique per device")
     setting: RuntimeSetting = Field(description="the runtime setting in full")
     status: SettingStatus
-    reason: str = Field(description="why it was lost or failed; empty when it finished")
-    condition: Condition = Field(description="under which condition it was measured")
+    reason: str = Field(description="reason why it was lost or failed; empty when it finished")
+    condition: Condition = Field(description="condition under which it was measured")
     measurements: int = Field(description="taken to search, failed ones included: what the budget counts")
     verifications: int = Field(description="fresh re-measurements of winners")
-    sentinels: int = Field(description="measurements of the purpose sentinel, which only earlier versions made")
     quality: QualityResult = Field(description="how many measurements were disturbed")
     regimes: tuple[RegimeResult, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
     predictor: PredictorResult | None = Field(description="null when too little was measured to tell")
@@ -145,7 +143,7 @@ class DeviceResult(_Record):
     targets_note: str = Field(description="a remark on the targets, such as why they are fewer than were asked for")
     failures: tuple[FailureResult, ...]
     wire_bytes: int | None = Field(description="bytes of messages for this setting, without the bundle")
-    profile: DeviceProfile | None = Field(description="what the device is")
+    profile: DeviceProfile | None = Field(description="hardware of the device")
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
 
     @property
@@ -166,12 +164,12 @@ class DeviceResult(_Record):
 
 
 class SupernetResult(_Record):
-    """The supernet that the subnets were cut from."""
+    """The supernet that the subnets were sliced from."""
 
     name: str
     sha256: str = Field(description="of the bundle")
     design_space: str
-    source: str = Field(description="where the checkpoint came from")
+    source: str = Field(description="origin of the checkpoint")
     checkpoint_sha256: str | None
 
 
@@ -180,16 +178,16 @@ class Results(_Record):
 
     schema_version: Literal[1] = RESULTS_SCHEMA_VERSION
     run_id: str
-    status: RunStatus = Field(
+    status: Literal[RunStatus.RUNNING] | EndStatus = Field(
         description="partial: a target was missed, or a device lost or failed; failed: no target was met"
     )
     started_at: datetime = Field(description="ISO 8601, UTC")
     finished_at: datetime | None = Field(description="null while the run goes on")
     strategy: str = Field(description="search strategy")
     budget: int = Field(description="measurements allowed per device setting before verification")
-    bounds: dict[str, float] = Field(description="what every winner keeps beside its latency target")
+    bounds: dict[str, float] = Field(description="bounds that every winner keeps beside its latency target")
     supernet: SupernetResult
-    versions: dict[str, str] = Field(description="of fleetnas and what it stands on, on the coordinator")
+    versions: dict[str, str] = Field(description="of fleetnas and its main dependencies, on the coordinator")
     targets_met: int = Field(description="over the whole fleet")
     targets_asked: int = Field(
         description="targets that were asked for over the whole fleet, those of lost and failed devices included"

@@ -98,8 +98,8 @@ def _contained_outcome(
 ) -> DeviceOutcome:
     """Return the outcome of a device setting; where its stored records cannot be read, an outcome that says so."""
     try:
-        return _device_outcome(device, plan, outcomes, winners)
-    except Exception as error:
+        return device_outcome(device, plan, outcomes, winners)
+    except Exception as error:  # noqa: BLE001 - damaged records of one device setting must not hide the others
         _log.error("what is stored of %s/%s cannot be read", device.device, device.setting.label, exc_info=error)
         return DeviceOutcome(
             device=device.device,
@@ -111,9 +111,10 @@ def _contained_outcome(
         )
 
 
-def _device_outcome(
+def device_outcome(
     device: DeviceRecord, plan: CampaignPlan, outcomes: list[OutcomeRecord], winners: list[WinnerRecord]
 ) -> DeviceOutcome:
+    """Return the outcome of a device setting from its stored records, outcomes in order of arrival."""
     rows, failures = _rows(outcomes)
     return DeviceOutcome(
         device=device.device,

@@ -236,12 +236,11 @@ def _engine(url: URL) -> Engine:
             raise MissingDependencyError(
                 f"psycopg does not load here ({joined_lines(str(error))}); run `pip install 'fleetnas[postgres]'`"
             ) from error
-    engine = create_engine(url, **_JSON)
+    # Python's own idea of when a transaction begins leaves out changes of the tables; `_begin` sends BEGIN instead.
+    engine = create_engine(url, connect_args={"isolation_level": None}, **_JSON)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: object) -> None:
-        # Python's own idea of when a transaction begins leaves out changes of the tables: `_begin` says it instead.
-        connection.isolation_level = None
         cursor = connection.cursor()
         # What is acknowledged is forgotten by its agent. WAL with `synchronous=NORMAL` survives kill -9, but a power
         # cut may undo its last commits; FULL syncs each commit. Batches share one, so it costs little.

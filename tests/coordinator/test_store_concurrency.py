@@ -29,7 +29,7 @@ def test_runs_of_two_coordinators_do_not_disturb_each_other(store_url: str) -> N
             f"{run_id}.{place}.{part}" for place in range(15) for part in range(3)
         ]
         assert [device.wire_bytes for device in store.devices(run_id)] == [14]
-        assert [winner.fields for winner in store.winners(run_id)] == [{"by": str(number)}]
+        assert [winner.note for winner in store.winners(run_id)] == [str(number)]
     store.close()
 
 

@@ -23,7 +23,7 @@ from fleetnas.fleet_protocol.errors import StoreUnavailableError
 from fleetnas.fleet_protocol.messages import Measurement, Result, TaskKey
 from fleetnas.fleet_protocol.topics import AgentUp
 
-PLAN = CampaignPlan(targets="auto:2", budget=12, spread=8, wait_for=2, grace_s=60, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=12, initial_design=8, wait_for=2, grace_s=60, join_s=60, deadline_s=60)
 
 
 class Disk:

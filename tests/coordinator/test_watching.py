@@ -17,7 +17,6 @@ from rigs import brokers, waiting
 from rigs.simulated_fleet import TOPICS, Simulation
 from test_cli import fleetnas
 
-from fleetnas.coordinator.campaign.standing import snapshot_of
 from fleetnas.coordinator.fleet.agent_link import AgentLink, FleetListener
 from fleetnas.coordinator.fleet.blob_server import BlobServer
 from fleetnas.coordinator.monitoring.broker_feed import SILENT_AFTER_S, BrokerFeed, choose_run, runs_at_work
@@ -29,7 +28,8 @@ from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.events import CampaignFinished, Event, MeasurementTaken
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import JsonView
 from fleetnas.fleet_protocol.codec import MAX_JSON_BYTES
@@ -40,7 +40,7 @@ from fleetnas.fleet_protocol.transports.base import Received, take_events
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=2, grace_s=5)
 
 
 class Ticks:
@@ -72,7 +72,7 @@ class Stage:
         self.broadcast.update(self.snapshot())
 
     def snapshot(self) -> Snapshot:
-        return snapshot_of(self.fleet.campaign, self.fleet.clock.unix())
+        return self.fleet.campaign.snapshot(self.fleet.clock.unix())
 
     def run(self, until: int = 10_000) -> None:
         while not self.fleet.campaign.finished and len(self.fleet.events) < until:
@@ -373,7 +373,7 @@ def test_the_store_is_followed_to_the_end_with_every_measurement_shown_once(half
     assert isinstance(finished, CampaignFinished)
     assert (lines[-1]["targets_met"], lines[-1]["targets"]) == (finished.targets_met, finished.targets)
     # What stands at the end is what the coordinator's own view showed.
-    own = snapshot_of(simulation.campaign, clock.unix())
+    own = simulation.campaign.snapshot(clock.unix())
     for mine, theirs in zip(snapshots[-1].devices, own.devices, strict=True):
         assert (mine.device, mine.state, mine.measurements) == (theirs.device, theirs.state, theirs.measurements)
         assert mine.predictor_error == theirs.predictor_error
@@ -412,7 +412,7 @@ def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
     broadcast = Publisher(coordinator, topics, "run-1", simulation.clock)
     simulation.begin()
     simulation.run(until=lambda: len(simulation.events) > 3)
-    broadcast.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+    broadcast.update(simulation.campaign.snapshot(simulation.clock.unix()))
 
     watcher = MqttTransport(address, "watcher")
     watcher.start()
@@ -426,7 +426,7 @@ def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
     simulation.campaign.finish()
     for event in simulation.events[told:]:
         broadcast.event(event)
-        broadcast.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+        broadcast.update(simulation.campaign.snapshot(simulation.clock.unix()))
     broadcast.close()
     shown = io.StringIO()
     assert follow(feed, JsonView(shown), lambda _: None) == "complete"
@@ -475,7 +475,7 @@ class TestMetrics:
         simulation.broker.cut("coordinator")
         simulation.broker.restore(simulation.transport)
         simulation.step()
-        view_group.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+        view_group.update(simulation.campaign.snapshot(simulation.clock.unix()))
         samples = scraped(metrics)
         view_group.close()
         stored = simulation.store.outcomes("run-1")

@@ -17,7 +17,7 @@ from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, Inventory, MeasureTask, Rejected, Result
 from fleetnas.fleet_protocol.transports.base import Received
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 
 
 class Undoing(SimulatedAgent):

@@ -92,8 +92,8 @@ def _write(url: str, count: str, number: str) -> None:
         store.put_devices([DeviceRecord(run_id, "pi4", SETTING, INFO, wire_bytes=place)])
         new += sum(store.add_outcomes([Arrival(key, MEASUREMENT, float(place)) for key in keys[:2]]))
         new += store.add_outcome(keys[2], MEASUREMENT, float(place))
-    store.put_winners([WinnerRecord(run_id, "pi4", SETTING.label, 2.5, True, {"by": number})])
-    store.set_run_status(run_id, "complete", 9.0)
+    store.put_winners([WinnerRecord(run_id, "pi4", SETTING.label, 2.5, TargetStatus.MET, note=str(number))])
+    store.set_run_status(run_id, RunStatus.COMPLETE, 9.0)
     _say(new)
     _wait()
 
@@ -140,7 +140,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(FOLDER))
     from sqlalchemy import Engine, event
 
+    from fleetnas.coordinator.records.statuses import RunStatus
     from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, WinnerRecord
+    from fleetnas.coordinator.records.target_status import TargetStatus
     from fleetnas.coordinator.store.store import MeasurementStore
     from fleetnas.fleet_protocol.messages import TaskKey
     from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
