@@ -25,8 +25,7 @@ from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.events import MeasurementTaken
 from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.predictor_error import PredictorError
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot, TargetSnapshot
-from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot, ended_state
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
 from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.report.results import DeviceResult, Results, TargetResult
@@ -34,9 +33,6 @@ from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view.lines import event_line, timed_line
 from fleetnas.coordinator.view.live import render
 
-_END_STATES: dict[SettingStatus, DeviceState] = {
-    "running": "idle", "finished": "done", "lost": "lost", "failed": "failed",
-}  # fmt: skip
 SIZES = ((80, 24), (160, 50))
 _SVG_FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -85,7 +81,7 @@ def _device_at(
     snapshot = DeviceSnapshot(
         device=device.device,
         setting_label=device.runtime,
-        state=_END_STATES[device.status] if not to_come else "verifying" if verifying else "measuring",
+        state=(ended_state(device.status) or "idle") if not to_come else "verifying" if verifying else "measuring",
         state_detail=_detail(to_come[0]) if to_come else device.reason,
         temperature_c=taken[-1].measurement.after.temperature_c if taken else None,
         throttled=taken[-1].measurement.after.throttled if taken else None,

@@ -64,7 +64,7 @@ class SettingEvents:
     def findings(
         self, at_s: float, findings: Iterable[Finding], outcome: Measurement, quality: DataQuality
     ) -> list[events.Event]:
-        """Return the events of what a measurement showed about its device; `quality` includes that measurement."""
+        """Return the events of a measurement's findings about its device; `quality` includes that measurement."""
         found: list[events.Event] = []
         for finding in findings:
             if finding == "regime_changed":

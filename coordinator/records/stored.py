@@ -18,7 +18,7 @@ Outcome: TypeAlias = Measurement | Failed
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One campaign. `settings` is what a resumed run needs to go on as it began, as JSON."""
+    """One campaign. `settings` is the JSON of `RunSettings`, with which a resumed run continues as it began."""
 
     run_id: str
     fleet: str

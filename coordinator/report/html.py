@@ -19,7 +19,7 @@ from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
 from fleetnas.supernet_export.output_files import write_atomically
 
-#: Each device's plots weigh about 100 KB: beyond so many device settings the page shows tables only.
+#: Device settings that are plotted, at most: the plots of one weigh about 100 KB.
 MAX_PLOTTED = 50
 #: Failures that are listed of one device setting.
 MAX_FAILURES = 20

@@ -92,7 +92,7 @@ def _figure(rows: int = 1) -> tuple[Any, Any]:
 
 
 def _front(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> _Drawn | None:
-    """Accuracy over latency: each subnet where it was predicted and where it was measured, and the winners.
+    """Plot accuracy over latency: each subnet where it was predicted and where it was measured, and the winners.
 
     A measured subnet is drawn where it was predicted beforehand, a winner where it is predicted without its own
     measurements.
@@ -173,7 +173,7 @@ def _draw_front(
 
 
 def _agreement(rows: Sequence[TakenMeasurement]) -> _Drawn | None:
-    """Measured over predicted latency, the prediction made before the measurement."""
+    """Plot measured over predicted latency, the prediction made before the measurement."""
     pairs = [(row.predicted_ms, row.measurement.median_ms) for row in rows if row.predicted_ms is not None]
     if len(pairs) < 2:
         return None
@@ -206,7 +206,7 @@ def _logarithmic(axis: Any, *sides: str) -> None:
 
 
 def _learning(device: DeviceResult) -> _Drawn | None:
-    """Held-out error of the predictor over the measurements it had learned from, where it tells something."""
+    """Plot the held-out error of the predictor over the measurements that it had learned from."""
     learning = [point for point in device.learning if point.held_out >= FEWEST_HELD_OUT]
     if not learning:
         return None

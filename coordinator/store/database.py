@@ -78,7 +78,7 @@ def _read_json(text: str) -> Any:
         return UnreadableJson(joined_lines(str(error)))
 
 
-#: Raw times are most of what is written; this is four times as fast as the standard library's, and as exact.
+#: Raw times are most of the JSON; this is four times as fast as the standard library's, and as exact.
 _JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": _read_json}
 
 
@@ -103,7 +103,7 @@ class Database:
         #: Nothing can be added or changed.
         self.read_only = to_read and file is not None and _is_read_only(file)
         self._reader = _read_only_engine(file) if self.read_only and file is not None else _engine(url)
-        # SQLite refuses to turn a reading transaction into a writing one once somebody else has written.
+        # SQLite refuses to turn a reading transaction into a writing one once another connection has written.
         self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
         self._claims: Claims = ServerClaims(self._reader) if self.dialect == "postgresql" else FileClaims(file)
         self._observe_write: Callable[[float], object] = lambda _: None
@@ -242,7 +242,7 @@ def _engine(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: object) -> None:
         cursor = connection.cursor()
-        # What is acknowledged is forgotten by its agent. WAL with `synchronous=NORMAL` survives kill -9, but a power
+        # Agents forget acknowledged results. WAL with `synchronous=NORMAL` survives kill -9, but a power
         # cut may undo its last commits; FULL syncs each commit. Batches share one, so it costs little.
         for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")

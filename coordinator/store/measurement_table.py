@@ -32,13 +32,13 @@ COLUMNS = (
     *(f"{name}_after" for name in _CONDITIONS),
     *_LISTS,
 )
-#: A spreadsheet would run a text that starts so as a formula; the wide forms stand for the narrow ones.
+#: Characters at which a spreadsheet takes a text for a formula; it takes the wide forms for the narrow ones.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _ESCAPE = "'"
 
 
 def measurements_csv(devices: Iterable[DeviceOutcome]) -> str:
-    """The whole table, device after device, each in the order in which its measurements were stored."""
+    """Return the whole table, device after device, each in the order in which its measurements were stored."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -69,7 +69,7 @@ def _cells(device: DeviceOutcome, row: TakenMeasurement) -> dict[str, str]:
 
 
 def csv_cell(value: Any) -> str:
-    """A single value as text; unknown is empty, and numbers come back exactly, texts from `plain_cell`."""
+    """Return a single value as text; None is empty. Numbers are read back exactly, texts with `plain_cell`."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -81,12 +81,12 @@ def csv_cell(value: Any) -> str:
 
 
 def plain_cell(cell: str) -> str:
-    """The text of a cell that `csv_cell` wrote."""
+    """Return the text of a cell that `csv_cell` wrote."""
     return cell.removeprefix(_ESCAPE)
 
 
 def read_measurements(path: Path) -> dict[tuple[str, str], list[TakenMeasurement]]:
-    """The rows of each device and runtime label. `StoreError` where the file is not such a table."""
+    """Read the rows of each device and runtime label; `StoreError` where the file is no table of measurements."""
     table: dict[tuple[str, str], list[TakenMeasurement]] = {}
     with open_text(path) as file:
         reader = csv.DictReader(file, restval="")
