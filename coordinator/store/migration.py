@@ -79,8 +79,8 @@ def _revision(connection: Connection, name: str) -> str | None:
 
 def _unversioned(name: str, reason: str) -> StoreError:
     return StoreError(
-        f"the store {name} does not say which version its tables have: {reason}. Restore it from a copy, or give another "
-        "--store"
+        f"the store {name} does not say which version its tables have: {reason}. Restore it from a copy, or give "
+        "another --store"
     )
 
 

@@ -26,7 +26,7 @@ from fleetnas.supernet_export.spaces.base import DesignSpace
 LEAST_SUBNETS, LEAST_SETTINGS = 10, 2
 #: Most subnets that are learned from of each setting, those measured last: more would improve little and take long.
 _MOST_SUBNETS = 200
-#: Hardware parameters, logarithms, are rounded to this, so that boards of one model share one prior and its initial design.
+#: Hardware parameters, logarithms, are rounded to this, so that boards of one model share prior and initial design.
 _ROUNDED_TO = 0.1
 #: Subnets of the space on which a prior is tried before a device begins with it.
 _EXAMPLES = 24
@@ -52,7 +52,7 @@ class StoredPriors:
         without: Collection[str] = (),
         note: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """`without` names agents that no prior is learned from; `note` takes a line about settings that are left out."""
+        """`without` names agents that no prior is learned from; `note` takes a line about left-out settings."""
         known = [
             device for device in stored_devices(store, space, before_unix_s) if device.measured.family not in without
         ]
