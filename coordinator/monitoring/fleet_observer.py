@@ -11,6 +11,7 @@ from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, device_from_json
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot
 from fleetnas.fleet_protocol.codec import decode
+from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
 from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Heartbeat
 from fleetnas.fleet_protocol.topics import AgentUp, CoordinatorAnnouncement, RunUpdate, Topics
@@ -84,7 +85,9 @@ class FleetObserver:
                 self._take_run_update(address, message, now_s)
         except (ProtocolError, ValidationError) as error:
             if agent is not None and len(self.refused) < _MOST_REFUSED:
-                self.refused.setdefault(agent, str(error).splitlines()[0])
+                self.refused.setdefault(
+                    agent, first_fault(error) if isinstance(error, ValidationError) else one_line(error)
+                )
 
     def settings_of(self, agent: str) -> list[tuple[RunSummary, DeviceSnapshot]]:
         """Return the settings of an agent in the runs at work, the newest run first."""

@@ -11,8 +11,7 @@ from fleetnas.coordinator.records.statuses import SettingStatus
 
 DeviceState = Literal["offline", "fetching", "measuring", "waiting", "verifying", "done", "lost", "failed", "idle"]
 #: States of a device setting that measures no more.
-ENDED: tuple[DeviceState, ...] = ("done", "lost", "failed")
-_STATES: dict[SettingStatus, DeviceState] = {
+_ENDED: dict[SettingStatus, DeviceState] = {
     SettingStatus.FINISHED: "done",
     SettingStatus.LOST: "lost",
     SettingStatus.FAILED: "failed",
@@ -21,7 +20,7 @@ _STATES: dict[SettingStatus, DeviceState] = {
 
 def ended_state(status: SettingStatus) -> DeviceState | None:
     """Return the state of a device setting that measures no more; None while it runs."""
-    return _STATES.get(status)
+    return _ENDED.get(status)
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class DeviceSnapshot:
     @property
     def ended(self) -> bool:
         """Whether it measures no more."""
-        return self.state in ENDED
+        return self.state in _ENDED.values()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the live view says of a device that waits."""
+"""Snapshots of device settings in a running campaign."""
 
 from __future__ import annotations
 
