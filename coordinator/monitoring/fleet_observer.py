@@ -25,7 +25,7 @@ _MOST_REFUSED = 10_000
 
 @dataclass
 class FleetObserver:
-    """Agents, coordinator and runs of one fleet, as far as messages told."""
+    """Agents, coordinator and runs of one fleet, from their messages."""
 
     topics: Topics
     registry: FleetRegistry = field(default_factory=FleetRegistry)

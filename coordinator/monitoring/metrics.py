@@ -129,7 +129,7 @@ class Metrics:
 
     def _take_setting(self, device: DeviceSnapshot) -> None:
         labels = (device.device, device.setting_label)
-        if device.predictor_error is not None and device.predictor_error.tells:
+        if device.predictor_error is not None and device.predictor_error.is_reliable:
             self._error.labels(*labels).set(device.predictor_error.mape_percent / 100)
         if device.quality.largest_slowdown is not None:
             self._slowdown.labels(*labels).set(device.quality.largest_slowdown)

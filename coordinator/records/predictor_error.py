@@ -20,7 +20,7 @@ class PredictorError:
     """Number of measurements that the two figures are taken over."""
 
     @property
-    def tells(self) -> bool:
+    def is_reliable(self) -> bool:
         """Whether the error is taken over enough measurements to be shown."""
         return self.held_out >= FEWEST_HELD_OUT
 

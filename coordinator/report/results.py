@@ -51,7 +51,7 @@ class QualityResult(_Record):
     slowed: int = Field(description="the device was slower than it normally is in this run")
     unknown_speed: int = Field(description="of all these, those whose latency at undisturbed speed is not known")
     largest_slowdown: float | None = Field(
-        description="latency as it ran over latency at undisturbed speed; null where no measurement tells"
+        description="latency as it ran over latency at undisturbed speed; null where no measurement gives one"
     )
 
 
@@ -59,9 +59,9 @@ class RegimeResult(_Record):
     """A lasting speed at which the device ran."""
 
     since: datetime | None = Field(
-        description="ISO 8601, UTC, by the device's own clock; null where its agent did not say"
+        description="ISO 8601, UTC, by the device's own clock; null where its agent did not report one"
     )
-    slowdown: float | None = Field(description="median slow-down of its measurements; null where none tells")
+    slowdown: float | None = Field(description="median slow-down of its measurements; null where none gives one")
     measurements: int = Field(description="taken at this speed")
 
 

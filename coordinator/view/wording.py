@@ -180,7 +180,7 @@ def predictor_error(error: PredictorError | None, *, short: bool = False) -> str
     """Return the held-out error with its number of measurements; over too few, only that number."""
     if error is None:
         return "" if short else "not known yet"
-    if not error.tells:
+    if not error.is_reliable:
         return f"err too few/{error.held_out}" if short else f"too few to tell ({error.held_out} held out)"
     if short:
         return f"err {error.mape_percent:.1f}%/{error.held_out}"

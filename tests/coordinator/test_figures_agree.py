@@ -125,8 +125,8 @@ class EndedRun:
         return self.fleet.campaign.snapshot(self.fleet.clock.unix())
 
     def read_store(self) -> None:
-        news = StoreFeed(self.fleet.store, self.fleet.run_id, wall_clock=self.fleet.clock.unix).poll(0)
-        self.stored_events, self.stored = news.events, news.snapshot
+        update = StoreFeed(self.fleet.store, self.fleet.run_id, wall_clock=self.fleet.clock.unix).poll(0)
+        self.stored_events, self.stored = update.events, update.snapshot
 
 
 def ended_run(store: MeasurementStore, request: str, drawn: list[DrawnSetting]) -> EndedRun:

@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 
 from coordinator.campaign.plan import CampaignPlan
-from coordinator.store.store import MeasurementStore
 from simulated_fleet import Simulation
+
+from coordinator.store.store import MeasurementStore
 
 #: The first target is faster than any subnet, the others are not.
 PLAN = CampaignPlan(targets="0.2,1.6,2.4", budget=10, spread=6, wait_for=2, grace_s=5)
