@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
+from typing import Literal
 
 from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
-from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
+from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.results import (
     DeviceResult,
@@ -54,7 +55,7 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
     )
 
 
-def run_status(outcome: CampaignOutcome) -> RunStatus:
+def run_status(outcome: CampaignOutcome) -> Literal[RunStatus.RUNNING] | EndStatus:
     """Return the status of a run: running, or its end by the targets that were met."""
     if outcome.finished_s is None:
         return RunStatus.RUNNING

@@ -43,7 +43,7 @@ def record_of(kind: type[T], row: Base) -> T:
     """Read a row whose columns are the fields of `kind`, a dataclass; `StoreError` names a damaged column."""
     try:
         fields = {name: getattr(row, name) for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
-        return cast(T, _adapter(kind).validate_python(fields))
+        return cast(T, _adapter(cast(Any, kind)).validate_python(fields))
     except ValidationError as error:
         raise StoreError(_damage(row, error)) from error
 

@@ -45,7 +45,7 @@ class StoreProcess:
 
     def answer(self) -> object:
         """What it says next."""
-        import waiting  # the process itself, which runs this file too, does without
+        from rigs import waiting  # the process itself, which runs this file too, does without
 
         line = waiting.line(self.process)
         assert line, f"process {self.arguments} ended without a word"
