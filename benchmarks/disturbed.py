@@ -282,7 +282,7 @@ def run_seed(profiles: Sequence[str], job: tuple[str, int]) -> list[Row]:
     with single_threaded_blas():
         truth = Truth(of, seed)
         plan = CampaignPlan(targets=f"auto:{AUTOMATIC}")
-        opening = InitialDesign(of.space, count=min(plan.spread, plan.budget), seed=seed)
+        opening = InitialDesign(of.space, count=min(plan.initial_design, plan.budget), seed=seed)
         return [
             campaign(of, truth, opening, seed, profile, automatic=automatic)
             for profile in profiles

@@ -104,7 +104,7 @@ def be_coordinator(options: argparse.Namespace) -> int:
         fleet=FLEET,
         supernet=options.work / "digits.supernet",
         plan=CampaignPlan(
-            targets=f"auto:{TARGETS}", budget=BUDGET, spread=SPREAD, wait_for=options.agents, join_s=120.0
+            targets=f"auto:{TARGETS}", budget=BUDGET, initial_design=SPREAD, wait_for=options.agents, join_s=120.0
         ),
     )
     running = open_search(request, lambda: view, store, StandInModels())

@@ -28,9 +28,9 @@ from fleetnas.coordinator.app.assembly import SearchRequest, open_search
 from fleetnas.coordinator.app.demo import agents
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
-from fleetnas.coordinator.campaign.standing import outcome_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
@@ -79,7 +79,7 @@ def search(directory: Path, supernet: Path, seed: int) -> CampaignOutcome:
             plan=CampaignPlan(
                 targets=f"auto:{TARGETS}",
                 budget=SPREAD + PER_TARGET * TARGETS,
-                spread=SPREAD,
+                initial_design=SPREAD,
                 seed=seed,
                 devices=tuple(name for name, _ in SETTINGS),
                 wait_for=len(SETTINGS),

@@ -215,7 +215,7 @@ def add_floods(figures: Figures, work: Path, messages: int, kinds: Sequence[str]
 
 def one_campaign(number: int, opening: InitialDesign) -> int:
     """A campaign of simulated devices in memory, all of whose subnets are chosen beforehand; returns its results."""
-    plan = CampaignPlan(targets="2", budget=PER_DEVICE, spread=PER_DEVICE, wait_for=AGENTS, deadline_s=600.0)
+    plan = CampaignPlan(targets="2", budget=PER_DEVICE, initial_design=PER_DEVICE, wait_for=AGENTS, deadline_s=600.0)
     store = MeasurementStore.open("sqlite://")
     fleet = Simulation(plan, store=store, at_once=True, limited=True, opening=opening)
     for agent in range(AGENTS):

@@ -23,19 +23,16 @@ from rich.terminal_theme import MONOKAI
 from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.events import MeasurementTaken
-from fleetnas.coordinator.records.outcome import MeasurementRow
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, PredictorError, Snapshot, TargetSnapshot
-from fleetnas.coordinator.records.totals import DeviceStatus
+from fleetnas.coordinator.records.outcome import TakenMeasurement
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot, ended_state
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
 from fleetnas.coordinator.report.html import write_report
-from fleetnas.coordinator.report.results import DeviceRecord, Results, TargetRecord
+from fleetnas.coordinator.report.results import DeviceResult, Results, TargetResult
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view.lines import event_line, timed_line
 from fleetnas.coordinator.view.live import render
 
-_END_STATES: dict[DeviceStatus, DeviceState] = {
-    "running": "idle", "finished": "done", "lost": "lost", "failed": "failed",
-}  # fmt: skip
 SIZES = ((80, 24), (160, 50))
 _SVG_FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
@@ -53,7 +50,7 @@ _SVG_FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns
 """
 
 
-def snapshot_at(results: Results, rows: dict[tuple[str, str], list[MeasurementRow]], share: float) -> Snapshot:
+def snapshot_at(results: Results, rows: dict[tuple[str, str], list[TakenMeasurement]], share: float) -> Snapshot:
     """The run after `share` of its time, as far as its measurements tell."""
     started_s = results.started_at.timestamp()
     last_s = max(row.measurement.finished_unix_s for table in rows.values() for row in table)
@@ -74,7 +71,7 @@ def snapshot_at(results: Results, rows: dict[tuple[str, str], list[MeasurementRo
 
 
 def _device_at(
-    device: DeviceRecord, rows: Sequence[MeasurementRow], results: Results, now_s: float
+    device: DeviceResult, rows: Sequence[TakenMeasurement], results: Results, now_s: float
 ) -> tuple[DeviceSnapshot, list[tuple[float, str]]]:
     taken = [row for row in rows if row.measurement.finished_unix_s <= now_s]
     to_come = [row for row in rows if row.measurement.finished_unix_s > now_s]
@@ -84,7 +81,7 @@ def _device_at(
     snapshot = DeviceSnapshot(
         device=device.device,
         setting_label=device.runtime,
-        state=_END_STATES[device.status] if not to_come else "verifying" if verifying else "measuring",
+        state=(ended_state(device.status) or "idle") if not to_come else "verifying" if verifying else "measuring",
         state_detail=_detail(to_come[0]) if to_come else device.reason,
         temperature_c=taken[-1].measurement.after.temperature_c if taken else None,
         throttled=taken[-1].measurement.after.throttled if taken else None,
@@ -125,12 +122,12 @@ def _device_at(
     return snapshot, [(at_s, line) for at_s, line in events if line is not None]
 
 
-def _detail(row: MeasurementRow) -> str:
+def _detail(row: TakenMeasurement) -> str:
     about = row.purpose if row.target_ms is None else f"{row.target_ms:g} ms:"
     return f"{about} {row.architecture.fingerprint}"
 
 
-def _target_at(target: TargetRecord, taken: Sequence[MeasurementRow]) -> TargetSnapshot:
+def _target_at(target: TargetResult, taken: Sequence[TakenMeasurement]) -> TargetSnapshot:
     """The winner once it was verified; before that, the most accurate subnet measured within the target by then."""
     runs = [row for row in taken if row.architecture == target.architecture]
     if any(row.purpose == "verification" for row in runs):

@@ -1,12 +1,13 @@
-"""What a coordinator tells everybody who watches its search; nobody answers.
+"""Messages that a coordinator publishes about a run, for monitoring; nobody answers them.
 
-On `coordinator/runs/<run>/`: a summary and pages of the device settings, both retained while the run is at work, and
-what happens, as it happens. What a device setting or a happening consists of is the coordinator's own affair.
+On `coordinator/runs/<run>/`: a summary and pages of device settings, both retained while the run is at work, and its
+events as they happen. The coordinator alone defines the fields of a device setting and of an event.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from enum import Enum
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -19,11 +20,28 @@ MAX_PAGE, MAX_EVENTS = 64, 256
 _Text = Annotated[PlainText, Field(max_length=400)]
 
 
+class RunStatus(str, Enum):
+    """Status of a run, as published, stored and written to JSON."""
+
+    RUNNING = "running"
+    COMPLETE = "complete"
+    """Every target was met, on devices that finished."""
+    PARTIAL = "partial"
+    """Some targets were missed, or a device was lost or failed."""
+    FAILED = "failed"
+    """No target was met."""
+    INTERRUPTED = "interrupted"
+    """It was stopped before its end, and can be resumed."""
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class RunSummary(Versioned):
     """Retained on `summary`; cleared when the run has ended. Times are the coordinator's clock, in Unix seconds."""
 
     run_id: Identifier
-    state: Literal["running", "complete", "partial", "failed", "interrupted"]
+    state: RunStatus
     supernet: _Text
     phase: _Text
     started_unix_s: UnixSeconds

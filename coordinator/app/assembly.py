@@ -17,11 +17,9 @@ from typing import Literal
 from fleetnas.coordinator.app.garbage import rarer_garbage_collection
 from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from fleetnas.coordinator.app.priority import yield_to_measurements
-from fleetnas.coordinator.app.results_writer import ResultsWriter, reason_of
+from fleetnas.coordinator.app.results_writer import ResultsWriter
 from fleetnas.coordinator.campaign.campaign import Campaign, CampaignIdentity
 from fleetnas.coordinator.campaign.resumption import take_up
-from fleetnas.coordinator.campaign.setting_run import one_line
-from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, CalibratedModel, WinnerBuilder
 from fleetnas.coordinator.fleet.agent_link import AgentLink, Sharing, coordinator_will
 from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S, BlobServer
@@ -30,9 +28,11 @@ from fleetnas.coordinator.monitoring.metrics import Metrics
 from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings, settings_of
+from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord
 from fleetnas.coordinator.report.artifacts import REPORT_FILE, RESULTS_FILE, ArtifactFolder
 from fleetnas.coordinator.report.html import write_report
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -42,6 +42,7 @@ from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.coordinator.view.view import View
+from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import (
     FleetnasError,
     HashMismatchError,
@@ -69,8 +70,8 @@ _MOST_EVENTS_PER_TICK = 500
 _LISTED_PACKAGES = ("fleetnas", "numpy", "onnx", "onnxruntime")
 
 _log = logging.getLogger("fleetnas.coordinator")
-
-Ending = Literal["complete", "partial", "failed", "interrupted"]
+#: Statuses of runs to go on with: one that was killed is marked as running still.
+_RESUMABLE = (RunStatus.RUNNING, RunStatus.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class RunningSearch:
     results: ResultsWriter | None = None
     """None: nothing is taken home."""
 
-    def run(self) -> Ending:
+    def run(self) -> RunStatus:
         """Drive the campaign to its end; Ctrl-C ends it in good order and leaves it to be resumed.
 
         `ResultsError` where the results could not be written; the run can then be resumed too.
@@ -138,12 +139,12 @@ class RunningSearch:
             self.campaign.stop()
             self._mark_interrupted()
             self._write_artifacts()
-            return "interrupted"
+            return RunStatus.INTERRUPTED
         except BaseException:
             self._mark_interrupted()
             raise
         finally:
-            self.view.update(snapshot_of(self.campaign, time.time()))
+            self.view.update(self.campaign.snapshot(time.time()))
         try:
             return self.campaign.finish(self._write_artifacts)
         except ResultsError:
@@ -153,7 +154,7 @@ class RunningSearch:
     def _mark_interrupted(self) -> None:
         # A store that is away has nothing to add to why the run ends, and a run marked as running is resumed as well.
         with contextlib.suppress(StoreUnavailableError):
-            self.store.set_run_status(self.run_id, "interrupted")
+            self.store.set_run_status(self.run_id, RunStatus.INTERRUPTED)
 
     def close(self) -> None:
         """Let go of the network, the view and the store."""
@@ -174,7 +175,7 @@ class RunningSearch:
                 self.results.update(self.campaign.targets_stored)
             began_s = time.monotonic()
             if began_s >= show_at_s:
-                self.view.update(snapshot_of(self.campaign, time.time()))
+                self.view.update(self.campaign.snapshot(time.time()))
                 took_s = time.monotonic() - began_s
                 # The picture of a large fleet must not cost more than the fleet itself.
                 show_at_s = began_s + max(_VIEW_EVERY_S, _VIEW_SHARE * took_s)
@@ -189,14 +190,14 @@ class RunningSearch:
             remarks = write_artifacts(self.store, self.run_id, out, self.models)
         except OSError as error:
             raise ResultsError(
-                f"the results of run {self.run_id} could not be written ({reason_of(error)}); each file that is in "
+                f"the results of run {self.run_id} could not be written ({one_line(error)}); each file that is in "
                 f"{out} is whole, and everything measured is in the store {self.store.url}: make room or choose "
                 "another --out, then resume the run, which measures nothing again"
             ) from error
         for remark in remarks:
             self.campaign.note(remark)
         if remarks:
-            self.view.update(snapshot_of(self.campaign, time.time()))
+            self.view.update(self.campaign.snapshot(time.time()))
         return str(out / RESULTS_FILE)
 
 
@@ -255,7 +256,7 @@ def open_search(
         search.join()
         prior = priors.prior(info.profile, setting, info.agent) if priors is not None else None
         if id(prior) not in openings:
-            count = min(plan.spread, plan.budget)
+            count = min(plan.initial_design, plan.budget)
             openings[id(prior)] = InitialDesign(
                 bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds
             )
@@ -314,7 +315,7 @@ def open_search(
             )
         )
     else:
-        store.set_run_status(run_id, "running")
+        store.set_run_status(run_id, RunStatus.RUNNING)
         take_up(campaign, store, bundle.space)
     campaign.start()
     results = None
@@ -406,10 +407,10 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
         return run
     runs = [run for run in store.runs() if run.fleet == fleet]
     for run in reversed(runs):
-        # One that was killed is marked as running still; one that no device ever joined has nothing to go on with.
-        if run.status in ("running", "interrupted") and store.devices(run.run_id) and store.claim_run(run.run_id):
+        # One that no device ever joined has nothing to go on with.
+        if run.status in _RESUMABLE and store.devices(run.run_id) and store.claim_run(run.run_id):
             return run
-    ended = [run for run in runs if run.status not in ("running", "interrupted")]
+    ended = [run for run in runs if run.status not in _RESUMABLE]
     latest = f"; the latest that ended is {ended[-1].run_id} ({ended[-1].status}), see --resume RUN" if ended else ""
     raise UsageError(
         f"the store {store.url} holds no interrupted run of fleet {fleet!r} that nobody works on{latest}; "

@@ -58,7 +58,7 @@ def run_demo(directory: Path, run_search: Callable[[SearchRequest], int], seed: 
                 plan=CampaignPlan(
                     targets="auto:4",
                     budget=BUDGET,
-                    spread=SPREAD,
+                    initial_design=SPREAD,
                     seed=seed,
                     devices=tuple(name for name, _ in AGENTS),
                     wait_for=len(AGENTS),

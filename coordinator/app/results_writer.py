@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from fleetnas.coordinator.app.priority import yield_to_measurements
+from fleetnas.fleet_protocol.error_text import one_line
 
 #: Writing takes at most this share of the time, however large the fleet: the next begins so many times later than
 #: the last one took.
@@ -45,7 +46,7 @@ class ResultsWriter:
             self._trouble = ""
         except Exception as error:  # the results are written again at the end, and are in the store all the while
             _log.debug("results", exc_info=error)
-            trouble = reason_of(error)
+            trouble = one_line(error)
             if trouble != self._trouble:
                 self._trouble = trouble
                 self._note(f"results are not written yet: {trouble}; everything measured is in the store")
@@ -59,10 +60,3 @@ class ResultsWriter:
         began_s = self._clock()
         self._write()
         return self._clock() - began_s
-
-
-def reason_of(error: Exception) -> str:
-    """Say in one line what went wrong; of a file, which one it was."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__

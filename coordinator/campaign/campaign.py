@@ -15,25 +15,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from fleetnas.coordinator.campaign import standing
 from fleetnas.coordinator.campaign.event_emitter import EventEmitter
+from fleetnas.coordinator.campaign.live_snapshot import LiveSnapshots
 from fleetnas.coordinator.campaign.planning_pool import PlanningPool
-from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingRun, SettingTask, one_line
+from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingRun, SettingTask
 from fleetnas.coordinator.campaign.task_dispatcher import LEASE_SLACK_S, TaskDispatcher
 from fleetnas.coordinator.campaign.winner_builder import WinnerBuilder
+from fleetnas.coordinator.campaign.winner_record import winner_record
 from fleetnas.coordinator.fleet.agent_link import AgentLink
 from fleetnas.coordinator.fleet.blob_server import BlobServer
 from fleetnas.coordinator.fleet.orphaned_results import OrphanedResults, outcome_to_store
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot
+from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.records.statuses import EndStatus, SettingStatus
 from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, Outcome, TaskRecord, WinnerRecord
 from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleetnas.fleet_protocol.messages import (
     MAX_ATTEMPTS,
@@ -64,6 +67,8 @@ _GATHER_S = 1.5
 #: How long an agent that gives a task back is left alone, for each task in a row, and at most.
 _BUSY_AGENT_S, _MOST_BUSY_S = 5.0, 60.0
 _LOG_LINES = 200
+#: Of these, the latest that a snapshot shows.
+_SHOWN_LOG_LINES = 20
 #: Of an agent that comes and goes, a line this often.
 _NOTE_S = 10.0
 #: How often everybody is looked at; in between, only those to whom something happened.
@@ -79,8 +84,6 @@ _STANDINGS_S = 2.0
 _FEW_SETTINGS = 16
 
 _log = logging.getLogger("fleetnas.coordinator")
-
-Status = Literal["complete", "partial", "failed"]
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,7 @@ class Campaign:
         self._pause_until_s: dict[str, float] = {}
         #: Device settings for which no search could be made.
         self._unusable: set[tuple[str, str]] = set()
-        #: Device settings whose picture could not be made, which is said once.
-        self._unshown: set[str] = set()
+        self._snapshots = LiveSnapshots(plan, self.registry, self.note)
         self._swept_s = self._written_s = float("-inf")
         #: Results that are not stored yet: one transaction for all that arrived together.
         self._arrived: dict[TaskKey, tuple[SettingRun, SettingTask, Outcome]] = {}
@@ -224,7 +226,7 @@ class Campaign:
         began_s = self._clock()
         for label in list(self._changed):
             setting_run = self._changed.pop(label)
-            if setting_run.status == "running":
+            if setting_run.status is SettingStatus.RUNNING:
                 with self.contained(setting_run):
                     self._advance(setting_run, now)
                 self._agents_to_supply[setting_run.device] = None
@@ -232,7 +234,7 @@ class Campaign:
                 break
         agents_to_supply, self._agents_to_supply = self._agents_to_supply, {}
         if self.connected and self._breaker.may_try:
-            with self._breaker.watched():
+            with self._breaker.guard():
                 if (
                     self._new_settings
                 ):  # before their first tasks: a stored task without its setting could not be taken up
@@ -241,7 +243,7 @@ class Campaign:
                 if self._dispatcher.dispatch(
                     [agent for agent in agents_to_supply if self._takes_work(agent, now)], now
                 ):
-                    self._breaker.over()
+                    self._breaker.reset()
                 self._orphans.work()
         self._dispatcher.acknowledge_rest()
         self._blobs.pump(now)
@@ -252,14 +254,14 @@ class Campaign:
         for entry in self.registry.on_tick(now):
             self.note(f"{entry.name} is lost: {entry.reason}")
             self._dispatcher.requeue_all(entry.name)
-        if not self._breaker.lasts:
-            with self._breaker.watched():
+        if not self._breaker.is_open:
+            with self._breaker.guard():
                 self._expire_leases(now)
                 self._fail_used_up()
         if not self._open:
             self._gather(now)
         for setting_run in self.setting_runs.values():
-            if setting_run.status == "running":
+            if setting_run.status is SettingStatus.RUNNING:
                 self._look_at(setting_run)
         if now - self._written_s >= _STANDINGS_S:
             self._written_s = now
@@ -278,7 +280,7 @@ class Campaign:
         """Store what is known of settings and targets; a coordinator that is killed before finds it out again."""
         if not self._breaker.may_try:
             return
-        with self._breaker.watched():
+        with self._breaker.guard():
             records = [self._record_of(setting_run) for setting_run in list(self._dirty_settings.values())]
             self._store.put_devices(records)
             self._dirty_settings.clear()
@@ -294,9 +296,11 @@ class Campaign:
     @property
     def finished(self) -> bool:
         """Every device setting is finished, lost or given up, and the store knows it or was not seen to be away."""
-        if self._breaker.lasts and (self._dirty_settings or self._pending_winners):
+        if self._breaker.is_open and (self._dirty_settings or self._pending_winners):
             return False
-        return self._open and all(setting_run.status != "running" for setting_run in self.setting_runs.values())
+        return self._open and all(
+            setting_run.status is not SettingStatus.RUNNING for setting_run in self.setting_runs.values()
+        )
 
     @property
     def phase(self) -> str:
@@ -306,19 +310,33 @@ class Campaign:
         if self.finished:
             return "finished"
         phases = {
-            setting_run.search.phase for setting_run in self.setting_runs.values() if setting_run.status == "running"
+            setting_run.search.phase
+            for setting_run in self.setting_runs.values()
+            if setting_run.status is SettingStatus.RUNNING
         }
         return "verifying" if phases <= {"verification", "done"} else "searching"
 
     @property
-    def status(self) -> Status:
+    def status(self) -> EndStatus:
         """End of the campaign: complete, partial or failed by the targets that were asked for."""
         return run_end(self.totals, [setting_run.status for setting_run in self.setting_runs.values()])
 
     @property
     def totals(self) -> TargetTotals:
         """Targets met, of those that were asked for."""
-        return target_totals(standing.snapshot_of(self, self._wall_clock()).devices)
+        return target_totals(self._snapshots.of(self.setting_runs.values()))
+
+    def snapshot(self, now_unix_s: float) -> Snapshot:
+        """Return an immutable snapshot of the campaign."""
+        return Snapshot(
+            run_id=self.identity.run_id,
+            supernet=self.identity.supernet,
+            started_s=self.started_unix_s,
+            now_s=now_unix_s,
+            phase=self.phase,
+            devices=self._snapshots.of(self.setting_runs.values()),
+            log=tuple(self.log)[-_SHOWN_LOG_LINES:],
+        )
 
     def note(self, line: str) -> None:
         """A line for the log that the view shows."""
@@ -334,7 +352,7 @@ class Campaign:
         self._say("leaving")
         self._tell_happenings()
 
-    def finish(self, write_results: Callable[[], str | None] = lambda: None) -> Status:
+    def finish(self, write_results: Callable[[], str | None] = lambda: None) -> EndStatus:
         """Close the run in the store, write what is to be taken home, and say how it ended."""
         self._dispatcher.acknowledge_rest()
         self._write_standings()
@@ -370,27 +388,13 @@ class Campaign:
         setting_run.plan = None
         setting_run.inbox.clear()
         setting_run.evaluations.clear()
-        if setting_run.status == "running":
-            self._close(setting_run, "failed", reason)
+        if setting_run.status is SettingStatus.RUNNING:
+            self._close(setting_run, SettingStatus.FAILED, reason)
 
     def _record_of(self, setting_run: SettingRun) -> DeviceRecord:
         with self.contained(setting_run):
             return setting_run.to_record()
         return setting_run.to_record()  # given up: nothing is computed any more
-
-    def show(self, setting_run: SettingRun, picture: Callable[[], DeviceSnapshot]) -> DeviceSnapshot:
-        """The picture of a device setting for the views, or what is known without its search where that fails.
-
-        A search may be at work in another thread meanwhile: that its state cannot be shown is no reason to end it.
-        """
-        try:
-            return picture()
-        except Exception as error:
-            if setting_run.label not in self._unshown:
-                self._unshown.add(setting_run.label)
-                _log.error("%s cannot be shown", setting_run.label, exc_info=error)
-                self.note(f"{setting_run.label} cannot be shown: {one_line(error)}; the log has the trace")
-        return standing.bare_snapshot(setting_run, self.plan)
 
     # -- taking up a stored run --------------------------------------------------------------------------------
 
@@ -604,7 +608,7 @@ class Campaign:
         if found is None and isinstance(update, Result | Failed):
             self.registry.on_message(agent, now)
             if self._breaker.may_try:
-                with self._breaker.watched():
+                with self._breaker.guard():
                     self._orphans.take(agent, update)
             return
         if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
@@ -645,10 +649,10 @@ class Campaign:
             return
         now_unix_s = self._wall_clock()
         arrived: dict[TaskKey, tuple[SettingRun, SettingTask, Outcome]] = {}
-        with self._breaker.watched():
+        with self._breaker.guard():
             self._store.add_outcomes([Arrival(key, found[2], now_unix_s) for key, found in self._arrived.items()])
             arrived, self._arrived = self._arrived, {}
-            self._breaker.over()
+            self._breaker.reset()
         for key, (setting_run, task, outcome) in arrived.items():
             self._unanswered[setting_run.device] = 0
             self._dispatcher.acknowledge(setting_run, key)
@@ -699,7 +703,7 @@ class Campaign:
             self._planning_pool.evaluate(setting_run, proposal)
             state = setting_run.search.target(proposal.target_ms)
             if state is not None and state.status == "open" and state.verifications:
-                self._events.judged(setting_run, state)
+                self._events.missed(setting_run, state)
         setting_run.inbox.clear()
 
     # -- plans and ends ----------------------------------------------------------------------------------------
@@ -718,7 +722,7 @@ class Campaign:
         if setting_run.search.finished:
             if not setting_run.busy:
                 failed = setting_run.search.failure_reason
-                self._close(setting_run, "failed" if failed else "finished", failed)
+                self._close(setting_run, SettingStatus.FAILED if failed else SettingStatus.FINISHED, failed)
         elif setting_run.search.needs_planning and not setting_run.busy:
             self._dirty_settings[setting_run.label] = setting_run
             planned_at_once = self._planning_pool.plan(setting_run)
@@ -758,8 +762,9 @@ class Campaign:
             if state.target_ms not in setting_run.settled and (at_once or not pending):
                 setting_run.settled.add(state.target_ms)
                 try:
-                    self._pending_winners.append(standing.winner_record(setting_run, state))
-                    self._events.judged(setting_run, state)
+                    winner = winner_record(setting_run, state)
+                    self._pending_winners.append(winner)
+                    self._events.decided(setting_run, winner)
                 except Exception as error:  # costs this target alone: a setting that is given up keeps its others
                     _log.error("%s: target %g ms is lost", setting_run.label, state.target_ms, exc_info=error)
                     self.note(f"{setting_run.label}: target {state.target_ms:g} ms is lost: {one_line(error)}")
@@ -768,7 +773,9 @@ class Campaign:
         """Whether a device setting that has work left is given up, because its device is gone for good."""
         if setting_run.returned >= MAX_RETURNED:
             self._close(
-                setting_run, "failed", f"{setting_run.returned} tasks in a row came back undone; see the agent's log"
+                setting_run,
+                SettingStatus.FAILED,
+                f"{setting_run.returned} tasks in a row came back undone; see the agent's log",
             )
             return True
         entry = self.registry.agents.get(setting_run.device)
@@ -777,24 +784,26 @@ class Campaign:
         ):
             return False
         if entry is not None and entry.duplicate is not None:
-            self._close(setting_run, "failed", str(entry.duplicate))
+            self._close(setting_run, SettingStatus.FAILED, str(entry.duplicate))
         else:
             since = self._started_s if entry is None else entry.lost_since_s
             if since is not None and now - since >= self.plan.grace_s:
-                self._close(setting_run, "lost", entry.reason if entry is not None else "it did not come back")
-        return setting_run.status != "running"
+                self._close(
+                    setting_run, SettingStatus.LOST, entry.reason if entry is not None else "it did not come back"
+                )
+        return setting_run.status is not SettingStatus.RUNNING
 
-    def _close(self, setting_run: SettingRun, status: Literal["finished", "lost", "failed"], reason: str) -> None:
+    def _close(self, setting_run: SettingRun, status: SettingStatus, reason: str) -> None:
         self._settle(setting_run, at_once=True)
         setting_run.status, setting_run.reason = status, reason
         setting_run.ready.clear()
         setting_run.leased.clear()
         self._dirty_settings[setting_run.label] = setting_run
-        if status == "lost":
+        if status is SettingStatus.LOST:
             entry = self.registry.agents.get(setting_run.device)
             seen_s = entry.last_seen_s if entry is not None else None
             self._events.lost(setting_run.device, reason, None if seen_s is None else self._clock() - seen_s)
-        elif status == "failed":
+        elif status is SettingStatus.FAILED:
             self.note(f"{setting_run.label} is given up: {reason}")
 
     def _expire_leases(self, now: float) -> None:
@@ -808,13 +817,13 @@ class Campaign:
                 reason = f"it takes tasks and heartbeats, but {MAX_UNANSWERED} tasks in a row got no answer"
                 self.registry.lose(agent, now, reason)
                 for lost in self._dispatcher.setting_runs_of(agent):
-                    if lost.status == "running":
-                        self._close(lost, "lost", reason)
+                    if lost.status is SettingStatus.RUNNING:
+                        self._close(lost, SettingStatus.LOST, reason)
 
     def _fail_used_up(self) -> None:
         """Tasks that were given out as often as any may be count as failed."""
         for task_id, (setting_run, task) in list(self._dispatcher.used_up.items()):
-            if setting_run.status == "running":
+            if setting_run.status is SettingStatus.RUNNING:
                 self._fail(setting_run, task, f"{task.record.attempt} attempts brought no result")
             self._dispatcher.used_up.pop(task_id, None)
 
@@ -837,7 +846,7 @@ class Campaign:
             self._pause_until_s[setting_run.device] = self._clock() + pause_s
             self.note(f"{setting_run.label} gives task {update.task.task_id} back: {update.detail or update.reason}")
         else:
-            self._close(setting_run, "failed", f"it refuses tasks ({update.reason}): {update.detail}")
+            self._close(setting_run, SettingStatus.FAILED, f"it refuses tasks ({update.reason}): {update.detail}")
 
     def _say(self, state: Literal["ready", "leaving"]) -> None:
         try:

@@ -1,23 +1,25 @@
-"""What the campaign says aloud: its happenings as the events that views and `--json` show."""
+"""Events of a live campaign, for views and `--json`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun, SettingTask
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.data_quality import Finding
-from fleetnas.coordinator.records.stored import Outcome
+from fleetnas.coordinator.records.setting_events import SettingEvents
+from fleetnas.coordinator.records.statuses import EndStatus, SettingStatus
+from fleetnas.coordinator.records.stored import Outcome, WinnerRecord
 from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.tuning.proposal import TargetState
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed
 
 
 class EventEmitter:
-    """Turns happenings of one run into events for `sink`."""
+    """Makes the events of one run and gives them to `sink`."""
 
     def __init__(self, run_id: str, wall_clock: Callable[[], float], sink: Callable[[events.Event], None]) -> None:
+        """`wall_clock` returns Unix seconds."""
         self._run_id, self._wall_clock, self._sink = run_id, wall_clock, sink
 
     def started(
@@ -31,176 +33,132 @@ class EventEmitter:
         budget: int,
         resumed: bool,
     ) -> None:
-        """The campaign begins with these device settings."""
-        self._say(
-            events.CampaignStarted,
-            supernet=supernet,
-            supernet_sha256=supernet_sha256,
-            strategy=strategy,
-            targets=targets,
-            devices=tuple(setting_run.label for setting_run in setting_runs),
-            budget=budget,
-            resumed=resumed,
+        """Emit `CampaignStarted` with these device settings."""
+        self._sink(
+            events.CampaignStarted(
+                at_s=self._wall_clock(),
+                run_id=self._run_id,
+                supernet=supernet,
+                supernet_sha256=supernet_sha256,
+                strategy=strategy,
+                targets=targets,
+                devices=tuple(setting_run.label for setting_run in setting_runs),
+                budget=budget,
+                resumed=resumed,
+            )
         )
 
     def finished(
         self,
         setting_runs: Sequence[SettingRun],
-        status: Literal["complete", "partial", "failed"],
+        status: EndStatus,
         *,
         totals: TargetTotals,
         elapsed_s: float,
         results: str | None,
     ) -> None:
-        """The campaign is over."""
-        self._say(
-            events.CampaignFinished,
-            status=status,
-            targets_met=totals.met,
-            targets=totals.asked,
-            devices_lost=tuple(setting_run.label for setting_run in setting_runs if setting_run.status == "lost"),
-            devices_failed=tuple(setting_run.label for setting_run in setting_runs if setting_run.status == "failed"),
-            devices_slowed=tuple(
-                setting_run.label for setting_run in setting_runs if setting_run.tally.quality.often_slowed
-            ),
-            elapsed_s=elapsed_s,
-            results=results,
+        """Emit `CampaignFinished`; `results` is the path of results.json."""
+        self._sink(
+            events.CampaignFinished(
+                at_s=self._wall_clock(),
+                run_id=self._run_id,
+                status=status,
+                targets_met=totals.met,
+                targets=totals.asked,
+                devices_lost=_labels(setting_runs, SettingStatus.LOST),
+                devices_failed=_labels(setting_runs, SettingStatus.FAILED),
+                devices_slowed=tuple(
+                    setting_run.label for setting_run in setting_runs if setting_run.tally.quality.often_slowed
+                ),
+                elapsed_s=elapsed_s,
+                results=results,
+            )
         )
 
     def joined(self, info: AgentInfo) -> None:
-        """An agent takes part."""
-        labels = tuple(setting.label for setting in info.settings)
-        self._say(events.DeviceJoined, device=info.agent, model=info.profile.model, settings=labels)
+        """Emit `DeviceJoined` for an agent that takes part."""
+        self._sink(
+            events.DeviceJoined(
+                at_s=self._wall_clock(),
+                run_id=self._run_id,
+                device=info.agent,
+                model=info.profile.model,
+                settings=tuple(setting.label for setting in info.settings),
+            )
+        )
 
     def lost(self, device: str, reason: str, silent_for_s: float | None) -> None:
-        """An agent is given up."""
-        last_seen_s = None if silent_for_s is None else self._wall_clock() - silent_for_s
-        self._say(events.DeviceLost, device=device, reason=reason, last_seen_s=last_seen_s)
+        """Emit `DeviceLost` for an agent that is given up."""
+        now_s = self._wall_clock()
+        last_seen_s = None if silent_for_s is None else now_s - silent_for_s
+        self._sink(
+            events.DeviceLost(at_s=now_s, run_id=self._run_id, device=device, reason=reason, last_seen_s=last_seen_s)
+        )
 
     def outcome(
         self, setting_run: SettingRun, task: SettingTask, outcome: Outcome, measurements: int, budget: int
     ) -> None:
-        """A measurement or a failure was stored."""
-        about = {
-            "task_id": task.record.task_id,
-            "architecture": task.record.architecture,
-            "fingerprint": task.record.architecture.fingerprint,
-        }
+        """Emit `MeasurementTaken` or `MeasurementFailed` for a stored outcome."""
+        now_s, of = self._wall_clock(), self._of(setting_run)
         if isinstance(outcome, Failed):
-            self._of(
-                setting_run,
-                events.MeasurementFailed,
-                **about,
-                reason=outcome.reason,
-                detail=outcome.detail,
-                failures=setting_run.failures,
-            )
-            return
-        self._of(
-            setting_run,
-            events.MeasurementTaken,
-            **about,
-            purpose=task.record.purpose,
-            predicted_ms=task.record.predicted_ms,
-            measured_ms=outcome.median_ms,
-            half_width_percent=outcome.half_width_percent,
-            quality=outcome.quality,
-            undisturbed_ms=outcome.undisturbed_ms,
-            slowdown=outcome.slowdown,
-            temperature_c=outcome.after.temperature_c,
-            measurements=measurements,
-            budget=budget,
-        )
+            self._sink(of.failed(now_s, task.record, outcome, setting_run.failures))
+        else:
+            self._sink(of.measured(now_s, task.record, outcome, measurements, budget))
 
     def found(self, setting_run: SettingRun, outcome: Outcome, findings: Sequence[Finding]) -> None:
-        """A measurement showed something about its device."""
+        """Emit `RegimeChanged` and `MeasurementsSlowed` where a measurement showed them."""
         if isinstance(outcome, Failed):
             return
-        quality = setting_run.tally.quality
-        if "regime_changed" in findings:
-            self._of(setting_run, events.RegimeChanged, since_s=outcome.regime_unix_s, slowdown=outcome.slowdown)
-        if "often_slowed" in findings:
-            self._of(
-                setting_run,
-                events.MeasurementsSlowed,
-                slowed=quality.slowed,
-                measured=quality.measured,
-                largest_slowdown=quality.largest_slowdown,
-            )
+        of, quality = self._of(setting_run), setting_run.tally.quality
+        for event in of.findings(self._wall_clock(), findings, outcome, quality):
+            self._sink(event)
 
     def learned(self, setting_run: SettingRun) -> None:
-        """The predictor's held-out error changed."""
-        measurements, mape_percent, spearman, held_out = setting_run.learning[-1]
-        self._of(
-            setting_run,
-            events.PredictorUpdated,
-            mape_percent=mape_percent,
-            spearman=spearman,
-            held_out=held_out,
-            measurements=measurements,
-        )
+        """Emit `PredictorUpdated` with the latest held-out error."""
+        self._sink(self._of(setting_run).learned(self._wall_clock(), setting_run.learning[-1]))
 
     def chosen(self, setting_run: SettingRun, state: TargetState) -> None:
-        """A target's best subnet is about to be verified."""
+        """Emit `TargetResolved` for a target whose best subnet is about to be verified."""
         assert state.architecture is not None
-        self._of(
-            setting_run,
-            events.TargetResolved,
-            target_ms=state.target_ms,
-            architecture=state.architecture,
-            fingerprint=state.architecture.fingerprint,
-            predicted_ms=state.predicted_ms,
-            measured_ms=state.measured_ms,
-            accuracy=state.accuracy,
-        )
-
-    def judged(self, setting_run: SettingRun, state: TargetState) -> None:
-        """A verification was made, or a target's fate is known."""
-        if state.status == "met":
-            assert state.architecture is not None
-            self._of(
-                setting_run,
-                events.WinnerVerified,
+        assert state.measured_ms is not None
+        self._sink(
+            events.TargetResolved(
+                at_s=self._wall_clock(),
+                run_id=self._run_id,
+                device=setting_run.device,
+                setting=setting_run.setting.label,
                 target_ms=state.target_ms,
                 architecture=state.architecture,
                 fingerprint=state.architecture.fingerprint,
                 predicted_ms=state.predicted_ms,
                 measured_ms=state.measured_ms,
-                verified_ms=state.verified_ms,
-                typical_ms=state.typical_ms,
-                accuracy=setting_run.accuracy_of(state.architecture)[0],
-                sha256=state.sha256,
-                note=state.note,
+                accuracy=state.accuracy,
             )
-        elif state.status == "infeasible":
-            self._of(
-                setting_run,
-                events.TargetInfeasible,
-                target_ms=state.target_ms,
-                fastest_ms=setting_run.search.fastest_ms,
-                reason=state.reason,
-            )
-        else:
-            self._of(
-                setting_run,
-                events.TargetMissed,
-                target_ms=state.target_ms,
-                verified_ms=state.verified_ms,
-                typical_ms=state.typical_ms,
-                final=state.status == "missed",
-                reason=state.reason,
-            )
+        )
+
+    def missed(self, setting_run: SettingRun, state: TargetState) -> None:
+        """Emit `TargetMissed` for a re-measurement beyond its target; the search may go on to another subnet."""
+        now_s, of = self._wall_clock(), self._of(setting_run)
+        self._sink(
+            of.missed(now_s, state.target_ms, state.verified_ms, state.typical_ms, reason=state.reason, final=False)
+        )
+
+    def decided(self, setting_run: SettingRun, winner: WinnerRecord) -> None:
+        """Emit `WinnerVerified`, `TargetMissed` or `TargetInfeasible` for a decided target."""
+        of = self._of(setting_run)
+        self._sink(of.decided(self._wall_clock(), winner, setting_run.search.fastest_ms))
 
     def store_unavailable(self, reason: str) -> None:
-        """Nothing can be written."""
-        self._say(events.StoreUnavailable, reason=reason)
+        """Emit `StoreUnavailable`."""
+        self._sink(events.StoreUnavailable(at_s=self._wall_clock(), run_id=self._run_id, reason=reason))
 
     def store_available(self, away_s: float) -> None:
-        """It can again."""
-        self._say(events.StoreAvailable, away_s=away_s)
+        """Emit `StoreAvailable`; `away_s` is for how long the store could not be written, in seconds."""
+        self._sink(events.StoreAvailable(at_s=self._wall_clock(), run_id=self._run_id, away_s=away_s))
 
-    def _of(self, setting_run: SettingRun, kind: type[events.Event], **fields: object) -> None:
-        self._say(kind, device=setting_run.device, setting=setting_run.setting.label, **fields)
+    def _of(self, setting_run: SettingRun) -> SettingEvents:
+        return SettingEvents(self._run_id, setting_run.device, setting_run.setting.label)
 
-    def _say(self, kind: type[events.Event], **fields: object) -> None:
-        self._sink(kind(at_s=self._wall_clock(), run_id=self._run_id, **fields))  # type: ignore[arg-type]
+
+def _labels(setting_runs: Sequence[SettingRun], status: SettingStatus) -> tuple[str, ...]:
+    return tuple(setting_run.label for setting_run in setting_runs if setting_run.status is status)

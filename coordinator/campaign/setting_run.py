@@ -11,24 +11,17 @@ from dataclasses import dataclass, field, replace
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.data_quality import Finding, QualityTally
+from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, Outcome, TaskRecord
-from fleetnas.coordinator.records.totals import DeviceStatus
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.errors import FleetnasError, MissingDependencyError, RuntimeUnavailableError
+from fleetnas.fleet_protocol.error_text import one_line
+from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
 from fleetnas.fleet_protocol.messages import AgentInfo, BlobReference, Failed, RuntimeSetting, TaskKey
 
 _log = logging.getLogger("fleetnas.coordinator")
-_REASON_CHARACTERS = 300
-
-
-def one_line(error: BaseException) -> str:
-    """An exception for people: a deliberate one's own text, of any other its kind too."""
-    text = " ".join(str(error).split())
-    shown = text if isinstance(error, FleetnasError) else f"{type(error).__name__}: {text}"
-    return plain(shown[:_REASON_CHARACTERS])
 
 
 @dataclass
@@ -70,7 +63,7 @@ class SettingRun:
     setting: RuntimeSetting
     info: AgentInfo
     search: DeviceTuner
-    status: DeviceStatus = "running"
+    status: SettingStatus = SettingStatus.RUNNING
     reason: str = ""
     ready: deque[SettingTask] = field(default_factory=deque)
     leased: dict[str, SettingTask] = field(default_factory=dict)
@@ -83,7 +76,7 @@ class SettingRun:
     announced: set[tuple[float, str]] = field(default_factory=set)
     settled: set[float] = field(default_factory=set)
     accuracies: dict[str, tuple[float, int]] = field(default_factory=dict)
-    learning: list[tuple[int, float, float | None, int]] = field(default_factory=list)
+    learning: list[PredictorPoint] = field(default_factory=list)
     #: The resolved targets, ms; empty before the store was told of them.
     targets_ms: tuple[float, ...] = ()
     failures: int = 0
@@ -120,7 +113,7 @@ class SettingRun:
     @property
     def learned_much(self) -> bool:
         """Twice as much was measured as when the predictor's error was noted last, and a round is over."""
-        noted = self.learning[-1][0] if self.learning else 1
+        noted = self.learning[-1].measurements if self.learning else 1
         return self.search.needs_planning and self.search.measurements >= 2 * noted
 
     def note_learning(self) -> bool:
@@ -129,11 +122,11 @@ class SettingRun:
         if (
             error.mape_percent is None
             or not math.isfinite(error.mape_percent)
-            or (self.learning and self.learning[-1][0] == error.held_out)
+            or (self.learning and self.learning[-1].measurements == error.held_out)
         ):
             return False
         rank = error.spearman if error.spearman is not None and math.isfinite(error.spearman) else None
-        self.learning.append((error.held_out, error.mape_percent, rank, error.held_out))
+        self.learning.append(PredictorPoint(error.held_out, PredictorError(error.mape_percent, rank, error.held_out)))
         return True
 
     def accuracy_of(self, architecture: Architecture | None) -> tuple[float | None, int | None]:
@@ -161,7 +154,7 @@ class SettingRun:
     def to_record(self) -> DeviceRecord:
         """What the store keeps."""
         # Resolved targets do not change, and reading them makes the search look for the best subnet of each.
-        if not self.targets_ms or self.status != "running":
+        if not self.targets_ms or self.status is not SettingStatus.RUNNING:
             self.targets_ms = tuple(state.target_ms for state in self.search.targets)
         return DeviceRecord(
             self.run_id,

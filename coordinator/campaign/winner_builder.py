@@ -65,7 +65,8 @@ class BundleWinnerBuilder:
         self, bundle: SupernetBundle, calibration_images: ImageSource | None, evaluation_images: ImageSource | None
     ) -> None:
         """Without calibration images a winner keeps the supernet's statistics; without evaluation images it has no
-        evaluated accuracy."""
+        evaluated accuracy.
+        """
         self._bundle = bundle
         self._calibration_images = calibration_images
         self._evaluation_images = evaluation_images

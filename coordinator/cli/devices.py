@@ -78,7 +78,7 @@ def devices(
         return
     if store is not None:
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
-    from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver, listen
+    from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
     from fleetnas.fleet_protocol.topics import Topics
     from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
@@ -92,7 +92,7 @@ def devices(
     transport = MqttTransport(address, f"devices-{secrets.token_hex(4)}")
     fleet_observer = FleetObserver(Topics(found_at.fleet))
     try:
-        listen(transport, fleet_observer, wait, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
+        fleet_observer.listen(transport, wait, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
     finally:
         transport.close()
     found = _rows(fleet_observer, enrolled, time.monotonic())
@@ -161,7 +161,7 @@ def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s:
         elif enrolled is not None and enrolled[name]:
             whys.append(enrolled[name])
         if entry is not None:
-            whys.append(fleet_observer.why(entry, version))
+            whys.append(fleet_observer.explain(entry, version))
         elif name in fleet_observer.refused:
             whys.append(
                 f"none of its messages can be read ({fleet_observer.refused[name]}): "

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.progress import image_progress
 from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file, write_atomically
 
@@ -83,7 +84,7 @@ def evaluate(
             chosen = Architecture.model_validate(fields.get("architecture", fields))
         except (OSError, ValueError, AttributeError) as error:
             raise UsageError(
-                f"architecture {architecture[:80]!r} cannot be read ({_first_fault(error)}); give JSON with the "
+                f"architecture {architecture[:80]!r} cannot be read ({_fault(error)}); give JSON with the "
                 "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
             ) from None
     if images is None and opened.manifest.dataset != "digits":
@@ -125,10 +126,9 @@ def evaluate(
         write_atomically(output, file)
 
 
-def _first_fault(error: OSError | ValueError | AttributeError) -> str:
+def _fault(error: OSError | ValueError | AttributeError) -> str:
     if isinstance(error, ValidationError):
-        fault = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
+        return first_fault(error)
     return "it is no JSON, and no such file exists" if isinstance(error, json.JSONDecodeError) else str(error)
 
 

@@ -23,8 +23,8 @@ def register(app: typer.Typer) -> None:
 
 def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """Every run in the store, oldest first."""
-    from fleetnas.coordinator.campaign.standing import stored_totals
     from fleetnas.coordinator.records.targets import TargetRequest
+    from fleetnas.coordinator.report.stored_outcome import stored_totals
 
     opened = options.open_to_read(store)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -62,8 +62,8 @@ def results(
 ) -> None:
     """What a run brought, ended or not."""
     from fleetnas.coordinator.app.assembly import stored_models, write_artifacts
-    from fleetnas.coordinator.campaign.standing import outcome_of
     from fleetnas.coordinator.records.plan import settings_of
+    from fleetnas.coordinator.report.stored_outcome import outcome_of
     from fleetnas.coordinator.view.summary import print_summary
     from fleetnas.supernet_export.output_files import check_folder
 

@@ -12,29 +12,36 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from fleetnas.coordinator.app.assembly import Ending, SearchRequest, open_search
+from fleetnas.coordinator.app.assembly import SearchRequest, open_search
 from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
-from fleetnas.coordinator.campaign.standing import outcome_of
 from fleetnas.coordinator.cli import bounds as bounding
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.progress import image_progress
 from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.database import shown_location
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.target_solver import checked_strategy
 from fleetnas.coordinator.view.summary import print_summary
 from fleetnas.coordinator.view.view import make_view
+from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import ResultsError, UsageError
 from fleetnas.fleet_protocol.messages import Condition
 from fleetnas.fleet_protocol.mirrors import check_mirror
 from fleetnas.supernet_export.output_files import check_folder
 
 _DEFAULT_OUT = Path("fleetnas-out")
-_EXIT_CODES: dict[Ending, int] = {"complete": 0, "partial": 1, "failed": 1, "interrupted": 130}
+_EXIT_CODES = {
+    RunStatus.COMPLETE: 0,
+    RunStatus.PARTIAL: 1,
+    RunStatus.FAILED: 1,
+    RunStatus.INTERRUPTED: 130,
+}
 
 
 _BOUNDS = ("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size")
@@ -285,7 +292,7 @@ def search(
             strategy=checked_strategy(strategy),
             bounds=bounds,
             budget=budget,
-            spread=min(10, budget),
+            initial_design=min(10, budget),
             seed=seed,
             prior=_checked_prior(prior),
             prior_without=_names(prior_without, "--prior-without"),
@@ -427,17 +434,17 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
         running.close()
     if not as_json:
         print_summary(console, outcome)
-        if running.settings.out is not None and ending != "interrupted":
+        if running.settings.out is not None and ending is not RunStatus.INTERRUPTED:
             console.print(f"results and model files: {running.settings.out}", markup=False, highlight=False)
-        lost = any(device.status != "finished" for device in outcome.devices)
-        if ending == "interrupted" or lost:
+        lost = any(device.status is not SettingStatus.FINISHED for device in outcome.devices)
+        if ending is RunStatus.INTERRUPTED or lost:
             console.print(_what_next(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
     return _EXIT_CODES[ending]
 
 
-def _what_next(ending: Ending, run_id: str, request: SearchRequest) -> str:
+def _what_next(ending: RunStatus, run_id: str, request: SearchRequest) -> str:
     resume = _resume_command(run_id, request)
-    if ending == "interrupted":
+    if ending is RunStatus.INTERRUPTED:
         return f"interrupted; everything measured is stored. Go on with: {resume}"
     return f"not every device finished. Once those that did not can measure again, go on with: {resume}"
 
@@ -459,8 +466,5 @@ def _planned(**fields: object) -> CampaignPlan:
     try:
         return CampaignPlan.model_validate(fields)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise UsageError(
-            f"{where} {fault['input']!r} cannot be used: {fault['msg']}; give another value to its option"
-        ) from None
+        fault = first_fault(error, with_value=True)
+        raise UsageError(f"no search can be planned with {fault}; give another value to its option") from None

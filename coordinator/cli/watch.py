@@ -45,6 +45,7 @@ def watch(
     met, else 1.
     """
     from fleetnas.coordinator.monitoring.feed import follow
+    from fleetnas.coordinator.records.statuses import RunStatus
     from fleetnas.coordinator.view.view import make_view
     from fleetnas.fleet_protocol.errors import UsageError
 
@@ -82,9 +83,9 @@ def watch(
     finally:
         view.close()
         feed.close()
-    if end == "interrupted":
+    if end is RunStatus.INTERRUPTED:
         complaints.print(f"run {feed.run_id} was interrupted; `fleetnas search --resume {feed.run_id}` goes on with it")
-    raise typer.Exit(0 if end == "complete" else 1)
+    raise typer.Exit(0 if end is RunStatus.COMPLETE else 1)
 
 
 def _from_store(store: str | None, run: str | None) -> Feed:

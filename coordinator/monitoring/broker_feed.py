@@ -1,4 +1,4 @@
-"""A run as its coordinator tells it over the broker: for a machine that has nothing but a login there."""
+"""Feed of a run from what its coordinator publishes on the broker."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from fleetnas.coordinator.monitoring.feed import End, FeedUpdate
+from fleetnas.coordinator.monitoring.feed import FeedUpdate
 from fleetnas.coordinator.monitoring.publisher import SILENT_AFTER_S, device_from_json
 from fleetnas.coordinator.records.events import Event, event_from_fields
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
+from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleetnas.fleet_protocol.topics import RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Received, Transport
 from fleetnas.fleet_protocol.updates import RunEvents, RunPage, RunSummary
 
-#: Summaries that are remembered while a run is chosen.
+#: Summaries that are kept while a run is chosen.
 _MOST_RUNS = 1000
 
 
 def runs_at_work(
     transport: Transport, topics: Topics, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> list[RunSummary]:
-    """The runs that the broker has a summary of, the newest first; listens for `seconds`.
+    """Listen for `seconds`; returns the runs that have a summary on the broker, the newest first.
 
-    Those whose coordinators say something meanwhile come before those that killed ones may have left.
+    Runs whose coordinators publish meanwhile come before those that a killed coordinator may have left.
     """
     transport.subscribe(topics.runs)
     found: dict[str, RunSummary] = {}
@@ -51,7 +52,7 @@ def runs_at_work(
 
 
 def choose_run(found: list[RunSummary], wanted: str | None, fleet: str) -> str:
-    """The run that is wanted, or the newest; `UsageError` lists those that there are."""
+    """Return the id of the wanted run, or of the newest; `UsageError` lists the known ones where it is missing."""
     if wanted is None and found:
         return found[0].run_id
     if any(summary.run_id == wanted for summary in found):
@@ -67,7 +68,7 @@ def choose_run(found: list[RunSummary], wanted: str | None, fleet: str) -> str:
 
 
 class BrokerFeed:
-    """Listens to one run; a `Feed`."""
+    """Receives what is published about one run; a `Feed`."""
 
     def __init__(
         self, transport: Transport, topics: Topics, run_id: str, clock: Callable[[], float] = time.monotonic
@@ -77,16 +78,16 @@ class BrokerFeed:
         self._clock = clock
         self._summary: RunSummary | None = None
         self._pages: dict[int, tuple[DeviceSnapshot, ...]] = {}
-        self._heard_s = clock()
+        self._received_s = clock()
         self._expected: int | None = None
         self._connected = True
         transport.subscribe(topics.run(run_id))
 
     def poll(self, timeout_s: float) -> FeedUpdate:
-        """What came within `timeout_s`; `TransportError` where the broker refuses this login."""
+        """Return what arrives within `timeout_s` seconds; `TransportError` where the broker refuses this login."""
         events: list[Event] = []
         missed = 0
-        end: End | None = None
+        end: RunStatus | None = None
         until = self._clock() + timeout_s
         while (left_s := until - self._clock()) > 0 and end is None:
             event = self._transport.poll(left_s)
@@ -105,27 +106,28 @@ class BrokerFeed:
         return FeedUpdate(tuple(events), self._snapshot(), missed, end)
 
     def close(self) -> None:
-        """Leave the broker."""
+        """Close the connection to the broker."""
         self._transport.close()
 
-    def _take(self, message: Received) -> tuple[list[Event], int, End | None]:
+    def _take(self, message: Received) -> tuple[list[Event], int, RunStatus | None]:
         address = self._topics.parse(message.topic)
         if not isinstance(address, RunUpdate) or address.run != self.run_id:
             return [], 0, None
         if not message.retained:
-            self._heard_s = self._clock()
+            self._received_s = self._clock()
         if address.part == "summary":
             self._summary = decode(RunSummary, message.payload)
-            return [], 0, None if self._summary.state == "running" else self._summary.state
+            return [], 0, None if self._summary.state is RunStatus.RUNNING else self._summary.state
         if address.page is not None:
             page = decode(RunPage, message.payload)
             self._pages[address.page] = tuple(device_from_json(fields) for fields in page.devices)
             return [], 0, None
-        told = decode(RunEvents, message.payload)
+        published = decode(RunEvents, message.payload)
         # A coordinator that was started again numbers from the beginning.
-        lost = 0 if self._expected is None or told.first < self._expected else told.first - self._expected
-        self._expected = told.first + len(told.events)
-        return [event_from_fields(fields) for fields in told.events], lost, None
+        restarted = self._expected is None or published.first < self._expected
+        lost = 0 if restarted or self._expected is None else published.first - self._expected
+        self._expected = published.first + len(published.events)
+        return [event_from_fields(fields) for fields in published.events], lost, None
 
     def _snapshot(self) -> Snapshot | None:
         summary = self._summary
@@ -137,12 +139,12 @@ class BrokerFeed:
             if page < summary.pages
             for device in self._pages[page]
         }
-        silent_s = self._clock() - self._heard_s
+        silent_s = self._clock() - self._received_s
         phase = summary.phase
-        if summary.state == "running" and not self._connected:
+        if summary.state is RunStatus.RUNNING and not self._connected:
             phase = "not connected to the broker; trying again"
-        elif summary.state == "running" and silent_s > SILENT_AFTER_S:
-            phase = "no word from its coordinator; this is how it stood"
+        elif summary.state is RunStatus.RUNNING and silent_s > SILENT_AFTER_S:
+            phase = "no word from its coordinator; this is its last state"
         return Snapshot(
             run_id=self.run_id,
             supernet=summary.supernet,

@@ -1,52 +1,51 @@
-"""Where `fleetnas watch` gets a run from, and how it shows it: replayed into the views of the search itself."""
+"""Feeds of one run for `fleetnas watch`, shown with the views of the search itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.view.view import View
-
-End = Literal["complete", "partial", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
 class FeedUpdate:
-    """What a feed brought since it was asked last."""
+    """Everything that a feed received since its last poll."""
 
     events: tuple[Event, ...] = ()
     snapshot: Snapshot | None = None
     """The present state; None where nothing is known yet."""
     missed: int = 0
-    """Events that were not heard."""
-    end: End | None = None
-    """How the run ended."""
+    """Number of events that did not arrive."""
+    end: RunStatus | None = None
+    """The status of the run once it has ended; None before."""
 
 
 class Feed(Protocol):
-    """Tells of one run."""
+    """Source of the events and snapshots of one run."""
 
     run_id: str
 
     def poll(self, timeout_s: float) -> FeedUpdate:
-        """What is new, waiting up to `timeout_s` for it."""
+        """Return what is new, after waiting up to `timeout_s` seconds for it."""
 
     def close(self) -> None:
-        """Let go of where it comes from."""
+        """Close the connection to the source."""
 
 
-def follow(feed: Feed, view: View, on_missed: Callable[[int], None], poll_s: float = 0.25) -> End:
-    """Show a run until it ends; returns how."""
+def follow(feed: Feed, view: View, on_missed: Callable[[int], None], poll_s: float = 0.25) -> RunStatus:
+    """Show a run until it ends; returns its status then. `on_missed` is given the number of events that were lost."""
     while True:
-        news = feed.poll(poll_s)
-        for event in news.events:
+        update = feed.poll(poll_s)
+        for event in update.events:
             view.event(event)
-        if news.missed:
-            on_missed(news.missed)
-        if news.snapshot is not None:
-            view.update(news.snapshot)
-        if news.end is not None:
-            return news.end
+        if update.missed:
+            on_missed(update.missed)
+        if update.snapshot is not None:
+            view.update(update.snapshot)
+        if update.end is not None:
+            return update.end

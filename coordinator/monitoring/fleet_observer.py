@@ -1,4 +1,4 @@
-"""Listening to a fleet without working with it: who is there, and what coordinators say of it."""
+"""Observes a fleet without working with it: its agents, and what coordinators publish about them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, device_from_json
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot
 from fleetnas.fleet_protocol.codec import decode
+from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
 from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Heartbeat
 from fleetnas.fleet_protocol.topics import AgentUp, CoordinatorAnnouncement, RunUpdate, Topics
@@ -18,29 +19,60 @@ from fleetnas.fleet_protocol.transports.base import Disconnected, Received, Tran
 from fleetnas.fleet_protocol.updates import RunPage, RunSummary
 
 _POLL_S = 0.1
-#: Names whose messages were refused that are remembered: who invents names must not fill the memory.
+#: Agents whose refused messages are remembered, so that invented names cannot fill the memory.
 _MOST_REFUSED = 10_000
 
 
 @dataclass
 class FleetObserver:
-    """What was heard of one fleet."""
+    """Agents, coordinator and runs of one fleet, from their messages."""
 
     topics: Topics
     registry: FleetRegistry = field(default_factory=FleetRegistry)
     coordinator: CoordinatorState | None = None
     runs: dict[str, RunSummary] = field(default_factory=dict)
-    #: When what is retained of each was heard; infinity once its coordinator said something. Killed ones do not.
+    #: Time of arrival of the retained summary of each run; infinity once its coordinator published a new one.
     silent_since_s: dict[str, float] = field(default_factory=dict)
-    #: When listening ended.
+    #: Time at which listening ended.
     until_s: float = float("-inf")
     #: Device settings by run and page.
     pages: dict[tuple[str, int], tuple[DeviceSnapshot, ...]] = field(default_factory=dict)
-    #: Why messages of an agent were refused, by its name.
+    #: Reason why messages of an agent were refused, by its name.
     refused: dict[str, str] = field(default_factory=dict)
 
+    def listen(
+        self,
+        transport: Transport,
+        seconds: float,
+        clock: Callable[[], float],
+        *,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take the messages of a fleet for `seconds`, which begin anew with every retained message.
+
+        The retained messages of a large fleet, or of a busy broker, take long to arrive. `on_start` is called once the
+        transport is started.
+
+        `TransportError` where the broker refuses this login.
+        """
+        for channel in ("state", "info", "heartbeat"):
+            transport.subscribe(self.topics.every_agent(channel))
+        transport.subscribe(self.topics.coordinator)
+        transport.subscribe(self.topics.run("+"))
+        transport.start()
+        on_start()
+        end = self.until_s = clock() + seconds
+        while clock() < end:
+            event = transport.poll(_POLL_S)
+            if isinstance(event, Disconnected) and event.fatal:
+                raise TransportError(f"the broker refuses this login: {event.reason}; check it and its access rules")
+            if isinstance(event, Received) and event.payload:
+                self.take(event, clock())
+                if event.retained:
+                    end = clock() + seconds
+
     def take(self, message: Received, now_s: float) -> None:
-        """One message; what breaks the contract is remembered with its agent and changes nothing else."""
+        """Take one message; one that breaks the contract is remembered with its agent and changes nothing else."""
         agent = None
         try:
             address = self.topics.parse(message.topic)
@@ -50,13 +82,15 @@ class FleetObserver:
             elif isinstance(address, CoordinatorAnnouncement):
                 self.coordinator = decode(CoordinatorState, message.payload)
             elif isinstance(address, RunUpdate):
-                self._take_news(address, message, now_s)
+                self._take_run_update(address, message, now_s)
         except (ProtocolError, ValidationError) as error:
             if agent is not None and len(self.refused) < _MOST_REFUSED:
-                self.refused.setdefault(agent, str(error).splitlines()[0])
+                self.refused.setdefault(
+                    agent, first_fault(error) if isinstance(error, ValidationError) else one_line(error)
+                )
 
     def settings_of(self, agent: str) -> list[tuple[RunSummary, DeviceSnapshot]]:
-        """What the runs at work say of an agent's settings, the newest run first."""
+        """Return the settings of an agent in the runs at work, the newest run first."""
         runs = sorted(self.runs.values(), key=lambda summary: summary.started_unix_s, reverse=True)
         return [
             (summary, device)
@@ -66,8 +100,8 @@ class FleetObserver:
             if device.device == agent
         ]
 
-    def why(self, entry: AgentEntry, our_version: str) -> str:
-        """Why an agent is idle, or what it is doing; and what should be done about it."""
+    def explain(self, entry: AgentEntry, our_version: str) -> str:
+        """Explain why an agent is idle, or describe its work, with the action that helps."""
         reasons = [self._work(entry)]
         theirs = entry.info.versions.get("fleetnas") if entry.info is not None else None
         if theirs is not None and theirs != our_version:
@@ -82,9 +116,9 @@ class FleetObserver:
     def _work(self, entry: AgentEntry) -> str:
         if not entry.usable or entry.resting:
             return entry.idle_reason()
-        told = self.settings_of(entry.name)
-        if told:
-            return "; ".join(self._standing(summary, device) for summary, device in told)
+        settings = self.settings_of(entry.name)
+        if settings:
+            return "; ".join(self._described(summary, device) for summary, device in settings)
         if entry.running is not None or entry.liveness == "busy" or entry.outbox:
             return entry.idle_reason()
         at_work = sorted(run for run in self.runs if not self._is_left(run))
@@ -108,7 +142,7 @@ class FleetObserver:
         elif address.channel == "heartbeat":
             self.registry.on_heartbeat(address.agent, decode(Heartbeat, message.payload), now_s)
 
-    def _take_news(self, address: RunUpdate, message: Received, now_s: float) -> None:
+    def _take_run_update(self, address: RunUpdate, message: Received, now_s: float) -> None:
         if address.part == "summary" and not message.payload:  # it has ended
             self.runs.pop(address.run, None)
         elif address.part == "summary":
@@ -122,46 +156,18 @@ class FleetObserver:
             self.pages[address.run, address.page] = tuple(device_from_json(fields) for fields in page.devices)
 
     def _is_left(self, run: str) -> bool:
-        """Whether a coordinator that is at work would have been heard of."""
+        """Tell whether a coordinator at work would have published a new summary by now."""
         return self.until_s - self.silent_since_s.get(run, float("inf")) > SUMMARY_EVERY_S
 
-    def _standing(self, summary: RunSummary, device: DeviceSnapshot) -> str:
+    def _described(self, summary: RunSummary, device: DeviceSnapshot) -> str:
         left = ", as its coordinator said before it fell silent" if self._is_left(summary.run_id) else ""
-        return _standing(summary, device) + left
+        return _described(summary, device) + left
 
 
-def _standing(summary: RunSummary, device: DeviceSnapshot) -> str:
-    """One device setting in a run, in a few words."""
+def _described(summary: RunSummary, device: DeviceSnapshot) -> str:
+    """Describe one device setting in a run, in a few words."""
     detail = f": {device.state_detail}" if device.state_detail else ""
     done = "" if device.ended else f", {device.measurements} of {device.budget} measured"
     left_alone = f", {device.quarantined} subnets left alone after failing twice" if device.quarantined else ""
     failures = f", {device.failures} failures" if device.failures else ""
     return f"{summary.run_id} {device.setting_label} {device.state}{detail}{done}{failures}{left_alone}"
-
-
-def listen(
-    transport: Transport,
-    fleet_observer: FleetObserver,
-    seconds: float,
-    clock: Callable[[], float],
-    *,
-    on_start: Callable[[], None] = lambda: None,
-) -> None:
-    """Hear a fleet for `seconds`, which begin anew with every retained message: those of a large fleet, or of a busy
-    broker, take their time. `TransportError` where the broker refuses this login."""
-    topics = fleet_observer.topics
-    for channel in ("state", "info", "heartbeat"):
-        transport.subscribe(topics.every_agent(channel))
-    transport.subscribe(topics.coordinator)
-    transport.subscribe(topics.run("+"))
-    transport.start()
-    on_start()
-    end = fleet_observer.until_s = clock() + seconds
-    while clock() < end:
-        event = transport.poll(_POLL_S)
-        if isinstance(event, Disconnected) and event.fatal:
-            raise TransportError(f"the broker refuses this login: {event.reason}; check it and its access rules")
-        if isinstance(event, Received) and event.payload:
-            fleet_observer.take(event, clock())
-            if event.retained:
-                end = clock() + seconds

@@ -1,15 +1,16 @@
-"""A search as Prometheus metrics on a port of the coordinator; `docs/watching.md` lists them.
+"""Prometheus metrics of a search on a port of the coordinator; `docs/watching.md` lists them.
 
-Counters begin at zero with the coordinator, as Prometheus expects; gauges say how things stand.
+Counters begin at zero with the coordinator, as Prometheus expects; gauges show the present state.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter as Tally
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 from wsgiref.simple_server import WSGIServer
 
+from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.fleet.blob_server import BlobServer
 from fleetnas.coordinator.records.events import Event, MeasurementFailed, MeasurementTaken
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot
@@ -18,9 +19,6 @@ from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 from fleetnas.fleet_protocol.transports.base import check_host, host_and_port
 
-if TYPE_CHECKING:
-    from fleetnas.coordinator.campaign.campaign import Campaign
-
 #: From a commit into the page cache to a disk that is busy.
 _STORE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SETTING = ("device", "setting")
@@ -28,7 +26,7 @@ _STOP_S = 5.0
 
 
 class Metrics:
-    """Counts what happens, and tells how things stand whenever somebody asks over HTTP; a `View`."""
+    """Counts events and serves the present state over HTTP for Prometheus; a `View`."""
 
     def __init__(self, address: str, port: int) -> None:
         """Listen at once; port 0 takes a free one. `UsageError` where the port cannot be had."""
@@ -87,24 +85,24 @@ class Metrics:
         try:
             self._server, self._thread = start_http_server(port, address, registry)
         except (OSError, OverflowError) as error:
+            where = host_and_port(address, port)
             raise UsageError(
-                f"metrics cannot be served on {host_and_port(address, port)}: {error}; give another --metrics-port or "
-                "--metrics-address"
+                f"metrics cannot be served on {where}: {error}; give another --metrics-port or --metrics-address"
             ) from error
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port on which it listens."""
         return int(self._server.server_port)
 
     def attach(self, campaign: Campaign, blobs: BlobServer, store: MeasurementStore) -> None:
-        """What is to be looked at, on the campaign's own thread."""
+        """Read these at every update; both run on the campaign's thread."""
         self._campaign, self._blobs = campaign, blobs
         self._run.labels(campaign.identity.run_id, campaign.identity.supernet).set(1)
-        store.on_write(self._store_s.observe)
+        store.observe_writes(self._store_s.observe)
 
     def event(self, event: Event) -> None:
-        """Count it."""
+        """Count a measurement or a failure."""
         if isinstance(event, MeasurementTaken):
             self._results.inc()
             self._measurements.labels(event.device, event.setting, event.quality).inc()
@@ -113,7 +111,7 @@ class Metrics:
             self._failures.labels(event.device, event.setting, event.reason).inc()
 
     def update(self, snapshot: Snapshot) -> None:
-        """Take how things stand now."""
+        """Set the gauges to a snapshot."""
         states = Tally(device.state for device in snapshot.devices)
         for state in get_args(DeviceState):
             self._settings.labels(state).set(states[state])
@@ -131,7 +129,7 @@ class Metrics:
 
     def _take_setting(self, device: DeviceSnapshot) -> None:
         labels = (device.device, device.setting_label)
-        if device.predictor_error is not None and device.predictor_error.tells:
+        if device.predictor_error is not None and device.predictor_error.is_reliable:
             self._error.labels(*labels).set(device.predictor_error.mape_percent / 100)
         if device.quality.largest_slowdown is not None:
             self._slowdown.labels(*labels).set(device.quality.largest_slowdown)

@@ -1,6 +1,7 @@
-"""A view that shows nothing: it tells the broker what the other views show, for `fleetnas watch` on other machines.
+"""Publishes snapshots and events of a run on the broker, for `fleetnas watch` on other machines.
 
-What it sends does not grow with the fleet: a page of device settings at a time, and so many events a second.
+The rate of messages does not grow with the fleet: one page of device settings at a time, and a bounded number of events
+a second.
 """
 
 from __future__ import annotations
@@ -8,25 +9,26 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter
 
 from fleetnas.coordinator.records.events import CampaignFinished, Event
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
+from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.fleet_protocol.codec import MAX_JSON_BYTES, decode, encode
 from fleetnas.fleet_protocol.errors import TransportError
 from fleetnas.fleet_protocol.topics import MAX_PAGES, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Transport
 from fleetnas.fleet_protocol.updates import MAX_EVENTS, RunEvents, RunPage, RunSummary
 
-#: Between two summaries: who watches takes silence of several of them for a coordinator that is gone.
+#: Seconds between two summaries; a feed that misses several takes the coordinator for gone.
 SUMMARY_EVERY_S = 2.0
-#: Silence after which a coordinator counts as gone: its broker keeps what it said last.
+#: Seconds of silence after which a coordinator counts as gone; its broker keeps its last messages.
 SILENT_AFTER_S = 6 * SUMMARY_EVERY_S
-#: Runs of others that are remembered: who invents runs must not fill the memory.
+#: Runs of other coordinators that are remembered, so that invented ones cannot fill the memory.
 _MOST_RUNS = 1000
-#: Between two pages, and until the first page's turn comes again.
+#: Seconds between two pages, and for one round of all pages, at least.
 _PAGE_EVERY_S, _ROUND_S = 0.25, 1.0
 #: Device settings on a page; fewer where they have many targets. A page stays far below the largest message.
 _MOST_ON_PAGE, _PAGE_BYTES, _DEVICE_BYTES, _TARGET_BYTES = 16, 40_000, 1_000, 550
@@ -37,7 +39,7 @@ _DEVICE: TypeAdapter[DeviceSnapshot] = TypeAdapter(DeviceSnapshot)
 
 
 def device_to_json(device: DeviceSnapshot) -> dict[str, Any]:
-    """One device setting as a page holds it; long texts are cut."""
+    """Return a device setting as a page holds it; long texts are cut."""
     fields: dict[str, Any] = _DEVICE.dump_python(device, mode="json", exclude_defaults=True)
     fields["state"] = device.state
     _cut(fields, "state_detail", "targets_note")
@@ -53,7 +55,7 @@ def _cut(fields: dict[str, Any], *names: str) -> None:
 
 
 def device_from_json(fields: dict[str, Any]) -> DeviceSnapshot:
-    """What `device_to_json` wrote. Raises `pydantic.ValidationError` when it is none."""
+    """Read a device setting that `device_to_json` wrote; `pydantic.ValidationError` where it is none."""
     return _DEVICE.validate_python(fields)
 
 
@@ -67,13 +69,13 @@ class Publisher:
         self._transport, self._topics, self._run_id = transport, topics, run_id
         self._clock = clock
         self._latest: Snapshot | None = None
-        self._state: Literal["running", "complete", "partial", "failed", "interrupted"] = "interrupted"
+        self._state = RunStatus.INTERRUPTED
         self._summary: RunSummary | None = None
         self._summary_at_s = self._page_at_s = float("-inf")
         self._pages: dict[int, bytes] = {}
         #: Pages that this run may have on the broker, those of an earlier start included.
         self._page_count = 0
-        #: What is retained of other runs and was not renewed since: when it was heard, and its pages.
+        #: Summaries of other runs that are retained and were not renewed since: time of arrival, and number of pages.
         self._left: dict[str, tuple[float, int]] = {}
         self._turn = 0
         self._events: deque[Event] = deque()
@@ -82,28 +84,28 @@ class Publisher:
         transport.subscribe(topics.runs)
 
     def on_connected(self) -> None:
-        """Tell everything anew: a broker that was started again has forgotten it."""
+        """Publish everything again: a restarted broker has lost what it retained."""
         self._summary = None
         self._pages.clear()
 
-    def on_run_update(self, news: RunUpdate, payload: bytes, retained: bool) -> None:
-        """Hear the summary of a run. Only those that are retained and never renewed were left by a killed coordinator.
+    def on_run_update(self, address: RunUpdate, payload: bytes, retained: bool) -> None:
+        """Take the summary of a run; one that is retained and never renewed was left by a killed coordinator.
 
         `ProtocolError` where it is no summary.
         """
-        if news.part != "summary":
+        if address.part != "summary":
             return
         if not payload or not retained:
-            self._left.pop(news.run, None)
+            self._left.pop(address.run, None)
             return
         pages = min(decode(RunSummary, payload).pages, MAX_PAGES)
-        if news.run == self._run_id:
+        if address.run == self._run_id:
             self._page_count = max(self._page_count, pages)
         elif len(self._left) < _MOST_RUNS:
-            self._left[news.run] = (self._clock(), pages)
+            self._left[address.run] = (self._clock(), pages)
 
     def update(self, snapshot: Snapshot) -> None:
-        """Publish what is due: an event message, a summary, a page that has changed."""
+        """Publish waiting events, a summary where one is due, and one page where it has changed."""
         self._latest = snapshot
         now = self._clock()
         self._clear_left(now)
@@ -113,14 +115,14 @@ class Publisher:
         changed = self._summary is None or (snapshot.phase, pages) != (self._summary.phase, self._summary.pages)
         if changed or now - self._summary_at_s >= SUMMARY_EVERY_S:
             self._summary_at_s = now
-            self._say_summary(snapshot, "running", pages)
+            self._publish_summary(snapshot, RunStatus.RUNNING, pages)
         if pages and now - self._page_at_s >= max(_PAGE_EVERY_S, _ROUND_S / pages):
             self._page_at_s = now
             self._turn = (self._turn + 1) % pages
             self._send_page(snapshot, self._turn, count)
 
     def event(self, event: Event) -> None:
-        """Keep it for the next message; of more than one message holds, the oldest are left out."""
+        """Keep an event for the next message; where one message cannot hold all, the oldest are dropped."""
         if isinstance(event, CampaignFinished):
             self._state = event.status
         self._events.append(event)
@@ -129,7 +131,7 @@ class Publisher:
             self._number += 1
 
     def close(self) -> None:
-        """Say how the run ended, then leave nothing of it on the broker."""
+        """Publish the end of the run, then clear what the broker retains of it."""
         if self._closed:
             return
         self._closed = True
@@ -140,12 +142,12 @@ class Publisher:
                     self._send_page(self._latest, page, count)
         self._send_events()
         if self._latest is not None:
-            self._say_summary(self._latest, self._state, len(self._pages))
+            self._publish_summary(self._latest, self._state, len(self._pages))
         self._clear(self._run_id, self._page_count)
 
     def _clear_left(self, now: float) -> None:
-        for run, (heard_s, pages) in list(self._left.items()):
-            if now - heard_s >= SILENT_AFTER_S:
+        for run, (received_s, pages) in list(self._left.items()):
+            if now - received_s >= SILENT_AFTER_S:
                 del self._left[run]
                 self._clear(run, pages)
 
@@ -154,12 +156,7 @@ class Publisher:
             self._publish(self._topics.run_page(run, page), b"", retain=True, qos=1)
         self._publish(self._topics.run_summary(run), b"", retain=True, qos=1)
 
-    def _say_summary(
-        self,
-        snapshot: Snapshot,
-        state: Literal["running", "complete", "partial", "failed", "interrupted"],
-        pages: int,
-    ) -> None:
+    def _publish_summary(self, snapshot: Snapshot, state: RunStatus, pages: int) -> None:
         self._summary = RunSummary(
             run_id=self._run_id,
             state=state,
@@ -171,7 +168,7 @@ class Publisher:
             pages=pages,
             log=tuple(line[:_TEXT] for line in snapshot.log[-20:]),
         )
-        qos = 0 if state == "running" else 1
+        qos = 0 if state is RunStatus.RUNNING else 1
         self._publish(self._topics.run_summary(self._run_id), encode(self._summary), retain=True, qos=qos)
 
     def _send_page(self, snapshot: Snapshot, page: int, count: int) -> None:
@@ -204,7 +201,7 @@ class Publisher:
             )
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool, qos: int) -> None:
-        with contextlib.suppress(TransportError):  # The campaign comes first; who watches sees the next one.
+        with contextlib.suppress(TransportError):  # The campaign comes first; a feed sees the next message.
             self._transport.publish(topic, payload, qos=qos, retain=retain)
 
 

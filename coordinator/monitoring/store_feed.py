@@ -1,4 +1,4 @@
-"""A run as the store has it: for whoever can reach the store, while the run is at work and after it has ended."""
+"""Feed of a run from its store, while the run is at work and after it has ended."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from fleetnas.coordinator.monitoring.stored_setting import StoredSetting
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.plan import settings_of
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
-from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord
+from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, end_status
+from fleetnas.coordinator.records.stored import DeviceRecord, WinnerRecord
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import StoreUnavailableError
 
 _LOG_LINES = 20
 
 
 class StoreFeed:
-    """Reads what was stored since it looked last; a `Feed`."""
+    """Reads what was stored since its last poll; a `Feed`."""
 
     def __init__(
         self,
@@ -41,7 +43,7 @@ class StoreFeed:
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
 
     def poll(self, timeout_s: float) -> FeedUpdate:
-        """What is new in the store, looked at after `timeout_s`; the first time at once."""
+        """Return what is new in the store, read after `timeout_s` seconds; the first time at once."""
         if self._looked:
             self._wait(timeout_s)
         try:
@@ -51,13 +53,15 @@ class StoreFeed:
         except StoreUnavailableError as error:
             self._log.append(str(error))
             return FeedUpdate(snapshot=self._snapshot())
-        return FeedUpdate(
-            tuple(found), self._snapshot(), end=None if self._run.status == "running" else self._run.status
-        )
+        return FeedUpdate(tuple(found), self._snapshot(), end=None if self._running else self._run.status)
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         self._store.close()
+
+    @property
+    def _running(self) -> bool:
+        return self._run.status is RunStatus.RUNNING
 
     def _read(self) -> list[events.Event]:
         found: list[events.Event] = []
@@ -76,10 +80,19 @@ class StoreFeed:
         for winner in self._store.winners(self.run_id):
             setting = self._settings.get((winner.device, winner.setting_label))
             if setting is not None:
-                found += setting.take_winner(winner)
-        if self._run.status in ("complete", "partial", "failed"):
-            found.append(self._finished(self._run))
+                found += self._take_winner(setting, winner)
+        ended = end_status(self._run.status)
+        if ended is not None:
+            found.append(self._finished(ended))
         return found
+
+    def _take_winner(self, setting: StoredSetting, winner: WinnerRecord) -> list[events.Event]:
+        """Take a decided target; one that is damaged costs its event and a line."""
+        try:
+            return setting.take_winner(winner)
+        except ValueError as error:
+            self._log.append(one_line(error))
+            return []
 
     def _started(self) -> events.Event:
         return events.CampaignStarted(
@@ -93,22 +106,20 @@ class StoreFeed:
             budget=self._plan.budget,
         )
 
-    def _finished(self, run: RunRecord) -> events.Event:
-        end_s = run.finished_unix_s or self._wall_clock()
+    def _finished(self, status: EndStatus) -> events.Event:
+        end_s = self._run.finished_unix_s or self._wall_clock()
         devices = self._devices()
         totals = target_totals(devices)
-        return events.CampaignFinished.model_validate(
-            {
-                "at_s": end_s,
-                "run_id": self.run_id,
-                "status": run.status,
-                "targets_met": totals.met,
-                "targets": totals.asked,
-                "devices_lost": tuple(device.label for device in devices if device.state == "lost"),
-                "devices_failed": tuple(device.label for device in devices if device.state == "failed"),
-                "devices_slowed": tuple(device.label for device in devices if device.quality.often_slowed),
-                "elapsed_s": max(0.0, end_s - run.created_unix_s),
-            }
+        return events.CampaignFinished(
+            at_s=end_s,
+            run_id=self.run_id,
+            status=status,
+            targets_met=totals.met,
+            targets=totals.asked,
+            devices_lost=tuple(device.label for device in devices if device.state == "lost"),
+            devices_failed=tuple(device.label for device in devices if device.state == "failed"),
+            devices_slowed=tuple(device.label for device in devices if device.quality.often_slowed),
+            elapsed_s=max(0.0, end_s - self._run.created_unix_s),
         )
 
     def _take_device(self, record: DeviceRecord) -> list[events.Event]:
@@ -128,29 +139,22 @@ class StoreFeed:
                 )
             setting = StoredSetting(self.run_id, self._plan, self._run.created_unix_s, record)
             self._settings[key] = setting
-        setting.record = record
-        if record.status == "lost" and not setting.lost:
-            setting.lost = True
-            found.append(
-                events.DeviceLost(at_s=setting.latest_s, run_id=self.run_id, device=record.device, reason=record.reason)
-            )
-        return found
+        return found + setting.take_record(record)
 
     def _snapshot(self) -> Snapshot:
-        running = self._run.status == "running"
+        running = self._running
         return Snapshot(
             run_id=self.run_id,
             supernet=self._run.supernet,
             started_s=self._run.created_unix_s,
             now_s=self._wall_clock() if running else self._ended_s(),
-            phase=self._phase() if running else self._run.status,
+            phase=self._phase() if running else str(self._run.status),
             devices=self._devices(),
             log=tuple(self._log),
         )
 
     def _devices(self) -> tuple[DeviceSnapshot, ...]:
-        running = self._run.status == "running"
-        return tuple(setting.snapshot(run_goes_on=running) for setting in self._settings.values())
+        return tuple(setting.snapshot(run_goes_on=self._running) for setting in self._settings.values())
 
     def _ended_s(self) -> float:
         latest = max((setting.latest_s for setting in self._settings.values()), default=self._run.created_unix_s)
@@ -159,8 +163,5 @@ class StoreFeed:
     def _phase(self) -> str:
         if not self._settings:
             return "waiting for devices"
-        at_work = [setting for setting in self._settings.values() if setting.record.status == "running"]
-        verifying = at_work and all(
-            setting.last is not None and setting.last.task.purpose == "verification" for setting in at_work
-        )
-        return "verifying" if verifying else "searching"
+        at_work = [setting for setting in self._settings.values() if setting.running]
+        return "verifying" if at_work and all(setting.verifying for setting in at_work) else "searching"

@@ -1,4 +1,4 @@
-"""What a subnet may cost beside its latency, and subnets that keep to it."""
+"""Bounds on the costs of a subnet beside its latency, and subnets within them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most that a subnet may cost; None where it does not matter."""
+    """Upper bounds on the costs of a subnet; None where a cost is not bounded."""
 
     parameters: float | None = None  #: weights and biases, batch norm folded
     macs: float | None = None  #: multiply-accumulates of one image
@@ -43,16 +43,16 @@ class Bounds:
                 raise UsageError(f"the bound on {name} must be a number above 0; found {value:g}")
 
     def given(self) -> dict[str, float]:
-        """The bounds that are set, by name."""
+        """Return the bounds that are set, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
     def __str__(self) -> str:
         return ", ".join(f"at most {bound:,.0f} {_DESCRIPTIONS[name]}" for name, bound in self.given().items())
 
     def check(self, space: DesignSpace) -> None:
-        """`InfeasibleTargetError` where no subnet of the space keeps them; it names the least that there is.
+        """Raise `InfeasibleTargetError`, with the least possible costs, where no subnet of the space keeps the bounds.
 
-        A space's smallest subnet has the least of everything.
+        The smallest subnet of a space has the least of every cost.
         """
         if not self.given():
             return
@@ -68,7 +68,7 @@ class Bounds:
             )
 
     def slot_tables(self, space: DesignSpace) -> list[tuple[SlotTables, float]]:
-        """The additive ones of the bounds that are set: what each slot's variants cost, and the bound."""
+        """Return the additive bounds that are set: the costs of each slot's variants, and the bound."""
         present, parameters = (
             [table[:, COST_NAMES.index(name)] for table in space.slot_costs] for name in ("present", "parameters")
         )
@@ -80,13 +80,13 @@ class Bounds:
         return [((0.0, tuple(tables)), bound) for bound, tables in every if bound is not None]
 
     def banned(self, space: DesignSpace) -> list[NDArray[np.bool_]]:
-        """Per slot, the variants that break a bound by themselves."""
+        """Return for each slot a mask of the variants that break a bound by themselves."""
         column = COST_NAMES.index("peak_bytes")
         most = math.inf if self.peak_activation_bytes is None else self.peak_activation_bytes
         return [table[:, column] > most for table in space.slot_costs]
 
     def met(self, space: DesignSpace, genomes: Genomes) -> NDArray[np.bool_]:
-        """Which genomes keep every bound, (n,)."""
+        """Return a mask of the genomes that keep every bound, (n,)."""
         kept = np.ones(len(genomes), dtype=np.bool_)
         for name, bound in self.given().items():
             kept &= _COSTS[name](space, genomes) <= bound
@@ -94,7 +94,7 @@ class Bounds:
 
 
 def model_bytes(space: DesignSpace, genomes: Genomes) -> Floats:
-    """Size of the fp32 model files, estimated from above, (n,)."""
+    """Estimate the sizes of the fp32 model files from above, in bytes, (n,)."""
     column = COST_NAMES.index("present")
     chosen = space.slots(genomes)
     present = sum(table[chosen[:, s], column] for s, table in enumerate(space.slot_costs))
@@ -110,7 +110,7 @@ _COSTS: Mapping[str, Callable[[DesignSpace, Genomes], Floats]] = {
 
 
 def subnet_costs(space: DesignSpace, genomes: Genomes) -> dict[str, Floats]:
-    """What can be bounded, by name: the genomes' costs, (n,) each."""
+    """Return the costs of genomes that can be bounded, by name, (n,) each."""
     return {name: cost(space, genomes) for name, cost in _COSTS.items()}
 
 
@@ -120,7 +120,7 @@ def lowered(
     too_much: Callable[[Genomes], NDArray[np.bool_]],
     rng: np.random.Generator,
 ) -> Genomes:
-    """The genomes, each with random genes lowered until it is not too much any more, or nothing is left to lower.
+    """Lower random genes of each genome until it is not too much any more, or no gene can be lowered.
 
     Source: the Top-down strategy's randomised pruning, arXiv 2012.06748.
     """
@@ -140,12 +140,12 @@ def lowered(
 
 
 def sample_within(space: DesignSpace, bounds: Bounds, count: int, rng: np.random.Generator) -> Genomes:
-    """`count` random genomes that keep the bounds; those of `space.sample` where all of them do."""
+    """Return `count` random genomes within the bounds; those of `space.sample` where all of them are."""
     return lowered(space, space.sample(count, rng), lambda genomes: ~bounds.met(space, genomes), rng)
 
 
 def largest_within(space: DesignSpace, bounds: Bounds, rng: np.random.Generator) -> Genomes:
-    """A genome of about the most multiply-accumulates that the bounds allow, (1, G); the space's largest if it may."""
+    """Return a genome of about the most multiply-accumulates within the bounds, (1, G); the largest where allowed."""
     largest = space.largest()
     if bounds.met(space, largest).all():
         return largest

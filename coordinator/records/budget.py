@@ -1,11 +1,11 @@
-"""Rule: which measurements count against the budget of a device setting."""
+"""Purposes of measurements, and the rule which of them count against the budget of a device setting."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-Purpose: TypeAlias = Literal["spread", "candidate", "sentinel", "verification"]
-"""Reason for a measurement: to cover the space, to try a predicted winner, or to verify it; `sentinel`: of old runs."""
+Purpose: TypeAlias = Literal["initial-design", "candidate", "verification"]
+"""Reason for a measurement: to cover the design space, to try a predicted winner, or to verify one. It is stored."""
 
 
 def counts_against_budget(purpose: Purpose, target_ms: float | None) -> bool:
@@ -15,3 +15,8 @@ def counts_against_budget(purpose: Purpose, target_ms: float | None) -> bool:
     replaces a winner that missed its target.
     """
     return purpose != "verification" and target_ms is None
+
+
+def shown_purpose(purpose: Purpose) -> str:
+    """Return the word that views show for a purpose: `exploring` for a subnet of the initial design."""
+    return "exploring" if purpose == "initial-design" else purpose

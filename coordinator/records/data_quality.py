@@ -1,4 +1,4 @@
-"""Quality of the measurements of one device setting: how many were disturbed, by how much, and at which speeds."""
+"""Quality of the measurements of one device setting: counts by quality, slow-downs and lasting speeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DataQuality:
     unknown_speed: int = 0
     """Of all these, the ones whose latency at undisturbed speed is not known."""
     largest_slowdown: float | None = None
-    """Latency as it ran over latency at undisturbed speed; None where no measurement tells."""
+    """Largest latency as it ran over latency at undisturbed speed; None where no measurement gives one."""
     regimes: int = 0
     """Lasting speeds at which the device ran."""
 
@@ -55,7 +55,7 @@ class DataQuality:
 
     @property
     def often_slowed(self) -> bool:
-        """Whether more than a quarter was slowed, which every view says in a loud line."""
+        """Whether more than a quarter was slowed, which every view warns about."""
         return self.slowed * _TOLERATED > self.measured
 
 
@@ -64,9 +64,9 @@ class Regime:
     """One lasting speed of a device."""
 
     since_unix_s: float | None
-    """By the device's own clock; None where its agent did not say."""
+    """Beginning of the speed by the device's own clock; None where its agent did not report one."""
     slowdown: float | None
-    """Median slow-down of its measurements; None where none tells."""
+    """Median slow-down of its measurements; None where none gives one."""
     measurements: int
 
 
@@ -103,11 +103,11 @@ class QualityTally:
             self._largest = max(slowdown, self._largest or slowdown)
         findings: list[Finding] = []
         self._slowdowns.setdefault(measurement.regime_unix_s, []).append(slowdown)
-        told = {since: slowdowns for since, slowdowns in self._slowdowns.items() if since}
-        self._regimes = len(_merged(told)) or 1
-        if told and 0 < self._announced < self._regimes:
+        known = {since: slowdowns for since, slowdowns in self._slowdowns.items() if since}
+        self._regimes = len(_merged(known)) or 1
+        if known and 0 < self._announced < self._regimes:
             findings.append("regime_changed")
-        self._announced = max(self._announced, self._regimes if told else 0)
+        self._announced = max(self._announced, self._regimes if known else 0)
         quality = self.quality
         if not self._warned and quality.often_slowed and quality.measured >= _FEWEST_TO_WARN:
             self._warned = True
@@ -124,7 +124,10 @@ def regimes_of(measurements: Iterable[Measurement]) -> tuple[Regime, ...]:
 
 
 def _merged(groups: Mapping[float, Sequence[float | None]]) -> list[Regime]:
-    """Regimes by when they began; one at the speed of that before it, as after an agent's restart, is the same."""
+    """Return regimes in order of their beginning; one at the speed of the one before is merged with it.
+
+    That happens after a restart of the agent.
+    """
     found: list[Regime] = []
     for since in sorted(groups):
         known = [slowdown for slowdown in groups[since] if slowdown is not None]

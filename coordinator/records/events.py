@@ -1,4 +1,4 @@
-"""What happens in a campaign, one frozen value per happening; `--json` prints each as one line.
+"""Events of a campaign, one frozen class each; `--json` prints each event as one line.
 
 Every field is documented in `docs/results.md`. Latencies are milliseconds at batch 1, accuracies are shares in
 [0, 1], times are Unix seconds.
@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from fleetnas.coordinator.records.budget import Purpose as Purpose
+from fleetnas.coordinator.records.budget import Purpose
+from fleetnas.coordinator.records.statuses import EndStatus
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Quality
 
@@ -18,7 +19,7 @@ from fleetnas.fleet_protocol.messages import Quality
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    at_s: float = Field(description="when, in Unix seconds")
+    at_s: float = Field(description="time of the event, in Unix seconds")
     run_id: str = Field(description="the campaign")
 
 
@@ -31,7 +32,7 @@ class _SettingEvent(_DeviceEvent):
 
 
 class CampaignStarted(_Event):
-    """The campaign begins, or goes on after an interruption."""
+    """The campaign begins, or is resumed after an interruption."""
 
     event: Literal["campaign_started"] = "campaign_started"
     supernet: str = Field(description="name or path of the bundle")
@@ -44,10 +45,10 @@ class CampaignStarted(_Event):
 
 
 class DeviceJoined(_DeviceEvent):
-    """An agent is ready for work."""
+    """An agent takes part."""
 
     event: Literal["device_joined"] = "device_joined"
-    model: str = Field(description="what the board calls itself")
+    model: str = Field(description="model name of the board")
     settings: tuple[str, ...] = Field(description="labels of the settings that it offers")
 
 
@@ -60,7 +61,7 @@ class DeviceLost(_DeviceEvent):
 
 
 class StoreUnavailable(_Event):
-    """The store cannot be written: nothing is acknowledged or handed out until it can."""
+    """The store cannot be written: nothing is acknowledged or dispatched until it can."""
 
     event: Literal["store_unavailable"] = "store_unavailable"
     reason: str
@@ -70,7 +71,7 @@ class StoreAvailable(_Event):
     """The store can be written again."""
 
     event: Literal["store_available"] = "store_available"
-    away_s: float = Field(description="for how long it could not")
+    away_s: float = Field(description="for how long it could not, in seconds")
 
 
 class MeasurementTaken(_SettingEvent):
@@ -108,14 +109,14 @@ class RegimeChanged(_SettingEvent):
     """The device runs at another lasting speed than before; measurements go on."""
 
     event: Literal["regime_changed"] = "regime_changed"
-    since_s: float = Field(description="since when, in Unix seconds by the device's own clock")
+    since_s: float = Field(description="beginning of the new speed, in Unix seconds by the device's own clock")
     slowdown: float | None = Field(
         description="latency over that at undisturbed speed, in the first measurement that shows the new speed"
     )
 
 
 class MeasurementsSlowed(_SettingEvent):
-    """More than a quarter of the measurements were taken while the device was slowed down; told once."""
+    """More than a quarter of the measurements were taken while the device was slowed down; emitted once."""
 
     event: Literal["measurements_slowed"] = "measurements_slowed"
     slowed: int = Field(description="slowed measurements so far")
@@ -138,7 +139,7 @@ class _TargetEvent(_SettingEvent):
 
 
 class TargetResolved(_TargetEvent):
-    """The search settled on a subnet for a target; it was measured, and is not yet verified."""
+    """The search chose a subnet for a target; it was measured, and is not yet verified."""
 
     event: Literal["target_resolved"] = "target_resolved"
     architecture: Architecture
@@ -182,7 +183,7 @@ class TargetMissed(_TargetEvent):
 
 
 class TargetInfeasible(_TargetEvent):
-    """No subnet of the design space is that fast on this device setting."""
+    """No subnet of the design space meets the target on this device setting."""
 
     event: Literal["target_infeasible"] = "target_infeasible"
     fastest_ms: float | None = Field(description="latency of the fastest subnet found")
@@ -190,10 +191,10 @@ class TargetInfeasible(_TargetEvent):
 
 
 class CampaignFinished(_Event):
-    """The campaign is over."""
+    """The campaign has ended."""
 
     event: Literal["campaign_finished"] = "campaign_finished"
-    status: Literal["complete", "partial", "failed"] = Field(
+    status: EndStatus = Field(
         description="complete: every target met; partial: some missed, or a device lost or failed; failed: no winner"
     )
     targets_met: int
@@ -230,15 +231,10 @@ _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def event_to_json(event: Event) -> str:
-    """One line of JSON, without a line break."""
+    """Return an event as one line of JSON, without a line break."""
     return event.model_dump_json()
 
 
-def event_from_json(line: str | bytes) -> Event:
-    """The event that one line holds. Raises `pydantic.ValidationError` when it is none."""
-    return _ADAPTER.validate_json(line)
-
-
 def event_from_fields(fields: dict[str, Any]) -> Event:
-    """The event of a JSON object that was read already. Raises `pydantic.ValidationError` when it is none."""
+    """Read an event from a decoded JSON object; `pydantic.ValidationError` where it is none."""
     return _ADAPTER.validate_python(fields)

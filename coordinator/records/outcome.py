@@ -1,4 +1,4 @@
-"""The outcome of a campaign as plain data: what the campaign hands to the artifacts and the report."""
+"""The outcome of a run as plain data, from which summary, artifacts and report are made."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
-from fleetnas.coordinator.records.snapshot import PredictorError
-from fleetnas.coordinator.records.totals import DeviceStatus as DeviceStatus
+from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -16,8 +16,8 @@ from fleetnas.fleet_protocol.messages import Condition, Measurement, RuntimeSett
 
 
 @dataclass(frozen=True)
-class MeasurementRow:
-    """One stored measurement: a row of `measurements.csv`."""
+class TakenMeasurement:
+    """One stored measurement with its task: a row of `measurements.csv`."""
 
     task_id: str
     attempt: int
@@ -36,7 +36,7 @@ class MeasurementRow:
 
 
 @dataclass(frozen=True)
-class FailureRow:
+class FailedMeasurement:
     """One measurement that failed on its device."""
 
     task_id: str
@@ -47,20 +47,12 @@ class FailureRow:
     detail: str = ""
     target_ms: float | None = None
     counted: bool = True
-    """As in `MeasurementRow`."""
-
-
-@dataclass(frozen=True)
-class PredictorPoint:
-    """Held-out error of the predictor after it had learned from `measurements` measurements."""
-
-    measurements: int
-    error: PredictorError
+    """False where another attempt at the same task was stored before."""
 
 
 @dataclass(frozen=True)
 class TargetOutcome:
-    """What became of one latency target. Latencies are medians in milliseconds."""
+    """The outcome of one latency target. Latencies are medians in milliseconds."""
 
     target_ms: float
     architecture: Architecture | None = None
@@ -74,7 +66,7 @@ class TargetOutcome:
     accuracy: float | None = None
     """Top-1 in [0, 1], evaluated on held-out images with the exported file."""
     accuracy_images: int | None = None
-    """How many images it was evaluated on."""
+    """Number of images that it was evaluated on."""
     parameters: int | None = None
     """Weights and biases, batch norm folded."""
     macs: int | None = None
@@ -100,19 +92,19 @@ class TargetOutcome:
 
 @dataclass(frozen=True)
 class DeviceOutcome:
-    """What became of one device setting."""
+    """The outcome of one device setting."""
 
     device: str
     setting: RuntimeSetting
-    status: DeviceStatus
+    status: SettingStatus
     profile: DeviceProfile | None = None
     versions: dict[str, str] = field(default_factory=dict)
     """Of the agent and its runtime, as it announced them."""
     reason: str = ""
     """Why it was lost or failed."""
-    rows: tuple[MeasurementRow, ...] = ()
+    rows: tuple[TakenMeasurement, ...] = ()
     """In the order in which they were stored."""
-    failures: tuple[FailureRow, ...] = ()
+    failures: tuple[FailedMeasurement, ...] = ()
     predictor: PredictorError | None = None
     predictor_history: tuple[PredictorPoint, ...] = ()
     targets: tuple[TargetOutcome, ...] = ()
@@ -128,7 +120,7 @@ class DeviceOutcome:
     @property
     def measurements(self) -> int:
         """Measurements that count against the budget, failed ones included."""
-        tried: list[MeasurementRow | FailureRow] = [*self.rows, *self.failures]
+        tried: list[TakenMeasurement | FailedMeasurement] = [*self.rows, *self.failures]
         return sum(row.counted and counts_against_budget(row.purpose, row.target_ms) for row in tried)
 
     @property
@@ -159,29 +151,29 @@ class DeviceOutcome:
 
 @dataclass(frozen=True)
 class SupernetProvenance:
-    """Which supernet the subnets were cut from."""
+    """The supernet that the subnets were sliced from."""
 
     name: str
     sha256: str
     design_space: str
     source: str
-    """From the bundle's manifest: where the checkpoint came from."""
+    """Origin of the checkpoint, from the bundle's manifest."""
     checkpoint_sha256: str | None = None
 
 
 @dataclass(frozen=True)
 class CampaignOutcome:
-    """The whole campaign. Times are Unix seconds."""
+    """The outcome of one run. Times are Unix seconds."""
 
     run_id: str
     supernet: SupernetProvenance
     strategy: str
     budget: int
     bounds: Bounds
-    """What every subnet keeps beside its latency target."""
+    """Bounds that every subnet keeps beside its latency target."""
     started_s: float
     finished_s: float | None
-    """None while it runs: a artifacts can be written at any time."""
+    """None while it runs: artifacts can be written at any time."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of fleetnas and what it stands on, on the coordinator."""
+    """Versions of fleetnas and its main dependencies on the coordinator."""
     devices: tuple[DeviceOutcome, ...] = ()

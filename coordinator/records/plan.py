@@ -1,4 +1,4 @@
-"""What a campaign was asked to do; kept with its run, so that it can go on as it began."""
+"""Plan of a campaign; stored with its run, so that a resumed run continues as it began."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.device_profiles.quantities import LimitSeconds, Seconds
+from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import StoreError
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
 
 
 class CampaignPlan(BaseModel):
-    """The search as the user asked for it. Times are seconds."""
+    """The search that the user asked for. Times are seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +24,9 @@ class CampaignPlan(BaseModel):
     strategy: str = "bottom-up"
     bounds: Bounds = Field(default=Bounds(), description="the most that a subnet may cost beside its latency")
     budget: int = Field(default=40, ge=3, le=10_000, description="measurements per device setting before verification")
-    spread: int = Field(default=10, ge=3, le=1000, description="of these, the ones that cover the space first")
+    initial_design: int = Field(
+        default=10, ge=3, le=1000, description="of these, the first ones, which cover the design space"
+    )
     seed: int = Field(default=0, ge=0)
     prior: Literal["learned", "default"] = Field(
         default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
@@ -49,7 +52,7 @@ class CampaignPlan(BaseModel):
 
 
 class RunSettings(BaseModel):
-    """What the store keeps with a run beside its results."""
+    """Settings that the store keeps with a run beside its results."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,23 +60,22 @@ class RunSettings(BaseModel):
     supernet_path: str
     design_space: str
     space_options: dict[str, Any] = Field(default_factory=dict)
-    source: str = Field(description="where the checkpoint came from")
+    source: str = Field(description="origin of the checkpoint")
     checkpoint_sha256: str | None = None
     calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
     evaluation_images: str | None = None
-    out: str | None = Field(default=None, description="folder of the take-home")
-    versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and what it stands on")
+    out: str | None = Field(default=None, description="folder of the artifacts")
+    versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")
 
 
 def settings_of(run: RunRecord) -> RunSettings:
-    """What a stored run was asked to do; `StoreError` where another fleetnas stored it in another form."""
+    """Read the settings of a stored run; `StoreError` where another fleetnas stored them in another form."""
     try:
         return RunSettings.model_validate(run.settings)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
         raise StoreError(
-            f"the settings stored with run {run.run_id} cannot be read ({'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}); use the fleetnas that made it ({_made_by(run.settings)}), or leave this run alone"
+            f"the settings stored with run {run.run_id} cannot be read ({first_fault(error)}); use the fleetnas that "
+            f"made it ({_made_by(run.settings)}), or leave this run alone"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""One immutable picture of a campaign: all that a view may know."""
+"""One immutable snapshot of a campaign: everything that a view shows."""
 
 from __future__ import annotations
 
@@ -6,49 +6,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.statuses import SettingStatus
 
 DeviceState = Literal["offline", "fetching", "measuring", "waiting", "verifying", "done", "lost", "failed", "idle"]
 #: States of a device setting that measures no more.
-ENDED: tuple[DeviceState, ...] = ("done", "lost", "failed")
-#: Held-out measurements from which on a predictor's error is worth showing.
-FEWEST_HELD_OUT = 8
+_ENDED: dict[SettingStatus, DeviceState] = {
+    SettingStatus.FINISHED: "done",
+    SettingStatus.LOST: "lost",
+    SettingStatus.FAILED: "failed",
+}
 
 
-@dataclass(frozen=True)
-class PredictorError:
-    """Error of a latency predictor on measurements that it had not seen when it predicted them."""
-
-    mape_percent: float
-    """Mean absolute percentage error."""
-    spearman: float | None
-    """Rank correlation; None where it is undefined (fewer than two samples, or all equal)."""
-    held_out: int
-    """How many measurements the two figures are taken over."""
-
-    @property
-    def tells(self) -> bool:
-        """Whether the error is taken over enough measurements to be shown."""
-        return self.held_out >= FEWEST_HELD_OUT
-
-
-@dataclass(frozen=True)
-class ProgressSnapshot:
-    """Something that takes time."""
-
-    label: str
-    """What is going on, such as `bundle to pi4-kitchen`."""
-    done: float
-    total: float | None = None
-    """In the same unit as `done`; None when it is not known."""
-    unit: str = ""
-    """`bytes` is shown as KB or MB; any other word is shown as it is; empty shows a percentage only."""
-
-    @property
-    def fraction(self) -> float | None:
-        """Share done in [0, 1], or None when the total is not known."""
-        if self.total is None:
-            return None
-        return 1.0 if self.total <= 0 else min(1.0, max(0.0, self.done / self.total))
+def ended_state(status: SettingStatus) -> DeviceState | None:
+    """Return the state of a device setting that measures no more; None while it runs."""
+    return _ENDED.get(status)
 
 
 @dataclass(frozen=True)
@@ -69,7 +41,7 @@ class TargetSnapshot:
     met: bool | None = None
     """Taken from the re-measurement; None before verification, False also where the device was lost or failed."""
     reason: str = ""
-    """Why it is not met, such as `infeasible: the fastest subnet takes 3.1 ms`."""
+    """Reason why it is not met, such as `infeasible: the fastest subnet takes 3.1 ms`."""
     typical_ms: float | None = None
     """The re-measurement at the slow-down that is typical of the run; None where that is not known."""
     note: str = ""
@@ -84,7 +56,7 @@ class DeviceSnapshot:
     setting_label: str
     state: DeviceState
     state_detail: str = ""
-    """Why it is idle, offline or lost, or what it is doing."""
+    """Reason why it is idle, offline or lost, or the subnet that it measures."""
     temperature_c: float | None = None
     throttled: bool | None = None
     """None where the device has no such sensor."""
@@ -94,8 +66,8 @@ class DeviceSnapshot:
     failures: int = 0
     quarantined: int = 0
     """Subnets that failed twice and are left alone."""
-    current_progress: ProgressSnapshot | None = None
-    """The running task, or the bundle's transfer."""
+    progress: float | None = None
+    """Finished share of the running task, or of the bundle's transfer, in [0, 1]; None where it is not known."""
     predictor_error: PredictorError | None = None
     targets: tuple[TargetSnapshot, ...] = ()
     """The targets that are known: explicit ones from the beginning, automatic ones once they are chosen."""
@@ -113,7 +85,7 @@ class DeviceSnapshot:
     @property
     def ended(self) -> bool:
         """Whether it measures no more."""
-        return self.state in ENDED
+        return self.state in _ENDED.values()
 
 
 @dataclass(frozen=True)
@@ -128,7 +100,5 @@ class Snapshot:
     phase: str
     """Such as `calibrating`, `searching`, `verifying`, `finished`."""
     devices: tuple[DeviceSnapshot, ...] = ()
-    progress: tuple[ProgressSnapshot, ...] = ()
-    """Work of the coordinator: export, calibration, bundle transfers."""
     log: tuple[str, ...] = ()
-    """The coordinator's latest notes, oldest first: what is no event of the search, such as a broker out of reach."""
+    """The coordinator's latest notes, oldest first, such as a broker that cannot be reached."""

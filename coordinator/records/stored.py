@@ -1,24 +1,24 @@
-"""What the store takes and gives: plain frozen values, free of the database."""
+"""Records that the store takes and returns: plain frozen values, free of the database."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from fleetnas.coordinator.records.budget import Purpose
-from fleetnas.coordinator.records.totals import DeviceStatus as DeviceStatus
+from fleetnas.coordinator.records.predictor_error import PredictorPoint
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
-RunStatus = Literal["running", "complete", "partial", "failed", "interrupted"]
-
-#: What came of one attempt at a task.
+#: Outcome of one attempt at a task.
 Outcome: TypeAlias = Measurement | Failed
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One campaign. `settings` is what a resumed run needs to go on as it began, as JSON."""
+    """One campaign. `settings` is the JSON of `RunSettings`, with which a resumed run continues as it began."""
 
     run_id: str
     fleet: str
@@ -26,7 +26,7 @@ class RunRecord:
     bundle_sha256: str
     settings: dict[str, Any]
     created_unix_s: float
-    status: RunStatus = "running"
+    status: RunStatus = RunStatus.RUNNING
     finished_unix_s: float | None = None
 
 
@@ -38,16 +38,16 @@ class DeviceRecord:
     device: str
     setting: RuntimeSetting
     info: AgentInfo
-    status: DeviceStatus = "running"
+    status: SettingStatus = SettingStatus.RUNNING
     reason: str = ""
-    learning: tuple[tuple[int, float, float | None, int], ...] = ()
-    """Held-out error as the predictor learned: measurements, MAPE in percent, rank correlation, held out."""
+    learning: tuple[PredictorPoint, ...] = ()
+    """Held-out error as the predictor learned, in that order."""
     wire_bytes: int = 0
     """Sent and received for its tasks, bundle excluded."""
     targets_ms: tuple[float, ...] | None = None
-    """The targets that the request came down to, ascending; None before that."""
+    """The resolved targets, ascending; None before they are resolved."""
     targets_note: str = ""
-    """What is to be said of them, such as why they are fewer than were asked for."""
+    """A remark on them, such as why they are fewer than were asked for."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class TaskRecord:
     calibration: bytes | None = None
     """Batch-norm statistics of that file, so that it can be built again."""
     attempt: int = 0
-    """Attempts handed out so far."""
+    """Number of attempts dispatched so far."""
 
 
 @dataclass(frozen=True)
 class OutcomeRecord:
-    """What one attempt at a task brought, as stored."""
+    """The stored outcome of one attempt at a task."""
 
     task: TaskRecord
     key: TaskKey
@@ -84,12 +84,12 @@ class OutcomeRecord:
     number: int = 0
     """Grows in the order of arrival."""
     refused: str = ""
-    """Why what is stored cannot be used; `outcome` is then a failure that says so."""
+    """Reason why the stored measurement cannot be used; `outcome` is then a failure with that reason."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What one attempt at a task brought, as it is handed to the store."""
+    """The outcome of one attempt at a task, before it is stored."""
 
     key: TaskKey
     outcome: Outcome
@@ -98,7 +98,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class LatencyRecord:
-    """One measured latency without all that was measured beside it."""
+    """One measured latency without the other values of its measurement."""
 
     device: str
     setting_label: str
@@ -109,11 +109,42 @@ class LatencyRecord:
 
 @dataclass(frozen=True)
 class WinnerRecord:
-    """What became of one target on one device setting; its keys are those of `TargetOutcome`."""
+    """A decided target of one device setting: its winner, or its best candidate. Latencies are milliseconds."""
 
     run_id: str
     device: str
     setting_label: str
     target_ms: float
-    met: bool
-    fields: dict[str, Any] = field(default_factory=dict)
+    status: TargetStatus
+    architecture: Architecture | None = None
+    """The winner, or the best candidate when the target was missed."""
+    predicted_ms: float | None = None
+    """By the latency predictor, with this subnet's own measurements left out."""
+    measured_ms: float | None = None
+    verified_ms: float | None = None
+    """Fresh re-measurement of the file whose hash is `sha256`, as it ran."""
+    typical_ms: float | None = None
+    """The re-measurement at the typical slow-down of the run; None where that is not known."""
+    predicted_accuracy: float | None = None
+    """Top-1 in [0, 1] by the bundle's accuracy predictor."""
+    accuracy: float | None = None
+    """Top-1 in [0, 1], evaluated on held-out images with the exported file."""
+    accuracy_images: int | None = None
+    """Number of images that it was evaluated on."""
+    parameters: int | None = None
+    """Weights and biases, batch norm folded."""
+    macs: int | None = None
+    """Multiply-accumulates of one image."""
+    peak_activation_bytes: int | None = None
+    """Largest sum of live activations, fp32, one image."""
+    sha256: str | None = None
+    """Hash of the model file that the device measured."""
+    reason: str = ""
+    """Reason why the target was not met."""
+    note: str = ""
+    """A remark on a target that was met."""
+
+    @property
+    def met(self) -> bool:
+        """Whether a re-measurement met the target."""
+        return self.status is TargetStatus.MET

@@ -20,7 +20,7 @@ _NEAR = 0.015
 
 @dataclass(frozen=True)
 class ResolvedTargets:
-    """Targets of one device setting, ms, ascending, and why there are fewer than were asked for."""
+    """Targets of one device setting, ms, ascending; `note` is why there are fewer than were asked for."""
 
     targets_ms: tuple[float, ...]
     note: str = ""
@@ -28,14 +28,14 @@ class ResolvedTargets:
 
 @dataclass(frozen=True)
 class TargetRequest:
-    """Either `fixed_ms`, ascending, or `automatic` many targets."""
+    """Either `fixed_ms`, ascending, or a number of `automatic` targets."""
 
     fixed_ms: tuple[float, ...] = ()
     automatic: int = 0
 
     @classmethod
     def parse(cls, text: str) -> TargetRequest:
-        """From `20,30.5` (milliseconds) or `auto:4`; `UsageError` otherwise."""
+        """Parse `20,30.5` (milliseconds) or `auto:4`; `UsageError` otherwise."""
         word = text.strip().lower()
         if word.startswith("auto:"):
             count = word.removeprefix("auto:")
@@ -57,19 +57,19 @@ class TargetRequest:
 
     @property
     def count(self) -> int:
-        """How many targets each device setting gets."""
+        """Number of targets that each device setting gets."""
         return self.automatic or len(self.fixed_ms)
 
     def __str__(self) -> str:
         return f"auto:{self.automatic}" if self.automatic else ",".join(f"{ms:g}" for ms in self.fixed_ms)
 
     def resolve(self, fastest_ms: float, slowest_ms: float, error: float = 0.0) -> ResolvedTargets:
-        """The targets of a device setting whose subnets take from `fastest_ms` to `slowest_ms`.
+        """Return the targets of a device setting whose subnets take from `fastest_ms` to `slowest_ms`.
 
         `error` is the relative standard error of the speed at which they do: a first target that is too low by that
         must leave room for more than the fastest subnet.
 
-        Automatic ones are spread evenly in the logarithm over that range, at least 5 % apart, and rounded to as few
+        Automatic targets lie evenly in the logarithm over that range, at least 5 % apart, and are rounded to as few
         digits as keep them apart and in place. A range that has no room for all of them gets fewer.
         """
         if not self.automatic:
@@ -101,5 +101,5 @@ def _significant(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _syntax(text: str, why: str) -> UsageError:
-    return UsageError(f"targets {text!r} cannot be used: {why}; give milliseconds such as 20,30,40 or auto:4")
+def _syntax(text: str, reason: str) -> UsageError:
+    return UsageError(f"targets {text!r} cannot be used: {reason}; give milliseconds such as 20,30,40 or auto:4")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
-DeviceStatus: TypeAlias = Literal["running", "finished", "lost", "failed"]
+from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 
-_UNREACHED: dict[DeviceStatus, str] = {
-    "running": "not decided yet",
-    "finished": "not reached: search over",
-    "lost": "not reached: device lost",
-    "failed": "not reached: device failed",
+_UNREACHED: dict[SettingStatus, str] = {
+    SettingStatus.RUNNING: "not decided yet",
+    SettingStatus.FINISHED: "not reached: search over",
+    SettingStatus.LOST: "not reached: device lost",
+    SettingStatus.FAILED: "not reached: device failed",
 }
 
 
@@ -54,7 +54,7 @@ def targets_asked(requested: int, resolved: int | None) -> int:
 
 
 def target_totals(settings: Iterable[SettingTargets]) -> TargetTotals:
-    """Count the targets of these device settings; a target that was asked for counts, whatever became of its device."""
+    """Count the targets of these device settings, the ones asked for on lost and failed devices included."""
     met = asked = 0
     for setting in settings:
         met += sum(target.met is True for target in setting.targets)
@@ -62,14 +62,14 @@ def target_totals(settings: Iterable[SettingTargets]) -> TargetTotals:
     return TargetTotals(met, asked)
 
 
-def run_end(totals: TargetTotals, statuses: Iterable[DeviceStatus]) -> Literal["complete", "partial", "failed"]:
-    """Name the end of a run: every target met on devices that finished, some targets met, or none."""
+def run_end(totals: TargetTotals, statuses: Iterable[SettingStatus]) -> EndStatus:
+    """Return the end of a run: every target met on devices that finished, some targets met, or none."""
     if not totals.met:
-        return "failed"
-    finished = all(status == "finished" for status in statuses)
-    return "complete" if finished and totals.met == totals.asked else "partial"
+        return RunStatus.FAILED
+    finished = all(status is SettingStatus.FINISHED for status in statuses)
+    return RunStatus.COMPLETE if finished and totals.met == totals.asked else RunStatus.PARTIAL
 
 
-def unreached(status: DeviceStatus) -> str:
-    """Say why a target of a device setting with this status is not decided."""
+def unreached(status: SettingStatus) -> str:
+    """Explain why a target of a device setting with this status is not decided."""
     return _UNREACHED[status]

@@ -1,6 +1,8 @@
-"""Rule: when a latency target is met."""
+"""Rules about decided latency targets: when one is met, and how its reason is shown."""
 
 from __future__ import annotations
+
+from fleetnas.coordinator.records.target_status import TargetStatus
 
 
 def meets_target(target_ms: float, verified_ms: float | None, typical_ms: float | None) -> bool:
@@ -10,3 +12,8 @@ def meets_target(target_ms: float, verified_ms: float | None, typical_ms: float 
     a device that happened to run faster than usual must not decide. None: the typical slow-down is not known.
     """
     return verified_ms is not None and verified_ms <= target_ms and (typical_ms is None or typical_ms <= target_ms)
+
+
+def shown_reason(status: TargetStatus, reason: str) -> str:
+    """Return the reason why a target is not met, marked where no subnet of the design space is fast enough."""
+    return f"infeasible: {reason}" if status is TargetStatus.INFEASIBLE else reason

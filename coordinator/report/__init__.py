@@ -1,1 +1,1 @@
-"""What the user takes home: the outcome of a campaign as data, files and a page."""
+"""The outcome of a run as data, files and a page."""

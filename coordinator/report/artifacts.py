@@ -1,4 +1,4 @@
-"""The folder that the user takes home: results, raw measurements, and each winner's model file with its card."""
+"""The folder of artifacts: results, raw measurements, and each winner's model file with its card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.report.conversion import results_of
-from fleetnas.coordinator.report.results import DeviceRecord, Results, SupernetRecord, TargetRecord
+from fleetnas.coordinator.report.results import DeviceResult, Results, SupernetResult, TargetResult
 from fleetnas.coordinator.store.measurement_table import measurements_csv
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.text_files import read_text
@@ -27,17 +27,17 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SUFFIXES = (".onnx", ".tflite")
 
 
-class WinnerCard(TargetRecord):
-    """The `.json` beside a model file: its target as in results.json, `model` relative to the card, and whose it is."""
+class WinnerCard(TargetResult):
+    """The `.json` beside a model file: its target as in results.json, `model` relative to it, and its device."""
 
     schema_version: Literal[1] = 1
     run_id: str
     device: str
     runtime: str = Field(description="label of the runtime setting")
     setting: RuntimeSetting
-    condition: Condition = Field(description="under which condition it was measured")
+    condition: Condition = Field(description="condition under which it was measured")
     profile: DeviceProfile | None
-    supernet: SupernetRecord
+    supernet: SupernetResult
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
 
 
@@ -55,8 +55,8 @@ class ArtifactFolder:
         """
         if not target.met or target.sha256 is None:
             raise ValueError(
-                f"only a verified winner is taken home: target {target.target_ms} ms of {device.device} is verified at "
-                f"{target.verified_ms} ms with hash {target.sha256}; verify it first"
+                f"only a verified winner has a model file: target {target.target_ms} ms of {device.device} is verified "
+                f"at {target.verified_ms} ms with hash {target.sha256}; verify it first"
             )
         found = hashlib.sha256(model).hexdigest()
         if found != target.sha256:
@@ -70,7 +70,7 @@ class ArtifactFolder:
         return path
 
     def has_winner(self, device: DeviceOutcome, target: TargetOutcome) -> bool:
-        """Whether the model file of a target is there already, with the bytes that the device measured."""
+        """Tell whether the model file of a target is there already, with the bytes that the device measured."""
         return self._model(device, target) is not None
 
     def write(self, outcome: CampaignOutcome) -> Results:
@@ -106,7 +106,7 @@ class ArtifactFolder:
                     return path.relative_to(self.directory).as_posix(), len(content)
         return None
 
-    def _write_card(self, results: Results, device: DeviceRecord, target: TargetRecord, model: Path) -> None:
+    def _write_card(self, results: Results, device: DeviceResult, target: TargetResult, model: Path) -> None:
         card = WinnerCard(
             **dict(target.model_copy(update={"model": model.name})),
             run_id=results.run_id,
@@ -122,13 +122,13 @@ class ArtifactFolder:
 
 
 def folder_name(device: str) -> str:
-    """The name of a device's folder: its own, unless a file of the artifacts has that name."""
+    """Return the name of a device's folder: its own, unless a file of the artifacts has that name."""
     # No agent's name has a `~`, so no two devices share a folder.
     return f"{device}~" if device.lower() in (RESULTS_FILE, MEASUREMENTS_FILE, REPORT_FILE) else device
 
 
 def read_results(directory: Path) -> Results:
-    """The results of a artifacts. `StoreError` where there are none, or where the file was altered."""
+    """Read the results of an artifact folder; `StoreError` where there are none, or where the file was altered."""
     path = directory / RESULTS_FILE
     try:
         return Results.model_validate_json(read_text(path))

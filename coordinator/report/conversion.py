@@ -1,25 +1,26 @@
-"""From the outcome of a campaign to the records of `results.json`."""
+"""Converts the outcome of a run to the models of `results.json`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
+from typing import Literal
 
 from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.results import (
-    DeviceRecord,
-    FailureRecord,
-    LearningRecord,
-    PredictorRecord,
-    QualityRecord,
-    RegimeRecord,
+    DeviceResult,
+    FailureResult,
+    LearningResult,
+    PredictorResult,
+    QualityResult,
+    RegimeResult,
     Results,
-    RunStatus,
-    SupernetRecord,
-    TargetRecord,
+    SupernetResult,
+    TargetResult,
 )
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -29,8 +30,8 @@ ModelLookup = Callable[[DeviceOutcome, TargetOutcome], tuple[str, int] | None]
 
 
 def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
-    """The record of an outcome."""
-    fleet = tuple(_contained_record(device, model_of) for device in outcome.devices)
+    """Convert an outcome; `model_of` finds the model file of a target."""
+    fleet = tuple(_contained_result(device, model_of) for device in outcome.devices)
     totals = target_totals(fleet)
     return Results(
         run_id=outcome.run_id,
@@ -40,7 +41,7 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
         strategy=outcome.strategy,
         budget=outcome.budget,
         bounds=outcome.bounds.given(),
-        supernet=SupernetRecord(
+        supernet=SupernetResult(
             name=outcome.supernet.name,
             sha256=outcome.supernet.sha256,
             design_space=outcome.supernet.design_space,
@@ -54,37 +55,37 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
     )
 
 
-def run_status(outcome: CampaignOutcome) -> RunStatus:
-    """How a campaign stands, in one word."""
+def run_status(outcome: CampaignOutcome) -> Literal[RunStatus.RUNNING] | EndStatus:
+    """Return the status of a run: running, or its end by the targets that were met."""
     if outcome.finished_s is None:
-        return "running"
+        return RunStatus.RUNNING
     return run_end(target_totals(outcome.devices), [device.status for device in outcome.devices])
 
 
-def _contained_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
-    """The record of a device setting. One whose values cannot be written costs its own record, not the file."""
+def _contained_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
+    """Convert a device setting. One whose values cannot be written costs its own entry, not the file."""
     try:
-        return _device_record(device, model_of)
+        return _device_result(device, model_of)
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - one device setting must not cost the whole file
         _log.error("the results of %s cannot be written", device.label, exc_info=error)
         kind = type(error).__name__
     reason = f"its results cannot be written ({kind}, the log has the trace); they are in the store"
     bare = DeviceOutcome(
         device=device.device,
         setting=device.setting,
-        status="failed",
+        status=SettingStatus.FAILED,
         reason=reason,
         targets_asked=max(device.targets_asked, len(device.targets)),
         condition_asked=device.condition_asked,
     )
-    return _device_record(bare, model_of)
+    return _device_result(bare, model_of)
 
 
-def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord:
+def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult:
     quality = device.quality
-    return DeviceRecord(
+    return DeviceResult(
         device=device.device,
         runtime=device.setting.label,
         setting=device.setting,
@@ -93,8 +94,7 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
         condition=device.condition,
         measurements=device.measurements,
         verifications=sum(row.counted and row.purpose == "verification" for row in device.rows),
-        sentinels=sum(row.purpose == "sentinel" for row in device.rows),
-        quality=QualityRecord(
+        quality=QualityResult(
             ok=quality.ok,
             noisy=quality.noisy,
             slowed=quality.slowed,
@@ -102,16 +102,16 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
             largest_slowdown=quality.largest_slowdown,
         ),
         regimes=tuple(
-            RegimeRecord(
+            RegimeResult(
                 since=_device_moment(regime.since_unix_s),
                 slowdown=regime.slowdown,
                 measurements=regime.measurements,
             )
             for regime in regimes_of(device.taken)
         ),
-        predictor=None if device.predictor is None else PredictorRecord.of(device.predictor),
+        predictor=None if device.predictor is None else PredictorResult.of(device.predictor),
         learning=tuple(
-            LearningRecord(
+            LearningResult(
                 measurements=point.measurements,
                 mape_percent=point.error.mape_percent,
                 spearman=point.error.spearman,
@@ -119,11 +119,11 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
             )
             for point in device.predictor_history
         ),
-        targets=tuple(_target_record(device, target, model_of) for target in device.targets),
+        targets=tuple(_target_result(device, target, model_of) for target in device.targets),
         targets_asked=max(device.targets_asked, len(device.targets)),
         targets_note=device.targets_note,
         failures=tuple(
-            FailureRecord(
+            FailureResult(
                 task_id=failure.task_id,
                 attempt=failure.attempt,
                 counted=failure.counted,
@@ -141,9 +141,9 @@ def _device_record(device: DeviceOutcome, model_of: ModelLookup) -> DeviceRecord
     )
 
 
-def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetRecord:
+def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetResult:
     model, size = model_of(device, target) or (None, None)
-    return TargetRecord(
+    return TargetResult(
         target_ms=target.target_ms,
         met=target.met,
         open=target.open,
@@ -168,7 +168,7 @@ def _target_record(device: DeviceOutcome, target: TargetOutcome, model_of: Model
 
 
 def _energy_mj(device: DeviceOutcome, target: TargetOutcome) -> float | None:
-    """Energy of the last verification of the target's file that has one."""
+    """Return the energy of the last verification of the target's file that has one."""
     found = [
         row.measurement.energy_mj
         for row in device.rows

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page on a artifacts, with the raw data linked."""
+"""`report.html`: one self-contained page on a run's artifacts, with the raw data linked."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.records.outcome import MeasurementRow
-from fleetnas.coordinator.records.snapshot import PredictorError
+from fleetnas.coordinator.records.outcome import TakenMeasurement
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
 from fleetnas.coordinator.report.plots import Plot, device_plots
-from fleetnas.coordinator.report.results import DeviceRecord, Results
+from fleetnas.coordinator.report.results import DeviceResult, Results
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
 from fleetnas.supernet_export.output_files import write_atomically
 
-#: Each device's plots weigh about 100 KB: beyond so many device settings the page shows tables only.
+#: Device settings that are plotted, at most: the plots of one weigh about 100 KB.
 MAX_PLOTTED = 50
 #: Failures that are listed of one device setting.
 MAX_FAILURES = 20
@@ -29,14 +30,14 @@ _log = logging.getLogger("fleetnas.coordinator")
 
 @dataclass(frozen=True)
 class _Section:
-    device: DeviceRecord
+    device: DeviceResult
     plots: list[Plot]
 
 
 def write_report(directory: Path) -> Path:
     """Write the report of the artifacts in `directory` beside its data; returns the page's path.
 
-    `StoreError` where the artifacts is missing or was altered.
+    `StoreError` where the artifacts are missing or were altered.
     """
     page = directory / REPORT_FILE
     write_atomically(page, render_report(directory).encode())
@@ -44,7 +45,7 @@ def write_report(directory: Path) -> Path:
 
 
 def render_report(directory: Path) -> str:
-    """The page as text: what the artifacts's own files say, and nothing else."""
+    """Return the page as text, from the files in `directory` alone; `StoreError` where these cannot be read."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     results = read_results(directory)
@@ -87,11 +88,11 @@ def render_report(directory: Path) -> str:
     )
 
 
-def _plots(device: DeviceRecord, rows: Sequence[MeasurementRow], prefix: str) -> list[Plot]:
-    """The plots of a device setting; none where its values cannot be drawn, which costs the page nothing else."""
+def _plots(device: DeviceResult, rows: Sequence[TakenMeasurement], prefix: str) -> list[Plot]:
+    """Return the plots of a device setting; none where its values cannot be drawn."""
     try:
         return device_plots(device, rows, prefix)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a plot must not cost the page
         _log.error("%s cannot be plotted", device.label, exc_info=error)
         return []
 
@@ -102,13 +103,13 @@ def _elapsed(results: Results) -> str:
     return wording.elapsed((results.finished_at - results.started_at).total_seconds())
 
 
-def _targets_remark(device: DeviceRecord) -> str:
+def _targets_remark(device: DeviceResult) -> str:
     return wording.targets_remark(
-        len(device.targets), device.targets_asked, device.targets_note, device.status != "running"
+        len(device.targets), device.targets_asked, device.targets_note, device.status is not SettingStatus.RUNNING
     )
 
 
-def _predictor(device: DeviceRecord) -> str:
+def _predictor(device: DeviceResult) -> str:
     record = device.predictor
     error = None if record is None else PredictorError(record.mape_percent, record.spearman, record.held_out)
     return wording.predictor_error(error)

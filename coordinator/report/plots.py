@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fleetnas.coordinator.records.outcome import MeasurementRow
-from fleetnas.coordinator.records.snapshot import FEWEST_HELD_OUT
-from fleetnas.coordinator.report.results import DeviceRecord
+from fleetnas.coordinator.records.outcome import TakenMeasurement
+from fleetnas.coordinator.records.predictor_error import FEWEST_HELD_OUT
+from fleetnas.coordinator.report.results import DeviceResult, TargetResult
 from fleetnas.fleet_protocol.messages import Measurement
 
-#: Stand-ins that matplotlib draws with; the page's stylesheet says what they look like in light and dark.
+#: Placeholders that matplotlib draws with; the page's stylesheet replaces them, in light and in dark.
 _COLOURS = {
     "ink": "#010101",
     "muted": "#020202",
@@ -53,16 +53,16 @@ class Plot:
 
     title: str
     description: str
-    """What it shows, for who cannot see it."""
+    """Text alternative, for readers who cannot see it."""
     svg: str
     """An `<svg>` element, complete in itself."""
 
 
-def device_plots(device: DeviceRecord, rows: Sequence[MeasurementRow], prefix: str) -> list[Plot]:
-    """The plots for which there is data. `prefix` keeps the identifiers of one page's plots apart."""
+def device_plots(device: DeviceResult, rows: Sequence[TakenMeasurement], prefix: str) -> list[Plot]:
+    """Draw the plots for which there is data. `prefix` keeps the SVG identifiers of one page's plots apart."""
     import matplotlib
 
-    searched = [row for row in rows if row.purpose in ("spread", "candidate")]
+    searched = [row for row in rows if row.purpose in ("initial-design", "candidate")]
     with matplotlib.rc_context(_SETTINGS):
         drawn = (
             _front(device, searched),
@@ -91,8 +91,8 @@ def _figure(rows: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | None:
-    """Accuracy over latency: each subnet where it was predicted and where it was measured, and the winners.
+def _front(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> _Drawn | None:
+    """Plot accuracy over latency: each subnet where it was predicted and where it was measured, and the winners.
 
     A measured subnet is drawn where it was predicted beforehand, a winner where it is predicted without its own
     measurements.
@@ -110,7 +110,7 @@ def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | Non
             linewidth=1.2,
             label="target" if index == 0 else None,
         )
-    told = [
+    pairs = [
         (row.predicted_ms, row.measurement.median_ms, 100 * (row.predicted_accuracy or 0.0))
         for row in rated
         if row.predicted_ms is not None
@@ -119,11 +119,33 @@ def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | Non
         for winner in winners
         if winner.predicted_ms is not None
     ]
-    for predicted_ms, found_ms, accuracy in told:
+    _draw_front(axis, pairs, rated, winners)
+    shown = [ms for predicted_ms, found_ms, _ in pairs for ms in (predicted_ms, found_ms) if ms > 0]
+    if shown and max(shown) > _WIDE * min(shown):
+        _logarithmic(axis, "x")
+    axis.set_xlabel("latency (ms)")
+    axis.set_ylabel("top-1 accuracy (%)")
+    figure.legend(loc="outside lower center", ncols=2)
+    description = (
+        f"Top-1 accuracy over latency: {len(rated)} measured subnets with their predicted accuracy, and "
+        f"{len(winners)} winners with verified latency and evaluated accuracy. Predictions were made before a subnet "
+        "was measured, those of winners with their own measurements left out; dotted lines are the targets."
+    )
+    return "Front", description, figure
+
+
+def _draw_front(
+    axis: Any,
+    pairs: Sequence[tuple[float, float, float]],
+    rated: Sequence[TakenMeasurement],
+    winners: Sequence[TargetResult],
+) -> None:
+    """Draw predictions, measurements and winners; a pair is predicted ms, found ms and accuracy in percent."""
+    for predicted_ms, found_ms, accuracy in pairs:
         axis.plot([predicted_ms, found_ms], [accuracy, accuracy], color=_COLOURS["muted"], linewidth=0.7)
     axis.plot(
-        [predicted_ms for predicted_ms, _, _ in told],
-        [accuracy for _, _, accuracy in told],
+        [predicted_ms for predicted_ms, _, _ in pairs],
+        [accuracy for _, _, accuracy in pairs],
         "o",
         markersize=5,
         fillstyle="none",
@@ -148,27 +170,15 @@ def _front(device: DeviceRecord, rows: Sequence[MeasurementRow]) -> _Drawn | Non
         color=_COLOURS["winner"],
         label="winner, verified and evaluated",
     )
-    shown = [ms for predicted_ms, found_ms, _ in told for ms in (predicted_ms, found_ms) if ms > 0]
-    if shown and max(shown) > _WIDE * min(shown):
-        _logarithmic(axis, "x")
-    axis.set_xlabel("latency (ms)")
-    axis.set_ylabel("top-1 accuracy (%)")
-    figure.legend(loc="outside lower center", ncols=2)
-    description = (
-        f"Top-1 accuracy over latency: {len(rated)} measured subnets with their predicted accuracy, and "
-        f"{len(winners)} winners with verified latency and evaluated accuracy. Predictions were made before a subnet "
-        "was measured, those of winners with their own measurements left out; dotted lines are the targets."
-    )
-    return "Front", description, figure
 
 
-def _agreement(rows: Sequence[MeasurementRow]) -> _Drawn | None:
-    """Measured over predicted latency, the prediction made before the measurement."""
-    told = [(row.predicted_ms, row.measurement.median_ms) for row in rows if row.predicted_ms is not None]
-    if len(told) < 2:
+def _agreement(rows: Sequence[TakenMeasurement]) -> _Drawn | None:
+    """Plot measured over predicted latency, the prediction made before the measurement."""
+    pairs = [(row.predicted_ms, row.measurement.median_ms) for row in rows if row.predicted_ms is not None]
+    if len(pairs) < 2:
         return None
     figure, (axis,) = _figure()
-    predicted, measured = zip(*told, strict=True)
+    predicted, measured = zip(*pairs, strict=True)
     low, high = min(*predicted, *measured), max(*predicted, *measured)
     axis.plot([low, high], [low, high], color=_COLOURS["muted"], linewidth=1, label="exact")
     axis.plot(predicted, measured, "o", markersize=4.5, color=_COLOURS["measured"], label="subnet")
@@ -179,7 +189,7 @@ def _agreement(rows: Sequence[MeasurementRow]) -> _Drawn | None:
     axis.legend(loc="upper left")
     return (
         "Prediction and measurement",
-        f"Measured latency over the latency predicted beforehand, for {len(told)} subnets; on the line they agree.",
+        f"Measured latency over the latency predicted beforehand, for {len(pairs)} subnets; on the line they agree.",
         figure,
     )
 
@@ -195,8 +205,8 @@ def _logarithmic(axis: Any, *sides: str) -> None:
         line.set_minor_locator(NullLocator())
 
 
-def _learning(device: DeviceRecord) -> _Drawn | None:
-    """Held-out error of the predictor over the measurements it had learned from, where it tells something."""
+def _learning(device: DeviceResult) -> _Drawn | None:
+    """Plot the held-out error of the predictor over the measurements that it had learned from."""
     learning = [point for point in device.learning if point.held_out >= FEWEST_HELD_OUT]
     if not learning:
         return None
@@ -220,7 +230,7 @@ def _learning(device: DeviceRecord) -> _Drawn | None:
     return "Predictor error as it learned", description, figure
 
 
-def _slowdown_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
+def _slowdown_and_temperature(rows: Sequence[TakenMeasurement]) -> _Drawn | None:
     """Plot slow-down and temperature over the time of the measurements."""
     if not rows:
         return None
@@ -229,16 +239,16 @@ def _slowdown_and_temperature(rows: Sequence[MeasurementRow]) -> _Drawn | None:
     found = [((row.measurement.finished_unix_s - start_s) / 60, row.measurement) for row in ordered]
     warm = [(at, m.after.temperature_c) for at, m in found if m.after.temperature_c is not None]
     figure, axes = _figure(2 if warm else 1)
-    told = _draw_slowdown(axes[0], found)
+    description = _draw_slowdown(axes[0], found)
     if warm:
         at, values = zip(*warm, strict=True)
         axes[1].plot(at, values, "s-", markersize=3, linewidth=1, color=_COLOURS["predicted"])
         axes[1].set_ylabel("temperature (°C)")
-        told += f"; temperature from {min(values):.0f} to {max(values):.0f} °C"
+        description += f"; temperature from {min(values):.0f} to {max(values):.0f} °C"
     else:
-        told += "; the device reports no temperature"
+        description += "; the device reports no temperature"
     axes[-1].set_xlabel("minutes since the first measurement")
-    return "Slow-down and temperature", f"{told}, over {found[-1][0]:.1f} minutes.", figure
+    return "Slow-down and temperature", f"{description}, over {found[-1][0]:.1f} minutes.", figure
 
 
 def _draw_slowdown(axis: Any, found: Sequence[tuple[float, Measurement]]) -> str:
@@ -263,14 +273,14 @@ def _draw_slowdown(axis: Any, found: Sequence[tuple[float, Measurement]]) -> str
     axis.set_ylabel("slow-down (times)")
     if slowed or unknown or changes:
         axis.figure.legend(loc="outside lower center", ncols=3)
-    told = "Latency over latency at undisturbed speed"
+    description = "Latency over latency at undisturbed speed"
     if known:
         values = [value for _, value in known]
-        told += f", from {min(values):.2f} to {max(values):.2f} times"
-    told += f"; {len(slowed) + sum(m.slowdown is None and m.quality == 'slowed' for _, m in found)} slowed"
+        description += f", from {min(values):.2f} to {max(values):.2f} times"
+    description += f"; {len(slowed) + sum(m.slowdown is None and m.quality == 'slowed' for _, m in found)} slowed"
     if unknown:
-        told += f", the speed unknown in {len(unknown)}"
-    return told + (f", {len(changes) + 1} lasting speeds" if changes else "")
+        description += f", the speed unknown in {len(unknown)}"
+    return description + (f", {len(changes) + 1} lasting speeds" if changes else "")
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

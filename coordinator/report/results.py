@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
-from fleetnas.coordinator.records.snapshot import PredictorError
-from fleetnas.coordinator.records.totals import DeviceStatus, target_totals
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
+from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -18,14 +19,12 @@ from fleetnas.fleet_protocol.messages import Condition, RuntimeSetting
 
 RESULTS_SCHEMA_VERSION: Literal[1] = 1
 
-RunStatus = Literal["running", "complete", "partial", "failed"]
-
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class PredictorRecord(_Record):
+class PredictorResult(_Record):
     """Held-out error of a latency predictor."""
 
     mape_percent: float = Field(description="mean absolute percentage error, held out")
@@ -33,18 +32,18 @@ class PredictorRecord(_Record):
     held_out: int = Field(description="measurements that the error is taken over")
 
     @classmethod
-    def of(cls, error: PredictorError) -> PredictorRecord:
-        """From what the predictor reports."""
+    def of(cls, error: PredictorError) -> PredictorResult:
+        """Convert the error that a predictor reports."""
         return cls(mape_percent=error.mape_percent, spearman=error.spearman, held_out=error.held_out)
 
 
-class LearningRecord(PredictorRecord):
-    """The same after so many measurements."""
+class LearningResult(PredictorResult):
+    """Held-out error of a latency predictor while it learned."""
 
-    measurements: int = Field(description="measurements that it had learned from")
+    measurements: int = Field(description="number of measurements that it had learned from")
 
 
-class QualityRecord(_Record):
+class QualityResult(_Record):
     """Counts of a device setting's measurements by quality, verifications included."""
 
     ok: int = Field(description="steady, and the device at its usual speed")
@@ -52,21 +51,21 @@ class QualityRecord(_Record):
     slowed: int = Field(description="the device was slower than it normally is in this run")
     unknown_speed: int = Field(description="of all these, those whose latency at undisturbed speed is not known")
     largest_slowdown: float | None = Field(
-        description="latency as it ran over latency at undisturbed speed; null where no measurement tells"
+        description="latency as it ran over latency at undisturbed speed; null where no measurement gives one"
     )
 
 
-class RegimeRecord(_Record):
+class RegimeResult(_Record):
     """A lasting speed at which the device ran."""
 
     since: datetime | None = Field(
-        description="ISO 8601, UTC, by the device's own clock; null where its agent did not say"
+        description="ISO 8601, UTC, by the device's own clock; null where its agent did not report one"
     )
-    slowdown: float | None = Field(description="median slow-down of its measurements; null where none tells")
+    slowdown: float | None = Field(description="median slow-down of its measurements; null where none gives one")
     measurements: int = Field(description="taken at this speed")
 
 
-class FailureRecord(_Record):
+class FailureResult(_Record):
     """A measurement that failed on its device."""
 
     task_id: str
@@ -79,7 +78,7 @@ class FailureRecord(_Record):
     detail: str = Field(description="the device's own text")
 
 
-class TargetRecord(_Record):
+class TargetResult(_Record):
     """One latency target. Latencies are medians in milliseconds at batch 1."""
 
     target_ms: float
@@ -88,7 +87,7 @@ class TargetRecord(_Record):
         "never taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")
-    reason: str = Field(description="why it was not met; empty when it was")
+    reason: str = Field(description="reason why it was not met; empty when it was")
     note: str = Field(description="a remark on a target that is met, such as that it constrains nothing")
     architecture: Architecture | None = Field(description="in OFA's keys: ks, e, d, r, w")
     predicted_ms: float | None = Field(
@@ -114,7 +113,7 @@ class TargetRecord(_Record):
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
 
     @model_validator(mode="after")
-    def _met_follows_verification(self) -> TargetRecord:
+    def _met_follows_verification(self) -> TargetResult:
         if self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
             raise ValueError(
                 f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
@@ -124,28 +123,27 @@ class TargetRecord(_Record):
         return self
 
 
-class DeviceRecord(_Record):
+class DeviceResult(_Record):
     """One device setting."""
 
     device: str = Field(description="name of the agent")
     runtime: str = Field(description="label of the runtime setting, unique per device")
     setting: RuntimeSetting = Field(description="the runtime setting in full")
-    status: DeviceStatus
-    reason: str = Field(description="why it was lost or failed; empty when it finished")
-    condition: Condition = Field(description="under which condition it was measured")
+    status: SettingStatus
+    reason: str = Field(description="reason why it was lost or failed; empty when it finished")
+    condition: Condition = Field(description="condition under which it was measured")
     measurements: int = Field(description="taken to search, failed ones included: what the budget counts")
     verifications: int = Field(description="fresh re-measurements of winners")
-    sentinels: int = Field(description="measurements of the purpose sentinel, which only earlier versions made")
-    quality: QualityRecord = Field(description="how many measurements were disturbed")
-    regimes: tuple[RegimeRecord, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
-    predictor: PredictorRecord | None = Field(description="null when too little was measured to tell")
-    learning: tuple[LearningRecord, ...] = Field(description="error of the predictor as it learned")
-    targets: tuple[TargetRecord, ...] = Field(description="the targets that are known, ascending")
+    quality: QualityResult = Field(description="how many measurements were disturbed")
+    regimes: tuple[RegimeResult, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
+    predictor: PredictorResult | None = Field(description="null when too little was measured to tell")
+    learning: tuple[LearningResult, ...] = Field(description="error of the predictor as it learned")
+    targets: tuple[TargetResult, ...] = Field(description="the targets that are known, ascending")
     targets_asked: int = Field(description="targets that were asked for, known or not")
     targets_note: str = Field(description="a remark on the targets, such as why they are fewer than were asked for")
-    failures: tuple[FailureRecord, ...]
+    failures: tuple[FailureResult, ...]
     wire_bytes: int | None = Field(description="bytes of messages for this setting, without the bundle")
-    profile: DeviceProfile | None = Field(description="what the device is")
+    profile: DeviceProfile | None = Field(description="hardware of the device")
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
 
     @property
@@ -165,13 +163,13 @@ class DeviceRecord(_Record):
         return sum(failure.counted for failure in self.failures)
 
 
-class SupernetRecord(_Record):
-    """The supernet that the subnets were cut from."""
+class SupernetResult(_Record):
+    """The supernet that the subnets were sliced from."""
 
     name: str
     sha256: str = Field(description="of the bundle")
     design_space: str
-    source: str = Field(description="where the checkpoint came from")
+    source: str = Field(description="origin of the checkpoint")
     checkpoint_sha256: str | None
 
 
@@ -180,21 +178,21 @@ class Results(_Record):
 
     schema_version: Literal[1] = RESULTS_SCHEMA_VERSION
     run_id: str
-    status: RunStatus = Field(
+    status: Literal[RunStatus.RUNNING] | EndStatus = Field(
         description="partial: a target was missed, or a device lost or failed; failed: no target was met"
     )
     started_at: datetime = Field(description="ISO 8601, UTC")
     finished_at: datetime | None = Field(description="null while the run goes on")
     strategy: str = Field(description="search strategy")
     budget: int = Field(description="measurements allowed per device setting before verification")
-    bounds: dict[str, float] = Field(description="what every winner keeps beside its latency target")
-    supernet: SupernetRecord
-    versions: dict[str, str] = Field(description="of fleetnas and what it stands on, on the coordinator")
+    bounds: dict[str, float] = Field(description="bounds that every winner keeps beside its latency target")
+    supernet: SupernetResult
+    versions: dict[str, str] = Field(description="of fleetnas and its main dependencies, on the coordinator")
     targets_met: int = Field(description="over the whole fleet")
     targets_asked: int = Field(
         description="targets that were asked for over the whole fleet, those of lost and failed devices included"
     )
-    fleet: tuple[DeviceRecord, ...]
+    fleet: tuple[DeviceResult, ...]
 
     @model_validator(mode="after")
     def _totals_follow_the_fleet(self) -> Results:

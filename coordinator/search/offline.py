@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -210,7 +211,7 @@ def write_offline(outcome: OfflineOutcome, folder: Path) -> tuple[Path, Path]:
 
 
 def draw_fronts(results: Mapping[str, SearchResult], path: Path, title: str = "") -> None:
-    """Draw Pareto fronts, one line per named result, with their winners marked."""
+    """Draw Pareto fronts, one line per named result, with their winners marked; the suffix of `path` is the format."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -227,4 +228,6 @@ def draw_fronts(results: Mapping[str, SearchResult], path: Path, title: str = ""
     axes.grid(alpha=0.3)
     if len(results) > 1:
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix.removeprefix(".") or "png", dpi=150)
+    write_atomically(path, picture.getvalue())

@@ -1,4 +1,4 @@
-"""Which coordinator works on which run: a lock that its process holds, and that is gone when the process is."""
+"""Claims of runs: a coordinator holds a lock on its run, which ends with its process."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from fleetnas.fleet_protocol.errors import StoreError
 
-#: What POSIX lets a lock answer that another process holds.
+#: Errors of a lock that another process holds; POSIX allows either.
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 
 
 class Claims(Protocol):
-    """Claims of one open store."""
+    """The claims of one open store."""
 
     def take(self, run_id: str) -> bool:
-        """Claim a run; False where another process has it, `StoreError` where that cannot be known."""
+        """Claim a run; False where another process has it, `StoreError` where locks do not work."""
 
     def close(self) -> None:
-        """Give every run back."""
+        """Release every run."""
 
 
 class FileClaims:
-    """Beside an SQLite file, for the processes of this machine: one byte of a lock file stands for a run."""
+    """Claims beside an SQLite file, for the processes of this machine: one byte of a lock file for each run."""
 
     def __init__(self, store: Path | None) -> None:
-        """None: a store in memory, which nobody else sees."""
+        """Take the path of the store; None for one in memory, which only this process has."""
         self._path = store.with_name(store.name + "-claims") if store is not None else None
         self._file: int | None = None
 
     def take(self, run_id: str) -> bool:
+        """Claim a run; False where another process has it."""
         if self._path is None:
             return True
         try:
@@ -55,25 +56,28 @@ class FileClaims:
         return True
 
     def close(self) -> None:
+        """Release every run."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 class ServerClaims:
-    """PostgreSQL's advisory locks, for whoever shares the database; they end with the connection that took them."""
+    """Claims as advisory locks of PostgreSQL, for all clients of the database; they end with their connection."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._connection: Connection | None = None
 
     def take(self, run_id: str) -> bool:
+        """Claim a run; False where another process has it."""
         if self._connection is None:
             self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         lock = text("SELECT pg_try_advisory_lock(hashtext('fleetnas run'), hashtext(:run_id))")
         return bool(self._connection.execute(lock, {"run_id": run_id}).scalar())
 
     def close(self) -> None:
+        """Release every run."""
         if self._connection is not None:
             # Not handed back to the pool: the locks end with it. The server may have gone first.
             with contextlib.suppress(SQLAlchemyError):

@@ -1,4 +1,4 @@
-"""The database behind a store: its URL, its connections, and one clear line for everything that it may answer."""
+"""The database of a store: its URL, its connections, and one clear line for each of its errors."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from fleetnas.coordinator.store.claims import Claims, FileClaims, ServerClaims
 from fleetnas.device_profiles.plain_text import PRINTABLE
+from fleetnas.fleet_protocol.error_text import joined_lines
 from fleetnas.fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
 
 _CONNECT_TIMEOUT_S = 10
@@ -29,7 +30,7 @@ _LOOK_AGAIN_S = 0.01
 _POSTGRESQL = "postgresql+psycopg"
 _FORMS = "give a file, or a URL such as postgresql+psycopg://user@host/database"
 
-#: What PostgreSQL and its client say when there is no connection, and what to do then; the first that fits counts.
+#: Words of PostgreSQL and its client when there is no connection, and advice; the first match counts.
 _CONNECTION_ADVICE = (
     ("password authentication failed", "check the user, and the password in ~/.pgpass or $PGPASSWORD"),
     ("no password supplied", "put its password into ~/.pgpass or $PGPASSWORD"),
@@ -43,7 +44,7 @@ _CONNECTION_ADVICE = (
 )
 _SERVER_ADVICE = "check that the server runs and that its host and port in --store are right"
 _MAKE_WRITABLE = "make the file and its folder writable, or give another --store"
-#: SQLite's words, and what to do then.
+#: Words of SQLite, and advice.
 _FILE_ADVICE = (
     ("disk is full", "free some space there; what was stored is safe"),
     ("disk i/o error", "check the disk; what was stored before is safe"),
@@ -57,7 +58,7 @@ _FILE_ADVICE = (
     ("no such column", "a column of it is missing: restore it from a copy, or give another --store"),
     ("locking protocol", "its file system gives no locks: put the store on a disk of this machine"),
 )
-#: Troubles of a server that may end by themselves, by SQLSTATE class: no connection, a collision with another
+#: Errors of a server that may end by themselves, by SQLSTATE class: no connection, a collision with another
 #: coordinator, no space or memory, going down.
 _PASSING_CLASSES = ("08", "40", "53", "57")
 _PASSING_FILE_WORDS = ("disk is full", "disk i/o error", "database is locked", "unable to open", "readonly")
@@ -65,7 +66,7 @@ _PASSING_FILE_WORDS = ("disk is full", "disk i/o error", "database is locked", "
 
 @dataclass(frozen=True)
 class UnreadableJson:
-    """Stands for the content of a damaged JSON column, so that whoever uses it finds out which row it is in."""
+    """Placeholder for the content of a damaged JSON column, so that the error can name the row."""
 
     reason: str
 
@@ -74,10 +75,10 @@ def _read_json(text: str) -> Any:
     try:
         return from_json(text)
     except ValueError as error:
-        return UnreadableJson(_one_line(error))
+        return UnreadableJson(joined_lines(str(error)))
 
 
-#: Raw times are most of what is written; this is four times as fast as the standard library's, and as exact.
+#: Raw times are most of the JSON; this is four times as fast as the standard library's, and as exact.
 _JSON: dict[str, Any] = {"json_serializer": lambda value: to_json(value).decode(), "json_deserializer": _read_json}
 
 
@@ -87,7 +88,7 @@ class Database:
     def __init__(self, location: str, *, to_read: bool = False) -> None:
         """Take a URL or, without `://`, a file's path; nothing is opened yet.
 
-        A file that cannot be written may still be opened `to_read`: `read_only` says so.
+        A file that cannot be written may still be opened `to_read`; `read_only` is then True.
 
         Raises:
             UsageError: no such kind of store.
@@ -102,41 +103,47 @@ class Database:
         #: Nothing can be added or changed.
         self.read_only = to_read and file is not None and _is_read_only(file)
         self._reader = _read_only_engine(file) if self.read_only and file is not None else _engine(url)
-        # SQLite refuses to turn a reading transaction into a writing one once somebody else has written.
+        # SQLite refuses to turn a reading transaction into a writing one once another connection has written.
         self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
         self._claims: Claims = ServerClaims(self._reader) if self.dialect == "postgresql" else FileClaims(file)
-        #: Called with the seconds that a writing transaction took, its wait for others included.
-        self.on_write: Callable[[float], object] = lambda _: None
+        self._observe_write: Callable[[float], object] = lambda _: None
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """One consistent look; `StoreError` where it cannot be had."""
+        """Open a transaction that reads one consistent state; `StoreError` where that fails."""
         with self._errors(), Session(self._reader) as session, session.begin():
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """All or nothing, on disk when it ends. `StoreUnavailableError` where the trouble may pass."""
+        """Open a transaction that writes all or nothing, on disk when it ends.
+
+        `StoreUnavailableError` where the same transaction may succeed later.
+        """
         began_s = time.monotonic()
         with self._errors(), Session(self._writer) as session, session.begin():
             yield session
-        self.on_write(time.monotonic() - began_s)
+        self._observe_write(time.monotonic() - began_s)
+
+    def observe_writes(self, observe: Callable[[float], object]) -> None:
+        """Call `observe` with the duration of each writing transaction in seconds, its wait for others included."""
+        self._observe_write = observe
 
     @contextmanager
     def changing_schema(self) -> Iterator[Connection]:
-        """The same for whoever changes the tables: one process at a time."""
+        """Open a transaction that changes the tables: one process at a time."""
         with self._errors(), self._writer.begin() as connection:
             if self.dialect == "postgresql":
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('fleetnas schema'))")
             yield connection
 
     def claim(self, run_id: str) -> bool:
-        """Have a run to oneself until `close`, or until this process ends; False where another process has it."""
+        """Claim a run until `close`, or until this process ends; False where another process has it."""
         with self._errors():
             return self._claims.take(run_id)
 
     def close(self) -> None:
-        """Give the file or the connections back."""
+        """Close the file or the connections."""
         self._claims.close()
         self._reader.dispose()
 
@@ -150,8 +157,8 @@ class Database:
             raise self._clear(error) from error
         except (ValueError, TypeError, OverflowError) as error:
             raise StoreError(
-                f"the store {self.name} holds, or was given, a value that cannot be kept there: {_one_line(error)}; "
-                "restore it from a copy, or give another --store"
+                f"the store {self.name} holds, or was given, a value that cannot be kept there: "
+                f"{joined_lines(str(error))}; restore it from a copy, or give another --store"
             ) from error
 
     def _clear(self, error: SQLAlchemyError) -> StoreError:
@@ -209,7 +216,7 @@ def _url(location: str) -> URL:
 
 
 def shown_location(location: str) -> str:
-    """A `--store` as it may be printed: a URL loses its password."""
+    """Return a `--store` as it may be printed: a URL without its password."""
     return _shown(_url(location)) if "://" in location else location
 
 
@@ -227,16 +234,15 @@ def _engine(url: URL) -> Engine:
             return create_engine(url, pool_pre_ping=True, connect_args=timeout, **_JSON)
         except (NoSuchModuleError, ImportError) as error:
             raise MissingDependencyError(
-                f"psycopg does not load here ({_one_line(error)}); run `pip install 'fleetnas[postgres]'`"
+                f"psycopg does not load here ({joined_lines(str(error))}); run `pip install 'fleetnas[postgres]'`"
             ) from error
-    engine = create_engine(url, **_JSON)
+    # Python's own idea of when a transaction begins leaves out changes of the tables; `_begin` sends BEGIN instead.
+    engine = create_engine(url, connect_args={"isolation_level": None}, **_JSON)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _: object) -> None:
-        # Python's own idea of when a transaction begins leaves out changes of the tables: `_begin` says it instead.
-        connection.isolation_level = None
         cursor = connection.cursor()
-        # What is acknowledged is forgotten by its agent. WAL with `synchronous=NORMAL` survives kill -9, but a power
+        # Agents forget acknowledged results. WAL with `synchronous=NORMAL` survives kill -9, but a power
         # cut may undo its last commits; FULL syncs each commit. Batches share one, so it costs little.
         for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
@@ -256,7 +262,7 @@ def _is_read_only(file: Path) -> bool:
 
 
 def _read_only_engine(file: Path) -> Engine:
-    """Connections that write nothing; each transaction has its own, and so sees what a coordinator wrote meanwhile."""
+    """Make connections that write nothing; each transaction has its own, and so sees what was written meanwhile."""
     engine = create_engine("sqlite://", creator=lambda: _connect_to_read(file.absolute()), poolclass=NullPool, **_JSON)
     event.listen(engine, "begin", _begin)
     return engine
@@ -289,7 +295,7 @@ def _opened_to_read(file: Path, how: str) -> sqlite3.Connection:
 
 
 def _keep_a_log(cursor: sqlite3.Cursor) -> None:
-    """Set WAL, which a file keeps. Of several that do so to a new file all but one are turned away, timeout or not."""
+    """Set WAL, which a file keeps. Where several processes set it on a new file at once, one succeeds."""
     give_up_s = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
     while True:
         try:
@@ -306,8 +312,4 @@ def _advice(words: str, known: tuple[tuple[str, str], ...], otherwise: str) -> s
 
 
 def _reason(error: SQLAlchemyError) -> str:
-    return _one_line(getattr(error, "orig", None) or error)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    return joined_lines(str(getattr(error, "orig", None) or error))

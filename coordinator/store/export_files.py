@@ -21,7 +21,7 @@ _GROUP = 2000
 
 
 def write_rows(rows: Rows, fields: Sequence[Field], path: Path, form: Format) -> int:
-    """Write `fields` of the rows and return how many there are.
+    """Write `fields` of the rows; returns the number of rows.
 
     Raises:
         UsageError: the file cannot be written.

@@ -31,7 +31,7 @@ class Field:
 
 
 def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ...]:
-    """The fields of a message that are single values or lists of numbers, from its JSON schema."""
+    """Return the fields of a message that are single values or lists of numbers, from its JSON schema."""
     fields = []
     for name, schema in message.model_json_schema()["properties"].items():
         types = {part.get("type") for part in schema.get("anyOf", [schema])} - {"null", None}
@@ -75,9 +75,10 @@ FIELDS: tuple[Field, ...] = (
 def exported_rows(
     store: MeasurementStore, runs: Sequence[str] = (), devices: Sequence[str] = ()
 ) -> Iterator[dict[str, Value]]:
-    """Measurements in order of arrival, a value for every one of `FIELDS`; what failed on its device is left out.
+    """Yield the measurements of the given runs and devices, or of all, in order of arrival.
 
-    Of the given runs and devices, or of all. `UsageError` where one of them is not there.
+    A row has a value for every one of `FIELDS`; failed measurements are left out. `UsageError` where a run or device is
+    not there.
     """
     chosen = [store.run(run_id) for run_id in runs] if runs else store.runs()
     settings = {

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from fleetnas.coordinator.records.events import Purpose
-from fleetnas.coordinator.records.outcome import DeviceOutcome, MeasurementRow
+from fleetnas.coordinator.records.budget import Purpose
+from fleetnas.coordinator.records.outcome import DeviceOutcome, TakenMeasurement
 from fleetnas.device_profiles.text_files import open_text
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import StoreError
@@ -32,13 +32,13 @@ COLUMNS = (
     *(f"{name}_after" for name in _CONDITIONS),
     *_LISTS,
 )
-#: A spreadsheet would run a text that starts so as a formula; the wide forms stand for the narrow ones.
+#: Characters at which a spreadsheet takes a text for a formula; it takes the wide forms for the narrow ones.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _ESCAPE = "'"
 
 
 def measurements_csv(devices: Iterable[DeviceOutcome]) -> str:
-    """The whole table, device after device, each in the order in which its measurements were stored."""
+    """Return the whole table, device after device, each in the order in which its measurements were stored."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -48,7 +48,7 @@ def measurements_csv(devices: Iterable[DeviceOutcome]) -> str:
     return text.getvalue()
 
 
-def _cells(device: DeviceOutcome, row: MeasurementRow) -> dict[str, str]:
+def _cells(device: DeviceOutcome, row: TakenMeasurement) -> dict[str, str]:
     measurement = row.measurement
     cells: dict[str, Any] = {
         "device": device.device,
@@ -69,7 +69,7 @@ def _cells(device: DeviceOutcome, row: MeasurementRow) -> dict[str, str]:
 
 
 def csv_cell(value: Any) -> str:
-    """A single value as text; unknown is empty, and numbers come back exactly, texts from `plain_cell`."""
+    """Return a single value as text; None is empty. Numbers are read back exactly, texts with `plain_cell`."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -81,13 +81,13 @@ def csv_cell(value: Any) -> str:
 
 
 def plain_cell(cell: str) -> str:
-    """The text of a cell that `csv_cell` wrote."""
+    """Return the text of a cell that `csv_cell` wrote."""
     return cell.removeprefix(_ESCAPE)
 
 
-def read_measurements(path: Path) -> dict[tuple[str, str], list[MeasurementRow]]:
-    """The rows of each device and runtime label. `StoreError` where the file is not such a table."""
-    table: dict[tuple[str, str], list[MeasurementRow]] = {}
+def read_measurements(path: Path) -> dict[tuple[str, str], list[TakenMeasurement]]:
+    """Read the rows of each device and runtime label; `StoreError` where the file is no table of measurements."""
+    table: dict[tuple[str, str], list[TakenMeasurement]] = {}
     with open_text(path) as file:
         reader = csv.DictReader(file, restval="")
         try:
@@ -103,7 +103,7 @@ def read_measurements(path: Path) -> dict[tuple[str, str], list[MeasurementRow]]
     return table
 
 
-def _row(cells: Mapping[str, str]) -> MeasurementRow:
+def _row(cells: Mapping[str, str]) -> TakenMeasurement:
     def conditions(suffix: str) -> dict[str, str | None]:
         return {name: cells[f"{name}_{suffix}"] or None for name in _CONDITIONS}
 
@@ -114,7 +114,7 @@ def _row(cells: Mapping[str, str]) -> MeasurementRow:
     predicted_ms, std_ms, accuracy, target_ms = (
         float(cells[name]) if cells[name] else None for name in (*_PREDICTIONS, "target_ms")
     )
-    return MeasurementRow(
+    return TakenMeasurement(
         task_id=cells["task_id"],
         attempt=int(cells["attempt"]),
         purpose=_PURPOSE.validate_python(cells["purpose"]),

@@ -1,4 +1,4 @@
-"""Brings a store's tables to the version that this fleetnas works with, whoever made them."""
+"""Migration of a store's tables to the version that this fleetnas works with."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bring_up_to_date(database: Database) -> None:
 
 
 def _revision(connection: Connection, name: str) -> str | None:
-    """The revision of the tables, None where there are none; `StoreError` where nobody can tell."""
+    """Return the revision of the tables, None where there are none; `StoreError` where it cannot be known."""
     inspector = inspect(connection)
     tables = set(inspector.get_table_names())
     ours = tables & set(Base.metadata.tables)
@@ -71,16 +71,16 @@ def _revision(connection: Connection, name: str) -> str | None:
         return FIRST_REVISION
     if len(ours) > 1:
         raise _unversioned(name, f"{_REVISIONS} is missing")
-    # A server's database may be shared; a file is ours or somebody else's.
+    # A server's database may be shared; a file belongs to one program.
     if ours or (tables and connection.dialect.name == "sqlite"):
         raise _foreign(name, tables)
     return None
 
 
-def _unversioned(name: str, why: str) -> StoreError:
+def _unversioned(name: str, reason: str) -> StoreError:
     return StoreError(
-        f"the store {name} does not say which version its tables have: {why}. Restore it from a copy, or give another "
-        "--store"
+        f"the store {name} does not say which version its tables have: {reason}. Restore it from a copy, or give "
+        "another --store"
     )
 
 
@@ -93,7 +93,7 @@ def _foreign(name: str, tables: set[str]) -> StoreError:
 
 
 def alembic_config(connection: Connection) -> Config:
-    """Alembic on our revisions, through `connection` and inside its transaction."""
+    """Configure Alembic for our revisions, through `connection` and inside its transaction."""
     from alembic.config import Config
 
     config = Config(attributes={"connection": connection})

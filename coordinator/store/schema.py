@@ -1,4 +1,4 @@
-"""The tables as the newest revision in `migrations/` leaves them. Nothing outside this package sees a row."""
+"""The tables as the newest revision in `migrations/` leaves them. Only this package handles their rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -21,6 +21,8 @@ class Base(DeclarativeBase):
 
 
 class RunRow(Base):
+    """One campaign."""
+
     __tablename__ = "runs"
 
     run_id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -34,6 +36,8 @@ class RunRow(Base):
 
 
 class DeviceRow(Base):
+    """One device setting of a run; `learning` holds [measurements, MAPE in percent, rank correlation, held out]."""
+
     __tablename__ = "devices"
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
@@ -50,6 +54,8 @@ class DeviceRow(Base):
 
 
 class TaskRow(Base):
+    """One subnet to be measured on one device setting."""
+
     __tablename__ = "tasks"
 
     task_id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -69,7 +75,7 @@ class TaskRow(Base):
 
 
 class OutcomeRow(Base):
-    """One attempt's end; the order of `outcome_id` is the order of arrival, whatever the clock did."""
+    """The end of one attempt; `outcome_id` grows in the order of arrival, whatever the clock says."""
 
     __tablename__ = "outcomes"
     __table_args__ = (UniqueConstraint("task_id", "attempt"),)
@@ -118,6 +124,8 @@ class MeasurementRow(Base):
 
 
 class FailureRow(Base):
+    """The reason of a failed attempt."""
+
     __tablename__ = "failures"
 
     outcome_id: Mapped[int] = mapped_column(ForeignKey("outcomes.outcome_id"), primary_key=True)
@@ -126,18 +134,33 @@ class FailureRow(Base):
 
 
 class WinnerRow(Base):
+    """One decided target; every field of `fleetnas.coordinator.records.stored.WinnerRecord`."""
+
     __tablename__ = "winners"
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
     device: Mapped[str] = mapped_column(String(64), primary_key=True)
     setting_label: Mapped[str] = mapped_column(String(700), primary_key=True)
     target_ms: Mapped[float] = mapped_column(primary_key=True)
-    met: Mapped[bool]
-    fields: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(String(16))
+    architecture: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    predicted_ms: Mapped[float | None]
+    measured_ms: Mapped[float | None]
+    verified_ms: Mapped[float | None]
+    typical_ms: Mapped[float | None]
+    predicted_accuracy: Mapped[float | None]
+    accuracy: Mapped[float | None]
+    accuracy_images: Mapped[int | None] = mapped_column(BigInteger)
+    parameters: Mapped[int | None] = mapped_column(BigInteger)
+    macs: Mapped[int | None] = mapped_column(BigInteger)
+    peak_activation_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    reason: Mapped[str] = mapped_column(Text)
+    note: Mapped[str] = mapped_column(Text)
 
 
 class DistrustedRow(Base):
-    """A device whose measurements teach no other one."""
+    """A device that no prior is learned from."""
 
     __tablename__ = "distrusted_devices"
 

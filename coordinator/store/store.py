@@ -1,57 +1,48 @@
-"""The measurement store: every run, task, outcome and winner, through SQLAlchemy; SQLite unless told otherwise."""
+"""The measurement store: every run, task, outcome and winner, through SQLAlchemy; SQLite by default."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import cache, lru_cache, partial
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, Row, delete, insert, inspect, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
+from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import (
     Arrival,
     DeviceRecord,
-    DeviceStatus,
     LatencyRecord,
     Outcome,
     OutcomeRecord,
     RunRecord,
-    RunStatus,
     TaskRecord,
     WinnerRecord,
 )
-from fleetnas.coordinator.store.database import Database, UnreadableJson
+from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.migration import bring_up_to_date
+from fleetnas.coordinator.store.outcome_writer import OutcomeWriter
+from fleetnas.coordinator.store.row_reading import device_of, latency_of, outcome_of, readable, record_of, task_of
 from fleetnas.coordinator.store.schema import (
     Base,
     DeviceRow,
     DistrustedRow,
-    FailureRow,
     MeasurementRow,
     OutcomeRow,
     RunRow,
     TaskRow,
     WinnerRow,
 )
-from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.quantities import LATENCY_RANGE_MS
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.errors import StoreError, UsageError
-from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import TaskKey
 
-R = TypeVar("R")
-T = TypeVar("T")
-_log = logging.getLogger("fleetnas.coordinator")
-_MEASUREMENT_FIELDS = tuple(Measurement.model_fields)
-_LATENCY_FIELDS = tuple(LatencyRecord.__dataclass_fields__)
 #: Measurements that are read at once where there may be very many.
 _PAGE = 500
 
@@ -66,28 +57,16 @@ class MeasurementStore:
     """
 
     def __init__(self, database: Database) -> None:
-        """Of a database whose tables are up to date."""
+        """Take a database whose tables are up to date."""
         self._database = database
         self.url = database.name  #: for people: without a password
         self.in_memory = database.in_memory  #: known to the thread that opened it alone
         self.read_only = database.read_only  #: nothing can be added or changed
-        # Made once: making such a statement takes longer than running it. Both databases spell it alike.
-        insert_or = postgresql_insert if database.dialect == "postgresql" else sqlite_insert
-        # The unique key decides, not a look before it: several coordinators may share a store.
-        self._add_new_outcomes = (
-            insert_or(OutcomeRow)
-            .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
-            .returning(OutcomeRow.task_id, OutcomeRow.attempt, OutcomeRow.outcome_id)
-        )
-
-        def upsert(table: type[Base], *key: str) -> Any:
-            rows = insert_or(table)
-            renewed = {column.name: column for column in rows.excluded if column.name not in key}
-            return rows.on_conflict_do_update(index_elements=list(key), set_=renewed)
-
-        self._put_tasks = upsert(TaskRow, "task_id")
-        self._put_devices = upsert(DeviceRow, "run_id", "device", "setting_label")
-        self._put_winners = upsert(WinnerRow, "run_id", "device", "setting_label", "target_ms")
+        self._outcome_writer = OutcomeWriter(database)
+        # Made once: making such a statement takes longer than running it.
+        self._put_tasks = _upsert(database, TaskRow, "task_id")
+        self._put_devices = _upsert(database, DeviceRow, "run_id", "device", "setting_label")
+        self._put_winners = _upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms")
 
     @classmethod
     def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
@@ -109,43 +88,44 @@ class MeasurementStore:
         return cls(database)
 
     def close(self) -> None:
-        """Give the file or the connections back."""
+        """Close the file or the connections."""
         self._database.close()
 
-    def on_write(self, observe: Callable[[float], object]) -> None:
-        """Have `observe` called with the seconds that each writing transaction takes."""
-        self._database.on_write = observe
+    def observe_writes(self, observe: Callable[[float], object]) -> None:
+        """Call `observe` with the duration of each writing transaction, in seconds."""
+        self._database.observe_writes(observe)
 
     # -- runs --------------------------------------------------------------------------------------------------
 
     def create_run(self, run: RunRecord) -> None:
-        """Begin a run; `StoreError` where its id is taken."""
+        """Add a run; `StoreError` where its id is taken."""
         with self._database.writing() as session:
-            session.add(RunRow(**vars(run)))
+            session.add(RunRow(**{**vars(run), "status": str(run.status)}))
 
     def claim_run(self, run_id: str) -> bool:
-        """Work on a run alone until the store is closed, or the process ends however; False where another one does."""
+        """Claim a run until the store is closed or the process ends; False where another coordinator works on it."""
         return self._database.claim(run_id)
 
     def set_run_status(self, run_id: str, status: RunStatus, finished_unix_s: float | None = None) -> None:
-        """Say how a run stands."""
+        """Change the status of a run; `UsageError` where there is none of that id."""
         with self._database.writing() as session:
-            row = self._run(session, run_id)
-            row.status, row.finished_unix_s = status, finished_unix_s
+            self._run(session, run_id)
+            changed = {"status": str(status), "finished_unix_s": finished_unix_s}
+            session.execute(update(RunRow).where(RunRow.run_id == run_id).values(changed))
 
     def run(self, run_id: str) -> RunRecord:
-        """The run called `run_id`; `UsageError` names the known ones where there is none."""
+        """Return the run of this id; `UsageError` names the latest ones where there is none."""
         with self._database.reading() as session:
-            return cast(RunRecord, _record(RunRecord, self._run(session, run_id)))
+            return record_of(RunRecord, self._run(session, run_id))
 
     def runs(self) -> list[RunRecord]:
-        """Every run, oldest first; one that cannot be read is left out with a line in the log."""
+        """Return every run, oldest first; one that cannot be read is left out with a line in the log."""
         with self._database.reading() as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.created_unix_s, RunRow.run_id))
-            return list(_readable(rows, partial(_record, RunRecord)))
+            return list(readable(rows, partial(record_of, RunRecord)))
 
     def run_ids(self) -> set[str]:
-        """The ids of every run."""
+        """Return the ids of all runs."""
         with self._database.reading() as session:
             return set(session.scalars(select(RunRow.run_id)))
 
@@ -159,12 +139,8 @@ class MeasurementStore:
 
     # -- device settings ---------------------------------------------------------------------------------------
 
-    def put_device(self, device: DeviceRecord) -> None:
-        """Add a device setting to its run, or renew what is known of it."""
-        self.put_devices([device])
-
     def put_devices(self, devices: Sequence[DeviceRecord]) -> None:
-        """Add or renew many device settings in one transaction."""
+        """Add device settings to their runs, or renew what is known of them, in one transaction."""
         rows = [
             {
                 "run_id": device.run_id,
@@ -172,9 +148,12 @@ class MeasurementStore:
                 "setting_label": device.setting.label,
                 "setting": device.setting.model_dump(mode="json"),
                 "info": device.info.model_dump(mode="json"),
-                "status": device.status,
+                "status": str(device.status),
                 "reason": device.reason,
-                "learning": [list(point) for point in device.learning],
+                "learning": [
+                    [point.measurements, point.error.mape_percent, point.error.spearman, point.error.held_out]
+                    for point in device.learning
+                ],
                 "wire_bytes": device.wire_bytes,
                 "targets_ms": None if device.targets_ms is None else list(device.targets_ms),
                 "targets_note": device.targets_note,
@@ -186,25 +165,25 @@ class MeasurementStore:
                 session.connection().execute(self._put_devices, rows)
 
     def devices(self, run_id: str) -> list[DeviceRecord]:
-        """The device settings of a run, by name."""
+        """Return the device settings of a run, by name."""
         with self._database.reading() as session:
             rows = session.scalars(
                 select(DeviceRow).where(DeviceRow.run_id == run_id).order_by(DeviceRow.device, DeviceRow.setting_label)
             )
-            return [record for row in rows if (record := _device(row)) is not None]
+            return [record for row in rows if (record := device_of(row)) is not None]
 
     def known_devices(self) -> set[str]:
-        """The names of all devices of all runs."""
+        """Return the names of all devices of all runs."""
         with self._database.reading() as session:
             return set(session.scalars(select(DeviceRow.device).distinct()))
 
     def distrusted(self) -> set[str]:
-        """The names of devices whose measurements are to teach no other one."""
+        """Return the names of the devices that no prior is to be learned from."""
         with self._database.reading() as session:
             return set(session.scalars(select(DistrustedRow.device)))
 
     def distrust(self, devices: Collection[str], trust: Collection[str] = ()) -> None:
-        """Let runs that begin from now on learn nothing from `devices`, and from `trust` again what was measured there.
+        """Learn no priors of later runs from `devices`, and learn from `trust` again.
 
         `UsageError` where the store holds no such device.
         """
@@ -219,93 +198,44 @@ class MeasurementStore:
             session.add_all(DistrustedRow(device=device) for device in sorted(set(devices) - known))
             session.execute(delete(DistrustedRow).where(DistrustedRow.device.in_(trust)))
 
-    # -- tasks and what came of them ---------------------------------------------------------------------------
-
-    def put_task(self, task: TaskRecord) -> None:
-        """Add a task, or renew its attempt count."""
-        self.put_tasks([task])
+    # -- tasks and their outcomes -----------------------------------------------------------------------------
 
     def put_tasks(self, tasks: Sequence[TaskRecord]) -> None:
-        """Add or renew many tasks in one transaction."""
+        """Add tasks, or renew their attempt counts, in one transaction."""
         if tasks:
             rows = [{**vars(task), "architecture": _architecture_fields(task.architecture)} for task in tasks]
             with self._database.writing() as session:
                 session.connection().execute(self._put_tasks, rows)
 
     def task(self, task_id: str) -> TaskRecord | None:
-        """One task, of whichever run."""
+        """Return one task of any run; None where there is none of that id."""
         with self._database.reading() as session:
             row = session.get(TaskRow, task_id)
-            return _task(row) if row is not None else None
+            return task_of(row) if row is not None else None
 
     def tasks(self, run_id: str) -> list[TaskRecord]:
-        """Every task of a run, by id; one that cannot be read is left out with a line in the log."""
+        """Return every task of a run, by id; one that cannot be read is left out with a line in the log."""
         with self._database.reading() as session:
             rows = session.scalars(select(TaskRow).where(TaskRow.run_id == run_id).order_by(TaskRow.task_id))
-            return list(_readable(rows, _task))
+            return list(readable(rows, task_of))
 
     def add_outcome(self, key: TaskKey, outcome: Outcome, stored_unix_s: float) -> bool:
-        """Store what an attempt brought; False where that attempt's outcome is stored already.
+        """Store the outcome of an attempt; False where that attempt's outcome is stored already.
 
         `StoreError` where the task is unknown.
         """
         return self.add_outcomes([Arrival(key, outcome, stored_unix_s)])[0]
 
     def add_outcomes(self, arrivals: Sequence[Arrival]) -> list[bool]:
-        """Store what many attempts brought, in order of arrival, in one transaction: all may be acknowledged after it.
+        """Store the outcomes of many attempts, in order of arrival, in one transaction: all may be acknowledged then.
 
-        Returns, for each, whether it is new: False where that attempt's outcome was stored already, or comes earlier
-        in `arrivals`. `StoreError`, with nothing stored, where a task is unknown.
+        Returns for each whether it is new: False where that attempt's outcome was stored already, or comes earlier in
+        `arrivals`. `StoreError`, with nothing stored, where a task is unknown.
         """
-        first: dict[tuple[str, int], Arrival] = {}
-        for arrival in arrivals:
-            first.setdefault((arrival.key.task_id, arrival.key.attempt), arrival)
-        if not first:
-            return []
-        try:
-            with self._database.writing() as session:
-                numbers = self._add_new(session.connection(), first)
-        except StoreError as error:
-            if isinstance(error.__cause__, IntegrityError):
-                self._refuse_unknown_tasks({task_id for task_id, _ in first})
-            raise
-        return [
-            key in numbers and first[key] is arrival
-            for arrival in arrivals
-            for key in [(arrival.key.task_id, arrival.key.attempt)]
-        ]
-
-    def _add_new(self, connection: Connection, first: dict[tuple[str, int], Arrival]) -> dict[tuple[str, int], int]:
-        """Insert what is not there yet; returns the row number of each new outcome."""
-        rows = [
-            {"task_id": task_id, "attempt": attempt, "stored_unix_s": arrival.stored_unix_s}
-            for (task_id, attempt), arrival in first.items()
-        ]
-        numbers = {
-            (task_id, attempt): number for task_id, attempt, number in connection.execute(self._add_new_outcomes, rows)
-        }
-        measurements, failures = [], []
-        for key, number in numbers.items():
-            outcome = first[key].outcome
-            if isinstance(outcome, Failed):
-                failures.append({"outcome_id": number, "reason": outcome.reason, "detail": outcome.detail})
-            else:
-                measurements.append({"outcome_id": number, **outcome.model_dump(mode="json")})
-        if measurements:
-            connection.execute(insert(MeasurementRow), measurements)
-        if failures:
-            connection.execute(insert(FailureRow), failures)
-        return numbers
-
-    def _refuse_unknown_tasks(self, task_ids: set[str]) -> None:
-        with self._database.reading() as session:
-            known = set(session.scalars(select(TaskRow.task_id).where(TaskRow.task_id.in_(task_ids))))
-        unknown = sorted(task_ids - known)
-        if unknown:
-            raise StoreError(f"task {unknown[0]} is in no run of the store {self.url}; its result is not stored")
+        return self._outcome_writer.add(arrivals)
 
     def outcomes(self, run_id: str, after: int = 0) -> list[OutcomeRecord]:
-        """Every outcome of a run in the order of arrival, from the one after number `after` on.
+        """Return every outcome of a run in the order of arrival, from the one after number `after` on.
 
         One that cannot be read is left out with a line in the log.
         """
@@ -320,13 +250,13 @@ class MeasurementStore:
                 )
                 .order_by(OutcomeRow.outcome_id)
             )
-            return list(_readable(rows, _outcome))
+            return list(readable(rows, outcome_of))
 
     def measurements(self, run_ids: Sequence[str], devices: Sequence[str] = ()) -> Iterator[OutcomeRecord]:
-        """Measurements of these runs, and of these devices if any are given, in the order of arrival.
+        """Yield measurements of these runs, and of these devices if any are given, in the order of arrival.
 
-        They come page by page, each page a transaction of its own: a long history fits into little memory, and nobody
-        who writes waits for its reader.
+        They come page by page, each page a transaction of its own: a long history fits into little memory, and no
+        writer waits for its reader.
         """
         wanted = (
             select(OutcomeRow)
@@ -343,7 +273,7 @@ class MeasurementStore:
         while True:
             with self._database.reading() as session:
                 rows = session.scalars(wanted.where(OutcomeRow.outcome_id > last)).all()
-                page = list(_readable(rows, _outcome))
+                page = list(readable(rows, outcome_of))
                 last = rows[-1].outcome_id if rows else last
             for found in page:
                 if found.refused:
@@ -354,7 +284,7 @@ class MeasurementStore:
                 return
 
     def latencies(self, run_id: str, before_unix_s: float) -> list[LatencyRecord]:
-        """Every latency at undisturbed speed of a run that was stored before then, in the order of arrival."""
+        """Return the latencies of a run at undisturbed speed that were stored before then, in the order of arrival."""
         with self._database.reading() as session:
             rows = session.execute(
                 select(
@@ -371,24 +301,28 @@ class MeasurementStore:
                 .order_by(OutcomeRow.outcome_id)
             )
             least_ms, most_ms = LATENCY_RANGE_MS  # others are from before the bounds that hold now
-            return [found for found in _readable(rows, _latency) if least_ms <= found.latency_ms <= most_ms]
+            return [found for found in readable(rows, latency_of) if least_ms <= found.latency_ms <= most_ms]
 
     # -- winners -----------------------------------------------------------------------------------------------
 
-    def put_winner(self, winner: WinnerRecord) -> None:
-        """Say what became of a target."""
-        self.put_winners([winner])
-
     def put_winners(self, winners: Sequence[WinnerRecord]) -> None:
-        """Say what became of many targets, in one transaction."""
+        """Add or renew decided targets, in one transaction."""
         if winners:
+            rows = [
+                {
+                    **vars(winner),
+                    "status": str(winner.status),
+                    "architecture": _architecture_fields(winner.architecture) if winner.architecture else None,
+                }
+                for winner in winners
+            ]
             with self._database.writing() as session:
-                session.connection().execute(self._put_winners, [dict(vars(winner)) for winner in winners])
+                session.connection().execute(self._put_winners, rows)
 
     def winners(self, run_id: str) -> list[WinnerRecord]:
-        """What became of a run's targets, by device setting and target.
+        """Return the decided targets of a run, by device setting and target.
 
-        What cannot be read is left out with a line in the log.
+        One that cannot be read is left out with a line in the log.
         """
         with self._database.reading() as session:
             rows = session.scalars(
@@ -396,109 +330,18 @@ class MeasurementStore:
                 .where(WinnerRow.run_id == run_id)
                 .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms)
             )
-            return list(_readable(rows, partial(_record, WinnerRecord)))
-
-
-def _readable(rows: Iterable[R], read: Callable[[R], T]) -> Iterator[T]:
-    """Each row as `read` has it; one that a disk or a person damaged costs itself and a line."""
-    for row in rows:
-        try:
-            yield read(row)
-        except (StoreError, ValidationError) as error:  # noqa: PERF203 - each row for itself is the point
-            reason = str(error) if isinstance(error, StoreError) else _damage(row, error)
-            _log.warning("%s; it is left out", reason)
-
-
-def _damage(row: object, error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    found = first["input"]
-    why = f"no JSON ({found.reason})" if isinstance(found, UnreadableJson) else first["msg"]
-    where = ".".join(map(str, first["loc"])) or "it"
-    key = ""
-    if isinstance(row, Base):
-        key = f"row {', '.join(map(str, inspect(row).identity or ()))} of {row.__tablename__} in "
-    return f"{key}the store is damaged: {where}: {why}"[:400]
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _record(kind: Any, row: Base) -> Any:
-    """A dataclass of `records` from its row; `StoreError` where a column holds something else than it should."""
-    try:
-        return _adapter(kind).validate_python({name: getattr(row, name) for name in kind.__dataclass_fields__})
-    except ValidationError as error:
-        raise StoreError(_damage(row, error)) from error
+            return list(readable(rows, partial(record_of, WinnerRecord)))
 
 
 @lru_cache(maxsize=4096)
 def _architecture_fields(architecture: Architecture) -> dict[str, Any]:
-    """As JSON; a fleet's devices measure much the same subnets."""
+    """Return an architecture as JSON; cached, as devices of a fleet measure much the same subnets."""
     return architecture.model_dump(mode="json")
 
 
-def _task(row: TaskRow) -> TaskRecord:
-    return cast(TaskRecord, _record(TaskRecord, row))
-
-
-def _latency(row: Row[Any]) -> LatencyRecord:
-    return cast(LatencyRecord, _adapter(LatencyRecord).validate_python(dict(zip(_LATENCY_FIELDS, row, strict=True))))
-
-
-def _outcome(row: OutcomeRow) -> OutcomeRecord:
-    key = TaskKey(task_id=row.task_id, attempt=row.attempt)
-    outcome: Outcome
-    refused = ""
-    if row.measurement is not None:
-        try:
-            outcome = Measurement.model_validate({name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS})
-        except ValidationError as error:  # from before the bounds that hold now
-            refused = _fault(error)
-            detail = f"the stored measurement cannot be used: {refused}"[:500]
-            outcome = Failed(task=key, reason="bad_output", detail=detail)
-    elif row.failure is not None:
-        outcome = Failed.model_validate({"task": key, "reason": row.failure.reason, "detail": row.failure.detail})
-    else:
-        raise StoreError(f"outcome {row.outcome_id} of task {row.task_id} is neither a measurement nor a failure")
-    return OutcomeRecord(_task(row.task), key, outcome, row.stored_unix_s, row.outcome_id, refused)
-
-
-def _device(row: DeviceRow) -> DeviceRecord | None:
-    """None, with a line in the log, where not even the setting can be read."""
-    try:
-        setting = RuntimeSetting.model_validate(row.setting)
-    except ValidationError as error:
-        _log.warning("device setting %s/%s is skipped: %s", row.device, row.setting_label, _fault(error))
-        return None
-    return DeviceRecord(
-        run_id=row.run_id,
-        device=row.device,
-        setting=setting,
-        info=_info(row, setting),
-        status=cast(DeviceStatus, row.status),
-        reason=row.reason,
-        learning=tuple((n, mape, rank, held) for n, mape, rank, held in row.learning if _is_finite(mape)),
-        wire_bytes=row.wire_bytes,
-        targets_ms=None if row.targets_ms is None else tuple(ms for ms in row.targets_ms if _is_finite(ms)),
-        targets_note=row.targets_note or "",
-    )
-
-
-def _info(row: DeviceRow, setting: RuntimeSetting) -> AgentInfo:
-    try:
-        return AgentInfo.model_validate(row.info)
-    except ValidationError as error:  # from before the bounds that hold now: its measurements count without it
-        _log.warning("the stored profile of %s is skipped: %s", row.device, _fault(error))
-        profile = DeviceProfile(model="unknown", machine="unknown", cores=1)
-        return AgentInfo(agent=row.device, session=0, profile=profile, settings=(setting,), versions={})
-
-
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _fault(error: ValidationError) -> str:
-    fault = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}"
+def _upsert(database: Database, table: type[Base], *key: str) -> Any:
+    """Return a statement that inserts rows, or renews the ones that have the same key."""
+    insert_or = postgresql_insert if database.dialect == "postgresql" else sqlite_insert
+    rows = insert_or(table)
+    renewed = {column.name: column for column in rows.excluded if column.name not in key}
+    return rows.on_conflict_do_update(index_elements=list(key), set_=renewed)

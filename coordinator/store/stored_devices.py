@@ -1,4 +1,4 @@
-"""What the store's earlier runs measured, as a prior for the devices of a new run on the same design space."""
+"""Priors for the devices of a new run, learned from earlier runs in the store on the same design space."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
-#: A device setting is known once so many different subnets were measured on it; a prior takes so many known settings.
+#: Different subnets that must have been measured on a device setting, and settings that a prior needs, at least.
 LEAST_SUBNETS, LEAST_SETTINGS = 10, 2
-#: Of each setting only so many subnets are learned from, those measured last: more would teach little and take long.
+#: Most subnets that are learned from of each setting, those measured last: more would improve little and take long.
 _MOST_SUBNETS = 200
-#: Hardware parameters, logarithms, are rounded to this, so that boards of one model share one prior and its spread.
+#: Hardware parameters, logarithms, are rounded to this, so that boards of one model share prior and initial design.
 _ROUNDED_TO = 0.1
 #: Subnets of the space on which a prior is tried before a device begins with it.
 _EXAMPLES = 24
@@ -35,12 +35,12 @@ Made = TypeVar("Made")
 
 
 class StoredPriors:
-    """Priors for the device settings of a run, learned from what earlier runs measured.
+    """Priors for the device settings of a run, learned from the measurements of earlier runs.
 
-    With a run's creation as `before_unix_s`, a resumed run has the priors that it began with: outcomes are only ever
-    added to a store, each with the time at which it was stored.
+    With a run's creation as `before_unix_s`, a resumed run has the priors that it began with: outcomes are only added
+    to a store, each with the time at which it was stored.
 
-    A setting that looks like no other agent's is learned from by its own agent alone.
+    A setting that is unlike those of all other agents is learned from for its own agent alone.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StoredPriors:
         without: Collection[str] = (),
         note: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """`without` names agents whose measurements teach nobody; `note` takes a line for what is left out."""
+        """`without` names agents that no prior is learned from; `note` takes a line about left-out settings."""
         known = [
             device for device in stored_devices(store, space, before_unix_s) if device.measured.family not in without
         ]
@@ -69,7 +69,7 @@ class StoredPriors:
             )
 
     def prior(self, profile: DeviceProfile, setting: RuntimeSetting, agent: str = "") -> Prior | None:
-        """What is expected of an agent's setting by its hardware; None where fewer than `LEAST_SETTINGS` are known.
+        """Return the prior of an agent's setting by its hardware; None where fewer than `LEAST_SETTINGS` are known.
 
         None also where it cannot be computed. Settings of nearly equal hardware get the same object.
         """
@@ -92,7 +92,7 @@ class StoredPriors:
         return next(device.measured.family for device in self._known if device.measured.name == name)
 
     def _transfer(self, own: str) -> HardwareTransfer | None:
-        """Learned from the settings that look like others', and from those of the agent `own`."""
+        """Learn from the settings that are like others, and from those of the agent `own`."""
         taken = [
             device
             for device in self._known
@@ -109,7 +109,7 @@ class StoredPriors:
         )
 
     def _tried(self, prior: Prior) -> Prior:
-        """A prior that has learned from made-up measurements without trouble; `LinAlgError` otherwise."""
+        """Return a prior that can learn from invented measurements; `LinAlgError` otherwise."""
         predictor = BayesianPredictor(prior)
         latency_ms = np.maximum(self._examples @ prior.hypotheses[0].mean, 0.05)
         predictor.update(self._examples, latency_ms, 0.01 * latency_ms)
@@ -129,7 +129,7 @@ class StoredPriors:
 
 
 def _unlike_others(devices: Sequence[MeasuredDevice], groups: NDArray[np.intp]) -> set[str]:
-    """Names of settings that look like no other agent's; of one agent alone nobody can tell."""
+    """Return the names of settings that are unlike those of all other agents; none where there is one agent alone."""
     if len({device.family for device in devices}) < 2:
         return set()
     found = zip(devices, distances(devices, groups), strict=True)
@@ -145,10 +145,10 @@ class StoredDevice:
 
 
 def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> list[StoredDevice]:
-    """Every device setting with at least `LEAST_SUBNETS` subnets of `space` measured before then, by name.
+    """Return every device setting with at least `LEAST_SUBNETS` subnets of `space` measured before then, by name.
 
-    Runs of any supernet of the same design space and options count, whatever its resolutions, except subnets that
-    `space` has not. What one agent measured on one setting is pooled, a subnet's runs by their median, at
+    Runs of any supernet of the same design space and options count, with any resolutions, except subnets that `space`
+    does not have. The measurements of one agent on one setting are pooled, those of one subnet by their median, at
     undisturbed speed. An agent's settings are of one family.
     """
     found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}
@@ -180,7 +180,7 @@ def _same_space(settings: dict[str, Any], space: DesignSpace) -> bool:
 
 
 def _fixed(options: object) -> dict[str, Any] | None:
-    """Options that decide what a subnet costs: which resolutions are searched does not. None where they are none."""
+    """Return the options that decide the cost of a subnet: all but the resolutions. None where they are no options."""
     if not isinstance(options, dict):
         return None
     return {name: value for name, value in options.items() if name != "resolutions"}

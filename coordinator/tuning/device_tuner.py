@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from fleetnas.coordinator.predictors.bayesian import HeldOutError
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.records.budget import counts_against_budget
-from fleetnas.coordinator.records.events import Purpose
+from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.automatic_targets import AutomaticTargets
@@ -108,12 +107,12 @@ class DeviceTuner:
         return self._finished
 
     @property
-    def phase(self) -> Literal["spread", "search", "verification", "done"]:
+    def phase(self) -> Literal["initial-design", "search", "verification", "done"]:
         """Where the search stands."""
         if self._finished:
             return "done"
         if self._explored_from is None:
-            return "spread"
+            return "initial-design"
         return "search" if self._exploring else "verification"
 
     @property
@@ -195,7 +194,7 @@ class DeviceTuner:
         """Take the outcome of a proposal, also of one that a stored run asked for."""
         if self._abandoned:
             return
-        if proposal.purpose != "spread":
+        if proposal.purpose != "initial-design":
             self._end_initial_design()
         of_target = proposal.target_ms is not None
         if of_target:
@@ -209,7 +208,7 @@ class DeviceTuner:
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
         genome = np.array(proposal.genome, dtype=np.int16)
         self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
-        if proposal.purpose == "spread" and genome.tobytes() in self._design_tries:
+        if proposal.purpose == "initial-design" and genome.tobytes() in self._design_tries:
             self._design_tries[genome.tobytes()] += 1
         state, run = self.target(proposal.target_ms) if of_target else None, None
         if isinstance(outcome, Failed):
@@ -267,7 +266,7 @@ class DeviceTuner:
     def _next_round(self) -> list[Proposal]:
         design = [genome for genome in self._design if self._is_open(genome)]
         if design:
-            return self._verification.propose(design[: self.budget - self.measurements], "spread")
+            return self._verification.propose(design[: self.budget - self.measurements], "initial-design")
         self._end_initial_design()
         if self._exploring:
             self._refresh_targets()

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.records.events import Purpose
+from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.search.latency import TableLatency
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import Genomes

@@ -1,1 +1,1 @@
-"""What the user watches: an immutable snapshot of the campaign, its events, and the views that show them."""
+"""Views that show the snapshots and events of a campaign."""

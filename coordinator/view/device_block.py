@@ -22,10 +22,10 @@ from fleetnas.coordinator.view.strip import (
     Strip,
     bar,
     boxed,
+    justified,
     left,
     padded,
     right,
-    spread,
     strip_width,
 )
 
@@ -40,14 +40,14 @@ _STATE_STYLES: dict[DeviceState, Style] = {
     "failed": FAILED,
     "idle": DIM,
 }
-#: From so many cells on, a table of targets has roomy columns; below the second, only the best latency.
+#: From the first number of cells on, a table of targets has roomy columns; below the second, only the best latency.
 _ROOMY, _THREE_LATENCIES = 66, 60
 _STATE_CELLS, _LEAST_NAME = 12, 20
 _COMMON_PARTS = (("onnxruntime", "ort"), ("_cpu", ""), ("_fp32", ""), ("opt-", ""))
 
 
 class Detail(Enum):
-    """How much of a device is shown: the least cells that it takes across."""
+    """Detail in which a device is shown; the values are the cells that it needs across."""
 
     PANEL = 70
     SECTION = 48
@@ -55,13 +55,13 @@ class Detail(Enum):
     LINE = 60
 
     def height(self, device: DeviceSnapshot) -> int:
-        """Lines that a device takes."""
+        """Return the number of lines that a device takes."""
         table = len(device.targets) + bool(_targets_remark(device))
         return {Detail.PANEL: table + 7, Detail.SECTION: table + 2, Detail.COMPACT: 2, Detail.LINE: 1}[self]
 
 
 def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int) -> list[Strip]:
-    """The device in `height` lines of `width` cells."""
+    """Lay out a device in `height` lines of `width` cells."""
     if detail is Detail.LINE:
         return [_line(device, width)]
     if detail is Detail.COMPACT:
@@ -72,8 +72,8 @@ def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int
     inner = width - 4
     title = [Segment(wording.printable(device.device), BOLD), Segment(f"  {wording.printable(device.setting_label)}")]
     body = [
-        spread(_state(device), _conditions(device), inner),
-        spread(_budget(device), _failures(device), inner),
+        justified(_state(device), _conditions(device), inner),
+        justified(_budget(device), _failures(device), inner),
         [Segment("data quality     ", DIM), Segment(wording.data_quality(device.quality), _quality_style(device))],
         [Segment("predictor error  ", DIM), Segment(wording.predictor_error(device.predictor_error))],
         *_target_table(device, inner),
@@ -87,17 +87,18 @@ def _state(device: DeviceSnapshot) -> Strip:
     ]
     if device.state_detail:
         strip.append(Segment(f"  {wording.printable(device.state_detail)}"))
-    progress = device.current_progress
-    # A short measurement tells nothing between its beginning and its end.
-    if progress is not None and progress.fraction:
-        strip += [Segment("  "), *bar(progress.fraction, 12), Segment(f" {wording.amount(progress)}")]
+    # The agent reports nothing between the beginning and the end of a short measurement.
+    if device.progress:
+        strip += [Segment("  "), *bar(device.progress, 12), Segment(f" {wording.percent(device.progress)}")]
     return strip
 
 
 def _detail(device: DeviceSnapshot) -> str:
-    """What a narrow view says of the state beyond its name."""
-    progress = device.current_progress
-    parts = (wording.printable(device.state_detail), "" if progress is None else wording.amount(progress))
+    """Return the words that a narrow view shows beside the state."""
+    parts = (
+        wording.printable(device.state_detail),
+        "" if device.progress is None else wording.percent(device.progress),
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -131,7 +132,7 @@ def _targets_remark(device: DeviceSnapshot) -> str:
 
 
 def _line(device: DeviceSnapshot, width: int, with_targets: bool = True) -> Strip:
-    """Everything about a device in one line; columns at the end go first when it is narrow."""
+    """Lay out a device in one line; where it is narrow, the last columns are left out."""
     totals = target_totals([device])
     slowed = device.quality.slowed
     hot = device.throttled is True
@@ -156,11 +157,11 @@ def _line(device: DeviceSnapshot, width: int, with_targets: bool = True) -> Stri
     state = left(f"{wording.state_mark(device.state)} {device.state}", _STATE_CELLS)
     name = _name(device, width - _STATE_CELLS - strip_width(kept) - 1)
     detail = [Segment(f"  {_detail(device)}")] if with_targets else []
-    return spread([Segment(state, _STATE_STYLES[device.state]), *name, *detail], kept, width)
+    return justified([Segment(state, _STATE_STYLES[device.state]), *name, *detail], kept, width)
 
 
 def _name(device: DeviceSnapshot, width: int) -> Strip:
-    """Device and setting; where they do not fit, the label without what most settings share, then its end."""
+    """Lay out device and setting; where they do not fit, the label is abbreviated, then only its end is shown."""
     name, label = wording.printable(device.device), wording.printable(device.setting_label)
     room = width - cell_len(name) - 1
     if cell_len(label) > room:
@@ -172,7 +173,7 @@ def _name(device: DeviceSnapshot, width: int) -> Strip:
 
 
 def _best(target: TargetSnapshot) -> str:
-    """The most trustworthy latency there is; `~` marks one that is only predicted, `?` one not yet verified."""
+    """Return the most reliable latency; `~` marks one that is only predicted, `?` one not yet verified."""
     if target.verified_ms is not None:
         return wording.latency(target.verified_ms)
     if target.measured_ms is not None:
@@ -197,7 +198,7 @@ def _target_style(target: TargetSnapshot) -> Style:
 
 
 def _target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[Strip]:
-    """A line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
+    """Lay out a line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
     roomy, three = width >= _ROOMY, width >= _THREE_LATENCIES
     heads = ["target ms", "predicted", "measured", "verified", "accuracy"] if three else ["target ms", "best", "acc."]
     cells = (10, 10, 10, 10, 10) if roomy else (9, 10, 9, 9, 9) if three else (9, 8, 8)

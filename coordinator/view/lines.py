@@ -1,4 +1,4 @@
-"""The view where stdout is no terminal: a line of text, or of JSON, per event."""
+"""Views for a standard output that is no terminal: a line of text, or of JSON, per event."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from fleetnas.coordinator.records.budget import shown_purpose
 from fleetnas.coordinator.records.events import (
     CampaignFinished,
     CampaignStarted,
@@ -25,22 +26,20 @@ from fleetnas.coordinator.records.events import (
     WinnerVerified,
     event_to_json,
 )
-from fleetnas.coordinator.records.snapshot import ProgressSnapshot, Snapshot
+from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.view import wording
 from fleetnas.device_profiles.plain_text import PRINTABLE, ascii_json
 
-_PROGRESS_STEPS = 4
-
 
 def event_line(event: Event) -> str | None:
-    """The event in words, on one line; None for one that is not worth a line."""
+    """Return an event in words, on one line; None for an event that views do not show."""
     text = _event_text(event)
     return None if text is None else wording.printable(text)
 
 
 def event_lines(event: Event) -> list[str]:
-    """Return the plain lines of an event; the end of a campaign with slowed devices has a loud one beside its own."""
+    """Return the plain lines of an event; the end of a campaign with slowed devices has a warning beside its own."""
     lines = [event_line(event)]
     if isinstance(event, CampaignFinished) and event.devices_slowed:
         warning = f"{wording.slowed_settings(event.devices_slowed)}; {wording.SLOWED_ADVICE}"
@@ -49,12 +48,12 @@ def event_lines(event: Event) -> list[str]:
 
 
 def timed_line(at_s: float, text: str) -> str:
-    """`text` behind the time of day (UTC)."""
+    """Return `text` behind the time of day (UTC)."""
     return f"{time.strftime('%H:%M:%S', time.gmtime(at_s))} {wording.printable(text)}"
 
 
 def new_notes(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
-    """The notes of a snapshot that came after those of an earlier one; each keeps only the latest."""
+    """Return the notes of a snapshot that came after those of an earlier one; each keeps only the latest."""
     for start in range(len(before)):
         kept = len(before) - start
         if tuple(before[start:]) == tuple(now[:kept]):
@@ -63,6 +62,20 @@ def new_notes(before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
 
 
 def _event_text(event: Event) -> str | None:
+    match event:
+        case CampaignStarted() | DeviceJoined() | DeviceLost() | StoreUnavailable() | StoreAvailable():
+            return _run_text(event)
+        case CampaignFinished():
+            return _end_text(event)
+        case MeasurementTaken() | MeasurementFailed() | RegimeChanged() | MeasurementsSlowed():
+            return _measurement_text(event)
+        case TargetResolved() | WinnerVerified() | TargetMissed() | TargetInfeasible():
+            return _target_text(event)
+        case PredictorUpdated():
+            return None
+
+
+def _run_text(event: CampaignStarted | DeviceJoined | DeviceLost | StoreUnavailable | StoreAvailable) -> str:
     match event:
         case CampaignStarted():
             verb = "resumes" if event.resumed else "starts"
@@ -76,9 +89,13 @@ def _event_text(event: Event) -> str | None:
         case DeviceLost():
             return f"{event.device} lost: {event.reason}"
         case StoreUnavailable():
-            return f"{event.reason}; until then nothing is acknowledged or handed out, and agents keep their results"
+            return f"{event.reason}; until then nothing is acknowledged or dispatched, and agents keep their results"
         case StoreAvailable():
             return f"the store can be written again, after {wording.elapsed(event.away_s)}"
+
+
+def _measurement_text(event: MeasurementTaken | MeasurementFailed | RegimeChanged | MeasurementsSlowed) -> str:
+    match event:
         case MeasurementTaken():
             predicted = (
                 "" if event.predicted_ms is None else f", predicted {wording.latency(event.predicted_ms)} beforehand"
@@ -88,7 +105,7 @@ def _event_text(event: Event) -> str | None:
             count = "" if event.purpose == "verification" else f", {event.measurements} of {event.budget}"
             return (
                 f"{event.device}/{event.setting} measured {wording.latency(event.measured_ms)} ms "
-                f"{wording.half_width(event.half_width_percent)}{predicted}{quality}: {event.purpose} "
+                f"{wording.half_width(event.half_width_percent)}{predicted}{quality}: {shown_purpose(event.purpose)} "
                 f"{event.fingerprint}{count}"
             )
         case MeasurementFailed():
@@ -103,8 +120,10 @@ def _event_text(event: Event) -> str | None:
             label = f"{event.device}/{event.setting}"
             warning = wording.slowed_setting(label, event.slowed, event.measured, event.largest_slowdown)
             return f"{warning}; {wording.SLOWED_ADVICE}"
-        case PredictorUpdated():
-            return None
+
+
+def _target_text(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
+    match event:
         case TargetResolved():
             return (
                 f"{_target(event)} candidate {event.fingerprint}: measured {wording.latency(event.measured_ms)} ms, "
@@ -121,14 +140,16 @@ def _event_text(event: Event) -> str | None:
             return f"{_target(event)} {end}: {event.reason}"
         case TargetInfeasible():
             return f"{_target(event)} infeasible: {event.reason}"
-        case CampaignFinished():
-            lost = f", lost {', '.join(event.devices_lost)}" if event.devices_lost else ""
-            failed = f", failed {', '.join(event.devices_failed)}" if event.devices_failed else ""
-            results = f", results in {event.results}" if event.results else ""
-            return (
-                f"run {event.run_id} {event.status} after {wording.elapsed(event.elapsed_s)}: "
-                f"{wording.targets_met(TargetTotals(event.targets_met, event.targets))}{lost}{failed}{results}"
-            )
+
+
+def _end_text(event: CampaignFinished) -> str:
+    lost = f", lost {', '.join(event.devices_lost)}" if event.devices_lost else ""
+    failed = f", failed {', '.join(event.devices_failed)}" if event.devices_failed else ""
+    results = f", results in {event.results}" if event.results else ""
+    return (
+        f"run {event.run_id} {event.status} after {wording.elapsed(event.elapsed_s)}: "
+        f"{wording.targets_met(TargetTotals(event.targets_met, event.targets))}{lost}{failed}{results}"
+    )
 
 
 def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
@@ -136,7 +157,7 @@ def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeas
 
 
 class _LineWriter:
-    """Writes lines at once; a reader that went away or a full disk ends the output, not the campaign."""
+    """Writes lines at once; a closed pipe or a full disk ends the output, not the campaign."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -160,32 +181,23 @@ class LinesView:
         self._writer = _LineWriter(stream)
         self._phase: str | None = None
         self._notes: tuple[str, ...] = ()
-        self._steps: dict[str, int] = {}
 
     def update(self, snapshot: Snapshot) -> None:
-        """Writes a change of phase, the coordinator's notes, and each quarter of what takes time."""
+        """Write a change of phase and the coordinator's new notes."""
         if snapshot.phase != self._phase:
             self._phase = snapshot.phase
             self._write(snapshot.now_s, f"phase: {snapshot.phase}")
         for note in new_notes(self._notes, snapshot.log):
             self._write(snapshot.now_s, note)
         self._notes = snapshot.log
-        for progress in snapshot.progress:
-            self._write_progress(snapshot.now_s, progress)
-
-    def _write_progress(self, now_s: float, progress: ProgressSnapshot) -> None:
-        step = int((progress.fraction or 0.0) * _PROGRESS_STEPS)
-        if step > self._steps.get(progress.label, -1):
-            self._steps[progress.label] = step
-            self._write(now_s, f"{progress.label}: {wording.amount(progress)}")
 
     def event(self, event: Event) -> None:
-        """Writes the event, if it is worth a line."""
+        """Write the lines of an event."""
         for line in event_lines(event):
             self._write(event.at_s, line)
 
     def close(self) -> None:
-        """Every line is out already."""
+        """Do nothing: every line is written at once."""
 
     def _write(self, at_s: float, text: str) -> None:
         self._writer.write(timed_line(at_s, text))
@@ -198,11 +210,11 @@ class JsonView:
         self._writer = _LineWriter(stream)
 
     def update(self, snapshot: Snapshot) -> None:
-        """Snapshots repeat what the events said."""
+        """Do nothing: events say the same."""
 
     def event(self, event: Event) -> None:
-        """Writes the event."""
+        """Write the event."""
         self._writer.write(ascii_json(event_to_json(event)))
 
     def close(self) -> None:
-        """Every line is out already."""
+        """Do nothing: every line is written at once."""

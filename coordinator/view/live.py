@@ -1,4 +1,4 @@
-"""The live view: a campaign on a terminal, as a pure function of its snapshot."""
+"""The live view: a campaign on a terminal, drawn from its snapshot alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.segment import Segment
 
 from fleetnas.coordinator.records.events import Event
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, ProgressSnapshot, Snapshot
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.device_block import Detail, device_block
@@ -23,23 +23,20 @@ from fleetnas.coordinator.view.strip import (
     GOOD,
     WARN,
     Strip,
-    bar,
     in_ascii,
-    left,
+    justified,
     padded,
     side_by_side,
-    spread,
 )
 
 _GAP = 1
 _COMFORTABLE_WIDTH = 78
-_MAX_PROGRESS_LINES = 3
 _LOG_LINES_KEPT_FREE = 3
 _MAX_LOG = 8
 _FACTS_GAP = "  ·  "
 _LEGEND = "~ predicted accuracy   · ? not yet verified   err: the predictor's, held out"
 _LEGEND_MORE = "   predicted: without its own measurements   typical: at the run's median slow-down"
-#: What to see first where not every device fits.
+#: States in the order in which devices are shown where not all fit.
 _ATTENTION: tuple[DeviceState, ...] = (
     "failed",
     "lost",
@@ -54,7 +51,7 @@ _ATTENTION: tuple[DeviceState, ...] = (
 
 
 def render(snapshot: Snapshot) -> CampaignFrame:
-    """What to print for a snapshot: depends on it and on the terminal's size, on nothing else."""
+    """Return a renderable of a snapshot; it depends on the snapshot and on the terminal's size alone."""
     return CampaignFrame(snapshot)
 
 
@@ -72,9 +69,8 @@ class CampaignFrame:
 
 
 def frame_strips(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
-    """The frame as at most `height` lines of at most `width` cells each."""
+    """Lay out a snapshot in at most `height` lines of at most `width` cells each."""
     lines = _header(snapshot, width)
-    lines += _progress(snapshot.progress, width)
     room = height - len(lines)
     log_room = min(_LOG_LINES_KEPT_FREE, len(snapshot.log)) if height >= 20 else 0
     if snapshot.devices:
@@ -109,7 +105,7 @@ def _header(snapshot: Snapshot, width: int) -> list[Strip]:
     ]
     roomy = _FACTS_GAP.join([*facts, f"{number}: {counted}" if counted else number])
     close = _FACTS_GAP.join([*facts, counted or number])
-    lines = [spread(start, end, width), padded([Segment(roomy if len(roomy) <= width else close)], width)]
+    lines = [justified(start, end, width), padded([Segment(roomy if len(roomy) <= width else close)], width)]
     warning = wording.slowed_warning((device.label, device.quality) for device in snapshot.devices)
     return [*lines, padded([Segment(warning, WARN)], width)] if warning else lines
 
@@ -122,22 +118,8 @@ def _targets(snapshot: Snapshot) -> str:
     return met if any(device.targets for device in snapshot.devices) else f"{met}, none chosen yet"
 
 
-def _progress(items: Sequence[ProgressSnapshot], width: int) -> list[Strip]:
-    shown = items if len(items) <= _MAX_PROGRESS_LINES else items[: _MAX_PROGRESS_LINES - 1]
-    lines = []
-    for item in shown:
-        label = min(36, max(8, width - 40))
-        strip = [Segment(left(wording.printable(item.label), label)), Segment(" ")]
-        if item.fraction is not None:
-            strip += [*bar(item.fraction, min(30, max(4, width - label - 26))), Segment(" ")]
-        lines.append(padded([*strip, Segment(wording.amount(item))], width))
-    if len(items) > len(shown):
-        lines.append(padded([Segment(f"and {len(items) - len(shown)} more under way", DIM)], width))
-    return lines
-
-
 def _devices(devices: Sequence[DeviceSnapshot], width: int, room: int) -> list[Strip]:
-    """All devices in the most detail that fits into `room` lines; when none does, the first ones and a count."""
+    """Lay out all devices in the most detail that fits into `room` lines; where none does, the first and a count."""
     for detail in Detail:
         if detail.value > width and detail is not Detail.LINE:
             continue
@@ -157,7 +139,7 @@ def _devices(devices: Sequence[DeviceSnapshot], width: int, room: int) -> list[S
 
 
 def _column_counts(devices: int, width: int, detail: Detail) -> range:
-    """Numbers of columns to try: from comfortable to as narrow as the detail allows."""
+    """Return the numbers of columns to try: from comfortable to as narrow as the detail allows."""
     most = max(1, min(devices, (width + _GAP) // (detail.value + _GAP)))
     return range(min(most, max(1, width // _COMFORTABLE_WIDTH)), most + 1)
 
@@ -220,11 +202,11 @@ class LiveView:
         self._drawn, self._drawn_at_s = snapshot, now_s
 
     def event(self, event: Event) -> None:
-        """Its line is shown with the next snapshot, among the coordinator's notes."""
+        """Keep an event; its line is shown with the next snapshot, among the coordinator's notes."""
         self._lines.extend(timed_line(event.at_s, line) for line in event_lines(event))
 
     def close(self) -> None:
-        """Give the terminal back, and leave the last frame on it."""
+        """Leave the alternate screen, and print the last frame."""
         if self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""Styled lines of an exact width: cheaper to lay out, many times a second, than nested tables."""
+"""Styled lines of an exact width, which are faster to lay out many times a second than nested tables."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ Strip = list[Segment]
 
 
 def shortened(text: str, width: int) -> str:
-    """`text` in at most `width` cells, its end replaced by an ellipsis where it is longer."""
+    """Return `text` in at most `width` cells, its end replaced by an ellipsis where it is longer."""
     if width <= 0:
         return ""
     return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + "…"
 
 
 def left(text: str, width: int) -> str:
-    """`text` in exactly `width` cells, flush left."""
+    """Return `text` in exactly `width` cells, flush left."""
     return set_cell_size(shortened(text, width), max(0, width))
 
 
 def right(text: str, width: int) -> str:
-    """`text` in exactly `width` cells, flush right."""
+    """Return `text` in exactly `width` cells, flush right."""
     short = shortened(text, width)
     return " " * max(0, width - cell_len(short)) + short
 
 
 def strip_width(strip: Iterable[Segment]) -> int:
-    """Cells that a strip takes."""
+    """Return the number of cells that a strip takes."""
     return sum(cell_len(segment.text) for segment in strip)
 
 
 def padded(strip: Strip, width: int) -> Strip:
-    """The strip cut or filled to exactly `width` cells."""
+    """Cut or fill a strip to exactly `width` cells."""
     room = width
     kept: Strip = []
     for segment in strip:
@@ -60,20 +60,20 @@ def padded(strip: Strip, width: int) -> Strip:
     return [*kept, Segment(" " * room)] if room > 0 else kept
 
 
-def spread(start: Strip, end: Strip, width: int) -> Strip:
-    """`start` flush left and `end` flush right; where both do not fit, the start gives way."""
+def justified(start: Strip, end: Strip, width: int) -> Strip:
+    """Return `start` flush left and `end` flush right; where both do not fit, the start is cut."""
     tail = padded(end, min(width, strip_width(end)))
     return padded(start, width - strip_width(tail) - (1 if tail else 0)) + ([Segment(" ")] if tail else []) + tail
 
 
 def bar(fraction: float, width: int) -> Strip:
-    """A progress bar."""
+    """Return a progress bar; `fraction` is in [0, 1]."""
     filled = round(min(1.0, max(0.0, fraction)) * width)
     return [Segment("█" * filled, GOOD), Segment("░" * (width - filled), DIM)]
 
 
 def boxed(title: Strip, body: Sequence[Strip], width: int, height: int) -> list[Strip]:
-    """`body` in a frame of `width` x `height` cells with `title` in its upper edge."""
+    """Return `body` in a frame of `width` x `height` cells with `title` in its upper edge."""
     top_left, top_right, low_left, low_right, across, down = "╭╮╰╯─│"
     head = padded(title, min(strip_width(title), width - 6))
     rule = across * (width - 5 - strip_width(head))
@@ -86,7 +86,7 @@ def boxed(title: Strip, body: Sequence[Strip], width: int, height: int) -> list[
 
 
 def side_by_side(blocks: Sequence[Sequence[Strip]], widths: Sequence[int], gap: int) -> list[Strip]:
-    """Blocks in columns, the shorter ones filled up with blanks."""
+    """Lay out blocks in columns, the shorter ones filled up with blanks."""
     lines: list[Strip] = []
     for index in range(max(len(block) for block in blocks)):
         line: Strip = []
@@ -99,5 +99,5 @@ def side_by_side(blocks: Sequence[Sequence[Strip]], widths: Sequence[int], gap: 
 
 
 def in_ascii(strip: Strip) -> Strip:
-    """The strip for a terminal that cannot show anything else, as wide as before."""
+    """Return a strip in ASCII for a terminal that shows nothing else, as wide as before."""
     return [Segment(segment.text.encode("ascii", PRINTABLE).decode(), segment.style) for segment in strip]

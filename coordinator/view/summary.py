@@ -1,12 +1,14 @@
-"""The table that stays on the terminal after a campaign."""
+"""Summary of a run: the tables that stay on the terminal after a search."""
 
 from __future__ import annotations
 
 from rich.console import Console, Group, RenderableType
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.strip import BAD, BOLD, DIM, FAILED, GOOD, PLAIN, WARN
@@ -17,18 +19,19 @@ LEGEND = (
     "verified: the file that ships   typical: at the run's median slow-down",
 )
 
-#: The columns of a table of targets, with a few words in the last.
+_STATUS_STYLES = {SettingStatus.FAILED: FAILED, SettingStatus.LOST: BAD}
+#: Cells of the columns of a table of targets, with a few words in the last.
 _LEAST_WIDTH = 60
 
 
 def print_summary(console: Console, outcome: CampaignOutcome) -> None:
-    """Print it; a terminal too narrow for its tables breaks their lines, and no column is lost."""
-    console.width = max(console.width, _LEAST_WIDTH)
-    console.print(summary(outcome))
+    """Print the summary; a terminal too narrow for its tables breaks their lines, and no column is lost."""
+    wide = console.options.update(width=max(console.width, _LEAST_WIDTH))
+    console.print(Segments(console.render(summary(outcome), wide)), crop=False, end="")
 
 
 def summary(outcome: CampaignOutcome) -> RenderableType:
-    """Every device setting with its data's quality, every target with its verified latency and accuracy."""
+    """Lay out every device setting with its data's quality, every target with its verified latency and accuracy."""
     parts: list[RenderableType] = []
     for device in outcome.devices:
         parts.append(_heading(device))
@@ -39,7 +42,7 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
         if device.targets:
             parts.append(_table(device))
         remark = wording.targets_remark(
-            len(device.targets), device.targets_asked, device.targets_note, device.status != "running"
+            len(device.targets), device.targets_asked, device.targets_note, device.status is not SettingStatus.RUNNING
         )
         if remark:
             parts.append(Text(f"  {remark}"))
@@ -51,21 +54,21 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
     if warning:
         parts.append(Text(f"{warning}; {wording.SLOWED_ADVICE}", style=WARN))
     statuses = [device.status for device in outcome.devices]
-    if any(status != "finished" for status in statuses):
+    if any(status is not SettingStatus.FINISHED for status in statuses):
         parts.append(Text(f"{wording.count_of(len(statuses), 'device setting')}: {wording.status_counts(statuses)}"))
     parts.append(Text(f"{wording.targets_met(target_totals(outcome.devices))} by a fresh re-measurement"))
     return Group(*parts)
 
 
 def _heading(device: DeviceOutcome) -> Text:
-    style = {"failed": FAILED, "lost": BAD}.get(device.status, PLAIN)
+    style = _STATUS_STYLES.get(device.status, PLAIN)
     reason = f" ({wording.printable(device.reason)})" if device.reason else ""
     failed = device.failed_measurements
     failures = f", {wording.count_of(failed, 'failed measurement')}" if failed else ""
     return Text.assemble(
         (device.label, BOLD),
         ": ",
-        (device.status, style),
+        (str(device.status), style),
         f"{reason}, {wording.count_of(device.measurements, 'measurement')}{failures}, "
         f"predictor error {wording.predictor_error(device.predictor)}",
     )

@@ -1,4 +1,4 @@
-"""What every view can do, and which one suits where the output goes."""
+"""The interface of every view, and the choice of one for an output."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class View(Protocol):
         """Take the present state; cheap enough to be called several times a second."""
 
     def event(self, event: Event) -> None:
-        """Take one happening, in order."""
+        """Take one event, in order."""
 
     def close(self) -> None:
-        """Show the last state and let go of the output; a second call does nothing."""
+        """Show the last state and release the output; a second call does nothing."""
 
 
 def make_view(console: Console, json: bool) -> View:
-    """JSON lines where asked for, the live view on a terminal that can redraw, plain lines anywhere else."""
+    """Choose JSON lines where asked for, the live view on a terminal that can redraw, plain lines anywhere else."""
     if json:
         return JsonView(console.file)
     if console.is_terminal and not console.is_dumb_terminal:

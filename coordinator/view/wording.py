@@ -1,4 +1,4 @@
-"""How figures and states are written, the same in every view."""
+"""Words for figures and states, the same in every view."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fleetnas.coordinator.records.data_quality import DataQuality
-from fleetnas.coordinator.records.snapshot import DeviceState, PredictorError, ProgressSnapshot, TargetSnapshot
-from fleetnas.coordinator.records.totals import DeviceStatus, TargetTotals
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.snapshot import DeviceState, TargetSnapshot
+from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.records.totals import TargetTotals
 
 #: Advice on a device whose measurements were slowed down.
 SLOWED_ADVICE = (
@@ -26,7 +28,7 @@ _STATE_MARKS: dict[DeviceState, str] = {
     "failed": "✗",
     "idle": "·",
 }
-_STATUSES: tuple[DeviceStatus, ...] = ("finished", "running", "lost", "failed")
+_STATUSES = (SettingStatus.FINISHED, SettingStatus.RUNNING, SettingStatus.LOST, SettingStatus.FAILED)
 #: A typical latency is shown beside the verified one where it differs by more than this, relative.
 _SAME_LATENCY = 0.02
 #: Device settings that a warning names.
@@ -35,12 +37,12 @@ _CONTROL = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029), " "
 
 
 def printable(text: str) -> str:
-    """`text` on one line and without control characters: what a device sends must not steer the terminal."""
+    """Return `text` on one line and without control characters: text of a device must not steer the terminal."""
     return text.translate(_CONTROL)
 
 
 def latency(value_ms: float | None) -> str:
-    """Three significant digits, or a dash."""
+    """Return a latency with three significant digits; None gives a dash."""
     if value_ms is None:
         return "–"
     if value_ms < 1:
@@ -49,29 +51,29 @@ def latency(value_ms: float | None) -> str:
 
 
 def half_width(percent: float) -> str:
-    """The 95 % half-width of a median; beyond the median itself only that it is."""
+    """Return the 95 % half-width of a median, of 100 % and more without its value."""
     return f"±{percent:.1f} %" if percent < 100 else "±100 % or more"
 
 
 def target(value_ms: float) -> str:
-    """A target as the user gave it, without trailing zeros."""
+    """Return a target in ms without trailing zeros."""
     return f"{value_ms:.4g}" if value_ms < 1000 else f"{value_ms:.0f}"
 
 
 def accuracy(share: float | None) -> str:
-    """A share in [0, 1] as percent, or a dash."""
+    """Return a share in [0, 1] as percent; None gives a dash."""
     return "–" if share is None else f"{share * 100:.1f} %"
 
 
 def target_accuracy(snapshot: TargetSnapshot) -> str:
-    """Evaluated accuracy, or the predicted one marked with `~`."""
+    """Return the evaluated accuracy, or the predicted one marked with `~`."""
     if snapshot.evaluated_accuracy is not None:
         return accuracy(snapshot.evaluated_accuracy)
     return "–" if snapshot.accuracy is None else f"~{accuracy(snapshot.accuracy)}"
 
 
 def target_status(snapshot: TargetSnapshot) -> str:
-    """One or a few words on where a target stands; a result only once it is verified."""
+    """Return the status of a target in a few words; a result only once it is verified."""
     if snapshot.met is not None:
         word = "met" if snapshot.met else printable(snapshot.reason) or "missed"
         return "; ".join((word, *remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)))
@@ -83,55 +85,55 @@ def target_status(snapshot: TargetSnapshot) -> str:
 
 
 def target_mark(snapshot: TargetSnapshot) -> str:
-    """A sign beside the word: colour is never the only carrier."""
+    """Return the sign for a target's status; colour is never the only carrier."""
     return "·" if snapshot.met is None else "✓" if snapshot.met else "✗"
 
 
 def state_mark(state: DeviceState) -> str:
-    """A sign for a device's state."""
+    """Return the sign for a device's state."""
     return _STATE_MARKS[state]
 
 
 def typical(verified_ms: float | None, typical_ms: float | None) -> str:
-    """A re-measurement at the typical slow-down, as `typical 0.390`; empty where it is much the same as it ran."""
+    """Return a re-measurement at the typical slow-down, as `typical 0.390`; empty where it differs little."""
     if verified_ms is None or typical_ms is None or abs(typical_ms / verified_ms - 1) <= _SAME_LATENCY:
         return ""
     return f"typical {latency(typical_ms)}"
 
 
 def verified(verified_ms: float | None, typical_ms: float | None) -> str:
-    """A re-measurement as it ran and, where that differs, at the typical slow-down."""
+    """Return a re-measurement as it ran and, where that differs, at the typical slow-down."""
     beside = typical(verified_ms, typical_ms)
     return f"{latency(verified_ms)} ({beside})" if beside else latency(verified_ms)
 
 
 def remarks(verified_ms: float | None, typical_ms: float | None, note: str) -> list[str]:
-    """Remarks on a decided target, shown after its verdict."""
+    """Return the remarks on a decided target, shown after its verdict."""
     beside = typical(verified_ms, typical_ms)
     return [remark for remark in (f"{beside} ms" if beside else "", printable(note)) if remark]
 
 
 def targets_met(totals: TargetTotals) -> str:
-    """As `8 of 12 targets met`."""
+    """Return the totals, as `8 of 12 targets met`."""
     return f"{totals.met} of {count_of(totals.asked, 'target')} met"
 
 
 def targets_remark(known: int, asked: int, note: str, ended: bool) -> str:
-    """Remark on all targets of a device setting; empty where its table says everything."""
+    """Return the remark on all targets of a device setting; empty where its table needs none."""
     if note or known or not asked:
         return printable(note)
     count = count_of(asked, "target")
     return f"{count} asked for, none chosen" if ended else f"{count} asked for, not chosen yet"
 
 
-def status_counts(statuses: Iterable[DeviceStatus]) -> str:
-    """Device settings by status, as `2 finished, 1 failed`."""
+def status_counts(statuses: Iterable[SettingStatus]) -> str:
+    """Count device settings by status, as `2 finished, 1 failed`."""
     counts = Counter(statuses)
     return ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
 
 
 def data_quality(quality: DataQuality) -> str:
-    """Counts of measurements by quality, and the largest slow-down."""
+    """Return the counts of measurements by quality, and the largest slow-down."""
     if not quality.measured:
         return "nothing measured"
     parts = [f"{quality.ok} ok, {quality.noisy} noisy, {quality.slowed} slowed"]
@@ -145,7 +147,7 @@ def data_quality(quality: DataQuality) -> str:
 
 
 def slowed_warning(settings: Iterable[tuple[str, DataQuality]]) -> str:
-    """The loud line on the device settings of whose measurements more than a quarter was slowed; empty without any."""
+    """Return the warning about device settings with more than a quarter of slowed measurements; empty without any."""
     slowed = sorted(
         ((label, quality) for label, quality in settings if quality.often_slowed),
         key=lambda pair: (-pair[1].slowed_share, pair[0]),
@@ -162,23 +164,23 @@ def slowed_warning(settings: Iterable[tuple[str, DataQuality]]) -> str:
 
 
 def slowed_setting(label: str, slowed: int, measured: int, largest_slowdown: float | None) -> str:
-    """The loud line on one device setting."""
+    """Return the warning about one device setting."""
     most = "" if largest_slowdown is None else f", up to {largest_slowdown:.2f}x"
     return f"WARNING: {slowed} of {measured} measurements slowed down on {printable(label)}{most}"
 
 
 def slowed_settings(labels: Sequence[str]) -> str:
-    """The loud line on device settings of which the counts are not at hand; empty without any."""
+    """Return the warning about device settings whose counts are not known; empty without any."""
     if not labels:
         return ""
     return f"WARNING: more than a quarter of the measurements slowed down on {printable(', '.join(labels))}"
 
 
 def predictor_error(error: PredictorError | None, *, short: bool = False) -> str:
-    """The held-out error, never without how many measurements it is taken over, and not at all over too few."""
+    """Return the held-out error with its number of measurements; over too few, only that number."""
     if error is None:
         return "" if short else "not known yet"
-    if not error.tells:
+    if not error.is_reliable:
         return f"err too few/{error.held_out}" if short else f"too few to tell ({error.held_out} held out)"
     if short:
         return f"err {error.mape_percent:.1f}%/{error.held_out}"
@@ -187,28 +189,17 @@ def predictor_error(error: PredictorError | None, *, short: bool = False) -> str
 
 
 def elapsed(seconds: float) -> str:
-    """`m:ss`, or `h:mm:ss` from an hour on."""
+    """Return seconds as `m:ss`, or `h:mm:ss` from an hour on."""
     whole = max(0, int(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def byte_count(size: float) -> str:
-    """Decimal kilobytes or megabytes."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} KB"
-
-
-def amount(progress: ProgressSnapshot) -> str:
-    """How far something is, in its own unit."""
-    if progress.unit == "bytes":
-        done = byte_count(progress.done)
-        return done if progress.total is None else f"{done} of {byte_count(progress.total)}"
-    if not progress.unit:
-        return "" if progress.fraction is None else f"{progress.fraction * 100:.0f} %"
-    total = "" if progress.total is None else f"/{progress.total:g}"
-    return f"{progress.done:g}{total} {progress.unit}"
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as whole percent."""
+    return f"{share * 100:.0f} %"
 
 
 def count_of(number: int, noun: str) -> str:
-    """`1 device`, `2 devices`."""
+    """Return a number with its noun, as `1 device` or `2 devices`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

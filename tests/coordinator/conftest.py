@@ -41,7 +41,8 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of one simulated run with two devices, of which one was lost."""
     path = tmp_path_factory.mktemp("store") / "runs.sqlite"
     simulation = Simulation(
-        CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5), store=MeasurementStore.open(path)
+        CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=2, grace_s=5),
+        store=MeasurementStore.open(path),
     )
     simulation.add("pi0")
     simulation.add("pi1", seed=1)

@@ -11,7 +11,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.errors import TransportError
 from fleetnas.fleet_protocol.transports.base import Received
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=3, grace_s=600, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=3, grace_s=600, join_s=60, deadline_s=60)
 
 
 @pytest.fixture

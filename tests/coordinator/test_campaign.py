@@ -11,10 +11,10 @@ import pytest
 from rigs.simulated_fleet import SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
-from fleetnas.coordinator.campaign.standing import outcome_of
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import (
@@ -29,7 +29,7 @@ from fleetnas.fleet_protocol.messages import (
 )
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
-PLAN = CampaignPlan(targets="auto:4", budget=20, spread=8, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:4", budget=20, initial_design=8, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
 
 
 def plan(**changes: object) -> CampaignPlan:
@@ -76,8 +76,8 @@ class TestUndisturbed:
         for winner in fleet.store.winners("run-1"):
             outcome = verified[winner.device, winner.target_ms]
             assert winner.met
-            assert outcome.median_ms == winner.fields["verified_ms"] <= winner.target_ms
-            assert outcome.model_sha256 == winner.fields["sha256"]
+            assert outcome.median_ms == winner.verified_ms <= winner.target_ms
+            assert outcome.model_sha256 == winner.sha256
         assert not fleet.refused
 
     def test_where_rounds_are_planned_changes_nothing(self) -> None:
@@ -123,7 +123,7 @@ class TestUndisturbed:
         while setting_run(fleet, "pi0").ready:
             in_hand.append(len(setting_run(fleet, "pi0").leased))
             fleet.step()
-        assert len(in_hand) >= PLAN.spread - 2
+        assert len(in_hand) >= PLAN.initial_design - 2
         assert set(in_hand) == {2}
 
 
@@ -451,7 +451,7 @@ def measured_and_won(fleet: Simulation) -> tuple[set[object], list[object]]:
     """Every subnet that was measured, why, and each target's winner."""
     outcomes = fleet.store.outcomes("run-1")
     return {(found.task.purpose, found.task.target_ms, found.task.architecture) for found in outcomes}, [
-        (winner.target_ms, winner.fields["architecture"], winner.fields["verified_ms"])
+        (winner.target_ms, winner.architecture, winner.verified_ms)
         for winner in fleet.store.winners("run-1")
     ]
 

@@ -14,11 +14,11 @@ from rigs.supernets import random_state_dict
 from safetensors.numpy import save_file
 
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
-from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.cli import main
 from fleetnas.coordinator.cli.bounds import bounds
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.codec import encode
@@ -320,13 +320,13 @@ class TestDevices:
 
 
 def test_the_snapshot_follows_a_device_through_its_campaign() -> None:
-    simulation = Simulation(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    simulation = Simulation(CampaignPlan(targets="auto:2", budget=10, initial_design=6))
     simulation.add("pi0")
     simulation.begin()
     states = set()
     for _ in range(200):
         simulation.step()
-        snapshot = snapshot_of(simulation.campaign, simulation.clock.unix())
+        snapshot = simulation.campaign.snapshot(simulation.clock.unix())
         states |= {device.state for device in snapshot.devices}
         if simulation.campaign.finished:
             break

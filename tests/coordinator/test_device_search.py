@@ -100,7 +100,7 @@ def test_a_spread_that_has_to_be_measured_again_stays_within_the_budget() -> Non
 
     search = make(budget=10, spread=8)
     told = run(search, answer)
-    assert [proposal.purpose for proposal, _ in told[:10]] == ["spread"] * 10
+    assert [proposal.purpose for proposal, _ in told[:10]] == ["initial-design"] * 10
     assert all(proposal.target_ms is not None for proposal, _ in told[10:])
     assert search.measurements == 10
     assert [state.status for state in search.targets] == ["met"] * 4
@@ -122,7 +122,7 @@ def test_automatic_targets_are_met_by_good_use_of_the_time_they_give(seed: int) 
 
 def test_it_spends_its_first_measurements_on_the_ends_and_the_spread_between() -> None:
     asked = make().ask(100)
-    assert [proposal.purpose for proposal in asked] == ["spread"] * 8
+    assert [proposal.purpose for proposal in asked] == ["initial-design"] * 8
     genomes = np.array([proposal.genome for proposal in asked], dtype=np.int16)
     assert (genomes[0] == SPACE.smallest()[0]).all()
     assert (genomes[1] == SPACE.largest()[0]).all()
@@ -173,7 +173,7 @@ def test_told_again_what_it_was_told_it_asks_the_same(upto: int) -> None:
 def test_a_much_better_subnet_just_within_its_target_is_given_a_chance_to_pass(passes: bool) -> None:
     honest = device(3, noise=0.0)
     largest = SPACE.decode(SPACE.largest())[0]
-    ends = honest(Proposal((), largest, "spread"))
+    ends = honest(Proposal((), largest, "initial-design"))
     assert isinstance(ends, Measurement)
     target_ms = 1.005 * ends.median_ms  # within it, but not by the margin of a percent
 
@@ -325,7 +325,7 @@ def test_a_measurement_that_says_little_is_taken_once_more() -> None:
     search = make(budget=40)
     told = run(search, answer)
     assert [state.status for state in search.targets] == ["met"] * 4
-    spread = [proposal.genome for proposal, _ in told if proposal.purpose == "spread"]
+    spread = [proposal.genome for proposal, _ in told if proposal.purpose == "initial-design"]
     assert {spread.count(genome) for genome in spread} == {2}
     # The targets are those of the quiet device, not of the disturbed one.
     slowest = SPACE.decode(SPACE.largest())[0]

@@ -14,7 +14,7 @@ import pytest
 from rigs import brokers, waiting
 from test_cli import fleetnas
 
-from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver, listen
+from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
 from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.security.authority import Authority
@@ -174,7 +174,7 @@ def test_a_large_fleet_is_heard_to_its_last_retained_message() -> None:
         sender.publish(TOPICS.up(name, "state"), encode(state), retain=True)
     times = itertools.count(0.0, 0.3)
     fleet_observer = FleetObserver(TOPICS)
-    listen(broker.transport("listener"), fleet_observer, 1.0, lambda: next(times))
+    fleet_observer.listen(broker.transport("listener"), 1.0, lambda: next(times))
     assert sorted(fleet_observer.registry.agents) == fleet
 
 
@@ -199,7 +199,7 @@ def test_a_heartbeat_tells_what_an_agent_waits_for(message: Heartbeat, words: st
         TOPICS.up("pi", "heartbeat"), encode(message.model_copy(update={"conditions": Conditions(temperature_c=51.0)}))
     )
     entry = fleet_observer.registry.agents["pi"]
-    assert words in fleet_observer.why(entry, VERSION)
+    assert words in fleet_observer.explain(entry, VERSION)
     assert entry.conditions.temperature_c == 51.0
     assert entry.last_seen_s == 5.0
 
@@ -214,7 +214,7 @@ def test_a_heartbeat_tells_what_an_agent_waits_for(message: Heartbeat, words: st
     ],
 )
 def test_what_a_killed_coordinator_left_is_no_search_at_work(again: str | None, until_s: float, words: str) -> None:
-    fleet_observer = FleetObserver(TOPICS)
+    fleet_observer = FleetObserver(TOPICS, until_s=until_s)
     said = AgentState.model_validate({"state": "ready", "session": 1, "instance": "pi-1"})
     profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
     info = AgentInfo(agent="pi", session=1, profile=profile, settings=(RuntimeSetting(),), versions={})
@@ -237,5 +237,4 @@ def test_what_a_killed_coordinator_left_is_no_search_at_work(again: str | None, 
     fleet_observer.take(Received(TOPICS.run_summary("run-1"), summary, retained=True), 0.0)
     if again is not None:
         fleet_observer.take(Received(TOPICS.run_summary("run-1"), summary if again else b""), 1.0)
-    fleet_observer.until_s = until_s
-    assert words in fleet_observer.why(fleet_observer.registry.agents["pi"], VERSION)
+    assert words in fleet_observer.explain(fleet_observer.registry.agents["pi"], VERSION)

@@ -261,7 +261,7 @@ class TestWaiting:
 
 class TestCampaign:
     def campaign(self, profile: str, seed: int = 0) -> tuple[Simulation, SimulatedBench]:
-        simulation = Simulation(CampaignPlan(targets="auto:2", budget=12, spread=8))
+        simulation = Simulation(CampaignPlan(targets="auto:2", budget=12, initial_design=8))
         agent = simulation.take_in(DisturbedAgent(simulation.broker, "pi0", simulation.clock, seconds_per_task=0.0))
         agent.bench = SimulatedBench(DisturbedDevice(SPACE, seed, disturbance(profile, seed), simulation.clock))
         simulation.begin()

@@ -23,8 +23,8 @@ from rigs import simulated_fleet, waiting
 from rigs.simulated_fleet import SPACE, HiddenDevice, InlineExecutor, Simulation, StandInModels, measurement
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
-from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of, stored_totals, winner_record
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.campaign.winner_record import winner_record
 from fleetnas.coordinator.monitoring.metrics import Metrics
 from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 from fleetnas.coordinator.records.events import CampaignFinished, Event, MeasurementsSlowed, RegimeChanged
@@ -34,6 +34,7 @@ from fleetnas.coordinator.records.stored import Arrival, TaskRecord
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals
 from fleetnas.coordinator.report.artifacts import ArtifactFolder, read_results
 from fleetnas.coordinator.report.html import render_report
+from fleetnas.coordinator.report.stored_outcome import outcome_of, stored_totals
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.proposal import TargetState
 from fleetnas.coordinator.view.lines import event_lines
@@ -121,11 +122,11 @@ class EndedRun:
 
     @property
     def live(self) -> Snapshot:
-        return snapshot_of(self.fleet.campaign, self.fleet.clock.unix())
+        return self.fleet.campaign.snapshot(self.fleet.clock.unix())
 
     def read_store(self) -> None:
-        news = StoreFeed(self.fleet.store, self.fleet.run_id, wall_clock=self.fleet.clock.unix).poll(0)
-        self.stored_events, self.stored = news.events, news.snapshot
+        update = StoreFeed(self.fleet.store, self.fleet.run_id, wall_clock=self.fleet.clock.unix).poll(0)
+        self.stored_events, self.stored = update.events, update.snapshot
 
 
 def ended_run(store: MeasurementStore, request: str, drawn: list[DrawnSetting]) -> EndedRun:
@@ -345,7 +346,7 @@ class DisturbedDevice(HiddenDevice):
 
 @pytest.mark.parametrize("targets", ["auto:3", "1.2,2,3"])
 def test_a_campaign_with_failures_and_losses_reads_alike_live_and_from_its_store_at_any_time(targets: str) -> None:
-    plan = CampaignPlan(targets=targets, budget=14, spread=6, wait_for=4, grace_s=20, deadline_s=30)
+    plan = CampaignPlan(targets=targets, budget=14, initial_design=6, wait_for=4, grace_s=20, deadline_s=30)
     fleet = Simulation(plan)
     steady, disturbed, broken, gone = (fleet.add(f"pi{n}", seed=n) for n in range(4))
     steady.fails = lambda task: "crashed" if len(steady.measured) % 4 == 2 else None
@@ -393,7 +394,7 @@ def test_a_campaign_with_failures_and_losses_reads_alike_live_and_from_its_store
 
 
 def test_a_result_that_comes_after_another_attempt_of_its_task_counts_nowhere() -> None:
-    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, initial_design=6))
     fleet.add("pi0")
     fleet.begin()
     fleet.run(until=lambda: len(fleet.store.outcomes("run-1")) >= 4)
@@ -413,7 +414,7 @@ def test_a_result_that_comes_after_another_attempt_of_its_task_counts_nowhere() 
 
 
 def test_a_resumed_run_tells_no_change_again() -> None:
-    plan = CampaignPlan(targets="auto:2", budget=20, spread=6)
+    plan = CampaignPlan(targets="auto:2", budget=20, initial_design=6)
     fleet = Simulation(plan)
     agent = fleet.add("pi0")
     agent.devices = {SETTING: DisturbedDevice(0)}
@@ -436,10 +437,10 @@ def test_given_targets_are_listed_from_the_first_moment_on() -> None:
     fleet.add("pi0")
     fleet.begin()
     fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
-    (device,) = snapshot_of(fleet.campaign, fleet.clock.unix()).devices
+    (device,) = fleet.campaign.snapshot(fleet.clock.unix()).devices
     assert device.measurements == 0
     assert [target.target_ms for target in device.targets] == [1.2, 2.0, 3.0]
-    text = text_of(render(snapshot_of(fleet.campaign, fleet.clock.unix())))
+    text = text_of(render(fleet.campaign.snapshot(fleet.clock.unix())))
     assert "0 of 3 targets met" in text
     assert text.count("searching") >= 3
     assert "chosen" not in text
@@ -462,7 +463,7 @@ def test_a_winner_is_kept_where_its_device_is_lost_before_its_accuracy_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(simulated_fleet, "InlineExecutor", StuckEvaluations)
-    fleet = Simulation(CampaignPlan(targets="auto:3", budget=10, spread=6, grace_s=5), models=SlowlyEvaluated())
+    fleet = Simulation(CampaignPlan(targets="auto:3", budget=10, initial_design=6, grace_s=5), models=SlowlyEvaluated())
     fleet.add("pi0")
     fleet.begin()
     setting_runs = fleet.campaign.setting_runs
@@ -475,10 +476,10 @@ def test_a_winner_is_kept_where_its_device_is_lost_before_its_accuracy_is_known(
     fleet.agents.clear()
     fleet.run()
     fleet.campaign.finish()
-    live = target_totals(snapshot_of(fleet.campaign, fleet.clock.unix()).devices)
+    live = target_totals(fleet.campaign.snapshot(fleet.clock.unix()).devices)
     assert live == TargetTotals(1, 3)
     outcome = outcome_of(fleet.store, "run-1")
     assert target_totals(outcome.devices) == live
     assert [target.met for target in outcome.devices[0].targets] == [
-        target.met for target in snapshot_of(fleet.campaign, 0.0).devices[0].targets
+        target.met for target in fleet.campaign.snapshot(0.0).devices[0].targets
     ]

@@ -18,7 +18,7 @@ from rigs.simulated_fleet import Simulation
 from test_view_lines import EVENTS
 
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
-from fleetnas.coordinator.records.events import event_from_json
+from fleetnas.coordinator.records.events import event_from_fields
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import JsonView, LinesView
@@ -38,7 +38,7 @@ DUMB = {"TERM": "dumb", "PYTHONIOENCODING": "ascii", "COLUMNS": "20"}
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in a file whose name ASCII lacks."""
     path = tmp_path_factory.mktemp("store") / "läufe.sqlite"
-    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, spread=6), store=MeasurementStore.open(path))
+    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, initial_design=6), store=MeasurementStore.open(path))
     fleet.add("pi0")
     fleet.begin()
     fleet.run()
@@ -159,7 +159,7 @@ class TestViews:
         stream = self.stream("ascii")
         JsonView(stream).event(odd)
         line = self.written(stream)
-        assert event_from_json(line) == odd
+        assert event_from_fields(json.loads(line)) == odd
         assert json.loads(ascii_json('{"№": "\N{GRINNING FACE}"}')) == {"№": "\N{GRINNING FACE}"}
 
     def test_a_view_whose_output_is_gone_leaves_the_run_and_the_other_views_alone(self) -> None:

@@ -160,7 +160,7 @@ class Files(StandInModels):
 
 @pytest.fixture
 def finished() -> Simulation:
-    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, spread=6), models=Files())
+    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, initial_design=6), models=Files())
     fleet.add("pi0")
     fleet.begin()
     fleet.run()

@@ -71,10 +71,10 @@ def stored(devices: Measured) -> MeasurementStore:
     for number, ((agent, threads), latency_ms) in enumerate(devices.items()):
         setting = RuntimeSetting(threads=threads)
         info = AgentInfo(agent=agent, session=1, profile=PROFILE, settings=(setting,), versions={})
-        store.put_device(DeviceRecord("run-1", agent, setting, info))
+        store.put_devices([DeviceRecord("run-1", agent, setting, info)])
         subnets = SPACE.decode(SPACE.sample(16, np.random.default_rng(number)))
         tasks = [
-            TaskRecord(f"run-1.{100 * number + i}", "run-1", agent, setting.label, "spread", subnet, attempt=1)
+            TaskRecord(f"run-1.{100 * number + i}", "run-1", agent, setting.label, "initial-design", subnet, attempt=1)
             for i, subnet in enumerate(subnets)
         ]
         store.put_tasks(tasks)
@@ -215,7 +215,7 @@ class Liar(SimulatedAgent):
 
 
 def test_a_campaign_after_one_with_a_liar_searches_as_after_one_without() -> None:
-    plan = CampaignPlan(targets="2", budget=10, spread=10, wait_for=3, deadline_s=60)
+    plan = CampaignPlan(targets="2", budget=10, initial_design=10, wait_for=3, deadline_s=60)
     errors = []
     for lies in (False, True):
         before = Simulation(plan.model_copy(update={"wait_for": 3 + lies}))
@@ -227,7 +227,7 @@ def test_a_campaign_after_one_with_a_liar_searches_as_after_one_without() -> Non
         before.run()
         prior = StoredPriors(before.store, SPACE, before.clock.unix()).prior(PROFILE, RuntimeSetting(), "new")
         after = Simulation(
-            plan.model_copy(update={"wait_for": 1, "budget": 5, "spread": 5}),
+            plan.model_copy(update={"wait_for": 1, "budget": 5, "initial_design": 5}),
             opening=InitialDesign(SPACE, count=5, seed=0, prior=prior),
         )
         agent = after.add("new", seed=44, like=100)

@@ -18,7 +18,7 @@ from fleetnas.fleet_protocol.messages import RuntimeSetting, TaskKey
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
-PLAN = CampaignPlan(targets="auto:3", budget=16, spread=10, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:3", budget=16, initial_design=10, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
 
 
 def three_alike(like: int) -> Simulation:

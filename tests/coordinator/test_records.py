@@ -11,7 +11,8 @@ from rigs.simulated_fleet import measurement
 
 from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality, QualityTally, regimes_of
-from fleetnas.coordinator.records.snapshot import FEWEST_HELD_OUT, PredictorError
+from fleetnas.coordinator.records.predictor_error import FEWEST_HELD_OUT, PredictorError
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals, targets_asked, unreached
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.coordinator.view import wording
@@ -38,7 +39,7 @@ class TestBudget:
     @pytest.mark.parametrize(
         ("purpose", "target_ms", "counts"),
         [
-            ("spread", None, True),
+            ("initial-design", None, True),
             ("candidate", None, True),
             ("candidate", 2.0, False),  # in place of a winner that missed its target
             ("verification", 2.0, False),
@@ -108,10 +109,10 @@ class TestTotals:
     def test_a_run_is_complete_when_every_target_asked_for_is_met(
         self, met: int, asked: int, statuses: list[str], end: str
     ) -> None:
-        assert run_end(TargetTotals(met, asked), statuses) == end
+        assert run_end(TargetTotals(met, asked), map(SettingStatus, statuses)) is RunStatus(end)
 
     def test_why_a_target_was_not_reached_differs_by_the_end_of_its_device(self) -> None:
-        assert len({unreached(status) for status in ("running", "finished", "lost", "failed")}) == 4
+        assert len({unreached(status) for status in SettingStatus}) == 4
 
 
 class TestDataQuality:

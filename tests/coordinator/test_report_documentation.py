@@ -12,14 +12,14 @@ from pydantic import BaseModel
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.report.results import (
-    DeviceRecord,
-    FailureRecord,
-    LearningRecord,
-    QualityRecord,
-    RegimeRecord,
+    DeviceResult,
+    FailureResult,
+    LearningResult,
+    QualityResult,
+    RegimeResult,
     Results,
-    SupernetRecord,
-    TargetRecord,
+    SupernetResult,
+    TargetResult,
 )
 from fleetnas.coordinator.store.measurement_table import COLUMNS
 
@@ -39,13 +39,13 @@ def documented(heading: str) -> set[str]:
     ("heading", "model"),
     [
         ("results.json", Results),
-        ("`supernet`", SupernetRecord),
-        ("`fleet[]`", DeviceRecord),
-        ("`fleet[].predictor` and `fleet[].learning[]`", LearningRecord),
-        ("`fleet[].quality`", QualityRecord),
-        ("`fleet[].regimes[]`", RegimeRecord),
-        ("`fleet[].targets[]`", TargetRecord),
-        ("`fleet[].failures[]`", FailureRecord),
+        ("`supernet`", SupernetResult),
+        ("`fleet[]`", DeviceResult),
+        ("`fleet[].predictor` and `fleet[].learning[]`", LearningResult),
+        ("`fleet[].quality`", QualityResult),
+        ("`fleet[].regimes[]`", RegimeResult),
+        ("`fleet[].targets[]`", TargetResult),
+        ("`fleet[].failures[]`", FailureResult),
     ],
 )
 def test_results(heading: str, model: type[BaseModel]) -> None:
@@ -53,7 +53,7 @@ def test_results(heading: str, model: type[BaseModel]) -> None:
 
 
 def test_card() -> None:
-    assert documented("The model's card") == set(WinnerCard.model_fields) - set(TargetRecord.model_fields)
+    assert documented("The model's card") == set(WinnerCard.model_fields) - set(TargetResult.model_fields)
 
 
 def test_columns() -> None:

@@ -11,8 +11,9 @@ import pytest
 from rigs.outcome_examples import campaign_outcome, device_outcome
 from test_report_take_home import artifacts
 
-from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, FailureRow, TargetOutcome
-from fleetnas.coordinator.records.snapshot import PredictorError
+from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, FailedMeasurement, TargetOutcome
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.report.html import MAX_FAILURES, render_report, write_report
 from fleetnas.fleet_protocol.errors import StoreError
 
@@ -52,12 +53,15 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def outcome() -> CampaignOutcome:
     subnet = device_outcome("x").rows[0].architecture
-    hostile = FailureRow("task-1", 1, "candidate", subnet, "crashed", "<script>alert(1)</script>")
+    hostile = FailedMeasurement("task-1", 1, "candidate", subnet, "crashed", "<script>alert(1)</script>")
     return campaign_outcome(
         dataclasses.replace(device_outcome("board-a"), failures=(hostile,)),
-        device_outcome("board-b", threads=2, status="lost", measurements=14, seed=1),
+        device_outcome("board-b", threads=2, status=SettingStatus.LOST, measurements=14, seed=1),
         dataclasses.replace(
-            device_outcome("board-c", status="lost", measurements=0), targets=(), predictor=None, predictor_history=()
+            device_outcome("board-c", status=SettingStatus.LOST, measurements=0),
+            targets=(),
+            predictor=None,
+            predictor_history=(),
         ),
     )
 
@@ -176,10 +180,13 @@ def test_a_banner_warns_of_slowed_measurements(tmp_path: Path, every: int, loud:
 
 def test_failed_devices_are_counted_apart_from_failed_measurements(tmp_path: Path) -> None:
     failed = dataclasses.replace(
-        device_outcome("board-b", status="failed", measurements=3), reason="it refuses tasks", failures=(), targets=()
+        device_outcome("board-b", status=SettingStatus.FAILED, measurements=3),
+        reason="it refuses tasks",
+        failures=(),
+        targets=(),
     )
     unreached = tuple(TargetOutcome(target_ms, reason="not reached: device lost") for target_ms in (5.0, 10.0, 20.0))
-    lost = dataclasses.replace(device_outcome("board-c", status="lost"), targets=unreached, targets_asked=3)
+    lost = dataclasses.replace(device_outcome("board-c", status=SettingStatus.LOST), targets=unreached, targets_asked=3)
     outcome = campaign_outcome(device_outcome("board-a"), dataclasses.replace(failed, targets_asked=4), lost)
     artifacts(tmp_path, outcome)
     page = Page(render_report(tmp_path))
@@ -239,7 +246,8 @@ def test_of_a_device_that_fails_all_the_time_the_first_failures_are_listed_and_t
     device = device_outcome("board-a")
     architecture = device.rows[0].architecture
     failures = tuple(
-        FailureRow(f"task-{n}", 1, "candidate", architecture, "crashed", f"failure {n} of many") for n in range(500)
+        FailedMeasurement(f"task-{n}", 1, "candidate", architecture, "crashed", f"failure {n} of many")
+        for n in range(500)
     )
     artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures)))
     text = render_report(tmp_path)

@@ -14,7 +14,8 @@ import pytest
 from pydantic import ValidationError
 from rigs.outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
 
-from fleetnas.coordinator.records.outcome import CampaignOutcome, FailureRow, TargetOutcome
+from fleetnas.coordinator.records.outcome import CampaignOutcome, FailedMeasurement, TargetOutcome
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.report.artifacts import (
     MEASUREMENTS_FILE,
     RESULTS_FILE,
@@ -107,7 +108,7 @@ def test_met_follows_the_re_measurement(
 
 @pytest.mark.parametrize("name", ["targets_met", "targets_asked"])
 def test_totals_follow_the_device_settings(tmp_path: Path, name: str) -> None:
-    failed = dataclasses.replace(device_outcome("board-b", status="failed"), targets=(), targets_asked=3)
+    failed = dataclasses.replace(device_outcome("board-b", status=SettingStatus.FAILED), targets=(), targets_asked=3)
     results = artifacts(tmp_path, campaign_outcome(device_outcome("board-a"), failed))
     assert (results.status, results.targets_met, results.targets_asked) == ("partial", 4, 7)
     altered = json.loads((tmp_path / RESULTS_FILE).read_text())
@@ -159,10 +160,10 @@ def test_failures_count_against_the_budget_by_the_same_rule(tmp_path: Path) -> N
     device = device_outcome("board-a", measurements=12)
     subnet = device.rows[0].architecture
     failures = (
-        FailureRow("f1", 1, "spread", subnet, "crashed"),
-        FailureRow("f2", 1, "candidate", subnet, "timeout", target_ms=2.0),
-        FailureRow("f3", 1, "verification", subnet, "crashed", target_ms=2.0),
-        FailureRow("f4", 2, "candidate", subnet, "timeout", counted=False),
+        FailedMeasurement("f1", 1, "initial-design", subnet, "crashed"),
+        FailedMeasurement("f2", 1, "candidate", subnet, "timeout", target_ms=2.0),
+        FailedMeasurement("f3", 1, "verification", subnet, "crashed", target_ms=2.0),
+        FailedMeasurement("f4", 2, "candidate", subnet, "timeout", counted=False),
     )
     (record,) = artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, failures=failures))).fleet
     assert (record.measurements, record.failed_measurements, len(record.failures)) == (13, 3, 4)
@@ -195,7 +196,7 @@ def test_a_model_altered_on_disk_is_no_longer_named(tmp_path: Path) -> None:
 
 
 def test_a_lost_device_keeps_what_it_had(tmp_path: Path) -> None:
-    lost = device_outcome("board-a", status="lost", measurements=12)
+    lost = device_outcome("board-a", status=SettingStatus.LOST, measurements=12)
     outcome = campaign_outcome(lost, device_outcome("board-b", seed=1))
     results = artifacts(tmp_path, outcome)
     assert results.status == "partial"
@@ -258,7 +259,7 @@ def test_a_device_name_cannot_leave_the_folder(tmp_path: Path) -> None:
 
 
 def test_status_of_a_run() -> None:
-    finished, lost = device_outcome("a"), device_outcome("b", status="lost")
+    finished, lost = device_outcome("a"), device_outcome("b", status=SettingStatus.LOST)
     assert run_status(campaign_outcome(finished)) == "complete"
     assert run_status(campaign_outcome(finished, lost)) == "partial"
     assert run_status(campaign_outcome(dataclasses.replace(lost, targets=()))) == "failed"

@@ -12,7 +12,8 @@ from rigs.store_examples import INFO, SETTING, run_record
 from fleetnas.coordinator.app.assembly import SearchRequest, claimed_run, run_settings
 from fleetnas.coordinator.records.events import CampaignStarted, DeviceJoined
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
-from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord, RunStatus
+from fleetnas.coordinator.records.statuses import RunStatus
+from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import UsageError
 
@@ -27,29 +28,29 @@ def store(tmp_path: Path) -> Iterator[MeasurementStore]:
 def add_run(store: MeasurementStore, name: str, status: RunStatus, at_s: float, *, began: bool = True) -> None:
     store.create_run(run_record(name, at_s))
     if began:
-        store.put_device(DeviceRecord(name, "pi4", SETTING, INFO, "running", "", (), 0, None, ""))
+        store.put_devices([DeviceRecord(name, "pi4", SETTING, INFO, "running", "", (), 0, None, "")])
     store.set_run_status(name, status)
 
 
-@pytest.mark.parametrize("status", ["running", "interrupted"])
+@pytest.mark.parametrize("status", [RunStatus.RUNNING, RunStatus.INTERRUPTED])
 def test_only_a_run_that_was_interrupted_is_chosen(store: MeasurementStore, status: RunStatus) -> None:
-    add_run(store, "older", "interrupted", 1.0)
+    add_run(store, "older", RunStatus.INTERRUPTED, 1.0)
     add_run(store, "stopped", status, 2.0)
-    add_run(store, "lost-one", "partial", 3.0)
-    add_run(store, "ended", "complete", 4.0)
-    add_run(store, "met-none", "failed", 5.0)
-    add_run(store, "never-began", "interrupted", 6.0, began=False)
-    add_run(store, "killed-at-once", "running", 7.0, began=False)
+    add_run(store, "lost-one", RunStatus.PARTIAL, 3.0)
+    add_run(store, "ended", RunStatus.COMPLETE, 4.0)
+    add_run(store, "met-none", RunStatus.FAILED, 5.0)
+    add_run(store, "never-began", RunStatus.INTERRUPTED, 6.0, began=False)
+    add_run(store, "killed-at-once", RunStatus.RUNNING, 7.0, began=False)
     assert claimed_run(store, "latest", "default").run_id == "stopped"
-    store.set_run_status("stopped", "complete")
+    store.set_run_status("stopped", RunStatus.COMPLETE)
     assert claimed_run(store, "latest", "default").run_id == "older"
 
 
 def test_where_none_was_interrupted_the_latest_that_ended_is_named(store: MeasurementStore) -> None:
     with pytest.raises(UsageError, match="no interrupted run of fleet 'default' that nobody works on; `fleetnas runs`"):
         claimed_run(store, "latest", "default")
-    add_run(store, "ended", "complete", 1.0)
-    add_run(store, "lost-one", "partial", 2.0)
+    add_run(store, "ended", RunStatus.COMPLETE, 1.0)
+    add_run(store, "lost-one", RunStatus.PARTIAL, 2.0)
     with pytest.raises(UsageError, match=r"the latest that ended is lost-one \(partial\), see --resume RUN"):
         claimed_run(store, "latest", "default")
     with pytest.raises(UsageError, match="no interrupted run of fleet 'other' that nobody works on; `fleetnas runs`"):
@@ -68,7 +69,7 @@ def interrupted(plan: CampaignPlan) -> Simulation:
 
 
 def test_a_device_that_was_not_in_the_run_is_left_out_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    fleet = interrupted(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    fleet = interrupted(CampaignPlan(targets="auto:2", budget=10, initial_design=6))
     fleet.events.clear()
     fleet.add("pi9", seed=9)
     with caplog.at_level("INFO", logger="fleetnas.coordinator"):
@@ -85,7 +86,7 @@ def test_a_device_that_was_not_in_the_run_is_left_out_and_told_of(caplog: pytest
 
 
 def test_one_that_is_named_takes_part(caplog: pytest.LogCaptureFixture) -> None:
-    fleet = interrupted(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    fleet = interrupted(CampaignPlan(targets="auto:2", budget=10, initial_design=6))
     fleet.add("pi9", seed=9)
     fleet.add("pi8", seed=8)
     fleet.plan = fleet.plan.model_copy(update={"devices": ("pi9",)})

@@ -13,7 +13,13 @@ from rigs.search_problems import NOTE10_RESOLUTIONS, public_problem
 
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
 from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
-from fleetnas.coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
+from fleetnas.coordinator.search.offline import (
+    OfflineRequest,
+    draw_fronts,
+    offline_table,
+    search_offline,
+    write_offline,
+)
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
@@ -163,3 +169,14 @@ def test_an_offline_search_of_a_space_without_tables_says_so(public_data: Path) 
     accuracy = public_data / "ofa_mbv3" / "imagenet_top1_elastic_resolution.csv"
     with pytest.raises(ArchitectureError):
         search_offline(_request(public_data, space="compofa", accuracy=accuracy))
+
+
+def test_a_picture_is_replaced_whole(tmp_path: Path) -> None:
+    picture, opened_before = tmp_path / "search.png", tmp_path / "opened-before.png"
+    draw_fronts({}, picture, "first")
+    opened_before.hardlink_to(picture)
+    first = picture.read_bytes()
+    draw_fronts({}, picture, "second")
+    assert opened_before.read_bytes() == first != picture.read_bytes()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["opened-before.png", "search.png"]

@@ -14,7 +14,7 @@ from fleetnas.fleet_protocol.messages import Failed, Measurement, Rejected, Resu
 from fleetnas.fleet_protocol.topics import AgentUp
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
-PLAN = CampaignPlan(targets="auto:1", budget=5, spread=4, wait_for=1, grace_s=5)
+PLAN = CampaignPlan(targets="auto:1", budget=5, initial_design=4, wait_for=1, grace_s=5)
 
 
 class SharedFleet:
@@ -96,8 +96,8 @@ def test_a_shared_campaign_begins_as_it_would_alone() -> None:
     for fleet in (SharedFleet(coordinators=1, share=False), SharedFleet()):
         fleet.begin()
         fleet.run()
-        first.append({found.task.architecture for found in fleet.store.outcomes("run-0")[: PLAN.spread]})
-    assert len(first[0]) == PLAN.spread
+        first.append({found.task.architecture for found in fleet.store.outcomes("run-0")[: PLAN.initial_design]})
+    assert len(first[0]) == PLAN.initial_design
     assert first[0] == first[1]
 
 

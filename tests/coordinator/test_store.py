@@ -7,19 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
+from rigs.store_examples import ARCHITECTURE, INFO, MEASUREMENT, SETTING, run_record, task_record
 
+from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, WinnerRecord
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import Failed, TaskKey
+
+LEARNED = PredictorPoint(5, PredictorError(3.5, None, 5))
 
 
 @pytest.fixture
 def store(store_url: str) -> Iterator[MeasurementStore]:
     store = MeasurementStore.open(store_url)
     store.create_run(run_record())
-    store.put_task(task_record("t1"))
+    store.put_tasks([task_record("t1")])
     yield store
     store.close()
 
@@ -44,7 +49,7 @@ class TestConformance:
 
     def test_outcomes_come_in_order_of_arrival_even_if_the_clock_goes_back(self, store: MeasurementStore) -> None:
         for number, stored in ((2, 50.0), (3, 40.0), (4, 45.0)):
-            store.put_task(task_record(f"t{number}"))
+            store.put_tasks([task_record(f"t{number}")])
             store.add_outcome(TaskKey(task_id=f"t{number}", attempt=1), MEASUREMENT, stored)
         assert [found.key.task_id for found in store.outcomes("run-1")] == ["t2", "t3", "t4"]
 
@@ -91,17 +96,17 @@ class TestConformance:
         assert list(store.measurements(["run-1"], ["pi5"])) == list(store.measurements([])) == []
 
     def test_a_task_is_renewed_in_place(self, store: MeasurementStore) -> None:
-        store.put_task(replace(task_record("t1"), attempt=2))
+        store.put_tasks([replace(task_record("t1"), attempt=2)])
         assert [task.attempt for task in store.tasks("run-1")] == [2]
 
     def test_runs_are_kept_apart(self, store: MeasurementStore) -> None:
         store.create_run(run_record("run-2", 5.0))
-        store.put_task(task_record("u1", "run-2"))
+        store.put_tasks([task_record("u1", "run-2")])
         store.add_outcome(TaskKey(task_id="u1", attempt=1), MEASUREMENT, 1.0)
         assert store.outcomes("run-1") == []
         assert [run.run_id for run in store.runs()] == ["run-2", "run-1"]
-        store.set_run_status("run-2", "complete", 9.0)
-        assert (store.run("run-2").status, store.run("run-2").finished_unix_s) == ("complete", 9.0)
+        store.set_run_status("run-2", RunStatus.COMPLETE, 9.0)
+        assert (store.run("run-2").status, store.run("run-2").finished_unix_s) == (RunStatus.COMPLETE, 9.0)
         assert store.run("run-1").status == "running"
 
     def test_an_unknown_run_names_the_known_ones(self, store: MeasurementStore) -> None:
@@ -113,17 +118,33 @@ class TestConformance:
             store.create_run(run_record())
 
     def test_devices_and_winners_are_renewed(self, store: MeasurementStore) -> None:
-        device = DeviceRecord("run-1", "pi4", SETTING, INFO, learning=((5, 3.5, None, 5),), wire_bytes=123)
-        store.put_device(device)
-        store.put_device(replace(device, status="lost", reason="its last will"))
-        assert store.devices("run-1") == [replace(device, status="lost", reason="its last will")]
+        device = DeviceRecord("run-1", "pi4", SETTING, INFO, learning=(LEARNED,), wire_bytes=123)
+        store.put_devices([device])
+        store.put_devices([replace(device, status=SettingStatus.LOST, reason="its last will")])
+        assert store.devices("run-1") == [replace(device, status=SettingStatus.LOST, reason="its last will")]
         known = replace(device, targets_ms=(2.5, 5.0), targets_note="2 targets instead of 4: a narrow range")
-        store.put_device(known)
+        store.put_devices([known])
         assert store.devices("run-1") == [known]
-        winner = WinnerRecord("run-1", "pi4", SETTING.label, 2.5, False)
-        store.put_winner(winner)
-        store.put_winner(replace(winner, met=True, fields={"verified_ms": 2.25}))
-        assert store.winners("run-1") == [replace(winner, met=True, fields={"verified_ms": 2.25})]
+        missed = WinnerRecord("run-1", "pi4", SETTING.label, 2.5, TargetStatus.MISSED, reason="verified at 2.6 ms")
+        store.put_winners([missed])
+        assert store.winners("run-1") == [missed]
+        met = WinnerRecord(
+            *("run-1", "pi4", SETTING.label, 2.5, TargetStatus.MET, ARCHITECTURE),
+            predicted_ms=2.2,
+            measured_ms=2.3,
+            verified_ms=2.25,
+            typical_ms=2.4,
+            predicted_accuracy=0.9,
+            accuracy=0.875,
+            accuracy_images=600,
+            parameters=450_000,
+            macs=3_500_000_000,
+            peak_activation_bytes=98_304,
+            sha256="a" * 64,
+            note="constrains nothing",
+        )
+        store.put_winners([met])
+        assert store.winners("run-1") == [met]
 
 
 def test_sqlite_commits_survive_a_power_cut_by_configuration(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_runs_of_two_coordinators_do_not_disturb_each_other(store_url: str) -> N
             f"{run_id}.{place}.{part}" for place in range(15) for part in range(3)
         ]
         assert [device.wire_bytes for device in store.devices(run_id)] == [14]
-        assert [winner.fields for winner in store.winners(run_id)] == [{"by": str(number)}]
+        assert [winner.note for winner in store.winners(run_id)] == [str(number)]
     store.close()
 
 
@@ -52,7 +52,7 @@ def test_a_result_that_several_record_at_once_counts_once(store_url: str) -> Non
 def test_one_killed_in_a_transaction_leaves_no_half_record(store_url: str) -> None:
     store = MeasurementStore.open(store_url)
     store.create_run(run_record())
-    store.put_task(task_record("t1"))
+    store.put_tasks([task_record("t1")])
     with StoreProcess.several(1, store_url, "half", "once") as (process,):
         process.go()
         assert process.answer() == "half"
@@ -69,7 +69,7 @@ def test_a_run_is_worked_on_by_one_coordinator_until_it_is_gone(
 ) -> None:
     store = MeasurementStore.open(store_url)
     store.create_run(run_record())
-    store.put_device(DeviceRecord("run-1", "pi4", SETTING, INFO))
+    store.put_devices([DeviceRecord("run-1", "pi4", SETTING, INFO)])
     resume = ("search", "--store", store_url, "--broker", "localhost", "--resume")
     with StoreProcess.several(2, store_url, "claim", "once") as (first, second):
         first.go()

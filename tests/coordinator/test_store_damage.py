@@ -12,10 +12,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
+from rigs.store_examples import ARCHITECTURE, INFO, MEASUREMENT, SETTING, run_record, task_record
 from test_cli import fleetnas
 
+from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.stored import DeviceRecord, WinnerRecord
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.store.schema import Base
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import FleetnasError, StoreError
@@ -29,12 +31,16 @@ def fill(store: MeasurementStore) -> None:
     """Two of everything; the second run is damaged, the first stays whole."""
     for run_id in ("whole", "damaged"):
         store.create_run(run_record(run_id))
-        store.put_device(DeviceRecord(run_id, "pi4", SETTING, INFO, learning=((5, 3.5, None, 5),)))
+        store.put_devices(
+            [DeviceRecord(run_id, "pi4", SETTING, INFO, learning=(PredictorPoint(5, PredictorError(3.5, None, 5)),))]
+        )
         store.put_tasks([task_record(f"{run_id}.{number}", run_id) for number in (1, 2)])
         store.add_outcome(TaskKey(task_id=f"{run_id}.1", attempt=1), MEASUREMENT, 1.0)
         failed = Failed(task=TaskKey(task_id=f"{run_id}.2", attempt=1), reason="crashed")
         store.add_outcome(failed.task, failed, 2.0)
-        store.put_winner(WinnerRecord(run_id, "pi4", SETTING.label, 2.5, True, {"verified_ms": 2.25}))
+        store.put_winners(
+            [WinnerRecord(run_id, "pi4", SETTING.label, 2.5, TargetStatus.MET, ARCHITECTURE, verified_ms=2.25)]
+        )
 
 
 def readers(store: MeasurementStore, table: str) -> list[Callable[[str], object]]:

@@ -29,7 +29,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of two devices, everything measured."""
     path = tmp_path_factory.mktemp("store") / "runs.sqlite"
     for number in range(2):
-        plan = CampaignPlan(targets="auto:2", budget=12, spread=10, wait_for=2, prior="default")
+        plan = CampaignPlan(targets="auto:2", budget=12, initial_design=10, wait_for=2, prior="default")
         simulation = Simulation(plan, store=MeasurementStore.open(path), run_id=f"run-{number}")
         for seed in range(2):
             simulation.add(f"pi{seed}", seed=seed)

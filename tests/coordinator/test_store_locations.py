@@ -98,7 +98,7 @@ class TestServer:
     def test_a_server_that_was_away_is_used_again(self, postgresql_server: PostgreSQL, postgresql_url: str) -> None:
         store = MeasurementStore.open(postgresql_url)
         store.create_run(run_record())
-        store.put_task(task_record("t1"))
+        store.put_tasks([task_record("t1")])
         postgresql_server.stop()
         try:
             with pytest.raises(StoreUnavailableError, match="check that the server runs"):

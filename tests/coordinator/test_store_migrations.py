@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
+from rigs.store_examples import ARCHITECTURE, INFO, MEASUREMENT, SETTING, run_record, task_record
 from rigs.store_process import StoreProcess
 from sqlalchemy import Connection, MetaData, insert, text
 
+from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.migration import FIRST_REVISION, alembic_config
 from fleetnas.coordinator.store.schema import HEAD_REVISION, Base
@@ -37,6 +41,9 @@ KEPT = MEASUREMENT.model_copy(
 BOUND = MEASUREMENT.model_copy(
     update={**_UNKNOWN, "undisturbed_ms": None, "undisturbed_half_width_percent": 0.0, "quality": "slowed"}
 )
+#: The plan of a run as the first revisions held it, and as it is read today.
+PLAN_BEFORE = {"targets": "2,4", "budget": 24, "spread": 12}
+PLAN_NOW = {"targets": "2,4", "budget": 24, "initial_design": 12}
 #: One store as the first revision held it, table by table; spelled out, since the code that wrote it is gone.
 FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
     "runs": [
@@ -45,7 +52,7 @@ FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
             "fleet": "default",
             "supernet": "digits.supernet",
             "bundle_sha256": "b" * 64,
-            "settings": {"budget": 24},
+            "settings": {"plan": PLAN_BEFORE},
             "created_unix_s": 10.0,
             "status": "complete",
             "finished_unix_s": 99.5,
@@ -106,9 +113,71 @@ FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
             "target_ms": 2.5,
             "met": True,
             "fields": {"verified_ms": 2.25},
-        }
+        },
+        {
+            "run_id": "run-1",
+            "device": "pi4",
+            "setting_label": "onnxruntime_cpu_2t_fp32",
+            "target_ms": 0.5,
+            "met": False,
+            "fields": {
+                "target_ms": 0.5,
+                "architecture": None,
+                "reason": "infeasible: the fastest subnet takes 0.8 ms",
+                "open": False,
+            },
+        },
+        {
+            "run_id": "run-1",
+            "device": "pi4",
+            "setting_label": "onnxruntime_cpu_2t_fp32",
+            "target_ms": 1.5,
+            "met": False,
+            "fields": {
+                "target_ms": 1.5,
+                "architecture": {"ks": [3, 5, 0], "e": [3, 6, 0], "d": [2], "r": 32},
+                "predicted_ms": 1.4,
+                "measured_ms": 1.45,
+                "verified_ms": 1.6,
+                "typical_ms": 1.55,
+                "predicted_accuracy": 0.9,
+                "accuracy": None,
+                "accuracy_images": None,
+                "parameters": 450_000,
+                "macs": 3_500_000_000,
+                "peak_activation_bytes": 98_304,
+                "sha256": "a" * 64,
+                "reason": "verified at 1.60 ms",
+                "note": "",
+                "open": False,
+            },
+        },
+        {
+            "run_id": "run-1",
+            "device": "pi4",
+            "setting_label": "onnxruntime_cpu_2t_fp32",
+            "target_ms": 9.0,
+            "met": True,
+            "fields": ["damaged", "in", "some", "way"],
+        },
     ],
 }
+#: The same winners as they are read today.
+_WINNER = WinnerRecord("run-1", "pi4", SETTING.label, 2.5, TargetStatus.MET, verified_ms=2.25)
+WINNERS = [
+    replace(
+        _WINNER, target_ms=0.5, status=TargetStatus.INFEASIBLE, verified_ms=None,
+        reason="the fastest subnet takes 0.8 ms",
+    ),
+    replace(
+        _WINNER, target_ms=1.5, status=TargetStatus.MISSED, architecture=ARCHITECTURE, predicted_ms=1.4,
+        measured_ms=1.45, verified_ms=1.6, typical_ms=1.55, predicted_accuracy=0.9, parameters=450_000,
+        macs=3_500_000_000, peak_activation_bytes=98_304, sha256="a" * 64, reason="verified at 1.60 ms",
+    ),
+    _WINNER,
+    replace(_WINNER, target_ms=9.0, verified_ms=None),
+]  # fmt: skip
+LEARNED = (PredictorPoint(5, PredictorError(3.5, None, 5)),)
 
 
 def write_first(connection: Connection) -> None:
@@ -124,9 +193,10 @@ def write_first(connection: Connection) -> None:
 
 def check_everything_is_there(store: MeasurementStore) -> None:
     (run,) = store.runs()
-    assert (run.run_id, run.settings, run.status, run.finished_unix_s) == ("run-1", {"budget": 24}, "complete", 99.5)
+    assert (run.run_id, run.settings) == ("run-1", {"plan": PLAN_NOW})
+    assert (run.status, run.finished_unix_s) == ("complete", 99.5)
     assert store.devices("run-1") == [
-        DeviceRecord("run-1", "pi4", SETTING, INFO, "lost", "its last will", ((5, 3.5, None, 5),), 5_000_000_000)
+        DeviceRecord("run-1", "pi4", SETTING, INFO, SettingStatus.LOST, "its last will", LEARNED, 5_000_000_000)
     ]
     assert store.tasks("run-1") == [task_record("t1"), task_record("t2")]
     assert store.outcomes("run-1") == [
@@ -134,7 +204,7 @@ def check_everything_is_there(store: MeasurementStore) -> None:
         OutcomeRecord(task_record("t1"), TaskKey(task_id="t1", attempt=1), KEPT, 20.0, number=8),
         OutcomeRecord(task_record("t1"), TaskKey(task_id="t1", attempt=7), BOUND, 21.0, number=9),
     ]
-    assert store.winners("run-1") == [WinnerRecord("run-1", "pi4", SETTING.label, 2.5, True, {"verified_ms": 2.25})]
+    assert store.winners("run-1") == WINNERS
 
 
 def check_it_can_be_written(store: MeasurementStore) -> None:

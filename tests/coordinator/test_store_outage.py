@@ -23,7 +23,7 @@ from fleetnas.fleet_protocol.errors import StoreUnavailableError
 from fleetnas.fleet_protocol.messages import Measurement, Result, TaskKey
 from fleetnas.fleet_protocol.topics import AgentUp
 
-PLAN = CampaignPlan(targets="auto:2", budget=12, spread=8, wait_for=2, grace_s=60, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=12, initial_design=8, wait_for=2, grace_s=60, join_s=60, deadline_s=60)
 
 
 class Disk:
@@ -58,7 +58,7 @@ def until_full(store: MeasurementStore) -> int:
     def fill() -> None:
         nonlocal stored
         for number in range(10_000):
-            store.put_task(task_record(f"t{number}"))
+            store.put_tasks([task_record(f"t{number}")])
             store.add_outcome(TaskKey(task_id=f"t{number}", attempt=1), MEASUREMENT, 1.0)
             stored += 1
 

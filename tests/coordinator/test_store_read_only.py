@@ -86,7 +86,7 @@ def killed_store(folder: Path) -> Path:
     path = folder / "runs.sqlite"
     there = MeasurementStore.open(folder / "open.sqlite")
     there.create_run(run_record())
-    there.put_task(task_record("t1"))
+    there.put_tasks([task_record("t1")])
     there.add_outcome(TaskKey(task_id="t1", attempt=1), MEASUREMENT, 1.0)
     for suffix in ("", "-wal", "-shm"):  # as a kill leaves them
         shutil.copy(folder / f"open.sqlite{suffix}", f"{path}{suffix}")
@@ -116,7 +116,7 @@ def test_what_a_coordinator_writes_meanwhile_is_seen(tmp_path: Path) -> None:
     writer_folder.mkdir()
     writer = MeasurementStore.open(writer_folder / "runs.sqlite")
     writer.create_run(run_record())
-    writer.put_task(task_record("t1"))
+    writer.put_tasks([task_record("t1")])
     folder.mkdir()
     if os.geteuid() != 0:
         pytest.skip("only root can give one folder two faces")

@@ -11,7 +11,7 @@ from fleetnas.fleet_protocol.codec import decode, encode
 from fleetnas.fleet_protocol.messages import Acknowledgement, Failed, Measurement, Result, TaskKey
 from fleetnas.fleet_protocol.transports.base import Received
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=1, grace_s=5)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=1, grace_s=5)
 
 
 def hold(agent: SimulatedAgent, key: TaskKey, latency_ms: float = 3.0) -> None:

@@ -12,9 +12,14 @@ import pytest
 from rich.console import Console
 from rigs.outcome_examples import STARTED_S, architecture, snapshot
 
-from fleetnas.coordinator.records.events import Event, StoreAvailable, StoreUnavailable, event_from_json
-from fleetnas.coordinator.records.snapshot import ProgressSnapshot
-from fleetnas.coordinator.view.lines import JsonView, LinesView
+from fleetnas.coordinator.records.events import (
+    Event,
+    MeasurementTaken,
+    StoreAvailable,
+    StoreUnavailable,
+    event_from_fields,
+)
+from fleetnas.coordinator.view.lines import JsonView, LinesView, event_line
 from fleetnas.coordinator.view.live import LiveView
 from fleetnas.coordinator.view.view import make_view
 
@@ -36,7 +41,7 @@ TAKEN = {
     "budget": 40,
 }
 EVENTS: tuple[Event, ...] = tuple(
-    event_from_json(json.dumps(fields, default=lambda value: value.model_dump()))
+    event_from_fields(fields)
     for fields in (
         {
             "event": "campaign_started",
@@ -121,7 +126,7 @@ def test_json_is_one_object_per_line_and_reads_back_equal() -> None:
         view.event(event)
     view.close()
     lines = stream.getvalue().splitlines()
-    assert tuple(event_from_json(line) for line in lines) == EVENTS
+    assert tuple(event_from_fields(json.loads(line)) for line in lines) == EVENTS
     assert [json.loads(line)["event"] for line in lines[:3]] == ["campaign_started", "device_joined", "device_lost"]
 
 
@@ -155,18 +160,20 @@ def test_disturbed_data_are_told_loudly_once_during_the_search_and_once_at_its_e
     assert "runs at another lasting speed: 1.45 times the latency at undisturbed speed; measurements go on" in speed
 
 
-def test_progress_is_told_in_quarters_and_each_phase_once() -> None:
+def test_each_phase_is_told_once() -> None:
     stream = io.StringIO()
     view = LinesView(stream)
-    for done in range(101):
-        progress = (ProgressSnapshot("bundle to board-1", done * 1e5, 1e7, "bytes"),)
-        view.update(dataclasses.replace(snapshot(), progress=progress, phase="fetching" if done < 50 else "searching"))
+    for step in range(101):
+        view.update(dataclasses.replace(snapshot(), phase="waiting for devices" if step < 50 else "searching", log=()))
     lines = [line.partition(" ")[2] for line in stream.getvalue().splitlines()]
-    assert [line for line in lines if line.startswith("phase")] == ["phase: fetching", "phase: searching"]
-    told = [line for line in lines if line.startswith("bundle")]
-    assert told == [
-        f"bundle to board-1: {done} of 10.0 MB" for done in ("0 KB", "2.5 MB", "5.0 MB", "7.5 MB", "10.0 MB")
-    ]
+    assert lines == ["phase: waiting for devices", "phase: searching"]
+
+
+def test_a_measurement_of_the_initial_design_explores() -> None:
+    taken = next(event for event in EVENTS if isinstance(event, MeasurementTaken))
+    exploring = event_line(taken.model_copy(update={"purpose": "initial-design"}))
+    assert exploring is not None
+    assert f": exploring {SUBNET.fingerprint}, 12 of 40" in exploring
 
 
 def test_each_note_of_the_coordinator_is_told_once() -> None:
@@ -174,7 +181,7 @@ def test_each_note_of_the_coordinator_is_told_once() -> None:
     view = LinesView(stream)
     notes = [f"note {number}" for number in range(30)]
     for end in (2, 2, 5, 25, 30):
-        view.update(dataclasses.replace(snapshot(), progress=(), log=tuple(notes[max(0, end - 20) : end])))
+        view.update(dataclasses.replace(snapshot(), log=tuple(notes[max(0, end - 20) : end])))
     assert [line.partition(" ")[2] for line in stream.getvalue().splitlines()] == ["phase: searching", *notes]
 
 

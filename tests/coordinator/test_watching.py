@@ -17,7 +17,6 @@ from rigs import brokers, waiting
 from rigs.simulated_fleet import TOPICS, Simulation
 from test_cli import fleetnas
 
-from fleetnas.coordinator.campaign.standing import snapshot_of
 from fleetnas.coordinator.fleet.agent_link import AgentLink, FleetListener
 from fleetnas.coordinator.fleet.blob_server import BlobServer
 from fleetnas.coordinator.monitoring.broker_feed import SILENT_AFTER_S, BrokerFeed, choose_run, runs_at_work
@@ -29,7 +28,8 @@ from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.events import CampaignFinished, Event, MeasurementTaken
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, PredictorError, Snapshot, TargetSnapshot
+from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import JsonView
 from fleetnas.fleet_protocol.codec import MAX_JSON_BYTES
@@ -40,7 +40,7 @@ from fleetnas.fleet_protocol.transports.base import Received, take_events
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=5)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=2, grace_s=5)
 
 
 class Ticks:
@@ -54,25 +54,25 @@ class Ticks:
 
 
 class Stage:
-    """A simulated campaign that is broadcast on its own broker, and whoever watches it there."""
+    """A simulated campaign that is published on its own broker, and its watchers there."""
 
     def __init__(self) -> None:
         self.fleet = Simulation(PLAN)
         self.fleet.add("pi0")
         self.fleet.add("pi1", seed=1)
         self.fleet.begin()
-        self.broadcast = Publisher(self.fleet.transport, TOPICS, "run-1", self.fleet.clock)
+        self.publisher = Publisher(self.fleet.transport, TOPICS, "run-1", self.fleet.clock)
         self.told = 0
 
     def step(self) -> None:
         self.fleet.step()
         for event in self.fleet.events[self.told :]:
-            self.broadcast.event(event)
+            self.publisher.event(event)
         self.told = len(self.fleet.events)
-        self.broadcast.update(self.snapshot())
+        self.publisher.update(self.snapshot())
 
     def snapshot(self) -> Snapshot:
-        return snapshot_of(self.fleet.campaign, self.fleet.clock.unix())
+        return self.fleet.campaign.snapshot(self.fleet.clock.unix())
 
     def run(self, until: int = 10_000) -> None:
         while not self.fleet.campaign.finished and len(self.fleet.events) < until:
@@ -81,7 +81,7 @@ class Stage:
     def finish(self) -> None:
         self.fleet.campaign.finish()
         self.step()
-        self.broadcast.close()
+        self.publisher.close()
 
     def watcher(self) -> BrokerFeed:
         transport = self.fleet.broker.transport("watcher")
@@ -102,10 +102,10 @@ def retained(broker: MemoryBroker) -> set[str]:
 def everything(feed: BrokerFeed) -> tuple[list[Event], FeedUpdate]:
     events: list[Event] = []
     while True:
-        news = feed.poll(1.0)
-        events += news.events
-        if not news.events:
-            return events, news
+        update = feed.poll(1.0)
+        events += update.events
+        if not update.events:
+            return events, update
 
 
 class TestBroker:
@@ -115,27 +115,27 @@ class TestBroker:
         stage.run()
         stage.finish()
         events: list[Event] = []
-        news = FeedUpdate()
-        while news.end is None:
-            news = feed.poll(1.0)
-            events += news.events
-            assert not news.missed
+        update = FeedUpdate()
+        while update.end is None:
+            update = feed.poll(1.0)
+            events += update.events
+            assert not update.missed
         assert events == stage.fleet.events
-        assert news.end == "complete"
-        assert news.snapshot is not None
-        assert news.snapshot.devices == stage.snapshot().devices
+        assert update.end == "complete"
+        assert update.snapshot is not None
+        assert update.snapshot.devices == stage.snapshot().devices
 
     def test_who_comes_later_is_shown_how_it_stands_at_once(self) -> None:
         stage = Stage()
         stage.run(until=12)
         for _ in range(10):  # every page has had its turn
-            stage.broadcast.update(stage.snapshot())
+            stage.publisher.update(stage.snapshot())
             stage.fleet.clock.now_s += 1
-        events, news = everything(stage.watcher())
+        events, update = everything(stage.watcher())
         assert events == []
-        assert news.snapshot is not None
-        assert news.snapshot.devices == stage.snapshot().devices
-        assert news.snapshot.phase == stage.snapshot().phase
+        assert update.snapshot is not None
+        assert update.snapshot.devices == stage.snapshot().devices
+        assert update.snapshot.phase == stage.snapshot().phase
 
     def test_nothing_of_an_ended_run_is_left_on_the_broker(self) -> None:
         stage = Stage()
@@ -195,17 +195,17 @@ class TestBroker:
         broker, clock = MemoryBroker(), Ticks()
         transport = broker.transport("coordinator")
         transport.start()
-        broadcast = Publisher(transport, TOPICS, "run-1", clock)
+        publisher = Publisher(transport, TOPICS, "run-1", clock)
         snapshot = Snapshot("run-1", "x.supernet", 0.0, 0.0, "searching", (DeviceSnapshot("a", "s", "measuring"),))
         for _ in range(100):
-            broadcast.update(snapshot)
+            publisher.update(snapshot)
         told = {TOPICS.run_page("run-1", 0), TOPICS.run_summary("run-1")}
         for topic in told:
             broker.publish(topic, b"", retain=True)
         assert not told & retained(broker)
-        broadcast.on_connected()
+        publisher.on_connected()
         for _ in range(100):
-            broadcast.update(snapshot)
+            publisher.update(snapshot)
         assert told <= retained(broker)
 
     def test_runs_at_work_come_before_what_killed_coordinators_left(self) -> None:
@@ -214,11 +214,11 @@ class TestBroker:
         for run_id, started_s in (("killed", 20.0), ("at-work", 10.0)):
             transport = broker.transport(run_id)
             transport.start()
-            broadcast = Publisher(transport, TOPICS, run_id, clock)
+            publisher = Publisher(transport, TOPICS, run_id, clock)
             if run_id == "at-work":
                 listener.start()
                 listener.subscribe(TOPICS.runs)
-            broadcast.update(Snapshot(run_id, "x.supernet", started_s, started_s, "searching"))
+            publisher.update(Snapshot(run_id, "x.supernet", started_s, started_s, "searching"))
         found = runs_at_work(listener, TOPICS, 1.0, clock)
         assert [summary.run_id for summary in found] == ["at-work", "killed"]
         assert choose_run(found, None, "test") == "at-work"
@@ -227,18 +227,18 @@ class TestBroker:
         stage = Stage()
         feed = stage.watcher()
         stage.run(until=10)
-        _, news = everything(feed)
-        assert news.snapshot is not None
-        assert news.snapshot.phase == "searching"
-        news = feed.poll(SILENT_AFTER_S + 1)
-        assert news.snapshot is not None
-        assert "no word from its coordinator" in news.snapshot.phase
-        assert news.end is None
+        _, update = everything(feed)
+        assert update.snapshot is not None
+        assert update.snapshot.phase == "searching"
+        update = feed.poll(SILENT_AFTER_S + 1)
+        assert update.snapshot is not None
+        assert "no word from its coordinator" in update.snapshot.phase
+        assert update.end is None
         stage.fleet.clock.now_s += SUMMARY_EVERY_S
         stage.step()
-        _, news = everything(feed)
-        assert news.snapshot is not None
-        assert news.snapshot.phase == "searching"
+        _, update = everything(feed)
+        assert update.snapshot is not None
+        assert update.snapshot.phase == "searching"
 
     def test_the_newest_run_is_chosen_and_an_unknown_one_lists_those_there_are(self) -> None:
         broker = MemoryBroker()
@@ -302,7 +302,7 @@ class TestBroker:
             publish(topic, payload, retain=retain)
 
         broker.publish = counted  # type: ignore[method-assign]
-        broadcast = Publisher(transport, TOPICS, "run-1", lambda: now_s)
+        publisher = Publisher(transport, TOPICS, "run-1", lambda: now_s)
         for round_ in range(300):
             targets = tuple(
                 TargetSnapshot(float(n), 1.0, 1.0 + round_, reason="x" * 500, typical_ms=1.1 + round_, note="z" * 500)
@@ -321,7 +321,7 @@ class TestBroker:
                 for n in range(1000)
             )
             sizes.append([])
-            broadcast.update(Snapshot("run-1", "big.supernet", 0.0, now_s, "searching", devices))
+            publisher.update(Snapshot("run-1", "big.supernet", 0.0, now_s, "searching", devices))
             now_s += 0.25
         assert max(len(sent) for sent in sizes) <= 2
         assert max(sum(sent) for sent in sizes) <= MAX_JSON_BYTES
@@ -373,7 +373,7 @@ def test_the_store_is_followed_to_the_end_with_every_measurement_shown_once(half
     assert isinstance(finished, CampaignFinished)
     assert (lines[-1]["targets_met"], lines[-1]["targets"]) == (finished.targets_met, finished.targets)
     # What stands at the end is what the coordinator's own view showed.
-    own = snapshot_of(simulation.campaign, clock.unix())
+    own = simulation.campaign.snapshot(clock.unix())
     for mine, theirs in zip(snapshots[-1].devices, own.devices, strict=True):
         assert (mine.device, mine.state, mine.measurements) == (theirs.device, theirs.state, theirs.measurements)
         assert mine.predictor_error == theirs.predictor_error
@@ -409,10 +409,10 @@ def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
     coordinator = MqttTransport(address, "coordinator")
     coordinator.start()
     coordinator.wait_connected(waiting.STALL_S)
-    broadcast = Publisher(coordinator, topics, "run-1", simulation.clock)
+    publisher = Publisher(coordinator, topics, "run-1", simulation.clock)
     simulation.begin()
     simulation.run(until=lambda: len(simulation.events) > 3)
-    broadcast.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+    publisher.update(simulation.campaign.snapshot(simulation.clock.unix()))
 
     watcher = MqttTransport(address, "watcher")
     watcher.start()
@@ -425,9 +425,9 @@ def test_watch_over_a_real_broker_shows_a_run_until_it_ends(
     simulation.run()
     simulation.campaign.finish()
     for event in simulation.events[told:]:
-        broadcast.event(event)
-        broadcast.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
-    broadcast.close()
+        publisher.event(event)
+        publisher.update(simulation.campaign.snapshot(simulation.clock.unix()))
+    publisher.close()
     shown = io.StringIO()
     assert follow(feed, JsonView(shown), lambda _: None) == "complete"
     lines = [json.loads(line) for line in shown.getvalue().splitlines()]
@@ -475,7 +475,7 @@ class TestMetrics:
         simulation.broker.cut("coordinator")
         simulation.broker.restore(simulation.transport)
         simulation.step()
-        view_group.update(snapshot_of(simulation.campaign, simulation.clock.unix()))
+        view_group.update(simulation.campaign.snapshot(simulation.clock.unix()))
         samples = scraped(metrics)
         view_group.close()
         stored = simulation.store.outcomes("run-1")

@@ -14,9 +14,9 @@ from rigs.simulated_fleet import HiddenDevice, Simulation, StandInModels, measur
 
 pytest.importorskip("sklearn")
 
-from fleetnas.coordinator.campaign.standing import outcome_of
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, CalibratedModel
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -50,7 +50,7 @@ def models(tmp_path: Path) -> BundleWinnerBuilder:
 
 
 def campaign(models: BundleWinnerBuilder, settings: tuple[RuntimeSetting, ...]) -> Simulation:
-    fleet = Simulation(CampaignPlan(targets="auto:1", budget=8, spread=6), models=models)
+    fleet = Simulation(CampaignPlan(targets="auto:1", budget=8, initial_design=6), models=models)
     agent = fleet.add("pi", settings=settings)
     agent.devices = {setting: MeasuringDevice(models, setting) for setting in settings}
     fleet.begin()
@@ -151,7 +151,7 @@ def test_whatever_keeps_a_winner_from_being_evaluated_its_latency_stands(
         def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
             raise trouble
 
-    fleet = Simulation(CampaignPlan(targets="auto:2", budget=8, spread=6), models=Unreadable())
+    fleet = Simulation(CampaignPlan(targets="auto:2", budget=8, initial_design=6), models=Unreadable())
     fleet.add("pi0")
     fleet.begin()
     with caplog.at_level("INFO", logger="fleetnas.coordinator"):

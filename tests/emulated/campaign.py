@@ -22,7 +22,7 @@ from rigs.brokers import mosquitto
 
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.report.artifacts import read_results
-from fleetnas.coordinator.report.results import DeviceRecord
+from fleetnas.coordinator.report.results import DeviceResult
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from fleetnas.supernet_export.export import export_digits
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
@@ -148,7 +148,7 @@ class BoardTrial:
             raise EmulationError(f"{setting} {device.status}: {device.reason} {'; '.join(failures)}; see {work}")
         return code == 0
 
-    def _check_winners(self, device: DeviceRecord, out: Path) -> None:
+    def _check_winners(self, device: DeviceResult, out: Path) -> None:
         if device.profile is None or device.profile.machine != self._board.machine:
             raise EmulationError(f"the agent announced {device.profile}, not a {self._board.machine}")
         with (out / "measurements.csv").open(newline="") as file:

@@ -30,9 +30,9 @@ from rigs.simulated_fleet import HiddenDevice, Simulation, file_sha256, measurem
 from fleetnas.coordinator.app.assembly import SearchRequest, open_search
 from fleetnas.coordinator.app.demo import PROTOCOL, agents
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
-from fleetnas.coordinator.campaign.standing import outcome_of
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import ArtifactFolder
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
 from fleetnas.coordinator.view.summary import summary
@@ -81,7 +81,9 @@ def test_no_claim_of_a_search_beside_busy_neighbours_is_false(tmp_path: Path, mo
     store = MeasurementStore.open(tmp_path / "runs.sqlite")
     with EmbeddedBroker(port=0) as broker, agents(broker.address, tmp_path, [("pi", ("--threads", "1"))]), busy_cores():
         for targets in ("auto:3", "0.0001,1000"):
-            plan = CampaignPlan(targets=targets, budget=12, spread=8, devices=("pi",), wait_for=1, protocol=protocol)
+            plan = CampaignPlan(
+                targets=targets, budget=12, initial_design=8, devices=("pi",), wait_for=1, protocol=protocol
+            )
             out, output = tmp_path / f"out-{targets[0]}", io.StringIO()
             request = SearchRequest(broker=broker.address, store=store.url, supernet=supernet, plan=plan, out=out)
             running = open_search(request, functools.partial(LinesView, output), store)
@@ -150,7 +152,7 @@ class SteadyDevice(HiddenDevice):
 
 def searched(folder: Path, targets: str, **devices: HiddenDevice) -> str:
     """Search simulated devices into `folder`; returns what was printed. The first device's third measurement fails."""
-    fleet = Simulation(CampaignPlan(targets=targets, budget=12, spread=8, devices=tuple(devices)))
+    fleet = Simulation(CampaignPlan(targets=targets, budget=12, initial_design=8, devices=tuple(devices)))
     for name, device in devices.items():
         agent = fleet.add(name)
         agent.devices = dict.fromkeys(agent.devices, device)
@@ -267,7 +269,7 @@ _ANY = r"\d+(?:\.\d+)?"
         (r"±0\.8 %", "±100 % or more"),
         (rf"predicted {_ANY} beforehand", "predicted 9.99 beforehand"),
         (r" beforehand, slowed", " beforehand"),
-        (r"spread a0479db7d2ac, 1 of 12", "spread e1681faa2976, 1 of 12"),
+        (r"exploring a0479db7d2ac, 1 of 12", "exploring e1681faa2976, 1 of 12"),
         (r", 5 of 12$", ", 6 of 12"),
         (r"(verification \w+)$", r"\1, 12 of 12"),
         (r"^.* measured .*\n", ""),
@@ -321,14 +323,16 @@ def test_an_altered_claim_is_found(explicit: Left, old: str, new: str) -> None:
 class TestAlteredFiles:
     def test_a_faster_measurement_contradicts_infeasible(self, copy: Left) -> None:
         def faster(row: dict[str, str]) -> dict[str, str]:
-            return row | ({"median_ms": "0.0005"} if row["device"] == "steady" and row["purpose"] == "spread" else {})
+            return row | (
+                {"median_ms": "0.0005"} if row["device"] == "steady" and row["purpose"] == "initial-design" else {}
+            )
 
         copy.alter_rows(faster)
         assert any("0.0005" in problem and "infeasible" in problem for problem in copy.problems())
 
     def test_so_does_a_fast_one_at_undisturbed_speed(self, copy: Left) -> None:
         def faster(row: dict[str, str]) -> dict[str, str]:
-            return row | ({"undisturbed_ms": "0.0005"} if row["purpose"] == "spread" else {})
+            return row | ({"undisturbed_ms": "0.0005"} if row["purpose"] == "initial-design" else {})
 
         copy.alter_rows(faster)
         assert any("at undisturbed speed" in problem for problem in copy.problems())
@@ -379,7 +383,7 @@ class TestAlteredFiles:
         assert any("counts 8 of 8" in problem for problem in copy.problems())
 
     def test_a_missing_measurement_is_found(self, copy: Left) -> None:
-        copy.alter_rows(lambda row: None if row["purpose"] == "spread" else row)
+        copy.alter_rows(lambda row: None if row["purpose"] == "initial-design" else row)
         assert any("more measurements than there are" in problem for problem in copy.problems())
 
     def test_an_error_over_too_few_measurements_is_found(self, copy: Left) -> None:

@@ -14,7 +14,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.stored import OutcomeRecord
 from fleetnas.fleet_protocol.messages import Measurement, Result
 
-PLAN = CampaignPlan(targets="auto:3", budget=12, spread=6, wait_for=3, grace_s=600, join_s=3000, deadline_s=20)
+PLAN = CampaignPlan(targets="auto:3", budget=12, initial_design=6, wait_for=3, grace_s=600, join_s=3000, deadline_s=20)
 AGENTS = 3
 
 

@@ -12,7 +12,7 @@ from fleetnas.coordinator.campaign.task_dispatcher import MAX_HELD_S
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.messages import Phase, Progress
 
-PLAN = CampaignPlan(targets="auto:3", budget=16, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:3", budget=16, initial_design=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 STEP_S = 30.0
 
 

@@ -12,8 +12,8 @@ from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentState, Inventory
 
-PLAN = CampaignPlan(targets="auto:2", budget=8, spread=6, wait_for=1, grace_s=30, join_s=60, deadline_s=30)
-OPENING = InitialDesign(SPACE, count=PLAN.spread, seed=PLAN.seed)
+PLAN = CampaignPlan(targets="auto:2", budget=8, initial_design=6, wait_for=1, grace_s=30, join_s=60, deadline_s=30)
+OPENING = InitialDesign(SPACE, count=PLAN.initial_design, seed=PLAN.seed)
 
 
 def remember(fleet: Simulation, name: str) -> SimulatedAgent:

@@ -14,22 +14,22 @@ from rigs.simulated_fleet import InlineExecutor, Simulation
 
 from fleetnas.coordinator.app.assembly import write_artifacts
 from fleetnas.coordinator.campaign import campaign as campaigns
-from fleetnas.coordinator.campaign import standing
+from fleetnas.coordinator.campaign import live_snapshot, winner_record
 from fleetnas.coordinator.campaign.setting_run import SettingRun
-from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
-from fleetnas.coordinator.report import conversion, html
+from fleetnas.coordinator.report import conversion, html, stored_outcome
 from fleetnas.coordinator.report.artifacts import read_results
 from fleetnas.coordinator.report.html import REPORT_FILE
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 BROKEN = "pi0"
 
 
@@ -188,12 +188,11 @@ def test_a_target_that_cannot_be_recorded(
     monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]], what: str
 ) -> None:
     fleet = two_devices()
-    owner = campaigns.standing if what == "winner_record" else standing
     if what == "winner_record":
-        breaks(monkeypatch, owner, what, lambda setting_run, _: setting_run.device == BROKEN)
+        breaks(monkeypatch, campaigns, what, lambda setting_run, _: setting_run.device == BROKEN)
     else:
-        standing._costs_of.cache_clear()
-        breaks(monkeypatch, owner, what, lambda *_: True)
+        winner_record.winner_costs.cache_clear()
+        breaks(monkeypatch, winner_record, what, lambda *_: True)
     fleet.begin()
     fleet.run()
     assert fleet.campaign.finish() == "complete", "what it measured is known; only its record is missing"
@@ -203,10 +202,10 @@ def test_a_target_that_cannot_be_recorded(
 def test_a_setting_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]]) -> None:
     fleet = two_devices()
     fleet.begin()
-    breaks(monkeypatch, standing, "_device", lambda setting_run, *_: setting_run.device == BROKEN)
+    breaks(monkeypatch, live_snapshot, "setting_snapshot", lambda setting_run, *_: setting_run.device == BROKEN)
     fleet.run(until=lambda: len(fleet.campaign.setting_runs) == 2)
     for _ in range(3):
-        shown = snapshot_of(fleet.campaign, 1.0)
+        shown = fleet.campaign.snapshot(1.0)
         assert [device.device for device in shown.devices] == [BROKEN, "pi1"]
     assert len(trace()) == 1
     monkeypatch.undo()
@@ -232,13 +231,13 @@ def test_a_part_of_the_report_that_cannot_be_written(
     fleet.begin()
     fleet.run()
     if part == "record":
-        breaks(monkeypatch, conversion, "_target_record", lambda device, *_: device.device == BROKEN)
+        breaks(monkeypatch, conversion, "_target_result", lambda device, *_: device.device == BROKEN)
     elif part == "plots":
         breaks(monkeypatch, html, "device_plots", lambda device, *_: device.device == BROKEN)
     elif part == "page":
         breaks(monkeypatch, html, "render_report", lambda *_: True)
     elif part == "stored":
-        breaks(monkeypatch, standing, "_device_outcome", lambda device, *_: device.device == BROKEN)
+        breaks(monkeypatch, stored_outcome, "device_outcome", lambda device, *_: device.device == BROKEN)
     troubles: list[str] = []
 
     def write() -> str:
@@ -281,7 +280,7 @@ def test_a_view_that_cannot_show_something_costs_that_view_alone(trace: Callable
     fleet.run()
     for event in fleet.events:
         views.event(event)
-    views.update(snapshot_of(fleet.campaign, 1.0))
+    views.update(fleet.campaign.snapshot(1.0))
     assert context.events == len(fleet.events)
     assert len(trace()) == 1
     assert outcome_of(fleet.store, "run-1").devices

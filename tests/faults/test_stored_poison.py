@@ -18,7 +18,7 @@ from fleetnas.coordinator.store.exported_fields import exported_rows
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import stored_devices
 
-PLAN = CampaignPlan(targets="auto:2", budget=16, spread=10, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=16, initial_design=10, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 
 POISONS = (
     "undisturbed_half_width_percent = 1e200",

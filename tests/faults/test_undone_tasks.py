@@ -17,7 +17,7 @@ from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, Inventory, MeasureTask, Rejected, Result
 from fleetnas.fleet_protocol.transports.base import Received
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)
 
 
 class Undoing(SimulatedAgent):
@@ -111,7 +111,7 @@ def test_a_stored_task_at_the_limit_of_attempts_is_resumed() -> None:
     fleet.vanish()
     for task in fleet.store.tasks("run-1"):
         if task.device == "undoing":
-            fleet.store.put_task(replace(task, attempt=MAX_ATTEMPTS))
+            fleet.store.put_tasks([replace(task, attempt=MAX_ATTEMPTS)])
     fleet.begin(resume=True)
     fleet.run(most_steps=4000)
     assert track_of(fleet, "honest").status == "finished"

@@ -163,7 +163,7 @@ class NewerAgent(SimulatedAgent):
 
 
 def test_a_campaign_with_agents_of_other_versions() -> None:
-    plan = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
+    plan = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
     fleet = Simulation(plan)
     fleet.add("same", seed=0)
     fleet.take_in(OlderAgent(fleet.broker, "older", fleet.clock, seed=1))

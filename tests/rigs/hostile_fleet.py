@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fleetnas.coordinator.app.assembly import write_artifacts
-from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.monitoring.metrics import Metrics
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.outcome import TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.view.lines import JsonView, LinesView
 from fleetnas.fleet_protocol.messages import MeasureTask, RuntimeSetting, TaskKey
@@ -27,7 +27,7 @@ from rigs.simulated_fleet import TOPICS, FakeClock, SimulatedAgent, Simulation, 
 TASK_ID, ATTEMPT = "PLACEHOLDER.7", 7
 KEY = TaskKey(task_id=TASK_ID, attempt=ATTEMPT)
 HONEST = ("pi0", "pi1")
-PLAN = CampaignPlan(targets="auto:2", budget=56, spread=50, wait_for=2, grace_s=20, join_s=60, deadline_s=30)
+PLAN = CampaignPlan(targets="auto:2", budget=56, initial_design=50, wait_for=2, grace_s=20, join_s=60, deadline_s=30)
 
 #: Longer than a lease.
 _PATIENCE_S = 120.0
@@ -101,7 +101,7 @@ class HostileCampaign:
     hostile: list[HostileAgent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.fleet.opening = InitialDesign(self.fleet.space, count=PLAN.spread, seed=PLAN.seed)
+        self.fleet.opening = InitialDesign(self.fleet.space, count=PLAN.initial_design, seed=PLAN.seed)
         for seed, name in enumerate(HONEST):
             self.fleet.add(name, seed=seed)
 
@@ -121,7 +121,7 @@ class HostileCampaign:
                     break
                 self.fleet.step()
                 if number % 25 == 0:
-                    views.update(snapshot_of(campaign, self.fleet.clock.unix()))
+                    views.update(campaign.snapshot(self.fleet.clock.unix()))
                 if not any(agent.noise or agent.answers for agent in self.hostile):
                     for agent in self.hostile:  # nothing is left to say: what they hold is given up
                         self.fleet.broker.cut(agent.name)

@@ -8,25 +8,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.records.events import Purpose
+from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.outcome import (
     CampaignOutcome,
     DeviceOutcome,
-    DeviceStatus,
-    FailureRow,
-    MeasurementRow,
-    PredictorPoint,
+    FailedMeasurement,
     SupernetProvenance,
+    TakenMeasurement,
     TargetOutcome,
 )
+from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.snapshot import (
     DeviceSnapshot,
     DeviceState,
-    PredictorError,
-    ProgressSnapshot,
     Snapshot,
     TargetSnapshot,
 )
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Conditions, Measurement, RuntimeSetting
 
@@ -43,13 +41,13 @@ def architecture(generator: np.random.Generator) -> Architecture:
     )
 
 
-def measurement_row(generator: np.random.Generator, index: int, purpose: Purpose = "candidate") -> MeasurementRow:
+def measurement_row(generator: np.random.Generator, index: int, purpose: Purpose = "candidate") -> TakenMeasurement:
     """One measurement with raw times, temperature and slow-down."""
     median_ms = float(np.exp(generator.uniform(np.log(0.8), np.log(6.0))))
     times_us = tuple(float(t) for t in np.round(median_ms * 1e3 * generator.normal(1.0, 0.01, 50), 3))
     median_ms = float(np.median(times_us)) / 1e3
     warm = Conditions(temperature_c=45.0 + 0.4 * index, throttled=False, governor="performance", clock_mhz=1500.0)
-    return MeasurementRow(
+    return TakenMeasurement(
         task_id=f"task-{index}",
         attempt=1,
         purpose=purpose,
@@ -88,16 +86,19 @@ def device_outcome(
     device: str,
     threads: int = 1,
     targets_ms: Sequence[float] = (1.0, 2.0, 3.5, 5.0),
-    status: DeviceStatus = "finished",
+    status: SettingStatus = SettingStatus.FINISHED,
     measurements: int = 30,
     seed: int = 0,
 ) -> DeviceOutcome:
     """A device setting; the last target of one that was lost is not resolved."""
     generator = np.random.default_rng(seed)
-    rows = [measurement_row(generator, index, "spread" if index < 10 else "candidate") for index in range(measurements)]
+    rows = [
+        measurement_row(generator, index, "initial-design" if index < 10 else "candidate")
+        for index in range(measurements)
+    ]
     targets = []
     for index, target_ms in enumerate(targets_ms):
-        if status != "finished" and index == len(targets_ms) - 1:
+        if status is not SettingStatus.FINISHED and index == len(targets_ms) - 1:
             targets.append(TargetOutcome(target_ms, reason="the device was lost before it was measured"))
             continue
         targets.append(
@@ -120,10 +121,10 @@ def device_outcome(
         device=device,
         setting=RuntimeSetting(threads=threads),
         status=status,
-        reason="" if status == "finished" else "no heartbeat for 90 s",
+        reason="" if status is SettingStatus.FINISHED else "no heartbeat for 90 s",
         versions={"fleetnas": "0.1.0", "onnxruntime": "1.20.0"},
         rows=tuple(rows),
-        failures=(FailureRow("task-99", 1, "verification", architecture(generator), "crashed", "signal 11"),),
+        failures=(FailedMeasurement("task-99", 1, "verification", architecture(generator), "crashed", "signal 11"),),
         predictor=PredictorError(4.2, 0.97, 12),
         predictor_history=tuple(
             PredictorPoint(count, PredictorError(40.0 / count + 3.0, 0.9, min(count, 12))) for count in range(4, 31, 2)
@@ -161,7 +162,6 @@ def snapshot(devices: int = 3, targets: int = 4, log: int = 6) -> Snapshot:
         now_s=STARTED_S + 83.4,
         phase="searching",
         devices=tuple(_device(index, targets) for index in range(devices)),
-        progress=(ProgressSnapshot("bundle to board-1", 1.9e6, 3.8e6, "bytes"),),
         log=tuple(f"10:00:{second:02} board-0 measured a subnet" for second in range(log)),
     )
 
@@ -188,7 +188,7 @@ def _device(index: int, targets: int) -> DeviceSnapshot:
         measurements=23,
         budget=40,
         failures=index % 2,
-        current_progress=ProgressSnapshot("bundle", 1.9e6, 3.8e6, "bytes") if state == "fetching" else None,
+        progress=0.5 if state == "fetching" else None,
         predictor_error=None if state == "fetching" else PredictorError(4.2, 0.97, 12),
         targets=tuple(stages[number % len(stages)] for number in range(targets)),
     )

@@ -53,13 +53,10 @@ def campaigns() -> Iterator[tuple[str, dict[str, object]]]:
 
 def outcome(fleet: object) -> dict[str, object]:
     """The fate of every target, and how many measurements it took."""
-    from fleetnas.fleet_protocol.architecture import Architecture
-
     store = fleet.store  # type: ignore[attr-defined]
     winners: dict[str, list[list[object]]] = {}
     for row in store.winners("run-1"):
-        stored = row.fields["architecture"]
-        fingerprint = Architecture.model_validate(stored).fingerprint if stored is not None else None
+        fingerprint = row.architecture.fingerprint if row.architecture is not None else None
         label = f"{row.device}/{row.setting_label}"
         winners.setdefault(label, []).append([float(f"{row.target_ms:.9g}"), row.met, fingerprint])
     return {"measurements": len(store.outcomes("run-1")), "winners": winners}

@@ -350,7 +350,7 @@ class Simulation:
                 self.space, self.accuracy, self.plan.strategy, bounds=self.plan.bounds, rounds=self.search_rounds
             ),
             budget=self.plan.budget,
-            spread=self.plan.spread,
+            spread=self.plan.initial_design,
             seed=self.plan.seed,
             bounds=self.plan.bounds,
             opening=self.opening,

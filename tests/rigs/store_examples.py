@@ -51,5 +51,5 @@ def run_record(run_id: str = "run-1", created_unix_s: float = 10.0) -> RunRecord
 
 def task_record(task_id: str, run_id: str = "run-1") -> TaskRecord:
     return TaskRecord(
-        task_id, run_id, "pi4", SETTING.label, "spread", ARCHITECTURE, predicted_ms=1.1, calibration=b"\0x"
+        task_id, run_id, "pi4", SETTING.label, "initial-design", ARCHITECTURE, predicted_ms=1.1, calibration=b"\0x"
     )

@@ -45,7 +45,7 @@ class StoreProcess:
 
     def answer(self) -> object:
         """What it says next."""
-        import waiting  # the process itself, which runs this file too, does without
+        from rigs import waiting  # the process itself, which runs this file too, does without
 
         line = waiting.line(self.process)
         assert line, f"process {self.arguments} ended without a word"
@@ -89,11 +89,11 @@ def _write(url: str, count: str, number: str) -> None:
     for place in range(int(count)):
         keys = [TaskKey(task_id=f"{run_id}.{place}.{part}", attempt=1) for part in range(3)]
         store.put_tasks([task_record(key.task_id, run_id) for key in keys])
-        store.put_device(DeviceRecord(run_id, "pi4", SETTING, INFO, wire_bytes=place))
+        store.put_devices([DeviceRecord(run_id, "pi4", SETTING, INFO, wire_bytes=place)])
         new += sum(store.add_outcomes([Arrival(key, MEASUREMENT, float(place)) for key in keys[:2]]))
         new += store.add_outcome(keys[2], MEASUREMENT, float(place))
-    store.put_winner(WinnerRecord(run_id, "pi4", SETTING.label, 2.5, True, {"by": number}))
-    store.set_run_status(run_id, "complete", 9.0)
+    store.put_winners([WinnerRecord(run_id, "pi4", SETTING.label, 2.5, TargetStatus.MET, note=str(number))])
+    store.set_run_status(run_id, RunStatus.COMPLETE, 9.0)
     _say(new)
     _wait()
 
@@ -140,7 +140,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(FOLDER))
     from sqlalchemy import Engine, event
 
+    from fleetnas.coordinator.records.statuses import RunStatus
     from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, WinnerRecord
+    from fleetnas.coordinator.records.target_status import TargetStatus
     from fleetnas.coordinator.store.store import MeasurementStore
     from fleetnas.fleet_protocol.messages import TaskKey
     from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record

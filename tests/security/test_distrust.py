@@ -18,7 +18,7 @@ from fleetnas.coordinator.view.lines import LinesView
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from fleetnas.supernet_export.export import export_digits
 
-PLAN = CampaignPlan(targets="auto:2", budget=6, spread=4, wait_for=2)
+PLAN = CampaignPlan(targets="auto:2", budget=6, initial_design=4, wait_for=2)
 
 
 @pytest.fixture

@@ -38,11 +38,11 @@ from fleetnas.fleet_protocol.transports.base import MOST_BYTES_AT_ONCE, Received
 from fleetnas.fleet_protocol.transports.memory import MemoryTransport
 
 FLOOD = 50_000
-PLAN = CampaignPlan(targets="auto:1", budget=6, spread=4, wait_for=2, grace_s=30, join_s=60, deadline_s=30)
+PLAN = CampaignPlan(targets="auto:1", budget=6, initial_design=4, wait_for=2, grace_s=30, join_s=60, deadline_s=30)
 HONEST = ("pi0", "pi1")
 
 
-OPENING = InitialDesign(SPACE, count=PLAN.spread, seed=PLAN.seed)
+OPENING = InitialDesign(SPACE, count=PLAN.initial_design, seed=PLAN.seed)
 
 
 def fleet_of(*honest: str, seconds_per_task: float = 1.0) -> Simulation:

@@ -148,7 +148,9 @@ class AttackedCampaign:
     HONEST = ("pi0", "pi1", "pi2")
 
     def __init__(self, *, share: bool = False) -> None:
-        plan = CampaignPlan(targets="auto:4", budget=20, spread=8, wait_for=3, deadline_s=1e6, devices=self.HONEST)
+        plan = CampaignPlan(
+            targets="auto:4", budget=20, initial_design=8, wait_for=3, deadline_s=1e6, devices=self.HONEST
+        )
         self.fleet = Simulation(plan, share=share)
         for seed, name in enumerate(self.HONEST):
             self.fleet.add(name, seed=seed)

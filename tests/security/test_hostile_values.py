@@ -297,9 +297,9 @@ def test_who_watches_a_hostile_run_goes_on_watching() -> None:
     for entry in fleet_observer.registry.agents.values():
         assert fleet_observer.why(entry, "1.0")
     hostile.publish(TOPICS.run_summary("run-1"), messages_of(WATCHED["summary"]))
-    news = feed.poll(5.0)
-    assert news.snapshot is not None
-    assert news.snapshot.phase == "x"
+    update = feed.poll(5.0)
+    assert update.snapshot is not None
+    assert update.snapshot.phase == "x"
     assert min(thrown.values()) > 30
 
 

@@ -16,7 +16,7 @@ from fleetnas.fleet_protocol.transports.base import Received
 from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker
 
 KEY = new_private_key()
-PLAN = CampaignPlan(targets="auto:3", budget=14, spread=8, wait_for=2, grace_s=120, join_s=120, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:3", budget=14, initial_design=8, wait_for=2, grace_s=120, join_s=120, deadline_s=60)
 
 
 class VerifyingAgent(SimulatedAgent):

@@ -21,7 +21,7 @@ from fleetnas.coordinator.report.html import REPORT_FILE
 from fleetnas.coordinator.store.measurement_table import csv_cell, plain_cell, read_measurements
 from fleetnas.fleet_protocol.messages import Conditions, Measurement, MeasureTask, RuntimeSetting
 
-PLAN = CampaignPlan(targets="auto:2", budget=10, spread=6, wait_for=1, grace_s=30, join_s=60, deadline_s=60)
+PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=1, grace_s=30, join_s=60, deadline_s=60)
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", "＝1", "＋1", "－1", "＠1")
 TEXTS = (*FORMULAS, "=" * 32, "'", "'=1", ',;"\n', "{{7*7}}<script>", "", "performance")
 
@@ -90,7 +90,7 @@ class Saying(SimulatedAgent):
 
 
 def test_texts_of_a_device_come_back_and_are_no_formulas(tmp_path: Path) -> None:
-    fleet = Simulation(PLAN.model_copy(update={"budget": 30, "spread": 25}), models=ShippedModels())
+    fleet = Simulation(PLAN.model_copy(update={"budget": 30, "initial_design": 25}), models=ShippedModels())
     agent = fleet.take_in(Saying(fleet.broker, "pi", fleet.clock))
     finished(fleet, tmp_path)
     assert agent.said >= len(TEXTS)

@@ -1,4 +1,4 @@
-"""Alembic runs this: revisions go through the connection, and so into the transaction, of whoever opens the store."""
+"""Run by Alembic: revisions go through the connection, and so into the transaction, that opens the store."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from fleetnas.coordinator.store.schema import Base
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
-    transactional_ddl=True,  # SQLite too, where `BEGIN` is said outright
-    render_as_batch=True,  # SQLite changes a table by making it anew
+    transactional_ddl=True,  # SQLite too, where `BEGIN` is sent explicitly
+    render_as_batch=True,  # SQLite changes a table by making a new one
 )
 with context.begin_transaction():
     context.run_migrations()

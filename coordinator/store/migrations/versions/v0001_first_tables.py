@@ -12,7 +12,7 @@ _SERIAL = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Make them."""
+    """Make the tables."""
     op.create_table("schema_version", sa.Column("version", sa.Integer, primary_key=True))
     op.execute("INSERT INTO schema_version (version) VALUES (1)")
     op.create_table(
@@ -38,6 +38,20 @@ def upgrade() -> None:
         sa.Column("learning", sa.JSON, nullable=False),
         sa.Column("wire_bytes", sa.BigInteger, nullable=False),
     )
+    _create_tasks()
+    _create_outcomes()
+    op.create_table(
+        "winners",
+        sa.Column("run_id", sa.String(64), sa.ForeignKey("runs.run_id"), primary_key=True),
+        sa.Column("device", sa.String(64), primary_key=True),
+        sa.Column("setting_label", sa.String(700), primary_key=True),
+        sa.Column("target_ms", sa.Double, primary_key=True),
+        sa.Column("met", sa.Boolean, nullable=False),
+        sa.Column("fields", sa.JSON, nullable=False),
+    )
+
+
+def _create_tasks() -> None:
     op.create_table(
         "tasks",
         sa.Column("task_id", sa.String(64), primary_key=True),
@@ -54,6 +68,9 @@ def upgrade() -> None:
         sa.Column("calibration", sa.LargeBinary),
         sa.Column("attempt", sa.Integer, nullable=False),
     )
+
+
+def _create_outcomes() -> None:
     op.create_table(
         "outcomes",
         sa.Column("outcome_id", _SERIAL, primary_key=True, autoincrement=True),
@@ -91,13 +108,4 @@ def upgrade() -> None:
         sa.Column("outcome_id", _SERIAL, sa.ForeignKey("outcomes.outcome_id"), primary_key=True),
         sa.Column("reason", sa.String(32), nullable=False),
         sa.Column("detail", sa.Text, nullable=False),
-    )
-    op.create_table(
-        "winners",
-        sa.Column("run_id", sa.String(64), sa.ForeignKey("runs.run_id"), primary_key=True),
-        sa.Column("device", sa.String(64), primary_key=True),
-        sa.Column("setting_label", sa.String(700), primary_key=True),
-        sa.Column("target_ms", sa.Double, primary_key=True),
-        sa.Column("met", sa.Boolean, nullable=False),
-        sa.Column("fields", sa.JSON, nullable=False),
     )

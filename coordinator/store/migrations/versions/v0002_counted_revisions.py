@@ -1,4 +1,4 @@
-"""Alembic's own table tells the revision; the hand-made one goes."""
+"""Alembic's own table holds the revision; the hand-made one is dropped."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Drop it."""
+    """Drop the hand-made table."""
     op.drop_table("schema_version")

@@ -13,7 +13,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Divide the drift out of what was measured; what was throttled is only known to be at most what it took."""
+    """Divide the drift out of the latencies; the undisturbed latency of a throttled measurement is unknown."""
     op.add_column("measurements", sa.Column("undisturbed_ms", sa.Double))
     op.add_column(
         "measurements", sa.Column("undisturbed_half_width_percent", sa.Double, nullable=False, server_default="0")

@@ -1,4 +1,4 @@
-"""A list of devices whose measurements teach no other one."""
+"""A list of devices that no prior is learned from."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Begin an empty one."""
+    """Create an empty list."""
     op.create_table("distrusted_devices", sa.Column("device", sa.String(64), primary_key=True))

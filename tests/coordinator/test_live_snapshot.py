@@ -1,10 +1,9 @@
-"""What the live view says of a device that waits."""
+"""Snapshots of device settings in a running campaign."""
 
 from __future__ import annotations
 
 from rigs.simulated_fleet import TOPICS, Simulation
 
-from fleetnas.coordinator.campaign.standing import snapshot_of
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.messages import AgentState, Progress, TaskKey
@@ -29,7 +28,7 @@ def test_a_device_that_waits_says_for_what() -> None:
         fleet.broker.publish(TOPICS.up("phone", "task"), encode(waiting))
         while (event := fleet.transport.poll(0)) is not None:
             fleet.campaign.on_event(event)
-        (device,) = snapshot_of(fleet.campaign, 0.0).devices
+        (device,) = fleet.campaign.snapshot(0.0).devices
         return device.state, device.state_detail
 
     assert said(LOW) == ("waiting", LOW)

@@ -1,0 +1,207 @@
+"""The outcome of a stored run, ended or not, from what its store holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fleetnas.coordinator.records.outcome import (
+    CampaignOutcome,
+    DeviceOutcome,
+    FailedMeasurement,
+    SupernetProvenance,
+    TakenMeasurement,
+    TargetOutcome,
+)
+from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
+from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
+from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
+from fleetnas.coordinator.records.verdict import shown_reason
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.error_text import one_line
+from fleetnas.fleet_protocol.messages import Failed
+
+_log = logging.getLogger("fleetnas.coordinator")
+
+
+def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
+    """Read the outcome of a stored run, which may still be running.
+
+    Raises:
+        UsageError: the store holds no such run.
+        StoreError: its settings cannot be read.
+    """
+    run = store.run(run_id)
+    settings = settings_of(run)
+    outcomes: dict[tuple[str, str], list[OutcomeRecord]] = {}
+    for found in store.outcomes(run_id):
+        outcomes.setdefault((found.task.device, found.task.setting_label), []).append(found)
+    winners = _by_setting(store.winners(run_id))
+    keys = {(device.device, device.setting.label): device for device in store.devices(run_id)}
+    return CampaignOutcome(
+        run_id=run_id,
+        supernet=SupernetProvenance(
+            run.supernet, run.bundle_sha256, settings.design_space, settings.source, settings.checkpoint_sha256
+        ),
+        strategy=settings.plan.strategy,
+        budget=settings.plan.budget,
+        bounds=settings.plan.bounds,
+        started_s=run.created_unix_s,
+        finished_s=run.finished_unix_s,
+        versions=settings.versions,
+        devices=tuple(
+            _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, []))
+            for key, device in keys.items()
+        ),
+    )
+
+
+def stored_totals(store: MeasurementStore, run_id: str, request: TargetRequest) -> TargetTotals:
+    """Count the targets met and asked for in a stored run."""
+    winners = _by_setting(store.winners(run_id))
+    return target_totals(
+        _StoredTargets(
+            tuple(winners.get((device.device, device.setting.label), ())), stored_targets_asked(device, request)
+        )
+        for device in store.devices(run_id)
+    )
+
+
+def known_targets_ms(device: DeviceRecord, request: TargetRequest) -> tuple[float, ...]:
+    """Return the known targets of a stored device setting: the resolved ones, before that those of the request."""
+    return device.targets_ms or request.fixed_ms
+
+
+def stored_targets_asked(device: DeviceRecord, request: TargetRequest) -> int:
+    """Count the targets that were asked for on a stored device setting."""
+    return targets_asked(request.count, None if device.targets_ms is None else len(device.targets_ms))
+
+
+@dataclass(frozen=True)
+class _StoredTargets:
+    targets: tuple[WinnerRecord, ...]
+    targets_asked: int
+
+
+def _by_setting(winners: Iterable[WinnerRecord]) -> dict[tuple[str, str], list[WinnerRecord]]:
+    found: dict[tuple[str, str], list[WinnerRecord]] = {}
+    for winner in winners:
+        found.setdefault((winner.device, winner.setting_label), []).append(winner)
+    return found
+
+
+def _contained_outcome(
+    device: DeviceRecord, plan: CampaignPlan, outcomes: list[OutcomeRecord], winners: list[WinnerRecord]
+) -> DeviceOutcome:
+    """Return the outcome of a device setting; where its stored records cannot be read, an outcome that says so."""
+    try:
+        return device_outcome(device, plan, outcomes, winners)
+    except Exception as error:  # noqa: BLE001 - damaged records of one device setting must not hide the others
+        _log.error("what is stored of %s/%s cannot be read", device.device, device.setting.label, exc_info=error)
+        return DeviceOutcome(
+            device=device.device,
+            setting=device.setting,
+            status=SettingStatus.FAILED,
+            reason=f"what is stored of it cannot be read: {one_line(error)}",
+            targets_asked=plan.request.count,
+            condition_asked=plan.conditions,
+        )
+
+
+def device_outcome(
+    device: DeviceRecord, plan: CampaignPlan, outcomes: list[OutcomeRecord], winners: list[WinnerRecord]
+) -> DeviceOutcome:
+    """Return the outcome of a device setting from its stored records, outcomes in order of arrival."""
+    rows, failures = _rows(outcomes)
+    return DeviceOutcome(
+        device=device.device,
+        setting=device.setting,
+        status=device.status,
+        profile=device.info.profile,
+        versions=dict(device.info.versions),
+        reason=device.reason,
+        rows=rows,
+        failures=failures,
+        predictor=device.learning[-1].error if device.learning else None,
+        predictor_history=device.learning,
+        targets=_target_outcomes(device, plan.request, winners),
+        targets_asked=stored_targets_asked(device, plan.request),
+        targets_note=device.targets_note,
+        condition_asked=plan.conditions,
+        wire_bytes=device.wire_bytes,
+    )
+
+
+def _rows(
+    outcomes: list[OutcomeRecord],
+) -> tuple[tuple[TakenMeasurement, ...], tuple[FailedMeasurement, ...]]:
+    """Sort outcomes in order of arrival into measurements and failures; of several attempts at a task one counts."""
+    rows, failures = [], []
+    known: set[str] = set()
+    for found in outcomes:
+        task, counted = found.task, found.key.task_id not in known
+        known.add(found.key.task_id)
+        if isinstance(found.outcome, Failed):
+            failures.append(
+                FailedMeasurement(
+                    task_id=task.task_id,
+                    attempt=found.key.attempt,
+                    purpose=task.purpose,
+                    architecture=task.architecture,
+                    reason=found.outcome.reason,
+                    detail=found.outcome.detail,
+                    target_ms=task.target_ms,
+                    counted=counted,
+                )
+            )
+        else:
+            rows.append(
+                TakenMeasurement(
+                    task_id=task.task_id,
+                    attempt=found.key.attempt,
+                    purpose=task.purpose,
+                    architecture=task.architecture,
+                    measurement=found.outcome,
+                    predicted_ms=task.predicted_ms,
+                    predicted_std_ms=task.predicted_std_ms,
+                    predicted_accuracy=task.predicted_accuracy,
+                    target_ms=task.target_ms,
+                    counted=counted,
+                )
+            )
+    return tuple(rows), tuple(failures)
+
+
+def _target_outcomes(
+    device: DeviceRecord, request: TargetRequest, winners: list[WinnerRecord]
+) -> tuple[TargetOutcome, ...]:
+    reason, running = unreached(device.status), device.status is SettingStatus.RUNNING
+    found = {
+        target_ms: TargetOutcome(target_ms, reason=reason, open=running)
+        for target_ms in known_targets_ms(device, request)
+    }
+    found |= {winner.target_ms: _target_outcome(winner) for winner in winners}
+    return tuple(target for _, target in sorted(found.items()))
+
+
+def _target_outcome(winner: WinnerRecord) -> TargetOutcome:
+    return TargetOutcome(
+        target_ms=winner.target_ms,
+        architecture=winner.architecture,
+        predicted_ms=winner.predicted_ms,
+        measured_ms=winner.measured_ms,
+        verified_ms=winner.verified_ms,
+        typical_ms=winner.typical_ms,
+        predicted_accuracy=winner.predicted_accuracy,
+        accuracy=winner.accuracy,
+        accuracy_images=winner.accuracy_images,
+        parameters=winner.parameters,
+        macs=winner.macs,
+        peak_activation_bytes=winner.peak_activation_bytes,
+        sha256=winner.sha256,
+        reason=shown_reason(winner.status, winner.reason),
+        note=winner.note,
+    )
