@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
 
 from fleetnas.fleet_protocol.errors import ProtocolError
-from fleetnas.fleet_protocol.messages import SCHEMA_MINOR, SCHEMA_VERSION, Message, Task, TaskUpdate
+from fleetnas.fleet_protocol.messages import SCHEMA_MINOR, SCHEMA_VERSION, Message, TaskUpdate
+from fleetnas.fleet_protocol.orders import Task
 
 #: No JSON message is larger; the largest, a result with all its raw times, stays below 16 KiB.
 MAX_JSON_BYTES = 64 * 1024

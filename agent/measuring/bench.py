@@ -7,10 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
-from fleetnas.agent.measuring.input_shapes import Shape
 from fleetnas.agent.measuring.messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply, UnreadyReply
 from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
-from fleetnas.agent.service.state_folder import default_engine_folder
+from fleetnas.agent.runtimes.input_shapes import Shape
 from fleetnas.fleet_protocol.errors import FleetnasError, RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
@@ -40,12 +39,16 @@ def bench_model(
     protocol: MeasurementProtocol,
     on_phase: Callable[[PhaseReply], None],
     input_shapes: Mapping[str, Shape] = MappingProxyType({}),
+    *,
+    engine_folder: Path | None = None,
 ) -> MeasuredReply:
-    """The measurement of a model file, in the killable child, with the host's lock held.
+    """Measure a model file in the killable child, with the host's lock held.
 
-    `input_shapes` are those that were chosen, by name; under the empty name, that of the one input left open.
+    `input_shapes` are the chosen shapes by input name; the empty name stands for the one input that has open sides.
+    Compiled engines are kept in `engine_folder`. Raises `UsageError` if the model or its shapes cannot be used, else
+    `FleetnasError` with the child's reason.
     """
-    worker = Worker(child_command(default_host_lock_path(), engine_folder=default_engine_folder()))
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=engine_folder))
     try:
         shapes = dict(input_shapes)
         worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol, input_shapes=shapes))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 
-from fleetnas.agent.measuring.messages import PairedTiming, Timing
+from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import LOWER_TOLERANCE, MOST_HALF_WIDTH
+from fleetnas.agent.runtimes.timing import Timing
 
 #: Readings that differ by more say nothing about the time between them.
 _MOST_DIFFERENCE = 0.15

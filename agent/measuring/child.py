@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from fleetnas.agent.host.process_lifetime import die_with
 from fleetnas.agent.measuring.framing import read_frame, write_frame
 from fleetnas.agent.measuring.host_lock import MAX_WAIT_S, HostLockBusyError, hold_host_lock, present_host_lock_path
-from fleetnas.agent.measuring.lifetime import die_with
 from fleetnas.agent.measuring.messages import (
     FailedReply,
     LoadedReply,

@@ -30,11 +30,11 @@ from fleetnas.agent.measuring.messages import (
     UnreadyReply,
     WindowReply,
 )
-from fleetnas.agent.measuring.model_file import ModelFile, open_model
 from fleetnas.agent.measuring.pairing import Pairing, TurnHooks
 from fleetnas.agent.measuring.references import References
 from fleetnas.agent.measuring.sustained_windows import measure_windows
 from fleetnas.agent.runtimes.base import Runtime
+from fleetnas.agent.runtimes.model_file import ModelFile, open_model
 from fleetnas.agent.runtimes.registry import make_runtime
 from fleetnas.fleet_protocol.errors import CorruptBundleError, HashMismatchError, UsageError
 from fleetnas.fleet_protocol.messages import Phase, RuntimeSetting

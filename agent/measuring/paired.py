@@ -19,8 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from fleetnas.agent.measuring.measurement import MIN_SAMPLE_MS, no_garbage_collection, summarise, warm_up
-from fleetnas.agent.measuring.messages import PairedTiming, Timing
+from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import (
     CLEAN_ROUNDS,
     GOOD_HALF_WIDTH,
@@ -38,6 +37,7 @@ from fleetnas.agent.measuring.undisturbed import (
     pooled,
     thinned,
 )
+from fleetnas.agent.runtimes.timing import MIN_SAMPLE_MS, Timing, no_garbage_collection, summarise, warm_up
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 __all__ = ["PairedTiming", "Reference", "Turns", "measure_paired", "read_levels", "reference_turn_s"]

@@ -14,7 +14,6 @@ from types import MappingProxyType
 
 from fleetnas.agent.measuring.bench import not_measured
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
-from fleetnas.agent.measuring.input_shapes import Shape
 from fleetnas.agent.measuring.messages import (
     FailedReply,
     LoadedReply,
@@ -25,7 +24,7 @@ from fleetnas.agent.measuring.messages import (
     WindowReply,
 )
 from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
-from fleetnas.agent.service.state_folder import default_engine_folder
+from fleetnas.agent.runtimes.input_shapes import Shape
 from fleetnas.fleet_protocol.errors import FleetnasError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
@@ -83,13 +82,15 @@ def run_sustained(
     window_s: float,
     on_reply: Callable[[PhaseReply | LoadedReply | WindowReply], None],
     input_shapes: Mapping[str, Shape] = MappingProxyType({}),
+    *,
+    engine_folder: Path | None = None,
 ) -> SustainedRun:
     """Run a model file in the killable child for `total_s` s, holding the host's lock throughout.
 
     Ctrl-C and failures end the run early and keep its windows; before the first window they are raised.
     """
     run = SustainedRun()
-    worker = Worker(child_command(default_host_lock_path(), engine_folder=default_engine_folder()))
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=engine_folder))
     limit_s = 2 * window_s + _SLACK_S
     try:
         order = SustainedOrder(

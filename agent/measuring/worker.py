@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from fleetnas.agent.measuring.framing import BadFrameError, FrameDecoder, write_frame
 from fleetnas.agent.measuring.host_lock import MAX_WAIT_S
 from fleetnas.agent.measuring.messages import INTERIM_REPLIES, FailedReply, Order, PhaseReply, Reply, decode_reply
-from fleetnas.agent.service.scratch import ScratchFolder, remove_abandoned
+from fleetnas.agent.measuring.scratch import ScratchFolder, remove_abandoned
 from fleetnas.fleet_protocol.child_process import child_environment, python_command
 from fleetnas.fleet_protocol.folders import temporary_folder
 

@@ -21,12 +21,12 @@ from typing import ClassVar
 
 from fleetnas.agent.host.battery import BatteryState
 from fleetnas.agent.host.limits import core_list, core_numbers
+from fleetnas.agent.host.process_lifetime import is_alive, tied_to_this_process
 from fleetnas.agent.host.units import battery_celsius, percent
-from fleetnas.agent.measuring.input_shapes import Shape, choose_shapes
-from fleetnas.agent.measuring.lifetime import is_alive, tied_to_this_process
-from fleetnas.agent.measuring.messages import Timing
-from fleetnas.agent.measuring.model_file import ModelFile, tflite_inputs
 from fleetnas.agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from fleetnas.agent.runtimes.input_shapes import Shape, choose_shapes
+from fleetnas.agent.runtimes.model_file import ModelFile, tflite_inputs
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.quantities import of_readings
@@ -229,7 +229,7 @@ class AdbRuntime(Runtime):
 
     def device(self) -> DeviceProfile:
         """The phone, from its own files: the same ones that describe a board."""
-        from fleetnas.agent.host.probe import describe_device
+        from fleetnas.agent.host.device import describe_device
 
         text = self._adb.run("shell", f'for f in {_DESCRIBING_FILES}; do echo "{_MARK}$f"; cat $f || true; done')
         with tempfile.TemporaryDirectory() as folder:

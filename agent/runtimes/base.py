@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.measurement import measure
-from fleetnas.agent.measuring.messages import Timing
-from fleetnas.agent.measuring.model_file import ModelFile
+from fleetnas.agent.runtimes.model_file import ModelFile
+from fleetnas.agent.runtimes.timing import Timing, measure
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
 from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting

@@ -21,12 +21,11 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput
-from fleetnas.agent.measuring.lifetime import tied_to_this_process
-from fleetnas.agent.measuring.measurement import summarise
-from fleetnas.agent.measuring.messages import Timing
-from fleetnas.agent.measuring.model_file import ModelFile, onnx_inputs
+from fleetnas.agent.host.process_lifetime import tied_to_this_process
 from fleetnas.agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput
+from fleetnas.agent.runtimes.model_file import ModelFile, onnx_inputs
+from fleetnas.agent.runtimes.timing import Timing, summarise
 from fleetnas.device_profiles.quantities import Milliseconds, Provider, Seconds
 from fleetnas.fleet_protocol.child_process import child_environment
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput, choose_shapes, spell
-from fleetnas.agent.measuring.model_file import ModelFile
 from fleetnas.agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput, choose_shapes, spell
+from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.interpreters.litert import import_litert, open_interpreter

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput, Shape, choose_shapes, spell
-from fleetnas.agent.measuring.model_file import ModelFile
 from fleetnas.agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec, random_tensors
 from fleetnas.agent.runtimes.engine_cache import EngineCache
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape, choose_shapes, spell
+from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting

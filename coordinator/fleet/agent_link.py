@@ -13,20 +13,17 @@ from fleetnas.fleet_protocol.codec import decode, decode_task_update, encode
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import FleetnasError, ProtocolError
 from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
     AgentInfo,
     AgentState,
     BlobRequest,
-    CancelTask,
-    CoordinatorState,
     Failed,
     Heartbeat,
     Inventory,
-    MeasureTask,
     Message,
     TaskKey,
     TaskUpdate,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState, MeasureTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import AgentUp, DownChannel, ForwardedUpdate, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Transport, TransportEvent, Will

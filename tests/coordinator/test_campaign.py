@@ -22,11 +22,11 @@ from fleetnas.fleet_protocol.messages import (
     Failed,
     Measurement,
     MeasurementProtocol,
-    MeasureTask,
     Result,
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
 PLAN = CampaignPlan(targets="auto:4", budget=20, spread=8, wait_for=3, grace_s=30, join_s=60, deadline_s=60)

@@ -24,12 +24,9 @@ from fleetnas.fleet_protocol.codec import BlobChunk, decode, decode_task_update,
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import ProtocolError
 from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
     AgentInfo,
     AgentState,
     BlobRequest,
-    CancelTask,
-    CoordinatorState,
     Failed,
     Heartbeat,
     Inventory,
@@ -38,6 +35,7 @@ from fleetnas.fleet_protocol.messages import (
     Result,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState
 from fleetnas.fleet_protocol.rate_limited_log import MOST_LINES
 from fleetnas.fleet_protocol.security.signing import OrderSigner, new_private_key, public_key_of
 from fleetnas.fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS

@@ -15,7 +15,7 @@ from rigs.agent_rig import task
 
 from fleetnas.fleet_protocol.codec import decode, decode_task, encode
 from fleetnas.fleet_protocol.errors import ProtocolError, UntrustedError
-from fleetnas.fleet_protocol.messages import Acknowledgement, CancelTask
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask
 from fleetnas.fleet_protocol.security.signing import (
     MAX_STREAMS,
     WINDOW,

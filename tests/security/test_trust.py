@@ -10,7 +10,8 @@ from rigs.agent_rig import BLOB, task
 from rigs.security_rig import TOPICS, Client, SecuredAgent, SecuredBroker, SigningCoordinator, secured_broker
 
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import Acknowledgement, CancelTask, Failed, Rejected
+from fleetnas.fleet_protocol.messages import Failed, Rejected
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner, new_private_key
 
 

@@ -10,10 +10,13 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fleetnas.fleet_protocol.errors import UsageError
 
 Shape = tuple[int, ...]
+#: Shape of each input by name; empty if unknown. The empty name stands for the one input that has open sides.
+InputShapes: TypeAlias = dict[str, Shape]
 
 #: `1x3x224x224` or `1,3,224,224`, with the input's name and `=` or `:` before it where there are several.
 _TEXT = re.compile(r"(?:(.+)[=:])?\[?([0-9]{1,9}(?:[x,][0-9]{1,9}){0,15})\]?", re.IGNORECASE)

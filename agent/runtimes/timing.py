@@ -1,4 +1,4 @@
-"""How one model is timed: warm-up, blocks of samples, and whether their median can be believed.
+"""Time one model: warm-up, blocks of samples, and the statistics that tell whether their median is certain enough.
 
 Everything here is plain Python on lists, with the clock passed in, so that synthetic clocks test it exactly.
 Sources of the procedure: `benchmark_model` of LiteRT (warm-up by runs and by time, then both again), pyperf (inner
@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from fleetnas.agent.measuring.messages import Timing
-from fleetnas.fleet_protocol.messages import MeasurementProtocol
+from pydantic import Field
+
+from fleetnas.device_profiles.quantities import DurationMs, HalfWidthPercent, Microseconds, Milliseconds, Seconds
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, Message
 
 #: A sample shorter than this is stretched by inner loops. Reading the clock twice costs about 0.2 us on a server
 #: and 2 us on a Pi Zero: 0.2 % of this at worst. Longer samples are single inferences, as an application sees them.
@@ -23,6 +25,22 @@ MIN_SAMPLE_MS = 1.0
 MAX_KEPT_TIMES = 20
 #: Two-sided 95 % quantile of the standard normal distribution.
 _Z95 = 1.959964
+
+
+class Timing(Message):
+    """Times of one model; the fields mean the same as in `fleetnas.fleet_protocol.messages.Measurement`."""
+
+    median_ms: Milliseconds
+    mad_ms: DurationMs
+    p90_ms: Milliseconds
+    min_ms: Milliseconds
+    runs: int = Field(ge=1, le=2**31 - 1)
+    inner_loops: int = Field(ge=1, le=2**31 - 1)
+    half_width_percent: HalfWidthPercent
+    noisy: bool
+    times_us: tuple[Microseconds, ...] = Field(max_length=512)
+    block_medians_ms: tuple[Milliseconds, ...] = Field(max_length=100)
+    inference_s: Seconds = Field(description="time inside inference runs, warm-up included")
 
 
 def measure(

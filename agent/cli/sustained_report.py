@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import IO
 
+from fleetnas.agent.cli.sustained_chart import format_time
 from fleetnas.agent.measuring.messages import WindowReply
 from fleetnas.agent.measuring.sustained import (
     MIN_WINDOWS_FOR_STEADY,
@@ -16,7 +17,6 @@ from fleetnas.agent.measuring.sustained import (
     slowdown,
     summarise,
 )
-from fleetnas.agent.measuring.sustained_chart import format_time
 from fleetnas.fleet_protocol.messages import Conditions
 
 LINE_HEADER = "elapsed   latency ms   slow-down   temp C   clock MHz   throttled"

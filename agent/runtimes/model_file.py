@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput, Shape
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 
 _BLOCK_BYTES = 1 << 20
@@ -25,7 +25,7 @@ class ModelFile:
     #: Of the file and of those weights, one after the other.
     sha256: str
     size: int
-    #: Shapes that were asked for, as `fleetnas.agent.measuring.input_shapes.choose_shapes` takes them.
+    #: Shapes that were asked for, as `fleetnas.agent.runtimes.input_shapes.choose_shapes` takes them.
     input_shapes: Mapping[str, Shape]
 
 
