@@ -1,7 +1,7 @@
-"""What a coordinator tells everybody who watches its search; nobody answers.
+"""Messages of a coordinator to every watcher of its search; nobody answers them.
 
-On `coordinator/runs/<run>/`: a summary and pages of the device settings, both retained while the run is at work, and
-what happens, as it happens. What a device setting or a happening consists of is the coordinator's own affair.
+On `coordinator/runs/<run>/`: a summary and pages of the device settings, both retained while the run goes on, and its
+events, as they happen. The coordinator alone defines the fields of a device setting and of an event.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.device_profiles.quantities import Count, UnixSeconds
 from fleetnas.fleet_protocol.messages import Identifier, Versioned
 
-#: Device settings and happenings in one message, at most.
+#: Most device settings and events in one message.
 MAX_PAGE, MAX_EVENTS = 64, 256
 _Text = Annotated[PlainText, Field(max_length=400)]
 
@@ -40,7 +40,7 @@ class RunPage(Versioned):
 
 
 class RunEvents(Versioned):
-    """On `events`: what happened since the message before."""
+    """On `events`: the events since the message before."""
 
     first: Count = Field(description="number of the first event within this start of the coordinator")
     events: tuple[dict[str, Any], ...] = Field(max_length=MAX_EVENTS)

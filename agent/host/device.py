@@ -25,9 +25,9 @@ _DISTRIBUTIONS = ("fleetnas", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
 def describe_device(
     root: Path = Path("/"), *, model: str = "", machine: str = "", operating_system: str = ""
 ) -> DeviceProfile:
-    """The device's profile from the files under `root`, without micro-benchmarks.
+    """Return the device's profile from the files under `root`, without micro-benchmarks.
 
-    Of another device than this host, the names are given and the files are copies of its own.
+    For another device than this host, `model`, `machine` and `operating_system` are given, and the files are copies.
     """
     processor = describe_processor(root)
     machine = machine or platform.machine()
@@ -41,7 +41,7 @@ def describe_device(
         machine=machine[:32],
         operating_system=system[:128],
         clusters=processor.clusters,
-        # Those that may be used here: a container sees the others too, and cannot run on them.
+        # Only the cores that may be used here: a container sees the others too, and cannot run on them.
         cores=len(allowed_cores(root)) or sum(cluster.cores for cluster in processor.clusters) or os.cpu_count() or 1,
         vector_extensions=processor.vector_extensions,
         memory_mb=int(memory / 1024**2) or None if (memory := total_memory_bytes(root)) is not None else None,
@@ -50,7 +50,7 @@ def describe_device(
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of what a latency depends on; read from package metadata, nothing is imported."""
+    """Return versions of the packages on which a latency depends; nothing is imported."""
     installed = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -59,7 +59,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def board_versions(root: Path = Path("/")) -> dict[str, str]:
-    """What else a result depends on: a Jetson's release and power mode, and the meter that its energy is from."""
+    """Return further facts on which a result depends: a Jetson's release and power mode, and the power meter."""
     meter = find_power_meter(root)
     release = tegra_release(root)
     found = {
@@ -71,7 +71,7 @@ def board_versions(root: Path = Path("/")) -> dict[str, str]:
 
 
 def _android(root: Path, name: str) -> str:
-    """A system property; empty where this is no Android."""
+    """Return a system property of Android; empty on other systems."""
     program = root / "system/bin/getprop"
     if not program.exists():
         return ""

@@ -1,4 +1,4 @@
-"""`fleetnas-agent bench`: measure one model file as a task would be measured."""
+"""Measure one model file in the killable child, as a task would be measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SLACK_S = 600.0
 
 
 def runtime_for(model: Path, chosen: str | None = None) -> str:
-    """The runtime that measures a file of this name; `UsageError` where none does, or not the `chosen` one."""
+    """Return the runtime that measures a file of this name; `UsageError` if none does, or not the `chosen` one."""
     if not model.is_file():
         raise UsageError(f"there is no model file {model}; check its path")
     if model.suffix not in _RUNTIMES:
@@ -69,6 +69,6 @@ def bench_model(
 
 
 def not_measured(model: Path, reply: FailedReply) -> FleetnasError:
-    """The error of an order that failed before anything was measured."""
+    """Return the error of an order that failed before anything was measured."""
     kind = UsageError if reply.usage else FleetnasError
     return kind(f"{model.name} was not measured: {reply.reason}: {reply.detail}")

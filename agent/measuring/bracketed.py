@@ -1,7 +1,7 @@
-"""Latency at undisturbed speed where another program runs the models: readings of a reference before and after.
+"""Estimate latency at undisturbed speed from readings of a reference before and after, if another program runs models.
 
-Coarser than turns: what changes within the measurement is not seen, and only widens the interval by as much as the two
-readings differ.
+This is coarser than turns: a change within the measurement only widens the interval, by the difference of the two
+readings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_DIFFERENCE = 0.15
 def bracketed(
     subject: Timing, before: Timing, after: Timing, reference: str, level_ms: float, *, keep_level: bool = False
 ) -> PairedTiming:
-    """The timing of a subject between two readings of a reference whose level is `level_ms`."""
+    """Return the timing of a subject between two readings of a reference whose level is `level_ms`."""
     readings = (before.median_ms, after.median_ms)
     mean_ms = sum(readings) / 2
     if max(readings) < LOWER_TOLERANCE * level_ms and not keep_level:

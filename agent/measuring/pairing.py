@@ -5,11 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fleetnas.agent.measuring.bracketed import bracketed
 from fleetnas.agent.measuring.messages import PairedTiming, ReferenceOrder
-from fleetnas.agent.measuring.paired import measure_paired
+from fleetnas.agent.measuring.paired import TurnHooks, measure_paired
 from fleetnas.agent.measuring.references import LoadedReferences, LoadedRung, reading_protocol
 from fleetnas.agent.measuring.steady import WINDOW_S, warm_until_steady
 from fleetnas.agent.measuring.undisturbed import low
@@ -21,14 +20,6 @@ from fleetnas.fleet_protocol.messages import MeasurementProtocol
 _FRESH_S = 15.0
 #: How long a look at the device's speed takes.
 _LOOK_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class TurnHooks:
-    """Callables before and after each turn of the subnet, or between blocks if another program runs it."""
-
-    before: Callable[[], None]
-    after: Callable[[float], None]
 
 
 class Pairing:
@@ -87,8 +78,7 @@ class Pairing:
             reference(self._near, self._order.normals),
             reference(self._far, self._order.normals) if self._far is not None else None,
             self._protocol,
-            before_turn=hooks.before,
-            after_turn=hooks.after,
+            hooks=hooks,
             keep_level=self._order.keep_levels,
         )
 

@@ -52,7 +52,7 @@ def measure(
 ) -> Timing:
     """Time `run` by `protocol`; one call of `run` is one inference, and a sample lasts `MIN_SAMPLE_MS` or longer.
 
-    `on_block` is told the fraction done between blocks, never inside one. A median that is less certain than the
+    `on_block` is called between blocks with the fraction done, never inside one. A median that is less certain than the
     protocol asks for is measured once more, and the better of the two is kept, marked `noisy` if it still is.
     """
     with no_garbage_collection():
@@ -73,7 +73,7 @@ def measure(
 def summarise(
     blocks_ns: Sequence[Sequence[int]], inner_loops: int, half_width_percent: float, inference_ns: int
 ) -> Timing:
-    """Statistics of samples of `inner_loops` inferences each, in nanoseconds, per block in order."""
+    """Return the statistics of samples of `inner_loops` inferences each, in ns, per block in order."""
     times_ms = [sample / inner_loops / 1e6 for block in blocks_ns for sample in block]
     ordered = sorted(times_ms)
     centre = median(ordered)
@@ -95,13 +95,13 @@ def summarise(
 
 
 def median(ordered: Sequence[float]) -> float:
-    """Median of an ascending sequence."""
+    """Return the median of an ascending sequence."""
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def median_half_width(ordered: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of the median of an ascending sequence.
+    """Return half the width of the 95 % confidence interval of the median of an ascending sequence.
 
     Distribution-free, from order statistics: the number of samples below the true median is binomial, so the
     interval from the r-th smallest to the r-th largest covers it with a probability that depends on r alone. Source:
@@ -121,7 +121,7 @@ def _quantile(ordered: Sequence[float], fraction: float) -> float:
 
 
 def warm_up(run: Callable[[], object], protocol: MeasurementProtocol, clock_ns: Callable[[], int]) -> tuple[int, float]:
-    """Run until both the runs and the time of the protocol are reached; total time and time per run, in ns."""
+    """Run for at least the warm-up runs and the warm-up time; return total time and time per run, in ns."""
     warm_ns = round(protocol.warmup_s * 1e9)
     recent: list[int] = []
     begin = clock_ns()

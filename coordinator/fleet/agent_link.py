@@ -183,7 +183,7 @@ class AgentLink:
 
     def _hear_session(self, agent: str, session: int) -> None:
         if self._signer is not None:
-            self._signer.hear(agent, session)
+            self._signer.note_session(agent, session)
 
     # -- sending: `TransportError` where the queue is full -----------------------------------------------------
 

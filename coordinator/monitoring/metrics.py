@@ -15,8 +15,8 @@ from fleetnas.coordinator.records.events import Event, MeasurementFailed, Measur
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
-from fleetnas.fleet_protocol.transports.base import check_host, host_and_port
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.campaign.campaign import Campaign

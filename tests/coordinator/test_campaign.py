@@ -149,7 +149,7 @@ class TestDeviceLost:
         fleet.broker.cut("pi1")
         for _ in range(10):
             fleet.step()
-        fleet.broker.restore(fleet.agents[1].transport)
+        fleet.broker.attach(fleet.agents[1].transport)
         fleet.run()
         assert fleet.campaign.finish() == "complete"
         assert set(outcomes_per_attempt(fleet).values()) == {1}

@@ -17,12 +17,13 @@ from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.cli import security
 from fleetnas.coordinator.cli.options import connection
 from fleetnas.coordinator.monitoring.metrics import Metrics
+from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import DownloadError, UsageError
 from fleetnas.fleet_protocol.messages import BlobReference
 from fleetnas.fleet_protocol.mirrors import check_mirror
 from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.security.credentials import Credentials, write_credentials
-from fleetnas.fleet_protocol.transports.base import BrokerAddress, check_host, host_and_port
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 from fleetnas.supernet_export.checkpoints.download import PublishedFile, download
 

@@ -148,7 +148,7 @@ class RealAgent:
         self._fleet.broker.cut(self.transport.client_id)
 
     def restore(self) -> None:
-        self._fleet.broker.restore(self.transport)
+        self._fleet.broker.attach(self.transport)
 
     def measured(self) -> dict[TaskKey, tuple[Result | Failed, bool]]:
         """What was measured, and whether that was acknowledged."""

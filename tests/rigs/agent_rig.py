@@ -263,7 +263,7 @@ class AgentProcess:
         self._rig.broker.cut(self.transport.client_id)
 
     def restore(self) -> None:
-        self._rig.broker.restore(self.transport)
+        self._rig.broker.attach(self.transport)
 
 
 def task(number: int = 1, attempt: int = 1, **fields: object) -> MeasureTask:

@@ -65,7 +65,7 @@ class AttackedAgent:
         self.now = 1000.0
         self.agent = SecuredAgent("pi", [public_key_of(key)], folder, self.broker.transport, lambda: self.now)
         self.signer = OrderSigner(key, "lab", 1)
-        self.signer.hear("pi", self.agent.identity.session)
+        self.signer.note_session("pi", self.agent.identity.session)
         self.attacker = self.broker.transport("attacker")
         self.attacker.start()
         self.step()
@@ -85,7 +85,7 @@ class AttackedAgent:
         self.ear.start()
         session = self.agent.identity.session
         foreign = OrderSigner(key, "lab", 2)
-        foreign.hear("jetson", session)
+        foreign.note_session("jetson", session)
         self.genuine: dict[str, list[bytes]] = {
             TOPICS.down("pi", "task"): [
                 *(encode(task(number)) for number in (1, 2, 3)),

@@ -67,7 +67,7 @@ def test_forged_orders_change_nothing(coordinator: SigningCoordinator, alice: Se
     coordinator.link.send_task("alice", task(1))
     measured(coordinator, alice, "task-1")
     stranger = OrderSigner(new_private_key(), "lab", 1)
-    stranger.hear("alice", alice.identity.session)
+    stranger.note_session("alice", alice.identity.session)
     for message in (task(2), CancelTask(task=task(1).task)):
         intruder.transport.publish(TOPICS.down("alice", "task"), encode(message))
         signed = stranger.sign("alice", "task", encode(message))

@@ -10,7 +10,7 @@ PROBE_TIMEOUT_S = 120.0
 
 
 def probe(worker: Worker, setting: RuntimeSetting) -> Reply | None:
-    """The final reply; a `PhaseReply` where another agent of this host held its lock for too long."""
+    """Probe a setting; return the final reply, or a `PhaseReply` if another agent of this host keeps the lock too long."""
     worker.submit(ProbeOrder(setting=setting, micro_benchmarks=False))
     phase: PhaseReply | None = None
     while isinstance(reply := worker.poll(PROBE_TIMEOUT_S), PhaseReply):
@@ -19,6 +19,7 @@ def probe(worker: Worker, setting: RuntimeSetting) -> Reply | None:
 
 
 def why_not(reply: Reply | None) -> str:
+    """Return why a probe gave no `ProbedReply`."""
     if isinstance(reply, PhaseReply):
         return f"not tested: another agent of this host has been measuring for {PROBE_TIMEOUT_S:g} s"
     return reply.detail if isinstance(reply, FailedReply) else f"no answer within {PROBE_TIMEOUT_S:g} s"

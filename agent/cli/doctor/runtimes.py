@@ -61,7 +61,7 @@ def check_runtimes(_: DoctorContext) -> Iterator[Finding]:
 
 
 def load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
-    """Load it for real, in a child: a wheel for another processor ends in a signal, not in an exception.
+    """Load a runtime in a child: a wheel for another processor ends in a signal, not in an exception.
 
     So is every accelerator that it offers: a provider that is built in may still lack its libraries.
     """
@@ -90,7 +90,7 @@ def _load_provider(worker: Worker, provider: str) -> Finding:
 
 
 def _distribution(runtime: Literal["onnxruntime", "litert"]) -> str:
-    """What brings a runtime here."""
+    """Return the distributions that contain a runtime."""
     if runtime == "onnxruntime":
         return "onnxruntime"
     return "tflite-runtime 'numpy<2'" if interpreter_bits() == 32 else "ai-edge-litert"

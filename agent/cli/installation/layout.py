@@ -1,4 +1,4 @@
-"""Where the service's files are."""
+"""Lay out the files of the service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVICE_STATE = Path("/var/lib/fleetnas")
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where things go; another `root` than `/` stages them there and touches no system."""
+    """Paths of the service's files; with another `root` than `/` they are only written there, nothing is started."""
 
     root: Path = Path("/")
     python: Path = Path(sys.executable)
@@ -36,5 +36,5 @@ class Installation:
 
     @property
     def staged(self) -> bool:
-        """Nothing is started, no user made."""
+        """Whether files are only written below another root: nothing is started, no user is made."""
         return self.root != Path("/")

@@ -33,10 +33,10 @@ RunProgram: TypeAlias = Callable[[list[str]], None]
 
 
 def install(installation: Installation, values: Mapping[str, str], *, start: bool, run: RunProgram) -> list[str]:
-    """Install the service with this configuration; returns what was done, a line each.
+    """Install the service with this configuration; return a line for each step.
 
-    An existing configuration is kept where `values` are empty. `UsageError`, and nothing is written, where there is
-    none and no broker is given, where the agent would refuse these values, or where this is not root's to do.
+    An existing configuration is kept if `values` are empty. Raises `UsageError`, and writes nothing, if there is none and
+    no broker is given, if the agent would refuse these values, or if this process is not root's.
     """
     _check(installation, "install-service")
     unit = unit_text(installation, _existing_groups())
@@ -74,7 +74,7 @@ def install(installation: Installation, values: Mapping[str, str], *, start: boo
 
 
 def uninstall(installation: Installation, *, run: RunProgram) -> list[str]:
-    """Remove the service; configuration and state stay. Returns what was done, a line each."""
+    """Remove the service, keep configuration and state; return a line for each step."""
     _check(installation, "uninstall-service")
     if not installation.unit.exists():
         raise UsageError(f"there is no unit {installation.unit}; nothing was changed")
@@ -94,7 +94,7 @@ def uninstall(installation: Installation, *, run: RunProgram) -> list[str]:
 
 
 def run_program(command: list[str]) -> None:
-    """Run a program of the system; `FleetnasError` with what it said where it fails."""
+    """Run a program of the system; `FleetnasError` with its output if it fails."""
     try:
         done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     except OSError as error:
@@ -134,7 +134,7 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 def _copy_secret(source: Path, target: Path) -> None:
-    """Copy credentials that can be used; at no moment may others read them."""
+    """Check credentials and copy them; other users can read the copy at no moment."""
     read_credentials(source, "agent")
     try:
         text = source.read_bytes()

@@ -67,7 +67,7 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9_/.,:=+@-]+", re.ASCII)
 
 
 def unit_text(installation: Installation, groups: list[str]) -> str:
-    """The unit file; `UsageError` where this Python's path cannot stand in one."""
+    """Return the unit file; `UsageError` if it cannot hold this Python's path."""
     return _UNIT_TEXT.format(
         python=_program_word(installation.python),
         configuration=quoted_word(str("/" / installation.configuration.relative_to(installation.root))),
@@ -77,9 +77,9 @@ def unit_text(installation: Installation, groups: list[str]) -> str:
 
 
 def quoted_word(text: str) -> str:
-    """`text` as one argument of a unit's command line, whatever is in it (systemd.service(5), systemd.syntax(7)).
+    """Quote `text` as one argument of a unit's command line (systemd.service(5), systemd.syntax(7)).
 
-    `UsageError` where it has control characters.
+    Raises `UsageError` if it has control characters.
     """
     if not text.isprintable():
         raise UsageError(f"{text!r} has characters that no unit file can hold; choose a path without them")
@@ -89,7 +89,7 @@ def quoted_word(text: str) -> str:
 
 
 def _program_word(program: Path) -> str:
-    # systemd takes no quotes and backslashes in a program's path, and replaces $$ only in what it hands over.
+    # systemd takes no quotes and backslashes in a program's path, and replaces $$ only in arguments.
     if found := sorted(set(str(program)) & set("$'\"\\")):
         raise UsageError(
             f"no service can start {program}, whose path has {' '.join(found)} in it; install fleetnas in a folder "

@@ -25,10 +25,10 @@ USERADD = ("useradd", "--system", "--user-group", "--no-create-home", "--home-di
 
 
 def checked_values(values: Mapping[str, str], *, staged: bool) -> dict[str, str]:
-    """The configuration as the service can use it: file names are absolute.
+    """Return the configuration in a form that the service can use: file names are absolute.
 
-    `UsageError` where `run` would end at once with these values. Of a staged installation, whose files are not on this
-    machine yet, only the credentials are looked at.
+    Raises `UsageError` if `run` would end at once with these values. Of a staged installation, whose files are not on
+    this machine yet, only the credentials are checked.
     """
     checked = dict(values)
     for key in FILE_KEYS:
@@ -62,7 +62,7 @@ def checked_values(values: Mapping[str, str], *, staged: bool) -> dict[str, str]
 
 
 def _check_readable(path: Path, key: str) -> None:
-    """Whether the service's user can read a file that its configuration names."""
+    """Raise `UsageError` if the service's user cannot read a file that its configuration names."""
     option = f"--{key.replace('_', '-')}"
     try:
         status = path.stat()
@@ -91,6 +91,7 @@ def _group_id(name: str) -> int | None:
 
 
 def configuration_text(values: Mapping[str, str]) -> str:
+    """Return the configuration file of these values."""
     lines = []
     for key, value in values.items():
         # A value of several lines is indented, as INI continues lines.
@@ -101,11 +102,12 @@ def configuration_text(values: Mapping[str, str]) -> str:
 
 
 def is_temporary(path: Path) -> bool:
+    """Whether a path is in a folder for temporary files, which the service sees empty."""
     return any(path.resolve().is_relative_to(folder) for folder in ("/tmp", "/var/tmp"))
 
 
 def closed_folder(program: Path) -> Path | None:
-    """The outermost folder on the way to a program, and to what it links to, that other users may not enter."""
+    """Return the outermost folder above a program, or above its link target, that other users may not enter."""
     for path in (program.absolute(), program.resolve()):
         for folder in reversed(path.parents):
             if not folder.stat().st_mode & stat.S_IXOTH:
@@ -114,6 +116,7 @@ def closed_folder(program: Path) -> Path | None:
 
 
 def has_user(name: str) -> bool:
+    """Whether the system has this user."""
     try:
         pwd.getpwnam(name)
     except KeyError:
