@@ -37,7 +37,7 @@ class Measurer(Protocol):
         """Begin an order; only while no other is at work."""
 
     def poll(self, timeout_s: float) -> Reply | None:
-        """Return the next reply, waiting up to `timeout_s`; None if there is none. An order ends with one final reply."""
+        """Return the next reply, waiting up to `timeout_s`; None if there is none. An order ends with a final reply."""
 
     def kill(self) -> None:
         """Stop the order at once; no reply follows."""

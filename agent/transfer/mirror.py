@@ -159,7 +159,7 @@ class MirrorFetch:
     def _run(self) -> None:
         try:
             self._failure = self._fetch()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - strange servers, full disks: the broker is used instead
             self._failure = _one_line(error)
         self._disconnect()
         self.ended.set()

@@ -28,7 +28,8 @@ from fleetnas.supernet_export.graph import (
     Statistics,
 )
 from fleetnas.supernet_export.slicing.layers import Shapes, Slicer, TensorSource, norm_shapes, sliced_norm
-from fleetnas.supernet_export.spaces.mbconv import MBConvBlock, MBConvSpace, squeeze_width
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, squeeze_width
 
 _NEW_BLOCK_SPELLING = re.compile(r"^(blocks\.\d+)\.conv\.(?=inverted_bottleneck\.|depth_conv\.|point_linear\.)")
 

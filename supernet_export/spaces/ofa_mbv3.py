@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.base import checked_sides
-from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace, make_divisible
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, make_divisible
 
 #: Input resolutions of the published searches, in pixels.
 RESOLUTIONS = tuple(range(128, 225, 16))

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace, make_divisible
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, make_divisible
 from fleetnas.supernet_export.spaces.ofa_mbv3 import RESOLUTIONS, check_resolutions
 
 _STAGE_WIDTHS = (24, 40, 80, 96, 192, 320)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes, gene_index
-from fleetnas.supernet_export.spaces.mbconv import make_divisible, reduced
+from fleetnas.supernet_export.spaces.mbconv_network import make_divisible, reduced
 
 #: Input resolutions in pixels of OFA's published accuracy predictor, in the order of its input.
 RESOLUTIONS = (128, 144, 160, 176, 192, 224, 240, 256)

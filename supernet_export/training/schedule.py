@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork
 
 
 @dataclass(frozen=True)

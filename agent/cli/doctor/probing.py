@@ -10,7 +10,7 @@ PROBE_TIMEOUT_S = 120.0
 
 
 def probe(worker: Worker, setting: RuntimeSetting) -> Reply | None:
-    """Probe a setting; return the final reply, or a `PhaseReply` if another agent of this host keeps the lock too long."""
+    """Probe a setting; return the final reply, or a `PhaseReply` if another agent keeps the host's lock too long."""
     worker.submit(ProbeOrder(setting=setting, micro_benchmarks=False))
     phase: PhaseReply | None = None
     while isinstance(reply := worker.poll(PROBE_TIMEOUT_S), PhaseReply):

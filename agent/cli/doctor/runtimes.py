@@ -63,7 +63,7 @@ def check_runtimes(_: DoctorContext) -> Iterator[Finding]:
 def load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
     """Load a runtime in a child: a wheel for another processor ends in a signal, not in an exception.
 
-    So is every accelerator that it offers: a provider that is built in may still lack its libraries.
+    Every accelerator that it offers is loaded too: a provider that is built in may lack its libraries.
     """
     worker = Worker(child_command(default_host_lock_path()))
     try:

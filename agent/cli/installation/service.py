@@ -35,8 +35,8 @@ RunProgram: TypeAlias = Callable[[list[str]], None]
 def install(installation: Installation, values: Mapping[str, str], *, start: bool, run: RunProgram) -> list[str]:
     """Install the service with this configuration; return a line for each step.
 
-    An existing configuration is kept if `values` are empty. Raises `UsageError`, and writes nothing, if there is none and
-    no broker is given, if the agent would refuse these values, or if this process is not root's.
+    An existing configuration is kept if `values` are empty. Raises `UsageError`, and writes nothing, if there is none
+    and no broker is given, if the agent would refuse these values, or if this process is not root's.
     """
     _check(installation, "install-service")
     unit = unit_text(installation, _existing_groups())
