@@ -1,4 +1,4 @@
-"""`digits`: the built-in space, an OFA-MobileNetV3-style network small enough to train on two cores."""
+"""Define `digits`: the built-in space, an OFA-MobileNetV3-style network small enough to train on two cores."""
 
 from __future__ import annotations
 

@@ -92,9 +92,9 @@ class ElasticMBConvNet(nn.Module):
         """Put every block's most important expanded channels first, for the smaller expand ratios to keep.
 
         A channel's importance is the L1 norm of the projection's weights for it. `within` are expand ratios that were
-        trained already: no channel crosses their widths, so their subnets compute the same as before (except
-        for squeeze and excite, whose inner channels are sorted too). Source: `re_organize_middle_weights` of the once-for-all
-        project.
+        trained already: no channel crosses their widths, so their subnets compute the same as before (except for
+        squeeze and excite, whose inner channels are sorted too). Source: `re_organize_middle_weights` of the
+        once-for-all project.
         """
         for block in self.blocks[1:]:
             block.mobile_inverted_conv.sort_channels(within)
