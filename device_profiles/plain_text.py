@@ -1,4 +1,4 @@
-"""Make text safe to print, whoever wrote it: nothing in it steers a terminal, is invisible, or fails to be printed."""
+"""Make text of any author safe to print: nothing in it steers a terminal, is invisible, or fails to be printed."""
 
 from __future__ import annotations
 

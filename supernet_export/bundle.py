@@ -1,7 +1,7 @@
 """Read and write supernet bundles: one `.supernet` file from which every machine builds subnets by itself.
 
-A safetensors file. Its metadata hold a JSON manifest and a digest of the content, so that a bundle altered after
-it was written is recognised even by who was never told its SHA-256. The file's SHA-256 is the bundle's identity.
+A bundle is a safetensors file. Its metadata hold a JSON manifest and a digest of the content, so that a bundle that was
+altered later is recognised even without its SHA-256. The file's SHA-256 is the bundle's identity.
 Nothing in a bundle is executed, and opening it maps the weights instead of copying them.
 """
 
@@ -276,7 +276,9 @@ def _check_entry(name: str, entry: Any, offset: int) -> int:
         raise CorruptBundleError(f"tensor {name[:100]!r} has an impossible shape")
     end: int = offset + 4 * math.prod(shape)
     if offsets != [offset, end]:
-        raise CorruptBundleError(f"tensor {name[:100]!r} does not lie where its shape and its neighbours say")
+        raise CorruptBundleError(
+            f"tensor {name[:100]!r} is not where its shape and its neighbours place it"
+        )
     return end
 
 
@@ -292,9 +294,7 @@ def _read_manifest(text: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CorruptBundleError(
-            f"its manifest says something wrong in {where[:100]!r}: {first['msg'][:200]}"
-        ) from None
+        raise CorruptBundleError(f"its manifest is wrong in {where[:100]!r}: {first['msg'][:200]}") from None
     except (ValueError, RecursionError):
         raise CorruptBundleError("its manifest is not JSON") from None
 

@@ -92,8 +92,9 @@ def export_checkpoint(
     """Write the bundle of an ImageNet checkpoint file to `path`; return its SHA-256.
 
     `source` is what the manifest calls the checkpoint, by default its file name; `accuracy` is a predictor over
-    `space` to carry along; `on_read` is told where in the file the weights were. `CheckpointError` where the checkpoint
-    cannot be read or is not of `space`.
+    `space` to include; `on_read` is called with the place of the weights in the file.
+
+    Raises `CheckpointError` if the checkpoint cannot be read or is not of `space`.
     """
     found = read_checkpoint(checkpoint)
     on_read(found.where)

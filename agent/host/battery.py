@@ -119,9 +119,9 @@ def find_battery(root: Path) -> Path | None:
 
 def _level(folder: Path) -> float | None:
     """Return a battery's charge in per cent, from its driver's files; None if they do not tell it."""
-    told = number(folder / "capacity")
-    if told is not None:
-        return percent(told)
+    level = number(folder / "capacity")
+    if level is not None:
+        return percent(level)
     for kind in ("energy", "charge"):
         now, full = number(folder / f"{kind}_now"), number(folder / f"{kind}_full")
         if now is not None and full is not None and full > 0:
@@ -135,10 +135,10 @@ def _is_plugged(root: Path) -> bool:
     return any(text(f / "type") not in ("Battery", "") and text(f / "online") == "1" for f in folders)
 
 
-def parse_termux(said: str) -> BatteryReading:
+def parse_termux(output: str) -> BatteryReading:
     """Parse the output of `termux-battery-status`."""
     try:
-        fields = json.loads(said)
+        fields = json.loads(output)
         if fields.get("present") is False:
             return BatteryReading()
         heat = fields.get("temperature")

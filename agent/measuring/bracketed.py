@@ -12,7 +12,7 @@ from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import LOWER_TOLERANCE, MOST_HALF_WIDTH
 from fleetnas.agent.runtimes.timing import Timing
 
-#: Readings that differ by more say nothing about the time between them.
+#: Readings that differ by more determine nothing about the time between them.
 _MOST_DIFFERENCE = 0.15
 
 
@@ -27,13 +27,13 @@ def bracketed(
     difference = abs(readings[1] - readings[0]) / mean_ms
     readings_error = math.hypot(before.half_width_percent, after.half_width_percent) / 2  # of their mean
     half_width = math.hypot(subject.half_width_percent, readings_error) / 100 + difference / 2
-    told = difference <= _MOST_DIFFERENCE and half_width <= MOST_HALF_WIDTH
+    determined = difference <= _MOST_DIFFERENCE and half_width <= MOST_HALF_WIDTH
     inside_s = sum(timing.inference_s for timing in (before, after))
     return PairedTiming(
         timing=subject.model_copy(update={"inference_s": subject.inference_s + inside_s}),
-        undisturbed_ms=subject.median_ms * level_ms / mean_ms if told else None,
+        undisturbed_ms=subject.median_ms * level_ms / mean_ms if determined else None,
         undisturbed_half_width_percent=100 * half_width,
-        basis="bracketed" if told else "none",
+        basis="bracketed" if determined else "none",
         reference=reference,
         reference_ms=level_ms,
         slowdown=mean_ms / level_ms,

@@ -88,20 +88,20 @@ def hold_host_lock(path: Path, on_wait: Callable[[], None], limit_s: float = MAX
     Raises `HostLockBusyError` after waiting for `limit_s` s, `FleetnasError` if the file cannot be opened or locked, is
     no regular file, or others could replace its folder. Only the main thread can wait.
     """
-    told = False
+    has_reported = False
     give_up_s = time.monotonic() + limit_s
 
-    def tell_once() -> None:
-        nonlocal told
-        if not told:
-            told = True
+    def report_wait() -> None:
+        nonlocal has_reported
+        if not has_reported:
+            has_reported = True
             on_wait()
 
     while True:
         handle = _open(path)
         try:
             try:
-                _acquire(path, handle, tell_once, give_up_s)
+                _acquire(path, handle, report_wait, give_up_s)
             except _WaitedError:
                 raise HostLockBusyError(
                     f"another process has kept the lock {path} for {limit_s:g} s, and no two may measure at once; see "

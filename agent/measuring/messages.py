@@ -94,7 +94,7 @@ class BenchOrder(Message):
 
 
 class ProbeOrder(Message):
-    """Load a runtime, say what it offers and run the micro-benchmarks."""
+    """Load a runtime, report its providers and run the micro-benchmarks."""
 
     op: Literal["probe"] = "probe"
     setting: RuntimeSetting

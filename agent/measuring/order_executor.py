@@ -121,7 +121,7 @@ class OrderExecutor:
         runtime: Runtime,
         report_phase: ReportPhase,
     ) -> Pairing:
-        """Load the references of an order, warm up if it says so, and learn their levels."""
+        """Load the references of an order, warm up if it requires that, and learn their levels."""
         macs = float(bundle.space.macs(bundle.space.encode([order.architecture]))[0])
         loaded = self._references.get(bundle, order.setting, runtime, references.at_most)
         pairing = Pairing(loaded, references, order.protocol, macs)

@@ -178,7 +178,7 @@ def continued_levels(read_ms: Mapping[str, float], old_ms: Mapping[str, float]) 
     """Return levels of new sessions, which read `read_ms`, on the scale of the levels before, by fingerprint.
 
     Sessions of one model differ, each by a factor of its own; the device's speed now is a factor that all share, and
-    is taken out. Where that factor says that the device is much faster now, the old levels were read on a slowed
+    is taken out. If that factor shows that the device is much faster now, the old levels were read on a slowed
     device, and the new readings become the levels.
     """
     ratios = [read_ms[name] / old_ms[name] for name in read_ms.keys() & old_ms.keys()]

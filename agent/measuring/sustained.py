@@ -146,7 +146,7 @@ def summarise(windows: Sequence[WindowReply]) -> Summary:
     end_ms = median(window.median_ms for window in windows if window.end_s > total_s - end_s)
     fastest_early_ms = _fastest_early_ms(windows)
     slowest_ms = max(window.median_ms for window in windows)
-    told = [window.conditions.throttled for window in windows if window.conditions.throttled is not None]
+    reported = [window.conditions.throttled for window in windows if window.conditions.throttled is not None]
     return Summary(
         beginning_s=beginning_s,
         beginning_ms=beginning_ms,
@@ -157,7 +157,7 @@ def summarise(windows: Sequence[WindowReply]) -> Summary:
         slowest_ms=slowest_ms,
         slowest_slowdown=slowest_ms / fastest_early_ms,
         steady_from_s=_steady_from_s(windows, end_ms, total_s - end_s),
-        throttled_windows=sum(told) if told else None,
+        throttled_windows=sum(reported) if reported else None,
     )
 
 

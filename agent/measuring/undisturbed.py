@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: The quantile that says how fast a turn ran.
+#: The quantile that stands for the speed of a turn.
 LOW_QUANTILE = 0.25
 #: The quantiles whose ratios are averaged, in the logarithm: they scatter less than any single one.
 _RATIO_QUANTILES = (0.1, 0.2, 0.3, 0.4)
@@ -29,7 +29,7 @@ _FEW_CLEAN_ROUNDS = 2
 #: Below its level by more than this over more than `_LOWER_TURNS` turns, a reference was calibrated on a slowed device.
 LOWER_TOLERANCE = 0.92
 _LOWER_TURNS = 3
-#: Two references whose slow-downs differ by less (in the logarithm) say that the device is slow as a whole.
+#: Two references whose slow-downs differ by less (in the logarithm) show that the device is slow as a whole.
 UNIFORM_TOLERANCE = 0.05
 #: Above this ratio of the slowest reading to the fastest, the median of several quantiles' ratios is taken instead: one
 #: of a mixture of speeds may lie at the edge between two of them, and then not on the same side for both.

@@ -50,8 +50,8 @@ class Adb:
                 f"the phone did not answer `adb {words[0]}` within {timeout_s:g} s; check its cable and screen"
             ) from error
         if done.returncode != 0:
-            said = " ".join(f"{done.stdout}\n{done.stderr}".split())[-300:]
-            raise RuntimeUnavailableError(f"`adb {' '.join(words)[:100]}` failed: {said}{_advice(said)}")
+            output = " ".join(f"{done.stdout}\n{done.stderr}".split())[-300:]
+            raise RuntimeUnavailableError(f"`adb {' '.join(words)[:100]}` failed: {output}{_advice(output)}")
         return done.stdout
 
     def shell(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
@@ -63,11 +63,11 @@ class Adb:
         return plain(" ".join(self.shell("getprop", name).split()))
 
 
-def _advice(said: str) -> str:
-    if "unauthorized" in said:
+def _advice(output: str) -> str:
+    if "unauthorized" in output:
         return "; unlock the phone and allow USB debugging for this computer"
-    if "more than one device" in said:
+    if "more than one device" in output:
         return f"; several phones are attached: set {SERIAL_VARIABLE} to one of `adb devices`, one agent each"
-    if "no devices" in said or "not found" in said:
+    if "no devices" in output or "not found" in output:
         return "; attach the phone, switch on USB debugging, and check `adb devices`"
     return ""

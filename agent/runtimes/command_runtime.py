@@ -156,8 +156,8 @@ class _CommandModel(TimedModel):
         except subprocess.TimeoutExpired as error:
             raise RuntimeUnavailableError(f"{name} did not end within {timeout_s:g} s") from error
         if done.returncode != 0:
-            said = " ".join((done.stderr or done.stdout).split())[-300:]
-            raise RuntimeUnavailableError(f"{name} ended with code {done.returncode}: {said}")
+            output = " ".join((done.stderr or done.stdout).split())[-300:]
+            raise RuntimeUnavailableError(f"{name} ended with code {done.returncode}: {output}")
         return parse_report(done.stdout, name)
 
 

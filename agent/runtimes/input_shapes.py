@@ -64,7 +64,7 @@ def choose_shapes(declared: Sequence[DeclaredInput], asked: Mapping[str, Shape])
         left = [each for each in declared if each.name not in named]
         target = [each for each in left if None in each.sides[1:]] or left
         if len(target) != 1:
-            raise UsageError(f"--input-shape must say which input it is for, as NAME=SHAPE: there are {_listed(left)}")
+            raise UsageError(f"--input-shape must name its input, as NAME=SHAPE: there are {_listed(left)}")
         named[target[0].name] = asked[""]
     return {each.name: _shape_of(each, named.get(each.name)) for each in declared}
 
@@ -76,7 +76,7 @@ def _shape_of(declared: DeclaredInput, asked: Shape | None) -> Shape:
             example = [side or (size if place else 1) for place, side in enumerate(declared.sides)]
             raise UsageError(
                 f"the model leaves sides of input {declared} open, and only the first of them, the batch, is 1 by "
-                f"itself; say what to time with --input-shape, such as --input-shape {declared.name}={spell(example)}"
+                f"itself; choose the shape with --input-shape, such as --input-shape {declared.name}={spell(example)}"
             )
         return tuple(side or 1 for side in declared.sides)
     pairs = zip(asked, declared.sides, strict=False)

@@ -93,7 +93,7 @@ class HeartbeatSender:
     ) -> None:
         self._connection = connection
         self._session = info.session
-        # The host's sensors say nothing about a phone that the host drives.
+        # A phone that the host drives is not measured by the host's sensors.
         self._reads_sensors = any(setting.runtime != "adb" for setting in info.settings)
         self._sensors = sensors
         self._drift = drift

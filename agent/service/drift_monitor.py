@@ -11,7 +11,7 @@ from fleetnas.agent.service.speed_tracker import SpeedTracker, Verdict
 from fleetnas.fleet_protocol.messages import Conditions
 from fleetnas.fleet_protocol.orders import MeasureTask
 
-#: Condition `cool`: measured below this slow-down, and at most so much above the coolest temperature seen.
+#: Condition `cool`: measured below this slow-down, and at most this much above the lowest temperature so far.
 COOL_SLOWDOWN, COOL_WITHIN_C = 1.05, 5.0
 #: Readings within this of the lasting slow-down are the lasting speed, as a factor.
 _LASTING = 1.05

@@ -68,7 +68,7 @@ class OrderReader:
         except UntrustedError as error:
             logged = self._log(f"task {task.task.task_id}: {error}")
             known = self._is_known(task.task)
-            # An honest coordinator that lacks the key has to learn it; nobody may reject a task of the right one.
+            # An honest coordinator without the key learns it. A task that is known came from the right coordinator.
             if logged and error.answerable and isinstance(task, MeasureTask) and not known:
                 self._reject(Rejected(task=task.task, reason="not_trusted", detail=str(error)[:_MAX_DETAIL]))
             return False

@@ -20,7 +20,7 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 
-#: Fewer evaluated subnets say nothing about a held-out error.
+#: With fewer evaluated subnets a held-out error means nothing.
 LEAST_SAMPLES = 50
 _LISTS = ("ks", "e", "d", "w")
 

@@ -147,7 +147,7 @@ def _fetch_rest(
             if total > file.most_bytes or (file.size is not None and total != file.size):
                 return f"HTTP answer of {total:,} bytes in all, {_expected(file)}"
             with partial.open("ab" if resumes else "wb") as out:
-                # Not every answer says how long it is.
+                # Not every answer has its length.
                 while block := answer.read(min(_BLOCK, file.most_bytes + 1 - done)):
                     if done + len(block) > file.most_bytes:
                         out.truncate(0)

@@ -38,7 +38,7 @@ class StateDict:
 def find_state_dict(content: Any, is_tensor: Callable[[Any], bool]) -> StateDict:
     """Return the state dict in a checkpoint's content; its names are without the prefixes of wrappers.
 
-    `CheckpointError` says what there is instead.
+    Raises `CheckpointError` with the content that there is instead.
     """
     path = _path_to_tensors(content, is_tensor)
     if path is None:

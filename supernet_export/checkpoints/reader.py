@@ -34,7 +34,7 @@ def read_checkpoint(path: Path, *, use_torch: bool = True) -> Checkpoint:
     with `weights_only=True`, or our own reader without `use_torch`, where torch is not installed, or where it does not
     know the layout. Either refuses a file that holds more than tensors and plain data, and runs nothing in it. A state
     dict may stand alone or under the names that trainers use, its own names with the prefixes of wrappers.
-    `CheckpointError` says what is wrong.
+    Raises `CheckpointError` if there is none, with the reason.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}; check the path")

@@ -113,7 +113,7 @@ class MBConvSlicer(Slicer):
         return block.middle_width(max(self.space.expands))
 
     def spellings(self, name: str) -> Iterable[str]:
-        """Return canonical names: OFA has blocks under `mobile_inverted_conv` or `conv`, elastic modules once or twice."""
+        """Return canonical names: OFA names blocks `mobile_inverted_conv` or `conv`, elastic modules once or twice."""
         name = _NEW_BLOCK_SPELLING.sub(r"\1.mobile_inverted_conv.", name)
         for part in ("conv", "bn", "linear"):
             name = name.replace(f".{part}.{part}.", f".{part}.")
@@ -136,7 +136,7 @@ class MBConvSlicer(Slicer):
     # -- slicing -----------------------------------------------------------------------------------------------
 
     def slice(self, tensor: TensorSource, architecture: Architecture, statistics: Statistics | None) -> Graph:
-        """Return the subnet; its layers are `stem`, `first_block.project`, `stage2.block1.expand`, ..., `classifier`."""
+        """Return the subnet, with layers `stem`, `first_block.project`, `stage2.block1.expand`, ..., `classifier`."""
         (architecture,) = self.space.decode(self.space.encode([architecture]))
         subnet = _Subnet(self.space, tensor, statistics)
         source = subnet.opening()

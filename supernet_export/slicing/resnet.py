@@ -81,7 +81,7 @@ class ResNetSlicer(Slicer):
         return dict(checkpoint)
 
     def spellings(self, name: str) -> Iterable[str]:
-        """Return canonical names: the stem's second block is called `conv` itself, so one `conv` of two may be right."""
+        """Return canonical names: the stem's second block is called `conv`, so one `conv` of two may be right."""
         name = name.replace(".bn.bn.", ".bn.").replace(".linear.linear.", ".linear.")
         return (name, name.replace(".conv.conv.weight", ".conv.weight"))
 

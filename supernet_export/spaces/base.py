@@ -79,7 +79,7 @@ class DesignSpace(ABC):
 
     @abstractmethod
     def one_hot(self, genomes: Genomes) -> NDArray[np.float32]:
-        """Return the accuracy predictors' input, shape (n, F): one-hot genes, zero for inactive blocks (OFA's layout)."""
+        """Return the accuracy predictors' input, shape (n, F): one-hot genes, zero for inactive blocks (OFA's)."""
 
     # -- shared by every space ---------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def _sampled(images: Floats, points: NDArray[np.float64]) -> Floats:
     """Sample images (n, side, side) bilinearly at points (n, 2, p); shape (n, p)."""
     side = images.shape[-1]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    # One row of zeros around: whatever is farther away than that is as good as on it.
+    # One row of zeros around: points farther away are treated like points on it.
     y, x = np.clip(points + 1, 0, side + 1).transpose(1, 0, 2)
     top, left = np.minimum(y.astype(np.intp), side), np.minimum(x.astype(np.intp), side)
     dy, dx = y - top, x - left

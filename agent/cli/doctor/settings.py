@@ -26,7 +26,7 @@ def check_settings(context: DoctorContext) -> Iterator[Finding]:
             if not isinstance(reply, ProbedReply):
                 worker.kill()
                 status: Status = "warning" if isinstance(reply, PhaseReply) else "broken"
-                fix = f"change or leave out the setting {setting.label}, or fix what its reason says"
+                fix = f"change or leave out the setting {setting.label}, or remove the cause that it names"
                 yield Finding("setting", status, f"{setting.label}: {why_not(reply)}", fix)
                 continue
             devices.setdefault(reply.device, setting.label)

@@ -100,8 +100,8 @@ def run_program(command: list[str]) -> None:
     except OSError as error:
         raise FleetnasError(f"{command[0]} cannot be run ({error}); is this a system with systemd?") from error
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[:300]
-        raise FleetnasError(f"`{' '.join(command)}` failed with code {done.returncode}: {said}")
+        output = " ".join((done.stderr or done.stdout).split())[:300]
+        raise FleetnasError(f"`{' '.join(command)}` failed with code {done.returncode}: {output}")
 
 
 def _check(installation: Installation, command: str) -> None:
