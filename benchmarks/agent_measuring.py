@@ -36,9 +36,9 @@ from rigs.supernets import random_bundle
 
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
 from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply, MeasureOrder, PhaseReply, ReferenceOrder
-from fleetnas.agent.measuring.speed import SpeedTracker
 from fleetnas.agent.measuring.worker import Worker, child_command
 from fleetnas.agent.service.service import KEEP_CHILD_S
+from fleetnas.agent.service.speed_tracker import SpeedTracker
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fleetnas.coordinator.search.latency import SlotTableLatency
 from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime
-from fleetnas.supernet_export.spaces.mbconv import reduced
+from fleetnas.supernet_export.spaces.mbconv_network import reduced
 from fleetnas.supernet_export.spaces.ofa_resnet50 import EXPANDS, STEM_DEPTHS, WIDTHS, OfaResNet50Space, ResNetBlock
 
 

@@ -48,7 +48,7 @@ class Match:
 
     @property
     def accelerator(self) -> str | None:
-        """What the device has beside its processor."""
+        """The device's accelerator, beside its processor; None if it has none."""
         return self.device.accelerator
 
 
@@ -59,7 +59,7 @@ class Catalogue:
     devices: dict[str, KnownDevice]
 
     def match(self, *, model: str, machine: str, operating_system: str = "") -> Match | None:
-        """The known device that these names belong to; of several the one of highest priority, then first by name."""
+        """Return the known device with these names; of several the one of highest priority, then first by name."""
         found = [
             Match(name, device)
             for name, device in sorted(self.devices.items())
@@ -72,14 +72,14 @@ class Catalogue:
 
 @cache
 def load_catalogue(folder: Path = _FOLDER) -> Catalogue:
-    """Every data file of `folder`; `pydantic.ValidationError` names the field of one that is wrong."""
+    """Read every data file of `folder`; `pydantic.ValidationError` names the field of one that is wrong."""
     files = [path for path in sorted(folder.glob("*.json")) if path.name != _ARM_CORES]
     return Catalogue({path.stem: KnownDevice.model_validate_json(read_text(path)) for path in files})
 
 
 @cache
 def load_arm_cores() -> dict[str, str]:
-    """Core design by `implementer/part`, both as `/proc/cpuinfo` writes them in lower case."""
+    """Return core designs by `implementer/part`, both as `/proc/cpuinfo` writes them, in lower case."""
     names: dict[str, str] = json.loads(read_text(_FOLDER / _ARM_CORES))
     return names
 

@@ -1,4 +1,4 @@
-"""Text for people, whoever wrote it: nothing in it may steer a terminal, hide from the eye, or fail to be printed."""
+"""Make text of any author safe to print: nothing in it steers a terminal, is invisible, or fails to be printed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Annotated, TypeAlias
 from pydantic import AfterValidator
 
 _LAYOUT = "\n\t"
-#: One ASCII character for each sign that we print, for streams whose encoding lacks it.
+#: One ASCII character for each sign in our output, for streams whose encoding lacks it.
 ASCII_SIGNS = str.maketrans("╭╮╰╯─━│█░✓✗·●◌◆○↓–—…°±×µ’“”", '++++--|#.+x-*o%ov--. ~xu\'""')
-#: Name of the way to encode text in which nothing fails: `text.encode("ascii", PRINTABLE)`.
+#: Name of the error handler with which encoding never fails: `text.encode("ascii", PRINTABLE)`.
 PRINTABLE = "fleetnas-printable"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def plain(text: str) -> str:
-    """`text` with `?` for escape sequences and other control or invisible formatting characters."""
+    """Return `text` with `?` for control characters and invisible formatting characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in _LAYOUT else "?" for c in text)
@@ -30,23 +30,23 @@ def plain(text: str) -> str:
 PlainText: TypeAlias = Annotated[str, AfterValidator(plain)]
 
 
-def _in_signs_that_it_has(error: UnicodeError) -> tuple[str, int]:
+def _replace_signs(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     cut = error.object[error.start : error.end].translate(ASCII_SIGNS)
     return _NOT_ASCII.sub("?", cut), error.end
 
 
-codecs.register_error(PRINTABLE, _in_signs_that_it_has)
+codecs.register_error(PRINTABLE, _replace_signs)
 
 
 def ascii_json(text: str) -> str:
-    """The same JSON in ASCII alone, so that no encoding changes what it says."""
+    """Return the same JSON in ASCII alone, so that no encoding changes it."""
     return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def use_printable_streams() -> None:
-    """Let standard output and standard error take any text, whatever their encoding, and also where they are closed."""
+    """Make standard output and standard error accept any text, whatever their encoding, even if they are closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -1,4 +1,4 @@
-"""The schema of a device profile: what a device is, as far as latency depends on it."""
+"""Schema of a device profile: the facts about a device on which latency depends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MicroBenchmarks(BaseModel):
 
 
 class DeviceProfile(BaseModel):
-    """One device. Unknown facts are None: a sensor that is not there is never an error."""
+    """One device. Unknown facts are None: a missing sensor is never an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -1,7 +1,7 @@
-"""Bounds of the numbers and texts that devices report, each defined once, for profiles and for messages.
+"""Define bounds of the numbers and texts that devices report, each once, for profiles and for messages.
 
-They are wide: whatever a device may honestly report is within them. A value beyond them is a broken sensor, a fault or
-a lie, and would spoil arithmetic that is sound for every real device.
+They are wide: every value of an honest device is within them. A value beyond them comes from a broken sensor, a fault
+or a lie, and would break arithmetic that is sound for every real device.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def is_plausible(quantity: Any, value: object) -> bool:
 
 
 def of_readings(kind: type[M], **readings: Any) -> M:
-    """Make a `kind` of what a device's sensors and files say.
+    """Make a `kind` from readings of a device's sensors and files.
 
-    A reading beyond its bounds is left out: a broken sensor tells as little as a missing one.
+    A reading beyond its bounds is left out, like that of a missing sensor.
     """
     try:
         return kind(**readings)

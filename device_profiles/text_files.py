@@ -1,4 +1,4 @@
-"""Text files that people write, on any machine: with or without a byte-order mark, with any line ends."""
+"""Read text files that people write, on any machine: with or without a byte-order mark, with any line ends."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def open_text(path: Path) -> TextIO:
-    """Open a file in UTF-8 or, where its mark says so, in UTF-16; the mark is left out, line ends become `\\n`.
+    """Open a file in UTF-8 or, if its mark says so, in UTF-16; the mark is left out, every line ends in a line feed.
 
-    Raises `OSError`; reading raises `UnicodeDecodeError`, a `ValueError`, where the file is in another encoding.
+    Raises `OSError`; reading raises `UnicodeDecodeError`, a `ValueError`, if the file is in another encoding.
     """
     file = path.open("rb")
     return io.TextIOWrapper(file, encoding=_encoding(file.peek(2)[:2]))
 
 
 def read_text(path: Path) -> str:
-    """All that `open_text` gives."""
+    """Return the whole text; raises the errors of `open_text` and of reading."""
     with open_text(path) as file:
         return file.read()
 
 
 def decode_text(content: bytes) -> str:
-    """The same for a file's content; `UnicodeDecodeError` where it is in another encoding."""
+    """Return the text of a file's content; `UnicodeDecodeError` if it is in another encoding."""
     return content.decode(_encoding(content[:2])).replace("\r\n", "\n").replace("\r", "\n")
 
 

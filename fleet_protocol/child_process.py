@@ -1,7 +1,7 @@
-"""How every process is started: without modules from the folder that its parent was started in, and without passwords.
+"""Start processes without modules from the current folder and without passwords.
 
 `python -m` and `python -c` look for modules in the current folder first: a file `numpy.py` there would be executed. The
-option `-P` cures it from Python 3.11 on only, and `-I` also drops the user's own site-packages and `PYTHONPATH`.
+option `-P` prevents it from Python 3.11 on only, and `-I` also drops the user's own site-packages and `PYTHONPATH`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import os
 import sys
 from collections.abc import Mapping
 
-#: Passwords that a person may have exported for this program: no child and no other program needs them.
+#: Variables with passwords for this program: no child and no other program needs them.
 PASSWORD_VARIABLES = ("FLEETNAS_PASSWORD", "PGPASSWORD")
 #: Lists of folders in which an empty or relative entry stands for the current folder.
 _FOLDER_LISTS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 def python_command(module: str, function: str, *arguments: str) -> list[str]:
-    """The command that calls `function` of `module`, without arguments, in a Python like this one.
+    """Return the command that calls `function` of `module`, without arguments, in a Python like this one.
 
     The function finds `arguments` in `sys.argv`, from 1 on.
     """
-    # The empty entry is the current folder; what is imported afterwards comes from the installation.
+    # The empty entry is the current folder; later imports come from the installation.
     program = (
         f"import sys; sys.path[:] = [path for path in sys.path if path]; from {module} import {function}; {function}()"
     )
@@ -29,9 +29,9 @@ def python_command(module: str, function: str, *arguments: str) -> list[str]:
 
 
 def child_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment for a child or any other program, with `changes`.
+    """Return this process's environment for a child or another program, with `changes`.
 
-    It has no password, and no list of folders in it leads to the current folder.
+    It has no password, and no list of folders in it contains the current folder.
     """
     kept = {name: value for name, value in os.environ.items() if name not in PASSWORD_VARIABLES}
     for name in _FOLDER_LISTS:

@@ -1,7 +1,8 @@
-"""Messages to bytes and back. Whatever does not parse is a `ProtocolError` of one line.
+"""Encode messages and decode them; a payload that does not parse raises a `ProtocolError` of one line.
 
-A message of a newer minor version may have fields that are unknown here: they are left out. One of a newer version is
-refused. `docs/architecture.md` has the rule."""
+A message of a newer minor version may have unknown fields, which are left out. One of a newer version is refused.
+`docs/architecture.md` has the rule.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
 
 from fleetnas.fleet_protocol.errors import ProtocolError
-from fleetnas.fleet_protocol.messages import SCHEMA_MINOR, SCHEMA_VERSION, Message, Task, TaskUpdate
+from fleetnas.fleet_protocol.messages import SCHEMA_MINOR, SCHEMA_VERSION, Message, TaskUpdate
+from fleetnas.fleet_protocol.orders import Task
 
 #: No JSON message is larger; the largest, a result with all its raw times, stays below 16 KiB.
 MAX_JSON_BYTES = 64 * 1024
@@ -26,7 +28,7 @@ M = TypeVar("M", bound=Message)
 
 
 def encode(message: Message) -> bytes:
-    """JSON without the fields that hold their defaults, except what tells message kinds apart."""
+    """Return a message as JSON; fields with default values are left out, except those that tell message kinds apart."""
     fields = message.model_dump(mode="json", exclude_defaults=True)
     for tag in ("schema_version", "kind", "op"):
         if tag in type(message).model_fields:
@@ -37,19 +39,19 @@ def encode(message: Message) -> bytes:
 
 
 def decode(kind: type[M], payload: bytes) -> M:
-    """The message of class `kind` in `payload`; `ProtocolError` where there is none."""
+    """Return the message of class `kind` in `payload`; `ProtocolError` if there is none."""
     message: M = _validate(kind, payload)
     return message
 
 
 def decode_task(payload: bytes) -> Task:
-    """What stands on `down/task`."""
+    """Decode a message on `down/task`; `ProtocolError` if it is none."""
     task: Task = _validate(Task, payload)
     return task
 
 
 def decode_task_update(payload: bytes) -> TaskUpdate:
-    """What stands on `up/task`."""
+    """Decode a message on `up/task`; `ProtocolError` if it is none."""
     update: TaskUpdate = _validate(TaskUpdate, payload)
     return update
 
@@ -64,12 +66,12 @@ class BlobChunk:
 
 
 def encode_chunk(chunk: BlobChunk) -> bytes:
-    """32 bytes of hash, 8 bytes of offset (big-endian), then the data."""
+    """Encode a chunk as 32 bytes of hash, 8 bytes of offset (big-endian), then the data."""
     return _CHUNK_HEADER.pack(bytes.fromhex(chunk.sha256), chunk.offset) + chunk.data
 
 
 def decode_chunk(payload: bytes) -> BlobChunk:
-    """The chunk in `payload`; `ProtocolError` where its size is impossible."""
+    """Return the chunk in `payload`; `ProtocolError` if its size is impossible."""
     if not _CHUNK_HEADER.size < len(payload) <= _CHUNK_HEADER.size + MAX_CHUNK_BYTES:
         raise ProtocolError(
             f"a blob chunk has a {_CHUNK_HEADER.size}-byte header and 1 to {MAX_CHUNK_BYTES} bytes of data, "
@@ -103,7 +105,7 @@ def _validate(kind: Any, payload: bytes) -> Any:
 
 
 def _version(payload: bytes) -> tuple[int, int]:
-    """Version and minor version of a message that does not parse; (0, 0) where it has none."""
+    """Return version and minor version of a message that does not parse; (0, 0) if it has none."""
     try:
         document = from_json(payload)
     except ValueError:
@@ -122,7 +124,7 @@ def _validate_known(kind: Any, payload: bytes, unknown: list[ErrorDetails]) -> A
         place: Any = document
         *path, last = fault["loc"]
         for name in path:
-            # A place also names the kind of a message, which is no field.
+            # The location also names the kind of a message, which is no field.
             is_field = name in place if isinstance(place, dict) else isinstance(place, list)
             if is_field:
                 place = place[name]

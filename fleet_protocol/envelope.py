@@ -1,6 +1,6 @@
 """The part of a message about a task that every version of the wire contract keeps.
 
-So any program can answer a message that it does not understand, and nobody waits for an answer that never comes.
+Any program can therefore answer a message that it does not understand, and its sender does not wait in vain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _Key(BaseModel):
 
 
 class Envelope(BaseModel):
-    """Which task a message is about, and whether it orders or tells something."""
+    """The task that a message is about, and whether the message is an order or an update."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -38,7 +38,7 @@ class Envelope(BaseModel):
 
 
 def read_envelope(payload: bytes) -> Envelope | None:
-    """The envelope of a message of any version; None where `payload` has none."""
+    """Return the envelope of a message of any version; None if `payload` has none."""
     try:
         return Envelope.model_validate_json(payload)
     except ValidationError:

@@ -1,9 +1,9 @@
-"""Every error that fleetnas raises on purpose.
+"""Define every error that fleetnas raises on purpose.
 
 The tree::
 
     FleetnasError
-    ├── UsageError                 what the user asked for cannot be done as asked
+    ├── UsageError                 a request cannot be fulfilled as it is
     │   ├── ArchitectureError      an architecture is not in its design space
     │   ├── InfeasibleTargetError  no subnet can meet a bound; names the fastest one found
     │   └── DuplicateAgentError    two agents use one name
@@ -37,7 +37,7 @@ class FleetnasError(Exception):
 
 
 class UsageError(FleetnasError):
-    """What was asked for cannot be done as asked."""
+    """A request cannot be fulfilled as it is."""
 
     exit_code = 2
 
@@ -79,7 +79,7 @@ class DownloadError(CheckpointError):
 
 
 class RuntimeUnavailableError(FleetnasError):
-    """A runtime, or the execution provider asked of it, does not load on this machine."""
+    """A runtime, or the chosen execution provider, does not load on this machine."""
 
 
 class MissingDependencyError(FleetnasError):
@@ -91,9 +91,9 @@ class ProtocolError(FleetnasError):
 
 
 class UntrustedError(ProtocolError):
-    """What should be signed with a pinned key is not, or was signed for somebody else or another time.
+    """A message is not signed with a pinned key, or was signed for another agent or another session.
 
-    `answerable`: its sender may be an honest coordinator without the right key, who should be told.
+    `answerable`: its sender may be an honest coordinator without the right key, which should learn it.
     """
 
     def __init__(self, text: str, *, answerable: bool = False) -> None:
@@ -118,4 +118,4 @@ class StoreUnavailableError(StoreError):
 
 
 class ResultsError(FleetnasError):
-    """The results of a run cannot be written where they should go."""
+    """The results of a run cannot be written to their folder."""

@@ -1,4 +1,4 @@
-"""Folders of the user and of the system, looked up when they are needed: not every user has a home."""
+"""Find folders of the user and of the system when they are needed: not every user has a home."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fleetnas.fleet_protocol.errors import StoreError, UsageError
 
 
 def home_folder() -> Path | None:
-    """The user's home; None where neither `$HOME` nor the user database names one, as in many containers."""
+    """Return the user's home; None if neither `$HOME` nor the user database names one, as in many containers."""
     try:
         return Path.home()
     except RuntimeError:
@@ -18,9 +18,9 @@ def home_folder() -> Path | None:
 
 
 def user_folder(variable: str, below_home: str, instead: str = "") -> Path:
-    """`$variable`, else `below_home` in the user's home.
+    """Return `$variable`, else `below_home` in the user's home.
 
-    `UsageError` where there is neither; `instead` names an option that says the same.
+    Raises `UsageError` if there is neither; `instead` names an option that sets the same folder.
     """
     base = os.environ.get(variable)
     if base:
@@ -36,7 +36,7 @@ def user_folder(variable: str, below_home: str, instead: str = "") -> Path:
 
 
 def temporary_folder() -> Path:
-    """Where temporary files go; `StoreError` with what to do where no folder takes any, as in a read-only container."""
+    """Return the folder for temporary files; `StoreError` if none can be written, as in a read-only container."""
     try:
         return Path(tempfile.gettempdir())
     except FileNotFoundError as error:

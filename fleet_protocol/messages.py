@@ -1,6 +1,6 @@
-"""The frozen messages that cross the wire, as JSON. `codec` turns them into bytes and back.
+"""Frozen messages of an agent to its coordinator, and the values inside messages.
 
-Sizes are bounded here, so that a hostile message costs one refused parse.
+`codec` turns messages into JSON and back. Sizes are bounded here, so that a hostile message costs one refused parse.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from fleetnas.device_profiles.quantities import (
     CoreNumber,
     Count,
     DurationMs,
-    Factor,
     HalfWidthPercent,
     LimitSeconds,
     Load,
@@ -33,8 +32,6 @@ from fleetnas.device_profiles.quantities import (
     ShortText,
     UnixSeconds,
 )
-from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.mirrors import Mirror
 
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.
@@ -54,7 +51,6 @@ _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", max_length=12)]
 Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
 #: Under which condition a device is measured: as it happens to be, warmed up until its speed is steady, or cooled down.
 Condition: TypeAlias = Literal["as-is", "sustained", "cool"]
-Signature = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{118}$", max_length=118)]
 
 
 class Message(BaseModel):
@@ -315,61 +311,3 @@ class BlobRequest(Versioned):
     sha256: Sha256
     offset: Count
     length: int = Field(ge=1, le=65_536)
-
-
-# -- coordinator to agent; `signature` is what `signing` appends and checks ------------------------------------
-
-
-class MeasureTask(Versioned):
-    """Build a subnet and measure it."""
-
-    op: Literal["measure"] = "measure"
-    task: TaskKey
-    run_id: Identifier
-    bundle: BlobReference
-    architecture: Architecture
-    mirror: Mirror | None = Field(
-        default=None,
-        description="where the bundle may also be had, under its hash; an agent may ask there, or not",
-    )
-    calibration: BlobReference | None = Field(default=None, description="batch-norm statistics of a winner")
-    setting: RuntimeSetting
-    protocol: MeasurementProtocol = MeasurementProtocol()
-    condition: Condition = "as-is"
-    wait_s: Seconds = Field(default=0.0, description="how long to wait for a device that is slower than wait_above")
-    wait_above: Factor | None = Field(
-        default=None, description="times the undisturbed latency; a device that is slower is waited for, then measured"
-    )
-    deadline_s: LimitSeconds = Field(
-        description="give up after this long from receipt, without waits for the host's other agents or the battery"
-    )
-    stored: tuple[TaskKey, ...] = Field(
-        default=(), max_length=64, description="results that the agent may forget, acknowledged with the task"
-    )
-    signature: Signature | None = None
-
-
-class CancelTask(Versioned):
-    """Forget a task; one that runs is stopped."""
-
-    op: Literal["cancel"] = "cancel"
-    task: TaskKey
-    signature: Signature | None = None
-
-
-Task: TypeAlias = Annotated[MeasureTask | CancelTask, Field(discriminator="op")]
-
-
-class Acknowledgement(Versioned):
-    """The agent may forget a result."""
-
-    task: TaskKey
-    stored: bool = Field(default=True, description="false: no coordinator knows its task, and nobody will come for it")
-    signature: Signature | None = None
-
-
-class CoordinatorState(Versioned):
-    """Retained on `coordinator/state`; the last will is the same with state `lost`."""
-
-    state: Literal["ready", "leaving", "lost"]
-    session: Count

@@ -1,4 +1,4 @@
-"""Mirrors: web servers that hold bundles by their hash, so that these need not pass through the broker.
+"""Addresses of mirrors: web servers that hold bundles by their hash, so that these need not pass through the broker.
 
 A mirror is the address of a folder. A bundle lies in it as `<SHA-256>.supernet`.
 """
@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from fleetnas.fleet_protocol.addresses import check_host
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.transports.base import check_host
 
 #: http or https, a host, perhaps a port and a path; no login, no query: a file's name is appended.
 MIRROR_PATTERN = r"^https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%+/-]*)?$"
@@ -20,7 +20,7 @@ MAX_MIRROR_LENGTH = 300
 
 
 def check_mirror(url: str) -> str:
-    """`url` unchanged; `UsageError` where it cannot be a mirror's address."""
+    """Return `url` unchanged; `UsageError` if it cannot be a mirror's address."""
     try:
         if len(url) > MAX_MIRROR_LENGTH or not re.fullmatch(MIRROR_PATTERN, url):
             raise ValueError(url)
@@ -33,7 +33,7 @@ def check_mirror(url: str) -> str:
 
 
 def _checked(url: str) -> str:
-    """`url` unchanged; `ValueError` where its host and port, which the pattern lets pass, can be none."""
+    """Return `url` unchanged; `ValueError` if its host or port, which match the pattern, are impossible."""
     parts = urlsplit(url)
     if parts.port == 0:
         raise ValueError("port 0")
@@ -49,10 +49,10 @@ Mirror = Annotated[str, Field(pattern=MIRROR_PATTERN, max_length=MAX_MIRROR_LENG
 
 
 def bundle_name(sha256: str) -> str:
-    """A bundle's file in a mirror's folder."""
+    """Return the name of a bundle's file in a mirror's folder."""
     return f"{sha256}.supernet"
 
 
 def bundle_url(mirror: str, sha256: str) -> str:
-    """Where a mirror has a bundle."""
+    """Return the URL of a bundle on a mirror."""
     return f"{mirror.rstrip('/')}/{bundle_name(sha256)}"

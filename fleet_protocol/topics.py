@@ -1,6 +1,6 @@
-"""Every MQTT topic, built and parsed here and nowhere else.
+"""Build and parse every MQTT topic; no other module does.
 
-Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>`, `coordinator/state`, for whoever watches
+Under `fleetnas/v1/<fleet>/`: `agents/<agent>/<up|down>/<channel>`, `coordinator/state`, for watchers
 `coordinator/runs/<run>/<summary|events|page-N>`, and between coordinators `forwarded/<run>/<agent>`.
 """
 
@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 
 
 def check_name(name: str, what: str) -> str:
-    """`name` unchanged; `UsageError` unless it may stand in a topic: 1 to 64 letters, digits, `_`, `.`, `-`."""
+    """Return `name` unchanged; `UsageError` unless a topic can hold it: 1 to 64 letters, digits, `_`, `.`, `-`."""
     if not _NAME.match(name):
         raise UsageError(
             f"{what} {name!r} cannot be used: a name has 1 to 64 letters, digits, '_', '.' or '-' and starts with "
@@ -60,7 +60,7 @@ class CoordinatorAnnouncement:
 
 @dataclass(frozen=True, slots=True)
 class RunUpdate:
-    """What a coordinator tells of one run; `page` where it is one of its pages."""
+    """A coordinator's message about one run; `page` is the number if it is a page."""
 
     run: str
     part: Literal["summary", "events", "page"]
@@ -69,7 +69,7 @@ class RunUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ForwardedUpdate:
-    """What an agent said of a task of one run, from a coordinator that heard it and has another run."""
+    """An agent's update of a task of one run, forwarded by a coordinator that received it and has another run."""
 
     run: str
     agent: str
@@ -110,7 +110,7 @@ class Topics:
         return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/summary"
 
     def run_events(self, run: str) -> str:
-        """Topic of what happens in a run."""
+        """Topic of a run's events."""
         return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/events"
 
     def run_page(self, run: str, page: int) -> str:
@@ -118,11 +118,11 @@ class Topics:
         return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/page-{page}"
 
     def run(self, run: str) -> str:
-        """Subscription filter for everything that is told of one run."""
+        """Subscription filter for every message about one run."""
         return f"{PREFIX}/{self.fleet}/coordinator/runs/{run}/+"
 
     def forwarded(self, run: str, agent: str = "+") -> str:
-        """Topic on which the coordinator of `run` hears what others heard from `agent`; a filter without it."""
+        """Topic on which the coordinator of `run` receives forwarded updates of `agent`; a filter without it."""
         return f"{PREFIX}/{self.fleet}/forwarded/{run}/{agent}"
 
     def every_agent(self, channel: UpChannel) -> str:
@@ -130,7 +130,7 @@ class Topics:
         return f"{PREFIX}/{self.fleet}/agents/+/up/{channel}"
 
     def parse(self, topic: str) -> Address:
-        """Who a topic belongs to; `ProtocolError` where it is none of this fleet's."""
+        """Return the address that a topic stands for; `ProtocolError` if it is none of this fleet's."""
         prefix = f"{PREFIX}/{self.fleet}/"
         if topic == self.coordinator:
             return CoordinatorAnnouncement()
@@ -149,13 +149,13 @@ class Topics:
             if len(parts) == 3 and _NAME.match(parts[1]) and _NAME.match(parts[2]):
                 return ForwardedUpdate(parts[1], parts[2])
         if topic.startswith(prefix + "coordinator/runs/"):
-            news = _run_news(topic[len(prefix) :].split("/"))
-            if news is not None:
-                return news
+            update = _parse_run_update(topic[len(prefix) :].split("/"))
+            if update is not None:
+                return update
         raise ProtocolError(f"topic {topic[:200]!r} is not one of fleet {self.fleet!r}")
 
 
-def _run_news(parts: list[str]) -> RunUpdate | None:
+def _parse_run_update(parts: list[str]) -> RunUpdate | None:
     if len(parts) != 4 or not _NAME.match(parts[2]):
         return None
     _, _, run, part = parts

@@ -15,7 +15,7 @@ from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.device_profiles.quantities import Count, UnixSeconds
 from fleetnas.fleet_protocol.messages import Identifier, Versioned
 
-#: Device settings and happenings in one message, at most.
+#: Most device settings and events in one message.
 MAX_PAGE, MAX_EVENTS = 64, 256
 _Text = Annotated[PlainText, Field(max_length=400)]
 
@@ -58,7 +58,7 @@ class RunPage(Versioned):
 
 
 class RunEvents(Versioned):
-    """On `events`: what happened since the message before."""
+    """On `events`: the events since the message before."""
 
     first: Count = Field(description="number of the first event within this start of the coordinator")
     events: tuple[dict[str, Any], ...] = Field(max_length=MAX_EVENTS)

@@ -1,7 +1,7 @@
-"""The supernet bundle: one `.supernet` file from which any machine builds subnets by itself.
+"""Read and write supernet bundles: one `.supernet` file from which every machine builds subnets by itself.
 
-A safetensors file. Its metadata hold a JSON manifest and a digest of the content, so that a bundle altered after
-it was written is recognised even by who was never told its SHA-256. The file's SHA-256 is the bundle's identity.
+A bundle is a safetensors file. Its metadata hold a JSON manifest and a digest of the content, so that a bundle that was
+altered later is recognised even without its SHA-256. The file's SHA-256 is the bundle's identity.
 Nothing in a bundle is executed, and opening it maps the weights instead of copying them.
 """
 
@@ -52,7 +52,7 @@ class _Frozen(BaseModel):
 
 
 class Preprocessing(_Frozen):
-    """From pixels in [0, 1] to the network's input: resize, crop the centre, subtract `mean`, divide by `std`."""
+    """Preprocessing of pixels in [0, 1]: resize, crop the centre, subtract `mean`, divide by `std`."""
 
     channels: int = Field(ge=1, le=16)
     mean: _PerChannel
@@ -71,14 +71,14 @@ class Preprocessing(_Frozen):
 
 
 class Provenance(_Frozen):
-    """Where the weights come from."""
+    """Origin of the weights."""
 
     source: _Line = Field(description="address or file name of the checkpoint")
     sha256: _Sha256 | None = Field(default=None, description="of the checkpoint file")
 
 
 class AccuracyPredictorInfo(_Frozen):
-    """What is known about the accuracy predictor inside the bundle."""
+    """Origin and error of the accuracy predictor in the bundle."""
 
     source: _Line = Field(description="address or file name, or what it was fitted on")
     held_out: HeldOut | None = Field(default=None, description="its error on subnets that it was not fitted on")
@@ -94,7 +94,7 @@ class AccuracyPredictorInfo(_Frozen):
 
 
 class Manifest(_Frozen):
-    """What a bundle says about itself."""
+    """Metadata of a bundle."""
 
     format_version: Literal[1] = FORMAT_VERSION
     space: _Name
@@ -107,7 +107,7 @@ class Manifest(_Frozen):
 
 
 def write_bundle(path: Path, manifest: Manifest, tensors: Mapping[str, Array]) -> str:
-    """Write a bundle atomically, the same bytes for the same content; returns its SHA-256.
+    """Write a bundle atomically, the same bytes for the same content; return its SHA-256.
 
     `CorruptBundleError` where `tensors` are not those of the manifest's design space.
     """
@@ -206,11 +206,11 @@ class SupernetBundle:
         return tuple(sorted(self._tensors))
 
     def tensor(self, name: str) -> Array:
-        """A read-only float32 view on the mapped file."""
+        """Return a read-only float32 view on the mapped file."""
         return self._tensors[name]
 
     def accuracy_predictor(self) -> AccuracyPredictor | None:
-        """The accuracy predictor that the bundle carries; None where it carries none."""
+        """Return the accuracy predictor in the bundle; None if it has none."""
         info = self.manifest.accuracy_predictor
         if info is None:
             return None
@@ -241,7 +241,7 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _read_header(mapped: mmap.mmap) -> tuple[dict[str, str], dict[str, Any], int]:
-    """Metadata, tensor entries in order of their data, and where the data begin. Stricter than safetensors itself."""
+    """Return metadata, tensor entries in order of their data, and the data's offset; stricter than safetensors."""
     if len(mapped) < _LENGTH.size:
         raise CorruptBundleError("it is too short")
     (length,) = _LENGTH.unpack_from(mapped)
@@ -266,7 +266,7 @@ def _read_header(mapped: mmap.mmap) -> tuple[dict[str, str], dict[str, Any], int
 
 
 def _check_entry(name: str, entry: Any, offset: int) -> int:
-    """Where the tensor that begins at `offset` ends: tensors follow each other without gap or overlap."""
+    """Return the end of the tensor at `offset`; tensors follow each other without gap or overlap."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"} or entry["dtype"] != "F32":
         raise CorruptBundleError(f"tensor {name[:100]!r} is not described as float32")
     shape, offsets = entry["shape"], entry["data_offsets"]
@@ -276,7 +276,9 @@ def _check_entry(name: str, entry: Any, offset: int) -> int:
         raise CorruptBundleError(f"tensor {name[:100]!r} has an impossible shape")
     end: int = offset + 4 * math.prod(shape)
     if offsets != [offset, end]:
-        raise CorruptBundleError(f"tensor {name[:100]!r} does not lie where its shape and its neighbours say")
+        raise CorruptBundleError(
+            f"tensor {name[:100]!r} is not where its shape and its neighbours place it"
+        )
     return end
 
 
@@ -292,9 +294,7 @@ def _read_manifest(text: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CorruptBundleError(
-            f"its manifest says something wrong in {where[:100]!r}: {first['msg'][:200]}"
-        ) from None
+        raise CorruptBundleError(f"its manifest is wrong in {where[:100]!r}: {first['msg'][:200]}") from None
     except (ValueError, RecursionError):
         raise CorruptBundleError("its manifest is not JSON") from None
 
@@ -333,6 +333,6 @@ def _check_tensors(space: DesignSpace, manifest: Manifest, shapes: Mapping[str, 
 
 
 def _content_digest(manifest: str, entries: Mapping[str, Any]) -> Any:
-    """A hash of everything but the data, which the caller adds, and the digest itself."""
+    """Return a hash of everything but the digest itself and the data, which the caller adds."""
     described = json.dumps([manifest, list(entries.items())], separators=(",", ":"))
     return hashlib.sha256(described.encode())

@@ -1,4 +1,4 @@
-"""From a checkpoint's tensors to a bundle's, without torch."""
+"""Convert a checkpoint's tensors into a bundle, without torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DIGITS_CHECKPOINT = Path(__file__).parent / "digits" / "digits.safetensors"
 
 
 def export_state_dict(state_dict: Mapping[str, Array], space: DesignSpace) -> dict[str, Array]:
-    """The bundle tensors of `space` from a checkpoint's state dict, whichever way its names are spelled.
+    """Return the bundle tensors of `space` from a checkpoint's state dict, in any known spelling of its names.
 
     `CheckpointError` where a name, a shape or a number shows that the checkpoint is of another network.
     """
@@ -71,7 +71,7 @@ def export_state_dict(state_dict: Mapping[str, Array], space: DesignSpace) -> di
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -89,11 +89,12 @@ def export_checkpoint(
     accuracy_source: str = "",
     on_read: Callable[[str], object] = lambda where: None,
 ) -> str:
-    """Write the bundle of an ImageNet checkpoint file to `path`; returns its SHA-256.
+    """Write the bundle of an ImageNet checkpoint file to `path`; return its SHA-256.
 
     `source` is what the manifest calls the checkpoint, by default its file name; `accuracy` is a predictor over
-    `space` to carry along; `on_read` is told where in the file the weights were. `CheckpointError` where the checkpoint
-    cannot be read or is not of `space`.
+    `space` to include; `on_read` is called with the place of the weights in the file.
+
+    Raises `CheckpointError` if the checkpoint cannot be read or is not of `space`.
     """
     found = read_checkpoint(checkpoint)
     on_read(found.where)
@@ -139,7 +140,7 @@ def export_published(
 
 
 def export_digits(path: Path) -> str:
-    """Write the built-in digits supernet, with the accuracy predictor that ships with it; returns its SHA-256."""
+    """Write the built-in digits supernet with the accuracy predictor that ships with it; return its SHA-256."""
     from safetensors.numpy import load_file
 
     from fleetnas.supernet_export.digits.accuracy import load_predictor

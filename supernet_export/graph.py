@@ -1,4 +1,4 @@
-"""The intermediate graph: a short list of layers with their weights, from which every emitter works.
+"""Define the intermediate graph: a short list of layers with their weights, which every emitter reads.
 
 Tensors are NCHW float32 and named by the layer that writes them; the graph's input is `INPUT`. Weights may be
 views on a memory-mapped bundle: an emitter folds one layer at a time (`Conv.folded`), so a subnet is never held
@@ -37,7 +37,7 @@ class BatchNorm:
     epsilon: float
 
     def scale(self) -> NDArray[np.float64]:
-        """What batch norm multiplies each channel by."""
+        """Factor of each channel."""
         scale: NDArray[np.float64] = self.gamma.astype(np.float64) / np.sqrt(
             self.variance.astype(np.float64) + self.epsilon
         )
@@ -62,7 +62,7 @@ class Conv:
     activation: Activation
 
     def folded(self) -> tuple[Array, Array]:
-        """Contiguous weight and bias with batch norm folded in."""
+        """Return contiguous weight and bias with batch norm folded in."""
         weight, bias = np.empty(self.weight.shape, np.float32), np.empty(len(self.weight), np.float32)
         self.fold_weight(weight)
         self.fold_bias(bias)
@@ -162,7 +162,7 @@ class Graph:
     classes: int
 
     def convolutions(self) -> Iterator[Conv]:
-        """The convolutions in order."""
+        """The convolutions, in order."""
         return (layer for layer in self.layers if isinstance(layer, Conv))
 
     @property

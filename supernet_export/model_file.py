@@ -1,4 +1,4 @@
-"""From a bundle and an architecture to the bytes of a model file, on the device."""
+"""Build a model file from a bundle and an architecture, on the device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TFLITE_RUNTIMES = frozenset({"litert", "adb"})
 def build_model(
     bundle: SupernetBundle, architecture: Architecture, calibration: bytes | None, setting: RuntimeSetting
 ) -> bytes:
-    """The model file of a subnet in the format and precision of `setting`.
+    """Return the model file of a subnet in the format and precision of `setting`.
 
     `calibration` is what a winner was calibrated with. Without it, int8 takes the ranges that batch norm implies: right
     for latency, not for shipping. The same inputs give the same bytes here and on the coordinator.
@@ -31,7 +31,7 @@ def build_model(
 
 
 def emit(graph: Graph, runtime: str, ranges: Ranges | None = None) -> bytes:
-    """The model file of a graph in the format that `runtime` takes, int8 with the `ranges` of its activations."""
+    """Return the model file of a graph in the format of `runtime`; int8 if `ranges` of its activations are given."""
     if runtime in _TFLITE_RUNTIMES:
         from fleetnas.supernet_export.emitters.tflite import emit_tflite
 

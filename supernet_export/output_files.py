@@ -1,4 +1,4 @@
-"""Files that users name: their names fit what is in them, and they are put in place whole or not at all."""
+"""Write files that users name: their suffixes fit their content, and they are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fleetnas.fleet_protocol.errors import UsageError
 
-#: Suffixes that promise a content, as users and our own commands read them.
+#: Suffixes from which users and our own commands expect a certain content.
 _PROMISING = frozenset(
     {
         *(".bz2", ".csv", ".gz", ".html", ".jpg", ".json", ".jsonl", ".npy", ".npz", ".onnx", ".parquet", ".pb"),
@@ -16,12 +16,12 @@ _PROMISING = frozenset(
         *(".toml", ".tsv", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip"),
     }
 )
-#: What a folder must have room for when it is checked: a full file system may still take an empty file.
+#: Bytes for which a folder must have room when it is checked: a full file system may still take an empty file.
 _PROBE_BYTES = 4096
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file at once, its folder made where it is missing; an `OSError` names `path`."""
+    """Replace a file at once and make its folder if it is missing; `OSError` with the name of `path` if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -36,22 +36,21 @@ def write_atomically(path: Path, content: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        # A full disk does not say which file did not fit, and the temporary file's name says nothing to anybody.
-        error.filename, error.filename2 = str(path), None
-        raise
+        # The error of a full disk names no file, and the name of the temporary file would not help.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_folder(option: str, directory: Path) -> None:
-    """Make the folder that `option` names where it is missing; `UsageError` where nothing can be written into it."""
+    """Make the folder that `option` names if it is missing; `UsageError` if it cannot be written."""
     if os.path.exists(directory) and not directory.is_dir():
         raise UsageError(f"{option} {directory} is not a folder; give the name of a folder, which may be a new one")
     _try_to_write(option, directory, directory)
 
 
 def check_file(option: str, path: Path, *suffixes: str, strict: bool = False) -> None:
-    """Check the file that `option` names before the work that it is for; its folder is made where it is missing.
+    """Check an output file before the work whose result it will hold; make its folder if it is missing.
 
-    `UsageError` where its name promises another content (as `check_suffix`), or where it could not be written.
+    Raises `UsageError` if its suffix does not fit (see `check_suffix`), or if it cannot be written. `option` named it.
     """
     check_suffix(option, path, *suffixes, strict=strict)
     if os.path.exists(path) and not path.is_file():
@@ -60,15 +59,15 @@ def check_file(option: str, path: Path, *suffixes: str, strict: bool = False) ->
 
 
 def check_suffix(option: str, path: Path, *suffixes: str, strict: bool = False) -> None:
-    """`UsageError` where a file's name promises another content than that of a file with one of `suffixes`.
+    """Raise `UsageError` if a file's suffix stands for another content than the `suffixes`.
 
-    A name that promises nothing will do, unless `strict`, for files that are read by their suffix.
+    An unknown suffix is accepted, unless `strict`, for files that are read by their suffix.
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes and (strict or suffix in _PROMISING):
         raise UsageError(
-            f"{option} {path} would hold what belongs into a {' or '.join(suffixes)} file; give it a name that ends "
-            f"so, such as {path.stem}{suffixes[0]}"
+            f"{option} {path} would hold the content of a {' or '.join(suffixes)} file; give it a name with this "
+            f"suffix, such as {path.stem}{suffixes[0]}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Post-training quantisation to int8: integers from weights and from the ranges of activations.
+"""Quantise a subnet to int8 after training, from its weights and from the ranges of its activations.
 
 The arithmetic is that of the TFLite quantisation specification and of onnxruntime's QDQ format alike: activations
 asymmetric with one scale per tensor, weights symmetric with one scale per output channel, biases int32. A machine
@@ -46,7 +46,7 @@ UNIT = AffineScale(np.float32(1 / 255), LOWEST)
 def activation_scale(
     ranges: Ranges, name: str, activation: Activation = "none", *, at_least: float = 0.0
 ) -> AffineScale:
-    """Scale and zero point that cover the range of a tensor, zero included.
+    """Return the scale and zero point that cover the range of a tensor, zero included.
 
     `activation` is what ends in the tensor: its bounds, where it has any, bound the range, so that the integers'
     saturation can take its place. `UsageError` where the tensor was not observed.
@@ -83,7 +83,7 @@ class QuantisedParameters:
 
 
 def quantise_parameters(weight: Array, bias: Array, input_scale: np.float32) -> QuantisedParameters:
-    """Int8 weight and int32 bias of a convolution or linear layer, output channels on the first axis.
+    """Return the int8 weight and int32 bias of a convolution or linear layer, output channels on the first axis.
 
     A channel's scale grows where its bias would not fit otherwise: channels that batch norm has all but silenced.
     """
@@ -103,7 +103,7 @@ def quantise_parameters(weight: Array, bias: Array, input_scale: np.float32) -> 
 
 
 def quantised_conv(layer: Conv, input_scale: np.float32) -> QuantisedParameters:
-    """A convolution's integers, batch norm folded; for a hard sigmoid they compute x / 6 + 1/2, to be saturated."""
+    """Return a convolution's integers, batch norm folded; for a hard sigmoid, of x / 6 + 1/2, to be saturated."""
     weight, bias = layer.folded()
     if layer.activation == "h_sigmoid":
         weight /= np.float32(6)
@@ -113,7 +113,7 @@ def quantised_conv(layer: Conv, input_scale: np.float32) -> QuantisedParameters:
 
 
 def nominal_ranges(graph: Graph) -> dict[str, tuple[float, float]]:
-    """Ranges from batch norm alone, without an image: for measuring latency, not for shipping.
+    """Return ranges from batch norm alone, without an image: good for measuring latency, not for shipping.
 
     A batch norm's output has mean beta and deviation gamma in each channel; six deviations cover it (Nagel et al.,
     *Data-Free Quantization*, arXiv 1906.04721, section 4.2.1). What no batch norm bounds gets `_NOMINAL`.

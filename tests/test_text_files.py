@@ -17,7 +17,7 @@ from test_cli import fleetnas
 
 from fleetnas.agent.cli.configuration import read_configuration
 from fleetnas.agent.cli.main import build_parser
-from fleetnas.agent.cli.options import broker_address, take_credentials
+from fleetnas.agent.cli.options import broker_address, with_credentials
 from fleetnas.coordinator.cli.options import connection, json_object
 from fleetnas.coordinator.predictors.evaluation.dataset import read_latency_data
 from fleetnas.coordinator.search.block_table import table_resolutions
@@ -91,7 +91,7 @@ def test_password_of_an_agent(write: Write) -> None:
     arguments = ["run", "--broker", "broker.example", "--username", "me", "--password-file", str(path)]
     parser, _ = build_parser()
     options = parser.parse_args(arguments)
-    take_credentials(options)
+    options = with_credentials(options)
     assert broker_address(options).password == "s3cret ü"
 
 

@@ -1,4 +1,4 @@
-"""The command `fleetnas-agent bench`: its options, and what it prints."""
+"""The command `fleetnas-agent bench`: its options and its output."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TextIO
 from fleetnas.agent.cli.options import add_setting_options, chosen_settings, duration, positive
 from fleetnas.agent.host.limits import core_list, read_limits, thread_objection
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
-from fleetnas.agent.measuring.input_shapes import parse_input_shape, spell
+from fleetnas.agent.runtimes.input_shapes import InputShapes, parse_input_shape, spell
 from fleetnas.agent.runtimes.settings import RUNTIMES
+from fleetnas.agent.service.state_folder import default_engine_folder
 from fleetnas.device_profiles.plain_text import ascii_json
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -48,7 +49,7 @@ _STANDARD = MeasurementProtocol()
 
 
 def add_bench_options(bench: argparse.ArgumentParser) -> None:
-    """All options of `bench`."""
+    """Add all options of `bench`."""
     bench.set_defaults(command=run_bench)
     bench.add_argument("model", type=Path, metavar="MODEL", help="the model file")
     bench.add_argument("--runtime", choices=RUNTIMES, help="(default: by the file's suffix, onnxruntime or litert)")
@@ -79,7 +80,7 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """Measure and print; the exit code."""
+    """Measure a model file and print the latency; return the exit code."""
     from fleetnas.agent.measuring.bench import runtime_for
 
     wrong = ("runs", "time", "max_time") if options.sustained is not None else ("window", "csv")
@@ -89,18 +90,19 @@ def run_bench(options: argparse.Namespace) -> int:
             raise UsageError(f"--{name.replace('_', '-')} {only} --sustained")
     if options.runs is not None and options.runs < _MIN_RUNS:
         raise UsageError(f"--runs {options.runs} is too few to tell anything; give at least {_MIN_RUNS}")
-    options.runtime = runtime_for(options.model, options.runtime)
-    (setting,) = chosen_settings(options, [])
-    asked = options.input_shape or []
-    options.input_shapes = dict(asked)
-    if len(options.input_shapes) < len(asked):
+    runtime = runtime_for(options.model, options.runtime)
+    (setting,) = chosen_settings(argparse.Namespace(**{**vars(options), "runtime": runtime}), [])
+    named = options.input_shape or []
+    shapes = dict(named)
+    if len(shapes) < len(named):
         raise UsageError("--input-shape names an input twice; give each input one shape, as NAME=SHAPE")
     if objection := thread_objection(setting, read_limits()):
         sys.stderr.write(f"fleetnas-agent: {objection}\n")
-    return _measure_once(options, setting) if options.sustained is None else _measure_sustained(options, setting)
+    measure = _measure_once if options.sustained is None else _measure_sustained
+    return measure(options, setting, shapes)
 
 
-def _measure_once(options: argparse.Namespace, setting: RuntimeSetting) -> int:
+def _measure_once(options: argparse.Namespace, setting: RuntimeSetting, shapes: InputShapes) -> int:
     from fleetnas.agent.measuring.bench import bench_model
 
     min_s = _STANDARD.min_s if options.time is None else options.time
@@ -108,7 +110,8 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting) -> int:
     if max_s < min_s:
         raise UsageError(f"--max-time {max_s:g} is below the {min_s:g} s that are timed at least; raise it, or --time")
     protocol = MeasurementProtocol(min_runs=options.runs or _STANDARD.min_runs, min_s=min_s, max_s=max_s)
-    reply = bench_model(options.model, setting, protocol, _tell_waiting, options.input_shapes)
+    engines = default_engine_folder()
+    reply = bench_model(options.model, setting, protocol, _print_waiting, shapes, engine_folder=engines)
     if options.json:
         sys.stdout.write(ascii_json(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"})) + "\n")
         return 0
@@ -124,9 +127,9 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting) -> int:
     return 0
 
 
-def _measure_sustained(options: argparse.Namespace, setting: RuntimeSetting) -> int:
+def _measure_sustained(options: argparse.Namespace, setting: RuntimeSetting, shapes: InputShapes) -> int:
+    from fleetnas.agent.cli.sustained_report import json_object
     from fleetnas.agent.measuring.sustained import run_sustained
-    from fleetnas.agent.measuring.sustained_report import json_object
 
     window_s = _WINDOW_S if options.window is None else options.window
     if options.sustained / window_s < _MIN_WINDOWS - 1e-6:
@@ -137,7 +140,15 @@ def _measure_sustained(options: argparse.Namespace, setting: RuntimeSetting) -> 
     title = f"{options.model.name} on {setting.label}"
     with contextlib.nullcontext() if options.csv is None else _open_csv(options.csv) as file:
         progress = _Progress(title, file, quiet=options.json)
-        run = run_sustained(options.model, setting, options.sustained, window_s, progress.show, options.input_shapes)
+        run = run_sustained(
+            options.model,
+            setting,
+            options.sustained,
+            window_s,
+            progress.show,
+            shapes,
+            engine_folder=default_engine_folder(),
+        )
     if options.json:
         about = {"model": options.model.name, "setting": setting.model_dump(), "window_s": window_s}
         sys.stdout.write(json.dumps(json_object(run, **about, asked_s=options.sustained)) + "\n")
@@ -149,10 +160,10 @@ def _measure_sustained(options: argparse.Namespace, setting: RuntimeSetting) -> 
 
 
 class _Progress:
-    """Prints each window as it ends, and writes it to the CSV file where there is one."""
+    """Prints each window as it ends, and writes it to the CSV file, if there is one."""
 
     def __init__(self, title: str, file: TextIO | None, *, quiet: bool) -> None:
-        from fleetnas.agent.measuring.sustained_report import WindowTable
+        from fleetnas.agent.cli.sustained_report import WindowTable
 
         self._title, self._quiet = title, quiet
         self._table = WindowTable(file) if file is not None else None
@@ -160,10 +171,10 @@ class _Progress:
 
     def show(self, reply: PhaseReply | LoadedReply | WindowReply) -> None:
         """Handle one reply of the child."""
-        from fleetnas.agent.measuring.sustained_report import LINE_HEADER, window_line
+        from fleetnas.agent.cli.sustained_report import LINE_HEADER, window_line
 
         if reply.kind == "phase":
-            _tell_waiting(reply)
+            _print_waiting(reply)
         elif reply.kind == "loaded":
             self._print(f"{self._title} ({reply.provider}); {_ran_as(reply)}\n{LINE_HEADER}")
         else:
@@ -187,9 +198,9 @@ class _Progress:
 
 
 def _print_summary(run: SustainedRun) -> None:
+    from fleetnas.agent.cli.sustained_chart import draw_chart
+    from fleetnas.agent.cli.sustained_report import summary_lines
     from fleetnas.agent.measuring.sustained import summarise
-    from fleetnas.agent.measuring.sustained_chart import draw_chart
-    from fleetnas.agent.measuring.sustained_report import summary_lines
 
     summary = summarise(run.windows)
     ascii_only = not _can_print("█│")
@@ -217,13 +228,13 @@ def _open_csv(path: Path) -> TextIO:
 
 
 def _ran_as(reply: MeasuredReply | LoadedReply) -> str:
-    """What was really timed: the inputs' shapes and the cores."""
+    """Describe what was timed: the inputs' shapes and the cores."""
     shapes = ", ".join(f"{name} {spell(shape)}" for name, shape in reply.input_shapes.items())
     cores = f"; cores {core_list(reply.cores)}" if reply.cores else ""
     return f"input {shapes or 'of a shape that the program chose'}{cores}"
 
 
-def _tell_waiting(reply: PhaseReply) -> None:
+def _print_waiting(reply: PhaseReply) -> None:
     if reply.phase == "waiting":
         sys.stderr.write(f"waiting for another agent of this host, which holds {default_host_lock_path()}\n")
         sys.stderr.flush()

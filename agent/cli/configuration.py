@@ -1,6 +1,6 @@
-"""What `run`, `doctor` and the service take from a configuration file and from the environment.
+"""Read the configuration of `run`, `doctor` and the service from a file and from the environment.
 
-The command line goes before the environment, the environment before the file. The file is INI with one section::
+The command line overrides the environment, the environment overrides the file. The file is INI with one section::
 
     [agent]
     broker = fleet.example:8883
@@ -49,7 +49,7 @@ KEYS = (
 
 
 def default_configuration_files() -> tuple[Path, ...]:
-    """Where a file is looked for, the first that exists: the user's own, where it has a home, then the system's."""
+    """Return the default files, of which the first that exists is read: the user's own, then the system's."""
     system = Path("/etc/fleetnas/agent.conf")
     try:
         return user_folder("XDG_CONFIG_HOME", ".config") / "fleetnas" / "agent.conf", system
@@ -58,7 +58,7 @@ def default_configuration_files() -> tuple[Path, ...]:
 
 
 def read_configuration(file: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
-    """The configured values by key; `UsageError` where a file or key is wrong.
+    """Return the configured values by key; `UsageError` if a file or key is wrong.
 
     `file` must exist; without one the default files are tried, and none is needed.
     """
@@ -70,7 +70,7 @@ def read_configuration(file: Path | None, environment: Mapping[str, str]) -> dic
 
 
 def settings_of(values: Mapping[str, str]) -> list[str]:
-    """The texts of the configured settings."""
+    """Return the texts of the configured settings."""
     return [text.strip() for text in values.get("settings", "").replace(";", "\n").splitlines() if text.strip()]
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share, and their meaning."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 import dataclasses
 import os
 import re
-from importlib import util
 from pathlib import Path
 
 from fleetnas.agent.cli.configuration import KEYS
-from fleetnas.agent.runtimes.settings import parse_setting
+from fleetnas.agent.runtimes.settings import installed_runtime, parse_setting
 from fleetnas.agent.service.state_folder import DEFAULT_PLACE
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
@@ -24,12 +23,8 @@ _NUMBER = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
 _DURATION = re.compile(f"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
-class NoRuntimeError(UsageError):
-    """No runtime was asked for, and none is installed."""
-
-
 def add_identity_options(parser: argparse.ArgumentParser) -> None:
-    """Name, fleet, state folder and configuration."""
+    """Add the options for name, fleet, state folder and configuration."""
     parser.add_argument(
         "--name", help="this agent's name in the fleet (default: the one it had here before, at first the host's)"
     )
@@ -49,14 +44,14 @@ def add_identity_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_broker_options(parser: argparse.ArgumentParser) -> None:
-    """Address and login of the broker."""
+    """Add the options for address and login of the broker."""
     group = parser.add_argument_group("broker")
     group.add_argument("--broker", metavar="HOST[:PORT]", help="the MQTT broker of the fleet")
     group.add_argument(
         "--credentials",
         type=Path,
         metavar="FILE",
-        help="what `fleetnas enroll` made for this agent: broker, login, fleet, name, and the coordinator's key",
+        help="file that `fleetnas enroll` made for this agent: broker, login, fleet, name, and the coordinator's key",
     )
     group.add_argument("--username", help=f"login; its password is ${_PASSWORD_VARIABLE} or in --password-file")
     group.add_argument("--password-file", metavar="FILE", help="file that holds the password")
@@ -66,7 +61,7 @@ def add_broker_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_setting_options(parser: argparse.ArgumentParser) -> None:
-    """What a single device setting consists of; the runtime is left to the command."""
+    """Add the options for a single device setting; the command adds the runtime."""
     group = parser.add_argument_group("device setting")
     group.add_argument("--provider", help="execution provider or delegate (default: cpu)")
     group.add_argument("--threads", type=positive, help="threads of one inference (default: 1)")
@@ -79,14 +74,13 @@ def add_setting_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--affinity", metavar="CORES", help="cores to pin to, such as 4-7 or 0+2 (default: not pinned)")
 
 
-def take_credentials(options: argparse.Namespace) -> None:
-    """Read the credentials file, where one was given: it says who this agent is, and whose orders it takes.
+def with_credentials(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options together with the credentials file, if there is one, as `identity`.
 
-    Sets `identity`, and with it name and fleet; `UsageError` where other options contradict it.
+    The file sets name, fleet, login and pinned keys. Raises `UsageError` if other options contradict it.
     """
-    options.identity = None
     if getattr(options, "credentials", None) is None:
-        return
+        return _changed(options, identity=None)
     found = read_credentials(Path(options.credentials), "agent")
     for option, given, own in (
         ("--name", options.name, found.name),
@@ -101,18 +95,18 @@ def take_credentials(options: argparse.Namespace) -> None:
     superfluous = [key for key in login if getattr(options, key) is not None]
     if superfluous:
         raise UsageError(f"the credentials hold the whole login; leave out --{superfluous[0].replace('_', '-')}")
-    options.identity, options.name, options.fleet = found, found.name, found.fleet
-    options.broker = options.broker or str(found.broker)
+    broker = options.broker or str(found.broker)
+    return _changed(options, identity=found, name=found.name, fleet=found.fleet, broker=broker)
 
 
 def trusted_keys(options: argparse.Namespace) -> tuple[bytes, ...]:
-    """Keys one of which must have signed every order; empty where any coordinator of the broker is believed."""
+    """Return the keys, one of which must have signed every order; empty if every coordinator is trusted."""
     identity: Credentials | None = options.identity
     return identity.trusted_keys if identity is not None else ()
 
 
 def broker_address(options: argparse.Namespace) -> BrokerAddress:
-    """Address and login of the broker; `UsageError` where none was named."""
+    """Return address and login of the broker; `UsageError` if none was named."""
     if not options.broker:
         raise UsageError(
             "no broker was named; give --broker HOST[:PORT] or --credentials FILE, set $FLEETNAS_BROKER, or write "
@@ -136,7 +130,7 @@ def broker_address(options: argparse.Namespace) -> BrokerAddress:
 
 
 def chosen_settings(options: argparse.Namespace, configured: list[str]) -> list[RuntimeSetting]:
-    """The settings to offer: those of the command line, else the configured ones, else one of the defaults."""
+    """Return the settings to offer: those of the command line, else the configured ones, else the default one."""
     keys = ("provider", "threads", "precision", "graph_optimisation", "affinity")
     given = [f"{key}={getattr(options, key)}" for key in keys if getattr(options, key) is not None]
     several = getattr(options, "setting", None)
@@ -148,30 +142,15 @@ def chosen_settings(options: argparse.Namespace, configured: list[str]) -> list[
     return list(dict.fromkeys(parse_setting(text) for text in texts))
 
 
-def installed_runtime() -> str:
-    """The runtime to use where none was asked for; nothing is imported to find out."""
-    for module, runtime in (
-        ("onnxruntime", "onnxruntime"),
-        ("ai_edge_litert", "litert"),
-        ("tflite_runtime", "litert"),
-    ):
-        if util.find_spec(module) is not None:
-            return runtime
-    raise NoRuntimeError(
-        "no runtime is installed that could run a model; run: pip install 'fleetnas[agent]' for onnxruntime, or "
-        "pip install 'fleetnas[litert]' for LiteRT"
-    )
-
-
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def duration(text: str) -> float:
-    """Seconds of a duration such as `90s`, `30m`, `1.5h` or `1h30m`."""
+    """Parse a duration such as `90s`, `30m`, `1.5h` or `1h30m`; return seconds."""
     found = _DURATION.fullmatch(text.strip().lower())
     hours, minutes, seconds = (float(part) if part else 0.0 for part in (found.groups() if found else ("", "", "")))
     total_s = 3600 * hours + 60 * minutes + seconds
@@ -180,10 +159,14 @@ def duration(text: str) -> float:
     return total_s
 
 
-def configure(parser: argparse.ArgumentParser, values: dict[str, str]) -> None:
+def set_defaults(parser: argparse.ArgumentParser, values: dict[str, str]) -> None:
     """Make configured values the defaults of the options that `parser` has."""
     known = {key: value for key, value in values.items() if key in KEYS and key != "settings"}
     parser.set_defaults(**known)
+
+
+def _changed(options: argparse.Namespace, **changes: object) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(options), **changes})
 
 
 def _password(file: str | None) -> str | None:

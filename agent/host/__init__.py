@@ -1,1 +1,1 @@
-"""What the device is and how it is: board, processor, sensors, power, battery."""
+"""Facts and state of the device: board, processor, sensors, power, battery, limits, processes."""

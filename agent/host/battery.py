@@ -1,4 +1,4 @@
-"""The battery of the device, and the rule by which a device rests instead of measuring.
+"""Read the device's battery, and decide when the device rests instead of measuring.
 
 Sources: the kernel's `power_supply` class; Termux, whose apps may not read it, through Termux:API; psutil elsewhere.
 """
@@ -35,13 +35,13 @@ _TERMUX_EVERY_S = 30.0
 
 
 class BatteryRule(Message):
-    """When a device waits: a low battery and one that is charged hot both slow the processor."""
+    """Bounds within which a device measures: a low battery and a hot charging one both slow the processor."""
 
     min_percent: float = Field(default=30.0, ge=0, le=100, description="wait below it, on battery; 0: never")
     max_charging_c: float = Field(default=40.0, gt=0, description="wait while charging at this temperature or above")
 
     def objection(self, now: Conditions) -> str:
-        """Why not to measure, with what ends it; empty where nothing speaks against it."""
+        """Return why not to measure, with a remedy; empty if the device may measure."""
         low = now.battery_percent is not None and now.battery_percent < self.min_percent
         if low and now.battery_state in ("discharging", None):
             return f"battery at {now.battery_percent:.0f} %, below {self.min_percent:g} %: plug the device in"
@@ -53,7 +53,7 @@ class BatteryRule(Message):
 
 @dataclass(frozen=True, slots=True)
 class BatteryReading:
-    """What is known of the battery now."""
+    """State of the battery; unknown values are None."""
 
     percent: float | None = None
     state: BatteryState | None = None
@@ -69,12 +69,12 @@ class Battery:
         self._run, self._clock = run, clock
         self._root = root
         self._own_device = root == Path("/")
-        nothing_told = self._own_device and find_battery(root) is None
-        self._termux = shutil.which(_TERMUX_PROGRAM) if nothing_told else None
+        is_hidden = self._own_device and find_battery(root) is None
+        self._termux = shutil.which(_TERMUX_PROGRAM) if is_hidden else None
         self._termux_reading, self._termux_at = BatteryReading(), float("-inf")
 
     def read(self) -> BatteryReading:
-        """Its state; what is not told is None."""
+        """Read the state of the battery."""
         folder = find_battery(self._root)  # each time: it may be taken out
         if folder is not None:
             heat = number(folder / "temp")
@@ -86,7 +86,7 @@ class Battery:
             )
         if self._termux is not None:
             return self._ask_termux(self._termux)
-        # Where the kernel tells of power supplies, psutil only reads the same files, and a mouse's too.
+        # If the kernel lists power supplies, psutil only reads the same files, and those of a mouse too.
         kernel_tells = (self._root / _SUPPLIES).is_dir()
         found = psutil_call("sensors_battery") if self._own_device and not kernel_tells else None
         if found is None:
@@ -104,9 +104,9 @@ class Battery:
 
 
 def find_battery(root: Path) -> Path | None:
-    """The folder of the battery that feeds the device, the fullest of several.
+    """Return the folder of the battery that feeds the device, the fullest of several.
 
-    Those of mice and headsets do not feed it, and a bay without a battery tells of one at 0 % that is not present.
+    Those of mice and headsets do not feed it, and an empty battery bay shows one at 0 % that is not present.
     """
     found: list[tuple[float, Path]] = []
     for folder in sorted(root.glob(f"{_SUPPLIES}/*")):
@@ -118,10 +118,10 @@ def find_battery(root: Path) -> Path | None:
 
 
 def _level(folder: Path) -> float | None:
-    """Per cent of a battery's charge, from what its driver tells of it."""
-    told = number(folder / "capacity")
-    if told is not None:
-        return percent(told)
+    """Return a battery's charge in per cent, from its driver's files; None if they do not tell it."""
+    level = number(folder / "capacity")
+    if level is not None:
+        return percent(level)
     for kind in ("energy", "charge"):
         now, full = number(folder / f"{kind}_now"), number(folder / f"{kind}_full")
         if now is not None and full is not None and full > 0:
@@ -135,10 +135,10 @@ def _is_plugged(root: Path) -> bool:
     return any(text(f / "type") not in ("Battery", "") and text(f / "online") == "1" for f in folders)
 
 
-def parse_termux(said: str) -> BatteryReading:
-    """What `termux-battery-status` printed."""
+def parse_termux(output: str) -> BatteryReading:
+    """Parse the output of `termux-battery-status`."""
     try:
-        fields = json.loads(said)
+        fields = json.loads(output)
         if fields.get("present") is False:
             return BatteryReading()
         heat = fields.get("temperature")

@@ -1,4 +1,4 @@
-"""Reading what a system tells in small files and by small programs: whatever is missing is empty, never an error."""
+"""Read small files of the system and the output of small programs; a missing one is empty, never an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PROGRAM_TIMEOUT_S = 5.0
 
 
 def text(path: Path) -> str:
-    """The file's content without the white space and zero bytes around it."""
+    """Return a file's content without surrounding white space and zero bytes; empty if it cannot be read."""
     try:
         return path.read_bytes().decode(errors="replace").strip("\0 \n")
     except OSError:
@@ -23,7 +23,7 @@ def text(path: Path) -> str:
 
 
 def number(path: Path) -> float | None:
-    """The number in a file; None where it holds none, or one that is not finite."""
+    """Return the number in a file; None if it holds none, or one that is not finite."""
     try:
         value = float(text(path))
     except ValueError:
@@ -32,7 +32,7 @@ def number(path: Path) -> float | None:
 
 
 def run_program(command: list[str]) -> str:
-    """What a program printed; empty where it failed or did not end soon."""
+    """Return a program's output; empty if it failed or did not end soon."""
     try:
         done = subprocess.run(
             command,
@@ -50,10 +50,10 @@ def run_program(command: list[str]) -> str:
 
 
 def psutil_call(name: str) -> Any:
-    """What a function of psutil returns; None without psutil."""
+    """Call a function of psutil; None without psutil, or if it fails."""
     try:
         import psutil
 
         return getattr(psutil, name)()
-    except Exception:  # psutil raises whatever the platform does; a sensor is never an error
+    except Exception:  # noqa: BLE001 - psutil raises what the platform does; a sensor is never an error
         return None

@@ -1,4 +1,4 @@
-"""What only a Jetson tells: its release of Linux for Tegra, and the power mode that caps its clocks."""
+"""Read a Jetson's release of Linux for Tegra, and the power mode that caps its clocks."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class PowerMode:
 
 
 def tegra_release(root: Path = Path("/")) -> str | None:
-    """Release of Linux for Tegra, such as `36.4.3`; JetPack 6 is release 36. None on other boards."""
+    """Return the release of Linux for Tegra, such as `36.4.3`; JetPack 6 is release 36. None on other boards."""
     found = _RELEASE.search(text(root / "etc/nv_tegra_release"))
     return f"{found[1]}.{found[2]}" if found else None
 
 
 def highest_power_mode(root: Path = Path("/")) -> PowerMode | None:
-    """The mode in which nothing is capped, or least, from the board's own table; None where it cannot be read.
+    """Return the mode with the highest caps or none, from the board's own table; None if it cannot be read.
 
-    Its number is another on every board and release: 0 is the highest of an AGX Orin, and 15 W of 25 of an Orin Nano.
+    Its number differs between boards and releases: 0 is the highest of an AGX Orin, and 15 W of 25 of an Orin Nano.
     """
     table = text(root / "etc/nvpmodel.conf")
     modes = [PowerMode(int(number), name[:32]) for number, name in _MODES.findall(table)]
@@ -50,7 +50,7 @@ def highest_power_mode(root: Path = Path("/")) -> PowerMode | None:
 
 
 def power_mode(run: RunProgram = run_program) -> str | None:
-    """Name of the power mode that is set, such as `MAXN` or `15W`; None where nvpmodel is not installed."""
+    """Return the name of the active power mode, such as `MAXN` or `15W`; None if nvpmodel is not installed."""
     program = shutil.which("nvpmodel")
     found = _MODE.search(run([program, "-q"])) if program is not None else None
     return found[1][:32] if found else None

@@ -1,4 +1,4 @@
-"""What this process may use of its host: cores, processor time and memory, which a container or a service may limit.
+"""Read the limits of this process, which a container or a service may set: cores, processor time and memory.
 
 Sources: `cpuset`, `cpu` and `memory` of control groups, version 1 and 2 (kernel documentation, admin-guide/cgroup-v1
 and cgroup-v2), the scheduler's affinity, and `/proc/meminfo`. A limit counts wherever it is set between the process's
@@ -21,24 +21,24 @@ _UNLIMITED_BYTES = 2.0**60
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What this process may use; None: nothing limits it."""
+    """Limits of this process; None means without a limit."""
 
     cores: tuple[int, ...]
-    """Numbers of the cores that it may run on and that are online; empty where the system does not tell."""
+    """Numbers of the online cores that it may run on; empty if the system does not tell."""
     quota_cores: float | None
     """Processor time per time, as a number of cores: beyond it the kernel pauses the process."""
     memory_bytes: float | None
 
 
 def read_limits(root: Path = Path("/")) -> Limits:
-    """The limits of this process, from the files under `root`."""
+    """Read the limits of this process from the files under `root`."""
     limits = [limit for limit, _ in _memory_groups(root)]
     quotas = [quota for quota in map(_quota, _groups(root, "cpu")) if quota is not None]
     return Limits(allowed_cores(root), min(quotas, default=None), min(limits, default=None))
 
 
 def allowed_cores(root: Path = Path("/")) -> tuple[int, ...]:
-    """Cores that this process may run on: its affinity within its cpuset, without those that are offline."""
+    """Return the cores that this process may run on: its affinity within its cpuset, without offline cores."""
     if root == Path("/"):
         try:
             return tuple(sorted(os.sched_getaffinity(0)))
@@ -51,9 +51,9 @@ def allowed_cores(root: Path = Path("/")) -> tuple[int, ...]:
 
 
 def thread_objection(setting: RuntimeSetting, limits: Limits) -> str:
-    """Why the threads of a setting cannot all run at once, with what to do; empty where they can.
+    """Return why the threads of a setting cannot all run at once, with the next action; empty if they can.
 
-    Of a phone, whose limits are not this host's, only the setting's own cores count.
+    For a phone, whose limits are not this host's, only the setting's own cores count.
     """
     cores = len(setting.affinity) or (len(limits.cores) if setting.runtime != "adb" else 0)
     quota = limits.quota_cores if setting.runtime != "adb" else None
@@ -71,7 +71,7 @@ def thread_objection(setting: RuntimeSetting, limits: Limits) -> str:
 
 
 def core_numbers(listed: str) -> set[int]:
-    """The numbers in a kernel's list such as `0-3,6`; empty where it is none."""
+    """Parse a kernel's list such as `0-3,6`; empty if it is none."""
     found: set[int] = set()
     for part in listed.strip().split(","):
         first, _, last = part.strip().partition("-")
@@ -82,7 +82,7 @@ def core_numbers(listed: str) -> set[int]:
 
 
 def core_list(cores: Iterable[int]) -> str:
-    """Cores as the kernel lists them, such as `0-3,6`."""
+    """Format cores as the kernel lists them, such as `0-3,6`."""
     runs: list[list[int]] = []
     for core in sorted(cores):
         if runs and core == runs[-1][-1] + 1:
@@ -93,13 +93,13 @@ def core_list(cores: Iterable[int]) -> str:
 
 
 def total_memory_bytes(root: Path = Path("/")) -> float | None:
-    """Memory that this process may have in all: the device's, or less where it is limited; None where it is unknown."""
+    """Return the memory that this process may have, in bytes: the device's, or its limit; None if unknown."""
     known = [_meminfo_bytes(root, "MemTotal"), read_limits(root).memory_bytes]
     return min((size for size in known if size is not None), default=None)
 
 
 def free_memory_bytes(root: Path = Path("/")) -> float | None:
-    """Memory that this process may still take; None where the system does not tell."""
+    """Return the memory that this process may still take, in bytes; None if the system does not tell."""
     known = [_meminfo_bytes(root, "MemAvailable")]
     known += [max(0.0, limit - used) for limit, used in _memory_groups(root)]
     return min((size for size in known if size is not None), default=None)
@@ -115,7 +115,7 @@ def _meminfo_bytes(root: Path, field: str) -> float | None:
 
 
 def _memory_groups(root: Path) -> list[tuple[float, float]]:
-    """Limit and use of every group that limits memory, bytes. Cached files can make room: they are not used."""
+    """Return limit and use, in bytes, of every group that limits memory; cached files do not count as used."""
     found = []
     for group in _groups(root, "memory"):
         highs = [number(group / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
@@ -137,7 +137,7 @@ def _quota(group: Path) -> float | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The folders of this process's control group and of those above it, as far as they are shown here."""
+    """Yield the folders of this process's control group and of those above it, as far as they are visible."""
     for mount, shown, unified in _mounts(root, controller):
         own = _own_group(root, None if unified else controller)
         if own is None:
@@ -154,7 +154,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _mounts(root: Path, controller: str) -> Iterator[tuple[Path, str, bool]]:
-    """Where the hierarchies of a controller are mounted, which part of each is shown there, whether it is version 2."""
+    """Yield each mount of a controller's hierarchy, the visible part of it, and whether it is version 2."""
     for line in text(root / "proc/self/mountinfo").splitlines():
         fields, _, rest = line.partition(" - ")
         words, kind = fields.split(), rest.split()
@@ -166,7 +166,7 @@ def _mounts(root: Path, controller: str) -> Iterator[tuple[Path, str, bool]]:
 
 
 def _own_group(root: Path, controller: str | None) -> str | None:
-    """Path of this process's group in the hierarchy of a controller, of version 2 with None."""
+    """Return the path of this process's group in the hierarchy of a controller, of version 2 with None."""
     for line in text(root / "proc/self/cgroup").splitlines():
         number_, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controller in controllers.split(",") if controller is not None else number_ == "0" and not controllers:

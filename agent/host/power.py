@@ -1,4 +1,4 @@
-"""What the board's own meters tell of its power draw, and the energy of an inference.
+"""Read the board's own power meters, and compute the energy of an inference.
 
 Meters, best first: the INA3221 of a Jetson (a gauge of the board's rails), RAPL of x86 processors (a counter of the
 packages' energy; root's to read on most systems), a battery's fuel gauge while it discharges (the whole device, which
@@ -45,26 +45,28 @@ class PowerMeter(ABC):
 
     @abstractmethod
     def mark(self, now_s: float) -> Mark | None:
-        """Its reading now; None where it tells nothing."""
+        """Return a reading at `now_s`, in seconds; None if there is none."""
 
     @abstractmethod
     def mean_mw(self, begin: Mark, end: Mark) -> float | None:
-        """Mean power between two marks of this meter, mW."""
+        """Return the mean power between two marks of this meter, in mW; None if it is unknown."""
 
 
 class Gauge(PowerMeter):
-    """Tells the power of the last moments: read right after a stretch of steady work, it is that work's."""
+    """A meter of the power of the last moments; read right after steady work, it is the power of that work."""
 
     def mark(self, now_s: float) -> Mark | None:
+        """Return the power now as a mark; None if it is unknown or not positive."""
         power_mw = self.power_mw()
         return Mark(now_s, power_mw) if power_mw is not None and power_mw > 0 else None
 
     def mean_mw(self, begin: Mark, end: Mark) -> float | None:
+        """Return the power at the end."""
         return end.value
 
     @abstractmethod
     def power_mw(self) -> float | None:
-        """Power now."""
+        """Return the power now, in mW; None if it is unknown."""
 
 
 class Ina3221(Gauge):
@@ -76,6 +78,7 @@ class Ina3221(Gauge):
         self.source = f"ina3221 {'+'.join(chosen)}"[:64]
 
     def power_mw(self) -> float | None:
+        """Return the sum of the rails' powers, in mW; None if one cannot be read."""
         total = 0.0
         for folder, channel in self._rails:
             millivolts, milliamperes = number(folder / f"in{channel}_input"), number(folder / f"curr{channel}_input")
@@ -86,7 +89,7 @@ class Ina3221(Gauge):
 
     @classmethod
     def find(cls, root: Path) -> Ina3221 | None:
-        """The rails under `root`, counted once each."""
+        """Find the rails under `root`, counted once each; None if there are none."""
         folders = {folder.resolve() for folder in root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*")}
         labelled = {
             text(folder / f"in{channel}_label"): (folder, channel)
@@ -106,6 +109,7 @@ class FuelGauge(Gauge):
         self._folder = folder
 
     def power_mw(self) -> float | None:
+        """Return the power of a discharging battery, in mW; None while it does not discharge."""
         if text(self._folder / "status") != "Discharging":
             return None
         power_uw = number(self._folder / "power_now")
@@ -118,7 +122,7 @@ class FuelGauge(Gauge):
 
     @classmethod
     def find(cls, root: Path) -> FuelGauge | None:
-        """The device's own battery, where it tells power at all."""
+        """Find the device's own battery; None if it does not tell power."""
         folder = find_battery(root)
         if folder is None or (number(folder / "power_now") is None and number(folder / "current_now") is None):
             return None
@@ -136,6 +140,7 @@ class Rapl(PowerMeter):
         self.source = f"rapl {len(packages)} package{'' if len(packages) == 1 else 's'}"
 
     def mark(self, now_s: float) -> Mark | None:
+        """Return the energy of all packages so far; None if one cannot be read."""
         readings = [number(package / "energy_uj") for package in self._packages]
         now_mj = [reading / 1e3 for reading in readings if reading is not None]
         if len(now_mj) != len(readings):
@@ -146,13 +151,14 @@ class Rapl(PowerMeter):
         return Mark(now_s, sum(now_mj) + self._wrapped_mj)
 
     def mean_mw(self, begin: Mark, end: Mark) -> float | None:
+        """Return the energy between the marks over their time, in mW; None if either did not grow."""
         if end.at_s <= begin.at_s or end.value <= begin.value:
             return None
         return (end.value - begin.value) / (end.at_s - begin.at_s)
 
     @classmethod
     def find(cls, root: Path) -> Rapl | None:
-        """The packages, without their parts, where their counters can be read."""
+        """Find the packages, without their parts; None if their counters cannot be read."""
         folders = [
             folder for folder in sorted(root.glob("sys/class/powercap/intel-rapl:*")) if folder.name.count(":") == 1
         ]
@@ -162,23 +168,23 @@ class Rapl(PowerMeter):
 
 
 def with_power(conditions: Conditions, power_mw: float | None) -> Conditions:
-    """`conditions` with what a meter says, mW; an impossible reading is left out."""
+    """Return `conditions` with a meter's power, in mW; an impossible reading is left out."""
     return of_readings(Conditions, **{**dict(conditions), "power_mw": power_mw})
 
 
 def energy_mj(mean_mw: float | None, latency_ms: float) -> float | None:
-    """Energy of an inference, mJ; None where no meter tells a possible power."""
+    """Return the energy of an inference, in mJ; None without a plausible power."""
     energy = None if mean_mw is None else mean_mw * latency_ms / 1000
     return energy if is_plausible(Millijoules, energy) else None
 
 
 def find_power_meter(root: Path = Path("/")) -> PowerMeter | None:
-    """The best meter of the device whose files lie under `root`."""
+    """Find the best meter of the device whose files lie under `root`; None if it has none."""
     return Ina3221.find(root) or Rapl.find(root) or FuelGauge.find(root)
 
 
 class IdlePower:
-    """What the device draws at rest; read seldom, because reading takes a moment of rest."""
+    """Power of the device at rest; read seldom, because a reading takes a moment of rest."""
 
     def __init__(
         self,
@@ -190,7 +196,7 @@ class IdlePower:
         self._known: tuple[float, float | None] | None = None
 
     def mw(self) -> float | None:
-        """Mean power over a rest at most `IDLE_HOLDS_S` ago; None without a meter."""
+        """Return the mean power of a rest at most `IDLE_HOLDS_S` s ago, in mW; None without a meter."""
         if self._meter is None:
             return None
         if self._known is None or self._clock() - self._known[0] >= IDLE_HOLDS_S:
@@ -211,7 +217,7 @@ class BlockPower:
         self._energy_mj = self._time_s = 0.0
 
     def end_block(self, fraction: float) -> None:
-        """A block may have ended right now; at `fraction` 0 none has, since the blocks only begin."""
+        """End a block; at `fraction` 0 none has begun yet."""
         begin, self._begin = self._begin, None
         if self._meter is None or begin is None or fraction <= 0:
             return
@@ -222,11 +228,11 @@ class BlockPower:
             self._time_s += end.at_s - begin.at_s
 
     def begin_block(self) -> None:
-        """The next block begins now."""
+        """Begin a block."""
         if self._meter is not None:
             self._begin = self._meter.mark(self._clock())
 
     @property
     def mean_mw(self) -> float | None:
-        """Mean power inside blocks, mW; None where the meter told nothing."""
+        """Mean power inside blocks, in mW; None if the meter gave no reading."""
         return self._energy_mj / self._time_s if self._time_s > 0 else None

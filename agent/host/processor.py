@@ -1,4 +1,4 @@
-"""The processor's cores, clusters and vector extensions, from `/proc/cpuinfo` and sysfs."""
+"""Describe the processor from `/proc/cpuinfo` and sysfs: cores, clusters and vector extensions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _VECTOR_FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """What `/proc/cpuinfo` and sysfs say."""
+    """Description of a processor."""
 
     name: str
     clusters: tuple[CpuCluster, ...]
@@ -47,7 +47,7 @@ class Processor:
 
 
 def describe_processor(root: Path = Path("/")) -> Processor:
-    """The processor of the device whose files lie under `root`; what is not told is left out."""
+    """Describe the processor of the device whose files lie under `root`; unknown facts are left out."""
     cores, general = _read_cpuinfo(root)
     names = [_core_name(core) for core in cores]
     # By the number that the kernel gives each: those that are offline are not listed.
@@ -66,7 +66,7 @@ def describe_processor(root: Path = Path("/")) -> Processor:
 
 
 def _read_cpuinfo(root: Path) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """One mapping per processor, and what stands outside them."""
+    """Return the fields of each processor, and the general ones."""
     try:
         text = (root / "proc/cpuinfo").read_text(errors="replace")
     except OSError:

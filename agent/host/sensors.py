@@ -1,4 +1,4 @@
-"""Temperature, clock, governor, throttling, load and battery, from wherever this device tells them.
+"""Read temperature, clock, governor, throttling, load and battery from the sources that this device has.
 
 Every sensor is optional: what is missing or unreadable is None. Files come first; psutil, where it is installed, only
 fills what they leave open.
@@ -58,7 +58,7 @@ class Sensors:
         self._vcgencmd = shutil.which("vcgencmd") if self._own_device else None
 
     def read(self) -> Conditions:
-        """The device's state now; its power is left to whoever measures, since it tells nothing without the work."""
+        """Read the device's state now, without its power, which is only meaningful during a measurement."""
         battery = self._battery.read()
         return of_readings(
             Conditions,
@@ -73,7 +73,7 @@ class Sensors:
         )
 
     def missing(self) -> list[str]:
-        """Names of the sensors that this device does not have."""
+        """Return the names of the sensors that this device does not have."""
         found = self.read()
         silent = [name for name in Conditions.model_fields if getattr(found, name) is None]
         return [name for name in silent if name != "power_mw" or self.power_meter is None]
@@ -94,7 +94,7 @@ class Sensors:
             for folder in sorted(self._root.glob(pattern))
         ]
         readings = [(rank, file, number(file)) for rank, file in candidates]
-        # What is off or broken tells something that no device has; it serves only where there is nothing else.
+        # A sensor that is off or broken shows an impossible value; it is used only if there is no other.
         readable = [
             (rank, Thermometer().celsius(value) is None, file) for rank, file, value in readings if value is not None
         ]
@@ -133,7 +133,7 @@ class Sensors:
             except ValueError:
                 return None
         if self._throttle_counts:
-            # Each for itself: the count of a core that is switched off and on again is no news.
+            # Per core: the count of a core that is switched off and on again is not new throttling.
             before, now = self._last_counts, self._read_counts()
             self._last_counts = {**before, **now}
             return any(count > before.get(path, count) for path, count in now.items())

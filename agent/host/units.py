@@ -1,7 +1,7 @@
-"""The units of what kernels tell. Their documentation names one for each file; some vendors' drivers use another.
+"""Convert readings of kernel files to one unit; some vendors' drivers use another unit than the documentation.
 
-Two units of one file are a factor of a thousand or a million apart, and what a device can really have is not: a
-processor of 65 or of 0.065 degrees, a clock of 1.8 GHz or of 1.8 THz.
+Two units of one file differ by a factor of a thousand or a million, which no two real devices do: a processor has 65
+and not 0.065 degrees, a clock 1.8 GHz and not 1.8 THz.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ _TOO_HOT_IN_DEGREES, _TOO_HOT_IN_TENTHS = 200.0, 2000.0
 
 
 class Thermometer:
-    """One temperature file: thousandths of a degree by the documentation, whole degrees or tenths with some drivers.
+    """Converts one temperature file: thousandths of a degree, or whole degrees or tenths with some drivers.
 
-    The largest reading so far tells which, so that a cold moment does not change the unit.
+    The largest reading so far determines the unit, so that a cold moment does not change it.
     """
 
     def __init__(self) -> None:
         self._largest = 0.0
 
     def celsius(self, reading: float) -> float | None:
-        """The temperature; None where no unit makes it one."""
+        """Return the temperature, in degrees Celsius; None if no unit makes the reading plausible."""
         self._largest = max(self._largest, abs(reading))
         if self._largest > _TOO_HOT_IN_TENTHS:
             return plausible_celsius(reading / 1000)
@@ -30,17 +30,17 @@ class Thermometer:
 
 
 def plausible_celsius(value: float) -> float | None:
-    """The temperature, unless no device could have it: what drivers say of a sensor that is off or broken."""
+    """Return the temperature; None if no device can have it, as drivers report for a sensor that is off or broken."""
     return value if _COLDEST_C <= value <= _HOTTEST_C else None
 
 
 def battery_celsius(reading: float) -> float | None:
-    """A battery's temperature: tenths of a degree by the documentation, thousandths with some drivers."""
+    """Convert a battery's temperature: tenths of a degree, or thousandths with some drivers."""
     return plausible_celsius(reading / 1000 if abs(reading) > _TOO_HOT_IN_TENTHS else reading / 10)
 
 
 def clock_mhz(reading: float) -> float | None:
-    """A core's clock: kHz by the documentation, Hz or MHz with some drivers; None where it stands still."""
+    """Convert a core's clock: kHz, or Hz or MHz with some drivers; None if it stands still."""
     if reading <= 0:
         return None
     if reading >= 2e7:  # 20 GHz in kHz
@@ -49,15 +49,15 @@ def clock_mhz(reading: float) -> float | None:
 
 
 def microvolts(reading: float) -> float:
-    """A battery's voltage: microvolts by the documentation, millivolts with some drivers."""
+    """Convert a battery's voltage: microvolts, or millivolts with some drivers."""
     return 1000 * reading if abs(reading) < 1e5 else reading  # 0.1 V in microvolts
 
 
 def microamperes(reading: float) -> float:
-    """A battery's current under work: microamperes by the documentation, milliamperes with some phones' drivers."""
+    """Convert a battery's current under work: microamperes, or milliamperes with some phones' drivers."""
     return 1000 * reading if abs(reading) < 2e4 else reading  # 20 mA in microamperes: less than a sleeping phone
 
 
 def percent(reading: float) -> float | None:
-    """A battery's level; None where it is none."""
+    """Return a battery's level in per cent; None if it is none."""
     return reading if 0 <= reading <= 100 else None

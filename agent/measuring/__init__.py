@@ -1,1 +1,1 @@
-"""Latencies measured in a child process that may be killed."""
+"""Measurements in a child process that may be killed, in turns with reference subnets."""

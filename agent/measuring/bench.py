@@ -1,4 +1,4 @@
-"""`fleetnas-agent bench`: measure one model file as a task would be measured."""
+"""Measure one model file in the killable child, as a task would be measured."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
-from fleetnas.agent.measuring.input_shapes import Shape
 from fleetnas.agent.measuring.messages import BenchOrder, FailedReply, MeasuredReply, PhaseReply, Reply, UnreadyReply
 from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
-from fleetnas.agent.service.state_folder import default_engine_folder
+from fleetnas.agent.runtimes.input_shapes import Shape
 from fleetnas.fleet_protocol.errors import FleetnasError, RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
@@ -21,7 +20,7 @@ _SLACK_S = 600.0
 
 
 def runtime_for(model: Path, chosen: str | None = None) -> str:
-    """The runtime that measures a file of this name; `UsageError` where none does, or not the `chosen` one."""
+    """Return the runtime that measures a file of this name; `UsageError` if none does, or not the `chosen` one."""
     if not model.is_file():
         raise UsageError(f"there is no model file {model}; check its path")
     if model.suffix not in _RUNTIMES:
@@ -40,12 +39,16 @@ def bench_model(
     protocol: MeasurementProtocol,
     on_phase: Callable[[PhaseReply], None],
     input_shapes: Mapping[str, Shape] = MappingProxyType({}),
+    *,
+    engine_folder: Path | None = None,
 ) -> MeasuredReply:
-    """The measurement of a model file, in the killable child, with the host's lock held.
+    """Measure a model file in the killable child, with the host's lock held.
 
-    `input_shapes` are those that were chosen, by name; under the empty name, that of the one input left open.
+    `input_shapes` are the chosen shapes by input name; the empty name stands for the one input that has open sides.
+    Compiled engines are kept in `engine_folder`. Raises `UsageError` if the model or its shapes cannot be used, else
+    `FleetnasError` with the child's reason.
     """
-    worker = Worker(child_command(default_host_lock_path(), engine_folder=default_engine_folder()))
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=engine_folder))
     try:
         shapes = dict(input_shapes)
         worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol, input_shapes=shapes))
@@ -66,6 +69,6 @@ def bench_model(
 
 
 def not_measured(model: Path, reply: FailedReply) -> FleetnasError:
-    """The error of an order that failed before anything was measured."""
+    """Return the error of an order that failed before anything was measured."""
     kind = UsageError if reply.usage else FleetnasError
     return kind(f"{model.name} was not measured: {reply.reason}: {reply.detail}")

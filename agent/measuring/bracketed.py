@@ -1,24 +1,25 @@
-"""Latency at undisturbed speed where another program runs the models: readings of a reference before and after.
+"""Estimate latency at undisturbed speed from readings of a reference before and after, if another program runs models.
 
-Coarser than turns: what changes within the measurement is not seen, and only widens the interval by as much as the two
-readings differ.
+This is coarser than turns: a change within the measurement only widens the interval, by the difference of the two
+readings.
 """
 
 from __future__ import annotations
 
 import math
 
-from fleetnas.agent.measuring.messages import PairedTiming, Timing
+from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import LOWER_TOLERANCE, MOST_HALF_WIDTH
+from fleetnas.agent.runtimes.timing import Timing
 
-#: Readings that differ by more say nothing about the time between them.
+#: Readings that differ by more determine nothing about the time between them.
 _MOST_DIFFERENCE = 0.15
 
 
 def bracketed(
     subject: Timing, before: Timing, after: Timing, reference: str, level_ms: float, *, keep_level: bool = False
 ) -> PairedTiming:
-    """The timing of a subject between two readings of a reference whose level is `level_ms`."""
+    """Return the timing of a subject between two readings of a reference whose level is `level_ms`."""
     readings = (before.median_ms, after.median_ms)
     mean_ms = sum(readings) / 2
     if max(readings) < LOWER_TOLERANCE * level_ms and not keep_level:
@@ -26,13 +27,13 @@ def bracketed(
     difference = abs(readings[1] - readings[0]) / mean_ms
     readings_error = math.hypot(before.half_width_percent, after.half_width_percent) / 2  # of their mean
     half_width = math.hypot(subject.half_width_percent, readings_error) / 100 + difference / 2
-    told = difference <= _MOST_DIFFERENCE and half_width <= MOST_HALF_WIDTH
+    determined = difference <= _MOST_DIFFERENCE and half_width <= MOST_HALF_WIDTH
     inside_s = sum(timing.inference_s for timing in (before, after))
     return PairedTiming(
         timing=subject.model_copy(update={"inference_s": subject.inference_s + inside_s}),
-        undisturbed_ms=subject.median_ms * level_ms / mean_ms if told else None,
+        undisturbed_ms=subject.median_ms * level_ms / mean_ms if determined else None,
         undisturbed_half_width_percent=100 * half_width,
-        basis="bracketed" if told else "none",
+        basis="bracketed" if determined else "none",
         reference=reference,
         reference_ms=level_ms,
         slowdown=mean_ms / level_ms,

@@ -1,6 +1,6 @@
-"""The measuring child: orders on its standard input, replies on its standard output.
+"""Run the measuring child: orders on its standard input, replies on its standard output.
 
-It may be killed at any time. It dies with its parent, and the kernel takes it first when memory runs out.
+It may be killed at any time. It dies with its parent, and the kernel kills it first if memory runs out.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from fleetnas.agent.host.process_lifetime import die_with
 from fleetnas.agent.measuring.framing import read_frame, write_frame
 from fleetnas.agent.measuring.host_lock import MAX_WAIT_S, HostLockBusyError, hold_host_lock, present_host_lock_path
-from fleetnas.agent.measuring.lifetime import die_with
 from fleetnas.agent.measuring.messages import (
     FailedReply,
     LoadedReply,
@@ -40,15 +40,13 @@ from fleetnas.fleet_protocol.errors import (
 )
 from fleetnas.fleet_protocol.messages import FailureReason, Phase
 
-CarryOut = Callable[[Order, Callable[[Phase, float], None]], Reply]
+Execute = Callable[[Order, Callable[[Phase, float], None]], Reply]
 
-#: How C++ libraries say that memory ran out.
+#: Texts of C++ libraries that ran out of memory.
 _OUT_OF_MEMORY_TEXTS = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "cannot allocate memory")
 
 
-def serve(
-    orders: IO[bytes], replies: IO[bytes], lock_path: Path, execute: CarryOut, wait_s: float = MAX_WAIT_S
-) -> None:
+def serve(orders: IO[bytes], replies: IO[bytes], lock_path: Path, execute: Execute, wait_s: float = MAX_WAIT_S) -> None:
     """Answer orders until their stream ends, holding the host's lock during each.
 
     An order that waited for the lock for `wait_s` s is answered with `UnreadyReply`.
@@ -57,7 +55,7 @@ def serve(
     def write(reply: Reply) -> None:
         write_frame(replies, reply.model_dump_json().encode())
 
-    def say(phase: Phase, fraction: float) -> None:
+    def report_phase(phase: Phase, fraction: float) -> None:
         write(PhaseReply(phase=phase, fraction=fraction))
 
     while (payload := read_frame(orders)) is not None:
@@ -67,18 +65,18 @@ def serve(
             path = present_host_lock_path(lock_path)
             waiting = PhaseReply(phase="waiting", detail=f"for the lock {path}, which another process holds")
             with hold_host_lock(path, partial(write, waiting), wait_s):
-                say("building", 0.0)
-                reply = execute(order, say)
+                report_phase("building", 0.0)
+                reply = execute(order, report_phase)
         except HostLockBusyError as error:
             reply = UnreadyReply(reason=str(error))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever an order raises is its reply
             usage = isinstance(error, UsageError)
             reply = FailedReply(reason=failure_reason(error), detail=_describe(error), usage=usage)
         write(reply)
 
 
 def failure_reason(error: BaseException) -> FailureReason:
-    """What an exception of an order means to the coordinator."""
+    """Return the reason that an order's exception stands for."""
     kinds: tuple[tuple[type[BaseException], FailureReason], ...] = (
         (MemoryError, "out_of_memory"),
         (ProviderFallbackError, "provider_fallback"),
@@ -96,7 +94,7 @@ def failure_reason(error: BaseException) -> FailureReason:
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the child until its standard input ends; the arguments are those of `child_command`."""
     parser = argparse.ArgumentParser(
         prog="fleetnas.agent.measuring.child", description="Measures for fleetnas-agent; not run by hand."
     )
@@ -118,7 +116,7 @@ def main() -> None:
 
 
 def claim_pipes() -> tuple[IO[bytes], IO[bytes]]:
-    """Standard input and output, kept for frames; what libraries print goes to standard error from now on."""
+    """Return standard input and output, reserved for frames; output of libraries goes to standard error from now on."""
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return sys.stdin.buffer, replies

@@ -1,4 +1,4 @@
-"""Length-prefixed JSON on the pipes between the agent and its measuring child."""
+"""Read and write length-prefixed JSON on the pipes between the agent and its measuring child."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_FRAME_BYTES = 1024 * 1024
 
 
 class BadFrameError(Exception):
-    """The bytes on a pipe are not frames: whoever wrote them is broken and must be replaced."""
+    """The bytes on a pipe are not frames: the process that wrote them has to be replaced."""
 
 
 def write_frame(stream: IO[bytes], payload: bytes) -> None:
@@ -22,7 +22,7 @@ def write_frame(stream: IO[bytes], payload: bytes) -> None:
 
 
 def read_frame(stream: IO[bytes]) -> bytes | None:
-    """The next frame, blocking; None at the end of the stream."""
+    """Return the next frame, blocking; None at the end of the stream."""
     header = stream.read(_HEADER.size)
     if len(header) < _HEADER.size:
         return None
@@ -30,13 +30,13 @@ def read_frame(stream: IO[bytes]) -> bytes | None:
 
 
 class FrameDecoder:
-    """Frames out of bytes that arrive in any portions."""
+    """Decodes frames from bytes that arrive in any portions."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The frames that `data` completes; `BadFrameError` as soon as a header is none."""
+        """Return the frames that `data` completes; `BadFrameError` if a header is invalid."""
         self._buffer += data
         frames = []
         while len(self._buffer) >= _HEADER.size:

@@ -1,4 +1,4 @@
-"""The lock that agents of one host share, so that two never measure at once; first come, first served.
+"""Hold the lock that agents of one host share, so that two never measure at once; first come, first served.
 
 Two kinds of kernel locks on one file, which need no right to write it and end with the process that holds them:
 
@@ -9,8 +9,8 @@ Two kinds of kernel locks on one file, which need no right to write it and end w
 A process that has a ticket is therefore never overtaken by a later request. `flock` alone promises no order: on a busy
 machine the process that releases it often takes it again before the waiting ones have woken up.
 
-Whoever can open the file can hold the lock, and then nobody measures: it lies where only the right users can enter, see
-`default_host_lock_path`.
+Everybody who can open the file can hold the lock, and then nobody measures: it is in a folder that only the right users
+can enter, see `default_host_lock_path`.
 """
 
 from __future__ import annotations
@@ -30,37 +30,36 @@ from types import FrameType
 from fleetnas.fleet_protocol.errors import FleetnasError
 from fleetnas.fleet_protocol.folders import home_folder
 
-#: Where every user and every service of a host looks, unless told otherwise.
+#: Variable with the path of the lock file, for every user and service of a host.
 ENVIRONMENT_VARIABLE = "FLEETNAS_HOST_LOCK"
 #: The folder of the agents of several users: made by the system service, or by root, for a group that they all are in.
 SHARED_FOLDER = Path("/run/fleetnas")
 _FILE = "host.lock"
-#: How long one order waits. Longer than a sustained run of the usual half hour, and an agent that has waited for so
-#: long says so and asks again.
+#: How long one order waits, in seconds: longer than a sustained run of the usual half hour. After that the agent
+#: reports the wait and asks for the lock again.
 MAX_WAIT_S = 3600.0
-#: Only the first in the queue can block in the kernel; the others look this often whether they are the first. A
+#: Only the first in the queue can block in the kernel; the others check this often whether they are the first. A
 #: measurement takes longer, so that the next process always blocks before the lock is free.
 _QUEUE_POLL_S = 0.05
 #: C's `struct flock` with 64-bit offsets: type, whence, start, length, pid.
 _BYTE_RANGE = struct.Struct("hhqqi0q")
-#: What kernels and file systems answer that have no byte-range locks of open files (Linux before 3.15).
+#: Errors of kernels and file systems without byte-range locks of open files (Linux before 3.15).
 _NO_BYTE_RANGES = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 class _WaitedError(Exception):
-    """The time to wait is over."""
+    """The waiting time is over."""
 
 
 class HostLockBusyError(FleetnasError):
-    """Another process has held the lock, or was before this one, for as long as may be waited."""
+    """Other processes have held the lock for the whole waiting time."""
 
 
 def default_host_lock_path() -> Path:
-    """The lock file that the agents of this host agree on.
+    """Return the lock file that the agents of this host share.
 
-    `FLEETNAS_HOST_LOCK`; else in `/run/fleetnas`, where this user may write there; else in the user's own runtime
-    folder (`XDG_RUNTIME_DIR`), which only that user can enter; else in a folder for this user alone, which is made
-    where temporary files lie.
+    `FLEETNAS_HOST_LOCK`; else in `/run/fleetnas`, if this user may write there; else in the user's own runtime
+    folder (`XDG_RUNTIME_DIR`), which only that user can enter; else in a folder for this user alone, in `/tmp`.
     """
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
@@ -78,31 +77,31 @@ def default_host_lock_path() -> Path:
 
 
 def present_host_lock_path(path: Path) -> Path:
-    """`path`, or where it would be by now: a user's runtime folder goes when the last login ends."""
+    """Return `path`, or the default if its folder is gone: a user's runtime folder is deleted after the last login."""
     return path if os.path.isdir(path.parent) else default_host_lock_path()
 
 
 @contextmanager
 def hold_host_lock(path: Path, on_wait: Callable[[], None], limit_s: float = MAX_WAIT_S) -> Iterator[None]:
-    """Hold the lock; `on_wait` is called once before blocking, where another process has it or waits for it.
+    """Hold the lock; `on_wait` is called once before blocking, if another process has it or waits for it.
 
-    `HostLockBusyError` after waiting for `limit_s` s; `FleetnasError` where the file cannot be opened or locked, is no
-    regular file, or others could take its folder away. Only the main thread can wait.
+    Raises `HostLockBusyError` after waiting for `limit_s` s, `FleetnasError` if the file cannot be opened or locked, is
+    no regular file, or others could replace its folder. Only the main thread can wait.
     """
-    told = False
+    has_reported = False
     give_up_s = time.monotonic() + limit_s
 
-    def tell_once() -> None:
-        nonlocal told
-        if not told:
-            told = True
+    def report_wait() -> None:
+        nonlocal has_reported
+        if not has_reported:
+            has_reported = True
             on_wait()
 
     while True:
         handle = _open(path)
         try:
             try:
-                _acquire(path, handle, tell_once, give_up_s)
+                _acquire(path, handle, report_wait, give_up_s)
             except _WaitedError:
                 raise HostLockBusyError(
                     f"another process has kept the lock {path} for {limit_s:g} s, and no two may measure at once; see "
@@ -111,7 +110,7 @@ def hold_host_lock(path: Path, on_wait: Callable[[], None], limit_s: float = MAX
             if _is_file_at(path, handle):
                 yield
                 return
-            # Somebody deleted the file meanwhile, such as a cleaner of /tmp: others lock its successor.
+            # The file was deleted meanwhile, for example by a cleaner of /tmp: other processes lock its successor.
         finally:
             os.close(handle)
 
@@ -145,7 +144,7 @@ def _own_folder_name() -> str:
 
 
 def _make_own_folder(folder: Path) -> None:
-    """The folder lies where everybody may make one of this name: it has to be ours, and closed to others."""
+    """Make the folder; `PermissionError` if another user made one of this name first, or others can enter it."""
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
@@ -177,7 +176,7 @@ def _is_file_at(path: Path, handle: int) -> bool:
 
 
 def _acquire(path: Path, handle: int, on_wait: Callable[[], None], give_up_s: float) -> None:
-    """Lock the file in its turn; `_WaitedError` where that is not before `give_up_s`, of the monotonic clock."""
+    """Lock the file in turn; `_WaitedError` if that takes until `give_up_s`, in monotonic seconds."""
     try:
         ticket = _take_ticket(handle)
     except OSError as error:
@@ -199,9 +198,9 @@ def _acquire(path: Path, handle: int, on_wait: Callable[[], None], give_up_s: fl
 
 @contextmanager
 def _interrupted_at(give_up_s: float) -> Iterator[None]:
-    """Have `_WaitedError` raised inside at that time: the kernel's `flock` waits without a limit, and a signal ends it.
+    """Raise `_WaitedError` inside at that time: the kernel's `flock` waits without a limit, and a signal ends it.
 
-    Polling instead would disturb the measurement that is waited for, and leave the lock free for longer.
+    Polling instead would disturb the measurement of the other process, and leave the lock free for longer.
     """
 
     def give_up(number: int, frame: FrameType | None) -> None:
@@ -229,7 +228,7 @@ def _flock(path: Path, handle: int, operation: int) -> bool:
 
 
 def _take_ticket(handle: int) -> int:
-    """Lock the byte after the highest locked one; two requests at the very same time may share it."""
+    """Lock the byte after the highest locked one and return it; two requests at the same time may share it."""
     ticket = 1
     while (taken := _other_ticket(handle, ticket, 0)) is not None:
         ticket = taken + 1
@@ -238,13 +237,13 @@ def _take_ticket(handle: int) -> int:
 
 
 def _other_ticket(handle: int, start: int, length: int) -> int | None:
-    """A ticket of another process within the range, if any; a length of 0 is without end."""
+    """Return a ticket of another process within the range, if any; a length of 0 is without end."""
     kind, found, extent = _byte_range(handle, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, start, length)
     return found if kind != fcntl.F_UNLCK and extent == 1 else None  # a longer lock is no ticket of ours
 
 
 def _byte_range(handle: int, command: int, kind: int, start: int, length: int) -> tuple[int, int, int]:
-    """One `fcntl` call; type, start and length as the kernel answers."""
+    """Make one `fcntl` call; return type, start and length of the kernel's answer."""
     answer = fcntl.fcntl(handle, command, _BYTE_RANGE.pack(kind, os.SEEK_SET, start, length, 0))
     kind, _, found, extent, _ = _BYTE_RANGE.unpack(answer)
     return kind, found, extent

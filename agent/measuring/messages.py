@@ -1,4 +1,4 @@
-"""What the agent and its measuring child say to each other. Both are this program; the pipe is still checked."""
+"""The orders and replies between the agent and its measuring child, validated on both ends of the pipe."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, TypeAdapter
 
 from fleetnas.agent.host.battery import BatteryRule
+from fleetnas.agent.runtimes.input_shapes import InputShapes
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleetnas.device_profiles.quantities import (
     Count,
     DurationMs,
     HalfWidthPercent,
-    Microseconds,
     Millijoules,
     Milliseconds,
     Provider,
@@ -30,26 +31,6 @@ from fleetnas.fleet_protocol.messages import (
 
 #: Reference subnets per bundle and setting.
 RUNGS = 5
-
-
-#: Shape of each input by name; empty where they are not known. Under the empty name, that of the one left open.
-InputShapes: TypeAlias = dict[str, tuple[int, ...]]
-
-
-class Timing(Message):
-    """Times of one model; the fields mean what they mean in `fleetnas.fleet_protocol.messages.Measurement`."""
-
-    median_ms: Milliseconds
-    mad_ms: DurationMs
-    p90_ms: Milliseconds
-    min_ms: Milliseconds
-    runs: int = Field(ge=1, le=2**31 - 1)
-    inner_loops: int = Field(ge=1, le=2**31 - 1)
-    half_width_percent: HalfWidthPercent
-    noisy: bool
-    times_us: tuple[Microseconds, ...] = Field(max_length=512)
-    block_medians_ms: tuple[Milliseconds, ...] = Field(max_length=100)
-    inference_s: Seconds = Field(description="time inside inference runs, warm-up included")
 
 
 class PairedTiming(Message):
@@ -113,7 +94,7 @@ class BenchOrder(Message):
 
 
 class ProbeOrder(Message):
-    """Load a runtime, say what it offers and run the micro-benchmarks."""
+    """Load a runtime, report its providers and run the micro-benchmarks."""
 
     op: Literal["probe"] = "probe"
     setting: RuntimeSetting
@@ -254,10 +235,10 @@ _replies: TypeAdapter[Reply] = TypeAdapter(Reply)
 
 
 def decode_order(payload: bytes) -> Order:
-    """What the agent asks; `pydantic.ValidationError` where it is nothing of the kind."""
+    """Decode an order in JSON; `pydantic.ValidationError` if it is not one."""
     return _orders.validate_json(payload)
 
 
 def decode_reply(payload: bytes) -> Reply:
-    """What the child answers; `pydantic.ValidationError` where it is nothing of the kind."""
+    """Decode a reply in JSON; `pydantic.ValidationError` if it is not one."""
     return _replies.validate_json(payload)

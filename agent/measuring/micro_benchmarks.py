@@ -1,4 +1,4 @@
-"""Small measurements that say what a device can do before its first subnet. They take about a second in all."""
+"""Run small measurements that characterise a device before its first subnet; they take about a second in all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fleetnas.supernet_export.model_file import emit
 from fleetnas.supernet_export.quantisation import nominal_ranges
 
 _PROTOCOL = MeasurementProtocol(warmup_runs=2, warmup_s=0.03, min_runs=5, min_s=0.12, max_s=2.0, blocks=3)
-#: 14 x 14 pixels and 128 channels are in the middle of a mobile network; 8 layers drown the session's own cost.
+#: 14 x 14 pixels and 128 channels are in the middle of a mobile network; with 8 layers the session's own cost is small.
 _PIXELS, _CHANNELS, _LAYERS, _KERNEL = 14, 128, 8, 5
 _COPY_BYTES = 16 * 1024 * 1024
 
@@ -25,8 +25,10 @@ _COPY_BYTES = 16 * 1024 * 1024
 def run_micro_benchmarks(
     runtime: Runtime, setting: RuntimeSetting, *, full: bool = True
 ) -> tuple[MicroBenchmarks, str]:
-    """The results of `setting`, on one thread, and the provider that was active. Without `full` only the session's
-    own cost is measured."""
+    """Return the results of `setting` on one thread, and the active provider.
+
+    Without `full` only the session's own cost is measured. Raises the errors of `Runtime.load`.
+    """
     single = setting.model_copy(update={"threads": 1})
 
     provider = ""
@@ -50,7 +52,7 @@ def run_micro_benchmarks(
             MicroBenchmarks,
             gemm_gflops=gemm_flops / seconds(_graph(_LAYERS, depthwise=False)) / 1e9,
             depthwise_gflops=depthwise_flops / seconds(_graph(_LAYERS, depthwise=True)) / 1e9,
-            # Of a device that this host only drives, the host's memory says nothing.
+            # The host's memory says nothing about a device that this host only drives.
             copy_gb_per_s=2 * _COPY_BYTES / _copy_seconds() / 1e9 if setting.runtime in IN_PROCESS else None,
             session_overhead_us=1e6 * overhead_s,
         ),
@@ -59,7 +61,7 @@ def run_micro_benchmarks(
 
 
 def try_setting(runtime: Runtime, setting: RuntimeSetting) -> None:
-    """Load and run a small model exactly as `setting` says; raises what keeps it from running."""
+    """Load and run a small model with exactly this setting; raises the errors of `Runtime.load`."""
     graph = _graph(layers=1, depthwise=False)
     model = emit(graph, setting.runtime, nominal_ranges(graph) if setting.precision == "int8" else None)
     loaded = runtime.load(model, setting)

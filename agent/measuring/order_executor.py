@@ -1,6 +1,6 @@
-"""Carry out orders in the measuring child: open the bundle, build the model, load it, time it in turns with references.
+"""Execute orders in the measuring child: open the bundle, build the model, load it, time it in turns with references.
 
-What takes long to make (the open bundle, the references' sessions) is kept from one order to the next.
+The open bundle and the references' sessions take long to make: they are kept from one order to the next.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from fleetnas.agent.host.limits import core_list
 from fleetnas.agent.host.power import BlockPower, IdlePower, energy_mj, with_power
@@ -30,24 +31,25 @@ from fleetnas.agent.measuring.messages import (
     UnreadyReply,
     WindowReply,
 )
-from fleetnas.agent.measuring.model_file import ModelFile, open_model
-from fleetnas.agent.measuring.pairing import Pairing, TurnHooks
+from fleetnas.agent.measuring.paired import TurnHooks
+from fleetnas.agent.measuring.pairing import Pairing
 from fleetnas.agent.measuring.references import References
 from fleetnas.agent.measuring.sustained_windows import measure_windows
 from fleetnas.agent.runtimes.base import Runtime
+from fleetnas.agent.runtimes.model_file import ModelFile, open_model
 from fleetnas.agent.runtimes.registry import make_runtime
 from fleetnas.fleet_protocol.errors import CorruptBundleError, HashMismatchError, UsageError
 from fleetnas.fleet_protocol.messages import Phase, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.model_file import build_model
 
-Say = Callable[[Phase, float], None]
-#: A phase's progress is told at most this often: each telling wakes the agent and its network.
+ReportPhase: TypeAlias = Callable[[Phase, float], None]
+#: A phase's progress is reported at most this often: each report wakes the agent and its network.
 _PROGRESS_EVERY_S = 2.0
 
 
 class OrderExecutor:
-    """Carries out orders, one after the other."""
+    """Executes orders, one after the other."""
 
     def __init__(
         self,
@@ -64,19 +66,22 @@ class OrderExecutor:
         self._bundle: tuple[str, SupernetBundle] | None = None
         self._references = References()
 
-    def execute(self, order: Order, say: Say) -> Reply:
-        """The reply to one order; raises what keeps it from being carried out."""
+    def execute(self, order: Order, report_phase: ReportPhase) -> Reply:
+        """Execute one order and return its reply.
+
+        Raises `FleetnasError` or a library's error if it cannot be executed; `child.failure_reason` classifies them.
+        """
         # A phone's cores are not this host's: its own runtime pins to them.
         self._pin(() if order.setting.runtime == "adb" else order.setting.affinity)
         if isinstance(order, MeasureOrder):
-            return self._measure_subnet(order, say)
+            return self._measure_subnet(order, report_phase)
         if isinstance(order, BenchOrder):
-            return self._measure_file(order, say)
+            return self._measure_file(order, report_phase)
         if isinstance(order, SustainedOrder):
-            return self._sustain(order, say)
+            return self._sustain(order, report_phase)
         return self._probe(order)
 
-    def _measure_subnet(self, order: MeasureOrder, say: Say) -> Reply:
+    def _measure_subnet(self, order: MeasureOrder, report_phase: ReportPhase) -> Reply:
         begin = time.perf_counter()
         runtime = self._runtime(order.setting)
         if order.battery is not None:
@@ -90,7 +95,7 @@ class OrderExecutor:
         bundle = self._open_bundle(order)
         pairing = None
         if order.references is not None:
-            pairing = self._pairing(bundle, order, order.references, runtime, say)
+            pairing = self._pairing(bundle, order, order.references, runtime, report_phase)
             slow_above = order.references.slow_above
             slowdown = pairing.slowdown() if slow_above is not None else None
             if slowdown is not None and slow_above is not None and slowdown > slow_above:
@@ -99,7 +104,7 @@ class OrderExecutor:
         calibration = _read_verified(order.calibration_path, order.calibration_sha256)
         model = build_model(bundle, order.architecture, calibration, order.setting)
         build_ms = 1000 * (time.perf_counter() - build_begin)
-        reply = self._time_model(runtime, model, order, build_ms, say, pairing)
+        reply = self._time_model(runtime, model, order, build_ms, report_phase, pairing)
         return reply.model_copy(
             update={
                 "levels_ms": pairing.levels_ms if pairing is not None else {},
@@ -109,15 +114,20 @@ class OrderExecutor:
         )
 
     def _pairing(
-        self, bundle: SupernetBundle, order: MeasureOrder, references: ReferenceOrder, runtime: Runtime, say: Say
+        self,
+        bundle: SupernetBundle,
+        order: MeasureOrder,
+        references: ReferenceOrder,
+        runtime: Runtime,
+        report_phase: ReportPhase,
     ) -> Pairing:
-        """The references of an order, loaded, warmed up where it asks for that, with their levels known."""
+        """Load the references of an order, warm up if it requires that, and learn their levels."""
         macs = float(bundle.space.macs(bundle.space.encode([order.architecture]))[0])
         loaded = self._references.get(bundle, order.setting, runtime, references.at_most)
         pairing = Pairing(loaded, references, order.protocol, macs)
         if references.warm_up:
-            pairing.warm_up(lambda fraction: say("waiting", fraction))
-            say("building", 0.0)
+            pairing.warm_up(lambda fraction: report_phase("waiting", fraction))
+            report_phase("building", 0.0)
         pairing.calibrate()
         return pairing
 
@@ -127,9 +137,9 @@ class OrderExecutor:
         now_c = (runtime.conditions() or self._sensors.read()).temperature_c
         return SlowReply(temperature_c=now_c) if now_c is not None and now_c > references.warm_above_c else None
 
-    def _measure_file(self, order: BenchOrder, say: Say) -> Reply:
+    def _measure_file(self, order: BenchOrder, report_phase: ReportPhase) -> Reply:
         own = open_model(Path(order.model_path), order.input_shapes)
-        return self._time_model(self._runtime(order.setting), own.content, order, 0.0, say, own=own)
+        return self._time_model(self._runtime(order.setting), own.content, order, 0.0, report_phase, own=own)
 
     def _time_model(
         self,
@@ -137,25 +147,25 @@ class OrderExecutor:
         model: bytes,
         order: MeasureOrder | BenchOrder,
         build_ms: float,
-        say: Say,
+        report_phase: ReportPhase,
         pairing: Pairing | None = None,
         own: ModelFile | None = None,
     ) -> MeasuredReply:
         begin = time.perf_counter()
         loaded = runtime.load(model, order.setting, own)
         load_ms = 1000 * (time.perf_counter() - begin)
-        driven = runtime.conditions()  # of a device that this host only drives, and whose power it does not know
+        driven = runtime.conditions()  # of a device that this host only drives, whose power it does not know
         power = BlockPower(self._sensors.power_meter if driven is None else None)
         before = driven or with_power(self._sensors.read(), self._idle_power.mw())
-        told = time.perf_counter()
-        say("measuring", 0.0)
+        reported = time.perf_counter()
+        report_phase("measuring", 0.0)
 
         def after_block(fraction: float) -> None:
-            nonlocal told
+            nonlocal reported
             power.end_block(fraction)
-            if time.perf_counter() - told >= _PROGRESS_EVERY_S:
-                told = time.perf_counter()
-                say("measuring", fraction)
+            if time.perf_counter() - reported >= _PROGRESS_EVERY_S:
+                reported = time.perf_counter()
+                report_phase("measuring", fraction)
 
         def on_block(fraction: float) -> None:
             after_block(fraction)
@@ -190,7 +200,7 @@ class OrderExecutor:
 
         runtime = self._runtime(order.setting)
         found, provider = run_micro_benchmarks(runtime, order.setting, full=order.micro_benchmarks)
-        # They run on one thread and in fp32; what the agent offers is the setting as it is.
+        # Micro-benchmarks run on one thread and in fp32; the agent offers the setting as it is.
         try_setting(runtime, order.setting)
         return ProbedReply(
             version=runtime.version(),
@@ -219,7 +229,7 @@ class OrderExecutor:
             if cores:
                 raise UsageError("this system cannot pin a process to cores; leave `affinity` out of the setting")
             return
-        # The kernel takes any set that holds one usable core, and leaves the others out without a word.
+        # The kernel accepts any set with one usable core, and ignores the others silently.
         missing = [core for core in cores if core not in self._all_cores]
         why = f"{core_list(missing)} are offline, not there, or not allowed here" if missing else ""
         try:
@@ -235,8 +245,8 @@ class OrderExecutor:
                 f"{core_list(self._all_cores)}, so change `affinity` in the setting"
             )
 
-    def _sustain(self, order: SustainedOrder, say: Say) -> SustainedReply:
-        """Run the model until the order's time is over; each window is reported as it ends."""
+    def _sustain(self, order: SustainedOrder, report_phase: ReportPhase) -> SustainedReply:
+        """Run the model until the order's time is over; report each window as it ends."""
         runtime = self._runtime(order.setting)
         own = open_model(Path(order.model_path), order.input_shapes)
         begin = time.perf_counter()
@@ -252,7 +262,7 @@ class OrderExecutor:
                     cores=_active_cores(order.setting),
                 )
             )
-            say("measuring", 0.0)
+            report_phase("measuring", 0.0)
             windows = 0
             for window in measure_windows(loaded, runtime, self._sensors, order.total_s, order.window_s):
                 self._report(window)
@@ -278,7 +288,7 @@ def _read_verified(path: str | None, sha256: str | None) -> bytes | None:
 
 
 def _active_cores(setting: RuntimeSetting) -> tuple[int, ...]:
-    """Cores that the model runs on; of a phone's, those it was pinned to, which its runtime has checked."""
+    """Return the cores that the model runs on; for a phone, those it was pinned to, which its runtime has checked."""
     return setting.affinity if setting.runtime == "adb" else tuple(sorted(_affinity() or ()))
 
 

@@ -9,7 +9,7 @@ After another model has run, caches hold that model: the first inferences take u
 begins with a sample that does not count, and the turns of a reference last equally long always, since a longer turn
 reads faster. The share of the references adapts by the length of the subject's turns, not by that of their own.
 
-Nothing here knows a runtime or a clock: both are passed in, and simulated devices run this very code.
+Runtime and clock are passed in, so that simulated devices run the same code.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from fleetnas.agent.measuring.measurement import MIN_SAMPLE_MS, no_garbage_collection, summarise, warm_up
-from fleetnas.agent.measuring.messages import PairedTiming, Timing
+from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import (
     CLEAN_ROUNDS,
     GOOD_HALF_WIDTH,
@@ -38,9 +37,8 @@ from fleetnas.agent.measuring.undisturbed import (
     pooled,
     thinned,
 )
+from fleetnas.agent.runtimes.timing import MIN_SAMPLE_MS, Timing, no_garbage_collection, summarise, warm_up
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
-
-__all__ = ["PairedTiming", "Reference", "Turns", "measure_paired", "read_levels", "reference_turn_s"]
 
 #: Rounds of a measurement that nothing disturbs; fewer where the references would take too much of its time.
 ROUNDS = 8
@@ -82,49 +80,59 @@ class Reference:
     normal: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class TurnHooks:
+    """Callables before and after each turn of the subject, the latter with the fraction done."""
+
+    before: Callable[[], None] = lambda: None
+    after: Callable[[float], None] = lambda fraction: None
+
+
+NO_HOOKS = TurnHooks()
+
+
 @dataclass
 class Turns:
     """Times turns of one model."""
 
     run: Callable[[], object]
     clock_ns: Callable[[], int]
-    #: Time per inference, about, ns.
+    #: Estimated time per inference, ns.
     inference_ns: float
-    min_sample_ms: float = MIN_SAMPLE_MS
     #: Time inside inference so far, ns.
     spent_ns: int = 0
     inner: int = field(init=False)
     _settles: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.inner = max(1, math.ceil(1e6 * self.min_sample_ms / self.inference_ns))
+        self.inner = max(1, math.ceil(1e6 * MIN_SAMPLE_MS / self.inference_ns))
         self._settles = self.inference_ns < 1e6 * _NO_SETTLING_MS
 
     @property
     def least_ns(self) -> float:
-        """Duration of a turn of one sample."""
+        """Duration of a turn of one sample, ns."""
         return (1 + self._settles) * self.inner * self.inference_ns
 
     def take(self, least: int, turn_ns: float, most_ns: float = math.inf) -> list[int]:
-        """Samples of one turn, ns each: at least `least` and for `turn_ns`, but no longer than `most_ns`."""
+        """Take one turn: at least `least` samples and `turn_ns`, but at most `most_ns`; return the samples, ns each."""
         samples: list[int] = []
-        loops = range(self.inner)
-        begin = start = self.clock_ns()
+        loops, clock_ns = range(self.inner), self.clock_ns
+        begin = start = clock_ns()
         if self._settles:
             for _ in loops:
                 self.run()
         while True:
-            start = self.clock_ns()
+            start = clock_ns()
             for _ in loops:
                 self.run()
-            end = self.clock_ns()
+            end = clock_ns()
             samples.append(max(1, end - start))
             if end - begin >= most_ns or (len(samples) >= least and end - begin >= turn_ns):
                 self.spent_ns += end - begin
                 return samples
 
     def per_inference_ms(self, samples: Sequence[int]) -> tuple[float, ...]:
-        """Samples of a turn as milliseconds per inference."""
+        """Convert samples of a turn to ms per inference."""
         return tuple(sample / self.inner / 1e6 for sample in samples)
 
 
@@ -136,35 +144,32 @@ def measure_paired(
     protocol: MeasurementProtocol,
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
-    before_turn: Callable[[], None] = lambda: None,
-    after_turn: Callable[[float], None] = lambda fraction: None,
-    min_sample_ms: float = MIN_SAMPLE_MS,
+    hooks: TurnHooks = NO_HOOKS,
     keep_level: bool = False,
 ) -> PairedTiming:
     """Time `subject`, of `subject_size` MACs, in turns with `near`, the reference nearest in size.
 
-    `far` is a reference of another size, which is read only while rounds are disturbed. `before_turn` and `after_turn`
-    are called around each turn of the subject, the latter with the fraction done. A reference that turns out to be
-    faster than its level sets it, unless `keep_level`.
+    `far` is a reference of another size, which is read only while rounds are disturbed. A reference that proves faster
+    than its level sets it, unless `keep_level`.
     """
     with no_garbage_collection():
         warm_ns, inference_ns = warm_up(subject, protocol, clock_ns)
-        turns = Turns(subject, clock_ns, inference_ns, min_sample_ms, warm_ns)
-        paired = _Paired(turns, subject_size, near, far, protocol, clock_ns, min_sample_ms, keep_level)
+        turns = Turns(subject, clock_ns, inference_ns, warm_ns)
+        paired = _Paired(turns, subject_size, near, far, protocol, clock_ns, keep_level)
         fraction = 0.0
         while fraction < 1.0:
-            before_turn()
+            hooks.before()
             samples = paired.subject_turn()
             fraction = paired.fraction
-            after_turn(fraction)
+            hooks.after(fraction)
             paired.close_round(samples)
             fraction = 1.0 if paired.over else fraction
-        after_turn(1.0)
+        hooks.after(1.0)
         return paired.result()
 
 
 def reference_turn_s(protocol: MeasurementProtocol) -> float:
-    """How long a turn of any reference lasts at least: the same for all subjects, as its level depends on it."""
+    """Return the shortest turn of a reference, in s: the same for all subjects, because its level depends on it."""
     return _REFERENCE_SHARE * protocol.min_s / ROUNDS
 
 
@@ -173,15 +178,15 @@ def read_levels(
     turn_s: float,
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
-    min_sample_ms: float = MIN_SAMPLE_MS,
 ) -> tuple[list[float], float]:
-    """Level of each reference, ms per inference, from turns of `turn_s` of all of them; time inside inference, s.
+    """Return the level of each reference, in ms per inference, and the time inside inference, in s.
 
-    A reference is what to run and about how long an inference takes, ms. They take turns, so that a change of the
-    device's speed reaches all of them; while the two halves of one's turns disagree, more turns are taken.
+    A reference is a callable and the estimated time of an inference, in ms. The references take turns of `turn_s` s, so
+    that a change of the device's speed reaches all of them; more turns are taken while the two halves of the turns of
+    one of them disagree.
     """
     with no_garbage_collection():
-        timed = [Turns(run, clock_ns, 1e6 * about_ms, min_sample_ms) for run, about_ms in references]
+        timed = [Turns(run, clock_ns, 1e6 * about_ms) for run, about_ms in references]
         taken: list[list[tuple[float, ...]]] = [[] for _ in timed]
         begin_ns = clock_ns()
         for number in range(1, _MOST_LEVEL_TURNS + 1):
@@ -202,7 +207,7 @@ def _agrees(turns_ms: Sequence[Sequence[float]]) -> bool:
 
 
 class _Paired:
-    """One measurement under way: how long turns last, which rounds were clean, when it is over."""
+    """One measurement that goes on: how long turns last, which rounds were clean, when it ends."""
 
     def __init__(
         self,
@@ -212,12 +217,11 @@ class _Paired:
         far: Reference | None,
         protocol: MeasurementProtocol,
         clock_ns: Callable[[], int],
-        min_sample_ms: float,
         keep_level: bool,
     ) -> None:
         self._subject, self._size, self._reference, self._protocol = subject, subject_size, near, protocol
-        self._near = Turns(near.run, clock_ns, 1e6 * near.level_ms, min_sample_ms)
-        self._far = Turns(far.run, clock_ns, 1e6 * far.level_ms, min_sample_ms) if far is not None else None
+        self._near = Turns(near.run, clock_ns, 1e6 * near.level_ms)
+        self._far = Turns(far.run, clock_ns, 1e6 * far.level_ms) if far is not None else None
         self._near_level = Level(near.level_ms, near.size, near.normal)
         self._far_level = Level(far.level_ms, far.size, far.normal) if far is not None else None
         self._clock_ns, self._keep_level, self._warm_ns = clock_ns, keep_level, subject.spent_ns
@@ -246,7 +250,7 @@ class _Paired:
         return min(0.99, (len(self._blocks_ns)) / self._nominal_rounds)
 
     def subject_turn(self) -> list[int]:
-        """Samples of the subject's next turn."""
+        """Take the subject's next turn; return its samples, ns each."""
         disturbed = bool(self._rounds) and not self._clean(self._rounds[-1])
         length = _DISTURBED_TURN if disturbed else 1.0
         turn_ns = max(length * self._turn_ns, self._limit_ns / _MOST_ROUNDS)
@@ -257,7 +261,7 @@ class _Paired:
         return samples
 
     def close_round(self, samples: Sequence[int]) -> None:
-        """Read the reference again, and the second one where this round was disturbed."""
+        """Read the reference again, and the second one if this round was disturbed."""
         before, after = self._near_turns[-1], self._near_turn()
         self._near_turns.append(after)
         if not self._keep_level:
@@ -270,7 +274,7 @@ class _Paired:
 
     @property
     def over(self) -> bool:
-        """Whether enough was measured, or all that may be."""
+        """Whether enough was measured, or the time is over."""
         elapsed_ns = self._clock_ns() - self._begin_ns
         runs, spent_ns = sum(map(len, self._blocks_ns)), self._subject.spent_ns - self._warm_ns
         if elapsed_ns >= self._most_ns or len(self._rounds) >= _MOST_ROUNDS:
@@ -283,10 +287,10 @@ class _Paired:
         if spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):
             return False
         doubled = elapsed_ns >= 2 * self._nominal_ns
-        return self._is_told(doubled) and (doubled or not self._summary().noisy)
+        return self._is_determined(doubled) and (doubled or not self._summary().noisy)
 
-    def _is_told(self, doubled: bool) -> bool:
-        """Whether the rounds tell the latency at undisturbed speed, or more of them would not tell it better."""
+    def _is_determined(self, doubled: bool) -> bool:
+        """Whether the rounds determine the latency at undisturbed speed, or more rounds would not improve it."""
         n = len(self._rounds)
         clean = sum(length for length, each in zip(self._lengths, self._rounds, strict=True) if self._clean(each))
         uniform = is_uniform(self._rounds, self._near_level, self._far_level)
@@ -298,7 +302,7 @@ class _Paired:
         return half_width <= (MOST_HALF_WIDTH if uniform else GOOD_HALF_WIDTH)
 
     def result(self) -> PairedTiming:
-        """The timing of the whole measurement."""
+        """Return the timing of the whole measurement."""
         found = self._estimate()
         level_ms = self._near_level.level_ms
         readings = [low(turn) / level_ms for turn in self._near_turns]

@@ -1,19 +1,19 @@
-"""The references of one measuring order: warmed up, calibrated, read, and alternated with the subnet."""
+"""Warm up, calibrate and read the references of one measuring order, and alternate them with its subnet."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fleetnas.agent.measuring.bracketed import bracketed
-from fleetnas.agent.measuring.messages import PairedTiming, ReferenceOrder, Timing
-from fleetnas.agent.measuring.paired import measure_paired
+from fleetnas.agent.measuring.messages import PairedTiming, ReferenceOrder
+from fleetnas.agent.measuring.paired import TurnHooks, measure_paired
 from fleetnas.agent.measuring.references import LoadedReferences, LoadedRung, reading_protocol
 from fleetnas.agent.measuring.steady import WINDOW_S, warm_until_steady
 from fleetnas.agent.measuring.undisturbed import low
 from fleetnas.agent.runtimes.base import LoadedModel, TimedModel, random_tensors
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: A reading of a runtime that another program drives is still good for the next measurement for this long.
@@ -22,16 +22,8 @@ _FRESH_S = 15.0
 _LOOK_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class TurnHooks:
-    """Called around each turn of the subnet, or between blocks where another program runs it."""
-
-    before: Callable[[], None]
-    after: Callable[[float], None]
-
-
 class Pairing:
-    """The references that one subnet of `macs` is measured in turns with."""
+    """Measures one subnet of `macs` MACs in turns with references."""
 
     def __init__(
         self, loaded: LoadedReferences, order: ReferenceOrder, protocol: MeasurementProtocol, macs: float
@@ -46,18 +38,18 @@ class Pairing:
         """Levels of all loaded references."""
         return dict(self._loaded.levels_ms)
 
-    def warm_up(self, tell: Callable[[float], None]) -> bool:
-        """Run the largest reference until the device's speed is steady; whether it became steady."""
-        spent_s, steady = warm_until_steady(lambda: _window(self._loaded.rungs[-1]), time.perf_counter, tell)
+    def warm_up(self, report: Callable[[float], None]) -> bool:
+        """Run the largest reference until the device's speed is steady; return whether it became steady."""
+        spent_s, steady = warm_until_steady(lambda: _window(self._loaded.rungs[-1]), time.perf_counter, report)
         self.spent_s += spent_s
         return steady
 
     def calibrate(self) -> None:
-        """Learn the references' levels where they are not known."""
+        """Learn the references' levels if they are not known."""
         self.spent_s += self._loaded.calibrate(self._order, self._protocol)
 
     def slowdown(self) -> float:
-        """The device's slow-down now, as the nearest reference feels it."""
+        """Return the device's slow-down now, measured with the nearest reference."""
         level_ms = self._loaded.levels_ms[self._near.rung.fingerprint]
         if self._near.run is None:
             return self._reading().median_ms / level_ms
@@ -75,8 +67,7 @@ class Pairing:
         """Time `model`; a reference that proves faster than its level sets it, and next time all are read again."""
         paired = self._in_turns(model, hooks) if isinstance(model, LoadedModel) else self._between(model, hooks)
         if paired.reference_ms < self._loaded.levels_ms[paired.reference]:
-            self._loaded.levels_ms[paired.reference] = paired.reference_ms
-            self._loaded.state = "doubtful"
+            self._loaded.lower_level(paired.reference, paired.reference_ms)
         return paired
 
     def _in_turns(self, model: LoadedModel, hooks: TurnHooks) -> PairedTiming:
@@ -87,8 +78,7 @@ class Pairing:
             reference(self._near, self._order.normals),
             reference(self._far, self._order.normals) if self._far is not None else None,
             self._protocol,
-            before_turn=hooks.before,
-            after_turn=hooks.after,
+            hooks=hooks,
             keep_level=self._order.keep_levels,
         )
 
@@ -106,13 +96,14 @@ class Pairing:
         return bracketed(subject, before, after, name, level_ms, keep_level=self._order.keep_levels)
 
     def _reading(self, at_most_old_s: float = 0.0) -> Timing:
-        """A reading of the nearest reference by its own program; the last one where it is not older than so."""
+        """Read the nearest reference with its own program; use the last reading if it is not older than this."""
         near = self._near
-        if near.last is not None and time.monotonic() - near.last_at <= at_most_old_s:
-            return near.last.model_copy(update={"inference_s": 0.0})
-        near.last = near.model.time(reading_protocol(self._protocol))
-        near.last_at = time.monotonic()
-        return near.last
+        recent = near.reading_since(time.monotonic() - at_most_old_s)
+        if recent is not None:
+            return recent.model_copy(update={"inference_s": 0.0})
+        reading = near.model.time(reading_protocol(self._protocol))
+        near.note_reading(reading, time.monotonic())
+        return reading
 
 
 def _window(rung: LoadedRung) -> tuple[float, float]:

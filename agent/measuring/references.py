@@ -1,4 +1,4 @@
-"""Reference subnets in the measuring child: which ones, loaded once per bundle and setting, and their levels."""
+"""Choose reference subnets, load them once per bundle and setting, and read their levels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Literal
 import numpy as np
 
 from fleetnas.agent.host.limits import free_memory_bytes
-from fleetnas.agent.measuring.messages import RUNGS, ReferenceOrder, Timing
+from fleetnas.agent.measuring.messages import RUNGS, ReferenceOrder
 from fleetnas.agent.measuring.paired import Reference, read_levels, reference_turn_s
-from fleetnas.agent.measuring.speed import continued_levels
+from fleetnas.agent.measuring.undisturbed import median
 from fleetnas.agent.runtimes.base import LoadedModel, Runtime, TimedModel, random_tensors
 from fleetnas.agent.runtimes.settings import IN_PROCESS
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
@@ -33,6 +34,8 @@ _CANDIDATES, _NEAR = 200, 0.05
 _LOADING_S = 30.0
 #: Share of the free memory that references may take, and a session's size in model files.
 _MEMORY_SHARE, _SESSION_FILES = 0.25, 3.0
+#: New readings below this factor of the old levels show that the old levels were read on a slowed device.
+FASTER_RATIO = 0.92
 #: Settings whose references stay loaded.
 _KEPT_SETTINGS = 4
 
@@ -47,7 +50,7 @@ class Rung:
 
 
 def ladder(space: DesignSpace, rungs: int = RUNGS) -> list[Rung]:
-    """The smallest and the largest subnet and, between them, subnets at equal ratios of MACs; the smallest first.
+    """Return the smallest and the largest subnet and, between them, subnets at equal ratios of MACs; smallest first.
 
     Deterministic. Between the ends, random subnets are mixed with either end; of those near a rung's size the one that
     moves a typical number of bytes is taken. A space that is too small for `rungs` distinct ones gives fewer.
@@ -88,9 +91,16 @@ class LoadedRung:
     #: One inference; None where another program runs the model.
     run: Callable[[], object] | None
     bytes: int
-    #: The last reading of one that another program runs, and when, monotonic seconds.
-    last: Timing | None = None
-    last_at: float = 0.0
+    #: The last reading, if another program runs the model, and its time, monotonic seconds.
+    _reading: tuple[Timing, float] | None = None
+
+    def note_reading(self, reading: Timing, now: float) -> None:
+        """Keep a reading for the next measurement."""
+        self._reading = reading, now
+
+    def reading_since(self, earliest: float) -> Timing | None:
+        """Return the last reading unless it was made before `earliest`."""
+        return self._reading[0] if self._reading is not None and self._reading[1] >= earliest else None
 
 
 @dataclass
@@ -104,29 +114,29 @@ class LoadedReferences:
 
     @property
     def bytes(self) -> int:
-        """Memory that the sessions take, about."""
+        """Memory of the sessions, in bytes, estimated."""
         return sum(each.bytes for each in self.rungs)
 
     def nearest(self, macs: float) -> tuple[LoadedRung, LoadedRung | None]:
-        """The rung nearest in size, and the end of the ladder that is farther from it."""
+        """Return the rung nearest in size, and the end of the ladder that is farther from it."""
         near = min(self.rungs, key=lambda each: abs(np.log(each.rung.macs / macs)))
         far = self.rungs[0] if near is not self.rungs[0] else self.rungs[-1]
         return near, far if far is not near else None
 
     def reference(self, each: LoadedRung, normals: Mapping[str, float]) -> Reference:
-        """A rung as a paired measurement takes it."""
+        """Return a rung in the form that a paired measurement takes."""
         assert each.run is not None
         name = each.rung.fingerprint
         return Reference(name, each.rung.macs, each.run, self.levels_ms[name], normals.get(name, 1.0))
 
     def calibrate(self, order: ReferenceOrder, protocol: MeasurementProtocol) -> float:
-        """Learn the levels, reading the references together where they are not known; time inside inference, s."""
+        """Learn the levels, reading all references if one is not known; return the time inside inference, in s."""
         old_ms = {name: level for name, level in order.levels_ms.items() if name in self._names}
         if self.state == "known" and len(old_ms) == len(self.rungs):
             self.levels_ms = old_ms
             return 0.0
         read_ms, spent_s = self._read(protocol)
-        if self.state == "doubtful":  # the same sessions: what slows them now only adds to what they take
+        if self.state == "doubtful":  # the same sessions: a disturbance only adds to their time
             self.levels_ms = {name: min(level, old_ms.get(name, level)) for name, level in read_ms.items()}
         else:
             self.levels_ms = continued_levels(read_ms, old_ms)
@@ -136,6 +146,11 @@ class LoadedReferences:
     @property
     def _names(self) -> list[str]:
         return [each.rung.fingerprint for each in self.rungs]
+
+    def lower_level(self, fingerprint: str, level_ms: float) -> None:
+        """Use a lower level of one reference; the next order reads all of them again."""
+        self.levels_ms[fingerprint] = level_ms
+        self.state = "doubtful"
 
     def close(self) -> None:
         """Free the sessions."""
@@ -159,8 +174,21 @@ class LoadedReferences:
         return dict(zip(names, levels, strict=True)), spent_s + 2 * sum(about) / 1000
 
 
+def continued_levels(read_ms: Mapping[str, float], old_ms: Mapping[str, float]) -> dict[str, float]:
+    """Return levels of new sessions, which read `read_ms`, on the scale of the levels before, by fingerprint.
+
+    Sessions of one model differ, each by a factor of its own; the device's speed now is a factor that all share, and
+    is taken out. If that factor shows that the device is much faster now, the old levels were read on a slowed
+    device, and the new readings become the levels.
+    """
+    ratios = [read_ms[name] / old_ms[name] for name in read_ms.keys() & old_ms.keys()]
+    common = median(ratios) if ratios else 1.0
+    scale = common if common >= FASTER_RATIO else 1.0
+    return {name: value / scale for name, value in read_ms.items()}
+
+
 def reading_protocol(protocol: MeasurementProtocol, *, first: bool = False) -> MeasurementProtocol:
-    """How to time a reference that another program runs: briefly, and the first time, which sets its level, longer."""
+    """Return how to time a reference that another program runs: longer the first time, which sets its level."""
     budget_s = max(0.02, 0.04 * (protocol.warmup_s + protocol.min_s))
     return MeasurementProtocol(
         warmup_runs=2 if first else 1,
@@ -174,7 +202,7 @@ def reading_protocol(protocol: MeasurementProtocol, *, first: bool = False) -> M
 
 
 class References:
-    """References of the latest bundles and settings; those that were not used for longest make room."""
+    """Keeps the references of the latest bundles and settings; the least recently used are removed first."""
 
     def __init__(self, free_bytes: Callable[[], float] | None = None, clock: Callable[[], float] = time.monotonic):
         self._free_bytes = free_bytes or _free_bytes
@@ -184,7 +212,7 @@ class References:
     def get(
         self, bundle: SupernetBundle, setting: RuntimeSetting, runtime: Runtime, at_most: int = RUNGS
     ) -> LoadedReferences:
-        """The references of a bundle and setting, `at_most` of them, loaded where they are not yet."""
+        """Return `at_most` references of a bundle and setting; they are loaded if they are not yet."""
         key = (bundle.sha256, setting, at_most)
         if key not in self._loaded:
             for other in [other for other in self._loaded if other[:2] == key[:2] or other[0] != bundle.sha256]:
@@ -225,7 +253,7 @@ class References:
         return found
 
     def _in_order_of_worth(self, rungs: list[Rung], setting: RuntimeSetting) -> Iterator[Rung]:
-        """The smallest, the largest, the middle, the others, until loading has taken too long."""
+        """Yield the smallest, the largest, the middle, the others, until loading has taken too long."""
         driven = setting.runtime not in IN_PROCESS
         middle = (len(rungs) - 1) / 2
         ordered = [
@@ -240,7 +268,7 @@ class References:
             yield rung
 
     def _fits(self, needed_bytes: float) -> bool:
-        """Makes room by dropping other settings' references first."""
+        """Make room by closing other settings' references; return whether the bytes fit then."""
         while True:
             kept = sum(each.bytes for each in self._loaded.values())
             if kept + needed_bytes <= _MEMORY_SHARE * (self._free_bytes() + kept):
@@ -251,6 +279,6 @@ class References:
 
 
 def _free_bytes() -> float:
-    """Memory that this process may still take; infinite where the system does not tell."""
+    """Memory that this process may still take, in bytes; infinite if the system does not tell."""
     free = free_memory_bytes()
     return float("inf") if free is None else free

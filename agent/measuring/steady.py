@@ -1,4 +1,4 @@
-"""Warm a device up until its speed is steady: the speed that it has all day, not that of its first two minutes."""
+"""Warm a device up until its speed is steady: its speed all day, not that of its first two minutes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ LEAST_S, MOST_S = 30.0, 600.0
 def warm_until_steady(
     window: Callable[[], tuple[float, float]],
     clock: Callable[[], float],
-    tell: Callable[[float], None] = lambda fraction: None,
+    report: Callable[[float], None] = lambda fraction: None,
 ) -> tuple[float, bool]:
-    """Run windows of continuous inference until they agree; time inside inference, s, and whether they did.
+    """Run windows of continuous inference until they agree; return the time inside inference, s, and whether they do.
 
-    `window` runs for `WINDOW_S` and gives its latency (any unit) and its time inside inference, s. `tell` is told the
-    fraction of the longest time between windows.
+    `window` runs for `WINDOW_S` s and returns its latency (in any unit) and its time inside inference, in s. `report`
+    is called between windows with the elapsed fraction of the longest time.
     """
     begin = clock()
     latencies: list[float] = []
@@ -35,7 +35,7 @@ def warm_until_steady(
             return spent_s, True
         if elapsed_s >= MOST_S:
             return spent_s, False
-        tell(min(1.0, elapsed_s / MOST_S))
+        report(min(1.0, elapsed_s / MOST_S))
 
 
 def _is_steady(latencies: list[float]) -> bool:

@@ -1,7 +1,7 @@
-"""`fleetnas-agent bench --sustained`: the windows of a model that runs for minutes, and what they say.
+"""Run a model for minutes in the killable child, and summarise the latency of its windows.
 
-A phone, or a board without a fan, is fast while it is cold. A camera that runs all day sees the latency of the hot
-device, and a model that is the faster one in the first minute may be the slower one in the thirtieth.
+A phone, or a board without a fan, is fast while it is cold. A camera that runs all day has the latency of the hot
+device, and the faster model of the first minute may be the slower one in the thirtieth.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from types import MappingProxyType
 
 from fleetnas.agent.measuring.bench import not_measured
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
-from fleetnas.agent.measuring.input_shapes import Shape
 from fleetnas.agent.measuring.messages import (
     FailedReply,
     LoadedReply,
@@ -25,7 +24,7 @@ from fleetnas.agent.measuring.messages import (
     WindowReply,
 )
 from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
-from fleetnas.agent.service.state_folder import default_engine_folder
+from fleetnas.agent.runtimes.input_shapes import Shape
 from fleetnas.fleet_protocol.errors import FleetnasError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
@@ -46,19 +45,19 @@ _SLACK_S = 600.0
 
 @dataclass
 class SustainedRun:
-    """What came of one run; windows in order of time."""
+    """Result of one run; windows in order of time."""
 
     model: LoadedReply | None = None
     windows: list[WindowReply] = field(default_factory=list)
     #: Ctrl-C ended it.
     interrupted: bool = False
-    #: Why it ended early, where it was neither the user nor the time.
+    #: Why it ended early; empty if the user or the time ended it.
     failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the windows of one run say. Latencies are medians of windows' medians, as they ran."""
+    """Summary of the windows of one run. Latencies are medians of windows' medians, as they ran."""
 
     beginning_s: float
     beginning_ms: float
@@ -83,13 +82,16 @@ def run_sustained(
     window_s: float,
     on_reply: Callable[[PhaseReply | LoadedReply | WindowReply], None],
     input_shapes: Mapping[str, Shape] = MappingProxyType({}),
+    *,
+    engine_folder: Path | None = None,
 ) -> SustainedRun:
     """Run a model file in the killable child for `total_s` s, holding the host's lock throughout.
 
-    Ctrl-C and failures end the run early and keep its windows; before the first window they are raised.
+    `on_reply` is called with every reply but the final one. Ctrl-C and failures end the run early and keep its windows;
+    before the first window they are raised.
     """
     run = SustainedRun()
-    worker = Worker(child_command(default_host_lock_path(), engine_folder=default_engine_folder()))
+    worker = Worker(child_command(default_host_lock_path(), engine_folder=engine_folder))
     limit_s = 2 * window_s + _SLACK_S
     try:
         order = SustainedOrder(
@@ -124,19 +126,19 @@ def run_sustained(
 
 
 def _failure_of(reply: Reply) -> str:
-    """Why the order ended before its time; empty where it did not."""
+    """Return why the order ended before its time; empty if it did not."""
     if isinstance(reply, FailedReply):
         return f"{reply.reason}: {reply.detail}"
     return reply.reason if isinstance(reply, UnreadyReply) else ""
 
 
 def slowdown(window: WindowReply, windows: Sequence[WindowReply]) -> float:
-    """The latency of a window over that of the fastest early one of `windows`, in order of time."""
+    """Return the latency of a window over that of the fastest early one of `windows`, which are in order of time."""
     return window.median_ms / _fastest_early_ms(windows)
 
 
 def summarise(windows: Sequence[WindowReply]) -> Summary:
-    """The summary of at least one window."""
+    """Summarise at least one window."""
     total_s = windows[-1].end_s
     end_s = min(END_S, total_s / 3)
     beginning_s = min(BEGINNING_S, total_s / 3)
@@ -144,7 +146,7 @@ def summarise(windows: Sequence[WindowReply]) -> Summary:
     end_ms = median(window.median_ms for window in windows if window.end_s > total_s - end_s)
     fastest_early_ms = _fastest_early_ms(windows)
     slowest_ms = max(window.median_ms for window in windows)
-    told = [window.conditions.throttled for window in windows if window.conditions.throttled is not None]
+    reported = [window.conditions.throttled for window in windows if window.conditions.throttled is not None]
     return Summary(
         beginning_s=beginning_s,
         beginning_ms=beginning_ms,
@@ -155,12 +157,12 @@ def summarise(windows: Sequence[WindowReply]) -> Summary:
         slowest_ms=slowest_ms,
         slowest_slowdown=slowest_ms / fastest_early_ms,
         steady_from_s=_steady_from_s(windows, end_ms, total_s - end_s),
-        throttled_windows=sum(told) if told else None,
+        throttled_windows=sum(reported) if reported else None,
     )
 
 
 def _medians_before(windows: Sequence[WindowReply], limit_s: float) -> list[float]:
-    """Medians of the first window, and of all others that begin before `limit_s`."""
+    """Return the medians of the first window, and of all others that begin before `limit_s`."""
     return [window.median_ms for number, window in enumerate(windows) if number == 0 or window.begin_s < limit_s]
 
 
@@ -169,7 +171,7 @@ def _fastest_early_ms(windows: Sequence[WindowReply]) -> float:
 
 
 def _steady_from_s(windows: Sequence[WindowReply], level_ms: float, latest_s: float) -> float | None:
-    """Where the last stretch near `level_ms` begins; None where it is later than `latest_s`."""
+    """Return when the last stretch near `level_ms` begins, in s; None if that is later than `latest_s`."""
     if len(windows) < MIN_WINDOWS_FOR_STEADY:
         return None
     begin_s: float | None = None

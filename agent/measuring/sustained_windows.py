@@ -1,4 +1,4 @@
-"""The measuring child's part of `fleetnas-agent bench --sustained`: one model, window after window, without a pause."""
+"""Time one model window after window, without a pause, in the measuring child."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def measure_windows(
     window_s: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[WindowReply]:
-    """Windows of `window_s` s until `total_s` s are over, each as soon as it has ended.
+    """Yield windows of `window_s` s until `total_s` s are over, each as soon as it has ended.
 
-    There is no warm-up but the few inferences that tell the length of a sample: the first window shows the device as
-    it was found. A device that this host only drives rests for as long as its tool takes to start again.
+    The only warm-up are the few inferences that tell the length of a sample: the first window shows the device as it
+    is. A device that this host only drives rests while its tool starts again.
     """
     begin_s = clock()
     driven = runtime.conditions() is not None

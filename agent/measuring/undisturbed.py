@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: The quantile that says how fast a turn ran.
+#: The quantile that stands for the speed of a turn.
 LOW_QUANTILE = 0.25
 #: The quantiles whose ratios are averaged, in the logarithm: they scatter less than any single one.
 _RATIO_QUANTILES = (0.1, 0.2, 0.3, 0.4)
@@ -29,14 +29,14 @@ _FEW_CLEAN_ROUNDS = 2
 #: Below its level by more than this over more than `_LOWER_TURNS` turns, a reference was calibrated on a slowed device.
 LOWER_TOLERANCE = 0.92
 _LOWER_TURNS = 3
-#: Two references whose slow-downs differ by less (in the logarithm) say that the device is slow as a whole.
+#: Two references whose slow-downs differ by less (in the logarithm) show that the device is slow as a whole.
 UNIFORM_TOLERANCE = 0.05
 #: Above this ratio of the slowest reading to the fastest, the median of several quantiles' ratios is taken instead: one
 #: of a mixture of speeds may lie at the edge between two of them, and then not on the same side for both.
 _STEADY_RANGE = 1.2
 _MIXED_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5)
 #: The floor: which quantile, from how many samples on each side, and by how much it may be below the clean estimate
-#: before that is believed to rest on rounds that only looked clean.
+#: before the clean rounds count as clean by chance.
 _FLOOR_QUANTILE, _FLOOR_SAMPLES, _FLOOR_DIFFERENCE = 0.1, 20, 0.06
 #: Leaving out one of at most this many groups of rounds gives the interval.
 _GROUPS = 10
@@ -82,7 +82,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Latency at undisturbed speed; `undisturbed_ms` is None where the rounds do not tell it."""
+    """Latency at undisturbed speed; `undisturbed_ms` is None if the rounds do not determine it."""
 
     undisturbed_ms: float | None
     #: 95 % half-width, as a fraction.
@@ -91,7 +91,7 @@ class Estimate:
 
 
 def quantile(values: Sequence[float], fraction: float) -> float:
-    """Linear interpolation between order statistics; `values` in any order, at least one."""
+    """Interpolate linearly between order statistics; `values` in any order, at least one."""
     ordered = sorted(values)
     position = fraction * (len(ordered) - 1)
     below = math.floor(position)
@@ -100,7 +100,7 @@ def quantile(values: Sequence[float], fraction: float) -> float:
 
 
 def thinned(values: Sequence[float], most: int = 32) -> tuple[float, ...]:
-    """At most so many values, ascending, of nearly the same distribution: the arithmetic below sorts them often."""
+    """Return at most `most` values, ascending, of nearly the same distribution, which are sorted often below."""
     ordered = sorted(values)
     count = len(ordered)
     if count <= most:
@@ -109,7 +109,7 @@ def thinned(values: Sequence[float], most: int = 32) -> tuple[float, ...]:
 
 
 def low(values: Sequence[float]) -> float:
-    """The low quantile of `values`."""
+    """Return the low quantile of `values`."""
     return quantile(values, LOW_QUANTILE)
 
 
@@ -120,19 +120,19 @@ def is_clean(before_ms: Sequence[float], after_ms: Sequence[float], near: Level)
 
 
 def lower_level_ms(turns_ms: Sequence[Sequence[float]], level_ms: float) -> float:
-    """The level of a reference after these turns of it: lower where it was calibrated on a slowed device."""
-    # The low quantile of all, and not of those that were fast: noise alone must never lower a level.
+    """Return the level of a reference after these turns of it: lower if it was calibrated on a slowed device."""
+    # The low quantile of all turns, not of the fast ones: noise alone must never lower a level.
     reading_ms = low([value for turn in turns_ms for value in turn])
     return reading_ms if len(turns_ms) > _LOWER_TURNS and reading_ms < LOWER_TOLERANCE * level_ms else level_ms
 
 
 def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:
-    """The same as `correction` for a regime that slows the two references differently, from their normal slow-downs.
+    """Return the `correction` for a regime that slows the two references differently, from their normal slow-downs.
 
-    It counts as far as the reference's `slowdown` shows that the regime lasts.
+    It is scaled by the degree to which the reference's `slowdown` shows that the regime lasts.
     """
     whole = math.log(far.normal / near.normal) if far is not None else 0.0
-    if far is None or abs(whole) <= math.log(CLEAN_TOLERANCE):  # what is normal follows single readings within this
+    if far is None or abs(whole) <= math.log(CLEAN_TOLERANCE):  # normal slow-downs follow single readings within this
         return 0.0, 0.0
     share = math.log(slowdown) / math.log(near.normal) if near.normal > 1.0 else 0.0
     gap = min(1.0, max(0.0, share)) * whole
@@ -140,7 +140,7 @@ def lasting_correction(slowdown: float, near: Level, far: Level | None, subject_
 
 
 def correction(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> tuple[float, float]:
-    """How much more than the reference the subject was slowed, and the uncertainty of that, both in the logarithm.
+    """Return the subject's slow-down beyond the reference's, and its uncertainty, both as logarithms.
 
     Interpolates between the two references in the logarithm of the size. Without a reading of the second reference
     the uncertainty is infinite.
@@ -163,14 +163,14 @@ def is_uniform(rounds: Sequence[Round], near: Level, far: Level | None) -> bool:
 
 
 def estimate(rounds: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> Estimate:
-    """Latency at undisturbed speed from the rounds of one measurement, whatever their order."""
+    """Estimate latency at undisturbed speed from the rounds of one measurement, in any order."""
     clean: list[Round] = []
     disturbed: list[Round] = []
     for each in rounds:
         (clean if is_clean(each.before_ms, each.after_ms, near) else disturbed).append(each)
     found = _of_clean(clean, near, far, subject_size)
     if disturbed:
-        if _only_looked_clean(clean, disturbed):
+        if _is_clean_by_chance(clean, disturbed):
             found = _NOTHING
         floor = _of_floor(rounds, near, far, subject_size)
         if floor.log_ms < found.log_ms - _FLOOR_DIFFERENCE or floor.half_width < found.half_width:
@@ -205,10 +205,10 @@ def _of_clean(clean: Sequence[Round], near: Level, far: Level | None, subject_si
     return _in_regime(log_ratio, max(least, error), slowdown, "clean", near, far, subject_size)
 
 
-def _only_looked_clean(clean: Sequence[Round], disturbed: Sequence[Round]) -> bool:
-    """Whether the subject was faster in disturbed rounds than in any clean one, and not just once or twice.
+def _is_clean_by_chance(clean: Sequence[Round], disturbed: Sequence[Round]) -> bool:
+    """Whether the subject was faster in several disturbed rounds than in every clean one.
 
-    Where the device's speed changes within a round, a few of many rounds have a fast reference on both sides by chance.
+    If the device's speed changes within a round, a few of many rounds have a fast reference on both sides by chance.
     """
     if not clean:
         return False
@@ -242,13 +242,13 @@ def _in_regime(
 
 
 def _reach(near: Level, far: Level, subject_size: float) -> float:
-    """Where the subject lies between the two references: 0 at the near one, 1 at the far one."""
+    """Return the subject's size on the scale of the two references: 0 at the near one, 1 at the far one."""
     whole = math.log(far.size / near.size)
     return min(1.0, max(-0.5, math.log(subject_size / near.size) / whole)) if whole else 0.0
 
 
 def _log_ratio(rounds: Sequence[Round], fractions: tuple[float, ...] = ()) -> tuple[float, float]:
-    """Logarithm of subject over reference, and its 95 % half-width by a jackknife over groups of rounds.
+    """Return the logarithm of subject over reference, and its 95 % half-width by a jackknife over groups of rounds.
 
     At the quantiles `fractions`, else at those that suit the rounds' steadiness.
     """
@@ -276,12 +276,12 @@ def _reference(rounds: Sequence[Round]) -> list[tuple[float, ...]]:
 
 
 def pooled(turns_ms: Sequence[Sequence[float]], fraction: float) -> float:
-    """Quantile of all samples, each turn with the same weight, however many samples it has."""
+    """Return a quantile of all samples; each turn has the same weight, whatever its number of samples."""
     return pooled_quantiles(turns_ms, (fraction,))[0]
 
 
 def pooled_quantiles(turns_ms: Sequence[Sequence[float]], fractions: Sequence[float]) -> list[float]:
-    """The same for several fractions, ascending."""
+    """Return `pooled` for several fractions, ascending."""
     weighted = sorted((value, 1.0 / len(turn)) for turn in turns_ms for value in turn)
     whole, done = float(len(turns_ms)), 0.0
     at, fast = 0.0, weighted[0][0]
@@ -296,5 +296,5 @@ def pooled_quantiles(turns_ms: Sequence[Sequence[float]], fractions: Sequence[fl
 
 
 def median(values: Sequence[float]) -> float:
-    """Median of values in any order."""
+    """Return the median of values in any order."""
     return quantile(values, 0.5)

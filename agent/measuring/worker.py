@@ -1,4 +1,4 @@
-"""The agent's handle on its measuring child: started when needed, kept warm, killed without regret."""
+"""Run orders in the measuring child: it is started when needed, kept warm, and killed if it hangs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from fleetnas.agent.measuring.framing import BadFrameError, FrameDecoder, write_frame
 from fleetnas.agent.measuring.host_lock import MAX_WAIT_S
 from fleetnas.agent.measuring.messages import INTERIM_REPLIES, FailedReply, Order, PhaseReply, Reply, decode_reply
-from fleetnas.agent.service.scratch import ScratchFolder, remove_abandoned
+from fleetnas.agent.measuring.scratch import ScratchFolder, remove_abandoned
 from fleetnas.fleet_protocol.child_process import child_environment, python_command
 from fleetnas.fleet_protocol.folders import temporary_folder
 
@@ -31,25 +31,25 @@ _EXIT_TIMEOUT_S = 5.0
 
 
 class Measurer(Protocol):
-    """Carries out one order at a time, elsewhere."""
+    """Executes one order at a time, in another process."""
 
     def submit(self, order: Order) -> None:
-        """Begin; only when not busy."""
+        """Begin an order; only while no other is at work."""
 
     def poll(self, timeout_s: float) -> Reply | None:
-        """What was said next: phases, then one final reply. None where nothing was said within the time."""
+        """Return the next reply, waiting up to `timeout_s`; None if there is none. An order ends with a final reply."""
 
     def kill(self) -> None:
-        """Stop whatever runs, at once; no reply follows."""
+        """Stop the order at once; no reply follows."""
 
     def close(self) -> None:
-        """Let go of what is kept warm; the next order begins afresh."""
+        """Free what is kept warm; the next order starts a new process."""
 
 
 def replies_of(measurer: Measurer, limit_s: float) -> Iterator[Reply]:
-    """Replies to the order at work, the final one last; ends without it where nothing is said for `limit_s` s.
+    """Yield the replies to the order at work, the final one last; end without it after `limit_s` s without a reply.
 
-    While the child waits for the host's lock, which another agent may hold for long, its own limit is added.
+    While the child waits for the host's lock, which another agent may hold for long, the lock's own limit is added.
     """
     waits = False
     while True:
@@ -63,7 +63,7 @@ def replies_of(measurer: Measurer, limit_s: float) -> Iterator[Reply]:
 
 
 def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: Path | None = None) -> list[str]:
-    """How the measuring child is started; what accelerators compile is kept in `engine_folder`."""
+    """Return the command that starts the measuring child; compiled engines are kept in `engine_folder`."""
     return python_command(
         "fleetnas.agent.measuring.child",
         "main",
@@ -78,7 +78,7 @@ def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: P
 
 
 class Worker:
-    """A child process that carries out orders; a `Measurer`."""
+    """Executes orders in a child process; a `Measurer`."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self._command = list(command)
@@ -89,7 +89,7 @@ class Worker:
         self._scratch: ScratchFolder | None = None
         self._oom_kills = 0
         self._order: bytes | None = None
-        self._heard = False
+        self._answered = False
         self.busy = False
 
     @property
@@ -98,21 +98,23 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     def submit(self, order: Order) -> None:
+        """Send an order to the child, which is started if none lives; `RuntimeError` while another order is at work."""
         if self.busy:
-            raise RuntimeError("the measuring child carries out one order at a time")
+            raise RuntimeError("the measuring child executes one order at a time")
         if self._process is not None and self._process.poll() is not None:
             self.kill()
         if self._process is None:
             self._start()
         self._order = order.model_dump_json().encode()
-        self._heard = False
+        self._answered = False
         self._oom_kills = _kernel_oom_kills()
         self.busy = True
-        # Where writing fails, the child died while idle: reading finds that out.
+        # If writing fails, the child died while idle: reading notices it.
         with contextlib.suppress(OSError):
             self._send(self._order)
 
     def poll(self, timeout_s: float) -> Reply | None:
+        """Return the next reply, waiting up to `timeout_s`; a child that dies or hangs up gives a `FailedReply`."""
         give_up = time.monotonic() + timeout_s
         left_s = timeout_s
         while not self._replies and self._process is not None and self.busy and left_s >= 0:
@@ -128,11 +130,13 @@ class Worker:
         return reply
 
     def kill(self) -> None:
+        """Kill the child and the programs that it started."""
         if self._process is not None:
             self._forget()
         self.busy = False
 
     def close(self) -> None:
+        """End an idle child by closing its input; kill it if that takes too long or it is at work."""
         if self._process is not None and not self.busy and self._process.stdin is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
@@ -140,7 +144,7 @@ class Worker:
         self.kill()
 
     def _start(self) -> None:
-        temporary_folder()  # says what to do where there is none
+        temporary_folder()  # raises with the next action if there is none
         remove_abandoned()
         self._scratch = ScratchFolder.make()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the child
@@ -151,7 +155,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
                 env=child_environment({"TMPDIR": str(self._scratch.path)}),
-                # A process group of its own: what it starts dies with it, and Ctrl-C is the agent's alone.
+                # A process group of its own: programs that it starts die with it, and Ctrl-C reaches the agent alone.
                 start_new_session=True,
             )
         except OSError:
@@ -173,9 +177,9 @@ class Worker:
             return
         data = os.read(pipe, _READ_BYTES)
         if not data:
-            reply = self._post_mortem()
-            if self._order is not None and not self._heard:
-                # It died before it took the order, while idle or starting: not the order's fault. Once.
+            reply = self._exit_reason()
+            if self._order is not None and not self._answered:
+                # It died before it took the order, while idle or starting: not because of the order. Retry once.
                 order, self._order = self._order, None
                 self._start()
                 with contextlib.suppress(OSError):
@@ -183,33 +187,33 @@ class Worker:
             else:
                 self._replies.append(reply)
             return
-        self._heard = True
+        self._answered = True
         try:
             self._replies.extend(decode_reply(frame) for frame in self._decoder.feed(data))
         except (BadFrameError, ValidationError) as error:
             self.kill()
             self._replies.append(
-                FailedReply(reason="bad_output", detail=f"the measuring child wrote rubbish: {error}"[:500])
+                FailedReply(reason="bad_output", detail=f"the measuring child wrote an invalid reply: {error}"[:500])
             )
 
-    def _post_mortem(self) -> FailedReply:
-        """The reason of a child's death, from its exit status, the kernel's counter and its last words."""
+    def _exit_reason(self) -> FailedReply:
+        """Find out why the child ended, from its exit status, the kernel's counter and its standard error."""
         assert self._process is not None
         try:
             status = self._process.wait(_EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:  # closed its output and lives on
+        except subprocess.TimeoutExpired:  # it closed its output and lives on
             self.kill()
             return FailedReply(reason="bad_output", detail="the measuring child closed its output without a reply")
-        words = self._last_words()
+        tail = self._stderr_tail()
         self._forget()
         out_of_memory = (status == -signal.SIGKILL and _kernel_oom_kills() > self._oom_kills) or any(
-            text in words for text in ("MemoryError", "bad_alloc")
+            text in tail for text in ("MemoryError", "bad_alloc")
         )
         how = f"was ended by signal {_signal_name(-status)}" if status < 0 else f"exited with code {status}"
-        detail = f"the measuring child {how}" + (f"; it last wrote: {words}" if words else "")
+        detail = f"the measuring child {how}" + (f"; it last wrote: {tail}" if tail else "")
         return FailedReply(reason="out_of_memory" if out_of_memory else "crashed", detail=detail[:500])
 
-    def _last_words(self) -> str:
+    def _stderr_tail(self) -> str:
         if self._stderr is None:
             return ""
         size = self._stderr.seek(0, os.SEEK_END)
@@ -218,7 +222,7 @@ class Worker:
 
     def _forget(self) -> None:
         assert self._process is not None
-        # The group may outlive its leader: programs that the child had started.
+        # The group may outlive its leader: the programs that the child had started.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -232,7 +236,7 @@ class Worker:
 
 
 def _kernel_oom_kills() -> int:
-    """How many processes the kernel has killed for memory since it booted; 0 where it does not tell."""
+    """Return how many processes the kernel has killed for memory since it booted; 0 if it does not tell."""
     try:
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

@@ -1,1 +1,1 @@
-"""Runtimes behind one interface; each loads its library only when it is used, in the measuring child."""
+"""Runtimes behind one interface, which load and time models; each loads its library only when it is used."""

@@ -1,4 +1,4 @@
-"""What a runtime is to the agent."""
+"""Define the interface of runtimes: a library, or a program, that loads models and times them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.measurement import measure
-from fleetnas.agent.measuring.messages import Timing
-from fleetnas.agent.measuring.model_file import ModelFile
+from fleetnas.agent.runtimes.model_file import ModelFile
+from fleetnas.agent.runtimes.timing import Timing, measure
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
 from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
@@ -24,7 +23,7 @@ OnBlock = Callable[[float], None]
 
 
 class ProviderFallbackError(RuntimeUnavailableError):
-    """The runtime would run on another execution provider than the one asked for."""
+    """The runtime would run on another execution provider than the chosen one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +36,22 @@ class TensorSpec:
 
 
 class TimedModel(ABC):
-    """A model that is ready to be timed, here or on a device that this host drives."""
+    """A model that is ready to be timed, in this process or on a device that this host drives."""
 
     #: The execution provider or delegate that is really active, as the runtime calls it.
     provider: str
 
     @abstractmethod
     def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
-        """Its latency by `protocol`; `on_block` is told the fraction done between blocks."""
+        """Time the model by `protocol`; `on_block` is called between blocks with the fraction done."""
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each input that is timed, by name; empty where what runs the model does not tell."""
+        """Shape of each timed input, by name; empty if the program that runs the model does not report it."""
         return {}
 
     def close(self) -> None:  # noqa: B027 - most models hold nothing elsewhere
-        """Free what it holds elsewhere than in this process."""
+        """Free resources outside of this process."""
 
 
 class LoadedModel(TimedModel):
@@ -62,20 +61,22 @@ class LoadedModel(TimedModel):
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each input, by name."""
         return {spec.name: spec.shape for spec in self.inputs}
 
     @abstractmethod
     def bind(self, tensors: Sequence[NDArray[Any]]) -> Callable[[], object]:
-        """A callable that runs one inference on these tensors, which are in the order of `inputs`.
+        """Return a callable that runs one inference on these tensors, which are in the order of `inputs`.
 
-        It does only what an application has to do for each inference: it is what is timed.
+        The callable is timed: it does only what an application has to do for each inference.
         """
 
     @abstractmethod
     def outputs(self) -> list[NDArray[Any]]:
-        """The outputs of the last run of the callable from `bind`."""
+        """Return the outputs of the last run of the callable from `bind`."""
 
     def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
+        """Time the model on random inputs by `protocol`."""
         return measure(self.bind(random_tensors(self.inputs)), protocol, on_block=on_block)
 
 
@@ -87,32 +88,32 @@ class Runtime(ABC):
 
     @abstractmethod
     def version(self) -> str:
-        """Version of what runs the models; `RuntimeUnavailableError` with what installs it where it is missing."""
+        """Return the version of the library or program; `RuntimeUnavailableError` if it is missing."""
 
     @abstractmethod
     def providers(self) -> tuple[str, ...]:
-        """Names for `RuntimeSetting.provider` that are offered here."""
+        """Return the values of `RuntimeSetting.provider` that are offered here."""
 
     @abstractmethod
     def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> TimedModel:
-        """Make `model` ready to run as `setting` says; `own` is where it was read from, if it is a user's file.
+        """Make `model` ready to run with `setting`; `own` is the file that it was read from, if it is a user's own.
 
-        `ProviderFallbackError` where another provider than the one asked for would run it,
-        `RuntimeUnavailableError` where the model or the setting is not taken, `UsageError` where sides of an own
-        model's inputs are left open.
+        Raises `ProviderFallbackError` if another provider than the chosen one would run it,
+        `RuntimeUnavailableError` if the model or the setting is not accepted, `UsageError` if an own model's inputs
+        have open sides.
         """
 
     def device(self) -> DeviceProfile | None:
-        """The device that runs the models, where that is not this host."""
+        """Return the profile of the device that runs the models; None if that is this host."""
         return None
 
     def conditions(self) -> Conditions | None:
-        """The state of the device that runs the models, where that is not this host."""
+        """Return the state of the device that runs the models; None if that is this host."""
         return None
 
 
 def random_tensors(specs: Sequence[TensorSpec], seed: int = INPUT_SEED) -> list[NDArray[Any]]:
-    """Standard normal inputs, the same for the same specs: never zeros, which are faster than real images."""
+    """Return standard normal inputs, the same for the same specs: zeros would be faster than real images."""
     rng = np.random.default_rng(seed)
     tensors = []
     for spec in specs:

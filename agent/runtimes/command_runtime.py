@@ -1,4 +1,4 @@
-"""Any program that takes a model file and prints times: for accelerators that this agent does not know.
+"""Run models with a program of the user's own that takes a model file and prints times, for unknown accelerators.
 
 `FLEETNAS_COMMAND` holds its command line, with `{model}`, `{threads}`, `{runs}`, `{seconds}` and `{provider}` in it. It
 warms up by itself, runs the model at least `{runs}` times and at least `{seconds}` s, and prints one line of JSON::
@@ -21,12 +21,11 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput
-from fleetnas.agent.measuring.lifetime import tied_to_this_process
-from fleetnas.agent.measuring.measurement import summarise
-from fleetnas.agent.measuring.messages import Timing
-from fleetnas.agent.measuring.model_file import ModelFile, onnx_inputs
+from fleetnas.agent.host.process_lifetime import tied_to_this_process
 from fleetnas.agent.runtimes.base import OnBlock, ProviderFallbackError, Runtime, TimedModel
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput
+from fleetnas.agent.runtimes.model_file import ModelFile, onnx_inputs
+from fleetnas.agent.runtimes.timing import Timing, summarise
 from fleetnas.device_profiles.quantities import Milliseconds, Provider, Seconds
 from fleetnas.fleet_protocol.child_process import child_environment
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
@@ -49,7 +48,7 @@ class CommandReport(BaseModel):
 
 
 class CommandRuntime(Runtime):
-    """The user's own program."""
+    """Runs models with the user's own program."""
 
     name: ClassVar[str] = "command"
 
@@ -57,13 +56,16 @@ class CommandRuntime(Runtime):
         self._command = command if command is not None else os.environ.get(COMMAND_VARIABLE, "")
 
     def version(self) -> str:
+        """Return the version of what runs the models; `RuntimeUnavailableError` if it is missing."""
         self._check()
         return shlex.split(self._command)[0]
 
     def providers(self) -> tuple[str, ...]:
+        """Return the providers that are offered here."""
         return ("cpu",)
 
     def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> TimedModel:
+        """Make a model ready to run; see `Runtime.load` for the errors."""
         self._check()
         if own is not None:  # as it is, with the weights that may lie beside it
             if own.input_shapes:
@@ -97,11 +99,12 @@ class _CommandModel(TimedModel):
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """What the model leaves no choice of; the program chooses the rest, and does not tell."""
+        """The shapes that the model fixes; empty if one is open: the program chooses it and does not report it."""
         fixed = {each.name: tuple(side for side in each.sides if side is not None) for each in self._inputs}
         return fixed if all(None not in each.sides for each in self._inputs) else {}
 
     def time(self, protocol: MeasurementProtocol, on_block: OnBlock = lambda fraction: None) -> Timing:
+        """Run the program once; `RuntimeUnavailableError` if it fails or prints no report."""
         values = {
             "{model}": self._path,
             "{threads}": str(self._setting.threads),
@@ -119,7 +122,7 @@ class _CommandModel(TimedModel):
         if report.provider is not None:
             if self._setting.provider != "cpu" and report.provider.lower() == "cpu":
                 raise ProviderFallbackError(
-                    f"provider {self._setting.provider!r} was asked for and the program says that cpu ran the model"
+                    f"provider {self._setting.provider!r} was chosen and the program reports that cpu ran the model"
                 )
             self.provider = report.provider
         times_ns = [round(1e6 * value) for value in report.times_ms]
@@ -129,6 +132,7 @@ class _CommandModel(TimedModel):
         return summarise(blocks, 1, protocol.half_width_percent, inference_ns)
 
     def close(self) -> None:
+        """Delete the model's temporary file."""
         if self._file is not None:
             self._file.close()
 
@@ -137,9 +141,9 @@ class _CommandModel(TimedModel):
         try:
             done = subprocess.run(
                 words,
-                # It may well use onnxruntime itself.
+                # The program may use onnxruntime itself.
                 env=child_environment(TELEMETRY_OFF),
-                stdin=subprocess.DEVNULL,  # ours brings the agent's orders
+                stdin=subprocess.DEVNULL,  # our own standard input carries the agent's orders
                 preexec_fn=tied_to_this_process(),
                 capture_output=True,
                 text=True,
@@ -152,13 +156,16 @@ class _CommandModel(TimedModel):
         except subprocess.TimeoutExpired as error:
             raise RuntimeUnavailableError(f"{name} did not end within {timeout_s:g} s") from error
         if done.returncode != 0:
-            said = " ".join((done.stderr or done.stdout).split())[-300:]
-            raise RuntimeUnavailableError(f"{name} ended with code {done.returncode}: {said}")
+            output = " ".join((done.stderr or done.stdout).split())[-300:]
+            raise RuntimeUnavailableError(f"{name} ended with code {done.returncode}: {output}")
         return parse_report(done.stdout, name)
 
 
 def parse_report(text: str, name: str) -> CommandReport:
-    """The report in a program's output: its last line that is a JSON object with `times_ms`."""
+    """Return the report in a program's output: its last line that is a JSON object with `times_ms`.
+
+    Raises `RuntimeUnavailableError` if there is none; `name` is the program's.
+    """
     for line in reversed(text.splitlines()):
         if line.lstrip().startswith("{") and "times_ms" in line:
             try:

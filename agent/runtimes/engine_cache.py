@@ -1,4 +1,4 @@
-"""Where an accelerator's compiled engines are kept, so that a model is compiled once per device."""
+"""Keep an accelerator's compiled engines, so that a model is compiled once per device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class EngineCache:
     """One folder per model, named by its hash.
 
     TensorRT's own file names come from the graph's names and not from its weights or shapes, so that two subnets in
-    one folder would be given each other's engine (onnxruntime issue 6455).
+    one folder would get each other's engine (onnxruntime issue 6455).
     """
 
     def __init__(self, root: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -24,13 +24,13 @@ class EngineCache:
 
     @property
     def timings(self) -> Path:
-        """Folder of what the compiler learned about layers; every model's build shares it."""
+        """Folder of the compiler's timings of layers; every model's build shares it."""
         return self._root / "timings"
 
     def folder(self, model_sha256: str) -> Path | None:
-        """The model's own folder, the least recently used others removed where they exceed the cap.
+        """Return the model's own folder; the least recently used folders are deleted if all exceed the cap.
 
-        None where the folder cannot be made: the engine is then compiled every time.
+        None if the folder cannot be made: the engine is then compiled every time.
         """
         own = self._root / model_sha256
         try:

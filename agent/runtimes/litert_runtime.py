@@ -1,4 +1,4 @@
-"""LiteRT, formerly TensorFlow Lite: `ai_edge_litert`, else `tflite_runtime`."""
+"""Run models with LiteRT, formerly TensorFlow Lite: `ai_edge_litert`, else `tflite_runtime`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput, choose_shapes, spell
-from fleetnas.agent.measuring.model_file import ModelFile
 from fleetnas.agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput, choose_shapes, spell
+from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.interpreters.litert import import_litert, open_interpreter
@@ -22,19 +22,22 @@ _DELEGATE = "DELEGATE"
 
 
 class LiteRt(Runtime):
-    """The LiteRT interpreter on the processor."""
+    """Runs models with the LiteRT interpreter on the processor."""
 
     name: ClassVar[str] = "litert"
 
     def version(self) -> str:
+        """Return the version of what runs the models; `RuntimeUnavailableError` if it is missing."""
         _, distribution = import_litert()
         return f"{distribution} {metadata.version(distribution)}"
 
     def providers(self) -> tuple[str, ...]:
+        """Return the providers that are offered here."""
         import_litert()
         return _PROVIDERS
 
     def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> LoadedModel:
+        """Make a model ready to run; see `Runtime.load` for the errors."""
         module, distribution = import_litert()
         if setting.provider not in _PROVIDERS:
             raise ProviderFallbackError(
@@ -48,8 +51,8 @@ class LiteRt(Runtime):
         delegated = _is_delegated(interpreter)
         if setting.provider == "xnnpack" and delegated is False:
             raise ProviderFallbackError(
-                f"provider 'xnnpack' was asked for and {distribution} would run its built-in kernels instead; install "
-                "a build with XNNPACK, or ask for provider 'cpu' or 'builtin'"
+                f"provider 'xnnpack' was chosen and {distribution} would run its built-in kernels instead; install "
+                "a build with XNNPACK, or choose provider 'cpu' or 'builtin'"
             )
         return _LiteRtModel(interpreter, {True: "XNNPACK", False: "builtin", None: "unknown"}[delegated])
 
@@ -75,7 +78,7 @@ class _LiteRtModel(LoadedModel):
 
 
 def _resize(interpreter: Any, own: ModelFile) -> None:
-    """Give a user's model the shapes that were asked for; an input that leaves sides open has 1 there otherwise."""
+    """Resize the inputs of a user's model to the chosen shapes; an open batch axis becomes 1."""
     details = interpreter.get_input_details()
     shapes = choose_shapes([_declared(item) for item in details], own.input_shapes)
     changed = [item for item in details if tuple(int(side) for side in item["shape"]) != shapes[item["name"]]]
@@ -99,8 +102,9 @@ def _declared(item: Any) -> DeclaredInput:
 
 
 def _is_delegated(interpreter: Any) -> bool | None:
-    """Whether a delegate took operators over; None where this build does not tell."""
+    """Whether a delegate runs operators; None if this build does not report it."""
     try:
-        return any(str(item["op_name"]).upper() == _DELEGATE for item in interpreter._get_ops_details())
+        operators = interpreter._get_ops_details()  # noqa: SLF001 - the library has no public way
+        return any(str(item["op_name"]).upper() == _DELEGATE for item in operators)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None

@@ -1,4 +1,4 @@
-"""On which execution providers the nodes of an onnxruntime session really ran.
+"""Find the execution providers on which the nodes of an onnxruntime session ran.
 
 A session that names a provider first may still have given it no node, or all but one. onnxruntime's profile of a run
 tells, in every build; its newer `get_provider_graph_assignment_info` tells what was planned, in recent ones only.
@@ -13,9 +13,9 @@ from pathlib import Path
 
 
 def read_placement(profile: Path) -> Counter[str]:
-    """Executed nodes per provider, from the file that `InferenceSession.end_profiling` names.
+    """Count executed nodes per provider in the file that `InferenceSession.end_profiling` names.
 
-    `ValueError` or `OSError` where it is no such file. What TensorRT fused into an engine is one node.
+    Raises `ValueError` or `OSError` if it is no such file. Layers that TensorRT fused into an engine are one node.
     """
     events = json.loads(profile.read_text())
     providers = [
@@ -29,7 +29,7 @@ def read_placement(profile: Path) -> Counter[str]:
 
 
 def describe_placement(wanted: str, placement: Mapping[str, int]) -> str:
-    """What is reported as the active provider: `wanted`, and how many nodes ran elsewhere."""
+    """Return the active provider for the report: `wanted`, and how many nodes ran elsewhere."""
     others = sorted(item for item in placement.items() if item[0] != wanted)
     text = wanted + "".join(f" + {count} on {name.removesuffix('ExecutionProvider').lower()}" for name, count in others)
     return text[:64]

@@ -1,4 +1,4 @@
-"""ONNX Runtime."""
+"""Run models with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput, Shape, choose_shapes, spell
-from fleetnas.agent.measuring.model_file import ModelFile
 from fleetnas.agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec, random_tensors
 from fleetnas.agent.runtimes.engine_cache import EngineCache
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape, choose_shapes, spell
+from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
@@ -53,22 +53,25 @@ _DTYPES = {
 
 
 class OnnxRuntime(Runtime):
-    """`onnxruntime`, in whichever build is installed."""
+    """Runs models with `onnxruntime`, in the installed build."""
 
     name: ClassVar[str] = "onnxruntime"
 
     def __init__(self, engines: EngineCache | None = None) -> None:
-        """Compiled engines are kept in `engines`, where given."""
+        """Keep compiled engines in `engines`, if given."""
         self._engines = engines
 
     def version(self) -> str:
+        """Return the version of what runs the models; `RuntimeUnavailableError` if it is missing."""
         return str(_import().__version__)
 
     def providers(self) -> tuple[str, ...]:
+        """Return the providers that are offered here."""
         available = set(_import().get_available_providers())
         return tuple(short for short, long in PROVIDERS.items() if long in available)
 
     def load(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> LoadedModel:
+        """Make a model ready to run; see `Runtime.load` for the errors."""
         ort = _import()
         wanted = self._provider(ort, setting)
         options = ort.SessionOptions()
@@ -80,12 +83,12 @@ class OnnxRuntime(Runtime):
         options.add_session_config_entry(*EXACT_INT8)
         chain: list[tuple[str, dict[str, str]]] = [(wanted, self._provider_options(model, setting, own))]
         if setting.provider == "xnnpack":
-            # XNNPACK has its own thread pool; onnxruntime's documentation asks for one thread beside it, not spinning.
+            # XNNPACK has its own thread pool; onnxruntime's documentation requires one thread beside it, not spinning.
             options.intra_op_num_threads = 1
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if setting.provider == "tensorrt" and PROVIDERS["cuda"] in ort.get_available_providers():
             chain.append((PROVIDERS["cuda"], {}))
-        # Weights that lie beside a file are found from its path alone.
+        # Weights in files beside the model are found from its path alone.
         source = str(own.path) if own is not None and own.weights else model
         asked = own.input_shapes if own is not None else {}
         if setting.provider == "cpu":
@@ -139,13 +142,13 @@ class OnnxRuntime(Runtime):
         if wanted is None or wanted not in ort.get_available_providers():
             raise ProviderFallbackError(
                 f"provider {setting.provider!r} is not in this build of onnxruntime {ort.__version__}, which offers "
-                f"{', '.join(self.providers())}; install a build that has it, or ask for one of these"
+                f"{', '.join(self.providers())}; install a build that has it, or choose one of these"
             )
         return wanted
 
 
 def _run_once(model: LoadedModel) -> None:
-    """`UsageError` where an own model does not run on inputs of its shapes."""
+    """Run once; `UsageError` if an own model does not run on inputs of its shapes."""
     try:
         model.bind(random_tensors(model.inputs))()
     except MemoryError:
@@ -158,7 +161,7 @@ def _run_once(model: LoadedModel) -> None:
 
 
 def _settle(session: Any, wanted: str, setting: RuntimeSetting, asked: Mapping[str, Shape]) -> str:
-    """Run once, so that what an accelerator builds on its first run is over; what really ran the nodes."""
+    """Run once, so that an accelerator builds its engine now; return the providers that ran the nodes."""
     model = _OnnxModel(session, wanted, asked)
     try:
         model.bind(random_tensors(model.inputs))()
@@ -168,14 +171,14 @@ def _settle(session: Any, wanted: str, setting: RuntimeSetting, asked: Mapping[s
     except Exception as error:  # onnxruntime's own exceptions have no common base
         raise RuntimeUnavailableError(f"the first run on {wanted} failed: {_one_line(error)}") from error
     if not placement[wanted]:
-        ran = ", ".join(sorted(placement)) or "nothing that onnxruntime names"
+        ran = ", ".join(sorted(placement)) or "no provider that onnxruntime names"
         raise _fallback(setting, f"every node of the model ran on {ran}", wanted)
     return describe_placement(wanted, placement)
 
 
 def _fallback(setting: RuntimeSetting, instead: str, wanted: str) -> ProviderFallbackError:
     return ProviderFallbackError(
-        f"provider {setting.provider!r} was asked for and {instead}; "
+        f"provider {setting.provider!r} was chosen and {instead}; "
         f"run `fleetnas-agent doctor` to see why {wanted} does not load"
     )
 
@@ -206,7 +209,7 @@ class _OnnxModel(LoadedModel):
 
 
 def _declared(item: Any) -> DeclaredInput:
-    """An input as the session tells it: a side without a number has a name, or none."""
+    """Return an input as the session declares it: a side without a number has a name, or none."""
     sides = tuple(side if isinstance(side, int) and side > 0 else None for side in item.shape)
     return DeclaredInput(item.name, sides)
 

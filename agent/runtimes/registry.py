@@ -1,4 +1,4 @@
-"""The one place where a runtime gets its name."""
+"""Make runtimes by their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
 
 
 def make_runtime(name: str, engine_folder: Path | None = None) -> Runtime:
-    """The runtime called `name`; its library is loaded on first use. Compiled engines are kept in `engine_folder`."""
+    """Make a runtime; its library is loaded on first use. Compiled engines are kept in `engine_folder`.
+
+    Raises `RuntimeUnavailableError` for an unknown name.
+    """
     if name == "onnxruntime":
         from fleetnas.agent.runtimes.engine_cache import EngineCache
         from fleetnas.agent.runtimes.onnxruntime_runtime import OnnxRuntime

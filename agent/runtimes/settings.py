@@ -1,8 +1,9 @@
-"""Device settings as a command line writes them: `onnxruntime`, `litert,threads=4`, `onnxruntime,provider=cuda`."""
+"""Parse device settings of a command line: `onnxruntime`, `litert,threads=4`, `onnxruntime,provider=cuda`."""
 
 from __future__ import annotations
 
 import re
+from importlib import util
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
-#: Runtimes that load a model into the measuring child, and those that drive something else.
+#: Runtimes that load a model into the measuring child, and those that drive another program.
 IN_PROCESS = ("onnxruntime", "litert")
 RUNTIMES = (*IN_PROCESS, "adb", "command")
 _KEYS = ("provider", "threads", "precision", "graph_optimisation", "affinity")
@@ -20,8 +21,12 @@ _CORES = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 _EXAMPLE = "onnxruntime,threads=2,graph_optimisation=basic,affinity=2-3"
 
 
+class NoRuntimeError(UsageError):
+    """No runtime was chosen, and none is installed."""
+
+
 def parse_setting(text: str) -> RuntimeSetting:
-    """A setting from `RUNTIME[,KEY=VALUE...]`; `UsageError` says what may stand there."""
+    """Parse a setting, `RUNTIME[,KEY=VALUE...]`; `UsageError` with the allowed values if it is none."""
     runtime, *pairs = (part.strip() for part in text.split(","))
     fields: dict[str, Any] = {"runtime": runtime}
     for pair in pairs:
@@ -39,6 +44,21 @@ def parse_setting(text: str) -> RuntimeSetting:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"setting {text!r}: {where}: {first['msg']}; an example is {_EXAMPLE}") from None
+
+
+def installed_runtime() -> str:
+    """Return the installed runtime that is used by default; nothing is imported. `NoRuntimeError` if there is none."""
+    for module, runtime in (
+        ("onnxruntime", "onnxruntime"),
+        ("ai_edge_litert", "litert"),
+        ("tflite_runtime", "litert"),
+    ):
+        if util.find_spec(module) is not None:
+            return runtime
+    raise NoRuntimeError(
+        "no runtime is installed that could run a model; run: pip install 'fleetnas[agent]' for onnxruntime, or "
+        "pip install 'fleetnas[litert]' for LiteRT"
+    )
 
 
 def _cores(text: str, setting: str) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""The agent at work: its connection, its name, its tasks and its outbox."""
+"""The running agent: its connection, its name, its tasks, its results, its state folder."""

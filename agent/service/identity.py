@@ -1,4 +1,4 @@
-"""Who this agent process is: its name's folder, locked, its session number and its instance."""
+"""Claim an agent's name on this host: its folder, locked, the session number and the instance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Identity:
     """One agent process. Its lock is held until the process ends, however it ends."""
 
     name: str
-    #: Grows with every start, so that what an older process left behind is recognised.
+    #: Grows with every start, so that messages of an earlier process are recognised.
     session: int
     #: Random per process: tells two agents of one name apart.
     instance: str
@@ -26,8 +26,8 @@ class Identity:
     def claim(cls, folder: Path, name: str, now_unix_s: float) -> Identity:
         """Lock `folder` for `name` and begin its next session.
 
-        `DuplicateAgentError` where another process of this host holds it, `StoreError` where the folder cannot be
-        written.
+        Raises `DuplicateAgentError` if another process of this host has locked it, `StoreError` if the folder cannot be
+        written or locked.
         """
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ class Identity:
         return cls(name, session, secrets.token_hex(8), handle)
 
     def release(self) -> None:
-        """Let another process take the name."""
+        """Unlock the folder, so that another process can take the name."""
         os.close(self._lock_handle)
 
 

@@ -1,4 +1,4 @@
-"""Results on disk until the coordinator has acknowledged them: killed at any time, the agent loses none."""
+"""Keep results on disk until the coordinator has acknowledged them: an agent that is killed at any time loses none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS results (
 
 
 class Outbox:
-    """Encoded `Result` and `Failed` messages by task and attempt. Every method may raise `StoreError`."""
+    """Stores encoded `Result` and `Failed` messages by task and attempt. Every method may raise `StoreError`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -38,25 +38,25 @@ class Outbox:
             raise self._unusable(error) from error
 
     def put(self, key: TaskKey, payload: bytes) -> bool:
-        """Store a result durably; False, and nothing changed, where this attempt already has one."""
+        """Store a result durably; return False, and change nothing, if this attempt already has one."""
         row = (key.task_id, key.attempt, payload)
         sql = "INSERT OR IGNORE INTO results (task_id, attempt, payload) VALUES (?, ?, ?)"
         return self._execute(sql, row).rowcount == 1
 
     def find(self, key: TaskKey) -> bytes | None:
-        """The stored result of this attempt, acknowledged or not."""
+        """Return the stored result of an attempt, acknowledged or not; None if there is none."""
         sql = "SELECT payload FROM results WHERE task_id = ? AND attempt = ?"
         row = self._execute(sql, (key.task_id, key.attempt)).fetchone()
         return bytes(row[0]) if row else None
 
     def pending(self) -> list[tuple[TaskKey, bytes]]:
-        """What is not acknowledged, oldest first."""
+        """Return the attempts and results that are not acknowledged, oldest first."""
         sql = "SELECT task_id, attempt, payload FROM results WHERE acknowledged = 0 ORDER BY sequence"
         rows = self._execute(sql).fetchall()
         return [(TaskKey(task_id=row[0], attempt=row[1]), bytes(row[2])) for row in rows]
 
     def acknowledge(self, key: TaskKey) -> bool:
-        """The coordinator has it; False where there was nothing to acknowledge."""
+        """Mark a result as acknowledged; return False if there was none to acknowledge."""
         sql = "UPDATE results SET acknowledged = 1 WHERE task_id = ? AND attempt = ? AND acknowledged = 0"
         changed = self._execute(sql, (key.task_id, key.attempt)).rowcount == 1
         if changed:
@@ -67,18 +67,19 @@ class Outbox:
             )
         return changed
 
-    def give_up_oldest(self, keep: int) -> list[TaskKey]:
-        """Drop all but the newest `keep` of what is not acknowledged; returns what was dropped."""
+    def drop_oldest(self, keep: int) -> list[TaskKey]:
+        """Delete all but the newest `keep` unacknowledged results; return their attempts."""
         dropped = [key for key, _ in self.pending()[: max(0, len(self) - keep)]]
         for key in dropped:
             self._execute("DELETE FROM results WHERE task_id = ? AND attempt = ?", (key.task_id, key.attempt))
         return dropped
 
     def __len__(self) -> int:
+        """Return the number of unacknowledged results."""
         return int(self._execute("SELECT count(*) FROM results WHERE acknowledged = 0").fetchone()[0])
 
     def close(self) -> None:
-        """The end; what was put is safe without it."""
+        """Close the database; stored results are safe without it."""
         self._database.close()
 
     def _execute(self, sql: str, values: tuple[object, ...] = ()) -> sqlite3.Cursor:

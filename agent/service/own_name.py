@@ -1,6 +1,6 @@
-"""The name of an agent that was given none: the host's when it first ran here, and the same ever after.
+"""Choose the name of an agent that was given none: the host's name at its first start, and the same ever after.
 
-Results that wait to be delivered, and what a fleet has learned of a device, belong to a name. A host that is renamed,
+Results that wait to be delivered, and a fleet's measurements of a device, belong to a name. A host that is renamed,
 and a container, which has a new name at every start, must not lose them. A state folder that was copied to another
 board, with the rest of its memory card, is another agent: it takes its own host's name.
 """
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fleetnas.agent.cli.host_status import AgentStatus, host_standing
 from fleetnas.agent.host.device_files import text
+from fleetnas.agent.service.host_status import AgentStatus, read_host_status
 from fleetnas.fleet_protocol.messages import Identifier
 
-#: Where boards tell their serial number; on most computers root alone may read it.
+#: Files with a board's serial number; on most computers root alone may read them.
 _SERIALS = (
     "proc/device-tree/serial-number",
     "sys/firmware/devicetree/base/serial-number",
@@ -35,17 +35,17 @@ class _Remembered(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: Identifier
-    #: Digest of the board's serial number; empty where it does not tell one.
+    #: Digest of the board's serial number; empty if the board has none.
     board: str = ""
 
 
 def host_name() -> str:
-    """The host's name, as far as a topic can hold it."""
+    """Return the host's name without the characters that a topic cannot hold."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", platform.node().partition(".")[0]).strip("-._")[:64] or "agent"
 
 
 def own_name(state: Path, fleet: str, root: Path = Path("/")) -> str:
-    """The name under which an agent ran in this state folder before, else the host's; nothing is written."""
+    """Return the name under which an agent ran in this state folder before, else the host's; write nothing."""
     host, board = host_name(), _board(root)
     known = _read(state)
     if known is not None and (known.board == board or not known.board or not board):
@@ -53,12 +53,12 @@ def own_name(state: Path, fleet: str, root: Path = Path("/")) -> str:
     if known is not None or (state / "fleets" / fleet / host).is_dir():
         return host
     # Before names were remembered: results of a single agent wait under another name, which was this host's.
-    waiting = [agent for agent in host_standing(state).agents if agent.fleet == fleet]
+    waiting = [agent for agent in read_host_status(state).agents if agent.fleet == fleet]
     return waiting[0].name if len(waiting) == 1 and _is_stranded(waiting[0]) else host
 
 
 def remember_name(state: Path, name: str, root: Path = Path("/")) -> None:
-    """Keep a name that nobody gave for the next start; what cannot be written is forgotten."""
+    """Keep a chosen name for the next start, if the state folder can be written."""
     if name != host_name():
         _log.info(
             "the host is called %s and this agent stays %s, under which its results are kept; --name %s changes that",
@@ -75,8 +75,8 @@ def remember_name(state: Path, name: str, root: Path = Path("/")) -> None:
 
 
 def stranded(state: Path, fleet: str, name: str) -> list[AgentStatus]:
-    """Other agents of this state folder and fleet whose results wait while they do not run."""
-    agents = host_standing(state).agents
+    """Return other agents of this state folder and fleet that do not run and whose results wait."""
+    agents = read_host_status(state).agents
     return [agent for agent in agents if agent.fleet == fleet and agent.name != name and _is_stranded(agent)]
 
 

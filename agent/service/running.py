@@ -1,4 +1,4 @@
-"""`fleetnas-agent run`: everything put together, until a signal or an error ends it."""
+"""Compose an agent from its options, and run it until a signal or an error ends it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from fleetnas.agent.cli.service_manager import ServiceManager
 from fleetnas.agent.host.battery import BatteryRule
 from fleetnas.agent.host.limits import read_limits, thread_objection, total_memory_bytes
-from fleetnas.agent.host.probe import agent_info
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
 from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.agent.service.agent_info import agent_info
+from fleetnas.agent.service.announcement import last_will
+from fleetnas.agent.service.connection import Connection
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.own_name import stranded
-from fleetnas.agent.service.service import AgentService, last_will
+from fleetnas.agent.service.run_resources import RunResources
+from fleetnas.agent.service.service import AgentService
+from fleetnas.agent.service.service_manager import ServiceManager
 from fleetnas.agent.service.state_folder import StateFolder
-from fleetnas.agent.service.task_runner import RunResources
 from fleetnas.agent.transfer.blobs import DEFAULT_CACHE_BYTES, BlobCache, limit_partials
 from fleetnas.agent.transfer.mirror import MirrorPolicy, Mirrors
 from fleetnas.fleet_protocol.errors import BrokerUnreachableError
@@ -42,7 +44,7 @@ _log = logging.getLogger("fleetnas.agent")
 
 @dataclass(frozen=True, kw_only=True)
 class AgentOptions:
-    """What an agent is, however it reaches its coordinator."""
+    """Options of an agent that do not depend on how it reaches its coordinator."""
 
     name: str
     settings: Sequence[RuntimeSetting]
@@ -51,53 +53,62 @@ class AgentOptions:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     memory_limit_bytes: int = 0
     battery: BatteryRule = field(default_factory=BatteryRule)
-    #: Ed25519 keys one of which must have signed every order; empty: whoever may publish on our topics is believed.
+    #: Ed25519 keys, one of which must have signed every order; empty: every order on our topics is accepted.
     trusted_keys: Sequence[bytes] = ()
     mirrors: Mirrors = field(default_factory=Mirrors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(AgentOptions):
-    """What `fleetnas-agent run` was asked for."""
+    """Options of `fleetnas-agent run`."""
 
     broker: BrokerAddress
-    #: End with an error when the broker was not reached by then; None: go on trying.
+    #: End with an error if the broker is not reached within this time; None: go on trying.
     connect_timeout_s: float | None = None
-    #: End with the first search that gave it work.
+    #: End with the first search that sent a task.
     once: bool = False
 
 
 class _StoppedError(BaseException):
-    """A signal asked to stop while the agent was not yet serving."""
+    """A signal asked the agent to stop before it served."""
 
 
 @dataclass
 class _Stop:
-    """Set by the first SIGTERM or SIGINT; the second ends the process as it always does."""
+    """Set by the first SIGTERM or SIGINT; the second has its default effect."""
 
     asked: bool = False
-    #: Whether the signal also raises `_StoppedError`: the agent is made ready, which may take minutes.
-    raises: bool = True
+    #: Whether the signal also raises `_StoppedError`: preparing the agent may take minutes.
+    _raises: bool = True
 
     def listen(self) -> None:
+        """Handle the signals from now on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+
+    def begin_serving(self) -> None:
+        """Only set `asked` from now on: the main loop looks at it."""
+        self._raises = False
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, signal.SIG_DFL)
-        if self.raises:
+        if self._raises:
             raise _StoppedError
 
 
 def run_agent(options: RunOptions) -> None:
-    """Serve until SIGTERM or SIGINT. Raises what keeps the agent from working."""
+    """Serve until SIGTERM or SIGINT.
+
+    Raises `FleetnasError` if the agent cannot work: `UsageError` for its options, `StoreError` for its state folder,
+    `RuntimeUnavailableError` for a setting, `TransportError` for its broker.
+    """
     stop = _Stop()
     stop.listen()
-    os.umask(0o077)  # results and bundles are nobody else's
+    os.umask(0o077)  # results and bundles are for this user alone
     try:
         with open_service(options, lambda client_id, will: MqttTransport(options.broker, client_id, will)) as service:
-            stop.raises = False
+            stop.begin_serving()
             _serve(service, options, stop)
     except _StoppedError:
         _log.info("stopped before the fleet was joined")
@@ -105,7 +116,10 @@ def run_agent(options: RunOptions) -> None:
 
 @contextlib.contextmanager
 def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Transport]) -> Iterator[AgentService]:
-    """An agent that is not started yet, on a transport made of its client id and last will; let go at the end."""
+    """Yield an agent that is not started yet, and free everything at the end.
+
+    `make_transport` makes its transport from a client id and a last will.
+    """
     topics = Topics(options.fleet)
     folder = StateFolder(options.state_folder, topics.fleet, check_name(options.name, "agent name"))
     temporary_folder()
@@ -124,9 +138,8 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         _warn(folder, options.settings)
         yield AgentService(
             identity=identity,
-            topics=topics,
+            connection=Connection(make_transport(client_id, last_will(topics, identity)), topics, identity.name),
             info=info,
-            transport=make_transport(client_id, last_will(topics, identity)),
             outbox=outbox,
             resources=RunResources(
                 BlobCache(folder.blobs, options.cache_bytes),
@@ -147,7 +160,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
 
 
 def _warn(folder: StateFolder, settings: Sequence[RuntimeSetting]) -> None:
-    """Say once what keeps settings from running as they say, and results from being delivered."""
+    """Warn once of settings that cannot use all their threads, and of results that wait under another name."""
     limits = read_limits()
     for objection in filter(None, (thread_objection(setting, limits) for setting in settings)):
         _log.warning("%s", objection)
@@ -159,7 +172,7 @@ def _warn(folder: StateFolder, settings: Sequence[RuntimeSetting]) -> None:
 
 
 def mirrors_beside(broker: BrokerAddress, policy: MirrorPolicy) -> Mirrors:
-    """Mirrors whose certificates the system's authorities vouch for, or the broker's own."""
+    """Return mirrors that trust the system's authorities, and the broker's."""
 
     def tls() -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -171,9 +184,9 @@ def mirrors_beside(broker: BrokerAddress, policy: MirrorPolicy) -> Mirrors:
 
 
 def default_memory_limit_bytes() -> int:
-    """Four fifths of the memory that this process may have, for the measuring child.
+    """Return the memory limit of the measuring child: four fifths of the memory that this process may have.
 
-    That is the device's, or what its container or service is limited to; 0, no limit, where the system does not tell.
+    That is the device's memory, or the limit of its container or service; 0, no limit, if the system does not tell.
     """
     total = total_memory_bytes()
     return int(total * 4 / 5) if total is not None else 0

@@ -1,4 +1,4 @@
-"""Where an agent keeps what must outlive it."""
+"""Lay out the folder with everything that outlives an agent's process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.folders import user_folder
 
 _PRIVATE = 0o700
-#: What `default_state_folder` does, for help texts: it is not looked up before it is needed.
+#: The rule of `default_state_folder`, for help texts: the folder is not looked up before it is needed.
 DEFAULT_PLACE = "$STATE_DIRECTORY, else $XDG_STATE_HOME/fleetnas, else ~/.local/state/fleetnas"
 
 
 def default_state_folder() -> Path:
     """`$STATE_DIRECTORY` under systemd, else `$XDG_STATE_HOME/fleetnas`, else `~/.local/state/fleetnas`.
 
-    `UsageError` where the user has no home folder either.
+    Raises `UsageError` if the user has no home folder either.
     """
     service = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     if service:
@@ -30,7 +30,7 @@ def default_state_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class StateFolder:
-    """The layout: blobs and probes are shared by the agents of this host, the rest is one agent's own."""
+    """The layout: the agents of this host share blobs, probes and engines; the rest belongs to one agent."""
 
     root: Path
     fleet: str
@@ -39,7 +39,7 @@ class StateFolder:
     def prepare(self) -> None:
         """Make the folders, closed to other users, and close those that an earlier version left open.
 
-        A root that exists keeps its mode: it may be anybody's. `StoreError` where they cannot be made.
+        A root that exists keeps its mode. Raises `StoreError` if a folder cannot be made.
         """
         shared = (self.root / "fleets", self.blobs, self.probes, self.engines)
         try:
@@ -58,39 +58,39 @@ class StateFolder:
 
     @property
     def agent(self) -> Path:
-        """This agent's own folder."""
+        """The agent's own folder."""
         return self.root / "fleets" / self.fleet / self.name
 
     @property
     def outbox(self) -> Path:
-        """Results until they are acknowledged."""
+        """Database of results that are not acknowledged."""
         return self.agent / "outbox.sqlite"
 
     @property
     def partial(self) -> Path:
-        """Blobs on their way in."""
+        """Folder of partial files: blobs that are not complete yet."""
         return self.agent / "partial"
 
     @property
     def blobs(self) -> Path:
-        """Verified blobs."""
+        """Folder of verified blobs."""
         return self.root / "blobs"
 
     @property
     def probes(self) -> Path:
-        """Micro-benchmarks per runtime build."""
+        """Folder of micro-benchmarks per runtime build."""
         return self.root / "probes"
 
     @property
     def engines(self) -> Path:
-        """What accelerators compiled, per model."""
+        """Folder of compiled engines, per model."""
         return engines_below(self.root)
 
 
 def unusable_place(folder: StateFolder) -> tuple[Path, str] | None:
-    """The first place that an agent of this layout could not use, and why; None where it could. Nothing is made.
+    """Return the first path that an agent could not use, and why; None if it can use all. Nothing is made.
 
-    An agent that another user once started, such as with sudo, leaves places that only that user may write.
+    An agent that another user once started, such as with sudo, leaves files that only that user may write.
     """
     there = next(place for place in (folder.root, *folder.root.parents) if os.path.lexists(place))
     places = [there]
@@ -115,7 +115,7 @@ def unusable_place(folder: StateFolder) -> tuple[Path, str] | None:
 
 
 def _owner(place: Path) -> str:
-    """Whose it is, where that is another user."""
+    """Name the owner, if that is another user."""
     owner = os.stat(place).st_uid
     if owner == os.geteuid():
         return ""
@@ -126,12 +126,12 @@ def _owner(place: Path) -> str:
 
 
 def engines_below(root: Path) -> Path:
-    """Where the agents of a state folder keep what accelerators compiled."""
+    """Return the folder in which the agents of a state folder keep compiled engines."""
     return root / "engines"
 
 
 def default_engine_folder() -> Path | None:
-    """The same below the default state folder; None, so that nothing is kept, where there is none."""
+    """Return the engine folder of the default state folder; None, so that nothing is kept, if there is none."""
     try:
         return engines_below(default_state_folder())
     except UsageError:

@@ -1,1 +1,1 @@
-"""Bundles and blobs, from the broker or from a mirror."""
+"""Fetching and caching of bundles and other blobs, from the broker or from a mirror."""

@@ -1,4 +1,4 @@
-"""Bundles and calibrations: fetched in chunks over MQTT, verified, and kept by hash."""
+"""Fetch bundles and calibrations in chunks over MQTT, verify them, and keep them by hash."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fleetnas.fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk
 from fleetnas.fleet_protocol.errors import BundleError, HashMismatchError
 from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
 
-#: Chunks asked for and not yet received. Half a megabyte in flight fills any link a board has.
+#: Chunks requested and not yet received. Half a megabyte in flight fills any link a board has.
 WINDOW = 8
-#: A chunk that has not come after this long is asked for again, then after twice as long, up to the maximum.
+#: A chunk that has not arrived after this long is requested again, then after twice as long, up to the maximum.
 CHUNK_TIMEOUT_S = 5.0
 MAX_CHUNK_TIMEOUT_S = 60.0
-#: Whole fetches with a wrong hash before the blob is given up.
+#: Complete fetches with a wrong hash before the blob is given up.
 MAX_WRONG_HASHES = 2
 DEFAULT_CACHE_BYTES = 2 * 1024**3
-#: Blobs on their way in that are kept to be resumed.
+#: Partial files that are kept to be resumed.
 MAX_PARTIALS = 8
 #: Left free on the disk for the outbox and everybody else.
 _DISK_RESERVE_BYTES = 32 * 1024**2
@@ -36,11 +36,11 @@ class BlobCache:
 
     @property
     def max_bytes(self) -> int:
-        """What the blobs may take together."""
+        """Bytes that all blobs together may take."""
         return self._max_bytes
 
     def find(self, sha256: str) -> Path | None:
-        """The file of a blob that is here."""
+        """Return the file of a blob; None if it is not in the cache."""
         path = self._folder / sha256
         try:
             os.utime(path)  # least recently used goes first
@@ -51,21 +51,21 @@ class BlobCache:
         return path
 
     def add(self, sha256: str, file: Path) -> Path:
-        """Take over a verified file."""
+        """Move a verified file into the cache and return its new path; `OSError` if that fails."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / sha256
         os.replace(file, path)
         return path
 
     def discard(self, sha256: str) -> None:
-        """Forget a blob that turned out damaged."""
+        """Delete a blob that is damaged."""
         with contextlib.suppress(OSError):
             (self._folder / sha256).unlink()
 
     def make_room(self, needed_bytes: int, keep: Collection[str] = ()) -> None:
         """Remove the least recently used blobs until `needed_bytes` more fit; never those in `keep`.
 
-        `BundleError` where they cannot fit.
+        Raises `BundleError` if they cannot fit.
         """
         if needed_bytes > self._max_bytes:
             raise BundleError(
@@ -96,14 +96,14 @@ class BlobCache:
 
 
 def partial_file(folder: Path, sha256: str) -> Path:
-    """Where a blob on its way in is kept."""
+    """Return the file in which a blob is kept until all of it is here."""
     return folder / f"{sha256}.partial"
 
 
 def limit_partials(folder: Path, wanted: Collection[str], max_bytes: int) -> None:
-    """Delete blobs on their way in, the longest untouched first, until few are left and they take `max_bytes` at most.
+    """Delete partial files, the least recently written first, until few are left and they take `max_bytes` at most.
 
-    Those of the `wanted` hashes stay. The folder is one agent's own.
+    Those of the `wanted` hashes stay. The folder belongs to one agent alone.
     """
     kept = {partial_file(folder, sha256) for sha256 in wanted}
     entries = []
@@ -122,10 +122,10 @@ def limit_partials(folder: Path, wanted: Collection[str], max_bytes: int) -> Non
 
 
 class BlobFetch:
-    """One blob on its way in. Chunks may be lost, repeated, reordered or damaged; what arrived outlives a restart.
+    """Fetches one blob through the broker; chunks may be lost, repeated, reordered or damaged.
 
-    The file grows in order, so its size says where to resume; chunks that are ahead wait in memory, at most a window
-    of them.
+    The partial file outlives a restart. It grows in order, so its size tells where to resume; chunks that arrive ahead
+    of it wait in memory, at most a window of them.
     """
 
     def __init__(self, blob: BlobReference, partial: Path, send: Callable[[BlobRequest], None]) -> None:
@@ -141,18 +141,18 @@ class BlobFetch:
 
     @property
     def fraction(self) -> float:
-        """Part of the bytes that are here."""
+        """Share of the bytes that are here, 0 to 1."""
         return self._size / self.blob.size
 
     @property
     def received_bytes(self) -> int:
-        """Bytes that are here, from the beginning on."""
+        """Number of bytes that are here, from the beginning of the blob."""
         return self._size
 
     def step(self, now: float) -> Path | None:
-        """Ask for what is missing; the verified file once all is here.
+        """Request missing chunks; return the verified file once the whole blob is here, else None.
 
-        `HashMismatchError` where the sender's bytes are not what it announced, `BundleError` where they cannot be
+        Raises `HashMismatchError` if the bytes do not have the announced hash, `BundleError` if they cannot be
         written.
         """
         if self._size == self.blob.size:
@@ -171,7 +171,7 @@ class BlobFetch:
         return None
 
     def receive(self, chunk: BlobChunk) -> None:
-        """Take a chunk; one that was not asked for, or is cut short, changes nothing."""
+        """Take a chunk; ignore one that was not requested or is too short. `BundleError` if it cannot be written."""
         if chunk.sha256 != self.blob.sha256 or chunk.offset not in self._asked:
             return
         if len(chunk.data) != self._length(chunk.offset):
@@ -180,15 +180,15 @@ class BlobFetch:
         self._ahead[chunk.offset] = chunk.data
         self._write_ready()
 
-    def reconnected(self) -> None:
-        """What was asked for before the connection broke will not come: ask again at the next step."""
+    def on_reconnected(self) -> None:
+        """Forget the requests of the connection before, which nobody answers; the next step repeats them."""
         self._asked.clear()
 
     def _length(self, offset: int) -> int:
         return min(MAX_CHUNK_BYTES, self.blob.size - offset)
 
     def _resume(self) -> None:
-        """Take up a file that an earlier process left; only whole chunks count."""
+        """Resume the file of an earlier process; only whole chunks count."""
         try:
             self._partial.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._partial.open("ab+") as file:

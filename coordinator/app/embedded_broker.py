@@ -11,8 +11,9 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import MissingDependencyError, TransportError
-from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT, BrokerAddress, check_host, host_and_port
+from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT, BrokerAddress
 
 if TYPE_CHECKING:
     from amqtt.broker import Broker

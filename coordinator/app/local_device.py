@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleetnas.agent.cli.options import installed_runtime
-from fleetnas.agent.runtimes.settings import parse_setting
+from fleetnas.agent.runtimes.settings import installed_runtime, parse_setting
 from fleetnas.agent.service.own_name import own_name, remember_name
 from fleetnas.agent.service.running import AgentOptions, default_memory_limit_bytes, open_service
 from fleetnas.agent.service.state_folder import default_state_folder

@@ -10,7 +10,8 @@ import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.security import register_broker
-from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT, host_and_port
+from fleetnas.fleet_protocol.addresses import host_and_port
+from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT
 
 
 def register(app: typer.Typer) -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.addresses import check_host
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.transports.base import DEFAULT_TLS_PORT, check_host
+from fleetnas.fleet_protocol.transports.base import DEFAULT_TLS_PORT
 from fleetnas.supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:

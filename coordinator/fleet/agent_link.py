@@ -13,20 +13,17 @@ from fleetnas.fleet_protocol.codec import decode, decode_task_update, encode
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import FleetnasError, ProtocolError
 from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
     AgentInfo,
     AgentState,
     BlobRequest,
-    CancelTask,
-    CoordinatorState,
     Failed,
     Heartbeat,
     Inventory,
-    MeasureTask,
     Message,
     TaskKey,
     TaskUpdate,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState, MeasureTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import AgentUp, DownChannel, ForwardedUpdate, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Transport, TransportEvent, Will
@@ -186,7 +183,7 @@ class AgentLink:
 
     def _hear_session(self, agent: str, session: int) -> None:
         if self._signer is not None:
-            self._signer.hear(agent, session)
+            self._signer.note_session(agent, session)
 
     # -- sending: `TransportError` where the queue is full -----------------------------------------------------
 

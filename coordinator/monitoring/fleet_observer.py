@@ -13,7 +13,8 @@ from fleetnas.coordinator.records.snapshot import DeviceSnapshot
 from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, CoordinatorState, Heartbeat
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Heartbeat
+from fleetnas.fleet_protocol.orders import CoordinatorState
 from fleetnas.fleet_protocol.topics import AgentUp, CoordinatorAnnouncement, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Disconnected, Received, Transport
 from fleetnas.fleet_protocol.updates import RunPage, RunSummary

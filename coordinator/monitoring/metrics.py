@@ -16,8 +16,8 @@ from fleetnas.coordinator.records.events import Event, MeasurementFailed, Measur
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
-from fleetnas.fleet_protocol.transports.base import check_host, host_and_port
 
 #: From a commit into the page cache to a disk that is busy.
 _STORE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

@@ -1,4 +1,4 @@
-"""Credentials: everything that one agent or coordinator needs to join a fleet, in one secret file."""
+"""Read and write credentials: everything that one agent or coordinator needs to join a fleet, in one secret file."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fleetnas.device_profiles.text_files import decode_text
+from fleetnas.fleet_protocol.addresses import check_host
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Identifier
 from fleetnas.fleet_protocol.security.signing import KEY_BYTES
-from fleetnas.fleet_protocol.transports.base import BrokerAddress, check_host
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 FORMAT_VERSION: Literal[1] = 1
 #: Keys of coordinators that one agent may trust at a time.
@@ -92,14 +93,14 @@ class Credentials(BaseModel):
 
     @property
     def private_key(self) -> bytes | None:
-        """What the coordinator signs with."""
+        """The coordinator's private key; None in other credentials."""
         return base64.b64decode(self.signing_key) if self.signing_key is not None else None
 
 
 def read_credentials(path: Path, *roles: Role) -> Credentials:
-    """The credentials in `path`.
+    """Return the credentials in a file.
 
-    `UsageError` where they are not secret, not credentials, or, where any `roles` are given, not those of one of them.
+    Raises `UsageError` if other users may read the file, if it holds no credentials, or none of the given `roles`.
     """
     try:
         with path.open("rb") as file:
@@ -131,7 +132,7 @@ def read_credentials(path: Path, *roles: Role) -> Credentials:
 
 
 def write_credentials(path: Path, credentials: Credentials) -> None:
-    """A new file that only its owner can read; `UsageError` where there is one already or it cannot be made."""
+    """Write a new file that only its owner can read; `UsageError` if it exists or cannot be made."""
     text = credentials.model_dump_json(indent=1, exclude_none=True) + "\n"
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -143,5 +144,5 @@ def write_credentials(path: Path, credentials: Credentials) -> None:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        path.unlink()  # half of a secret is of no use
+        path.unlink()  # a part of the file is useless
         raise UsageError(f"{path} cannot be written ({error.strerror}); make room there, or choose another") from error

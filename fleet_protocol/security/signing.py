@@ -1,11 +1,11 @@
-"""Signed orders and files: an agent that knows its coordinator's key does nothing for anybody else.
+"""Sign and verify orders and files: an agent that knows its coordinator's key obeys no other coordinator.
 
 An *order* is a JSON message to one agent: a task, a cancellation, an acknowledgement. Its last field, `signature`,
 has a fixed length, so that it is made and checked over the very bytes on the wire; no canonical form of JSON is needed.
 The Ed25519 signature covers the fleet, the agent, the channel, the agent's session, the coordinator's stream of orders,
 the order's number in it, and every other byte of the message. An order to another agent, to an earlier process of this
-one, or one that was taken before is therefore refused, however genuine. A task names its bundle by SHA-256, so a signed
-task authenticates the bundle too.
+one, or one that was accepted before is therefore refused, although its signature is valid. A task names its bundle by
+SHA-256, so a signed task authenticates the bundle too.
 
 `cryptography` is imported only where a key is used.
 """
@@ -44,7 +44,7 @@ _READ_BYTES = 1024 * 1024
 
 
 class OrderSigner:
-    """The coordinator's side: signs what it sends, numbered per agent.
+    """Signs the orders of a coordinator, numbered per agent.
 
     `stream` tells one start of a coordinator from another and grows with each (microseconds since 1970 do).
     """
@@ -56,13 +56,13 @@ class OrderSigner:
         self._sessions: dict[str, int] = {}
         self._numbers: dict[str, itertools.count[int]] = {}
 
-    def hear(self, agent: str, session: int) -> None:
-        """An agent said which session it is in; what is signed from now on is for that one."""
+    def note_session(self, agent: str, session: int) -> None:
+        """Sign the next orders for this session of an agent, which announced it."""
         if agent in self._sessions or len(self._sessions) < _MAX_AGENTS:
             self._sessions[agent] = session
 
     def sign(self, agent: str, channel: DownChannel, message: bytes) -> bytes:
-        """`message`, an encoded JSON object without a signature, with one for `agent`."""
+        """Return `message`, an encoded JSON object without a signature, with one for `agent`."""
         session = self._sessions.get(agent, 0)
         number = next(self._numbers.setdefault(agent, itertools.count(1)))
         header = (session, self._stream, number)
@@ -72,7 +72,7 @@ class OrderSigner:
 
 
 class OrderVerifier:
-    """The agent's side: knows the coordinator's keys and what was taken in this session."""
+    """Verifies orders on the agent: knows the pinned keys and the orders that this session accepted."""
 
     def __init__(self, public_keys: Sequence[bytes], fleet: str, agent: str, session: int) -> None:
         self._keys = [_public_key(key) for key in public_keys]
@@ -83,7 +83,7 @@ class OrderVerifier:
         self._oldest_stream = 0
 
     def check(self, channel: DownChannel, payload: bytes) -> None:
-        """Returns where `payload` is a fresh order of the coordinator to this process; `UntrustedError` otherwise."""
+        """Accept a new order of the coordinator to this process; `UntrustedError` if `payload` is none."""
         message, header, signature = _split(payload)
         session, stream, number = header
         signed = _signed_bytes(self._fleet, self._agent, channel, header, message)
@@ -119,7 +119,7 @@ class ReplayWindow:
     _seen: int = field(default=0, repr=False)
 
     def take(self, number: int) -> bool:
-        """Whether `number` is new; it is not from now on."""
+        """Mark `number` as seen; return whether it was new."""
         if number > self.newest:
             ahead = min(number - self.newest, WINDOW)
             self._seen = (self._seen << ahead | 1) & ((1 << WINDOW) - 1)
@@ -136,27 +136,27 @@ class ReplayWindow:
 
 
 def new_private_key() -> bytes:
-    """A fresh Ed25519 key, 32 bytes."""
+    """Return a new Ed25519 private key, 32 bytes."""
     return bytes(_ed25519().Ed25519PrivateKey.generate().private_bytes_raw())
 
 
 def public_key_of(private_key: bytes) -> bytes:
-    """The key to pin, 32 bytes."""
+    """Return the public key, which agents pin, 32 bytes."""
     return _private_key(private_key).public_key().public_bytes_raw()
 
 
 def fingerprint(public_key: bytes) -> str:
-    """What people compare: `SHA256:` and 43 characters, as OpenSSH writes it."""
+    """Return the key's fingerprint for people: `SHA256:` and 43 characters, as OpenSSH writes it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(public_key).digest()).rstrip(b"=").decode()
 
 
 def sign_file(private_key: bytes, path: Path) -> str:
-    """A detached signature of a file's SHA-256, as text."""
+    """Return a detached signature of a file's SHA-256, as text."""
     return base64.b64encode(_private_key(private_key).sign(_FILE_DOMAIN + _file_digest(path))).decode()
 
 
 def verify_file(public_keys: Sequence[bytes], path: Path, signature: str) -> None:
-    """Returns where one of the keys signed the file; `UntrustedError` otherwise."""
+    """Check that one of the keys signed the file; `UntrustedError` if none did, `UsageError` if it cannot be read."""
     try:
         decoded = base64.b64decode(signature, validate=True)
     except ValueError:
@@ -166,7 +166,7 @@ def verify_file(public_keys: Sequence[bytes], path: Path, signature: str) -> Non
         known = ", ".join(fingerprint(key) for key in public_keys)
         raise UntrustedError(
             f"{path} was altered after it was signed, or signed with another key than {known}; fetch it again from "
-            "who published it"
+            "its publisher"
         )
 
 

@@ -6,30 +6,26 @@ network.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from fleetnas.fleet_protocol.addresses import checked_host, host_and_port, split_address
 from fleetnas.fleet_protocol.errors import UsageError
 
 DEFAULT_PORT = 1883
 DEFAULT_TLS_PORT = 8883
-#: Of messages that are taken together: whoever sends large ones must not fill the memory.
+#: Bytes of the messages that are taken together, so that large ones do not fill the memory.
 MOST_BYTES_AT_ONCE = 1024 * 1024
-#: What no host name holds: white space, control characters, and what has a meaning in an address around it.
-_NOT_IN_A_NAME = re.compile(r"[\s\x00-\x1f\x7f/\\@?#%:,;\[\]]")
-_LONGEST_NAME = 253
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The broker accepted us and our subscriptions were sent; after every reconnect again."""
+    """The broker accepted the connection and the subscriptions were sent; again after every reconnect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is gone; the transport keeps trying by itself unless `fatal`."""
+    """The connection is lost; the transport reconnects by itself unless `fatal`."""
 
     reason: str
     fatal: bool = False
@@ -49,7 +45,7 @@ TransportEvent: TypeAlias = Connected | Disconnected | Received
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What the broker publishes (QoS 1, retained) when we vanish."""
+    """Message that the broker publishes (QoS 1, retained) when the connection breaks."""
 
     topic: str
     payload: bytes
@@ -57,7 +53,7 @@ class Will:
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where the broker is and how to log in. TLS is spoken where `tls` is set or anything of TLS is given."""
+    """Address of the broker and the login. TLS is used if `tls` is set or a certificate or key is given."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -67,7 +63,7 @@ class BrokerAddress:
     certificate_file: str | None = None
     key_file: str | None = None
     tls: bool = False
-    """TLS even without files: the system's authorities then vouch for the broker."""
+    """TLS even without files: the system's authorities are then trusted."""
     ca_pem: str | None = field(default=None, repr=False)
     """The same three as texts, from a credentials file."""
     certificate_pem: str | None = field(default=None, repr=False)
@@ -79,9 +75,9 @@ class BrokerAddress:
 
     @classmethod
     def parse(cls, text: str, default_port: int | None = None) -> BrokerAddress:
-        """From `HOST`, `HOST:PORT`, `IPv6` or `[IPv6]:PORT`, with `mqtts://` before it for TLS; `UsageError` otherwise.
+        """Parse `HOST`, `HOST:PORT`, `IPv6` or `[IPv6]:PORT`, with `mqtts://` before it for TLS.
 
-        Without a port it is `default_port`, else MQTT's own, with TLS or without.
+        Without a port it is `default_port`, else MQTT's own, with TLS or without. Raises `UsageError` for other texts.
         """
         scheme, found, rest = text.strip().rpartition("://")
         if "@" in rest:  # not repeated: it may hold a password
@@ -93,8 +89,8 @@ class BrokerAddress:
         try:
             if found and scheme.lower() not in ("mqtt", "mqtts"):
                 raise ValueError(scheme)
-            host, port = _split(rest)
-            host = _checked_host(host)
+            host, port = split_address(rest)
+            host = checked_host(host)
             number = int(port) if port is not None else default_port or (DEFAULT_TLS_PORT if tls else DEFAULT_PORT)
             if not 0 < number < 65536:
                 raise ValueError(port)
@@ -112,64 +108,8 @@ class BrokerAddress:
         return self.tls or any(file is not None for file in files)
 
     def __str__(self) -> str:
-        """What `parse` reads; without the login."""
+        """Return the text that `parse` reads; without the login."""
         return f"{'mqtts://' if self.tls else ''}{host_and_port(self.host, self.port)}"
-
-
-def host_and_port(host: str, port: int) -> str:
-    """How an address is written: an IPv6 address in brackets, so that its port can be told from it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def check_host(text: str) -> str:
-    """A host's name or address, an IPv6 address without brackets; `UsageError` where it is neither."""
-    try:
-        host, port = _split(text.strip())
-        if port is not None:
-            raise ValueError(port)
-        return _checked_host(host)
-    except ValueError:
-        raise UsageError(
-            f"host {text!r} is neither a name nor an address, such as broker.example, 192.168.1.10 or fd00::10; "
-            "leave out scheme, port and path"
-        ) from None
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    """Host and port, if one is given; `ValueError` where brackets or digits are wrong."""
-    if _is_ipv6(text):
-        return text, None  # without brackets nobody can tell a port from the address
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        if not bracket or not _is_ipv6(host) or (rest and rest[0] != ":"):
-            raise ValueError(text)
-        port = rest[1:] if rest else None
-    else:
-        host, colon, after = text.rpartition(":")
-        host, port = (host, after) if colon else (text, None)
-        if ":" in host:  # an IPv6 address and a port, which could be read in two ways
-            raise ValueError(text)
-    if port is not None and not re.fullmatch(r"[0-9]{1,5}", port):
-        raise ValueError(port)
-    return host, port
-
-
-def _checked_host(host: str) -> str:
-    """`host` unchanged; `ValueError` where the resolver could make nothing of it."""
-    if not _is_ipv6(host):
-        if not host or len(host) > _LONGEST_NAME or _NOT_IN_A_NAME.search(host):
-            raise ValueError(host)
-        host.encode("idna")  # as `getaddrinfo` does: empty and too long labels are errors
-    return host
-
-
-def _is_ipv6(text: str) -> bool:
-    address, percent, zone = text.partition("%")
-    try:
-        ipaddress.IPv6Address(address)
-    except ValueError:
-        return False
-    return not percent or re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", zone) is not None
 
 
 class Transport(Protocol):
@@ -180,31 +120,33 @@ class Transport(Protocol):
         """Whether the broker shares subscriptions; not known before it has accepted us."""
 
     def start(self) -> None:
-        """Begin to connect, and to reconnect whenever the connection is lost; returns at once."""
+        """Begin to connect, reconnect whenever the connection is lost; return at once."""
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
-        """Receive what matches, from now on and after every reconnect.
+        """Receive messages on matching topics, from now on and after every reconnect.
 
-        With `share`, each message goes to one of those who subscribed under that name, where the broker can do that
-        (MQTT 5); another gives every message to all of them.
+        With `share`, a broker of MQTT 5 gives each message to one of the clients that subscribed under that name;
+        another broker gives every message to all of them.
         """
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
-        """Queue a message; `TransportError` when the queue is full. QoS 1 while disconnected is sent on reconnect
-        only as far as the queue lasts: durability is the caller's. A broker that can (MQTT 5) does not deliver it
-        any more after `expiry_s`; another delivers it whenever it may."""
+        """Queue a message; `TransportError` if the queue is full.
+
+        Messages of QoS 1 that are queued while disconnected are sent after the reconnect, but not kept on disk. A
+        broker of MQTT 5 does not deliver a message after `expiry_s` s; another broker ignores the expiry.
+        """
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
-        """The next event, waiting up to `timeout_s`; None where there was none."""
+        """Return the next event, waiting up to `timeout_s`; None if there was none."""
 
     def close(self) -> None:
-        """Disconnect cleanly (no will) after what is queued was sent, waiting at most a few seconds."""
+        """Send the queued messages, waiting at most a few seconds, and disconnect cleanly (no will)."""
 
 
 def take_events(transport: Transport, timeout_s: float, most: int) -> list[TransportEvent]:
-    """Up to `most` events that are there, or `MOST_BYTES_AT_ONCE`, waiting up to `timeout_s` for the first."""
+    """Return waiting events, at most `most` or `MOST_BYTES_AT_ONCE`; wait up to `timeout_s` for the first."""
     events, size = [], 0
     event = transport.poll(timeout_s)
     while event is not None:

@@ -1,8 +1,7 @@
-"""The transport in memory: one process, no network, no threads, no clock.
+"""Transport in memory: one process, no network, no threads, no clock.
 
-Delivery is immediate and in order. `MemoryBroker.deliver` may be replaced by a fault (`Fault`) that drops, duplicates
-or holds back messages, and a client may be cut off and come back, so that every recovery path runs in tests. It
-also carries a campaign that runs wholly on one device.
+Delivery is immediate and in order. A `Fault` may drop, duplicate or delay messages, and a client may be cut off and
+connect again, so that every recovery path runs in tests. A campaign on one device alone uses this transport too.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Delivery:
     message: Received
 
 
-#: Turns one delivery into the deliveries that really happen: () drops it, two copies duplicate it.
+#: Returns the deliveries that happen instead of one: () drops it, two copies duplicate it.
 Fault = Callable[[Delivery], Iterable[Delivery]]
 
 
@@ -64,7 +63,7 @@ class MemoryBroker:
             self.deliver(Delivery(client.client_id, Received(topic, payload)))
 
     def _sharers(self, topic: str) -> list[MemoryTransport]:
-        """Of everybody who shares a filter that covers `topic`, the one whose turn it is."""
+        """For each shared filter that covers `topic`, the client whose turn it is."""
         groups: dict[tuple[str, str], list[MemoryTransport]] = {}
         for client in self._clients.values():
             for shared in client.shared_filters:
@@ -75,7 +74,7 @@ class MemoryBroker:
         return [clients[self._turns[shared] % len(clients)] for shared, clients in groups.items()]
 
     def deliver(self, delivery: Delivery) -> None:
-        """Pass one delivery through the fault and into its client's queue."""
+        """Apply the fault to a delivery and append the result to its client's queue."""
         for item in (delivery,) if self.fault is None else self.fault(delivery):
             client = self._clients.get(item.client_id)
             if client is not None:
@@ -89,29 +88,29 @@ class MemoryBroker:
             if client.will is not None:
                 self.publish(client.will.topic, client.will.payload, retain=True)
 
-    def restore(self, client: MemoryTransport) -> None:
-        """Let a client that was cut off connect again."""
-        self._attach(client)
-
-    def _attach(self, client: MemoryTransport) -> None:
+    def attach(self, client: MemoryTransport) -> None:
+        """Connect a client, the first time or again; another one of its id is cut off."""
         previous = self._clients.get(client.client_id)
         if previous is not None and previous is not client:
             self.cut(client.client_id)
         self._clients[client.client_id] = client
         client.events.append(Connected())
         for topic_filter in client.filters:
-            self._send_retained(client, topic_filter)
+            self.send_retained(client, topic_filter)
 
-    def _detach(self, client: MemoryTransport) -> None:
+    def detach(self, client: MemoryTransport) -> None:
+        """Disconnect a client without its will."""
         if self._clients.get(client.client_id) is client:
             del self._clients[client.client_id]
 
-    def _send_retained(self, client: MemoryTransport, topic_filter: str) -> None:
+    def send_retained(self, client: MemoryTransport, topic_filter: str) -> None:
+        """Send a client the retained messages that a filter covers."""
         for topic, payload in list(self._retained.items()):
             if matches(topic_filter, topic):
                 self.deliver(Delivery(client.client_id, Received(topic, payload, retained=True)))
 
-    def _is_connected(self, client: MemoryTransport) -> bool:
+    def is_connected(self, client: MemoryTransport) -> bool:
+        """Whether a client is connected."""
         return self._clients.get(client.client_id) is client
 
 
@@ -130,22 +129,25 @@ class MemoryTransport:
         self._unsent: list[tuple[str, bytes, bool]] = []
 
     def start(self) -> None:
-        self._broker._attach(self)
+        """Connect at once."""
+        self._broker.attach(self)
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        """Receive messages on matching topics; shared subscriptions take turns."""
         del qos
         if share is not None:
             self.shared_filters.append((share, topic_filter))
         elif topic_filter not in self.filters:
             self.filters.append(topic_filter)
-            if self._broker._is_connected(self):
-                self._broker._send_retained(self, topic_filter)
+            if self._broker.is_connected(self):
+                self._broker.send_retained(self, topic_filter)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
+        """Publish at once if connected; while disconnected keep QoS 1 until the next message after the reconnect."""
         del expiry_s
-        if self._broker._is_connected(self):
+        if self._broker.is_connected(self):
             for waiting in self._unsent:
                 self._broker.publish(waiting[0], waiting[1], retain=waiting[2])
             self._unsent.clear()
@@ -154,11 +156,13 @@ class MemoryTransport:
             self._unsent.append((topic, payload, retain))
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
+        """Return the next event, without waiting; None if there is none."""
         del timeout_s
         return self.events.popleft() if self.events else None
 
     def close(self) -> None:
-        self._broker._detach(self)
+        """Disconnect without the will."""
+        self._broker.detach(self)
 
     def wants(self, topic: str) -> bool:
         """Whether one of the subscriptions covers `topic`."""

@@ -1,6 +1,6 @@
-"""The transport over MQTT, on paho-mqtt 2: version 3.1.1, or 5 where that is asked for and the broker has it.
+"""Transport over MQTT on paho-mqtt 2: version 3.1.1, or 5 if it is preferred and the broker speaks it.
 
-paho's network thread only enqueues; its result codes become our events and errors in this file and nowhere else.
+The network thread of paho only enqueues; its result codes become our events and errors in this module alone.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from fleetnas.fleet_protocol.transports.base import (
 from fleetnas.fleet_protocol.transports.tls import TlsContext
 
 KEEPALIVE_S = 30
-#: Events that may wait to be polled, fewer where they are larger than so many bytes; messages that may wait to be sent.
+#: Events that may wait to be polled; an event with a payload counts once more per `EVENT_BYTES` bytes.
 MAX_QUEUED_EVENTS, EVENT_BYTES = 10_000, 2048
+#: Messages that may wait to be sent.
 MAX_QUEUED_MESSAGES = 5_000
-#: Messages that wait for the broker's acknowledgement; also what paho reads at most before it writes.
+#: Messages that wait for the broker's acknowledgement; also the most that paho reads before it writes.
 MAX_INFLIGHT_MESSAGES = 1_000
 _FLUSH_ON_CLOSE_S = 3.0
-#: How often paho's thread, while it waits for its owner to poll, looks whether that has closed instead.
+#: How often paho's thread checks, while it waits for its owner to poll, whether the transport was closed.
 _LOOK_S = 0.1
-#: The first wait before a new attempt, drawn by each client for itself: a thousand must not come back in one moment.
+#: The first wait before a new attempt, drawn at random per client, so that a fleet does not reconnect all at once.
 _FIRST_WAIT_MS = (1_000, 6_000)
 _LAST_WAIT_S = (20, 60)
-#: Connections that end before the broker has answered: so many, and MQTT 5 is not what it speaks.
+#: After this many connections that end without an answer, the broker does not speak MQTT 5.
 _UNANSWERED_FIVE = 2
-#: Some take the will of MQTT 5 for half a packet of 3.1.1, and wait for the rest without a word.
+#: Some brokers take the will of MQTT 5 for half a packet of 3.1.1, and wait for the rest without an answer.
 _FIVE_ANSWER_S = 2.0
 _UNSUPPORTED = "Unsupported protocol version"
 #: CONNACK refusals that no retry cures.
@@ -56,7 +57,7 @@ _FATAL_REFUSALS = frozenset(
 
 @lru_cache(maxsize=64)
 def _expiry(seconds: int) -> Properties:
-    """paho takes longer to make these than to send a message, and all tasks of a campaign have the same."""
+    """Return properties with an expiry; cached, because making them takes longer than sending a message."""
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
     properties.MessageExpiryInterval = seconds
     return properties
@@ -65,7 +66,7 @@ def _expiry(seconds: int) -> Properties:
 def first_connection(
     poll: Callable[[float], TransportEvent | None], address: BrokerAddress, timeout_s: float
 ) -> Connected:
-    """Poll until connected; `BrokerUnreachableError` with the last reason after `timeout_s`."""
+    """Poll until connected; `BrokerUnreachableError` with the last reason after `timeout_s` s."""
     give_up = time.monotonic() + timeout_s
     reason = "no answer"
     while (left := give_up - time.monotonic()) > 0:
@@ -83,11 +84,11 @@ def first_connection(
 
 
 class _FallBack:
-    """paho's thread asks the owner's for a client of version 3.1.1."""
+    """Event of paho's thread: the owner's thread shall make a client of version 3.1.1."""
 
 
 class _EventQueue(queue.Queue["TransportEvent | _FallBack"]):
-    """Full by what its events weigh: one, and one more for every `EVENT_BYTES` of a message."""
+    """Counts an event once, and once more for every `EVENT_BYTES` of its payload."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -116,7 +117,10 @@ class MqttTransport:
     def __init__(
         self, address: BrokerAddress, client_id: str, will: Will | None = None, *, prefer_five: bool = False
     ) -> None:
-        """With `prefer_five`, MQTT 5 is tried first, and 3.1.1 where the broker does not speak it."""
+        """With `prefer_five`, try MQTT 5 first, and 3.1.1 if the broker does not speak it.
+
+        Raises `UsageError` if TLS files cannot be used.
+        """
         self.address = address
         self._client_id, self._will = client_id, will
         self._events = _EventQueue(MAX_QUEUED_EVENTS)
@@ -134,11 +138,12 @@ class MqttTransport:
 
     @property
     def expires_messages(self) -> bool:
-        """Whether the broker keeps `expiry_s`: it speaks MQTT 5."""
+        """Whether the broker honours `expiry_s`: it speaks MQTT 5."""
         return self._five and self._answered
 
     @property
     def can_share(self) -> bool:
+        """Whether the broker shares subscriptions; False before it has accepted the connection."""
         return self._can_share
 
     def _make_client(self) -> paho.Client:
@@ -155,7 +160,7 @@ class MqttTransport:
             )
         client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
         client.max_inflight_messages_set(MAX_INFLIGHT_MESSAGES)
-        # A fleet that lost its broker must not come back in step: paho doubles the first wait, so that it scatters all.
+        # A fleet that lost its broker must not reconnect in step: paho doubles the first wait, which is random.
         first_s, last_s = random.randint(*_FIRST_WAIT_MS) / 1000, random.randint(*_LAST_WAIT_S)
         client.reconnect_delay_set(min_delay=first_s, max_delay=last_s)  # type: ignore[arg-type]
         if self.address.username is not None:
@@ -175,7 +180,8 @@ class MqttTransport:
     # -- the owner's thread ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        # MQTT 5 has its own word for a clean session, which counts for every connection.
+        """Begin to connect, in a thread of its own; return at once."""
+        # MQTT 5 has its own flag for a clean session, which counts for every connection.
         clean = True if self._five else paho.MQTT_CLEAN_START_FIRST_ONLY
         self._client.connect_async(self.address.host, self.address.port, keepalive=KEEPALIVE_S, clean_start=clean)
         self._client.loop_start()
@@ -184,13 +190,13 @@ class MqttTransport:
         if not self._five or self._closing.is_set():
             return
         given_up, self._five = self._client, False
-        given_up.on_disconnect = None
+        self._client = self._make_client()
         given_up.disconnect()
         given_up.loop_stop()
-        self._client = self._make_client()
         self.start()
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        """Receive messages on matching topics, from now on and after every reconnect."""
         with self._lock:
             self._filters[topic_filter, share] = qos
             if self._client.is_connected():
@@ -202,6 +208,7 @@ class MqttTransport:
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
+        """Queue a message; `TransportError` if the queue is full."""
         properties = _expiry(max(1, round(expiry_s))) if expiry_s is not None and self._five else None
         info = self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties)
         if info.rc == paho.MQTT_ERR_QUEUE_SIZE:
@@ -212,6 +219,7 @@ class MqttTransport:
         self._last = info
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
+        """Return the next event, waiting up to `timeout_s`; None if there was none."""
         if self._put_back is not None:
             put_back, self._put_back = self._put_back, None
             return put_back
@@ -225,15 +233,16 @@ class MqttTransport:
         return event
 
     def wait_connected(self, timeout_s: float) -> None:
-        """Block until connected; `BrokerUnreachableError` with the last reason after `timeout_s`.
+        """Block until connected; `BrokerUnreachableError` with the last reason after `timeout_s` s.
 
         Call it right after `start`, before anything is polled; `Connected` is still delivered by `poll`.
         """
         self._put_back = first_connection(self.poll, self.address, timeout_s)
 
     def close(self) -> None:
+        """Send the queued messages, waiting at most a few seconds, and disconnect cleanly (no will)."""
         self._closing.set()
-        # paho disconnects without waiting for acknowledgements; the last message's stands for all before it.
+        # Without this, paho disconnects before acknowledgements arrive; the last message's comes after all others.
         if self._last is not None and self._client.is_connected():
             with contextlib.suppress(ValueError, RuntimeError):
                 self._last.wait_for_publish(_FLUSH_ON_CLOSE_S)
@@ -243,8 +252,8 @@ class MqttTransport:
     # -- paho's thread -----------------------------------------------------------------------------------------
 
     def _put(self, event: TransportEvent | _FallBack) -> None:
-        # A full queue means that the owner stopped polling. Nothing is dropped: paho reads no further, the rest waits
-        # at the broker. If that lasts longer than the keepalive, the broker ends the connection; inventories follow.
+        # A full queue means that the owner stopped polling. Nothing is dropped: paho reads no further, and messages
+        # wait at the broker. If that lasts longer than the keepalive, the broker ends the connection.
         while not self._closing.is_set():
             with contextlib.suppress(queue.Full):
                 self._events.put(event, timeout=_LOOK_S)
@@ -272,9 +281,9 @@ class MqttTransport:
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._five:
             return
-        patience = threading.Timer(_FIVE_ANSWER_S, self._expect_answer)
-        patience.daemon = True
-        patience.start()
+        timer = threading.Timer(_FIVE_ANSWER_S, self._expect_answer)
+        timer.daemon = True
+        timer.start()
 
     def _expect_answer(self) -> None:
         if self._five and not self._answered:
@@ -285,10 +294,12 @@ class MqttTransport:
         self._put(Disconnected(refused or "nothing answers at that address"))
 
     def _on_disconnect(
-        self, _: paho.Client, __: object, ___: paho.DisconnectFlags, reason: ReasonCode, ____: Properties | None
+        self, client: paho.Client, _: object, __: paho.DisconnectFlags, reason: ReasonCode, ___: Properties | None
     ) -> None:
+        if client is not self._client:  # the client of MQTT 5, which was given up
+            return
         if self._five and not self._answered:
-            # A broker that knows only 3.1.1 may hang up without a word.
+            # A broker that knows only 3.1.1 may close the connection without an answer.
             self._unanswered += 1
             if self._unanswered == _UNANSWERED_FIVE:
                 self._put(_FallBack())

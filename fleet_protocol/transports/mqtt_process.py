@@ -1,7 +1,7 @@
-"""The transport over MQTT in a process of its own, for an owner that computes between two messages.
+"""Transport over MQTT in a process of its own, for an owner that computes between two messages.
 
-Python runs one thread at a time: beside an owner that is always busy paho's thread would wait for every packet. Here a
-child does nothing but MQTT, and hands over many events at a time.
+Python runs one thread at a time: beside a busy owner, paho's thread would wait for every packet. A child process
+speaks MQTT instead, and passes many events at a time.
 """
 
 from __future__ import annotations
@@ -34,42 +34,42 @@ from fleetnas.fleet_protocol.transports.base import (
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport, first_connection
 from fleetnas.fleet_protocol.transports.tls import TlsContext
 
-#: Messages on their way to the child; beyond what the child's own queue to the broker holds.
-MAX_ON_THEIR_WAY = 2_000
-#: Events that the child hands over together.
+#: Messages in the pipe to the child, in addition to those in the child's own queue to the broker.
+MAX_IN_PIPE = 2_000
+#: Events that the child passes together.
 _MOST_EVENTS = 500
-#: Events that wait for the owner, beyond which it takes no further ones only to learn what was sent.
+#: Events that may wait for the owner; with more, it reads no report only to learn how many messages were sent.
 _MOST_WAITING = 2_000
-#: How often the child looks whether there is something to tell where nothing arrives, and whether its queue has room.
+#: How often the child checks for something to report if no event arrives, and whether its queue has room.
 _LOOK_S, _ROOM_S = 0.05, 0.01
 _CLOSE_S = 5.0
-#: Children that die one after another before they have said anything, and what is wrong is not the network.
+#: Children that end one after another before their first report: the network is not the cause.
 _MAX_FAILED_STARTS = 5
 
 #: A method of `MqttTransport` with its arguments.
 _Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
-#: What the child says: events (messages as tuples, which are quicker to hand over), how many of the messages so far it
-#: has given to its transport, and whether the broker shares subscriptions.
+#: A report of the child: events (messages as tuples, which are faster to pickle), how many messages it has passed to
+#: its transport so far, and whether the broker shares subscriptions.
 _Report: TypeAlias = tuple[list[TransportEvent | tuple[str, bytes, bool]], int, bool]
 
 
 class MqttProcess:
-    """A `fleetnas.fleet_protocol.transports.base.Transport` like `MqttTransport`, which it runs in a child. POSIX only.
+    """A `fleetnas.fleet_protocol.transports.base.Transport` that runs `MqttTransport` in a child process. POSIX only.
 
-    A child that dies is a connection that is lost: another one is started, subscribes again and connects.
+    If the child ends, the connection is lost: another child is started, subscribes again and connects.
     """
 
     def __init__(
         self, address: BrokerAddress, client_id: str, will: Will | None = None, *, prefer_five: bool = False
     ) -> None:
-        """As `MqttTransport`; `UsageError` where TLS files cannot be used."""
+        """Take the arguments of `MqttTransport`; `UsageError` if TLS files cannot be used."""
         if address.uses_tls:
-            TlsContext.of(address)  # here, where an error can be told
+            TlsContext.of(address)  # raises here and not in the child
         self.address = address
         self._arguments = (address, client_id, will, prefer_five)
         self._subscriptions: list[_Call] = []
         self._events: deque[TransportEvent] = deque()
-        self._on_their_way = self._given = 0
+        self._sent = self._accepted = 0
         self._can_share = False
         self._failed_starts = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -77,6 +77,7 @@ class MqttProcess:
 
     @property
     def can_share(self) -> bool:
+        """Whether the broker shares subscriptions; False before it has accepted the connection."""
         return self._can_share
 
     @property
@@ -85,72 +86,80 @@ class MqttProcess:
         return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
+        """Start the child, which connects; return at once."""
         ours, theirs = Pipe()
         self._process = subprocess.Popen(
             python_command("fleetnas.fleet_protocol.transports.mqtt_process", "main", str(theirs.fileno())),
             stdin=subprocess.DEVNULL,
             env=child_environment(),
             pass_fds=[theirs.fileno()],
-            start_new_session=True,  # a terminal's signals are the owner's, who has something left to say
+            start_new_session=True,  # a terminal's signals are for the owner, which still sends messages then
         )
         theirs.close()
         self._pipe = ours
-        self._on_their_way = self._given = 0
-        self._say(self._arguments)
+        self._sent = self._accepted = 0
+        self._send_to_child(self._arguments)
         for call in (*self._subscriptions, ("start", (), {})):
-            self._say(call)
+            self._send_to_child(call)
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        """Receive messages on matching topics, from now on and after every reconnect."""
         call: _Call = ("subscribe", (topic_filter, qos), {"share": share})
         self._subscriptions.append(call)
-        self._say(call)
+        self._send_to_child(call)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
-        if self._on_their_way - self._given >= MAX_ON_THEIR_WAY:
+        """Queue a message; `TransportError` if the queue is full."""
+        if self._sent - self._accepted >= MAX_IN_PIPE:
             self._receive(0.0, every=True)
-            if self._on_their_way - self._given >= MAX_ON_THEIR_WAY:
+            if self._sent - self._accepted >= MAX_IN_PIPE:
                 raise TransportError(
-                    f"the queue to broker {self.address} is full, and {MAX_ON_THEIR_WAY} more messages wait for room "
+                    f"the queue to broker {self.address} is full, and {MAX_IN_PIPE} more messages wait for room "
                     "in it; check the network, then try again"
                 )
-        self._on_their_way += 1
-        self._say(("publish", (topic, payload), {"qos": qos, "retain": retain, "expiry_s": expiry_s}))
+        self._sent += 1
+        self._send_to_child(("publish", (topic, payload), {"qos": qos, "retain": retain, "expiry_s": expiry_s}))
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
+        """Return the next event, waiting up to `timeout_s`; None if there was none.
+
+        Raises `TransportError` if children end before their first report, one after another.
+        """
         if not self._events:
             self._receive(timeout_s)
         return self._events.popleft() if self._events else None
 
     def wait_connected(self, timeout_s: float) -> None:
-        """As `MqttTransport.wait_connected`."""
+        """Block until connected; `BrokerUnreachableError` with the last reason after `timeout_s` s."""
         self._events.appendleft(first_connection(self.poll, self.address, timeout_s))
 
     def close(self) -> None:
+        """Send the queued messages, waiting at most a few seconds, disconnect cleanly and end the child."""
         if self._process is None or self._pipe is None:
             return
-        self._say(("close", (), {}))
+        self._send_to_child(("close", (), {}))
         give_up = time.monotonic() + _CLOSE_S
         with contextlib.suppress(EOFError, OSError):
             while self._pipe.poll(max(0.0, give_up - time.monotonic())) and time.monotonic() < give_up:
-                self._pipe.recv_bytes()  # until the child has ended; whatever it has left to say is late
+                self._pipe.recv_bytes()  # until the child has ended; its last reports are not used
         self._end()
 
     # -- the child's other end ---------------------------------------------------------------------------------
 
-    def _say(self, what: object) -> None:
-        if self._pipe is not None:  # what is subscribed before is said at the start
-            with contextlib.suppress(OSError):  # found out when its events are taken
+    def _send_to_child(self, what: object) -> None:
+        if self._pipe is not None:  # subscriptions before the start are sent by `start`
+            with contextlib.suppress(OSError):  # `_receive` notices that the child has ended
                 self._pipe.send_bytes(pickle.dumps(what))
 
     def _receive(self, timeout_s: float, *, every: bool = False) -> None:
-        """Take the next events, or with `every` all that were said so far."""
+        """Take the next report that has events, or with `every` all reports that are there."""
         assert self._pipe is not None, "start it first"
         try:
             while self._pipe.poll(timeout_s):
                 report: _Report = pickle.loads(self._pipe.recv_bytes())
-                events, self._given, self._can_share = report
+                events, self._accepted, self._can_share = report
                 self._failed_starts = 0
                 self._events.extend(Received(*event) if isinstance(event, tuple) else event for event in events)
                 if (events and not every) or len(self._events) >= _MOST_WAITING:
@@ -161,8 +170,8 @@ class MqttProcess:
             self._failed_starts += 1
             if self._failed_starts > _MAX_FAILED_STARTS:
                 raise TransportError(
-                    f"{self._failed_starts} processes in a row ended before they could speak to the broker; what the "
-                    "last of them said stands above"
+                    f"{self._failed_starts} processes in a row ended before they could speak to the broker; see the "
+                    "output of the last one above"
                 ) from None
             self._events.append(Disconnected("the process that speaks to the broker has ended; starting another"))
             self.start()
@@ -182,8 +191,8 @@ class MqttProcess:
 
 
 def main() -> None:
-    """Be the child on the descriptor that the first argument is; ends when it is told to or its owner is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are the owner's; we end with it
+    """Run the child on the file descriptor in the first argument, until it is closed or its owner has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the owner; this child ends with it
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
     address, client_id, will, prefer_five = pickle.loads(pipe.recv_bytes())
@@ -194,29 +203,30 @@ class _Child:
     def __init__(self, pipe: Connection, transport: MqttTransport) -> None:
         self._pipe, self._transport = pipe, transport
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
-        self._given = 0
+        self._accepted = 0
         self._closing, self._closed = threading.Event(), threading.Event()
 
     def run(self) -> None:
-        for work in (self._read, self._carry_out):
+        """Report events until the transport is closed."""
+        for work in (self._read_calls, self._execute_calls):
             threading.Thread(target=_or_exit, args=(work,), daemon=True).start()
-        told: tuple[int, bool] | None = None
+        reported: tuple[int, bool] | None = None
         while not self._closed.is_set():
             events = take_events(self._transport, _LOOK_S, _MOST_EVENTS)
-            standing = (self._given, self._transport.can_share)
-            if events or standing != told:
-                told = standing
+            state = (self._accepted, self._transport.can_share)
+            if events or state != reported:
+                reported = state
                 report: _Report = (
                     [(e.topic, e.payload, e.retained) if isinstance(e, Received) else e for e in events],
-                    *standing,
+                    *state,
                 )
                 try:
                     self._pipe.send_bytes(pickle.dumps(report))
                 except OSError:
                     _exit_now()
 
-    def _read(self) -> None:
-        # Always, so that the owner never waits for the network.
+    def _read_calls(self) -> None:
+        # In a thread of its own, so that the owner never waits for the network.
         try:
             while True:
                 call: _Call = pickle.loads(self._pipe.recv_bytes())
@@ -227,7 +237,7 @@ class _Child:
             if not self._closed.is_set():
                 _exit_now()
 
-    def _carry_out(self) -> None:
+    def _execute_calls(self) -> None:
         while not self._closed.is_set():
             name, arguments, options = self._calls.get()
             if name == "publish":
@@ -241,21 +251,21 @@ class _Child:
         while True:
             with contextlib.suppress(TransportError):
                 self._transport.publish(*arguments, **options)
-                self._given += 1
+                self._accepted += 1
                 return
             if self._closing.wait(_ROOM_S):
                 return
 
 
 def _or_exit(work: Callable[[], None]) -> None:
-    """Half a child would be worse than none: its owner starts another."""
+    """If one thread fails, exit; the parent restarts the process."""
     try:
         work()
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - printed, then the process ends
         traceback.print_exc()
         _exit_now()
 
 
 def _exit_now() -> None:
-    """The owner is gone without a word, and so is this process: the broker publishes the will."""
+    """Exit without closing the connection, so that the broker publishes the will."""
     os._exit(1)

@@ -1,4 +1,4 @@
-"""TLS as every connection to a broker uses it: 1.2 or newer, the broker's name always checked."""
+"""Make TLS contexts for connections to a broker: version 1.2 or newer, the broker's name always checked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 
 class TlsContext(ssl.SSLContext):
-    """Remembers why a handshake failed, which the MQTT library does not pass on."""
+    """Remembers why a handshake failed, which the MQTT library does not report."""
 
     _refusal: str | None = None
 
     @classmethod
     def of(cls, address: BrokerAddress) -> TlsContext:
-        """The context for `address`; `UsageError` where its files cannot be used."""
+        """Return the context for `address`; `UsageError` if its files cannot be used."""
         context = cls(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
@@ -43,14 +43,18 @@ class TlsContext(ssl.SSLContext):
         context.sslsocket_class = _socket_class(context)
         return context
 
+    def note_refusal(self, reason: str) -> None:
+        """Remember why a handshake failed."""
+        self._refusal = reason
+
     def take_refusal(self) -> str | None:
-        """Why the last handshake failed, once."""
+        """Return why the last handshake failed, and forget it; None if none failed."""
         refusal, self._refusal = self._refusal, None
         return refusal
 
     def _load_pem(self, text: str) -> None:
-        # OpenSSL takes a certificate's key from a file only. This one is in memory: nobody can find it on a disk, also
-        # if this process is killed now.
+        # OpenSSL reads a certificate's key from a file only. A file in memory never reaches a disk, even if this
+        # process is killed now.
         if hasattr(os, "memfd_create") and os.path.isdir("/proc/self/fd"):
             with os.fdopen(os.memfd_create("fleetnas-key"), "w") as file:
                 file.write(text)
@@ -65,7 +69,7 @@ class TlsContext(ssl.SSLContext):
 
 
 def trust(context: ssl.SSLContext, file: str | None, pem: str | None) -> None:
-    """Trust the authorities in a PEM file and in a text; `OSError` or `ValueError` where either holds none."""
+    """Trust the authorities in a PEM file and in a text; `OSError` or `ValueError` if either has none."""
     if file is not None and _is_marked(file):
         pem = "\n".join((pem or "", read_text(Path(file))))
         file = None
@@ -84,13 +88,13 @@ def _socket_class(context: TlsContext) -> type[ssl.SSLSocket]:
             try:
                 super().do_handshake(block)
             except ssl.SSLCertVerificationError as error:
-                context._refusal = (
+                context.note_refusal(
                     f"the broker's certificate is refused: {error.verify_message}; check the broker's name, the CA, "
                     "and this device's clock"
                 )
                 raise
             except OSError as error:
-                context._refusal = f"TLS failed: {error}; check that this port speaks TLS, and the certificates"
+                context.note_refusal(f"TLS failed: {error}; check that this port speaks TLS, and the certificates")
                 raise
 
     return Socket

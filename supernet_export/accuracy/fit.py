@@ -1,4 +1,4 @@
-"""Fitting an accuracy predictor to evaluated subnets, with its error on subnets that it has not seen."""
+"""Fit an accuracy predictor to evaluated subnets, with its error on held-out subnets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 
-#: Fewer evaluated subnets say nothing about a held-out error.
+#: With fewer evaluated subnets a held-out error means nothing.
 LEAST_SAMPLES = 50
 _LISTS = ("ks", "e", "d", "w")
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a predictor is fitted."""
+    """Settings of a fit."""
 
     held_out_share: float = 0.2
     hidden: tuple[int, ...] = (64, 64)
@@ -83,7 +83,7 @@ _Network = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]
 
 
 def _fit_network(features: NDArray[np.float32], top1: Floats, settings: FitSettings, seed: int) -> _Network:
-    """Weights (inputs, outputs) and biases per layer of one fitted network, in units of accuracy."""
+    """Fit one network; return weights (inputs, outputs) and biases per layer, in units of accuracy."""
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPRegressor
@@ -109,7 +109,7 @@ def _fit_network(features: NDArray[np.float32], top1: Floats, settings: FitSetti
 
 
 def _mean_of(members: list[_Network]) -> AccuracyPredictor:
-    """One network that is the mean of several: their hidden layers side by side."""
+    """Return one network that is the mean of several, with their hidden layers side by side."""
     layers = len(members[0][0])
     weights, biases = [], []
     for layer in range(layers):
@@ -132,7 +132,7 @@ def _block_diagonal(blocks: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Rank correlation, ties averaged; 0 where one does not vary."""
+    """Return the rank correlation, ties averaged; 0 if one side does not vary."""
     ranks = []
     for sample in (first, second):
         _, inverse, counts = np.unique(sample, return_inverse=True, return_counts=True)
@@ -143,7 +143,7 @@ def _spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> floa
 
 
 def read_evaluated(path: Path | str, space: DesignSpace) -> tuple[Genomes, Floats]:
-    """Genomes (n, G) and top-1 fractions (n,) from a file of evaluated subnets.
+    """Read genomes (n, G) and top-1 fractions (n,) from a file of evaluated subnets.
 
     A `.jsonl` file holds a line of `fleetnas evaluate --json` for each. Any other is a CSV: columns `ks`, `e`, `d`, `w`
     hold numbers separated by spaces (those that the space has), `r` the resolution, and `top1_percent` or `top1` (a

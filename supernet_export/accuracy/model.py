@@ -1,4 +1,4 @@
-"""Accuracy predictors: ReLU networks over one-hot architectures, in numpy.
+"""Predict accuracy with ReLU networks over one-hot architectures, in numpy.
 
 Source of the method and of the published predictors: Cai et al., *Once-for-All* (ICLR 2020).
 """
@@ -36,16 +36,17 @@ class HeldOut:
     rmse_percent: float  #: root-mean-square error, in percent of top-1
 
     def to_json(self) -> dict[str, Any]:
+        """Return the error as a JSON object."""
         return asdict(self)
 
 
 class AccuracyPredictor:
-    """Top-1 accuracy, as a fraction, of one-hot architectures (`DesignSpace.one_hot`).
+    """Predicts top-1 accuracy, as a fraction, of one-hot architectures (`DesignSpace.one_hot`).
 
     Args:
         weights: per layer, (outputs, inputs); a ReLU follows every layer but the last, which has one output.
         biases: per layer, (outputs,).
-        held_out: its own error, where it is known.
+        held_out: its own error, if it is known.
     """
 
     def __init__(self, weights: Sequence[Array], biases: Sequence[Array], held_out: HeldOut | None = None) -> None:
@@ -76,7 +77,7 @@ class AccuracyPredictor:
         return int(self._weights[0].shape[1])
 
     def predict(self, one_hot: Array) -> Array:
-        """Top-1 of `one_hot` (n, F) as fractions, (n,)."""
+        """Return the top-1 accuracy of `one_hot` (n, F) as fractions, (n,)."""
         found = np.empty(len(one_hot), np.float32)
         for start in range(0, len(one_hot), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
@@ -90,7 +91,7 @@ class AccuracyPredictor:
         return found
 
     def gradient(self, one_hot: Array) -> Array:
-        """Derivative of the prediction with respect to each input, (n, F): exact within a linear piece."""
+        """Return the derivative of the prediction by each input, (n, F), exact within a linear piece."""
         found = np.empty(one_hot.shape, np.float32)
         for start in range(0, len(one_hot), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
@@ -109,7 +110,7 @@ class AccuracyPredictor:
     # -- in a bundle, and from the published files ---------------------------------------------------------------
 
     def tensors(self) -> dict[str, Array]:
-        """Its parameters by name, for a bundle."""
+        """Return the parameters by name, for a bundle."""
         named: dict[str, Array] = {}
         for layer, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
             named[f"{layer}.weight"], named[f"{layer}.bias"] = weight, bias
@@ -117,7 +118,7 @@ class AccuracyPredictor:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Array], held_out: HeldOut | None = None) -> AccuracyPredictor:
-        """The predictor whose `tensors()` these are; `CheckpointError` where they are not a predictor's."""
+        """Return the predictor with these `tensors()`; `CheckpointError` if they are not a predictor's."""
         layers = len(tensors) // 2
         wanted = {f"{layer}.{kind}" for layer in range(layers) for kind in ("weight", "bias")}
         if set(tensors) != wanted:
@@ -137,7 +138,7 @@ class AccuracyPredictor:
 
     @classmethod
     def load(cls, path: Path | str) -> AccuracyPredictor:
-        """Read what `save` wrote; `CheckpointError` where the file holds no accuracy predictor."""
+        """Read a file of `save`; `CheckpointError` if it holds no accuracy predictor."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -152,7 +153,7 @@ class AccuracyPredictor:
 
     @classmethod
     def from_pth(cls, path: Path | str) -> AccuracyPredictor:
-        """One of OFA's published predictors (`acc_predictor.pth`, `ofa_resnet50_acc_predictor.pth`), without torch.
+        """Read one of OFA's predictors (`acc_predictor.pth`, `ofa_resnet50_acc_predictor.pth`), without torch.
 
         The second kind adds `base_acc`, the mean accuracy that it was centred on. `CheckpointError` where the file
         holds no such predictor; nothing in it is executed.
@@ -173,7 +174,7 @@ class AccuracyPredictor:
 
 
 def _layer_number(prefix: str) -> int:
-    """`0`, `2`, ... of a Sequential, or the number in `layers.1.0`."""
+    """Return the layer number: `0`, `2`, ... of a Sequential, or the number in `layers.1.0`."""
     numbers = [part for part in prefix.split(".") if part.isdigit()]
     if not numbers:
         raise CheckpointError(f"an accuracy predictor's layers are numbered; found {prefix!r}")

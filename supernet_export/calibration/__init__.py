@@ -1,1 +1,1 @@
-"""Batch-norm statistics and activation ranges from images."""
+"""Estimation of batch-norm statistics and activation ranges from images."""

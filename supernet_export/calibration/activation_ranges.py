@@ -1,4 +1,4 @@
-"""Ranges of a subnet's activations, observed in onnxruntime on calibration images."""
+"""Observe the ranges of a subnet's activations in onnxruntime on calibration images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fleetnas.supernet_export.quantisation import PRE
 
 
 def observe_ranges(graph: Graph, batches: Iterable[Array], *, threads: int = 1) -> dict[str, tuple[float, float]]:
-    """Lowest and highest values of the graph's activations over preprocessed images.
+    """Return the lowest and highest values of the graph's activations over preprocessed images.
 
     A batch has shape (n, channels, height, width). `UsageError` where there is none.
     """
@@ -43,7 +43,7 @@ def observe_ranges(graph: Graph, batches: Iterable[Array], *, threads: int = 1) 
 
 
 class _RangeWriter(OnnxWriter):
-    """Puts out the lowest and highest value of every tensor that is quantised."""
+    """Adds outputs with the lowest and highest value of every tensor that is quantised."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__(graph, "batch")
@@ -71,7 +71,7 @@ class _RangeWriter(OnnxWriter):
 
 
 def _has_own_range(layer: Layer) -> bool:
-    """Pools keep their input's scale, and a hard sigmoid's range is known."""
+    """Whether a layer's range is observed: pools keep their input's scale, and a hard sigmoid's range is known."""
     return not (
         isinstance(layer, MaxPool | AveragePool) or (isinstance(layer, Conv | Add) and layer.activation == "h_sigmoid")
     )

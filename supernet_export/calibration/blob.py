@@ -1,4 +1,4 @@
-"""What crosses the wire for a calibrated subnet: batch-norm statistics, and for int8 the ranges of its activations."""
+"""Encode the calibration of a subnet for the wire: batch-norm statistics, and for int8 the ranges of activations."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _STATISTICS, _RANGES = "statistics:", "range:"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What images tell about one subnet; None where nothing was estimated."""
+    """Estimates from images for one subnet; None if nothing was estimated."""
 
     statistics: Statistics | None = None
     ranges: Ranges | None = None
 
 
 def save_calibration(calibration: Calibration) -> bytes:
-    """Safetensors: per convolution a (2, channels) tensor of mean and variance, per activation its two ends.
+    """Encode as safetensors: per convolution a (2, channels) tensor of mean and variance, per activation its two ends.
 
     Equal calibrations give equal bytes.
     """
@@ -37,7 +37,7 @@ def save_calibration(calibration: Calibration) -> bytes:
 
 
 def load_calibration(blob: bytes) -> Calibration:
-    """What `save_calibration` wrote; `CorruptBundleError` where `blob` is nothing of the kind."""
+    """Read a blob of `save_calibration`; `CorruptBundleError` if it is none."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

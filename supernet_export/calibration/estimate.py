@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a subnet, re-estimated on images without torch.
+"""Re-estimate batch-norm statistics of a subnet on images, without torch.
 
 A subnet's activations are not the supernet's, so its batch norms need statistics of their own. The graph is emitted
 with batch norms that normalise by their batch's own mean and (biased) variance and put both out; onnxruntime runs
@@ -18,7 +18,7 @@ from fleetnas.supernet_export.interpreters.onnxruntime import open_session
 
 
 def estimate_statistics(graph: Graph, batches: Iterable[Array], *, threads: int = 1) -> Statistics:
-    """Mean and variance before each batch norm, averaged over `batches` weighted by their sizes.
+    """Return mean and variance before each batch norm, averaged over `batches` weighted by their sizes.
 
     A batch has shape (n, channels, height, width), preprocessed; batches may differ in n. `UsageError` where there
     is none. Statistics are float32, by the name of the convolution in front of the batch norm; a subnet built with

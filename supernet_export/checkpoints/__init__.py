@@ -1,1 +1,1 @@
-"""Checkpoints: downloaded, read without pickle, and recognised."""
+"""Checkpoints: downloading, reading without pickle, and recognising them."""

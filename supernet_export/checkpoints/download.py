@@ -1,4 +1,4 @@
-"""Files from where their authors publish them: resumed, cached, verified, from mirrors if need be."""
+"""Download published files: resumed, cached, verified, from mirrors if necessary."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ProgressCallback = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """A file at its official address, and how its content is known."""
+    """A file at its official address, with the size and hash of its content."""
 
     name: str
     url: str
@@ -45,7 +45,7 @@ class PublishedFile:
 
     @property
     def most_bytes(self) -> int:
-        """No answer that is longer can be this file."""
+        """The longest possible size of this file; a longer answer is another file."""
         return MAX_BYTES if self.size is None else self.size
 
     def is_in(self, path: Path) -> bool:
@@ -60,12 +60,12 @@ class PublishedFile:
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: `fleetnas/checkpoints` in the XDG cache directory; `UsageError` without one."""
+    """Return the folder of downloads: `fleetnas/checkpoints` in the XDG cache directory; `UsageError` without one."""
     return user_folder("XDG_CACHE_HOME", ".cache") / "fleetnas" / "checkpoints"
 
 
 def mirrors_from_environment() -> list[str]:
-    """The mirrors named in `FLEETNAS_MIRRORS`."""
+    """Return the mirrors in `FLEETNAS_MIRRORS`."""
     return os.environ.get(MIRRORS_VARIABLE, "").replace(",", " ").split()
 
 
@@ -76,7 +76,7 @@ def download(
     mirrors: Sequence[str] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Path:
-    """The path of `file`, fetched unless the cache holds it.
+    """Return the path of `file`, which is fetched unless the cache has it.
 
     `DownloadError` names every address that was asked and what each answered.
     """
@@ -104,7 +104,7 @@ def download(
 
 
 def _fetch(url: str, file: PublishedFile, partial: Path, progress: ProgressCallback | None) -> str | None:
-    """Fetch into `partial`, resuming what is there. None if it then holds the file, else what went wrong."""
+    """Fetch into `partial`, resuming it; return None if it then holds the file, else the failure."""
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -134,7 +134,7 @@ def _fetch(url: str, file: PublishedFile, partial: Path, progress: ProgressCallb
 def _fetch_rest(
     url: str, file: PublishedFile, partial: Path, have: int, progress: ProgressCallback | None
 ) -> str | None:
-    """Append what is missing. None when the answer came to its end, else what went wrong."""
+    """Append the missing bytes; return None if the answer was complete, else the failure."""
     request = urllib.request.Request(url, headers={"User-Agent": "fleetnas", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
@@ -147,7 +147,7 @@ def _fetch_rest(
             if total > file.most_bytes or (file.size is not None and total != file.size):
                 return f"HTTP answer of {total:,} bytes in all, {_expected(file)}"
             with partial.open("ab" if resumes else "wb") as out:
-                # Not every answer says how long it is.
+                # Not every answer has its length.
                 while block := answer.read(min(_BLOCK, file.most_bytes + 1 - done)):
                     if done + len(block) > file.most_bytes:
                         out.truncate(0)
@@ -178,7 +178,7 @@ def _expected(file: PublishedFile) -> str:
 
 
 def _range_start(answer: Any) -> int:
-    """First byte of a partial answer, from `Content-Range: bytes <first>-<last>/<size>`."""
+    """Return the offset of a partial answer, from `Content-Range: bytes <first>-<last>/<size>`."""
     unit, _, rest = str(answer.headers.get("Content-Range", "")).partition(" ")
     first = rest.split("-")[0]
     return int(first) if unit == "bytes" and first.isdigit() else -1

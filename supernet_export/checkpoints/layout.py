@@ -1,4 +1,4 @@
-"""Where in a checkpoint the weights lie: trainers put them under different names, with different prefixes."""
+"""Find the weights in a checkpoint: trainers store them under different names, with different prefixes."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _MOST_NAMED = 6
 
 @dataclass(frozen=True)
 class StateDict:
-    """Named tensors, and a few words on where they were."""
+    """Named tensors, and where they were, for people."""
 
     tensors: dict[str, Any]
     where: str
 
 
 def find_state_dict(content: Any, is_tensor: Callable[[Any], bool]) -> StateDict:
-    """The state dict in what a checkpoint holds, its names without the prefixes of wrappers.
+    """Return the state dict in a checkpoint's content; its names are without the prefixes of wrappers.
 
-    `CheckpointError` says what there is instead.
+    Raises `CheckpointError` with the content that there is instead.
     """
     path = _path_to_tensors(content, is_tensor)
     if path is None:
@@ -85,7 +85,7 @@ def _is_state_dict(content: Any, is_tensor: Callable[[Any], bool]) -> bool:
 
 
 def _without_prefixes(tensors: dict[str, Any]) -> tuple[dict[str, Any], str, list[str]]:
-    """The tensors under their own names, what was cut from the front, and the names of tensors beside the network."""
+    """Return the tensors under their own names, the removed prefix, and the names of tensors outside the network."""
     names = {name: _INSERTED.sub("", name) for name in tensors}
     prefix = ""
     while (common := _shared_prefix(list(names.values()))) is not None:

@@ -1,4 +1,4 @@
-"""Stand-ins for the plain data that trainers pickle beside a network's weights.
+"""Define stand-ins for the plain data that trainers pickle beside a network's weights.
 
 A pickle names what it wants to call. Both readers of PyTorch files give it these classes instead: they keep the numbers
 of NumPy's scalars and arrays, forget everything else, and call nothing. This table is the whole safe list.
@@ -16,21 +16,23 @@ _NUMBERS = re.compile(r"[<>=|]?[biuf]\d{1,2}")
 
 
 class Forgotten:
-    """Stands for a value that is of no use here, such as the options of a training run."""
+    """Stands for a value that is not used here, such as the options of a training run."""
 
     def __new__(cls, *_: object) -> Any:
+        """Ignore the value."""
         return object.__new__(cls)
 
     def __setstate__(self, _: object) -> None:
-        """Forget the state too."""
+        """Ignore the state."""
 
 
 class PlainArray:
-    """Stands for a `numpy.ndarray`; `array` is None where it holds no numbers."""
+    """Stands for a `numpy.ndarray`; `array` is None if it holds no numbers."""
 
     array: NDArray[Any] | None = None
 
     def __new__(cls, *_: object) -> Any:
+        """Ignore the arguments; the state follows."""
         return object.__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
@@ -48,7 +50,7 @@ class _Array:
 
 
 class _Scalar:
-    """Stands for the function that makes a NumPy scalar: a number of Python's, None where it is no number."""
+    """Stands for the function that makes a NumPy scalar; gives a Python number, None if it is no number."""
 
     def __new__(cls, dtype: object = None, data: object = b"") -> Any:
         flat = _numbers(dtype, data)
@@ -84,7 +86,7 @@ def _numbers(dtype: object, data: object) -> NDArray[Any] | None:
 
 
 def _under(stand_in: type, *names: str) -> dict[tuple[str, str], Any]:
-    """A subclass for each full name, called as that name says: torch compares these names."""
+    """Make a subclass for each full name, with this name, because torch compares names."""
     parts = [(module, name) for module, _, name in (full.rpartition(".") for full in names)]
     return {
         (module, name): type(name, (stand_in,), {"__module__": module, "__qualname__": name}) for module, name in parts

@@ -1,4 +1,4 @@
-"""The once-for-all supernets that their authors publish, by the names under which `fleetnas export` knows them."""
+"""List the published once-for-all supernets, by their names in `fleetnas export`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ PUBLISHED: Mapping[str, PublishedSupernet] = {
 
 
 def published(name: str) -> PublishedSupernet:
-    """The supernet published as `name`; `UsageError` lists the names where there is none."""
+    """Return the supernet published as `name`; `UsageError` lists the names if there is none."""
     if name not in PUBLISHED:
         raise UsageError(f"no published supernet is called {name!r}; there are {', '.join(PUBLISHED)}")
     return PUBLISHED[name]

@@ -1,4 +1,4 @@
-"""Checkpoint files of supernets, read without running anything that they hold."""
+"""Read checkpoint files of supernets without executing their content."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from fleetnas.supernet_export.graph import Array
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network's tensors, float32, under the names that the network gives them."""
+    """A network's tensors, float32, under the network's own names."""
 
     tensors: dict[str, Array]
     where: str
-    """How many there are and where in the file they were, in a few words."""
+    """How many there are, and where in the file they were, for people."""
 
 
 def read_checkpoint(path: Path, *, use_torch: bool = True) -> Checkpoint:
-    """The state dict in a checkpoint file.
+    """Read the state dict in a checkpoint file.
 
     Safetensors files are read as they are. Everything else is PyTorch's format, which is a pickle: torch reads it
     with `weights_only=True`, or our own reader without `use_torch`, where torch is not installed, or where it does not
     know the layout. Either refuses a file that holds more than tensors and plain data, and runs nothing in it. A state
     dict may stand alone or under the names that trainers use, its own names with the prefixes of wrappers.
-    `CheckpointError` says what is wrong.
+    Raises `CheckpointError` if there is none, with the reason.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}; check the path")
@@ -87,7 +87,7 @@ def _open_torch(path: Path) -> _Opened:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(PLAIN_DATA.values())):
             warnings.simplefilter("ignore")
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever a damaged, hostile or merely newer file makes torch raise, or torch itself is too old
+    except Exception:  # noqa: BLE001 - damaged, hostile or newer files make torch raise anything, as old torch does
         return _open_without_torch(path)
 
     def read(value: Any) -> Any:
@@ -121,13 +121,13 @@ def _float32(name: str, array: Any) -> Array:
 
 
 def _check_archive(path: Path) -> None:
-    """Check the checksums of a file in PyTorch's zip layout, which torch itself does not look at."""
+    """Check the checksums of a file in PyTorch's zip layout, which torch itself does not check."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # a damaged archive makes zipfile raise nearly anything
+    except Exception as error:  # noqa: BLE001 - a damaged archive makes zipfile raise nearly anything
         damaged = _one_line(error)
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged, a checksum in it is wrong ({damaged[:200]!r}); fetch it again")

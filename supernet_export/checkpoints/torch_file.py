@@ -1,4 +1,4 @@
-"""Reading a PyTorch state dict without torch, and without running what is pickled in it.
+"""Read a PyTorch state dict without torch, and without executing code in its pickle.
 
 Both layouts of `torch.save` are read: the zip archive and the older stream of pickles. The unpickler knows only
 what a state dict is made of (ordered dictionaries and tensors over plain storages, rebuilt here in numpy) and the
@@ -51,7 +51,7 @@ class _Storage(NamedTuple):
 
 
 class StoredTensor(NamedTuple):
-    """A tensor whose numbers are not read yet."""
+    """A tensor whose values are not read yet."""
 
     storage: _Storage
     offset: int
@@ -60,37 +60,36 @@ class StoredTensor(NamedTuple):
 
 
 def read_torch_file(path: Path | str) -> tuple[Any, Callable[[StoredTensor], NDArray[Any]]]:
-    """What was saved, with a `StoredTensor` for each tensor, and the function that reads one.
+    """Return the saved object, with a `StoredTensor` for each tensor, and the function that reads one.
 
     `CheckpointError` where the file is not such a file, is truncated, or names anything to call; the function raises
     it for a tensor that cannot be had.
     """
     path = Path(path)
-    with _told_of(path), path.open("rb") as file:
+    with _errors_of(path), path.open("rb") as file:
         content, read_storage = _open_zip(file) if zipfile.is_zipfile(file) else _open_stream(file)
 
     def read(tensor: StoredTensor) -> NDArray[Any]:
-        with _told_of(path):
+        with _errors_of(path):
             return _array(tensor, read_storage)
 
     return content, read
 
 
 def from_bfloat16(upper_halves: NDArray[Any]) -> NDArray[Any]:
-    """The float32 numbers whose upper 16 bits are given, shape (n,)."""
+    """Return the float32 numbers of which the upper 16 bits are given, shape (n,)."""
     return (upper_halves.astype("<u4") << 16).view("<f4")
 
 
 @contextmanager
-def _told_of(path: Path) -> Iterator[None]:
+def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{path} is not a usable PyTorch state dict: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check the path") from None
-    except Exception as error:
-        # A malformed pickle can raise nearly anything.
+    except Exception as error:  # noqa: BLE001 - a malformed pickle can raise nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise CheckpointError(f"{path} is not a usable PyTorch state dict ({reason}); fetch it again") from None
 
@@ -157,7 +156,7 @@ def _rebuild_with_attributes(rebuild: Any, _kind: object, arguments: tuple[Any, 
 
 
 def _encode(text: str, encoding: str = "") -> bytes:
-    """Bytes, as pickles spell them that Python 2 could read."""
+    """Return the bytes in a text, as pickles for Python 2 store them."""
     if encoding != "latin1":
         raise CheckpointError(f"it holds bytes in an unknown encoding, {encoding[:50]!r}")
     return text.encode("latin1")
@@ -191,7 +190,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows what is in `_ALLOWED`, of which nothing has a side effect, and refuses the rest."""
+    """Finds the names in `_ALLOWED`, none of which has a side effect, and refuses all others."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="utf-8")

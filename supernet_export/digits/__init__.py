@@ -1,1 +1,1 @@
-"""The built-in supernet: its data, and the files that ship with it."""
+"""Data of the built-in supernet, and the files that ship with it."""

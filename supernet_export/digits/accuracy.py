@@ -1,4 +1,4 @@
-"""What ships about the accuracy of `digits` subnets: those that were evaluated, and the predictor fitted on them."""
+"""Read and write the accuracy files of `digits`: the evaluated subnets, and the predictor that was fitted on them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def save_evaluated(path: Path, subnets: Sequence[EvaluatedSubnet]) -> None:
 
 
 def load_evaluated(path: Path = EVALUATED_PATH) -> list[EvaluatedSubnet]:
-    """What `save_evaluated` wrote; by default the subnets that ship."""
+    """Read a file of `save_evaluated`; by default the subnets that ship."""
     with path.open(newline="") as file:
         return [
             EvaluatedSubnet(
@@ -74,7 +74,7 @@ def save_predictor(path: Path, predictor: AccuracyPredictor) -> None:
 
 
 def load_predictor(path: Path = PREDICTOR_PATH) -> AccuracyPredictor:
-    """What `save_predictor` wrote; by default the predictor that ships."""
+    """Read a file of `save_predictor`; by default the predictor that ships."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:

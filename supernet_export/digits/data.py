@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels in ten classes, split once and for all.
+"""Load scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels in ten classes, in a fixed split.
 
 Source: the test part of *Optical Recognition of Handwritten Digits* (UCI), which scikit-learn installs with itself.
 """
@@ -43,8 +43,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Digits:
-    """Three disjoint parts: weights learn from `train`, batch-norm statistics from `calibration`, accuracy is
-    measured on `test` and nothing else is."""
+    """Three disjoint parts.
+
+    Weights are trained on `train`, batch-norm statistics estimated on `calibration`, and only accuracy is measured on
+    `test`.
+    """
 
     train: Part
     calibration: Part
@@ -53,7 +56,7 @@ class Digits:
 
 @cache
 def load_digits() -> Digits:
-    """The fixed split: 997 training, 200 calibration, 600 test images.
+    """Return the fixed split: 997 training, 200 calibration, 600 test images.
 
     `MissingDependencyError` where scikit-learn, which holds the images, is not installed.
     """
@@ -69,7 +72,7 @@ def load_digits() -> Digits:
 
 
 def _table() -> NDArray[np.float64]:
-    """A row per image, (1797, 65): its pixels, then its label.
+    """Return a row per image, (1797, 65): its pixels, then its label.
 
     Read from scikit-learn's file where it lies in its place: importing the package takes seconds and 75 MiB.
     """
@@ -85,7 +88,7 @@ def _table() -> NDArray[np.float64]:
 
 
 def require_scikit_learn() -> None:
-    """Raises where it is missing; it is not imported, which takes a second or more."""
+    """Raise `MissingDependencyError` if scikit-learn is missing; it is not imported, which takes over a second."""
     if util.find_spec("sklearn") is None:
         raise MissingDependencyError(
             "the digits images come with scikit-learn, which is not installed; run: pip install 'fleetnas[digits]'"
@@ -93,7 +96,7 @@ def require_scikit_learn() -> None:
 
 
 def preprocess(images: Images, resolution: int) -> Images:
-    """What the network sees of images of shape (n, 8, 8): float32 of shape (n, 1, resolution, resolution).
+    """Return the network's input for images of shape (n, 8, 8): float32 of shape (n, 1, resolution, resolution).
 
     Standardised, then resized bilinearly without aligned corners, as torch's `interpolate` does by default.
     """
@@ -106,7 +109,7 @@ def preprocess(images: Images, resolution: int) -> Images:
 
 @cache
 def _interpolation(source: int, target: int) -> Images:
-    """Bilinear weights along one axis, shape (target, source)."""
+    """Return bilinear weights along one axis, shape (target, source)."""
     position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
     left = np.minimum(position.astype(np.intp), source - 1)
     right = np.minimum(left + 1, source - 1)

@@ -1,1 +1,1 @@
-"""Model files written from the intermediate graph."""
+"""Writing of model files from the intermediate graph."""

@@ -1,4 +1,4 @@
-"""From the intermediate graph to an ONNX file, batch norm folded, static shapes, the same bytes everywhere.
+"""Write the intermediate graph as an ONNX file: batch norm folded, static shapes, the same bytes everywhere.
 
 The structure of the model is a few kilobytes and is written by the onnx library. The weights are then written by
 hand, framed as protobuf frames them, straight into the final buffer: every layer is folded where it will lie, so a
@@ -45,7 +45,7 @@ _GRAPH_TAG, _INITIALIZER_TAG, _RAW_DATA_TAG = b"\x3a", b"\x2a", b"\x4a"
 
 
 def emit_onnx(graph: Graph, *, batch: int = 1) -> bytes:
-    """An ONNX model of the subnet: input `input` (batch, channels, height, width), output `logits` (batch, classes)."""
+    """Return an ONNX model of the subnet: `input` (batch, channels, height, width) to `logits` (batch, classes)."""
     writer = OnnxWriter(graph, batch)
     for layer in graph.layers:
         writer.add(layer)
@@ -53,13 +53,13 @@ def emit_onnx(graph: Graph, *, batch: int = 1) -> bytes:
 
 
 def model_sha256(model: bytes) -> str:
-    """The hash by which a model file is known on both sides of the wire."""
+    """Return the hash that identifies a model file on the device and the coordinator."""
     return hashlib.sha256(model).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class _Initializer:
-    """A float32 tensor to be written: `fill` puts its values into the buffer that it is given."""
+    """A float32 tensor to be written; `fill` writes its values into a buffer."""
 
     name: str
     shape: tuple[int, ...]
@@ -104,7 +104,7 @@ class OnnxWriter:
                 self.node("AveragePool", [layer.source], output, ceil_mode=int(layer.ceil), **window)
 
     def conv(self, layer: Conv, output: str) -> None:
-        """A convolution with its batch norm folded in."""
+        """Append a convolution with its batch norm folded in."""
         weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
         self._initializers.append(_Initializer(weight, layer.weight.shape, layer.fold_weight))
         self._initializers.append(_Initializer(bias, layer.weight.shape[:1], layer.fold_bias))
@@ -113,12 +113,12 @@ class OnnxWriter:
         self.activation(layer.activation, raw, output)
 
     def convolve(self, layer: Conv, inputs: list[str], output: str) -> None:
-        """The bare convolution."""
+        """Append a convolution without its activation."""
         window = _window(layer.weight.shape[-1], layer.stride, layer.padding)
         self.node("Conv", inputs, output, group=layer.groups, **window)
 
     def activation(self, activation: Activation, source: str, output: str) -> None:
-        """An activation from `source` to `output`; nothing where there is none."""
+        """Append an activation from `source` to `output`; nothing if there is none."""
         match activation:
             case "none":
                 pass
@@ -134,12 +134,12 @@ class OnnxWriter:
                 self.node("HardSigmoid", [source], output, alpha=1 / 6, beta=0.5)
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: int | float | list[int]) -> None:
-        """One ONNX node, named after its output."""
+        """Append an ONNX node, named after its output."""
         settings = [_attribute(key, value) for key, value in sorted(attributes.items())]
         self._proto.node.add(op_type=kind, name=output, input=inputs, output=[output], attribute=settings)
 
     def tensor(self, name: str, array: Array) -> None:
-        """A weight, copied when the model is written."""
+        """Add a weight, which is copied when the model is written."""
 
         def fill(out: Array) -> None:
             out[...] = array
@@ -147,7 +147,7 @@ class OnnxWriter:
         self._initializers.append(_Initializer(name, array.shape, fill))
 
     def constant(self, name: str, value: np.float32) -> None:
-        """A scalar that nodes may share."""
+        """Add a scalar that nodes may share."""
         if name not in self._constants:
             self._constants.add(name)
             self.tensor(name, np.array(value, np.float32))
@@ -157,7 +157,7 @@ class OnnxWriter:
         self._proto.output.append(helper.make_tensor_value_info(name, _FLOAT, shape))
 
     def finish(self) -> bytes:
-        """The model's bytes."""
+        """Return the model's bytes."""
         self._proto.input.append(helper.make_tensor_value_info(INPUT, _FLOAT, [self._batch, *self._graph.input_shape]))
         self.output(OUTPUT, [self._batch, self._graph.classes])
         head: bytes = onnx.ModelProto(
@@ -196,7 +196,7 @@ def _window(kernel: int, stride: int, padding: int) -> dict[str, list[int]]:
 
 
 def _frame(item: _Initializer) -> bytes:
-    """What stands before the raw values of an initializer in a serialised GraphProto."""
+    """Return the bytes before the raw values of an initializer in a serialised GraphProto."""
     tensor: bytes = onnx.TensorProto(dims=item.shape, data_type=_FLOAT, name=item.name).SerializeToString(
         deterministic=True
     )
@@ -206,7 +206,7 @@ def _frame(item: _Initializer) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Protobuf's variable-length integer."""
+    """Encode protobuf's variable-length integer."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

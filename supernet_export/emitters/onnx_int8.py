@@ -1,4 +1,4 @@
-"""From the intermediate graph to an int8 ONNX file: every tensor between a QuantizeLinear and a DequantizeLinear.
+"""Write the intermediate graph as an int8 ONNX file: every tensor between a QuantizeLinear and a DequantizeLinear.
 
 onnxruntime turns this form (QDQ) into integer kernels where it has them, whatever the processor. Its own quantiser
 writes it too, from a float model, in seconds and differently from one version to the next; here it takes
@@ -41,7 +41,7 @@ from fleetnas.supernet_export.quantisation import (
 
 
 def emit_int8_onnx(graph: Graph, ranges: Ranges, *, batch: int = 1) -> bytes:
-    """An int8 ONNX model of the subnet, from the `ranges` of its activations.
+    """Return an int8 ONNX model of the subnet, from the `ranges` of its activations.
 
     Input and output are those of the float32 model, `input` (batch, channels, height, width) and `logits`
     (batch, classes), both float32. `UsageError` where a range is missing.
@@ -91,7 +91,7 @@ class _Int8Writer(OnnxWriter):
         self.activation(layer.activation, raw, output)
 
     def activation(self, activation: Activation, source: str, output: str) -> None:
-        """A hard swish as x times relu6(x + 3) / 6: the sum saturates at 0 and 6, and is read as if at 0 and 1."""
+        """Append a hard swish as x times relu6(x + 3) / 6; the sum saturates at 0 and 6, and is read as 0 and 1."""
         if activation != "h_swish":
             return
         self.quantise(source, activation_scale(self._ranges, output + PRE))
@@ -101,18 +101,18 @@ class _Int8Writer(OnnxWriter):
         self.node("Mul", [source, gate], output)
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: int | float | list[int]) -> None:
-        """One node, reading dequantised what has been quantised."""
+        """Append a node that reads quantised tensors dequantised."""
         inputs = [f"{name}/dequantised" if name in self._scales else name for name in inputs]
         super().node(kind, inputs, output, **attributes)
 
     def quantise(self, name: str, scale: AffineScale, *, read_as: AffineScale | None = None) -> None:
-        """Round the tensor to int8; from here on its readers see it dequantised."""
+        """Round the tensor to int8; later nodes read it dequantised."""
         super().node("QuantizeLinear", [name, *self.scale(scale)], f"{name}/int8")
         super().node("DequantizeLinear", [f"{name}/int8", *self.scale(read_as or scale)], f"{name}/dequantised")
         self._scales[name] = scale
 
     def scale(self, scale: AffineScale) -> tuple[str, str]:
-        """Names of the scale's and the zero point's constants."""
+        """Return the names of the scale's and the zero point's constants."""
         zero_point = scale.zero_point - LOWEST
         names = f"scale {scale.scale.tobytes().hex()}", f"zero {zero_point}"
         self.integers(names[0], np.array(scale.scale, np.float32))
@@ -120,7 +120,7 @@ class _Int8Writer(OnnxWriter):
         return names
 
     def scalar(self, value: float) -> str:
-        """A dequantised constant that broadcasts."""
+        """Add a dequantised constant that broadcasts."""
         name = f"scalar {value:g}"
         if name not in self._scales:
             self.integers(f"{name}/int8", np.array(HIGHEST - LOWEST, np.uint8))
@@ -130,7 +130,7 @@ class _Int8Writer(OnnxWriter):
         return name
 
     def parameters(self, name: str, values: QuantisedParameters) -> tuple[str, str]:
-        """Names of a layer's dequantised weight and bias."""
+        """Return the names of a layer's dequantised weight and bias."""
         zeros = np.zeros(len(values.bias), np.int8)
         for part, integers, scales, zero in (
             ("weight", values.weight, values.scales, zeros),
@@ -143,7 +143,7 @@ class _Int8Writer(OnnxWriter):
         return f"{name}.weight", f"{name}.bias"
 
     def integers(self, name: str, array: NDArray[Any]) -> None:
-        """A constant that nodes may share."""
+        """Add a constant that nodes may share."""
         if name not in self._constants:
             self._constants.add(name)
             tensor: TensorProto = numpy_helper.from_array(array, name)

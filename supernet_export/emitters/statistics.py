@@ -1,4 +1,4 @@
-"""ONNX models whose batch norms use, and put out, the statistics of their batch."""
+"""Write ONNX models whose batch norms use the statistics of their batch and output them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fleetnas.supernet_export.graph import Conv, Graph
 
 
 def emit_statistics(graph: Graph) -> tuple[bytes, list[str]]:
-    """A model that takes any batch, and the names of its outputs: mean, variance, mean, ... per batch norm in order.
+    """Return a model for any batch size, and the names of its outputs: mean and variance of each batch norm, in order.
 
     A mean or (biased) variance has shape (1, channels, 1, 1); the logits are one more output.
     """

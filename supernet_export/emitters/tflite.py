@@ -1,4 +1,4 @@
-"""From the intermediate graph to a TFLite file, batch norm folded, static shapes, the same bytes everywhere."""
+"""Write the intermediate graph as a TFLite file: batch norm folded, static shapes, the same bytes everywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fleetnas.supernet_export.quantisation import Ranges
 
 
 def emit_tflite(graph: Graph, *, batch: int = 1, ranges: Ranges | None = None) -> bytes:
-    """A TFLite model of the subnet: input `input` (batch, height, width, channels), output `logits` (batch, classes).
+    """Return a TFLite model of the subnet: `input` (batch, height, width, channels) to `logits` (batch, classes).
 
     Both are float32. With the `ranges` of its activations the model is int8 in between.
     """

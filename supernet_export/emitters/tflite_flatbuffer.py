@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class Quantisation:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An activation; or a constant, whose values `fill` writes into the array of this shape and type it is given."""
+    """An activation; or a constant, whose values `fill` writes into an array of this shape and type."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,6 +62,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the values."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
@@ -84,18 +85,27 @@ class Model:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
 
+    def set_input(self, tensor: int) -> None:
+        """Make a tensor the model's only input."""
+        self.inputs = [tensor]
+
+    def set_output(self, tensor: int, name: str) -> None:
+        """Make a tensor the model's only output, under this name."""
+        self.tensors[tensor] = replace(self.tensors[tensor], name=name)
+        self.outputs = [tensor]
+
     def tensor(self, tensor: Tensor) -> int:
-        """Add a tensor; its index."""
+        """Add a tensor and return its index."""
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
     def operator(self, code: str, inputs: Sequence[int], output: int, **options: int) -> int:
-        """Add an operator with one output; that output's index."""
+        """Add an operator with one output and return the output's index."""
         self.operators.append(Operator(code, tuple(inputs), (output,), tuple(options.items())))
         return output
 
     def serialise(self) -> bytes:
-        """The model as a TFLite flatbuffer (schema version 3); equal models give equal bytes."""
+        """Return the model as a TFLite flatbuffer (schema version 3); equal models give equal bytes."""
         constants = [(tensor, tensor.fill) for tensor in self.tensors if tensor.fill is not None]
         header, data_fields = _Tables(self).write(len(constants))
         starts, end = [], len(header)
@@ -117,7 +127,7 @@ class Model:
 
 
 class _Tables:
-    """Writes everything but the constants' data."""
+    """Writes the flatbuffer without the constants' data."""
 
     def __init__(self, model: Model) -> None:
         try:
@@ -133,7 +143,7 @@ class _Tables:
         self.shared: dict[Hashable, int] = {}
 
     def write(self, constants: int) -> tuple[bytearray, list[int]]:
-        """The tables, and for each of the constants where in them the offset of its data stands."""
+        """Return the tables, and for each constant the position of its data's offset in them."""
         builder, schema, model = self.builder, self.schema, self.model
         placeholder = self.vector((), np.uint8)
         buffers = []
@@ -166,11 +176,11 @@ class _Tables:
         builder.Finish(schema.ModelEnd(builder), b"TFL3")
         header = builder.Output()
         root = schema.Model.GetRootAs(header)
-        tables = [root.Buffers(index + 1)._tab for index in range(constants)]
+        tables = [root.Buffers(index + 1)._tab for index in range(constants)]  # noqa: SLF001 - no public way
         return header, [table.Pos + table.Offset(4) for table in tables]  # 4: the slot of `data`
 
     def version(self, operator: Operator) -> int:
-        """The operator's version, by the type of its output, or for DEQUANTIZE of its input."""
+        """Return the operator's version, by the type of its output, or for DEQUANTIZE of its input."""
         _, for_float, for_int8 = _OPERATORS[operator.code]
         index = operator.inputs[0] if operator.code == "DEQUANTIZE" else operator.outputs[0]
         return for_int8 if self.model.tensors[index].dtype is np.int8 else for_float
@@ -233,7 +243,7 @@ class _Tables:
         return self.shared[kind, fields]
 
     def vector(self, values: Sequence[int], dtype: type[np.generic] = np.int32) -> int:
-        """A vector of numbers; equal ones are written once."""
+        """Write a vector of numbers; equal ones are written once."""
         key = (dtype, tuple(values))
         if key not in self.shared:
             array = np.array(values, np.dtype(dtype).newbyteorder("<"))
@@ -241,7 +251,7 @@ class _Tables:
         return self.shared[key]
 
     def tables(self, offsets: Sequence[int]) -> int:
-        """A vector of tables."""
+        """Write a vector of tables."""
         self.builder.StartVector(4, len(offsets), 4)
         for offset in reversed(offsets):
             self.builder.PrependUOffsetTRelative(offset)

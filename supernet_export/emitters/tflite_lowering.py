@@ -1,4 +1,4 @@
-"""From layers to TFLite operators: NHWC, activations fused, batch norm folded.
+"""Lower layers to TFLite operators: NHWC, activations fused, batch norm folded.
 
 PyTorch pads symmetrically, TFLite's SAME does not once the stride is 2: where the two differ for the size at hand,
 padding is an operator of its own and the layer is VALID. XNNPACK fuses that operator into the convolution.
@@ -6,7 +6,7 @@ padding is an operator of its own and the layer is VALID. XNNPACK fuses that ope
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,7 +48,7 @@ class Window:
 
     @classmethod
     def symmetric(cls, side: int, kernel: int, stride: int, padding: int) -> Window:
-        """PyTorch's floor mode; padding that no window reaches is left out."""
+        """Place windows in PyTorch's floor mode; padding that no window reaches is left out."""
         outputs = (side + 2 * padding - kernel) // stride + 1
         total = max(0, (outputs - 1) * stride + kernel - side)
         same = outputs == -(-side // stride) and total // 2 == padding
@@ -72,29 +72,28 @@ class Lowering:
     # -- tensors: what int8 makes otherwise --------------------------------------------------------------------
 
     def begin(self, shape: tuple[int, ...]) -> None:
-        """The model's input."""
+        """Add the model's input."""
         self.values[INPUT] = self.model.tensor(Tensor(INPUT, shape, np.float32))
-        self.model.inputs = [self.values[INPUT]]
+        self.model.set_input(self.values[INPUT])
 
     def end(self, value: int) -> None:
-        """The model's output."""
-        self.model.tensors[value] = replace(self.model.tensors[value], name=OUTPUT)
-        self.model.outputs = [value]
+        """Make a tensor the model's output."""
+        self.model.set_output(value, OUTPUT)
 
     def activation(
         self, name: str, shape: tuple[int, ...], *, like: int | None = None, product: tuple[int, int] | None = None
     ) -> int:
-        """A new tensor. `like` is one whose values it takes over, `product` two whose products it holds."""
+        """Add a tensor and return its index; it has values of `like`, or products of the two tensors in `product`."""
         del like, product  # they matter to int8 only
         return self.model.tensor(Tensor(name, shape, np.float32))
 
     def lowest(self, like: int) -> int:
-        """A scalar below every value of the tensor `like`."""
+        """Add a scalar below every value of the tensor `like`."""
         del like
         return self.constant("lowest", (float(np.finfo(np.float32).min),), (1,))
 
     def weights(self, layer: Conv, source: int) -> tuple[int, int]:
-        """The convolution's weight, (out, k, k, in) or depthwise (1, k, k, channels), and its bias.
+        """Add the convolution's weight, (out, k, k, in) or depthwise (1, k, k, channels), and its bias.
 
         A hard sigmoid's offset is part of the bias.
         """
@@ -115,7 +114,7 @@ class Lowering:
         return self.model.tensor(weight), self.model.tensor(bias)
 
     def hard_sigmoid(self, layer: Conv, code: str, inputs: list[int], shape: tuple[int, ...], window: Options) -> int:
-        """relu6(x + 3) / 6 of a convolution, the offset already in its bias."""
+        """Append relu6(x + 3) / 6 of a convolution whose bias has the offset already; return its output."""
         pre = self.activation(layer.name + PRE, shape)
         self.model.operator(code, inputs, pre, **window, FusedActivationFunction=_FUSED["relu6"])
         return self.model.operator(
@@ -123,9 +122,11 @@ class Lowering:
         )
 
     def hard_swish(self, name: str, value: int) -> int:
+        """Append a hard swish; return its output."""
         return self.model.operator("HARD_SWISH", (value,), self.activation(name, self.shape(value)))
 
     def linear(self, layer: Linear) -> int:
+        """Append a fully connected layer; return its output."""
         source = self.values[layer.source]
         inputs = (
             source,
@@ -138,13 +139,13 @@ class Lowering:
     # -- tensors: shared with int8 -----------------------------------------------------------------------------
 
     def constant(self, name: str, values: tuple[float, ...], shape: tuple[int, ...], dtype: Any = np.float32) -> int:
-        """A small constant, written once however often it is used."""
+        """Return a small constant, which is written once, even if it is used often."""
         if (name, values) not in self.shared:
             self.shared[name, values] = self.array(name, np.array(values, dtype).reshape(shape))
         return self.shared[name, values]
 
     def array(self, name: str, array: NDArray[Any], quantisation: Quantisation | None = None) -> int:
-        """A constant, copied when the model is written."""
+        """Add a constant, which is copied when the model is written."""
 
         def fill(out: NDArray[Any]) -> None:
             out[...] = array
@@ -152,12 +153,13 @@ class Lowering:
         return self.model.tensor(Tensor(name, array.shape, array.dtype.type, quantisation, fill))
 
     def shape(self, tensor: int) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return self.model.tensors[tensor].shape
 
     # -- layers ------------------------------------------------------------------------------------------------
 
     def lower(self, layer: Layer) -> int:
-        """Append the layer's operators; the tensor that holds its output."""
+        """Append the layer's operators; return the tensor of its output."""
         match layer:
             case Conv():
                 return self.conv(layer)
@@ -181,6 +183,7 @@ class Lowering:
                 return self.average_pool(layer)
 
     def conv(self, layer: Conv) -> int:
+        """Append a convolution and its activation; return its output."""
         kernel = layer.weight.shape[2]
         source, shape, scheme = self.placed(layer.name, self.values[layer.source], kernel, layer.stride, layer.padding)
         shape = (*shape[:3], len(layer.weight))
@@ -199,6 +202,7 @@ class Lowering:
         return self.activated(layer.name, out, layer.activation)
 
     def add(self, layer: Add) -> int:
+        """Append a sum and its activation; return its output. `UsageError` for a hard sigmoid."""
         left, right = self.values[layer.left], self.values[layer.right]
         if layer.activation == "h_sigmoid":
             raise UsageError(f"{layer.name}: no TFLite operator adds and applies h_sigmoid; apply it in a convolution")
@@ -208,7 +212,7 @@ class Lowering:
         return self.activated(layer.name, out, layer.activation)
 
     def activated(self, name: str, value: int, activation: Activation) -> int:
-        """What cannot be fused; TFLite has no fused h_swish."""
+        """Append an activation that cannot be fused: TFLite has no fused h_swish."""
         if activation in ("relu", "relu6"):
             self.non_negative.add(value)
         if activation == "h_swish":
@@ -216,6 +220,7 @@ class Lowering:
         return value
 
     def max_pool(self, layer: MaxPool) -> int:
+        """Append a max pooling; return its output."""
         before = self.values[layer.source]
         source, shape, scheme = self.placed(layer.name, before, layer.kernel, layer.stride, layer.padding, zero=False)
         out = self.activation(layer.name, shape, like=source)
@@ -224,6 +229,7 @@ class Lowering:
         return self.model.operator("MAX_POOL_2D", (source,), out, **_pool_options(layer, scheme))
 
     def average_pool(self, layer: AveragePool) -> int:
+        """Append an average pooling; return its output. `UsageError` if TFLite cannot average the last window."""
         source = self.values[layer.source]
         batch, height, width, channels = self.shape(source)
         overhang = {-(side - layer.kernel) % layer.stride for side in (height, width)} if layer.ceil else {0}
@@ -247,7 +253,7 @@ class Lowering:
     def placed(
         self, name: str, source: int, kernel: int, stride: int, padding: int, *, zero: bool = True
     ) -> tuple[int, tuple[int, ...], int]:
-        """The tensor to slide over, padded where SAME does not do it; output shape; padding scheme.
+        """Return the tensor to slide over, padded if SAME does not do it, the output shape, and the padding scheme.
 
         Padding is zero or else never wins a maximum.
         """
@@ -268,13 +274,13 @@ class Lowering:
 
 
 def weight_shape(layer: Conv) -> tuple[int, ...]:
-    """Shape of the convolution's weight in TFLite's layout."""
+    """Return the shape of the convolution's weight in TFLite's layout."""
     count, depth, kernel, _ = layer.weight.shape
     return (1, kernel, kernel, count) if layer.groups > 1 else (count, kernel, kernel, depth)
 
 
 def oihw(weight: NDArray[Any], layer: Conv) -> NDArray[Any]:
-    """A view in PyTorch's layout of the convolution's weight in TFLite's."""
+    """Return a view in PyTorch's layout of the convolution's weight in TFLite's."""
     return weight.transpose((3, 0, 1, 2) if layer.groups > 1 else (0, 3, 1, 2))
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of an exported model file, by running that very file."""
+"""Measure the accuracy of an exported model file by running that file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TFLITE_MARK = b"TFL3"
 
 
 def is_tflite(model: bytes) -> bool:
-    """Whether a model file is TFLite's; the others that we write are ONNX."""
+    """Whether a model file is TFLite's; our other model files are ONNX."""
     return model[4:8] == _TFLITE_MARK
 
 
 def open_classifier(model: bytes, *, threads: int = 1) -> Classifier:
-    """A model file of batch 1, ready to run: TFLite in LiteRT, ONNX in onnxruntime.
+    """Runs a model file of batch 1: TFLite in LiteRT, ONNX in onnxruntime.
 
     `RuntimeUnavailableError` or `MissingDependencyError` where the runtime is not installed or does not load it.
     """
@@ -54,7 +54,7 @@ def _tflite_classifier(model: bytes, threads: int) -> Classifier:
 
 
 def evaluate(model: bytes, images: Iterable[Array], labels: Iterable[int], *, threads: int = 1) -> float:
-    """Top-1 accuracy, a fraction, of an ONNX or TFLite model of batch 1, float32 or int8.
+    """Return the top-1 accuracy, a fraction, of an ONNX or TFLite model of batch 1, float32 or int8.
 
     `images` gives preprocessed images of shape (channels, height, width): an array of shape (n, c, h, w), or
     anything that yields one after the other, so that a data set need not fit in memory.

@@ -1,4 +1,4 @@
-"""Images to calibrate and evaluate on: the built-in digits, or a folder laid out like ImageNet."""
+"""Read images for calibration and evaluation: the built-in digits, or a folder laid out like ImageNet."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ class ImageSource(ABC):
 
     @abstractmethod
     def images(self, resolution: int) -> Iterator[Array]:
-        """Every image, as a model to be evaluated sees it."""
+        """Yield every image with the preprocessing of an evaluation."""
 
     @abstractmethod
     def training_images(self, resolution: int, rng: np.random.Generator) -> Iterator[Array]:
-        """Every image, in random order, as the supernet saw it in training: what to calibrate on."""
+        """Yield every image in random order with the preprocessing of training, for calibration."""
 
     def calibration_batches(
         self, resolution: int, rng: np.random.Generator, *, limit: int = 2000, batch: int = 100
     ) -> Iterator[Array]:
-        """At most `limit` training images in batches (n, channels, resolution, resolution). OFA takes 2,000."""
-        held: list[Array] = []
+        """Yield at most `limit` training images in batches (n, channels, resolution, resolution); OFA takes 2,000."""
+        batched: list[Array] = []
         for _, image in zip(range(limit), self.training_images(resolution, rng), strict=False):
-            held.append(image)
-            if len(held) == batch:
-                yield np.stack(held)
-                held = []
-        if held:
-            yield np.stack(held)
+            batched.append(image)
+            if len(batched) == batch:
+                yield np.stack(batched)
+                batched = []
+        if batched:
+            yield np.stack(batched)
 
 
 class DigitsImages(ImageSource):
     """One part of the built-in digits: `train`, `calibration` or `test`."""
 
     def __init__(self, part: Literal["train", "calibration", "test"]) -> None:
-        """The images are loaded when they are first asked for: a search needs them only once it has winners."""
+        """Load no image yet: a search needs them only once it has winners."""
         from fleetnas.supernet_export.digits.data import require_scikit_learn
 
         require_scikit_learn()
@@ -80,6 +80,7 @@ class DigitsImages(ImageSource):
 
     @cached_property
     def labels(self) -> Sequence[int]:  # type: ignore[override]
+        """Class of each image."""
         found: list[int] = self._part.labels.tolist()
         return found
 
@@ -91,25 +92,26 @@ class DigitsImages(ImageSource):
         return found
 
     def images(self, resolution: int) -> Iterator[Array]:
+        """Yield every image, preprocessed."""
         from fleetnas.supernet_export.digits.data import preprocess
 
         yield from preprocess(self._part.images, resolution)
 
     def training_images(self, resolution: int, rng: np.random.Generator) -> Iterator[Array]:
-        """The same as `images`: these are not augmented."""
+        """Yield every image in random order, without augmentation."""
         from fleetnas.supernet_export.digits.data import preprocess
 
         yield from preprocess(self._part.images[rng.permutation(len(self))], resolution)
 
 
 class ImageFolder(ImageSource):
-    """`directory/<class>/<image>`: classes are numbered in the order of their folders' names, as ImageNet's are.
+    """Images in `directory/<class>/<image>`; classes are numbered in the order of their names, like ImageNet's.
 
-    What begins with a dot is no class and no image: file managers and notebooks leave such things behind.
+    Names that begin with a dot are ignored: file managers and notebooks make such files.
     """
 
     def __init__(self, directory: Path, preprocessing: Preprocessing, classes: int) -> None:
-        """`UsageError` where the folder does not hold `classes` classes of images."""
+        """List the images; `UsageError` if the folder does not hold `classes` classes of images."""
         self.preprocessing = preprocessing
         self._directory = directory
         if not directory.is_dir():
@@ -131,17 +133,18 @@ class ImageFolder(ImageSource):
         self.labels = labels
 
     def images(self, resolution: int) -> Iterator[Array]:
-        """OFA's preprocessing for validation: the shorter side resized, the centre cropped."""
+        """Yield every image with OFA's preprocessing for validation: resize the shorter side, crop the centre."""
         for path in self._paths:
             yield self._normalised(self._centre(self._opened(path), resolution))
 
     def training_images(self, resolution: int, rng: np.random.Generator) -> Iterator[Array]:
-        """OFA's preprocessing for calibration: random crop and flip, brightness and saturation jittered."""
+        """Yield images with OFA's preprocessing for calibration: random crop and flip, jittered colours."""
         for index in rng.permutation(len(self._paths)):
             image = self._random_crop(self._opened(self._paths[index]), resolution, rng)
             yield self._normalised(_jittered(image, rng))
 
     def check(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Decode every image in threads; `UsageError` names those that cannot be read."""
         _pillow()
         faulty: list[tuple[Path, str]] = []
         with ThreadPoolExecutor(min(_CHECK_THREADS, os.cpu_count() or 1)) as readers:
@@ -162,7 +165,7 @@ class ImageFolder(ImageSource):
         try:
             with pil.open(path) as image:
                 converted: Image = image.convert("L" if self.preprocessing.channels == 1 else "RGB")
-        except Exception as error:  # a decoder raises whatever a broken file makes it raise
+        except Exception as error:  # noqa: BLE001 - a decoder raises anything for a broken file
             raise UsageError(f"{path} cannot be read as an image: {error}; remove it or replace it") from None
         return converted
 
@@ -180,7 +183,7 @@ class ImageFolder(ImageSource):
         return resized.crop((left, top, left + resolution, top + resolution))
 
     def _random_crop(self, image: Image, resolution: int, rng: np.random.Generator) -> Image:
-        """A random part of 8 % to 100 % of the area, mirrored half of the time (torchvision's `RandomResizedCrop`)."""
+        """Crop a random 8 % to 100 % of the area, flip it half of the time (torchvision's `RandomResizedCrop`)."""
         width, height = image.size
         for _ in range(10):
             area = width * height * rng.uniform(0.08, 1)
@@ -214,7 +217,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _suspects(in_class: dict[Path, list[Path]], classes: int) -> str:
-    """Name the folders that are probably no classes: those without images, else those named unlike most."""
+    """Name the folders that are probably no classes: those without images, else those with unusual names."""
     names = [folder.name for folder in in_class]
     if len(names) < classes:
         return f": {', '.join(names)}" if 0 < len(names) <= _MOST_NAMED else ""
@@ -231,17 +234,17 @@ def _suspects(in_class: dict[Path, list[Path]], classes: int) -> str:
 
 
 def _shape(name: str) -> str:
-    """`n01440764` and `n01443537` have one shape."""
+    """Return the pattern of a name: `n01440764` and `n01443537` have the same."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", name))
 
 
 def _fault(path: Path) -> str:
-    """Say what keeps an image from being read to its end; empty where nothing does."""
+    """Return why an image cannot be read to its end; empty if it can."""
     try:
         with _pillow().open(path) as image:
             image.draft(image.mode, (max(1, image.width // _CHECK_SHRINK), max(1, image.height // _CHECK_SHRINK)))
             image.load()
-    except Exception as error:  # a decoder raises whatever a broken file makes it raise
+    except Exception as error:  # noqa: BLE001 - a decoder raises anything for a broken file
         return "it is no image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
     return ""
 
@@ -249,9 +252,9 @@ def _fault(path: Path) -> str:
 def open_images(
     manifest: Manifest, directory: Path | None, part: Literal["train", "calibration", "test"] = "test"
 ) -> ImageSource:
-    """The images for a bundle: those in `directory`, or one part of the built-in digits where they are what it knows.
+    """Open the images for a bundle: those in `directory`, or one part of the built-in digits for a bundle of digits.
 
-    `UsageError` where a directory is needed.
+    Raises `UsageError` if a directory is needed.
     """
     if directory is not None:
         return ImageFolder(directory, manifest.preprocessing, manifest.classes)
@@ -263,7 +266,7 @@ def open_images(
 
 
 def _jittered(image: Image, rng: np.random.Generator) -> Image:
-    """Brightness within 32/255 and saturation within a half, as OFA was trained."""
+    """Jitter brightness within 32/255 and saturation within a half, like OFA's training."""
     from PIL import ImageEnhance
 
     brightness, saturation = rng.uniform(1 - 32 / 255, 1 + 32 / 255), rng.uniform(0.5, 1.5)

@@ -1,1 +1,1 @@
-"""The runtimes that execute model files on this machine."""
+"""Runtimes that execute model files on this machine, for calibration and evaluation."""

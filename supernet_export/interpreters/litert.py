@@ -1,4 +1,4 @@
-"""LiteRT's interpreter, formerly TensorFlow Lite's, from whichever package is installed.
+"""Import LiteRT's interpreter, formerly TensorFlow Lite's, from the installed package.
 
 Always the classic `Interpreter`: `CompiledModel` of recent versions ends in an illegal instruction on the Cortex-A72.
 """
@@ -27,7 +27,7 @@ _stderr_lock = threading.Lock()
 
 
 def import_litert() -> tuple[Any, str]:
-    """The module that holds `Interpreter`, and the name of its distribution.
+    """Return the module with `Interpreter`, and the name of its distribution.
 
     `RuntimeUnavailableError` where neither is installed, or the one that is cannot be imported.
     """
@@ -47,7 +47,7 @@ def import_litert() -> tuple[Any, str]:
 
 
 def open_interpreter(model: bytes, *, threads: int = 1, **options: Any) -> Any:
-    """An interpreter of a TFLite model, its tensors allocated; `options` are the interpreter's own.
+    """Open an interpreter of a TFLite model, with its tensors allocated; `options` are the interpreter's own.
 
     `RuntimeUnavailableError` where there is none, or where it does not load the model.
     """
@@ -64,7 +64,7 @@ def open_interpreter(model: bytes, *, threads: int = 1, **options: Any) -> Any:
 
 @contextmanager
 def without_greeting() -> Iterator[None]:
-    """Keep native code's greeting off standard error; whatever else is written there meanwhile comes a moment later."""
+    """Suppress the greeting of native code on standard error; other output meanwhile is delayed a moment."""
     with _stderr_lock, ExitStack() as opened:
         try:
             held = opened.enter_context(tempfile.TemporaryFile())

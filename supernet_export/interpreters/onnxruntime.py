@@ -1,6 +1,6 @@
-"""onnxruntime, imported without its telemetry, and a session for calibrating and evaluating.
+"""Import onnxruntime without its telemetry, and open sessions for calibration and evaluation.
 
-Measuring latency has sessions of its own.
+The agent's runtimes make their own sessions for measuring latency.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
 
 #: Official builds from 1.29 on make an identifier of this machine and a database in the home folder when they are
-#: imported, and send what they are used for to Microsoft. This, read once, keeps all of it from beginning;
+#: imported, and report their use to Microsoft. This variable, read once, prevents all of it;
 #: `disable_telemetry_events()` comes too late for that. Source: microsoft/onnxruntime, pull request 27379.
 TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1"}
 #: Session option without which the 8-bit kernels for x86 processors that have no VNNI add pairs of products in 16 bits,
@@ -21,7 +21,7 @@ EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 def import_onnxruntime() -> Any:
-    """The library; `ImportError` where it is not installed. Nothing else of the product imports it."""
+    """Import the library; `ImportError` if it is not installed. No other module imports it."""
     os.environ.update(TELEMETRY_OFF)
     import onnxruntime
 
@@ -29,7 +29,10 @@ def import_onnxruntime() -> Any:
 
 
 def open_session(model: bytes, *, threads: int = 1) -> Any:
-    """A session on the processor. `MissingDependencyError` where onnxruntime is not installed."""
+    """Open a session on the processor; `MissingDependencyError` if onnxruntime is not installed.
+
+    Raises `RuntimeUnavailableError` if it does not load the model.
+    """
     try:
         onnxruntime = import_onnxruntime()
     except ImportError:
@@ -43,7 +46,7 @@ def open_session(model: bytes, *, threads: int = 1) -> Any:
     options.add_session_config_entry(*EXACT_INT8)
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions have no common base
+    except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions have no common base
         raise RuntimeUnavailableError(
             f"onnxruntime does not load the model: {' '.join(str(error).split())[:300]}"
         ) from None

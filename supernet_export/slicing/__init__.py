@@ -1,1 +1,1 @@
-"""Weights of one subnet, cut out of a bundle."""
+"""Slicing of one subnet's weights out of a bundle."""

@@ -1,4 +1,4 @@
-"""Which slicer serves which design space."""
+"""Find the slicer of a design space."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fleetnas.supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
 
 
 def slicer_for(space: DesignSpace) -> Slicer:
-    """The slicer of the family that `space` belongs to."""
+    """Return the slicer of the family of `space`."""
     if isinstance(space, MBConvSpace):
         return MBConvSlicer(space)
     if isinstance(space, OfaResNet50Space):

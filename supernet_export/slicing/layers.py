@@ -1,4 +1,4 @@
-"""What a family of supernets must supply so that its subnets can be sliced without its training code."""
+"""Define the interface of a family of supernets whose subnets are sliced without its training code."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ class Slicer(ABC):
 
     @abstractmethod
     def checkpoint_shapes(self) -> Shapes:
-        """What a checkpoint must hold, under canonical names."""
+        """Return the shapes of the tensors that a checkpoint must hold, under canonical names."""
 
     def optional_shapes(self) -> Shapes:
-        """What a checkpoint may hold as well, all of it or nothing."""
+        """Return the shapes of further tensors, of which a checkpoint holds all or none."""
         return {}
 
     @abstractmethod
     def bundle_shapes(self) -> Shapes:
-        """What a bundle must hold: the checkpoint, with whatever does not depend on the architecture worked out."""
+        """Return the shapes of a bundle's tensors, in which everything independent of the architecture is computed."""
 
     @abstractmethod
     def bundle_tensors(self, checkpoint: Mapping[str, Array]) -> dict[str, Array]:
-        """A bundle's tensors from a checkpoint's, both under canonical names."""
+        """Return a bundle's tensors from a checkpoint's, both under canonical names."""
 
     @abstractmethod
     def spellings(self, name: str) -> Iterable[str]:
-        """The canonical names that a checkpoint's `name` may stand for, likeliest first."""
+        """Return the canonical names that a checkpoint's `name` may stand for, the likeliest first."""
 
     @abstractmethod
     def slice(self, tensor: TensorSource, architecture: Architecture, statistics: Statistics | None) -> Graph:
-        """The subnet; `ArchitectureError` where the space does not hold the architecture."""
+        """Return the subnet; `ArchitectureError` if the architecture is not in the space."""
 
 
 def norm_shapes(prefix: str, channels: int) -> Shapes:
-    """The four vectors of a batch norm."""
+    """Return the names of the four vectors of a batch norm."""
     return {f"{prefix}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
 
 
 def sliced_norm(
     tensor: TensorSource, prefix: str, channels: int, epsilon: float, conv: str, statistics: Statistics | None
 ) -> BatchNorm:
-    """The first `channels` of a batch norm, with re-estimated statistics of convolution `conv` where given."""
+    """Return the first `channels` of a batch norm, with the re-estimated statistics of convolution `conv`, if given."""
     gamma, beta = tensor(f"{prefix}.weight")[:channels], tensor(f"{prefix}.bias")[:channels]
     if statistics is None:
         mean, variance = tensor(f"{prefix}.running_mean")[:channels], tensor(f"{prefix}.running_var")[:channels]

@@ -1,4 +1,4 @@
-"""Subnets of inverted-bottleneck supernets (MobileNetV3, ProxylessNAS and their kin).
+"""Slice subnets of inverted-bottleneck supernets (MobileNetV3, ProxylessNAS and similar ones).
 
 Source of the semantics: `DynamicMBConvLayer` and `DynamicSeparableConv2d` of the once-for-all project: the first
 channels of every convolution, and smaller depthwise kernels derived from the centre of the larger ones by a learned
@@ -28,7 +28,8 @@ from fleetnas.supernet_export.graph import (
     Statistics,
 )
 from fleetnas.supernet_export.slicing.layers import Shapes, Slicer, TensorSource, norm_shapes, sliced_norm
-from fleetnas.supernet_export.spaces.mbconv import MBConvBlock, MBConvSpace, squeeze_width
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, squeeze_width
 
 _NEW_BLOCK_SPELLING = re.compile(r"^(blocks\.\d+)\.conv\.(?=inverted_bottleneck\.|depth_conv\.|point_linear\.)")
 
@@ -42,13 +43,14 @@ class MBConvSlicer(Slicer):
     # -- names and shapes --------------------------------------------------------------------------------------
 
     def checkpoint_shapes(self) -> Shapes:
+        """Return the shapes of a checkpoint's tensors, under canonical names."""
         shapes = self._fixed_shapes()
         for block in self.space.block_list:
             shapes |= self._block_shapes(block)
         return shapes
 
     def optional_shapes(self) -> Shapes:
-        """The kernel transforms: CompOFA trains without them, its smaller kernels are the centres of the larger."""
+        """Return the shapes of the kernel transforms; CompOFA has none: its smaller kernels are the centres."""
         return {
             _matrix_name(block, large, small): (small**2, small**2)
             for block in self.space.block_list
@@ -56,6 +58,7 @@ class MBConvSlicer(Slicer):
         }
 
     def bundle_shapes(self) -> Shapes:
+        """Return the shapes of a bundle's tensors."""
         shapes = self._fixed_shapes()
         for block in self.space.block_list:
             shapes |= self._block_shapes(block)
@@ -110,14 +113,14 @@ class MBConvSlicer(Slicer):
         return block.middle_width(max(self.space.expands))
 
     def spellings(self, name: str) -> Iterable[str]:
-        """OFA writes a block's convolutions under `mobile_inverted_conv` or `conv`, elastic modules once or twice."""
+        """Return canonical names: OFA names blocks `mobile_inverted_conv` or `conv`, elastic modules once or twice."""
         name = _NEW_BLOCK_SPELLING.sub(r"\1.mobile_inverted_conv.", name)
         for part in ("conv", "bn", "linear"):
             name = name.replace(f".{part}.{part}.", f".{part}.")
         return (name,)
 
     def bundle_tensors(self, checkpoint: Mapping[str, Array]) -> dict[str, Array]:
-        """Derives the smaller depthwise kernels: they do not depend on the architecture.
+        """Derive the smaller depthwise kernels, which do not depend on the architecture.
 
         So slicing, wherever it happens, only copies, and every machine builds the same bytes.
         """
@@ -133,7 +136,7 @@ class MBConvSlicer(Slicer):
     # -- slicing -----------------------------------------------------------------------------------------------
 
     def slice(self, tensor: TensorSource, architecture: Architecture, statistics: Statistics | None) -> Graph:
-        """Layers are called `stem`, `first_block.project`, `stage2.block1.expand`, ..., `classifier`."""
+        """Return the subnet, with layers `stem`, `first_block.project`, `stage2.block1.expand`, ..., `classifier`."""
         (architecture,) = self.space.decode(self.space.encode([architecture]))
         subnet = _Subnet(self.space, tensor, statistics)
         source = subnet.opening()
@@ -154,7 +157,7 @@ class _Subnet:
         self.layers: list[Layer] = []
 
     def opening(self) -> str:
-        """The stem and the fixed first block; the name of its output."""
+        """Add the stem and the fixed first block; return the name of the output."""
         net, first = self.network, "blocks.0.mobile_inverted_conv"
         source = stem = self._conv(
             "stem",
@@ -183,7 +186,7 @@ class _Subnet:
         return source
 
     def block(self, block: MBConvBlock, source: str, kernel: int, expand: float) -> str:
-        """One elastic block; the name of its output."""
+        """Add one elastic block; return the name of its output."""
         name, prefix = f"stage{block.stage + 1}.block{block.position + 1}", _block_prefix(block)
         middle = block.middle_width(expand)
         before = source
@@ -233,7 +236,7 @@ class _Subnet:
         return self._append(Scale(f"{name}.scale", source, excited))
 
     def head(self, source: str) -> None:
-        """What follows the last block."""
+        """Add the layers after the last block."""
         net = self.network
         mix = self.tensor("feature_mix_layer.conv.weight")
         if net.final_expand_width is None:
@@ -289,7 +292,7 @@ class _Subnet:
 
 
 def transformed_kernel(kernel: Array, matrix: Array) -> Array:
-    """The next smaller depthwise kernels, (C, 1, k, k), from larger ones and OFA's (k*k, k*k) matrix.
+    """Return the next smaller depthwise kernels, (C, 1, k, k), from larger ones and OFA's (k*k, k*k) matrix.
 
     Each output position is a weighted sum over the centre of the larger kernel, summed in a fixed order in
     float64, so that one checkpoint gives one bundle on every machine.

@@ -1,4 +1,4 @@
-"""Subnets of OFA-ResNet50.
+"""Slice subnets of OFA-ResNet50.
 
 Source of the semantics: `OFAResNets` and `DynamicResNetBottleneckBlock` of the once-for-all project: the first
 channels of every convolution, where widths are elastic along the residual stream as well.
@@ -43,6 +43,7 @@ class ResNetSlicer(Slicer):
     # -- names and shapes --------------------------------------------------------------------------------------
 
     def checkpoint_shapes(self) -> Shapes:
+        """Return the shapes of a checkpoint's tensors, under canonical names."""
         space = self.space
         middle, width, widest = max(space.stem_middle_widths), max(space.stem_widths), len(WIDTHS) - 1
         shapes: Shapes = {
@@ -72,20 +73,22 @@ class ResNetSlicer(Slicer):
         return shapes | {"classifier.linear.weight": (space.classes, width), "classifier.linear.bias": (space.classes,)}
 
     def bundle_shapes(self) -> Shapes:
+        """Return the shapes of a bundle's tensors: those of the checkpoint."""
         return self.checkpoint_shapes()
 
     def bundle_tensors(self, checkpoint: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the checkpoint's tensors unchanged."""
         return dict(checkpoint)
 
     def spellings(self, name: str) -> Iterable[str]:
-        """The second block of the stem is itself called `conv`, so one `conv` of two may be right."""
+        """Return canonical names: the stem's second block is called `conv`, so one `conv` of two may be right."""
         name = name.replace(".bn.bn.", ".bn.").replace(".linear.linear.", ".linear.")
         return (name, name.replace(".conv.conv.weight", ".conv.weight"))
 
     # -- slicing -----------------------------------------------------------------------------------------------
 
     def slice(self, tensor: TensorSource, architecture: Architecture, statistics: Statistics | None) -> Graph:
-        """Layers are called `stem.conv1`, `stage2.block1.conv1`, ..., `classifier`."""
+        """Return the subnet; layers are called `stem.conv1`, `stage2.block1.conv1`, ..., `classifier`."""
         (architecture,) = self.space.decode(self.space.encode([architecture]))
         space, w = self.space, architecture.w
         subnet = _Subnet(space, tensor, statistics)
@@ -109,7 +112,7 @@ class _Subnet:
         self.layers: list[Layer] = []
 
     def stem(self, middle: int, out: int, *, residual: bool) -> str:
-        """Two or three convolutions and the max pooling; the name of the output."""
+        """Add two or three convolutions and the max pooling; return the name of the output."""
         source = self._conv("stem.conv1", INPUT, "input_stem.0", middle, 3, stride=2, activation="relu")
         if residual:
             inner = self._conv("stem.conv2", source, "input_stem.1.conv", middle, middle, activation="relu")
@@ -118,7 +121,7 @@ class _Subnet:
         return self._append(MaxPool("stem.pool", source, kernel=3, stride=2, padding=1))
 
     def bottleneck(self, block: ResNetBlock, source: str, width: int, inner: int, out: int) -> str:
-        """One block from `width` to `out` channels; the name of its output."""
+        """Add one block from `width` to `out` channels; return the name of its output."""
         name, prefix = f"stage{block.stage + 1}.block{block.position + 1}", f"blocks.{block.index}"
         x = self._conv(f"{name}.conv1", source, f"{prefix}.conv1", inner, width, activation="relu")
         x = self._conv(f"{name}.conv2", x, f"{prefix}.conv2", inner, inner, stride=block.stride, activation="relu")
@@ -131,7 +134,7 @@ class _Subnet:
         return self._append(Add(f"{name}.add", x, source, activation="relu"))
 
     def head(self, source: str, width: int) -> None:
-        """Pooling and classifier."""
+        """Add pooling and classifier."""
         source = self._append(GlobalAveragePool("pool", source))
         weight, bias = self.tensor("classifier.linear.weight"), self.tensor("classifier.linear.bias")
         self._append(Linear("classifier", source, weight[:, :width], bias))

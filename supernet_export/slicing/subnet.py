@@ -1,4 +1,4 @@
-"""A subnet out of a bundle."""
+"""Slice a subnet out of a bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fleetnas.supernet_export.slicing.families import slicer_for
 
 
 def slice_subnet(bundle: SupernetBundle, architecture: Architecture, statistics: Statistics | None = None) -> Graph:
-    """The graph of `architecture`, its weights views on the mapped bundle.
+    """Return the graph of `architecture`; its weights are views on the mapped bundle.
 
     With `statistics` (calibrated mean and variance per convolution) these take the place of the supernet's running
     ones. `ArchitectureError` where the bundle's space does not hold the architecture.

@@ -1,1 +1,1 @@
-"""Design spaces: which architectures a supernet holds, vectorised."""
+"""Design spaces: the architectures of a supernet, vectorised."""

@@ -1,11 +1,11 @@
-"""What a design space is: populations as integer matrices, one row a genome.
+"""Define the interface of design spaces: populations are integer matrices, with one genome per row.
 
 Two views of a genome are enough for everything else:
 
 * **genes**: columns with `cardinalities[g]` choices each, on which sampling, mutation and crossover work;
-* **slots**: the network's building blocks (stem, each block, head). `slots(genomes)` says which of its variants
-  each slot takes, `slot_costs[s]` gives each variant's physical costs. Whatever is additive over blocks (MACs,
-  parameters, block latency tables, a linear latency predictor) is one gather and one sum over slots.
+* **slots**: the network's building blocks (stem, each block, head). `slots(genomes)` gives the variant of each slot,
+  `slot_costs[s]` the physical costs of each variant. Every quantity that is additive over blocks (MACs, parameters,
+  block latency tables, a linear latency predictor) is one gather and one sum over slots.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 
 Genomes = NDArray[np.int16]
 Floats = NDArray[np.float64]
-#: An additive model: a constant, and per slot what each of its variants adds.
+#: An additive model: a constant, and per slot the contribution of each of its variants.
 SlotTables = tuple[float, tuple[Floats, ...]]
 
 #: Columns of every `slot_costs` table. MACs are multiply-accumulates of one image; bytes are fp32 activations
@@ -59,27 +59,27 @@ class DesignSpace(ABC):
     @property
     @abstractmethod
     def options(self) -> Mapping[str, Any]:
-        """The constructor's keyword arguments, JSON-serialisable: what a bundle's manifest records."""
+        """The constructor's keyword arguments, JSON-serialisable, for a bundle's manifest."""
 
     @abstractmethod
     def active(self, genomes: Genomes) -> NDArray[np.bool_]:
-        """Which genes matter, shape (n, G): genes of skipped blocks do not."""
+        """Return which genes matter, shape (n, G): genes of skipped blocks do not."""
 
     @abstractmethod
     def slots(self, genomes: Genomes) -> NDArray[np.intp]:
-        """The variant that each slot takes, shape (n, S), indexing the rows of `slot_costs[s]`."""
+        """Return the variant of each slot, shape (n, S): indices of rows of `slot_costs[s]`."""
 
     @abstractmethod
     def decode(self, genomes: Genomes) -> list[Architecture]:
-        """Canonical architectures of the genomes."""
+        """Return the canonical architectures of the genomes."""
 
     @abstractmethod
     def encode(self, architectures: Sequence[Architecture]) -> Genomes:
-        """Canonical genomes, shape (n, G); `ArchitectureError` says what is not in the space."""
+        """Return canonical genomes, shape (n, G); `ArchitectureError` names an entry that is not in the space."""
 
     @abstractmethod
     def one_hot(self, genomes: Genomes) -> NDArray[np.float32]:
-        """The accuracy predictors' input, shape (n, F): one-hot genes, inactive blocks all zero (OFA's layout)."""
+        """Return the accuracy predictors' input, shape (n, F): one-hot genes, zero for inactive blocks (OFA's)."""
 
     # -- shared by every space ---------------------------------------------------------------------------------
 
@@ -89,29 +89,29 @@ class DesignSpace(ABC):
         return len(self.cardinalities)
 
     def canonical(self, genomes: Genomes) -> Genomes:
-        """Inactive genes set to 0, so that equal rows mean equal networks."""
+        """Set inactive genes to 0, so that equal rows are equal networks."""
         return np.where(self.active(genomes), genomes, 0).astype(np.int16)
 
     def sample(self, count: int, rng: np.random.Generator) -> Genomes:
-        """`count` canonical genomes, every gene uniform."""
+        """Draw `count` canonical genomes, every gene uniform."""
         return self.canonical(rng.integers(0, self.cardinalities, (count, self.gene_count), dtype=np.int16))
 
     def mutate(self, genomes: Genomes, probability: float, rng: np.random.Generator) -> Genomes:
-        """Redraw each gene with `probability`; canonical."""
+        """Draw each gene again with `probability`; return canonical genomes."""
         fresh = rng.integers(0, self.cardinalities, genomes.shape, dtype=np.int16)
         return self.canonical(np.where(rng.random(genomes.shape) < probability, fresh, genomes))
 
     def crossover(self, mothers: Genomes, fathers: Genomes, rng: np.random.Generator) -> Genomes:
-        """Each gene from either parent with equal chance; canonical."""
+        """Take each gene from either parent with equal probability; return canonical genomes."""
         return self.canonical(np.where(rng.random(mothers.shape) < 0.5, mothers, fathers))
 
     @property
     def size(self) -> int:
-        """How many distinct networks the space holds, resolutions included."""
+        """Number of distinct networks, resolutions included."""
         raise NotImplementedError(f"{self.name} does not count its networks")
 
     def enumerate(self, limit: int = 1_000_000) -> Genomes:
-        """Every canonical genome once, in lexicographic order; `UsageError` where there are more than `limit`."""
+        """Return every canonical genome once, in lexicographic order; `UsageError` if there are more than `limit`."""
         if self.size > limit:
             raise UsageError(
                 f"{self.name} holds {self.size:.3g} networks, more than the {limit:,} that an enumeration may hold; "
@@ -123,29 +123,29 @@ class DesignSpace(ABC):
         return found
 
     def smallest(self) -> Genomes:
-        """The genome of every gene's first choice, shape (1, G)."""
+        """Return the genome of every gene's first choice, shape (1, G)."""
         return self.canonical(np.zeros((1, self.gene_count), dtype=np.int16))
 
     def largest(self) -> Genomes:
-        """The genome of every gene's last choice, shape (1, G)."""
+        """Return the genome of every gene's last choice, shape (1, G)."""
         return self.canonical((self.cardinalities - 1)[None, :].astype(np.int16))
 
     def costs(self, genomes: Genomes) -> Floats:
-        """Physical costs per slot, shape (n, S, len(COST_NAMES))."""
+        """Return physical costs per slot, shape (n, S, len(COST_NAMES))."""
         chosen = self.slots(genomes)
         return np.stack([table[chosen[:, s]] for s, table in enumerate(self.slot_costs)], axis=1)
 
     def macs(self, genomes: Genomes) -> Floats:
-        """Multiply-accumulates of one image, shape (n,)."""
+        """Return the multiply-accumulates of one image, shape (n,)."""
         columns = [i for i, cost in enumerate(COST_NAMES) if cost.startswith("macs_")]
         return self._total(genomes, columns)
 
     def parameters(self, genomes: Genomes) -> Floats:
-        """Weights and biases after batch norm is folded, shape (n,)."""
+        """Return the number of weights and biases after batch norm is folded, shape (n,)."""
         return self._total(genomes, [COST_NAMES.index("parameters")])
 
     def peak_activation_bytes(self, genomes: Genomes) -> Floats:
-        """Largest sum of live fp32 activations, shape (n,)."""
+        """Return the largest sum of live fp32 activations, in bytes, shape (n,)."""
         column = COST_NAMES.index("peak_bytes")
         chosen = self.slots(genomes)
         per_slot = [table[chosen[:, s], column] for s, table in enumerate(self.slot_costs)]
@@ -161,18 +161,18 @@ class DesignSpace(ABC):
 
 
 def checked_sides(resolutions: Sequence[int], allowed: range) -> tuple[int, ...]:
-    """The input resolutions, ascending; `UsageError` unless they are distinct, and of those that are `allowed`."""
+    """Return the input resolutions, ascending; `UsageError` unless they are distinct and `allowed`."""
     wrong = [r for r in resolutions if type(r) is not int or r not in allowed]
     if wrong or not resolutions or len(set(resolutions)) < len(resolutions):
         raise UsageError(
             f"resolutions must be distinct multiples of {allowed.step} from {allowed.start} to {allowed[-1]} pixels, "
-            f"at least one; found {str(list(resolutions))[:200]}: leave out what differs"
+            f"at least one; found {str(list(resolutions))[:200]}: leave out the others"
         )
     return tuple(sorted(resolutions))
 
 
 def gene_index(value: float, choices: Sequence[float], what: str) -> int:
-    """Position of `value` among `choices`; `ArchitectureError` names the gene and what it may be."""
+    """Return the position of `value` among `choices`; `ArchitectureError` names the gene and its choices."""
     try:
         return list(choices).index(value)
     except ValueError:

@@ -1,11 +1,12 @@
-"""`digits`: the built-in space, an OFA-MobileNetV3-style network small enough to train on two cores."""
+"""Define `digits`: the built-in space, an OFA-MobileNetV3-style network small enough to train on two cores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fleetnas.supernet_export.spaces.base import checked_sides
-from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork
 
 #: Input resolutions that 8x8 digits may be resized to, in pixels.
 RESOLUTIONS = range(8, 65, 4)

@@ -1,4 +1,4 @@
-"""`ofa-mbv3`: the design space of OFA-MobileNetV3."""
+"""Define `ofa-mbv3`: the design space of OFA-MobileNetV3."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.base import checked_sides
-from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace, make_divisible
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, make_divisible
 
 #: Input resolutions of the published searches, in pixels.
 RESOLUTIONS = tuple(range(128, 225, 16))
@@ -18,12 +19,12 @@ _STAGE_WIDTHS = (24, 40, 80, 112, 160)
 
 
 def check_resolutions(resolutions: Sequence[int]) -> tuple[int, ...]:
-    """The resolutions, ascending; `UsageError` unless each is one that OFA's supernets were trained for."""
+    """Return the resolutions, ascending; `UsageError` unless OFA's supernets were trained for each."""
     return checked_sides(resolutions, range(128, 225, 4))
 
 
 def mobilenet_v3(width: float) -> MBConvNetwork:
-    """The fixed part of OFA-MobileNetV3 at a width multiplier."""
+    """Return the fixed part of OFA-MobileNetV3 at a width multiplier."""
     return MBConvNetwork(
         stem_width=make_divisible(16 * width),
         stem_stride=2,
@@ -55,8 +56,9 @@ class OfaMbv3Space(MBConvSpace):
 
     @property
     def options(self) -> Mapping[str, Any]:
+        """The constructor's options, for a bundle's manifest."""
         return {"width": self.width, "resolutions": list(self.resolutions)}
 
     def _resolution_columns(self) -> tuple[NDArray[np.intp], int]:
-        """Eight columns in steps of 16 pixels from 112: the input of OFA's published accuracy predictor."""
+        """Return eight columns in steps of 16 pixels from 112: the input of OFA's published accuracy predictor."""
         return (np.array(self.resolutions, dtype=np.intp) - 112) // 16, 8

@@ -1,4 +1,4 @@
-"""`ofa-proxyless`: the design space of OFA-ProxylessNAS."""
+"""Define `ofa-proxyless`: the design space of OFA-ProxylessNAS."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork, MBConvSpace, make_divisible
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, make_divisible
 from fleetnas.supernet_export.spaces.ofa_mbv3 import RESOLUTIONS, check_resolutions
 
 _STAGE_WIDTHS = (24, 40, 80, 96, 192, 320)
 
 
 def proxyless(width: float) -> MBConvNetwork:
-    """The fixed part of OFA-ProxylessNAS at a width multiplier."""
+    """Return the fixed part of OFA-ProxylessNAS at a width multiplier."""
     return MBConvNetwork(
         stem_width=make_divisible(32 * width),
         stem_stride=2,
@@ -50,4 +51,5 @@ class OfaProxylessSpace(MBConvSpace):
 
     @property
     def options(self) -> Mapping[str, Any]:
+        """The constructor's options, for a bundle's manifest."""
         return {"width": self.width, "resolutions": list(self.resolutions)}

@@ -1,4 +1,4 @@
-"""`ofa-resnet50`: the design space of OFA-ResNet50, with elastic depth, expand ratio, width and stem.
+"""Define `ofa-resnet50`: the design space of OFA-ResNet50, with elastic depth, expand ratio, width and stem.
 
 Source of the layout: the `ofa` package's `OFAResNets` and `ResNetArchEncoder`, whose `d`, `e`, `w` are used here.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes, gene_index
-from fleetnas.supernet_export.spaces.mbconv import make_divisible, reduced
+from fleetnas.supernet_export.spaces.mbconv_network import make_divisible, reduced
 
 #: Input resolutions in pixels of OFA's published accuracy predictor, in the order of its input.
 RESOLUTIONS = (128, 144, 160, 176, 192, 224, 240, 256)
@@ -87,27 +87,30 @@ class OfaResNet50Space(DesignSpace):
 
     @property
     def options(self) -> Mapping[str, Any]:
+        """The constructor's options, for a bundle's manifest."""
         return {"resolutions": list(self.resolutions)}
 
     def middle_width(self, stage: int, width: int, expand: float) -> int:
-        """Channels inside a bottleneck of `stage` at a width index and an expand ratio."""
+        """Return the channels inside a bottleneck of `stage` at a width index and an expand ratio."""
         return make_divisible(round(self.stage_widths[stage][width] * expand))
 
     # -- genes -------------------------------------------------------------------------------------------------
 
     def _split(self, genomes: Genomes) -> tuple[Genomes, Genomes, Genomes, Genomes, Genomes]:
-        """Indices of resolution (n,), stem depth (n,), depth (n, 4), width (n, 6) and expand ratio (n, 18)."""
+        """Return indices of resolution (n,), stem depth (n,), depth (n, 4), width (n, 6) and expand ratio (n, 18)."""
         return genomes[:, 0], genomes[:, 1], genomes[:, 2:6], genomes[:, 6:12], genomes[:, 12:]
 
     def _present(self, depth: NDArray[Any]) -> NDArray[np.bool_]:
         return np.asarray(self._position_of < (np.array(LEAST_BLOCKS) + depth)[:, self._stage_of])
 
     def active(self, genomes: Genomes) -> NDArray[np.bool_]:
+        """Return which genes matter, shape (n, G): those of absent blocks do not."""
         always = np.ones((len(genomes), 12), dtype=np.bool_)
         return np.concatenate([always, self._present(genomes[:, 2:6])], axis=1)
 
     @property
     def size(self) -> int:
+        """Number of distinct networks, resolutions included."""
         total = len(self.resolutions) * len(STEM_DEPTHS) * len(WIDTHS) ** (2 + len(LEAST_BLOCKS))
         for least in LEAST_BLOCKS:
             total *= sum(len(EXPANDS) ** (least + extra) for extra in DEPTHS)
@@ -116,6 +119,7 @@ class OfaResNet50Space(DesignSpace):
     # -- views -------------------------------------------------------------------------------------------------
 
     def slots(self, genomes: Genomes) -> NDArray[np.intp]:
+        """Return the variant of each slot, shape (n, S)."""
         r, stem, d, w, e = (part.astype(np.intp) for part in self._split(genomes))
         widths, expands = len(WIDTHS), len(EXPANDS)
         first_slot = ((r * len(STEM_DEPTHS) + stem) * widths + w[:, 0]) * widths + w[:, 1]
@@ -128,7 +132,7 @@ class OfaResNet50Space(DesignSpace):
         return np.concatenate([first_slot[:, None], blocks, (r * widths + w[:, -1])[:, None]], axis=1)
 
     def one_hot(self, genomes: Genomes) -> NDArray[np.float32]:
-        """Resolution 8, stem 2, widths 6x3, expand ratios 18x3: the layout of OFA's published predictor."""
+        """Return resolution 8, stem 2, widths 6x3, expand ratios 18x3: the layout of OFA's published predictor."""
         r, stem, d, w, e = self._split(genomes)
         n = len(genomes)
         columns = np.array([RESOLUTIONS.index(side) for side in self.resolutions])
@@ -142,6 +146,7 @@ class OfaResNet50Space(DesignSpace):
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
     def decode(self, genomes: Genomes) -> list[Architecture]:
+        """Return the canonical architectures of the genomes."""
         r, stem, d, w, e = self._split(genomes)
         expand = np.where(self._present(d), np.array(EXPANDS)[e], 0.0)
         depth = np.concatenate([np.array(STEM_DEPTHS)[stem][:, None], np.array(DEPTHS)[d]], axis=1)
@@ -154,6 +159,7 @@ class OfaResNet50Space(DesignSpace):
         ]
 
     def encode(self, architectures: Sequence[Architecture]) -> Genomes:
+        """Return canonical genomes, shape (n, G); `ArchitectureError` names an entry that is not in the space."""
         genomes = np.zeros((len(architectures), self.gene_count), np.int16)
         for row, architecture in enumerate(architectures):
             self._check_lengths(architecture)
@@ -208,7 +214,7 @@ class OfaResNet50Space(DesignSpace):
         return tuple(tables)
 
     def _stem_cost(self, r: int, middle: bool, inner: int, out: int) -> list[float]:
-        """Three 3x3 convolutions, the middle one optional with a shortcut, and a pooling by two."""
+        """Cost of three 3x3 convolutions, the middle one optional with a shortcut, and a pooling by two."""
         pixels = reduced(r, 2) ** 2
         weights = self.image_channels * inner * 9 + inner + inner * out * 9 + out
         macs = (self.image_channels * inner + inner * out) * 9 * pixels
@@ -243,7 +249,7 @@ def _blocks() -> tuple[ResNetBlock, ...]:
 
 
 def _bottleneck_cost(in_width: int, middle: int, out_width: int, block: ResNetBlock, side: int) -> list[float]:
-    """One row of a slot's cost table (`COST_NAMES`); the 3x3 convolution counts as `macs_other`."""
+    """Return one row of a slot's cost table (`COST_NAMES`); the 3x3 convolution counts as `macs_other`."""
     before, after = side**2, reduced(side, block.stride) ** 2
     steps = [
         in_width * before + middle * before,

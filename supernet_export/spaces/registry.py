@@ -1,4 +1,4 @@
-"""The one place where a design space gets its name."""
+"""Make design spaces by their names."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _SPACES: dict[str, Callable[..., DesignSpace]] = {
 
 
 def space_names() -> list[str]:
-    """Every registered name, sorted."""
+    """Return every registered name, sorted."""
     return sorted(_SPACES)
 
 
 def make_space(name: str, options: Mapping[str, Any] | None = None) -> DesignSpace:
-    """The design space called `name`, built with its own `options`; `UsageError` where there is none."""
+    """Make the design space called `name` with its own `options`; `UsageError` if there is none."""
     if name not in _SPACES:
         raise UsageError(f"no design space is called {name!r}; there are {', '.join(space_names())}")
     try:

@@ -1,1 +1,1 @@
-"""Training elastic supernets: the only part, with reading checkpoints, that needs torch."""
+"""Training of elastic supernets; only this room and the reading of checkpoints need torch."""

@@ -13,7 +13,7 @@ from fleetnas.supernet_export.export import DIGITS_CHECKPOINT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or that of the error, whose message goes to standard error."""
+    """Run the command; return the exit status: 0, or that of the error, whose message goes to standard error."""
     parser = argparse.ArgumentParser(prog="python -m fleetnas.supernet_export.training", description=__doc__)
     parser.add_argument("supernet", choices=["digits"])
     parser.add_argument("--only", choices=["train", "accuracy"], help="one of the two parts; both by default")

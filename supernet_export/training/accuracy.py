@@ -1,4 +1,4 @@
-"""Evaluating subnets as they ship, and fitting an accuracy predictor on them; needs no torch."""
+"""Evaluate subnets in their exported form, and fit an accuracy predictor on them, without torch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SliceSubnet = Callable[[Architecture, Statistics | None], Graph]
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one subnet: top-1 accuracy, a fraction, and mean cross-entropy in nats."""
+    """Scores of one subnet: top-1 accuracy, a fraction, and mean cross-entropy, in nats."""
 
     accuracy: float
     cross_entropy: float
 
 
 def calibrated_graph(slice_subnet: SliceSubnet, architecture: Architecture, calibration: ImageSource) -> Graph:
-    """A subnet with batch-norm statistics of its own, as an export writes it."""
+    """Return a subnet with batch-norm statistics of its own, as an export writes it."""
     batches = calibration.calibration_batches(architecture.r, np.random.default_rng(0))
     return slice_subnet(architecture, estimate_statistics(slice_subnet(architecture, None), batches))
 
@@ -41,7 +41,7 @@ def calibrated_graph(slice_subnet: SliceSubnet, architecture: Architecture, cali
 def evaluate_subnet(
     slice_subnet: SliceSubnet, architecture: Architecture, calibration: ImageSource, test: ImageSource
 ) -> Scores:
-    """Slice, calibrate and emit a subnet as an export does, and run it on `test` in onnxruntime, all images at once."""
+    """Slice, calibrate and emit a subnet like an export, and run it on `test` in onnxruntime, all images at once."""
     images, labels = np.stack(list(test.images(architecture.r))), np.asarray(test.labels)
     model = emit_onnx(calibrated_graph(slice_subnet, architecture, calibration), batch=len(images))
     (logits,) = open_session(model).run([OUTPUT], {INPUT: images})
@@ -54,7 +54,7 @@ def evaluate_subnet(
 
 
 def spread_genomes(space: DesignSpace, count: int, rng: np.random.Generator) -> Genomes:
-    """Canonical genomes from the smallest subnets to the largest.
+    """Draw canonical genomes from the smallest subnets to the largest.
 
     Uniform genomes are all of middling size. Here each genome first draws how large it leans, evenly between 0 and 1,
     and then each gene from a binomial distribution of that mean.
@@ -67,7 +67,7 @@ def spread_genomes(space: DesignSpace, count: int, rng: np.random.Generator) -> 
 def fit_predictor(
     one_hot: Floats, accuracy: Floats, *, hidden: Sequence[int], members: int, penalty: float, seed: int
 ) -> AccuracyPredictor:
-    """One ReLU network that averages `members` networks, each fitted on `one_hot` (n, F) from its own start.
+    """Fit one ReLU network that averages `members` networks, each fitted on `one_hot` (n, F) from its own start.
 
     `penalty` is the L2 penalty of scikit-learn's `MLPRegressor`. `MissingDependencyError` where it is not installed.
     """
@@ -109,7 +109,7 @@ def fit_predictor(
 
 
 def held_out_error(predicted: Floats, measured: Floats, samples: int) -> HeldOut:
-    """Error of `predicted` against `measured` accuracies, fractions of shape (n,), after a fit on `samples` others."""
+    """Return the error of `predicted` against `measured` accuracies, fractions, shape (n,), of a fit on `samples`."""
     error = 100 * (predicted.astype(np.float64) - measured)
     return HeldOut(
         samples=samples,
@@ -121,7 +121,7 @@ def held_out_error(predicted: Floats, measured: Floats, samples: int) -> HeldOut
 
 
 def _ranks(values: Floats) -> NDArray[np.float64]:
-    """Ranks from 0, ties sharing their mean rank."""
+    """Return ranks from 0; ties share their mean rank."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks: NDArray[np.float64] = (ends - (counts + 1) / 2)[group]

@@ -1,4 +1,4 @@
-"""Small random distortions of whole batches of images, in numpy."""
+"""Distort whole batches of images at random, in numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Distortion:
-    """Every image gets its own rotation, scale, shear and shift, each uniform between minus and plus its limit.
+    """Limits of rotation, scale, shear and shift, each drawn per image, uniform between minus and plus its limit.
 
     Rotation in radians, shift in pixels, scale and shear as fractions. What comes in from outside is 0.
     """
@@ -23,7 +23,7 @@ class Distortion:
     shift: float
 
     def __call__(self, images: Floats, rng: np.random.Generator) -> Floats:
-        """Distorted images of shape (n, side, side), sampled bilinearly."""
+        """Return distorted images of shape (n, side, side), sampled bilinearly."""
         count, side, _ = images.shape
         limits = np.array([self.rotation, self.scale, self.shear, self.shift, self.shift])
         angle, scale, shear, down, across = rng.uniform(-limits, limits, (count, 5)).T
@@ -38,10 +38,10 @@ class Distortion:
 
 
 def _sampled(images: Floats, points: NDArray[np.float64]) -> Floats:
-    """Bilinear samples of images (n, side, side) at points (n, 2, p), shape (n, p)."""
+    """Sample images (n, side, side) bilinearly at points (n, 2, p); shape (n, p)."""
     side = images.shape[-1]
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    # One row of zeros around: whatever is farther away than that is as good as on it.
+    # One row of zeros around: points farther away are treated like points on it.
     y, x = np.clip(points + 1, 0, side + 1).transpose(1, 0, 2)
     top, left = np.minimum(y.astype(np.intp), side), np.minimum(x.astype(np.intp), side)
     dy, dx = y - top, x - left

@@ -1,4 +1,4 @@
-"""The recipe of the built-in `digits` supernet."""
+"""Train the built-in `digits` supernet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SCHEDULE: tuple[Phase, ...] = (
 def train_digits(
     phases: Sequence[Phase], report: Callable[[Progress], None], *, recipe: Recipe = RECIPE
 ) -> ElasticMBConvNet:
-    """The trained network; the same phases and recipe give the same weights. Sees the training part only.
+    """Train the network on the training part; the same phases and recipe give the same weights.
 
     Its batch-norm statistics are the largest subnet's, estimated on the training images at the largest resolution.
     """
@@ -54,5 +54,5 @@ def train_digits(
 
 
 def state_arrays(net: ElasticMBConvNet) -> dict[str, NDArray[np.float32]]:
-    """The network's parameters and statistics under their names in published checkpoints."""
+    """Return the network's parameters and statistics under their names in published checkpoints."""
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in net.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The accuracy of the built-in supernet's subnets: how they are drawn, evaluated and learned from."""
+"""Evaluate subnets of the built-in supernet, and fit its accuracy predictor."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SEED = 7
 
 
 def evaluate_digits(checkpoint: Path) -> Iterator[tuple[int, int, EvaluatedSubnet]]:
-    """Draw the subnets and evaluate one after the other: how many are done, of how many, and the subnet."""
+    """Draw subnets and evaluate them one by one; yield the number done, the number of all, and the subnet."""
     space = DigitsSpace()
     tensors = export_state_dict(read_checkpoint(checkpoint).tensors, space)
     slicer = slicer_for(space)
@@ -56,11 +56,11 @@ def evaluate_digits(checkpoint: Path) -> Iterator[tuple[int, int, EvaluatedSubne
 
 
 def fit_digits(subnets: Sequence[EvaluatedSubnet]) -> AccuracyPredictor:
-    """A predictor fitted on those not held out, with its error on those held out."""
+    """Fit a predictor on the subnets that are not held out, with its error on those that are."""
     space = DigitsSpace()
     one_hot = space.one_hot(space.encode([subnet.architecture for subnet in subnets]))
     accuracy = np.array([subnet.accuracy for subnet in subnets], np.float32)
     held = np.array([subnet.held_out for subnet in subnets], np.bool_)
     predictor = fit_predictor(one_hot[~held], accuracy[~held], hidden=(32,), members=8, penalty=3.0, seed=_SEED)
-    predictor.held_out = held_out_error(predictor.predict(one_hot[held]), accuracy[held], int((~held).sum()))
-    return predictor
+    error = held_out_error(predictor.predict(one_hot[held]), accuracy[held], int((~held).sum()))
+    return AccuracyPredictor.from_tensors(predictor.tensors(), error)

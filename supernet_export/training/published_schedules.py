@@ -1,4 +1,4 @@
-"""The two published ways to train a supernet: progressive shrinking (OFA) and the compound schedule (CompOFA).
+"""Define the two published ways to train a supernet: progressive shrinking (OFA) and the compound schedule (CompOFA).
 
 Which choices a phase has, how many subnets a step teaches and where channels are sorted are those of the authors'
 training scripts: `train_ofa_net.py` and `progressive_shrinking.py` of mit-han-lab/once-for-all (whose package now
@@ -17,7 +17,7 @@ _LARGEST, _OPENING, _FULL = 3e-3, 3e-4, 1e-3
 def progressive_shrinking(
     space: MBConvSpace, *, largest: int, kernel: int, opening: int, full: int
 ) -> tuple[Phase, ...]:
-    """The largest subnet alone; then kernels are freed, then depth, then expand ratio, each beside those before.
+    """Return OFA's schedule: the largest subnet alone, then elastic kernels, then depth too, then expand ratio too.
 
     Depth and expand ratio open with their two largest values for `opening` epochs, then have all for `full`.
     Source: Cai et al., *Once-for-All* (ICLR 2020).
@@ -37,7 +37,7 @@ def progressive_shrinking(
 def compound_schedule(
     space: MBConvSpace, *, fixed_kernel: int, largest: int, opening: int, full: int
 ) -> tuple[Phase, ...]:
-    """The largest subnet alone; then every stage draws its depth, to which its expand ratio is tied.
+    """Return CompOFA's schedule: the largest subnet alone, then elastic depth per stage, which fixes the expand ratio.
 
     `opening` epochs at a low learning rate, then `full`, both over all choices and each after sorting all channels.
     One kernel size from the start to the end. Source: Sahni et al., *CompOFA* (ICLR 2021).

@@ -1,4 +1,4 @@
-"""How a supernet is trained, as data: a schedule is a list of phases."""
+"""Describe the training of a supernet as data: a schedule is a list of phases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.supernet_export.spaces.mbconv import MBConvNetwork
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Phase:
     sort_within: tuple[float, ...] = ()
 
     def sample(self, network: MBConvNetwork, resolution: int, rng: np.random.Generator) -> Architecture:
-        """A random architecture of this phase."""
+        """Draw a random architecture of this phase."""
         stages = len(network.stage_blocks)
         depth_index = rng.integers(0, len(self.depths), stages)
         stage_of = np.array([block.stage for block in network.blocks()])
@@ -53,7 +53,7 @@ class Phase:
         )
 
     def extreme(self, network: MBConvNetwork, resolution: int, *, largest: bool) -> Architecture:
-        """The largest or the smallest architecture of this phase."""
+        """Return the largest or the smallest architecture of this phase."""
         pick = max if largest else min
         blocks = len(network.blocks())
         depth = pick(self.depths)

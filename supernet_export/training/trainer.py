@@ -1,4 +1,4 @@
-"""Training an elastic network on images in memory, reproducibly."""
+"""Train an elastic network on images in memory, reproducibly."""
 
 # Linting must not need torch, so its decorators are untyped here.
 # mypy: allow-untyped-decorators
@@ -29,15 +29,15 @@ Augment = Callable[[Floats, np.random.Generator], Floats]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all phases share."""
+    """Settings that all phases share."""
 
     resolutions: tuple[int, ...]
     batch_size: int = 64
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
     seed: int = 0
-    #: One is slower on an idle machine, many times faster on a busy one, and needs no particular core count for the
-    #: same weights: another number takes sums in another order.
+    #: One thread is slower on an idle machine and many times faster on a busy one, and gives the same weights on every
+    #: machine: another number takes sums in another order.
     threads: int = 1
 
 
@@ -64,14 +64,14 @@ class Trainer:
         preprocess: Preprocess,
         augment: Augment,
     ) -> None:
-        # Channels last: depthwise gradients are several times faster so, on a CPU.
+        # Channels last makes depthwise gradients several times faster on a CPU.
         self.net, self.recipe = net.to(memory_format=torch.channels_last), recipe
         self.images, self.labels = images, labels
         self.preprocess, self.augment = preprocess, augment
         self.rng = np.random.default_rng(recipe.seed)
 
     def run(self, phases: Sequence[Phase], report: Callable[[Progress], None]) -> None:
-        """Train through `phases`; `report` hears of every epoch."""
+        """Train through `phases`; `report` is called after every epoch."""
         torch.set_num_threads(self.recipe.threads)
         deterministic = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)
@@ -138,7 +138,7 @@ class Trainer:
 
 @torch.no_grad()
 def calibrated_logits(net: ElasticMBConvNet, architecture: Architecture, calibration: Floats, images: Floats) -> Floats:
-    """Logits of a subnet, shape (n, classes), after its batch-norm statistics are re-estimated.
+    """Return a subnet's logits, shape (n, classes), after its batch-norm statistics are re-estimated.
 
     `calibration` and `images` are preprocessed. The network keeps those statistics.
     """

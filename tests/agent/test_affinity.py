@@ -15,12 +15,12 @@ from rigs.agent_rig import ScriptedMeasurer, final_reply
 from rigs.runtime_stand_ins import attach_phone
 
 from fleetnas.agent.host.limits import Limits
-from fleetnas.agent.host.probe import agent_info
 from fleetnas.agent.measuring.messages import FailedReply, ProbedReply, ProbeOrder, Reply
 from fleetnas.agent.measuring.worker import Worker, child_command
 from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
 from fleetnas.agent.runtimes.settings import IN_PROCESS, parse_setting
 from fleetnas.agent.service import running
+from fleetnas.agent.service.agent_info import agent_info
 from fleetnas.agent.service.state_folder import StateFolder
 from fleetnas.device_profiles.profile import MicroBenchmarks
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
@@ -163,7 +163,7 @@ def test_the_cache_vouches_only_for_what_was_tried(tmp_path: Path, monkeypatch: 
     assert asked(measurer) == [], "all of them were tried"
     start([RuntimeSetting(affinity=(1,))])
     assert asked(measurer) == [("onnxruntime_cpu_1t_fp32_core1", True)]
-    monkeypatch.setattr("fleetnas.agent.host.probe.allowed_cores", lambda root: (0,))
+    monkeypatch.setattr("fleetnas.agent.service.agent_info.allowed_cores", lambda root: (0,))
     start([settings[1]])
     assert [label for label, _ in asked(measurer)] == [settings[1].label], "a container leaves other cores"
     measurer.script.append(FailedReply(reason="runtime", detail="no such core", usage=True))

@@ -24,17 +24,16 @@ from fleetnas.agent.service.identity import Identity
 from fleetnas.fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
     AgentInfo,
     BlobReference,
     BlobRequest,
     Inventory,
     MeasurementProtocol,
-    MeasureTask,
     Result,
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, MeasureTask
 from fleetnas.fleet_protocol.topics import AgentUp, Topics
 from fleetnas.fleet_protocol.transports.base import Received
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
@@ -65,7 +64,7 @@ def test_version() -> None:
 
 def test_the_agent_itself_loads_neither_a_runtime_nor_numpy() -> None:
     program = (
-        "import fleetnas.agent.service.running, fleetnas.agent.cli.doctor, fleetnas.agent.measuring.bench\n"
+        "import fleetnas.agent.service.running, fleetnas.agent.cli.doctor.checks, fleetnas.agent.measuring.bench\n"
         "import fleetnas.agent.cli.main, sys; print(*sys.modules)"
     )
     done = waiting.run([sys.executable, "-c", program])
@@ -272,7 +271,7 @@ def test_the_doctor_finds_a_healthy_device(
     assert "broken" not in status.values()
 
 
-def test_the_doctor_says_what_mends_what_is_broken(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_doctor_names_a_fix_for_each_trouble(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "file").write_text("in the way")
     arguments = ("doctor", "--broker", f"127.0.0.1:{free_port()}", "--state-dir", tmp_path / "file")
     done = agent(*arguments, environment=environment)

@@ -13,22 +13,15 @@ from rigs.agent_rig import BLOB, TOPICS, AgentProcess, Rig, measured, task
 from rigs.device_trees import write_files
 
 from fleetnas.agent.measuring.messages import FailedReply, PhaseReply, UnreadyReply
-from fleetnas.agent.service.service import HEALTH_EVERY_S, KEEP_CHILD_S, QUEUE_LIMIT, RESEND_EVERY_S
+from fleetnas.agent.service.announcement import HEARTBEAT_EVERY_S
+from fleetnas.agent.service.connection import RESEND_EVERY_S
+from fleetnas.agent.service.service import KEEP_CHILD_S
+from fleetnas.agent.service.task_queue import QUEUE_LIMIT
 from fleetnas.agent.service.task_runner import LONG_WAIT_S, RESTING_S
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.errors import DuplicateAgentError, StoreError
-from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
-    AgentState,
-    CancelTask,
-    CoordinatorState,
-    Failed,
-    Heartbeat,
-    Inventory,
-    Result,
-    RuntimeSetting,
-    TaskKey,
-)
+from fleetnas.fleet_protocol.messages import AgentState, Failed, Heartbeat, Inventory, Result, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
 
@@ -551,7 +544,7 @@ def test_heartbeats_tell_what_runs(rig: Rig) -> None:
     rig.run(agent)
     rig.measurer.script.append(None)
     rig.coordinator.send("pi", "task", task())
-    rig.run(agent, seconds=2 * HEALTH_EVERY_S - 10)
+    rig.run(agent, seconds=2 * HEARTBEAT_EVERY_S - 10)
     (health,) = rig.coordinator.on("heartbeat")
     assert isinstance(health, Heartbeat)
     assert health.task_id == "task-1"
@@ -562,7 +555,7 @@ def test_heartbeats_tell_what_runs(rig: Rig) -> None:
 def test_heartbeats_tell_the_state_of_the_device_that_measures(rig: Rig, runtime: str, load: float | None) -> None:
     write_files(rig.folder / "state" / "no-sensors-here", {"proc/loadavg": "0.50 0.40 0.30 1/100 1\n"})
     agent = rig.agent(settings=(RuntimeSetting.model_validate({"runtime": runtime}),))
-    rig.run(agent, seconds=HEALTH_EVERY_S + 5)
+    rig.run(agent, seconds=HEARTBEAT_EVERY_S + 5)
     health = rig.coordinator.on("heartbeat")[-1]
     assert isinstance(health, Heartbeat)
     assert health.conditions.load_1min == load, "this host's load says nothing about a phone on its cable"

@@ -19,14 +19,8 @@ from fleetnas.agent.measuring.order_executor import OrderExecutor
 from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
 from fleetnas.agent.service.task_runner import RESTING_S
 from fleetnas.coordinator.fleet.registry import FleetRegistry
-from fleetnas.fleet_protocol.messages import (
-    AgentInfo,
-    AgentState,
-    CancelTask,
-    Conditions,
-    MeasurementProtocol,
-    RuntimeSetting,
-)
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, MeasurementProtocol, RuntimeSetting
+from fleetnas.fleet_protocol.orders import CancelTask
 from fleetnas.supernet_export.spaces.registry import make_space
 
 LOW = "battery at 22 %, below 30 %: plug the device in"

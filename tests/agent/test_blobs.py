@@ -170,7 +170,7 @@ def test_a_reconnect_asks_again_at_once(partial: Path) -> None:
     link.turn()
     link.turn()
     assert len(link.requests) == WINDOW
-    link.fetch.reconnected()
+    link.fetch.on_reconnected()
     link.turn()
     assert len(link.requests) == 2 * WINDOW
     assert link.now < CHUNK_TIMEOUT_S

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from rigs.agent_rig import LEVEL_MS, REFERENCE, AgentProcess, Rig, measured, task
 
-from fleetnas.agent.measuring.device_speed import COOLS_DOWN_S
 from fleetnas.agent.measuring.messages import FailedReply, MeasureOrder, PhaseReply, ReferenceOrder, SlowReply
-from fleetnas.agent.measuring.speed import STEADY_COUNT
+from fleetnas.agent.service.drift_monitor import COOLS_DOWN_S
+from fleetnas.agent.service.speed_tracker import STEADY_COUNT
 from fleetnas.agent.service.task_runner import LOOK_AGAIN_S
-from fleetnas.fleet_protocol.messages import AgentState, Conditions, Failed, Measurement, MeasureTask, Result
+from fleetnas.fleet_protocol.messages import AgentState, Conditions, Failed, Measurement, Result
+from fleetnas.fleet_protocol.orders import MeasureTask
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from rigs import waiting
 from rigs.agent_rig import ARCHITECTURE, BLOB, BUNDLE, Rig, task
 from rigs.supernets import random_bundle
 
-from fleetnas.agent.cli import doctor
+from fleetnas.agent.cli.doctor.device import check_clock
+from fleetnas.agent.cli.doctor.finding import DoctorContext
+from fleetnas.agent.service.connection import RESEND_EVERY_S
 from fleetnas.agent.service.identity import Identity
-from fleetnas.agent.service.service import RESEND_EVERY_S
 from fleetnas.agent.transfer.blobs import BlobFetch
 from fleetnas.fleet_protocol.codec import BlobChunk
 from fleetnas.fleet_protocol.errors import BundleError
@@ -77,7 +78,7 @@ BENCH = ("--runs", "5", "--time", "0.01", "--json")
 
 def statuses(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     checks = json.loads(done.stdout)["checks"]
-    assert all(check["mend"] for check in checks if check["status"] != "ok"), "a trouble without what mends it"
+    assert all(check["fix"] for check in checks if check["status"] != "ok"), "a trouble without its fix"
     return {check["name"]: check["status"] for check in checks}
 
 
@@ -285,7 +286,7 @@ def test_a_device_that_slept_through_a_deadline_reports_it_and_goes_on(tmp_path:
 
 
 def test_a_clock_that_was_never_set_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fleetnas.agent.cli.doctor.time.time", lambda: 12.0)
-    context = doctor.DoctorContext(tmp_path, "default", "pi", None)
-    (finding,) = doctor._check_clock(context)
-    assert (finding.status, finding.mend) == ("warning", "sudo timedatectl set-ntp true")
+    monkeypatch.setattr("fleetnas.agent.cli.doctor.device.time.time", lambda: 12.0)
+    context = DoctorContext(tmp_path, "default", "pi", None)
+    (finding,) = check_clock(context)
+    assert (finding.status, finding.fix) == ("warning", "sudo timedatectl set-ntp true")

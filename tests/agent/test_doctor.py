@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetnas.agent.cli.doctor import install_commands, why_no_wheel_fits
+from fleetnas.agent.cli.doctor.installing import install_commands, why_no_wheel_fits
 from fleetnas.device_profiles.catalogue import load_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -18,13 +18,14 @@ from rigs.agent_rig import final_reply
 from rigs.runtime_stand_ins import attach_phone
 from rigs.supernets import random_bundle
 
-from fleetnas.agent.host.probe import agent_info
 from fleetnas.agent.measuring.messages import FailedReply, MeasuredReply, MeasureOrder, ReferenceOrder, Reply
 from fleetnas.agent.measuring.references import DRIVEN_RUNGS
 from fleetnas.agent.measuring.worker import Worker, child_command
-from fleetnas.agent.runtimes.adb_runtime import AdbRuntime, parse_output, summarise_blocks
+from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
 from fleetnas.agent.runtimes.base import ProviderFallbackError
+from fleetnas.agent.runtimes.benchmark_model import parse_output, summarise_blocks
 from fleetnas.agent.runtimes.command_runtime import CommandRuntime, parse_report
+from fleetnas.agent.service.agent_info import agent_info
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle

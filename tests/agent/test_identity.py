@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetnas.agent.cli.host_status import host_standing
+from fleetnas.agent.service.host_status import read_host_status
 from fleetnas.agent.service.identity import Identity
 from fleetnas.fleet_protocol.errors import DuplicateAgentError, StoreError
 
@@ -18,7 +18,7 @@ def test_a_name_is_held_by_one_process(tmp_path: Path) -> None:
     identity = Identity.claim(folder, "pi", 1.0)
     with pytest.raises(DuplicateAgentError, match="--name"):
         Identity.claim(folder, "pi", 2.0)
-    assert [agent.running for agent in host_standing(tmp_path).agents] == [True]
+    assert [agent.running for agent in read_host_status(tmp_path).agents] == [True]
     identity.release()
     assert Identity.claim(folder, "pi", 3.0).session > identity.session
 
@@ -36,4 +36,4 @@ def test_a_file_system_without_locks_is_not_another_agent(
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(StoreError, match=r"cannot be locked \(as the file system says\).*--state-dir"):
         Identity.claim(folder, "pi", 2.0)
-    assert [agent.running for agent in host_standing(tmp_path).agents] == [False]
+    assert [agent.running for agent in read_host_status(tmp_path).agents] == [False]

@@ -8,8 +8,8 @@ import pytest
 from rigs.agent_rig import Rig, measured, task
 from rigs.device_trees import write_files
 
+from fleetnas.agent.host.device import describe_device
 from fleetnas.agent.host.power import energy_mj, with_power
-from fleetnas.agent.host.probe import describe_device
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.runtimes.command_runtime import parse_report
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError

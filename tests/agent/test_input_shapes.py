@@ -20,10 +20,10 @@ from rigs import waiting
 from rigs.runtime_stand_ins import attach_phone, become_jetson, provide_command
 
 from fleetnas.agent.measuring.bench import bench_model
-from fleetnas.agent.measuring.input_shapes import DeclaredInput, choose_shapes, parse_input_shape, spell
 from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply
-from fleetnas.agent.measuring.model_file import open_model
 from fleetnas.agent.measuring.order_executor import OrderExecutor
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput, choose_shapes, parse_input_shape, spell
+from fleetnas.agent.runtimes.model_file import open_model
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.emitters.tflite import emit_tflite
@@ -280,11 +280,11 @@ def test_a_users_program_gets_the_file_with_its_weights(tmp_path: Path, monkeypa
 
 def test_an_engine_belongs_to_its_weights_and_not_to_its_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     become_jetson(tmp_path, monkeypatch)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    setting, engines = RuntimeSetting(provider="tensorrt"), tmp_path / "engines"
     for seed in (1, 2):
         path = saved(tmp_path / str(seed), onnx_model((1, 3, 8, 8), seed), "weights.bin")
-        reply = bench_model(path, RuntimeSetting(provider="tensorrt"), SHORT, lambda phase: None)
-        assert (tmp_path / "fleetnas/engines" / reply.model_sha256).is_dir()
+        reply = bench_model(path, setting, SHORT, lambda phase: None, engine_folder=engines)
+        assert (engines / reply.model_sha256).is_dir()
 
 
 def test_rubbish_is_still_refused_by_the_runtime(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from fleetnas.agent.cli import installation as installation_module
 from fleetnas.agent.cli.configuration import read_configuration, settings_of
-from fleetnas.agent.cli.host_status import host_standing, standing_lines
-from fleetnas.agent.cli.installation import Installation, checked_values, closed_folder, install, quoted_word, uninstall
-from fleetnas.agent.cli.service_manager import ServiceManager
+from fleetnas.agent.cli.installation.layout import Installation
+from fleetnas.agent.cli.installation.service import install, uninstall
+from fleetnas.agent.cli.installation.unit import quoted_word
+from fleetnas.agent.cli.installation.values import checked_values, closed_folder
+from fleetnas.agent.cli.status import status_lines
+from fleetnas.agent.service.host_status import read_host_status
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
+from fleetnas.agent.service.service_manager import ServiceManager
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import TaskKey
 from fleetnas.fleet_protocol.security.credentials import Credentials, write_credentials
@@ -186,7 +189,7 @@ def test_a_kept_configuration_that_the_service_could_not_start_with_is_refused(t
 def test_files_that_the_services_user_cannot_read_are_named_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installation_module, "_is_temporary", lambda path: False)
+    monkeypatch.setattr("fleetnas.agent.cli.installation.values.is_temporary", lambda path: False)
     with tempfile.TemporaryDirectory() as temporary:  # pytest's own are closed further up
         base = Path(temporary).resolve()
         base.chmod(0o755)
@@ -315,14 +318,14 @@ def test_status_tells_running_from_stopped_and_counts_what_is_held(tmp_path: Pat
             identity.release()
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "ab").write_bytes(bytes(1000))
-    standing = host_standing(tmp_path)
+    standing = read_host_status(tmp_path)
     assert [(a.name, a.running, a.unacknowledged, a.acknowledged) for a in standing.agents] == [
         ("one", True, 2, 1),
         ("two", False, 2, 1),
     ]
     assert standing.blob_bytes == 1000
-    assert "lab/one: running, 2 results to deliver, 1 delivered" in standing_lines(standing)
+    assert "lab/one: running, 2 results to deliver, 1 delivered" in status_lines(standing)
 
 
 def test_status_of_a_host_without_agents_says_how_to_start_one(tmp_path: Path) -> None:
-    assert "fleetnas-agent run" in standing_lines(host_standing(tmp_path / "absent"))[0]
+    assert "fleetnas-agent run" in status_lines(read_host_status(tmp_path / "absent"))[0]

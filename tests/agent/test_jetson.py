@@ -16,9 +16,10 @@ from rigs.device_trees import jetson_orin_nano_files, power_mode_files, write_fi
 from rigs.runtime_stand_ins import become_jetson
 from rigs.supernets import random_bundle
 
-from fleetnas.agent.cli import doctor
+from fleetnas.agent.cli.doctor.device import power_mode_finding
+from fleetnas.agent.cli.doctor.runtimes import load_runtime
+from fleetnas.agent.host.device import board_versions, describe_device
 from fleetnas.agent.host.jetson import highest_power_mode
-from fleetnas.agent.host.probe import board_versions, describe_device
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.measuring.messages import FailedReply, MeasuredReply, MeasureOrder, ProbedReply, ProbeOrder, Reply
 from fleetnas.agent.measuring.worker import Worker, child_command
@@ -219,7 +220,7 @@ def test_the_doctor_loads_every_accelerator_for_real(
     monkeypatch.setenv("FLEETNAS_HOST_LOCK", str(tmp_path / "lock"))
 
     def accelerators() -> dict[str, str]:
-        found = doctor._load_runtime("onnxruntime")
+        found = load_runtime("onnxruntime")
         return {finding.name: finding.status for finding in found if finding.name in ("cuda", "tensorrt")}
 
     assert accelerators() == {"cuda": "ok", "tensorrt": "ok"}
@@ -228,7 +229,7 @@ def test_the_doctor_loads_every_accelerator_for_real(
 
 
 @pytest.mark.parametrize(
-    ("mode", "status", "mend"),
+    ("mode", "status", "fix"),
     [
         ("MAXN_SUPER", "ok", ""),
         ("15W", "warning", "sudo nvpmodel -m 2"),
@@ -236,10 +237,10 @@ def test_the_doctor_loads_every_accelerator_for_real(
         (None, "warning", "sudo nvpmodel -q"),
     ],
 )
-def test_the_doctor_asks_for_the_highest_power_mode(tmp_path: Path, mode: str | None, status: str, mend: str) -> None:
+def test_the_doctor_asks_for_the_highest_power_mode(tmp_path: Path, mode: str | None, status: str, fix: str) -> None:
     board = write_files(tmp_path, power_mode_files({0: "15W", 1: "25W", 2: "MAXN_SUPER", 3: "7W"}))
-    finding = doctor._power_mode_finding(mode, highest_power_mode(board))
-    assert (finding.status, finding.mend) == (status, mend)
+    finding = power_mode_finding(mode, highest_power_mode(board))
+    assert (finding.status, finding.fix) == (status, fix)
 
 
 @pytest.mark.parametrize(
@@ -261,5 +262,5 @@ def test_the_highest_mode_is_read_from_the_board(tmp_path: Path, modes: dict[int
 
 def test_without_a_table_of_modes_no_number_is_advised(tmp_path: Path) -> None:
     assert highest_power_mode(tmp_path) is None
-    assert doctor._power_mode_finding("MAXN", None).status == "ok"
-    assert "-m ID" in doctor._power_mode_finding("15W", None).mend
+    assert power_mode_finding("MAXN", None).status == "ok"
+    assert "-m ID" in power_mode_finding("15W", None).fix

@@ -10,7 +10,9 @@ import pytest
 from rigs import waiting
 from rigs.device_trees import control_group_files, write_files
 
-from fleetnas.agent.cli import doctor
+from fleetnas.agent.cli.doctor import device as doctor
+from fleetnas.agent.cli.doctor.finding import DoctorContext
+from fleetnas.agent.host.device import describe_device
 from fleetnas.agent.host.limits import (
     Limits,
     allowed_cores,
@@ -21,7 +23,6 @@ from fleetnas.agent.host.limits import (
     thread_objection,
     total_memory_bytes,
 )
-from fleetnas.agent.host.probe import describe_device
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 MB = 1024**2
@@ -142,7 +143,7 @@ def test_the_affinity_of_this_process_is_its_limit() -> None:
     first = min(os.sched_getaffinity(0))
     program = (
         f"import os; os.sched_setaffinity(0, {{{first}}})\n"
-        "from fleetnas.agent.host.limits import read_limits; from fleetnas.agent.host.probe import describe_device\n"
+        "from fleetnas.agent.host.limits import read_limits; from fleetnas.agent.host.device import describe_device\n"
         "print(*read_limits().cores, describe_device().cores)"
     )
     done = waiting.run([sys.executable, "-c", program])
@@ -184,16 +185,16 @@ def test_more_threads_than_can_run_at_once_are_warned_of(setting: RuntimeSetting
     assert says in said if says else said == ""
 
 
-def context(tmp_path: Path) -> doctor.DoctorContext:
-    return doctor.DoctorContext(tmp_path, "default", "pi", None)
+def context(tmp_path: Path) -> DoctorContext:
+    return DoctorContext(tmp_path, "default", "pi", None)
 
 
 def test_the_doctor_tells_the_memory_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "free_memory_bytes", lambda: 100.0 * MB)
     monkeypatch.setattr(doctor, "read_limits", lambda: Limits((0, 1), None, 180.0 * MB))
-    (finding,) = doctor._check_memory(context(tmp_path))
+    (finding,) = doctor.check_memory(context(tmp_path))
     assert (finding.status, "100 MB free of the 180 MB" in finding.text) == ("warning", True)
-    assert "--memory" in finding.mend
+    assert "--memory" in finding.fix
 
 
 @pytest.mark.parametrize(("quota", "status"), [(None, "ok"), (2.0, "ok"), (1.5, "warning")])
@@ -201,6 +202,6 @@ def test_the_doctor_warns_of_a_quota_of_processor_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: float | None, status: str
 ) -> None:
     monkeypatch.setattr(doctor, "read_limits", lambda: Limits((0, 1), quota, None))
-    (finding,) = doctor._check_processor(context(tmp_path))
+    (finding,) = doctor.check_processor(context(tmp_path))
     assert finding.status == status
     assert "cores 0-1" in finding.text

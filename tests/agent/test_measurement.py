@@ -10,7 +10,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from fleetnas.agent.measuring.measurement import MAX_KEPT_TIMES, MIN_SAMPLE_MS, measure, median_half_width, summarise
+from fleetnas.agent.runtimes.timing import MAX_KEPT_TIMES, MIN_SAMPLE_MS, measure, median_half_width, summarise
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 MS = 1_000_000

@@ -19,9 +19,9 @@ from rigs.mirror_server import MirrorServer, mirror
 
 from fleetnas.agent.service.running import mirrors_beside
 from fleetnas.agent.transfer.mirror import (
-    ASK_AGAIN_S,
     ATTEMPTS,
     MIN_BYTES_PER_S,
+    RETRY_AFTER_S,
     WINDOW_S,
     MirrorFetch,
     MirrorPolicy,
@@ -45,7 +45,7 @@ def fetched(url: str, partial: Path, policy: MirrorPolicy = "https", *, mirrors:
     fetch = (mirrors or Mirrors(policy)).begin(url, REFERENCE, partial, 0.0)
     if fetch is None:
         return None
-    waiting.until(fetch.over.is_set)
+    waiting.until(fetch.ended.is_set)
     return fetch.step(0.0)
 
 
@@ -150,7 +150,7 @@ def test_nothing_is_written_any_more_once_it_was_stopped(partial: Path) -> None:
         size = partial.stat().st_size if partial.exists() else 0
         assert server.goes_on is not None
         server.goes_on.set()
-        waiting.until(fetch.over.is_set)
+        waiting.until(fetch.ended.is_set)
         assert (partial.stat().st_size if partial.exists() else 0) == size
 
 
@@ -171,7 +171,7 @@ def test_a_mirror_that_stops_sending_is_given_up_and_its_thread_ends(partial: Pa
             assert fetch.step(WINDOW_S - 1) is None
         with pytest.raises(MirrorError, match="it sent 1,000 bytes in 61 s"):
             fetch.step(WINDOW_S + 1)
-        waiting.until(fetch.over.is_set, what="while the server still keeps silent")
+        waiting.until(fetch.ended.is_set, what="while the server still keeps silent")
     assert partial.read_bytes() == LARGE[:1000], "to be resumed"
 
 
@@ -185,7 +185,7 @@ def test_a_mirror_that_never_ends_its_headers_is_given_up_and_its_thread_ends(pa
             connection.sendall(reply)
             with pytest.raises(MirrorError, match="it sent 0 bytes"):
                 fetch.step(WINDOW_S + 1)
-            waiting.until(fetch.over.is_set)
+            waiting.until(fetch.ended.is_set)
 
 
 def test_a_mirror_that_never_ends_its_handshake_is_given_up_and_its_thread_ends(partial: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_mirror_that_never_ends_its_handshake_is_given_up_and_its_thread_ends(
         with connection:
             assert connection.recv(1), "it has begun"
             fetch.stop()
-            waiting.until(fetch.over.is_set)
+            waiting.until(fetch.ended.is_set)
 
 
 def test_a_mirror_that_drips_is_given_up_when_the_broker_would_be_done(partial: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_mirror_that_drips_is_given_up_when_the_broker_would_be_done(partial: 
         waiting.until(server.stopped_at.is_set)
         with pytest.raises(MirrorError, match=f"within {limit_s:.0f} s"):
             fetch.step(limit_s)
-        waiting.until(fetch.over.is_set)
+        waiting.until(fetch.ended.is_set)
 
 
 def test_a_mirror_that_is_fast_enough_is_waited_for(partial: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_mirror_that_is_fast_enough_is_waited_for(partial: Path) -> None:
         assert fetch.step(WINDOW_S + 1) is None  # the first window brought enough
         with pytest.raises(MirrorError, match="it sent 0 bytes in 60 s"):
             fetch.step(2 * WINDOW_S + 1)
-        waiting.until(fetch.over.is_set)
+        waiting.until(fetch.ended.is_set)
 
 
 def test_no_connection_stays_open(partial: Path) -> None:
@@ -229,7 +229,7 @@ def test_no_connection_stays_open(partial: Path) -> None:
             connection.settimeout(20)
             connection.recv(1 << 16)
             connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-            waiting.until(fetch.over.is_set)
+            waiting.until(fetch.ended.is_set)
             assert connection.recv(1) == b""
 
 
@@ -319,7 +319,7 @@ def test_a_mirror_that_failed_is_left_alone_for_a_while(partial: Path, caplog: p
         assert mirrors.begin("http://fleet.example", REFERENCE, partial, 0.0) is None
         assert mirrors.begin("http://fleet.example", REFERENCE, partial, 1.0) is None
         assert len(caplog.records) == 1
-        assert mirrors.begin("http://fleet.example", REFERENCE, partial, ASK_AGAIN_S + 1) is None
+        assert mirrors.begin("http://fleet.example", REFERENCE, partial, RETRY_AFTER_S + 1) is None
         assert len(caplog.records) == 2
 
 
@@ -364,7 +364,7 @@ def follow(rig: Rig, agent: object, seconds: float = 5.0) -> None:
         rig.run(agent, seconds=0.25)  # type: ignore[arg-type]
         run = agent.service._run  # type: ignore[attr-defined]
         if run is not None and isinstance(run._fetch, MirrorFetch):
-            waiting.until(run._fetch.over.is_set)
+            waiting.until(run._fetch.ended.is_set)
 
 
 def test_an_agent_that_has_a_mirror_asks_its_coordinator_for_nothing(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 from rigs.brokers import Mosquitto
 
 from fleetnas.agent.cli.configuration import default_configuration_files
-from fleetnas.agent.cli.doctor import DoctorContext, _check_state_folder, _service_findings
-from fleetnas.agent.cli.installation import SERVICE_STATE, Installation
+from fleetnas.agent.cli.doctor.finding import DoctorContext
+from fleetnas.agent.cli.doctor.storage import check_state_folder, service_findings
+from fleetnas.agent.cli.installation.layout import SERVICE_STATE, Installation
 from fleetnas.agent.cli.main import main
 from fleetnas.agent.service import own_name as naming
 from fleetnas.agent.service import running
@@ -165,7 +166,7 @@ def test_a_read_only_container_is_told_of_tmpdir(homeless: dict[str, str]) -> No
     doctor = in_a_read_only_container(*AGENT, "doctor", "--json", "--state-dir", "/proc/x", environment=environment)
     found = {check["name"]: check for check in json.loads(doctor.stdout)["checks"]}
     assert found["temporary files"]["status"] == "broken"
-    assert "set TMPDIR" in found["temporary files"]["mend"]
+    assert "set TMPDIR" in found["temporary files"]["fix"]
     assert found["state folder"]["status"] == "broken"
     assert "defect of the doctor" not in doctor.stdout
     served = in_a_read_only_container(
@@ -185,14 +186,14 @@ def context(state: Path, name: str = "pi") -> DoctorContext:
 
 def test_the_doctor_looks_where_the_agent_writes(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state", "default", "pi")
-    (finding,) = _check_state_folder(context(folder.root))
+    (finding,) = check_state_folder(context(folder.root))
     assert (finding.status, "it will be made" in finding.text) == ("ok", True)
     assert not folder.root.exists(), "looking leaves nothing behind"
     folder.agent.mkdir(parents=True)
-    (finding,) = _check_state_folder(context(folder.root))
+    (finding,) = check_state_folder(context(folder.root))
     assert (finding.status, "it will be made" in finding.text) == ("ok", False)
     folder.blobs.write_text("in the way")
-    (finding,) = _check_state_folder(context(folder.root))
+    (finding,) = check_state_folder(context(folder.root))
     assert (finding.status, finding.text) == ("broken", f"{folder.blobs} is not a folder")
 
 
@@ -204,9 +205,10 @@ def test_the_doctor_names_what_root_left_behind(tmp_path: Path, homeless: dict[s
     Outbox(folder.outbox).close()
     give_away(folder.root / place, 0o755)
     program = (
-        "from fleetnas.agent.cli.doctor import *; from fleetnas.agent.cli.doctor import _check_state_folder\n"
+        "from fleetnas.agent.cli.doctor.finding import DoctorContext, report_line\n"
+        "from fleetnas.agent.cli.doctor.storage import check_state_folder\n"
         "from pathlib import Path\n"
-        f"print(report_line(*_check_state_folder(Patient(Path({str(folder.root)!r}), 'default', 'pi', None))))"
+        f"print(report_line(*check_state_folder(DoctorContext(Path({str(folder.root)!r}), 'default', 'pi', None))))"
     )
     said = unknown_user(sys.executable, "-c", program, environment=homeless).stdout
     assert said.startswith("broken   state folder")
@@ -235,13 +237,13 @@ def test_the_doctor_takes_what_run_takes_and_tries_every_setting(tmp_path: Path,
 
 def test_the_doctor_of_a_user_says_how_to_check_the_service(tmp_path: Path) -> None:
     installation = Installation(tmp_path)
-    assert list(_service_findings(tmp_path / "own", installation)) == []
+    assert list(service_findings(tmp_path / "own", installation)) == []
     installation.unit.parent.mkdir(parents=True)
     installation.unit.touch()
-    (finding,) = _service_findings(tmp_path / "own", installation)
-    assert "sudo -u fleetnas STATE_DIRECTORY=/var/lib/fleetnas " in finding.mend
-    assert f"doctor --config {installation.configuration}" in finding.mend
-    assert list(_service_findings(SERVICE_STATE, installation)) == [], "this is its own check"
+    (finding,) = service_findings(tmp_path / "own", installation)
+    assert "sudo -u fleetnas STATE_DIRECTORY=/var/lib/fleetnas " in finding.fix
+    assert f"doctor --config {installation.configuration}" in finding.fix
+    assert list(service_findings(SERVICE_STATE, installation)) == [], "this is its own check"
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,7 @@ def test_results_of_other_names_are_told_with_what_delivers_them(
         running._warn(StateFolder(tmp_path, "lab", "kitchen"), [])
     assert "1 results of raspberrypi wait" in caplog.text
     assert "fleetnas-agent run --name raspberrypi" in caplog.text
-    findings = list(_check_state_folder(DoctorContext(tmp_path, "lab", "kitchen", None)))
+    findings = list(check_state_folder(DoctorContext(tmp_path, "lab", "kitchen", None)))
     assert [finding.name for finding in findings] == ["state folder", "results"]
 
 

@@ -74,8 +74,8 @@ def test_the_oldest_are_given_up_only_beyond_the_limit_and_are_named(path: Path)
     outbox = Outbox(path)
     for number in range(5):
         outbox.put(key(number), b"x")
-    assert outbox.give_up_oldest(5) == []
-    assert outbox.give_up_oldest(3) == [key(0), key(1)]
+    assert outbox.drop_oldest(5) == []
+    assert outbox.drop_oldest(3) == [key(0), key(1)]
     assert [found for found, _ in outbox.pending()] == [key(2), key(3), key(4)]
 
 

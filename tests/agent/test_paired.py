@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetnas.agent.measuring.messages import PairedTiming
-from fleetnas.agent.measuring.paired import ROUNDS, Reference, measure_paired, read_levels
+from fleetnas.agent.measuring.paired import ROUNDS, Reference, TurnHooks, measure_paired, read_levels
 from fleetnas.agent.measuring.undisturbed import Level, Round, estimate
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
@@ -289,9 +289,7 @@ def test_turns_are_announced_around_the_subjects_inferences_only() -> None:
         reference.run()
 
     watched = Reference(reference.fingerprint, reference.size, run_reference, reference.level_ms)
-    measure_paired(
-        subject, SUBJECT, watched, None, PROTOCOL, clock_ns=device.clock_ns, before_turn=before, after_turn=after
-    )
+    measure_paired(subject, SUBJECT, watched, None, PROTOCOL, clock_ns=device.clock_ns, hooks=TurnHooks(before, after))
     assert told == sorted(told)
     assert told[-1] == 1.0
     assert len(told) == ROUNDS + 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetnas.agent.host.probe import describe_device, installed_versions
+from fleetnas.agent.host.device import describe_device, installed_versions
 from fleetnas.agent.host.processor import describe_processor
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.runtimes.settings import parse_setting

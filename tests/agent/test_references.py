@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from rigs.supernets import random_bundle
 
-from fleetnas.agent.measuring.messages import RUNGS, ReferenceOrder, Timing
+from fleetnas.agent.measuring.messages import RUNGS, ReferenceOrder
 from fleetnas.agent.measuring.references import DRIVEN_RUNGS, References, ladder
 from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, Runtime, TimedModel
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle

@@ -17,8 +17,8 @@ import pytest
 from rigs import waiting
 
 from fleetnas.agent.measuring.messages import BenchOrder, ProbeOrder
+from fleetnas.agent.measuring.scratch import ScratchFolder, remove_abandoned
 from fleetnas.agent.measuring.worker import Worker, child_command
-from fleetnas.agent.service.scratch import ScratchFolder, remove_abandoned
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
 COMMAND = RuntimeSetting(runtime="command")
@@ -172,7 +172,7 @@ def test_a_folder_is_closed_to_others_and_locked_until_it_is_removed() -> None:
 def test_many_agents_that_start_at_once_take_no_folder_from_each_other(tmp_path: Path, temporary: Path) -> None:
     program = (
         "import sys\n"
-        "from fleetnas.agent.service.scratch import ScratchFolder, remove_abandoned\n"
+        "from fleetnas.agent.measuring.scratch import ScratchFolder, remove_abandoned\n"
         "for _ in range(200):\n"
         "    remove_abandoned()\n"
         "    scratch = ScratchFolder.make()\n"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fleetnas.agent.measuring.messages import PairedTiming, Timing
-from fleetnas.agent.measuring.speed import SLOW_RATIO, STEADY_COUNT, SpeedTracker, Verdict, continued_levels
+from fleetnas.agent.measuring.messages import PairedTiming
+from fleetnas.agent.measuring.references import continued_levels
+from fleetnas.agent.runtimes.timing import Timing
+from fleetnas.agent.service.speed_tracker import SLOW_RATIO, STEADY_COUNT, SpeedTracker, Verdict
 
 SMALL, LARGE = "a" * 12, "b" * 12
 

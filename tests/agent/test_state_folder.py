@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rigs.agent_rig import BLOB, BUNDLE, Rig, task
 
-from fleetnas.agent.host.probe import MAX_PROBES, agent_info
 from fleetnas.agent.measuring.messages import ProbedReply
 from fleetnas.agent.measuring.worker import Measurer
+from fleetnas.agent.service.agent_info import MAX_PROBES, agent_info
 from fleetnas.agent.service.state_folder import StateFolder
 from fleetnas.agent.transfer.blobs import MAX_PARTIALS, limit_partials, partial_file
 from fleetnas.device_profiles.profile import MicroBenchmarks

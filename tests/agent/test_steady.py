@@ -7,8 +7,8 @@ import math
 import pytest
 
 from fleetnas.agent.measuring.bracketed import bracketed
-from fleetnas.agent.measuring.messages import Timing
 from fleetnas.agent.measuring.steady import LEAST_S, MOST_S, WINDOW_S, warm_until_steady
+from fleetnas.agent.runtimes.timing import Timing
 
 
 class Heating:

@@ -21,16 +21,17 @@ from rigs.runtime_stand_ins import attach_phone, provide_command
 from rigs.supernets import random_bundle
 
 from fleetnas.agent.cli.options import duration
+from fleetnas.agent.cli.sustained_chart import draw_chart, format_time
+from fleetnas.agent.cli.sustained_report import json_object, summary_lines, window_line
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.measuring.host_lock import hold_host_lock
-from fleetnas.agent.measuring.messages import Timing, WindowReply
+from fleetnas.agent.measuring.messages import WindowReply
 from fleetnas.agent.measuring.sustained import SustainedRun, slowdown, summarise
-from fleetnas.agent.measuring.sustained_chart import draw_chart, format_time
-from fleetnas.agent.measuring.sustained_report import json_object, summary_lines, window_line
 from fleetnas.agent.measuring.sustained_windows import measure_windows
 from fleetnas.agent.runtimes.adb_runtime import AdbRuntime
 from fleetnas.agent.runtimes.base import OnBlock, Runtime, TimedModel
 from fleetnas.agent.runtimes.command_runtime import CommandRuntime
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.model_file import build_model
 from fleetnas.supernet_export.spaces.registry import make_space

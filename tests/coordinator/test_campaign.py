@@ -22,11 +22,11 @@ from fleetnas.fleet_protocol.messages import (
     Failed,
     Measurement,
     MeasurementProtocol,
-    MeasureTask,
     Result,
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
 PLAN = CampaignPlan(targets="auto:4", budget=20, initial_design=8, wait_for=3, grace_s=30, join_s=60, deadline_s=60)
@@ -149,7 +149,7 @@ class TestDeviceLost:
         fleet.broker.cut("pi1")
         for _ in range(10):
             fleet.step()
-        fleet.broker.restore(fleet.agents[1].transport)
+        fleet.broker.attach(fleet.agents[1].transport)
         fleet.run()
         assert fleet.campaign.finish() == "complete"
         assert set(outcomes_per_attempt(fleet).values()) == {1}

@@ -20,14 +20,8 @@ from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.security.authority import Authority
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import (
-    AgentInfo,
-    AgentState,
-    Conditions,
-    CoordinatorState,
-    Heartbeat,
-    RuntimeSetting,
-)
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, Heartbeat, RuntimeSetting
+from fleetnas.fleet_protocol.orders import CoordinatorState
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.base import Received
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker

@@ -13,14 +13,8 @@ from rigs.simulated_fleet import BUNDLE, SPACE, FakeClock, Simulation
 
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.fleet_protocol.messages import (
-    Condition,
-    Measurement,
-    MeasurementProtocol,
-    MeasureTask,
-    RuntimeSetting,
-    TaskKey,
-)
+from fleetnas.fleet_protocol.messages import Condition, Measurement, MeasurementProtocol, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.orders import MeasureTask
 
 PROTOCOL = MeasurementProtocol()
 SMALLEST, LARGEST = SPACE.smallest(), SPACE.largest()

@@ -41,7 +41,8 @@ from fleetnas.coordinator.view.lines import event_lines
 from fleetnas.coordinator.view.live import render
 from fleetnas.coordinator.view.summary import summary
 from fleetnas.device_profiles.profile import DeviceProfile
-from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, MeasureTask, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.orders import MeasureTask
 
 SETTING = RuntimeSetting()
 (SUBNET,) = SPACE.decode(SPACE.smallest())

@@ -23,7 +23,8 @@ from fleetnas.coordinator.store.stored_devices import StoredPriors
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.messages import AgentInfo, Measurement, MeasureTask, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.messages import AgentInfo, Measurement, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.orders import MeasureTask
 
 PROFILE = DeviceProfile(model="board", machine="none", cores=1)
 FEATURES = FeatureMap(SPACE)

@@ -8,7 +8,8 @@ from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation, measurement
 from fleetnas.coordinator.fleet.orphaned_results import FORGET_AFTER_S
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.codec import decode, encode
-from fleetnas.fleet_protocol.messages import Acknowledgement, Failed, Measurement, Result, TaskKey
+from fleetnas.fleet_protocol.messages import Failed, Measurement, Result, TaskKey
+from fleetnas.fleet_protocol.orders import Acknowledgement
 from fleetnas.fleet_protocol.transports.base import Received
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=1, grace_s=5)

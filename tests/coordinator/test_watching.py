@@ -473,7 +473,7 @@ class TestMetrics:
                 view_group.event(event)
             told = len(simulation.events)
         simulation.broker.cut("coordinator")
-        simulation.broker.restore(simulation.transport)
+        simulation.broker.attach(simulation.transport)
         simulation.step()
         view_group.update(simulation.campaign.snapshot(simulation.clock.unix()))
         samples = scraped(metrics)

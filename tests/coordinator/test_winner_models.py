@@ -18,7 +18,8 @@ from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, Ca
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
+from fleetnas.fleet_protocol.messages import Measurement, RuntimeSetting
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.evaluation.classifier import evaluate, is_tflite
 from fleetnas.supernet_export.evaluation.images import DigitsImages

@@ -36,7 +36,8 @@ from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
 from fleetnas.coordinator.view.summary import summary
-from fleetnas.fleet_protocol.messages import Measurement, MeasureTask, RuntimeSetting
+from fleetnas.fleet_protocol.messages import Measurement, RuntimeSetting
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.supernet_export.export import export_digits
 
 pytestmark = pytest.mark.xdist_group("endtoend")

@@ -108,7 +108,7 @@ def test_in_a_resumed_run_a_ghost_gets_no_task_and_is_given_up_like_one_that_is_
     fleet.run(until=lambda: len(fleet.store.outcomes("run-1")) >= 4)
     fleet.vanish()
     ghost = fleet.agents.pop()
-    fleet.broker._detach(ghost.transport)
+    fleet.broker.detach(ghost.transport)
     attempts = {task.task_id: task.attempt for task in fleet.store.tasks("run-1") if task.device == ghost.name}
     fleet.begin(resume=True)
     began_s = fleet.clock.now_s

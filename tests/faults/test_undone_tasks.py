@@ -14,7 +14,8 @@ from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.task_dispatcher import MOST_ATTEMPTS
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, Inventory, MeasureTask, Rejected, Result
+from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, Inventory, Rejected, Result
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.transports.base import Received
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=2, grace_s=30, join_s=60, deadline_s=60)

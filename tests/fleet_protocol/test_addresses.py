@@ -11,17 +11,19 @@ from pydantic import ValidationError
 from rigs import waiting
 
 from fleetnas.agent.cli.main import build_parser
-from fleetnas.agent.cli.options import broker_address, take_credentials
+from fleetnas.agent.cli.options import broker_address, with_credentials
 from fleetnas.agent.transfer.mirror import Mirrors
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.cli import security
 from fleetnas.coordinator.cli.options import connection
 from fleetnas.coordinator.monitoring.metrics import Metrics
+from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import DownloadError, UsageError
-from fleetnas.fleet_protocol.messages import BlobReference, MeasureTask
+from fleetnas.fleet_protocol.messages import BlobReference
 from fleetnas.fleet_protocol.mirrors import check_mirror
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.security.credentials import Credentials, write_credentials
-from fleetnas.fleet_protocol.transports.base import BrokerAddress, check_host, host_and_port
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 from fleetnas.supernet_export.checkpoints.download import PublishedFile, download
 
@@ -133,7 +135,7 @@ def test_credentials_hold_an_ipv6_address_and_keep_their_port(tmp_path: Path) ->
     for broker, host, port in cases:
         options = build_parser()[0].parse_args(["run", "--credentials", str(file)])
         options.broker = broker
-        take_credentials(options)
+        options = with_credentials(options)
         address = broker_address(options)
         assert (address.host, address.port, address.tls) == (host, port, True)
 

@@ -8,18 +8,16 @@ from fleetnas.fleet_protocol import codec
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ProtocolError
 from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
     AgentState,
     BlobReference,
-    CancelTask,
     Failed,
     Heartbeat,
     Measurement,
-    MeasureTask,
     Result,
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, MeasureTask
 
 KEY = TaskKey(task_id="t1", attempt=2)
 TASK = MeasureTask(

@@ -16,16 +16,8 @@ from fleetnas.fleet_protocol import codec
 from fleetnas.fleet_protocol.codec import decode, decode_task, decode_task_update, encode
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import ProtocolError
-from fleetnas.fleet_protocol.messages import (
-    SCHEMA_MINOR,
-    AgentState,
-    CancelTask,
-    MeasureTask,
-    Message,
-    Rejected,
-    Result,
-    TaskKey,
-)
+from fleetnas.fleet_protocol.messages import SCHEMA_MINOR, AgentState, Message, Rejected, Result, TaskKey
+from fleetnas.fleet_protocol.orders import CancelTask, MeasureTask
 
 KEY = TaskKey(task_id="run-1.1", attempt=2)
 NEWER = SCHEMA_MINOR + 1

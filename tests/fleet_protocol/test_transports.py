@@ -262,7 +262,7 @@ class TestMemory:
         broker.cut("agent")
         watcher.publish("task", b"dropped")
         agent.publish("state", b"queued")
-        broker.restore(agent)
+        broker.attach(agent)
         watcher.publish("task", b"seen")
         assert drain(agent) == [Connected(), Disconnected("connection cut"), Connected(), Received("task", b"seen")]
         agent.publish("state", b"back")

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.measuring.messages import MeasureOrder, Order, Reply
+from fleetnas.agent.service.announcement import last_will
+from fleetnas.agent.service.connection import Connection
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
-from fleetnas.agent.service.service import AgentService, last_will
-from fleetnas.agent.service.task_runner import RunResources
+from fleetnas.agent.service.run_resources import RunResources
+from fleetnas.agent.service.service import AgentService
 from fleetnas.agent.transfer.blobs import BlobCache
 from fleetnas.fleet_protocol.codec import decode_task_update
 from fleetnas.fleet_protocol.messages import AgentInfo, BlobReference, Failed, Result, RuntimeSetting, TaskKey
@@ -120,11 +122,10 @@ class RealAgent:
         self.transport = fleet.broker.transport(client_id, last_will(TOPICS, self._identity))
         self.service = AgentService(
             identity=self._identity,
-            topics=TOPICS,
+            connection=Connection(self.transport, TOPICS, self.name),
             info=AgentInfo(
                 agent=self.name, session=self._identity.session, profile=PROFILE, settings=(SETTING,), versions={}
             ),
-            transport=self.transport,
             outbox=self.outbox,
             resources=RunResources(BlobCache(folder / "blobs"), folder / "partial", self._measurer, fleet.clock.unix),
             sensors=Sensors(folder / "no-sensors-here"),
@@ -147,7 +148,7 @@ class RealAgent:
         self._fleet.broker.cut(self.transport.client_id)
 
     def restore(self) -> None:
-        self._fleet.broker.restore(self.transport)
+        self._fleet.broker.attach(self.transport)
 
     def measured(self) -> dict[TaskKey, tuple[Result | Failed, bool]]:
         """What was measured, and whether that was acknowledged."""

@@ -11,26 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from fleetnas.agent.host.sensors import Sensors
-from fleetnas.agent.measuring.messages import (
-    MeasuredReply,
-    MeasureOrder,
-    Order,
-    PairedTiming,
-    PhaseReply,
-    Reply,
-    Timing,
-)
+from fleetnas.agent.measuring.messages import MeasuredReply, MeasureOrder, Order, PairedTiming, PhaseReply, Reply
 from fleetnas.agent.measuring.worker import Measurer, Worker
+from fleetnas.agent.runtimes.timing import Timing
+from fleetnas.agent.service.announcement import last_will
+from fleetnas.agent.service.connection import Connection
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
-from fleetnas.agent.service.service import AgentService, last_will
-from fleetnas.agent.service.task_runner import RunResources
+from fleetnas.agent.service.run_resources import RunResources
+from fleetnas.agent.service.service import AgentService
 from fleetnas.agent.transfer.blobs import BlobCache
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.codec import BlobChunk, decode, decode_task_update, encode, encode_chunk
 from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
     AgentInfo,
     AgentState,
     BlobReference,
@@ -38,11 +32,11 @@ from fleetnas.fleet_protocol.messages import (
     Conditions,
     Heartbeat,
     Inventory,
-    MeasureTask,
     Message,
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, MeasureTask
 from fleetnas.fleet_protocol.topics import UP_CHANNELS, AgentUp, Topics
 from fleetnas.fleet_protocol.transports.base import Received
 from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker, MemoryTransport
@@ -250,9 +244,8 @@ class AgentProcess:
         self._rig = rig
         self.service = AgentService(
             identity=self.identity,
-            topics=TOPICS,
+            connection=Connection(self.transport, TOPICS, name),
             info=AgentInfo(agent=name, session=self.identity.session, profile=PROFILE, settings=settings, versions={}),
-            transport=self.transport,
             outbox=self.outbox,
             resources=RunResources(BlobCache(folder / "blobs"), folder / "partial", measurer, wall_clock),
             sensors=Sensors(folder / "no-sensors-here"),
@@ -270,7 +263,7 @@ class AgentProcess:
         self._rig.broker.cut(self.transport.client_id)
 
     def restore(self) -> None:
-        self._rig.broker.restore(self.transport)
+        self._rig.broker.attach(self.transport)
 
 
 def task(number: int = 1, attempt: int = 1, **fields: object) -> MeasureTask:

@@ -13,16 +13,16 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.device_speed import DeviceSpeed
 from fleetnas.agent.measuring.messages import MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from fleetnas.agent.measuring.paired import Reference, measure_paired, read_levels, reference_turn_s
-from fleetnas.agent.measuring.references import Rung, ladder
-from fleetnas.agent.measuring.speed import continued_levels
+from fleetnas.agent.measuring.references import Rung, continued_levels, ladder
 from fleetnas.agent.measuring.steady import WINDOW_S, warm_until_steady
 from fleetnas.agent.measuring.undisturbed import low, median
+from fleetnas.agent.service.drift_monitor import DriftMonitor
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.prior import INDICATOR
-from fleetnas.fleet_protocol.messages import Conditions, Measurement, MeasurementProtocol, MeasureTask, Progress
+from fleetnas.fleet_protocol.messages import Conditions, Measurement, MeasurementProtocol, Progress
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 from rigs.disturbances import STEP_S, Disturbance, sensitivity
 from rigs.simulated_fleet import FakeClock, SimulatedAgent, file_sha256
@@ -120,7 +120,7 @@ class SimulatedBench:
 
     def __init__(self, device: DisturbedDevice) -> None:
         self.device, self.clock = device, device.clock
-        self.speed = DeviceSpeed()
+        self.drift = DriftMonitor()
         #: Seconds: of tasks in all, inside subjects' and references' inference, and of waiting for the device.
         self.busy_s = self.subject_s = self.reference_s = self.waited_s = 0.0
         self._rungs = ladder(device.space)
@@ -161,16 +161,16 @@ class SimulatedBench:
                 rung.fingerprint: self.device.session(genome) for rung, genome in zip(self._rungs, genomes, strict=True)
             }
             self.clock.now_s += BUILD_AND_LOAD_S * len(self._runs)
-        give_up_s = self.clock.now_s + self.speed.patience_s(task)
+        give_up_s = self.clock.now_s + self.drift.patience_s(task)
         while True:
-            order = self.speed.order(task, self.clock.now_s, may_wait=self.clock.now_s < give_up_s)
+            order = self.drift.reference_order(task, self.clock.now_s, may_wait=self.clock.now_s < give_up_s)
             if order.warm_up:
                 self._warm_up(on_wait)
             self._calibrate(order, task.protocol)
             slowdown = self._slowdown(near) if order.slow_above is not None else None
             if order.slow_above is None or slowdown is None or slowdown <= order.slow_above:
                 return order
-            self.speed.saw_slow(
+            self.drift.note_slow(
                 task, SlowReply(slowdown=slowdown, levels_ms=self._levels_ms), self.clock.now_s, self.clock.unix()
             )
             on_wait()
@@ -230,7 +230,7 @@ class SimulatedBench:
             busy_s=0.0,
             inference_s=0.0,
         )
-        verdict = self.speed.judge(task, reply, paired, self.clock.now_s, self.clock.unix())
+        verdict = self.drift.judge(task, reply, paired, self.clock.now_s, self.clock.unix())
         return Measurement(
             **reply.model_dump(include={"model_sha256", "model_bytes", "provider", "build_ms", "load_ms"}),
             **paired.timing.model_dump(exclude={"noisy", "inference_s"}),
@@ -239,7 +239,7 @@ class SimulatedBench:
             undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
             reference=paired.reference,
             reference_ms=paired.reference_ms,
-            levels_ms=self.speed.levels_ms(task),
+            levels_ms=self.drift.levels_ms(task),
             condition=task.condition,
             regime_unix_s=verdict.regime_unix_s,
             finished_unix_s=self.clock.unix(),

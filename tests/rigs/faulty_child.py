@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fleetnas.agent.measuring.child import _limit_memory, claim_pipes, serve
-from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply, Order, Reply, Timing
+from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply, Order, Reply
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.messages import Conditions, Phase
 
 MEMORY_LIMIT_BYTES = 400 * 1024**2

@@ -18,7 +18,8 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.view.lines import JsonView, LinesView
-from fleetnas.fleet_protocol.messages import MeasureTask, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.messages import RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.topics import UpChannel
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 from rigs.simulated_fleet import TOPICS, FakeClock, SimulatedAgent, Simulation, StandInModels

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleetnas.agent.host.sensors import Sensors
+from fleetnas.agent.service.announcement import last_will
+from fleetnas.agent.service.connection import Connection
 from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
-from fleetnas.agent.service.service import AgentService, last_will
-from fleetnas.agent.service.task_runner import RunResources
+from fleetnas.agent.service.run_resources import RunResources
+from fleetnas.agent.service.service import AgentService
 from fleetnas.agent.transfer.blobs import BlobCache
 from fleetnas.coordinator.fleet.agent_link import AgentLink
 from fleetnas.coordinator.security.authority import Authority
@@ -170,11 +172,11 @@ class SecuredAgent:
         self.stopped = False
         self.outbox = Outbox(folder / "outbox.sqlite")
         session = self.identity.session
+        transport = connect(f"{name}-{self.identity.instance}", last_will(TOPICS, self.identity))
         self.service = AgentService(
             identity=self.identity,
-            topics=TOPICS,
+            connection=Connection(transport, TOPICS, name),
             info=AgentInfo(agent=name, session=session, profile=PROFILE, settings=(RuntimeSetting(),), versions={}),
-            transport=connect(f"{name}-{self.identity.instance}", last_will(TOPICS, self.identity)),
             outbox=self.outbox,
             resources=RunResources(BlobCache(folder / "blobs"), folder / "partial", self.measurer, time.time),
             sensors=Sensors(folder / "no-sensors-here"),

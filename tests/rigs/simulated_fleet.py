@@ -31,20 +31,18 @@ from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.codec import decode, decode_task, encode
 from fleetnas.fleet_protocol.messages import (
     Accepted,
-    Acknowledgement,
     AgentInfo,
     AgentState,
     BlobReference,
-    CancelTask,
     Failed,
     Inventory,
     Measurement,
-    MeasureTask,
     Message,
     Result,
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, MeasureTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import AgentDown, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Received, Will

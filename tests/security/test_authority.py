@@ -15,9 +15,10 @@ import pytest
 from cryptography import x509
 from rigs.security_rig import NOW
 
-from fleetnas.agent.cli.installation import Installation, install
+from fleetnas.agent.cli.installation.layout import Installation
+from fleetnas.agent.cli.installation.service import install
 from fleetnas.agent.cli.main import build_parser
-from fleetnas.agent.cli.options import broker_address, take_credentials, trusted_keys
+from fleetnas.agent.cli.options import broker_address, trusted_keys, with_credentials
 from fleetnas.coordinator.cli import main
 from fleetnas.coordinator.cli.options import connection
 from fleetnas.coordinator.security.authority import Authority
@@ -174,7 +175,7 @@ class TestTheAgentsCommandLine:
     def test_one_file_says_everything(self, credentials: Path) -> None:
         parser, _ = build_parser()
         options = parser.parse_args(["run", "--credentials", str(credentials)])
-        take_credentials(options)
+        options = with_credentials(options)
         found = read_credentials(credentials, "agent")
         address = broker_address(options)
         assert (options.name, options.fleet) == (found.name, "lab")
@@ -191,7 +192,7 @@ class TestTheAgentsCommandLine:
         parser, _ = build_parser()
         options = parser.parse_args(["run", "--credentials", str(credentials), *more])
         with pytest.raises(UsageError, match=more[0]):
-            take_credentials(options)
+            with_credentials(options)
 
     def test_a_service_gets_its_own_copy_that_only_it_can_read(self, credentials: Path, tmp_path: Path) -> None:
         installation = Installation(tmp_path / "root")

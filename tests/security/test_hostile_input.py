@@ -24,12 +24,9 @@ from fleetnas.fleet_protocol.codec import BlobChunk, decode, decode_task_update,
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import ProtocolError
 from fleetnas.fleet_protocol.messages import (
-    Acknowledgement,
     AgentInfo,
     AgentState,
     BlobRequest,
-    CancelTask,
-    CoordinatorState,
     Failed,
     Heartbeat,
     Inventory,
@@ -38,6 +35,7 @@ from fleetnas.fleet_protocol.messages import (
     Result,
     TaskKey,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState
 from fleetnas.fleet_protocol.rate_limited_log import MOST_LINES
 from fleetnas.fleet_protocol.security.signing import OrderSigner, new_private_key, public_key_of
 from fleetnas.fleet_protocol.topics import DOWN_CHANNELS, UP_CHANNELS
@@ -67,7 +65,7 @@ class AttackedAgent:
         self.now = 1000.0
         self.agent = SecuredAgent("pi", [public_key_of(key)], folder, self.broker.transport, lambda: self.now)
         self.signer = OrderSigner(key, "lab", 1)
-        self.signer.hear("pi", self.agent.identity.session)
+        self.signer.note_session("pi", self.agent.identity.session)
         self.attacker = self.broker.transport("attacker")
         self.attacker.start()
         self.step()
@@ -87,7 +85,7 @@ class AttackedAgent:
         self.ear.start()
         session = self.agent.identity.session
         foreign = OrderSigner(key, "lab", 2)
-        foreign.hear("jetson", session)
+        foreign.note_session("jetson", session)
         self.genuine: dict[str, list[bytes]] = {
             TOPICS.down("pi", "task"): [
                 *(encode(task(number)) for number in (1, 2, 3)),

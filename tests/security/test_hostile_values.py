@@ -31,18 +31,14 @@ from fleetnas.fleet_protocol import updates as watching
 from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.messages import (
     Accepted,
-    Acknowledgement,
     AgentInfo,
     AgentState,
     BlobReference,
     BlobRequest,
-    CancelTask,
     Conditions,
-    CoordinatorState,
     Failed,
     Heartbeat,
     Inventory,
-    MeasureTask,
     Message,
     Progress,
     Rejected,
@@ -50,6 +46,7 @@ from fleetnas.fleet_protocol.messages import (
     RuntimeSetting,
     Versioned,
 )
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState, MeasureTask
 from fleetnas.fleet_protocol.topics import UpChannel
 from fleetnas.fleet_protocol.transports.base import Received
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker

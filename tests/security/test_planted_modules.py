@@ -19,17 +19,23 @@ from fleetnas.supernet_export.spaces.registry import make_space
 
 #: Of the standard library, of dependencies, of this project: what a child imports first and last.
 PLANTED = (
+    "fleetnas",
     "agent",
     "coordinator",
+    "device_profiles",
     "fleet_protocol",
     "supernet_export",
     "onnxruntime",
+    "ai_edge_litert",
     "onnx",
     "numpy",
+    "safetensors",
     "pydantic",
     "paho",
     "psutil",
+    "argparse",
     "json",
+    "logging",
     "struct",
     "sitecustomize",
 )
@@ -98,10 +104,19 @@ def planted(tmp_path: Path) -> Planted:
     return Planted(tmp_path)
 
 
-def test_the_plants_would_be_executed_by_python_m(planted: Planted) -> None:
-    command = [sys.executable, "-m", "fleetnas.agent.measuring.child", "--help"]
+@pytest.mark.parametrize("module", ["fleetnas.agent", "fleetnas.agent.measuring.child"])
+def test_the_plants_would_be_executed_by_python_m(planted: Planted, module: str) -> None:
+    command = [sys.executable, "-m", module, "--help"]
     subprocess.run(command, cwd=planted.folder, env=planted.environment, capture_output=True, check=False)
     assert planted.executed
+
+
+@pytest.mark.parametrize("command", [("--version",), ("status",), ("doctor", "--json"), ("bench", "--help")])
+def test_the_console_script_executes_none(planted: Planted, command: tuple[str, ...]) -> None:
+    script = Path(sys.executable).with_name("fleetnas-agent")
+    done = waiting.run([script, *command], cwd=planted.folder, env=planted.environment)
+    assert done.stdout, done.stderr
+    assert planted.executed == []
 
 
 def test_an_agent_that_joins_a_fleet_executes_none(planted: Planted, tmp_path: Path) -> None:

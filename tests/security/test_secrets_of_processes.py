@@ -17,7 +17,7 @@ from rigs.runtime_stand_ins import attach_phone
 from fleetnas import agent, coordinator, fleet_protocol, supernet_export
 from fleetnas.agent.measuring.messages import BenchOrder, FailedReply, ProbeOrder
 from fleetnas.agent.measuring.worker import Worker, child_command, replies_of
-from fleetnas.agent.runtimes.adb_runtime import Adb
+from fleetnas.agent.runtimes.adb import Adb
 from fleetnas.agent.runtimes.command_runtime import CommandRuntime
 from fleetnas.coordinator.app.demo import start_agent
 from fleetnas.coordinator.security.certificates import issue, new_authority

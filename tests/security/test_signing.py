@@ -15,7 +15,7 @@ from rigs.agent_rig import task
 
 from fleetnas.fleet_protocol.codec import decode, decode_task, encode
 from fleetnas.fleet_protocol.errors import ProtocolError, UntrustedError
-from fleetnas.fleet_protocol.messages import Acknowledgement, CancelTask
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask
 from fleetnas.fleet_protocol.security.signing import (
     MAX_STREAMS,
     WINDOW,
@@ -36,7 +36,7 @@ ORDER = encode(task())
 def signer(key: bytes = KEY, fleet: str = "lab", stream: int = 1, session: int = 7) -> OrderSigner:
     made = OrderSigner(key, fleet, stream)
     for agent in ("pi", "jetson"):
-        made.hear(agent, session)
+        made.note_session(agent, session)
     return made
 
 
@@ -126,7 +126,7 @@ class TestOrders:
 
     def test_sessions_are_per_agent(self) -> None:
         made_by = signer()
-        made_by.hear("jetson", 9)
+        made_by.note_session("jetson", 9)
         verifier(agent="jetson", session=9).check("task", made_by.sign("jetson", "task", ORDER))
         verifier(agent="pi", session=7).check("task", made_by.sign("pi", "task", ORDER))
 

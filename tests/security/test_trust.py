@@ -10,7 +10,8 @@ from rigs.agent_rig import BLOB, task
 from rigs.security_rig import TOPICS, Client, SecuredAgent, SecuredBroker, SigningCoordinator, secured_broker
 
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import Acknowledgement, CancelTask, Failed, Rejected
+from fleetnas.fleet_protocol.messages import Failed, Rejected
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner, new_private_key
 
 
@@ -66,7 +67,7 @@ def test_forged_orders_change_nothing(coordinator: SigningCoordinator, alice: Se
     coordinator.link.send_task("alice", task(1))
     measured(coordinator, alice, "task-1")
     stranger = OrderSigner(new_private_key(), "lab", 1)
-    stranger.hear("alice", alice.identity.session)
+    stranger.note_session("alice", alice.identity.session)
     for message in (task(2), CancelTask(task=task(1).task)):
         intruder.transport.publish(TOPICS.down("alice", "task"), encode(message))
         signed = stranger.sign("alice", "task", encode(message))

@@ -19,7 +19,8 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, RESULTS_FILE, folder_name, read_results
 from fleetnas.coordinator.report.html import REPORT_FILE
 from fleetnas.coordinator.store.measurement_table import csv_cell, plain_cell, read_measurements
-from fleetnas.fleet_protocol.messages import Conditions, Measurement, MeasureTask, RuntimeSetting
+from fleetnas.fleet_protocol.messages import Conditions, Measurement, RuntimeSetting
+from fleetnas.fleet_protocol.orders import MeasureTask
 
 PLAN = CampaignPlan(targets="auto:2", budget=10, initial_design=6, wait_for=1, grace_s=30, join_s=60, deadline_s=60)
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\n=1", "＝1", "＋1", "－1", "＠1")

@@ -1,6 +1,6 @@
-"""What the agent tells systemd, if that started it: ready, alive, stopping. Elsewhere every call does nothing.
+"""Notify systemd, if it started the agent: ready, alive, stopping. Elsewhere every call does nothing.
 
-The protocol of sd_notify(3): datagrams to the socket that `NOTIFY_SOCKET` names.
+The protocol is that of sd_notify(3): datagrams to the socket in `NOTIFY_SOCKET`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ class ServiceManager:
     """The connection to the service manager."""
 
     def __init__(self) -> None:
-        # Taken out of the environment, so that the measuring child does not speak for us.
+        # Removed from the environment, so that the measuring child sends no notification.
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
         watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
         self._alive_every_s = int(watchdog_us) / 2e6 if watchdog_us.isdecimal() else float("inf")
         self._alive_at = float("-inf")
 
     def ready(self) -> None:
-        """Start-up is over."""
+        """Notify that the agent serves."""
         self._send("READY=1")
 
     def stopping(self) -> None:
-        """Shutting down has begun."""
+        """Notify that the agent is about to end."""
         self._send("STOPPING=1")
 
     def alive(self, now: float) -> None:
-        """The main loop goes round; call it each time."""
+        """Feed the watchdog; call it in every round of the main loop, `now` in monotonic seconds."""
         if now - self._alive_at >= self._alive_every_s:
             self._alive_at = now
             self._send("WATCHDOG=1")

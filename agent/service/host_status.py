@@ -1,4 +1,4 @@
-"""`fleetnas-agent status`: what the agents of this host are and hold, from their state folders."""
+"""Read the status of this host's agents from their state folder: whether they run, and their results."""
 
 from __future__ import annotations
 
@@ -11,47 +11,35 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
-    """One agent's state folder."""
+    """Status of one agent."""
 
     fleet: str
     name: str
     running: bool
-    #: Results that no coordinator has acknowledged; None where the outbox cannot be read.
+    #: Results that no coordinator has acknowledged; None if the outbox cannot be read.
     unacknowledged: int | None
     acknowledged: int | None
-    #: Blobs on their way in: hash and bytes so far.
+    #: Partial files: hash and bytes so far.
     partial: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class HostStatus:
-    """Everything under one state folder."""
+    """Status of every agent of one state folder, and of the blob cache."""
 
     agents: tuple[AgentStatus, ...]
     blobs: int
     blob_bytes: int
 
 
-def host_standing(root: Path) -> HostStatus:
-    """What lies under `root`; an empty standing where there is nothing."""
-    agents = tuple(_agent_standing(session.parent) for session in sorted(root.glob("fleets/*/*/session")))
+def read_host_status(root: Path) -> HostStatus:
+    """Return the status of every agent below the state folder `root`; an empty one if there is nothing."""
+    agents = tuple(_read_agent(session.parent) for session in sorted(root.glob("fleets/*/*/session")))
     sizes = [path.stat().st_size for path in root.glob("blobs/*")]
     return HostStatus(agents, len(sizes), sum(sizes))
 
 
-def standing_lines(standing: HostStatus) -> list[str]:
-    """For people."""
-    lines = []
-    for agent in standing.agents:
-        state = "running" if agent.running else "stopped"
-        held = "outbox unreadable" if agent.unacknowledged is None else f"{agent.unacknowledged} results to deliver"
-        fetching = "".join(f", fetching {sha256[:12]} ({size:,} bytes so far)" for sha256, size in agent.partial)
-        lines.append(f"{agent.fleet}/{agent.name}: {state}, {held}, {agent.acknowledged or 0} delivered{fetching}")
-    lines = lines or ["no agent has run here yet; start one with: fleetnas-agent run --broker HOST"]
-    return [*lines, f"cache: {standing.blobs} blobs, {standing.blob_bytes / 1e6:,.1f} MB"]
-
-
-def _agent_standing(folder: Path) -> AgentStatus:
+def _read_agent(folder: Path) -> AgentStatus:
     pending, delivered = _counts(folder / "outbox.sqlite")
     return AgentStatus(
         fleet=folder.parent.name,

@@ -1,7 +1,7 @@
-"""Temporary files of the measuring child, in one folder that goes with it, however it ends.
+"""Keep temporary files of the measuring child in one folder that is deleted after it, however it ends.
 
-The child and the programs that it runs may be killed at any moment, and then remove nothing themselves. Their folder is
-locked by the process that made it, so that a later one knows whether anybody still uses it.
+The child and its programs may be killed at any moment, and then delete nothing themselves. The process that makes the
+folder locks it, so that a later process can tell whether the folder is still used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class ScratchFolder:
 
     @classmethod
     def make(cls) -> ScratchFolder:
-        """A new folder in the folder for temporary files; `OSError` where there is none that can be written."""
+        """Make a folder in the folder for temporary files; `OSError` if that cannot be written."""
         while True:
             path = Path(tempfile.mkdtemp(prefix=_PREFIX))
             try:
@@ -38,21 +38,21 @@ class ScratchFolder:
             except BlockingIOError:
                 os.close(handle)
                 continue
-            except OSError:  # a file system without locks, where nobody will take it for an abandoned one
+            except OSError:  # a file system without locks, on which no process finds abandoned folders either
                 return cls(path, handle)
             if path.is_dir():
                 return cls(path, handle)
-            # Another process took the folder for an abandoned one, before it was locked.
+            # Another process deleted the folder as abandoned, before it was locked.
             os.close(handle)
 
     def remove(self) -> None:
-        """Delete the folder with everything in it, as far as that is possible."""
+        """Delete the folder with its content, as far as possible."""
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
 
 
 def remove_abandoned() -> None:
-    """Delete the folders that processes of this user left when they were killed."""
+    """Delete the folders of this user's processes that were killed."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
             handle = os.open(path, _OPEN_FOLDER)

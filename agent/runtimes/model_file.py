@@ -1,4 +1,4 @@
-"""A model file of the user's own: what belongs to it, its hash, and what it declares, whichever program runs it."""
+"""Read a model file of the user's own: its weights, its hash and its declared inputs, whichever program runs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fleetnas.agent.measuring.input_shapes import DeclaredInput, Shape
+from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 
 _BLOCK_BYTES = 1 << 20
@@ -16,21 +16,21 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model as it was read, and how it is to be timed."""
+    """A model as it was read, and the shapes at which it is timed."""
 
     path: Path
     content: bytes = field(repr=False)
     #: Files beside it that hold weights (ONNX's external data), in the order of their names.
     weights: tuple[Path, ...]
-    #: Of the file and of those weights, one after the other.
+    #: Hash of the file and of those weights, one after the other.
     sha256: str
     size: int
-    #: Shapes that were asked for, as `fleetnas.agent.measuring.input_shapes.choose_shapes` takes them.
+    #: Chosen shapes, as `fleetnas.agent.runtimes.input_shapes.choose_shapes` takes them.
     input_shapes: Mapping[str, Shape]
 
 
 def open_model(path: Path, input_shapes: Mapping[str, Shape]) -> ModelFile:
-    """Read a model file; `UsageError` where it, or a file that it needs, cannot be read."""
+    """Read a model file; `UsageError` if it, or a file that it needs, cannot be read."""
     digest = hashlib.sha256()
     try:
         content = path.read_bytes()
@@ -48,7 +48,7 @@ def open_model(path: Path, input_shapes: Mapping[str, Shape]) -> ModelFile:
 
 
 def onnx_inputs(content: bytes) -> list[DeclaredInput]:
-    """What an ONNX model declares; nothing where it is none."""
+    """Return the inputs that an ONNX model declares; none if it is no ONNX model."""
     model = _parse_onnx(content)
     if model is None:
         return []
@@ -64,7 +64,7 @@ def onnx_inputs(content: bytes) -> list[DeclaredInput]:
 
 
 def tflite_inputs(content: bytes) -> list[DeclaredInput] | None:
-    """What a TFLite model declares; None where the `tflite` package, which reads it, is not installed."""
+    """Return the inputs that a TFLite model declares; None if the `tflite` package, which reads it, is missing."""
     try:
         from tflite.Model import Model
     except ImportError:
@@ -72,7 +72,7 @@ def tflite_inputs(content: bytes) -> list[DeclaredInput] | None:
     try:
         graph = Model.GetRootAs(content).Subgraphs(0)
         tensors = [graph.Tensors(graph.Inputs(number)) for number in range(graph.InputsLength())]
-    except Exception:  # the bindings check nothing; whoever runs the model says what is wrong with it
+    except Exception:  # noqa: BLE001 - the bindings check nothing; the runtime reports a broken model
         return []
     return [DeclaredInput(tensor.Name().decode(errors="replace"), _tflite_sides(tensor)) for tensor in tensors]
 
@@ -111,12 +111,12 @@ def _parse_onnx(content: bytes) -> Any:
         ) from error
     try:
         return onnx.load_model_from_string(content)
-    except Exception:  # protobuf's; the runtime says what is wrong with the file
+    except Exception:  # noqa: BLE001 - protobuf's; the runtime reports a broken model
         return None
 
 
 def _location(tensor: Any) -> str:
-    """Name of the file that holds a tensor's values; empty where they are in the model."""
+    """Return the name of the file with a tensor's values; empty if they are in the model."""
     external = 1  # onnx.TensorProto.EXTERNAL
     if tensor.data_location != external:
         return ""
@@ -124,7 +124,7 @@ def _location(tensor: Any) -> str:
 
 
 def _tensors(message: Any) -> Iterator[Any]:
-    """Every tensor inside a protobuf message: initialisers, constants, those of subgraphs and functions."""
+    """Yield every tensor inside a protobuf message: initialisers, constants, those of subgraphs and functions."""
     for kind, value in message.ListFields():
         if kind.message_type is None:
             continue

@@ -1,4 +1,4 @@
-"""What `fleetnas-agent bench --sustained` prints and writes: live lines, summary, JSON and CSV."""
+"""Write the output of `fleetnas-agent bench --sustained`: live lines, summary, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import IO
 
+from fleetnas.agent.cli.sustained_chart import format_time
 from fleetnas.agent.measuring.messages import WindowReply
 from fleetnas.agent.measuring.sustained import (
     MIN_WINDOWS_FOR_STEADY,
@@ -16,7 +17,6 @@ from fleetnas.agent.measuring.sustained import (
     slowdown,
     summarise,
 )
-from fleetnas.agent.measuring.sustained_chart import format_time
 from fleetnas.fleet_protocol.messages import Conditions
 
 LINE_HEADER = "elapsed   latency ms   slow-down   temp C   clock MHz   throttled"
@@ -25,7 +25,7 @@ _COLUMNS = ("begin_s", "end_s", "median_ms", "p90_ms", "min_ms", "samples")
 
 
 def window_line(window: WindowReply, windows: Sequence[WindowReply]) -> str:
-    """One live line; the slow-down refers to the fastest early one of `windows`, which are those so far."""
+    """Return one live line; the slow-down refers to the fastest early one of `windows`, which are those so far."""
     state = window.conditions
     throttled = {None: "-", True: "yes", False: "no"}[state.throttled]
     return (
@@ -35,7 +35,7 @@ def window_line(window: WindowReply, windows: Sequence[WindowReply]) -> str:
 
 
 def summary_lines(run: SustainedRun, summary: Summary) -> list[str]:
-    """The summary in words."""
+    """Return the summary as lines for people."""
     first, last = format_time(summary.beginning_s), format_time(summary.end_s)
     slowest = f"slowest {summary.slowest_ms:.4g} ms ({summary.slowest_slowdown:.2f}x)"
     lines = [
@@ -60,7 +60,7 @@ def summary_lines(run: SustainedRun, summary: Summary) -> list[str]:
 
 
 def json_object(run: SustainedRun, **about: object) -> dict[str, object]:
-    """Everything of a run, each window with its slow-down; `about` says what was run."""
+    """Return a whole run as a JSON object, each window with its slow-down; `about` describes the model and the run."""
     windows = [
         {**window.model_dump(exclude={"kind"}), "slowdown": slowdown(window, run.windows)} for window in run.windows
     ]
@@ -75,7 +75,7 @@ def json_object(run: SustainedRun, **about: object) -> dict[str, object]:
 
 
 class WindowTable:
-    """The CSV file of a run, written as windows end, so that a run that is cut short leaves its windows."""
+    """Writes the CSV file of a run as windows end, so that an interrupted run leaves its windows."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
@@ -83,7 +83,7 @@ class WindowTable:
         self._write([*_COLUMNS, *_CONDITIONS])
 
     def add(self, window: WindowReply) -> None:
-        """Write one window; what has no sensor is empty."""
+        """Write one window; a cell without a sensor is empty. Raises `OSError` if the file cannot be written."""
         cells = [getattr(window, name) for name in _COLUMNS]
         self._write([*cells, *(getattr(window.conditions, name) for name in _CONDITIONS)])
 

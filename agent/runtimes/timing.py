@@ -1,4 +1,4 @@
-"""How one model is timed: warm-up, blocks of samples, and whether their median can be believed.
+"""Time one model: warm-up, blocks of samples, and the statistics that tell whether their median is certain enough.
 
 Everything here is plain Python on lists, with the clock passed in, so that synthetic clocks test it exactly.
 Sources of the procedure: `benchmark_model` of LiteRT (warm-up by runs and by time, then both again), pyperf (inner
@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from fleetnas.agent.measuring.messages import Timing
-from fleetnas.fleet_protocol.messages import MeasurementProtocol
+from pydantic import Field
+
+from fleetnas.device_profiles.quantities import DurationMs, HalfWidthPercent, Microseconds, Milliseconds, Seconds
+from fleetnas.fleet_protocol.messages import MeasurementProtocol, Message
 
 #: A sample shorter than this is stretched by inner loops. Reading the clock twice costs about 0.2 us on a server
 #: and 2 us on a Pi Zero: 0.2 % of this at worst. Longer samples are single inferences, as an application sees them.
@@ -23,6 +25,22 @@ MIN_SAMPLE_MS = 1.0
 MAX_KEPT_TIMES = 20
 #: Two-sided 95 % quantile of the standard normal distribution.
 _Z95 = 1.959964
+
+
+class Timing(Message):
+    """Times of one model; the fields mean the same as in `fleetnas.fleet_protocol.messages.Measurement`."""
+
+    median_ms: Milliseconds
+    mad_ms: DurationMs
+    p90_ms: Milliseconds
+    min_ms: Milliseconds
+    runs: int = Field(ge=1, le=2**31 - 1)
+    inner_loops: int = Field(ge=1, le=2**31 - 1)
+    half_width_percent: HalfWidthPercent
+    noisy: bool
+    times_us: tuple[Microseconds, ...] = Field(max_length=512)
+    block_medians_ms: tuple[Milliseconds, ...] = Field(max_length=100)
+    inference_s: Seconds = Field(description="time inside inference runs, warm-up included")
 
 
 def measure(
@@ -34,7 +52,7 @@ def measure(
 ) -> Timing:
     """Time `run` by `protocol`; one call of `run` is one inference, and a sample lasts `MIN_SAMPLE_MS` or longer.
 
-    `on_block` is told the fraction done between blocks, never inside one. A median that is less certain than the
+    `on_block` is called between blocks with the fraction done, never inside one. A median that is less certain than the
     protocol asks for is measured once more, and the better of the two is kept, marked `noisy` if it still is.
     """
     with no_garbage_collection():
@@ -55,7 +73,7 @@ def measure(
 def summarise(
     blocks_ns: Sequence[Sequence[int]], inner_loops: int, half_width_percent: float, inference_ns: int
 ) -> Timing:
-    """Statistics of samples of `inner_loops` inferences each, in nanoseconds, per block in order."""
+    """Return the statistics of samples of `inner_loops` inferences each, in ns, per block in order."""
     times_ms = [sample / inner_loops / 1e6 for block in blocks_ns for sample in block]
     ordered = sorted(times_ms)
     centre = median(ordered)
@@ -77,13 +95,13 @@ def summarise(
 
 
 def median(ordered: Sequence[float]) -> float:
-    """Median of an ascending sequence."""
+    """Return the median of an ascending sequence."""
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def median_half_width(ordered: Sequence[float]) -> float:
-    """Half the width of the 95 % confidence interval of the median of an ascending sequence.
+    """Return half the width of the 95 % confidence interval of the median of an ascending sequence.
 
     Distribution-free, from order statistics: the number of samples below the true median is binomial, so the
     interval from the r-th smallest to the r-th largest covers it with a probability that depends on r alone. Source:
@@ -103,7 +121,7 @@ def _quantile(ordered: Sequence[float], fraction: float) -> float:
 
 
 def warm_up(run: Callable[[], object], protocol: MeasurementProtocol, clock_ns: Callable[[], int]) -> tuple[int, float]:
-    """Run until both the runs and the time of the protocol are reached; total time and time per run, in ns."""
+    """Run for at least the warm-up runs and the warm-up time; return total time and time per run, in ns."""
     warm_ns = round(protocol.warmup_s * 1e9)
     recent: list[int] = []
     begin = clock_ns()

@@ -1,7 +1,7 @@
-"""Follow a device's speed by what its reference subnets take: levels, lasting slow-downs (*regimes*), quality.
+"""Follow a device's speed by the latency of its reference subnets: levels, lasting slow-downs (*regimes*), quality.
 
 The agent keeps this, not the measuring child, which may be killed: levels that a new child reads continue the old
-scale. A device that stays slow is never given up; it has a new regime, and `undisturbed_ms` keeps its meaning.
+scale. A device that stays slow gets a new regime, and `undisturbed_ms` keeps its meaning.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fleetnas.agent.measuring.messages import PairedTiming
+from fleetnas.agent.measuring.references import FASTER_RATIO
 from fleetnas.agent.measuring.undisturbed import median
 from fleetnas.fleet_protocol.messages import Quality
 
@@ -24,9 +25,6 @@ STEADY_READINGS = 10
 #: The reading that counts as normal follows the last readings of a reference, within these bounds about its regime.
 _FOLLOWED_READINGS = 5
 _MOST_FASTER, _MOST_SLOWER = 1 / 1.05, 1.10
-#: New sessions that read slower than their old levels by up to this factor ran on a slowed device; faster ones than
-#: `1 / SLOW_RATIO` show that the old levels did.
-_FASTER_RATIO = 0.92
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +47,24 @@ class _Reference:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
     recent_unix_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
 
-    def forget(self) -> None:
+    def note(self, slowdown: float, unix_s: float) -> None:
+        """Add a reading."""
+        self.recent.append(slowdown)
+        self.recent_unix_s.append(unix_s)
+
+    def forget_readings(self) -> None:
         """Begin again to look for a change."""
         self.recent.clear()
         self.recent_unix_s.clear()
+
+    def set_level(self, level_ms: float) -> None:
+        """Use this level from now on."""
+        self.level_ms = level_ms
+
+    def begin_regime(self, slowdown: float) -> None:
+        """Begin a regime of this lasting slow-down."""
+        self.regime = slowdown
+        self.forget_readings()
 
     @property
     def normal(self) -> float:
@@ -73,6 +85,11 @@ class _Device:
     waiting: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_READINGS))
     regime_unix_s: float | None = None
 
+    def begin_regime(self, unix_s: float) -> None:
+        """Begin a regime at this time; readings of the one before count no more."""
+        self.regime_unix_s = unix_s
+        self.latest.clear()
+
 
 @dataclass
 class SpeedTracker:
@@ -81,27 +98,27 @@ class SpeedTracker:
     _devices: dict[Hashable, _Device] = field(default_factory=dict)
 
     def levels(self, key: Hashable) -> dict[str, float]:
-        """Level of each known reference, ms, by fingerprint."""
+        """Return the level of each known reference, in ms, by fingerprint."""
         return {name: known.level_ms for name, known in self._device(key).references.items()}
 
     def normals(self, key: Hashable) -> dict[str, float]:
-        """The slow-down that each reference is expected at now, by fingerprint."""
+        """Return the slow-down that each reference is expected at now, by fingerprint."""
         return {name: known.normal for name, known in self._device(key).references.items()}
 
     def learn_levels(self, key: Hashable, levels_ms: Mapping[str, float]) -> None:
-        """Take over the levels that the measuring child read."""
+        """Use the levels that the measuring child read, in ms, by fingerprint."""
         known = self._device(key).references
         regime = median([each.regime for each in known.values()]) if known else 1.0
         for name, level_ms in levels_ms.items():
-            known.setdefault(name, _Reference(level_ms, regime)).level_ms = level_ms
+            known.setdefault(name, _Reference(level_ms, regime)).set_level(level_ms)
 
     def lasting_slowdown(self, key: Hashable) -> float:
-        """The slow-down of the present regime, of the references in the middle."""
+        """Return the slow-down of the present regime: the median of the references'."""
         known = self._device(key).references.values()
         return median([reference.regime for reference in known]) if known else 1.0
 
-    def saw_waiting(self, key: Hashable, slowdown: float, read_unix_s: float) -> bool:
-        """A device that is waited for was read; whether its readings show that it will stay as slow as it is."""
+    def note_waiting(self, key: Hashable, slowdown: float, read_unix_s: float) -> bool:
+        """Add a reading of a device that is waited for; return whether it has begun a new regime: it stays slow."""
         device = self._device(key)
         device.waiting.append((slowdown, read_unix_s))
         lasting = self.lasting_slowdown(key)
@@ -109,31 +126,33 @@ class SpeedTracker:
         if not steady or len(device.waiting) < STEADY_READINGS:
             return False
         shift = median([reading for reading, _ in device.waiting]) / lasting
-        device.regime_unix_s = device.waiting[0][1]
-        self._shift(device, shift)
+        for known in device.references.values():
+            known.begin_regime(known.regime * shift)
+        device.begin_regime(device.waiting[0][1])
+        device.waiting.clear()
         return True
 
     def judge(self, key: Hashable, timing: PairedTiming, *, throttled: bool | None, ended_unix_s: float) -> Verdict:
-        """The verdict on a measurement; `throttled` is what the board itself says."""
+        """Judge a measurement; `throttled` is the board's own report, None if it gives none."""
         device = self._device(key)
         device.waiting.clear()
         if device.regime_unix_s is None:
-            device.regime_unix_s = ended_unix_s
+            device.begin_regime(ended_unix_s)
         known = self._reference(device, timing)
-        known.recent.append(timing.slowdown)
-        known.recent_unix_s.append(ended_unix_s)
+        known.note(timing.slowdown, ended_unix_s)
         device.latest.append((timing.reference, timing.slowdown, ended_unix_s))
         new_regime = self._shared_regime(device) or self._own_regime(device, known)
         slow = timing.slowdown > SLOW_RATIO * known.regime or bool(throttled)
         quality: Quality = "slowed" if slow else "noisy" if timing.timing.noisy else "ok"
-        return Verdict(quality, device.regime_unix_s, known.regime, new_regime)
+        began_unix_s = ended_unix_s if device.regime_unix_s is None else device.regime_unix_s
+        return Verdict(quality, began_unix_s, known.regime, new_regime)
 
     def _reference(self, device: _Device, timing: PairedTiming) -> _Reference:
         known = device.references.setdefault(timing.reference, _Reference(timing.reference_ms))
-        if timing.reference_ms < _FASTER_RATIO * known.level_ms:  # what was read before is on another scale
-            known.forget()
+        if timing.reference_ms < FASTER_RATIO * known.level_ms:  # earlier readings are on another scale
+            known.forget_readings()
             device.latest.clear()
-        known.level_ms = timing.reference_ms
+        known.set_level(timing.reference_ms)
         return known
 
     def _device(self, key: Hashable) -> _Device:
@@ -147,42 +166,17 @@ class SpeedTracker:
         shift = median(relative)
         for name, known in device.references.items():
             own = [slowdown for latest, slowdown, _ in device.latest if latest == name]
-            known.regime = median(own) if own else known.regime * shift
-            known.forget()
-        device.regime_unix_s = device.latest[0][2]
-        device.latest.clear()
+            known.begin_regime(median(own) if own else known.regime * shift)
+        device.begin_regime(device.latest[0][2])
         return True
-
-    @staticmethod
-    def _shift(device: _Device, factor: float) -> None:
-        for known in device.references.values():
-            known.regime *= factor
-            known.forget()
-        device.latest.clear()
-        device.waiting.clear()
 
     def _own_regime(self, device: _Device, known: _Reference) -> bool:
-        """Whether the latest readings of one reference do: contention that leaves the others alone."""
+        """Whether the latest readings of one reference agree: contention that does not slow the others."""
         if not _is_steady_change([slowdown / known.regime for slowdown in known.recent]):
             return False
-        known.regime = median(list(known.recent))
-        device.regime_unix_s = known.recent_unix_s[0]
-        known.forget()
-        device.latest.clear()
+        device.begin_regime(known.recent_unix_s[0])
+        known.begin_regime(median(list(known.recent)))
         return True
-
-
-def continued_levels(read_ms: Mapping[str, float], old_ms: Mapping[str, float]) -> dict[str, float]:
-    """Levels of new sessions that read `read_ms`, on the scale of the levels before, by fingerprint.
-
-    Sessions of one model differ, each by a factor of its own; the device's speed now is a factor that all share, and
-    is taken out. Where that factor says that the device is much faster now, the old levels were read on a slowed
-    device, and the new readings become the levels.
-    """
-    ratios = [read_ms[name] / old_ms[name] for name in read_ms.keys() & old_ms.keys()]
-    common = median(ratios) if ratios else 1.0
-    scale = common if common >= _FASTER_RATIO else 1.0
-    return {name: value / scale for name, value in read_ms.items()}
 
 
 def _is_steady_change(relative: Iterable[float]) -> bool:

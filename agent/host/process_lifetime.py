@@ -1,4 +1,4 @@
-"""Processes that must not outlive the one that started them."""
+"""End processes together with the process that started them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs on this host, whoever's it is."""
+    """Whether a process of this number runs on this host, of any user."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -24,9 +24,9 @@ def is_alive(process: int) -> bool:
 
 
 def tied_to_this_process() -> Callable[[], None] | None:
-    """What a program that this process starts calls before it begins, so that it does not outlive this process.
+    """Return a `preexec_fn` for programs that this process starts, so that they do not outlive it.
 
-    Else a program would go on beside the measurements of others when this process is killed. None where the system
+    A program that went on after this process was killed would disturb the measurements of others. None if the system
     cannot do it.
     """
     try:

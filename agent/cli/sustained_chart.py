@@ -1,4 +1,4 @@
-"""A chart of a sustained run for terminals: latency with its slow-down, temperature and clock over time."""
+"""Draw a chart of a sustained run for terminals: latency with its slow-down, temperature and clock over time."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _PANELS = (
 def draw_chart(
     windows: Sequence[WindowReply], fastest_ms: float, *, width: int = MAX_WIDTH, ascii_only: bool = False
 ) -> list[str]:
-    """Lines of at most `width` columns (40 at least, 80 at most), none of them with a blank at its end.
+    """Return lines of at most `width` columns (40 at least, 80 at most), none of them with a blank at its end.
 
-    `fastest_ms` is the latency that has a slow-down of 1. The bars of a panel begin at its lowest value, not at 0.
+    `fastest_ms` is the latency with a slow-down of 1. The bars of a panel begin at its lowest value, not at 0.
     """
     columns = min(max(width, MIN_WIDTH), MAX_WIDTH) - _LEFT - _RIGHT
     total_s = windows[-1].end_s
