@@ -120,7 +120,7 @@ NAMES = {
     "fresh": "fresh",
     "wire": "wire",
     "say": "say|says|said",
-    "lose": "lose|loses|lost",
+    "lose": "lose|loses",
     "roots": "roots",
     "library": "library|libraries",
     "likely": "likely",
@@ -137,7 +137,10 @@ NAMES = {
 }
 
 #: Names that are wrong only as a whole, as `over` is part of many good ones.
-WHOLE_NAMES = ("over", "Next", "held_out")
+WHOLE_NAMES = ("over", "Next")
+
+#: The same of modules.
+MODULE_NAMES = ("held_out", "sentinel")
 
 #: Where a word means something else, as a pattern of paths: (word, places, meaning).
 ALLOWED = (
@@ -148,7 +151,6 @@ ALLOWED = (
     ("spread", r"supernet_export/(quantisation|digits/.*|training/digits_accuracy)\.py", "a range of values"),
     ("spread", r"coordinator/view/strip\.py", "lays text out over a width"),
     ("library", r"agent/cli/doctor/?.*\.py|agent/host/.*|agent/runtimes/.*", "a C library"),
-    ("lose", r"fleet_protocol/.*|agent/service/.*|coordinator/.*", "`lost`: the state of an agent in its last will"),
 )
 
 
@@ -514,6 +516,9 @@ def _defined_names(source: Source) -> Iterator[tuple[str, int]]:
 
 def words_in_names(source: Source) -> Iterator[Offence]:
     """Replaced words in names that the file defines."""
+    module = source.path.rpartition("/")[2].removesuffix(".py")
+    if module in MODULE_NAMES:
+        yield Offence(source.path, 1, f"the module `{module}`")
     for name, line in sorted(set(_defined_names(source)), key=lambda found: found[1]):
         if name in WHOLE_NAMES and not _allowed(name, source.path):
             yield Offence(source.path, line, f"the name `{name}`")
@@ -650,9 +655,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = Figures()
     for name, bar in BARS.items():
         if name == "largest_module_lines":
-            figures.add(name, max(lengths), bar)
+            figures.add(name, max(lengths, default=0), bar)
         elif name == "median_module_lines":
-            figures.add(name, statistics.median(lengths), bar)
+            figures.add(name, statistics.median(lengths or [0]), bar)
         elif name == "modules_assigning_foreign_attributes":
             figures.add(name, len({one.file for one in offences["foreign_assignments"]}), bar)
         elif name in offences:

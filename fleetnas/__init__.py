@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fleetnas.api.fleet_search import CampaignPlan, search_fleet
-    from fleetnas.api.offline_search import search
+    from fleetnas.api.offline_search import design_space, search
     from fleetnas.api.predictor import LatencyPredictor
     from fleetnas.api.results import plot_fronts, plot_results, read_results
     from fleetnas.api.subnets import Architecture, emit_subnet, export_digits, open_bundle, slice_subnet
@@ -36,6 +36,7 @@ __all__ = [
     "LatencyPredictor",
     "Tuner",
     "__version__",
+    "design_space",
     "emit_subnet",
     "export_digits",
     "open_bundle",
@@ -53,6 +54,7 @@ _MODULES = {
     "FleetnasError": "fleetnas.fleet_protocol.errors",
     "LatencyPredictor": "fleetnas.api.predictor",
     "Tuner": "fleetnas.api.tuner",
+    "design_space": "fleetnas.api.offline_search",
     "emit_subnet": "fleetnas.api.subnets",
     "export_digits": "fleetnas.api.subnets",
     "open_bundle": "fleetnas.api.subnets",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import site
 import sys
 import sysconfig
 from pathlib import Path
@@ -31,10 +30,10 @@ def python(built: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def _dependencies(environment: Path) -> list[str]:
-    """This interpreter's package folders, copied link by link without the project's own editable install."""
+    """A folder of links to this interpreter's packages, without the project's own editable install."""
     folder = environment / "dependencies"
     folder.mkdir()
-    for packages in site.getsitepackages():
+    for packages in (path for path in sys.path if path.endswith("site-packages")):
         for entry in Path(packages).iterdir():
             if "fleetnas" not in entry.name and not (folder / entry.name).exists():
                 (folder / entry.name).symlink_to(entry)

@@ -27,6 +27,7 @@ NAMES = {
     "LatencyPredictor",
     "Tuner",
     "__version__",
+    "design_space",
     "emit_subnet",
     "export_digits",
     "open_bundle",
@@ -114,7 +115,7 @@ def test_a_predictor_learns_and_a_search_keeps_its_targets(digits: SupernetBundl
     found = fleetnas.search(digits, predictor, targets)
     assert [winner.target_ms for winner in found.winners] == targets
     assert all(winner.latency_ms <= winner.target_ms for winner in found.winners)
-    cautious = fleetnas.search(digits, predictor, targets, margin=3.0)
+    cautious = fleetnas.search(digits, predictor.latency_model(margin=3.0), targets)
     assert cautious.winners[1].accuracy <= found.winners[1].accuracy
     fleetnas.plot_fronts({"mean": found, "cautious": cautious}, tmp_path / "fronts.svg", title="two margins")
     assert b"two margins" in (tmp_path / "fronts.svg").read_bytes()
@@ -123,6 +124,10 @@ def test_a_predictor_learns_and_a_search_keeps_its_targets(digits: SupernetBundl
 def test_a_search_says_what_it_lacks(digits: SupernetBundle, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="block latency table"):
         fleetnas.search(digits, tmp_path, [1.0])
+    with pytest.raises(UsageError, match="accuracy predictor"):
+        fleetnas.search(fleetnas.design_space("ofa-mbv3", width=1.2), tmp_path, [1.0])
+    with pytest.raises(UsageError):
+        fleetnas.design_space("ofa-mbv4")
     without_accuracy = random_bundle(tmp_path / "random.supernet", OfaMbv3Space())
     with pytest.raises(UsageError, match="accuracy predictor"):
         fleetnas.search(without_accuracy, fleetnas.LatencyPredictor(without_accuracy), [1.0])

@@ -71,7 +71,7 @@ print(f"fitted to {predictor.count} subnets, held-out error {error.mape_percent:
 # %%
 mean_ms, deviation_ms = predictor.predict(bundle.space.decode(bundle.space.largest()))
 slowest_ms = float(mean_ms[0])
-found = fleetnas.search(bundle, predictor, [0.5 * slowest_ms, 0.8 * slowest_ms], margin=1.0)
+found = fleetnas.search(bundle, predictor.latency_model(margin=1.0), [0.5 * slowest_ms, 0.8 * slowest_ms])
 for winner in found.winners:
     print(
         f"target {winner.target_ms:.3f} ms: top-1 {100 * winner.accuracy:.1f} %, predicted {winner.latency_ms:.3f} ms"
