@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fleetnas.agent.measuring.measurement import MAX_KEPT_TIMES
-from fleetnas.agent.service.service import READY_AFTER_S
+from fleetnas.agent.service.service import SAY_READY_S
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.device_profiles.profile import CpuCluster, DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -309,7 +309,7 @@ class LightAgent(asyncio.Protocol):
         if self.waiting:
             self.begin()
         else:
-            asyncio.get_running_loop().call_later(READY_AFTER_S, self.announce_ready, self.result_sent_s)
+            asyncio.get_running_loop().call_later(SAY_READY_S, self.announce_ready, self.result_sent_s)
 
     def announce_ready(self, since_s: float) -> None:
         if self.running is None and self.result_sent_s == since_s and self.busy:
