@@ -1,18 +1,42 @@
-"""Links between the documents lead somewhere."""
+"""Links, names and examples of the documents are true, and the API pages build."""
 
 from __future__ import annotations
 
+import ast
+import builtins
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rigs import waiting
+
+import fleetnas
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_PYTHON = re.compile(r"^ *```python\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+#: A class, or an attribute of one: in capitals and small letters.
+_CLASS = re.compile(r"`([A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*(?:\.\w+)*)`")
+_FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|json|toml|sh))`")
+#: Classes of other projects, and a protocol, that documents and docstrings name.
+_OTHERS = {
+    "CompiledModel",
+    "DynamicMBConvLayer",
+    "DynamicResNetBottleneckBlock",
+    "DynamicSeparableConv2d",
+    "EvolutionFinder",
+    "IPv6",
+    "LinAlgError",
+    "OFAResNets",
+    "RandomResizedCrop",
+    "ResNetArchEncoder",
+}
 _MENTIONED = re.compile(r"\b(?:docs|benchmarks)/[\w/-]+\.(?:md|py)\b")
 
 
@@ -56,3 +80,73 @@ def test_documents_and_benchmarks_that_are_named_exist() -> None:
         for name in _MENTIONED.findall((ROOT / text).read_text())
     }
     assert not {(text, name) for text, name in named if not (ROOT / name).is_file()}
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\n") if name.endswith(suffixes) and (ROOT / name).is_file()]
+
+
+def names_of(trees: dict[Path, ast.Module]) -> Iterator[str]:
+    """Every name that the project defines or imports."""
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                yield node.name
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            elif isinstance(node, ast.alias):
+                yield from (node.asname or node.name).split(".")
+
+
+def test_classes_that_documents_and_docstrings_name_exist() -> None:
+    trees = {path: ast.parse(path.read_text()) for path in tracked(".py")}
+    known = {*names_of(trees), *dir(builtins), *_OTHERS}
+    texts = [(path, _FENCED.sub("", path.read_text())) for path in DOCUMENTS]
+    for path, tree in trees.items():
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        texts += [(path, ast.get_docstring(node) or "") for node in ast.walk(tree) if isinstance(node, documented)]
+    wrong = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path, text in texts
+        for name in _CLASS.findall(text)
+        if not known.issuperset(name.split("."))
+    }
+    assert not wrong
+
+
+def test_files_that_documents_name_exist() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in tracked("")}
+    wrong = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in DOCUMENTS
+        for name in _FILE.findall(_FENCED.sub("", path.read_text()))
+        if not any(f"/{known}".endswith(f"/{name}") for known in names) and not name.startswith(("/", "~", "results/"))
+    }
+    assert not wrong
+
+
+def test_examples_import_the_public_face_alone() -> None:
+    blocks = [(path, block) for path in DOCUMENTS for block in _PYTHON.findall(path.read_text())]
+    assert blocks
+    assert not [path for path, block in blocks if re.search(r"fleetnas\.\w+ import|import fleetnas\.", block)]
+    for _, block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fleetnas":
+                assert node.attr in fleetnas.__all__
+
+
+def test_the_api_pages_build_without_a_warning(tmp_path: Path) -> None:
+    run = waiting.run([sys.executable, str(ROOT / "docs" / "api_pages.py"), str(tmp_path)], cwd=ROOT)
+    assert run.returncode == 0, run.stdout + run.stderr
+    page = (tmp_path / "fleetnas.html").read_text()
+    assert [name for name in fleetnas.__all__ if f'id="{name}"' not in page] == ["__version__"]
+
+
+def test_pre_commit_runs_the_checks_of_make_lint() -> None:
+    recipe = (ROOT / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    checks = {line.removesuffix(" .") for line in re.findall(r"\$\(BIN\)/(.+)", recipe)}
+    hooks = set(re.findall(r"entry: \.venv/bin/(.+)", (ROOT / ".pre-commit-config.yaml").read_text()))
+    assert hooks == checks != set()
