@@ -3,7 +3,6 @@
 ```python
 import fleetnas
 
-bundle = fleetnas.open_bundle("digits.supernet")
 plan = fleetnas.CampaignPlan(targets="auto:4")
 for event in fleetnas.search_fleet("digits.supernet", "192.168.1.10:1883", plan, out="results"):
     print(event.event)
