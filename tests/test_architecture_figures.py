@@ -96,9 +96,7 @@ def test_assignments_to_objects_of_others_are_found() -> None:
 
 
 def test_replaced_words_are_found_in_texts_and_in_names() -> None:
-    found = texts(
-        words_in_text("docs/a.md", "It hears the news,\nand a task is handed\nout. Hearths do not.")
-    )
+    found = texts(words_in_text("README.md", "It hears the news,\nand a task is handed\nout. Hearths do not."))
     assert found == ["the word `hears` (hear)", "the word `news` (news)", "the word `handed out` (hand out)"]
     source = Source("agent/a.py", "class StrayResults:\n    why_not = 1\n\ndef over(library, recover): ...\n")
     assert texts(words_in_text("agent/a.py", source.text)) == ["the word `StrayResults` (stray)"]

@@ -122,7 +122,7 @@ def test_a_predictor_learns_and_a_search_keeps_its_targets(digits: SupernetBundl
 
 
 def test_a_search_says_what_it_lacks(digits: SupernetBundle, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="block latency table"):
+    with pytest.raises(UsageError, match="holds no latency table"):
         fleetnas.search(digits, tmp_path, [1.0])
     with pytest.raises(UsageError, match="accuracy predictor"):
         fleetnas.search(fleetnas.design_space("ofa-mbv3", width=1.2), tmp_path, [1.0])

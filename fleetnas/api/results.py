@@ -60,5 +60,5 @@ def plot_fronts(results: Mapping[str, SearchResult] | SearchResult, path: Path |
     Raises:
         OSError: the picture cannot be written.
     """
-    named = {results.strategy: results} if isinstance(results, SearchResult) else results
+    named: Mapping[str, SearchResult] = {results.strategy: results} if isinstance(results, SearchResult) else results
     draw_fronts(named, Path(path), title)

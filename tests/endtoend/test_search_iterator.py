@@ -38,8 +38,8 @@ def test_a_fleet_search_yields_typed_events_to_its_end(broker: str, tmp_path: Pa
         tmp_path / "digits.supernet", broker, PLAN, store=str(tmp_path / "runs.sqlite"), out=tmp_path / "out"
     )
     events = list(search)
-    assert isinstance(events[0], CampaignStarted)
-    assert any(isinstance(event, MeasurementTaken) for event in events)
+    for kind in (CampaignStarted, MeasurementTaken):
+        assert any(isinstance(event, kind) for event in events)
     (winner,) = (event for event in events if isinstance(event, WinnerVerified))
     assert winner.verified_ms <= 1000
     assert isinstance(events[-1], CampaignFinished)
