@@ -2,19 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := device_profiles fleet_protocol supernet_export agent coordinator
 
 # Recipes with && and traps want one shell.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo test lint format clean emulated-arm64 emulated-armhf
+.PHONY: help demo test lint format docs clean emulated-arm64 emulated-armhf
 
 help:
 	@echo "make demo    set up without torch, then search three device settings on this machine (about 2 minutes)"
 	@echo "make test    set up with everything, then lint and test"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
+	@echo "make docs    write the pages of the Python interface to build/docs"
 	@echo "make emulated-arm64, make emulated-armhf"
 	@echo "             install and run the agent on an emulated Raspberry Pi (needs root; see docs/development.md)"
 	@echo "make clean   delete the environment and all caches"
@@ -52,6 +52,9 @@ emulated-arm64 emulated-armhf: emulated-%: $(VENV)/.test-ready
 format: $(VENV)/.test-ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.test-ready
+	$(BIN)/python docs/api_pages.py build/docs
 
 clean:
 	rm -rf $(VENV) *.egg-info build dist fleetnas-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -61,7 +61,7 @@ while True:
 """
 
 
-def carried_out(worker: Worker, order: BenchOrder | MeasureOrder) -> MeasuredReply:
+def executed(worker: Worker, order: BenchOrder | MeasureOrder) -> MeasuredReply:
     worker.submit(order)
     while isinstance(reply := worker.poll(120), PhaseReply):
         continue
@@ -123,7 +123,7 @@ def agreement(figures: Figures, bundle: SupernetBundle, subnets: int, rounds: in
                     ratios, before = [], bare_median_ms(bare(model))
                     for _ in range(rounds):
                         # Sessions differ in where their memory lies: both sides make a new one each time.
-                        ours, after = carried_out(worker, order).timing.median_ms, bare_median_ms(bare(model))
+                        ours, after = executed(worker, order).timing.median_ms, bare_median_ms(bare(model))
                         ratios.append(ours / (before * after) ** 0.5)
                         before = after
                 worst = max(worst, abs(statistics.median(ratios) - 1))
@@ -188,7 +188,7 @@ def repeats(bundle: SupernetBundle, runtime: str, seconds: float) -> Repeats:
                 protocol=PROTOCOL,
                 references=ReferenceOrder(levels_ms=speed.levels(0), normals=speed.normals(0)),
             )
-            reply = carried_out(worker, order)
+            reply = executed(worker, order)
             assert reply.paired is not None
             others = {name: level for name, level in reply.levels_ms.items() if name != reply.paired.reference}
             speed.learn_levels(0, others)

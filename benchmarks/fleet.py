@@ -42,7 +42,7 @@ from fleetnas.supernet_export.export import export_digits
 
 FLEET = "load"
 #: Per device: what covers the space, what the search may spend, and its targets.
-SPREAD, BUDGET, TARGETS = 10, 24, 4
+INITIAL_DESIGN, BUDGET, TARGETS = 10, 24, 4
 #: Half of the load that the coordinator is to sustain.
 PACED_RESULTS_PER_S = 500.0
 #: The first and the last of the results are left out of the rate: agents that join, devices that finish.
@@ -71,7 +71,7 @@ class StandInModels:
         return True
 
     def file(self, model: CalibratedModel) -> bytes:
-        raise NotImplementedError("no files are taken home from a benchmark")
+        raise NotImplementedError("a benchmark writes no artifacts")
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
         return None
@@ -104,7 +104,7 @@ def be_coordinator(options: argparse.Namespace) -> int:
         fleet=FLEET,
         supernet=options.work / "digits.supernet",
         plan=CampaignPlan(
-            targets=f"auto:{TARGETS}", budget=BUDGET, initial_design=SPREAD, wait_for=options.agents, join_s=120.0
+            targets=f"auto:{TARGETS}", budget=BUDGET, initial_design=INITIAL_DESIGN, wait_for=options.agents, join_s=120.0
         ),
     )
     running = open_search(request, lambda: view, store, StandInModels())
@@ -126,7 +126,7 @@ def be_coordinator(options: argparse.Namespace) -> int:
                 "finished": sum(
                     setting_run.status == "finished" for setting_run in running.campaign.setting_runs.values()
                 ),
-                "tracks": len(running.campaign.setting_runs),
+                "setting_runs": len(running.campaign.setting_runs),
                 "results": len(stored),
                 "results_per_s": (len(stored) - 2 * edge) / middle_s,
                 "per_second": slices.tolist(),
@@ -214,7 +214,7 @@ def raise_limits() -> None:
 def add_figures(figures: Figures, name: str, found: dict[str, object], bars: dict[str, str]) -> None:
     """One campaign's figures under `name`."""
     waits_ms = 1000.0 * np.array(found["waits_s"])
-    setting_runs = found["tracks"]
+    setting_runs = found["setting_runs"]
     # Of TCP's streams, both directions; without what an agent costs once (joining, statistics of winners).
     link = found["agents_bytes_sent"] + found["agents_bytes_received"] - found["agents_bytes_once"]  # type: ignore[operator]
     assert isinstance(setting_runs, int)

@@ -45,7 +45,7 @@ SETTINGS = (
     ("onnxruntime-2", ("--runtime", "onnxruntime", "--threads", "2")),
     ("litert-1", ("--runtime", "litert", "--threads", "1")),
 )
-TARGETS, SPREAD, PER_TARGET = 4, 10, 4
+TARGETS, INITIAL_DESIGN, PER_TARGET = 4, 10, 4
 PROTOCOL = MeasurementProtocol(warmup_s=0.2, min_s=0.5, min_runs=20, max_s=4.0)
 
 
@@ -78,8 +78,8 @@ def search(directory: Path, supernet: Path, seed: int) -> CampaignOutcome:
             supernet=supernet,
             plan=CampaignPlan(
                 targets=f"auto:{TARGETS}",
-                budget=SPREAD + PER_TARGET * TARGETS,
-                initial_design=SPREAD,
+                budget=INITIAL_DESIGN + PER_TARGET * TARGETS,
+                initial_design=INITIAL_DESIGN,
                 seed=seed,
                 devices=tuple(name for name, _ in SETTINGS),
                 wait_for=len(SETTINGS),
@@ -107,7 +107,7 @@ def add_figures(figures: Figures, outcome: CampaignOutcome) -> None:
     figures.add("winners_below_target_percent_max", max(slack, default=100.0), "<= 3")
     for device in outcome.devices:
         name = device.device.replace("-", "_")
-        figures.add(f"{name}_measurements", device.measurements, f"<= {SPREAD + PER_TARGET * TARGETS}")
+        figures.add(f"{name}_measurements", device.measurements, f"<= {INITIAL_DESIGN + PER_TARGET * TARGETS}")
         if device.targets:
             figures.add(f"{name}_range_of_targets", device.targets[-1].target_ms / device.targets[0].target_ms)
         if device.predictor is not None and device.predictor.mape_percent is not None:

@@ -139,12 +139,12 @@ class Sampler(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._pid = pid
-        self.over = threading.Event()
+        self.stopped = threading.Event()
         self.samples: list[tuple[float, float]] = []
         self.start()
 
     def run(self) -> None:
-        while not self.over.wait(_SAMPLE_S):
+        while not self.stopped.wait(_SAMPLE_S):
             self.samples.append((time.monotonic(), resident_mib(self._pid)))
 
     def growth(self, since_s: float) -> float:
@@ -165,30 +165,30 @@ def campaign(work: Path, kind: str | None, messages: int) -> dict[str, float]:
         fleet = subprocess.Popen(agents, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         command = [sys.executable, str(here / "fleet.py"), "--be-coordinator", "--work", str(work)]
         command += ["--port", str(port), "--agents", str(AGENTS)]
-        ear = MqttTransport(BrokerAddress("127.0.0.1", port), "ear")
-        ear.subscribe(TOPICS.every_agent("task"))
-        ear.start()
+        listener = MqttTransport(BrokerAddress("127.0.0.1", port), "listener")
+        listener.subscribe(TOPICS.every_agent("task"))
+        listener.start()
         coordinator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         sampler = Sampler(coordinator.pid)
         try:
-            heard = 0
-            while heard < _BEGUN:
-                event = ear.poll(1.0)
-                heard += isinstance(event, Received) and b'"result"' in event.payload
+            results = 0
+            while results < _BEGUN:
+                event = listener.poll(1.0)
+                results += isinstance(event, Received) and b'"result"' in event.payload
                 if coordinator.poll() is not None:
                     raise SystemExit("the coordinator ended before the flood began")
-            ear.close()
+            listener.close()
             began_s = time.monotonic()
             flood_s = flood(port, kind, messages, file_sha256(bundle)) if kind is not None else 0.0
             done = json.loads(coordinator.communicate()[0])
-            sampler.over.set()
+            sampler.stopped.set()
             seen = json.loads(fleet.communicate("")[0])
         finally:
             for process in (coordinator, fleet):
                 process.kill()
                 process.wait()
     return {
-        "complete": done["finished"] / done["tracks"],
+        "complete": done["finished"] / done["setting_runs"],
         "resent": seen["resent"],
         "longest_wait_s": max(seen["waits_s"]),
         "growth_mib": sampler.growth(began_s),

@@ -1,6 +1,6 @@
 """Simulated agents, a thousand to a process: real MQTT connections, measurements computed instead of timed.
 
-They say on the wire what `fleetnas-agent` says (state, info, `Inventory`, accepted, progress, result, blob requests;
+They send the messages of `fleetnas-agent` (state, info, `Inventory`, accepted, progress, result, blob requests;
 results are kept and sent again until they are acknowledged), through an MQTT 3.1.1 client of a few dozen lines: what
 they use of the machine is missing for the coordinator that is to be measured. A device's latency is linear in the
 subnet's features
@@ -49,7 +49,7 @@ NOISE = 0.01
 KEPT_TIMES = MAX_KEPT_TIMES
 RESEND_S = 30.0
 _KEEPALIVE_S = 600
-_HEALTH_S = 30.0
+_HEARTBEAT_S = 30.0
 _BLOB_HEADER_BYTES = 40
 
 
@@ -133,7 +133,7 @@ class LightAgent(asyncio.Protocol):
         self.result_sent_s: float | None = None
         self.transport: asyncio.Transport | None = None
         self.attempts = 0
-        self._health_s = time.monotonic() + self.random.uniform(0.0, _HEALTH_S)
+        self._heartbeat_s = time.monotonic() + self.random.uniform(0.0, _HEARTBEAT_S)
         self._buffer = b""
         self._mid = itertools.cycle(range(1, 65_536))
 
@@ -141,7 +141,7 @@ class LightAgent(asyncio.Protocol):
 
     async def connect(self) -> None:
         loop = asyncio.get_running_loop()
-        while not self.fleet.over:
+        while not self.fleet.stopped:
             try:
                 await loop.create_connection(lambda: self, self.fleet.host, self.fleet.port)
                 return
@@ -160,7 +160,7 @@ class LightAgent(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self.transport = None
-        if not self.fleet.over:
+        if not self.fleet.stopped:
             asyncio.get_running_loop().create_task(self.connect())
 
     def write(self, data: bytes) -> None:
@@ -211,12 +211,12 @@ class LightAgent(asyncio.Protocol):
         body += field(topics.down(name, "blob").encode()) + b"\x00"
         joining = len(answer)
         answer.append(packet(0x82, next(self._mid).to_bytes(2, "big") + body))
-        answer.append(self.say("ready"))
+        answer.append(self.announcement("ready"))
         answer.append(self.publication(b"info", encode(self.fleet.info(name)), retain=True))
-        self.say_next(answer)
+        self.append_inventory(answer)
         self.fleet.statistics.bytes_once += sum(map(len, answer[joining:]))
 
-    def say_next(self, answer: list[bytes]) -> None:
+    def append_inventory(self, answer: list[bytes]) -> None:
         held = Inventory(
             session=1,
             running=_key(self.running) if self.running is not None else None,
@@ -241,7 +241,7 @@ class LightAgent(asyncio.Protocol):
         elif channel == b"blob":
             self.on_chunk(payload)
         elif topic == self.fleet.topics.coordinator.encode() and b'"ready"' in payload:
-            self.say_next(answer)
+            self.append_inventory(answer)
 
     def forget(self, key: dict[str, Any]) -> None:
         if self.outbox.pop((key["task_id"], key["attempt"]), None) is not None:
@@ -262,10 +262,10 @@ class LightAgent(asyncio.Protocol):
             if self.running is None:
                 if not self.busy:
                     self.busy = True
-                    answer.append(self.say("busy"))
+                    answer.append(self.announcement("busy"))
                 self.begin()
 
-    def say(self, state: str) -> bytes:
+    def announcement(self, state: str) -> bytes:
         announced = AgentState.model_validate({"state": state, "session": 1, "instance": self.name})
         return self.publication(b"state", encode(announced), retain=True)
 
@@ -309,19 +309,19 @@ class LightAgent(asyncio.Protocol):
         if self.waiting:
             self.begin()
         else:
-            asyncio.get_running_loop().call_later(READY_DELAY_S, self.say_ready, self.result_sent_s)
+            asyncio.get_running_loop().call_later(READY_DELAY_S, self.announce_ready, self.result_sent_s)
 
-    def say_ready(self, since_s: float) -> None:
+    def announce_ready(self, since_s: float) -> None:
         if self.running is None and self.result_sent_s == since_s and self.busy:
             self.busy = False
-            self.write(self.say("ready"))
+            self.write(self.announcement("ready"))
 
     def resend(self, now: float) -> None:
-        """What is due: the heartbeat, and results that nobody acknowledged."""
-        if now >= self._health_s and self.transport is not None:
-            self._health_s = now + _HEALTH_S
-            health = Heartbeat(session=1, uptime_s=1.0, outbox=len(self.outbox))
-            self.write(self.publication(b"heartbeat", encode(health), qos=0))
+        """Send the heartbeat when its time has come, and unacknowledged results again."""
+        if now >= self._heartbeat_s and self.transport is not None:
+            self._heartbeat_s = now + _HEARTBEAT_S
+            heartbeat = Heartbeat(session=1, uptime_s=1.0, outbox=len(self.outbox))
+            self.write(self.publication(b"heartbeat", encode(heartbeat), qos=0))
         for key, (sent_s, payload) in list(self.outbox.items()):
             if now - sent_s > RESEND_S:
                 self.fleet.statistics.resent += 1
@@ -372,7 +372,7 @@ class Fleet:
         self.subnets = Subnets(self.space)
         self.scatter = np.random.default_rng(7).lognormal(0.0, 0.006, 4096).tolist()
         self.statistics = Statistics()
-        self.over = False
+        self.stopped = False
         self.agents = [LightAgent(self, options.first + number) for number in range(options.agents)]
 
     def info(self, name: str) -> AgentInfo:
@@ -398,7 +398,7 @@ class Fleet:
             now = time.monotonic()
             for agent in self.agents:
                 agent.resend(now)
-        self.over = True
+        self.stopped = True
         for agent in self.agents:
             if agent.transport is not None:
                 agent.transport.close()

@@ -1,6 +1,6 @@
-"""Make the pictures in `docs/img` from a finished run: `python docs/pictures.py TAKE_HOME`.
+"""Make the pictures in `docs/img` from a finished run: `python docs/pictures.py ARTIFACTS`.
 
-TAKE_HOME is the folder that `fleetnas search --out` filled. The live view is rebuilt as it stood in the middle of
+ARTIFACTS is the folder that `fleetnas search --out` filled. The live view is rebuilt as it stood in the middle of
 that run, from its stored measurements; the report is opened in a headless Chromium.
 """
 
@@ -193,7 +193,7 @@ def photograph(page: Path, path: Path, width: int, height: int, dark: bool, chro
 def main() -> None:
     """Write every picture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("take_home", type=Path, help="folder that `fleetnas search --out` filled")
+    parser.add_argument("artifacts", type=Path, help="folder that `fleetnas search --out` filled")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "img")
     parser.add_argument("--at", type=float, default=0.7, help="share of the run's time that the live view shows")
     parser.add_argument("--chromium", default="chromium", help="the browser's program")

@@ -1,0 +1,1 @@
+"""The functions behind `import fleetnas`: thin, documented calls into the packages below."""
