@@ -1,4 +1,4 @@
-"""What `fleetnas export-data` wrote, as data to evaluate latency predictors on."""
+"""Read a CSV of `fleetnas export-data`, to evaluate latency predictors on."""
 
 from __future__ import annotations
 

@@ -36,6 +36,7 @@ class GeneKnapsack:
         self._grid = (len(counts), int(counts.max()))
 
     def propose(self, step: Step) -> Genomes:
+        """Canonical genomes, (n, G), that maximise the linearised accuracy within the limits as far as possible."""
         parents = step.parents.copy()
         parents[:, 0] = step.resolution
         parents = self.space.canonical(parents)

@@ -1,4 +1,4 @@
-"""What is searched for: the most accurate subnet within a latency target and further bounds."""
+"""The search problem: the most accurate subnet within a latency target and further bounds."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class PredictedAccuracy:
     """An accuracy predictor over a design space."""
 
     def __init__(self, space: DesignSpace, predictor: AccuracyPredictor) -> None:
+        """`UsageError` where the predictor was fitted for another design space."""
         width = space.one_hot(space.smallest()).shape[1]
         if width != predictor.features:
             raise UsageError(
@@ -49,14 +50,19 @@ class PredictedAccuracy:
         self._space, self._predictor = space, predictor
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
+        """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
         return self._predictor.predict(self._space.one_hot(genomes))
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
+        """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
         return self._predictor.gradient(self._space.one_hot(genomes))
 
 
 class TabularAccuracy:
-    """Exact values where they are known, a model's elsewhere; without a model, only known subnets can win."""
+    """Tabular accuracy: exact values of evaluated subnets, a model's for all others.
+
+    Without a model, only evaluated subnets can win.
+    """
 
     def __init__(self, genomes: Genomes, accuracy: Floats, base: AccuracyModel | None = None) -> None:
         """`accuracy` (n,) as fractions of the canonical `genomes` (n, G)."""
@@ -64,40 +70,44 @@ class TabularAccuracy:
         order = np.argsort(keys)
         self._keys, self._accuracy = keys[order], np.asarray(accuracy, dtype=np.float64)[order]
         self._base = base
-        #: The only subnets that can win; None where a model stands behind the known ones.
+        #: The only subnets that can win; None where a model predicts the others.
         self.candidates: Genomes | None = genomes if base is None else None
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
+        """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
         keys = genome_keys(genomes)
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         other = self._base.predict(genomes) if self._base is not None else np.full(len(genomes), -np.inf)
         return np.where(self._keys[place] == keys, self._accuracy[place], other)
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
+        """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
         return None if self._base is None else self._base.gradient(genomes)
 
 
 class CachedAccuracy:
-    """A model that is asked about the same subnets by many devices, a few at a time: each is predicted once.
+    """A cache in front of an accuracy model, for many device settings that ask about the same subnets.
 
-    One by one, so that what is said of a subnet depends on no other.
+    Subnets are predicted one by one, so that no prediction depends on the others of its batch.
     """
 
     def __init__(self, base: AccuracyModel) -> None:
         self._base = base
-        self._known: dict[bytes, float] = {}
+        self._cache: dict[bytes, float] = {}
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
+        """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
         return np.array([self._of(genome) for genome in genomes], dtype=np.float64)
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
+        """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
         return self._base.gradient(genomes)
 
     def _of(self, genome: NDArray[np.int16]) -> float:
         key = genome.tobytes()
-        found = self._known.get(key)
+        found = self._cache.get(key)
         if found is None:
-            found = self._known[key] = float(self._base.predict(genome[None])[0])
+            found = self._cache[key] = float(self._base.predict(genome[None])[0])
         return found
 
 
@@ -113,7 +123,7 @@ class Winner:
 
 
 class Problem:
-    """A design space with its accuracy and latency models and bounds; counts what is evaluated."""
+    """A design space with its accuracy and latency models and bounds; counts evaluated subnets."""
 
     def __init__(
         self,
@@ -161,7 +171,7 @@ class Problem:
             raise UsageError("this accuracy model has no gradient; search with the evolution engine")
         return np.asarray(found, dtype=np.float32)
 
-    # -- what is feasible at all --------------------------------------------------------------------------------
+    # -- feasibility -------------------------------------------------------------------------------------------
 
     def fastest(self) -> tuple[NDArray[np.int16], float]:
         """The fastest subnet that coordinate descent finds from the smallest, and its milliseconds.
@@ -194,7 +204,7 @@ class Problem:
             best = np.where(better, latency.min(axis=1), best)
 
     def infeasible(self, target_ms: float) -> InfeasibleTargetError:
-        """The error that says why nothing meets the target."""
+        """Make the error for a target that no subnet meets; it names the fastest subnet."""
         genome, fastest_ms = self.fastest()
         (architecture,) = self.space.decode(genome[None])
         described = f"d={list(architecture.d)} r={architecture.r} ({architecture.fingerprint})"

@@ -244,7 +244,7 @@ def test_the_online_predictor_serves_as_a_latency_model() -> None:
     assert mean < winners[1].latency_ms <= target
 
 
-def test_what_is_said_of_a_library_is_what_is_said_of_its_subnets() -> None:
+def test_a_candidate_table_is_predicted_as_its_subnets_are() -> None:
     from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
     from fleetnas.coordinator.predictors.features import FeatureMap
     from fleetnas.coordinator.predictors.prior import hierarchical_prior
@@ -254,18 +254,18 @@ def test_what_is_said_of_a_library_is_what_is_said_of_its_subnets() -> None:
     sample = space.sample(30, np.random.default_rng(0))
     predictor = BayesianPredictor(hierarchical_prior(features.features(sample), features.groups, scale_ms=10.0))
     predictor.update(features.features(sample), truth.predict(sample), 0.01)
-    library = CandidateTable(space, np.unique(space.sample(500, np.random.default_rng(1)), axis=0))
+    table = CandidateTable(space, np.unique(space.sample(500, np.random.default_rng(1)), axis=0))
     predicted = PredictorLatency(features, predictor, include_noise=True)
     rng = np.random.default_rng(2)
     for sigmas in (0.5, 0.0, -0.5):
         margin = predicted.at_margin(sigmas)
-        measured = MeasuredLatency(margin, library.genomes[:40], np.linspace(1.0, 2.0, 40))
+        measured = MeasuredLatency(margin, table.genomes[:40], np.linspace(1.0, 2.0, 40))
         for model in (truth, margin, measured):
-            rows = np.sort(rng.choice(len(library), 60, replace=False))
-            np.testing.assert_allclose(model.predict_rows(library, rows), model.predict(library.genomes[rows]))
+            rows = np.sort(rng.choice(len(table), 60, replace=False))
+            np.testing.assert_allclose(model.predict_rows(table, rows), model.predict(table.genomes[rows]))
             constant, tables = model.slot_tables()
-            additive = SlotTableLatency(space, constant, tables).predict(library.genomes)
-            np.testing.assert_allclose(model.predict_additive(library), additive, rtol=1e-5)
+            additive = SlotTableLatency(space, constant, tables).predict(table.genomes)
+            np.testing.assert_allclose(model.predict_additive(table), additive, rtol=1e-5)
 
 
 def test_an_accuracy_is_foretold_once_and_depends_on_no_other_subnet() -> None:
