@@ -51,7 +51,7 @@ _log = logging.getLogger("fleetnas.coordinator")
 
 def snapshot_of(campaign: Campaign, now_unix_s: float) -> Snapshot:
     """One immutable picture of a running campaign."""
-    request = campaign.plan.request
+    request = campaign.plan.targets
     return Snapshot(
         run_id=campaign.identity.run_id,
         supernet=campaign.identity.supernet,
@@ -111,7 +111,7 @@ def bare_snapshot(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot
         state_detail=setting_run.reason,
         budget=plan.budget,
         failures=setting_run.failures,
-        targets_asked=plan.request.count,
+        targets_asked=plan.targets.count,
     )
 
 
@@ -243,7 +243,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         supernet=SupernetProvenance(
             run.supernet, run.bundle_sha256, settings.design_space, settings.source, settings.checkpoint_sha256
         ),
-        strategy=settings.plan.strategy,
+        strategy=settings.plan.strategy.value,
         budget=settings.plan.budget,
         bounds=settings.plan.bounds,
         started_s=run.created_unix_s,
@@ -269,7 +269,7 @@ def _contained_outcome(
             setting=device.setting,
             status="failed",
             reason=f"what is stored of it cannot be read: {one_line(error)}",
-            targets_asked=plan.request.count,
+            targets_asked=plan.targets.count,
             condition_asked=plan.conditions,
         )
 
@@ -290,8 +290,8 @@ def _device_outcome(
         failures=failures,
         predictor=history[-1].error if history else None,
         predictor_history=history,
-        targets=_target_outcomes(device, plan.request, winners),
-        targets_asked=stored_targets_asked(device, plan.request),
+        targets=_target_outcomes(device, plan.targets, winners),
+        targets_asked=stored_targets_asked(device, plan.targets),
         targets_note=device.targets_note,
         condition_asked=plan.conditions,
         wire_bytes=device.wire_bytes,

@@ -159,7 +159,7 @@ class StoredSetting:
             failures=self.failures,
             predictor_error=PredictorError(*error[1:]) if error is not None else None,
             targets=self._known_targets(),
-            targets_asked=stored_targets_asked(record, self.plan.request),
+            targets_asked=stored_targets_asked(record, self.plan.targets),
             targets_note=record.targets_note,
             quality=self.tally.quality,
         )
@@ -176,7 +176,7 @@ class StoredSetting:
         return "verifying" if self.last.task.purpose == "verification" else "measuring"
 
     def _known_targets(self) -> tuple[TargetSnapshot, ...]:
-        known = {target_ms: TargetSnapshot(target_ms) for target_ms in known_targets_ms(self.record, self.plan.request)}
+        known = {target_ms: TargetSnapshot(target_ms) for target_ms in known_targets_ms(self.record, self.plan.targets)}
         targets = [target for _, target in sorted({**known, **self.targets}.items())]
         status = self.record.status
         if status == "running":

@@ -19,7 +19,7 @@ INDICATOR = -1
 SURCHARGE = -2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hypothesis:
     """One Gaussian prior of a device's weights, up to the device's speed.
 
@@ -34,9 +34,9 @@ class Hypothesis:
     probability: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prior:
-    """A few hypotheses, weighted by the marginal likelihood of the measurements under each."""
+    """A few hypotheses, weighted by the marginal likelihood of the measurements under each; compared by identity."""
 
     hypotheses: tuple[Hypothesis, ...]
     #: Speed assumed until the first measurement, in ms per unit of `features @ mean`.

@@ -11,20 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.records.bounds import Bounds, lowered
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.evolution import EvolutionEngine, EvolutionSettings
 from fleetnas.coordinator.search.guided import GuidedEngine, GuidedSettings
 from fleetnas.coordinator.search.latency import LatencyModel
 from fleetnas.coordinator.search.pool import Pool
 from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, Winner, check_targets
-from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
+from fleetnas.fleet_protocol.errors import InfeasibleTargetError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
-Strategy = Literal["joint", "bottom-up", "top-down", "independent", "exhaustive"]
 Engine = Literal["guided", "evolution"]
-STRATEGIES: tuple[Strategy, ...] = ("joint", "bottom-up", "top-down", "independent", "exhaustive")
 
 #: Generations of the guided engine.
 DEFAULT_ROUNDS = 40
@@ -63,7 +62,7 @@ def search(
     targets_ms: Sequence[float],
     *,
     rng: np.random.Generator,
-    strategy: Strategy = "joint",
+    strategy: Strategy = Strategy.JOINT,
     engine: Engine = "guided",
     bounds: Bounds | None = None,
     warm_start: Genomes | None = None,
@@ -119,8 +118,6 @@ def _search(
     guided: GuidedSettings,
     evolution: EvolutionSettings,
 ) -> SearchResult:
-    if strategy not in STRATEGIES:
-        raise UsageError(f"no strategy is called {strategy!r}; there are {', '.join(STRATEGIES)}")
     problem.bounds.check(problem.space)
     candidates = problem.accuracy.candidates if isinstance(problem.accuracy, TabularAccuracy) else None
     _, fastest_ms = problem.fastest()
@@ -131,7 +128,7 @@ def _search(
             return SearchResult(strategy, (), nothing, np.zeros(0), np.zeros(0), problem.evaluations)
     if not fastest_ms <= min(targets):
         raise problem.infeasible(min(targets))
-    if candidates is not None or strategy == "exhaustive":
+    if candidates is not None or strategy == Strategy.EXHAUSTIVE:
         found = _exhaustive(problem, targets, candidates)
     elif engine == "evolution":
         found = _evolved(problem, targets, strategy, rng, warm_start, evolution)
@@ -162,12 +159,12 @@ class _GuidedSearch:
 
     def run(self, strategy: Strategy) -> _Evaluated:
         """What was evaluated and is worth keeping."""
-        if strategy == "joint":
+        if strategy == Strategy.JOINT:
             pools = [self._search(self._targets)]
-        elif strategy == "independent":
+        elif strategy == Strategy.INDEPENDENT:
             pools = [self._search([target]) for target in self._targets]
         else:
-            pools = [self._chained(upwards=strategy == "bottom-up")]
+            pools = [self._chained(upwards=strategy == Strategy.BOTTOM_UP)]
         return _Evaluated(
             np.concatenate([pool.genomes for pool in pools]),
             np.concatenate([pool.top1 for pool in pools]),
@@ -211,15 +208,15 @@ def _evolved(
     settings: EvolutionSettings,
 ) -> _Evaluated:
     engine = EvolutionEngine(problem, rng, settings)
-    upwards = strategy != "top-down"
+    upwards = strategy != Strategy.TOP_DOWN
     ordered = sorted(set(targets), reverse=not upwards)
     given = problem.space.canonical(warm_start) if warm_start is not None else problem.fastest()[0][None]
     start, populations = given, []
     for place, target in enumerate(ordered):
-        chained = place > 0 and strategy != "independent"
+        chained = place > 0 and strategy != Strategy.INDEPENDENT
         population = engine.run(target, start, settings.further_generations if chained else None)
         populations.append(population)
-        if strategy == "independent" or place + 1 == len(ordered):
+        if strategy == Strategy.INDEPENDENT or place + 1 == len(ordered):
             continue
         if upwards:
             start = np.concatenate([given, population.genomes])

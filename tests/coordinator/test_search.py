@@ -13,8 +13,9 @@ from rigs.search_problems import public_problem, random_accuracy, random_latency
 from rigs.supernets import random_bundle
 
 from fleetnas.coordinator.records.bounds import Bounds, largest_within, model_bytes, sample_within, subnet_costs
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.candidate_table import CandidateTable
-from fleetnas.coordinator.search.engine import STRATEGIES, Engine, Strategy, search
+from fleetnas.coordinator.search.engine import Engine, search
 from fleetnas.coordinator.search.evolution import EvolutionSettings
 from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, SlotTableLatency
 from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy, Problem, TabularAccuracy
@@ -28,10 +29,10 @@ from fleetnas.supernet_export.spaces.registry import make_space, space_names
 SPACES = ("digits", "ofa-mbv3", "ofa-proxyless", "compofa-elastic", "ofa-resnet50")
 QUICK = EvolutionSettings(population=20, generations=10, further_generations=5)
 _WAYS: list[tuple[Strategy, Engine]] = [
-    *((strategy, "guided") for strategy in STRATEGIES if strategy != "exhaustive"),
-    ("bottom-up", "evolution"),
-    ("top-down", "evolution"),
-    ("independent", "evolution"),
+    *((strategy, "guided") for strategy in Strategy if strategy != Strategy.EXHAUSTIVE),
+    (Strategy.BOTTOM_UP, "evolution"),
+    (Strategy.TOP_DOWN, "evolution"),
+    (Strategy.INDEPENDENT, "evolution"),
 ]
 
 
@@ -91,7 +92,7 @@ def test_exhaustive_finds_what_brute_force_finds(seed: int) -> None:
     everything = space.enumerate()
     top1, ms = accuracy.predict(space.one_hot(everything)), latency.predict(everything)
     targets = _targets(space, latency, 5)
-    result = search(space, accuracy, latency, targets, rng=np.random.default_rng(0), strategy="exhaustive")
+    result = search(space, accuracy, latency, targets, rng=np.random.default_rng(0), strategy=Strategy.EXHAUSTIVE)
     for winner in result.winners:
         assert winner.accuracy == pytest.approx(float(top1[ms <= winner.target_ms].max()), abs=1e-7)
     by_guided = search(space, accuracy, latency, targets, rng=np.random.default_rng(0), islands=4)
@@ -99,7 +100,7 @@ def test_exhaustive_finds_what_brute_force_finds(seed: int) -> None:
     assert all(g.accuracy <= e.accuracy + 1e-7 for g, e in zip(by_guided.winners, result.winners, strict=True))
 
 
-@pytest.mark.parametrize("strategy", ["joint", "bottom-up", "top-down", "independent", "exhaustive"])
+@pytest.mark.parametrize("strategy", Strategy)
 def test_an_infeasible_target_names_the_fastest_subnet_and_a_target_that_works(strategy: Strategy) -> None:
     space = make_space("compofa")
     accuracy, latency = random_accuracy(space), random_latency(space)
@@ -125,7 +126,13 @@ def test_further_bounds_are_kept_and_cost_accuracy(name: str, bound: str, engine
     least, most = cost(space.smallest()), cost(space.largest())
     limit = least + 0.15 * (most - least)
     targets = _targets(space, latency)
-    args = {"rng": np.random.default_rng(0), "engine": engine, "rounds": 5, "evolution": QUICK, "strategy": "bottom-up"}
+    args = {
+        "rng": np.random.default_rng(0),
+        "engine": engine,
+        "rounds": 5,
+        "evolution": QUICK,
+        "strategy": Strategy.BOTTOM_UP,
+    }
     free = search(space, accuracy, latency, targets, **args)  # type: ignore[arg-type]
     bounded = search(space, accuracy, latency, targets, bounds=Bounds(**{bound: limit}), **args)  # type: ignore[arg-type]
     assert cost(np.stack([winner.genome for winner in free.winners])) > limit
@@ -206,7 +213,7 @@ class _Cautious:
         return self.table.slot_tables()
 
 
-@pytest.mark.parametrize("strategy", ["joint", "bottom-up", "top-down", "independent"])
+@pytest.mark.parametrize("strategy", [Strategy.JOINT, Strategy.BOTTOM_UP, Strategy.TOP_DOWN, Strategy.INDEPENDENT])
 def test_a_model_that_is_not_additive_decides_and_its_targets_are_used_up(strategy: Strategy) -> None:
     space = make_space("ofa-mbv3")
     accuracy, table = random_accuracy(space), random_latency(space)
@@ -343,7 +350,7 @@ def test_a_space_too_large_to_enumerate_says_so() -> None:
     with pytest.raises(UsageError, match="more than the 1,000,000"):
         search(
             space, random_accuracy(space), random_latency(space), [30.0], rng=np.random.default_rng(0),
-            strategy="exhaustive",
+            strategy=Strategy.EXHAUSTIVE,
         )  # fmt: skip
 
 
@@ -352,8 +359,8 @@ def test_the_guided_engine_beats_evolution_with_a_twentieth_of_its_evaluations(p
     targets = [float(ms) for ms in range(15, 61, 5)]
     guided = search(space, accuracy, latency, targets, rng=np.random.default_rng(0))
     evolved = search(
-        space, accuracy, latency, targets, rng=np.random.default_rng(0), strategy="independent", engine="evolution",
-        evolution=EvolutionSettings(generations=100),
+        space, accuracy, latency, targets, rng=np.random.default_rng(0), strategy=Strategy.INDEPENDENT,
+        engine="evolution", evolution=EvolutionSettings(generations=100),
     )  # fmt: skip
     assert guided.evaluations < evolved.evaluations / 20
     assert guided.mean_accuracy > evolved.mean_accuracy
