@@ -60,8 +60,8 @@ def evaluate(
     What is evaluated, on held-out images, is the very file that would ship.
     """
     import numpy as np
-
     from fleetnas.coordinator.app.assembly import image_sources
+
     from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
     from fleetnas.fleet_protocol.architecture import Architecture
     from fleetnas.fleet_protocol.messages import RuntimeSetting

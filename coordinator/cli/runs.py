@@ -61,7 +61,7 @@ def results(
     ] = None,
 ) -> None:
     """What a run brought, ended or not."""
-    from fleetnas.coordinator.app.assembly import stored_models, write_artifacts
+    from fleetnas.coordinator.app.run_artifacts import stored_models, write_artifacts
     from fleetnas.coordinator.campaign.standing import outcome_of
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.view.summary import print_summary

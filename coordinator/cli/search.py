@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import typer
+from fleetnas.coordinator.app.assembly import Ending, SearchRequest, open_search
 from pydantic import ValidationError
 from rich.console import Console
 
-from fleetnas.coordinator.app.assembly import Ending, SearchRequest, open_search
 from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
 from fleetnas.coordinator.campaign.standing import outcome_of

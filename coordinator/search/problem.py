@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.search.candidate_table import genome_keys
 from fleetnas.coordinator.search.latency import LatencyModel, SlotTableLatency
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.cores import core_count
 from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
@@ -156,9 +156,9 @@ class Problem:
         return np.asarray(self.accuracy.predict(genomes), dtype=np.float64)
 
     def top1_of_all(self, genomes: Genomes) -> Floats:
-        """The same for a whole space: in parts, one thread per core."""
+        """Predicted accuracy of a whole space, (n,): in parts, one thread per core that this process may use."""
         self.evaluations += len(genomes)
-        cores = os.cpu_count() or 1
+        cores = core_count()
         count = max(min(cores, len(genomes)), -(-len(genomes) // _PART_ROWS))
         with ThreadPoolExecutor(cores) as pool:
             found = pool.map(self.accuracy.predict, np.array_split(genomes, count))
