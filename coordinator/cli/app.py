@@ -42,18 +42,24 @@ def _fleetnas(
 
 
 from fleetnas.coordinator.cli import (  # noqa: E402
+    accuracy,
     broker,
     demo,
     devices,
+    evaluate,
     export,
     export_data,
     mirror,
-    models,
+    predictor,
     runs,
-    search,
     security,
     watch,
 )
+from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
-for module in (demo, search, watch, devices, runs, export_data, export, mirror, models, broker, security):
+_MODULES = (
+    *(demo, search, watch, devices, runs, export_data, export, mirror),
+    *(evaluate, accuracy, predictor, broker, security),
+)
+for module in _MODULES:
     module.register(app)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.cli import main
-from fleetnas.coordinator.cli.bounds import bounds
+from fleetnas.coordinator.cli.bounds import BoundOptions
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -135,10 +135,10 @@ class TestBadInput:
 
 class TestBounds:
     def test_units_are_read(self) -> None:
-        read = bounds("4M", "300 m", "8MiB", "20mb")
+        read = BoundOptions("4M", "300 m", "8MiB", "20mb").bounds()
         assert read == Bounds(parameters=4e6, macs=300e6, peak_activation_bytes=8 * 2**20, model_bytes=20e6)
-        assert bounds("3e6", "0.5G", "4096", None) == Bounds(3e6, 5e8, 4096.0)
-        assert bounds(None, None, None, None) == Bounds()
+        assert BoundOptions("3e6", "0.5G", "4096").bounds() == Bounds(3e6, 5e8, 4096.0)
+        assert BoundOptions().bounds() == Bounds()
 
     @pytest.mark.parametrize(
         ("option", "text", "words"),

@@ -22,6 +22,7 @@ TEXTS = {
     "--targets": "5",
     "--resume": "run-1",
     "--strategy": "joint",
+    "--engine": "evolution",
     "--prior": "default",
     "--conditions": "sustained",
     "--devices": "pi4",
@@ -47,7 +48,7 @@ CONNECTION = {
 }
 FLEET = {*CONNECTION, "--devices", "--mirror", "--share", "--bundle-rate", "--bundles-at-once"}
 LOCAL = {"--setting", "--runtime", "--threads", "--state-dir"}
-OFFLINE = {"--space", "--latency-table", "--accuracy"}
+OFFLINE = {"--space", "--latency-table", "--accuracy", "--engine"}
 BOUNDS = {name for name in PLAN if name.startswith("--max-")}
 #: What each kind of search is begun with, and the options that it uses.
 KINDS = {
