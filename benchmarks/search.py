@@ -34,8 +34,10 @@ from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.block_table import read_block_table
 from fleetnas.coordinator.search.engine import SearchResult, search
 from fleetnas.coordinator.search.evolution import EvolutionSettings
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import SlotTableLatency
 from fleetnas.coordinator.search.offline import draw_fronts
+from fleetnas.coordinator.search.problem import Problem
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
@@ -129,16 +131,22 @@ def guided(
     family: Family, targets: Sequence[float], seed: int, effort: tuple[int, int], strategy: Strategy = Strategy.JOINT
 ) -> SearchResult:
     return search(
-        family.space, family.accuracy, family.latency, targets, rng=np.random.default_rng(seed), strategy=strategy,
-        rounds=effort[0], islands=effort[1],
-    )  # fmt: skip
+        Problem(family.space, family.accuracy, family.latency),
+        targets,
+        rng=np.random.default_rng(seed),
+        strategy=strategy,
+        engine=GuidedSettings(rounds=effort[0], islands=effort[1]),
+    )
 
 
 def evolved(family: Family, targets: Sequence[float], strategy: Strategy, settings: EvolutionSettings) -> SearchResult:
     return search(
-        family.space, family.accuracy, family.latency, targets, rng=np.random.default_rng(0), strategy=strategy,
-        engine="evolution", evolution=settings,
-    )  # fmt: skip
+        Problem(family.space, family.accuracy, family.latency),
+        targets,
+        rng=np.random.default_rng(0),
+        strategy=strategy,
+        engine=settings,
+    )
 
 
 def families(data: Path, quick: bool) -> list[Family]:
@@ -234,7 +242,10 @@ def compofa(figures: Figures, data: Path, family: Family, peer_s: float, quick: 
 
     def exhaustive() -> SearchResult:
         return search(
-            space, family.accuracy, latency, TARGETS_MS, rng=np.random.default_rng(0), strategy=Strategy.EXHAUSTIVE
+            Problem(space, family.accuracy, latency),
+            TARGETS_MS,
+            rng=np.random.default_rng(0),
+            strategy=Strategy.EXHAUSTIVE,
         )
 
     exhaustive()

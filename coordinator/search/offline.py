@@ -13,7 +13,8 @@ import numpy as np
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
 from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
-from fleetnas.coordinator.search.engine import DEFAULT_ROUNDS, Engine, SearchResult, search
+from fleetnas.coordinator.search.engine import EngineSettings, SearchResult, search
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, check_targets
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.fit import read_evaluated
@@ -50,10 +51,8 @@ class OfflineRequest:
     targets_ms: tuple[float, ...]
     options: Mapping[str, Any] | None = None  #: of the space; None: those that the table was measured under
     strategy: Strategy = Strategy.JOINT
-    engine: Engine = "guided"
+    engine: EngineSettings = field(default_factory=GuidedSettings)
     bounds: Bounds = field(default_factory=Bounds)
-    rounds: int = DEFAULT_ROUNDS
-    islands: int = 4
     seed: int = 0
 
 
@@ -80,7 +79,7 @@ class OfflineOutcome:
             "latency_table": str(self.request.latency_table),
             "accuracy": str(self.request.accuracy),
             "strategy": result.strategy.value,
-            "engine": self.request.engine,
+            "engine": self.request.engine.name,
             "seed": self.request.seed,
             "bounds": self.request.bounds.given(),
             "evaluations": result.evaluations,
@@ -107,17 +106,13 @@ def search_offline(request: OfflineRequest) -> OfflineOutcome:
     targets = check_targets(request.targets_ms)
     accuracy = load_accuracy(request.accuracy, space)
     latency = read_block_table(request.latency_table, space)
+    problem = Problem(space, accuracy, latency, request.bounds)
     result = search(
-        space,
-        accuracy,
-        latency,
-        [*targets, *_front_targets(Problem(space, accuracy, latency, request.bounds), max(targets))],
+        problem,
+        [*targets, *_front_targets(problem, max(targets))],
         rng=np.random.default_rng(request.seed),
         strategy=request.strategy,
         engine=request.engine,
-        bounds=request.bounds,
-        rounds=request.rounds,
-        islands=request.islands,
     )
     return OfflineOutcome(request, space, replace(result, winners=result.winners[: len(targets)]))
 
@@ -178,7 +173,7 @@ def offline_table(outcome: OfflineOutcome) -> Group:
     from rich.table import Table
 
     space, result = outcome.space, outcome.result
-    by = f"{result.strategy}, {outcome.request.engine} engine"
+    by = f"{result.strategy}, {outcome.request.engine.name} engine"
     winners = Table(title=f"{space.name}, {by}: the best subnet predicted within each target")
     for name in ("target ms", "predicted ms", "top-1 %", "MMACs", "M weights", "peak MiB", "file MB"):
         winners.add_column(name, justify="right")

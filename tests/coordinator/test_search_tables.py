@@ -13,6 +13,7 @@ from rigs.search_problems import NOTE10_RESOLUTIONS, public_problem
 
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
 from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.offline import OfflineRequest, offline_table, search_offline, write_offline
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
@@ -99,8 +100,7 @@ def _request(data: Path, **changes: object) -> OfflineRequest:
         "latency_table": data / "ofa_mbv3" / "note10_lut",
         "accuracy": data / "ofa_mbv3" / "acc_predictor.pth",
         "targets_ms": (20.0, 40.0),
-        "rounds": 4,
-        "islands": 1,
+        "engine": GuidedSettings(rounds=4),
     }
     return OfflineRequest(**{**fields, **changes})  # type: ignore[arg-type]
 

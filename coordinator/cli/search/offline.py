@@ -17,6 +17,8 @@ from fleetnas.supernet_export.output_files import check_folder
 
 #: Parameters of other groups that an offline search uses.
 SHARED = ("targets", "strategy", "seed", "out", "as_json")
+#: Islands of the guided engine: an offline search is done once, and may take longer.
+_ISLANDS = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class OfflineOptions:
 def search_offline(options: OfflineOptions, plan: PlanOptions, bounds: Bounds, out: Path, *, as_json: bool) -> None:
     """Search by a latency table, print the winners, and write `search.json` and `search.png` into `out`."""
     from fleetnas.coordinator.search import offline
+    from fleetnas.coordinator.search.evolution import EvolutionSettings
+    from fleetnas.coordinator.search.guided import GuidedSettings
 
     targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
     if not targets_ms or options.latency_table is None or options.accuracy is None:
@@ -58,7 +62,7 @@ def search_offline(options: OfflineOptions, plan: PlanOptions, bounds: Bounds, o
             options.accuracy,
             targets_ms,
             strategy=plan.strategy,
-            engine=options.engine,
+            engine=EvolutionSettings() if options.engine == "evolution" else GuidedSettings(islands=_ISLANDS),
             bounds=bounds,
             seed=plan.seed,
         )
