@@ -128,7 +128,7 @@ class _Wire:
     link: AgentLink = field(repr=False)
     blobs: BlobServer = field(repr=False)
     publisher: Publisher | None = field(repr=False)
-    """None on a device alone: nobody watches it from elsewhere."""
+    """None on a device alone: it cannot be watched from elsewhere."""
 
 
 def _open_wire(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord], notes: Notes) -> _Wire:

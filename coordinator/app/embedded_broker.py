@@ -103,7 +103,7 @@ def _make_broker(host: str, port: int) -> Broker:
     bind = f"{host}:{port}"  # IPv6 too: amqtt hands brackets on to the resolver, which knows none
 
     class OwnRetainedBroker(Broker):  # type: ignore[misc]
-        """amqtt offers a new client what is retained on everybody's subscriptions; here, on its own."""
+        """Offers a new client the retained messages of its own subscriptions; amqtt those of all clients."""
 
         async def _publish_retained_messages_for_subscription(
             self, subscription: tuple[str, int], session: Session

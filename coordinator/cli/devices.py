@@ -68,9 +68,9 @@ def devices(
     ] = _GATHER_S,
     as_json: options.Json = False,
 ) -> None:
-    """Who is in the fleet, when last seen, and why idle.
+    """List the fleet's agents: when last seen, and why idle.
 
-    With --distrust or --trust: whose measurements in the store teach other devices.
+    With --distrust or --trust: choose the devices whose measurements in the store teach others.
     """
     if trust.distrust or trust.trust:
         fleet_options = (connection.broker, connection.fleet, connection.credentials, authority)

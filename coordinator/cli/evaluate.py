@@ -55,7 +55,7 @@ def evaluate(
 ) -> None:
     """Slice, calibrate and evaluate one subnet.
 
-    What is evaluated, on held-out images, is the very file that would ship.
+    The evaluated file, on held-out images, is the very file that would ship.
     """
     from fleetnas.coordinator.app.images import checked_images
     from fleetnas.coordinator.app.request import ImageFolders

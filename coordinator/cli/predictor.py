@@ -21,7 +21,7 @@ class MethodOptions:
         typer.Option(
             "--method",
             metavar="NAME",
-            help="bayesian (what searches use); hardware (the same, its prior moved by hardware parameters); or a "
+            help="bayesian (used by searches); hardware (the same, its prior moved by hardware parameters); or a "
             "baseline: fine-tuned (another device's network), block-table, rescaled-table (another device's), macs.",
         ),
     ] = "bayesian"
@@ -55,9 +55,9 @@ def evaluate(
     draws: Annotated[int, typer.Option("--draws", metavar="N", min=1, help="Random choices of these.")] = 5,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes these choices.")] = 0,
 ) -> None:
-    """How well a few measurements predict a new device.
+    """Evaluate how well a few measurements predict a new device.
 
-    Each device in turn is the new one; the method learns from the others what it can.
+    Each device in turn is the new one; the method learns from the other devices.
     """
     from fleetnas.coordinator.predictors.evaluation.dataset import read_hardware, read_latency_data
     from fleetnas.coordinator.predictors.evaluation.methods import method_factory

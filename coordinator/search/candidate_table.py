@@ -21,7 +21,7 @@ class CandidateTable:
         self.keys = genome_keys(genomes)
         self.features: NDArray[np.float64] = FeatureMap(space).features(genomes)
         starts = np.cumsum([0, *(len(costs) for costs in space.slot_costs)])[:-1]
-        #: Per slot, each subnet's place in the slots' tables laid end to end, (S, n).
+        #: Per slot, each subnet's index into the concatenated slot tables, (S, n).
         self.places: NDArray[np.intp] = np.ascontiguousarray((space.slots(genomes) + starts).T)
 
     def __len__(self) -> int:

@@ -28,7 +28,7 @@ _LARGEST_ENUMERATION = 1_000_000
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Winners in the order of the targets, and the Pareto front of all that was evaluated, fastest first."""
+    """Winners in the order of the targets, and the Pareto front of all evaluated subnets, fastest first."""
 
     strategy: Strategy
     winners: tuple[Winner, ...]
@@ -191,7 +191,7 @@ def _evolved(
 
 
 def pruned(problem: Problem, genomes: Genomes, target_ms: float, count: int, rng: np.random.Generator) -> Genomes:
-    """`count` subnets within the target, each a genome whose genes were lowered at random until it was."""
+    """Lower random genes of `count` draws from genomes (n, G) until each is within the target; some drop out."""
     drawn = genomes[rng.integers(0, len(genomes), count)]
     found = lowered(problem.space, drawn, lambda these: problem.latency_ms(these) > target_ms, rng)
     return found[problem.latency_ms(found) <= target_ms]

@@ -174,7 +174,7 @@ class Problem:
     # -- feasibility -------------------------------------------------------------------------------------------
 
     def fastest(self) -> tuple[NDArray[np.int16], float]:
-        """The fastest subnet that coordinate descent finds from the smallest, and its milliseconds.
+        """Find the fastest subnet by coordinate descent from the smallest; returns its genome and milliseconds.
 
         Exact for block tables up to the choice within one block. Infinite where it breaks a bound.
         """
@@ -218,12 +218,12 @@ class Problem:
 
 
 def _single_gene_moves(space: DesignSpace) -> NDArray[np.intp]:
-    """Every (gene, value), shape (sum of cardinalities, 2)."""
+    """List every (gene, value), shape (sum of cardinalities, 2)."""
     return np.array([(g, v) for g, count in enumerate(space.cardinalities) for v in range(int(count))], dtype=np.intp)
 
 
 def check_targets(targets_ms: Sequence[float]) -> tuple[float, ...]:
-    """The targets as floats; `UsageError` where one is not a latency."""
+    """Return the targets as floats; `UsageError` where one is not a latency above 0 ms."""
     found = tuple(float(target) for target in targets_ms)
     wrong = [target for target in found if not (math.isfinite(target) and target > 0)]
     if wrong or not found:

@@ -42,7 +42,7 @@ class LatencyData:
     genomes: Genomes | None = None
 
     def devices(self, rows: NDArray[np.intp], *, without: str = "") -> list[MeasuredDevice]:
-        """What a prior is learned from: every setting outside the family `without`, on the given architectures."""
+        """Return the devices to learn a prior from: settings outside the family `without`, on the given rows."""
         return [
             MeasuredDevice(name, self.families[name], self.features[rows], latency[rows])
             for name, latency in self.latency_ms.items()
@@ -56,8 +56,8 @@ def read_latency_data(path: Path | str) -> LatencyData:
     `.npz`: arrays `latency_<setting>` (n,) in ms, beside either `ks`, `e`, `d`, `r` (architectures of `ofa-mbv3`) or
     `ops` (n, blocks), the operation that each block of any other space takes. `.json`: an object with `space`,
     `options`, `architectures` (OFA's keys), `latency_ms` (setting to n numbers) and, optionally, `families`. In both,
-    settings of one device (names that differ in a trailing batch size) are one family. `.csv`: what
-    `fleetnas export-data` wrote; a device is a family.
+    settings of one device (names that differ in a trailing batch size) are one family. `.csv`: a file of
+    `fleetnas export-data`; a device is a family.
 
     Raises:
         UsageError: the file is missing, of another form, or its arrays disagree in length.
@@ -109,7 +109,7 @@ def read_hardware(path: Path) -> dict[str, Parameters]:
 
 
 def operation_features(operations: NDArray[Any]) -> tuple[Floats, NDArray[np.intp]]:
-    """One-hot operations (n, blocks) of a space without a cost model: features (n, F) and groups, one an operation."""
+    """Encode operations (n, blocks) of a space without a cost model: features (n, F), a group per operation."""
     columns, groups = [np.ones(len(operations))], [0]
     for block in operations.T:
         for operation in np.unique(block):

@@ -59,7 +59,7 @@ class Split:
 
 
 def split(count: int, held_out: int, rng: np.random.Generator) -> Split:
-    """A random split of `count` architectures."""
+    """Split `count` architectures at random."""
     if not 0 < held_out < count:
         raise UsageError(
             f"{held_out} architectures cannot be held out of {count}; at least 1 must be left on each side"
@@ -69,7 +69,7 @@ def split(count: int, held_out: int, rng: np.random.Generator) -> Split:
 
 
 def score(mean: Floats, latency_ms: Floats, standard_deviation: Floats | None = None) -> Score:
-    """Errors of predictions (n,) of measured latencies (n,), all ms."""
+    """Compute the errors of predictions (n,) of measured latencies (n,), all ms."""
     error = np.abs(mean - latency_ms)
     covered = np.nan
     if standard_deviation is not None:
@@ -84,7 +84,7 @@ def score(mean: Floats, latency_ms: Floats, standard_deviation: Floats | None = 
 
 
 def median_score(scores: Sequence[Score]) -> Score:
-    """Median of each figure."""
+    """Take the median of each figure."""
     columns = np.array([[s.spearman, s.mape_percent, s.rmse_ms, s.coverage_percent] for s in scores])
     return Score(*(float(value) for value in np.median(columns, axis=0)))
 
@@ -182,7 +182,7 @@ def leave_family_out(
 
 
 def table_lines(rows: Iterable[EvaluationRow]) -> list[str]:
-    """A plain table of the rows."""
+    """Format the rows as a plain table."""
     header = f"{'setting':<18}{'samples':>8}{'choice':>8}{'spearman':>10}{'floor':>8}{'MAPE %':>8}{'floor':>7}"
     lines = [header + f"{'RMSE ms':>9}{'90 % interval':>15}"]
     lines += [
