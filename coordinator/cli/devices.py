@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Default time to listen, seconds: a coordinator publishes its run every 2 s.
 _GATHER_S = 2.5
+#: Listening for longer than this hears a heartbeat of every living agent, seconds: they come every 30 s.
+_HEARTBEAT_S = 32.0
 _CONNECT_S = 10.0
 
 
@@ -87,12 +89,15 @@ def devices(
         connection = replace(connection, credentials=authority / "coordinator.credentials")
     found_at = connection.connection(watching=True)
     enrolled = _enrolled(authority) if authority is not None else None
-    found = _rows(_observed(found_at, wait), enrolled, time.monotonic())
+    found = fleet_rows(_observed(found_at, wait), enrolled, time.monotonic(), wait)
     if as_json:
         for each in found:
             typer.echo(json.dumps(each))
     elif found:
         Console().print(_table(found))
+        remembered = [each for each in found if each["state"] in ("ready", "busy") and each["last_seen_s_ago"] is None]
+        if remembered and wait <= _HEARTBEAT_S:
+            typer.echo("states of agents not seen are the broker's memory; --wait 35 tells which of them are alive")
     else:
         Console().print(
             f"no agent has ever announced itself in fleet {found_at.fleet!r} on {found_at.broker}; run on each device: "
@@ -158,8 +163,18 @@ def _last_seen(row: dict[str, Any]) -> str:
     return "not since this command listens" if ago_s is None else f"{ago_s:.0f} s ago"
 
 
-def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s: float) -> list[dict[str, Any]]:
-    """Make a row for every agent that was heard or is enrolled; `enrolled` has the fault of each login."""
+def fleet_rows(
+    fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s: float, listened_s: float
+) -> list[dict[str, Any]]:
+    """Make a row for every agent that was heard or is enrolled.
+
+    Args:
+        fleet_observer: of the fleet, after it has listened.
+        enrolled: the fault of each enrolled agent's login; None: not compared.
+        now_s: the observer's clock, seconds.
+        listened_s: duration of listening, seconds. An agent that is silent for longer than a heartbeat is `silent`,
+            whatever state the broker retains of it.
+    """
     version = metadata.version("fleetnas")
     agents = fleet_observer.registry.agents
     rows = []
@@ -170,7 +185,13 @@ def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s:
             whys.append("it is not enrolled, so no search should trust it: `fleetnas enroll`, or stop it")
         elif enrolled is not None and enrolled[name]:
             whys.append(enrolled[name])
-        if entry is not None:
+        silent = listened_s > _HEARTBEAT_S and entry is not None and entry.usable and entry.last_seen_s is None
+        if silent:
+            whys.append(
+                f"the broker remembers it, and it sent no heartbeat for {listened_s:g} s; start fleetnas-agent on the "
+                "device"
+            )
+        elif entry is not None:
             whys.append(fleet_observer.why(entry, version))
         elif name in fleet_observer.refused:
             whys.append(
@@ -186,7 +207,7 @@ def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s:
         seen = entry.last_seen_s if entry is not None else None
         state = "unreadable" if name in fleet_observer.refused else "absent"
         if entry is not None:
-            state = "duplicate" if entry.duplicate else entry.liveness
+            state = "silent" if silent else "duplicate" if entry.duplicate else entry.liveness
         rows.append(
             {
                 "device": name,
