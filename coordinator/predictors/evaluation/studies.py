@@ -172,7 +172,8 @@ def leave_family_out(
         if min(samples) < method.least_samples:
             raise UsageError(f"{min(samples)} samples are too few for this method; give {method.least_samples} or more")
         floor = floor_score(data, setting, parts)
-        for choice in choices if isinstance(method, PriorMethod) else ("random",):
+        possible: Sequence[Choice] = choices if isinstance(method, PriorMethod) else ("random",)
+        for choice in possible:
             for count in samples:
                 # The same draws whatever else is evaluated.
                 own = np.random.default_rng([seed, count, choice == "own"])
