@@ -61,7 +61,7 @@ def test_each_method_predicts_every_device_from_a_few_measurements(
 ) -> None:
     rows = rows_of(read_latency_data(file), method, hardware, 20)
     assert [row.setting for row in rows if row.choice == "random"] == list(SETTINGS)
-    assert all(row.score.mape_percent < 25 for row in rows), [row.score for row in rows]
+    assert all(row.score.spearman > 0.8 for row in rows), [row.score for row in rows]
     chooses = method in ("bayesian", "hardware")
     assert {row.choice for row in rows} == ({"random", "own"} if chooses else {"random"})
     assert all(np.isnan(row.score.coverage_percent) != chooses for row in rows)

@@ -101,12 +101,13 @@ def test_exhaustive_finds_what_brute_force_finds(seed: int) -> None:
         Problem(space, accuracy, latency), targets, rng=np.random.default_rng(0), strategy=Strategy.EXHAUSTIVE
     )
     for winner in result.winners:
-        assert winner.accuracy == pytest.approx(float(top1[ms <= winner.target_ms].max()), abs=1e-7)
+        # Single precision: parts of another size round otherwise.
+        assert winner.accuracy == pytest.approx(float(top1[ms <= winner.target_ms].max()), abs=1e-6)
     by_guided = search(
         Problem(space, accuracy, latency), targets, rng=np.random.default_rng(0), engine=GuidedSettings(islands=4)
     )
     assert by_guided.mean_accuracy >= result.mean_accuracy - 0.002
-    assert all(g.accuracy <= e.accuracy + 1e-7 for g, e in zip(by_guided.winners, result.winners, strict=True))
+    assert all(g.accuracy <= e.accuracy + 1e-6 for g, e in zip(by_guided.winners, result.winners, strict=True))
 
 
 @pytest.mark.parametrize("strategy", Strategy)
