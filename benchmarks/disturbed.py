@@ -39,7 +39,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.engine import search
 from fleetnas.coordinator.search.latency import SlotTableLatency
-from fleetnas.coordinator.search.problem import PredictedAccuracy
+from fleetnas.coordinator.search.problem import PredictedAccuracy, Problem
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.proposal import TargetState
@@ -113,7 +113,7 @@ class Truth:
     def _front(of: Family, table: SlotTableLatency, fastest_ms: float, slowest_ms: float, seed: int) -> Genomes:
         """Pareto front of a thorough search between two latencies, (n, G)."""
         probes = np.geomspace(1.02 * fastest_ms, slowest_ms, _PROBES).tolist()
-        return search(of.space, of.accuracy, table, probes, rng=np.random.default_rng(seed)).front_genomes
+        return search(Problem(of.space, of.accuracy, table), probes, rng=np.random.default_rng(seed)).front_genomes
 
     def fastest_ms(self, slowdown: Floats) -> float:
         """The fastest subnet's milliseconds, given each subnet's slow-down, (n,)."""

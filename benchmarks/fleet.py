@@ -28,8 +28,9 @@ from pathlib import Path
 import numpy as np
 from figures import Figures, parser
 
-from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.records.events import Event, MeasurementTaken
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -99,12 +100,17 @@ def be_coordinator(options: argparse.Namespace) -> int:
     view = CountingView()
     store = MeasurementStore.open(options.work / "runs.sqlite")
     request = SearchRequest(
-        broker=BrokerAddress("127.0.0.1", options.port),
         store=store.url,
-        fleet=FLEET,
-        supernet=options.work / "digits.supernet",
-        plan=CampaignPlan(
-            targets=f"auto:{TARGETS}", budget=BUDGET, initial_design=INITIAL_DESIGN, wait_for=options.agents, join_s=120.0
+        devices_at=FleetAccess(BrokerAddress("127.0.0.1", options.port), FLEET),
+        run=NewRun(
+            options.work / "digits.supernet",
+            CampaignPlan(
+                targets=f"auto:{TARGETS}",
+                budget=BUDGET,
+                initial_design=INITIAL_DESIGN,
+                wait_for=options.agents,
+                join_s=120.0,
+            ),
         ),
     )
     running = open_search(request, lambda: view, store, StandInModels())

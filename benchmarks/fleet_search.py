@@ -24,10 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from figures import Figures, parser
 
-from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.demo import agents
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
+from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
 from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.stored_outcome import outcome_of
@@ -73,18 +74,20 @@ def search(directory: Path, supernet: Path, seed: int) -> CampaignOutcome:
     store = MeasurementStore.open(directory / "runs.sqlite")
     with EmbeddedBroker(port=0) as broker, agents(broker.address, work, SETTINGS):
         request = SearchRequest(
-            broker=broker.address,
             store=store.url,
-            supernet=supernet,
-            plan=CampaignPlan(
-                targets=f"auto:{TARGETS}",
-                budget=INITIAL_DESIGN + PER_TARGET * TARGETS,
-                initial_design=INITIAL_DESIGN,
-                seed=seed,
-                devices=tuple(name for name, _ in SETTINGS),
-                wait_for=len(SETTINGS),
-                deadline_s=60.0,
-                protocol=PROTOCOL,
+            devices_at=FleetAccess(broker.address),
+            run=NewRun(
+                supernet,
+                CampaignPlan(
+                    targets=f"auto:{TARGETS}",
+                    budget=INITIAL_DESIGN + PER_TARGET * TARGETS,
+                    initial_design=INITIAL_DESIGN,
+                    seed=seed,
+                    devices=tuple(name for name, _ in SETTINGS),
+                    wait_for=len(SETTINGS),
+                    deadline_s=60.0,
+                    protocol=PROTOCOL,
+                ),
             ),
             out=directory / "out",
         )

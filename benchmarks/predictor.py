@@ -34,7 +34,7 @@ from fleetnas.coordinator.predictors.evaluation.studies import (
     split,
     table_lines,
 )
-from fleetnas.coordinator.predictors.evaluation.transfer import HardwareTransfer
+from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer
 from fleetnas.coordinator.predictors.learned_prior import learn_prior
 from fleetnas.coordinator.predictors.metrics import spearman
 from fleetnas.coordinator.predictors.prior import Floats, Prior, hierarchical_prior

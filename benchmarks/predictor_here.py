@@ -24,8 +24,8 @@ from fleetnas.agent.measuring.micro_benchmarks import run_micro_benchmarks
 from fleetnas.agent.runtimes.registry import make_runtime
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.evaluation.baselines import BlockTable, MacsLine, block_table_genomes
-from fleetnas.coordinator.predictors.evaluation.transfer import HardwareTransfer, Parameters, profile_parameters
 from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters, profile_parameters
 from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice, learn_prior
 from fleetnas.coordinator.predictors.metrics import spearman
 from fleetnas.coordinator.predictors.prior import Floats, hierarchical_prior

@@ -30,11 +30,14 @@ from figures import Figures, parser
 from resnet_table import measure
 from rigs.peer import import_peer
 
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.block_table import read_block_table
-from fleetnas.coordinator.search.engine import SearchResult, Strategy, search
+from fleetnas.coordinator.search.engine import SearchResult, search
 from fleetnas.coordinator.search.evolution import EvolutionSettings
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import SlotTableLatency
 from fleetnas.coordinator.search.offline import draw_fronts
+from fleetnas.coordinator.search.problem import Problem
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
@@ -45,7 +48,7 @@ TARGETS_MS = [float(ms) for ms in range(15, 61, 5)]
 RESOLUTIONS = [160, 176, 192, 208, 224]
 PICTURES = ROOT / "docs" / "img"
 COUNTS = (1, 2, 3, 4, 5, 10)
-PAPER_STRATEGIES: tuple[Strategy, ...] = ("independent", "bottom-up", "top-down")
+PAPER_STRATEGIES: tuple[Strategy, ...] = (Strategy.INDEPENDENT, Strategy.BOTTOM_UP, Strategy.TOP_DOWN)
 #: Rounds and islands of the guided engine: of the peer's quality, of 1 % and of 10 % of its time.
 EQUAL, ONE_PERCENT, TEN_PERCENT = (8, 1), (22, 9), (20, 70)
 
@@ -125,19 +128,25 @@ def accuracies(result: SearchResult) -> np.ndarray:
 
 
 def guided(
-    family: Family, targets: Sequence[float], seed: int, effort: tuple[int, int], strategy: Strategy = "joint"
+    family: Family, targets: Sequence[float], seed: int, effort: tuple[int, int], strategy: Strategy = Strategy.JOINT
 ) -> SearchResult:
     return search(
-        family.space, family.accuracy, family.latency, targets, rng=np.random.default_rng(seed), strategy=strategy,
-        rounds=effort[0], islands=effort[1],
-    )  # fmt: skip
+        Problem(family.space, family.accuracy, family.latency),
+        targets,
+        rng=np.random.default_rng(seed),
+        strategy=strategy,
+        engine=GuidedSettings(rounds=effort[0], islands=effort[1]),
+    )
 
 
 def evolved(family: Family, targets: Sequence[float], strategy: Strategy, settings: EvolutionSettings) -> SearchResult:
     return search(
-        family.space, family.accuracy, family.latency, targets, rng=np.random.default_rng(0), strategy=strategy,
-        engine="evolution", evolution=settings,
-    )  # fmt: skip
+        Problem(family.space, family.accuracy, family.latency),
+        targets,
+        rng=np.random.default_rng(0),
+        strategy=strategy,
+        engine=settings,
+    )
 
 
 def families(data: Path, quick: bool) -> list[Family]:
@@ -232,7 +241,12 @@ def compofa(figures: Figures, data: Path, family: Family, peer_s: float, quick: 
     latency = read_block_table(data / "ofa_mbv3" / "note10_lut", space)
 
     def exhaustive() -> SearchResult:
-        return search(space, family.accuracy, latency, TARGETS_MS, rng=np.random.default_rng(0), strategy="exhaustive")
+        return search(
+            Problem(space, family.accuracy, latency),
+            TARGETS_MS,
+            rng=np.random.default_rng(0),
+            strategy=Strategy.EXHAUSTIVE,
+        )
 
     exhaustive()
     runs = [timed(exhaustive) for _ in range(10)]
@@ -259,7 +273,7 @@ def papers_table(
     for family in every:
         for count in counts:
             targets = family.targets_ms(count)
-            for strategy in ("joint", *PAPER_STRATEGIES):
+            for strategy in (Strategy.JOINT, *PAPER_STRATEGIES):
                 runs = [timed(partial(guided, family, targets, seed, (15, 1), strategy)) for seed in range(3)]
                 rows.append(_row(family, "guided", strategy, count, runs))
             if family.name != "ofa-mbv3":
@@ -270,8 +284,8 @@ def papers_table(
                 rows.append(_row(family, "evolution", strategy, count, [run]))
     ten = {(r[0], r[1], r[2]): r for r in rows if r[3] == counts[-1]}
     for (name, engine, strategy), row in ten.items():
-        if strategy in ("bottom-up", "top-down"):
-            alone = ten[name, engine, "independent"]
+        if strategy in (Strategy.BOTTOM_UP, Strategy.TOP_DOWN):
+            alone = ten[name, engine, Strategy.INDEPENDENT]
             key = f"{name}_{engine}_{strategy}".replace("-", "_")
             figures.add(f"{key}_speed_over_independent", alone[4] / row[4])
             figures.add(f"{key}_accuracy_over_independent", row[5] - alone[5])
@@ -307,7 +321,7 @@ def draw(rows: Sequence[tuple[str, str, str, int, float, float]], costs: Sequenc
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots(2, len(names), squeeze=False, sharex=True)
     for column, name in enumerate(names):
-        for strategy in ("joint", *PAPER_STRATEGIES):
+        for strategy in (Strategy.JOINT, *PAPER_STRATEGIES):
             chosen = [row for row in rows if row[0] == name and row[1] == "guided" and row[2] == strategy]
             axes[0, column].plot([r[3] for r in chosen], [r[4] for r in chosen], "o-", markersize=3, label=strategy)
             axes[1, column].plot([r[3] for r in chosen], [100 * r[5] for r in chosen], "o-", markersize=3)

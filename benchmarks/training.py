@@ -59,12 +59,9 @@ class Run:
 
 def phases(schedule: str, epochs: int) -> tuple[Phase, ...]:
     """`epochs` is the length of progressive shrinking's long phases."""
-    from fleetnas.supernet_export.training.published_schedules import compound_schedule, progressive_shrinking
+    from fleetnas.supernet_export.training.published_schedules import published_schedule
 
-    largest = 3 * epochs // 2
-    if schedule == "progressive":
-        return progressive_shrinking(SPACE, largest=largest, kernel=epochs, opening=1, full=epochs)
-    return compound_schedule(SPACE, fixed_kernel=FIXED_KERNEL, largest=largest, opening=1, full=epochs - 1)
+    return published_schedule("progressive-shrinking" if schedule == "progressive" else "compound", SPACE, epochs)
 
 
 def compound_subnets() -> list[Architecture]:

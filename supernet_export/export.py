@@ -139,26 +139,27 @@ def export_published(
     )
 
 
-def export_digits(path: Path) -> str:
-    """Write the built-in digits supernet with the accuracy predictor that ships with it; return its SHA-256."""
+def export_digits(path: Path, checkpoint: Path = DIGITS_CHECKPOINT, accuracy: AccuracyPredictor | None = None) -> str:
+    """Write the bundle of a digits supernet; returns its SHA-256.
+
+    `checkpoint` and `accuracy` are those that ship, unless others are given together.
+    """
     from safetensors.numpy import load_file
 
     from fleetnas.supernet_export.digits.accuracy import load_predictor
     from fleetnas.supernet_export.digits.data import DEVIATION, MEAN
 
     space = DigitsSpace()
-    tensors = export_state_dict(load_file(DIGITS_CHECKPOINT), space)
+    tensors = export_state_dict(load_file(checkpoint), space)
     manifest = Manifest(
         space=space.name,
         options=dict(space.options),
         classes=space.network.classes,
         dataset="digits",
         preprocessing=Preprocessing(channels=1, mean=(MEAN,), std=(DEVIATION,), interpolation="bilinear"),
-        provenance=Provenance(
-            source="trained by fleetnas on scikit-learn's digits", sha256=file_sha256(DIGITS_CHECKPOINT)
-        ),
+        provenance=Provenance(source="trained by fleetnas on scikit-learn's digits", sha256=file_sha256(checkpoint)),
     )
-    return _write(path, manifest, tensors, load_predictor(), "fitted by fleetnas on evaluated subnets")
+    return _write(path, manifest, tensors, accuracy or load_predictor(), "fitted by fleetnas on evaluated subnets")
 
 
 def _write(

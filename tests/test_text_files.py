@@ -18,7 +18,8 @@ from test_cli import fleetnas
 from fleetnas.agent.cli.configuration import read_configuration
 from fleetnas.agent.cli.main import build_parser
 from fleetnas.agent.cli.options import broker_address, with_credentials
-from fleetnas.coordinator.cli.options import connection, json_object
+from fleetnas.coordinator.cli.connection import ConnectionOptions
+from fleetnas.coordinator.cli.options import json_object
 from fleetnas.coordinator.predictors.evaluation.dataset import read_latency_data
 from fleetnas.coordinator.search.block_table import table_resolutions
 from fleetnas.coordinator.security.authority import Authority
@@ -82,7 +83,7 @@ def test_variables_of_a_windows_file(tmp_path: Path) -> None:
 
 def test_password_of_a_coordinator(write: Write) -> None:
     path = write("password", "s3cret ü\n")
-    found = connection("broker.example", None, username="me", password_file=path)
+    found = ConnectionOptions("broker.example", username="me", password_file=path).connection()
     assert found.broker.password == "s3cret ü"
 
 
@@ -188,7 +189,7 @@ def test_a_file_in_another_encoding_is_refused_in_one_line(tmp_path: Path, name:
     path = tmp_path / name
     path.write_bytes("ks,ä\n".encode("latin-1"))
     readers: dict[str, Callable[[], Any]] = {
-        "password": lambda: connection("broker.example", None, username="me", password_file=path),
+        "password": lambda: ConnectionOptions("broker.example", username="me", password_file=path).connection(),
         "evaluated.csv": lambda: read_evaluated(path, SPACE),
         "latencies.json": lambda: read_latency_data(path),
         "measurements.csv": lambda: read_latency_data(path),

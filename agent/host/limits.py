@@ -7,12 +7,12 @@ own group and the topmost one that the container shows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fleetnas.agent.host.device_files import number, text
+from fleetnas.fleet_protocol.cores import affinity
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 #: Version 1 says "no limit" by a number near 2^63.
@@ -40,10 +40,7 @@ def read_limits(root: Path = Path("/")) -> Limits:
 def allowed_cores(root: Path = Path("/")) -> tuple[int, ...]:
     """Return the cores that this process may run on: its affinity within its cpuset, without offline cores."""
     if root == Path("/"):
-        try:
-            return tuple(sorted(os.sched_getaffinity(0)))
-        except (AttributeError, OSError):
-            return ()
+        return affinity()
     status = dict(line.partition(":")[::2] for line in text(root / "proc/self/status").splitlines())
     cores = core_numbers(status.get("Cpus_allowed_list", ""))
     online = core_numbers(text(root / "sys/devices/system/cpu/online"))

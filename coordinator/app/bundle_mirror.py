@@ -13,15 +13,17 @@ from fleetnas.supernet_export.bundle import SupernetBundle
 
 
 def add_to_mirror(supernet: Path, folder: Path) -> Path:
-    """Copy a bundle into a mirror's folder; returns where it lies.
+    """Copy a bundle into a mirror's folder; returns the path of the copy.
 
-    `BundleError` where it is no bundle, `UsageError` where it cannot be copied.
+    Raises:
+        BundleError: the file is no bundle.
+        UsageError: the folder cannot be written.
     """
     bundle = SupernetBundle.open(supernet)
     target = folder / bundle_name(bundle.sha256)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: agents may ask at any moment.
+        # Put in place as a whole: agents may request it at any moment.
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as copy, supernet.open("rb") as source:
             try:
                 shutil.copyfileobj(source, copy)

@@ -1,6 +1,6 @@
-"""The embedded MQTT broker (amqtt): for one machine, for tests and for a network that is trusted.
+"""The embedded MQTT broker (amqtt): for one machine, for tests and for a trusted network.
 
-It lets everybody in. Production is a real broker with TLS and access rules.
+It accepts every client. Use a real broker with TLS and access rules in production.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _START_S, _STOP_S = 20.0, 10.0
 class EmbeddedBroker:
     """A broker on a thread of its own, with its own event loop; a context manager.
 
-    Port 0 takes a free one. It ends with its process: nothing is left behind, and nothing it holds is needed after
-    it, since durability is the agents' and the coordinator's.
+    Port 0 takes a free one. The broker ends with its process and keeps no state: agents and coordinator store what
+    must last.
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> None:
@@ -39,12 +39,12 @@ class EmbeddedBroker:
 
     @property
     def address(self) -> BrokerAddress:
-        """Where it listens; of one that listens everywhere, the way in from this machine."""
+        """Address of the broker; if it listens on every interface, the loopback address."""
         ways_in = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
         return BrokerAddress(ways_in.get(self._host, self._host), self._port)
 
     def start(self) -> None:
-        """Listen; `TransportError` where the port cannot be had."""
+        """Listen; `TransportError` where the port is not available."""
         self._thread.start()
         if not self._ready.wait(_START_S):
             raise TransportError(f"the embedded broker did not start within {_START_S:g} s; try again")
@@ -57,7 +57,7 @@ class EmbeddedBroker:
             ) from self._error
 
     def stop(self) -> None:
-        """Disconnect everybody and stop listening."""
+        """Disconnect all clients and stop listening."""
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(_STOP_S)
@@ -74,7 +74,7 @@ class EmbeddedBroker:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - `start` raises it on the caller's thread
             self._error = error
         finally:
             self._ready.set()
@@ -82,7 +82,7 @@ class EmbeddedBroker:
     async def _serve(self) -> None:
         broker = _make_broker(self._host, self._port)
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        # A client that vanishes in the middle of a packet is no news.
+        # A client that vanishes in the middle of a packet is not an error.
         self._loop.set_exception_handler(lambda _, __: None)
         await broker.start()
         self._port = _listening_port(broker)
@@ -104,7 +104,7 @@ def _make_broker(host: str, port: int) -> Broker:
     bind = f"{host}:{port}"  # IPv6 too: amqtt hands brackets on to the resolver, which knows none
 
     class OwnRetainedBroker(Broker):  # type: ignore[misc]
-        """amqtt offers a new client what is retained on everybody's subscriptions; here, on its own."""
+        """Offers a new client the retained messages of its own subscriptions; amqtt those of all clients."""
 
         async def _publish_retained_messages_for_subscription(
             self, subscription: tuple[str, int], session: Session
@@ -121,6 +121,6 @@ def _make_broker(host: str, port: int) -> Broker:
 
 
 def _listening_port(broker: Broker) -> int:
-    # amqtt has no public way to the port that the system chose.
-    server = broker._servers["default"].instance
+    # amqtt does not publish the port that the system chose.
+    server = broker._servers["default"].instance  # noqa: SLF001 - no public way
     return int(server.sockets[0].getsockname()[1])

@@ -1,4 +1,4 @@
-"""Cycles of objects are looked for less often while a campaign runs."""
+"""A less frequent cyclic garbage collection while a campaign runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-#: Python looks after every 700 new objects, and now and then through all there are: of a thousand devices a million,
-#: which live as long as the campaign. What is dropped is mostly freed without looking.
+#: Python collects after every 700 new objects, and now and then scans all of them: with a thousand devices a million,
+#: which live as long as the campaign. Most garbage is freed by reference counts.
 _THRESHOLDS = (50_000, 20, 100)
 
 
 @contextlib.contextmanager
 def rarer_garbage_collection() -> Iterator[None]:
-    """Inside, a large campaign spends a tenth less time."""
+    """Raise the collector's thresholds inside the context; a large campaign then takes a tenth less time."""
     before = gc.get_threshold()
     gc.set_threshold(*_THRESHOLDS)
     try:

@@ -1,7 +1,7 @@
-"""The device that coordinates its own search: agent and coordinator in one process, on a broker in memory.
+"""A device that coordinates its own search: agent and coordinator in one process, on a broker in memory.
 
-No thread, no network: whenever the coordinator has nothing to hear, its agent gets a turn. The measuring child is a
-process of its own, as everywhere.
+There is no thread and no network: whenever the coordinator has no event to take, its agent gets a turn. The measuring
+child is a process of its own, as everywhere.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.fleet_protocol.transports.base import TransportEvent, Will
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 
-#: The fleet of a device alone. Its agent's state lies apart from that of a service on the same device.
+#: Fleet name of a device alone. The agent's state is kept apart from that of a service on the same device.
 LOCAL_FLEET = "local"
-#: How long the coordinator rests where its agent is busy with something that does not wait for the child.
+#: Sleep between two turns of an agent that is busy with something other than waiting for its child, seconds.
 _ACTIVE_S = 0.005
 
 
 @dataclass(frozen=True)
 class LocalDevice:
-    """What `fleetnas search --local` was asked for."""
+    """This device, for a search without a broker."""
 
     settings: tuple[RuntimeSetting, ...] = ()
-    """Empty: those of the run that is resumed, else the installed runtime's."""
+    """Device settings to measure; empty: those of the resumed run, else the installed runtime's."""
     state_folder: Path | None = None
-    """Where the agent keeps its results and its copy of the bundle; None: where it always does."""
+    """Folder of the agent's results and its copy of the bundle; None: the agent's default."""
 
     @classmethod
     def parse(
         cls, settings: Sequence[str], runtime: str | None, threads: int | None, state_folder: Path | None
     ) -> LocalDevice:
-        """From settings as `fleetnas-agent run --setting` takes them, or from one's parts; `UsageError` where wrong."""
+        """Read settings as `fleetnas-agent run --setting` takes them, or the parts of one setting.
+
+        Raises:
+            UsageError: a setting cannot be read, or a whole one is given beside parts.
+        """
         if settings and (runtime is not None or threads is not None):
             raise UsageError("--setting describes a whole setting; leave out --runtime and --threads")
         texts = list(settings)
@@ -51,7 +55,11 @@ class LocalDevice:
         return cls(tuple(dict.fromkeys(parse_setting(text) for text in texts)), state_folder)
 
     def agent_options(self, stored: Sequence[DeviceRecord]) -> AgentOptions:
-        """The agent to run; `stored` are the device settings of a run that is resumed."""
+        """Make the options of the agent; `stored` are the device settings of a resumed run.
+
+        Raises:
+            UsageError: the resumed run has several devices.
+        """
         names = sorted({device.device for device in stored})
         if len(names) > 1:
             raise UsageError(
@@ -73,12 +81,12 @@ class LocalDevice:
 
 
 class LocalTransport:
-    """The coordinator's connection to the agent of its own process; a `Transport`."""
+    """The coordinator's connection to the agent in its own process; a `CampaignTransport`."""
 
     can_share = False
 
     def __init__(self, options: AgentOptions, client_id: str, will: Will) -> None:
-        """Probe the device and open its agent's state; raises what keeps the agent from working."""
+        """Probe the device and open its agent's state; raises the errors of `open_service`."""
         broker = MemoryBroker()
         self._inner = broker.transport(client_id, will)
         self._opened = contextlib.ExitStack()
@@ -86,23 +94,26 @@ class LocalTransport:
         self._started = False
 
     def wait_connected(self, timeout_s: float) -> None:
-        """There is nothing to wait for."""
+        """Return at once: both sides are in this process."""
 
     def start(self) -> None:
+        """Connect both sides."""
         self._inner.start()
         self._agent.start()
         self._started = True
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
+        """Receive messages that match, from now on."""
         self._inner.subscribe(topic_filter, qos, share=share)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
+        """Queue a message for the agent."""
         self._inner.publish(topic, payload, qos=qos, retain=retain, expiry_s=expiry_s)
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
-        """The next event; without one, and with time to wait, the agent does what is due before that time is rested."""
+        """Return the next event, or None; without one, and with time to wait, give the agent a turn before sleeping."""
         event = self._inner.poll(0)
         if event is not None or timeout_s <= 0:
             return event
@@ -113,9 +124,10 @@ class LocalTransport:
         return event
 
     def close(self) -> None:
+        """Give the agent a last turn, and stop it."""
         if self._started:
             self._started = False
-            self._agent.step()  # it hears what was taken back, and what was acknowledged
+            self._agent.step()  # it receives requeued tasks and acknowledgements
             self._agent.stop()
         self._opened.close()
         self._inner.close()

@@ -1,4 +1,4 @@
-"""Planning must not slow what is being measured: where an agent shares the coordinator's machine, it goes first."""
+"""Priorities: measurements go before planning where an agent shares the coordinator's machine."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-#: A third of the weight of a thread of normal priority: a measurement beside it keeps three quarters of a core that
-#: both want, and paired measurement takes out the rest. Planning gets on where other processes keep every core busy: at
-#: 10, a tenth of the weight, a campaign waited minutes for each round there.
+#: A third of the weight of a thread of normal priority: a measurement beside it keeps three quarters of a contended
+#: core, and paired measurement removes the remaining effect. At 10, a tenth of the weight, planning took minutes per
+#: round where other processes kept every core busy.
 _NICENESS = 5
-#: With autogroups the scheduler shares a core between sessions first: within one, niceness alone is not seen by the
-#: measuring children of other sessions. Source: sched(7), "The autogroup feature".
+#: With autogroups the scheduler shares a core between sessions first, so that niceness has no effect on the measuring
+#: children of other sessions. Source: sched(7), "The autogroup feature".
 _AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def yield_to_measurements() -> None:
-    """Lower the calling thread's priority, for good; its future threads and children inherit it.
+    """Lower the calling thread's priority for good; its later threads and children inherit it.
 
     Only Linux has priorities per thread; elsewhere nothing changes.
     """
@@ -30,10 +30,10 @@ def yield_to_measurements() -> None:
 
 @contextlib.contextmanager
 def session_yields_to_measurements() -> Iterator[None]:
-    """While this is open, this terminal's session yields to others, such as those of measuring children."""
+    """Lower the priority of this terminal's session inside the context, below those of measuring children."""
     try:
         before = _AUTOGROUP.read_text().rpartition(" ")[2].strip()
-        if before == str(_NICENESS):  # what a search that was killed could not put back
+        if before == str(_NICENESS):  # left behind by a search that was killed
             before = "0"
         _AUTOGROUP.write_text(str(_NICENESS))
     except OSError:  # another system, or a kernel without autogroups

@@ -1,4 +1,4 @@
-"""The folder of results while its run is at work: written again whenever targets are decided, beside the campaign."""
+"""Writes the results of a run in the background, again whenever targets are decided."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.fleet_protocol.error_text import one_line
 
-#: Writing takes at most this share of the time, however large the fleet: the next begins so many times later than
-#: the last one took.
+#: Pause before the next writing, as a multiple of the duration of the last one: writing takes a bounded share of the
+#: time, however large the fleet.
 _PAUSE = 20.0
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -28,7 +28,7 @@ class ResultsWriter:
         self._trouble = ""
 
     def update(self, targets: int) -> None:
-        """Write unless the results of that many decided targets are written, or the last writing was a moment ago."""
+        """Start to write, where more than the last time `targets` are decided and the pause after it is over."""
         if self._writing is not None and not self._writing.done():
             return
         self.settle()
@@ -37,14 +37,14 @@ class ResultsWriter:
             self._writing = self._executor.submit(self._timed)
 
     def settle(self) -> None:
-        """Wait for what is being written, and note what kept it from being written."""
+        """Wait for the current writing, and note its failure once."""
         if self._writing is None:
             return
         writing, self._writing = self._writing, None
         try:
             self._not_before_s = self._clock() + _PAUSE * writing.result()
             self._trouble = ""
-        except Exception as error:  # the results are written again at the end, and are in the store all the while
+        except Exception as error:  # noqa: BLE001 - the results are in the store, and are written again at the end
             _log.debug("results", exc_info=error)
             trouble = one_line(error)
             if trouble != self._trouble:
@@ -52,7 +52,7 @@ class ResultsWriter:
                 self._note(f"results are not written yet: {trouble}; everything measured is in the store")
 
     def close(self) -> None:
-        """Let what is being written come to its end."""
+        """Wait for the current writing, and end the thread."""
         self.settle()
         self._executor.shutdown()
 

@@ -467,8 +467,8 @@ class Campaign:
             list(self.setting_runs.values()),
             supernet=self.identity.supernet,
             supernet_sha256=self.identity.bundle.sha256,
-            strategy=self.plan.strategy,
-            targets=self.plan.targets,
+            strategy=self.plan.strategy.value,
+            targets=str(self.plan.targets),
             budget=self.plan.budget,
             resumed=self.resumed,
         )

@@ -49,7 +49,7 @@ class LiveSnapshots:
 
 def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: CampaignPlan) -> DeviceSnapshot:
     """Return the snapshot of one device setting; `entry` is what the registry knows of its agent."""
-    request = plan.request
+    request = plan.targets
     state, detail = _state(setting_run, entry)
     targets = setting_run.search.targets
     # A request for given targets is known before the search takes it up.
@@ -83,7 +83,7 @@ def _bare(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:
         state_detail=setting_run.reason,
         budget=plan.budget,
         failures=setting_run.failures,
-        targets_asked=plan.request.count,
+        targets_asked=plan.targets.count,
     )
 
 

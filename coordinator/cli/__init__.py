@@ -10,12 +10,12 @@ import sys
 from fleetnas.device_profiles.plain_text import use_printable_streams
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
-#: How the system says that a stream or a file takes no more; a stream is not named.
+#: Errors of a stream or a file that takes no more; a stream has no name.
 _NO_ROOM = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main() -> None:
-    """Entry point; exits with 0, 1 (broken, or not every target met), 2 (cannot be done as asked) or 130 (Ctrl-C)."""
+    """Run the command line; exits with 0, 1 (failure, or a target not met), 2 (wrong use) or 130 (Ctrl-C)."""
     use_printable_streams()
     from fleetnas.coordinator.cli.app import app, complain
 
@@ -23,17 +23,17 @@ def main() -> None:
         try:
             app(_with_latest(sys.argv[1:]))
         finally:
-            sys.stdout.flush()  # here it can be told that it does not fit where it goes
+            sys.stdout.flush()  # here an output that does not fit can still be reported
     except FleetnasError as error:
         complain(str(error))
         sys.exit(error.exit_code)
     except OSError as error:
-        # What was to be put in place has two names, and the second is the one that was asked for.
+        # A failed replacement has two names; the second is the one that was asked for.
         name = error.filename2 or error.filename
         if error.errno in _NO_ROOM:
             if name is None:
                 _forget_output()
-            if error.errno != errno.EPIPE:  # whoever read it has seen enough, such as `head`
+            if error.errno != errno.EPIPE:  # the reader has ended, for example `head`
                 complain(f"{name or 'the output'}: {error.strerror}; make room there, and run the command again")
             sys.exit(FleetnasError.exit_code)
         if name is None:
@@ -45,13 +45,15 @@ def main() -> None:
 
 
 def _forget_output() -> None:
-    """Let what is still buffered go nowhere; Python would complain of it once more at its end."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: no file of the system's, as under a test
+    """Discard buffered output; Python would report the same error again at its end."""
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # ValueError: standard output is no file of the system, as under a test
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _with_latest(arguments: list[str]) -> list[str]:
-    """`--resume` may stand alone; options with an optional value are not in typer's vocabulary."""
+    """Give `--resume` without a value the value `latest`; typer has no options with an optional value."""
     found: list[str] = []
     for place, word in enumerate(arguments):
         found.append(word)

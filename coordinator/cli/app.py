@@ -1,4 +1,4 @@
-"""The commands, gathered; each group has a module of its own, loaded when it is used."""
+"""The application: all commands, each registered by its own module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = typer.Typer(
 
 
 def complain(text: str) -> None:
-    """One message on standard error."""
+    """Print one error message on standard error."""
     console = Console(stderr=True, highlight=False)
     console.print("[bold red]error:[/bold red]", end=" ")
     console.print(text, markup=False, soft_wrap=True)
@@ -42,18 +42,24 @@ def _fleetnas(
 
 
 from fleetnas.coordinator.cli import (  # noqa: E402
+    accuracy,
     broker,
     demo,
     devices,
+    evaluate,
     export,
     export_data,
     mirror,
-    models,
+    predictor,
     runs,
-    search,
     security,
     watch,
 )
+from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
-for module in (demo, search, watch, devices, runs, export_data, export, mirror, models, broker, security):
+_MODULES = (
+    *(demo, search, watch, devices, runs, export_data, export, mirror),
+    *(evaluate, accuracy, predictor, broker, security),
+)
+for module in _MODULES:
     module.register(app)

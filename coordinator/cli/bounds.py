@@ -1,9 +1,10 @@
-"""The options that bound what a subnet may cost beside its latency: `--max-macs 300M`, `--max-file-size 20MB`."""
+"""The options that bound the cost of a subnet beside its latency: `--max-macs 300M`, `--max-file-size 20MB`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -20,34 +21,40 @@ _SIZES: Mapping[str, float] = {
 }
 _QUANTITY = re.compile(r"(\d+\.?\d*(?:e\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
-Parameters = Annotated[
-    str | None,
-    typer.Option("--max-parameters", metavar="N", help="Bound on every winner's parameters, such as 4M."),
-]
-Macs = Annotated[
-    str | None,
-    typer.Option("--max-macs", metavar="N", help="Bound on its multiply-accumulates per image, such as 300M."),
-]
-ActivationMemory = Annotated[
-    str | None,
-    typer.Option(
-        "--max-activation-memory", metavar="SIZE", help="Bound on its activations at their peak (fp32), such as 8MiB."
-    ),
-]
-FileSize = Annotated[
-    str | None,
-    typer.Option("--max-file-size", metavar="SIZE", help="Bound on its model file (fp32), such as 20MB."),
-]
 
+@dataclass(frozen=True)
+class BoundOptions:
+    """Bounds as text with units."""
 
-def bounds(parameters: str | None, macs: str | None, activation_memory: str | None, file_size: str | None) -> Bounds:
-    """What the options say; `UsageError` where one cannot be read."""
-    return Bounds(
-        parameters=_quantity("--max-parameters", parameters, _COUNTS),
-        macs=_quantity("--max-macs", macs, _COUNTS),
-        peak_activation_bytes=_quantity("--max-activation-memory", activation_memory, _SIZES),
-        model_bytes=_quantity("--max-file-size", file_size, _SIZES),
-    )
+    max_parameters: Annotated[
+        str | None,
+        typer.Option("--max-parameters", metavar="N", help="Bound on every winner's parameters, such as 4M."),
+    ] = None
+    max_macs: Annotated[
+        str | None,
+        typer.Option("--max-macs", metavar="N", help="Bound on its multiply-accumulates per image, such as 300M."),
+    ] = None
+    max_activation_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-activation-memory",
+            metavar="SIZE",
+            help="Bound on its activations at their peak (fp32), such as 8MiB.",
+        ),
+    ] = None
+    max_file_size: Annotated[
+        str | None,
+        typer.Option("--max-file-size", metavar="SIZE", help="Bound on its model file (fp32), such as 20MB."),
+    ] = None
+
+    def bounds(self) -> Bounds:
+        """Parse the bounds; `UsageError` names the option that cannot be read."""
+        return Bounds(
+            parameters=_quantity("--max-parameters", self.max_parameters, _COUNTS),
+            macs=_quantity("--max-macs", self.max_macs, _COUNTS),
+            peak_activation_bytes=_quantity("--max-activation-memory", self.max_activation_memory, _SIZES),
+            model_bytes=_quantity("--max-file-size", self.max_file_size, _SIZES),
+        )
 
 
 def _quantity(option: str, text: str | None, units: Mapping[str, float]) -> float | None:

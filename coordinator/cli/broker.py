@@ -37,9 +37,9 @@ def broker(
     configuration of a mosquitto that does not.
     """
     if context.invoked_subcommand is not None:
-        # Those below have some of their own, which stand behind their names.
+        # The commands below have options of their own, which stand behind their names.
         options.refuse(
-            context, ("--host", "--port"), f"they stand before `{context.invoked_subcommand}`, which does not take them"
+            context, ("host", "port"), f"they stand before `{context.invoked_subcommand}`, which does not take them"
         )
         return
     from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker

@@ -25,6 +25,6 @@ def demo(
     With the built-in supernet, a broker of its own, and an agent process for each setting.
     """
     from fleetnas.coordinator.app.demo import run_demo
-    from fleetnas.coordinator.cli.search import run_search
+    from fleetnas.coordinator.cli.search.running import run_search
 
     raise typer.Exit(run_demo(out, lambda request: run_search(request, as_json=as_json), seed))

@@ -6,6 +6,7 @@ import datetime
 import json
 import secrets
 import time
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,30 +17,47 @@ from rich.table import Table
 from rich.text import Text
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
+from fleetnas.coordinator.cli.option_groups import command
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
 
-_GATHER_S = 2.5  # a coordinator tells of its run every 2 s
+#: Default time to listen, seconds: a coordinator publishes its run every 2 s.
+_GATHER_S = 2.5
+#: Listening for longer than this hears a heartbeat of every living agent, seconds: they come every 30 s.
+_HEARTBEAT_S = 32.0
 _CONNECT_S = 10.0
+
+
+@dataclass(frozen=True)
+class TrustOptions:
+    """Devices whose measurements teach others, or not; in a store."""
+
+    distrust: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--distrust",
+            metavar="NAME",
+            help="Let searches that begin from now on learn nothing from what this device measured; may be repeated.",
+        ),
+    ] = None
+    trust: Annotated[
+        list[str] | None, typer.Option("--trust", metavar="NAME", help="Take --distrust back; may be repeated.")
+    ] = None
+    store: options.Store = None
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("devices")(devices)
+    app.command("devices")(command(devices))
 
 
 def devices(
-    broker: options.Broker = None,
-    fleet: options.Fleet = None,
-    credentials: options.CredentialsFile = None,
-    username: options.Username = None,
-    password_file: options.PasswordFile = None,
-    ca_file: options.CaFile = None,
-    certificate_file: options.CertificateFile = None,
-    key_file: options.KeyFile = None,
+    connection: ConnectionOptions,
+    trust: TrustOptions,
     authority: Annotated[
         Path | None,
         typer.Option("--authority", metavar="DIR", help="Compare with who is enrolled there; also logs in with it."),
@@ -50,77 +68,74 @@ def devices(
             "--wait", metavar="SECONDS", min=0.1, help="How long to listen; 35 hear every living agent's heartbeat."
         ),
     ] = _GATHER_S,
-    distrust: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--distrust",
-            metavar="NAME",
-            help="Let searches that begin from now on learn nothing from what this device measured; may be repeated.",
-        ),
-    ] = None,
-    trust: Annotated[
-        list[str] | None, typer.Option("--trust", metavar="NAME", help="Take --distrust back; may be repeated.")
-    ] = None,
-    store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Who is in the fleet, when last seen, and why idle.
+    """List the fleet's agents: when last seen, and why idle.
 
-    With --distrust or --trust: whose measurements in the store teach other devices.
+    With --distrust or --trust: choose the devices whose measurements in the store teach others.
     """
-    if distrust or trust:
-        if any(option is not None for option in (broker, fleet, credentials, authority)):
+    if trust.distrust or trust.trust:
+        fleet_options = (connection.broker, connection.fleet, connection.credentials, authority)
+        if any(option is not None for option in fleet_options):
             raise UsageError(
                 "--distrust and --trust are about a store, not a fleet; leave out --broker, --fleet, --credentials and "
                 "--authority"
             )
-        _change_trust(distrust or [], trust or [], store, as_json)
+        _change_trust(trust.distrust or [], trust.trust or [], trust.store, as_json)
         return
-    if store is not None:
+    if trust.store is not None:
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
+    if authority is not None and connection.broker is None and connection.credentials is None:
+        connection = replace(connection, credentials=authority / "coordinator.credentials")
+    found_at = connection.connection(watching=True)
+    enrolled = _enrolled(authority) if authority is not None else None
+    found = fleet_rows(_observed(found_at, wait), enrolled, time.monotonic(), wait)
+    if as_json:
+        for each in found:
+            typer.echo(json.dumps(each))
+    elif found:
+        Console().print(_table(found))
+        remembered = [each for each in found if each["state"] in ("ready", "busy") and each["last_seen_s_ago"] is None]
+        if remembered and wait <= _HEARTBEAT_S:
+            typer.echo("states of agents not seen are the broker's memory; --wait 35 tells which of them are alive")
+    else:
+        Console().print(
+            f"no agent has ever announced itself in fleet {found_at.fleet!r} on {found_at.broker}; run on each device: "
+            f"fleetnas-agent run --broker {found_at.broker} --fleet {found_at.fleet}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _observed(found_at: Connection, wait_s: float) -> FleetObserver:
+    """Listen to a fleet for `wait_s` seconds."""
     from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
     from fleetnas.fleet_protocol.topics import Topics
     from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 
-    if authority is not None and broker is None and credentials is None:
-        credentials = authority / "coordinator.credentials"
-    found_at = options.connection(
-        broker, fleet, credentials, username, ca_file, certificate_file, key_file, password_file, watching=True
-    )
-    address = found_at.broker
-    enrolled = _enrolled(authority) if authority is not None else None
-    transport = MqttTransport(address, f"devices-{secrets.token_hex(4)}")
-    fleet_observer = FleetObserver(Topics(found_at.fleet))
+    transport = MqttTransport(found_at.broker, f"devices-{secrets.token_hex(4)}")
+    observer = FleetObserver(Topics(found_at.fleet))
     try:
-        fleet_observer.listen(transport, wait, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
+        observer.listen(transport, wait_s, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
     finally:
         transport.close()
-    found = _rows(fleet_observer, enrolled, time.monotonic())
-    if as_json:
-        for each in found:
-            typer.echo(json.dumps(each))
-        return
-    console = Console()
-    if not found:
-        console.print(
-            f"no agent has ever announced itself in fleet {found_at.fleet!r} on {address}; run on each device: "
-            f"fleetnas-agent run --broker {address} --fleet {found_at.fleet}",
-            markup=False,
-            soft_wrap=True,
-        )
-        return
+    return observer
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """Lay out the agents for the terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("Device", "State", "Last seen", "Model and settings", "Why"):
         table.add_column(heading, overflow="fold", ratio=3 if heading == "Why" else None)
-    for each in found:
+    for each in rows:
         model = Text("\n".join((each["model"] or "?", *each["settings"])))
         texts = (each["device"], each["state"], _last_seen(each))
         table.add_row(*(Text(text) for text in texts), model, Text(plain(each["why"])))
-    console.print(table)
+    return table
 
 
 def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:
-    """Note in the store whose measurements teach others, and say whose do not."""
+    """Store the devices whose measurements teach others, and print those whose do not."""
     from fleetnas.coordinator.store.store import MeasurementStore
 
     both = sorted({*distrust} & {*trust})
@@ -143,13 +158,23 @@ def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_j
 def _last_seen(row: dict[str, Any]) -> str:
     if row["state"] == "absent":
         return "never"
-    # Retained messages say what an agent was, not when.
+    # Retained messages tell an agent's last state, not its time.
     ago_s = row["last_seen_s_ago"]
     return "not since this command listens" if ago_s is None else f"{ago_s:.0f} s ago"
 
 
-def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s: float) -> list[dict[str, Any]]:
-    """One row for every agent that was heard of or is enrolled; `enrolled` says what is wrong with each login."""
+def fleet_rows(
+    fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s: float, listened_s: float
+) -> list[dict[str, Any]]:
+    """Make a row for every agent that was heard or is enrolled.
+
+    Args:
+        fleet_observer: of the fleet, after it has listened.
+        enrolled: the fault of each enrolled agent's login; None: not compared.
+        now_s: the observer's clock, seconds.
+        listened_s: duration of listening, seconds. An agent that is silent for longer than a heartbeat is `silent`,
+            whatever state the broker retains of it.
+    """
     version = metadata.version("fleetnas")
     agents = fleet_observer.registry.agents
     rows = []
@@ -160,7 +185,13 @@ def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s:
             whys.append("it is not enrolled, so no search should trust it: `fleetnas enroll`, or stop it")
         elif enrolled is not None and enrolled[name]:
             whys.append(enrolled[name])
-        if entry is not None:
+        silent = listened_s > _HEARTBEAT_S and entry is not None and entry.usable and entry.last_seen_s is None
+        if silent:
+            whys.append(
+                f"the broker remembers it, and it sent no heartbeat for {listened_s:g} s; start fleetnas-agent on the "
+                "device"
+            )
+        elif entry is not None:
             whys.append(fleet_observer.explain(entry, version))
         elif name in fleet_observer.refused:
             whys.append(
@@ -176,7 +207,7 @@ def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s:
         seen = entry.last_seen_s if entry is not None else None
         state = "unreadable" if name in fleet_observer.refused else "absent"
         if entry is not None:
-            state = "duplicate" if entry.duplicate else entry.liveness
+            state = "silent" if silent else "duplicate" if entry.duplicate else entry.liveness
         rows.append(
             {
                 "device": name,
@@ -192,7 +223,7 @@ def _rows(fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s:
 
 
 def _enrolled(folder: Path) -> dict[str, str]:
-    """What is wrong with the login of every enrolled agent; empty where nothing is."""
+    """Find the fault of every enrolled agent's login; empty where there is none."""
     from fleetnas.coordinator.security import mosquitto
     from fleetnas.coordinator.security.authority import Authority
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.output_files import check_file
+from fleetnas.supernet_export.output_files import check_file, write_atomically
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.store.store import MeasurementStore
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +33,14 @@ def export_data(
     form: Annotated[
         str | None, typer.Option("--format", metavar="csv|parquet", help="Default: by the file's name, else csv.")
     ] = None,
+    parameters: Annotated[
+        Path | None,
+        typer.Option(
+            "--parameters",
+            metavar="FILE",
+            help="Write the settings' hardware parameters too, JSON, for `predictor evaluate --method hardware`.",
+        ),
+    ] = None,
     raw_times: Annotated[bool, typer.Option(help="With every timed run of every measurement.")] = True,
     store: options.Store = None,
 ) -> None:
@@ -45,9 +58,27 @@ def export_data(
         output /= f"measurements.{chosen}"
     check_file("--output", output, f".{chosen}")
     fields = [field for field in FIELDS if raw_times or field.name != RAW_TIMES]
+    if parameters is not None:
+        check_file("--parameters", parameters, ".json")
     opened = options.open_to_read(store)
     try:
         count = write_rows(exported_rows(opened, run or (), device or ()), fields, output, cast(Format, chosen))
+        if parameters is not None:
+            write_atomically(parameters, _hardware(opened, run or (), device or ()))
     finally:
         opened.close()
     typer.echo(f"{output}: {count:,} measurements")
+
+
+def _hardware(store: MeasurementStore, runs: Collection[str], devices: Collection[str]) -> bytes:
+    """Hardware parameters per device setting, as JSON; of all runs and devices where none is named."""
+    from fleetnas.coordinator.predictors.hardware_transfer import profile_parameters
+
+    found = {
+        f"{record.device}/{record.setting.label}": profile_parameters(record.info.profile, record.setting)
+        for run in store.runs()
+        if not runs or run.run_id in runs
+        for record in store.devices(run.run_id)
+        if not devices or record.device in devices
+    }
+    return json.dumps(found, indent=2).encode() + b"\n"

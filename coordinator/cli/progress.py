@@ -1,4 +1,4 @@
-"""A progress bar for what takes time and is no campaign; nothing where there is no terminal."""
+"""Progress bars for images and downloads; nothing where there is no terminal."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from rich.progress import (
 
 @contextmanager
 def image_progress() -> Iterator[Callable[[int, int], None]]:
-    """A callback that is given the images checked and the images in all."""
+    """Yield a callback that takes the images checked and the images in all."""
     with _progress("checking images", MofNCompleteColumn()) as progress:
         yield progress
 
 
 @contextmanager
 def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback that is given the bytes done and the bytes in all."""
+    """Yield a callback that takes the bytes done and the bytes in all."""
     with _progress(label, DownloadColumn(), TransferSpeedColumn()) as progress:
         yield progress
 
@@ -41,7 +41,7 @@ def _progress(label: str, *columns: ProgressColumn) -> Iterator[Callable[[int, i
     task = bars.add_task(label, total=None)
 
     def show(done: int, total: int) -> None:
-        bars.start()  # with the first that is done: there may be nothing to wait for
+        bars.start()  # at the first call: there may be nothing to wait for
         bars.update(task, completed=done, total=total)
 
     try:

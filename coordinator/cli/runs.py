@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(store: options.Store = None, as_json: options.Json = False) -> None:
-    """Every run in the store, oldest first."""
+    """List every run in the store, oldest first."""
     from fleetnas.coordinator.records.targets import TargetRequest
     from fleetnas.coordinator.report.stored_outcome import stored_totals
 
@@ -60,8 +60,8 @@ def results(
         Path | None, typer.Option("--out", metavar="DIR", help="Write its results and winners' model files here.")
     ] = None,
 ) -> None:
-    """What a run brought, ended or not."""
-    from fleetnas.coordinator.app.assembly import stored_models, write_artifacts
+    """Show the results of a run, ended or not."""
+    from fleetnas.coordinator.app.run_artifacts import stored_models, write_artifacts
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.report.stored_outcome import outcome_of
     from fleetnas.coordinator.view.summary import print_summary

@@ -97,9 +97,9 @@ def init(
 def renew(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The fleet's authority.")], host: _Hosts = None
 ) -> None:
-    """A new certificate for the broker.
+    """Issue a new certificate for the broker.
 
-    Under other names where --host gives some.
+    With --host, under other names.
     """
     authority = _open(folder)
     issued = authority.renew_broker(_now(), _checked(host or ()))
@@ -118,7 +118,7 @@ def rotate(
         bool, typer.Option("--finish", help="Every agent has its new credentials: pin the newest key only.")
     ] = False,
 ) -> None:
-    """A new key for the coordinator to sign with."""
+    """Make a new signing key for the coordinator."""
     if finish and (output is not None or compromised):
         raise UsageError("--finish makes no new key, so --output and --compromised say nothing; leave them out")
     authority = _open(folder)
@@ -189,7 +189,7 @@ def sign(
         Path, typer.Option("--credentials", metavar="FILE", help="The coordinator's, whose key signs.")
     ],
 ) -> None:
-    """Sign a file for those who fetch it another way.
+    """Sign a file that is fetched another way.
 
     Writes FILE.sig beside it.
     """
@@ -212,7 +212,7 @@ def verify(
         Path, typer.Option("--credentials", metavar="FILE", help="An agent's or the coordinator's.")
     ],
 ) -> None:
-    """Check that a file is what the coordinator signed."""
+    """Check a file against the coordinator's signature."""
     from fleetnas.fleet_protocol.security.credentials import read_credentials
     from fleetnas.fleet_protocol.security.signing import verify_file
 
@@ -226,7 +226,7 @@ def verify(
 
 
 def _check_output(path: Path) -> None:
-    """Before anything is issued or revoked: credentials that could not be written would be lost."""
+    """Check the output file before anything is issued or revoked: unwritten credentials would be lost."""
     check_file("--output", path, ".credentials", ".json")
 
 
@@ -235,7 +235,7 @@ def _checked(hosts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _own_name() -> tuple[str, ...]:
-    """This machine's name, where it has one that a certificate can hold."""
+    """Return this machine's name, where a certificate can hold it."""
     try:
         return (check_host(platform.node()),)
     except UsageError:

@@ -9,34 +9,30 @@ import typer
 from rich.console import Console
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
+from fleetnas.coordinator.cli.option_groups import command, names
+from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.monitoring.feed import Feed
 
 _CONNECT_S, _GATHER_S = 10.0, 2.5
-#: How often a store is looked at.
-_STORE_EVERY_S = 1.0
+#: Interval between two looks at a store, and between two updates from a broker, seconds.
+_STORE_EVERY_S, _BROKER_EVERY_S = 1.0, 0.25
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("watch")(watch)
+    app.command("watch")(command(watch))
 
 
 def watch(
     context: typer.Context,
+    connection: ConnectionOptions,
     run: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="A run, as `fleetnas runs` lists them (default: the newest).")
     ] = None,
     store: options.Store = None,
-    broker: options.Broker = None,
-    fleet: options.Fleet = None,
-    credentials: options.CredentialsFile = None,
-    username: options.Username = None,
-    password_file: options.PasswordFile = None,
-    ca_file: options.CaFile = None,
-    certificate_file: options.CertificateFile = None,
-    key_file: options.KeyFile = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a search that runs elsewhere, until it ends.
@@ -47,30 +43,16 @@ def watch(
     from fleetnas.coordinator.monitoring.feed import follow
     from fleetnas.coordinator.records.statuses import RunStatus
     from fleetnas.coordinator.view.view import make_view
-    from fleetnas.fleet_protocol.errors import UsageError
 
     console = Console()
-    feed: Feed
-    if broker is None and credentials is None:
-        options.refuse(context, options.CONNECTION, "without --broker or --credentials a store is watched")
+    from_store = connection.broker is None and connection.credentials is None
+    if from_store:
+        options.refuse(context, names(ConnectionOptions), "without --broker or --credentials a store is watched")
         feed = _from_store(store, run)
     elif store is not None:
         raise UsageError("watch either a store or what the broker tells; leave out --store, or --broker/--credentials")
     else:
-        feed = _from_broker(
-            run,
-            options.connection(
-                broker,
-                fleet,
-                credentials,
-                username,
-                ca_file,
-                certificate_file,
-                key_file,
-                password_file,
-                watching=True,
-            ),
-        )
+        feed = _from_broker(run, connection.connection(watching=True))
     view = make_view(console, as_json)
     complaints = Console(stderr=True, highlight=False)
     try:
@@ -78,7 +60,7 @@ def watch(
             feed,
             view,
             lambda missed: complaints.print(f"{missed} events were not heard") if not console.is_terminal else None,
-            _STORE_EVERY_S if broker is None and credentials is None else 0.25,
+            _STORE_EVERY_S if from_store else _BROKER_EVERY_S,
         )
     finally:
         view.close()
@@ -90,7 +72,6 @@ def watch(
 
 def _from_store(store: str | None, run: str | None) -> Feed:
     from fleetnas.coordinator.monitoring.store_feed import StoreFeed
-    from fleetnas.fleet_protocol.errors import UsageError
 
     opened = options.open_to_read(store)
     try:
@@ -107,7 +88,7 @@ def _from_store(store: str | None, run: str | None) -> Feed:
         raise
 
 
-def _from_broker(run: str | None, found_at: options.Connection) -> Feed:
+def _from_broker(run: str | None, found_at: Connection) -> Feed:
     from fleetnas.coordinator.monitoring.broker_feed import BrokerFeed, choose_run, runs_at_work
     from fleetnas.fleet_protocol.topics import Topics
     from fleetnas.fleet_protocol.transports.mqtt import MqttTransport

@@ -100,8 +100,8 @@ class StoreFeed:
             run_id=self.run_id,
             supernet=self._run.supernet,
             supernet_sha256=self._run.bundle_sha256,
-            strategy=self._plan.strategy,
-            targets=self._plan.targets,
+            strategy=self._plan.strategy.value,
+            targets=str(self._plan.targets),
             devices=tuple(f"{device}/{label}" for device, label in self._settings),
             budget=self._plan.budget,
         )

@@ -129,7 +129,7 @@ class StoredSetting:
             failures=self._failures,
             predictor_error=record.learning[-1].error if record.learning else None,
             targets=self._known_targets(),
-            targets_asked=stored_targets_asked(record, self._plan.request),
+            targets_asked=stored_targets_asked(record, self._plan.targets),
             targets_note=record.targets_note,
             quality=self._tally.quality,
         )
@@ -145,7 +145,7 @@ class StoredSetting:
         return "verifying" if self.verifying else "measuring"
 
     def _known_targets(self) -> tuple[TargetSnapshot, ...]:
-        request = self._plan.request
+        request = self._plan.targets
         known = {target_ms: TargetSnapshot(target_ms) for target_ms in known_targets_ms(self._record, request)}
         targets = [target for _, target in sorted({**known, **self._targets}.items())]
         if self.running:

@@ -1,4 +1,4 @@
-"""Which architectures to measure next: greedy I-optimal design for a Gaussian posterior."""
+"""Active learning: greedy I-optimal design for a Gaussian posterior."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.prior import Floats
 
-#: Each choice is the best of so many candidates drawn at random.
+#: Candidates drawn at random for each choice.
 CANDIDATES_PER_CHOICE = 50
 
 
@@ -21,14 +21,14 @@ def i_optimal(
 ) -> NDArray[np.intp]:
     """Positions of the `count` candidates whose measurement lowers the mean relative variance most, best first.
 
-    Each choice is the best one given those before it (active learning of Cohn, 1996), among a few at random: the
-    very best are corners of the space, and a linear model is most wrong there.
+    Each choice is the best one given those before it (active learning of Cohn, 1996), among a few random ones: the
+    best of all are corners of the space, where a linear model has its largest error.
 
     Args:
         mean: predicted latency of each candidate, ms, (n,).
         variance: of a measurement of each, ms^2, (n,).
         joint: posterior covariance of the candidates' latencies, ms^2, (n, n).
-        count: how many, at most n.
+        count: number of choices, at most n.
         rng: draws the candidates that each choice is made from.
         targets_ms: candidates near one of these count more, and are offered more often.
     """
@@ -56,7 +56,7 @@ def i_optimal(
 
 
 def _nearness(latency: Floats, variance: Floats, targets_ms: Floats) -> Floats:
-    """How likely each architecture is to matter for a target: 1 at it, less away from it, never nothing."""
+    """Importance of each architecture for the targets, (n,): 1 at a target, less away from it, at least 0.02."""
     width = variance + (0.05 * targets_ms[:, None]) ** 2
     found: Floats = 0.02 + np.exp(-0.5 * (latency - targets_ms[:, None]) ** 2 / width).max(axis=0)
     return found

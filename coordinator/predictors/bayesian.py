@@ -7,11 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fleetnas.coordinator.predictors.active_learning import i_optimal
 from fleetnas.coordinator.predictors.metrics import HeldOutError, spearman
+from fleetnas.coordinator.predictors.mixture import Mixture, covariance_factor
 from fleetnas.coordinator.predictors.posterior import Posterior, outlier_weight
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.fleet_protocol.errors import UsageError
-
-__all__ = ["BayesianPredictor", "HeldOutError"]
 
 _ROBUST_ROUNDS = 8
 #: No measurement is taken to be exact, relative.
@@ -21,14 +20,15 @@ _SMALLEST_NOISE = 1e-6
 class BayesianPredictor:
     """Bayesian linear regression of latency on any features, updated exactly, O(F^2) per measurement.
 
-    The device's overall speed is estimated by marginal likelihood in closed form; what else is uncertain about the
-    model (discrepancy, family of device) is the prior's list of hypotheses, all updated in parallel and averaged by
-    their marginal likelihood. Nothing is refitted. Measurements of one architecture (equal features) are averaged
-    first: repeating it cannot tell what the features miss. A measurement that all others contradict is down-weighted;
+    The device's overall speed is estimated by marginal likelihood in closed form. The other hyperparameters
+    (discrepancy, family of device) are the prior's list of hypotheses, all updated in parallel and averaged by their
+    marginal likelihood. Nothing is refitted. Measurements of one architecture (equal features) are averaged
+    first: repeats cannot show the error of the features. A measurement that all others contradict is down-weighted;
     the weights are a function of the set of measurements, so the order of updates does not matter.
     """
 
     def __init__(self, prior: Prior, *, robust: bool = True) -> None:
+        """Start from a prior over F features; `robust` down-weights outliers."""
         self.prior = prior
         self.robust = robust
         self._x = np.zeros((0, prior.size))
@@ -39,12 +39,12 @@ class BayesianPredictor:
         self._plain = Posterior(prior)
         self._settled: Posterior | None = None
         self._weights_of_measurements = np.ones(0)
-        self._mixed: _Mixture | None = None
+        self._mixed: Mixture | None = None
         self._factored: NDArray[np.float32] | None = None
 
     @property
     def count(self) -> int:
-        """How many architectures were measured; repeats do not count."""
+        """Number of architectures measured; repeats do not count."""
         return len(self._latency)
 
     # -- learning ----------------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ class BayesianPredictor:
             self._average_in(self._groups[keys[row]], float(y[row]), float(relative[row]))
         self._repeated = self._repeated or bool(repeats)
         if self._repeated:
-            # Posterior sharpened by repeats cannot go on counting evidence; start from the prior again.
-            self._plain = self._believe(np.ones(self.count))
+            # A posterior conditioned on repeats cannot take further evidence; start from the prior again.
+            self._plain = self._conditioned(np.ones(self.count))
         else:
             self._plain.learn(seen, x[fresh], y[fresh], self._plain.noise(x[fresh], relative[fresh]))
         self._settled = self._mixed = self._factored = None
@@ -98,86 +98,86 @@ class BayesianPredictor:
         self._precision[index] = total
         self._best[index] = min(self._best[index], relative)
 
-    def _believe(self, weights: Floats) -> Posterior:
+    def _conditioned(self, weights: Floats) -> Posterior:
         """Posterior from the prior and all measurements, each weighted."""
         y, best, pooled = self._latency, self._best, self._precision**-0.5
         repeats = np.flatnonzero(pooled < best * (1.0 - 1e-9))
-        beliefs = Posterior(self.prior)
-        noise = beliefs.noise(self._x, best) / weights
-        beliefs.learn(self._x[:0], self._x, y, noise)
+        posterior = Posterior(self.prior)
+        noise = posterior.noise(self._x, best) / weights
+        posterior.learn(self._x[:0], self._x, y, noise)
         if len(repeats):
-            # Repeats sharpen the weights but say nothing new on the hyperparameters.
-            sharper = beliefs.noise(self._x[repeats], pooled[repeats]) / weights[repeats]
-            rest = 1.0 / (1.0 / sharper - 1.0 / noise[:, repeats])
-            beliefs.sharpen(self._x, self._x[repeats], y[repeats], rest)
-        return beliefs
+            # Repeats narrow the weights but carry no evidence on the hyperparameters.
+            pooled_noise = posterior.noise(self._x[repeats], pooled[repeats]) / weights[repeats]
+            rest = 1.0 / (1.0 / pooled_noise - 1.0 / noise[:, repeats])
+            posterior.condition_on_repeats(self._x, self._x[repeats], y[repeats], rest)
+        return posterior
 
     # -- robustness and model averaging ------------------------------------------------------------------------
 
-    def _beliefs(self) -> Posterior:
+    def _posterior(self) -> Posterior:
         if self._settled is None:
             self._settled = self._settle()
         return self._settled
 
     def _settle(self) -> Posterior:
-        """Down-weight outliers: start from the prior's view with a median speed, then leave each out in turn."""
+        """Down-weight outliers: start from the prior with a median speed, then leave each measurement out in turn."""
         self._weights_of_measurements = np.ones(self.count)
         if not self.robust or self.count < 3:
             return self._plain
-        weights, beliefs = self._first_weights(), self._plain
+        weights, posterior = self._first_weights(), self._plain
         if (weights < 1.0 - 1e-9).any():
-            beliefs = self._believe(weights)
+            posterior = self._conditioned(weights)
         for _ in range(_ROBUST_ROUNDS):
-            revised = self._revised_weights(beliefs, weights)
+            revised = self._revised_weights(posterior, weights)
             if np.abs(revised - weights).max() < 1e-4:
                 break
             weights = revised
-            # With every measurement believed in full there is nothing to learn again.
-            beliefs = self._believe(weights) if (weights < 1.0 - 1e-9).any() else self._plain
+            # With full weight on every measurement the plain posterior is the answer.
+            posterior = self._conditioned(weights) if (weights < 1.0 - 1e-9).any() else self._plain
         self._weights_of_measurements = weights
-        return beliefs
+        return posterior
 
     def _first_weights(self) -> Floats:
         level = self._plain.prior_latency(self._x)
         error = self._latency / np.median(self._latency / level, axis=1)[:, None] - level
         noise = self._plain.noise(self._x, self._best)
         chances = np.exp(self.prior.log_probabilities)
-        found: Floats = chances @ outlier_weight(error, self._plain.prior_spread, noise) / chances.sum()
+        found: Floats = chances @ outlier_weight(error, self._plain.prior_variance, noise) / chances.sum()
         return found
 
-    def _revised_weights(self, beliefs: Posterior, weights: Floats) -> Floats:
-        chances = beliefs.probabilities()
-        of_each = outlier_weight(*self._left_out(beliefs, weights))
+    def _revised_weights(self, posterior: Posterior, weights: Floats) -> Floats:
+        chances = posterior.probabilities()
+        of_each = outlier_weight(*self._left_out(posterior, weights))
         of_each[chances < 1e-6] = 1.0
         found: Floats = chances @ of_each
         return found
 
-    def _left_out(self, beliefs: Posterior, weights: Floats) -> tuple[Floats, Floats, Floats]:
-        """Foretell each measurement from all others, hyperparameters kept.
+    def _left_out(self, posterior: Posterior, weights: Floats) -> tuple[Floats, Floats, Floats]:
+        """Predict each measurement from all others, hyperparameters kept.
 
-        Returns: error (ms), variance of what is predicted and variance of the measurement (ms^2), each (H, n).
+        Returns: error (ms), variance of the prediction and variance of the measurement (ms^2), each (H, n).
         """
-        speed = beliefs.speeds()[:, None]
-        noise = beliefs.noise(self._x, self._best)
-        kept = np.maximum(1.0 - beliefs.spread * weights / noise, 1e-9)
-        error = (self._latency - (beliefs.h_y + speed * beliefs.h_m) @ self._x.T) / kept
-        return error, speed**2 * beliefs.spread / kept, speed**2 * noise
+        speed = posterior.speeds()[:, None]
+        noise = posterior.noise(self._x, self._best)
+        kept = np.maximum(1.0 - posterior.variance * weights / noise, 1e-9)
+        error = (self._latency - (posterior.h_y + speed * posterior.h_m) @ self._x.T) / kept
+        return error, speed**2 * posterior.variance / kept, speed**2 * noise
 
     def log_evidence(self) -> float:
         """Log marginal likelihood of the measurements, averaged over the prior's hypotheses."""
-        logs = self._beliefs().log_posterior()
+        logs = self._posterior().log_posterior()
         return float(logs.max() + np.log(np.exp(logs - logs.max()).sum()))
 
     # -- predicting --------------------------------------------------------------------------------------------
 
-    def _mixture(self) -> _Mixture:
+    def _mixture(self) -> Mixture:
         if self._mixed is None:
-            self._mixed = _Mixture(self._beliefs())
+            self._mixed = Mixture(self._posterior())
         return self._mixed
 
     def _covariance_factor(self) -> NDArray[np.float32]:
         if self._factored is None:
-            self._factored = _factor(self.covariance)
+            self._factored = covariance_factor(self.covariance)
         return self._factored
 
     @property
@@ -193,13 +193,13 @@ class BayesianPredictor:
     def predict(self, features: ArrayLike, *, include_noise: bool = False) -> tuple[Floats, Floats]:
         """Mean and standard deviation of latency, ms, each (n,).
 
-        With `include_noise` the standard deviation is that of a new architecture's measurement: what the features
-        cannot explain is added. Without it, it is that of the linear model's value.
+        With `include_noise` the standard deviation is that of a new architecture's measurement: the model discrepancy
+        is added. Without it, it is that of the linear model's value.
         """
         x = self._checked_features(features)
         mixture = self._mixture()
         if len(x) < self.prior.size:
-            variance = mixture.spread(x)
+            variance = mixture.variance(x)
         else:
             # A factor in single precision: half the time, and a sum of squares cannot cancel.
             variance = np.square(x.astype(np.float32) @ self._covariance_factor()).sum(axis=1, dtype=np.float64)
@@ -207,12 +207,12 @@ class BayesianPredictor:
             variance = variance + mixture.discrepancy(x)
         return x @ mixture.mean, np.sqrt(variance)
 
-    # -- its own error -----------------------------------------------------------------------------------------
+    # -- held-out error ----------------------------------------------------------------------------------------
 
     @property
     def measurement_weights(self) -> Floats:
-        """How far each architecture's measurement is believed, 0 to 1, in the order of first arrival."""
-        self._beliefs()
+        """Weight of each architecture's measurement, 0 (outlier) to 1, (n,), in the order of first arrival."""
+        self._posterior()
         return self._weights_of_measurements.copy()
 
     def leave_one_out(self, first: int | None = None) -> HeldOutError:
@@ -230,11 +230,11 @@ class BayesianPredictor:
 
     def predict_left_out(self) -> Floats:
         """Mean latency of each measured architecture predicted from all others, ms, in the order of first arrival."""
-        beliefs = self._beliefs()
-        error: Floats = beliefs.probabilities() @ self._left_out(beliefs, self._weights_of_measurements)[0]
+        posterior = self._posterior()
+        error: Floats = posterior.probabilities() @ self._left_out(posterior, self._weights_of_measurements)[0]
         return self._latency - error
 
-    # -- what to measure next ----------------------------------------------------------------------------------
+    # -- active learning ----------------------------------------------------------------------------------------
 
     def suggest(
         self,
@@ -270,55 +270,3 @@ class BayesianPredictor:
             row, column = np.argwhere(~np.isfinite(x))[0]
             raise UsageError(f"features must be finite; row {row}, column {column} is {x[row, column]}")
         return x
-
-
-class _Mixture:
-    """The weights in ms under all hypotheses together, moments matched."""
-
-    def __init__(self, beliefs: Posterior) -> None:
-        chances, speeds = beliefs.probabilities(), beliefs.speeds()
-        means = beliefs.h_y + speeds[:, None] * beliefs.h_m
-        self.mean: Floats = chances @ means  #: (F,)
-        factors = chances * speeds**2
-        self._beliefs, self._factors = beliefs, factors
-        # Its covariance: matrices with a factor each, most often one that all hypotheses share, less what was learned;
-        # plus the square of `apart`, how far the hypotheses' means are.
-        self._matrices: dict[int, tuple[Floats, float]] = {}
-        for rest, factor in zip(beliefs.covariances.rests, factors.tolist(), strict=True):
-            _, known = self._matrices.get(id(rest), (rest, 0.0))
-            self._matrices[id(rest)] = rest, known + factor
-        self._apart = (np.sqrt(chances)[:, None] * (means - self.mean)).T
-
-    def spread(self, x: Floats) -> Floats:
-        """Variance of the linear model's value, ms^2, (n,)."""
-        learned = np.square(x @ self._beliefs.covariances.roots).sum(axis=2)
-        found: Floats = np.square(x @ self._apart).sum(axis=1) - self._factors @ learned
-        for matrix, factor in self._matrices.values():
-            found += factor * ((x @ matrix) * x).sum(axis=1)
-        return np.maximum(found, 0.0)
-
-    def discrepancy(self, x: Floats) -> Floats:
-        """Variance of what the features cannot explain, ms^2, (n,)."""
-        prior = self._beliefs.prior
-        found: Floats = (self._factors * prior.misfits**2) @ self._beliefs.prior_latency(x) ** 2
-        return found
-
-    def covariance(self) -> Floats:
-        """Of the weights, ms^2, (F, F)."""
-        found: Floats = self._apart @ self._apart.T
-        for factor, root in zip(self._factors, self._beliefs.covariances.roots, strict=True):
-            found -= factor * (root @ root.T)
-        for matrix, factor in self._matrices.values():
-            found += factor * matrix
-        return 0.5 * (found + found.T)
-
-
-def _factor(covariance: Floats) -> NDArray[np.float32]:
-    """A factor F with F F' = covariance, for a matrix that may be singular."""
-    size = len(covariance)
-    floor = 1e-13 * max(float(np.trace(covariance)) / size, 1e-300)
-    try:
-        return np.linalg.cholesky(covariance + floor * np.eye(size)).astype(np.float32)
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(covariance)
-        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)), dtype=np.float32)

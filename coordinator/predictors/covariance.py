@@ -1,4 +1,4 @@
-"""Covariances as what measurements have taken away from the prior's, which many devices share."""
+"""Shared prior covariances minus low-rank updates."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from fleetnas.coordinator.predictors.prior import Floats
 
 
 class Covariances:
-    """H matrices (F, F) that only ever lose root @ root.T.
+    """H covariance matrices (F, F), each a base matrix minus `factor @ factor.T`.
 
-    Few measurements are kept as their roots: a thousand devices then hold one prior's matrices between them, and an
-    update costs less than a pass over them. Once the roots are half as many as features, they are taken off for good.
+    While the measurements are few they are kept as factors: a thousand devices then share one prior's matrices, and an
+    update costs less than one pass over a matrix. Once a factor has more than half as many columns as there are
+    features, it is subtracted from its base.
     """
 
     def __init__(self, priors: Sequence[Floats]) -> None:
-        #: Each is rest - roots @ roots.T; `rests`, H times (F, F), are the priors' own while roots (H, F, k) are few.
-        #: Hypotheses often share one.
-        self.rests = list(priors)
-        self.roots = np.zeros((len(self.rests), len(self.rests[0]), 0))
+        """Start from the prior covariances, H times (F, F); equal ones may be one object, and are not copied."""
+        #: H times (F, F): the priors' own matrices until a factor is subtracted from them.
+        self.bases = list(priors)
+        #: The low-rank updates, (H, F, k).
+        self.factors = np.zeros((len(self.bases), len(self.bases[0]), 0))
 
-    def lose(self, roots: Floats) -> None:
-        """Take off root @ root.T of each, roots (H, F, k)."""
-        self.roots = np.concatenate([self.roots, roots], axis=2)
-        if 2 * self.roots.shape[2] > self.roots.shape[1]:
-            self.rests = [rest - root @ root.T for rest, root in zip(self.rests, self.roots, strict=True)]
-            self.roots = self.roots[:, :, :0]
+    def downdate(self, factors: Floats) -> None:
+        """Subtract `factor @ factor.T` from each matrix; factors (H, F, k)."""
+        self.factors = np.concatenate([self.factors, factors], axis=2)
+        if 2 * self.factors.shape[2] > self.factors.shape[1]:
+            self.bases = [base - factor @ factor.T for base, factor in zip(self.bases, self.factors, strict=True)]
+            self.factors = self.factors[:, :, :0]
 
     def times(self, x: Floats) -> Floats:
-        """Their products with x.T, (H, F, k), for rows x (k, F)."""
-        products = {id(rest): rest for rest in self.rests}
-        products = {key: rest @ x.T for key, rest in products.items()}
-        found = np.stack([products[id(rest)] for rest in self.rests])
-        if self.roots.shape[2]:
-            found -= self.roots @ (self.roots.transpose(0, 2, 1) @ x.T)
+        """Multiply each matrix by `x.T`, for rows x (k, F); returns (H, F, k)."""
+        products = {id(base): base for base in self.bases}
+        products = {key: base @ x.T for key, base in products.items()}
+        found = np.stack([products[id(base)] for base in self.bases])
+        if self.factors.shape[2]:
+            found -= self.factors @ (self.factors.transpose(0, 2, 1) @ x.T)
         return found
 
-    def spread(self, x: Floats) -> Floats:
-        """Variances of x @ w, (H, k), for rows x (k, F)."""
+    def variances(self, x: Floats) -> Floats:
+        """Variances of `x @ w` under each matrix, (H, k), for rows x (k, F)."""
         found: Floats = np.einsum("kf,hfk->hk", x, self.times(x))
         return found

@@ -1,4 +1,4 @@
-"""What `fleetnas export-data` wrote, as data to evaluate latency predictors on."""
+"""Read a CSV of `fleetnas export-data`, to evaluate latency predictors on."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def _opened(path: Path) -> Iterator[TextIO]:
 
 
 def _without_resolutions(options: str) -> str:
-    """Runs that searched other resolutions of one space go together."""
+    """Drop the resolutions: runs that searched other resolutions of one space are pooled."""
     found = json.loads(options)
     return json.dumps({name: value for name, value in found.items() if name != "resolutions"}, sort_keys=True)
 
 
 def _common(path: Path, latency: Mapping[str, Mapping[Architecture, list[float]]]) -> list[Architecture]:
-    """Measured on every setting, in the order of the first one."""
+    """Find the subnets measured on every setting, in the order of the first one."""
     first, *others = latency.values()
     common = [one for one in first if all(one in measured for measured in others)]
     if len(common) < LEAST_SUBNETS:

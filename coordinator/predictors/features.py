@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fleetnas.coordinator.predictors.prior import INDICATOR, SURCHARGE, Floats
 from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace, Genomes
 
-#: What one unit of a feature is: layers, 10^6 multiply-accumulates, 10^6 bytes, 10^6 weights.
+#: Units of the features: layers, 10^6 multiply-accumulates, 10^6 bytes, 10^6 weights.
 _UNITS = {"present": 1.0, "bytes_moved": 1e6, "parameters": 1e6}
 _MACS_UNIT = 1e6
 #: Costs that are part of another.
@@ -18,12 +18,13 @@ _COUNTED_ALREADY = {"large_kernel_macs"}
 class FeatureMap:
     """phi(genome) = 1, then every slot's physical costs (`COST_NAMES` without the peak, which is not additive).
 
-    Columns that are the same for every variant of their slot are left out: the constant already stands for them.
-    The first slot, whose variants are the input's resolutions, also gets an indicator of each: what a resolution
-    costs the whole network beyond what the costs say (odd sizes, a floor under every layer's time).
+    Columns that are equal for every variant of their slot are left out: the constant covers them. The first slot,
+    whose variants are the input's resolutions, also gets an indicator column for each resolution: its cost for the
+    whole network beyond the physical costs (odd sizes, a floor under every layer's time).
     """
 
     def __init__(self, space: DesignSpace) -> None:
+        """Make the F columns of a design space."""
         self.space = space
         columns = [i for i, cost in enumerate(COST_NAMES) if cost != "peak_bytes"]
         units = np.array([_UNITS.get(COST_NAMES[i], _MACS_UNIT) for i in columns])
@@ -42,7 +43,7 @@ class FeatureMap:
             self._tables.append(np.ascontiguousarray(table))
         #: Name of each column, such as `stage2.block1.macs_depthwise`.
         self.names: tuple[str, ...] = tuple(names)
-        #: Which cost each column is of, shape (F,): 0 the constant, 1 + its place in `COST_NAMES`, or `INDICATOR` or
+        #: Cost group of each column, shape (F,): 0 the constant, 1 + its place in `COST_NAMES`, or `INDICATOR` or
         #: `SURCHARGE`.
         self.groups: NDArray[np.intp] = np.array(groups, dtype=np.intp)
 
@@ -57,7 +58,7 @@ class FeatureMap:
         return np.concatenate(parts, axis=1)
 
     def slot_tables(self, weights: Floats) -> tuple[float, tuple[Floats, ...]]:
-        """The block latency table that `weights` (F,) amount to: `constant_ms`, and per slot its variants' ms.
+        """Convert `weights` (F,) to a block latency table: `constant_ms`, and per slot its variants' ms.
 
         `constant_ms + sum over slots of tables[s][slots(genome)[s]]` equals `features(genome) @ weights`.
         """

@@ -1,4 +1,4 @@
-"""A prior learned from the devices already measured: where transfer between devices lives."""
+"""A prior learned from the devices already measured: transfer between devices."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fleetnas.fleet_protocol.errors import UsageError
 _FIT_ROUNDS = 12
 #: Student-t degrees of freedom of a known device's residuals: measurements have long upper tails.
 _DEGREES_OF_FREEDOM = 4.0
-#: How many measurements of each known device the hypotheses are judged on: as many as a new device gets.
+#: Measurements of each known device by which the hypotheses are weighted: as many as a new device gets.
 _VOTING_MEASUREMENTS = 30
 
 
 @dataclass(frozen=True)
 class MeasuredDevice:
-    """All that was measured of one device setting."""
+    """The measurements of one device setting."""
 
     name: str
     family: str  #: settings of one device (batch sizes, thread counts) are of one family
@@ -31,16 +31,16 @@ class MeasuredDevice:
 
 @dataclass(frozen=True)
 class DeviceFit:
-    """A known device's weights per unit of its typical latency, with what is still uncertain about them."""
+    """A known device's weights per unit of its typical latency, with their posterior covariance."""
 
     weights: Floats  #: (F,), scaled so that the typical architecture takes 1
     covariance: Floats  #: (F, F)
     typical_ms: float
-    discrepancy: float  #: robust standard deviation of what the weights leave unexplained, relative
+    discrepancy: float  #: robust standard deviation of the residuals, relative to the latency
 
 
 def fit_device(device: MeasuredDevice, base: Prior) -> DeviceFit:
-    """Weights of a device with many measurements, or few: maximum a posteriori under `base`, Student-t residuals."""
+    """Fit a device's weights: maximum a posteriori under `base`, Student-t residuals; n may be small."""
     x, y = device.features, device.latency_ms
     hypothesis = base.hypotheses[len(base.hypotheses) // 2]
     level = float(np.median(y / np.maximum(x @ hypothesis.mean, 0.05)))
@@ -70,23 +70,23 @@ def learn_prior(
     *,
     spread: float = 2.0,
     deviations: Sequence[float] = (0.003, 0.1),
-    misfits: Sequence[float] = (0.005, 0.02, 0.08),
+    discrepancies: Sequence[float] = (0.005, 0.02, 0.08),
     most_hypotheses: int = 6,
 ) -> Prior:
-    """Mean and covariance of the weights over known devices, each device scaled to the same typical latency.
+    """Learn a prior: mean and covariance of the weights of known devices, each scaled to the same typical latency.
 
-    The covariance is of full rank: the few directions in which the known devices differ (`spread` times as far, for
-    a handful of devices does not show the extremes), what is uncertain about each of them, and a hierarchical
-    deviation for what no known device shows. How far a new device deviates, and how much of its latency no weights
-    explain, are hypotheses; their probabilities are how well each would have predicted a known device from the
-    families that it does not belong to.
+    The covariance is of full rank. It is the sum of the covariance between the known devices, the mean posterior
+    covariance of their fits, and a hierarchical deviation for directions in which no two known devices differ. The
+    size of the deviation and of the model discrepancy are hypotheses; their probabilities follow from the likelihood
+    of each known device under the prior of the other families.
 
     Args:
         devices: at least one; give every batch size or thread count as a device of its own, of one family.
         groups: which columns are of one physical cost, (F,).
+        spread: factor on the covariance between devices: a handful of devices does not show the extremes.
         deviations: variances of the deviation, relative to those of a device of which nothing is known.
-        misfits: as in `Hypothesis`.
-        most_hypotheses: only so many of the most probable are kept.
+        discrepancies: relative model discrepancies, as in `Hypothesis`.
+        most_hypotheses: number of most probable hypotheses that are kept.
     """
     if not devices:
         raise UsageError("a prior is learned from at least one measured device; use hierarchical_prior without any")
@@ -95,7 +95,7 @@ def learn_prior(
     fits = [fit_device(device, base) for device in devices]
     typical = reference.mean(axis=0)
     fits = [_rescaled(fit, float(typical @ fit.weights)) for fit in fits]
-    grid = [(deviation, discrepancy) for deviation in deviations for discrepancy in misfits]
+    grid = [(deviation, discrepancy) for deviation in deviations for discrepancy in discrepancies]
     votes = np.full(len(grid), 1.0)
     families = sorted({device.family for device in devices})
     for family in families if len(families) > 1 else []:
@@ -103,7 +103,7 @@ def learn_prior(
         mean, covariance = _moments(others, spread)
         for device in (device for device in devices if device.family == family):
             logs = [
-                _predicted(
+                _log_likelihood(
                     device, Hypothesis(mean, covariance + deviation * base.hypotheses[0].covariance, discrepancy)
                 )
                 for deviation, discrepancy in grid
@@ -129,7 +129,7 @@ def _rescaled(fit: DeviceFit, level: float) -> DeviceFit:
 
 
 def _moments(fits: Sequence[DeviceFit], spread: float) -> tuple[Floats, Floats]:
-    """Mean and covariance of a device's weights as the fits show them."""
+    """Mean (F,) and covariance (F, F) of a device's weights over the fits."""
     weights = np.array([fit.weights for fit in fits])
     mean = weights.mean(axis=0)
     apart = weights - mean
@@ -138,8 +138,8 @@ def _moments(fits: Sequence[DeviceFit], spread: float) -> tuple[Floats, Floats]:
     return mean, found
 
 
-def _predicted(device: MeasuredDevice, hypothesis: Hypothesis) -> float:
-    """Log marginal likelihood of a few of a device's measurements under a hypothesis."""
+def _log_likelihood(device: MeasuredDevice, hypothesis: Hypothesis) -> float:
+    """Log marginal likelihood of a sample of a device's measurements under a hypothesis."""
     rows = np.linspace(0, len(device.latency_ms) - 1, min(_VOTING_MEASUREMENTS, len(device.latency_ms))).astype(int)
     rows = np.unique(rows)
     predictor = BayesianPredictor(Prior((hypothesis,)))

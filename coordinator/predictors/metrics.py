@@ -1,4 +1,4 @@
-"""How well latencies are predicted that a fit has not seen."""
+"""Metrics of a latency predictor on measurements that its fit has not seen."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from fleetnas.coordinator.predictors.prior import Floats
 
 @dataclass(frozen=True)
 class HeldOutError:
-    """How well measurements are predicted that the fit has not seen."""
+    """Error of a predictor on measurements that its fit has not seen."""
 
     mape_percent: float | None
+    """Mean absolute percentage error; None where nothing was held out."""
     spearman: float | None
+    """Rank correlation of predicted and measured latency, -1 to 1; None where undefined."""
     held_out: int
+    """Measurements that the figures are taken over."""
 
 
 def spearman(first: Floats, second: Floats) -> float | None:
-    """Rank correlation of two samples, ties averaged; None where one does not vary."""
+    """Rank correlation of two samples (n,), ties averaged, -1 to 1; None where one of them is constant."""
     ranks = [_ranks(np.asarray(sample)) for sample in (first, second)]
     centred = [rank - rank.mean() for rank in ranks]
     scale = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))

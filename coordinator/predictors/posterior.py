@@ -9,18 +9,18 @@ import numpy as np
 from fleetnas.coordinator.predictors.covariance import Covariances
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 
-#: A measurement further than this from what all others predict, in standard deviations, loses weight.
+#: A measurement further than this from the prediction of all others, in standard deviations, is down-weighted.
 OUTLIER_SIGMAS = 4.0
 #: Rows conditioned on at once: large enough for matrix products, small enough for a small factorisation.
 _BLOCK_ROWS = 64
 #: The smallest prior latency, relative to the typical 1: keeps relative noise defined for odd extrapolations.
 _SMALLEST_LATENCY = 0.05
-#: By which part of its largest entry a diagonal is raised, step by step.
-_RAISED = (1e-12, 1e-9, 1e-6, 1e-3)
+#: Jitter added to a diagonal, relative to its largest entry, in increasing steps.
+_JITTERS = (1e-12, 1e-9, 1e-6, 1e-3)
 
 
 class Posterior:
-    """Posteriors under H hypotheses, in units of the device's unknown speed s, which is kept apart.
+    """Posteriors under H hypotheses, in units of the device's unknown speed s.
 
     With y/s ~ N(X m, X C X' + N), the posterior mean of w is linear in y and in s: w = h_y + s * h_m, its covariance
     s^2 * C, and the likelihood of t = 1/s is n log t - (t^2 a - 2 t b + c)/2 - logdet/2, whose maximum is closed-form.
@@ -28,13 +28,15 @@ class Posterior:
     """
 
     def __init__(self, prior: Prior) -> None:
+        """Start from the prior: no measurements yet."""
         self.prior = prior
         self.covariances = Covariances([h.covariance for h in prior.hypotheses])
         self.h_y = np.zeros_like(prior.means)
         self.h_m = prior.means.copy()
         size = len(prior.hypotheses)
-        self.prior_spread = np.zeros((size, 0))  # of each measured architecture's latency: x' C x, before and
-        self.spread = np.zeros((size, 0))  # after the measurements
+        #: Variance x' C x of each measured architecture's latency, (H, n): before and after the measurements.
+        self.prior_variance = np.zeros((size, 0))
+        self.variance = np.zeros((size, 0))
         self.count = 0
         self.a, self.b, self.c, self.log_determinant = np.zeros((4, size))
 
@@ -44,7 +46,7 @@ class Posterior:
 
     def noise(self, x: Floats, relative: Floats) -> Floats:
         """Variance of measurements of relative standard deviation `relative`, (H, k), in units of s^2."""
-        found: Floats = self.prior_latency(x) ** 2 * (self.prior.misfits[:, None] ** 2 + relative**2)
+        found: Floats = self.prior_latency(x) ** 2 * (self.prior.discrepancies[:, None] ** 2 + relative**2)
         return found
 
     def learn(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
@@ -55,27 +57,31 @@ class Posterior:
             new = x[rows]
             cross = self.covariances.times(new)
             before = np.einsum("kf,hfk->hk", new, cross)
-            # The prior's own spread; nothing was learned yet where this is the first block.
-            ahead = Covariances([h.covariance for h in self.prior.hypotheses]).spread(new) if self.count else before
-            root, white_y, white_m, log_determinant = self._condition(new, cross, y[rows], noise[:, rows])
-            self.prior_spread = np.concatenate([self.prior_spread, ahead], axis=1)
-            self.spread = np.concatenate([self.spread, before], axis=1)
-            self.spread -= np.square(known[: self.spread.shape[1]] @ root).sum(axis=2)
+            # Before the first block the posterior is still the prior.
+            ahead = Covariances([h.covariance for h in self.prior.hypotheses]).variances(new) if self.count else before
+            factor, white_y, white_m, log_determinant = self._condition(new, cross, y[rows], noise[:, rows])
+            self.prior_variance = np.concatenate([self.prior_variance, ahead], axis=1)
+            self.variance = np.concatenate([self.variance, before], axis=1)
+            self.variance -= np.square(known[: self.variance.shape[1]] @ factor).sum(axis=2)
             self.a += np.square(white_y).sum(axis=1)
             self.b += (white_y * white_m).sum(axis=1)
             self.c += np.square(white_m).sum(axis=1)
             self.log_determinant += log_determinant
             self.count += len(new)
 
-    def sharpen(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
-        """Exact update on repeats of architectures `seen`; the hyperparameters do not hear of it."""
-        root, *_ = self._condition(x, self.covariances.times(x), y, noise)
-        self.spread -= np.square(seen @ root).sum(axis=2)
+    def condition_on_repeats(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
+        """Exact update on repeats (k, F), (k,), (H, k) of the architectures `seen` (n, F).
+
+        The hyperparameters (speed, probabilities of the hypotheses) stay as they are.
+        """
+        factor, *_ = self._condition(x, self.covariances.times(x), y, noise)
+        self.variance -= np.square(seen @ factor).sum(axis=2)
 
     def _condition(self, x: Floats, cross: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Rank-k update, `cross` being the covariances times x' (H, F, k).
 
-        Returns the covariances' lost roots (H, F, k), white innovations (H, k) twice, and their log determinants (H,).
+        Returns the covariances' downdate factors (H, F, k), the whitened innovations of y and of the mean, (H, k) each,
+        and the log determinants (H,).
         """
         gram = x @ cross
         diagonal = np.arange(len(x))
@@ -84,14 +90,14 @@ class Posterior:
         error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
         sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
         solved = np.asarray(np.linalg.solve(lower, np.concatenate(sides, axis=2)), dtype=np.float64)
-        root, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
-        self.covariances.lose(root)
-        self.h_y += (root @ white_y[:, :, None])[:, :, 0]
-        self.h_m -= (root @ white_m[:, :, None])[:, :, 0]
-        return root, white_y, white_m, 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1)
+        factor, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
+        self.covariances.downdate(factor)
+        self.h_y += (factor @ white_y[:, :, None])[:, :, 0]
+        self.h_m -= (factor @ white_m[:, :, None])[:, :, 0]
+        return factor, white_y, white_m, 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1)
 
     def speeds(self) -> Floats:
-        """The most likely s under each hypothesis, (H,); the prior's scale before the first measurement."""
+        """Maximum-likelihood s under each hypothesis, (H,); the prior's scale before the first measurement."""
         if not self.count:
             return np.full(len(self.a), self.prior.scale_ms)
         found: Floats = 2.0 * self.a / (self.b + np.sqrt(self.b**2 + 4.0 * self.a * self.count))
@@ -122,25 +128,25 @@ class Posterior:
 def _lower_factor(gram: Floats) -> Floats:
     """Cholesky factors of (H, k, k).
 
-    Under a far-fetched prior rounding may leave a matrix not quite positive definite: its diagonal is then raised, as
-    noise would raise it. `LinAlgError` where that does not help, for the matrix is not finite.
+    Under an extreme prior, rounding may leave a matrix not quite positive definite: jitter is then added to its
+    diagonal, as more noise would be. `LinAlgError` if that does not help, because the matrix is not finite.
     """
     diagonal = np.arange(gram.shape[-1])
     largest = gram[:, diagonal, diagonal].max(axis=1, keepdims=True)
-    for raised in _RAISED:
+    for jitter in _JITTERS:
         with contextlib.suppress(np.linalg.LinAlgError):
             return np.asarray(np.linalg.cholesky(gram), dtype=np.float64)
-        gram[:, diagonal, diagonal] += raised * largest
+        gram[:, diagonal, diagonal] += jitter * largest
     return np.asarray(np.linalg.cholesky(gram), dtype=np.float64)
 
 
-def outlier_weight(error: Floats, spread: Floats, noise: Floats) -> Floats:
+def outlier_weight(error: Floats, variance: Floats, noise: Floats) -> Floats:
     """Factor on a measurement's precision, given its error, the variance predicted and its own noise variance.
 
     1 while the error is within `OUTLIER_SIGMAS`. Beyond, the noise is raised until the error is that many standard
     deviations, and further by the square of the excess, so that the pull of an outlier falls as it grows.
     """
-    excess = np.maximum(error**2 / (OUTLIER_SIGMAS**2 * (spread + noise)), 1.0)
-    explained = excess * (spread + noise) - spread
+    excess = np.maximum(error**2 / (OUTLIER_SIGMAS**2 * (variance + noise)), 1.0)
+    explained = excess * (variance + noise) - variance
     found: Floats = noise / (explained * excess)
     return found

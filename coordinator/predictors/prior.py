@@ -1,4 +1,4 @@
-"""What is known about a device's latency weights before it is measured."""
+"""Priors on a device's latency weights before its first measurement."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fleetnas.fleet_protocol.errors import UsageError
 
 Floats = NDArray[np.float64]
 
-#: Group of the columns that correct a level rather than cost time: their weights are about 0.
+#: Group of the columns that correct a level and are no physical cost: their weights are about 0.
 INDICATOR = -1
-#: Group of columns whose work other columns count already: their weights are what it takes beyond that, often 0.
+#: Group of columns whose work other columns count already: their weights are a surcharge on it, often 0.
 SURCHARGE = -2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hypothesis:
-    """One Gaussian belief about a device's weights, up to the device's speed.
+    """One Gaussian prior of a device's weights, up to the device's speed.
 
     Latency is `speed * (features @ w + d)`, w ~ N(mean, covariance). The model discrepancy d has standard deviation
-    `discrepancy * (features @ mean)`: what no weights explain, relative to the latency. The speed is not part of the
-    belief; the predictor estimates it by marginal likelihood.
+    `discrepancy * (features @ mean)`: the error that no weights remove, relative to the latency. The speed is not part
+    of the prior; the predictor estimates it by marginal likelihood.
     """
 
     mean: Floats  #: (F,)
@@ -34,9 +34,9 @@ class Hypothesis:
     probability: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prior:
-    """A few hypotheses, weighed against each other by how well they predict the measurements."""
+    """A few hypotheses, weighted by the marginal likelihood of the measurements under each; compared by identity."""
 
     hypotheses: tuple[Hypothesis, ...]
     #: Speed assumed until the first measurement, in ms per unit of `features @ mean`.
@@ -57,22 +57,22 @@ class Prior:
 
     @cached_property
     def means(self) -> Floats:
-        """Of all hypotheses, (H, F)."""
+        """Means of the hypotheses, (H, F)."""
         return np.array([h.mean for h in self.hypotheses], dtype=np.float64)
 
     @cached_property
-    def misfits(self) -> Floats:
-        """Of all hypotheses, (H,)."""
+    def discrepancies(self) -> Floats:
+        """Relative model discrepancies of the hypotheses, (H,)."""
         return np.array([h.discrepancy for h in self.hypotheses], dtype=np.float64)
 
     @cached_property
     def log_probabilities(self) -> Floats:
-        """Of all hypotheses, (H,)."""
+        """Logarithms of the hypotheses' prior probabilities, (H,)."""
         return np.log(np.maximum([h.probability for h in self.hypotheses], 1e-300))
 
     @property
     def size(self) -> int:
-        """F, the number of features."""
+        """Number of features, F."""
         return len(self.hypotheses[0].mean)
 
 
@@ -80,20 +80,20 @@ def hierarchical_prior(
     reference: Floats,
     groups: Sequence[int] | NDArray[np.intp],
     *,
-    misfits: Sequence[float] = (0.005, 0.015, 0.045),
+    discrepancies: Sequence[float] = (0.005, 0.015, 0.045),
     shared: float = 1.0,
     own: float = 0.5,
     indicator: float = 0.04,
     surcharge: float = 2.0,
     scale_ms: float = 1.0,
 ) -> Prior:
-    """A prior for a device of which nothing is known.
+    """Make a prior for an unknown device.
 
     Args:
         reference: features of typical architectures, (n, F); only their column means matter.
         groups: which columns are of one physical cost, (F,): such columns have similar weights,
             w = w_group + deviation. `INDICATOR` columns are not of a cost, `SURCHARGE` columns of no further one.
-        misfits: hypotheses on what the features cannot explain, relative to the latency.
+        discrepancies: hypotheses on the model discrepancy, relative to the latency.
         shared: standard deviation of a group's common weight, relative to that weight.
         own: standard deviation of a column's deviation, relative to the group's weight.
         indicator: standard deviation of the weights of `INDICATOR` columns, relative to a typical latency.
@@ -101,7 +101,7 @@ def hierarchical_prior(
             were a group of their own.
         scale_ms: typical latency assumed until the first measurement.
 
-    Every group that occurs is taken to cause the same part of a typical architecture's latency, which is 1.
+    Every group is taken to cause the same share of a typical architecture's latency, which is 1.
     """
     typical = np.abs(np.asarray(reference, dtype=np.float64)).mean(axis=0)
     group_of = np.asarray(groups)
@@ -128,6 +128,6 @@ def hierarchical_prior(
         block[np.diag_indices(len(members))] += (deviation * weight) ** 2 * min(spread, 2.0) ** 2
         covariance[np.ix_(members, members)] = block
     return Prior(
-        tuple(Hypothesis(mean, covariance, discrepancy, 1.0 / len(misfits)) for discrepancy in misfits),
+        tuple(Hypothesis(mean, covariance, discrepancy, 1.0 / len(discrepancies)) for discrepancy in discrepancies),
         scale_ms=scale_ms,
     )

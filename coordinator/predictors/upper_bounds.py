@@ -1,4 +1,4 @@
-"""Measurements of which only an upper bound is known, for a predictor that learns latencies with normal noise."""
+"""Censored measurements (only an upper bound is known) for a predictor with normal noise."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import math
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.prior import Floats
 
-#: A bound this many standard deviations above the prediction says nothing.
+#: A bound this many standard deviations above the prediction carries no information.
 _FAR_SIGMAS = 2.0
 #: The approximating measurement is not moved below this share of the bound, nor made more certain than this, relative.
 _LEAST_SHARE, _LEAST_NOISE = 0.3, 0.02
 
 
 def learn_upper_bounds(predictor: BayesianPredictor, features: Floats, bounds_ms: Floats) -> None:
-    """Teach a predictor that latencies are at most `bounds_ms` (k,), of architectures with `features` (k, F).
+    """Update a predictor: the latencies of architectures with `features` (k, F) are at most `bounds_ms` (k,).
 
     Each bound is replaced, in the order given, by the measurement with normal noise that leaves the predictor with the
     mean and variance of its own prediction cut off at the bound (assumed-density filtering; Minka, "Expectation
-    Propagation for approximate Bayesian inference", UAI 2001). So an order of their own makes the result a function of
-    the set of bounds.
+    Propagation for approximate Bayesian inference", UAI 2001). Give the bounds in a canonical order to make the result
+    a function of the set of bounds.
     """
     for row, bound_ms in zip(features, bounds_ms.tolist(), strict=True):
         (mean,), (deviation,) = predictor.predict(row[None], include_noise=True)

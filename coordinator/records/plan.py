@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.stored import RunRecord
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.device_profiles.quantities import LimitSeconds, Seconds
 from fleetnas.fleet_protocol.error_text import first_fault
-from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
+
+
+def _parsed_targets(value: object) -> object:
+    """Read targets that are stored as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return TargetRequest.parse(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+#: Targets, stored as the text that `TargetRequest.parse` reads, such as `20,30` or `auto:4`.
+StoredTargets = Annotated[TargetRequest, BeforeValidator(_parsed_targets), PlainSerializer(str, return_type=str)]
 
 
 class CampaignPlan(BaseModel):
@@ -20,8 +35,8 @@ class CampaignPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    targets: str = Field(description="milliseconds such as 20,30, or auto:N")
-    strategy: str = "bottom-up"
+    targets: StoredTargets = Field(description="milliseconds such as 20,30, or auto:N")
+    strategy: Strategy = Strategy.BOTTOM_UP
     bounds: Bounds = Field(default=Bounds(), description="the most that a subnet may cost beside its latency")
     budget: int = Field(default=40, ge=3, le=10_000, description="measurements per device setting before verification")
     initial_design: int = Field(
@@ -44,11 +59,6 @@ class CampaignPlan(BaseModel):
     cool_s: Seconds = Field(
         default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
-
-    @property
-    def request(self) -> TargetRequest:
-        """The targets; `UsageError` where they cannot be read."""
-        return TargetRequest.parse(self.targets)
 
 
 class RunSettings(BaseModel):

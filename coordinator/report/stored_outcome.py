@@ -46,7 +46,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         supernet=SupernetProvenance(
             run.supernet, run.bundle_sha256, settings.design_space, settings.source, settings.checkpoint_sha256
         ),
-        strategy=settings.plan.strategy,
+        strategy=settings.plan.strategy.value,
         budget=settings.plan.budget,
         bounds=settings.plan.bounds,
         started_s=run.created_unix_s,
@@ -106,7 +106,7 @@ def _contained_outcome(
             setting=device.setting,
             status=SettingStatus.FAILED,
             reason=f"what is stored of it cannot be read: {one_line(error)}",
-            targets_asked=plan.request.count,
+            targets_asked=plan.targets.count,
             condition_asked=plan.conditions,
         )
 
@@ -127,8 +127,8 @@ def device_outcome(
         failures=failures,
         predictor=device.learning[-1].error if device.learning else None,
         predictor_history=device.learning,
-        targets=_target_outcomes(device, plan.request, winners),
-        targets_asked=stored_targets_asked(device, plan.request),
+        targets=_target_outcomes(device, plan.targets, winners),
+        targets_asked=stored_targets_asked(device, plan.targets),
         targets_note=device.targets_note,
         condition_asked=plan.conditions,
         wire_bytes=device.wire_bytes,

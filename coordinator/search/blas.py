@@ -12,10 +12,12 @@ from typing import Any
 
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """The search multiplies many small matrices: more BLAS threads wait for each other longer than they compute.
+    """Limit BLAS to one thread inside the context.
 
-    On a machine whose cores are busy they made a search fifteen times slower. Without threadpoolctl nothing changes;
-    then OMP_NUM_THREADS=1 does the same.
+    The search multiplies many small matrices: more BLAS threads wait for each other longer than they compute.
+
+    On a machine with busy cores they made a search fifteen times slower. Without threadpoolctl nothing changes; then
+    OMP_NUM_THREADS=1 has the same effect.
     """
     controller = _controller()
     if controller is None:
@@ -29,7 +31,7 @@ def single_threaded_blas() -> Iterator[None]:
 
 
 class _Limit:
-    """The process's one limit, for as long as any thread wants it: each alone would put back what another has set."""
+    """The limit of the whole process, kept while any thread needs it: threads would undo each other's limits."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -15,14 +15,14 @@ import numpy as np
 from fleetnas.coordinator.search.latency import Floats, SlotTableLatency
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
-from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, reduced
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, reduced
 
 _FILE_NAME = "{resolution}_lookup_table.yaml"
 
 
 def read_block_table(path: Path | str, space: MBConvSpace) -> SlotTableLatency:
-    """The latency table of `space` from a folder of `<resolution>_lookup_table.yaml`, or from one file.
+    """Read the latency table of `space` from a folder of `<resolution>_lookup_table.yaml`, or from one file.
 
     A network's latency is the sum of its layers' mean milliseconds. ProxylessNAS's file knows expand ratios 3 and 6
     only: a ratio between two that a table has is interpolated linearly.
@@ -47,7 +47,7 @@ def read_block_table(path: Path | str, space: MBConvSpace) -> SlotTableLatency:
 
 
 def table_resolutions(path: Path | str) -> list[int]:
-    """Resolutions that a latency table covers, ascending."""
+    """Return the resolutions that a latency table covers, pixels, ascending."""
     path = Path(path)
     if path.is_dir():
         stems = [file.name.partition("_")[0] for file in path.glob("*_lookup_table.yaml")]
@@ -127,7 +127,7 @@ class _LayerTable:
 
     @property
     def _by_ratio(self) -> bool:
-        """ProxylessNAS's keys give the expand ratio where OFA's give the channels, and know no squeeze-and-excite."""
+        """Whether keys are ProxylessNAS's: expand ratios in place of channels, and no squeeze-and-excite."""
         return self.space.network.final_expand_width is None
 
     def _mean(self, layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> float:
@@ -154,7 +154,7 @@ def _shape(sides: tuple[int, ...]) -> str:
 
 
 def _interpolate(x: Floats, row: Floats) -> None:
-    """Fill gaps between two known values of `row` in place."""
+    """Interpolate gaps between two known values of `row`, in place."""
     known = np.isfinite(row)
     if known.any():
         inside = ~known & (x > x[known].min()) & (x < x[known].max())

@@ -1,4 +1,4 @@
-"""Subnets that many devices ask about: what follows from them alone is computed once."""
+"""Candidate subnets of many device settings: features, keys and table places are computed once for all."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class CandidateTable:
     """Canonical genomes (n, G) with their features (n, F), keys (n,) and places in slot tables."""
 
     def __init__(self, space: DesignSpace, genomes: Genomes) -> None:
+        """`genomes` must be canonical, (n, G)."""
         self.genomes = genomes
         self.keys = genome_keys(genomes)
         self.features: NDArray[np.float64] = FeatureMap(space).features(genomes)
         starts = np.cumsum([0, *(len(costs) for costs in space.slot_costs)])[:-1]
-        #: Per slot, each subnet's place in the slots' tables laid end to end, (S, n).
+        #: Per slot, each subnet's index into the concatenated slot tables, (S, n).
         self.places: NDArray[np.intp] = np.ascontiguousarray((space.slots(genomes) + starts).T)
 
     def __len__(self) -> int:

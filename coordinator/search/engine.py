@@ -1,40 +1,34 @@
-"""One call for every search: strategies over one or many latency targets."""
+"""The search: strategies over one or many latency targets, with either engine."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.records.bounds import Bounds, lowered
+from fleetnas.coordinator.records.bounds import lowered
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.evolution import EvolutionEngine, EvolutionSettings
 from fleetnas.coordinator.search.guided import GuidedEngine, GuidedSettings
-from fleetnas.coordinator.search.latency import LatencyModel
 from fleetnas.coordinator.search.pool import Pool
-from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, Winner, check_targets
-from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
-from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
-from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.coordinator.search.problem import Problem, TabularAccuracy, Winner, check_targets
+from fleetnas.fleet_protocol.errors import InfeasibleTargetError
+from fleetnas.supernet_export.spaces.base import Genomes
 
 Floats = NDArray[np.float64]
-Strategy = Literal["joint", "bottom-up", "top-down", "independent", "exhaustive"]
-Engine = Literal["guided", "evolution"]
-STRATEGIES: tuple[Strategy, ...] = ("joint", "bottom-up", "top-down", "independent", "exhaustive")
+EngineSettings = GuidedSettings | EvolutionSettings
 
-#: Generations of the guided engine.
-DEFAULT_ROUNDS = 40
 _PRUNED = 100
 _LARGEST_ENUMERATION = 1_000_000
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Winners in the order of the targets, and the Pareto front of all that was evaluated, fastest first."""
+    """Winners in the order of the targets, and the Pareto front of all evaluated subnets, fastest first."""
 
     strategy: Strategy
     winners: tuple[Winner, ...]
@@ -57,87 +51,52 @@ class _Evaluated:
 
 
 def search(
-    space: DesignSpace,
-    accuracy: AccuracyModel | AccuracyPredictor,
-    latency: LatencyModel,
+    problem: Problem,
     targets_ms: Sequence[float],
     *,
     rng: np.random.Generator,
-    strategy: Strategy = "joint",
-    engine: Engine = "guided",
-    bounds: Bounds | None = None,
+    strategy: Strategy = Strategy.JOINT,
+    engine: EngineSettings | None = None,
     warm_start: Genomes | None = None,
-    rounds: int = DEFAULT_ROUNDS,
-    islands: int = 1,
     leave_out_infeasible: bool = False,
-    guided: GuidedSettings | None = None,
-    evolution: EvolutionSettings | None = None,
 ) -> SearchResult:
-    """The most accurate subnets found within each latency target.
+    """Find the most accurate subnets within each latency target.
 
     Args:
-        space: where to search.
-        accuracy: a predictor, or any model of accuracy.
-        latency: decides alone whether a subnet meets a target; need not be additive.
-        targets_ms: one or more, in any order.
+        problem: design space, accuracy and latency models, bounds. The latency model decides alone whether a subnet
+            meets a target, and need not be additive.
+        targets_ms: one or more latencies in milliseconds, in any order.
         rng: source of all randomness: the same state gives the same result.
-        strategy: `joint` searches all targets at once over one archive; `bottom-up` goes from the smallest target
-            upwards, each starting from the subnets found before; `top-down` downwards, each starting from randomly
-            pruned winners; `independent` starts anew for every target; `exhaustive` evaluates a small space whole.
-            Where only known subnets can win (`TabularAccuracy` without a model), every strategy is that.
-        engine: `guided`, or OFA's `evolution` as a baseline.
-        bounds: what a subnet may cost beside its latency.
-        warm_start: canonical genomes (n, G) to start from, such as an earlier search's front.
-        rounds: generations of the guided engine. `evolution` has its own.
-        islands: separate searches of the guided engine that are merged pair by pair, each union being searched for
-            twice as many rounds: twice the islands cost twice the time, and find better subnets than twice the rounds.
+        strategy: order of the targets. Where only evaluated subnets can win (`TabularAccuracy` without a model), every
+            strategy is `exhaustive`.
+        engine: `GuidedSettings` (the default) or `EvolutionSettings`, OFA's baseline, which treats `joint` as
+            `bottom-up`.
+        warm_start: canonical genomes (n, G) to start from, for example an earlier search's front.
         leave_out_infeasible: search the targets that some subnet meets, if any, instead of raising for the others.
-        guided: parameters of the guided engine.
-        evolution: parameters of the evolution.
 
     Raises:
         InfeasibleTargetError: no subnet keeps the bounds, or meets the smallest target; names the smallest or fastest.
         UsageError: a target is no latency, or the space is too large to enumerate.
     """
+    targets = check_targets(targets_ms)
     with single_threaded_blas():
-        return _search(
-            Problem(space, accuracy, latency, bounds), check_targets(targets_ms), rng, strategy, engine, warm_start,
-            rounds, islands, leave_out_infeasible, guided or GuidedSettings(), evolution or EvolutionSettings(),
-        )  # fmt: skip
-
-
-def _search(
-    problem: Problem,
-    targets: tuple[float, ...],
-    rng: np.random.Generator,
-    strategy: Strategy,
-    engine: Engine,
-    warm_start: Genomes | None,
-    rounds: int,
-    islands: int,
-    leave_out_infeasible: bool,
-    guided: GuidedSettings,
-    evolution: EvolutionSettings,
-) -> SearchResult:
-    if strategy not in STRATEGIES:
-        raise UsageError(f"no strategy is called {strategy!r}; there are {', '.join(STRATEGIES)}")
-    problem.bounds.check(problem.space)
-    candidates = problem.accuracy.candidates if isinstance(problem.accuracy, TabularAccuracy) else None
-    _, fastest_ms = problem.fastest()
-    if leave_out_infeasible:
-        targets = tuple(target for target in targets if fastest_ms <= target)
-        if not targets:
-            nothing = np.zeros((0, problem.space.gene_count), np.int16)
-            return SearchResult(strategy, (), nothing, np.zeros(0), np.zeros(0), problem.evaluations)
-    if not fastest_ms <= min(targets):
-        raise problem.infeasible(min(targets))
-    if candidates is not None or strategy == "exhaustive":
-        found = _exhaustive(problem, targets, candidates)
-    elif engine == "evolution":
-        found = _evolved(problem, targets, strategy, rng, warm_start, evolution)
-    else:
-        found = _GuidedSearch(problem, targets, rng, warm_start, rounds, islands, guided).run(strategy)
-    return _result(problem, strategy, targets, found)
+        problem.bounds.check(problem.space)
+        _, fastest_ms = problem.fastest()
+        if leave_out_infeasible:
+            targets = tuple(target for target in targets if fastest_ms <= target)
+            if not targets:
+                nothing = np.zeros((0, problem.space.gene_count), np.int16)
+                return SearchResult(strategy, (), nothing, np.zeros(0), np.zeros(0), problem.evaluations)
+        if not fastest_ms <= min(targets):
+            raise problem.infeasible(min(targets))
+        candidates = problem.accuracy.candidates if isinstance(problem.accuracy, TabularAccuracy) else None
+        if candidates is not None or strategy is Strategy.EXHAUSTIVE:
+            found = _exhaustive(problem, targets, candidates)
+        elif isinstance(engine, EvolutionSettings):
+            found = _evolved(problem, targets, strategy, rng, warm_start, engine)
+        else:
+            found = _GuidedSearch(problem, targets, rng, warm_start, engine or GuidedSettings()).run(strategy)
+        return _result(problem, strategy, targets, found)
 
 
 class _GuidedSearch:
@@ -149,25 +108,23 @@ class _GuidedSearch:
         targets: tuple[float, ...],
         rng: np.random.Generator,
         warm_start: Genomes | None,
-        rounds: int,
-        islands: int,
         settings: GuidedSettings,
     ) -> None:
         self._problem, self._rng, self._settings = problem, rng, settings
         self._engine = GuidedEngine(problem, rng, settings)
         self._targets = sorted(set(targets))
-        self._rounds, self._islands = rounds, max(1, islands)
+        self._rounds, self._islands = settings.rounds, max(1, settings.islands)
         fastest = problem.fastest()[0][None]
         self._seeds = fastest if warm_start is None else np.concatenate([fastest, problem.space.canonical(warm_start)])
 
     def run(self, strategy: Strategy) -> _Evaluated:
-        """What was evaluated and is worth keeping."""
-        if strategy == "joint":
+        """Search by a strategy; returns the pools' subnets."""
+        if strategy == Strategy.JOINT:
             pools = [self._search(self._targets)]
-        elif strategy == "independent":
+        elif strategy == Strategy.INDEPENDENT:
             pools = [self._search([target]) for target in self._targets]
         else:
-            pools = [self._chained(upwards=strategy == "bottom-up")]
+            pools = [self._chained(upwards=strategy == Strategy.BOTTOM_UP)]
         return _Evaluated(
             np.concatenate([pool.genomes for pool in pools]),
             np.concatenate([pool.top1 for pool in pools]),
@@ -181,20 +138,20 @@ class _GuidedSearch:
         return pool
 
     def _search(self, targets: Sequence[float]) -> Pool:
-        """One pool from islands that were searched for the targets and merged."""
+        """Search islands for the targets, and merge them into one pool."""
         pools = [self._new_pool(targets) for _ in range(self._islands)]
         self._engine.run(targets, pools, self._rounds)
         return self._engine.merge(targets, pools, 2 * self._rounds)
 
     def _chained(self, *, upwards: bool) -> Pool:
-        """Target by target, each from what the one before it left."""
+        """Search target by target, each from the pool of the one before."""
         order = self._targets if upwards else self._targets[::-1]
         pool = self._search(order[:1])
         for before, target in itertools.pairwise(order):
             (elite,) = pool.elites([before], self._settings.elites)
             if not upwards:
                 pool.add(pruned(self._problem, pool.genomes[elite], target, _PRUNED, self._rng))
-            # What was found before crosses with newcomers that first grew up apart from it.
+            # The pool crosses with newcomers that were first improved apart from it.
             newcomers = self._new_pool([target])
             self._engine.run([target], [newcomers], self._rounds // 2)
             pool.merge(newcomers)
@@ -211,15 +168,15 @@ def _evolved(
     settings: EvolutionSettings,
 ) -> _Evaluated:
     engine = EvolutionEngine(problem, rng, settings)
-    upwards = strategy != "top-down"
+    upwards = strategy != Strategy.TOP_DOWN
     ordered = sorted(set(targets), reverse=not upwards)
     given = problem.space.canonical(warm_start) if warm_start is not None else problem.fastest()[0][None]
     start, populations = given, []
     for place, target in enumerate(ordered):
-        chained = place > 0 and strategy != "independent"
+        chained = place > 0 and strategy != Strategy.INDEPENDENT
         population = engine.run(target, start, settings.further_generations if chained else None)
         populations.append(population)
-        if strategy == "independent" or place + 1 == len(ordered):
+        if strategy == Strategy.INDEPENDENT or place + 1 == len(ordered):
             continue
         if upwards:
             start = np.concatenate([given, population.genomes])
@@ -234,7 +191,7 @@ def _evolved(
 
 
 def pruned(problem: Problem, genomes: Genomes, target_ms: float, count: int, rng: np.random.Generator) -> Genomes:
-    """`count` subnets within the target, each a genome whose genes were lowered at random until it was."""
+    """Lower random genes of `count` draws from genomes (n, G) until each is within the target; some drop out."""
     drawn = genomes[rng.integers(0, len(genomes), count)]
     found = lowered(problem.space, drawn, lambda these: problem.latency_ms(these) > target_ms, rng)
     return found[problem.latency_ms(found) <= target_ms]

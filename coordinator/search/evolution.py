@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +18,15 @@ from fleetnas.supernet_export.spaces.base import Genomes
 
 Floats = NDArray[np.float64]
 
-#: Tries to fill a generation with subnets within the target before what was found is repeated.
+#: Rounds of proposals to fill a generation with subnets within the target, before found ones are repeated.
 _TRIES = 20
 
 
 @dataclass(frozen=True)
 class EvolutionSettings:
-    """OFA's parameters."""
+    """The evolution engine, with OFA's parameters."""
+
+    name: ClassVar[str] = "evolution"
 
     population: int = 100
     generations: int = 500
@@ -46,6 +49,7 @@ class EvolutionEngine:
     """Evolves a population within one target; deterministic given the generator."""
 
     def __init__(self, problem: Problem, rng: np.random.Generator, settings: EvolutionSettings | None = None) -> None:
+        """`rng` is the source of all randomness."""
         self.problem, self.rng = problem, rng
         self.settings = settings or EvolutionSettings()
 

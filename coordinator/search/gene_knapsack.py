@@ -13,15 +13,15 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes, SlotTable
 
 Floats = NDArray[np.float64]
 
-#: Passes that correct for genes whose costs are not independent after all.
+#: Passes that correct for dependent costs of genes.
 _PASSES = 2
 
 
 class GeneKnapsack:
     """Solves the knapsack over single-gene changes of the parents; the first gene must be the resolution's.
 
-    Slower than a knapsack that knows the space's blocks, and the sum of single changes is only near the cost of all:
-    what it misses is taken off the limit, and the knapsack solved again.
+    It is slower than a knapsack over the space's blocks, and the sum of single changes only approximates their joint
+    cost: the error is subtracted from the limit, and the knapsack solved again.
     """
 
     def __init__(self, space: DesignSpace, costs: Sequence[SlotTables], banned: Sequence[NDArray[np.bool_]]) -> None:
@@ -36,6 +36,7 @@ class GeneKnapsack:
         self._grid = (len(counts), int(counts.max()))
 
     def propose(self, step: Step) -> Genomes:
+        """Canonical genomes, (n, G), that maximise the linearised accuracy within the limits as far as possible."""
         parents = step.parents.copy()
         parents[:, 0] = step.resolution
         parents = self.space.canonical(parents)
@@ -56,7 +57,7 @@ class GeneKnapsack:
         return np.column_stack([cost.predict(genomes) for cost in self._costs])
 
     def _single_changes(self, parents: Genomes, step: Step) -> tuple[Floats32, Floats]:
-        """Of every value of every gene: linearised gain less the moving cost (n, genes, values), and C such costs."""
+        """Gain minus moving cost of every value of every gene (n, genes, values), and its change of the C costs."""
         n, moves = len(parents), len(self._gene)
         changed = np.repeat(parents, moves, axis=0)
         gene, value = np.tile(self._gene, n), np.tile(self._value, n)

@@ -1,8 +1,8 @@
-"""The default engine: evolution whose offspring are solved for, not drawn.
+"""The default engine: evolution whose offspring are optima of a linear model, not random draws.
 
 The accuracy predictor is piecewise linear, so its gradient gives the gain of every single choice at once; averaged over
 the best subnets found so far, it predicts whole recombinations. Each offspring is the optimum of that linear model
-within the target, drawn towards its two parents. All targets share one archive.
+within the target, with a penalty on the distance to its two parents. All targets share one archive.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 
 Floats32 = NDArray[np.float32]
 
-#: A target of which a smaller share of offspring is new has nothing left to recombine.
+DEFAULT_ROUNDS = 40
+#: A target whose share of new offspring is smaller has nothing left to recombine.
 _EXHAUSTED = 0.02
 _LEAST_OFFSPRING = 2
 _LEAST_GENERATION = 30
@@ -34,8 +36,14 @@ _POOLS_TOGETHER = 8
 
 @dataclass(frozen=True)
 class GuidedSettings:
-    """Parameters of the guided engine. Costs of moving are in standard deviations of random subnets' accuracy."""
+    """The guided engine. Costs of moving are in standard deviations of random subnets' accuracy."""
 
+    name: ClassVar[str] = "guided"
+
+    rounds: int = DEFAULT_ROUNDS  #: generations
+    #: Separate searches that are merged pair by pair, each union being searched for twice as many rounds: twice the
+    #: islands cost twice the time, and find better subnets than twice the rounds.
+    islands: int = 1
     seeds: int = 30  #: random subnets to begin with
     elites: int = 10  #: parents per target
     offspring: int = 10  #: per target and generation; more where there are few targets
@@ -50,18 +58,19 @@ class GuidedEngine:
     """Searches one problem; deterministic given the generator."""
 
     def __init__(self, problem: Problem, rng: np.random.Generator, settings: GuidedSettings | None = None) -> None:
+        """`rng` is the source of all randomness."""
         self.problem, self.rng = problem, rng
         self.settings = settings or GuidedSettings()
         bounds = problem.bounds.slot_tables(problem.space)
         self._bound_limits = [bound for _, bound in bounds]
         self._knapsack = _knapsack(problem, [problem.table.slot_tables(), *(tables for tables, _ in bounds)])
-        self._spread = 0.0
+        self._accuracy_deviation = 0.0
 
     def start(self, targets_ms: Sequence[float], pool: Pool) -> None:
         """First proposals for every target, from the gradients of random subnets."""
         seeds = self.problem.space.sample(self.settings.seeds, self.rng)
         gradient = self.problem.gradient(seeds)
-        self._spread = float(self.problem.top1(seeds).std())
+        self._accuracy_deviation = float(self.problem.top1(seeds).std())
         targets = np.tile(np.asarray(targets_ms, dtype=np.float64), len(seeds))
         source = np.repeat(np.arange(len(seeds)), len(targets_ms))
         nothing = np.zeros(len(targets), np.float32)
@@ -86,7 +95,7 @@ class GuidedEngine:
                 pool.trim(self.settings.elites)
 
     def merge(self, targets_ms: Sequence[float], pools: Sequence[Pool], generations: int) -> Pool:
-        """Merge pools pair by pair, improving each union: what one found crosses with what the other did."""
+        """Merge pools pair by pair and improve each union, in which subnets of both cross."""
         while len(pools) > 1:
             for pool, other in zip(pools[::2], pools[1::2], strict=False):
                 pool.merge(other)
@@ -98,7 +107,7 @@ class GuidedEngine:
     def _generation(
         self, targets_ms: Sequence[float], pools: Sequence[Pool], activity: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """One generation; which share of the offspring was new, (pools, targets). Less active targets get fewer."""
+        """Breed one generation; returns the share of new offspring, (pools, targets). Less active targets get fewer."""
         settings, rng = self.settings, self.rng
         elites = [pool.elites(targets_ms, settings.elites) for pool in pools]
         sizes = np.array([[len(elite) for elite in of_pool] for of_pool in elites])
@@ -122,7 +131,7 @@ class GuidedEngine:
         gradient = np.concatenate(
             [pool.gradients(blended[:, part]).mean(axis=0) for pool, part in zip(pools, parts, strict=True)]
         )
-        move_cost = (self._spread * rng.choice(settings.move_costs, len(place))).astype(np.float32)
+        move_cost = (self._accuracy_deviation * rng.choice(settings.move_costs, len(place))).astype(np.float32)
         resolution = np.where(rng.random(len(place)) < 0.5, parents[0, :, 0], parents[1, :, 0]).astype(np.intp)
         last = len(self.problem.space.resolutions) - 1
         moved = np.clip(resolution + rng.choice((-1, 1), len(place)), 0, last)
@@ -131,12 +140,12 @@ class GuidedEngine:
         step = self._step(
             parents[0], parents[1], gradient, limit_ms, move_cost, settings.mate_share * move_cost, resolution
         )
-        fresh = add_together(pools, self._knapsack.propose(step), pool_of)
-        share = np.bincount(place, fresh, counts.size).reshape(counts.shape) / np.maximum(counts, 1)
+        new = add_together(pools, self._knapsack.propose(step), pool_of)
+        share = np.bincount(place, new, counts.size).reshape(counts.shape) / np.maximum(counts, 1)
         return np.asarray(share)
 
     def _offspring(self, activity: NDArray[np.float64]) -> NDArray[np.intp]:
-        """How many per pool and target."""
+        """Number of offspring per pool and target, (pools, targets)."""
         # Below a certain number a generation costs as much as one of that number.
         most = max(self.settings.offspring, -(-_LEAST_GENERATION // activity.size))
         found: NDArray[np.intp] = np.clip(np.ceil(most * activity), _LEAST_OFFSPRING, most).astype(np.intp)
@@ -170,7 +179,7 @@ class GuidedEngine:
         return found
 
     def _table_per_truth(self, parents: Genomes) -> float:
-        """What the additive model says of the parents over what the latency model does: 1 where that is additive."""
+        """Median ratio of the additive model to the latency model over the parents; 1 where that is additive."""
         if isinstance(self.problem.latency, SlotTableLatency):
             return 1.0
         return float(np.median(self.problem.table.predict(parents) / self.problem.latency_ms(parents)))

@@ -73,6 +73,7 @@ class MBConvKnapsack:
         self._stage_of = np.repeat(np.arange(space.stage_count), space.network.stage_blocks)
 
     def propose(self, step: Step) -> Genomes:
+        """Canonical genomes, (n, G), that maximise the linearised accuracy within the limits as far as possible."""
         n, blocks = len(step.parents), self.space.block_count
         scores, depth_scores = self._scores(step)
         scale = step.weights / step.limits

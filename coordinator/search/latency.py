@@ -1,4 +1,4 @@
-"""Latency models behind one interface: what a search asks of a block table or of a predictor."""
+"""Latency models behind one interface: block tables, predictors, and either of them with measurements."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ class LatencyModel(Protocol):
 
 
 class TableLatency(LatencyModel, Protocol):
-    """A latency model that is quick with the subnets of a library."""
+    """A latency model with fast predictions for the subnets of a candidate table."""
 
-    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
-        """What the additive model says of every one of them, (n,)."""
+    def predict_additive(self, table: CandidateTable) -> NDArray[np.float32]:
+        """Predict all subnets of the table by the additive model, ms, (n,)."""
 
-    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
-        """What `predict` says of some of them, (k,)."""
+    def predict_rows(self, table: CandidateTable, rows: NDArray[np.intp]) -> Floats:
+        """Predict the table's rows (k,) as `predict` does, ms, (k,)."""
 
 
 class SlotTableLatency:
     """Latency as a constant and a sum over slots: a block table, or a linear predictor's."""
 
     def __init__(self, space: DesignSpace, constant_ms: float, tables: Sequence[Floats]) -> None:
+        """`tables` has one array per slot, (variants,), ms. `UsageError` where they are not of the space."""
         sizes = [len(costs) for costs in space.slot_costs]
         if [len(table) for table in tables] != sizes:
             raise UsageError(
@@ -54,69 +55,83 @@ class SlotTableLatency:
         self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
 
     def predict(self, genomes: Genomes) -> Floats:
+        """Latency in milliseconds of canonical genomes (n, G), shape (n,)."""
         found: Floats = self._flat[self.space.slots(genomes) + self._starts].sum(axis=1)
         return found + self._constant_ms
 
     def slot_tables(self) -> SlotTables:
+        """The additive model: a constant and, per slot, its variants' milliseconds."""
         return self._constant_ms, self._tables
 
-    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
-        return _additive(self.slot_tables(), library)
+    def predict_additive(self, table: CandidateTable) -> NDArray[np.float32]:
+        """Predict all subnets of the table by the additive model, ms, (n,)."""
+        return _additive(self.slot_tables(), table)
 
-    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
-        return self.predict(library.genomes[rows])
+    def predict_rows(self, table: CandidateTable, rows: NDArray[np.intp]) -> Floats:
+        """Predict the table's rows (k,), ms, (k,)."""
+        return self.predict(table.genomes[rows])
 
 
 class PredictorLatency:
     """The online predictor, with a margin: `mean + sigmas * standard deviation`, which is not additive."""
 
     def __init__(
-        self, features: FeatureMap, predictor: BayesianPredictor, *, sigmas: float = 0.0, include_noise: bool = False
+        self,
+        features: FeatureMap,
+        predictor: BayesianPredictor,
+        *,
+        sigmas: float = 0.0,
+        include_noise: bool = False,
+        cache: dict[CandidateTable, _Predicted] | None = None,
     ) -> None:
+        """`include_noise` adds the model discrepancy to the deviation; `cache` is that of the same predictor."""
         self._features, self._predictor = features, predictor
         self._sigmas, self._include_noise = sigmas, include_noise
-        #: What was predicted of a library's subnets, for all margins; the predictor must not learn meanwhile.
-        self._predicted: dict[CandidateTable, _Predicted] = {}
+        #: Predictions per table, shared by all margins; the predictor must not learn meanwhile.
+        self._predicted = cache if cache is not None else {}
 
     def at_margin(self, sigmas: float) -> PredictorLatency:
-        """The same predictor with another margin; what one predicts of a library serves the other."""
-        other = PredictorLatency(self._features, self._predictor, sigmas=sigmas, include_noise=self._include_noise)
-        other._predicted = self._predicted
-        return other
+        """Copy this model with another margin; both share one cache of predictions per table."""
+        return PredictorLatency(
+            self._features, self._predictor, sigmas=sigmas, include_noise=self._include_noise, cache=self._predicted
+        )
 
     def predict(self, genomes: Genomes) -> Floats:
+        """Latency in milliseconds of canonical genomes (n, G), shape (n,)."""
         features = self._features.features(genomes)
         if not self._sigmas:
-            # The deviation is most of the work.
-            predict_additive: Floats = features @ self._predictor.weights
-            return predict_additive
+            without_margin: Floats = features @ self._predictor.weights  # the deviation is most of the work
+            return without_margin
         mean, deviation = self._predictor.predict(features, include_noise=self._include_noise)
         found: Floats = mean + self._sigmas * deviation
         return found
 
     def slot_tables(self) -> SlotTables:
+        """The additive model: a constant and, per slot, its variants' milliseconds."""
         return self._features.slot_tables(self._predictor.weights)
 
-    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
-        return self._of(library).predict_additive
+    def predict_additive(self, table: CandidateTable) -> NDArray[np.float32]:
+        """Predict all subnets of the table by the additive model, ms, (n,)."""
+        return self._of(table).additive
 
-    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
-        if not self._sigmas:  # the deviation is most of the work
-            predict_additive: Floats = library.features[rows] @ self._predictor.weights
-            return predict_additive
-        known = self._of(library)
-        fresh = rows[np.isnan(known.mean[rows])]
-        if len(fresh):
-            known.mean[fresh], known.deviation[fresh] = self._predictor.predict(
-                library.features[fresh], include_noise=self._include_noise
+    def predict_rows(self, table: CandidateTable, rows: NDArray[np.intp]) -> Floats:
+        """Predict the table's rows (k,), ms, (k,)."""
+        if not self._sigmas:
+            without_margin: Floats = table.features[rows] @ self._predictor.weights
+            return without_margin
+        cached = self._of(table)
+        missing = rows[np.isnan(cached.mean[rows])]
+        if len(missing):
+            cached.mean[missing], cached.deviation[missing] = self._predictor.predict(
+                table.features[missing], include_noise=self._include_noise
             )
-        found: Floats = known.mean[rows] + self._sigmas * known.deviation[rows]
+        found: Floats = cached.mean[rows] + self._sigmas * cached.deviation[rows]
         return found
 
-    def _of(self, library: CandidateTable) -> _Predicted:
-        if library not in self._predicted:
-            self._predicted[library] = _Predicted(_additive(self.slot_tables(), library))
-        return self._predicted[library]
+    def _of(self, table: CandidateTable) -> _Predicted:
+        if table not in self._predicted:
+            self._predicted[table] = _Predicted(_additive(self.slot_tables(), table))
+        return self._predicted[table]
 
 
 class MeasuredLatency:
@@ -131,38 +146,44 @@ class MeasuredLatency:
         self._latency_ms = np.asarray(latency_ms, dtype=np.float64)[order]
 
     def predict(self, genomes: Genomes) -> Floats:
+        """Latency in milliseconds of canonical genomes (n, G), shape (n,)."""
         return self._measured_or(genome_keys(genomes), lambda unknown: self._base.predict(genomes[unknown]))
 
-    def _measured_or(self, keys: NDArray[np.uint64], foretell: Callable[[NDArray[np.intp]], Floats]) -> Floats:
-        """The measurements of subnets by key, (n,); `predict` is asked for the rows that have none."""
+    def _measured_or(
+        self, keys: NDArray[np.uint64], predict_unmeasured: Callable[[NDArray[np.intp]], Floats]
+    ) -> Floats:
+        """Measured latencies of subnets by key, (n,); `predict_unmeasured` gives those of the rows that have none."""
         if not len(self._keys):
-            return foretell(np.arange(len(keys)))
+            return predict_unmeasured(np.arange(len(keys)))
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         found = self._latency_ms[place]
         unknown = np.flatnonzero(self._keys[place] != keys)
         if len(unknown):
-            found[unknown] = foretell(unknown)
+            found[unknown] = predict_unmeasured(unknown)
         return found
 
     def slot_tables(self) -> SlotTables:
+        """The additive model: a constant and, per slot, its variants' milliseconds."""
         return self._base.slot_tables()
 
-    def predict_additive(self, library: CandidateTable) -> NDArray[np.float32]:
-        return self._base.predict_additive(library)
+    def predict_additive(self, table: CandidateTable) -> NDArray[np.float32]:
+        """Predict all subnets of the table by the additive model, ms, (n,)."""
+        return self._base.predict_additive(table)
 
-    def predict_rows(self, library: CandidateTable, rows: NDArray[np.intp]) -> Floats:
-        return self._measured_or(library.keys[rows], lambda unknown: self._base.predict_rows(library, rows[unknown]))
+    def predict_rows(self, table: CandidateTable, rows: NDArray[np.intp]) -> Floats:
+        """Predict the table's rows (k,), ms, (k,)."""
+        return self._measured_or(table.keys[rows], lambda unknown: self._base.predict_rows(table, rows[unknown]))
 
 
 class _Predicted:
-    """What a predictor predicts of a library: the additive part of all, mean and deviation of those asked for."""
+    """Cached predictions for a table: the additive model of all rows, mean and deviation of requested rows, ms."""
 
-    def __init__(self, predict_additive: NDArray[np.float32]) -> None:
-        self.predict_additive = predict_additive
-        self.mean, self.deviation = np.full(len(predict_additive), np.nan), np.full(len(predict_additive), np.nan)
+    def __init__(self, additive: NDArray[np.float32]) -> None:
+        self.additive = additive
+        self.mean, self.deviation = np.full(len(additive), np.nan), np.full(len(additive), np.nan)
 
 
-def _additive(slot_tables: SlotTables, library: CandidateTable) -> NDArray[np.float32]:
+def _additive(slot_tables: SlotTables, table: CandidateTable) -> NDArray[np.float32]:
     constant_ms, tables = slot_tables
-    found: NDArray[np.float32] = np.concatenate(tables).astype(np.float32)[library.places].sum(axis=0)
+    found: NDArray[np.float32] = np.concatenate(tables).astype(np.float32)[table.places].sum(axis=0)
     return found + np.float32(constant_ms)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
-from fleetnas.coordinator.search.engine import DEFAULT_ROUNDS, SearchResult, Strategy, search
+from fleetnas.coordinator.search.engine import EngineSettings, SearchResult, search
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, check_targets
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.fit import read_evaluated
@@ -42,23 +44,22 @@ _FRONT_ROWS = 12
 
 @dataclass(frozen=True)
 class OfflineRequest:
-    """What to search offline."""
+    """One offline search."""
 
     space: str  #: registered name of the design space
     latency_table: Path  #: folder of `<resolution>_lookup_table.yaml`, or one YAML file
     accuracy: Path  #: `.pth`, `.supernet`, `.safetensors` (fitted), `.csv` or `.jsonl` (known values)
     targets_ms: tuple[float, ...]
-    options: Mapping[str, Any] | None = None  #: of the space; None takes what the table was measured under
-    strategy: Strategy = "joint"
+    options: Mapping[str, Any] | None = None  #: of the space; None: those that the table was measured under
+    strategy: Strategy = Strategy.JOINT
+    engine: EngineSettings = field(default_factory=GuidedSettings)
     bounds: Bounds = field(default_factory=Bounds)
-    rounds: int = DEFAULT_ROUNDS
-    islands: int = 4
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class OfflineOutcome:
-    """What an offline search found."""
+    """Result of an offline search."""
 
     request: OfflineRequest
     space: DesignSpace
@@ -78,7 +79,8 @@ class OfflineOutcome:
             "options": dict(space.options),
             "latency_table": str(self.request.latency_table),
             "accuracy": str(self.request.accuracy),
-            "strategy": result.strategy,
+            "strategy": result.strategy.value,
+            "engine": self.request.engine.name,
             "seed": self.request.seed,
             "bounds": self.request.bounds.given(),
             "evaluations": result.evaluations,
@@ -100,21 +102,18 @@ class OfflineOutcome:
 
 
 def search_offline(request: OfflineRequest) -> OfflineOutcome:
-    """Run the search; see `search` for what it raises, and `read_block_table` for the table."""
+    """Run the search; raises the errors of `search`, `read_block_table` and `load_accuracy`."""
     space = _space(request)
     targets = check_targets(request.targets_ms)
     accuracy = load_accuracy(request.accuracy, space)
     latency = read_block_table(request.latency_table, space)
+    problem = Problem(space, accuracy, latency, request.bounds)
     result = search(
-        space,
-        accuracy,
-        latency,
-        [*targets, *_front_targets(Problem(space, accuracy, latency, request.bounds), max(targets))],
+        problem,
+        [*targets, *_front_targets(problem, max(targets))],
         rng=np.random.default_rng(request.seed),
         strategy=request.strategy,
-        bounds=request.bounds,
-        rounds=request.rounds,
-        islands=request.islands,
+        engine=request.engine,
     )
     return OfflineOutcome(request, space, replace(result, winners=result.winners[: len(targets)]))
 
@@ -175,7 +174,8 @@ def offline_table(outcome: OfflineOutcome) -> Group:
     from rich.table import Table
 
     space, result = outcome.space, outcome.result
-    winners = Table(title=f"{space.name}, {result.strategy}: the best subnet predicted within each target")
+    by = f"{result.strategy}, {outcome.request.engine.name} engine"
+    winners = Table(title=f"{space.name}, {by}: the best subnet predicted within each target")
     for name in ("target ms", "predicted ms", "top-1 %", "MMACs", "M weights", "peak MiB", "file MB"):
         winners.add_column(name, justify="right")
     winners.add_column("depths, resolution", no_wrap=True)

@@ -19,6 +19,7 @@ class Pool:
     """Distinct evaluated subnets within the largest target: genomes (n, G), top1 (n,) and latency_ms (n,)."""
 
     def __init__(self, problem: Problem, targets_ms: Sequence[float]) -> None:
+        """Start empty; subnets beyond the largest of `targets_ms` are not kept."""
         self.problem = problem
         self.targets_ms = tuple(targets_ms)
         space = problem.space
@@ -30,15 +31,26 @@ class Pool:
         self._seen: set[int] = set()
 
     def add(self, genomes: Genomes) -> NDArray[np.bool_]:
-        """Evaluate the canonical genomes that are new and within the largest target; which ones, (n,)."""
+        """Evaluate the canonical genomes that are new and within the largest target; returns a mask of these, (n,)."""
         return add_together([self], genomes, np.zeros(len(genomes), dtype=np.intp))
+
+    def undifferentiated(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Of `rows`, those without a gradient, ascending and once each."""
+        marked = np.zeros(len(self.genomes), dtype=np.bool_)
+        marked[rows] = True
+        return np.flatnonzero(marked & ~self._differentiated)
+
+    def set_gradients(self, rows: NDArray[np.intp], gradients: NDArray[np.float32]) -> None:
+        """Keep the gradients (k, F) of `rows` (k,)."""
+        self._gradient[rows] = gradients
+        self._differentiated[rows] = True
 
     def gradients(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Gradient of the accuracy with respect to the one-hot genomes of `rows`, which must be known."""
         return self._gradient[rows]
 
     def unseen(self, genomes: Genomes) -> NDArray[np.bool_]:
-        """Which of the genomes were never proposed to this pool before, (n,); from now on they were."""
+        """Mark the genomes as proposed; returns a mask of those that were not before, (n,)."""
         found = np.zeros(len(genomes), dtype=np.bool_)
         for row, key in enumerate(genome_keys(genomes).tolist()):
             if key not in self._seen:
@@ -47,11 +59,11 @@ class Pool:
         return found
 
     def merge(self, other: Pool) -> None:
-        """Take over what another pool of the same problem holds."""
+        """Add the subnets of another pool of the same problem."""
         mine = set(genome_keys(self.genomes).tolist())
         rows = [row for row, key in enumerate(genome_keys(other.genomes).tolist()) if key not in mine]
         self._seen |= other._seen
-        self._append(
+        self.append(
             other.genomes[rows],
             other.top1[rows],
             other.latency_ms[rows],
@@ -59,7 +71,7 @@ class Pool:
             other._differentiated[rows],
         )
 
-    def _append(
+    def append(
         self,
         genomes: Genomes,
         top1: Floats,
@@ -67,6 +79,7 @@ class Pool:
         gradient: NDArray[np.float32] | None = None,
         differentiated: NDArray[np.bool_] | None = None,
     ) -> None:
+        """Add evaluated subnets: genomes (n, G), top1 and latency_ms (n,), and gradients (n, F) where known."""
         if gradient is None:
             gradient = np.zeros((len(genomes), self._gradient.shape[1]), np.float32)
         if differentiated is None:
@@ -84,19 +97,21 @@ class Pool:
         return [order[np.flatnonzero(latency_ms <= target)[:count]] for target in targets_ms]
 
     def trim(self, count: int) -> None:
-        """Forget what is not among the `count` best of any target."""
+        """Drop the subnets that are not among the `count` best of any target."""
         kept = np.unique(np.concatenate(self.elites(self.targets_ms, count)))
         self.genomes, self.top1, self.latency_ms = self.genomes[kept], self.top1[kept], self.latency_ms[kept]
         self._gradient, self._differentiated = self._gradient[kept], self._differentiated[kept]
 
 
 def add_together(pools: Sequence[Pool], genomes: Genomes, pool_of: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Evaluate, at once for all pools, what is new to its pool and within the largest target; which rows, (n,).
+    """Evaluate, at once for all pools, the genomes new to their pool and within the largest target.
 
     Args:
         pools: of one problem.
         genomes: canonical, (n, G).
         pool_of: index into `pools`, ascending, (n,).
+
+    Returns: a mask of the evaluated rows, (n,).
     """
     problem, bounds = pools[0].problem, np.searchsorted(pool_of, np.arange(len(pools) + 1))
     parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
@@ -108,22 +123,17 @@ def add_together(pools: Sequence[Pool], genomes: Genomes, pool_of: NDArray[np.in
         top1[fresh] = problem.top1(genomes[fresh])
         for pool, part in zip(pools, parts, strict=True):
             kept = fresh[part]
-            pool._append(genomes[part][kept], top1[part][kept], latency_ms[part][kept])
+            pool.append(genomes[part][kept], top1[part][kept], latency_ms[part][kept])
     return fresh
 
 
 def differentiate_together(pools: Sequence[Pool], rows: Sequence[NDArray[np.intp]]) -> None:
-    """Make the gradients of each pool's `rows` known, at once for all pools."""
-    missing = []
-    for pool, wanted in zip(pools, rows, strict=True):
-        marked = np.zeros(len(pool.genomes), dtype=np.bool_)
-        marked[wanted] = True
-        missing.append(np.flatnonzero(marked & ~pool._differentiated))
+    """Compute the missing gradients of each pool's `rows`, at once for all pools."""
+    missing = [pool.undifferentiated(wanted) for pool, wanted in zip(pools, rows, strict=True)]
     genomes = np.concatenate([pool.genomes[found] for pool, found in zip(pools, missing, strict=True)])
     if not len(genomes):
         return
     gradients, start = pools[0].problem.gradient(genomes), 0
     for pool, found in zip(pools, missing, strict=True):
-        pool._gradient[found] = gradients[start : start + len(found)]
-        pool._differentiated[found] = True
+        pool.set_gradients(found, gradients[start : start + len(found)])
         start += len(found)

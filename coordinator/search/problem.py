@@ -1,9 +1,8 @@
-"""What is searched for: the most accurate subnet within a latency target and further bounds."""
+"""The search problem: the most accurate subnet within a latency target and further bounds."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.search.candidate_table import genome_keys
 from fleetnas.coordinator.search.latency import LatencyModel, SlotTableLatency
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.cores import core_count
 from fleetnas.fleet_protocol.errors import InfeasibleTargetError, UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
@@ -40,6 +40,7 @@ class PredictedAccuracy:
     """An accuracy predictor over a design space."""
 
     def __init__(self, space: DesignSpace, predictor: AccuracyPredictor) -> None:
+        """`UsageError` where the predictor was fitted for another design space."""
         width = space.one_hot(space.smallest()).shape[1]
         if width != predictor.features:
             raise UsageError(
@@ -49,14 +50,19 @@ class PredictedAccuracy:
         self._space, self._predictor = space, predictor
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
+        """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
         return self._predictor.predict(self._space.one_hot(genomes))
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
+        """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
         return self._predictor.gradient(self._space.one_hot(genomes))
 
 
 class TabularAccuracy:
-    """Exact values where they are known, a model's elsewhere; without a model, only known subnets can win."""
+    """Tabular accuracy: exact values of evaluated subnets, a model's for all others.
+
+    Without a model, only evaluated subnets can win.
+    """
 
     def __init__(self, genomes: Genomes, accuracy: Floats, base: AccuracyModel | None = None) -> None:
         """`accuracy` (n,) as fractions of the canonical `genomes` (n, G)."""
@@ -64,40 +70,44 @@ class TabularAccuracy:
         order = np.argsort(keys)
         self._keys, self._accuracy = keys[order], np.asarray(accuracy, dtype=np.float64)[order]
         self._base = base
-        #: The only subnets that can win; None where a model stands behind the known ones.
+        #: The only subnets that can win; None where a model predicts the others.
         self.candidates: Genomes | None = genomes if base is None else None
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
+        """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
         keys = genome_keys(genomes)
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         other = self._base.predict(genomes) if self._base is not None else np.full(len(genomes), -np.inf)
         return np.where(self._keys[place] == keys, self._accuracy[place], other)
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
+        """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
         return None if self._base is None else self._base.gradient(genomes)
 
 
 class CachedAccuracy:
-    """A model that is asked about the same subnets by many devices, a few at a time: each is predicted once.
+    """A cache in front of an accuracy model, for many device settings that ask about the same subnets.
 
-    One by one, so that what is said of a subnet depends on no other.
+    Subnets are predicted one by one, so that no prediction depends on the others of its batch.
     """
 
     def __init__(self, base: AccuracyModel) -> None:
         self._base = base
-        self._known: dict[bytes, float] = {}
+        self._cache: dict[bytes, float] = {}
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
+        """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
         return np.array([self._of(genome) for genome in genomes], dtype=np.float64)
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
+        """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
         return self._base.gradient(genomes)
 
     def _of(self, genome: NDArray[np.int16]) -> float:
         key = genome.tobytes()
-        found = self._known.get(key)
+        found = self._cache.get(key)
         if found is None:
-            found = self._known[key] = float(self._base.predict(genome[None])[0])
+            found = self._cache[key] = float(self._base.predict(genome[None])[0])
         return found
 
 
@@ -113,7 +123,7 @@ class Winner:
 
 
 class Problem:
-    """A design space with its accuracy and latency models and bounds; counts what is evaluated."""
+    """A design space with its accuracy and latency models and bounds; counts evaluated subnets."""
 
     def __init__(
         self,
@@ -146,9 +156,9 @@ class Problem:
         return np.asarray(self.accuracy.predict(genomes), dtype=np.float64)
 
     def top1_of_all(self, genomes: Genomes) -> Floats:
-        """The same for a whole space: in parts, one thread per core."""
+        """Predicted accuracy of a whole space, (n,): in parts, one thread per core that this process may use."""
         self.evaluations += len(genomes)
-        cores = os.cpu_count() or 1
+        cores = core_count()
         count = max(min(cores, len(genomes)), -(-len(genomes) // _PART_ROWS))
         with ThreadPoolExecutor(cores) as pool:
             found = pool.map(self.accuracy.predict, np.array_split(genomes, count))
@@ -161,10 +171,10 @@ class Problem:
             raise UsageError("this accuracy model has no gradient; search with the evolution engine")
         return np.asarray(found, dtype=np.float32)
 
-    # -- what is feasible at all --------------------------------------------------------------------------------
+    # -- feasibility -------------------------------------------------------------------------------------------
 
     def fastest(self) -> tuple[NDArray[np.int16], float]:
-        """The fastest subnet that coordinate descent finds from the smallest, and its milliseconds.
+        """Find the fastest subnet by coordinate descent from the smallest; returns its genome and milliseconds.
 
         Exact for block tables up to the choice within one block. Infinite where it breaks a bound.
         """
@@ -194,7 +204,7 @@ class Problem:
             best = np.where(better, latency.min(axis=1), best)
 
     def infeasible(self, target_ms: float) -> InfeasibleTargetError:
-        """The error that says why nothing meets the target."""
+        """Make the error for a target that no subnet meets; it names the fastest subnet."""
         genome, fastest_ms = self.fastest()
         (architecture,) = self.space.decode(genome[None])
         described = f"d={list(architecture.d)} r={architecture.r} ({architecture.fingerprint})"
@@ -208,12 +218,12 @@ class Problem:
 
 
 def _single_gene_moves(space: DesignSpace) -> NDArray[np.intp]:
-    """Every (gene, value), shape (sum of cardinalities, 2)."""
+    """List every (gene, value), shape (sum of cardinalities, 2)."""
     return np.array([(g, v) for g, count in enumerate(space.cardinalities) for v in range(int(count))], dtype=np.intp)
 
 
 def check_targets(targets_ms: Sequence[float]) -> tuple[float, ...]:
-    """The targets as floats; `UsageError` where one is not a latency."""
+    """Return the targets as floats; `UsageError` where one is not a latency above 0 ms."""
     found = tuple(float(target) for target in targets_ms)
     wrong = [target for target in found if not (math.isfinite(target) and target > 0)]
     if wrong or not found:

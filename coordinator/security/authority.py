@@ -1,11 +1,11 @@
 """A fleet's authority: the folder from which brokers are configured and agents enrolled.
 
-    authority.json             what was set up, and who was enrolled
+    authority.json             the set-up, and the enrolled agents
     ca.pem, ca.key             the private authority; the key never leaves this folder
-    coordinator.credentials    what `fleetnas search --credentials` takes; it holds the key that signs orders
-    mosquitto/                 what the broker's machine needs, and nothing else
+    coordinator.credentials    for `fleetnas search --credentials`; it holds the key that signs orders
+    mosquitto/                 the files of the broker's machine, and nothing else
 
-Anything secret is readable by its owner only, and nothing is ever overwritten but by a command that says so.
+Secret files are readable by their owner only, and only commands made for that overwrite a file.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ class Register(BaseModel):
 
 
 class Authority:
-    """An authority's folder, open. Time is passed in, with its zone."""
+    """An authority's folder. Times are passed in, with their zone."""
 
     def __init__(self, folder: Path, register: Register) -> None:
+        """Take the folder of an authority with its register; see `create` and `open`."""
         self.folder = folder
         self.register = register
 
@@ -86,7 +87,7 @@ class Authority:
         login: mosquitto.Login = "certificate",
         broker_folder: Path | None = None,
     ) -> Authority:
-        """Set up a new one; `UsageError` where `folder` holds anything already."""
+        """Set up a new authority; `UsageError` where `folder` is not empty."""
         topics = Topics(fleet)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -123,7 +124,7 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
-        """The authority in `folder`; `UsageError` where there is none."""
+        """Open the authority in `folder`; `UsageError` where there is none."""
         try:
             return cls(folder, Register.model_validate_json(read_text(folder / _REGISTER)))
         except (OSError, ValueError) as error:
@@ -134,11 +135,11 @@ class Authority:
 
     @property
     def broker_files(self) -> Path:
-        """What belongs on the broker's machine."""
+        """Folder of the files for the broker's machine."""
         return self.folder / _BROKER
 
     def renew_broker(self, now: datetime.datetime, hosts: Sequence[str] = ()) -> Issued:
-        """A new certificate for the broker, under new names where some are given."""
+        """Issue a new certificate for the broker, under new names if `hosts` gives some."""
         if hosts:
             self._register(hosts=tuple(hosts))
         names = self.register.hosts
@@ -151,7 +152,7 @@ class Authority:
     # -- logins ------------------------------------------------------------------------------------------------
 
     def rotate_coordinator(self, path: Path, now: datetime.datetime, *, compromised: bool = False) -> Credentials:
-        """Coordinator's credentials with a new signing key, written to `path`.
+        """Write coordinator's credentials with a new signing key to `path`.
 
         Agents enrolled from now on pin it beside the keys before it, so that both work until the last agent has its
         new credentials. Where the old ones are `compromised`, agents pin the new key only and the old login is revoked.
@@ -165,7 +166,7 @@ class Authority:
         return self._new_signing_key(path, login, keep=not compromised)
 
     def forget_old_keys(self) -> None:
-        """Agents enrolled from now on pin only the newest coordinator's key."""
+        """Let agents enrolled from now on pin only the newest coordinator's key."""
         self._register(coordinator_keys=self.register.coordinator_keys[:1])
 
     def _new_signing_key(self, path: Path, login: Credentials, *, keep: bool) -> Credentials:
@@ -180,9 +181,9 @@ class Authority:
         return credentials
 
     def enroll(self, name: str, path: Path, now: datetime.datetime, *, renew: bool = False) -> Credentials:
-        """One agent's credentials, or those of all who watch, written to `path`.
+        """Write one agent's credentials, or those of all watchers, to `path`.
 
-        With `renew`, what it had before is revoked.
+        With `renew`, the agent's earlier credentials are revoked.
         """
         check_name(name, "agent name")
         role: Role = "watcher" if name == mosquitto.WATCHER else "agent"
@@ -202,7 +203,7 @@ class Authority:
         return credentials
 
     def revoke(self, name: str, now: datetime.datetime) -> None:
-        """Shut an agent out, once the broker has been restarted with the new files."""
+        """Revoke an agent's login; effective once the broker is restarted with the new files."""
         if name not in self.register.enrolled:
             known = ", ".join(sorted(set(self.register.enrolled) - {mosquitto.COORDINATOR})[:10]) or "nobody"
             raise UsageError(f"{name} is not enrolled in fleet {self.register.fleet!r}; enrolled are: {known}")
@@ -273,7 +274,7 @@ class Authority:
             ) from error
 
     def _write(self, name: str, text: str, mode: int) -> None:
-        """Replace a file of ours at once; a secret one was never readable to others."""
+        """Replace a file as a whole; a secret file is never readable by others."""
         path = self.folder / name
         temporary = path.with_name(f".{path.name}.new")
         try:

@@ -1,7 +1,7 @@
 """The X.509 side of a private authority: its own certificate, those it issues, and the list of revoked ones.
 
-Keys are NIST P-256, which every TLS library on a board speaks. Extensions follow RFC 5280 as far as OpenSSL's strict
-checking asks for them.
+Keys are NIST P-256, which every TLS library on a board supports. Extensions follow RFC 5280 as far as OpenSSL's strict
+checking requires.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Issued:
 
 
 def new_authority(name: str, now: datetime.datetime) -> Issued:
-    """A self-signed authority that may sign certificates and nothing else."""
+    """Make a self-signed authority that may sign certificates and nothing else."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(f"fleetnas authority {name}"[:64])
     public = key.public_key()
@@ -69,7 +69,7 @@ def issue(
     days: int = CERTIFICATE_DAYS,
     hosts: Iterable[str] = (),
 ) -> Issued:
-    """A certificate for a broker that is reached under `hosts`, or for a client called `name`."""
+    """Issue a certificate for a broker that is reached under `hosts`, or for a client called `name`."""
     ca, ca_key = _certificate(authority.certificate), _key(authority.key)
     key = ec.generate_private_key(ec.SECP256R1())
     usage = ExtendedKeyUsageOID.SERVER_AUTH if purpose == "server" else ExtendedKeyUsageOID.CLIENT_AUTH

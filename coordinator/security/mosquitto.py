@@ -1,4 +1,4 @@
-"""A mosquitto configuration for one fleet: TLS, nobody anonymous, an agent sees its own topics only, bounded sizes."""
+"""A mosquitto configuration for one fleet: TLS, no anonymous clients, topics per agent, bounded sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Login = Literal["certificate", "password"]
 
 #: The login that may use every topic of the fleet.
 COORDINATOR = "coordinator"
-#: The login that may look at the fleet and at its searches, and say nothing.
+#: The login that may read the state of the fleet and its searches, and publish nothing.
 WATCHER = "watcher"
 #: A payload is at most a chunk with its header; a packet also has a topic and framing.
 MAX_PACKET_BYTES = max(MAX_JSON_BYTES, MAX_CHUNK_BYTES) + 2048
@@ -22,7 +22,7 @@ _PASSWORD_ITERATIONS = 101
 
 
 def configuration(folder: Path, port: int, login: Login) -> str:
-    """`mosquitto.conf`; `folder` is where the files lie on the broker's machine."""
+    """Write `mosquitto.conf`; `folder` is the place of the files on the broker's machine."""
     if login == "certificate":
         how = (
             "# The name in a client's certificate is its login.\n"
@@ -68,7 +68,7 @@ connection_messages true
 
 
 def access_rules(topics: Topics) -> str:
-    """The access control list: `%u` is the login, and so an agent's name."""
+    """Write the access control list: `%u` is the login, which is an agent's name."""
     everything = topics.coordinator.removesuffix("coordinator/state")
     own = "\n".join(f"pattern write {topics.up('%u', channel)}" for channel in UP_CHANNELS)
     orders = "\n".join(f"pattern read {topics.down('%u', channel)}" for channel in DOWN_CHANNELS)
@@ -95,7 +95,7 @@ pattern read {topics.coordinator}
 def password_line(name: str, password: str, salt: bytes) -> str:
     """A line of mosquitto's password file: PBKDF2 with HMAC-SHA-512, as `mosquitto_passwd` writes it.
 
-    The passwords are 256 random bits, so the few iterations that mosquitto is used to lose nothing.
+    The passwords are 256 random bits, so that mosquitto's few iterations suffice.
     """
     digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _PASSWORD_ITERATIONS)
     encoded = (base64.b64encode(part).decode() for part in (salt, digest))

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
-from fleetnas.coordinator.predictors.evaluation.transfer import HardwareTransfer, Parameters, profile_parameters
 from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters, profile_parameters
 from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
-from fleetnas.coordinator.predictors.likeness import UNLIKE, distances
 from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.predictors.similarity import MAX_DISTANCE, distances
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -133,7 +133,7 @@ def _unlike_others(devices: Sequence[MeasuredDevice], groups: NDArray[np.intp]) 
     if len({device.family for device in devices}) < 2:
         return set()
     found = zip(devices, distances(devices, groups), strict=True)
-    return {device.name for device, distance in found if not distance <= UNLIKE}
+    return {device.name for device, distance in found if not distance <= MAX_DISTANCE}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.predictors.bayesian import HeldOutError
+from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget

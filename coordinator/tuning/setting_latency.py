@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.predictors.bayesian import BayesianPredictor, HeldOutError
+from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.predictors.upper_bounds import learn_upper_bounds
 from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, TableLatency
 from fleetnas.coordinator.tuning.initial_design import InitialDesign

@@ -18,6 +18,7 @@ from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.candidate_table import CandidateTable
 from fleetnas.coordinator.search.engine import search
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import SlotTableLatency, TableLatency
 from fleetnas.coordinator.search.problem import AccuracyModel, CachedAccuracy, Problem
 from fleetnas.coordinator.tuning.proposal import Genome
@@ -97,13 +98,13 @@ class Archive:
         order = np.argsort(-top1, kind="stable")
         self.genomes: Genomes = genomes[order]
         self.top1: Floats = top1[order]
-        self._library = CandidateTable(space, self.genomes)
+        self._candidates = CandidateTable(space, self.genomes)
         #: For what devices begin from: mostly subnets that others have measured too.
         self._accuracy = CachedAccuracy(accuracy)
 
     def winners(self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes) -> list[Genome | None]:
         """Per target, the most accurate of the archive and of `start` that is predicted to meet it."""
-        rough = latency.predict_additive(self._library)
+        rough = latency.predict_additive(self._candidates)
         found: list[tuple[float, Genome] | None] = [None] * len(targets_ms)
         #: Per target, how many of the archive are more accurate than what is known to meet it: no other can win.
         better = [len(self.top1)] * len(targets_ms)
@@ -125,7 +126,7 @@ class Archive:
             wanted = np.unique(np.concatenate(rows))
             if not len(wanted):
                 break
-            exact = latency.predict_rows(self._library, wanted)
+            exact = latency.predict_rows(self._candidates, wanted)
             still = []
             for place, of_target in zip(open_, rows, strict=True):
                 within = of_target[exact[np.searchsorted(wanted, of_target)] <= targets_ms[place]]
@@ -150,5 +151,7 @@ def _front(space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds, rng: np.
     _, fastest = Problem(space, accuracy, latency, bounds).fastest()
     (slowest,) = latency.predict(space.largest())
     targets = np.geomspace(1.02 * fastest, max(slowest, 1.1 * fastest), _PROBES)
-    found = search(space, accuracy, latency, targets.tolist(), rng=rng, bounds=bounds, rounds=_ROUNDS)
+    found = search(
+        Problem(space, accuracy, latency, bounds), targets.tolist(), rng=rng, engine=GuidedSettings(rounds=_ROUNDS)
+    )
     return found.front_genomes

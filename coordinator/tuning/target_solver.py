@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import numpy as np
 
 from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.search.engine import DEFAULT_ROUNDS, Strategy, search
+from fleetnas.coordinator.records.strategy import Strategy
+from fleetnas.coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.search.engine import search
+from fleetnas.coordinator.search.guided import DEFAULT_ROUNDS, GuidedSettings
 from fleetnas.coordinator.search.latency import LatencyModel
-from fleetnas.coordinator.search.problem import AccuracyModel
+from fleetnas.coordinator.search.problem import AccuracyModel, Problem
 from fleetnas.coordinator.tuning.proposal import Genome
-from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 #: Spaces up to this size are evaluated whole, whatever the strategy.
@@ -26,36 +27,28 @@ class BundleTargetSolver:
         self,
         space: DesignSpace,
         accuracy: AccuracyModel,
-        strategy: str,
+        strategy: Strategy,
         *,
         bounds: Bounds | None = None,
         rounds: int = DEFAULT_ROUNDS,
     ) -> None:
-        self._space, self._accuracy, self._bounds, self._rounds = space, accuracy, bounds, rounds
-        self._strategy = "exhaustive" if space.size <= _SMALL_SPACE else checked_strategy(strategy)
+        self._space, self._accuracy, self._bounds = space, accuracy, bounds
+        self._engine = GuidedSettings(rounds=rounds)
+        self._strategy = Strategy.EXHAUSTIVE if space.size <= _SMALL_SPACE else strategy
 
     def __call__(
         self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
-        result = search(
-            self._space,
-            self._accuracy,
-            latency,
-            targets_ms,
-            rng=rng,
-            strategy=self._strategy,
-            bounds=self._bounds,
-            rounds=self._rounds,
-            leave_out_infeasible=True,
-            warm_start=start if len(start) else None,
-        )
+        with single_threaded_blas():
+            problem = Problem(self._space, self._accuracy, latency, self._bounds)
+            result = search(
+                problem,
+                targets_ms,
+                rng=rng,
+                strategy=self._strategy,
+                engine=self._engine,
+                leave_out_infeasible=True,
+                warm_start=start if len(start) else None,
+            )
         found = {winner.target_ms: winner.genome for winner in result.winners}
         return [found.get(float(target)) for target in targets_ms]
-
-
-def checked_strategy(name: str) -> Strategy:
-    """The strategy called `name`; `UsageError` names the ones that there are."""
-    for known in get_args(Strategy):
-        if name == known:
-            return known  # type: ignore[no-any-return]
-    raise UsageError(f"no search strategy is called {name!r}; there are {', '.join(get_args(Strategy))}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fleetnas.fleet_protocol.cores import core_count
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 from fleetnas.supernet_export.bundle import Manifest, Preprocessing
 from fleetnas.supernet_export.graph import Array
@@ -147,7 +148,7 @@ class ImageFolder(ImageSource):
         """Decode every image in threads; `UsageError` names those that cannot be read."""
         _pillow()
         faulty: list[tuple[Path, str]] = []
-        with ThreadPoolExecutor(min(_CHECK_THREADS, os.cpu_count() or 1)) as readers:
+        with ThreadPoolExecutor(min(_CHECK_THREADS, core_count())) as readers:
             for done, (path, fault) in enumerate(zip(self._paths, readers.map(_fault, self._paths), strict=True), 1):
                 if fault:
                     faulty.append((path, fault))

@@ -8,10 +8,31 @@ rates suit this trainer's AdamW, a tenth of the first phase's for a short openin
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 from fleetnas.supernet_export.training.schedule import Phase
 
+ScheduleName = Literal["progressive-shrinking", "compound"]
+
 _LARGEST, _OPENING, _FULL = 3e-3, 3e-4, 1e-3
+#: Kernel size of the compound schedule.
+_FIXED_KERNEL = 5
+
+
+def published_schedule(name: ScheduleName, space: MBConvSpace, epochs: int) -> tuple[Phase, ...]:
+    """Return a schedule by its name, scaled down as for `docs/training.md`.
+
+    Args:
+        name: the schedule.
+        space: the design space to train.
+        epochs: length of progressive shrinking's full phases, at least 2. The first phase takes half as many again;
+            the compound schedule's full phase takes one less, which keeps it under half of the sample-steps.
+    """
+    largest = 3 * epochs // 2
+    if name == "progressive-shrinking":
+        return progressive_shrinking(space, largest=largest, kernel=epochs, opening=1, full=epochs)
+    return compound_schedule(space, fixed_kernel=_FIXED_KERNEL, largest=largest, opening=1, full=epochs - 1)
 
 
 def progressive_shrinking(

@@ -451,8 +451,7 @@ def measured_and_won(fleet: Simulation) -> tuple[set[object], list[object]]:
     """Every subnet that was measured, why, and each target's winner."""
     outcomes = fleet.store.outcomes("run-1")
     return {(found.task.purpose, found.task.target_ms, found.task.architecture) for found in outcomes}, [
-        (winner.target_ms, winner.architecture, winner.verified_ms)
-        for winner in fleet.store.winners("run-1")
+        (winner.target_ms, winner.architecture, winner.verified_ms) for winner in fleet.store.winners("run-1")
     ]
 
 

@@ -15,13 +15,16 @@ from safetensors.numpy import save_file
 
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.cli import main
-from fleetnas.coordinator.cli.bounds import bounds
+from fleetnas.coordinator.cli.bounds import BoundOptions
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.report.stored_outcome import outcome_of
+from fleetnas.coordinator.search.offline import OfflineRequest
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.codec import encode
+from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, RuntimeSetting
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
@@ -117,6 +120,25 @@ class TestBadInput:
         code, out, err = fleetnas(capsys, "search", "--offline", "--targets", "20")
         assert (code, out, "--latency-table" in err) == (2, "", True)
 
+    @pytest.mark.parametrize("engine", ["guided", "evolution"])
+    def test_an_offline_search_has_the_engine_that_was_asked_for(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+    ) -> None:
+        asked: list[OfflineRequest] = []
+
+        def search(request: OfflineRequest) -> None:
+            asked.append(request)
+            raise UsageError("asked")
+
+        monkeypatch.setattr("fleetnas.coordinator.search.offline.search_offline", search)
+        files = ("--latency-table", "table.yaml", "--accuracy", "accuracy.pth", "--out", str(tmp_path))
+        chosen = ("--engine", engine, "--strategy", "top-down")
+        code, _, err = fleetnas(capsys, "search", "--offline", "--targets", "20,15ms", *files, *chosen)
+        assert (code, "asked" in err) == (2, True)
+        (request,) = asked
+        assert (request.engine.name, request.strategy) == (engine, Strategy.TOP_DOWN)
+        assert request.targets_ms == (15.0, 20.0)
+
     def test_a_store_that_is_none_is_refused(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("not a store " * 100)
         code, _, err = fleetnas(capsys, "runs", "--store", str(tmp_path / "notes.txt"))
@@ -135,10 +157,10 @@ class TestBadInput:
 
 class TestBounds:
     def test_units_are_read(self) -> None:
-        read = bounds("4M", "300 m", "8MiB", "20mb")
+        read = BoundOptions("4M", "300 m", "8MiB", "20mb").bounds()
         assert read == Bounds(parameters=4e6, macs=300e6, peak_activation_bytes=8 * 2**20, model_bytes=20e6)
-        assert bounds("3e6", "0.5G", "4096", None) == Bounds(3e6, 5e8, 4096.0)
-        assert bounds(None, None, None, None) == Bounds()
+        assert BoundOptions("3e6", "0.5G", "4096").bounds() == Bounds(3e6, 5e8, 4096.0)
+        assert BoundOptions().bounds() == Bounds()
 
     @pytest.mark.parametrize(
         ("option", "text", "words"),

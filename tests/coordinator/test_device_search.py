@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver, checked_strategy
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Failed, Measurement, TaskKey
 from fleetnas.supernet_export.spaces.base import Genomes
 
-SEARCH = BundleTargetSolver(SPACE, ACCURACY, "bottom-up", rounds=3)
+SEARCH = BundleTargetSolver(SPACE, ACCURACY, Strategy.BOTTOM_UP, rounds=3)
 Answer = Callable[[Proposal], Measurement | Failed]
 
 
@@ -357,7 +358,10 @@ def test_automatic_targets_end_where_accuracy_does() -> None:
             return np.zeros_like(SPACE.one_hot(genomes))
 
     saturated = DeviceTuner(
-        SPACE, Saturated(), TargetRequest.parse("auto:4"), BundleTargetSolver(SPACE, Saturated(), "bottom-up", rounds=3)
+        SPACE,
+        Saturated(),
+        TargetRequest.parse("auto:4"),
+        BundleTargetSolver(SPACE, Saturated(), Strategy.BOTTOM_UP, rounds=3),
     )
     rising = make()
     for search in (saturated, rising):
@@ -418,8 +422,3 @@ class TestTargetRequest:
 
     def test_automatic_targets_are_round_numbers(self) -> None:
         assert TargetRequest.parse("auto:4").resolve(0.4123, 7.0321).targets_ms == (0.454, 1.12, 2.78, 6.89)
-
-
-def test_an_unknown_strategy_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="bottom-up"):
-        checked_strategy("sideways")

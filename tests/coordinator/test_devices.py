@@ -14,6 +14,7 @@ import pytest
 from rigs import brokers, waiting
 from test_cli import fleetnas
 
+from fleetnas.coordinator.cli.devices import fleet_rows
 from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
 from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
@@ -232,3 +233,18 @@ def test_what_a_killed_coordinator_left_is_no_search_at_work(again: str | None, 
     if again is not None:
         fleet_observer.take(Received(TOPICS.run_summary("run-1"), summary if again else b""), 1.0)
     assert words in fleet_observer.explain(fleet_observer.registry.agents["pi"], VERSION)
+
+
+def test_an_agent_without_a_heartbeat_is_silent_whatever_the_broker_remembers() -> None:
+    observer = FleetObserver(TOPICS)
+    profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
+    for name in ("alive", "ghost"):
+        info = AgentInfo(agent=name, session=1, profile=profile, settings=(RuntimeSetting(),), versions={})
+        state = AgentState(state="ready", session=1, instance=f"{name}-1")
+        observer.take(Received(TOPICS.up(name, "info"), encode(info), True), 0.0)
+        observer.take(Received(TOPICS.up(name, "state"), encode(state), True), 0.0)
+    observer.take(Received(TOPICS.up("alive", "heartbeat"), encode(Heartbeat(session=1, uptime_s=1.0)), False), 30.0)
+    for listened_s, expected in ((2.5, ["ready", "ready"]), (35.0, ["ready", "silent"])):
+        rows = fleet_rows(observer, None, 35.0, listened_s)
+        assert [row["state"] for row in rows] == expected
+    assert "start fleetnas-agent" in rows[1]["why"]

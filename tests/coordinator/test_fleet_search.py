@@ -8,13 +8,14 @@ from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.latency import MeasuredLatency, SlotTableLatency
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.shared_archive import FEW_SETTINGS, Archive, SharedArchive
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 
-THOROUGH = BundleTargetSolver(SPACE, ACCURACY, "bottom-up", rounds=3)
+THOROUGH = BundleTargetSolver(SPACE, ACCURACY, Strategy.BOTTOM_UP, rounds=3)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from rigs.untrained_supernet import write_untrained
 from test_cli import fleetnas
 
 from fleetnas.agent.cli.main import main as agent_main
-from fleetnas.coordinator.app.assembly import write_artifacts
 from fleetnas.coordinator.app.results_writer import ResultsWriter
+from fleetnas.coordinator.app.run_artifacts import write_artifacts
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results

@@ -14,10 +14,10 @@ from fleetnas.fleet_protocol.errors import UsageError
 FEATURES = 12
 
 
-def make_prior(misfits: tuple[float, ...] = (0.02,), *, size: int = FEATURES, spread: float = 0.4) -> Prior:
+def make_prior(discrepancies: tuple[float, ...] = (0.02,), *, size: int = FEATURES, spread: float = 0.4) -> Prior:
     mean = np.full(size, 1.0 / size)
     covariance = (spread / size) ** 2 * (np.eye(size) + 0.5 * np.ones((size, size)))
-    return Prior(tuple(Hypothesis(mean, covariance, discrepancy) for discrepancy in misfits))
+    return Prior(tuple(Hypothesis(mean, covariance, discrepancy) for discrepancy in discrepancies))
 
 
 def make_device(

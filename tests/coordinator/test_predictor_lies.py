@@ -11,9 +11,9 @@ from rigs.simulated_fleet import SPACE, HiddenDevice, SimulatedAgent, Simulation
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
-from fleetnas.coordinator.predictors.likeness import UNLIKE, distances
 from fleetnas.coordinator.predictors.posterior import Posterior
 from fleetnas.coordinator.predictors.prior import Hypothesis, Prior, hierarchical_prior
+from fleetnas.coordinator.predictors.similarity import MAX_DISTANCE, distances
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, RunRecord, TaskRecord
 from fleetnas.coordinator.search.blas import single_threaded_blas
@@ -130,7 +130,7 @@ def test_several_that_lie_each_in_its_own_way_spoil_none_either(truthful: float)
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in log")
 def test_believed_they_would(monkeypatch: pytest.MonkeyPatch, truthful: float) -> None:
-    monkeypatch.setattr(stored_devices, "UNLIKE", float("inf"))
+    monkeypatch.setattr(stored_devices, "MAX_DISTANCE", float("inf"))
     assert error(priors({**relatives(3), **LIARS})[0]) > 2 * truthful
 
 
@@ -206,7 +206,7 @@ def test_distance_is_of_shape_not_of_speed() -> None:
         hidden = HiddenDevice(seed, like=100)
         return MeasuredDevice(name, name, x, factor * np.array([hidden.latency_ms(a) for a in SUBNETS[:40]]))
 
-    assert max(distances([device("slow", 1e4, 101), device("fast", 1e-4, 102)], FEATURES.groups)) < UNLIKE / 2
+    assert max(distances([device("slow", 1e4, 101), device("fast", 1e-4, 102)], FEATURES.groups)) < MAX_DISTANCE / 2
     assert distances([device("alone", 1.0, 101)], FEATURES.groups) == [float("inf")]
 
 

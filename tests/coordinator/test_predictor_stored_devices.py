@@ -8,6 +8,7 @@ from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, Simulation, meas
 
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import LEAST_SUBNETS, StoredPriors, stored_devices
@@ -45,7 +46,11 @@ def prior_of(store: MeasurementStore, space: DesignSpace, before_unix_s: float, 
 
 def search(prior: Prior | None) -> DeviceTuner:
     return DeviceTuner(
-        SPACE, ACCURACY, TargetRequest.parse("auto:3"), BundleTargetSolver(SPACE, ACCURACY, "bottom-up"), prior=prior
+        SPACE,
+        ACCURACY,
+        TargetRequest.parse("auto:3"),
+        BundleTargetSolver(SPACE, ACCURACY, Strategy.BOTTOM_UP),
+        prior=prior,
     )
 
 

@@ -9,13 +9,15 @@ import pytest
 from rigs.simulated_fleet import Simulation
 from rigs.store_examples import INFO, SETTING, run_record
 
-from fleetnas.coordinator.app.assembly import SearchRequest, claimed_run, run_settings
+from fleetnas.coordinator.app.request import FleetAccess, ImageFolders, ResumedRun, SearchRequest
+from fleetnas.coordinator.app.run_choice import claimed_run, resumed_settings
 from fleetnas.coordinator.records.events import CampaignStarted, DeviceJoined
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 
 @pytest.fixture
@@ -101,9 +103,11 @@ def test_naming_devices_adds_to_those_that_were_named(tmp_path: Path) -> None:
     plan = CampaignPlan(targets="auto:2", devices=("pi0", "pi1"))
     settings = RunSettings(plan=plan, supernet_path="/s", design_space="digits", source="test", out="/first")
     stored = RunRecord("run-1", "default", "s", "b" * 64, settings.model_dump(mode="json"), 1.0)
-    request = SearchRequest(store="", resume="run-1", devices=("pi9", "pi0"), evaluation_images=tmp_path)
-    store = MeasurementStore.open("sqlite://")
-    changed = run_settings(request, stored, store)
+    fleet = FleetAccess(BrokerAddress("127.0.0.1"))
+    run = ResumedRun("run-1", devices=("pi9", "pi0"))
+    request = SearchRequest("", fleet, run, images=ImageFolders(evaluation=tmp_path))
+    changed = resumed_settings(run, request, stored)
     assert changed.plan.devices == ("pi0", "pi1", "pi9")
     assert (changed.evaluation_images, changed.out) == (str(tmp_path), "/first")
-    assert run_settings(SearchRequest(store="", resume="run-1"), stored, store) == settings
+    unchanged = ResumedRun("run-1")
+    assert resumed_settings(unchanged, SearchRequest("", fleet, unchanged), stored) == settings

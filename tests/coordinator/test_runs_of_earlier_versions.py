@@ -77,7 +77,7 @@ def test_an_interrupted_run_is_resumed_to_its_end(path: Path) -> None:
     counted = [device.measurements for device in outcome_of(store, "interrupted").devices]
     assert counted == [plan.budget] * 2, "what was measured before counts"
     statuses = {(winner.device, winner.target_ms): winner.status for winner in store.winners("interrupted")}
-    assert len(statuses) == 2 * plan.request.count
+    assert len(statuses) == 2 * plan.targets.count
     assert all(status is TargetStatus.INFEASIBLE for (_, ms), status in statuses.items() if ms == 0.2)
     assert any(status is TargetStatus.MET for status in statuses.values())
     store.close()

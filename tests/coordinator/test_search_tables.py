@@ -12,7 +12,10 @@ from rigs import peer
 from rigs.search_problems import NOTE10_RESOLUTIONS, public_problem
 
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
+from fleetnas.coordinator.search.evolution import EvolutionSettings
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.offline import (
     OfflineRequest,
     draw_fronts,
@@ -105,8 +108,7 @@ def _request(data: Path, **changes: object) -> OfflineRequest:
         "latency_table": data / "ofa_mbv3" / "note10_lut",
         "accuracy": data / "ofa_mbv3" / "acc_predictor.pth",
         "targets_ms": (20.0, 40.0),
-        "rounds": 4,
-        "islands": 1,
+        "engine": GuidedSettings(rounds=4),
     }
     return OfflineRequest(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -133,6 +135,14 @@ def test_an_offline_search_writes_what_it_found(public_data: Path, tmp_path: Pat
         # The front dominates or equals every winner.
         rivals = [point["accuracy"] for point in document["front"] if point["predicted_ms"] <= entry["target_ms"]]
         assert max(rivals) >= entry["accuracy"] - 1e-12
+
+
+def test_an_offline_search_takes_the_evolution_engine(public_data: Path) -> None:
+    quick = EvolutionSettings(population=20, generations=5, further_generations=2)
+    outcome = search_offline(_request(public_data, engine=quick, strategy=Strategy.TOP_DOWN))
+    document = outcome.to_json()
+    assert (document["engine"], document["strategy"]) == ("evolution", "top-down")
+    assert all(target["predicted_ms"] <= target["target_ms"] for target in document["targets"])
 
 
 def test_the_terminal_table_shows_each_target_and_the_front(public_data: Path) -> None:

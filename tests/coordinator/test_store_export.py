@@ -14,7 +14,7 @@ import pytest
 from rigs.simulated_fleet import SPACE, Simulation
 from test_cli import fleetnas
 
-from fleetnas.coordinator.predictors.evaluation.dataset import read_latency_data
+from fleetnas.coordinator.predictors.evaluation.dataset import read_hardware, read_latency_data
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.exported_fields import FIELDS, exported_rows
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -201,6 +201,15 @@ class TestPredictorEvaluation:
         code, out, _ = fleetnas(capsys, "predictor", "evaluate", str(path), "--samples", "4", "--draws", "1")
         assert code == 0
         assert out.count("pi0/") == out.count("pi1/") == 2
+
+    def test_hardware_parameters_stand_beside_the_csv(
+        self, capsys: pytest.CaptureFixture[str], stored: Path, tmp_path: Path
+    ) -> None:
+        hardware = tmp_path / "hardware.json"
+        export(capsys, stored, "-o", str(tmp_path / "data.csv"), "--parameters", str(hardware), "--device", "pi1")
+        (name,) = read_hardware(hardware)
+        assert name == "pi1/onnxruntime_cpu_1t_fp32"
+        assert read_hardware(hardware)[name]["threads"] == 0.0  # the logarithm of one
 
     def test_a_file_of_another_kind_or_of_strangers_is_refused(self, stored: Path, tmp_path: Path) -> None:
         path = tmp_path / "data.csv"

@@ -22,6 +22,7 @@ TEXTS = {
     "--targets": "5",
     "--resume": "run-1",
     "--strategy": "joint",
+    "--engine": "evolution",
     "--prior": "default",
     "--conditions": "sustained",
     "--devices": "pi4",
@@ -47,7 +48,7 @@ CONNECTION = {
 }
 FLEET = {*CONNECTION, "--devices", "--mirror", "--share", "--bundle-rate", "--bundles-at-once"}
 LOCAL = {"--setting", "--runtime", "--threads", "--state-dir"}
-OFFLINE = {"--space", "--latency-table", "--accuracy"}
+OFFLINE = {"--space", "--latency-table", "--accuracy", "--engine"}
 BOUNDS = {name for name in PLAN if name.startswith("--max-")}
 #: What each kind of search is begun with, and the options that it uses.
 KINDS = {
@@ -195,10 +196,10 @@ def test_every_command_is_looked_at() -> None:
         "enroll": 3,
         "evaluate": 6,
         "export": 5,
-        "export-data": 6,
+        "export-data": 7,
         "mirror": 0,
         "predictor": 0,
-        "predictor evaluate": 3,
+        "predictor evaluate": 5,
         "results": 2,
         "revoke": 1,
         "runs": 2,

@@ -184,9 +184,7 @@ def test_settings_of_one_device_can_be_told_apart_when_narrow() -> None:
 def test_text_from_a_device_cannot_steer_the_terminal() -> None:
     hostile = "x\x1b[2Jy\nz\x9b1m[bold red]"
     device = DeviceSnapshot(hostile, hostile, "lost", hostile, targets=(TargetSnapshot(1.0, reason=hostile),))
-    view = dataclasses.replace(
-        snapshot(0), supernet=hostile, devices=(device,), log=(hostile,)
-    )
+    view = dataclasses.replace(snapshot(0), supernet=hostile, devices=(device,), log=(hostile,))
     for width, height in SIZES:
         text = text_of(view, width, height)
         assert not {"\x1b", "\x9b"} & set(text)

@@ -27,9 +27,10 @@ from rich.console import Console
 from rigs.claims import contradictions
 from rigs.simulated_fleet import HiddenDevice, Simulation, file_sha256, measurement
 
-from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.demo import PROTOCOL, agents
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
+from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import ArtifactFolder
 from fleetnas.coordinator.report.stored_outcome import outcome_of
@@ -86,7 +87,7 @@ def test_no_claim_of_a_search_beside_busy_neighbours_is_false(tmp_path: Path, mo
                 targets=targets, budget=12, initial_design=8, devices=("pi",), wait_for=1, protocol=protocol
             )
             out, output = tmp_path / f"out-{targets[0]}", io.StringIO()
-            request = SearchRequest(broker=broker.address, store=store.url, supernet=supernet, plan=plan, out=out)
+            request = SearchRequest(store.url, FleetAccess(broker.address), NewRun(supernet, plan), out=out)
             running = open_search(request, functools.partial(LinesView, output), store)
             try:
                 running.run()

@@ -12,7 +12,7 @@ import pytest
 from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import InlineExecutor, Simulation
 
-from fleetnas.coordinator.app.assembly import write_artifacts
+from fleetnas.coordinator.app.run_artifacts import write_artifacts
 from fleetnas.coordinator.campaign import campaign as campaigns
 from fleetnas.coordinator.campaign import live_snapshot, winner_record
 from fleetnas.coordinator.campaign.setting_run import SettingRun

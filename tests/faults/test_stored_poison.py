@@ -10,7 +10,7 @@ from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import Simulation
 from sqlalchemy import create_engine, text
 
-from fleetnas.coordinator.app.assembly import write_artifacts
+from fleetnas.coordinator.app.run_artifacts import write_artifacts
 from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import read_results

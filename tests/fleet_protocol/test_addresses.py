@@ -15,7 +15,7 @@ from fleetnas.agent.cli.options import broker_address, with_credentials
 from fleetnas.agent.transfer.mirror import Mirrors
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.cli import security
-from fleetnas.coordinator.cli.options import connection
+from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.monitoring.metrics import Metrics
 from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import DownloadError, UsageError
@@ -143,8 +143,8 @@ def test_credentials_hold_an_ipv6_address_and_keep_their_port(tmp_path: Path) ->
 def test_a_coordinator_that_names_another_host_keeps_the_port_of_its_credentials(tmp_path: Path) -> None:
     file = tmp_path / "coordinator.credentials"
     write_credentials(file, credentials("::1").model_copy(update={"role": "coordinator"}))
-    assert connection("fd00::1", None, file).broker.port == 8884
-    assert connection("[fd00::1]:1", None, file).broker.port == 1
+    assert ConnectionOptions("fd00::1", credentials=file).connection().broker.port == 8884
+    assert ConnectionOptions("[fd00::1]:1", credentials=file).connection().broker.port == 1
 
 
 @pytest.mark.parametrize("host", ["host:1883", "[::1]:8883", "a b", "mqtts://host", "user@host", "a..b"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fleetnas.coordinator.app.assembly import write_artifacts
+from fleetnas.coordinator.app.run_artifacts import write_artifacts
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.monitoring.metrics import Metrics
 from fleetnas.coordinator.monitoring.view_group import ViewGroup

@@ -343,7 +343,7 @@ class Simulation:
         return DeviceTuner(
             self.space,
             self.accuracy,
-            self.plan.request,
+            self.plan.targets,
             BundleTargetSolver(
                 self.space, self.accuracy, self.plan.strategy, bounds=self.plan.bounds, rounds=self.search_rounds
             ),

@@ -20,7 +20,7 @@ from fleetnas.agent.cli.installation.service import install
 from fleetnas.agent.cli.main import build_parser
 from fleetnas.agent.cli.options import broker_address, trusted_keys, with_credentials
 from fleetnas.coordinator.cli import main
-from fleetnas.coordinator.cli.options import connection
+from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.security.authority import Authority
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.security.credentials import read_credentials, write_credentials
@@ -227,18 +227,20 @@ class TestTheAgentsCommandLine:
 
 class TestTheCoordinatorsCommandLine:
     def test_one_file_says_everything(self, folder: Path) -> None:
-        found_at = connection(None, None, folder / "coordinator.credentials")
+        found_at = ConnectionOptions(credentials=folder / "coordinator.credentials").connection()
         assert (str(found_at.broker), found_at.fleet) == ("mqtts://fleet.example:8883", "lab")
         assert found_at.signing_key == read_credentials(folder / "coordinator.credentials").private_key is not None
 
     def test_a_second_login_beside_it_is_refused(self, folder: Path) -> None:
         with pytest.raises(UsageError, match="whole login"):
-            connection(None, None, folder / "coordinator.credentials", username="me")
+            ConnectionOptions(credentials=folder / "coordinator.credentials", username="me").connection()
 
     def test_a_password_stands_in_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "secret").write_text("hush\n")
-        address = connection("mqtts://h", "f", username="me", password_file=tmp_path / "secret").broker
+        address = (
+            ConnectionOptions("mqtts://h", "f", username="me", password_file=tmp_path / "secret").connection().broker
+        )
         assert (address.username, address.password, address.port, address.uses_tls) == ("me", "hush", 8883, True)
         assert "hush" not in repr(address)
         with pytest.raises(UsageError, match="--password-file"):
-            connection("h", "f", username="me", password_file=tmp_path / "none")
+            ConnectionOptions("h", "f", username="me", password_file=tmp_path / "none").connection()

@@ -11,7 +11,8 @@ import pytest
 from rigs.simulated_fleet import Simulation
 from test_cli import fleetnas
 
-from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.compose import open_search
+from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
@@ -78,9 +79,8 @@ def test_a_search_keeps_with_its_run_whom_it_leaves_out(store: Path, tmp_path: P
     opened.distrust(["pi1"])
     request = SearchRequest(
         store=str(store),
-        broker=BrokerAddress("127.0.0.1", 1),  # nobody is there, and nobody is needed
-        supernet=tmp_path / "digits.supernet",
-        plan=PLAN.model_copy(update={"prior_without": ("pi0",)}),
+        devices_at=FleetAccess(BrokerAddress("127.0.0.1", 1)),  # nobody is there, and nobody is needed
+        run=NewRun(tmp_path / "digits.supernet", PLAN.model_copy(update={"prior_without": ("pi0",)})),
     )
     running = open_search(request, functools.partial(LinesView, io.StringIO()), opened)
     kept = RunSettings.model_validate(opened.run(running.run_id).settings)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import HiddenDevice, SimulatedAgent, Simulation, measurement
 
-from fleetnas.coordinator.app.assembly import write_artifacts
+from fleetnas.coordinator.app.run_artifacts import write_artifacts
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, RESULTS_FILE, folder_name, read_results
 from fleetnas.coordinator.report.html import REPORT_FILE

@@ -5,10 +5,16 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
-from fleetnas.supernet_export.training.published_schedules import compound_schedule, progressive_shrinking
+from fleetnas.supernet_export.training.__main__ import main
+from fleetnas.supernet_export.training.published_schedules import (
+    compound_schedule,
+    progressive_shrinking,
+    published_schedule,
+)
 from fleetnas.supernet_export.training.schedule import Phase
 
 SPACE = DigitsSpace()
@@ -86,3 +92,16 @@ def test_both_start_with_the_largest_subnet_alone() -> None:
     for schedule in (PROGRESSIVE, COMPOUND):
         assert schedule[0].random_subnets == 0
         assert {len(choices) for choices in (schedule[0].kernels, schedule[0].expands, schedule[0].depths)} == {1}
+
+
+def test_schedules_by_name_are_scaled_by_the_epochs_of_a_full_phase() -> None:
+    assert published_schedule("progressive-shrinking", SPACE, 4) == PROGRESSIVE
+    assert published_schedule("compound", SPACE, 4) == COMPOUND
+
+
+def test_a_published_schedule_does_not_replace_the_supernet_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in ((["--schedule", "compound"], "give --out DIR"), (["--epochs", "1"], "2 or more")):
+        with pytest.raises(SystemExit) as ended:
+            main(["digits", *arguments])
+        assert ended.value.code == 2
+        assert words in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""Studies of predictors on measured data: leave-one-out, transfer, baselines."""
+"""Studies of predictors on measured data: methods and baselines, with one device family left out."""

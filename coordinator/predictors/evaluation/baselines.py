@@ -1,4 +1,4 @@
-"""What the predictor must beat: a measured block table, a MACs line, another device's table rescaled."""
+"""Baselines of the latency predictor: a measured block table, a MACs line, another device's rescaled table."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class MacsLine:
 
 
 class RescaledTable:
-    """Another device's prediction times one factor, by least squares: what a published table gives here."""
+    """Another device's prediction times one factor, by least squares, as for a published table."""
 
     def __init__(self, foreign_ms: Floats, latency_ms: Floats) -> None:
-        """Fit to what the table says and what was measured, each (n,)."""
+        """Fit to the table's and the measured latencies, ms, each (n,)."""
         self.factor = float(foreign_ms @ latency_ms / (foreign_ms @ foreign_ms))
 
     def predict(self, foreign_ms: Floats) -> Floats:
@@ -43,12 +43,12 @@ class RescaledTable:
 
 
 def block_table_genomes(space: DesignSpace, base: Genomes) -> Genomes:
-    """The subnets to measure for a complete block table, `base` (1, G) first: each variant of each slot swapped in.
+    """List the subnets to measure for a complete block table, (n, G), `base` (1, G) first: one per variant of a slot.
 
     Every other gene value is measured once, and so is each slot variant that only two of them together bring into the
     base network (a block's kernel size and its expand ratio), so the table costs as many measurements as rows are
-    returned: hundreds where the predictor takes ten. Resolution and depth are genes like any other; what they change
-    in several slots at once is shared out by `BlockTable`.
+    returned: hundreds where the predictor takes ten. Resolution and depth are genes like any other; `BlockTable`
+    distributes their effect on several slots at once.
     """
     base = space.canonical(base)
     genes = space.cardinalities.tolist()

@@ -1,4 +1,4 @@
-"""Architectures measured on several device settings: what predictors are evaluated on."""
+"""Data to evaluate predictors on: architectures measured on several device settings, and hardware parameters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from fleetnas.coordinator.predictors.exported_data import read_exported
 from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.predictors.hardware_transfer import Parameters
 from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
 from fleetnas.coordinator.predictors.prior import Floats
 from fleetnas.device_profiles.text_files import read_text
@@ -23,6 +25,7 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 from fleetnas.supernet_export.spaces.registry import make_space
 
 _LATENCY_PREFIX = "latency_"
+_HARDWARE = TypeAdapter(dict[str, dict[str, FiniteFloat | str | None]])
 _BATCH_SUFFIX = re.compile(r"(?<!ph)_(1|32|64)$")
 
 
@@ -39,7 +42,7 @@ class LatencyData:
     genomes: Genomes | None = None
 
     def devices(self, rows: NDArray[np.intp], *, without: str = "") -> list[MeasuredDevice]:
-        """What a prior is learned from: every setting outside the family `without`, on the given architectures."""
+        """Return the devices to learn a prior from: settings outside the family `without`, on the given rows."""
         return [
             MeasuredDevice(name, self.families[name], self.features[rows], latency[rows])
             for name, latency in self.latency_ms.items()
@@ -53,8 +56,8 @@ def read_latency_data(path: Path | str) -> LatencyData:
     `.npz`: arrays `latency_<setting>` (n,) in ms, beside either `ks`, `e`, `d`, `r` (architectures of `ofa-mbv3`) or
     `ops` (n, blocks), the operation that each block of any other space takes. `.json`: an object with `space`,
     `options`, `architectures` (OFA's keys), `latency_ms` (setting to n numbers) and, optionally, `families`. In both,
-    settings of one device (names that differ in a trailing batch size) are one family. `.csv`: what
-    `fleetnas export-data` wrote; a device is a family.
+    settings of one device (names that differ in a trailing batch size) are one family. `.csv`: a file of
+    `fleetnas export-data`; a device is a family.
 
     Raises:
         UsageError: the file is missing, of another form, or its arrays disagree in length.
@@ -90,8 +93,23 @@ def read_latency_data(path: Path | str) -> LatencyData:
     raise UsageError(f"{path} has neither ks, e, d and r nor ops; found {', '.join(sorted(arrays))}")
 
 
+def read_hardware(path: Path) -> dict[str, Parameters]:
+    """Read a JSON object of hardware parameters: per setting, names with numbers, words or null.
+
+    Raises:
+        UsageError: the file is missing or of another form.
+    """
+    try:
+        return dict(_HARDWARE.validate_json(read_text(path)))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise UsageError(
+            f"{path} holds no hardware parameters ({str(error).splitlines()[0]}); give JSON such as "
+            '{"pi4/onnxruntime": {"threads": 0.0, "clock": 7.3, "runtime": "onnxruntime"}}'
+        ) from None
+
+
 def operation_features(operations: NDArray[Any]) -> tuple[Floats, NDArray[np.intp]]:
-    """One-hot operations (n, blocks) of a space without a cost model: features (n, F) and groups, one an operation."""
+    """Encode operations (n, blocks) of a space without a cost model: features (n, F), a group per operation."""
     columns, groups = [np.ones(len(operations))], [0]
     for block in operations.T:
         for operation in np.unique(block):

@@ -1,4 +1,4 @@
-"""Latency on a device before its first measurement, from its hardware's parameters and the devices already measured."""
+"""Latency of a device before its first measurement, from hardware parameters and the devices already measured."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
-#: By name: numbers, for what lies between others; words, for kinds that are alike or not; None where unknown.
+#: Hardware parameters by name: numbers, which can be interpolated; words, for kinds; None where unknown.
 Parameters = Mapping[str, float | str | None]
 
-#: Hypotheses on how far, in standardised parameters, devices resemble each other.
+#: Candidate length scales of the Gaussian process, in standardised parameters.
 _LENGTHS = (0.5, 1.0, 2.0, 4.0)
 #: Variance between devices of equal parameters, relative to that of devices far apart.
 _NUGGETS = (0.01, 0.1, 0.3)
-#: How much of their resemblance devices keep that differ in one kind, such as the runtime.
+#: Correlation that remains between devices that differ in one kind, such as the runtime.
 _ACROSS_KINDS = (0.1, 0.4, 1.0)
 _MOST_REFERENCES = 500
 _LEAST_DEVICES = 3
 
 
 def profile_parameters(profile: DeviceProfile, setting: RuntimeSetting) -> dict[str, float | str | None]:
-    """Parameters of a device setting: logarithms of what is measured, None where unknown, and what kind it is of.
+    """Parameters of a device setting: logarithms of measured figures (None where unknown), and its kind.
 
-    Runtimes have kernels of their own, which no hardware explains: what a convolution of one size costs beside another
-    may differ more between two runtimes of a device than between two devices.
+    The runtime is a kind, because its kernels are its own: the relative costs of two convolutions may differ more
+    between two runtimes of a device than between two devices.
     """
     clocks = [c.max_clock_mhz for c in profile.clusters if c.max_clock_mhz]
     bench = profile.micro_benchmarks
@@ -56,9 +56,9 @@ def _log(value: float | None) -> float | None:
 class HardwareTransfer:
     """Priors for devices by their hardware parameters: the learned one, its mean moved towards similar devices.
 
-    The known devices' weights are taken as draws of one Gaussian process over their parameters; its length scale, its
-    nugget and what devices of different kinds share maximise the marginal likelihood of what the devices' fits tell.
-    Parameters that a device lacks are taken as the average of the others', an unknown kind as like all.
+    The known devices' weights are draws of one Gaussian process over their parameters; its length scale, its nugget
+    and the correlation across kinds maximise the marginal likelihood of the devices' fits. A parameter that a device
+    lacks is set to the average of the others'; an unknown kind differs from no other.
     """
 
     def __init__(
@@ -67,11 +67,15 @@ class HardwareTransfer:
         groups: Sequence[int] | NDArray[np.intp],
         parameters: Mapping[str, Parameters],
     ) -> None:
-        """
+        """Fit the known devices.
+
         Args:
-            devices: known device settings; with fewer than three, parameters tell nothing.
+            devices: known device settings; with fewer than three, parameters are not used.
             groups: which columns are of one cost, (F,).
             parameters: of each known setting, by its name.
+
+        Raises:
+            UsageError: a setting has no parameters.
         """
         missing = [device.name for device in devices if device.name not in parameters]
         if missing:
@@ -94,13 +98,13 @@ class HardwareTransfer:
         if count < _LEAST_DEVICES:
             return self._learned
         table, differences = _standardised(self._parameters, new), _differences(self._parameters, new)
-        length, across, nugget = _most_likely(table[:-1], differences[:-1, :-1], self._predicted)
+        length, across, nugget = _maximum_likelihood(table[:-1], differences[:-1, :-1], self._predicted)
         everyone = _kernel(table, differences, length, across)
         kernel, towards = everyone[:-1, :-1], everyone[-1, :-1]
         among = kernel + nugget * np.eye(count)
         share = np.asarray(np.linalg.solve(among, towards), dtype=np.float64)
-        # Of the spread around the devices' mean, which is what the learned covariance tells, similar devices leave
-        # less open; never less than a quarter, for parameters do not tell everything.
+        # Similar devices reduce the variance around the devices' mean, which is the learned covariance; by three
+        # quarters at most, because parameters do not explain everything.
         left = float(1.0 + nugget - towards @ share) / float(1.0 + nugget - kernel.mean())
         left = min(max(left, 0.25), 1.0)
         mean = self._learned.hypotheses[0].mean + share @ self._apart
@@ -113,13 +117,13 @@ class HardwareTransfer:
 
 
 def _scale(fits: Sequence[DeviceFit], typical: Floats, share: Floats) -> float:
-    """Typical latency predicted, ms: the known ones' logarithms, interpolated like the weights."""
+    """Predict the typical latency, ms: the known ones' logarithms, interpolated like the weights."""
     levels = np.log([fit.typical_ms * float(typical @ fit.weights) for fit in fits])
     return float(np.exp(levels.mean() + share @ (levels - levels.mean())))
 
 
 def _standardised(known: Sequence[Parameters], new: Parameters) -> Floats:
-    """Numbers as columns of mean 0 and variance 1 over all devices, `new` last; unknown ones are 0."""
+    """Standardise the numbers over all devices, (D + 1, P), `new` last; unknown ones are 0."""
     everyone = [*known, new]
     names = sorted({name for device in everyone for name, value in device.items() if not isinstance(value, str)})
     raw = np.array([[_value(device.get(name)) for name in names] for device in everyone])
@@ -137,7 +141,7 @@ def _value(value: float | str | None) -> float:
 
 
 def _differences(known: Sequence[Parameters], new: Parameters) -> Floats:
-    """In how many kinds two devices differ, (D + 1, D + 1), `new` last."""
+    """Number of kinds in which two devices differ, (D + 1, D + 1), `new` last."""
     everyone = [*known, new]
     names = sorted({name for device in everyone for name, value in device.items() if isinstance(value, str)})
     found = np.zeros((len(everyone), len(everyone)))
@@ -153,8 +157,8 @@ def _kernel(table: Floats, differences: Floats, length: float, across: float) ->
     return found
 
 
-def _most_likely(table: Floats, differences: Floats, predicted: Floats) -> tuple[float, float, float]:
-    """Length scale, resemblance across kinds and nugget that make predicted latencies (references, D) most likely."""
+def _maximum_likelihood(table: Floats, differences: Floats, predicted: Floats) -> tuple[float, float, float]:
+    """Length scale, correlation across kinds and nugget of maximum likelihood, given latencies (references, D)."""
     best, found = -np.inf, (_LENGTHS[0], 1.0, _NUGGETS[0])
     devices = table.shape[0]
     for length, across, nugget in itertools.product(_LENGTHS, _ACROSS_KINDS if differences.any() else (1.0,), _NUGGETS):

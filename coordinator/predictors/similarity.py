@@ -1,5 +1,7 @@
-"""Which measured devices tell something of others: one that looks like no other teaches nothing, whether it is one of
-a kind or lies."""
+"""Similarity between measured devices: a prior is not learned from a device that resembles no other one.
+
+Such a device is one of a kind, or its measurements are wrong.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,18 @@ from numpy.typing import NDArray
 from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice, fit_device
 from fleetnas.coordinator.predictors.prior import Floats, Prior, hierarchical_prior
 
-#: What a device's latencies may differ by from those that another device's weights predict for them, up to its speed:
-#: the robust standard deviation of their logarithms. Of 22 public device settings the nearest one of another device is
-#: within 0.12, of simulated ones within 0.16; latencies that are drawn, inverted or far too steep are beyond 0.3.
-UNLIKE = 0.25
+#: Largest distance of two similar devices: the robust standard deviation of the logarithm of one device's latencies
+#: over those that the other's weights predict, up to its speed. Of 22 public device settings the nearest one of another
+#: device is within 0.12, of simulated ones within 0.16; random, inverted or far too steep latencies are beyond 0.3.
+MAX_DISTANCE = 0.25
 _SMALLEST = 0.05
 
 
 def distances(devices: Sequence[MeasuredDevice], groups: Sequence[int] | NDArray[np.intp]) -> list[float]:
-    """How far each device is from the nearest one of another family, in the order of `devices`.
+    """Distance of each device to the nearest one of another family, (n,), in the order of `devices`.
 
-    Of two devices the one that predicts the other worse counts: what is made up may be predicted by accident. Infinite
-    for a device whose weights cannot be computed, and where there is no other family.
+    The distance of two devices is the larger of their two prediction errors: invented latencies may be predicted well
+    by accident. It is infinite for a device whose weights cannot be computed, and without another family.
     """
     base = hierarchical_prior(np.concatenate([device.features for device in devices]), groups, own=0.25)
     weights = [_weights(device, base) for device in devices]

@@ -1,0 +1,213 @@
+"""Composes a search: checks all that can be checked before the first measurement, builds the parts, connects."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from fleetnas.coordinator.app.driver import CampaignTransport, RunningSearch
+from fleetnas.coordinator.app.images import ImageProgress, checked_images
+from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
+from fleetnas.coordinator.app.priority import yield_to_measurements
+from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
+from fleetnas.coordinator.app.run_artifacts import RunArtifacts
+from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
+from fleetnas.coordinator.app.tuners import TunerFactory, stored_priors
+from fleetnas.coordinator.campaign.campaign import Campaign, CampaignIdentity
+from fleetnas.coordinator.campaign.resumption import take_up
+from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, WinnerBuilder
+from fleetnas.coordinator.fleet.agent_link import AgentLink, Sharing, coordinator_will
+from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.coordinator.fleet.message_budget import MessageBudget
+from fleetnas.coordinator.monitoring.metrics import Metrics
+from fleetnas.coordinator.monitoring.publisher import Publisher
+from fleetnas.coordinator.monitoring.view_group import ViewGroup
+from fleetnas.coordinator.records.statuses import RunStatus
+from fleetnas.coordinator.records.stored import DeviceRecord
+from fleetnas.coordinator.search.problem import PredictedAccuracy
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.view import View
+from fleetnas.fleet_protocol.cores import core_count
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.rate_limited_log import RateLimitedLog
+from fleetnas.fleet_protocol.security.signing import OrderSigner
+from fleetnas.fleet_protocol.topics import Topics
+from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
+from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.output_files import check_folder
+
+_MOST_PLANNING_THREADS = 4
+
+
+def open_search(
+    request: SearchRequest,
+    make_view: Callable[[], View],
+    store: MeasurementStore,
+    models: WinnerBuilder | None = None,
+    image_progress: ImageProgress = lambda done, total: None,
+) -> RunningSearch:
+    """Open a search: check everything that can be checked before the first measurement, and connect.
+
+    `models` builds winners' files in place of the bundle; then no images are read.
+
+    Raises:
+        UsageError: an option, a file or a stored run cannot be used as asked.
+        BundleError: the supernet is no bundle.
+        StoreError: the store cannot be used.
+        InfeasibleTargetError: no subnet keeps the bounds.
+    """
+    fleet = LOCAL_FLEET if isinstance(request.devices_at, LocalDevice) else request.devices_at.name
+    run = choose_run(request, fleet, store)
+    accuracy = _checked_accuracy(run)
+    if models is None:
+        models = BundleWinnerBuilder(run.bundle, *checked_images(run.bundle, run.images, image_progress))
+    notes = Notes()
+    priors = stored_priors(store, run.bundle.space, run.settings.plan, run.created_unix_s, notes.add)
+    make_tuner = TunerFactory(run.bundle.space, accuracy, run.settings.plan, priors)
+    with contextlib.ExitStack() as undo:
+        wire = _open_wire(request, run, store.devices(run.run_id) if run.resumed else [], notes)
+        undo.callback(wire.transport.close)
+        metrics = Metrics(*request.metrics) if request.metrics is not None else None
+        view = _view_group(make_view(), metrics, wire.publisher)
+        undo.callback(view.close)
+        executor = _planning_executor()
+        undo.callback(executor.shutdown)
+        campaign = Campaign(
+            _identity(request, run, wire.blobs),
+            run.settings.plan,
+            link=wire.link,
+            blobs=wire.blobs,
+            store=store,
+            models=models,
+            make_search=make_tuner,
+            executor=executor,
+            clock=time.monotonic,
+            wall_clock=time.time,
+            asks_at_once=lambda: make_tuner.at_once,
+            on_happening=view.event,
+        )
+        notes.forward(campaign.note)
+        if metrics is not None:
+            metrics.attach(campaign, wire.blobs, store)
+        _begin(campaign, run, fleet, store)
+        artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic)
+        undo.pop_all()
+    return RunningSearch(run.settings, campaign, store, wire.transport, executor, view, artifacts)
+
+
+class Notes:
+    """Lines for the campaign's log; kept until there is a campaign."""
+
+    def __init__(self) -> None:
+        self._kept: list[str] = []
+        self._take: Callable[[str], object] = self._kept.append
+
+    def add(self, line: str) -> None:
+        """Log a line."""
+        self._take(line)
+
+    def forward(self, take: Callable[[str], object]) -> None:
+        """Pass the lines kept so far, and all later ones, to `take`."""
+        self._take = take
+        for line in self._kept:
+            take(line)
+        self._kept.clear()
+
+
+@dataclass(frozen=True)
+class _Wire:
+    """The coordinator's side of the network."""
+
+    transport: CampaignTransport
+    link: AgentLink = field(repr=False)
+    blobs: BlobServer = field(repr=False)
+    publisher: Publisher | None = field(repr=False)
+    """None on a device alone: it cannot be watched from elsewhere."""
+
+
+def _open_wire(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord], notes: Notes) -> _Wire:
+    """Connect to a fleet, or make the agent of this device; `stored` are the device settings of a resumed run."""
+    session = round(time.time() * 1000)
+    client_id = f"coordinator-{secrets.token_hex(4)}"
+    rejected = RateLimitedLog(notes.add, time.monotonic)
+    budget = MessageBudget(time.monotonic, rejected)
+    if isinstance(request.devices_at, LocalDevice):
+        topics = Topics(LOCAL_FLEET)
+        options = request.devices_at.agent_options(stored)
+        transport: CampaignTransport = LocalTransport(options, client_id, coordinator_will(topics, session))
+        link = AgentLink(transport, topics, session, rejected, budget=budget)
+        return _Wire(transport, link, BlobServer(link.send_chunk), None)
+    at = request.devices_at
+    topics = Topics(at.name)
+    # Tasks that no agent takes in time expire at a broker that speaks MQTT 5; agents need 3.1.1 alone.
+    kind = MqttProcess if os.name == "posix" else MqttTransport
+    transport = kind(at.broker, client_id, coordinator_will(topics, session), prefer_five=True)
+    signer = OrderSigner(at.signing_key, at.name, round(time.time() * 1e6)) if at.signing_key is not None else None
+    sharing = Sharing.of(run.run_id, at.signing_key) if at.share else None
+    link = AgentLink(transport, topics, session, rejected, signer, sharing, budget)
+    link.news = publisher = Publisher(transport, topics, run.run_id, time.monotonic)
+    blobs = BlobServer(link.send_chunk, rate_bytes_per_s=at.bundle_rate_bytes_per_s, at_once=at.bundles_at_once)
+    return _Wire(transport, link, blobs, publisher)
+
+
+def _view_group(view: View, metrics: Metrics | None, publisher: Publisher | None) -> ViewGroup:
+    """Group the user's view with metrics and publisher."""
+    views: list[View] = [view]
+    if metrics is not None:
+        views.append(metrics)
+    if publisher is not None:
+        views.append(publisher)
+    return ViewGroup(views)
+
+
+def _planning_executor() -> ThreadPoolExecutor:
+    """Threads for planning and calibration: half the cores, for an agent may measure on this machine."""
+    return ThreadPoolExecutor(
+        max_workers=max(1, min(_MOST_PLANNING_THREADS, core_count() // 2)),
+        thread_name_prefix="search",
+        initializer=yield_to_measurements,
+    )
+
+
+def _identity(request: SearchRequest, run: ChosenRun, blobs: BlobServer) -> CampaignIdentity:
+    """Name the run and its bundle, which `blobs` serves from now on."""
+    mirror = request.devices_at.mirror if isinstance(request.devices_at, FleetAccess) else None
+    bundle = run.bundle
+    return CampaignIdentity(run.run_id, bundle.path.name, blobs.add_file(bundle.path, bundle.sha256), mirror)
+
+
+def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy:
+    """Make the accuracy model of a run; check its bounds and its folder of results as well."""
+    accuracy = PredictedAccuracy(run.bundle.space, _accuracy_predictor(run.bundle))
+    run.settings.plan.bounds.check(run.bundle.space)
+    if run.out is not None:
+        check_folder("--out", run.out)
+    return accuracy
+
+
+def _accuracy_predictor(bundle: SupernetBundle) -> AccuracyPredictor:
+    predictor = bundle.accuracy_predictor()
+    if predictor is None:
+        raise UsageError(
+            f"{bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; export it "
+            "with one (`fleetnas export --help`)"
+        )
+    return predictor
+
+
+def _begin(campaign: Campaign, run: ChosenRun, fleet: str, store: MeasurementStore) -> None:
+    """Store a new run, or bring the campaign to the state of the stored one; then connect."""
+    if run.resumed:
+        store.set_run_status(run.run_id, RunStatus.RUNNING)
+        take_up(campaign, store, run.bundle.space)
+    else:
+        store.claim_run(run.run_id)
+        store.create_run(run.record(fleet))
+    campaign.start()

@@ -1,0 +1,114 @@
+"""Drives a campaign to its end: takes the transport's events, ticks, shows snapshots, writes artifacts."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fleetnas.coordinator.app.garbage import rarer_garbage_collection
+from fleetnas.coordinator.app.run_artifacts import RunArtifacts
+from fleetnas.coordinator.campaign.campaign import Campaign
+from fleetnas.coordinator.records.plan import RunSettings
+from fleetnas.coordinator.records.statuses import RunStatus
+from fleetnas.coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.view import View
+from fleetnas.fleet_protocol.errors import ResultsError, StoreUnavailableError
+from fleetnas.fleet_protocol.transports.base import Transport, take_events
+
+_CONNECT_S = 10.0
+#: Least time between two snapshots for the view, and longest wait for an event, seconds.
+_VIEW_EVERY_S, _TICK_S = 0.25, 0.1
+#: Between two snapshots at least this many times as long as the last one took: large fleets are shown less often.
+_VIEW_SHARE = 50
+_MOST_EVENTS_PER_TICK = 500
+
+
+class CampaignTransport(Transport, Protocol):
+    """A transport that can be waited for."""
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Wait until the first connection; `TransportError` after `timeout_s`, or where it is refused."""
+
+
+@dataclass
+class RunningSearch:
+    """A campaign with its store, transport and view, all open; owns them, and closes them."""
+
+    settings: RunSettings
+    campaign: Campaign
+    store: MeasurementStore
+    transport: CampaignTransport
+    executor: ThreadPoolExecutor
+    view: View = field(repr=False)
+    artifacts: RunArtifacts = field(repr=False)
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self.campaign.identity.run_id
+
+    def run(self) -> RunStatus:
+        """Drive the campaign to its end. Ctrl-C ends it in order, and it can be resumed.
+
+        Raises:
+            ResultsError: the artifacts could not be written; the run can be resumed then too.
+        """
+        try:
+            self.transport.wait_connected(_CONNECT_S)
+            # The matrices between two messages are small: more BLAS threads would wait for each other.
+            with single_threaded_blas(), rarer_garbage_collection():
+                self._drive()
+        except KeyboardInterrupt:
+            self.campaign.stop()
+            self._mark_interrupted()
+            self._write_artifacts()
+            return RunStatus.INTERRUPTED
+        except BaseException:
+            self._mark_interrupted()
+            raise
+        finally:
+            self._show()
+        try:
+            return self.campaign.finish(self._write_artifacts)
+        except ResultsError:
+            self._mark_interrupted()
+            raise
+
+    def close(self) -> None:
+        """Close the artifacts, the view, the transport, the executor and the store."""
+        self.artifacts.close()
+        self.view.close()
+        self.transport.close()
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        self.store.close()
+
+    def _drive(self) -> None:
+        show_at_s = float("-inf")
+        while not self.campaign.finished:
+            wait_s = 0.0 if self.campaign.behind else _TICK_S
+            self.campaign.on_events(take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK))
+            self.campaign.on_tick()
+            if not self.campaign.finished:  # at the end everything is written at once
+                self.artifacts.update(self.campaign.targets_stored)
+            began_s = time.monotonic()
+            if began_s >= show_at_s:
+                self._show()
+                show_at_s = began_s + max(_VIEW_EVERY_S, _VIEW_SHARE * (time.monotonic() - began_s))
+
+    def _show(self) -> None:
+        self.view.update(self.campaign.snapshot(time.time()))
+
+    def _write_artifacts(self) -> str | None:
+        written = self.artifacts.write()
+        if written is not None:
+            self._show()  # with the notes on parts that could not be made
+        return written
+
+    def _mark_interrupted(self) -> None:
+        # A store that is away must not hide the cause of the end; a run marked as running can be resumed as well.
+        with contextlib.suppress(StoreUnavailableError):
+            self.store.set_run_status(self.run_id, RunStatus.INTERRUPTED)

@@ -1,0 +1,165 @@
+"""The run of a request: a stored one that is claimed, or the settings of a new one."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
+from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings, settings_of
+from fleetnas.coordinator.records.statuses import RunStatus
+from fleetnas.coordinator.records.stored import RunRecord
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import HashMismatchError, UsageError
+from fleetnas.supernet_export.bundle import SupernetBundle
+
+_LISTED_PACKAGES = ("fleetnas", "numpy", "onnx", "onnxruntime")
+#: Statuses of runs that can be resumed: a killed coordinator leaves its run marked as running.
+_RESUMABLE = (RunStatus.RUNNING, RunStatus.INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class ChosenRun:
+    """A run to drive, with its bundle open."""
+
+    run_id: str
+    created_unix_s: float
+    settings: RunSettings
+    bundle: SupernetBundle
+    resumed: bool
+
+    @property
+    def out(self) -> Path | None:
+        """Folder of results and winners' files."""
+        return _path(self.settings.out)
+
+    @property
+    def images(self) -> ImageFolders:
+        """Folders of images to calibrate and to evaluate on."""
+        return ImageFolders(_path(self.settings.calibration_images), _path(self.settings.evaluation_images))
+
+    def record(self, fleet: str) -> RunRecord:
+        """The run as the store keeps it."""
+        return RunRecord(
+            self.run_id,
+            fleet,
+            self.bundle.path.name,
+            self.bundle.sha256,
+            self.settings.model_dump(mode="json"),
+            self.created_unix_s,
+        )
+
+
+def choose_run(request: SearchRequest, fleet: str, store: MeasurementStore) -> ChosenRun:
+    """Claim the stored run of a request, or name a new one; open its bundle.
+
+    Raises:
+        UsageError: there is no such run, another coordinator works on it, or the plan names unknown devices.
+        BundleError: the supernet is no bundle.
+        HashMismatchError: the bundle is not the one that the stored run was started with.
+    """
+    if isinstance(request.run, NewRun):
+        _check_distrusted(request.run.plan, store)
+        bundle = SupernetBundle.open(request.run.supernet)
+        settings = new_settings(request.run, request, bundle, store.distrusted())
+        return ChosenRun(new_run_id(), time.time(), settings, bundle, False)
+    stored = claimed_run(store, request.run.run, fleet)
+    settings = resumed_settings(request.run, request, stored)
+    bundle = SupernetBundle.open(settings.supernet_path)
+    if bundle.sha256 != stored.bundle_sha256:
+        raise HashMismatchError(
+            f"run {stored.run_id} was started with a bundle of SHA-256 {stored.bundle_sha256}; "
+            f"{settings.supernet_path} now has {bundle.sha256}: bring that file back, or start a new run"
+        )
+    return ChosenRun(stored.run_id, stored.created_unix_s, settings, bundle, True)
+
+
+def new_run_id() -> str:
+    """Make a run id that sorts by time and is unique among coordinators."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
+    """Claim a stored run by its id, or with `LATEST` the fleet's latest interrupted one that no coordinator drives."""
+    if which != LATEST:
+        run = store.run(which)
+        if not store.claim_run(run.run_id):
+            raise UsageError(f"another coordinator works on run {run.run_id}; end that one first, or start a new run")
+        return run
+    runs = [run for run in store.runs() if run.fleet == fleet]
+    for run in reversed(runs):
+        # A run that no device joined has nothing to resume.
+        if run.status in _RESUMABLE and store.devices(run.run_id) and store.claim_run(run.run_id):
+            return run
+    ended = [run for run in runs if run.status not in _RESUMABLE]
+    latest = f"; the latest that ended is {ended[-1].run_id} ({ended[-1].status}), see --resume RUN" if ended else ""
+    raise UsageError(
+        f"the store {store.url} holds no interrupted run of fleet {fleet!r} that nobody works on{latest}; "
+        "`fleetnas runs` lists them all"
+    )
+
+
+def _check_distrusted(plan: CampaignPlan, store: MeasurementStore) -> None:
+    unknown = sorted(set(plan.prior_without) - store.known_devices())
+    if unknown:
+        raise UsageError(
+            f"--prior-without {', '.join(unknown)}: the store {store.url} holds no such device; check the name, or "
+            "leave it out"
+        )
+
+
+def new_settings(
+    run: NewRun, request: SearchRequest, bundle: SupernetBundle, distrusted: Collection[str]
+) -> RunSettings:
+    """Make the settings of a new run; no prior is learned from the devices `distrusted`."""
+    # Stored with the run, so that a resumed run has the priors that it began with, whatever is distrusted by then.
+    without = tuple(sorted({*run.plan.prior_without, *distrusted}))
+    manifest = bundle.manifest
+    return RunSettings(
+        plan=run.plan.model_copy(update={"prior_without": without}),
+        supernet_path=str(run.supernet.absolute()),
+        design_space=manifest.space,
+        space_options=dict(bundle.space.options),
+        source=manifest.provenance.source,
+        checkpoint_sha256=manifest.provenance.sha256,
+        calibration_images=_text(request.images.calibration),
+        evaluation_images=_text(request.images.evaluation),
+        out=_text(request.out),
+        versions=_versions(),
+    )
+
+
+def resumed_settings(run: ResumedRun, request: SearchRequest, stored: RunRecord) -> RunSettings:
+    """Read the settings of a stored run, and apply the changes that the request asks for."""
+    settings = settings_of(stored)
+    paths = {
+        "supernet_path": run.supernet,
+        "out": request.out,
+        "calibration_images": request.images.calibration,
+        "evaluation_images": request.images.evaluation,
+    }
+    changes: dict[str, str | CampaignPlan] = {
+        name: str(path.absolute()) for name, path in paths.items() if path is not None
+    }
+    if run.devices:
+        # The stored order first; devices that take part already are not repeated.
+        named = tuple(dict.fromkeys((*settings.plan.devices, *run.devices)))
+        changes["plan"] = settings.plan.model_copy(update={"devices": named})
+    return settings.model_copy(update=changes)
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path.absolute()) if path is not None else None
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None
+
+
+def _versions() -> dict[str, str]:
+    installed = {package: list(metadata.distributions(name=package)) for package in _LISTED_PACKAGES}
+    return {package: found[0].version for package, found in installed.items() if found}

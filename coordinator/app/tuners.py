@@ -1,0 +1,76 @@
+"""Makes the tuner of each device setting; settings share one search and, with equal priors, one initial design."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.store.stored_devices import StoredPriors
+from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.coordinator.tuning.shared_archive import SharedArchive
+from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
+from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
+from fleetnas.supernet_export.spaces.base import DesignSpace
+
+
+class TunerFactory:
+    """Makes `DeviceTuner`s for one campaign."""
+
+    def __init__(
+        self, space: DesignSpace, accuracy: PredictedAccuracy, plan: CampaignPlan, priors: StoredPriors | None
+    ) -> None:
+        """`priors` None: every tuner starts from the default prior."""
+        solver = BundleTargetSolver(space, accuracy, plan.strategy, bounds=plan.bounds)
+        self._space, self._plan, self._priors = space, plan, priors
+        self._accuracy = CachedAccuracy(accuracy)
+        self._archive = SharedArchive(solver, space, accuracy, plan.bounds)
+        self._archive.expect(max(plan.wait_for, len(plan.devices)))
+        #: `StoredPriors` gives settings of nearly equal hardware the same prior.
+        self._designs: dict[Prior | None, InitialDesign] = {}
+
+    @property
+    def at_once(self) -> bool:
+        """Whether tuners answer too quickly to be worth another thread."""
+        return self._archive.at_once
+
+    def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
+        """Make the tuner of one setting of an agent."""
+        self._archive.join()
+        prior = self._priors.prior(info.profile, setting, info.agent) if self._priors is not None else None
+        plan = self._plan
+        if prior not in self._designs:
+            self._designs[prior] = InitialDesign(
+                self._space,
+                count=min(plan.initial_design, plan.budget),
+                seed=plan.seed,
+                prior=prior,
+                bounds=plan.bounds,
+            )
+        return DeviceTuner(
+            self._space,
+            self._accuracy,
+            plan.targets,
+            self._archive,
+            budget=plan.budget,
+            seed=plan.seed,
+            opening=self._designs[prior],
+        )
+
+
+def stored_priors(
+    store: MeasurementStore,
+    space: DesignSpace,
+    plan: CampaignPlan,
+    created_unix_s: float,
+    note: Callable[[str], object],
+) -> StoredPriors | None:
+    """Learn the priors of a run that was created at `created_unix_s`; None where its plan asks for the default one."""
+    if plan.prior != "learned":
+        return None
+    with single_threaded_blas():  # with matrices this small, more threads take longer
+        return StoredPriors(store, space, created_unix_s, without=plan.prior_without, note=note)

@@ -1,0 +1,155 @@
+"""`fleetnas evaluate`: one subnet, without a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.progress import image_progress
+from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.error_text import first_fault
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.output_files import check_file, write_atomically
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
+    from fleetnas.fleet_protocol.architecture import Architecture
+    from fleetnas.fleet_protocol.messages import RuntimeSetting
+    from fleetnas.supernet_export.bundle import SupernetBundle
+
+_MODEL_SUFFIXES = {"onnxruntime": ".onnx", "litert": ".tflite"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .supernet file.")],
+    architecture: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARCHITECTURE", help="JSON with OFA's keys, a file of it, `smallest`, `largest` or `random:SEED`."
+        ),
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
+    ] = None,
+    calibration_images: Annotated[
+        Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
+    ] = None,
+    runtime: Annotated[
+        Literal["onnxruntime", "litert"], typer.Option(help="What runs the file: an .onnx, or a .tflite.")
+    ] = "onnxruntime",
+    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the file.")] = "fp32",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Keep the file evaluated: .onnx or .tflite.")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Slice, calibrate and evaluate one subnet.
+
+    The evaluated file, on held-out images, is the very file that would ship.
+    """
+    from fleetnas.coordinator.app.images import checked_images
+    from fleetnas.coordinator.app.request import ImageFolders
+    from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
+    from fleetnas.fleet_protocol.messages import RuntimeSetting
+    from fleetnas.supernet_export.bundle import SupernetBundle
+
+    opened = SupernetBundle.open(bundle)
+    chosen = _architecture(opened, architecture)
+    if images is None and opened.manifest.dataset != "digits":
+        raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR")
+    if output is not None:
+        check_file("--output", output, _MODEL_SUFFIXES[runtime], strict=True)
+    with image_progress() as progress:
+        sources = checked_images(opened, ImageFolders(calibration_images, images), progress)
+    models = BundleWinnerBuilder(opened, *sources)
+    setting = RuntimeSetting(runtime=runtime, precision=precision)
+    result, file = _evaluated(opened, models, chosen, setting, calibrated=sources[0] is not None)
+    typer.echo(json.dumps(result) if as_json else "\n".join(_lines(chosen, result)))
+    if output is not None:  # last: a disk that is full by now costs the file alone
+        write_atomically(output, file)
+
+
+def _architecture(bundle: SupernetBundle, text: str) -> Architecture:
+    """Parse an architecture: JSON, a file of it, `smallest`, `largest` or `random:SEED`; `UsageError` otherwise."""
+    import numpy as np
+
+    from fleetnas.fleet_protocol.architecture import Architecture
+
+    space = bundle.space
+    if text in ("smallest", "largest"):
+        return space.decode(space.smallest() if text == "smallest" else space.largest())[0]
+    seed = text.removeprefix("random:")
+    if seed != text and seed.isdecimal():
+        return space.decode(space.sample(1, np.random.default_rng(int(seed))))[0]
+    try:
+        # JSON first: a whole architecture is longer than a file's name may be.
+        is_file = not text.lstrip().startswith("{") and Path(text).is_file()
+        fields = json.loads(read_text(Path(text)) if is_file else text)
+        # A winner's card holds its architecture beside other things.
+        return Architecture.model_validate(fields.get("architecture", fields))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"architecture {text[:80]!r} cannot be read ({_fault(error)}); give JSON with the "
+            "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
+        ) from None
+
+
+def _evaluated(
+    bundle: SupernetBundle,
+    models: BundleWinnerBuilder,
+    chosen: Architecture,
+    setting: RuntimeSetting,
+    *,
+    calibrated: bool,
+) -> tuple[dict[str, Any], bytes]:
+    """Build and evaluate a subnet's file; returns the figures as `--json` prints them, and the file."""
+    model = models.calibrate(chosen, setting)
+    found = models.accuracy(model)
+    assert found is not None
+    file, space = models.file(model), bundle.space
+    genome = space.encode([chosen])
+    predictor = bundle.accuracy_predictor()
+    result = {
+        "architecture": chosen.model_dump(mode="json"),
+        "runtime": setting.runtime,
+        "precision": setting.precision,
+        "accuracy": found[0],
+        "accuracy_images": found[1],
+        "predicted_accuracy": float(predictor.predict(space.one_hot(genome))[0]) if predictor is not None else None,
+        "calibrated": calibrated,
+        "macs": float(space.macs(genome)[0]),
+        "parameters": float(space.parameters(genome)[0]),
+        "bytes": len(file),
+        "sha256": model.sha256,
+    }
+    return result, file
+
+
+def _lines(chosen: Architecture, result: dict[str, Any]) -> list[str]:
+    """Format the figures for the terminal."""
+    by = f"{result['accuracy_images']:,} images ({result['runtime']}, {result['precision']})"
+    lines = [f"{chosen.fingerprint}: top-1 {100 * result['accuracy']:.2f} % on {by}"]
+    if result["predicted_accuracy"] is not None:
+        lines.append(f"predicted: {100 * result['predicted_accuracy']:.2f} %")
+    if not result["calibrated"]:
+        lines.append("not calibrated: give --calibration-images DIR for the accuracy that it can have")
+    macs, parameters = result["macs"] / 1e6, result["parameters"] / 1e6
+    lines.append(f"{macs:.1f} M MACs, {parameters:.2f} M parameters, {result['bytes']:,} bytes")
+    return lines
+
+
+def _fault(error: OSError | ValueError | AttributeError) -> str:
+    if isinstance(error, ValidationError):
+        return first_fault(error)
+    return "it is no JSON, and no such file exists" if isinstance(error, json.JSONDecodeError) else str(error)

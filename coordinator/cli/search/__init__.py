@@ -1,0 +1,1 @@
+"""`fleetnas search`: one command for a fleet, for this device alone, and offline."""

@@ -1,0 +1,144 @@
+"""`fleetnas search`: chooses the kind of search, and refuses the options of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
+from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.bounds import BoundOptions
+from fleetnas.coordinator.cli.connection import ConnectionOptions
+from fleetnas.coordinator.cli.option_groups import command, names
+from fleetnas.coordinator.cli.search.fleet import FleetOptions
+from fleetnas.coordinator.cli.search.local import LocalOptions
+from fleetnas.coordinator.cli.search.offline import SHARED, OfflineOptions, search_offline
+from fleetnas.coordinator.cli.search.plan import PlanOptions
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.fleet_protocol.errors import UsageError
+
+_DEFAULT_OUT = Path("fleetnas-out")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The run, its files, and its metrics."""
+
+    supernet: Annotated[
+        Path | None, typer.Option("--supernet", metavar="FILE", help="The exported supernet, a .supernet file.")
+    ] = None
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
+    ] = None
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where results and winners' model files go (default: fleetnas-out; resumed: where they went).",
+        ),
+    ] = None
+    calibration_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration-images", metavar="DIR", help="Folder with a folder of images per class, to calibrate on."
+        ),
+    ] = None
+    evaluation_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation-images",
+            metavar="DIR",
+            help="The same, to evaluate winners on; never used for anything else.",
+        ),
+    ] = None
+    store: options.Store = None
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve Prometheus metrics there (see docs/watching.md).",
+        ),
+    ] = None
+    metrics_address: Annotated[
+        str, typer.Option("--metrics-address", metavar="ADDRESS", help="Where --metrics-port listens.")
+    ] = "127.0.0.1"
+    as_json: options.Json = False
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("search")(command(search))
+
+
+def search(
+    context: typer.Context,
+    connection: ConnectionOptions,
+    run: RunOptions,
+    plan: PlanOptions,
+    bound: BoundOptions,
+    fleet: FleetOptions,
+    here: LocalOptions,
+    offline: OfflineOptions,
+) -> None:
+    """Search the whole fleet by measuring on every device.
+
+    It leaves a verified model per device setting and latency target.
+    """
+    bounds = bound.bounds()
+    if offline.offline:
+        unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
+        options.refuse(context, unused, "--offline measures on no device")
+        search_offline(offline, plan, bounds, run.out or _DEFAULT_OUT, as_json=run.as_json)
+        return
+    _refuse_useless(context, run, plan, local=here.local)
+    agents = fleet.agents()
+    new_plan = plan.plan(bounds, agents) if run.resume is None else None
+    devices_at = here.device() if here.local else fleet.access(connection)
+    request = SearchRequest(
+        options.store_location(run.store),
+        devices_at,
+        _chosen_run(run, new_plan, agents),
+        out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
+        images=ImageFolders(run.calibration_images, run.evaluation_images),
+        metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
+    )
+    from fleetnas.coordinator.cli.search.running import run_search
+
+    raise typer.Exit(run_search(request, as_json=run.as_json))
+
+
+def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...]) -> NewRun | ResumedRun:
+    if new_plan is None:
+        return ResumedRun(run.resume or LATEST, run.supernet, agents)
+    if run.supernet is None:
+        raise UsageError("a new search needs --supernet and --targets; to go on with a stored run give --resume")
+    return NewRun(run.supernet, new_plan)
+
+
+def _refuse_useless(context: typer.Context, run: RunOptions, plan: PlanOptions, *, local: bool) -> None:
+    """`UsageError` where an option was given that this kind of search on devices does not use."""
+    options.refuse(context, names(OfflineOptions), "these options are for a search without a device (--offline)")
+    if local:
+        fleets = (*names(ConnectionOptions), *names(FleetOptions), "wait_for")
+        options.refuse(context, fleets, "--local has neither broker nor fleet")
+    else:
+        options.refuse(
+            context,
+            names(LocalOptions),
+            "these options are for a search on this device alone (--local), and agents of a fleet are told their "
+            "settings by `fleetnas-agent run`",
+        )
+    if run.resume is not None:
+        options.refuse(context, (*names(PlanOptions), *names(BoundOptions)), "a resumed run keeps what it began with")
+    elif plan.conditions != "cool":
+        options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")
+    if run.metrics_port is None:
+        options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")

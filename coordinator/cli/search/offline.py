@@ -1,0 +1,75 @@
+"""A search without a device: its options, and its output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from fleetnas.coordinator.cli.search.plan import PlanOptions
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.output_files import check_folder
+
+#: Parameters of other groups that an offline search uses.
+SHARED = ("targets", "strategy", "seed", "out", "as_json")
+#: Islands of the guided engine: an offline search is done once, and may take longer.
+_ISLANDS = 4
+
+
+@dataclass(frozen=True)
+class OfflineOptions:
+    """Design space, latency table, accuracy model and engine."""
+
+    offline: Annotated[
+        bool, typer.Option("--offline", help="No device: by a latency table alone. Nothing is measured or verified.")
+    ] = False
+    space: Annotated[str, typer.Option("--space", metavar="NAME", help="Offline: the design space.")] = "ofa-mbv3"
+    latency_table: Annotated[
+        Path | None, typer.Option("--latency-table", metavar="DIR|FILE", help="Offline: block latency tables.")
+    ] = None
+    accuracy: Annotated[
+        Path | None, typer.Option("--accuracy", metavar="FILE", help="Offline: accuracy predictor, or known values.")
+    ] = None
+    engine: Annotated[
+        Literal["guided", "evolution"],
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="Offline: guided (solves for its offspring), or evolution (OFA's, the papers' baseline; slower).",
+        ),
+    ] = "guided"
+
+
+def search_offline(options: OfflineOptions, plan: PlanOptions, bounds: Bounds, out: Path, *, as_json: bool) -> None:
+    """Search by a latency table, print the winners, and write `search.json` and `search.png` into `out`."""
+    from fleetnas.coordinator.search import offline
+    from fleetnas.coordinator.search.evolution import EvolutionSettings
+    from fleetnas.coordinator.search.guided import GuidedSettings
+
+    targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
+    if not targets_ms or options.latency_table is None or options.accuracy is None:
+        raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
+    check_folder("--out", out)
+    outcome = offline.search_offline(
+        offline.OfflineRequest(
+            options.space,
+            options.latency_table,
+            options.accuracy,
+            targets_ms,
+            strategy=plan.strategy,
+            engine=EvolutionSettings() if options.engine == "evolution" else GuidedSettings(islands=_ISLANDS),
+            bounds=bounds,
+            seed=plan.seed,
+        )
+    )
+    if as_json:
+        typer.echo(json.dumps(outcome.to_json()))
+    else:
+        Console().print(offline.offline_table(outcome))
+    written = offline.write_offline(outcome, out)
+    typer.echo(f"written: {', '.join(str(path) for path in written)}", err=as_json)

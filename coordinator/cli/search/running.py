@@ -1,0 +1,75 @@
+"""A search on devices, with its view on this terminal."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+
+from rich.console import Console
+
+from fleetnas.coordinator.app.compose import open_search
+from fleetnas.coordinator.app.local_device import LocalDevice
+from fleetnas.coordinator.app.priority import session_yields_to_measurements
+from fleetnas.coordinator.app.request import SearchRequest
+from fleetnas.coordinator.cli.progress import image_progress
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
+from fleetnas.coordinator.report.stored_outcome import outcome_of
+from fleetnas.coordinator.store.database import shown_location
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.summary import print_summary
+from fleetnas.coordinator.view.view import make_view
+from fleetnas.fleet_protocol.errors import ResultsError
+
+_EXIT_CODES = {
+    RunStatus.COMPLETE: 0,
+    RunStatus.PARTIAL: 1,
+    RunStatus.FAILED: 1,
+    RunStatus.INTERRUPTED: 130,
+}
+
+
+def run_search(request: SearchRequest, *, as_json: bool) -> int:
+    """Run a search with its view on this terminal; returns the exit code."""
+    console = Console()
+    # A service manager's stop and a closed terminal act as Ctrl-C: the run ends in order and can be resumed.
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, signal.default_int_handler)
+    store = MeasurementStore.open(request.store)
+    with image_progress() as progress:
+        running = open_search(request, lambda: make_view(console, as_json), store, image_progress=progress)
+    try:
+        with session_yields_to_measurements():
+            ending = running.run()
+        outcome = outcome_of(store, running.run_id)
+    except ResultsError as error:
+        raise ResultsError(f"{error}. Go on with: {_resume_command(running.run_id, request)}") from error
+    finally:
+        running.close()
+    if not as_json:
+        print_summary(console, outcome)
+        if running.settings.out is not None and ending is not RunStatus.INTERRUPTED:
+            console.print(f"results and model files: {running.settings.out}", markup=False, highlight=False)
+        unfinished = any(device.status is not SettingStatus.FINISHED for device in outcome.devices)
+        if ending is RunStatus.INTERRUPTED or unfinished:
+            console.print(_next_step(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
+    return _EXIT_CODES[ending]
+
+
+def _next_step(ending: RunStatus, run_id: str, request: SearchRequest) -> str:
+    resume = _resume_command(run_id, request)
+    if ending is RunStatus.INTERRUPTED:
+        return f"interrupted; everything measured is stored. Go on with: {resume}"
+    return f"not every device finished. Once those that did not can measure again, go on with: {resume}"
+
+
+def _resume_command(run_id: str, request: SearchRequest) -> str:
+    at = request.devices_at
+    if isinstance(at, LocalDevice):
+        where = ["--local", *(["--state-dir", str(at.state_folder)] if at.state_folder is not None else [])]
+    elif at.credentials:
+        where = ["--credentials", str(at.credentials)]
+    else:
+        where = ["--broker", str(at.broker), *(["--fleet", at.name] if at.name != "default" else [])]
+    if not isinstance(at, LocalDevice) and at.mirror is not None:
+        where += ["--mirror", at.mirror]
+    return shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
