@@ -18,17 +18,21 @@ from fleetnas.coordinator.app.garbage import rarer_garbage_collection
 from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.coordinator.app.results_writer import ResultsWriter, reason_of
-from fleetnas.coordinator.campaign.campaign import Campaign, CampaignIdentity
+from fleetnas.coordinator.campaign.campaign import Campaign
+from fleetnas.coordinator.campaign.planning_pool import PlanningPool
 from fleetnas.coordinator.campaign.resumption import take_up
 from fleetnas.coordinator.campaign.setting_run import one_line
 from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, CalibratedModel, WinnerBuilder
 from fleetnas.coordinator.fleet.agent_link import AgentLink, Sharing, coordinator_will
 from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S, BlobServer
+from fleetnas.coordinator.fleet.connection import FleetConnection
 from fleetnas.coordinator.fleet.message_budget import MessageBudget
 from fleetnas.coordinator.monitoring.metrics import Metrics
 from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
+from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
+from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings, settings_of
 from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord
 from fleetnas.coordinator.report.artifacts import REPORT_FILE, RESULTS_FILE, ArtifactFolder
@@ -249,19 +253,17 @@ def open_search(
     if plan.prior == "learned":
         with single_threaded_blas():  # of matrices this small, more threads take longer
             priors = StoredPriors(store, bundle.space, created_unix_s, without=plan.prior_without, note=note)
-    openings: dict[int, InitialDesign] = {}
+    designs: dict[int, InitialDesign] = {}
 
     def make_search(info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
         search.join()
         prior = priors.prior(info.profile, setting, info.agent) if priors is not None else None
-        if id(prior) not in openings:
+        if id(prior) not in designs:
             count = min(plan.spread, plan.budget)
-            openings[id(prior)] = InitialDesign(
+            designs[id(prior)] = InitialDesign(
                 bundle.space, count=count, seed=plan.seed, prior=prior, bounds=plan.bounds
             )
-        return DeviceTuner(
-            bundle.space, cached, targets, search, budget=plan.budget, seed=plan.seed, opening=openings[id(prior)]
-        )
+        return DeviceTuner(designs[id(prior)], cached, targets, search, budget=plan.budget)
 
     run_id = resumed.run_id if resumed is not None else new_run_id()
     topics = Topics(fleet)
@@ -279,8 +281,9 @@ def open_search(
     metrics = Metrics(*request.metrics) if request.metrics is not None else None
     views: list[View] = [make_view(), *([metrics] if metrics is not None else [])]
     if request.local is None:
-        link.news = Publisher(transport, topics, run_id, time.monotonic)
-        views.append(link.news)
+        publisher = Publisher(transport, topics, run_id, time.monotonic)
+        link.listen_to_runs(publisher)
+        views.append(publisher)
     view = ViewGroup(views)
     executor = ThreadPoolExecutor(
         max_workers=max(1, min(4, (os.cpu_count() or 2) // 2)),
@@ -290,16 +293,12 @@ def open_search(
     campaign = Campaign(
         CampaignIdentity(run_id, bundle.path.name, reference, request.mirror),
         plan,
-        link=link,
-        blobs=blobs,
-        store=store,
-        models=models,
+        FleetConnection(link, blobs),
+        store,
+        planning=PlanningPool(models, executor, lambda: search.at_once),
         make_search=make_search,
-        executor=executor,
-        clock=time.monotonic,
-        wall_clock=time.time,
-        asks_at_once=lambda: search.at_once,
-        on_happening=view.event,
+        clocks=Clocks(time.monotonic, time.time),
+        emit=view.event,
     )
     campaign_log.append(campaign.note)
     for line in early:

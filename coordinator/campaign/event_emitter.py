@@ -1,46 +1,47 @@
-"""What the campaign says aloud: its happenings as the events that views and `--json` show."""
+"""Emit the events of a campaign, for views and for `--json`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from fleetnas.coordinator.campaign.setting_run import SettingRun, SettingTask
+from fleetnas.coordinator.campaign.setting_run import SettingRun
+from fleetnas.coordinator.fleet.task import Task
 from fleetnas.coordinator.records import events
+from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.data_quality import Finding
+from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.stored import Outcome
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.totals import TargetTotals
-from fleetnas.coordinator.tuning.proposal import TargetState
-from fleetnas.fleet_protocol.messages import AgentInfo, Failed
+from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement
 
 
 class EventEmitter:
-    """Turns happenings of one run into events for `sink`."""
+    """Makes the events of one run and hands them to `sink`."""
 
     def __init__(self, run_id: str, wall_clock: Callable[[], float], sink: Callable[[events.Event], None]) -> None:
-        self._run_id, self._wall_clock, self._sink = run_id, wall_clock, sink
+        self._run_id, self._now, self._sink = run_id, wall_clock, sink
+
+    # -- the campaign ------------------------------------------------------------------------------------------
 
     def started(
-        self,
-        setting_runs: Sequence[SettingRun],
-        *,
-        supernet: str,
-        supernet_sha256: str,
-        strategy: str,
-        targets: str,
-        budget: int,
-        resumed: bool,
+        self, setting_runs: Sequence[SettingRun], identity: CampaignIdentity, plan: CampaignPlan, *, resumed: bool
     ) -> None:
-        """The campaign begins with these device settings."""
-        self._say(
-            events.CampaignStarted,
-            supernet=supernet,
-            supernet_sha256=supernet_sha256,
-            strategy=strategy,
-            targets=targets,
-            devices=tuple(setting_run.label for setting_run in setting_runs),
-            budget=budget,
-            resumed=resumed,
+        """Emit that the campaign begins with these device settings."""
+        self._sink(
+            events.CampaignStarted(
+                at_s=self._now(),
+                run_id=self._run_id,
+                supernet=identity.supernet,
+                supernet_sha256=identity.bundle.sha256,
+                strategy=plan.strategy,
+                targets=plan.targets,
+                devices=tuple(setting_run.label for setting_run in setting_runs),
+                budget=plan.budget,
+                resumed=resumed,
+            )
         )
 
     def finished(
@@ -52,115 +53,198 @@ class EventEmitter:
         elapsed_s: float,
         results: str | None,
     ) -> None:
-        """The campaign is over."""
-        self._say(
-            events.CampaignFinished,
-            status=status,
-            targets_met=totals.met,
-            targets=totals.asked,
-            devices_lost=tuple(setting_run.label for setting_run in setting_runs if setting_run.status == "lost"),
-            devices_failed=tuple(setting_run.label for setting_run in setting_runs if setting_run.status == "failed"),
-            devices_slowed=tuple(
-                setting_run.label for setting_run in setting_runs if setting_run.tally.quality.often_slowed
-            ),
-            elapsed_s=elapsed_s,
-            results=results,
+        """Emit that the campaign is over; `results` is the path of its results."""
+        self._sink(
+            events.CampaignFinished(
+                at_s=self._now(),
+                run_id=self._run_id,
+                status=status,
+                targets_met=totals.met,
+                targets=totals.asked,
+                devices_lost=tuple(one.label for one in setting_runs if one.status == "lost"),
+                devices_failed=tuple(one.label for one in setting_runs if one.status == "failed"),
+                devices_slowed=tuple(one.label for one in setting_runs if one.tally.quality.often_slowed),
+                elapsed_s=elapsed_s,
+                results=results,
+            )
         )
 
     def joined(self, info: AgentInfo) -> None:
-        """An agent takes part."""
+        """Emit that an agent takes part."""
         labels = tuple(setting.label for setting in info.settings)
-        self._say(events.DeviceJoined, device=info.agent, model=info.profile.model, settings=labels)
+        self._sink(
+            events.DeviceJoined(
+                at_s=self._now(), run_id=self._run_id, device=info.agent, model=info.profile.model, settings=labels
+            )
+        )
 
     def lost(self, device: str, reason: str, silent_for_s: float | None) -> None:
-        """An agent is given up."""
-        last_seen_s = None if silent_for_s is None else self._wall_clock() - silent_for_s
-        self._say(events.DeviceLost, device=device, reason=reason, last_seen_s=last_seen_s)
+        """Emit that an agent is given up; it sent nothing for `silent_for_s`, or nothing ever (None)."""
+        now = self._now()
+        last_seen_s = None if silent_for_s is None else now - silent_for_s
+        self._sink(
+            events.DeviceLost(at_s=now, run_id=self._run_id, device=device, reason=reason, last_seen_s=last_seen_s)
+        )
 
-    def outcome(
-        self, setting_run: SettingRun, task: SettingTask, outcome: Outcome, measurements: int, budget: int
-    ) -> None:
-        """A measurement or a failure was stored."""
-        about = {
-            "task_id": task.record.task_id,
-            "architecture": task.record.architecture,
-            "fingerprint": task.record.architecture.fingerprint,
-        }
+    def store_unavailable(self, reason: str) -> None:
+        """Emit that the store cannot be written."""
+        self._sink(events.StoreUnavailable(at_s=self._now(), run_id=self._run_id, reason=reason))
+
+    def store_available(self, away_s: float) -> None:
+        """Emit that the store can be written again, after `away_s` seconds."""
+        self._sink(events.StoreAvailable(at_s=self._now(), run_id=self._run_id, away_s=away_s))
+
+    # -- measurements ------------------------------------------------------------------------------------------
+
+    def outcome(self, setting_run: SettingRun, task: Task, outcome: Outcome, measurements: int, budget: int) -> None:
+        """Emit that a measurement or a failure was stored."""
+        record = task.record
         if isinstance(outcome, Failed):
-            self._of(
-                setting_run,
-                events.MeasurementFailed,
-                **about,
-                reason=outcome.reason,
-                detail=outcome.detail,
-                failures=setting_run.failures,
+            self._sink(
+                events.MeasurementFailed(
+                    at_s=self._now(),
+                    run_id=self._run_id,
+                    device=setting_run.device,
+                    setting=setting_run.setting.label,
+                    task_id=record.task_id,
+                    architecture=record.architecture,
+                    fingerprint=record.architecture.fingerprint,
+                    reason=outcome.reason,
+                    detail=outcome.detail,
+                    failures=setting_run.failures,
+                )
             )
             return
-        self._of(
-            setting_run,
-            events.MeasurementTaken,
-            **about,
-            purpose=task.record.purpose,
-            predicted_ms=task.record.predicted_ms,
-            measured_ms=outcome.median_ms,
-            half_width_percent=outcome.half_width_percent,
-            quality=outcome.quality,
-            undisturbed_ms=outcome.undisturbed_ms,
-            slowdown=outcome.slowdown,
-            temperature_c=outcome.after.temperature_c,
-            measurements=measurements,
-            budget=budget,
+        self._sink(
+            events.MeasurementTaken(
+                at_s=self._now(),
+                run_id=self._run_id,
+                device=setting_run.device,
+                setting=setting_run.setting.label,
+                task_id=record.task_id,
+                architecture=record.architecture,
+                fingerprint=record.architecture.fingerprint,
+                purpose=record.purpose,
+                predicted_ms=record.predicted_ms,
+                measured_ms=outcome.median_ms,
+                half_width_percent=outcome.half_width_percent,
+                quality=outcome.quality,
+                undisturbed_ms=outcome.undisturbed_ms,
+                slowdown=outcome.slowdown,
+                temperature_c=outcome.after.temperature_c,
+                measurements=measurements,
+                budget=budget,
+            )
         )
 
     def found(self, setting_run: SettingRun, outcome: Outcome, findings: Sequence[Finding]) -> None:
-        """A measurement showed something about its device."""
-        if isinstance(outcome, Failed):
+        """Emit findings of a measurement about its device."""
+        if not isinstance(outcome, Measurement):
             return
-        quality = setting_run.tally.quality
+        device, setting = setting_run.device, setting_run.setting.label
         if "regime_changed" in findings:
-            self._of(setting_run, events.RegimeChanged, since_s=outcome.regime_unix_s, slowdown=outcome.slowdown)
+            self._sink(
+                events.RegimeChanged(
+                    at_s=self._now(),
+                    run_id=self._run_id,
+                    device=device,
+                    setting=setting,
+                    since_s=outcome.regime_unix_s,
+                    slowdown=outcome.slowdown,
+                )
+            )
         if "often_slowed" in findings:
-            self._of(
-                setting_run,
-                events.MeasurementsSlowed,
-                slowed=quality.slowed,
-                measured=quality.measured,
-                largest_slowdown=quality.largest_slowdown,
+            quality = setting_run.tally.quality
+            self._sink(
+                events.MeasurementsSlowed(
+                    at_s=self._now(),
+                    run_id=self._run_id,
+                    device=device,
+                    setting=setting,
+                    slowed=quality.slowed,
+                    measured=quality.measured,
+                    largest_slowdown=quality.largest_slowdown,
+                )
             )
 
     def learned(self, setting_run: SettingRun) -> None:
-        """The predictor's held-out error changed."""
+        """Emit that the predictor's held-out error changed."""
         measurements, mape_percent, spearman, held_out = setting_run.learning[-1]
-        self._of(
-            setting_run,
-            events.PredictorUpdated,
-            mape_percent=mape_percent,
-            spearman=spearman,
-            held_out=held_out,
-            measurements=measurements,
+        self._sink(
+            events.PredictorUpdated(
+                at_s=self._now(),
+                run_id=self._run_id,
+                device=setting_run.device,
+                setting=setting_run.setting.label,
+                mape_percent=mape_percent,
+                spearman=spearman,
+                held_out=held_out,
+                measurements=measurements,
+            )
         )
 
+    # -- targets -----------------------------------------------------------------------------------------------
+
     def chosen(self, setting_run: SettingRun, state: TargetState) -> None:
-        """A target's best subnet is about to be verified."""
+        """Emit that a target's best subnet is about to be verified."""
         assert state.architecture is not None
-        self._of(
-            setting_run,
-            events.TargetResolved,
-            target_ms=state.target_ms,
-            architecture=state.architecture,
-            fingerprint=state.architecture.fingerprint,
-            predicted_ms=state.predicted_ms,
-            measured_ms=state.measured_ms,
-            accuracy=state.accuracy,
+        assert state.measured_ms is not None
+        self._sink(
+            events.TargetResolved(
+                at_s=self._now(),
+                run_id=self._run_id,
+                device=setting_run.device,
+                setting=setting_run.setting.label,
+                target_ms=state.target_ms,
+                architecture=state.architecture,
+                fingerprint=state.architecture.fingerprint,
+                predicted_ms=state.predicted_ms,
+                measured_ms=state.measured_ms,
+                accuracy=state.accuracy,
+            )
         )
 
     def judged(self, setting_run: SettingRun, state: TargetState) -> None:
-        """A verification was made, or a target's fate is known."""
-        if state.status == "met":
-            assert state.architecture is not None
-            self._of(
-                setting_run,
-                events.WinnerVerified,
+        """Emit that a verification was made, or that a target is decided."""
+        if state.status is TargetStatus.MET:
+            self._met(setting_run, state)
+        elif state.status is TargetStatus.INFEASIBLE:
+            self._sink(
+                events.TargetInfeasible(
+                    at_s=self._now(),
+                    run_id=self._run_id,
+                    device=setting_run.device,
+                    setting=setting_run.setting.label,
+                    target_ms=state.target_ms,
+                    fastest_ms=setting_run.search.fastest_ms,
+                    reason=state.reason,
+                )
+            )
+        else:
+            self._sink(
+                events.TargetMissed(
+                    at_s=self._now(),
+                    run_id=self._run_id,
+                    device=setting_run.device,
+                    setting=setting_run.setting.label,
+                    target_ms=state.target_ms,
+                    verified_ms=state.verified_ms,
+                    typical_ms=state.typical_ms,
+                    final=state.status is TargetStatus.MISSED,
+                    reason=state.reason,
+                )
+            )
+
+    def _met(self, setting_run: SettingRun, state: TargetState) -> None:
+        assert state.architecture is not None
+        assert state.verified_ms is not None
+        assert state.sha256 is not None
+        self._sink(
+            events.WinnerVerified(
+                at_s=self._now(),
+                run_id=self._run_id,
+                device=setting_run.device,
+                setting=setting_run.setting.label,
                 target_ms=state.target_ms,
                 architecture=state.architecture,
                 fingerprint=state.architecture.fingerprint,
@@ -172,35 +256,4 @@ class EventEmitter:
                 sha256=state.sha256,
                 note=state.note,
             )
-        elif state.status == "infeasible":
-            self._of(
-                setting_run,
-                events.TargetInfeasible,
-                target_ms=state.target_ms,
-                fastest_ms=setting_run.search.fastest_ms,
-                reason=state.reason,
-            )
-        else:
-            self._of(
-                setting_run,
-                events.TargetMissed,
-                target_ms=state.target_ms,
-                verified_ms=state.verified_ms,
-                typical_ms=state.typical_ms,
-                final=state.status == "missed",
-                reason=state.reason,
-            )
-
-    def store_unavailable(self, reason: str) -> None:
-        """Nothing can be written."""
-        self._say(events.StoreUnavailable, reason=reason)
-
-    def store_available(self, away_s: float) -> None:
-        """It can again."""
-        self._say(events.StoreAvailable, away_s=away_s)
-
-    def _of(self, setting_run: SettingRun, kind: type[events.Event], **fields: object) -> None:
-        self._say(kind, device=setting_run.device, setting=setting_run.setting.label, **fields)
-
-    def _say(self, kind: type[events.Event], **fields: object) -> None:
-        self._sink(kind(at_s=self._wall_clock(), run_id=self._run_id, **fields))  # type: ignore[arg-type]
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,7 @@ from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, Win
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Failed
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -59,20 +59,23 @@ def snapshot_of(campaign: Campaign, now_unix_s: float) -> Snapshot:
         now_s=now_unix_s,
         phase=campaign.phase,
         devices=tuple(
-            campaign.show(
-                setting_run,
-                partial(
-                    _device,
-                    setting_run,
-                    campaign.registry.agents.get(setting_run.device),
-                    campaign.plan.budget,
-                    request,
-                ),
-            )
-            for setting_run in campaign.setting_runs.values()
+            _contained_device(campaign, setting_run, request) for setting_run in campaign.setting_runs.values()
         ),
         log=tuple(list(campaign.log)[-_SHOWN_LOG_LINES:]),
     )
+
+
+def _contained_device(campaign: Campaign, setting_run: SettingRun, request: TargetRequest) -> DeviceSnapshot:
+    """Return the snapshot of a device setting; where its search cannot be shown, what is known without it.
+
+    The search may be at work in another thread meanwhile.
+    """
+    entry = campaign.registry.agents.get(setting_run.device)
+    try:
+        return _device(setting_run, entry, campaign.plan.budget, request)
+    except Exception as error:  # noqa: BLE001 - contained to its device setting, with the trace in the log
+        campaign.note_unshown(setting_run, error)
+        return bare_snapshot(setting_run, campaign.plan)
 
 
 def _device(setting_run: SettingRun, entry: AgentEntry | None, budget: int, request: TargetRequest) -> DeviceSnapshot:

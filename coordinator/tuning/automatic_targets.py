@@ -1,4 +1,4 @@
-"""Automatic targets of one device setting: spread over the range of latencies that its subnets have in this run."""
+"""Automatic targets of one device setting: even steps over the range of latencies of its subnets in this run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class AutomaticTargets:
         request: TargetRequest,
         latency: SettingLatency,
         ends: Sequence[Genome],
-        search: TargetSolver,
+        solver: TargetSolver,
         accuracy: AccuracyModel,
         seed: int,
     ) -> None:
         """`ends` are the smallest and the largest subnet."""
         self._request, self._latency, self._ends = request, latency, list(ends)
-        self._search, self._accuracy, self._seed = search, accuracy, seed
+        self._solver, self._accuracy, self._seed = solver, accuracy, seed
         self.unknown = ""
         """Reason why the range is unknown; empty where it is known."""
         self._first = ResolvedTargets(())
@@ -91,7 +91,7 @@ class AutomaticTargets:
         low, high = float(table.undisturbed_ms.min()), float(table.undisturbed_ms.max())
         latency = self._latency.undisturbed_model()
         probes = np.geomspace(low, max(high, low), _PROBES)
-        found = self._search(latency, probes.tolist(), table.genomes, np.random.default_rng([self._seed, 4]))
+        found = self._solver(latency, probes.tolist(), table.genomes, np.random.default_rng([self._seed, 4]))
         winners = np.array([winner for winner in found if winner is not None], dtype=np.int16)
         if not len(winners):
             return None

@@ -52,13 +52,13 @@ class SharedArchive:
         self._lock = threading.Lock()
 
     def expect(self, settings: int) -> None:
-        """So many device settings are waited for: for many, the archive is made while they come."""
+        """Note how many device settings are waited for: for many, the archive is made while they come."""
         if settings > FEW_SETTINGS and not self._making:
             self._making = True
             threading.Thread(target=self._shared, name="fleet-archive", daemon=True).start()
 
     def join(self) -> None:
-        """One more device setting asks. The archive is made while the first subnets are measured, if not before."""
+        """Count one more device setting. The archive is made while the first subnets are measured, if not before."""
         self._settings += 1
         self.expect(self._settings)
 
@@ -70,6 +70,10 @@ class SharedArchive:
     def __call__(
         self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
+        """Return one genome (G,) per ascending target, in the unit of `latency`; None where no subnet meets it.
+
+        `start` are subnets (n, G) to begin from.
+        """
         if self._settings <= FEW_SETTINGS:
             return self._thorough(latency, targets_ms, start, rng)
         return self._shared().winners(latency, targets_ms, start)
@@ -97,15 +101,15 @@ class Archive:
         order = np.argsort(-top1, kind="stable")
         self.genomes: Genomes = genomes[order]
         self.top1: Floats = top1[order]
-        self._library = CandidateTable(space, self.genomes)
-        #: For what devices begin from: mostly subnets that others have measured too.
+        self._table = CandidateTable(space, self.genomes)
+        #: Accuracy of the subnets that searches begin from, which other devices have often measured too.
         self._accuracy = CachedAccuracy(accuracy)
 
     def winners(self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes) -> list[Genome | None]:
-        """Per target, the most accurate of the archive and of `start` that is predicted to meet it."""
-        rough = latency.predict_additive(self._library)
+        """Return, per target, the most accurate subnet of the archive and of `start` that is predicted to meet it."""
+        rough = latency.predict_additive(self._table)
         found: list[tuple[float, Genome] | None] = [None] * len(targets_ms)
-        #: Per target, how many of the archive are more accurate than what is known to meet it: no other can win.
+        #: Per target, how many of the archive are more accurate than the best start within it: no other can win.
         better = [len(self.top1)] * len(targets_ms)
         if len(start):
             exact, top1 = latency.predict(start), np.asarray(self._accuracy.predict(start), dtype=np.float64)
@@ -125,7 +129,7 @@ class Archive:
             wanted = np.unique(np.concatenate(rows))
             if not len(wanted):
                 break
-            exact = latency.predict_rows(self._library, wanted)
+            exact = latency.predict_rows(self._table, wanted)
             still = []
             for place, of_target in zip(open_, rows, strict=True):
                 within = of_target[exact[np.searchsorted(wanted, of_target)] <= targets_ms[place]]
@@ -138,7 +142,7 @@ class Archive:
 
 
 def _front(space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds, rng: np.random.Generator) -> Genomes:
-    """The most accurate subnets of a made-up device at every speed, (n, G)."""
+    """Return the most accurate subnets of a made-up device at every speed, (n, G)."""
     features = FeatureMap(space)
     typical = features.features(space.sample(300, rng)).mean(axis=0)
     # Every kind of cost weighs on some devices and not on others; so, less, do the blocks.

@@ -1,4 +1,4 @@
-"""The search over a bundle's design space, as the device search asks for it."""
+"""The target solver over a bundle's design space: one of the search strategies."""
 
 from __future__ import annotations
 
@@ -31,12 +31,17 @@ class BundleTargetSolver:
         bounds: Bounds | None = None,
         rounds: int = DEFAULT_ROUNDS,
     ) -> None:
+        """`rounds` is the number of generations of an evolutionary search."""
         self._space, self._accuracy, self._bounds, self._rounds = space, accuracy, bounds, rounds
         self._strategy = "exhaustive" if space.size <= _SMALL_SPACE else checked_strategy(strategy)
 
     def __call__(
         self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
+        """Return one genome (G,) per ascending target, in the unit of `latency`; None where no subnet meets it.
+
+        `start` are subnets (n, G) to begin from.
+        """
         result = search(
             self._space,
             self._accuracy,
@@ -54,7 +59,7 @@ class BundleTargetSolver:
 
 
 def checked_strategy(name: str) -> Strategy:
-    """The strategy called `name`; `UsageError` names the ones that there are."""
+    """Return the strategy called `name`; `UsageError` lists the known ones where there is none."""
     for known in get_args(Strategy):
         if name == known:
             return known  # type: ignore[no-any-return]

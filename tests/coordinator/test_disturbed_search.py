@@ -225,7 +225,7 @@ def test_a_narrow_range_gets_fewer_targets_and_says_why() -> None:
 def test_explicit_targets_are_there_from_the_beginning() -> None:
     search = make("1,2,5")
     assert [(state.target_ms, state.status) for state in search.targets] == [(1, "open"), (2, "open"), (5, "open")]
-    assert search.phase == "spread"
+    assert search.phase == "initial design"
 
 
 def test_the_prediction_of_a_winner_leaves_its_own_measurements_out() -> None:

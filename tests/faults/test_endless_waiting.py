@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rigs.simulated_fleet import SimulatedAgent, Simulation
 
-from fleetnas.coordinator.campaign.campaign import MAX_UNANSWERED
-from fleetnas.coordinator.campaign.task_dispatcher import MAX_HELD_S
+from fleetnas.coordinator.campaign.losses import MAX_UNANSWERED
+from fleetnas.coordinator.fleet.task_dispatcher import MAX_HELD_S
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.messages import Phase, Progress
 

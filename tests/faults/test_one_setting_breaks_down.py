@@ -13,11 +13,12 @@ from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import InlineExecutor, Simulation
 
 from fleetnas.coordinator.app.assembly import write_artifacts
-from fleetnas.coordinator.campaign import campaign as campaigns
-from fleetnas.coordinator.campaign import standing
+from fleetnas.coordinator.campaign import endings, standing
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.standing import outcome_of, snapshot_of
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.fleet.registry import FleetRegistry
+from fleetnas.coordinator.fleet.task_dispatcher import TaskDispatcher
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -188,12 +189,11 @@ def test_a_target_that_cannot_be_recorded(
     monkeypatch: pytest.MonkeyPatch, trace: Callable[[], list[str]], what: str
 ) -> None:
     fleet = two_devices()
-    owner = campaigns.standing if what == "winner_record" else standing
     if what == "winner_record":
-        breaks(monkeypatch, owner, what, lambda setting_run, _: setting_run.device == BROKEN)
+        breaks(monkeypatch, endings, what, lambda setting_run, _: setting_run.device == BROKEN)
     else:
         standing._costs_of.cache_clear()
-        breaks(monkeypatch, owner, what, lambda *_: True)
+        breaks(monkeypatch, standing, what, lambda *_: True)
     fleet.begin()
     fleet.run()
     assert fleet.campaign.finish() == "complete", "what it measured is known; only its record is missing"
@@ -217,8 +217,8 @@ def test_a_setting_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch, trace: 
 def test_a_message_that_cannot_be_handled(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = two_devices()
     fleet.begin()
-    breaks(monkeypatch, campaigns.FleetRegistry, "on_health", lambda *_: True)
-    breaks(monkeypatch, campaigns.TaskDispatcher, "reconcile", lambda dispatcher, agent, held: agent == BROKEN)
+    breaks(monkeypatch, FleetRegistry, "on_heartbeat", lambda *_: True)
+    breaks(monkeypatch, TaskDispatcher, "reconcile", lambda dispatcher, agent, held: agent == BROKEN)
     fleet.run()
     assert fleet.campaign.finish() == "complete"
     assert [line for line in fleet.refused if "BreakdownError" in line]

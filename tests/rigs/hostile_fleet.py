@@ -101,7 +101,7 @@ class HostileCampaign:
     hostile: list[HostileAgent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.fleet.opening = InitialDesign(self.fleet.space, count=PLAN.spread, seed=PLAN.seed)
+        self.fleet.design = InitialDesign(self.fleet.space, count=PLAN.spread, seed=PLAN.seed)
         for seed, name in enumerate(HONEST):
             self.fleet.add(name, seed=seed)
 
