@@ -44,7 +44,7 @@ from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.transports.base import TransportEvent
 
 _LOG_LINES = 200
-#: Interval between two looks at the whole fleet; in between, only what changed is looked at.
+#: Interval between two looks at the whole fleet; in between, only changed device settings are.
 _SWEEP_S = 0.5
 #: Planning in one tick: an agent that has its tasks already must not wait until a hundred others have theirs.
 _PLANNING_S = 0.05
@@ -187,7 +187,7 @@ class Campaign:
                 break
 
     def _advance(self, setting_run: SettingRun, now: float) -> None:
-        """Take what workers have finished; then end the device setting, or plan its next round."""
+        """Take finished plans and evaluations; then end the device setting, or plan its next round."""
         if self._planner.collect(setting_run):
             self._learner.tell(setting_run)
         for reason in setting_run.collect_evaluations():

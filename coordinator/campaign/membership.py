@@ -91,7 +91,7 @@ class Membership:
         there = [entry for entry in usable if entry.present]
         present = self._roster.devices | {entry.name for entry in there}
         missing = [name for name in self._plan.devices if name not in present]
-        # An agent that only a retained message tells of has been asked: it answers at once, or is lost soon.
+        # An agent known from a retained message alone has been asked: it answers at once, or is lost soon.
         # A stored device that cannot be read any more takes no part, and is not waited for.
         part = self._resumed_with | set(self._plan.devices)
         fewest = min(self._plan.wait_for, len(part)) if self._resumed_with else self._plan.wait_for

@@ -23,7 +23,7 @@ class PlanningPool:
     def __init__(
         self, models: WinnerBuilder, executor: Executor, plans_at_once: Callable[[], bool] = lambda: False
     ) -> None:
-        """`plans_at_once` tells that searches answer too quickly to be worth another thread."""
+        """`plans_at_once` returns whether searches answer too quickly to be worth another thread."""
         self._models, self._executor, self._plans_at_once = models, executor, plans_at_once
         #: Device settings of which a plan or an evaluation is finished; workers append to it.
         self._finished: deque[SettingRun] = deque()

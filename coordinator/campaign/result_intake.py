@@ -49,7 +49,7 @@ class ResultIntake:
     def store_arrived(self) -> list[str]:
         """Store all that arrived, then acknowledge it, then learn from it; a repeated one is only acknowledged.
 
-        While the store is unavailable, nothing is acknowledged. Returns the agents of what was stored.
+        While the store is unavailable, nothing is acknowledged. Returns the agents whose outcomes were stored.
         """
         if not self._arrived or not self._breaker.may_try:
             return []
@@ -69,7 +69,7 @@ class ResultIntake:
 
     def fail(self, queue: WorkQueue, task: Task, detail: str) -> None:
         """Count a task as failed, whatever its agent may still send; `StoreUnavailableError` leaves it as it is."""
-        # Of an attempt that nobody makes: the result of the last one may still come, and is stored then.
+        # For an attempt that is never sent: the result of the last one may still come, and is stored then.
         attempt = min(task.record.attempt + 1, MAX_ATTEMPTS)
         failed = Failed(task=TaskKey(task_id=task.task_id, attempt=attempt), reason="timeout", detail=detail)
         self._store.add_outcome(failed.task, failed, self._clocks.wall())

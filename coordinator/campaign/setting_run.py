@@ -196,7 +196,7 @@ class SettingRun:
         self._plan = plan
 
     def take_plan(self) -> list[PlannedTask] | None:
-        """Return a plan that has been made since, once; raises what making it raised."""
+        """Return a finished plan, once; an exception of the planning is raised here."""
         if self._plan is None or not self._plan.done():
             return None
         made, self._plan = self._plan, None
@@ -295,7 +295,7 @@ class SettingRun:
         self.queue.close()
 
     def break_down(self, reason: str) -> None:
-        """End the search after an exception and drop what it was about to be told."""
+        """End the search after an exception, and drop its outcomes that were not told."""
         self.search.abandon(reason)
         self._plan = None
         self._inbox.clear()

@@ -59,7 +59,7 @@ class _Slot:
 
 
 class BlobServer:
-    """Serves what was added. `send(agent, payload)` publishes one chunk on that agent's `down/blob`."""
+    """Serves the added blobs. `send(agent, payload)` publishes one chunk on that agent's `down/blob`."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class BlobServer:
         return BlobReference(sha256=sha256, size=len(mapped))
 
     def request(self, agent: str, request: BlobRequest) -> None:
-        """Queue a request; `ProtocolError` where it asks for what is not there or for too much at once."""
+        """Queue a request; `ProtocolError` where the blob or its bytes do not exist, and beyond the limit per agent."""
         blob = self._blobs.get(request.sha256)
         if blob is None:
             raise ProtocolError(f"{agent} asks for blob {request.sha256[:12]}, which is not served; it is dropped")

@@ -48,7 +48,7 @@ class OrphanedResults:
         self._run_id, self._link, self._store = run_id, link, store
         self._clock, self._wall_clock = clocks.elapsed, clocks.wall
         self._note = note
-        self._first_heard_s: dict[str, dict[TaskKey, float]] = {}
+        self._first_received_s: dict[str, dict[TaskKey, float]] = {}
         self._remembered = 0
         self._waiting: dict[str, dict[TaskKey, Result | Failed]] = {}
         self._runs: set[str] = set()
@@ -64,7 +64,7 @@ class OrphanedResults:
 
     def is_overdue(self, agent: str, key: TaskKey) -> bool:
         """Whether a result that was forwarded to its coordinator comes again: that coordinator is gone."""
-        return self._clock() - self._first_heard(agent, key) >= FORWARDED_S
+        return self._clock() - self._first_received(agent, key) >= FORWARDED_S
 
     def take(self, agent: str, update: Result | Failed) -> None:
         """Keep a result for `work`, or have it forgotten where the store holds no such run.
@@ -126,31 +126,31 @@ class OrphanedResults:
             self._runs, self._asked_s = self._store.run_ids(), now
         return run_id in self._runs
 
-    def _first_heard(self, agent: str, key: TaskKey) -> float:
+    def _first_received(self, agent: str, key: TaskKey) -> float:
         """Return when a remembered result came first."""
-        heard = self._first_heard_s.setdefault(agent, {})
-        if key not in heard:
-            heard[key] = self._clock()
+        received = self._first_received_s.setdefault(agent, {})
+        if key not in received:
+            received[key] = self._clock()
             self._remembered += 1
-            if len(heard) > _MOST_OF_AN_AGENT:
-                self._forget(agent, next(iter(heard)))
+            if len(received) > _MOST_OF_AN_AGENT:
+                self._forget(agent, next(iter(received)))
             elif self._remembered > _MOST_REMEMBERED:
-                fullest = max(self._first_heard_s, key=lambda name: len(self._first_heard_s[name]))
-                self._forget(fullest, next(iter(self._first_heard_s[fullest])))
-        return heard.get(key, self._clock())
+                fullest = max(self._first_received_s, key=lambda name: len(self._first_received_s[name]))
+                self._forget(fullest, next(iter(self._first_received_s[fullest])))
+        return received.get(key, self._clock())
 
     def _forget(self, agent: str, key: TaskKey) -> None:
-        heard = self._first_heard_s.get(agent, {})
-        if heard.pop(key, None) is not None:
+        received = self._first_received_s.get(agent, {})
+        if received.pop(key, None) is not None:
             self._remembered -= 1
-        if not heard:
-            self._first_heard_s.pop(agent, None)
+        if not received:
+            self._first_received_s.pop(agent, None)
 
     def _wait_or_forget(self, agent: str, key: TaskKey) -> None:
-        if self._clock() - self._first_heard(agent, key) < FORGET_AFTER_S:
+        if self._clock() - self._first_received(agent, key) < FORGET_AFTER_S:
             raise ProtocolError(
                 f"{agent} holds a result of task {key.task_id}, which is in no run of this store; it is dropped, and "
-                f"forgotten should nobody take it within {FORGET_AFTER_S:g} s"
+                f"forgotten unless a coordinator takes it within {FORGET_AFTER_S:g} s"
             )
         self._forget(agent, key)
         self._note(f"{agent} may forget its result of task {key.task_id}: no coordinator has come for it")

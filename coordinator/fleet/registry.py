@@ -10,7 +10,7 @@ from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, 
 
 #: Heartbeats come every 30 s; three of them missed, and an agent is lost even if its last will never came.
 LOST_AFTER_S = 95.0
-#: An agent that only a retained message tells of was asked by the coordinator's announcement: it answers at once.
+#: An agent known from a retained message alone was asked by the coordinator's announcement: it answers at once.
 ANSWER_S = 10.0
 #: Names that are remembered: an agent that invents names must not fill the memory.
 MAX_AGENTS = 20_000

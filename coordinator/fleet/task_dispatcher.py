@@ -113,7 +113,7 @@ class TaskDispatcher:
     def restore(self, queue: WorkQueue, record: TaskRecord, proposal: Proposal, *, done: bool, now_s: float) -> None:
         """Take in a stored task; one that was sent and is not done may still be at work on its device.
 
-        Its agent says so in `Inventory`, or the lease ends.
+        Its agent lists it in its `Inventory` then, or the lease ends.
         """
         task = self._know(queue, record, proposal)
         self._next_number = max(self._next_number, int(record.task_id.rpartition(".")[2]) + 1)
@@ -238,8 +238,8 @@ class TaskDispatcher:
         ]
         for queue, task in ended:
             task.expire()
-            heard = "nothing" if now_s <= task.held_until_s else "no result"
-            self._note(f"{queue.label}: {heard} was heard of task {task.task_id} in time; it is handed out again")
+            missing = "message" if now_s <= task.held_until_s else "result"
+            self._note(f"{queue.label}: no {missing} came for task {task.task_id} in time; it is dispatched again")
             self.cancel(queue.device, task.key)
             self.requeue(queue, task)
         return ended
@@ -297,7 +297,7 @@ class TaskDispatcher:
             require(queue.holds(task), f"task {task_id} is {task.state} and in another place of {queue.label}")
             require((task.state is TaskState.USED_UP) == (task_id in used_up), f"task {task_id} is {task.state}")
             number = int(task_id.rpartition(".")[2])
-            require(number < self._next_number, f"task {task_id} has a number that is given out again")
+            require(number < self._next_number, f"task {task_id} has a number that is used again")
         for task_id, task in self._unstored.items():
             require(task.record.attempt == 0, f"task {task_id} was sent before it was stored")
             require(self._tasks[task_id][1] is task, f"task {task_id} is to be stored and not known")

@@ -144,7 +144,7 @@ class WorkQueue:
         self._returned = 0
 
     def validate(self) -> None:
-        """Check that each task is in one place and that its state says which; `BrokenInvariantError` names it."""
+        """Check that each task is in the place that belongs to its state; `BrokenInvariantError` names another."""
         require(not self._closed or self.is_empty, f"{self.label} has ended and still has tasks")
         require(not self._closed or not self._used_up, f"{self.label} has ended and still has used-up tasks")
         require(self._returned >= 0, f"{self.label} had {self._returned} tasks returned")
@@ -159,7 +159,7 @@ class WorkQueue:
             require(task.state is TaskState.USED_UP, f"task {task_id} is used up in {self.label} and {task.state}")
 
     def holds(self, task: Task) -> bool:
-        """Whether the task is in the place that its state says; one that is done or abandoned is in none."""
+        """Whether the task is in the one place that belongs to its state; one that is done or abandoned is in none."""
         places = {
             TaskState.READY: task in self._ready,
             TaskState.LEASED: task.task_id in self._leased,

@@ -11,8 +11,8 @@ from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 
-#: Targets end where accuracy does: probes of the predicted front, what counts as equal accuracy there (a fraction),
-#: and the room that the last target leaves above.
+#: Targets end where accuracy stops growing: probes of the predicted front, the difference of accuracy that does not
+#: count (a fraction), and the room that the last target leaves above.
 _PROBES = 12
 _SAME_ACCURACY = 0.001
 _ROOM_ABOVE = 1.08
@@ -68,7 +68,7 @@ class AutomaticTargets:
         count = len(table)
         mean, std = self._latency.predict(np.concatenate([table.genomes, np.stack(self._ends)]))
         # A slow subnet that was slower still for a moment must not stretch the range: the predictor, which gives
-        # outliers little weight, bounds what it may have taken.
+        # outliers little weight, bounds its latency.
         latency = np.minimum(table.typical_ms, mean[:count] + 2.0 * std[:count])
         fastest_ms, slowest_ms = float(latency.min()), float(latency.max())
         for genome, end_ms, end_std in zip(self._ends[:2], mean[count:].tolist(), std[count:].tolist(), strict=False):

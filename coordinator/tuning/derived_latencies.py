@@ -57,7 +57,7 @@ class DerivedLatencies:
         since = regime_unix_s
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
         in_regime = ended >= since
-        #: Since when the typical speed is that of one regime; 0 where all measurements tell it.
+        #: Start of the time from which the typical speed is taken; 0 where all measurements count.
         self.speed_since_unix_s = since
         if np.count_nonzero(known & in_regime) < _LEAST_OF_REGIME:
             in_regime, self.speed_since_unix_s = np.ones(len(ended), dtype=np.bool_), 0.0

@@ -148,7 +148,7 @@ class DeviceTuner:
 
     @property
     def needs_planning(self) -> bool:
-        """Whether the next `ask` has to think (some 0.1 s) rather than hand over what is planned already."""
+        """Whether the next `ask` has to think (some 0.1 s) rather than return a planned round."""
         return not self._finished and not self._queue and not self._outstanding
 
     # -- ask and tell ------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ class DeviceTuner:
             if state.verifications == 0:
                 best = self._choice.choice(state, unsure=not self._exploring)
                 if best is not None:
-                    self._verification.stand(state, best)
+                    self._verification.show(state, best)
 
     def _finish(self) -> None:
         self._finished = True

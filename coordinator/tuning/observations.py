@@ -92,7 +92,7 @@ class Observations:
         self._tables.clear()
         self._derived = None
 
-    # -- what follows ------------------------------------------------------------------------------------------
+    # -- derived values ----------------------------------------------------------------------------------------
 
     def undisturbed_ms(self, run: Run) -> float | None:
         """Return a run's latency at undisturbed speed, restated at the fastest speed of its reference."""
@@ -180,8 +180,8 @@ class Observations:
     def training_set(self) -> list[tuple[tuple[int, ...], float, float]]:
         """Return every latency at undisturbed speed: genome, ms and its standard deviation, ms; sorted.
 
-        Where hardly any is known, latencies as they ran stand in for them, with much noise: they say at least how
-        subnets compare, and targets are about them.
+        Where hardly any is known, latencies as they ran stand in for them, with much noise: they rank the
+        subnets at least, and targets are about them.
         """
         known = [
             (tuple(subnet.genome.tolist()), ms, run.noise * ms)

@@ -1,7 +1,7 @@
 """Latencies of a device setting, measured and predicted, and the speed at which the device typically runs.
 
 The predictor learns latency at undisturbed speed. Targets are about latency at the typical speed of the run: so are all
-milliseconds here whose name does not say `undisturbed`.
+milliseconds here whose name lacks `undisturbed`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The search of a whole campaign: thorough for a few device settings, over one shared archive for many.
 
 A thorough search costs some 0.1 s per question, which a few devices never notice and a thousand could not wait for.
-What is good on one device is rarely bad on another, so a large fleet asks an archive instead: the fronts of many
-unlike devices, made once. A question is then one matrix product and a look at the few most accurate candidates.
+A subnet that is good on one device is rarely bad on another, so a large fleet asks an archive instead: the fronts of
+many unlike devices, made once. A question is then one matrix product and a look at the few most accurate candidates.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 FEW_SETTINGS = 16
 #: Made-up devices whose fronts are the archive, targets on each, and generations of their searches.
 _DEVICES, _PROBES, _ROUNDS = 24, 16, 30
-#: Neighbours by one gene of what was found, as many as keep the archive at this size.
+#: Size up to which the archive is filled with neighbours, by one gene, of the subnets found.
 _ARCHIVE = 6000
 _SEED = 0xA2C417E
 #: Candidates per target of which the latency is predicted in full, most accurate first; then four times as many.

@@ -9,7 +9,7 @@ import numpy as np
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
-from fleetnas.coordinator.tuning.target_state import StandingSubnet, TargetState
+from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
 
 #: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
@@ -65,8 +65,8 @@ class SubnetChoice:
         """Whether a subnet is worth a measurement where the best measured one has accuracy `best`."""
         return not self._observations.of(winner).sure and self.accuracy(winner) > best + gain
 
-    def standing(self, genome: Genome, architecture: Architecture) -> StandingSubnet:
+    def subnet(self, genome: Genome, architecture: Architecture) -> ChosenSubnet:
         """Return a subnet for a target to stand at."""
         runs = self._observations.of(genome).runs
         # The first run was made before the file was calibrated.
-        return StandingSubnet(genome, architecture, self.accuracy(genome), runs[0].median_ms if runs else None)
+        return ChosenSubnet(genome, architecture, self.accuracy(genome), runs[0].median_ms if runs else None)

@@ -11,7 +11,7 @@ from fleetnas.fleet_protocol.architecture import Architecture
 
 
 @dataclass(frozen=True)
-class StandingSubnet:
+class ChosenSubnet:
     """The subnet that a target stands at. Latencies are milliseconds."""
 
     genome: Genome
@@ -100,9 +100,7 @@ class TargetState:
 
     # -- the present subnet and counts -------------------------------------------------------------------------
 
-    def stand_at(
-        self, subnet: StandingSubnet, verified_ms: float | None = None, typical_ms: float | None = None
-    ) -> None:
+    def choose(self, subnet: ChosenSubnet, verified_ms: float | None = None, typical_ms: float | None = None) -> None:
         """Set the present subnet, with the latencies of its re-measurement where it has one."""
         self.genome, self.architecture = subnet.genome, subnet.architecture
         self.accuracy, self.measured_ms = subnet.accuracy, subnet.measured_ms

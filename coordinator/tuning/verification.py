@@ -152,10 +152,10 @@ class Verification:
             reason = remeasured_beyond(state, run, typical_ms, disturbed=disturbed)
             state.count_miss(missed_by, reason, slowed_down=disturbed)
             self._observations.add_miss(genome, run)
-        self.stand(state, genome, run.median_ms, typical_ms)
+        self.show(state, genome, run.median_ms, typical_ms)
 
     def reconsider(self, states: Sequence[TargetState]) -> None:
-        """Open targets again where measurements that came later change what was decided.
+        """Open targets again where later measurements contradict the decision.
 
         Winners that are beyond their targets at the speed that turned out to be typical, and targets that were given up
         and have a subnet within them by now.
@@ -184,12 +184,12 @@ class Verification:
             if state.genome is not None:
                 state.predict(self._latency.predict_without_itself(state.genome))
 
-    def stand(
+    def show(
         self, state: TargetState, genome: Genome, verified_ms: float | None = None, typical_ms: float | None = None
     ) -> None:
         """Set a target's present subnet and its latencies."""
-        subnet = self._choice.standing(genome, self._proposer.architecture(genome))
-        state.stand_at(subnet, verified_ms, typical_ms)
+        subnet = self._choice.subnet(genome, self._proposer.architecture(genome))
+        state.choose(subnet, verified_ms, typical_ms)
 
     # -- the end -----------------------------------------------------------------------------------------------
 

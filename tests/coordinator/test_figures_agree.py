@@ -35,7 +35,7 @@ from fleetnas.coordinator.records.totals import TargetTotals, target_totals
 from fleetnas.coordinator.report.artifacts import ArtifactFolder, read_results
 from fleetnas.coordinator.report.html import render_report
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.target_state import StandingSubnet, TargetState
+from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
 from fleetnas.coordinator.view.lines import event_lines
 from fleetnas.coordinator.view.live import render
 from fleetnas.coordinator.view.summary import summary
@@ -100,12 +100,12 @@ def runs(draw: st.DrawFn, most_measured: int = 12) -> tuple[str, list[DrawnSetti
 
 def state(target_ms: float, end: str) -> TargetState:
     found = TargetState(target_ms)
-    subnet = StandingSubnet(SPACE.smallest()[0], SUBNET, 0.9, 0.9 * target_ms)
+    subnet = ChosenSubnet(SPACE.smallest()[0], SUBNET, 0.9, 0.9 * target_ms)
     if end == "met":
         found.meet("a" * 64)
-        found.stand_at(subnet, 0.9 * target_ms, 0.9 * target_ms)
+        found.choose(subnet, 0.9 * target_ms, 0.9 * target_ms)
     elif end == "missed":
-        found.stand_at(subnet, 1.1 * target_ms)
+        found.choose(subnet, 1.1 * target_ms)
         found.miss("over the target in all 6 re-measurements")
     elif end == "infeasible":
         found.give_up("the fastest subnet found takes 99 ms", infeasible=True)

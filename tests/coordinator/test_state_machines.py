@@ -16,7 +16,7 @@ from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.task_state import TaskState
 from fleetnas.coordinator.records.transitions import BrokenInvariantError, InvalidTransitionError
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.coordinator.tuning.target_state import StandingSubnet, TargetState
+from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 (SUBNET,) = SPACE.decode(SPACE.smallest())
@@ -148,11 +148,11 @@ class TestTargets:
     def test_a_winner_is_within_its_target(self) -> None:
         state = TargetState(2.0)
         state.meet("a" * 64)
-        subnet = StandingSubnet(SPACE.smallest()[0], SUBNET, 0.9, 1.9)
-        state.stand_at(subnet, 1.9, 1.9)
+        subnet = ChosenSubnet(SPACE.smallest()[0], SUBNET, 0.9, 1.9)
+        state.choose(subnet, 1.9, 1.9)
         state.validate()
-        state.stand_at(subnet, 2.1, 2.1)
-        with pytest.raises(BrokenInvariantError, match="verified at 2.1"):
+        state.choose(subnet, 2.1, 2.1)
+        with pytest.raises(BrokenInvariantError, match=r"verified at 2\.1"):
             state.validate()
 
     def test_a_withdrawn_winner_ships_no_file(self) -> None:
