@@ -24,7 +24,7 @@ from fleetnas.coordinator.campaign.planning_pool import PlanningPool
 from fleetnas.coordinator.campaign.result_intake import ResultIntake
 from fleetnas.coordinator.campaign.roster import Roster
 from fleetnas.coordinator.campaign.round_planner import RoundPlanner
-from fleetnas.coordinator.campaign.setting_run import CountedTargets, SettingRun, one_line
+from fleetnas.coordinator.campaign.setting_run import SettingRun, one_line
 from fleetnas.coordinator.campaign.state_writer import StateWriter
 from fleetnas.coordinator.campaign.task_updates import TaskUpdates
 from fleetnas.coordinator.fleet.connection import FleetConnection
@@ -37,7 +37,7 @@ from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.stored import Outcome, TaskRecord
-from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals
+from fleetnas.coordinator.records.totals import TargetTotals, run_end
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.proposal import Proposal
@@ -82,8 +82,6 @@ class Campaign:
         self._unemitted: deque[Event] = deque()
         self._emit = emit
         self._swept_s = float("-inf")
-        #: Device settings of which no snapshot could be made, which is noted once.
-        self._unshown: set[str] = set()
 
         events = self._events = EventEmitter(identity.run_id, clocks.wall, self._unemitted.append)
         self._breaker = CircuitBreaker(clocks.elapsed, events.store_unavailable, self._on_store_back)
@@ -295,15 +293,7 @@ class Campaign:
     @property
     def totals(self) -> TargetTotals:
         """Targets met, of those that were asked for."""
-        return target_totals(self._counted_targets(setting_run) for setting_run in self._roster)
-
-    def _counted_targets(self, setting_run: SettingRun) -> CountedTargets:
-        requested = self.plan.request.count
-        try:
-            return setting_run.counted_targets(requested)
-        except Exception as error:  # noqa: BLE001 - contained to its device setting, with the trace in the log
-            self.note_unshown(setting_run, error)
-            return CountedTargets((), requested)
+        return self._roster.totals(self.plan.request.count, self.note_unshown)
 
     def note(self, line: str) -> None:
         """Write a line to the log that views show."""
@@ -312,8 +302,7 @@ class Campaign:
 
     def note_unshown(self, setting_run: SettingRun, error: Exception) -> None:
         """Note, once per device setting, that its state cannot be shown; that is no reason to end its search."""
-        if setting_run.label not in self._unshown:
-            self._unshown.add(setting_run.label)
+        if setting_run.mark_unshown():
             _log.error("%s cannot be shown", setting_run.label, exc_info=error)
             self.note(f"{setting_run.label} cannot be shown: {one_line(error)}; the log has the trace")
 

@@ -80,6 +80,7 @@ class SettingRun:
         self._failures = 0
         self._temperature_c: float | None = None
         self._throttled: bool | None = None
+        self._unshown = False
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -318,6 +319,11 @@ class SettingRun:
             self._targets_ms or None,
             self.search.targets_note,
         )
+
+    def mark_unshown(self) -> bool:
+        """Note that no snapshot of it could be made; False where that was noted before."""
+        before, self._unshown = self._unshown, True
+        return not before
 
     def restore(self, record: DeviceRecord) -> None:
         """Take over the history of an earlier coordinator."""

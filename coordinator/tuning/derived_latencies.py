@@ -54,15 +54,16 @@ class DerivedLatencies:
         known = ~np.isnan(undisturbed)
         self.noise = sorted(run[3] for run in runs if run[1] == run[1])
         self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
-        since = regime_unix_s
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
-        in_regime = ended >= since
+        in_regime = ended >= regime_unix_s
         #: Start of the time from which the typical speed is taken; 0 where all measurements count.
-        self.speed_since_unix_s = since
+        self.speed_since_unix_s = regime_unix_s
         if np.count_nonzero(known & in_regime) < _LEAST_OF_REGIME:
             in_regime, self.speed_since_unix_s = np.ones(len(ended), dtype=np.bool_), 0.0
         present = known & in_regime
-        self.changed_for_good = _changed(medians / undisturbed, known & (ended < since), known & (ended >= since))
+        self.changed_for_good = _changed(
+            medians / undisturbed, known & (ended < regime_unix_s), known & (ended >= regime_unix_s)
+        )
         awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
         unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
         present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
