@@ -13,6 +13,7 @@ from fleetnas.coordinator.fleet.task import Task
 from fleetnas.coordinator.fleet.task_dispatcher import TaskDispatcher
 from fleetnas.coordinator.fleet.work_queue import WorkQueue
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.task_state import TaskState
 from fleetnas.fleet_protocol.messages import Rejected
 
 #: Leases of one task that may end without a result before its subnet counts as failed, and of one agent in a row before
@@ -71,6 +72,8 @@ class LossMonitor:
     def fail_used_up(self) -> None:
         """Count tasks as failed that were dispatched as often as a task may be."""
         for queue, task in self._dispatcher.used_up():
+            if task.state is not TaskState.USED_UP:
+                continue  # its device setting was given up over the task before
             self._intake.fail(queue, task, f"{task.record.attempt} attempts brought no result")
 
     def reject(self, queue: WorkQueue, task: Task, update: Rejected, now_s: float) -> None:
