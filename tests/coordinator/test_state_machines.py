@@ -41,7 +41,7 @@ FORBIDDEN_FOR_TARGETS = {
 }
 
 
-@pytest.mark.parametrize(("present", "following"), itertools.product(TaskState, TaskState))
+@pytest.mark.parametrize(("present", "following"), list(itertools.product(TaskState, TaskState)))
 def test_only_listed_transitions_of_a_task_are_allowed(present: TaskState, following: TaskState) -> None:
     if (present, following) in TASK_TRANSITIONS:
         assert task_state.transition(present, following) is following
@@ -50,7 +50,7 @@ def test_only_listed_transitions_of_a_task_are_allowed(present: TaskState, follo
             task_state.transition(present, following)
 
 
-@pytest.mark.parametrize(("present", "following"), itertools.product(TargetStatus, TargetStatus))
+@pytest.mark.parametrize(("present", "following"), list(itertools.product(TargetStatus, TargetStatus)))
 def test_a_met_target_is_opened_before_it_is_missed(present: TargetStatus, following: TargetStatus) -> None:
     if (present, following) not in FORBIDDEN_FOR_TARGETS:
         assert target_status.transition(present, following) is following
