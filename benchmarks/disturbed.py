@@ -42,7 +42,7 @@ from fleetnas.coordinator.search.latency import SlotTableLatency
 from fleetnas.coordinator.search.problem import PredictedAccuracy, Problem
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
-from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.digits.accuracy import load_predictor
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
@@ -194,7 +194,7 @@ class Row:
         return float(np.mean(feasible)) if feasible else self.worst_top1
 
 
-def campaign(of: Family, truth: Truth, opening: InitialDesign, seed: int, profile: str, *, automatic: bool) -> Row:
+def campaign(of: Family, truth: Truth, design: InitialDesign, seed: int, profile: str, *, automatic: bool) -> Row:
     """Run one campaign to its end, and compare its statements with the truth."""
     targets = truth.targets_ms(profile)
     plan = CampaignPlan(
@@ -205,8 +205,9 @@ def campaign(of: Family, truth: Truth, opening: InitialDesign, seed: int, profil
         space=of.space,
         accuracy=of.accuracy,
         search_rounds=_ROUNDS,
-        opening=opening,
+        design=design,
         models=StandInModels(of.space, of.accuracy),
+        checked=False,
     )
     course = disturbance(profile, seed)
     device = DisturbedDevice(of.space, seed, course, simulation.clock)
@@ -282,9 +283,9 @@ def run_seed(profiles: Sequence[str], job: tuple[str, int]) -> list[Row]:
     with single_threaded_blas():
         truth = Truth(of, seed)
         plan = CampaignPlan(targets=f"auto:{AUTOMATIC}")
-        opening = InitialDesign(of.space, count=min(plan.initial_design, plan.budget), seed=seed)
+        design = InitialDesign(of.space, count=min(plan.initial_design, plan.budget), seed=seed)
         return [
-            campaign(of, truth, opening, seed, profile, automatic=automatic)
+            campaign(of, truth, design, seed, profile, automatic=automatic)
             for profile in profiles
             for automatic in (True, False)
         ]

@@ -213,11 +213,11 @@ def add_floods(figures: Figures, work: Path, messages: int, kinds: Sequence[str]
 # -- many results through one process --------------------------------------------------------------------------------
 
 
-def one_campaign(number: int, opening: InitialDesign) -> int:
+def one_campaign(number: int, design: InitialDesign) -> int:
     """A campaign of simulated devices in memory, all of whose subnets are chosen beforehand; returns its results."""
     plan = CampaignPlan(targets="2", budget=PER_DEVICE, initial_design=PER_DEVICE, wait_for=AGENTS, deadline_s=600.0)
     store = MeasurementStore.open("sqlite://")
-    fleet = Simulation(plan, store=store, at_once=True, limited=True, opening=opening)
+    fleet = Simulation(plan, store=store, at_once=True, limited=True, design=design, checked=False)
     for agent in range(AGENTS):
         fleet.add(f"pi{agent}", seed=agent + AGENTS * number)
     fleet.begin()
@@ -231,13 +231,13 @@ def one_campaign(number: int, opening: InitialDesign) -> int:
 
 def add_results(figures: Figures, wanted: int) -> None:
     """Campaigns until so many results went through."""
-    opening = InitialDesign(SPACE, count=PER_DEVICE, seed=0)
-    results, number = one_campaign(0, opening), 1
+    design = InitialDesign(SPACE, count=PER_DEVICE, seed=0)
+    results, number = one_campaign(0, design), 1
     gc.collect()
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     resident, began_s = [resident_mib(os.getpid())], time.monotonic()
     while results < wanted:
-        results += one_campaign(number, opening)
+        results += one_campaign(number, design)
         number += 1
         gc.collect()
         resident.append(resident_mib(os.getpid()))

@@ -18,15 +18,19 @@ from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
 from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
 from fleetnas.coordinator.app.tuners import TunerFactory, stored_priors
-from fleetnas.coordinator.campaign.campaign import Campaign, CampaignIdentity
+from fleetnas.coordinator.campaign.campaign import Campaign
+from fleetnas.coordinator.campaign.planning_pool import PlanningPool
 from fleetnas.coordinator.campaign.resumption import take_up
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, WinnerBuilder
 from fleetnas.coordinator.fleet.agent_link import AgentLink, Sharing, coordinator_will
 from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.coordinator.fleet.connection import FleetConnection
 from fleetnas.coordinator.fleet.message_budget import MessageBudget
 from fleetnas.coordinator.monitoring.metrics import Metrics
 from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
+from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
+from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import DeviceRecord
 from fleetnas.coordinator.search.problem import PredictedAccuracy
@@ -82,16 +86,12 @@ def open_search(
         campaign = Campaign(
             _identity(request, run, wire.blobs),
             run.settings.plan,
-            link=wire.link,
-            blobs=wire.blobs,
-            store=store,
-            models=models,
+            FleetConnection(wire.link, wire.blobs),
+            store,
+            planning=PlanningPool(models, executor, lambda: make_tuner.at_once),
             make_search=make_tuner,
-            executor=executor,
-            clock=time.monotonic,
-            wall_clock=time.time,
-            asks_at_once=lambda: make_tuner.at_once,
-            on_happening=view.event,
+            clocks=Clocks(time.monotonic, time.time),
+            emit=view.event,
         )
         notes.forward(campaign.note)
         if metrics is not None:
@@ -152,7 +152,8 @@ def _open_wire(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord
     signer = OrderSigner(at.signing_key, at.name, round(time.time() * 1e6)) if at.signing_key is not None else None
     sharing = Sharing.of(run.run_id, at.signing_key) if at.share else None
     link = AgentLink(transport, topics, session, rejected, signer, sharing, budget)
-    link.news = publisher = Publisher(transport, topics, run.run_id, time.monotonic)
+    publisher = Publisher(transport, topics, run.run_id, time.monotonic)
+    link.listen_to_runs(publisher)
     blobs = BlobServer(link.send_chunk, rate_bytes_per_s=at.bundle_rate_bytes_per_s, at_once=at.bundles_at_once)
     return _Wire(transport, link, blobs, publisher)
 

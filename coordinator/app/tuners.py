@@ -51,15 +51,7 @@ class TunerFactory:
                 prior=prior,
                 bounds=plan.bounds,
             )
-        return DeviceTuner(
-            self._space,
-            self._accuracy,
-            plan.targets,
-            self._archive,
-            budget=plan.budget,
-            seed=plan.seed,
-            opening=self._designs[prior],
-        )
+        return DeviceTuner(self._designs[prior], self._accuracy, plan.targets, self._archive, budget=plan.budget)
 
 
 def stored_priors(

@@ -1,1 +1,1 @@
-"""One fleet-wide search: per device setting an ask/tell search, above them leases, storage and the wire."""
+"""One fleet-wide search: membership, planning, result intake, ends of device settings, and resuming."""

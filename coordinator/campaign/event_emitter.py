@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from fleetnas.coordinator.campaign.setting_run import SettingRun, SettingTask
+from fleetnas.coordinator.campaign.setting_run import SettingRun
+from fleetnas.coordinator.fleet.task import Task
 from fleetnas.coordinator.records import events
+from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.data_quality import Finding
+from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.setting_events import SettingEvents
 from fleetnas.coordinator.records.statuses import EndStatus, SettingStatus
 from fleetnas.coordinator.records.stored import Outcome, WinnerRecord
 from fleetnas.coordinator.records.totals import TargetTotals
-from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed
 
 
@@ -23,27 +26,19 @@ class EventEmitter:
         self._run_id, self._wall_clock, self._sink = run_id, wall_clock, sink
 
     def started(
-        self,
-        setting_runs: Sequence[SettingRun],
-        *,
-        supernet: str,
-        supernet_sha256: str,
-        strategy: str,
-        targets: str,
-        budget: int,
-        resumed: bool,
+        self, setting_runs: Sequence[SettingRun], identity: CampaignIdentity, plan: CampaignPlan, *, resumed: bool
     ) -> None:
         """Emit `CampaignStarted` with these device settings."""
         self._sink(
             events.CampaignStarted(
                 at_s=self._wall_clock(),
                 run_id=self._run_id,
-                supernet=supernet,
-                supernet_sha256=supernet_sha256,
-                strategy=strategy,
-                targets=targets,
+                supernet=identity.supernet,
+                supernet_sha256=identity.bundle.sha256,
+                strategy=plan.strategy.value,
+                targets=str(plan.targets),
                 devices=tuple(setting_run.label for setting_run in setting_runs),
-                budget=budget,
+                budget=plan.budget,
                 resumed=resumed,
             )
         )
@@ -96,7 +91,7 @@ class EventEmitter:
         )
 
     def outcome(
-        self, setting_run: SettingRun, task: SettingTask, outcome: Outcome, measurements: int, budget: int
+        self, setting_run: SettingRun, task: Task, outcome: Outcome, measurements: int, budget: int
     ) -> None:
         """Emit `MeasurementTaken` or `MeasurementFailed` for a stored outcome."""
         now_s, of = self._wall_clock(), self._of(setting_run)

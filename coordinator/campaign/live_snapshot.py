@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
@@ -15,19 +14,17 @@ from fleetnas.coordinator.records.stored import TaskRecord
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.totals import targets_asked, unreached
 from fleetnas.coordinator.records.verdict import shown_reason
-from fleetnas.coordinator.tuning.proposal import TargetState
-from fleetnas.fleet_protocol.error_text import one_line
-
-_log = logging.getLogger("fleetnas.coordinator")
+from fleetnas.coordinator.tuning.target_state import TargetState
 
 
 class LiveSnapshots:
     """Makes the snapshots of device settings. One that fails costs itself: the others are complete."""
 
-    def __init__(self, plan: CampaignPlan, registry: FleetRegistry, note: Callable[[str], object]) -> None:
-        """`note` takes a line, once for each device setting whose snapshot fails."""
-        self._plan, self._registry, self._note = plan, registry, note
-        self._failed: set[str] = set()
+    def __init__(
+        self, plan: CampaignPlan, registry: FleetRegistry, failed: Callable[[SettingRun, Exception], object]
+    ) -> None:
+        """`failed` is called for every device setting whose snapshot raises."""
+        self._plan, self._registry, self._failed = plan, registry, failed
 
     def of(self, setting_runs: Iterable[SettingRun]) -> tuple[DeviceSnapshot, ...]:
         """Return the snapshot of each device setting, without its search's values where these cannot be read.
@@ -40,10 +37,7 @@ class LiveSnapshots:
         try:
             return setting_snapshot(setting_run, self._registry.agents.get(setting_run.device), self._plan)
         except Exception as error:  # noqa: BLE001 - a search is read while it runs; its campaign must go on
-            if setting_run.label not in self._failed:
-                self._failed.add(setting_run.label)
-                _log.error("%s cannot be shown", setting_run.label, exc_info=error)
-                self._note(f"{setting_run.label} cannot be shown: {one_line(error)}; the log has the trace")
+            self._failed(setting_run, error)
         return _bare(setting_run, self._plan)
 
 
@@ -130,7 +124,7 @@ def _progress(setting_run: SettingRun, entry: AgentEntry | None) -> float | None
 
 
 def _target(setting_run: SettingRun, target: TargetState) -> TargetSnapshot:
-    status = TargetStatus(target.status)
+    status = target.status
     evaluated, _ = setting_run.accuracy_of(target.architecture if status is TargetStatus.MET else None)
     met = status is TargetStatus.MET if status is not TargetStatus.OPEN else None
     reason = shown_reason(status, target.reason)

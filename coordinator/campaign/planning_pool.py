@@ -1,12 +1,14 @@
-"""What a device setting does next, and what its winners are worth: at once where that is quick, else on a worker."""
+"""Plan rounds and evaluate winners: at once where that is quick, else on a worker thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
 from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingRun
 from fleetnas.coordinator.campaign.winner_builder import WinnerBuilder
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.messages import RuntimeSetting
@@ -19,35 +21,36 @@ class PlanningPool:
     """Asks searches, has winners calibrated and evaluated."""
 
     def __init__(
-        self,
-        models: WinnerBuilder,
-        executor: Executor,
-        asks_at_once: Callable[[], bool],
-        is_ready: Callable[[SettingRun], object],
+        self, models: WinnerBuilder, executor: Executor, plans_at_once: Callable[[], bool] = lambda: False
     ) -> None:
-        """`asks_at_once` says that searches answer too quickly to be worth another thread.
+        """`plans_at_once` returns whether searches answer too quickly to be worth another thread."""
+        self._models, self._executor, self._plans_at_once = models, executor, plans_at_once
+        #: Device settings of which a plan or an evaluation is finished; workers append to it.
+        self._finished: deque[SettingRun] = deque()
 
-        `is_ready` is called, from a worker, when something about a device setting is ready to be collected.
-        """
-        self._models, self._executor, self._asks_at_once, self._is_ready = models, executor, asks_at_once, is_ready
+    def take_finished(self) -> Iterator[SettingRun]:
+        """Yield the device settings of which a worker finished a plan or an evaluation."""
+        while self._finished:
+            yield self._finished.popleft()
 
     def plan(self, setting_run: SettingRun) -> list[PlannedTask] | None:
-        """The next tasks; None where they will be the result of `setting_run.plan`."""
-        asked = setting_run.search.ask(_ROUND) if self._asks_at_once() else None
+        """Return the next tasks; None where a worker plans them: `setting_run.take_plan` returns them later."""
+        search, setting = setting_run.search, setting_run.setting
+        asked = search.ask(_ROUND) if self._plans_at_once() else None
         if asked is not None and all(
-            proposal.purpose != "verification"
-            or self._models.calibrates_at_once(proposal.architecture, setting_run.setting)
+            proposal.purpose != "verification" or self._models.calibrates_at_once(proposal.architecture, setting)
             for proposal in asked
         ):
-            return self._make_plan(setting_run.search, setting_run.setting, asked)
-        setting_run.plan = self._executor.submit(self._make_plan, setting_run.search, setting_run.setting, asked)
-        setting_run.plan.add_done_callback(lambda _: self._is_ready(setting_run))
+            return self._make_plan(search, setting, asked)
+        plan = self._executor.submit(self._make_plan, search, setting, asked)
+        setting_run.begin_plan(plan)
+        plan.add_done_callback(lambda _: self._finished.append(setting_run))
         return None
 
     def _make_plan(
         self, search: DeviceTuner, setting: RuntimeSetting, asked: list[Proposal] | None
     ) -> list[PlannedTask]:
-        """Think unless that is done, and build the files that verifications are about."""
+        """Ask the search unless that is done, and build the files that verifications measure."""
         return [
             PlannedTask(
                 proposal,
@@ -57,19 +60,17 @@ class PlanningPool:
         ]
 
     def evaluate(self, setting_run: SettingRun, proposal: Proposal) -> None:
-        """Find out the accuracy of a winner that has just been verified, where that is what `proposal` was for."""
+        """Evaluate the accuracy of a winner, where `proposal` verified one and its accuracy is not known."""
         state = setting_run.search.target(proposal.target_ms)
-        if proposal.purpose != "verification" or state is None or state.status != "met":
+        if proposal.purpose != "verification" or state is None or state.status is not TargetStatus.MET:
             return
         subnet = proposal.architecture.fingerprint
         if subnet in setting_run.evaluations or subnet in setting_run.accuracies:
             return
-        model = setting_run.models[subnet]
+        model = setting_run.model(subnet)
         if self._models.evaluates_at_once(model):
-            found = self._models.accuracy(model)
-            if found is not None:
-                setting_run.accuracies[subnet] = found
+            setting_run.note_accuracy(subnet, self._models.accuracy(model))
             return
         evaluation = self._executor.submit(self._models.accuracy, model)
-        setting_run.evaluations[subnet] = evaluation
-        evaluation.add_done_callback(lambda _: self._is_ready(setting_run))
+        setting_run.begin_evaluation(subnet, evaluation)
+        evaluation.add_done_callback(lambda _: self._finished.append(setting_run))

@@ -1,4 +1,4 @@
-"""Taking up a stored run: what was told is told again, what was out is waited for, nothing stored is measured again."""
+"""Resume a stored run: searches are told the stored outcomes again, tasks under way are waited for."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fleetnas.supernet_export.spaces.base import DesignSpace
 
 
 def take_up(campaign: Campaign, store: MeasurementStore, space: DesignSpace) -> None:
-    """Bring a campaign that has not started to where the stored run of its id stands."""
+    """Bring a campaign that has not started to the state of the stored run of its id."""
     run_id = campaign.identity.run_id
-    campaign.resumed = True
+    campaign.membership.resume()
     for device in store.devices(run_id):
-        made = campaign.resume_setting_run(device.device, device.setting, device.info)
+        made = campaign.membership.resume_setting(device.device, device.setting, device.info)
         if made is not None:
-            made.learning, made.wire_bytes = list(device.learning), device.wire_bytes
+            made.restore(device)
     # Of several attempts at one task the first outcome to arrive counted.
     counted: dict[str, Outcome] = {}
     for found in store.outcomes(run_id):
@@ -34,7 +34,7 @@ def take_up(campaign: Campaign, store: MeasurementStore, space: DesignSpace) -> 
     for task_id in [*counted, *(task_id for task_id in records if task_id not in counted)]:
         record = records.get(task_id)
         setting_run = campaign.setting_runs.get((record.device, record.setting_label)) if record is not None else None
-        if record is not None and setting_run is not None:  # of settings that take no part any more was said why
+        if record is not None and setting_run is not None:  # settings that take no part any more were named before
             with campaign.contained(setting_run):
                 campaign.restore(setting_run, record, _proposal(record, space), counted.get(task_id))
 

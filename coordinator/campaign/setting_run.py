@@ -1,170 +1,329 @@
-"""One device setting inside a campaign: its search, its tasks and what they cost."""
+"""One device setting inside a campaign: its search, its task queue, its winners' files and their accuracy."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.fleet.task import Task
+from fleetnas.coordinator.fleet.work_queue import WorkQueue
 from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.data_quality import Finding, QualityTally
 from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, Outcome, TaskRecord
+from fleetnas.coordinator.records.totals import targets_asked
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
-from fleetnas.fleet_protocol.messages import AgentInfo, BlobReference, Failed, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.messages import AgentInfo, Conditions, Failed, RuntimeSetting
 
 _log = logging.getLogger("fleetnas.coordinator")
 
 
-@dataclass
-class SettingTask:
-    """One task on its way. Times are the campaign's clock."""
-
-    record: TaskRecord
-    proposal: Proposal
-    calibration: BlobReference | None = None
-    lease_ends_s: float | None = None
-    #: Until when the lease may be renewed.
-    held_until_s: float = float("inf")
-    expired_leases: int = 0
-
-    @property
-    def key(self) -> TaskKey:
-        """The attempt that is out now."""
-        return TaskKey(task_id=self.record.task_id, attempt=self.record.attempt)
-
-    def next_attempt(self) -> TaskRecord:
-        """The record of the attempt after this one."""
-        return replace(self.record, attempt=self.record.attempt + 1)
-
-
-@dataclass
+@dataclass(frozen=True)
 class PlannedTask:
-    """A proposal with the file that a verification is about."""
+    """A proposal with the file that a verification measures."""
 
     proposal: Proposal
     model: CalibratedModel | None = None
 
 
-@dataclass
-class SettingRun:
-    """One device setting."""
+@dataclass(frozen=True)
+class CountedTargets:
+    """Targets of a device setting that are known, and the number of those asked for."""
 
-    run_id: str
-    device: str
-    setting: RuntimeSetting
-    info: AgentInfo
-    search: DeviceTuner
-    status: SettingStatus = SettingStatus.RUNNING
-    reason: str = ""
-    ready: deque[SettingTask] = field(default_factory=deque)
-    leased: dict[str, SettingTask] = field(default_factory=dict)
-    #: What came while a plan was being made; the search is told afterwards.
-    inbox: list[tuple[Proposal, Outcome]] = field(default_factory=list)
-    plan: Future[list[PlannedTask]] | None = None
-    evaluations: dict[str, Future[tuple[float, int] | None]] = field(default_factory=dict)
-    models: dict[str, CalibratedModel] = field(default_factory=dict)
-    #: (target, subnet) for which the search's choice was announced.
-    announced: set[tuple[float, str]] = field(default_factory=set)
-    settled: set[float] = field(default_factory=set)
-    accuracies: dict[str, tuple[float, int]] = field(default_factory=dict)
-    learning: list[PredictorPoint] = field(default_factory=list)
-    #: The resolved targets, ms; empty before the store was told of them.
-    targets_ms: tuple[float, ...] = ()
-    failures: int = 0
-    #: Tasks that came back undone since the last outcome.
-    returned: int = 0
-    tally: QualityTally = field(default_factory=QualityTally)
-    wire_bytes: int = 0
-    temperature_c: float | None = None
-    throttled: bool | None = None
+    targets: tuple[TargetState, ...]
+    targets_asked: int
+
+
+class SettingRun:
+    """One device setting. Times are the campaign's clock."""
+
+    def __init__(self, run_id: str, device: str, setting: RuntimeSetting, info: AgentInfo, search: DeviceTuner) -> None:
+        """`search` finds the subnets; `info` is what the agent announced when the setting was taken in."""
+        self.run_id = run_id
+        self.device = device
+        self.setting = setting
+        self.info = info
+        self.search = search
+        self.queue = WorkQueue(device, setting, lambda: search.measurements)
+        self.tally = QualityTally()
+        self._status = SettingStatus.RUNNING
+        self._reason = ""
+        #: Outcomes that came while a plan was being made; the search is told afterwards.
+        self._inbox: list[tuple[Proposal, Outcome]] = []
+        self._plan: Future[list[PlannedTask]] | None = None
+        self._evaluations: dict[str, Future[tuple[float, int] | None]] = {}
+        self._models: dict[str, CalibratedModel] = {}
+        self._accuracies: dict[str, tuple[float, int]] = {}
+        #: (target, subnet) for which the search's choice was announced.
+        self._announced: set[tuple[float, str]] = set()
+        self._settled: set[float] = set()
+        self._learning: list[PredictorPoint] = []
+        #: The resolved targets, ms; empty before they were stored.
+        self._targets_ms: tuple[float, ...] = ()
+        self._failures = 0
+        self._temperature_c: float | None = None
+        self._throttled: bool | None = None
+        self._unshown = False
+
+    # -- state -------------------------------------------------------------------------------------------------
 
     @property
     def label(self) -> str:
         """Device and setting, for people."""
-        return f"{self.device}/{self.setting.label}"
+        return self.queue.label
+
+    @property
+    def status(self) -> SettingStatus:
+        """Whether it is at work, and how it ended."""
+        return self._status
+
+    @property
+    def reason(self) -> str:
+        """Explanation of a loss or failure; empty otherwise."""
+        return self._reason
+
+    @property
+    def ready(self) -> Sequence[Task]:
+        """Tasks that wait to be dispatched."""
+        return self.queue.ready
+
+    @property
+    def leased(self) -> Mapping[str, Task]:
+        """Tasks that the device holds, by task id."""
+        return self.queue.leased
+
+    @property
+    def inbox(self) -> Sequence[tuple[Proposal, Outcome]]:
+        """Outcomes that the search was not told yet."""
+        return self._inbox
+
+    @property
+    def plan(self) -> Future[list[PlannedTask]] | None:
+        """The plan that a worker makes; None where none is being made."""
+        return self._plan
+
+    @property
+    def evaluations(self) -> Mapping[str, Future[tuple[float, int] | None]]:
+        """Evaluations of winners under way, by subnet."""
+        return self._evaluations
+
+    @property
+    def accuracies(self) -> Mapping[str, tuple[float, int]]:
+        """Evaluated accuracy, a fraction, and the number of images, by subnet."""
+        return self._accuracies
+
+    @property
+    def learning(self) -> Sequence[PredictorPoint]:
+        """Held-out error of the predictor as it learned."""
+        return self._learning
+
+    @property
+    def failures(self) -> int:
+        """Number of failed measurements."""
+        return self._failures
+
+    @property
+    def temperature_c(self) -> float | None:
+        """Latest temperature of the device, degrees Celsius; None where it is not known."""
+        return self._temperature_c
+
+    @property
+    def throttled(self) -> bool | None:
+        """Whether the device throttled itself lately; None where it is not known."""
+        return self._throttled
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes sent and received for its tasks, without the bundle."""
+        return self.queue.wire_bytes
 
     @property
     def busy(self) -> bool:
-        """Something is planned, handed out, evaluated or still to be told."""
-        return bool(self.ready or self.leased or self.inbox or self.plan is not None or self.evaluations)
+        """Whether something is planned, dispatched, evaluated or still to be told."""
+        return bool(not self.queue.is_empty or self._inbox or self._plan is not None or self._evaluations)
 
     @property
     def measurements(self) -> int:
-        """Counted against the budget, what the search is yet to be told included."""
-        waiting = sum(counts_against_budget(proposal.purpose, proposal.target_ms) for proposal, _ in self.inbox)
+        """Measurements that count against the budget, those included that the search was not told yet."""
+        waiting = sum(counts_against_budget(proposal.purpose, proposal.target_ms) for proposal, _ in self._inbox)
         return self.search.measurements + waiting
+
+    # -- outcomes ----------------------------------------------------------------------------------------------
 
     def count_outcome(self, outcome: Outcome) -> tuple[Finding, ...]:
         """Count the outcome of a task; returns the findings to announce."""
         if isinstance(outcome, Failed):
-            self.failures += 1
+            self._failures += 1
             return ()
         return self.tally.add(outcome)
 
+    def receive(self, proposal: Proposal, outcome: Outcome) -> None:
+        """Keep an outcome until the search is told."""
+        self._inbox.append((proposal, outcome))
+
+    def take_inbox(self) -> list[tuple[Proposal, Outcome]]:
+        """Return the outcomes to tell the search, in order of arrival; none while a plan is being made."""
+        if self._plan is not None:
+            return []
+        taken, self._inbox = self._inbox, []
+        return taken
+
+    def take_conditions(self, conditions: Conditions) -> None:
+        """Take over temperature and throttling of the device."""
+        self._temperature_c = conditions.temperature_c
+        self._throttled = conditions.throttled
+
+    # -- plans -------------------------------------------------------------------------------------------------
+
+    def begin_plan(self, plan: Future[list[PlannedTask]]) -> None:
+        """Note that a worker makes the next plan."""
+        self._plan = plan
+
+    def take_plan(self) -> list[PlannedTask] | None:
+        """Return a finished plan, once; an exception of the planning is raised here."""
+        if self._plan is None or not self._plan.done():
+            return None
+        made, self._plan = self._plan, None
+        return made.result()
+
+    def announce(self, target_ms: float, subnet: str) -> bool:
+        """Note that the choice of `subnet` for a target is announced; False where it was before."""
+        choice = (target_ms, subnet)
+        if choice in self._announced:
+            return False
+        self._announced.add(choice)
+        return True
+
+    # -- predictor ---------------------------------------------------------------------------------------------
+
     @property
     def learned_much(self) -> bool:
-        """Twice as much was measured as when the predictor's error was noted last, and a round is over."""
-        noted = self.learning[-1].measurements if self.learning else 1
+        """Whether twice as much was measured as when the predictor's error was noted last, and a round is over."""
+        noted = self._learning[-1].measurements if self._learning else 1
         return self.search.needs_planning and self.search.measurements >= 2 * noted
 
     def note_learning(self) -> bool:
-        """Write down the predictor's held-out error; False where it has learned nothing new."""
+        """Note the predictor's held-out error; False where it has learned nothing new."""
         error = self.search.held_out_error()
         if (
             error.mape_percent is None
             or not math.isfinite(error.mape_percent)
-            or (self.learning and self.learning[-1].measurements == error.held_out)
+            or (self._learning and self._learning[-1].measurements == error.held_out)
         ):
             return False
         rank = error.spearman if error.spearman is not None and math.isfinite(error.spearman) else None
-        self.learning.append(PredictorPoint(error.held_out, PredictorError(error.mape_percent, rank, error.held_out)))
+        self._learning.append(PredictorPoint(error.held_out, PredictorError(error.mape_percent, rank, error.held_out)))
         return True
 
+    # -- winners -----------------------------------------------------------------------------------------------
+
+    def restore_model(self, record: TaskRecord) -> None:
+        """Keep the file of a stored verification."""
+        if record.model_sha256 is not None:
+            self.add_model(CalibratedModel(record.architecture, self.setting, record.model_sha256, record.calibration))
+
+    def add_model(self, model: CalibratedModel) -> None:
+        """Keep the file of a subnet that is to be verified."""
+        self._models[model.architecture.fingerprint] = model
+
+    def model(self, subnet: str) -> CalibratedModel:
+        """Return the file of a verified subnet."""
+        return self._models[subnet]
+
+    def begin_evaluation(self, subnet: str, evaluation: Future[tuple[float, int] | None]) -> None:
+        """Note that a worker evaluates a winner."""
+        self._evaluations[subnet] = evaluation
+
+    def note_accuracy(self, subnet: str, found: tuple[float, int] | None) -> None:
+        """Keep the accuracy of a winner's file, a fraction, and the number of images; None: there are no images."""
+        if found is not None:
+            self._accuracies[subnet] = found
+
     def accuracy_of(self, architecture: Architecture | None) -> tuple[float | None, int | None]:
-        """Accuracy of a winner's file on held-out images, and how many they are; None where it was not evaluated."""
-        return self.accuracies.get(architecture.fingerprint, (None, None)) if architecture is not None else (None, None)
+        """Return the accuracy of a winner's file and the number of images; None where it was not evaluated."""
+        if architecture is None:
+            return None, None
+        return self._accuracies.get(architecture.fingerprint, (None, None))
 
     def collect_evaluations(self) -> list[str]:
-        """Take what was evaluated; returns why a target's file could not be run here, one line each."""
+        """Take finished evaluations; returns one line for each file that could not be run here."""
         reasons = []
-        for subnet, future in list(self.evaluations.items()):
+        for subnet, future in list(self._evaluations.items()):
             if future.done():
-                del self.evaluations[subnet]
+                del self._evaluations[subnet]
                 try:
-                    found = future.result()
-                except Exception as error:
-                    # The latency stands without it.
+                    self.note_accuracy(subnet, future.result())
+                except Exception as error:  # noqa: BLE001 - the latency stands without the accuracy
                     if not isinstance(error, RuntimeUnavailableError | MissingDependencyError):
                         _log.error("the accuracy of winner %s of %s is unknown", subnet, self.label, exc_info=error)
                     reasons.append(f"no accuracy for winner {subnet}: {one_line(error)}")
-                    continue
-                if found is not None:
-                    self.accuracies[subnet] = found
         return reasons
 
+    def counted_targets(self, requested: int) -> CountedTargets:
+        """Return the targets for totals; `requested` is the number of targets in the request."""
+        targets = tuple(self.search.targets)
+        return CountedTargets(targets, targets_asked(requested, len(targets) or None))
+
+    def settle(self, target_ms: float) -> bool:
+        """Note that the end of a target is stored; False where it was before."""
+        if target_ms in self._settled:
+            return False
+        self._settled.add(target_ms)
+        return True
+
+    # -- end, storing and resuming -----------------------------------------------------------------------------
+
+    def close(self, status: SettingStatus, reason: str) -> None:
+        """End the device setting; its tasks are abandoned."""
+        self._status, self._reason = status, reason
+        self.queue.close()
+
+    def break_down(self, reason: str) -> None:
+        """End the search after an exception, and drop its outcomes that were not told."""
+        self.search.abandon(reason)
+        self._plan = None
+        self._inbox.clear()
+        self._evaluations.clear()
+
     def to_record(self) -> DeviceRecord:
-        """What the store keeps."""
+        """Return the record to store."""
         # Resolved targets do not change, and reading them makes the search look for the best subnet of each.
-        if not self.targets_ms or self.status is not SettingStatus.RUNNING:
-            self.targets_ms = tuple(state.target_ms for state in self.search.targets)
+        if not self._targets_ms or self._status is not SettingStatus.RUNNING:
+            self._targets_ms = tuple(state.target_ms for state in self.search.targets)
         return DeviceRecord(
             self.run_id,
             self.device,
             self.setting,
             self.info,
-            self.status,
-            self.reason,
-            tuple(self.learning),
-            self.wire_bytes,
-            self.targets_ms or None,
+            self._status,
+            self._reason,
+            tuple(self._learning),
+            self.queue.wire_bytes,
+            self._targets_ms or None,
             self.search.targets_note,
         )
+
+    def mark_unshown(self) -> bool:
+        """Note that no snapshot of it could be made; False where that was noted before."""
+        before, self._unshown = self._unshown, True
+        return not before
+
+    def restore(self, record: DeviceRecord) -> None:
+        """Take over the history of an earlier coordinator."""
+        self._learning = list(record.learning)
+        self.queue.restore_bytes(record.wire_bytes)
+
+    def validate(self) -> None:
+        """Check queue and search; `BrokenInvariantError` names the first contradiction. For tests."""
+        self.queue.validate()
+        self.search.validate()

@@ -1,4 +1,4 @@
-"""The files that ship: subnets calibrated, emitted and evaluated by the coordinator, exactly as agents build them."""
+"""Build the files that ship: the coordinator calibrates, emits and evaluates subnets exactly as agents build them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.model_file import build_model
 from fleetnas.supernet_export.slicing.subnet import slice_subnet
 
-#: Which images calibrate a subnet is the same in every campaign, so that one subnet has one file.
+#: The same images calibrate a subnet in every campaign, so that one subnet has one file.
 _CALIBRATION_SEED = 0
 
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """A winner's file by its hash, and the statistics from which anyone with the bundle builds the same bytes."""
+    """A winner's file by its hash, and the statistics from which the same bytes are built again with the bundle."""
 
     architecture: Architecture
     setting: RuntimeSetting
@@ -37,24 +37,24 @@ class CalibratedModel:
 
 
 class WinnerBuilder(Protocol):
-    """Builds winners' files. Called from worker threads, and from the campaign's own where it answers at once."""
+    """Builds winners' files. Called from worker threads, and from the campaign's thread where it answers at once."""
 
     def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
-        """The file of `architecture` for `setting`, with its batch norm re-estimated."""
+        """Return the file of `architecture` for `setting`, with its batch norm re-estimated."""
 
     def calibrates_at_once(self, architecture: Architecture, setting: RuntimeSetting) -> bool:
-        """Whether `calibrate` has been asked that before."""
+        """Whether `calibrate` has this file already."""
 
     def evaluates_at_once(self, model: CalibratedModel) -> bool:
         """Whether `accuracy` has nothing to run for it."""
 
     def file(self, model: CalibratedModel) -> bytes:
-        """The bytes whose hash is the model's."""
+        """Return the bytes whose hash is the model's."""
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
-        """Top-1 of the file on held-out images, a fraction, and how many they are; None where there are no images.
+        """Return top-1 of the file on held-out images, a fraction, and their number; None where there are no images.
 
-        `RuntimeUnavailableError` or `MissingDependencyError` where what runs the file is not installed here.
+        `RuntimeUnavailableError` or `MissingDependencyError` where the runtime of the file is not installed here.
         """
 
 
@@ -64,7 +64,9 @@ class BundleWinnerBuilder:
     def __init__(
         self, bundle: SupernetBundle, calibration_images: ImageSource | None, evaluation_images: ImageSource | None
     ) -> None:
-        """Without calibration images a winner keeps the supernet's statistics; without evaluation images it has no
+        """Build files of winners in `bundle`.
+
+        Without calibration images a winner keeps the supernet's statistics; without evaluation images it has no
         evaluated accuracy.
         """
         self._bundle = bundle
@@ -76,12 +78,15 @@ class BundleWinnerBuilder:
         self._lock = threading.Lock()
 
     def calibrates_at_once(self, architecture: Architecture, setting: RuntimeSetting) -> bool:
+        """Whether `calibrate` has this file already."""
         return _key(architecture, setting) in self._calibrated
 
     def evaluates_at_once(self, model: CalibratedModel) -> bool:
+        """Whether `accuracy` has nothing to run for it."""
         return self._evaluation_images is None or model.sha256 in self._accuracies
 
     def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        """Return the file of `architecture` for `setting`, calibrated once."""
         key = _key(architecture, setting)
         if key in self._calibrated:  # while another is being calibrated too
             return self._calibrated[key]
@@ -95,9 +100,11 @@ class BundleWinnerBuilder:
             return found
 
     def file(self, model: CalibratedModel) -> bytes:
+        """Return the bytes whose hash is the model's."""
         return build_model(self._bundle, model.architecture, model.calibration, model.setting)
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
+        """Return top-1 of the file on the evaluation images, a fraction, and their number; None without images."""
         images = self._evaluation_images
         if images is None:
             return None
@@ -127,5 +134,5 @@ class BundleWinnerBuilder:
 
 
 def _key(architecture: Architecture, setting: RuntimeSetting) -> tuple[str, str, str]:
-    """Of a winner's file: threads and the like change how it is run, not what is in it."""
+    """Return the key of a winner's file: threads and the like change its run, not its content."""
     return architecture.fingerprint, setting.runtime, setting.precision

@@ -10,13 +10,13 @@ from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.records.bounds import subnet_costs
 from fleetnas.coordinator.records.stored import WinnerRecord
 from fleetnas.coordinator.records.target_status import TargetStatus
-from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
 
 def winner_record(setting_run: SettingRun, state: TargetState) -> WinnerRecord:
     """Return the record of a target as its search has it now."""
-    status = TargetStatus(state.status)
+    status = state.status
     accuracy, images = setting_run.accuracy_of(state.architecture if status is TargetStatus.MET else None)
     costs = winner_costs(setting_run.search.space, state.genome.tobytes()) if state.genome is not None else {}
     return WinnerRecord(

@@ -1,1 +1,1 @@
-"""Who is in the fleet, and whether they are still there."""
+"""Messages to and from the agents of a fleet: link, registry, task dispatcher, orphaned results, blob server."""

@@ -1,4 +1,4 @@
-"""The campaign's side of the wire: events of the transport become calls, calls become messages."""
+"""Link between the coordinator and its agents: transport events become calls, and calls become messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hmac
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fleetnas.coordinator.fleet.message_budget import Kind, MessageBudget
 from fleetnas.fleet_protocol.codec import decode, decode_task_update, encode
@@ -33,49 +33,69 @@ _log = logging.getLogger("fleetnas.coordinator")
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How a coordinator shares what agents say of tasks with the fleet's other coordinators."""
+    """Shared subscription of the fleet's coordinators to the task messages of agents."""
 
     run: str
-    """Its own run: what is of another's it passes on."""
+    """The coordinator's own run; messages of other runs are forwarded."""
     group: str = "fleetnas"
-    """The name under which they share; who knows it and may connect can keep messages from them."""
+    """Name of the subscription; a client that knows it and may connect can keep messages from the coordinators."""
 
     @classmethod
     def of(cls, run: str, signing_key: bytes | None) -> Sharing:
-        """With a signing key, under a name that only its owners can compute: no agent joins them."""
+        """Return the subscription for a run; a signing key makes its name one that no agent can compute."""
         if signing_key is None:
             return cls(run)
         return cls(run, f"fleetnas-{hmac.new(signing_key, b'fleetnas share', 'sha256').hexdigest()[:32]}")
 
 
 def run_of(key: TaskKey) -> str:
-    """The run whose task it is: a task's id is its run's and a number. Empty where it is none of ours."""
+    """Return the run of a task, whose id is the run's and a number; empty where the id has another form."""
     return key.task_id.rpartition(".")[0]
 
 
 class RunUpdateListener(Protocol):
-    """Who hears what the fleet's coordinators tell of their runs, and when the broker may have forgotten it."""
+    """Receives the run updates that the fleet's coordinators publish."""
 
-    def on_connected(self) -> None: ...
-    def on_run_update(self, news: RunUpdate, payload: bytes, retained: bool) -> None: ...
+    def on_connected(self) -> None:
+        """The broker is connected; it may have lost the retained updates."""
+
+    def on_run_update(self, update: RunUpdate, payload: bytes, retained: bool, /) -> None:
+        """A run update arrived; an empty payload clears a retained one."""
 
 
 class FleetListener(Protocol):
     """Receives messages of agents. A listener refuses one by raising `ProtocolError`."""
 
-    def on_connected(self) -> None: ...
-    def on_disconnected(self, reason: str, fatal: bool) -> None: ...
-    def on_state(self, agent: str, state: AgentState, retained: bool) -> None: ...
-    def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None: ...
-    def on_heartbeat(self, agent: str, health: Heartbeat) -> None: ...
-    def on_update(self, agent: str, update: TaskUpdate, size: int) -> None: ...
-    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None: ...
-    def on_inventory(self, agent: str, held: Inventory) -> None: ...
-    def on_blob_request(self, agent: str, request: BlobRequest) -> None: ...
+    def on_connected(self) -> None:
+        """The broker is connected."""
+
+    def on_disconnected(self, reason: str, fatal: bool) -> None:
+        """The connection to the broker is gone; `fatal`: it will not come back."""
+
+    def on_state(self, agent: str, state: AgentState, retained: bool) -> None:
+        """An agent's state, or its last will."""
+
+    def on_info(self, agent: str, info: AgentInfo, retained: bool) -> None:
+        """An agent's announcement of its device and settings."""
+
+    def on_heartbeat(self, agent: str, heartbeat: Heartbeat) -> None:
+        """An agent's heartbeat."""
+
+    def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
+        """An agent's message about a task, which took `size` bytes."""
+
+    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None:
+        """A result that breaks the contract, as the failure that it counts as."""
+
+    def on_inventory(self, agent: str, held: Inventory) -> None:
+        """The tasks and results that an agent holds."""
+
+    def on_blob_request(self, agent: str, request: BlobRequest) -> None:
+        """An agent's request for a byte range of a blob."""
 
 
 def coordinator_will(topics: Topics, session: int) -> Will:
-    """What the broker says for a coordinator that vanishes."""
+    """Return the last will that the broker publishes when the coordinator is gone."""
     return Will(topics.coordinator, encode(CoordinatorState(state="lost", session=session)))
 
 
@@ -92,10 +112,10 @@ class AgentLink:
         sharing: Sharing | None = None,
         budget: MessageBudget | None = None,
     ) -> None:
-        """`refused` is called with one line for every message that is dropped; `signer` signs what agents are told.
+        """`refused` is called with one line for every message that is dropped; `signer` signs messages to agents.
 
-        With `sharing`, each of the fleet's coordinators hears a part of what agents say of tasks. What exceeds an
-        agent's `budget` is dropped unread, without such a line.
+        With `sharing`, each of the fleet's coordinators receives a part of the agents' task messages. Messages beyond
+        an agent's `budget` are dropped unread, without a line.
         """
         self._transport = transport
         self._topics = topics
@@ -104,7 +124,11 @@ class AgentLink:
         self._signer = signer
         self._sharing = sharing
         self._budget = budget
-        self.news: RunUpdateListener | None = None
+        self._run_listener: RunUpdateListener | None = None
+
+    def listen_to_runs(self, listener: RunUpdateListener) -> None:
+        """Have run updates given to `listener`, in place of an earlier one."""
+        self._run_listener = listener
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
@@ -119,12 +143,12 @@ class AgentLink:
             self._transport.subscribe(self._topics.every_agent(channel), qos=0)  # type: ignore[arg-type]
         self._transport.start()
 
-    def hear(self, event: TransportEvent, listener: FleetListener) -> None:
-        """Pass one event on; whatever breaks the contract is dropped with one line."""
+    def receive(self, event: TransportEvent, listener: FleetListener) -> None:
+        """Hand one event to the listener; a message that breaks the contract is dropped with one line."""
         if isinstance(event, Connected):
             listener.on_connected()
-            if self.news is not None:
-                self.news.on_connected()
+            if self._run_listener is not None:
+                self._run_listener.on_connected()
         elif isinstance(event, Disconnected):
             listener.on_disconnected(event.reason, event.fatal)
         else:
@@ -134,18 +158,18 @@ class AgentLink:
                 self._refused(f"{event.topic[-80:]}: {error}")
             except FleetnasError:
                 raise
-            except Exception as error:  # one agent's message must not end everybody's search
+            except Exception as error:  # noqa: BLE001 - one agent's message must not end the search of all
                 if self._refused(f"{event.topic[-80:]}: cannot be handled ({type(error).__name__}: {error})"):
                     _log.error("a message on %s cannot be handled", event.topic, exc_info=error)
 
     def refuse(self, line: str) -> None:
-        """Say that something was refused that was looked at later."""
+        """Write the line of a message that was refused later, outside of `receive`."""
         self._refused(line)
 
     def _dispatch(self, topic: str, payload: bytes, retained: bool, listener: FleetListener) -> None:
         address = self._topics.parse(topic)
-        if isinstance(address, RunUpdate) and self.news is not None:
-            self.news.on_run_update(address, payload, retained)
+        if isinstance(address, RunUpdate) and self._run_listener is not None:
+            self._run_listener.on_run_update(address, payload, retained)
         if not payload:
             return  # a retained message that was cleared
         if isinstance(address, AgentUp | ForwardedUpdate) and self._budget is not None:
@@ -154,14 +178,14 @@ class AgentLink:
                 return
         own = self._sharing.run if self._sharing is not None else None
         if isinstance(address, ForwardedUpdate) and address.run == own and not retained:
-            _hear_update(address.agent, payload, len(topic) + len(payload), listener)
+            _receive_update(address.agent, payload, len(topic) + len(payload), listener)
         if not isinstance(address, AgentUp):
             return
         agent = address.agent
         if address.channel == "state":
             state = decode(AgentState, payload)
             if state.state in ("ready", "busy"):
-                self._hear_session(agent, state.session)
+                self._note_session(agent, state.session)
             listener.on_state(agent, state, retained)
         elif address.channel == "info":
             info = decode(AgentInfo, payload)
@@ -173,43 +197,43 @@ class AgentLink:
         elif address.channel == "heartbeat":
             listener.on_heartbeat(agent, decode(Heartbeat, payload))
         elif address.channel == "task":
-            _hear_update(agent, payload, len(topic) + len(payload), listener)
+            _receive_update(agent, payload, len(topic) + len(payload), listener)
         elif address.channel == "inventory":
             held = decode(Inventory, payload)
-            self._hear_session(agent, held.session)
+            self._note_session(agent, held.session)
             listener.on_inventory(agent, held)
         else:
             listener.on_blob_request(agent, decode(BlobRequest, payload))
 
-    def _hear_session(self, agent: str, session: int) -> None:
+    def _note_session(self, agent: str, session: int) -> None:
         if self._signer is not None:
             self._signer.note_session(agent, session)
 
     # -- sending: `TransportError` where the queue is full -----------------------------------------------------
 
-    def say(self, state: str) -> None:
-        """The coordinator's retained state: `ready` or `leaving`."""
-        message = CoordinatorState.model_validate({"state": state, "session": self._session})
+    def announce(self, state: Literal["ready", "leaving"]) -> None:
+        """Publish the coordinator's retained state."""
+        message = CoordinatorState(state=state, session=self._session)
         self._transport.publish(self._topics.coordinator, encode(message), retain=True)
 
     def send_task(self, agent: str, task: MeasureTask) -> int:
-        """Hand out a task; returns the bytes that it cost. Where the broker can, a late one is not delivered."""
+        """Send a task; returns its size in bytes. A broker that can does not deliver it after its deadline."""
         return self._send(agent, "task", task, expiry_s=task.deadline_s)
 
     def cancel(self, agent: str, key: TaskKey) -> None:
-        """Have a task forgotten."""
+        """Have an agent forget a task."""
         self._send(agent, "task", CancelTask(task=key))
 
     def acknowledge(self, agent: str, key: TaskKey, *, stored: bool = True) -> int:
-        """The result is stored, or nobody wants it; returns the bytes that saying so cost."""
+        """Have an agent forget a result, which is stored or has no taker; returns the size of the message in bytes."""
         return self._send(agent, "ack", Acknowledgement(task=key, stored=stored))
 
     def send_chunk(self, agent: str, chunk: bytes) -> None:
-        """A piece of a blob; what is lost is asked for again."""
+        """Send a piece of a blob; an agent asks again for a lost one."""
         self._transport.publish(self._topics.down(agent, "blob"), chunk, qos=0)
 
     def forward(self, agent: str, update: TaskUpdate) -> bool:
-        """Give what an agent said to the coordinator whose task it is about; False where that is not another."""
+        """Forward an update to the coordinator of its run; False where that is this one, or none."""
         run = run_of(update.task)
         if self._sharing is None or run in ("", self._sharing.run) or not self._transport.can_share:
             return False
@@ -224,8 +248,8 @@ class AgentLink:
         return len(topic) + len(payload)
 
 
-def _hear_update(agent: str, payload: bytes, size: int, listener: FleetListener) -> None:
-    """Pass on what an agent says of a task. A result that breaks the contract is passed on as a failure."""
+def _receive_update(agent: str, payload: bytes, size: int, listener: FleetListener) -> None:
+    """Hand a task update to the listener; a result that breaks the contract becomes a failure."""
     try:
         update = decode_task_update(payload)
     except ProtocolError as error:

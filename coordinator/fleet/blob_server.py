@@ -1,8 +1,8 @@
-"""Byte ranges of bundles and calibrations for the agents that ask, at a bounded rate and in stages.
+"""Serve byte ranges of bundles and calibrations to agents, at a bounded rate and to a few agents at a time.
 
 A bundle goes to a few agents at once, so that the first of a large fleet measure while the last still wait; shared
-among all, it would reach all of them at the very end. Small blobs do not wait for large ones, unless their agent has
-had many: then it takes turns with the others.
+among all, it would reach all of them at the very end. Small blobs do not wait for large ones, unless their agent was
+sent many: then it takes turns with the others.
 """
 
 from __future__ import annotations
@@ -19,38 +19,47 @@ from fleetnas.fleet_protocol.codec import BlobChunk, encode_chunk
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
 
-#: All agents together; a bundle of 30 MB then takes two seconds and the broker keeps room for messages.
+#: Rate to all agents together; a bundle of 30 MB then takes two seconds and the broker keeps room for messages.
 DEFAULT_RATE_BYTES_PER_S = 16_000_000
 #: Agents that are sent a bundle at the same time. One asks for half a megabyte ahead: these fill any line.
 DEFAULT_AT_ONCE = 16
 _BURST_BYTES = 1024 * 1024
-#: What a winner's calibration has at most: it is never behind a bundle in the queue.
+#: Largest size of a winner's calibration, which never waits behind a bundle in the queue.
 _SMALL_BYTES = 1024 * 1024
-#: What an agent may have of small blobs before others' bundles, at once, and the part of the rate that it adds up by.
+#: Bytes of small blobs that an agent may be sent before others' bundles, and the part of the rate that refills them.
 _AHEAD_BYTES, _AHEAD_SHARE = 1024 * 1024, 1 / 16
 #: A request counts as this much at least: a byte costs a message too.
 _LEAST_BYTES = 4096
-#: An agent asks again for what is not answered in time, so what it asks beyond this is dropped.
+#: Requests of one agent that may wait; others are dropped, and the agent repeats them.
 _MAX_WAITING_PER_AGENT = 256
-#: Who asks for nothing for so long has what it wanted, or is gone. An agent asks again for a lost chunk after 5 s.
-_TURN_OVER_S = 6.0
-#: How often that is looked at.
-_LOOK_S = 1.0
+#: Idle timeout of a transfer slot. An agent asks again for a lost chunk after 5 s.
+_SLOT_IDLE_S = 6.0
+#: Interval between two checks for idle slots.
+_CHECK_S = 1.0
 
 #: Requests by agent, in the order in which they came; one that is repeated before it is answered counts once.
 _Queue = dict[str, dict[BlobRequest, None]]
 
 
 @dataclass
-class _Turn:
-    """What an agent on the stage has had."""
+class _Slot:
+    """Transfer slot of one agent that is sent a bundle."""
 
     asked_s: float
     sent_bytes: int = 0
 
+    def touch(self, now_s: float) -> None:
+        """Note that the agent still asks."""
+        self.asked_s = now_s
+
+    def count(self, size: int) -> int:
+        """Count bytes that were sent; returns their sum."""
+        self.sent_bytes += size
+        return self.sent_bytes
+
 
 class BlobServer:
-    """Serves what was added. `send(agent, payload)` publishes one chunk on that agent's `down/blob`."""
+    """Serves the added blobs. `send(agent, payload)` publishes one chunk on that agent's `down/blob`."""
 
     def __init__(
         self,
@@ -66,14 +75,14 @@ class BlobServer:
         self._blobs: dict[str, bytes | mmap.mmap] = {}
         self._waiting: _Queue = {}
         self._waiting_small: _Queue = {}
-        #: The rest of a round in which everybody who waits has one chunk.
+        #: The rest of a round in which each waiting agent is sent one chunk.
         self._round: deque[tuple[str, _Queue]] = deque()
-        #: What agents may still have of small blobs before others' bundles, where that is not all.
+        #: Bytes of small blobs left to agents before others' bundles, where some were used.
         self._ahead: dict[str, float] = {}
-        self._stage: dict[str, _Turn] = {}
+        self._slots: dict[str, _Slot] = {}
         self._allowance = self._burst
         self._filled_s: float | None = None
-        self._looked_s = float("-inf")
+        self._checked_s = float("-inf")
         #: Bytes sent, by agent and blob.
         self.sent: dict[tuple[str, str], int] = {}
 
@@ -94,7 +103,7 @@ class BlobServer:
         return BlobReference(sha256=sha256, size=len(mapped))
 
     def request(self, agent: str, request: BlobRequest) -> None:
-        """Queue a request; `ProtocolError` where it asks for what is not there or for too much at once."""
+        """Queue a request; `ProtocolError` where the blob or its bytes do not exist, and beyond the limit per agent."""
         blob = self._blobs.get(request.sha256)
         if blob is None:
             raise ProtocolError(f"{agent} asks for blob {request.sha256[:12]}, which is not served; it is dropped")
@@ -111,7 +120,7 @@ class BlobServer:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait to be answered."""
+        """Number of requests that wait to be answered."""
         return sum(len(requests) for queue in (self._waiting, self._waiting_small) for requests in queue.values())
 
     def pump(self, now_s: float) -> None:
@@ -122,7 +131,7 @@ class BlobServer:
             ahead = {agent: left + _AHEAD_SHARE * added for agent, left in self._ahead.items()}
             self._ahead = {agent: left for agent, left in ahead.items() if left < _AHEAD_BYTES}
         self._filled_s = now_s
-        self._end_turns(now_s)
+        self._free_idle_slots(now_s)
         while self._allowance > 0 and (turn := self._next_turn(now_s)) is not None:
             if not self._answer(*turn):
                 # The queue is full or the broker away: agents ask again.
@@ -131,7 +140,7 @@ class BlobServer:
                 return
 
     def _next_turn(self, now_s: float) -> tuple[str, _Queue] | None:
-        """Whose request is answered next, for one chunk; None where nobody waits."""
+        """Return the agent that is sent the next chunk, with its queue; None where no agent waits."""
         ahead = next((agent for agent in self._waiting_small if self._ahead.get(agent, _AHEAD_BYTES) > 0), None)
         if ahead is not None:
             self._waiting_small[ahead] = self._waiting_small.pop(ahead)  # then the next one's
@@ -147,28 +156,28 @@ class BlobServer:
                 return agent, queue
 
     def _turns(self, now_s: float) -> list[str]:
-        """Whose turn it is, each for one chunk: those on the stage, and where these want nothing, whoever is next."""
-        beside = (agent for agent in self._waiting if agent not in self._stage)
-        while len(self._stage) < self._at_once and (following := next(beside, None)) is not None:
-            self._stage[following] = _Turn(now_s)
-        if len(self._waiting) < len(self._stage):
-            turns = [agent for agent in self._waiting if agent in self._stage]
+        """List the agents that are sent one chunk each: those with a slot; where these want nothing, the next one."""
+        beside = (agent for agent in self._waiting if agent not in self._slots)
+        while len(self._slots) < self._at_once and (following := next(beside, None)) is not None:
+            self._slots[following] = _Slot(now_s)
+        if len(self._waiting) < len(self._slots):
+            turns = [agent for agent in self._waiting if agent in self._slots]
         else:
-            turns = [agent for agent in self._stage if agent in self._waiting]
+            turns = [agent for agent in self._slots if agent in self._waiting]
         return turns or list(islice(self._waiting, 1))
 
-    def _end_turns(self, now_s: float) -> None:
-        if now_s - self._looked_s < _LOOK_S:
+    def _free_idle_slots(self, now_s: float) -> None:
+        if now_s - self._checked_s < _CHECK_S:
             return
-        self._looked_s = now_s
-        for agent, turn in list(self._stage.items()):
+        self._checked_s = now_s
+        for agent, slot in list(self._slots.items()):
             if agent in self._waiting:
-                turn.asked_s = now_s
-            elif now_s - turn.asked_s > _TURN_OVER_S:
-                del self._stage[agent]
+                slot.touch(now_s)
+            elif now_s - slot.asked_s > _SLOT_IDLE_S:
+                del self._slots[agent]
 
     def _answer(self, agent: str, queue: _Queue) -> bool:
-        """Send what one agent asked for first; False where nothing can be sent now."""
+        """Answer an agent's first request; False where nothing can be sent now."""
         requests = queue[agent]
         request = next(iter(requests))
         blob = self._blobs[request.sha256]
@@ -185,12 +194,11 @@ class BlobServer:
             self._ahead[agent] = ahead - cost
         key = (agent, request.sha256)
         self.sent[key] = self.sent.get(key, 0) + len(data)
-        turn = self._stage.get(agent) if queue is self._waiting else None
-        if turn is not None:
-            turn.sent_bytes += len(data)
-            if turn.sent_bytes >= len(blob):  # It has had it all; who asks on goes to the end of the queue.
-                del self._stage[agent]
-                queue[agent] = queue.pop(agent)
+        slot = self._slots.get(agent) if queue is self._waiting else None
+        if slot is not None and slot.count(len(data)) >= len(blob):
+            # It was sent the whole blob; if it asks on, it goes to the end of the queue.
+            del self._slots[agent]
+            queue[agent] = queue.pop(agent)
         if not requests:
             del queue[agent]
         return True

@@ -1,4 +1,4 @@
-"""How much each agent may say, so that one that floods delays itself and not the fleet."""
+"""Limits on the messages of each agent, so that one that floods delays itself and not the fleet."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-#: What an agent may ask of the coordinator: bytes of a blob, or anything else.
+#: Kinds of messages with budgets of their own: requests for bytes of a blob, and all others.
 Kind = Literal["blob", "message"]
 
-#: A message costs one unit and one more per so many bytes, which is what it takes to read it.
+#: A message costs one unit, and one more for each of these bytes: about the time that reading it takes.
 UNIT_BYTES = 512
 #: Units that an agent may spend at once and per second. A result of usual size costs 12: 300 come through at once, and
 #: 80 a second after that; of a fuller outbox the agent sends the rest again 30 s later.
@@ -22,9 +22,29 @@ _MOST_NAMES, _FORGET_S = 20_000, 4.0
 
 @dataclass(slots=True)
 class _Account:
+    """One token bucket."""
+
     units: float
     filled_s: float
     refused: int = 0
+
+    def fill(self, burst: float, per_s: float, now_s: float) -> None:
+        """Add the units of the time that has passed."""
+        self.units = min(burst, self.units + (now_s - self.filled_s) * per_s)
+        self.filled_s = now_s
+
+    def spend(self, cost: float) -> bool:
+        """Take units out; False, and one more refusal, where there are not enough."""
+        if self.units < cost:
+            self.refused += 1
+            return False
+        self.units -= cost
+        return True
+
+    def forgive(self) -> int:
+        """Begin to count refusals anew; returns how many there were."""
+        refused, self.refused = self.refused, 0
+        return refused
 
 
 class MessageBudget:
@@ -45,26 +65,21 @@ class MessageBudget:
             account = self._open(agent, kind, burst, now)
             if account is None:
                 return False
-        account.units = min(burst, account.units + (now - account.filled_s) * per_s)
-        account.filled_s = now
-        cost = 1.0 if kind == "blob" else 1.0 + size / UNIT_BYTES
-        if account.units >= cost:
-            account.units -= cost
+        account.fill(burst, per_s, now)
+        if account.spend(1.0 if kind == "blob" else 1.0 + size / UNIT_BYTES):
             if account.refused and account.units > burst / 2:
-                self._note(f"{agent} keeps to its budget of messages again; {account.refused} were dropped unread")
-                account.refused = 0
+                self._note(f"{agent} keeps to its budget of messages again; {account.forgive()} were dropped unread")
             return True
-        if not account.refused:
-            what = f"{per_s:g} blob requests" if kind == "blob" else f"{per_s * UNIT_BYTES / 1000:.0f} kB of messages"
+        if account.refused == 1:
+            limit = f"{per_s:g} blob requests" if kind == "blob" else f"{per_s * UNIT_BYTES / 1000:.0f} kB of messages"
             self._note(
-                f"{agent} floods the coordinator: it sends more than {what} a second, and the rest is dropped unread; "
+                f"{agent} floods the coordinator: it sends more than {limit} a second, and the rest is dropped unread; "
                 "stop its agent, or revoke its credentials"
             )
-        account.refused += 1
         return False
 
     def _open(self, agent: str, kind: Kind, burst: float, now: float) -> _Account | None:
-        """A full account; None where too many names are in use."""
+        """Return a full account; None where too many names are in use."""
         if len(self._accounts) >= 2 * _MOST_NAMES and now - self._forgot_s >= _FORGET_S:
             self._forgot_s = now
             self._accounts = {key: known for key, known in self._accounts.items() if now - known.filled_s < _FORGET_S}

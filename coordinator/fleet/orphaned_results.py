@@ -1,7 +1,8 @@
-"""Results of tasks that this campaign never gave out: of runs before it, or of a coordinator that is gone for good.
+"""Results of tasks that this campaign did not dispatch: of earlier runs, or of a coordinator that is gone for good.
 
-An agent repeats a result until it is told that it may forget it, so somebody has to tell it. Nobody waits for that:
-results of runs that the store does not hold are answered from memory, the others one by one, agent by agent.
+An agent repeats a result until it is acknowledged, so some coordinator has to acknowledge it. The campaign does not
+wait for that: results of runs that the store does not hold are answered from memory, the others one by one, agent by
+agent.
 """
 
 from __future__ import annotations
@@ -9,29 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fleetnas.coordinator.fleet.agent_link import AgentLink, run_of
+from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.stored import Outcome, TaskRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
-from fleetnas.fleet_protocol.messages import Failed, Measurement, Result, TaskKey
+from fleetnas.fleet_protocol.messages import Failed, Measurement, Result, TaskKey, TaskUpdate
 
-#: A coordinator that wants a result takes it within seconds, or after its own restart. What is repeated for longer
-#: than this belongs to nobody; should its run be resumed after all, the subnet is measured again.
+#: A coordinator that wants a result takes it within seconds, or after its own restart. A result that is repeated for
+#: longer than this has no coordinator; should its run be resumed after all, the subnet is measured again.
 FORGET_AFTER_S = 120.0
-#: An agent repeats what is not acknowledged after 30 s. What was passed on longer ago than this has not been taken.
-PASSED_ON_S = 25.0
-#: Unknown results that are remembered, of one agent and of all: who invents them must not fill the memory, nor have
-#: others' forgotten. An agent keeps no more than the first.
+#: An agent repeats an unacknowledged result after 30 s. One that was forwarded longer ago than this was not taken.
+FORWARDED_S = 25.0
+#: Unknown results that are remembered, of one agent and of all: an agent that invents results must not fill the memory,
+#: nor have others' forgotten. An agent keeps no more than the first.
 _MOST_OF_AN_AGENT, _MOST_REMEMBERED = 1000, 10_000
 #: Results of one agent that wait to be looked up; it sends others again.
 _MOST_WAITING = 256
 #: Results that are looked up between two rounds of the campaign's own work, each of another agent where there are any.
 _LOOKED_UP_AT_ONCE = 8
-#: How often the store is asked which runs it holds: another coordinator may have begun one.
+#: Interval between two queries for the runs of the store: another coordinator may have begun one.
 _RUNS_S = 5.0
 
 
 class OrphanedResults:
-    """Stores what belongs to another run of the store, and has what belongs to none forgotten."""
+    """Stores results of other runs of the store, and has agents forget results of unknown runs."""
 
     def __init__(
         self,
@@ -39,29 +41,36 @@ class OrphanedResults:
         link: AgentLink,
         store: MeasurementStore,
         *,
-        clock: Callable[[], float],
-        wall_clock: Callable[[], float],
+        clocks: Clocks,
         note: Callable[[str], None],
     ) -> None:
-        """`run_id` is the campaign's own run, all of whose tasks it knows."""
+        """`run_id` is the campaign's own run, whose tasks are all known to the dispatcher."""
         self._run_id, self._link, self._store = run_id, link, store
-        self._clock, self._wall_clock = clock, wall_clock
+        self._clock, self._wall_clock = clocks.elapsed, clocks.wall
         self._note = note
-        self._first_heard_s: dict[str, dict[TaskKey, float]] = {}
+        self._first_received_s: dict[str, dict[TaskKey, float]] = {}
         self._remembered = 0
         self._waiting: dict[str, dict[TaskKey, Result | Failed]] = {}
         self._runs: set[str] = set()
         self._asked_s = float("-inf")
 
+    def forward(self, agent: str, update: TaskUpdate) -> bool:
+        """Forward an update to the coordinator of its run; False where that is no other one."""
+        try:
+            return self._link.forward(agent, update)
+        except TransportError as error:  # A result comes again; of the rest, its lease takes care.
+            self._note(str(error))
+            return True
+
     def is_overdue(self, agent: str, key: TaskKey) -> bool:
-        """Whether a result that was passed on to the coordinator that asked for it comes again: that one is gone."""
-        return self._clock() - self._first_heard(agent, key) >= PASSED_ON_S
+        """Whether a result that was forwarded to its coordinator comes again: that coordinator is gone."""
+        return self._clock() - self._first_received(agent, key) >= FORWARDED_S
 
     def take(self, agent: str, update: Result | Failed) -> None:
-        """Keep it for `work`, or have it forgotten where the store holds no such run.
+        """Keep a result for `work`, or have it forgotten where the store holds no such run.
 
-        `ProtocolError` where its coordinator may still come for it, and where too many wait; `StoreError` where it
-        cannot be found out which runs the store holds.
+        `ProtocolError` where its coordinator may still come for it, and where too many wait; `StoreError` where the
+        runs of the store cannot be listed.
         """
         key = update.task
         if not self._holds(run_of(key)):
@@ -77,11 +86,11 @@ class OrphanedResults:
 
     @property
     def behind(self) -> bool:
-        """Whether some wait."""
+        """Whether results wait to be stored."""
         return bool(self._waiting)
 
     def work(self) -> None:
-        """Store and acknowledge a few of those that wait, or have them forgotten; `StoreError` keeps them."""
+        """Store and acknowledge a few waiting results, or have them forgotten; after `StoreError` they still wait."""
         for _ in range(_LOOKED_UP_AT_ONCE):
             agent = next(iter(self._waiting), None)
             if agent is None:
@@ -106,7 +115,7 @@ class OrphanedResults:
             raise ProtocolError(f"{agent} speaks of task {key.task_id}, which it was not given; it is dropped")
         if self._store.add_outcome(key, outcome_to_store(record, update), self._wall_clock()):
             self._note(f"{agent} still had a result of run {record.run_id}; it is stored there")
-        self._tell(lambda: self._link.acknowledge(agent, key))
+        self._acknowledge(agent, key)
 
     def _holds(self, run_id: str) -> bool:
         """Whether the store may know a task of that run. The campaign's own are known without it."""
@@ -117,45 +126,45 @@ class OrphanedResults:
             self._runs, self._asked_s = self._store.run_ids(), now
         return run_id in self._runs
 
-    def _first_heard(self, agent: str, key: TaskKey) -> float:
-        """When a result was first heard, of those that are remembered."""
-        heard = self._first_heard_s.setdefault(agent, {})
-        if key not in heard:
-            heard[key] = self._clock()
+    def _first_received(self, agent: str, key: TaskKey) -> float:
+        """Return when a remembered result came first."""
+        received = self._first_received_s.setdefault(agent, {})
+        if key not in received:
+            received[key] = self._clock()
             self._remembered += 1
-            if len(heard) > _MOST_OF_AN_AGENT:
-                self._forget(agent, next(iter(heard)))
+            if len(received) > _MOST_OF_AN_AGENT:
+                self._forget(agent, next(iter(received)))
             elif self._remembered > _MOST_REMEMBERED:
-                fullest = max(self._first_heard_s, key=lambda name: len(self._first_heard_s[name]))
-                self._forget(fullest, next(iter(self._first_heard_s[fullest])))
-        return heard.get(key, self._clock())
+                fullest = max(self._first_received_s, key=lambda name: len(self._first_received_s[name]))
+                self._forget(fullest, next(iter(self._first_received_s[fullest])))
+        return received.get(key, self._clock())
 
     def _forget(self, agent: str, key: TaskKey) -> None:
-        heard = self._first_heard_s.get(agent, {})
-        if heard.pop(key, None) is not None:
+        received = self._first_received_s.get(agent, {})
+        if received.pop(key, None) is not None:
             self._remembered -= 1
-        if not heard:
-            self._first_heard_s.pop(agent, None)
+        if not received:
+            self._first_received_s.pop(agent, None)
 
     def _wait_or_forget(self, agent: str, key: TaskKey) -> None:
-        if self._clock() - self._first_heard(agent, key) < FORGET_AFTER_S:
+        if self._clock() - self._first_received(agent, key) < FORGET_AFTER_S:
             raise ProtocolError(
                 f"{agent} holds a result of task {key.task_id}, which is in no run of this store; it is dropped, and "
-                f"forgotten should nobody take it within {FORGET_AFTER_S:g} s"
+                f"forgotten unless a coordinator takes it within {FORGET_AFTER_S:g} s"
             )
         self._forget(agent, key)
         self._note(f"{agent} may forget its result of task {key.task_id}: no coordinator has come for it")
-        self._tell(lambda: self._link.acknowledge(agent, key, stored=False))
+        self._acknowledge(agent, key, stored=False)
 
-    def _tell(self, say: Callable[[], object]) -> None:
+    def _acknowledge(self, agent: str, key: TaskKey, *, stored: bool = True) -> None:
         try:
-            say()
-        except TransportError as error:  # The agent sends it again, and is told then.
+            self._link.acknowledge(agent, key, stored=stored)
+        except TransportError as error:  # The agent repeats it, and is told then.
             self._note(str(error))
 
 
 def outcome_to_store(record: TaskRecord, update: Result | Failed) -> Outcome:
-    """What counts of an attempt: a verification of another file than the one that ships is a failure."""
+    """Return the outcome of an attempt: a verification of another file than the one that ships is a failure."""
     if isinstance(update, Failed):
         return update
     measured: Measurement = update.measurement

@@ -1,4 +1,4 @@
-"""Who is there: each agent's state, settings and last sign of life. Time is passed in, nothing is published."""
+"""The agents of a fleet: state, settings and last sign of life of each. Times are passed in, nothing is published."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, 
 
 #: Heartbeats come every 30 s; three of them missed, and an agent is lost even if its last will never came.
 LOST_AFTER_S = 95.0
-#: An agent of which only the broker's memory tells was asked by the coordinator's announcement: it answers at once.
+#: An agent known from a retained message alone was asked by the coordinator's announcement: it answers at once.
 ANSWER_S = 10.0
-#: Names that are remembered: who invents names must not fill the memory.
+#: Names that are remembered: an agent that invents names must not fill the memory.
 MAX_AGENTS = 20_000
-#: So many takeovers without a minute's peace, and two agents share one name.
+#: Two agents share one name where one takes over from the other this often, with less than this time in between.
 _TAKEOVERS, _RIVALRY_OVER_S = 6, 60.0
 
 Liveness = Literal["unknown", "ready", "busy", "leaving", "lost"]
@@ -22,7 +22,7 @@ Liveness = Literal["unknown", "ready", "busy", "leaving", "lost"]
 
 @dataclass
 class AgentEntry:
-    """What is known of one agent. Times are seconds of the clock that the caller passes."""
+    """State of one agent. Times are seconds of the clock that the caller passes."""
 
     name: str
     liveness: Liveness = "unknown"
@@ -52,16 +52,16 @@ class AgentEntry:
 
     @property
     def usable(self) -> bool:
-        """It is there, said what it is, and is alone under its name."""
+        """Whether the agent is there, announced itself, and is alone under its name."""
         return self.liveness in ("ready", "busy") and self.info is not None and self.duplicate is None
 
     @property
     def present(self) -> bool:
-        """It is usable, and has itself said something since we listen: the broker also remembers the dead."""
+        """Whether it is usable and has sent a message itself: the broker also remembers agents that are gone."""
         return self.usable and self.last_seen_s is not None
 
     def idle_reason(self) -> str:
-        """Why it does not work, or what it is doing: for a person who waits for it."""
+        """Explain to a person who waits for the agent why it does not work, or name its present work."""
         if self.duplicate is not None:
             return str(self.duplicate)
         if self.liveness == "lost":
@@ -80,83 +80,147 @@ class AgentEntry:
             return f"ready; holds {self.outbox} results that no coordinator has taken yet"
         return "ready; no search has given it work"
 
+    # -- changes: called by `FleetRegistry` --------------------------------------------------------------------
+
+    def seen(self, now_s: float, *, retained: bool = False) -> None:
+        """Note a sign of life; a retained message is none."""
+        if not retained:
+            self.last_seen_s = now_s
+            # Silence may end without a new state: the session is still the one that was lost.
+            if self.liveness == "lost":
+                self.liveness, self.reason, self.lost_since_s = "ready", "", None
+
+    def take_over(self, state: AgentState, now_s: float) -> None:
+        """Note that the process of this state message is at work, perhaps in place of another one."""
+        if not self.is_of(state) and self.liveness in ("ready", "busy"):
+            self._count_takeover(now_s)
+        self.session, self.instance = state.session, state.instance
+        self.liveness, self.reason, self.lost_since_s = state.state, "", None
+        self.resting = state.detail
+        if self.other_info is not None and self.other_info.session == state.session:
+            self.info, self.other_info = self.other_info, None
+
+    def is_of(self, state: AgentState) -> bool:
+        """Whether a state message comes from the process at work, or no process is known yet."""
+        return self.instance in ("", state.instance)
+
+    def describe(self, info: AgentInfo) -> bool:
+        """Take over an announcement of settings; False where that of the session at work, or a newer one, stays.
+
+        A device that was set up anew, with a clock that is behind, begins with an older session than before.
+        """
+        at_work = self.session if self.liveness in ("ready", "busy") else None
+        known = self.info.session if self.info is not None else None
+        if known is not None and info.session != at_work and (known == at_work or info.session < known):
+            self.other_info = info
+            return False
+        self.info = info
+        return True
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """Take over the values of a heartbeat."""
+        self.conditions, self.running, self.outbox = heartbeat.conditions, heartbeat.task_id, heartbeat.outbox
+
+    def lose(self, now_s: float, reason: str) -> None:
+        """Note that the agent is gone."""
+        if self.liveness != "lost":
+            self.lost_since_s = now_s
+        self.liveness, self.reason, self.running, self.phase = "lost", reason, None, None
+
+    def leave(self, state: AgentState, now_s: float) -> None:
+        """Note that the agent was stopped, or that the broker published its last will."""
+        self.session, self.instance = state.session, state.instance
+        left = state.state == "leaving"
+        self.lose(now_s, "stopped by its user" if left else "its connection broke (last will)")
+        if left:
+            self.liveness = "leaving"
+
+    def progress(self, task: TaskKey, phase: Phase, fraction: float) -> None:
+        """Take over the progress of the task at work; `fraction` of the phase is done."""
+        self.phase_task, self.phase, self.phase_fraction = task, phase, fraction
+
+    def end_task(self, task_id: str) -> None:
+        """Forget the progress of a task that has an outcome."""
+        if self.phase_task is not None and self.phase_task.task_id == task_id:
+            self.phase = self.phase_task = None
+
+    def _count_takeover(self, now_s: float) -> None:
+        if now_s - self.rival_seen_s > _RIVALRY_OVER_S:
+            self.takeovers, self.duplicate = 0, None
+        self.rival_seen_s = now_s
+        self.takeovers += 1
+        if self.takeovers >= _TAKEOVERS:
+            self.duplicate = DuplicateAgentError(
+                f"two agents call themselves {self.name!r} at the same time and neither gives way, so neither can be "
+                "trusted with work; stop one of them, or start it under another --name"
+            )
+
 
 class FleetRegistry:
-    """Every agent that was ever heard of."""
+    """All agents that were ever seen."""
 
     def __init__(self, lost_after_s: float = LOST_AFTER_S) -> None:
         self.agents: dict[str, AgentEntry] = {}
         self._lost_after_s = lost_after_s
 
     def usable(self) -> list[AgentEntry]:
-        """Agents that can be given work, by name."""
+        """List the agents that can be given work, by name."""
         return sorted((entry for entry in self.agents.values() if entry.usable), key=lambda entry: entry.name)
 
     def on_state(self, agent: str, state: AgentState, now_s: float, *, retained: bool = False) -> AgentEntry:
-        """A state message or a last will; what a process says that was replaced since changes nothing.
+        """Take a state message or a last will; those of a process that was replaced since change nothing.
 
-        Of two agents of one name one gives way by itself, after a few announcements of both. Where neither does,
-        neither is used.
+        Of two agents of one name one yields by itself, after a few announcements of both. Where neither does, neither
+        is used.
         """
         entry = self._entry(agent, now_s)
-        if state.session == 0:  # a process that starts asks who is there; see `fleetnas.agent.service.name_claim`
+        if state.session == 0:  # a process that starts claims its name; see `fleetnas.agent.service.name_claim`
             return entry
-        ours = entry.instance in ("", state.instance)
+        ours = entry.is_of(state)
         if state.state in ("lost", "leaving"):
             if ours and state.session >= entry.session:
-                entry.session, entry.instance = state.session, state.instance
-                self._leave(entry, state, now_s)
+                entry.leave(state, now_s)
             return entry
-        if ours and state.session < entry.session:
+        if (ours and state.session < entry.session) or (not ours and retained):
             return entry
-        if not ours and retained:
-            return entry
-        if not ours and entry.liveness in ("ready", "busy"):
-            self._rival(entry, now_s)
-        entry.session, entry.instance = state.session, state.instance
-        entry.liveness, entry.reason, entry.lost_since_s = state.state, "", None
-        entry.resting = state.detail
-        if entry.other_info is not None and entry.other_info.session == state.session:
-            entry.info, entry.other_info = entry.other_info, None
-        self._seen(entry, now_s, retained)
+        entry.take_over(state, now_s)
+        entry.seen(now_s, retained=retained)
         return entry
 
     def on_info(self, agent: str, info: AgentInfo, now_s: float, *, retained: bool = False) -> AgentEntry:
-        """What an agent says it is; that of the session at work counts, else that of the newest.
-
-        A device that was set up anew, with a clock that is behind, begins with an older session than before.
-        """
+        """Take an agent's announcement; that of the session at work counts, else that of the newest."""
         entry = self._entry(agent, now_s)
-        at_work = entry.session if entry.liveness in ("ready", "busy") else None
-        known = entry.info.session if entry.info is not None else None
-        if known is not None and info.session != at_work and (known == at_work or info.session < known):
-            entry.other_info = info
-            return entry
-        entry.info = info
-        self._seen(entry, now_s, retained)
+        if entry.describe(info):
+            entry.seen(now_s, retained=retained)
         return entry
 
-    def on_heartbeat(self, agent: str, health: Heartbeat, now_s: float) -> AgentEntry:
-        """A heartbeat; it brings back an agent that was only silent."""
+    def on_heartbeat(self, agent: str, heartbeat: Heartbeat, now_s: float) -> AgentEntry:
+        """Take a heartbeat; it brings back an agent that was only silent."""
         entry = self._entry(agent, now_s)
-        if entry.session not in (-1, health.session):
+        if entry.session not in (-1, heartbeat.session):
             return entry
-        entry.conditions, entry.running, entry.outbox = health.conditions, health.task_id, health.outbox
-        self._seen(entry, now_s, retained=False)
+        entry.beat(heartbeat)
+        entry.seen(now_s)
         return entry
 
     def on_message(self, agent: str, now_s: float) -> AgentEntry:
-        """Any other sign of life."""
+        """Take any other sign of life."""
         entry = self._entry(agent, now_s)
-        self._seen(entry, now_s, retained=False)
+        entry.seen(now_s)
         return entry
 
     def lose(self, agent: str, now_s: float, reason: str) -> None:
-        """The caller found out that an agent is gone."""
-        self._lose(self._entry(agent, now_s), now_s, reason)
+        """Note that the caller found out that an agent is gone."""
+        self._entry(agent, now_s).lose(now_s, reason)
+
+    def end_task(self, agent: str, task_id: str) -> None:
+        """Forget the progress of a task that has an outcome."""
+        entry = self.agents.get(agent)
+        if entry is not None:
+            entry.end_task(task_id)
 
     def on_tick(self, now_s: float) -> list[AgentEntry]:
-        """Agents that are lost from now on, because they have been silent for too long."""
+        """Mark and return the agents that are lost from now on, because they have been silent for too long."""
         silent = []
         for entry in self.agents.values():
             if entry.liveness not in ("ready", "busy"):
@@ -171,7 +235,7 @@ class FleetRegistry:
             else:
                 continue
             silent.append(entry)
-            self._lose(entry, now_s, reason)
+            entry.lose(now_s, reason)
         return silent
 
     def _entry(self, agent: str, now_s: float) -> AgentEntry:
@@ -181,35 +245,3 @@ class FleetRegistry:
                 raise ProtocolError(f"{agent} is not taken into a fleet of {MAX_AGENTS} agents; it is dropped")
             entry = self.agents[agent] = AgentEntry(agent, known_since_s=now_s)
         return entry
-
-    @staticmethod
-    def _seen(entry: AgentEntry, now_s: float, retained: bool) -> None:
-        if not retained:
-            entry.last_seen_s = now_s
-            # Silence may end without a new state: the session is still the one that was lost.
-            if entry.liveness == "lost":
-                entry.liveness, entry.reason, entry.lost_since_s = "ready", "", None
-
-    @staticmethod
-    def _lose(entry: AgentEntry, now_s: float, reason: str) -> None:
-        if entry.liveness != "lost":
-            entry.lost_since_s = now_s
-        entry.liveness, entry.reason, entry.running, entry.phase = "lost", reason, None, None
-
-    def _leave(self, entry: AgentEntry, state: AgentState, now_s: float) -> None:
-        left = state.state == "leaving"
-        self._lose(entry, now_s, "stopped by its user" if left else "its connection broke (last will)")
-        if left:
-            entry.liveness = "leaving"
-
-    @staticmethod
-    def _rival(entry: AgentEntry, now_s: float) -> None:
-        if now_s - entry.rival_seen_s > _RIVALRY_OVER_S:
-            entry.takeovers, entry.duplicate = 0, None
-        entry.rival_seen_s = now_s
-        entry.takeovers += 1
-        if entry.takeovers >= _TAKEOVERS:
-            entry.duplicate = DuplicateAgentError(
-                f"two agents call themselves {entry.name!r} at the same time and neither gives way, so neither can be "
-                "trusted with work; stop one of them, or start it under another --name"
-            )

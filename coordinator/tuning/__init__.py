@@ -1,1 +1,1 @@
-"""Ask/tell search of one device setting, without I/O."""
+"""Pure ask/tell search of one device setting: initial design, candidates, verification, target solvers."""

@@ -1,4 +1,4 @@
-"""Automatic targets of one device setting: spread over the range of latencies that its subnets have in this run."""
+"""Automatic targets of one device setting: even steps over the range of latencies of its subnets in this run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 
-#: Targets end where accuracy does: probes of the predicted front, what counts as equal accuracy there (a fraction),
-#: and the room that the last target leaves above.
+#: Targets end where accuracy stops growing: probes of the predicted front, the difference of accuracy that does not
+#: count (a fraction), and the room that the last target leaves above.
 _PROBES = 12
 _SAME_ACCURACY = 0.001
 _ROOM_ABOVE = 1.08
@@ -32,13 +32,13 @@ class AutomaticTargets:
         request: TargetRequest,
         latency: SettingLatency,
         ends: Sequence[Genome],
-        search: TargetSolver,
+        solver: TargetSolver,
         accuracy: AccuracyModel,
         seed: int,
     ) -> None:
         """`ends` are the smallest and the largest subnet."""
         self._request, self._latency, self._ends = request, latency, list(ends)
-        self._search, self._accuracy, self._seed = search, accuracy, seed
+        self._solver, self._accuracy, self._seed = solver, accuracy, seed
         self.unknown = ""
         """Reason why the range is unknown; empty where it is known."""
         self._first = ResolvedTargets(())
@@ -68,7 +68,7 @@ class AutomaticTargets:
         count = len(table)
         mean, std = self._latency.predict(np.concatenate([table.genomes, np.stack(self._ends)]))
         # A slow subnet that was slower still for a moment must not stretch the range: the predictor, which gives
-        # outliers little weight, bounds what it may have taken.
+        # outliers little weight, bounds its latency.
         latency = np.minimum(table.typical_ms, mean[:count] + 2.0 * std[:count])
         fastest_ms, slowest_ms = float(latency.min()), float(latency.max())
         for genome, end_ms, end_std in zip(self._ends[:2], mean[count:].tolist(), std[count:].tolist(), strict=False):
@@ -91,7 +91,7 @@ class AutomaticTargets:
         low, high = float(table.undisturbed_ms.min()), float(table.undisturbed_ms.max())
         latency = self._latency.undisturbed_model()
         probes = np.geomspace(low, max(high, low), _PROBES)
-        found = self._search(latency, probes.tolist(), table.genomes, np.random.default_rng([self._seed, 4]))
+        found = self._solver(latency, probes.tolist(), table.genomes, np.random.default_rng([self._seed, 4]))
         winners = np.array([winner for winner in found if winner is not None], dtype=np.int16)
         if not len(winners):
             return None

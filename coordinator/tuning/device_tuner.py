@@ -1,7 +1,7 @@
 """The search on one device setting as pure ask and tell: no network, clock, threads or printing.
 
-An initial design first; then, round by round, the predicted winners of every target that are not yet measured, with
-predictions replaced by measurements where there are any; then each target's winner is measured once more, as the
+First comes the initial design; then, round by round, the predicted winners of every target that are not yet measured,
+with predictions replaced by measurements where there are any; then each target's winner is measured once more, as the
 file that ships. A miss counts and the next best is tried.
 
 Proposals are a function of the seed and of the outcomes told, whatever their order within a round. So telling a stored
@@ -10,7 +10,6 @@ run again resumes it, and it ends as it would have ended.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Literal
 
@@ -18,36 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.metrics import HeldOutError
-from fleetnas.coordinator.predictors.prior import Prior
-from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.records.transitions import require
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.automatic_targets import AutomaticTargets
+from fleetnas.coordinator.tuning.candidates import CandidateSearch
+from fleetnas.coordinator.tuning.design_progress import DesignProgress
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
-from fleetnas.coordinator.tuning.observations import SubnetObservations
-from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver, TargetState
+from fleetnas.coordinator.tuning.proposal import Proposal, TargetSolver
+from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.coordinator.tuning.verification import Verification
 from fleetnas.fleet_protocol.messages import Failed, Measurement
-from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
+from fleetnas.supernet_export.spaces.base import Genomes
 
 Floats = NDArray[np.float64]
 
-#: A subnet is worth a measurement that is predicted better by more than this (top-1, a fraction): the first as long
-#: as there are any, then, while there is budget, the second. A percent of latency buys 0.0002 to 0.0005.
-ACCURACY_GAINS = (0.0005, 0.0001)
 #: Failures without a single measurement after which the device setting is given up.
 MAX_INITIAL_FAILURES = 6
-#: Measurements of one subnet of the initial design that a disturbed device may spoil.
-_DESIGN_TRIES = 2
-#: Margin on a prediction in its standard deviations. Once nothing better is likely to meet a target, subnets are
-#: tried that may; each teaches the predictor where it was wrong.
-_MARGINS = (0.5, 0.0, -0.5)
-#: A round's candidates at least, if that many are found at all: rounds of one or two find hardly more, and a device
-#: waits for each.
-_ROUND = 3
 
 
 class DeviceTuner:
@@ -55,42 +47,35 @@ class DeviceTuner:
 
     def __init__(
         self,
-        space: DesignSpace,
+        design: InitialDesign,
         accuracy: AccuracyModel,
         targets: TargetRequest,
-        search: TargetSolver,
+        solver: TargetSolver,
         *,
         budget: int = 40,
-        spread: int = 10,
-        seed: int = 0,
-        prior: Prior | None = None,
-        bounds: Bounds | None = None,
-        opening: InitialDesign | None = None,
     ) -> None:
-        """`budget` counts all but verifications, of which the first `spread` cover the space.
+        """`budget` counts all measurements but verifications, those of the initial design included.
 
-        Nothing that breaks the `bounds` is ever measured; `search` must keep them too. An `opening` that was made for
-        the same space, spread, seed, prior and bounds may be given.
+        Space, seed, prior and bounds are those of the `design`; `solver` must keep the bounds too.
         """
-        self.space = space
+        self.space = design.space
         self.budget = budget
         self.failure_reason = ""
         self.targets_note = ""
         """Why there are fewer automatic targets than were asked for."""
         self.measurements = 0
         self.failures = 0
-        self._request, self._search, self._seed = targets, search, seed
-        opening = opening or InitialDesign(space, count=min(spread, budget), seed=seed, prior=prior, bounds=bounds)
-        self._design, self._ends = opening.spread, opening.ends
-        self._design_tries = dict.fromkeys((genome.tobytes() for genome in self._design), 0)
-        self._latency = SettingLatency(opening)
-        self._verification = Verification(
-            self._latency, accuracy, search, opening.architecture, opening.ends[0], self._rng
-        )
+        self._request, self._seed = targets, design.seed
+        self._latency = SettingLatency(design)
+        self._choice = SubnetChoice(self._latency, accuracy)
+        self._proposer = Proposer(self._latency, accuracy, design.architecture)
+        self._design = DesignProgress(design.subnets, self._latency.observations)
+        self._candidates = CandidateSearch(self._latency, self._choice, self._proposer, solver, self._rng)
+        self._verification = Verification(self._latency, self._choice, self._proposer, solver, design.ends, self._rng)
         self._targets = [TargetState(target_ms) for target_ms in targets.fixed_ms]
-        self._automatic = AutomaticTargets(targets, self._latency, self._ends, search, accuracy, seed)
+        self._automatic = AutomaticTargets(targets, self._latency, design.ends, solver, accuracy, design.seed)
         self._regime_unix_s = 0.0  # of the device when exploration ended, and since
-        self._explored_from: int | None = None  # outcomes told when the initial design was complete
+        self._design_told: int | None = None  # outcomes told when the initial design was complete
         self._current = True  # whether the targets' best subnets are those of all measurements
         self._told = 0
         self._queue: deque[Proposal] = deque()
@@ -99,19 +84,19 @@ class DeviceTuner:
         self._finished = False
         self._abandoned = False
 
-    # -- what the campaign sees --------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
-        """Nothing is left to ask."""
+        """Whether nothing is left to ask."""
         return self._finished
 
     @property
     def phase(self) -> Literal["initial-design", "search", "verification", "done"]:
-        """Where the search stands."""
+        """Present phase of the search."""
         if self._finished:
             return "done"
-        if self._explored_from is None:
+        if self._design_told is None:
             return "initial-design"
         return "search" if self._exploring else "verification"
 
@@ -129,7 +114,7 @@ class DeviceTuner:
             self._verification.predict(self.targets)
 
     def target(self, target_ms: float | None) -> TargetState | None:
-        """One target as its verifications left it; one that has none yet may stand better by now."""
+        """Return one target as its verifications left it; one that has none yet may stand better by now."""
         return next((state for state in self._targets if state.target_ms == target_ms), None)
 
     @property
@@ -139,7 +124,7 @@ class DeviceTuner:
 
     @property
     def quarantined(self) -> int:
-        """Subnets that failed twice and are left alone."""
+        """Number of subnets that failed twice and are left alone."""
         return len(self._latency.observations.quarantined())
 
     @property
@@ -150,80 +135,85 @@ class DeviceTuner:
 
     @property
     def typical_speed(self) -> TypicalSpeed:
-        """How slow the device typically is in this run."""
+        """Typical slow-down of the device in this run."""
         return self._latency.speed
 
     def held_out_error(self) -> HeldOutError:
-        """The predictor's own error: each measured subnet predicted from all others, at undisturbed speed."""
+        """Return the predictor's own error: each measured subnet predicted from all others, at undisturbed speed."""
         return HeldOutError(None, None, 0) if self._abandoned else self._latency.held_out_error()
 
     def predict(self, genomes: Genomes) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of a measurement at undisturbed speed, ms, each (n,)."""
+        """Return mean and standard deviation of a measurement at undisturbed speed, ms, each (n,)."""
         return self._latency.predict_undisturbed(genomes)
 
     @property
     def needs_planning(self) -> bool:
-        """Whether the next `ask` has to think (some 0.1 s) rather than hand out what is planned already."""
+        """Whether the next `ask` has to think (some 0.1 s) rather than return a planned round."""
         return not self._finished and not self._queue and not self._outstanding
 
     # -- ask and tell ------------------------------------------------------------------------------------------
 
     def ask(self, count: int) -> list[Proposal]:
-        """Up to `count` subnets to measure next; none while a round's last ones are out."""
+        """Return up to `count` subnets to measure next; none while a round's last ones are being measured."""
         if self.needs_planning:
             self._queue.extend(self._next_round())
             self._latency.release()
-        handed = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
-        self._outstanding.update((proposal.key, proposal) for proposal in handed)
-        return handed
+        asked = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
+        self._outstanding.update((proposal.key, proposal) for proposal in asked)
+        return asked
 
     def expect(self, proposal: Proposal) -> None:
-        """A proposal of an earlier coordinator has no outcome yet: its round goes on."""
-        self._outstanding[proposal.key] = proposal
+        """Take in a proposal of an earlier coordinator that has no outcome yet: its round goes on."""
+        if not self._finished:
+            self._outstanding[proposal.key] = proposal
 
     def abandon(self, reason: str) -> None:
-        """End the search where it stands, without computing anything: it has broken down, and `reason` says how."""
+        """End the search at once, without computing anything: it raised an exception, which `reason` describes."""
         self._abandoned = self._finished = True
         self.failure_reason = reason
         self._queue.clear()
         self._outstanding.clear()
         for state in self._open_targets():
-            state.status, state.reason = "missed", reason
+            state.miss(reason)
 
     def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the outcome of a proposal, also of one that a stored run asked for."""
         if self._abandoned:
             return
-        if proposal.purpose != "initial-design":
-            self._end_initial_design()
-        of_target = proposal.target_ms is not None
-        if of_target:
-            self._end_exploration()
-            if self.target(proposal.target_ms) is None:
-                self._follow_regime()
-        elif proposal.purpose == "candidate" and not self._exploring:
-            self._follow_regime()
+        self._follow(proposal)
         self._told += 1
         self._outstanding.pop(proposal.key, None)
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
         genome = np.array(proposal.genome, dtype=np.int16)
         self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
-        if proposal.purpose == "initial-design" and genome.tobytes() in self._design_tries:
-            self._design_tries[genome.tobytes()] += 1
-        state, run = self.target(proposal.target_ms) if of_target else None, None
+        if proposal.purpose == "spread":
+            self._design.count_try(genome)
+        state = self.target(proposal.target_ms) if proposal.target_ms is not None else None
+        run = None
         if isinstance(outcome, Failed):
             self.failures += 1
             detail = f" ({outcome.detail})" if outcome.detail else ""
-            self._verification.last_failure = f"{outcome.reason}{detail}"
+            self._verification.note_failure(f"{outcome.reason}{detail}")
             self._latency.add_failure(genome)
         else:
             run = self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
         if state is not None and proposal.purpose == "verification":
             self._verification.judge(state, genome, run)
         elif state is not None:
-            state.replacements += 1
+            state.count_replacement()
         self._check_abort(outcome)
         self._current = False
+
+    def _follow(self, proposal: Proposal) -> None:
+        """Enter the phase in which a proposal was made, where a stored run is told again."""
+        if proposal.purpose != "spread":
+            self._end_initial_design()
+        if proposal.target_ms is not None:
+            self._end_exploration()
+            if self.target(proposal.target_ms) is None:
+                self._follow_regime()
+        elif proposal.purpose == "candidate" and not self._exploring:
+            self._follow_regime()
 
     def _check_abort(self, outcome: Measurement | Failed) -> None:
         if not isinstance(outcome, Failed) or self.failures < MAX_INITIAL_FAILURES:
@@ -238,55 +228,50 @@ class DeviceTuner:
     def _rng(self) -> np.random.Generator:
         return np.random.default_rng([self._seed, 3, self._told])
 
-    # -- the initial design ------------------------------------------------------------------------------------
-
-    def _is_open(self, genome: Genome) -> bool:
-        """Whether a subnet of the initial design is to be measured, or measured once more."""
-        seen: SubnetObservations = self._latency.observations.of(genome)
-        if self.measurements >= self.budget or seen.quarantined or (seen.runs and seen.sure):
-            return False
-        return self._design_tries[genome.tobytes()] - seen.failures < _DESIGN_TRIES
-
-    def _end_initial_design(self) -> None:
-        """Once the initial design is measured, automatic targets follow from it."""
-        if self._explored_from is None and not self._finished and not any(map(self._is_open, self._design)):
-            self._explored_from = self._told
-            if not len(self._latency.observations.table(unsure=True)):
-                self.failure_reason = (
-                    f"no measurement succeeded, the last failed with {self._verification.last_failure}; run "
-                    "`fleetnas-agent doctor` on the device"
-                )
-                self._finish()
-            elif self._request.automatic:
-                self._automatic.begin()
-                self._refresh_targets()
-
     # -- rounds ------------------------------------------------------------------------------------------------
 
     def _next_round(self) -> list[Proposal]:
-        design = [genome for genome in self._design if self._is_open(genome)]
+        left = self.budget - self.measurements
+        design = self._design.remaining() if left > 0 else []
         if design:
-            return self._verification.propose(design[: self.budget - self.measurements], "initial-design")
+            return self._proposer.propose(design[:left], "spread")
         self._end_initial_design()
         if self._exploring:
             self._refresh_targets()
         else:
             self._follow_regime()
         while self._exploring and not self._finished:
-            found = self._candidates()
+            found = self._candidates.find(self._open_targets(), self.budget - self.measurements)
             if found:
                 return found
             self._end_exploration()
             self._follow_regime()
         if self._finished:
             return []
-        round_ = self._verifications()
+        round_ = self._verification.proposals(self._targets)
         if not round_:
             self._verification.reconsider(self._targets)
-            round_ = self._verifications()
+            round_ = self._verification.proposals(self._targets)
         if not round_:
             self._finish()
         return round_
+
+    def _end_initial_design(self) -> None:
+        """Once the initial design is measured, automatic targets follow from it."""
+        if self._design_told is not None or self._finished:
+            return
+        if self.measurements < self.budget and not self._design.is_complete():
+            return
+        self._design_told = self._told
+        if not len(self._latency.observations.table(unsure=True)):
+            self.failure_reason = (
+                f"no measurement succeeded, the last failed with {self._verification.last_failure}; run "
+                "`fleetnas-agent doctor` on the device"
+            )
+            self._finish()
+        elif self._request.automatic:
+            self._automatic.begin()
+            self._refresh_targets()
 
     def _end_exploration(self) -> None:
         """From the first re-measurement on, targets change with the device's lasting speed only."""
@@ -309,8 +294,10 @@ class DeviceTuner:
             self._exploring = True
             self._verification.reconsider(self._targets)
 
+    # -- targets -----------------------------------------------------------------------------------------------
+
     def _refresh_targets(self) -> None:
-        """Take over automatic targets that are not those there are."""
+        """Take over automatic targets that differ from the present ones."""
         if not self._request.automatic:
             return
         resolved = self._automatic.now()
@@ -321,76 +308,39 @@ class DeviceTuner:
             self.failure_reason = self._automatic.unknown
             self._finish()
 
-    def _verifications(self) -> list[Proposal]:
-        asked = (self._verification.next(state, ACCURACY_GAINS[0]) for state in self._open_targets())
-        return [proposal for proposal in asked if proposal is not None]
-
     def _open_targets(self) -> list[TargetState]:
-        return [state for state in self._targets if state.status == "open"]
-
-    def _candidates(self) -> list[Proposal]:
-        """Predicted winners that are not measured yet and likely to be better than what is."""
-        left = self.budget - self.measurements
-        if left <= 0:
-            return []
-        states = self._open_targets()
-        # Margins differ per target, so what is searched are the targets less their margins.
-        margins = [self._verification.safety(state) for state in states]
-        bounds = [state.target_ms / (1.0 + margin) for state, margin in zip(states, margins, strict=True)]
-        best = [
-            self._verification.best_measured(state, margin, unsure=False)
-            for state, margin in zip(states, margins, strict=True)
-        ]
-        accuracies = [-math.inf if genome is None else self._verification.accuracy(genome) for genome in best]
-        predicted, found = self._latency.undisturbed_model(), list[list[Genome | None]]()
-        for gain in ACCURACY_GAINS:
-            chosen: dict[bytes, Genome] = {}
-            for place, sigmas in enumerate(_MARGINS):
-                if place == len(found):
-                    model = predicted.at_margin(sigmas)
-                    found.append(self._latency.winners(self._search, bounds, self._rng(), model))
-                for accuracy, winner in zip(accuracies, found[place], strict=True):
-                    if winner is not None and self._verification.improves(accuracy, winner, gain):
-                        chosen.setdefault(winner.tobytes(), winner)
-                if len(chosen) >= min(_ROUND, left):
-                    break
-            if chosen:
-                return self._verification.propose(list(chosen.values())[:left], "candidate")
-        return []
-
-    # -- how targets stand -------------------------------------------------------------------------------------
+        return [state for state in self._targets if state.status is TargetStatus.OPEN]
 
     def _show_best_measured(self) -> None:
         """Before verification, each target shows its best measured subnet."""
-        if self._explored_from is None:
+        if self._design_told is None:
             return
         for state in self._open_targets():
             if state.verifications == 0:
-                best = self._verification.choice(state, unsure=not self._exploring)
+                best = self._choice.choice(state, unsure=not self._exploring)
                 if best is not None:
-                    self._verification.stand(state, best)
+                    self._verification.show(state, best)
 
     def _finish(self) -> None:
         self._finished = True
         self._queue.clear()
         self._outstanding.clear()
         for state in self._open_targets():
-            state.status = "missed"
-            state.reason = state.reason or self.failure_reason or "it was not verified"
-        self._verification.explain_given_up(self._targets)
-        self._verification.predict(self._targets)
-        self._verification.adopt_better_winners(self._targets)
-        self._note_what_constrains_nothing()
+            state.miss(state.reason or self.failure_reason or "it was not verified")
+        self._verification.conclude(self._targets)
 
-    def _note_what_constrains_nothing(self) -> None:
-        largest_ms = self._largest_ms()
+    def validate(self) -> None:
+        """Check targets and proposals; `BrokenInvariantError` names the first contradiction. For tests."""
         for state in self._targets:
-            if largest_ms is not None and state.status == "met" and largest_ms <= state.target_ms:
-                state.note = f"constrains nothing: the largest subnet takes {largest_ms:.3g} ms"
-
-    def _largest_ms(self) -> float | None:
-        """Latency of the largest subnet at the typical speed, ms; None where it is not known."""
-        observations = self._latency.observations
-        largest = observations.of(self._ends[-1])
-        known = any(run.undisturbed_ms is not None for run in largest.runs)
-        return observations.latency_ms(largest) if known else None
+            state.validate()
+        targets_ms = [state.target_ms for state in self._targets]
+        require(targets_ms == sorted(set(targets_ms)), f"targets are not ascending: {targets_ms}")
+        queued = [proposal.key for proposal in self._queue]
+        require(len(set(queued)) == len(queued), "a proposal is queued twice")
+        require(not self._outstanding.keys() & set(queued), "a proposal is queued and being measured")
+        require(all(key == proposal.key for key, proposal in self._outstanding.items()), "a proposal has another key")
+        if self._finished:
+            require(not self._queue and not self._outstanding, "a finished search asks for measurements")
+            require(not self._open_targets(), "a finished search has open targets")
+        else:
+            require(not self.failure_reason, f"a search at work has failed: {self.failure_reason}")

@@ -1,4 +1,4 @@
-"""What the searches of a fleet's devices have in common before the first measurement."""
+"""The initial design: the subnets that every device setting measures first, and what all searches of a fleet share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
-#: Subnets of which the spread is chosen.
-_SPREAD_POOL = 2000
+#: Subnets among which the initial design is chosen.
+_POOL = 2000
 
 
 class InitialDesign:
-    """How searches of one space, seed and prior begin: the same for every device, so made once for a fleet."""
+    """Beginning of all searches of one space, seed and prior: the same for every device, so made once for a fleet."""
 
     def __init__(
         self, space: DesignSpace, *, count: int, seed: int, prior: Prior | None = None, bounds: Bounds | None = None
     ) -> None:
-        """`count` subnets cover the space: the smallest, the largest that may be, then what teaches the most."""
+        """Choose `count` subnets: the smallest, the largest within the bounds, then those that teach the most."""
         bounds = bounds or Bounds()
-        self._space = space
+        self.space = space
+        self.seed = seed
         self._architectures: dict[bytes, Architecture] = {}
         self.features = FeatureMap(space)
         if prior is None:
@@ -34,22 +35,22 @@ class InitialDesign:
         self.prior = prior
         rng = np.random.default_rng([seed, 2])
         smallest, largest = space.smallest(), largest_within(space, bounds, rng)
-        #: The smallest subnet, and the largest that may be.
+        #: The smallest subnet, and the largest within the bounds.
         self.ends: list[Genome] = [smallest[0], largest[0]]
         ends = [smallest[0]] if np.array_equal(smallest, largest) else [smallest[0], largest[0]]
-        self.spread: list[Genome] = ends[:count]
-        pool = np.unique(sample_within(space, bounds, _SPREAD_POOL, rng), axis=0)
-        pool = pool[~(pool[:, None] == np.stack(self.spread)).all(axis=2).any(axis=1)]
+        self.subnets: list[Genome] = ends[:count]
+        pool = np.unique(sample_within(space, bounds, _POOL, rng), axis=0)
+        pool = pool[~(pool[:, None] == np.stack(self.subnets)).all(axis=2).any(axis=1)]
         if len(pool):
-            wanted = min(count - len(self.spread), len(pool))
+            wanted = min(count - len(self.subnets), len(pool))
             with single_threaded_blas():
                 picks = BayesianPredictor(prior).suggest(self.features.features(pool), wanted, rng)
-            self.spread.extend(pool[picks])
+            self.subnets.extend(pool[picks])
 
     def architecture(self, genome: Genome) -> Architecture:
-        """A genome's architecture; all devices hold the same object."""
+        """Return a genome's architecture; all devices hold the same object."""
         key = genome.tobytes()
         found = self._architectures.get(key)
         if found is None:
-            found = self._architectures[key] = self._space.decode(genome[None])[0]
+            found = self._architectures[key] = self.space.decode(genome[None])[0]
         return found

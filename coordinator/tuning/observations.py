@@ -1,111 +1,35 @@
-"""Measurements and failures of one device setting per subnet, and how slow the device typically is.
+"""Measurements and failures of one device setting, and the latencies of its subnets.
 
-Everything here is a function of the set of measurements, whatever the order in which they came.
+All derived values are a function of the set of measurements, whatever the order in which they came.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.tuning.derived_latencies import DerivedLatencies
+from fleetnas.coordinator.tuning.subnet_observations import Run, SubnetObservations
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.fleet_protocol.messages import Measurement
 from fleetnas.supernet_export.spaces.base import Genomes
 
 Floats = NDArray[np.float64]
 
-#: Two runs of one file on one device differ by about this much, relative, however steady each of them is.
-BETWEEN_RUNS = 0.01
-#: A measurement whose own noise is beyond this says little; one more is taken before it is relied on.
-UNSURE_NOISE = 0.15
-#: A (device setting, subnet) that failed this often is left alone.
-QUARANTINE_FAILURES = 2
-#: 95 % half-width of a normal distribution in standard deviations.
-_HALF_WIDTH_SIGMAS = 1.96
 #: An agent that finds a reference faster than this share of its level calibrated it on a slowed device: latencies that
 #: were stated at the old level are restated. Smaller differences are those between two sessions of one subnet.
 _SAME_LEVEL = 0.92
-#: A latency as it ran bounds the typical one where the device was slower than typically by more than this.
-_CLEARLY_SLOWER = 1.05
-#: A lasting speed is another one where it differs by more than this factor.
-_ANOTHER_SPEED = 1.05
-#: Measurements of the present regime from which its typical speed is taken; of fewer, all measurements count.
-_LEAST_OF_REGIME = 3
-#: A run stands for at most this many times the usual time between two runs, and at least for that part of it.
-_MOST_UNUSUAL = 3.0
-#: Subnets of known speed from which on the others' latencies as they ran are only bounds, and the standard deviation
-#: with which they stand in for unknown latencies before that, relative.
-_LEAST_KNOWN, _UNKNOWN_SPEED_NOISE = 3, 0.15
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Run:
-    """Values of one measurement that a search needs; a whole `Measurement` takes 10 KiB. Runs are told by identity."""
-
-    median_ms: float
-    """As it ran."""
-    undisturbed_ms: float | None
-    noise: float
-    """Of `undisturbed_ms`, a standard deviation, relative: see `relative_noise`."""
-    noisy: bool
-    reference_ms: float | None
-    levels_ms: tuple[float, ...]
-    regime_unix_s: float
-    finished_unix_s: float
-    model_sha256: str
-
-    @classmethod
-    def of(cls, measurement: Measurement) -> Run:
-        """Take over a measurement."""
-        return cls(
-            measurement.median_ms,
-            measurement.undisturbed_ms,
-            relative_noise(measurement),
-            measurement.quality == "noisy",
-            measurement.reference_ms,
-            measurement.levels_ms,
-            measurement.regime_unix_s,
-            measurement.finished_unix_s,
-            measurement.model_sha256,
-        )
-
-
-@dataclass(slots=True)
-class SubnetObservations:
-    """One subnet on one device setting."""
-
-    genome: NDArray[np.int16]
-    runs: list[Run] = field(default_factory=list)
-    missed: list[Run] = field(default_factory=list)
-    """Re-measurements that missed a target; their latencies count even where other runs were faster."""
-    awaited: list[Run] = field(default_factory=list)
-    """Runs that waited for a fast device: they do not count towards the typical slow-down."""
-    failures: int = 0
-
-    @property
-    def quarantined(self) -> bool:
-        return self.failures >= QUARANTINE_FAILURES
-
-    @property
-    def fastest_ms(self) -> float | None:
-        """The least that it ever took as it ran; None where it was not measured."""
-        return min((run.median_ms for run in self.runs), default=None)
-
-    @property
-    def sure(self) -> bool:
-        """Whether it was measured steadily, or more than once."""
-        return len(self.runs) > 1 or any(
-            run.undisturbed_ms is not None and run.noise <= UNSURE_NOISE for run in self.runs
-        )
+#: Standard deviation with which latencies as they ran stand in for unknown ones, relative.
+_UNKNOWN_SPEED_NOISE = 0.15
 
 
 @dataclass(frozen=True)
 class Table:
-    """Subnets that were measured, the fastest first. The arrays are not to be changed."""
+    """Measured subnets, the fastest first. The arrays are not to be changed."""
 
     genomes: Genomes
     """(n, G)."""
@@ -114,7 +38,7 @@ class Table:
     undisturbed_ms: Floats
     """The same at undisturbed speed, (n,)."""
     bound_ms: Floats
-    """The least that it took on a device that was slower than typically, or at unknown speed, (n,); else infinite."""
+    """Least latency on a device that was slower than typically, or at unknown speed, (n,); else infinite."""
 
     def __len__(self) -> int:
         return len(self.typical_ms)
@@ -128,15 +52,15 @@ class Observations:
         #: The least level of every reference, by how many references the device has.
         self._levels: dict[int, tuple[float, ...]] = {}
         #: Values derived from all measurements; read far more often than they change.
-        self._derived: _Derived | None = None
+        self._derived: DerivedLatencies | None = None
         self._tables: dict[bool, Table] = {}
 
     def __iter__(self) -> Iterator[SubnetObservations]:
-        """In the order of their genomes, not of arrival."""
+        """Iterate in the order of genomes, not of arrival."""
         return (self._subnets[key] for key in sorted(self._subnets))
 
     def of(self, genome: NDArray[np.int16]) -> SubnetObservations:
-        """The subnet's observations, empty where there are none yet."""
+        """Return the subnet's observations, empty where there are none yet."""
         key = genome.tobytes()
         found = self._subnets.get(key)
         if found is None:
@@ -147,10 +71,8 @@ class Observations:
 
     def add(self, genome: NDArray[np.int16], measurement: Measurement, *, awaited: bool = False) -> Run:
         """Add one more run of a subnet; `awaited` where it waited for a fast device."""
-        subnet, run = self.of(genome), Run.of(measurement)
-        subnet.runs.append(run)
-        if awaited:
-            subnet.awaited.append(run)
+        run = Run.of(measurement)
+        self.of(genome).add(run, awaited=awaited)
         count = len(run.levels_ms)
         self._levels[count] = tuple(map(min, run.levels_ms, self._levels.get(count, run.levels_ms)))
         self._changed()
@@ -158,22 +80,22 @@ class Observations:
 
     def add_failure(self, genome: NDArray[np.int16]) -> None:
         """Count a failed measurement of a subnet."""
-        self.of(genome).failures += 1
+        self.of(genome).count_failure()
         self._changed()
 
     def add_miss(self, genome: NDArray[np.int16], run: Run) -> None:
         """Mark a run, added already, as one that missed the target that it was for."""
-        self.of(genome).missed.append(run)
+        self.of(genome).mark_missed(run)
         self._changed()
 
     def _changed(self) -> None:
         self._tables.clear()
         self._derived = None
 
-    # -- what follows ------------------------------------------------------------------------------------------
+    # -- derived values ----------------------------------------------------------------------------------------
 
     def undisturbed_ms(self, run: Run) -> float | None:
-        """A run's latency at undisturbed speed, restated at the fastest speed that its reference has shown."""
+        """Return a run's latency at undisturbed speed, restated at the fastest speed of its reference."""
         if run.undisturbed_ms is None or run.reference_ms is None or not run.levels_ms:
             return run.undisturbed_ms
         place = min(range(len(run.levels_ms)), key=lambda i: abs(run.levels_ms[i] - run.reference_ms))  # type: ignore[operator]
@@ -182,12 +104,12 @@ class Observations:
 
     @property
     def regime_unix_s(self) -> float:
-        """Since when the device has run at its present lasting speed, by its own clock."""
+        """Start of the device's present lasting speed, by its own clock."""
         return max((run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs), default=0.0)
 
     @property
     def speed_since_unix_s(self) -> float:
-        """Since when the device has run at its typical speed, by its own clock; 0 where all measurements tell it."""
+        """Start of the time from which the typical speed is taken, by the device's clock; 0: all measurements."""
         return self._all.speed_since_unix_s
 
     @property
@@ -197,7 +119,7 @@ class Observations:
 
     @property
     def speed(self) -> TypicalSpeed:
-        """How slow the device typically is in this run, at its present lasting speed."""
+        """Typical slow-down of the device in this run, at its present lasting speed."""
         return self._all.speed
 
     @property
@@ -212,7 +134,7 @@ class Observations:
         return self._all.knows_speeds
 
     def exceeds(self, subnet: SubnetObservations, run: Run) -> float:
-        """How far one of a subnet's runs is beyond what its others say, relative, the device's speed taken out."""
+        """Return how far a run is beyond the subnet's other runs, relative, the device's speed taken out."""
         others = [other for other in subnet.runs if other is not run]
         known = [(ms, other.noise**-2) for other in others if (ms := self.undisturbed_ms(other))]
         showed = self.undisturbed_ms(run)
@@ -223,12 +145,12 @@ class Observations:
         return run.median_ms / min((other.median_ms for other in others), default=run.median_ms) - 1.0
 
     def typical_ms(self, run: Run) -> float | None:
-        """Latency of a run's subnet at the typical speed, ms; None where the run only bounds it."""
+        """Return the latency of a run's subnet at the typical speed, ms; None where the run only bounds it."""
         undisturbed = self.undisturbed_ms(run)
         return None if undisturbed is None else undisturbed * self.speed.slowdown(undisturbed)
 
     def latency_ms(self, subnet: SubnetObservations) -> float | None:
-        """Latency of a subnet at the run's typical speed, ms; None where it was not measured.
+        """Return the latency of a subnet at the run's typical speed, ms; None where it was not measured.
 
         A run on a device that was slower than typically, or at unknown speed, is an upper bound.
         """
@@ -236,7 +158,7 @@ class Observations:
         return None if place is None else float(self._all.typical_ms[place])
 
     def table(self, *, unsure: bool = False) -> Table:
-        """Every measured subnet that is not quarantined; those that were measured once and badly with `unsure` only."""
+        """Return the measured subnets that are not quarantined; `unsure` adds those measured once, unsteadily."""
         if unsure not in self._tables:
             found = self._all
             kept = [
@@ -255,11 +177,11 @@ class Observations:
             )
         return self._tables[unsure]
 
-    def lessons(self) -> list[tuple[tuple[int, ...], float, float]]:
-        """Every latency at undisturbed speed: genome, ms and its standard deviation, ms; sorted.
+    def training_set(self) -> list[tuple[tuple[int, ...], float, float]]:
+        """Return every latency at undisturbed speed: genome, ms and its standard deviation, ms; sorted.
 
-        Where hardly any is known, latencies as they ran stand in for them, with much noise: they say at least how
-        subnets compare, and targets are about them.
+        Where hardly any is known, latencies as they ran stand in for them, with much noise: they rank the
+        subnets at least, and targets are about them.
         """
         known = [
             (tuple(subnet.genome.tolist()), ms, run.noise * ms)
@@ -272,7 +194,7 @@ class Observations:
         return sorted(known)
 
     def upper_bounds(self) -> list[tuple[tuple[int, ...], float]]:
-        """Subnets of which only an upper bound is known and learned: genome and the least that it took, ms; sorted."""
+        """Return the subnets of which only an upper bound is known: genome and least latency, ms; sorted."""
         return sorted(self._bounded()) if self.knows_speeds else []
 
     def _bounded(self) -> list[tuple[tuple[int, ...], float]]:
@@ -283,12 +205,12 @@ class Observations:
         ]
 
     def fastest(self) -> SubnetObservations | None:
-        """The subnet that took the least time as it ran, quarantined ones left out."""
+        """Return the subnet with the least latency as it ran, without quarantined ones; None where none is measured."""
         measured = [subnet for subnet in self._all.subnets if not subnet.quarantined]
         return min(measured, key=lambda subnet: subnet.fastest_ms or math.inf, default=None)
 
     def fastest_within(self, target_ms: float) -> NDArray[np.int16] | None:
-        """Of the subnets that were ever within the target as they ran, misses or not, the fastest at its best."""
+        """Return the fastest subnet that was ever within the target as it ran, missed or not; None where none was."""
         fastest = self.fastest()
         if fastest is None or fastest.fastest_ms is None or fastest.fastest_ms > target_ms:
             return None
@@ -299,101 +221,11 @@ class Observations:
         return any(s.quarantined and s.fastest_ms is not None and s.fastest_ms <= target_ms for s in self)
 
     def quarantined(self) -> list[NDArray[np.int16]]:
-        """Subnets that are not to be tried again."""
+        """Return the subnets that are not to be tried again."""
         return [subnet.genome for subnet in self if subnet.quarantined]
 
     @property
-    def _all(self) -> _Derived:
+    def _all(self) -> DerivedLatencies:
         if self._derived is None:
-            self._derived = _Derived(self)
+            self._derived = DerivedLatencies(self, self.regime_unix_s, self.undisturbed_ms)
         return self._derived
-
-
-class _Derived:
-    """Values derived from all measurements together, computed once."""
-
-    def __init__(self, observations: Observations) -> None:
-        #: Measured subnets in the order of their genomes, and the place of each genome among them.
-        self.subnets = [subnet for subnet in observations if subnet.runs]
-        self.places = {subnet.genome.tobytes(): place for place, subnet in enumerate(self.subnets)}
-        # Sorted within each subnet: not even rounding depends on the order of arrival.
-        runs = [
-            (place, observations.undisturbed_ms(run) or math.nan, run.median_ms, run.noise, run)
-            for place, subnet in enumerate(self.subnets)
-            for run in subnet.runs
-        ]
-        runs.sort(key=lambda run: (run[0], math.isnan(run[1]), run[1:4]))
-        place = np.array([run[0] for run in runs], dtype=np.intp)
-        undisturbed = np.array([run[1] for run in runs], dtype=np.float64)
-        medians = np.array([run[2] for run in runs], dtype=np.float64)
-        known = ~np.isnan(undisturbed)
-        self.noise = sorted(run[3] for run in runs if run[1] == run[1])
-        self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
-        since = observations.regime_unix_s
-        ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
-        in_regime = ended >= since
-        #: Since when the typical speed is that of one regime; 0 where all measurements tell it.
-        self.speed_since_unix_s = since
-        if np.count_nonzero(known & in_regime) < _LEAST_OF_REGIME:
-            in_regime, self.speed_since_unix_s = np.ones(len(ended), dtype=np.bool_), 0.0
-        present = known & in_regime
-        self.changed_for_good = _changed(medians / undisturbed, known & (ended < since), known & (ended >= since))
-        awaited = {id(run) for subnet in self.subnets for run in subnet.awaited}
-        unbiased = present & np.array([id(run[4]) not in awaited for run in runs], dtype=np.bool_)
-        present = next((chosen for chosen in (unbiased, present) if chosen.any()), known)
-        durations = _durations(ended)
-        self.speed = TypicalSpeed.of(
-            undisturbed[present],
-            medians[present] / undisturbed[present],
-            ended[present],
-            durations[present],
-            float(durations[present].sum() / durations[in_regime].sum()) if present.any() else 1.0,
-        )
-        precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
-        sums = np.zeros((2, len(self.subnets)))
-        np.add.at(sums[0], place[known], (undisturbed * precision)[known])
-        np.add.at(sums[1], place[known], precision[known])
-        typical = np.full(len(self.subnets), np.inf)
-        some = sums[1] > 0
-        typical[some] = self.speed.typical_ms(sums[0, some] / sums[1, some])
-        at_typical = np.where(known, self.speed.typical_ms(np.where(known, undisturbed, 1.0)), np.nan)
-        self.bound_ms = np.full(len(self.subnets), np.inf)
-        bounds = ~known | (medians > _CLEARLY_SLOWER * np.where(known, at_typical, 0.0))
-        np.minimum.at(self.bound_ms, place[bounds], medians[bounds])
-        #: Latency of each subnet at the run's typical speed, ms.
-        self.typical_ms: Floats = np.minimum(typical, self.bound_ms)
-        for row, subnet in enumerate(self.subnets):
-            for run in subnet.missed:
-                missed_ms = observations.undisturbed_ms(run)
-                showed = run.median_ms if missed_ms is None else missed_ms * self.speed.slowdown(missed_ms)
-                self.typical_ms[row] = max(self.typical_ms[row], showed)
-
-
-def _changed(slowdown: Floats, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> bool:
-    """Whether median slow-downs before and after the present regime began tell two speeds."""
-    if not before.any() or not after.any():
-        return False
-    was, now = float(np.median(slowdown[before])), float(np.median(slowdown[after]))
-    return max(was, now) > _ANOTHER_SPEED * min(was, now)
-
-
-def _durations(ended: Floats) -> Floats:
-    """The time that each run stands for, seconds (n,), by when it ended: from the end of the one before, within bounds.
-
-    A slow device measures less often, and would be seen too rarely otherwise.
-    """
-    order = np.argsort(ended, kind="stable")
-    gaps = np.diff(ended[order], prepend=ended[order[:1]] if len(order) else 0.0)
-    usual = float(np.median(gaps[1:])) if len(gaps) > 1 else 0.0
-    if usual <= 0.0:
-        return np.ones(len(ended))
-    gaps[0] = usual
-    found = np.empty(len(ended))
-    found[order] = np.clip(gaps, usual / _MOST_UNUSUAL, usual * _MOST_UNUSUAL)
-    return found
-
-
-def relative_noise(measurement: Measurement) -> float:
-    """Standard deviation of a latency at undisturbed speed over it: within its run, and between runs."""
-    within = measurement.undisturbed_half_width_percent / 100 / _HALF_WIDTH_SIGMAS
-    return math.hypot(within, BETWEEN_RUNS)

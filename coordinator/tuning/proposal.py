@@ -1,10 +1,10 @@
-"""Proposals and targets of a device's search, and the interface of the search for winners."""
+"""Proposals of a device setting's search, and the interface of the solver that finds winners."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,41 +34,8 @@ class Proposal:
 
     @property
     def key(self) -> tuple[tuple[int, ...], Purpose, float | None]:
-        """What tells two proposals of one device setting apart."""
+        """Identity among the proposals of one device setting."""
         return self.genome, self.purpose, self.target_ms
-
-
-@dataclass
-class TargetState:
-    """One target and its best subnet so far. Latencies are milliseconds."""
-
-    target_ms: float
-    status: Literal["open", "met", "missed", "infeasible"] = "open"
-    genome: Genome | None = None
-    architecture: Architecture | None = None
-    predicted_ms: float | None = None
-    """By the predictor, with this subnet's own measurements left out."""
-    measured_ms: float | None = None
-    verified_ms: float | None = None
-    """The re-measurement as it ran."""
-    typical_ms: float | None = None
-    """The same at the typical speed of the run; None where its ratio to the reference said nothing."""
-    accuracy: float | None = None
-    """As predicted, a fraction."""
-    sha256: str | None = None
-    reason: str = ""
-    note: str = ""
-    """A remark on a target that was met."""
-    missed_by: list[float] = field(default_factory=list)
-    """How far re-measurements that missed were beyond what was expected, relative."""
-    verifications: int = 0
-    disturbed: int = 0
-    slowed_down: int = 0
-    """Verifications that count as misses because the device was slowed down."""
-    replacements: int = 0
-    failures: int = 0
-    given_up: bool = False
-    """No measured subnet was within it; what is measured later may change that."""
 
 
 class TargetSolver(Protocol):
@@ -77,7 +44,11 @@ class TargetSolver(Protocol):
     def __call__(
         self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
-        """One genome per ascending target; None where no subnet is predicted to meet it.
+        """Return one genome (G,) per target; None where no subnet is predicted to meet it.
 
-        `start` are subnets (n, G) to begin from.
+        Args:
+            latency: model of latency, ms.
+            targets_ms: targets in the unit of the model, ascending.
+            start: subnets (n, G) to begin from.
+            rng: source of randomness.
         """

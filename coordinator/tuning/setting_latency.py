@@ -1,7 +1,7 @@
 """Latencies of a device setting, measured and predicted, and the speed at which the device typically runs.
 
 The predictor learns latency at undisturbed speed. Targets are about latency at the typical speed of the run: so are all
-milliseconds here whose name does not say `undisturbed`.
+milliseconds here whose name lacks `undisturbed`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.predictors.upper_bounds import learn_upper_bounds
 from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, TableLatency
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
-from fleetnas.coordinator.tuning.observations import Observations, Run
+from fleetnas.coordinator.tuning.observations import Observations
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
+from fleetnas.coordinator.tuning.subnet_observations import Run
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.fleet_protocol.messages import Measurement
 from fleetnas.supernet_export.spaces.base import Genomes
@@ -28,9 +29,9 @@ Floats = NDArray[np.float64]
 class SettingLatency:
     """Observations of one device setting and the predictor that learned from them."""
 
-    def __init__(self, opening: InitialDesign) -> None:
+    def __init__(self, design: InitialDesign) -> None:
         self.observations = Observations()
-        self._features, self._prior = opening.features, opening.prior
+        self._features, self._prior = design.features, design.prior
         self._learner: BayesianPredictor | None = None
         self._left_out: dict[tuple[int, ...], float] | None = None
 
@@ -42,7 +43,7 @@ class SettingLatency:
         return self.observations.add(genome, measurement, awaited=awaited)
 
     def release(self) -> None:
-        """Forget what can be learned again: a fleet's predictors, all kept, would fill the memory."""
+        """Forget the predictor, which can be learned again: those of a whole fleet would fill the memory."""
         self._learner = None
 
     def add_failure(self, genome: Genome) -> None:
@@ -51,7 +52,7 @@ class SettingLatency:
 
     @property
     def speed(self) -> TypicalSpeed:
-        """How slow the device typically is."""
+        """Typical slow-down of the device."""
         return self.observations.speed
 
     @property
@@ -63,9 +64,9 @@ class SettingLatency:
         """
         if self._learner is None:
             learner = BayesianPredictor(self._prior)
-            lessons = self.observations.lessons()
-            if lessons:
-                genomes, latency, noise = zip(*lessons, strict=True)
+            training_set = self.observations.training_set()
+            if training_set:
+                genomes, latency, noise = zip(*training_set, strict=True)
                 learner.update(self._of(genomes), latency, noise)
             bounds = self.observations.upper_bounds()
             if bounds:
@@ -80,17 +81,17 @@ class SettingLatency:
     # -- predicting --------------------------------------------------------------------------------------------
 
     def predict_undisturbed(self, genomes: Genomes) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of a measurement at undisturbed speed, ms, each (n,)."""
+        """Return mean and standard deviation of a measurement at undisturbed speed, ms, each (n,)."""
         return self.predictor.predict(self._features.features(genomes), include_noise=True)
 
     def predict(self, genomes: Genomes) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of a measurement at the typical speed, ms, each (n,)."""
+        """Return mean and standard deviation of a measurement at the typical speed, ms, each (n,)."""
         mean, deviation = self.predict_undisturbed(genomes)
         typical = self.speed.typical_ms(np.maximum(mean, 1e-9))
         return typical, deviation * typical / np.maximum(mean, 1e-9)
 
     def predict_without_itself(self, genome: Genome) -> float | None:
-        """Predicted latency of a measured subnet, its own measurements left out, at the typical speed, ms.
+        """Predict a measured subnet's latency at the typical speed, ms, with its own measurements left out.
 
         None where the subnet's speed is not known, or nothing else was measured.
         """
@@ -102,26 +103,26 @@ class SettingLatency:
         return undisturbed * self.speed.slowdown(undisturbed) if undisturbed > 0 else None
 
     def _measured_genomes(self) -> list[tuple[int, ...]]:
-        """The subnets with a latency at undisturbed speed, in the order in which the predictor learned them."""
-        return list(dict.fromkeys(genome for genome, *_ in self.observations.lessons()))
+        """Return the subnets with a latency at undisturbed speed, in the order in which the predictor learned them."""
+        return list(dict.fromkeys(genome for genome, *_ in self.observations.training_set()))
 
     def held_out_error(self) -> HeldOutError:
-        """The predictor's own error: each subnet of known latency predicted from all others."""
+        """Return the predictor's held-out error: each subnet of known latency predicted from all others."""
         return self.predictor.leave_one_out(len(self._measured_genomes()))
 
     # -- searching ---------------------------------------------------------------------------------------------
 
     def undisturbed_model(self, sigmas: float = 0.0) -> PredictorLatency:
-        """The predictor as a latency model, at undisturbed speed."""
+        """Return the predictor as a latency model, at undisturbed speed."""
         return PredictorLatency(self._features, self.predictor, sigmas=sigmas, include_noise=True)
 
     def winners(
-        self, search: TargetSolver, targets_ms: Sequence[float], rng: np.random.Generator, predicted: PredictorLatency
+        self, solver: TargetSolver, targets_ms: Sequence[float], rng: np.random.Generator, predicted: PredictorLatency
     ) -> list[Genome | None]:
-        """Per target (ms), the most accurate subnet by prediction and measurement together; None where there is none.
+        """Return, per target, the most accurate subnet by prediction and measurement; None where there is none.
 
         Args:
-            search: finds them.
+            solver: finds them.
             targets_ms: at the typical speed, in any order.
             rng: of the search.
             predicted: a model of latency at undisturbed speed, with its margin.
@@ -139,7 +140,7 @@ class SettingLatency:
             latency = MeasuredLatency(latency, genomes, measured_ms)
         bounds = self.speed.undisturbed_of(np.array(targets_ms, dtype=np.float64)).tolist()
         order = np.argsort(bounds, kind="stable")
-        found = search(latency, [bounds[i] for i in order], genomes, rng)
+        found = solver(latency, [bounds[i] for i in order], genomes, rng)
         winners: list[Genome | None] = [None] * len(bounds)
         for place, winner in zip(order.tolist(), found, strict=True):
             winners[place] = winner

@@ -1,8 +1,8 @@
 """The search of a whole campaign: thorough for a few device settings, over one shared archive for many.
 
 A thorough search costs some 0.1 s per question, which a few devices never notice and a thousand could not wait for.
-What is good on one device is rarely bad on another, so a large fleet asks an archive instead: the fronts of many
-unlike devices, made once. A question is then one matrix product and a look at the few most accurate candidates.
+A subnet that is good on one device is rarely bad on another, so a large fleet asks an archive instead: the fronts of
+many unlike devices, made once. A question is then one matrix product and a look at the few most accurate candidates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.candidate_table import CandidateTable
 from fleetnas.coordinator.search.engine import search
-from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import SlotTableLatency, TableLatency
 from fleetnas.coordinator.search.problem import AccuracyModel, CachedAccuracy, Problem
 from fleetnas.coordinator.tuning.proposal import Genome
@@ -31,7 +30,7 @@ Floats = NDArray[np.float64]
 FEW_SETTINGS = 16
 #: Made-up devices whose fronts are the archive, targets on each, and generations of their searches.
 _DEVICES, _PROBES, _ROUNDS = 24, 16, 30
-#: Neighbours by one gene of what was found, as many as keep the archive at this size.
+#: Size up to which the archive is filled with neighbours, by one gene, of the subnets found.
 _ARCHIVE = 6000
 _SEED = 0xA2C417E
 #: Candidates per target of which the latency is predicted in full, most accurate first; then four times as many.
@@ -53,13 +52,13 @@ class SharedArchive:
         self._lock = threading.Lock()
 
     def expect(self, settings: int) -> None:
-        """So many device settings are waited for: for many, the archive is made while they come."""
+        """Note how many device settings are waited for: for many, the archive is made while they come."""
         if settings > FEW_SETTINGS and not self._making:
             self._making = True
             threading.Thread(target=self._shared, name="fleet-archive", daemon=True).start()
 
     def join(self) -> None:
-        """One more device setting asks. The archive is made while the first subnets are measured, if not before."""
+        """Count one more device setting. The archive is made while the first subnets are measured, if not before."""
         self._settings += 1
         self.expect(self._settings)
 
@@ -71,6 +70,10 @@ class SharedArchive:
     def __call__(
         self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
+        """Return one genome (G,) per ascending target, in the unit of `latency`; None where no subnet meets it.
+
+        `start` are subnets (n, G) to begin from.
+        """
         if self._settings <= FEW_SETTINGS:
             return self._thorough(latency, targets_ms, start, rng)
         return self._shared().winners(latency, targets_ms, start)
@@ -98,15 +101,15 @@ class Archive:
         order = np.argsort(-top1, kind="stable")
         self.genomes: Genomes = genomes[order]
         self.top1: Floats = top1[order]
-        self._candidates = CandidateTable(space, self.genomes)
-        #: For what devices begin from: mostly subnets that others have measured too.
+        self._table = CandidateTable(space, self.genomes)
+        #: Accuracy of the subnets that searches begin from, which other devices have often measured too.
         self._accuracy = CachedAccuracy(accuracy)
 
     def winners(self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes) -> list[Genome | None]:
-        """Per target, the most accurate of the archive and of `start` that is predicted to meet it."""
-        rough = latency.predict_additive(self._candidates)
+        """Return, per target, the most accurate subnet of the archive and of `start` that is predicted to meet it."""
+        rough = latency.predict_additive(self._table)
         found: list[tuple[float, Genome] | None] = [None] * len(targets_ms)
-        #: Per target, how many of the archive are more accurate than what is known to meet it: no other can win.
+        #: Per target, how many of the archive are more accurate than the best start within it: no other can win.
         better = [len(self.top1)] * len(targets_ms)
         if len(start):
             exact, top1 = latency.predict(start), np.asarray(self._accuracy.predict(start), dtype=np.float64)
@@ -126,7 +129,7 @@ class Archive:
             wanted = np.unique(np.concatenate(rows))
             if not len(wanted):
                 break
-            exact = latency.predict_rows(self._candidates, wanted)
+            exact = latency.predict_rows(self._table, wanted)
             still = []
             for place, of_target in zip(open_, rows, strict=True):
                 within = of_target[exact[np.searchsorted(wanted, of_target)] <= targets_ms[place]]
@@ -139,7 +142,7 @@ class Archive:
 
 
 def _front(space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds, rng: np.random.Generator) -> Genomes:
-    """The most accurate subnets of a made-up device at every speed, (n, G)."""
+    """Return the most accurate subnets of a made-up device at every speed, (n, G)."""
     features = FeatureMap(space)
     typical = features.features(space.sample(300, rng)).mean(axis=0)
     # Every kind of cost weighs on some devices and not on others; so, less, do the blocks.
@@ -151,7 +154,5 @@ def _front(space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds, rng: np.
     _, fastest = Problem(space, accuracy, latency, bounds).fastest()
     (slowest,) = latency.predict(space.largest())
     targets = np.geomspace(1.02 * fastest, max(slowest, 1.1 * fastest), _PROBES)
-    found = search(
-        Problem(space, accuracy, latency, bounds), targets.tolist(), rng=rng, engine=GuidedSettings(rounds=_ROUNDS)
-    )
+    found = search(space, accuracy, latency, targets.tolist(), rng=rng, bounds=bounds, rounds=_ROUNDS)
     return found.front_genomes

@@ -32,6 +32,7 @@ class BundleTargetSolver:
         bounds: Bounds | None = None,
         rounds: int = DEFAULT_ROUNDS,
     ) -> None:
+        """`rounds` is the number of generations of the search."""
         self._space, self._accuracy, self._bounds = space, accuracy, bounds
         self._engine = GuidedSettings(rounds=rounds)
         self._strategy = Strategy.EXHAUSTIVE if space.size <= _SMALL_SPACE else strategy
@@ -39,6 +40,10 @@ class BundleTargetSolver:
     def __call__(
         self, latency: LatencyModel, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
     ) -> list[Genome | None]:
+        """Return one genome (G,) per ascending target, in the unit of `latency`; None where no subnet meets it.
+
+        `start` are subnets (n, G) to begin from.
+        """
         with single_threaded_blas():
             problem = Problem(self._space, self._accuracy, latency, self._bounds)
             result = search(

@@ -44,11 +44,16 @@ class TypicalSpeed:
         weights: Floats | None = None,
         coverage: float = 1.0,
     ) -> TypicalSpeed:
-        """From measurements, each (n,): their weighted median, and its dependence on latency where that is certain.
+        """Estimate the weighted median of measurements, and its dependence on latency where that is certain.
 
-        `ended_s` says when each ended. A speed that changes slowly is seen more precisely than a random one: its error
-        is that of successive differences, as of any systematic sample (Wolter, Introduction to Variance Estimation, 8).
-        `coverage` is the share of the run that these measurements stand for: the rest may have run at any speed.
+        Args:
+            undisturbed_ms: latencies at undisturbed speed, ms, (n,).
+            slowdown: latency as it ran over that, (n,).
+            ended_s: time at which each measurement ended, seconds, (n,). A speed that changes slowly is seen more
+                precisely than a random one: its error is that of successive differences, as of any systematic sample
+                (Wolter, Introduction to Variance Estimation, 8).
+            weights: of the measurements, (n,); None: all alike.
+            coverage: share of the run that these measurements stand for: the rest may have run at any speed.
         """
         if not len(slowdown):
             return cls()
@@ -75,22 +80,22 @@ class TypicalSpeed:
         return math.exp(self.level)
 
     def slowdown(self, undisturbed_ms: float) -> float:
-        """Typical slow-down of a subnet with this latency at undisturbed speed, ms."""
+        """Return the typical slow-down of a subnet with this latency at undisturbed speed, ms."""
         return math.exp(self.level + self.slope * (math.log(undisturbed_ms) - self.centre))
 
     def typical_ms(self, undisturbed_ms: Floats) -> Floats:
-        """Latency in this run, ms (n,), of subnets with these latencies at undisturbed speed, ms (n,)."""
+        """Return latencies in this run, ms (n,), of subnets with these latencies at undisturbed speed, ms (n,)."""
         found: Floats = undisturbed_ms * np.exp(self.level + self.slope * (np.log(undisturbed_ms) - self.centre))
         return found
 
     def undisturbed_of(self, typical_ms: Floats) -> Floats:
-        """Latencies at undisturbed speed, ms (n,), that typically show as `typical_ms` (n,)."""
+        """Return latencies at undisturbed speed, ms (n,), that typically show as `typical_ms` (n,)."""
         found: Floats = np.exp((np.log(typical_ms) - self.level + self.slope * self.centre) / (1.0 + self.slope))
         return found
 
 
 def _weighted_median(values: Floats, weights: Floats) -> float:
-    """The value with half of the weight on either side; between two such values, their mean."""
+    """Return the value with half of the weight on either side; between two of these, their mean."""
     order = np.argsort(values, kind="stable")
     share = np.cumsum(weights[order])
     low = int(np.searchsorted(share, share[-1] * (0.5 - 1e-9)))
@@ -99,7 +104,7 @@ def _weighted_median(values: Floats, weights: Floats) -> float:
 
 
 def _slope(x: Floats, y: Floats) -> float:
-    """Theil and Sen's slope, shrunk as James and Stein do; 0 where Kendall's tau does not tell it from none."""
+    """Return Theil and Sen's slope, shrunk as James and Stein do; 0 where Kendall's tau does not tell it from none."""
     n = len(x)
     if n < _LEAST_FOR_SLOPE:
         return 0.0

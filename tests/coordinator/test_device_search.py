@@ -15,6 +15,7 @@ from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
 from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.fleet_protocol.errors import UsageError
@@ -25,8 +26,9 @@ SEARCH = BundleTargetSolver(SPACE, ACCURACY, Strategy.BOTTOM_UP, rounds=3)
 Answer = Callable[[Proposal], Measurement | Failed]
 
 
-def make(targets: str = "auto:4", **options: int) -> DeviceTuner:
-    return DeviceTuner(SPACE, ACCURACY, TargetRequest.parse(targets), SEARCH, **{"budget": 20, "spread": 8, **options})
+def make(targets: str = "auto:4", *, budget: int = 20, initial: int = 8, seed: int = 0) -> DeviceTuner:
+    design = InitialDesign(SPACE, count=min(initial, budget), seed=seed)
+    return DeviceTuner(design, ACCURACY, TargetRequest.parse(targets), SEARCH, budget=budget)
 
 
 def device(seed: int = 0, noise: float = 0.01) -> Answer:
@@ -48,6 +50,7 @@ def run(search: DeviceTuner, answer: Answer, at_once: int = 2) -> list[tuple[Pro
     waiting: list[Proposal] = []
     for _ in range(500):
         waiting += search.ask(at_once - len(waiting))
+        search.validate()
         if search.finished:
             return told
         assert waiting, "it neither asks nor ends"
@@ -55,6 +58,7 @@ def run(search: DeviceTuner, answer: Answer, at_once: int = 2) -> list[tuple[Pro
         outcome = answer(proposal)
         told.append((proposal, outcome))
         search.tell(proposal, outcome)
+        search.validate()
     raise AssertionError("it does not end")
 
 
@@ -99,7 +103,7 @@ def test_a_spread_that_has_to_be_measured_again_stays_within_the_budget() -> Non
         assert isinstance(found, Measurement)
         return measurement(found.median_ms, quality="slowed", undisturbed_ms=None)
 
-    search = make(budget=10, spread=8)
+    search = make(budget=10, initial=8)
     told = run(search, answer)
     assert [proposal.purpose for proposal, _ in told[:10]] == ["initial-design"] * 10
     assert all(proposal.target_ms is not None for proposal, _ in told[10:])
@@ -357,12 +361,9 @@ def test_automatic_targets_end_where_accuracy_does() -> None:
         def gradient(self, genomes: Genomes) -> NDArray[np.floating]:
             return np.zeros_like(SPACE.one_hot(genomes))
 
-    saturated = DeviceTuner(
-        SPACE,
-        Saturated(),
-        TargetRequest.parse("auto:4"),
-        BundleTargetSolver(SPACE, Saturated(), Strategy.BOTTOM_UP, rounds=3),
-    )
+    solver = BundleTargetSolver(SPACE, Saturated(), Strategy.BOTTOM_UP, rounds=3)
+    design = InitialDesign(SPACE, count=10, seed=0)
+    saturated = DeviceTuner(design, Saturated(), TargetRequest.parse("auto:4"), solver)
     rising = make()
     for search in (saturated, rising):
         run(search, device(noise=0.0))

@@ -36,7 +36,7 @@ from fleetnas.coordinator.report.artifacts import ArtifactFolder, read_results
 from fleetnas.coordinator.report.html import render_report
 from fleetnas.coordinator.report.stored_outcome import outcome_of, stored_totals
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.proposal import TargetState
+from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
 from fleetnas.coordinator.view.lines import event_lines
 from fleetnas.coordinator.view.live import render
 from fleetnas.coordinator.view.summary import summary
@@ -100,15 +100,17 @@ def runs(draw: st.DrawFn, most_measured: int = 12) -> tuple[str, list[DrawnSetti
     return request, draw(st.lists(drawn_settings(count, automatic, most_measured), min_size=1, max_size=4))
 
 
-def state(target_ms: float, fate: str) -> TargetState:
-    found = TargetState(target_ms, status=fate)
-    if fate == "met":
-        found.architecture, found.sha256 = SUBNET, "a" * 64
-        found.measured_ms = found.verified_ms = found.typical_ms = 0.9 * target_ms
-    elif fate == "missed":
-        found.verified_ms, found.reason = 1.1 * target_ms, "over the target in all 6 re-measurements"
-    elif fate == "infeasible":
-        found.reason = "the fastest subnet found takes 99 ms"
+def state(target_ms: float, end: str) -> TargetState:
+    found = TargetState(target_ms)
+    subnet = ChosenSubnet(SPACE.smallest()[0], SUBNET, 0.9, 0.9 * target_ms)
+    if end == "met":
+        found.meet("a" * 64)
+        found.choose(subnet, 0.9 * target_ms, 0.9 * target_ms)
+    elif end == "missed":
+        found.choose(subnet, 1.1 * target_ms)
+        found.miss("over the target in all 6 re-measurements")
+    elif end == "infeasible":
+        found.give_up("the fastest subnet found takes 99 ms", infeasible=True)
     return found
 
 
@@ -146,8 +148,9 @@ def ended_run(store: MeasurementStore, request: str, drawn: list[DrawnSetting]) 
         )
         targets = [state(5.0 * (n + 1), fate) for n, fate in enumerate(setting.fates)]
         search = DecidedSearch(targets, len(setting.qualities))
-        setting_run = SettingRun(fleet.run_id, device, SETTING, info, search, setting.status)  # type: ignore[arg-type]
-        campaign.setting_runs[device, SETTING.label] = setting_run
+        setting_run = SettingRun(fleet.run_id, device, SETTING, info, search)  # type: ignore[arg-type]
+        campaign.add_setting_run(setting_run)
+        setting_run.close(setting.status, "")  # type: ignore[arg-type]
         tasks = [
             TaskRecord(f"{device}.{n}", fleet.run_id, device, SETTING.label, "candidate", SUBNET)
             for n in range(len(setting.qualities))

@@ -12,6 +12,7 @@ from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.latency import MeasuredLatency, SlotTableLatency
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.shared_archive import FEW_SETTINGS, Archive, SharedArchive
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 
@@ -97,7 +98,7 @@ def test_few_settings_are_searched_thoroughly_and_many_over_one_archive() -> Non
 @pytest.mark.parametrize("seed", range(3))
 def test_a_device_of_a_large_fleet_meets_its_targets(archive: Archive, seed: int) -> None:
     search = DeviceTuner(
-        SPACE,
+        InitialDesign(SPACE, count=10, seed=0),
         ACCURACY,
         TargetRequest.parse("auto:4"),
         lambda latency, targets, start, rng: archive.winners(latency, targets, start),

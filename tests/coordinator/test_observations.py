@@ -85,7 +85,7 @@ class TestObservations:
         random.shuffle(shuffled)  # type: ignore[attr-defined]
         first, again = observed(found), observed(shuffled)
         assert first.speed == again.speed
-        assert first.lessons() == again.lessons()
+        assert first.training_set() == again.training_set()
         assert first.upper_bounds() == again.upper_bounds()
         for unsure in (True, False):
             one, other = first.table(unsure=unsure), again.table(unsure=unsure)
@@ -129,7 +129,7 @@ class TestObservations:
         # The first was stated at a level 1.8 times too slow: its subnet takes 5 ms too.
         assert [observations.undisturbed_ms(observations.of(g).runs[0]) for g in GENOMES[:2]] == pytest.approx([5, 5])
         # Two sessions of one reference differ by a few percent, which says nothing of the device.
-        assert observed([(0, 9.0, 1.0, 1.03), (1, 5.0, 1.0, 1.0)]).lessons()[0][1] in (9.0, 5.0)
+        assert observed([(0, 9.0, 1.0, 1.03), (1, 5.0, 1.0, 1.0)]).training_set()[0][1] in (9.0, 5.0)
 
     def test_the_typical_speed_is_that_of_the_present_regime(self) -> None:
         observations = Observations()

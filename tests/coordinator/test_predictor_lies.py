@@ -229,7 +229,7 @@ def test_a_campaign_after_one_with_a_liar_searches_as_after_one_without() -> Non
         prior = StoredPriors(before.store, SPACE, before.clock.unix()).prior(PROFILE, RuntimeSetting(), "new")
         after = Simulation(
             plan.model_copy(update={"wait_for": 1, "budget": 5, "initial_design": 5}),
-            opening=InitialDesign(SPACE, count=5, seed=0, prior=prior),
+            design=InitialDesign(SPACE, count=5, seed=0, prior=prior),
         )
         agent = after.add("new", seed=44, like=100)
         after.begin()

@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import LEAST_SUBNETS, StoredPriors, stored_devices
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleetnas.fleet_protocol.messages import RuntimeSetting, TaskKey
@@ -45,12 +46,9 @@ def prior_of(store: MeasurementStore, space: DesignSpace, before_unix_s: float, 
 
 
 def search(prior: Prior | None) -> DeviceTuner:
+    design = InitialDesign(SPACE, count=10, seed=0, prior=prior)
     return DeviceTuner(
-        SPACE,
-        ACCURACY,
-        TargetRequest.parse("auto:3"),
-        BundleTargetSolver(SPACE, ACCURACY, Strategy.BOTTOM_UP),
-        prior=prior,
+        design, ACCURACY, TargetRequest.parse("auto:3"), BundleTargetSolver(SPACE, ACCURACY, Strategy.BOTTOM_UP)
     )
 
 

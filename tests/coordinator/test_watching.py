@@ -160,14 +160,14 @@ class TestBroker:
         transport = broker.transport("next")
         next_one = Publisher(transport, TOPICS, "next", clock)
         link = AgentLink(transport, TOPICS, 1, refused=pytest.fail)
-        link.news = next_one
+        link.listen_to_runs(next_one)
         transport.start()
         listener = mock.create_autospec(FleetListener)
         began_s = clock()
         while clock() < began_s + SILENT_AFTER_S + 5:
             others["at-work"].update(Snapshot("at-work", "x.supernet", 0.0, 0.0, "searching", devices))
             for event in take_events(transport, 0, 100):
-                link.hear(event, listener)
+                link.receive(event, listener)
             next_one.update(Snapshot("next", "x.supernet", 0.0, 0.0, "searching"))
         left = retained(broker)
         assert not any("/killed/" in topic for topic in left)
@@ -181,10 +181,10 @@ class TestBroker:
             transport = broker.transport(f"with-{count}")
             resumed = Publisher(transport, TOPICS, "run-1", clock)
             link = AgentLink(transport, TOPICS, 1, refused=pytest.fail)
-            link.news = resumed
+            link.listen_to_runs(resumed)
             transport.start()
             for event in take_events(transport, 0, 100):
-                link.hear(event, mock.create_autospec(FleetListener))
+                link.receive(event, mock.create_autospec(FleetListener))
             for _ in range(100):
                 resumed.update(Snapshot("run-1", "x.supernet", 0.0, 0.0, "searching", devices[:count]))
         assert TOPICS.run_page("run-1", 2) in retained(broker)

@@ -7,7 +7,7 @@ from collections import Counter
 from rigs import waiting
 from rigs.process_fleet import Fleet, events, kill
 
-from fleetnas.coordinator.tuning.observations import UNSURE_NOISE, relative_noise
+from fleetnas.coordinator.tuning.subnet_observations import UNSURE_NOISE, relative_noise
 from fleetnas.fleet_protocol.messages import Measurement
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rigs.simulated_fleet import SimulatedAgent, Simulation
 
-from fleetnas.coordinator.campaign.campaign import MAX_UNANSWERED
-from fleetnas.coordinator.campaign.task_dispatcher import MAX_HELD_S
+from fleetnas.coordinator.campaign.losses import MAX_UNANSWERED
+from fleetnas.coordinator.fleet.task_dispatcher import MAX_HELD_S
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.messages import Phase, Progress
 
@@ -59,7 +59,7 @@ def test_an_agent_that_only_talks_keeps_no_campaign_for_ever(phase: Phase) -> No
         setting_run for setting_run in simulation.campaign.setting_runs.values() if setting_run.device == "honest"
     )
     assert [state.status for state in honest.search.targets] == ["met"] * 3
-    assert any("no result was heard of task" in line for line in simulation.campaign.log)
+    assert any("no result came for task" in line for line in simulation.campaign.log)
 
 
 def test_an_agent_that_waits_for_less_is_waited_for() -> None:
@@ -67,7 +67,7 @@ def test_an_agent_that_waits_for_less_is_waited_for() -> None:
     began_s = simulation.clock.now_s
     while simulation.clock.now_s - began_s < MAX_HELD_S - PLAN.deadline_s:
         simulation.step(STEP_S)
-    assert not any("handed out again" in line for line in simulation.campaign.log)
+    assert not any("dispatched again" in line for line in simulation.campaign.log)
     talking.phase = None
     assert ends(simulation, MAX_HELD_S)
     assert {setting_run.status for setting_run in simulation.campaign.setting_runs.values()} == {"finished"}

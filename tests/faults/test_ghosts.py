@@ -13,7 +13,7 @@ from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentState, Inventory
 
 PLAN = CampaignPlan(targets="auto:2", budget=8, initial_design=6, wait_for=1, grace_s=30, join_s=60, deadline_s=30)
-OPENING = InitialDesign(SPACE, count=PLAN.initial_design, seed=PLAN.seed)
+DESIGN = InitialDesign(SPACE, count=PLAN.initial_design, seed=PLAN.seed)
 
 
 def remember(fleet: Simulation, name: str) -> SimulatedAgent:
@@ -30,7 +30,7 @@ def devices(fleet: Simulation) -> set[str]:
 
 
 def test_a_ghost_takes_no_part_and_costs_seconds() -> None:
-    fleet = Simulation(PLAN, opening=OPENING)
+    fleet = Simulation(PLAN, design=DESIGN)
     remember(fleet, "ghost")
     fleet.add("pi0")
     fleet.begin()
@@ -44,7 +44,7 @@ def test_a_ghost_takes_no_part_and_costs_seconds() -> None:
 
 
 def test_agents_that_answer_at_once_are_not_waited_for() -> None:
-    fleet = Simulation(PLAN, opening=OPENING)
+    fleet = Simulation(PLAN, design=DESIGN)
     for seed in range(3):
         fleet.add(f"pi{seed}", seed=seed)
     for agent in fleet.agents:
@@ -57,7 +57,7 @@ def test_agents_that_answer_at_once_are_not_waited_for() -> None:
 
 
 def test_a_ghost_does_not_count_as_one_of_those_that_are_waited_for() -> None:
-    fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), opening=OPENING)
+    fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), design=DESIGN)
     remember(fleet, "ghost")
     fleet.add("pi0")
     fleet.begin()
@@ -66,7 +66,7 @@ def test_a_ghost_does_not_count_as_one_of_those_that_are_waited_for() -> None:
 
 
 def test_a_ghost_that_was_asked_for_by_name_is_named() -> None:
-    fleet = Simulation(PLAN.model_copy(update={"devices": ("pi0", "ghost")}), opening=OPENING)
+    fleet = Simulation(PLAN.model_copy(update={"devices": ("pi0", "ghost")}), design=DESIGN)
     remember(fleet, "ghost")
     fleet.add("pi0")
     fleet.begin()
@@ -76,7 +76,7 @@ def test_a_ghost_that_was_asked_for_by_name_is_named() -> None:
 
 @pytest.mark.parametrize("after_s", [3.0, ANSWER_S + 5])
 def test_one_that_answers_after_all_takes_part(after_s: float) -> None:
-    fleet = Simulation(PLAN, opening=OPENING)
+    fleet = Simulation(PLAN, design=DESIGN)
     late = remember(fleet, "late")
     fleet.add("pi0")
     fleet.begin()
@@ -90,7 +90,7 @@ def test_one_that_answers_after_all_takes_part(after_s: float) -> None:
 
 
 def test_its_first_word_may_be_anything() -> None:
-    fleet = Simulation(PLAN, opening=OPENING)
+    fleet = Simulation(PLAN, design=DESIGN)
     late = remember(fleet, "late")
     fleet.add("pi0")
     fleet.begin()
@@ -101,7 +101,7 @@ def test_its_first_word_may_be_anything() -> None:
 
 
 def test_in_a_resumed_run_a_ghost_gets_no_task_and_is_given_up_like_one_that_is_gone() -> None:
-    fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), opening=OPENING)
+    fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), design=DESIGN)
     for seed in range(2):
         fleet.add(f"pi{seed}", seed=seed)
     fleet.begin()

@@ -13,10 +13,11 @@ from rigs.hostile_fleet import ShippedModels
 from rigs.simulated_fleet import InlineExecutor, Simulation
 
 from fleetnas.coordinator.app.run_artifacts import write_artifacts
-from fleetnas.coordinator.campaign import campaign as campaigns
-from fleetnas.coordinator.campaign import live_snapshot, winner_record
+from fleetnas.coordinator.campaign import endings, live_snapshot, winner_record
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
+from fleetnas.coordinator.fleet.registry import FleetRegistry
+from fleetnas.coordinator.fleet.task_dispatcher import TaskDispatcher
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -189,7 +190,7 @@ def test_a_target_that_cannot_be_recorded(
 ) -> None:
     fleet = two_devices()
     if what == "winner_record":
-        breaks(monkeypatch, campaigns, what, lambda setting_run, _: setting_run.device == BROKEN)
+        breaks(monkeypatch, endings, what, lambda setting_run, _: setting_run.device == BROKEN)
     else:
         winner_record.winner_costs.cache_clear()
         breaks(monkeypatch, winner_record, what, lambda *_: True)
@@ -216,8 +217,8 @@ def test_a_setting_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch, trace: 
 def test_a_message_that_cannot_be_handled(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = two_devices()
     fleet.begin()
-    breaks(monkeypatch, campaigns.FleetRegistry, "on_health", lambda *_: True)
-    breaks(monkeypatch, campaigns.TaskDispatcher, "reconcile", lambda dispatcher, agent, held: agent == BROKEN)
+    breaks(monkeypatch, FleetRegistry, "on_heartbeat", lambda *_: True)
+    breaks(monkeypatch, TaskDispatcher, "reconcile", lambda dispatcher, agent, held: agent == BROKEN)
     fleet.run()
     assert fleet.campaign.finish() == "complete"
     assert [line for line in fleet.refused if "BreakdownError" in line]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation
 
-from fleetnas.coordinator.campaign.campaign import MAX_RETURNED
+from fleetnas.coordinator.campaign.losses import MAX_RETURNED
 from fleetnas.coordinator.campaign.setting_run import SettingRun
-from fleetnas.coordinator.campaign.task_dispatcher import MOST_ATTEMPTS
+from fleetnas.coordinator.fleet.work_queue import MOST_ATTEMPTS
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.messages import MAX_ATTEMPTS, AgentState, Inventory, Rejected, Result
@@ -92,7 +92,7 @@ def test_one_task_that_always_comes_back_counts_as_failed() -> None:
     setting_run = track_of_when_joined(fleet)
     while not fleet.campaign.finished and most_attempts(fleet) < MOST_ATTEMPTS:
         fleet.step()
-        setting_run.returned = 0
+        setting_run.queue.count_outcome()
     fleet.run(most_steps=4000)
     assert fleet.campaign.finish() == "complete"
     failed = [found for found in fleet.store.outcomes("run-1") if not hasattr(found.outcome, "median_ms")]

@@ -102,7 +102,7 @@ class HostileCampaign:
     hostile: list[HostileAgent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.fleet.opening = InitialDesign(self.fleet.space, count=PLAN.initial_design, seed=PLAN.seed)
+        self.fleet.design = InitialDesign(self.fleet.space, count=PLAN.initial_design, seed=PLAN.seed)
         for seed, name in enumerate(HONEST):
             self.fleet.add(name, seed=seed)
 

@@ -221,7 +221,7 @@ class SigningCoordinator:
 
     def listen(self) -> None:
         while (event := self.transport.poll(0.01)) is not None:
-            self.link.hear(event, self)
+            self.link.receive(event, self)
 
     def until(self, agent: SecuredAgent | None, wanted: Callable[[], bool]) -> None:
         def happened() -> bool:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fleetnas.coordinator.campaign.campaign import Campaign, CampaignIdentity
+from fleetnas.coordinator.campaign.campaign import Campaign
+from fleetnas.coordinator.campaign.planning_pool import PlanningPool
 from fleetnas.coordinator.campaign.resumption import take_up
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, WinnerBuilder
 from fleetnas.coordinator.fleet.agent_link import AgentLink, Sharing, coordinator_will
 from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.coordinator.fleet.connection import FleetConnection
 from fleetnas.coordinator.fleet.message_budget import MessageBudget
 from fleetnas.coordinator.predictors.features import FeatureMap
+from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
+from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
 from fleetnas.coordinator.records.stored import RunRecord
@@ -45,7 +49,7 @@ from fleetnas.fleet_protocol.messages import (
 from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, MeasureTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import AgentDown, Topics
-from fleetnas.fleet_protocol.transports.base import Connected, Received, Will
+from fleetnas.fleet_protocol.transports.base import Connected, Received, TransportEvent, Will
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -299,6 +303,18 @@ class SimulatedAgent:
         self.transport.publish(TOPICS.up(self.name, channel), encode(message), retain=retain)
 
 
+class CheckedCampaign(Campaign):
+    """A campaign whose tasks, queues and targets are validated after every event and tick."""
+
+    def on_events(self, events: Iterable[TransportEvent]) -> None:
+        super().on_events(events)
+        self.validate()
+
+    def on_tick(self) -> None:
+        super().on_tick()
+        self.validate()
+
+
 @dataclass
 class Simulation:
     """One campaign over simulated agents."""
@@ -325,7 +341,10 @@ class Simulation:
     space: DesignSpace = SPACE
     accuracy: AccuracyModel = ACCURACY
     search_rounds: int = 1
-    opening: InitialDesign | None = None
+    #: The beginning of all searches; None: by the plan.
+    design: InitialDesign | None = None
+    #: Whether the state of all tasks and targets is validated after every event and tick.
+    checked: bool = True
     #: In memory, and so outlives the simulated coordinator as a file outlives a real one.
     store: MeasurementStore = field(default_factory=lambda: MeasurementStore.open("sqlite://"))
 
@@ -340,19 +359,14 @@ class Simulation:
 
     def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
         del info, setting
-        return DeviceTuner(
-            self.space,
-            self.accuracy,
-            self.plan.targets,
-            BundleTargetSolver(
-                self.space, self.accuracy, self.plan.strategy, bounds=self.plan.bounds, rounds=self.search_rounds
-            ),
-            budget=self.plan.budget,
-            spread=self.plan.initial_design,
-            seed=self.plan.seed,
-            bounds=self.plan.bounds,
-            opening=self.opening,
+        plan = self.plan
+        design = self.design or InitialDesign(
+            self.space, count=min(plan.initial_design, plan.budget), seed=plan.seed, bounds=plan.bounds
         )
+        solver = BundleTargetSolver(
+            self.space, self.accuracy, plan.strategy, bounds=plan.bounds, rounds=self.search_rounds
+        )
+        return DeviceTuner(design, self.accuracy, plan.targets, solver, budget=plan.budget)
 
     def begin(self, *, resume: bool = False) -> Campaign:
         """Start a coordinator; with `resume`, where the last one was when it vanished."""
@@ -372,19 +386,16 @@ class Simulation:
                 source="simulated",
             ).model_dump(mode="json")
             self.store.create_run(RunRecord(self.run_id, "test", "digits.supernet", BUNDLE.sha256, settings, 1.0))
-        self.campaign = Campaign(
+        kind = CheckedCampaign if self.checked else Campaign
+        self.campaign = kind(
             identity,
             self.plan,
-            link=link,
-            blobs=BlobServer(link.send_chunk),
-            store=self.store,
-            models=self.models,
+            FleetConnection(link, BlobServer(link.send_chunk)),
+            self.store,
+            planning=PlanningPool(self.models, self.executor, lambda: self.at_once),
             make_search=self.make_search,
-            executor=self.executor,
-            clock=self.clock,
-            wall_clock=self.clock.unix,
-            asks_at_once=lambda: self.at_once,
-            on_happening=self.events.append,
+            clocks=Clocks(self.clock, self.clock.unix),
+            emit=self.events.append,
         )
         if resume:
             take_up(self.campaign, self.store, self.space)

@@ -10,7 +10,7 @@ import pytest
 from rigs.simulated_fleet import BUNDLE, SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
 from fleetnas.coordinator.campaign import campaign as campaign_module
-from fleetnas.coordinator.campaign.campaign import MAX_AGENT_SETTINGS
+from fleetnas.coordinator.campaign.membership import MAX_AGENT_SETTINGS
 from fleetnas.coordinator.fleet.message_budget import (
     BURST_REQUESTS,
     BURST_UNITS,
@@ -42,13 +42,13 @@ PLAN = CampaignPlan(targets="auto:1", budget=6, initial_design=4, wait_for=2, gr
 HONEST = ("pi0", "pi1")
 
 
-OPENING = InitialDesign(SPACE, count=PLAN.initial_design, seed=PLAN.seed)
+DESIGN = InitialDesign(SPACE, count=PLAN.initial_design, seed=PLAN.seed)
 
 
 def fleet_of(*honest: str, seconds_per_task: float = 1.0) -> Simulation:
     """Honest agents, and a flooder that has joined like them and is about to show what it is."""
     plan = PLAN.model_copy(update={"wait_for": len(honest) + 1, "deadline_s": 30 * seconds_per_task})
-    fleet = Simulation(plan, limited=True, opening=OPENING)
+    fleet = Simulation(plan, limited=True, design=DESIGN)
     for seed, name in enumerate((*honest, "flooder")):
         fleet.add(name, seed=seed, seconds_per_task=seconds_per_task)
     return fleet
@@ -292,7 +292,7 @@ class EventEmitter(SimulatedAgent):
 
 class TestSettings:
     def test_one_that_announces_new_ones_without_end_costs_itself(self) -> None:
-        fleet = Simulation(PLAN.model_copy(update={"deadline_s": 5.0, "wait_for": 2}), limited=True, opening=OPENING)
+        fleet = Simulation(PLAN.model_copy(update={"deadline_s": 5.0, "wait_for": 2}), limited=True, design=DESIGN)
         fleet.add("pi0")
         fleet.take_in(EventEmitter(fleet))
         fleet.begin()
@@ -305,7 +305,7 @@ class TestSettings:
         assert next(t for t in fleet.campaign.setting_runs.values() if t.device == "pi0").status == "finished"
 
     def test_there_is_a_most_of_one_agent_and_a_line_says_so(self) -> None:
-        fleet = Simulation(PLAN.model_copy(update={"wait_for": 1}), limited=True, opening=OPENING)
+        fleet = Simulation(PLAN.model_copy(update={"wait_for": 1}), limited=True, design=DESIGN)
         fleet.add("pi0")
         announcer = fleet.take_in(EventEmitter(fleet))
         fleet.begin()
@@ -319,7 +319,7 @@ class TestSettings:
 
     def test_there_is_a_most_of_all_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(campaign_module, "MAX_SETTINGS", 3)
-        fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), opening=OPENING)
+        fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), design=DESIGN)
         for seed in range(2):
             fleet.add(f"pi{seed}", seed=seed, settings=(RuntimeSetting(), RuntimeSetting(threads=2)))
         fleet.begin()
@@ -335,7 +335,7 @@ class TestSettings:
                 begun.append(info.agent)
                 return super().make_search(info, setting)
 
-        fleet = Counting(PLAN.model_copy(update={"wait_for": 1}), opening=OPENING)
+        fleet = Counting(PLAN.model_copy(update={"wait_for": 1}), design=DESIGN)
         fleet.add("pi0")
         fleet.begin()
         fleet.run(until=lambda: bool(fleet.campaign.setting_runs))

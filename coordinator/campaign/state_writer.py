@@ -1,0 +1,79 @@
+"""Write the state of device settings and decided targets to the store, now and then.
+
+A coordinator that is killed before a write finds the same state out again from the stored outcomes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fleetnas.coordinator.campaign.setting_run import SettingRun
+from fleetnas.coordinator.records.stored import DeviceRecord, WinnerRecord
+from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
+from fleetnas.coordinator.store.store import MeasurementStore
+
+#: Interval between two writes.
+_INTERVAL_S = 2.0
+
+RecordOf = Callable[[SettingRun], DeviceRecord]
+
+
+class StateWriter:
+    """Collects changed device settings and decided targets, and stores them."""
+
+    def __init__(self, store: MeasurementStore, breaker: CircuitBreaker) -> None:
+        self._store, self._breaker = store, breaker
+        self._dirty_settings: dict[str, SettingRun] = {}
+        self._new_settings: list[SettingRun] = []
+        self._pending_winners: list[WinnerRecord] = []
+        self._targets_stored = 0
+        self._written_s = float("-inf")
+
+    @property
+    def targets_stored(self) -> int:
+        """Number of decided targets in the store."""
+        return self._targets_stored
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether changes of known device settings, or decided targets, wait to be stored."""
+        return bool(self._dirty_settings or self._pending_winners)
+
+    def add_new(self, setting_runs: Iterable[SettingRun]) -> None:
+        """Have new device settings stored before their first tasks."""
+        self._new_settings += setting_runs
+
+    def mark_dirty(self, setting_run: SettingRun) -> None:
+        """Have the state of a device setting stored."""
+        self._dirty_settings[setting_run.label] = setting_run
+
+    def add_winner(self, winner: WinnerRecord) -> None:
+        """Have a decided target stored."""
+        self._pending_winners.append(winner)
+
+    def write_new(self, record_of: RecordOf) -> None:
+        """Store new device settings: a stored task without its setting could not be resumed.
+
+        `StoreUnavailableError` keeps them waiting.
+        """
+        if self._new_settings:
+            self._store.put_devices([record_of(setting_run) for setting_run in self._new_settings])
+            self._new_settings.clear()
+
+    def write_at_times(self, now_s: float, record_of: RecordOf) -> None:
+        """Write where the last attempt is some seconds ago."""
+        if now_s - self._written_s >= _INTERVAL_S:
+            self._written_s = now_s
+            self.write(record_of)
+
+    def write(self, record_of: RecordOf) -> None:
+        """Store all that waits, unless the store is unavailable; `record_of` makes the record of a setting."""
+        if not self._breaker.may_try:
+            return
+        with self._breaker.guard():
+            records = [record_of(setting_run) for setting_run in list(self._dirty_settings.values())]
+            self._store.put_devices(records)
+            self._dirty_settings.clear()
+            self._store.put_winners(self._pending_winners)
+            self._targets_stored += len(self._pending_winners)
+            self._pending_winners.clear()

@@ -1,0 +1,76 @@
+"""Explain, to people, why a target was missed or cannot be met."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fleetnas.coordinator.tuning.observations import Observations
+from fleetnas.coordinator.tuning.subnet_observations import Run
+from fleetnas.coordinator.tuning.target_state import TargetState
+
+
+@dataclass(frozen=True)
+class GivenUpReason:
+    """Explanation of a target within which no measured subnet is."""
+
+    text: str
+    too_fast: bool = False
+    """The fastest measurement, on an undisturbed device as well, is beyond the target."""
+
+
+def remeasured_beyond(state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool) -> str:
+    """Explain a re-measurement that missed; `typical_ms` is its latency at the typical speed of the run."""
+    if run.median_ms <= state.target_ms and typical_ms is not None:
+        return (
+            f"within it when re-measured, at {run.median_ms:.3g} ms, while the device was faster than it "
+            f"typically is: {typical_ms:.3g} ms at the typical speed"
+        )
+    slowed = ", while the device was slowed down" if disturbed else ""
+    return f"over the target when re-measured, at {run.median_ms:.3g} ms{slowed}"
+
+
+def remeasured_in_vain(state: TargetState) -> str:
+    """Explain a target that no re-measurement met; a narrow view shows the first words only."""
+    if not state.slowed_down:
+        return f"not met in {state.verifications} re-measurements; the last: {state.reason}"
+    every = state.slowed_down == state.verifications
+    slowed = "all" if every else f"{state.slowed_down} of {state.verifications}"
+    return (
+        f"slowed down in {slowed} re-measurements, not met in any of {state.verifications}; let nothing else run on "
+        "the device, keep it cool, and search again"
+    )
+
+
+def given_up(state: TargetState, observations: Observations, name: str, last_failure: str) -> GivenUpReason:
+    """Explain a target that was given up, by all measurements; `name` is the fastest subnet's."""
+    fastest = observations.fastest()
+    if fastest is None or fastest.fastest_ms is None:
+        return GivenUpReason(f"no measured subnet is left, the last failed with {last_failure}")
+    if observations.quarantined_within(state.target_ms):
+        return GivenUpReason(
+            f"the subnets within it failed when they were measured again, the last with {last_failure}"
+        )
+    ran_ms = fastest.fastest_ms
+    known = [
+        ms for subnet in observations for run in subnet.runs if (ms := observations.undisturbed_ms(run)) is not None
+    ]
+    typical_ms = observations.latency_ms(fastest) or ran_ms
+    ask = f"ask for at least {1.05 * max(ran_ms, typical_ms):.3g} ms"
+    if not known:
+        return GivenUpReason(
+            f"the fastest measurement ({name}) took {ran_ms:.3g} ms, and the device was disturbed all the time; "
+            "let nothing else run on it, keep it cool, and search again"
+        )
+    if state.slowed_down and state.slowed_down == state.verifications:
+        return GivenUpReason(remeasured_in_vain(state))
+    if ran_ms <= state.target_ms:
+        return GivenUpReason(
+            f"the fastest subnet found ({name}) took {ran_ms:.3g} ms at best, and takes {typical_ms:.3g} ms at "
+            f"the typical speed of this run; {ask}"
+        )
+    if min(known) <= state.target_ms:
+        return GivenUpReason(
+            f"the fastest subnet found ({name}) took {ran_ms:.3g} ms; only an undisturbed device would be within "
+            f"it, at {min(known):.3g} ms; {ask}"
+        )
+    return GivenUpReason(f"the fastest subnet found ({name}) takes {ran_ms:.3g} ms; {ask}", too_fast=True)

@@ -1,0 +1,68 @@
+"""Make the proposals of one device setting: subnets to measure, with their predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fleetnas.coordinator.records.budget import Purpose
+from fleetnas.coordinator.search.problem import AccuracyModel
+from fleetnas.coordinator.tuning.proposal import Genome, Proposal
+from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.device_profiles.quantities import MAX_FACTOR
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.spaces.base import Genomes
+
+#: A re-measurement waits for a device that is slower than both: this factor times its typical latency, and this factor
+#: times its undisturbed latency.
+_WAIT_ABOVE_TYPICAL, WAIT_ABOVE = 1.03, 1.08
+#: A prediction below this share of the fastest subnet's latency is none: a linear model may fall below 0.
+_ABSURD = 0.1
+
+
+class Proposer:
+    """Makes proposals with predicted latency and accuracy."""
+
+    def __init__(
+        self, latency: SettingLatency, accuracy: AccuracyModel, architecture: Callable[[Genome], Architecture]
+    ) -> None:
+        """`architecture` decodes a genome."""
+        self._latency, self._observations = latency, latency.observations
+        self._accuracy, self.architecture = accuracy, architecture
+
+    def propose(self, genomes: Sequence[Genome], purpose: Purpose, target_ms: float | None = None) -> list[Proposal]:
+        """Return proposals to measure subnets for the first time, or once more."""
+        if not genomes:
+            return []
+        matrix: Genomes = np.stack(genomes)
+        mean, deviation = self._latency.predict(matrix)
+        table = self._observations.table(unsure=True)
+        least_ms = _ABSURD * float(table.typical_ms[0]) if len(table) else 0.0
+        top1 = self._accuracy.predict(matrix).tolist()
+        return [
+            Proposal(
+                tuple(genome.tolist()),
+                self.architecture(genome),
+                purpose,
+                target_ms,
+                predicted_ms=ms if ms > least_ms else None,
+                predicted_std_ms=std_ms if ms > least_ms else None,
+                predicted_accuracy=accuracy,
+            )
+            for genome, ms, std_ms, accuracy in zip(matrix, mean.tolist(), deviation.tolist(), top1, strict=True)
+        ]
+
+    def propose_again(self, genome: Genome, target_ms: float) -> Proposal:
+        """Return a re-measurement that waits for a slow device; predicted without this subnet's own measurements."""
+        undisturbed_ms = max(float(self._latency.predict_undisturbed(genome[None])[0][0]), 1e-9)
+        typical = self._latency.speed.slowdown(undisturbed_ms)
+        return Proposal(
+            tuple(genome.tolist()),
+            self.architecture(genome),
+            "verification",
+            target_ms,
+            predicted_ms=self._latency.predict_without_itself(genome),
+            predicted_accuracy=float(self._accuracy.predict(genome[None])[0]),
+            wait_above=min(max(WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * typical), MAX_FACTOR),
+        )

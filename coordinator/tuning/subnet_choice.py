@@ -1,0 +1,72 @@
+"""Choose, among the measured subnets of one device setting, the best one for a target."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fleetnas.coordinator.search.problem import AccuracyModel
+from fleetnas.coordinator.tuning.proposal import Genome
+from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
+from fleetnas.fleet_protocol.architecture import Architecture
+
+#: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
+#: (top-1, a fraction): it passes often enough to make up for the misses.
+_OPTIMISTIC_GAIN = 0.005
+#: Margin on a target in standard deviations of a measurement, and its bounds. Small, so that winners fill their
+#: targets: most pass when they are measured again, and a miss costs one more measurement with twice the margin. The
+#: typical speed needs more: where it is wrong, every winner is, and no re-measurement shows that.
+_SAFETY_SIGMAS, _SPEED_SIGMAS, _LEAST_SAFETY, _MOST_SAFETY = 1.2, 2.0, 0.01, 0.10
+
+
+class SubnetChoice:
+    """Weighs measured latency against predicted accuracy."""
+
+    def __init__(self, latency: SettingLatency, accuracy: AccuracyModel) -> None:
+        self._latency, self._observations, self._accuracy = latency, latency.observations, accuracy
+
+    def safety(self, state: TargetState) -> float:
+        """Return the margin on a target, relative: after a miss twice as wide, and wider than the miss went beyond."""
+        typical = math.hypot(_SAFETY_SIGMAS * self._observations.noise, _SPEED_SIGMAS * self._latency.speed.error)
+        margin = min(max(typical, _LEAST_SAFETY), _MOST_SAFETY)
+        for missed_by in state.missed_by:
+            margin = min(max(2.0 * margin, 1.5 * missed_by), 0.5)
+        return margin
+
+    def best_measured(self, state: TargetState, safety: float, *, unsure: bool) -> Genome | None:
+        """Return the most accurate measured subnet within the target less its margin; of equals the fastest.
+
+        One that was within the target although its device was slowed down needs no margin.
+        """
+        table = self._observations.table(unsure=unsure)
+        within = table.typical_ms * (1.0 + safety) <= state.target_ms
+        genomes = table.genomes[within | ((table.typical_ms <= state.target_ms) & (table.bound_ms <= state.target_ms))]
+        if not len(genomes):
+            return None
+        best: Genome = genomes[int(np.argmax(self._accuracy.predict(genomes)))]
+        return best
+
+    def choice(self, state: TargetState, *, unsure: bool) -> Genome | None:
+        """Return the best measured subnet within a target by its margin; before the first miss a better one without."""
+        choice = self.best_measured(state, self.safety(state), unsure=unsure)
+        if choice is not None and not state.verifications:
+            optimistic = self.best_measured(state, 0.0, unsure=unsure)
+            if optimistic is not None and self.accuracy(optimistic) > self.accuracy(choice) + _OPTIMISTIC_GAIN:
+                return optimistic
+        return choice
+
+    def accuracy(self, genome: Genome) -> float:
+        """Return the predicted top-1 accuracy, a fraction."""
+        return float(self._accuracy.predict(genome[None])[0])
+
+    def improves(self, best: float, winner: Genome, gain: float) -> bool:
+        """Whether a subnet is worth a measurement where the best measured one has accuracy `best`."""
+        return not self._observations.of(winner).sure and self.accuracy(winner) > best + gain
+
+    def subnet(self, genome: Genome, architecture: Architecture) -> ChosenSubnet:
+        """Return a subnet for a target to stand at."""
+        runs = self._observations.of(genome).runs
+        # The first run was made before the file was calibrated.
+        return ChosenSubnet(genome, architecture, self.accuracy(genome), runs[0].median_ms if runs else None)

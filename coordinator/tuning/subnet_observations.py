@@ -1,0 +1,102 @@
+"""Measurements and failures of one subnet on one device setting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetnas.fleet_protocol.messages import Measurement
+
+#: Two runs of one file on one device differ by about this much, relative, however steady each of them is.
+BETWEEN_RUNS = 0.01
+#: A measurement whose own noise is beyond this says little; one more is taken before it is relied on.
+UNSURE_NOISE = 0.15
+#: A (device setting, subnet) that failed this often is left alone.
+QUARANTINE_FAILURES = 2
+#: 95 % half-width of a normal distribution in standard deviations.
+_HALF_WIDTH_SIGMAS = 1.96
+
+
+def relative_noise(measurement: Measurement) -> float:
+    """Return the relative standard deviation of a latency at undisturbed speed: within its run, and between runs."""
+    within = measurement.undisturbed_half_width_percent / 100 / _HALF_WIDTH_SIGMAS
+    return math.hypot(within, BETWEEN_RUNS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """Values of one measurement that a search needs; a whole `Measurement` takes 10 KiB. Runs are told by identity."""
+
+    median_ms: float
+    """As it ran."""
+    undisturbed_ms: float | None
+    noise: float
+    """Of `undisturbed_ms`, a standard deviation, relative: see `relative_noise`."""
+    noisy: bool
+    reference_ms: float | None
+    levels_ms: tuple[float, ...]
+    regime_unix_s: float
+    finished_unix_s: float
+    model_sha256: str
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Run:
+        """Take over a measurement."""
+        return cls(
+            measurement.median_ms,
+            measurement.undisturbed_ms,
+            relative_noise(measurement),
+            measurement.quality == "noisy",
+            measurement.reference_ms,
+            measurement.levels_ms,
+            measurement.regime_unix_s,
+            measurement.finished_unix_s,
+            measurement.model_sha256,
+        )
+
+
+@dataclass(slots=True)
+class SubnetObservations:
+    """One subnet on one device setting."""
+
+    genome: NDArray[np.int16]
+    runs: list[Run] = field(default_factory=list)
+    missed: list[Run] = field(default_factory=list)
+    """Re-measurements that missed a target; their latencies count even where other runs were faster."""
+    awaited: list[Run] = field(default_factory=list)
+    """Runs that waited for a fast device: they do not count towards the typical slow-down."""
+    failures: int = 0
+
+    def add(self, run: Run, *, awaited: bool) -> None:
+        """Add one more run; `awaited` where it waited for a fast device."""
+        self.runs.append(run)
+        if awaited:
+            self.awaited.append(run)
+
+    def count_failure(self) -> None:
+        """Count a failed measurement."""
+        self.failures += 1
+
+    def mark_missed(self, run: Run) -> None:
+        """Mark a run as one that missed the target that it was for."""
+        self.missed.append(run)
+
+    @property
+    def quarantined(self) -> bool:
+        """Whether it failed so often that it is left alone."""
+        return self.failures >= QUARANTINE_FAILURES
+
+    @property
+    def fastest_ms(self) -> float | None:
+        """Least latency as it ran, ms; None where it was not measured."""
+        return min((run.median_ms for run in self.runs), default=None)
+
+    @property
+    def sure(self) -> bool:
+        """Whether it was measured steadily, or more than once."""
+        return len(self.runs) > 1 or any(
+            run.undisturbed_ms is not None and run.noise <= UNSURE_NOISE for run in self.runs
+        )

@@ -1,0 +1,154 @@
+"""State of one latency target on one device setting, and its changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fleetnas.coordinator.records.target_status import TargetStatus, transition
+from fleetnas.coordinator.records.transitions import require
+from fleetnas.coordinator.tuning.proposal import Genome
+from fleetnas.fleet_protocol.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class ChosenSubnet:
+    """The subnet that a target stands at. Latencies are milliseconds."""
+
+    genome: Genome
+    architecture: Architecture
+    accuracy: float
+    """As predicted, a fraction."""
+    measured_ms: float | None
+    """As it ran before its file was calibrated; None where it was not measured."""
+
+
+@dataclass
+class TargetState:
+    """One target and its best subnet so far. Latencies are milliseconds."""
+
+    target_ms: float
+    status: TargetStatus = TargetStatus.OPEN
+    genome: Genome | None = None
+    architecture: Architecture | None = None
+    predicted_ms: float | None = None
+    """By the predictor, with this subnet's own measurements left out."""
+    measured_ms: float | None = None
+    verified_ms: float | None = None
+    """The re-measurement as it ran."""
+    typical_ms: float | None = None
+    """The same at the typical speed of the run; None where its ratio to the reference said nothing."""
+    accuracy: float | None = None
+    """As predicted, a fraction."""
+    sha256: str | None = None
+    reason: str = ""
+    note: str = ""
+    """A remark on a target that was met."""
+    missed_by: list[float] = field(default_factory=list)
+    """How far re-measurements that missed were beyond the expected latency, relative."""
+    verifications: int = 0
+    disturbed: int = 0
+    slowed_down: int = 0
+    """Verifications that count as misses because the device was slowed down."""
+    replacements: int = 0
+    failures: int = 0
+    given_up: bool = False
+    """No measured subnet was within it; later measurements may change that."""
+
+    @property
+    def met(self) -> bool | None:
+        """True once a re-measurement met it, False once it is decided otherwise, None before."""
+        return None if self.status is TargetStatus.OPEN else self.status is TargetStatus.MET
+
+    # -- transitions -------------------------------------------------------------------------------------------
+
+    def meet(self, sha256: str | None) -> None:
+        """Note that a re-measurement of the file with this hash was within the target."""
+        self._enter(TargetStatus.MET, "")
+        self.sha256 = sha256
+
+    def miss(self, reason: str) -> None:
+        """Note that no further subnet is tried."""
+        self._enter(TargetStatus.MISSED, reason)
+
+    def give_up(self, reason: str, *, infeasible: bool = False) -> None:
+        """Note that no measured subnet is within the target; `infeasible`: not even the smallest subnet."""
+        self._enter(TargetStatus.INFEASIBLE if infeasible else TargetStatus.MISSED, reason)
+        self.given_up = True
+
+    def reopen(self) -> None:
+        """Open a target again that was given up, because a subnet is within it by now."""
+        self._enter(TargetStatus.OPEN, "")
+
+    def withdraw(self, reason: str, typical_ms: float | None) -> None:
+        """Open a target again that was met, because its winner turned out to be beyond it."""
+        self._enter(TargetStatus.OPEN, reason)
+        self.sha256, self.typical_ms = None, typical_ms
+
+    def adopt(self, winner: TargetState) -> None:
+        """Take over the winner of another target, which was measured within this one as well."""
+        self._enter(TargetStatus.MET, "")
+        self.note = f"the winner of {winner.target_ms:g} ms, no better one was verified"
+        self.genome, self.architecture = winner.genome, winner.architecture
+        self.predicted_ms, self.measured_ms = winner.predicted_ms, winner.measured_ms
+        self.verified_ms, self.typical_ms = winner.verified_ms, winner.typical_ms
+        self.accuracy, self.sha256 = winner.accuracy, winner.sha256
+
+    def _enter(self, status: TargetStatus, reason: str) -> None:
+        self.status = transition(self.status, status)
+        self.reason = reason
+        self.given_up = False
+
+    # -- the present subnet and counts -------------------------------------------------------------------------
+
+    def choose(self, subnet: ChosenSubnet, verified_ms: float | None = None, typical_ms: float | None = None) -> None:
+        """Set the present subnet, with the latencies of its re-measurement where it has one."""
+        self.genome, self.architecture = subnet.genome, subnet.architecture
+        self.accuracy, self.measured_ms = subnet.accuracy, subnet.measured_ms
+        self.verified_ms, self.typical_ms = verified_ms, typical_ms
+
+    def predict(self, predicted_ms: float | None) -> None:
+        """Set the predicted latency of the present subnet."""
+        self.predicted_ms = predicted_ms
+
+    def remark(self, note: str) -> None:
+        """Set the remark on a target that was met."""
+        self.note = note
+
+    def count_failure(self) -> None:
+        """Count a re-measurement that failed."""
+        self.failures += 1
+
+    def count_disturbed(self) -> int:
+        """Count a re-measurement that a disturbance may have spoiled; returns their number."""
+        self.disturbed += 1
+        return self.disturbed
+
+    def count_verification(self) -> None:
+        """Count a re-measurement that decides."""
+        self.verifications += 1
+
+    def count_miss(self, missed_by: float, reason: str, *, slowed_down: bool) -> None:
+        """Count a re-measurement beyond the target by `missed_by`, relative to the expected latency."""
+        self.slowed_down += slowed_down
+        self.reason = reason
+        self.missed_by.append(missed_by)
+
+    def count_replacement(self) -> None:
+        """Count a subnet that was measured in place of one that missed the target."""
+        self.replacements += 1
+
+    def validate(self) -> None:
+        """Check the state against its status; `BrokenInvariantError` names the target and the contradiction."""
+        name = f"target {self.target_ms:g} ms is {self.status}"
+        require((self.genome is None) == (self.architecture is None), f"{name}: half a subnet")
+        if self.status is TargetStatus.MET:
+            require(self.architecture is not None and self.sha256 is not None, f"{name} without a winner's file")
+            within = self.verified_ms is not None and self.verified_ms <= self.target_ms
+            require(within, f"{name} and was verified at {self.verified_ms}")
+            require(not self.reason, f"{name} and has a reason for a miss: {self.reason}")
+        else:
+            require(self.sha256 is None, f"{name} and has a winner's file")
+        if self.status in (TargetStatus.MISSED, TargetStatus.INFEASIBLE):
+            require(bool(self.reason), f"{name} without a reason")
+        require(not self.given_up or self.met is False, f"{name} and given up")
+        require(self.status is not TargetStatus.INFEASIBLE or self.verifications == 0, f"{name} after re-measurements")
