@@ -173,9 +173,8 @@ class Campaign:
                 self._losses.expire_leases(now)
                 self._losses.fail_used_up()
         self.membership.gather(now, self._connection.first_s)
-        for setting_run in self._roster:
-            if setting_run.status is SettingStatus.RUNNING:
-                self._agenda.add(setting_run)
+        for setting_run in self._running:
+            self._agenda.add(setting_run)
         self._writer.write_at_times(now, self._endings.record_of)
 
     def _advance_changed(self, now: float) -> None:
@@ -277,7 +276,12 @@ class Campaign:
         """Whether every device setting has ended and is stored, unless the store was never seen to be away."""
         if self._breaker.is_open and self._writer.is_dirty:
             return False
-        return self.membership.is_open and all(setting_run.status is not SettingStatus.RUNNING for setting_run in self._roster)
+        # Ends at the first that is running: this is asked after every event.
+        return self.membership.is_open and all(each.status is not SettingStatus.RUNNING for each in self._roster)
+
+    @property
+    def _running(self) -> list[SettingRun]:
+        return [setting_run for setting_run in self._roster if setting_run.status is SettingStatus.RUNNING]
 
     @property
     def phase(self) -> str:
@@ -286,7 +290,7 @@ class Campaign:
             return "waiting for devices"
         if self.finished:
             return "finished"
-        phases = {setting_run.search.phase for setting_run in self._roster if setting_run.status is SettingStatus.RUNNING}
+        phases = {setting_run.search.phase for setting_run in self._running}
         return "verifying" if phases <= {"verification", "done"} else "searching"
 
     @property

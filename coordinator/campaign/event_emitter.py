@@ -90,9 +90,7 @@ class EventEmitter:
             events.DeviceLost(at_s=now_s, run_id=self._run_id, device=device, reason=reason, last_seen_s=last_seen_s)
         )
 
-    def outcome(
-        self, setting_run: SettingRun, task: Task, outcome: Outcome, measurements: int, budget: int
-    ) -> None:
+    def outcome(self, setting_run: SettingRun, task: Task, outcome: Outcome, measurements: int, budget: int) -> None:
         """Emit `MeasurementTaken` or `MeasurementFailed` for a stored outcome."""
         now_s, of = self._wall_clock(), self._of(setting_run)
         if isinstance(outcome, Failed):

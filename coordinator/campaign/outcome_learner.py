@@ -55,4 +55,4 @@ class OutcomeLearner:
             self._planning.evaluate(setting_run, proposal)
             state = setting_run.search.target(proposal.target_ms)
             if state is not None and state.status is TargetStatus.OPEN and state.verifications:
-                self._events.judged(setting_run, state)
+                self._events.missed(setting_run, state)

@@ -24,7 +24,8 @@ from fleetnas.coordinator.records.transitions import require
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.errors import TransportError
-from fleetnas.fleet_protocol.messages import Inventory, MeasureTask, TaskKey
+from fleetnas.fleet_protocol.messages import Inventory, TaskKey
+from fleetnas.fleet_protocol.orders import MeasureTask
 
 #: Tasks that one agent holds: the one it runs and the next, so that it never waits for the network.
 PREFETCH = 2

@@ -186,7 +186,7 @@ class DeviceTuner:
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
         genome = np.array(proposal.genome, dtype=np.int16)
         self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
-        if proposal.purpose == "spread":
+        if proposal.purpose == "initial-design":
             self._design.count_try(genome)
         state = self.target(proposal.target_ms) if proposal.target_ms is not None else None
         run = None
@@ -206,7 +206,7 @@ class DeviceTuner:
 
     def _follow(self, proposal: Proposal) -> None:
         """Enter the phase in which a proposal was made, where a stored run is told again."""
-        if proposal.purpose != "spread":
+        if proposal.purpose != "initial-design":
             self._end_initial_design()
         if proposal.target_ms is not None:
             self._end_exploration()
@@ -234,7 +234,7 @@ class DeviceTuner:
         left = self.budget - self.measurements
         design = self._design.remaining() if left > 0 else []
         if design:
-            return self._proposer.propose(design[:left], "spread")
+            return self._proposer.propose(design[:left], "initial-design")
         self._end_initial_design()
         if self._exploring:
             self._refresh_targets()

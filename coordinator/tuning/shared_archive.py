@@ -18,6 +18,7 @@ from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.candidate_table import CandidateTable
 from fleetnas.coordinator.search.engine import search
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import SlotTableLatency, TableLatency
 from fleetnas.coordinator.search.problem import AccuracyModel, CachedAccuracy, Problem
 from fleetnas.coordinator.tuning.proposal import Genome
@@ -154,5 +155,7 @@ def _front(space: DesignSpace, accuracy: AccuracyModel, bounds: Bounds, rng: np.
     _, fastest = Problem(space, accuracy, latency, bounds).fastest()
     (slowest,) = latency.predict(space.largest())
     targets = np.geomspace(1.02 * fastest, max(slowest, 1.1 * fastest), _PROBES)
-    found = search(space, accuracy, latency, targets.tolist(), rng=rng, bounds=bounds, rounds=_ROUNDS)
+    found = search(
+        Problem(space, accuracy, latency, bounds), targets.tolist(), rng=rng, engine=GuidedSettings(rounds=_ROUNDS)
+    )
     return found.front_genomes

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Generator
 from pathlib import Path
 
-from fleetnas.coordinator.app.assembly import SearchRequest, open_search
+from fleetnas.coordinator.app.compose import open_search
+from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
@@ -49,10 +50,8 @@ def search_fleet(
     """
     request = SearchRequest(
         store=store,
-        broker=BrokerAddress.parse(broker),
-        fleet=fleet,
-        supernet=Path(supernet),
-        plan=plan,
+        devices_at=FleetAccess(BrokerAddress.parse(broker), fleet),
+        run=NewRun(Path(supernet), plan),
         out=Path(out) if out is not None else None,
     )
     feed = _EventFeed()

@@ -9,11 +9,13 @@ import numpy as np
 
 from fleetnas.api.predictor import LatencyPredictor
 from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search import engine
 from fleetnas.coordinator.search.block_table import read_block_table
+from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import LatencyModel
 from fleetnas.coordinator.search.offline import load_accuracy
-from fleetnas.coordinator.search.problem import AccuracyModel
+from fleetnas.coordinator.search.problem import AccuracyModel, Problem
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -43,7 +45,7 @@ def search(
     targets_ms: Sequence[float],
     *,
     accuracy: Path | str | None = None,
-    strategy: engine.Strategy = "joint",
+    strategy: Strategy | str = Strategy.JOINT,
     bounds: Bounds | None = None,
     islands: int = 1,
     seed: int = 0,
@@ -71,19 +73,24 @@ def search(
 
     Raises:
         InfeasibleTargetError: no subnet meets the smallest target or keeps the bounds; names the fastest one.
-        UsageError: there is no accuracy predictor, a target is not above 0, or the latency table is of another space.
+        UsageError: there is no such strategy or no accuracy predictor, a target is not above 0, or the latency table is
+            of another space.
     """
     searched = space.space if isinstance(space, SupernetBundle) else space
     return engine.search(
-        searched,
-        _accuracy_model(space, accuracy),
-        _latency_model(searched, latency),
+        Problem(searched, _accuracy_model(space, accuracy), _latency_model(searched, latency), bounds),
         targets_ms,
         rng=np.random.default_rng(seed),
-        strategy=strategy,
-        bounds=bounds,
-        islands=islands,
+        strategy=_strategy(strategy),
+        engine=GuidedSettings(islands=islands),
     )
+
+
+def _strategy(name: Strategy | str) -> Strategy:
+    try:
+        return Strategy(name)
+    except ValueError:
+        raise UsageError(f"no search strategy is called {name!r}; there are {', '.join(Strategy)}") from None
 
 
 def _accuracy_model(

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import PredictedAccuracy
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
-from fleetnas.coordinator.tuning.proposal import Proposal, TargetState
+from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Failed, FailureReason, Measurement, TaskKey
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -64,18 +67,10 @@ class Tuner:
             raise UsageError(f"{bundle.path} holds no accuracy predictor; export it with one")
         accuracy = PredictedAccuracy(bundle.space, predictor)
         text = targets if isinstance(targets, str) else ",".join(f"{float(target)!r}" for target in targets)
-        solver = BundleTargetSolver(bundle.space, accuracy, "bottom-up", bounds=bounds)
+        solver = BundleTargetSolver(bundle.space, accuracy, Strategy.BOTTOM_UP, bounds=bounds)
         self._clock = clock
-        self._tuner = DeviceTuner(
-            bundle.space,
-            accuracy,
-            TargetRequest.parse(text),
-            solver,
-            budget=budget,
-            spread=initial_design,
-            seed=seed,
-            bounds=bounds,
-        )
+        design = InitialDesign(bundle.space, count=min(initial_design, budget), seed=seed, bounds=bounds)
+        self._tuner = DeviceTuner(design, accuracy, TargetRequest.parse(text), solver, budget=budget)
 
     @property
     def finished(self) -> bool:
