@@ -143,3 +143,10 @@ def test_pre_commit_runs_the_checks_of_make_lint() -> None:
     checks = {line.removesuffix(" .") for line in re.findall(r"\$\(BIN\)/(.+)", recipe)}
     hooks = set(re.findall(r"entry: \.venv/bin/(.+)", (ROOT / ".pre-commit-config.yaml").read_text()))
     assert hooks == checks != set()
+
+
+def test_the_glossary_defines_each_term_once() -> None:
+    rows = re.findall(r"^\| ([^|]+?) \| ", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    terms = [term for row in rows if row not in ("term", "---") for term in row.split(", ")]
+    assert len(terms) > 100
+    assert sorted(terms) == sorted(set(terms))

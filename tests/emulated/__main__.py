@@ -10,9 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from boards import BOARDS
+from built_wheel import build_wheel
 from campaign import BoardTrial
 from debian_root import DebianRoot, EmulationError, say
-from wheel import build_wheel
 
 _DEFAULT_FOLDER = Path("/tmp/fleetnas-emulation")
 
