@@ -276,9 +276,7 @@ def _check_entry(name: str, entry: Any, offset: int) -> int:
         raise CorruptBundleError(f"tensor {name[:100]!r} has an impossible shape")
     end: int = offset + 4 * math.prod(shape)
     if offsets != [offset, end]:
-        raise CorruptBundleError(
-            f"tensor {name[:100]!r} is not where its shape and its neighbours place it"
-        )
+        raise CorruptBundleError(f"tensor {name[:100]!r} is not where its shape and its neighbours place it")
     return end
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from fleetnas.coordinator.search.latency import Floats, SlotTableLatency
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
-from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, reduced
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, reduced
 
 _FILE_NAME = "{resolution}_lookup_table.yaml"
 

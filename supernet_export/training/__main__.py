@@ -44,13 +44,13 @@ def _train(checkpoint: Path) -> None:
 
     def report(progress: Progress) -> None:
         elapsed = time.monotonic() - started
-        _say(
+        _print(
             f"epoch {progress.epoch}/{progress.epochs} ({progress.phase}): loss of the largest subnet "
             f"{progress.loss:.3f}, {elapsed:.0f} s"
         )
 
     checkpoint.write_bytes(save(state_arrays(train_digits(SCHEDULE, report))))
-    _say(f"{checkpoint}: {checkpoint.stat().st_size:,} bytes, {time.monotonic() - started:.0f} s")
+    _print(f"{checkpoint}: {checkpoint.stat().st_size:,} bytes, {time.monotonic() - started:.0f} s")
 
 
 def _accuracy(checkpoint: Path, out: Path) -> None:
@@ -62,19 +62,19 @@ def _accuracy(checkpoint: Path, out: Path) -> None:
     for done, total, subnet in evaluate_digits(checkpoint):
         subnets.append(subnet)
         if done % 50 == 0 or done == total:
-            _say(f"evaluated {done}/{total} subnets, {time.monotonic() - started:.0f} s")
+            _print(f"evaluated {done}/{total} subnets, {time.monotonic() - started:.0f} s")
     save_evaluated(out / EVALUATED_PATH.name, subnets)
     predictor = fit_digits(subnets)
     save_predictor(out / PREDICTOR_PATH.name, predictor)
     held_out = predictor.held_out
     assert held_out is not None
-    _say(
+    _print(
         f"accuracy predictor, on {held_out.held_out} subnets held out: rank correlation {held_out.spearman:.3f}, "
         f"mean absolute error {held_out.mae_percent:.2f} %, {time.monotonic() - started:.0f} s"
     )
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -16,8 +16,8 @@ from rigs.peer_supernets import peer_subnet  # noqa: E402
 from fleetnas.fleet_protocol.errors import ArchitectureError  # noqa: E402
 from fleetnas.supernet_export.digits.data import Part  # noqa: E402
 from fleetnas.supernet_export.spaces.digits import DigitsSpace  # noqa: E402
-from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork
-from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv import MBConvSpace  # noqa: E402
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork  # noqa: E402
 from fleetnas.supernet_export.training import digits as recipe  # noqa: E402
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet  # noqa: E402
 from fleetnas.supernet_export.training.schedule import Phase  # noqa: E402
