@@ -77,7 +77,7 @@ def compound_subnets() -> list[Architecture]:
 
 def train(schedule: str, seed: int, epochs: int) -> Run:
     """Train one supernet and evaluate its subnets; runs in a process of its own."""
-    from fleetnas.supernet_export.training.accuracy import spread_genomes
+    from fleetnas.supernet_export.training.accuracy import stratified_genomes
     from fleetnas.supernet_export.training.digits import RECIPE, train_digits
     from fleetnas.supernet_export.training.trainer import calibrated_logits
 
@@ -99,7 +99,7 @@ def train(schedule: str, seed: int, epochs: int) -> Run:
         ]
         return [(int(count), 100 * float(hits.mean())) for count, hits in zip(macs, right, strict=True)]
 
-    own = SPACE.decode(spread_genomes(SPACE, OWN_COUNT, np.random.default_rng(0)))
+    own = SPACE.decode(stratified_genomes(SPACE, OWN_COUNT, np.random.default_rng(0)))
     return Run(
         schedule=schedule,
         seed=seed,

@@ -47,6 +47,11 @@ MIN_SLOWDOWN, MAX_SLOWDOWN = 0.01, 10_000.0
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", max_length=12)]
+#: Names of the runtimes.
+RuntimeName: TypeAlias = Literal["onnxruntime", "litert", "adb", "command"]
+BatteryState: TypeAlias = Literal["charging", "discharging", "idle"]
+#: State that every participant may announce; agents may be `busy` too.
+ParticipantState: TypeAlias = Literal["ready", "leaving", "lost"]
 #: `noisy`: the median is not certain enough; `slowed`: the device was slower than it normally is in this run.
 Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
 #: Under which condition a device is measured: as it happens to be, warmed up until its speed is steady, or cooled down.
@@ -72,7 +77,7 @@ class Versioned(Message):
 class RuntimeSetting(Message):
     """How a model is run. Together with the device it makes a device setting: what a predictor is for."""
 
-    runtime: Literal["onnxruntime", "litert", "adb", "command"] = "onnxruntime"
+    runtime: RuntimeName = "onnxruntime"
     provider: str = Field(
         default="cpu",
         pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$",
@@ -130,7 +135,7 @@ class Conditions(Message):
     throttled: bool | None = None
     load_1min: Load | None = None
     battery_percent: Percent | None = None
-    battery_state: Literal["charging", "discharging", "idle"] | None = None
+    battery_state: BatteryState | None = None
     battery_temperature_c: Celsius | None = None
     power_mw: Milliwatts | None = Field(
         default=None, description="at rest before a measurement, within its blocks after it"
@@ -207,7 +212,7 @@ class TaskKey(Message):
 class AgentState(Versioned):
     """Retained on `up/state`; the last will is the same with state `lost`."""
 
-    state: Literal["ready", "busy", "leaving", "lost"]
+    state: ParticipantState | Literal["busy"]
     session: Count = Field(description="grows with every start of the agent: a will of an older session is ignored")
     instance: Identifier = Field(description="random per process: tells two agents of one name apart")
     detail: PlainText = Field(default="", max_length=200, description="why it waits instead of measuring")

@@ -16,6 +16,7 @@ from fleetnas.fleet_protocol.messages import (
     Condition,
     Identifier,
     MeasurementProtocol,
+    ParticipantState,
     RuntimeSetting,
     TaskKey,
     Versioned,
@@ -76,5 +77,5 @@ class Acknowledgement(Versioned):
 class CoordinatorState(Versioned):
     """Retained on `coordinator/state`; the last will is the same with state `lost`."""
 
-    state: Literal["ready", "leaving", "lost"]
+    state: ParticipantState
     session: Count

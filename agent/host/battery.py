@@ -11,15 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from pydantic import Field
 
 from fleetnas.agent.host.device_files import RunProgram, number, psutil_call, run_program, text
 from fleetnas.agent.host.units import battery_celsius, percent, plausible_celsius
-from fleetnas.fleet_protocol.messages import Conditions, Message
+from fleetnas.fleet_protocol.messages import BatteryState, Conditions, Message
 
-BatteryState: TypeAlias = Literal["charging", "discharging", "idle"]
 #: `status` of a power supply, in the kernel's words and in Termux:API's.
 _STATES: dict[str, BatteryState] = {
     "charging": "charging",

@@ -161,9 +161,9 @@ def _is_private(folder: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
-def _unusable(path: Path, why: str) -> FleetnasError:
+def _unusable(path: Path, fault: str) -> FleetnasError:
     return FleetnasError(
-        f"the lock {path}, which keeps agents of one host from measuring at once, {why}; "
+        f"the lock {path}, which keeps agents of one host from measuring at once, {fault}; "
         f"set {ENVIRONMENT_VARIABLE} to a file that all of them can read"
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, TypeAdapter
 
 from fleetnas.agent.host.battery import BatteryRule
+from fleetnas.agent.measuring.undisturbed import Basis
 from fleetnas.agent.runtimes.input_shapes import InputShapes
 from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
@@ -41,7 +42,7 @@ class PairedTiming(Message):
         description="latency at the device's undisturbed speed; None where the turns do not tell it"
     )
     undisturbed_half_width_percent: HalfWidthPercent = Field(description="95 % half-width, in percent of it")
-    basis: Literal["clean", "floor", "corrected", "bracketed", "none"] = Field(
+    basis: Basis = Field(
         description="what undisturbed_ms rests on: rounds at the reference's known speed, the fastest samples of all "
         "rounds, all rounds corrected by a second reference, readings before and after, or nothing"
     )
@@ -174,7 +175,7 @@ class ProbedReply(Message):
 
 
 class FailedReply(Message):
-    """The end of an order that could not be carried out."""
+    """The end of an order that could not be executed."""
 
     kind: Literal["failed"] = "failed"
     reason: FailureReason

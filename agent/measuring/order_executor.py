@@ -231,17 +231,17 @@ class OrderExecutor:
             return
         # The kernel accepts any set with one usable core, and ignores the others silently.
         missing = [core for core in cores if core not in self._all_cores]
-        why = f"{core_list(missing)} are offline, not there, or not allowed here" if missing else ""
+        fault = f"{core_list(missing)} are offline, not there, or not allowed here" if missing else ""
         try:
             if not missing:
                 os.sched_setaffinity(0, cores or self._all_cores)
         except (OSError, ValueError, OverflowError) as error:
-            why = str(error)
-        if not why and cores and (active := _affinity()) != set(cores):
-            why = f"{core_list(active or ())} are active instead"
-        if why:
+            fault = str(error)
+        if not fault and cores and (active := _affinity()) != set(cores):
+            fault = f"{core_list(active or ())} are active instead"
+        if fault:
             raise UsageError(
-                f"the measurement cannot be pinned to cores {core_list(cores)}: {why}; this process may use "
+                f"the measurement cannot be pinned to cores {core_list(cores)}: {fault}; this process may use "
                 f"{core_list(self._all_cores)}, so change `affinity` in the setting"
             )
 

@@ -163,7 +163,7 @@ def measure_paired(
             fraction = paired.fraction
             hooks.after(fraction)
             paired.close_round(samples)
-            fraction = 1.0 if paired.over else fraction
+            fraction = 1.0 if paired.finished else fraction
         hooks.after(1.0)
         return paired.result()
 
@@ -273,7 +273,7 @@ class _Paired:
         self._rounds.append(Round(thinned(self._subject.per_inference_ms(samples)), before, after, far))
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """Whether enough was measured, or the time is over."""
         elapsed_ns = self._clock_ns() - self._begin_ns
         runs, spent_ns = sum(map(len, self._blocks_ns)), self._subject.spent_ns - self._warm_ns

@@ -17,7 +17,7 @@ from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: A reading of a runtime that another program drives is still good for the next measurement for this long.
-_FRESH_S = 15.0
+_RECENT_S = 15.0
 #: How long a look at the device's speed takes.
 _LOOK_S = 0.1
 
@@ -83,7 +83,7 @@ class Pairing:
         )
 
     def _between(self, model: TimedModel, hooks: TurnHooks) -> PairedTiming:
-        before = self._reading(_FRESH_S)
+        before = self._reading(_RECENT_S)
 
         def on_block(fraction: float) -> None:
             hooks.after(fraction)

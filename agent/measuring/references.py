@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from fleetnas.agent.host.limits import free_memory_bytes
+from fleetnas.agent.measuring.levels import continued_levels
 from fleetnas.agent.measuring.messages import RUNGS, ReferenceOrder
 from fleetnas.agent.measuring.paired import Reference, read_levels, reference_turn_s
-from fleetnas.agent.measuring.undisturbed import median
 from fleetnas.agent.runtimes.base import LoadedModel, Runtime, TimedModel, random_tensors
 from fleetnas.agent.runtimes.settings import IN_PROCESS
 from fleetnas.agent.runtimes.timing import Timing
@@ -34,8 +34,6 @@ _CANDIDATES, _NEAR = 200, 0.05
 _LOADING_S = 30.0
 #: Share of the free memory that references may take, and a session's size in model files.
 _MEMORY_SHARE, _SESSION_FILES = 0.25, 3.0
-#: New readings below this factor of the old levels show that the old levels were read on a slowed device.
-FASTER_RATIO = 0.92
 #: Settings whose references stay loaded.
 _KEPT_SETTINGS = 4
 
@@ -172,19 +170,6 @@ class LoadedReferences:
             about.append(max(1, time.perf_counter_ns() - begin) / 1e6)
         levels, spent_s = read_levels(list(zip(runs, about, strict=True)), reference_turn_s(protocol))
         return dict(zip(names, levels, strict=True)), spent_s + 2 * sum(about) / 1000
-
-
-def continued_levels(read_ms: Mapping[str, float], old_ms: Mapping[str, float]) -> dict[str, float]:
-    """Return levels of new sessions, which read `read_ms`, on the scale of the levels before, by fingerprint.
-
-    Sessions of one model differ, each by a factor of its own; the device's speed now is a factor that all share, and
-    is taken out. If that factor shows that the device is much faster now, the old levels were read on a slowed
-    device, and the new readings become the levels.
-    """
-    ratios = [read_ms[name] / old_ms[name] for name in read_ms.keys() & old_ms.keys()]
-    common = median(ratios) if ratios else 1.0
-    scale = common if common >= FASTER_RATIO else 1.0
-    return {name: value / scale for name, value in read_ms.items()}
 
 
 def reading_protocol(protocol: MeasurementProtocol, *, first: bool = False) -> MeasurementProtocol:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 #: The quantile that stands for the speed of a turn.
 LOW_QUANTILE = 0.25
@@ -56,7 +56,8 @@ MOST_HALF_WIDTH = 0.15
 #: Two-sided 95 % quantiles of Student's t by degrees of freedom; 1.96 beyond.
 _T95 = {1: 4.30, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23}
 
-Basis = Literal["clean", "floor", "corrected", "none"]
+#: Foundation of an estimate; `bracketed` is that of `fleetnas.agent.measuring.bracketed`.
+Basis: TypeAlias = Literal["clean", "floor", "corrected", "bracketed", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ import re
 import tempfile
 from pathlib import Path
 
-from fleetnas.agent.host.battery import BatteryState
 from fleetnas.agent.host.device import describe_device
 from fleetnas.agent.host.units import battery_celsius, percent
 from fleetnas.agent.runtimes.adb import Adb
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.quantities import of_readings
-from fleetnas.fleet_protocol.messages import Conditions
+from fleetnas.fleet_protocol.messages import BatteryState, Conditions
 
 _MARK = "--- fleetnas "
 #: The files that describe a phone, as a pattern of its shell, and as the only names that are accepted in its answer:

@@ -112,10 +112,10 @@ def _ask(setting: RuntimeSetting, measurer: Measurer, *, full: bool) -> _Probed:
         if isinstance(reply, ProbedReply):
             return _Probed(micro_benchmarks=reply.micro_benchmarks, device=reply.device)
     measurer.kill()
-    why = f"no answer within {_PROBE_TIMEOUT_S:g} s"
+    reason = f"no answer within {_PROBE_TIMEOUT_S:g} s"
     if isinstance(reply, FailedReply):
-        why = reply.detail
+        reason = reply.detail
     elif isinstance(reply, UnreadyReply):
-        why = reply.reason
+        reason = reply.reason
     kind = UsageError if isinstance(reply, FailedReply) and reply.usage else RuntimeUnavailableError
-    raise kind(f"setting {setting.label} cannot be used on this device: {why}")
+    raise kind(f"setting {setting.label} cannot be used on this device: {reason}")

@@ -9,7 +9,7 @@ from fleetnas.agent.service.connection import MAX_RESEND_S, RESEND_EVERY_S, Conn
 from fleetnas.agent.service.drift_monitor import DriftMonitor
 from fleetnas.agent.service.identity import Identity
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, Heartbeat
+from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, Heartbeat, TaskKey
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.base import Will
 
@@ -55,8 +55,8 @@ class Announcement:
         if new != self._last:
             self._publish_state(new)
 
-    def repeat_if_due(self, now: float, state: str, detail: str) -> None:
-        """Publish everything again once the interval is over, and double the interval."""
+    def repeat(self, now: float, state: str, detail: str) -> None:
+        """Publish everything again if the interval is over, and double the interval."""
         if now - self._published_at >= self._repeat_after_s:
             self._repeat_after_s = min(2 * self._repeat_after_s, MAX_RESEND_S)
             self.publish(state, detail)
@@ -104,15 +104,15 @@ class HeartbeatSender:
         """Use the conditions of a measurement that has ended until the sensors are read again."""
         self._conditions = conditions
 
-    def send_if_due(self, now: float, *, serving: bool, task_id: str | None, unacknowledged: int) -> None:
-        """Send a heartbeat if one is due; one that is due while the agent does not serve is left out."""
+    def step(self, now: float, *, serving: bool, running: TaskKey | None, unacknowledged: int) -> None:
+        """Send a heartbeat if the interval is over; an agent that does not serve leaves it out."""
         if now - self._sent_at < HEARTBEAT_EVERY_S:
             return
         self._sent_at = now
         if not serving:
             return
         # Reading sensors would disturb a measurement, which reads them itself.
-        if task_id is None and self._reads_sensors:
+        if running is None and self._reads_sensors:
             self._conditions = self._sensors.read()
             self._drift.note_conditions(self._conditions)
         self._connection.publish(
@@ -121,7 +121,7 @@ class HeartbeatSender:
                 session=self._session,
                 uptime_s=max(0.0, now - self._started_at),
                 conditions=self._conditions,
-                task_id=task_id,
+                task_id=running.task_id if running is not None else None,
                 outbox=unacknowledged,
             ),
             qos=0,

@@ -30,7 +30,7 @@ class NameClaim:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
         self._connected_at = 0.0
-        self._rival_remembered = False
+        self._has_retained_rival = False
         self._rival_announcements = 0
         self._settled = False
 
@@ -47,12 +47,12 @@ class NameClaim:
     def on_connected(self, now: float) -> None:
         """Begin a claim: a connection was made, and `question` is published now, not retained."""
         self._connected_at = now
-        self._rival_remembered = self._settled = False
+        self._has_retained_rival = self._settled = False
         self._rival_announcements = 0
 
     def is_unanswered(self, now: float) -> bool:
         """Whether the claim is open and nobody has answered in time."""
-        wait_s = ANSWER_S if self._rival_remembered else _ECHO_S
+        wait_s = ANSWER_S if self._has_retained_rival else _ECHO_S
         return not self._settled and now - self._connected_at >= wait_s
 
     def settle(self) -> None:
@@ -64,10 +64,10 @@ class NameClaim:
         alive = state.state in ("ready", "busy")
         if state.instance == self._identity.instance:
             echo = state.session == 0 and not retained
-            return "announce" if echo and not self._settled and not self._rival_remembered else "ignore"
+            return "announce" if echo and not self._settled and not self._has_retained_rival else "ignore"
         if retained:
             # The broker remembers an agent: one that serves, or one that died and whose will was not published yet.
-            self._rival_remembered = self._rival_remembered or alive
+            self._has_retained_rival = self._has_retained_rival or alive
             return "ignore"
         if not self._settled:
             return "yield" if alive else "ignore"

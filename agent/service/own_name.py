@@ -31,7 +31,7 @@ _SERIALS = (
 _log = logging.getLogger("fleetnas.agent")
 
 
-class _Remembered(BaseModel):
+class _StoredName(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: Identifier
@@ -64,7 +64,7 @@ def remember_name(state: Path, name: str, root: Path = Path("/")) -> None:
             "the host is called %s and this agent stays %s, under which its results are kept; --name %s changes that",
             *(host_name(), name, host_name()),
         )
-    cached = _Remembered(name=name, board=_board(root))
+    cached = _StoredName(name=name, board=_board(root))
     if _read(state) == cached:
         return
     temporary = _file(state).with_suffix(f".{os.getpid()}")
@@ -88,9 +88,9 @@ def _file(state: Path) -> Path:
     return state / "name.json"
 
 
-def _read(state: Path) -> _Remembered | None:
+def _read(state: Path) -> _StoredName | None:
     try:
-        return _Remembered.model_validate_json(_file(state).read_bytes())
+        return _StoredName.model_validate_json(_file(state).read_bytes())
     except (OSError, ValidationError):
         return None
 

@@ -65,17 +65,17 @@ class ResultDelivery:
             self._connection.publish_encoded("task", payload)
         return payload is not None
 
-    def send_due(self, now: float) -> None:
+    def resend(self, now: float) -> None:
         """Send every unacknowledged result whose interval is over, and double its interval."""
         for key, (sent_at, wait_s) in list(self._sent.items()):
             if now - sent_at >= wait_s:
                 self._sent[key] = now, min(max(RESEND_EVERY_S, 2 * wait_s), MAX_RESEND_S)
                 self.send(key)
 
-    def send_all(self, now: float) -> None:
+    def resend_all(self, now: float) -> None:
         """Send every unacknowledged result now, as after a connect."""
         self._sent = dict.fromkeys(self._sent, _UNSENT)
-        self.send_due(now)
+        self.resend(now)
 
     def _keep(self, key: TaskKey, payload: bytes) -> None:
         try:

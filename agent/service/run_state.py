@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, auto
 
 
 class RunState(Enum):
     """The one thing that a task run does now. A run begins with `FETCHING` and ends with `ENDED`."""
 
     #: Brings the bundle and the calibration into the cache.
-    FETCHING = "fetching"
+    FETCHING = auto()
     #: The child works on the order: it builds, looks at the device's speed, or measures.
-    MEASURING = "measuring"
+    MEASURING = auto()
     #: Waits for a faster or cooler device, then looks at it again.
-    COOLING = "cooling"
+    COOLING = auto()
     #: Waits for the battery, or for the host's lock, for as long as it takes.
-    RESTING = "resting"
+    RESTING = auto()
     #: Has an outcome, or was stopped.
-    ENDED = "ended"
+    ENDED = auto()
 
 
 _NEXT: dict[RunState, frozenset[RunState]] = {
@@ -32,5 +32,5 @@ _NEXT: dict[RunState, frozenset[RunState]] = {
 def transition(current: RunState, new: RunState) -> RunState:
     """Return `new`; `ValueError` if a run cannot go there from `current`."""
     if new not in _NEXT[current]:
-        raise ValueError(f"a task run cannot go from {current.value} to {new.value}")
+        raise ValueError(f"a task run cannot go from {current.name} to {new.name}")
     return new

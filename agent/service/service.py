@@ -1,6 +1,6 @@
 """Run the agent: one thread over one connection, one measuring child and one outbox.
 
-`step` does everything that is due and waits at most a moment; everything that takes time happens elsewhere (the network
+`step` waits at most a moment; everything that takes time happens elsewhere (the network
 in the transport, the measurement in the child), so tests drive it with a clock of their own.
 """
 
@@ -18,19 +18,16 @@ from fleetnas.agent.service.order_reader import OrderReader
 from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.result_delivery import ResultDelivery
 from fleetnas.agent.service.run_resources import RunResources
-from fleetnas.agent.service.task_queue import TaskQueue
-from fleetnas.agent.service.task_runner import Outcome, TaskRunner
+from fleetnas.agent.service.task_pipeline import TaskPipeline
+from fleetnas.agent.service.task_runner import Outcome
 from fleetnas.fleet_protocol.codec import decode, decode_chunk, encode
 from fleetnas.fleet_protocol.errors import DuplicateAgentError, ProtocolError, TransportError
 from fleetnas.fleet_protocol.messages import (
     Accepted,
     AgentInfo,
     AgentState,
-    BlobRequest,
     Failed,
     Inventory,
-    Phase,
-    Progress,
     Rejected,
     TaskKey,
 )
@@ -44,8 +41,8 @@ from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Rec
 KEEP_CHILD_S = 30.0
 #: A pause between two tasks that is shorter is not announced.
 READY_DELAY_S = 2.0
-#: How long one step waits without a task, while a child works, and while a fetch or a cooling goes on.
-_IDLE_S, _CHILD_S, _ACTIVE_S = 1.0, 0.25, 0.2
+#: How long one step waits for an event without a task, in seconds.
+_IDLE_S = 1.0
 #: Messages taken from the connection in one step, so that a flood does not starve the child.
 _MAX_EVENTS = 200
 
@@ -78,10 +75,7 @@ class AgentService:
         self._heartbeat = HeartbeatSender(connection, info, sensors, resources.drift, clock)
         self._results = ResultDelivery(outbox, connection)
         self._orders = OrderReader(verifier, self._refused, self._publish_rejected, self._knows)
-        self._queue = TaskQueue(info.settings)
-        self._run: TaskRunner | None = None
-        #: The reason to wait that was announced last.
-        self._announced_wait = ""
+        self._tasks = TaskPipeline(info, resources, connection)
         self._coordinator: CoordinatorState | None = None
         self._idle_since: float | None = None
         self.finished = 0
@@ -89,7 +83,7 @@ class AgentService:
     @property
     def idle(self) -> bool:
         """Whether nothing is queued, running or unacknowledged."""
-        return self._run is None and not self._queue and not self._results.unacknowledged
+        return not self._tasks.keys and not self._results.unacknowledged
 
     @property
     def done(self) -> bool:
@@ -110,7 +104,7 @@ class AgentService:
         self._connection.start()
 
     def step(self) -> None:
-        """Do everything that is due.
+        """Take events, go on with the tasks, and publish what it is time for.
 
         Raises `DuplicateAgentError` if another agent used this name first, `TransportError` if the broker refuses
         this agent for good.
@@ -118,25 +112,18 @@ class AgentService:
         self._take_events()
         self._work()
         now = self._clock()
-        self._heartbeat.send_if_due(
-            now,
-            serving=self._serving,
-            task_id=self._run.task.task.task_id if self._run is not None else None,
-            unacknowledged=len(self._results.unacknowledged),
-        )
+        running, unacknowledged = self._tasks.running, len(self._results.unacknowledged)
+        self._heartbeat.step(now, serving=self._serving, running=running, unacknowledged=unacknowledged)
         if self._connection.connected and self._name_claim.is_unanswered(now):
             self._take_name()
         if self._serving:
-            self._announcement.repeat_if_due(now, *self._state())
-            self._results.send_due(now)
+            self._announcement.repeat(now, *self._state())
+            self._results.resend(now)
 
     def stop(self) -> None:
         """Reject the tasks that are not done, announce the end, close. Results stay in the outbox."""
-        tasks = self._tasks()
-        if self._run is not None:
-            self._run.stop()
-            self._run = None
-        self._queue.clear()
+        tasks = self._tasks.keys
+        self._tasks.stop()
         if self._serving:
             for key in tasks:
                 self._publish_rejected(Rejected(task=key, reason="leaving"))
@@ -149,7 +136,7 @@ class AgentService:
     # -- events ------------------------------------------------------------------------------------------------
 
     def _take_events(self) -> None:
-        event = self._connection.poll(self._wait_s())
+        event = self._connection.poll(self._tasks.event_wait_s(_IDLE_S))
         for _ in range(_MAX_EVENTS):
             if event is None:
                 return
@@ -157,11 +144,6 @@ class AgentService:
             event = self._connection.poll(0.0)
         if event is not None:
             self._handle(event)
-
-    def _wait_s(self) -> float:
-        if self._run is None:
-            return 0.0 if self._queue else _IDLE_S
-        return 0.0 if self._run.measuring else _ACTIVE_S
 
     def _handle(self, event: TransportEvent) -> None:
         if isinstance(event, Connected):
@@ -186,8 +168,7 @@ class AgentService:
         self._name_claim.settle()
         self._announcement.restart_interval()
         self._announcement.publish(*self._state())
-        if self._run is not None:
-            self._run.on_reconnected()
+        self._tasks.on_reconnected()
         self._send_inventory()
 
     def _on_message(self, message: Received) -> None:
@@ -207,10 +188,10 @@ class AgentService:
                     "the result of %s is forgotten: no coordinator knows its task", acknowledgement.task.task_id
                 )
             self._results.acknowledge(acknowledgement.task)
-        elif self._run is not None:
-            failed = self._run.receive(decode_chunk(message.payload))
-            if failed is not None:
-                self._finish(failed)
+        else:
+            outcome = self._tasks.receive(decode_chunk(message.payload))
+            if outcome is not None:
+                self._finish(outcome)
 
     def _on_coordinator(self, state: CoordinatorState, *, retained: bool) -> None:
         previous, self._coordinator = self._coordinator, state
@@ -247,25 +228,21 @@ class AgentService:
         key = task.task
         if self._results.send(key):
             return
-        if key in self._tasks():
+        if key in self._tasks.keys:
             self._connection.publish("task", Accepted(task=key), qos=0)
             return
-        rejected = self._queue.add(task, self._clock())
+        rejected = self._tasks.add(task, self._clock())
         if rejected is not None:
             self._publish_rejected(rejected)
             return
         self._idle_since = None
         self._connection.publish("task", Accepted(task=key), qos=0)
-        self._announcement.publish_change("busy", self._state()[1])
+        self._announcement.publish_change("busy", self._tasks.waits_for)
 
     def _on_cancel(self, cancel: CancelTask) -> None:
-        if self._run is not None and self._run.task.task == cancel.task:
-            self._run.stop()
-            self._run = None
-        elif not self._queue.remove(cancel.task):
-            return
-        # Not kept in the outbox: a coordinator that cancels a task has already forgotten it.
-        self._connection.publish("task", Failed(task=cancel.task, reason="cancelled", detail="by the coordinator"))
+        if self._tasks.cancel(cancel.task):
+            # Not kept in the outbox: a coordinator that cancels a task has already forgotten it.
+            self._connection.publish("task", Failed(task=cancel.task, reason="cancelled", detail="by the coordinator"))
 
     def _publish_rejected(self, rejected: Rejected) -> None:
         self._connection.publish("task", rejected)
@@ -273,35 +250,15 @@ class AgentService:
     # -- work --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        if self._run is None and self._queue:
-            self._run = self._start_next()
-            self._announced_wait = ""
-        if self._run is None:
-            self._idle(self._clock())
+        now = self._clock()
+        outcome = self._tasks.step(now)
+        if outcome is None and self._tasks.running is None:
+            self._idle(now)
             return
         self._idle_since = None
-        outcome = self._run.step(self._clock(), _CHILD_S)
-        if self._run.waits_for != self._announced_wait:
-            self._announced_wait = self._run.waits_for
-            if self._announced_wait:
-                _log.warning("task %s waits: %s", self._run.task.task.task_id, self._announced_wait)
-            else:
-                _log.info("task %s goes on", self._run.task.task.task_id)
-            self._announcement.publish_change("busy", self._announced_wait)
+        self._announcement.publish_change("busy", self._tasks.waits_for)
         if outcome is not None:
             self._finish(outcome)
-
-    def _start_next(self) -> TaskRunner:
-        queued = self._queue.pop()
-        key = queued.task.task
-
-        def request_blob(request: BlobRequest) -> None:
-            self._connection.publish("blob", request)
-
-        def report(phase: Phase, fraction: float) -> None:
-            self._connection.publish("task", Progress(task=key, phase=phase, fraction=fraction), qos=0)
-
-        return TaskRunner(queued, self._resources, request_blob, report)
 
     def _idle(self, now: float) -> None:
         """Announce `ready`, and end the child, once there has been nothing to do for a while."""
@@ -314,7 +271,6 @@ class AgentService:
             self._idle_since = float("inf")
 
     def _finish(self, outcome: Outcome) -> None:
-        self._run = None
         self.finished += 1
         key = outcome.task
         if isinstance(outcome, Rejected):
@@ -331,17 +287,19 @@ class AgentService:
 
     # -- state -------------------------------------------------------------------------------------------------
 
-    def _tasks(self) -> list[TaskKey]:
-        """The running attempt, if any, and those that wait."""
-        running = [self._run.task.task] if self._run is not None else []
-        return [*running, *self._queue.keys]
+    def validate(self) -> None:
+        """Check that every attempt is in one place: at work, waiting or unacknowledged; `ValueError` if not."""
+        places = [*self._tasks.keys, *self._results.unacknowledged]
+        twice = {key.task_id for key in places if places.count(key) > 1}
+        if twice:
+            raise ValueError(f"tasks in several places: {', '.join(sorted(twice))}")
 
     def _knows(self, key: TaskKey) -> bool:
-        return key in self._tasks() or self._results.find(key) is not None
+        return key in self._tasks.keys or self._results.find(key) is not None
 
     def _state(self) -> tuple[str, str]:
-        """The state to announce, and the reason why the running task waits."""
-        return "busy" if self._tasks() else "ready", self._run.waits_for if self._run is not None else ""
+        """The state to announce, and the reason why the task at work waits."""
+        return "busy" if self._tasks.keys else "ready", self._tasks.waits_for
 
     def _send_inventory(self) -> None:
         """Publish which tasks and results this agent has, then every unacknowledged result."""
@@ -351,9 +309,9 @@ class AgentService:
             "inventory",
             Inventory(
                 session=self._identity.session,
-                running=self._run.task.task if self._run is not None else None,
-                queued=self._queue.keys,
+                running=self._tasks.running,
+                queued=self._tasks.queued,
                 unacknowledged=self._results.unacknowledged,
             ),
         )
-        self._results.send_all(self._clock())
+        self._results.resend_all(self._clock())

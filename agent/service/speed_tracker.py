@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from fleetnas.agent.measuring.levels import FASTER_RATIO
 from fleetnas.agent.measuring.messages import PairedTiming
-from fleetnas.agent.measuring.references import FASTER_RATIO
 from fleetnas.agent.measuring.undisturbed import median
 from fleetnas.fleet_protocol.messages import Quality
 

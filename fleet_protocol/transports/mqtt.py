@@ -49,10 +49,8 @@ _UNANSWERED_FIVE = 2
 #: Some brokers take the will of MQTT 5 for half a packet of 3.1.1, and wait for the rest without an answer.
 _FIVE_ANSWER_S = 2.0
 _UNSUPPORTED = "Unsupported protocol version"
-#: CONNACK refusals that no retry cures.
-_FATAL_REFUSALS = frozenset(
-    {_UNSUPPORTED, "Client identifier not valid", "Bad user name or password", "Not authorized"}
-)
+#: CONNACK errors that no retry cures.
+_FATAL_ERRORS = frozenset({_UNSUPPORTED, "Client identifier not valid", "Bad user name or password", "Not authorized"})
 
 
 @lru_cache(maxsize=64)
@@ -267,7 +265,7 @@ class MqttTransport:
             self._put(_FallBack())
             return
         if reason.is_failure:
-            self._put(Disconnected(f"refused: {reason}", fatal=str(reason) in _FATAL_REFUSALS))
+            self._put(Disconnected(f"refused: {reason}", fatal=str(reason) in _FATAL_ERRORS))
             return
         with self._lock:
             self._can_share = self._five and getattr(granted, "SharedSubscriptionAvailable", 1) == 1

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from fleetnas.fleet_protocol.errors import DownloadError
@@ -32,6 +32,9 @@ _TIMEOUT_S = 30.0
 ProgressCallback = Callable[[int, int], None]
 
 
+DigestKind: TypeAlias = Literal["sha256", "git-blob"]
+
+
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
     """A file at its official address, with the size and hash of its content."""
@@ -40,7 +43,7 @@ class PublishedFile:
     url: str
     size: int | None
     #: `git-blob` is SHA-1 of "blob <size>\\0" and the content, the name that git gives it.
-    digest_kind: Literal["sha256", "git-blob"]
+    digest_kind: DigestKind
     digest: str
 
     @property

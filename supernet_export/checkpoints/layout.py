@@ -11,7 +11,7 @@ from fleetnas.fleet_protocol.errors import CheckpointError
 from fleetnas.supernet_export.checkpoints.torch_file import REMEDY
 
 #: Names under which trainers keep a state dict, the first that is there counts: plain weights before averaged ones.
-_ROOTS = (
+_DICT_KEYS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "supernet", "weights"),
     *("params", "generator", "student", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
     *("params_ema", "averaged_model", "teacher"),
@@ -59,7 +59,9 @@ def find_state_dict(content: Any, is_tensor: Callable[[Any], bool]) -> StateDict
         where += f"; not read: {_listed(others)}"
     if path:
         more = [
-            name for name in _ROOTS if name != path[0] and _path_to_tensors(content.get(name), is_tensor) is not None
+            name
+            for name in _DICT_KEYS
+            if name != path[0] and _path_to_tensors(content.get(name), is_tensor) is not None
         ]
         where += f"; there are other weights under {_listed(more)}" if more else ""
     return StateDict(tensors, where)
@@ -68,7 +70,7 @@ def find_state_dict(content: Any, is_tensor: Callable[[Any], bool]) -> StateDict
 def _path_to_tensors(content: Any, is_tensor: Callable[[Any], bool], depth: int = 0) -> tuple[Any, ...] | None:
     if not isinstance(content, Mapping) or depth > _DEEPEST:
         return None
-    for root in _ROOTS:
+    for root in _DICT_KEYS:
         rest = _path_to_tensors(content.get(root), is_tensor, depth + 1)
         if rest is not None:
             return (root, *rest)

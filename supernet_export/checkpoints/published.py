@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.checkpoints.download import PublishedFile
+from fleetnas.supernet_export.checkpoints.download import DigestKind, PublishedFile
 
 _FILES = "https://raw.githubusercontent.com/han-cai/files/master/ofa"
 _HUGGING_FACE = "https://huggingface.co/han-cai/ofa/resolve/47a736a0be6ad593f936d91ae168ccdd05326be1"
@@ -23,7 +23,7 @@ class PublishedSupernet:
     accuracy_predictor: PublishedFile | None = None
 
 
-def _file(name: str, digest_kind: Literal["sha256", "git-blob"], digest: str, url: str | None = None) -> PublishedFile:
+def _file(name: str, digest_kind: DigestKind, digest: str, url: str | None = None) -> PublishedFile:
     return PublishedFile(name, f"{_FILES}/ofa_nets/{name}" if url is None else url, None, digest_kind, digest)
 
 

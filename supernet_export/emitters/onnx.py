@@ -168,7 +168,7 @@ class OnnxWriter:
         sizes = [4 * math.prod(item.shape) for item in self._initializers]
         body = len(structure) + sum(map(len, frames)) + sum(sizes)
         head = b"".join((head, _GRAPH_TAG, _varint(body), structure))
-        # BytesIO hands out the very bytes object that it holds, so the model is never copied.
+        # BytesIO returns its own bytes object, so the model is never copied.
         buffer = io.BytesIO(bytes(len(head) + body - len(structure)))
         with buffer.getbuffer() as view:
             view[: len(head)] = head

@@ -113,7 +113,7 @@ class Model:
             starts.append(-(-(end + 4) // ALIGNMENT) * ALIGNMENT)  # a vector begins with its length, four bytes
             struct.pack_into("<I", header, data_field, starts[-1] - 4 - data_field)
             end = starts[-1] + constant.nbytes
-        # BytesIO hands out the very bytes object that it holds, so the model is never copied.
+        # BytesIO returns its own bytes object, so the model is never copied.
         buffer = io.BytesIO(bytes(end))
         with buffer.getbuffer() as view:
             view[: len(header)] = header

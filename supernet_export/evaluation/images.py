@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,9 @@ _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", 
 _MOST_NAMED = 5
 #: Decoding releases the interpreter's lock. A check reads JPEGs at an eighth of their size, which is faster.
 _CHECK_THREADS, _CHECK_SHRINK = 8, 8
+
+
+DigitsPart: TypeAlias = Literal["train", "calibration", "test"]
 
 
 class ImageSource(ABC):
@@ -72,7 +75,7 @@ class ImageSource(ABC):
 class DigitsImages(ImageSource):
     """One part of the built-in digits: `train`, `calibration` or `test`."""
 
-    def __init__(self, part: Literal["train", "calibration", "test"]) -> None:
+    def __init__(self, part: DigitsPart) -> None:
         """Load no image yet: a search needs them only once it has winners."""
         from fleetnas.supernet_export.digits.data import require_scikit_learn
 
@@ -223,15 +226,15 @@ def _suspects(in_class: dict[Path, list[Path]], classes: int) -> str:
     if len(names) < classes:
         return f": {', '.join(names)}" if 0 < len(names) <= _MOST_NAMED else ""
     suspects = [folder.name for folder, found in in_class.items() if not found]
-    why = "which hold no images" if len(suspects) > 1 else "which holds no images"
+    reason = "which hold no images" if len(suspects) > 1 else "which holds no images"
     if not suspects:
         shapes = Counter(_shape(name) for name in names)
         usual = shapes.most_common(1)[0][0]
-        suspects, why = [name for name in names if _shape(name) != usual], "named unlike the others"
+        suspects, reason = [name for name in names if _shape(name) != usual], "named unlike the others"
     if not suspects or len(suspects) == len(names):
         return "; remove those that are no class"
     more = f" and {len(suspects) - _MOST_NAMED} more" if len(suspects) > _MOST_NAMED else ""
-    return f", among them {', '.join(suspects[:_MOST_NAMED])}{more}, {why}; remove what is no class"
+    return f", among them {', '.join(suspects[:_MOST_NAMED])}{more}, {reason}; remove what is no class"
 
 
 def _shape(name: str) -> str:
@@ -250,9 +253,7 @@ def _fault(path: Path) -> str:
     return ""
 
 
-def open_images(
-    manifest: Manifest, directory: Path | None, part: Literal["train", "calibration", "test"] = "test"
-) -> ImageSource:
+def open_images(manifest: Manifest, directory: Path | None, part: DigitsPart = "test") -> ImageSource:
     """Open the images for a bundle: those in `directory`, or one part of the built-in digits for a bundle of digits.
 
     Raises `UsageError` if a directory is needed.

@@ -98,8 +98,8 @@ class DesignSpace(ABC):
 
     def mutate(self, genomes: Genomes, probability: float, rng: np.random.Generator) -> Genomes:
         """Draw each gene again with `probability`; return canonical genomes."""
-        fresh = rng.integers(0, self.cardinalities, genomes.shape, dtype=np.int16)
-        return self.canonical(np.where(rng.random(genomes.shape) < probability, fresh, genomes))
+        drawn = rng.integers(0, self.cardinalities, genomes.shape, dtype=np.int16)
+        return self.canonical(np.where(rng.random(genomes.shape) < probability, drawn, genomes))
 
     def crossover(self, mothers: Genomes, fathers: Genomes, rng: np.random.Generator) -> Genomes:
         """Take each gene from either parent with equal probability; return canonical genomes."""

@@ -6,9 +6,8 @@ Source of the layouts: Cai et al., *Once-for-All* (ICLR 2020), and the state dic
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-Activation = Literal["none", "relu", "relu6", "h_swish", "h_sigmoid"]
+from fleetnas.supernet_export.graph import Activation
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

@@ -61,14 +61,14 @@ def _train(checkpoint: Path, schedule: ScheduleName | None, epochs: int) -> None
 
     def report(progress: Progress) -> None:
         elapsed = time.monotonic() - started
-        _say(
+        _print(
             f"epoch {progress.epoch}/{progress.epochs} ({progress.phase}): loss of the largest subnet "
             f"{progress.loss:.3f}, {elapsed:.0f} s"
         )
 
     phases = SCHEDULE if schedule is None else published_schedule(schedule, DigitsSpace(), epochs)
     checkpoint.write_bytes(save(state_arrays(train_digits(phases, report))))
-    _say(f"{checkpoint}: {checkpoint.stat().st_size:,} bytes, {time.monotonic() - started:.0f} s")
+    _print(f"{checkpoint}: {checkpoint.stat().st_size:,} bytes, {time.monotonic() - started:.0f} s")
 
 
 def _accuracy(checkpoint: Path, out: Path) -> AccuracyPredictor:
@@ -80,13 +80,13 @@ def _accuracy(checkpoint: Path, out: Path) -> AccuracyPredictor:
     for done, total, subnet in evaluate_digits(checkpoint):
         subnets.append(subnet)
         if done % 50 == 0 or done == total:
-            _say(f"evaluated {done}/{total} subnets, {time.monotonic() - started:.0f} s")
+            _print(f"evaluated {done}/{total} subnets, {time.monotonic() - started:.0f} s")
     save_evaluated(out / EVALUATED_PATH.name, subnets)
     predictor = fit_digits(subnets)
     save_predictor(out / PREDICTOR_PATH.name, predictor)
     held_out = predictor.held_out
     assert held_out is not None
-    _say(
+    _print(
         f"accuracy predictor, on {held_out.held_out} subnets held out: rank correlation {held_out.spearman:.3f}, "
         f"mean absolute error {held_out.mae_percent:.2f} %, {time.monotonic() - started:.0f} s"
     )
@@ -95,10 +95,10 @@ def _accuracy(checkpoint: Path, out: Path) -> AccuracyPredictor:
 
 def _export(checkpoint: Path, predictor: AccuracyPredictor, path: Path) -> None:
     sha256 = export_digits(path, checkpoint, predictor)
-    _say(f"{path}: the bundle, SHA-256 {sha256}")
+    _print(f"{path}: the bundle, SHA-256 {sha256}")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

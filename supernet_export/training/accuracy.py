@@ -53,7 +53,7 @@ def evaluate_subnet(
     )
 
 
-def spread_genomes(space: DesignSpace, count: int, rng: np.random.Generator) -> Genomes:
+def stratified_genomes(space: DesignSpace, count: int, rng: np.random.Generator) -> Genomes:
     """Draw canonical genomes from the smallest subnets to the largest.
 
     Uniform genomes are all of middling size. Here each genome first draws how large it leans, evenly between 0 and 1,

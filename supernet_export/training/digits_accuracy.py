@@ -14,7 +14,12 @@ from fleetnas.supernet_export.evaluation.images import DigitsImages
 from fleetnas.supernet_export.export import export_state_dict
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
-from fleetnas.supernet_export.training.accuracy import evaluate_subnet, fit_predictor, held_out_error, spread_genomes
+from fleetnas.supernet_export.training.accuracy import (
+    evaluate_subnet,
+    fit_predictor,
+    held_out_error,
+    stratified_genomes,
+)
 
 #: Subnets drawn uniformly, and spread from the smallest to the largest; one in four of each is held out.
 UNIFORM_COUNT, SPREAD_COUNT = 300, 300
@@ -29,7 +34,7 @@ def evaluate_digits(checkpoint: Path) -> Iterator[tuple[int, int, EvaluatedSubne
     slicer = slicer_for(space)
     calibration, test = DigitsImages("calibration"), DigitsImages("test")
     rng = np.random.default_rng(_SEED)
-    genomes = np.concatenate([space.sample(UNIFORM_COUNT, rng), spread_genomes(space, SPREAD_COUNT, rng)])
+    genomes = np.concatenate([space.sample(UNIFORM_COUNT, rng), stratified_genomes(space, SPREAD_COUNT, rng)])
     drawn = np.repeat(["uniform", "spread"], [UNIFORM_COUNT, SPREAD_COUNT])
     _, first = np.unique(genomes, axis=0, return_index=True)  # a subnet must not be both fitted on and held out
     first.sort()

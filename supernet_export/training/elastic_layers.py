@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fleetnas.fleet_protocol.errors import ArchitectureError
-from fleetnas.supernet_export.spaces.mbconv_network import Activation, MBConvBlock, MBConvNetwork, squeeze_width
+from fleetnas.supernet_export.graph import Activation
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, MBConvNetwork, squeeze_width
 
 
 class _Activation(nn.Module):
@@ -216,7 +217,7 @@ class ElasticMBConv(nn.Module):
             reduce.bias.copy_(reduce.bias[inner])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the active choice on x, shape (n, channels, height, width)."""
+        """Run the chosen kernel and width on x, shape (n, channels, height, width)."""
         out: Tensor = self.point_linear(self.depth_conv(self.inverted_bottleneck(x)))
         return out
 

@@ -214,8 +214,7 @@ def test_a_task_that_rests_can_be_cancelled_and_the_next_one_works(rig: Rig) -> 
 
 
 def test_every_order_carries_the_rule_of_this_agent(rig: Rig) -> None:
-    agent = rig.agent()
-    agent.service._resources.battery = BatteryRule(min_percent=55)
+    agent = rig.agent(battery=BatteryRule(min_percent=55))
     rig.run(agent)
     rig.coordinator.send("pi", "task", task())
     rig.run(agent)

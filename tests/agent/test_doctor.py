@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetnas.agent.cli.doctor.installing import install_commands, why_no_wheel_fits
+from fleetnas.agent.cli.doctor.installing import install_commands, no_wheel_reason
 from fleetnas.device_profiles.catalogue import load_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
     ],
 )
 def test_why_no_wheel_fits(library: str, version: str, bits: int, python: tuple[int, int], reason: str) -> None:
-    said = why_no_wheel_fits(library, version, bits, python)
+    said = no_wheel_reason(library, version, bits, python)
     assert (reason in said) if reason else said == ""
 
 

@@ -362,9 +362,9 @@ def follow(rig: Rig, agent: object, seconds: float = 5.0) -> None:
     """Let the agent act, and wait for a mirror's thread wherever one is at work."""
     for _ in range(round(4 * seconds)):
         rig.run(agent, seconds=0.25)  # type: ignore[arg-type]
-        run = agent.service._run  # type: ignore[attr-defined]
-        if run is not None and isinstance(run._fetch, MirrorFetch):
-            waiting.until(run._fetch.ended.is_set)
+        for thread in threading.enumerate():
+            if thread.name == "mirror":
+                waiting.until(lambda thread=thread: not thread.is_alive())  # type: ignore[misc]
 
 
 def test_an_agent_that_has_a_mirror_asks_its_coordinator_for_nothing(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fleetnas.agent.measuring.levels import continued_levels
 from fleetnas.agent.measuring.messages import PairedTiming
-from fleetnas.agent.measuring.references import continued_levels
 from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.agent.service.speed_tracker import SLOW_RATIO, STEADY_COUNT, SpeedTracker, Verdict
 

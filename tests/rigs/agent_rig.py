@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fleetnas.agent.host.battery import BatteryRule
 from fleetnas.agent.host.sensors import Sensors
 from fleetnas.agent.measuring.messages import MeasuredReply, MeasureOrder, Order, PairedTiming, PhaseReply, Reply
 from fleetnas.agent.measuring.worker import Measurer, Worker
@@ -219,6 +220,7 @@ class Rig:
         while self.now < until:
             for agent in agents:
                 agent.service.step()
+                agent.service.validate()
             self.coordinator.listen()
             self.now += tick_s
 
@@ -235,6 +237,7 @@ class AgentProcess:
         settings: tuple[RuntimeSetting, ...] = (RuntimeSetting(),),
         unix_s: float = 1.7e9,
         wall_clock: Callable[[], float] = lambda: 1.7e9,
+        battery: BatteryRule = BatteryRule(),  # noqa: B008 - frozen
     ) -> None:
         self.identity = Identity.claim(folder, name, unix_s)
         self.outbox = Outbox(folder / "outbox.sqlite")
@@ -247,7 +250,9 @@ class AgentProcess:
             connection=Connection(self.transport, TOPICS, name),
             info=AgentInfo(agent=name, session=self.identity.session, profile=PROFILE, settings=settings, versions={}),
             outbox=self.outbox,
-            resources=RunResources(BlobCache(folder / "blobs"), folder / "partial", measurer, wall_clock),
+            resources=RunResources(
+                BlobCache(folder / "blobs"), folder / "partial", measurer, wall_clock, battery=battery
+            ),
             sensors=Sensors(folder / "no-sensors-here"),
             clock=lambda: rig.now,
         )

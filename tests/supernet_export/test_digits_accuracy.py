@@ -22,7 +22,7 @@ from fleetnas.supernet_export.training.accuracy import (
     evaluate_subnet,
     fit_predictor,
     held_out_error,
-    spread_genomes,
+    stratified_genomes,
 )
 
 SPACE = DigitsSpace()
@@ -105,7 +105,7 @@ def test_held_out_error_equals_scipys():
 
 def test_spread_genomes_reach_what_uniform_ones_do_not():
     rng = np.random.default_rng(3)
-    uniform, spread = SPACE.macs(SPACE.sample(300, rng)), SPACE.macs(spread_genomes(SPACE, 300, rng))
+    uniform, spread = SPACE.macs(SPACE.sample(300, rng)), SPACE.macs(stratified_genomes(SPACE, 300, rng))
     assert (spread < uniform.min()).sum() > 10
     assert (spread > uniform.max()).sum() > 10
-    np.testing.assert_array_equal(SPACE.encode(SPACE.decode(g := spread_genomes(SPACE, 50, rng))), g)
+    np.testing.assert_array_equal(SPACE.encode(SPACE.decode(g := stratified_genomes(SPACE, 50, rng))), g)

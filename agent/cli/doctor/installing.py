@@ -35,7 +35,7 @@ def pip_command() -> str:
     return f"{sys.executable} -m pip "
 
 
-def why_no_wheel_fits(library: str, version: str, bits: int, python: tuple[int, int]) -> str:
+def no_wheel_reason(library: str, version: str, bits: int, python: tuple[int, int]) -> str:
     """Return why a system with this C library and Python has no wheel of a runtime; empty if it has one."""
     if bits == 32 and python >= (3, 12):
         return "tflite-runtime has 32-bit wheels for Python up to 3.11"

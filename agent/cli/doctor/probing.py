@@ -18,7 +18,7 @@ def probe(worker: Worker, setting: RuntimeSetting) -> Reply | None:
     return phase if reply is None and phase is not None and phase.phase == "waiting" else reply
 
 
-def why_not(reply: Reply | None) -> str:
+def failure_of(reply: Reply | None) -> str:
     """Return why a probe gave no `ProbedReply`."""
     if isinstance(reply, PhaseReply):
         return f"not tested: another agent of this host has been measuring for {PROBE_TIMEOUT_S:g} s"

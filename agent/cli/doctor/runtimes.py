@@ -6,16 +6,15 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib import util
-from typing import Literal
 
 from fleetnas.agent.cli.doctor.finding import DoctorContext, Finding
-from fleetnas.agent.cli.doctor.installing import install_commands, interpreter_bits, pip_command, why_no_wheel_fits
-from fleetnas.agent.cli.doctor.probing import probe, why_not
+from fleetnas.agent.cli.doctor.installing import install_commands, interpreter_bits, no_wheel_reason, pip_command
+from fleetnas.agent.cli.doctor.probing import failure_of, probe
 from fleetnas.agent.host.device import describe_device
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
 from fleetnas.agent.measuring.messages import PhaseReply, ProbedReply
 from fleetnas.agent.measuring.worker import Worker, child_command
-from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.fleet_protocol.messages import RuntimeName, RuntimeSetting
 
 _ACCELERATOR_FIXES = {
     "cuda": "install the CUDA and cuDNN that this build of onnxruntime was made for; on a Jetson: "
@@ -46,8 +45,8 @@ def check_runtimes(_: DoctorContext) -> Iterator[Finding]:
         found += load_runtime("litert")
     if not found:
         text = "neither onnxruntime nor LiteRT is installed"
-        if why := why_no_wheel_fits(*platform.libc_ver(), interpreter_bits(), sys.version_info[:2]):
-            text = f"{text}; {why}"
+        if reason := no_wheel_reason(*platform.libc_ver(), interpreter_bits(), sys.version_info[:2]):
+            text = f"{text}; {reason}"
         yield Finding("runtime", "broken", text, install_commands(describe_device().profile, interpreter_bits()))
     yield from found
     profile = describe_device().profile
@@ -60,7 +59,7 @@ def check_runtimes(_: DoctorContext) -> Iterator[Finding]:
         )
 
 
-def load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
+def load_runtime(runtime: RuntimeName) -> list[Finding]:
     """Load a runtime in a child: a wheel for another processor ends in a signal, not in an exception.
 
     Every accelerator that it offers is loaded too: a provider that is built in may lack its libraries.
@@ -69,10 +68,10 @@ def load_runtime(runtime: Literal["onnxruntime", "litert"]) -> list[Finding]:
     try:
         reply = probe(worker, RuntimeSetting(runtime=runtime))
         if isinstance(reply, PhaseReply):
-            return [Finding(runtime, "warning", why_not(reply), "run fleetnas-agent doctor again when it has ended")]
+            return [Finding(runtime, "warning", failure_of(reply), "run fleetnas-agent doctor again when it has ended")]
         if not isinstance(reply, ProbedReply):
             reinstall = f"{pip_command()}install --force-reinstall {_distribution(runtime)}"
-            return [Finding(runtime, "broken", why_not(reply), reinstall)]
+            return [Finding(runtime, "broken", failure_of(reply), reinstall)]
         text = f"{reply.version}; runs on {reply.active_provider}; offers {', '.join(reply.providers)}"
         found = [Finding(runtime, "ok", text)]
         accelerators = [name for name in reply.providers if name != "cpu"] if runtime == "onnxruntime" else []
@@ -86,10 +85,10 @@ def _load_provider(worker: Worker, provider: str) -> Finding:
     if isinstance(reply, ProbedReply):
         return Finding(provider, "ok", f"a model runs on {reply.active_provider}")
     worker.kill()
-    return Finding(provider, "warning", why_not(reply), _ACCELERATOR_FIXES.get(provider, _OTHER_PROVIDER))
+    return Finding(provider, "warning", failure_of(reply), _ACCELERATOR_FIXES.get(provider, _OTHER_PROVIDER))
 
 
-def _distribution(runtime: Literal["onnxruntime", "litert"]) -> str:
+def _distribution(runtime: RuntimeName) -> str:
     """Return the distributions that contain a runtime."""
     if runtime == "onnxruntime":
         return "onnxruntime"

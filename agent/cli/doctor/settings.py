@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fleetnas.agent.cli.doctor.finding import DoctorContext, Finding, Status
-from fleetnas.agent.cli.doctor.probing import probe, why_not
+from fleetnas.agent.cli.doctor.probing import failure_of, probe
 from fleetnas.agent.host.limits import core_list, read_limits, thread_objection
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
 from fleetnas.agent.measuring.messages import PhaseReply, ProbedReply
@@ -27,15 +27,15 @@ def check_settings(context: DoctorContext) -> Iterator[Finding]:
                 worker.kill()
                 status: Status = "warning" if isinstance(reply, PhaseReply) else "broken"
                 fix = f"change or leave out the setting {setting.label}, or remove the cause that it names"
-                yield Finding("setting", status, f"{setting.label}: {why_not(reply)}", fix)
+                yield Finding("setting", status, f"{setting.label}: {failure_of(reply)}", fix)
                 continue
             devices.setdefault(reply.device, setting.label)
             where = f" of {reply.device.model}" if reply.device is not None else ""
             cores = f", cores {core_list(reply.cores)}" if reply.cores else ""
             text = f"{setting.label} runs on {reply.active_provider}{where}{cores}"
             if objection := thread_objection(setting, limits):
-                why, _, fix = objection.partition(": ")
-                yield Finding("setting", "warning", why, fix)
+                fault, _, fix = objection.partition(": ")
+                yield Finding("setting", "warning", fault, fix)
             else:
                 yield Finding("setting", "ok", text)
     finally:

@@ -32,13 +32,13 @@ def check_state_folder(context: DoctorContext) -> Iterator[Finding]:
     folder = context.state_folder
     closed = unusable_place(StateFolder(folder, context.fleet, context.name))
     if closed is not None:
-        place, why = closed
+        place, fault = closed
         fix = "choose another with --state-dir"
         if not os.path.lexists(folder):
             fix = f"sudo install -d -o {_user_name()} {folder}, or {fix}"
         elif os.path.isdir(place) or os.path.isfile(place):
             fix = f"sudo chown -R {_user_name()} {folder}, or {fix}"
-        yield Finding("state folder", "broken", f"{place} {why}", fix)
+        yield Finding("state folder", "broken", f"{place} {fault}", fix)
         return
     there = next(place for place in (folder, *folder.parents) if os.path.exists(place))
     free = shutil.disk_usage(there).free
