@@ -47,11 +47,14 @@ MIN_SLOWDOWN, MAX_SLOWDOWN = 0.01, 10_000.0
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", max_length=12)]
-#: Names of the runtimes.
-RuntimeName: TypeAlias = Literal["onnxruntime", "litert", "adb", "command"]
+#: Names of the runtimes; an interpreter runs in the process that loads it.
+InterpreterName: TypeAlias = Literal["onnxruntime", "litert"]
+RuntimeName: TypeAlias = Literal[InterpreterName, "adb", "command"]
+Precision: TypeAlias = Literal["fp32", "int8"]
 BatteryState: TypeAlias = Literal["charging", "discharging", "idle"]
-#: State that every participant may announce; agents may be `busy` too.
-ParticipantState: TypeAlias = Literal["ready", "leaving", "lost"]
+#: States that every participant announces, and with its last will; agents may be `busy` too.
+AnnouncedState: TypeAlias = Literal["ready", "leaving"]
+ParticipantState: TypeAlias = Literal[AnnouncedState, "lost"]
 #: `noisy`: the median is not certain enough; `slowed`: the device was slower than it normally is in this run.
 Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
 #: Under which condition a device is measured: as it happens to be, warmed up until its speed is steady, or cooled down.
@@ -85,7 +88,7 @@ class RuntimeSetting(Message):
         description="execution provider or delegate",
     )
     threads: int = Field(default=1, ge=1, le=256)
-    precision: Literal["fp32", "int8"] = "fp32"
+    precision: Precision = "fp32"
     graph_optimisation: Literal["all", "extended", "basic", "disabled"] = "all"
     affinity: tuple[CoreNumber, ...] = Field(
         default=(), max_length=256, description="cores to pin to; empty: not pinned"
@@ -239,7 +242,8 @@ class Heartbeat(Versioned):
 
 
 #: What a running task is doing; `waiting`: another agent of the same host is measuring, or the battery must recover.
-Phase: TypeAlias = Literal["fetching", "building", "waiting", "measuring", "cooling"]
+ShownPhase: TypeAlias = Literal["fetching", "waiting", "measuring"]
+Phase: TypeAlias = Literal[ShownPhase, "building", "cooling"]
 
 #: Why a measurement failed on the device.
 FailureReason: TypeAlias = Literal[

@@ -76,17 +76,17 @@ def open_search(
     priors = stored_priors(store, run.bundle.space, run.settings.plan, run.created_unix_s, notes.add)
     make_tuner = TunerFactory(run.bundle.space, accuracy, run.settings.plan, priors)
     with contextlib.ExitStack() as undo:
-        wire = _open_wire(request, run, store.devices(run.run_id) if run.resumed else [], notes)
-        undo.callback(wire.transport.close)
+        network = _open_network(request, run, store.devices(run.run_id) if run.resumed else [], notes)
+        undo.callback(network.transport.close)
         metrics = Metrics(*request.metrics) if request.metrics is not None else None
-        view = _view_group(make_view(), metrics, wire.publisher)
+        view = _view_group(make_view(), metrics, network.publisher)
         undo.callback(view.close)
         executor = _planning_executor()
         undo.callback(executor.shutdown)
         campaign = Campaign(
-            _identity(request, run, wire.blobs),
+            _identity(request, run, network.blobs),
             run.settings.plan,
-            FleetConnection(wire.link, wire.blobs),
+            FleetConnection(network.link, network.blobs),
             store,
             planning=PlanningPool(models, executor, lambda: make_tuner.at_once),
             make_search=make_tuner,
@@ -95,11 +95,11 @@ def open_search(
         )
         notes.forward(campaign.note)
         if metrics is not None:
-            metrics.attach(campaign, wire.blobs, store)
+            metrics.attach(campaign, network.blobs, store)
         _begin(campaign, run, fleet, store)
         artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic)
         undo.pop_all()
-    return RunningSearch(run.settings, campaign, store, wire.transport, executor, view, artifacts)
+    return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts)
 
 
 class Notes:
@@ -122,7 +122,7 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class _Wire:
+class _Network:
     """The coordinator's side of the network."""
 
     transport: CampaignTransport
@@ -132,7 +132,7 @@ class _Wire:
     """None on a device alone: it cannot be watched from elsewhere."""
 
 
-def _open_wire(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord], notes: Notes) -> _Wire:
+def _open_network(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord], notes: Notes) -> _Network:
     """Connect to a fleet, or make the agent of this device; `stored` are the device settings of a resumed run."""
     session = round(time.time() * 1000)
     client_id = f"coordinator-{secrets.token_hex(4)}"
@@ -143,7 +143,7 @@ def _open_wire(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord
         options = request.devices_at.agent_options(stored)
         transport: CampaignTransport = LocalTransport(options, client_id, coordinator_will(topics, session))
         link = AgentLink(transport, topics, session, rejected, budget=budget)
-        return _Wire(transport, link, BlobServer(link.send_chunk), None)
+        return _Network(transport, link, BlobServer(link.send_chunk), None)
     at = request.devices_at
     topics = Topics(at.name)
     # Tasks that no agent takes in time expire at a broker that speaks MQTT 5; agents need 3.1.1 alone.
@@ -155,7 +155,7 @@ def _open_wire(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord
     publisher = Publisher(transport, topics, run.run_id, time.monotonic)
     link.listen_to_runs(publisher)
     blobs = BlobServer(link.send_chunk, rate_bytes_per_s=at.bundle_rate_bytes_per_s, at_once=at.bundles_at_once)
-    return _Wire(transport, link, blobs, publisher)
+    return _Network(transport, link, blobs, publisher)
 
 
 def _view_group(view: View, metrics: Metrics | None, publisher: Publisher | None) -> ViewGroup:

@@ -82,7 +82,7 @@ class EmbeddedBroker:
     async def _serve(self) -> None:
         broker = _make_broker(self._host, self._port)
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        # A client that vanishes in the middle of a packet is not an error.
+        # A client that disappears in the middle of a packet is not an error.
         self._loop.set_exception_handler(lambda _, __: None)
         await broker.start()
         self._port = _listening_port(broker)

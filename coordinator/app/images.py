@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from fleetnas.coordinator.app.request import ImageFolders
 from fleetnas.supernet_export.bundle import SupernetBundle
-from fleetnas.supernet_export.evaluation.images import ImageSource, open_images
+from fleetnas.supernet_export.evaluation.images import DigitsPart, ImageSource, open_images
 
 #: Called with the number of images checked and the number of images in all.
 ImageProgress = Callable[[int, int], None]
@@ -23,7 +22,7 @@ def checked_images(
     """
     manifest = bundle.manifest
 
-    def source(directory: Path | None, part: Literal["calibration", "test"]) -> ImageSource | None:
+    def source(directory: Path | None, part: DigitsPart) -> ImageSource | None:
         if directory is None and manifest.dataset != "digits":
             return None
         found = open_images(manifest, directory, part)

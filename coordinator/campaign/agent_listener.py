@@ -1,9 +1,8 @@
-"""Receive the messages of agents: presence, settings, inventories, blob requests; task updates are handed on."""
+"""Receive the messages of agents: states, settings, inventories, blob requests; task updates are handed on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 from fleetnas.coordinator.campaign.membership import Membership
 from fleetnas.coordinator.campaign.roster import Roster
@@ -15,6 +14,7 @@ from fleetnas.fleet_protocol.errors import TransportError
 from fleetnas.fleet_protocol.messages import (
     AgentInfo,
     AgentState,
+    AnnouncedState,
     BlobRequest,
     Failed,
     Heartbeat,
@@ -45,7 +45,7 @@ class AgentListener:
         self._clock, self._note = clock, note
         self._noted_s: dict[str, float] = {}
 
-    def announce(self, state: Literal["ready", "leaving"]) -> None:
+    def announce(self, state: AnnouncedState) -> None:
         """Publish the coordinator's state; a line where nothing can be sent."""
         try:
             self._connection.link.announce(state)

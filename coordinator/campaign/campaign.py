@@ -7,13 +7,13 @@ in `on_events` and `on_tick`.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from fleetnas.coordinator.campaign.agenda import Agenda
 from fleetnas.coordinator.campaign.agent_listener import AgentListener
+from fleetnas.coordinator.campaign.campaign_log import CampaignLog
 from fleetnas.coordinator.campaign.endings import SettingEndings
 from fleetnas.coordinator.campaign.event_emitter import EventEmitter
 from fleetnas.coordinator.campaign.live_snapshot import LiveSnapshots
@@ -43,18 +43,12 @@ from fleetnas.coordinator.records.totals import TargetTotals, run_end
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.transports.base import TransportEvent
 
-_LOG_LINES = 200
-#: Of these, the latest that a snapshot shows.
-_SHOWN_LOG_LINES = 20
 #: Interval between two looks at the whole fleet; in between, only changed device settings are.
 _SWEEP_S = 0.5
 #: Planning in one tick: an agent that has its tasks already must not wait until a hundred others have theirs.
 _PLANNING_S = 0.05
-
-_log = logging.getLogger("fleetnas.coordinator")
 
 
 class Campaign:
@@ -76,7 +70,8 @@ class Campaign:
         self.identity = identity
         self.plan = plan
         self.registry = FleetRegistry()
-        self.log: deque[str] = deque(maxlen=_LOG_LINES)
+        self._log = CampaignLog()
+        note = self._log.note
         self.started_unix_s = clocks.wall()
         self._started_s = clocks.elapsed()
         self._connection, self._store, self._planning, self._clocks = connection, store, planning, clocks
@@ -90,36 +85,29 @@ class Campaign:
         self._breaker = CircuitBreaker(clocks.elapsed, events.store_unavailable, self._on_store_back)
         agenda = self._agenda = Agenda()
         dispatcher = self._dispatcher = TaskDispatcher(
-            identity, plan, connection, store, note=self.note, give_up=self._give_up
+            identity, plan, connection, store, note=note, give_up=self._give_up
         )
         roster = self._roster = Roster(dispatcher, agenda)
-        self._snapshots = LiveSnapshots(plan, self.registry, self.note_unshown)
+        self._snapshots = LiveSnapshots(plan, self.registry, self._log.note_unshown)
         writer = self._writer = StateWriter(store, self._breaker)
-        self._endings = SettingEndings(writer, events, self.registry, clocks.elapsed, self.note)
+        self._endings = SettingEndings(writer, events, self.registry, clocks.elapsed, note)
         self._learner = OutcomeLearner(roster, self.registry, events, planning, agenda, plan.budget)
         self._intake = ResultIntake(
-            store, self._breaker, dispatcher, roster, self._endings, self._learner, clocks, self.note
+            store, self._breaker, dispatcher, roster, self._endings, self._learner, clocks, note
         )
         self._losses = LossMonitor(
-            plan, self.registry, dispatcher, roster, self._intake, self._endings, self.note, self._started_s
+            plan, self.registry, dispatcher, roster, self._intake, self._endings, note, self._started_s
         )
         self._planner = RoundPlanner(planning, dispatcher, roster, events, writer, agenda)
         self.membership = Membership(
-            identity,
-            plan,
-            self.registry,
-            roster,
-            writer=writer,
-            make_search=make_search,
-            events=events,
-            note=self.note,
+            identity, plan, self.registry, roster, writer=writer, make_search=make_search, events=events, note=note
         )
-        self._orphans = OrphanedResults(identity.run_id, connection.link, store, clocks=clocks, note=self.note)
+        self._orphans = OrphanedResults(identity.run_id, connection.link, store, clocks=clocks, note=note)
         updates = TaskUpdates(
             self.registry, dispatcher, self._intake, self._losses, self._orphans, self._breaker, clocks.elapsed
         )
         self._listener = AgentListener(
-            connection, self.registry, dispatcher, roster, self.membership, updates, clocks.elapsed, self.note
+            connection, self.registry, dispatcher, roster, self.membership, updates, clocks.elapsed, note
         )
 
     # -- driving -----------------------------------------------------------------------------------------------
@@ -276,7 +264,6 @@ class Campaign:
         """Whether every device setting has ended and is stored, unless the store was never seen to be away."""
         if self._breaker.is_open and self._writer.is_dirty:
             return False
-        # Ends at the first that is running: this is asked after every event.
         return self.membership.is_open and all(each.status is not SettingStatus.RUNNING for each in self._roster)
 
     @property
@@ -301,7 +288,7 @@ class Campaign:
     @property
     def totals(self) -> TargetTotals:
         """Targets met, of those that were asked for."""
-        return self._roster.totals(self.plan.targets.count, self.note_unshown)
+        return self._roster.totals(self.plan.targets.count, self._log.note_unshown)
 
     def snapshot(self, now_unix_s: float) -> Snapshot:
         """Return an immutable snapshot of the campaign."""
@@ -312,19 +299,17 @@ class Campaign:
             now_s=now_unix_s,
             phase=self.phase,
             devices=self._snapshots.of(self._roster),
-            log=tuple(self.log)[-_SHOWN_LOG_LINES:],
+            log=self._log.shown,
         )
 
     def note(self, line: str) -> None:
         """Write a line to the log that views show."""
-        self.log.append(line)
-        _log.info("%s", line)
+        self._log.note(line)
 
-    def note_unshown(self, setting_run: SettingRun, error: Exception) -> None:
-        """Note, once per device setting, that its state cannot be shown; that is no reason to end its search."""
-        if setting_run.mark_unshown():
-            _log.error("%s cannot be shown", setting_run.label, exc_info=error)
-            self.note(f"{setting_run.label} cannot be shown: {one_line(error)}; the log has the trace")
+    @property
+    def log(self) -> Sequence[str]:
+        """Latest lines of the log, oldest first."""
+        return self._log.lines
 
     def validate(self) -> None:
         """Check all tasks, queues and searches; `BrokenInvariantError` names the first contradiction. For tests."""

@@ -65,7 +65,7 @@ class LossMonitor:
             if self._unanswered[agent] >= MAX_UNANSWERED:
                 self._unanswered[agent] = 0
                 reason = f"it takes tasks and heartbeats, but {MAX_UNANSWERED} tasks in a row got no answer"
-                self._registry.lose(agent, now_s, reason)
+                self._registry.mark_lost(agent, now_s, reason)
                 for setting_run in self._roster.of_device(agent):
                     if setting_run.status is SettingStatus.RUNNING:
                         self._endings.close(setting_run, SettingStatus.LOST, reason)

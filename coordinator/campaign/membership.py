@@ -108,13 +108,11 @@ class Membership:
             for entry in self._registry.agents.values()
             if not entry.present
         ]
-        why = f" ({'; '.join(reasons)})" if reasons else ""
+        waited += f" ({'; '.join(reasons)})" if reasons else ""
         if missing:
-            return (
-                f"{', '.join(missing)} did not appear {waited}{why}; start the agents, or leave them out of --devices"
-            )
+            return f"{', '.join(missing)} did not appear {waited}; start the agents, or leave them out of --devices"
         return (
-            f"{count} of {self._plan.wait_for} agents appeared {waited}{why}; run `fleetnas-agent run --broker ...` on "
+            f"{count} of {self._plan.wait_for} agents appeared {waited}; run `fleetnas-agent run --broker ...` on "
             "the devices and look at them with `fleetnas devices`"
         )
 

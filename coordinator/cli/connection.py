@@ -58,16 +58,16 @@ class ConnectionOptions:
     ] = None
     key_file: Annotated[str | None, typer.Option("--key-file", metavar="PEM", help="Key of that certificate.")] = None
 
-    def connection(self, *, watching: bool = False) -> Connection:
+    def connection(self, *, read_only: bool = False) -> Connection:
         """Parse the options, and read the files that they name.
 
-        With `watching`, a watcher's credentials are accepted beside the coordinator's.
+        With `read_only`, a watcher's credentials are accepted beside the coordinator's.
 
         Raises:
             UsageError: the broker is missing, or an option cannot be used.
         """
         if self.credentials is not None:
-            return self._from_credentials(self.credentials, watching)
+            return self._from_credentials(self.credentials, read_only)
         if self.broker is None:
             raise UsageError("where the fleet is must be said: give --broker HOST[:PORT] or --credentials FILE")
         if self.password_file is not None and self.username is None:
@@ -82,13 +82,13 @@ class ConnectionOptions:
         )
         return Connection(address, self.fleet or "default")
 
-    def _from_credentials(self, file: Path, watching: bool) -> Connection:
+    def _from_credentials(self, file: Path, read_only: bool) -> Connection:
         if any((self.username, self.ca_file, self.certificate_file, self.key_file, self.password_file)):
             raise UsageError(
                 "the credentials hold the whole login; leave out --username, --password-file, --ca-file, "
                 "--certificate-file and --key-file"
             )
-        known = read_credentials(file, *(("coordinator", "watcher") if watching else ("coordinator",)))
+        known = read_credentials(file, *(("coordinator", "watcher") if read_only else ("coordinator",)))
         address = known.broker
         if self.broker is not None:
             asked = BrokerAddress.parse(self.broker, known.port)

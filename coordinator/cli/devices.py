@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Default time to listen, seconds: a coordinator publishes its run every 2 s.
 _GATHER_S = 2.5
-#: Listening for longer than this hears a heartbeat of every living agent, seconds: they come every 30 s.
+#: Listening for longer than this receives a heartbeat of every living agent, seconds: they come every 30 s.
 _HEARTBEAT_S = 32.0
 _CONNECT_S = 10.0
 
@@ -65,7 +65,10 @@ def devices(
     wait: Annotated[
         float,
         typer.Option(
-            "--wait", metavar="SECONDS", min=0.1, help="How long to listen; 35 hear every living agent's heartbeat."
+            "--wait",
+            metavar="SECONDS",
+            min=0.1,
+            help="How long to listen; 35 to receive every living agent's heartbeat.",
         ),
     ] = _GATHER_S,
     as_json: options.Json = False,
@@ -87,7 +90,7 @@ def devices(
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
     if authority is not None and connection.broker is None and connection.credentials is None:
         connection = replace(connection, credentials=authority / "coordinator.credentials")
-    found_at = connection.connection(watching=True)
+    found_at = connection.connection(read_only=True)
     enrolled = _enrolled(authority) if authority is not None else None
     found = fleet_rows(_observed(found_at, wait), enrolled, time.monotonic(), wait)
     if as_json:
@@ -95,8 +98,8 @@ def devices(
             typer.echo(json.dumps(each))
     elif found:
         Console().print(_table(found))
-        remembered = [each for each in found if each["state"] in ("ready", "busy") and each["last_seen_s_ago"] is None]
-        if remembered and wait <= _HEARTBEAT_S:
+        retained = [each for each in found if each["state"] in ("ready", "busy") and each["last_seen_s_ago"] is None]
+        if retained and wait <= _HEARTBEAT_S:
             typer.echo("states of agents not seen are the broker's memory; --wait 35 tells which of them are alive")
     else:
         Console().print(
@@ -166,7 +169,7 @@ def _last_seen(row: dict[str, Any]) -> str:
 def fleet_rows(
     fleet_observer: FleetObserver, enrolled: dict[str, str] | None, now_s: float, listened_s: float
 ) -> list[dict[str, Any]]:
-    """Make a row for every agent that was heard or is enrolled.
+    """Make a row for every agent that sent a message or is enrolled.
 
     Args:
         fleet_observer: of the fleet, after it has listened.

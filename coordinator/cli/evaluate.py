@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from fleetnas.coordinator.cli.progress import image_progress
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import InterpreterName, Precision
 from fleetnas.supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def evaluate(
         Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
     ] = None,
     runtime: Annotated[
-        Literal["onnxruntime", "litert"], typer.Option(help="What runs the file: an .onnx, or a .tflite.")
+        InterpreterName, typer.Option(help="What runs the file: an .onnx, or a .tflite.")
     ] = "onnxruntime",
-    precision: Annotated[Literal["fp32", "int8"], typer.Option(help="Of the file.")] = "fp32",
+    precision: Annotated[Precision, typer.Option(help="Of the file.")] = "fp32",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Keep the file evaluated: .onnx or .tflite.")
     ] = None,

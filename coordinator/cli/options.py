@@ -33,15 +33,15 @@ def given(context: typer.Context) -> dict[str, str]:
     }
 
 
-def refuse(context: typer.Context, useless: Collection[str], why: str) -> None:
+def refuse(context: typer.Context, useless: Collection[str], reason: str) -> None:
     """Refuse options that would change nothing, by their parameters' names.
 
     Raises:
-        UsageError: the command line has one of them; the message is `why`, and which to leave out.
+        UsageError: the command line has one of them; the message is `reason`, and which to leave out.
     """
     found = [option for name, option in given(context).items() if name in useless]
     if found:
-        raise UsageError(f"{why}; leave out {', '.join(found)}")
+        raise UsageError(f"{reason}; leave out {', '.join(found)}")
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.coordinator.records.method_names import MethodName
 from fleetnas.fleet_protocol.errors import UsageError
 
 
@@ -17,7 +18,7 @@ class MethodOptions:
     """The method, and its hardware parameters."""
 
     method: Annotated[
-        Literal["bayesian", "hardware", "fine-tuned", "block-table", "rescaled-table", "macs"],
+        MethodName,
         typer.Option(
             "--method",
             metavar="NAME",

@@ -52,14 +52,14 @@ def watch(
     elif store is not None:
         raise UsageError("watch either a store or what the broker tells; leave out --store, or --broker/--credentials")
     else:
-        feed = _from_broker(run, connection.connection(watching=True))
+        feed = _from_broker(run, connection.connection(read_only=True))
     view = make_view(console, as_json)
     complaints = Console(stderr=True, highlight=False)
     try:
         end = follow(
             feed,
             view,
-            lambda missed: complaints.print(f"{missed} events were not heard") if not console.is_terminal else None,
+            lambda missed: complaints.print(f"{missed} events were not received") if not console.is_terminal else None,
             _STORE_EVERY_S if from_store else _BROKER_EVERY_S,
         )
     finally:

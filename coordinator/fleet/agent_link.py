@@ -6,7 +6,7 @@ import hmac
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from fleetnas.coordinator.fleet.message_budget import Kind, MessageBudget
 from fleetnas.fleet_protocol.codec import decode, decode_task_update, encode
@@ -15,6 +15,7 @@ from fleetnas.fleet_protocol.errors import FleetnasError, ProtocolError
 from fleetnas.fleet_protocol.messages import (
     AgentInfo,
     AgentState,
+    AnnouncedState,
     BlobRequest,
     Failed,
     Heartbeat,
@@ -211,7 +212,7 @@ class AgentLink:
 
     # -- sending: `TransportError` where the queue is full -----------------------------------------------------
 
-    def announce(self, state: Literal["ready", "leaving"]) -> None:
+    def announce(self, state: AnnouncedState) -> None:
         """Publish the coordinator's retained state."""
         message = CoordinatorState(state=state, session=self._session)
         self._transport.publish(self._topics.coordinator, encode(message), retain=True)

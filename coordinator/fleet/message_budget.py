@@ -42,7 +42,7 @@ class _Account:
         return True
 
     def forgive(self) -> int:
-        """Begin to count refusals anew; returns how many there were."""
+        """Begin to count dropped messages anew; returns their number so far."""
         refused, self.refused = self.refused, 0
         return refused
 

@@ -23,7 +23,7 @@ FORGET_AFTER_S = 120.0
 FORWARDED_S = 25.0
 #: Unknown results that are remembered, of one agent and of all: an agent that invents results must not fill the memory,
 #: nor have others' forgotten. An agent keeps no more than the first.
-_MOST_OF_AN_AGENT, _MOST_REMEMBERED = 1000, 10_000
+_MOST_OF_AN_AGENT, _MOST_KEPT = 1000, 10_000
 #: Results of one agent that wait to be looked up; it sends others again.
 _MOST_WAITING = 256
 #: Results that are looked up between two rounds of the campaign's own work, each of another agent where there are any.
@@ -49,7 +49,7 @@ class OrphanedResults:
         self._clock, self._wall_clock = clocks.elapsed, clocks.wall
         self._note = note
         self._first_received_s: dict[str, dict[TaskKey, float]] = {}
-        self._remembered = 0
+        self._kept = 0
         self._waiting: dict[str, dict[TaskKey, Result | Failed]] = {}
         self._runs: set[str] = set()
         self._asked_s = float("-inf")
@@ -131,10 +131,10 @@ class OrphanedResults:
         received = self._first_received_s.setdefault(agent, {})
         if key not in received:
             received[key] = self._clock()
-            self._remembered += 1
+            self._kept += 1
             if len(received) > _MOST_OF_AN_AGENT:
                 self._forget(agent, next(iter(received)))
-            elif self._remembered > _MOST_REMEMBERED:
+            elif self._kept > _MOST_KEPT:
                 fullest = max(self._first_received_s, key=lambda name: len(self._first_received_s[name]))
                 self._forget(fullest, next(iter(self._first_received_s[fullest])))
         return received.get(key, self._clock())
@@ -142,7 +142,7 @@ class OrphanedResults:
     def _forget(self, agent: str, key: TaskKey) -> None:
         received = self._first_received_s.get(agent, {})
         if received.pop(key, None) is not None:
-            self._remembered -= 1
+            self._kept -= 1
         if not received:
             self._first_received_s.pop(agent, None)
 

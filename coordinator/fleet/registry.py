@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fleetnas.fleet_protocol.errors import DuplicateAgentError, ProtocolError
-from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Conditions, Heartbeat, Phase, TaskKey
+from fleetnas.fleet_protocol.messages import (
+    AgentInfo,
+    AgentState,
+    Conditions,
+    Heartbeat,
+    ParticipantState,
+    Phase,
+    TaskKey,
+)
 
 #: Heartbeats come every 30 s; three of them missed, and an agent is lost even if its last will never came.
 LOST_AFTER_S = 95.0
@@ -17,7 +25,7 @@ MAX_AGENTS = 20_000
 #: Two agents share one name where one takes over from the other this often, with less than this time in between.
 _TAKEOVERS, _RIVALRY_OVER_S = 6, 60.0
 
-Liveness = Literal["unknown", "ready", "busy", "leaving", "lost"]
+Liveness = Literal["unknown", "busy", ParticipantState]
 
 
 @dataclass
@@ -121,7 +129,7 @@ class AgentEntry:
         """Take over the values of a heartbeat."""
         self.conditions, self.running, self.outbox = heartbeat.conditions, heartbeat.task_id, heartbeat.outbox
 
-    def lose(self, now_s: float, reason: str) -> None:
+    def mark_lost(self, now_s: float, reason: str) -> None:
         """Note that the agent is gone."""
         if self.liveness != "lost":
             self.lost_since_s = now_s
@@ -131,7 +139,7 @@ class AgentEntry:
         """Note that the agent was stopped, or that the broker published its last will."""
         self.session, self.instance = state.session, state.instance
         left = state.state == "leaving"
-        self.lose(now_s, "stopped by its user" if left else "its connection broke (last will)")
+        self.mark_lost(now_s, "stopped by its user" if left else "its connection broke (last will)")
         if left:
             self.liveness = "leaving"
 
@@ -151,7 +159,7 @@ class AgentEntry:
         self.takeovers += 1
         if self.takeovers >= _TAKEOVERS:
             self.duplicate = DuplicateAgentError(
-                f"two agents call themselves {self.name!r} at the same time and neither gives way, so neither can be "
+                f"two agents call themselves {self.name!r} at the same time and neither yields, so neither can be "
                 "trusted with work; stop one of them, or start it under another --name"
             )
 
@@ -209,9 +217,9 @@ class FleetRegistry:
         entry.seen(now_s)
         return entry
 
-    def lose(self, agent: str, now_s: float, reason: str) -> None:
+    def mark_lost(self, agent: str, now_s: float, reason: str) -> None:
         """Note that the caller found out that an agent is gone."""
-        self._entry(agent, now_s).lose(now_s, reason)
+        self._entry(agent, now_s).mark_lost(now_s, reason)
 
     def end_task(self, agent: str, task_id: str) -> None:
         """Forget the progress of a task that has an outcome."""
@@ -235,7 +243,7 @@ class FleetRegistry:
             else:
                 continue
             silent.append(entry)
-            entry.lose(now_s, reason)
+            entry.mark_lost(now_s, reason)
         return silent
 
     def _entry(self, agent: str, now_s: float) -> AgentEntry:

@@ -72,16 +72,16 @@ class BayesianPredictor:
             raise UsageError(f"noise must be finite and not below 0 ms; found {bad}")
         relative = np.maximum(noise / y, _SMALLEST_NOISE)
         keys = [row.tobytes() for row in x]
-        fresh: list[int] = []
+        new: list[int] = []
         repeats: list[int] = []
         for row, key in enumerate(keys):
-            (repeats if key in self._groups else fresh).append(row)
+            (repeats if key in self._groups else new).append(row)
             self._groups.setdefault(key, len(self._groups))
         seen = self._x
-        self._x = np.concatenate([seen, x[fresh]])
-        self._latency = np.concatenate([self._latency, y[fresh]])
-        self._best = np.concatenate([self._best, relative[fresh]])
-        self._precision = np.concatenate([self._precision, relative[fresh] ** -2])
+        self._x = np.concatenate([seen, x[new]])
+        self._latency = np.concatenate([self._latency, y[new]])
+        self._best = np.concatenate([self._best, relative[new]])
+        self._precision = np.concatenate([self._precision, relative[new] ** -2])
         for row in repeats:
             self._average_in(self._groups[keys[row]], float(y[row]), float(relative[row]))
         self._repeated = self._repeated or bool(repeats)
@@ -89,7 +89,7 @@ class BayesianPredictor:
             # A posterior conditioned on repeats cannot take further evidence; start from the prior again.
             self._plain = self._conditioned(np.ones(self.count))
         else:
-            self._plain.learn(seen, x[fresh], y[fresh], self._plain.noise(x[fresh], relative[fresh]))
+            self._plain.learn(seen, x[new], y[new], self._plain.noise(x[new], relative[new]))
         self._settled = self._mixed = self._factored = None
 
     def _average_in(self, index: int, latency_ms: float, relative: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
@@ -26,6 +26,8 @@ def _parsed_targets(value: object) -> object:
         raise ValueError(str(error)) from None
 
 
+#: Prior of a latency predictor: learned from what the store's earlier runs measured, or the same for every device.
+PriorChoice: TypeAlias = Literal["learned", "default"]
 #: Targets, stored as the text that `TargetRequest.parse` reads, such as `20,30` or `auto:4`.
 StoredTargets = Annotated[TargetRequest, BeforeValidator(_parsed_targets), PlainSerializer(str, return_type=str)]
 
@@ -43,7 +45,7 @@ class CampaignPlan(BaseModel):
         default=10, ge=3, le=1000, description="of these, the first ones, which cover the design space"
     )
     seed: int = Field(default=0, ge=0)
-    prior: Literal["learned", "default"] = Field(
+    prior: PriorChoice = Field(
         default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
     )
     prior_without: tuple[str, ...] = Field(

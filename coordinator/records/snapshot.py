@@ -8,8 +8,9 @@ from typing import Literal
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.fleet_protocol.messages import ShownPhase
 
-DeviceState = Literal["offline", "fetching", "measuring", "waiting", "verifying", "done", "lost", "failed", "idle"]
+DeviceState = Literal["offline", ShownPhase, "verifying", "done", "lost", "failed", "idle"]
 #: States of a device setting that measures no more.
 _ENDED: dict[SettingStatus, DeviceState] = {
     SettingStatus.FINISHED: "done",

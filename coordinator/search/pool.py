@@ -115,16 +115,16 @@ def add_together(pools: Sequence[Pool], genomes: Genomes, pool_of: NDArray[np.in
     """
     problem, bounds = pools[0].problem, np.searchsorted(pool_of, np.arange(len(pools) + 1))
     parts = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-    fresh = np.concatenate([pool.unseen(genomes[part]) for pool, part in zip(pools, parts, strict=True)])
+    new = np.concatenate([pool.unseen(genomes[part]) for pool, part in zip(pools, parts, strict=True)])
     latency_ms = problem.latency_ms(genomes)
-    fresh &= latency_ms <= max(pools[0].targets_ms)
-    if fresh.any():
+    new &= latency_ms <= max(pools[0].targets_ms)
+    if new.any():
         top1 = np.zeros(len(genomes))
-        top1[fresh] = problem.top1(genomes[fresh])
+        top1[new] = problem.top1(genomes[new])
         for pool, part in zip(pools, parts, strict=True):
-            kept = fresh[part]
+            kept = new[part]
             pool.append(genomes[part][kept], top1[part][kept], latency_ms[part][kept])
-    return fresh
+    return new
 
 
 def differentiate_together(pools: Sequence[Pool], rows: Sequence[NDArray[np.intp]]) -> None:

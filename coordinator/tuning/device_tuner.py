@@ -327,7 +327,7 @@ class DeviceTuner:
         self._outstanding.clear()
         for state in self._open_targets():
             state.miss(state.reason or self.failure_reason or "it was not verified")
-        self._verification.conclude(self._targets)
+        self._verification.complete(self._targets)
 
     def validate(self) -> None:
         """Check targets and proposals; `BrokenInvariantError` names the first contradiction. For tests."""

@@ -193,7 +193,7 @@ class Verification:
 
     # -- the end -----------------------------------------------------------------------------------------------
 
-    def conclude(self, states: Sequence[TargetState]) -> None:
+    def complete(self, states: Sequence[TargetState]) -> None:
         """Complete targets that are all decided: reasons and predictions by all measurements, the best winners."""
         for state in states:
             if state.given_up:  # a later measurement may be the fastest

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.messages import Precision
 from fleetnas.supernet_export import export
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
@@ -90,7 +91,7 @@ def emit_subnet(
     architecture: Architecture,
     *,
     model_format: Literal["onnx", "tflite"] = "onnx",
-    precision: Literal["fp32", "int8"] = "fp32",
+    precision: Precision = "fp32",
     calibration_images: Path | str | None = None,
 ) -> bytes:
     """Build the model file of a subnet, batch 1. The same inputs give the same bytes on every machine.

@@ -1,17 +1,30 @@
-"""Slice a subnet out of a bundle."""
+"""Slice a subnet out of a supernet's weights."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.supernet_export.bundle import SupernetBundle
-from fleetnas.supernet_export.graph import Graph, Statistics
+from fleetnas.supernet_export.graph import Array, Graph, Statistics
 from fleetnas.supernet_export.slicing.families import slicer_for
+from fleetnas.supernet_export.spaces.base import DesignSpace
 
 
-def slice_subnet(bundle: SupernetBundle, architecture: Architecture, statistics: Statistics | None = None) -> Graph:
-    """Return the graph of `architecture`; its weights are views on the mapped bundle.
+class SupernetWeights(Protocol):
+    """A design space with its weights; a `SupernetBundle` is one."""
+
+    @property
+    def space(self) -> DesignSpace:
+        """Space that subnets are of."""
+
+    def tensor(self, name: str) -> Array:
+        """Return a tensor of the supernet by its name in the bundle."""
+
+
+def slice_subnet(weights: SupernetWeights, architecture: Architecture, statistics: Statistics | None = None) -> Graph:
+    """Return the graph of `architecture`; its weights are views on the supernet's.
 
     With `statistics` (calibrated mean and variance per convolution) these take the place of the supernet's running
-    ones. `ArchitectureError` where the bundle's space does not hold the architecture.
+    ones. `ArchitectureError` where the space does not hold the architecture.
     """
-    return slicer_for(bundle.space).slice(bundle.tensor, architecture, statistics)
+    return slicer_for(weights.space).slice(weights.tensor, architecture, statistics)

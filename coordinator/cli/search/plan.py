@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
 from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.plan import CampaignPlan, PriorChoice
 from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.fleet_protocol.error_text import first_fault
@@ -48,7 +48,7 @@ class PlanOptions:
     ] = Strategy.BOTTOM_UP
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all random choices.")] = 0
     prior: Annotated[
-        Literal["learned", "default"],
+        PriorChoice,
         typer.Option(
             "--prior", metavar="NAME", help="learned (from the store's earlier runs, where they are enough) or default."
         ),

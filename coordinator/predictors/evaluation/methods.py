@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,8 @@ from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, 
 from fleetnas.coordinator.predictors.learned_prior import learn_prior
 from fleetnas.coordinator.predictors.metrics import spearman
 from fleetnas.coordinator.predictors.prior import Floats, Prior
+from fleetnas.coordinator.records.method_names import MethodName
 from fleetnas.fleet_protocol.errors import UsageError
-
-MethodName = Literal["bayesian", "hardware", "fine-tuned", "block-table", "rescaled-table", "macs"]
 
 #: Candidates from which the predictor chooses its own measurements.
 _POOL = 1000

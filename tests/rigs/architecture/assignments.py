@@ -61,6 +61,8 @@ def foreign_assignments(source: Source) -> Iterator[Offence]:
         for node in _own_statements(scope):
             if isinstance(node, ast.withitem) and node.optional_vars and _makes_an_object(node.context_expr):
                 made.add(ast.unparse(node.optional_vars))
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                made.add(node.name)
             for target in _targets(node):
                 text = ast.unparse(target.value) if isinstance(target, ast.Attribute) else ""
                 if text and text not in made and not _of_library(source.path, ast.unparse(target)):

@@ -88,6 +88,13 @@ ALLOWED = (
     ("spread", r"coordinator/predictors/.*", "the standard deviation around a mean"),
     ("spread", r"supernet_export/(quantisation|digits/.*|training/digits_accuracy)\.py", "a range of values"),
     ("spread", r"coordinator/view/strip\.py", "lays text out over a width"),
+    ("evidence", r"coordinator/predictors/.*", "the marginal likelihood of a model"),
+    (
+        "wire",
+        r"coordinator/(fleet/work_queue|campaign/setting_run|records/(outcome|stored)|report/results|store/schema)\.py",
+        "`wire_bytes`, a stored column",
+    ),
+    ("audience", r"pyproject\.toml", "a classifier of package indexes"),
     ("library", r"agent/cli/doctor/?.*\.py|agent/host/.*|agent/runtimes/.*", "a C library"),
 )
 
