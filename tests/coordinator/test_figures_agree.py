@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.request import urlopen
 
 import pytest
@@ -41,6 +41,7 @@ from fleetnas.coordinator.view.live import render
 from fleetnas.coordinator.view.summary import summary
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, MeasureTask, RuntimeSetting, TaskKey
+from fleetnas.supernet_export.spaces.base import DesignSpace
 
 SETTING = RuntimeSetting()
 (SUBNET,) = SPACE.decode(SPACE.smallest())
@@ -53,6 +54,7 @@ class DecidedSearch:
 
     targets: list[TargetState]
     measurements: int = 0
+    space: ClassVar[DesignSpace] = SPACE
     targets_note: str = ""
     quarantined: int = 0
 
