@@ -344,8 +344,7 @@ class Campaign:
 
     def _on_store_back(self, away_s: float) -> None:
         """Renew all leases and ask agents to resend unacknowledged results."""
-        now = self._clocks.elapsed()
         for agent in self._roster.devices:
-            self._dispatcher.renew(agent, now, anew=True)
+            self._dispatcher.renew(agent, self._clocks.elapsed(), anew=True)
         self._events.store_available(away_s)
         self._listener.announce("ready")

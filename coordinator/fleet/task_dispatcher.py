@@ -292,7 +292,10 @@ class TaskDispatcher:
             queue.validate()
         used_up = [task.task_id for _, task in self._used_up if task.state is TaskState.USED_UP]
         require(len(set(used_up)) == len(used_up), f"a task is used up twice: {used_up}")
+        ended = (TaskState.DONE, TaskState.ABANDONED)  # in no place, as the queues have checked
         for task_id, (queue, task) in self._tasks.items():
+            if task.state in ended:
+                continue
             task.validate()
             require(task.task_id == task_id, f"task {task.task_id} is known as {task_id}")
             require(queue.holds(task), f"task {task_id} is {task.state} and in another place of {queue.label}")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.request import urlopen
 
 import pytest
@@ -43,6 +43,7 @@ from fleetnas.coordinator.view.summary import summary
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.supernet_export.spaces.base import DesignSpace
 
 SETTING = RuntimeSetting()
 (SUBNET,) = SPACE.decode(SPACE.smallest())
@@ -55,6 +56,7 @@ class DecidedSearch:
 
     targets: list[TargetState]
     measurements: int = 0
+    space: ClassVar[DesignSpace] = SPACE
     targets_note: str = ""
     quarantined: int = 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rigs.simulated_fleet import BUNDLE, SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
-from fleetnas.coordinator.campaign import campaign as campaign_module
+from fleetnas.coordinator.campaign import membership
 from fleetnas.coordinator.campaign.membership import MAX_AGENT_SETTINGS
 from fleetnas.coordinator.fleet.message_budget import (
     BURST_REQUESTS,
@@ -318,7 +318,7 @@ class TestSettings:
         assert sum("more settings than one run takes" in line for line in fleet.campaign.log) == 1
 
     def test_there_is_a_most_of_all_agents(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(campaign_module, "MAX_SETTINGS", 3)
+        monkeypatch.setattr(membership, "MAX_SETTINGS", 3)
         fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), design=DESIGN)
         for seed in range(2):
             fleet.add(f"pi{seed}", seed=seed, settings=(RuntimeSetting(), RuntimeSetting(threads=2)))
