@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+from rigs import waiting
 from rigs.architecture.assignments import foreign_assignments
 from rigs.architecture.docstrings import undocumented
 from rigs.architecture.imports import circles, imports, upward
 from rigs.architecture.sizes import long_functions, wide_constructors
-from rigs.architecture.sources import Source
+from rigs.architecture.sources import ROOT, Source
 from rigs.architecture.statuses import repeated_statuses
 from rigs.architecture.words import words_in_names, words_in_text
 
@@ -122,3 +125,8 @@ def test_statuses_that_are_defined_twice_are_found() -> None:
     first = Source("agent/a.py", "class State(str, Enum):\n    READY = 'ready'\n    BUSY = 'busy'\n    LOST = 'lost'\n")
     second = Source("agent/b.py", "x: Literal['ready', 'busy'] = 'ready'\ny: Literal['ready', 'other'] = 'other'\n")
     assert texts(repeated_statuses([first, second])) == ["busy, ready: also defined at agent/a.py:1"]
+
+
+def test_the_project_keeps_its_own_limits() -> None:
+    run = waiting.run([sys.executable, "benchmarks/architecture.py", "--no-wheel", "--details"], cwd=ROOT)
+    assert run.returncode == 0, run.stdout

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a search on a port of the coordinator; `docs/watching.md` lists them.
+"""Prometheus metrics of a search on a port of the coordinator; `docs/monitoring.md` lists them.
 
 Counters begin at zero with the coordinator, as Prometheus expects; gauges show the present state.
 """

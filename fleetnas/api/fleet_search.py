@@ -80,7 +80,7 @@ class _EventFeed:
                 running.run()
             finally:
                 running.close()
-        except BaseException as error:  # the iterator raises it in the caller's thread
+        except BaseException as error:  # noqa: BLE001 - the iterator raises it in the caller's thread
             self._queue.put(error)
         else:
             self._queue.put(None)

@@ -496,9 +496,7 @@ def test_a_graceful_stop_hands_back_what_is_not_done(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_the_first_search_is_over_when_its_coordinator_leaves_or_never_said_that_it_is_there(
-    rig: Rig, announced: bool
-) -> None:
+def test_the_first_search_ends_when_its_coordinator_leaves_or_never_came(rig: Rig, announced: bool) -> None:
     def announce(state: str) -> None:
         message = CoordinatorState.model_validate({"state": state, "session": 1})
         rig.coordinator.transport.publish(TOPICS.coordinator, encode(message), retain=True)

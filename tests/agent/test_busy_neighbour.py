@@ -82,7 +82,7 @@ class Pinned:
 
 @pytest.mark.soak  # real timing: other tests beside it change what it compares with
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot pin a process to a core")
-def test_what_is_measured_beside_busy_neighbours_has_its_undisturbed_latency_or_none(
+def test_a_measurement_beside_busy_neighbours_has_its_undisturbed_latency_or_none(
     tmp_path: Path, bundle: SupernetBundle
 ) -> None:
     core = max(os.sched_getaffinity(0))

@@ -113,7 +113,7 @@ def test_without_sensors_the_doctor_says_so_and_measuring_works(environment: dic
 # -- what cannot be written ----------------------------------------------------------------------------------------
 
 
-def test_a_read_only_home_is_named_with_what_to_do_and_a_state_folder_elsewhere_works(
+def test_a_read_only_home_is_named_with_its_fix_and_another_state_folder_works(
     tmp_path: Path, environment: dict[str, str], model: Path
 ) -> None:
     within = read_only(tmp_path / "home")
@@ -130,7 +130,7 @@ def test_a_read_only_home_is_named_with_what_to_do_and_a_state_folder_elsewhere_
     assert json.loads(measured.stdout)["timing"]["median_ms"] > 0
 
 
-def test_a_state_folder_that_became_read_only_stops_the_agent_and_can_still_be_looked_at(
+def test_a_state_folder_that_became_read_only_stops_the_agent_and_stays_readable(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     state = tmp_path / "state"
@@ -180,7 +180,7 @@ def results(rig: Rig) -> list[str]:
     return [update.task.task_id for update in rig.coordinator.updates("result") if isinstance(update, Result)]
 
 
-def test_results_that_a_full_disk_does_not_take_are_sent_from_memory_and_the_next_are_stored_again(
+def test_results_beside_a_full_disk_are_sent_from_memory_and_later_ones_are_stored(
     tmp_path: Path, disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig = Rig(disk)
@@ -208,7 +208,7 @@ def test_results_that_a_full_disk_does_not_take_are_sent_from_memory_and_the_nex
     assert [key.task_id for key, _ in process.outbox.pending()] == ["task-12"]
 
 
-def test_a_bundle_that_does_not_fit_on_the_disk_is_a_failure_and_fits_once_there_is_room(disk: Path) -> None:
+def test_a_bundle_without_room_on_the_disk_is_a_failure_until_there_is_room(disk: Path) -> None:
     rig = Rig(disk)
     process = rig.agent()
     rig.run(process)

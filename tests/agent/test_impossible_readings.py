@@ -48,7 +48,7 @@ def test_a_program_that_reports_the_impossible_has_failed(times: str) -> None:
         parse_report(f'{{"times_ms": {times}}}', "program")
 
 
-def test_a_measurement_that_breaks_the_contract_is_a_failure_and_not_the_end_of_the_agent(tmp_path: Path) -> None:
+def test_a_measurement_that_breaks_the_contract_is_a_failure_of_that_task_alone(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     agent = rig.agent()
     impossible = measured()

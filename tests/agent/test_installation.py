@@ -163,7 +163,7 @@ def test_file_names_are_written_down_absolute(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("extra", [{"name": "other"}, {"fleet": "other"}, {"username": "pi"}, {"ca_file": "/ca.pem"}])
-def test_options_that_contradict_the_credentials_are_refused_before_anything_is_written(
+def test_options_against_the_credentials_are_refused_before_any_file_is_written(
     tmp_path: Path, extra: dict[str, str]
 ) -> None:
     file = tmp_path / "pi.credentials"

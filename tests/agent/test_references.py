@@ -128,7 +128,7 @@ def test_references_of_a_setting_are_loaded_once_and_the_latest_settings_stay(bu
     assert shelf.open == 0
 
 
-def test_little_memory_makes_room_of_other_settings_then_leaves_rungs_out_but_never_the_smallest(
+def test_little_memory_evicts_other_settings_then_rungs_but_never_the_smallest(
     bundle: SupernetBundle,
 ) -> None:
     sizes = model_bytes(bundle)

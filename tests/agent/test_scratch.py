@@ -111,7 +111,7 @@ def test_a_child_that_is_killed_while_it_measures_leaves_nothing(
     assert list(temporary.iterdir()) == []
 
 
-def test_what_an_agent_leaves_that_is_killed_with_its_child_goes_when_the_next_one_starts(
+def test_files_of_an_agent_killed_with_its_child_go_when_the_next_one_starts(
     tmp_path: Path, temporary: Path, hanging: Program
 ) -> None:
     command = [sys.executable, "-c", _AGENT, str(tmp_path / "lock"), str(tmp_path / "model.onnx")]

@@ -45,7 +45,7 @@ def test_every_folder_is_closed_to_other_users(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("umask")
-def test_what_an_earlier_version_left_open_is_closed_and_a_root_that_was_there_is_left_alone(tmp_path: Path) -> None:
+def test_open_folders_of_earlier_versions_are_closed_and_an_existing_root_is_kept(tmp_path: Path) -> None:
     root = tmp_path / "state"
     for name in ("fleets/lab/pi/partial", "blobs", "probes", "engines", "mine"):
         (root / name).mkdir(parents=True)

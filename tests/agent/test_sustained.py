@@ -128,7 +128,7 @@ def test_few_windows_do_not_tell_whether_a_run_became_steady() -> None:
     assert "5 windows are too few" in "\n".join(summary_lines(run, summarise(run.windows)))
 
 
-def test_slow_down_refers_to_the_fastest_window_of_the_beginning_and_not_to_a_later_one() -> None:
+def test_slow_down_refers_to_the_fastest_window_of_the_beginning_alone() -> None:
     windows = windows_of([12.0, 10.0, 11.0, *[20.0] * 30, 8.0])
     assert slowdown(windows[0], windows) == 1.2
     assert slowdown(windows[10], windows) == 2.0

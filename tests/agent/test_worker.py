@@ -111,9 +111,7 @@ def memory_group() -> Iterator[Path]:
     group.rmdir()
 
 
-def test_a_child_that_the_kernel_kills_for_memory_is_told_from_one_that_somebody_killed(
-    faulty: Worker, memory_group: Path
-) -> None:
+def test_a_child_killed_for_memory_differs_from_one_that_a_user_killed(faulty: Worker, memory_group: Path) -> None:
     outcome(faulty, "none")
     (memory_group / "cgroup.procs").write_text(str(faulty.pid))
     reply = outcome(faulty, "hoard")

@@ -52,7 +52,7 @@ def test_a_device_never_holds_more_than_two_tasks_however_slow_everything_is(fle
     assert most == 2
 
 
-def test_results_that_arrive_together_are_stored_together_and_acknowledged_after_that(fleet: Simulation) -> None:
+def test_results_that_arrive_together_are_stored_together_then_acknowledged(fleet: Simulation) -> None:
     transactions: list[int] = []
     acknowledged_in_store: list[bool] = []
     add, publish = fleet.store.add_outcomes, fleet.transport.publish

@@ -456,7 +456,7 @@ def measured_and_won(fleet: Simulation) -> tuple[set[object], list[object]]:
 
 
 class TestResume:
-    def test_coordinators_that_vanish_again_and_again_measure_what_one_would_have_measured(self) -> None:
+    def test_coordinators_that_are_killed_repeatedly_measure_what_one_would_measure(self) -> None:
         ended = []
         for chance_of_vanishing in (0.0, 0.3):
             fleet, chance = Simulation(plan(wait_for=1)), random.Random(5)

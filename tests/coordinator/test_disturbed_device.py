@@ -69,7 +69,7 @@ class TestProfiles:
             assert levels.max() <= 0.4
             assert np.ptp(levels) > 0.2
 
-    def test_bursts_triple_the_latency_for_30_percent_of_the_time_some_seconds_at_a_time(self) -> None:
+    def test_bursts_triple_the_latency_for_30_percent_of_the_time_in_parts(self) -> None:
         courses = [disturbance("bursts", seed).uniform for seed in range(8)]
         assert {float(level) for course in courses for level in np.unique(course)} == {1.0, 3.0}
         slow = np.stack(courses) == 3.0

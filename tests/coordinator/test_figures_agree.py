@@ -351,7 +351,7 @@ class DisturbedDevice(HiddenDevice):
 
 
 @pytest.mark.parametrize("targets", ["auto:3", "1.2,2,3"])
-def test_a_campaign_with_failures_and_losses_reads_alike_live_and_from_its_store_at_any_time(targets: str) -> None:
+def test_a_campaign_with_failures_and_losses_reads_alike_live_and_from_its_store(targets: str) -> None:
     plan = CampaignPlan(targets=targets, budget=14, initial_design=6, wait_for=4, grace_s=20, deadline_s=30)
     fleet = Simulation(plan)
     steady, disturbed, broken, gone = (fleet.add(f"pi{n}", seed=n) for n in range(4))

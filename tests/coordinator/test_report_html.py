@@ -242,7 +242,7 @@ def test_energy_is_shown_where_a_board_tells_it(tmp_path: Path) -> None:
     assert page.text.count("no target was set") == 0
 
 
-def test_of_a_device_that_fails_all_the_time_the_first_failures_are_listed_and_the_rest_linked(tmp_path: Path) -> None:
+def test_the_first_failures_of_a_failing_device_are_listed_and_the_rest_linked(tmp_path: Path) -> None:
     device = device_outcome("board-a")
     architecture = device.rows[0].architecture
     failures = tuple(

@@ -72,7 +72,7 @@ class SharedFleet:
         self.until(lambda: all(simulation.campaign.finished for simulation in self.simulations))
 
 
-def test_all_campaigns_complete_and_each_result_is_heard_by_one_coordinator_and_stored_once() -> None:
+def test_all_campaigns_complete_and_one_coordinator_stores_each_result_once() -> None:
     fleet = SharedFleet(coordinators=3, agents=2)
     fleet.begin()
     fleet.run()

@@ -90,9 +90,7 @@ def test_automatic_targets_are_counted_as_asked_for_before_they_are_chosen() -> 
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (160, 50)])
-def test_a_device_that_failed_is_told_from_one_that_is_done_and_from_its_failed_measurements(
-    width: int, height: int
-) -> None:
+def test_a_failed_device_differs_from_a_done_one_and_from_failed_measurements(width: int, height: int) -> None:
     failed = dataclasses.replace(snapshot(1).devices[0], state="failed", failures=0, device="board-9")
     view = dataclasses.replace(snapshot(0), devices=(failed, snapshot(6).devices[5]))
     text = text_of(view, width, height)

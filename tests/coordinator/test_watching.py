@@ -526,7 +526,7 @@ class TestMetrics:
         with urlopen(f"http://127.0.0.1:{metrics.port}/metrics", timeout=waiting.STALL_S) as answer:
             families = [family.name for family in text_string_to_metric_families(answer.read().decode())]
         metrics.close()
-        page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text()
+        page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
         assert families
         for family in families:
             assert f"`{family}" in page or family.endswith("_created"), family

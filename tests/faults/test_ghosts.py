@@ -100,7 +100,7 @@ def test_its_first_word_may_be_anything() -> None:
     assert devices(fleet) == {"pi0", late.name}
 
 
-def test_in_a_resumed_run_a_ghost_gets_no_task_and_is_given_up_like_one_that_is_gone() -> None:
+def test_in_a_resumed_run_a_ghost_gets_no_task_and_is_given_up_as_lost() -> None:
     fleet = Simulation(PLAN.model_copy(update={"wait_for": 2}), design=DESIGN)
     for seed in range(2):
         fleet.add(f"pi{seed}", seed=seed)

@@ -64,7 +64,7 @@ class RunOptions:
             metavar="PORT",
             min=0,
             max=65535,
-            help="Serve Prometheus metrics there (see docs/watching.md).",
+            help="Serve Prometheus metrics there (see docs/monitoring.md).",
         ),
     ] = None
     metrics_address: Annotated[
