@@ -315,7 +315,7 @@ class Campaign:
         """Check all tasks, queues and searches; `BrokenInvariantError` names the first contradiction. For tests."""
         self._dispatcher.validate()
         for setting_run in self._roster:
-            setting_run.validate()
+            setting_run.search.validate()
 
     # -- contained exceptions, and resuming --------------------------------------------------------------------
 

@@ -322,8 +322,3 @@ class SettingRun:
         """Take over the history of an earlier coordinator."""
         self._learning = list(record.learning)
         self.queue.restore_bytes(record.wire_bytes)
-
-    def validate(self) -> None:
-        """Check queue and search; `BrokenInvariantError` names the first contradiction. For tests."""
-        self.queue.validate()
-        self.search.validate()

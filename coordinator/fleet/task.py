@@ -101,9 +101,11 @@ class Task:
 
     def validate(self) -> None:
         """Check the task against its state; `BrokenInvariantError` names the task and the contradiction."""
-        name = f"task {self.task_id} is {self._state}"
+        ends_s = self._lease_ends_s
         leased = self._state is TaskState.LEASED
-        require(leased == (self._lease_ends_s is not None), f"{name} and its lease ends at {self._lease_ends_s}")
-        if self._lease_ends_s is not None:
-            require(self._lease_ends_s <= self._held_until_s, f"{name} beyond the time that it may be held")
-            require(self._record.attempt > 0, f"{name} and no attempt was sent")
+        require(
+            leased == (ends_s is not None), "task {} is {}; its lease ends at {}", self.task_id, self._state, ends_s
+        )
+        if ends_s is not None:
+            require(ends_s <= self._held_until_s, "task {} is leased for longer than it may be held", self.task_id)
+            require(self._record.attempt > 0, "task {} is leased and no attempt was sent", self.task_id)

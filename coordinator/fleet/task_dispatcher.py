@@ -291,17 +291,17 @@ class TaskDispatcher:
         for queue in self._queues:
             queue.validate()
         used_up = [task.task_id for _, task in self._used_up if task.state is TaskState.USED_UP]
-        require(len(set(used_up)) == len(used_up), f"a task is used up twice: {used_up}")
+        require(len(set(used_up)) == len(used_up), "a task is used up twice: {}", used_up)
         ended = (TaskState.DONE, TaskState.ABANDONED)  # in no place, as the queues have checked
         for task_id, (queue, task) in self._tasks.items():
             if task.state in ended:
                 continue
             task.validate()
-            require(task.task_id == task_id, f"task {task.task_id} is known as {task_id}")
-            require(queue.holds(task), f"task {task_id} is {task.state} and in another place of {queue.label}")
-            require((task.state is TaskState.USED_UP) == (task_id in used_up), f"task {task_id} is {task.state}")
+            require(task.task_id == task_id, "task {} is known as {}", task.task_id, task_id)
+            require(queue.holds(task), "task {} is {} and in another place of {}", task_id, task.state, queue.key)
+            require((task.state is TaskState.USED_UP) == (task_id in used_up), "task {} is {}", task_id, task.state)
             number = int(task_id.rpartition(".")[2])
-            require(number < self._next_number, f"task {task_id} has a number that is used again")
+            require(number < self._next_number, "task {} has a number that is used again", task_id)
         for task_id, task in self._unstored.items():
-            require(task.record.attempt == 0, f"task {task_id} was sent before it was stored")
-            require(self._tasks[task_id][1] is task, f"task {task_id} is to be stored and not known")
+            require(task.record.attempt == 0, "task {} was sent before it was stored", task_id)
+            require(self._tasks[task_id][1] is task, "task {} is to be stored and not known", task_id)

@@ -23,6 +23,8 @@ class WorkQueue:
         """`measured` counts the measurements of the device setting, so that all settings of a device end together."""
         self.device = device
         self.setting = setting
+        self.label = f"{device}/{setting.label}"
+        """Device and setting, for people."""
         self._measured = measured
         self._ready: deque[Task] = deque()
         self._leased: dict[str, Task] = {}
@@ -35,11 +37,6 @@ class WorkQueue:
     def key(self) -> tuple[str, str]:
         """Device and label of the setting."""
         return self.device, self.setting.label
-
-    @property
-    def label(self) -> str:
-        """Device and setting, for people."""
-        return f"{self.device}/{self.setting.label}"
 
     @property
     def ready(self) -> Sequence[Task]:
@@ -145,24 +142,24 @@ class WorkQueue:
 
     def validate(self) -> None:
         """Check that each task is in the place that belongs to its state; `BrokenInvariantError` names another."""
-        require(not self._closed or self.is_empty, f"{self.label} has ended and still has tasks")
-        require(not self._closed or not self._used_up, f"{self.label} has ended and still has used-up tasks")
-        require(self._returned >= 0, f"{self.label} had {self._returned} tasks returned")
-        ready = [task.task_id for task in self._ready]
-        require(len(set(ready)) == len(ready), f"a task of {self.label} is ready twice: {ready}")
+        ended_empty = self.is_empty and not self._used_up
+        require(not self._closed or ended_empty, "{} has ended and still has tasks", self.label)
+        require(self._returned >= 0, "{} had {} tasks returned", self.label, self._returned)
+        require(len({task.task_id for task in self._ready}) == len(self._ready), "{} has a task twice", self.label)
         for task in self._ready:
-            require(task.state is TaskState.READY, f"task {task.task_id} is ready in {self.label} and {task.state}")
+            require(
+                task.state is TaskState.READY, "task {} is ready in {} and {}", task.task_id, self.label, task.state
+            )
         for task_id, task in self._leased.items():
-            require(task.state is TaskState.LEASED, f"task {task_id} is leased in {self.label} and {task.state}")
-            require(task.task_id == task_id, f"task {task.task_id} is leased as {task_id}")
+            require(task.state is TaskState.LEASED, "task {} is leased in {} and {}", task_id, self.label, task.state)
+            require(task.task_id == task_id, "task {} is leased as {}", task.task_id, task_id)
         for task_id, task in self._used_up.items():
-            require(task.state is TaskState.USED_UP, f"task {task_id} is used up in {self.label} and {task.state}")
+            require(task.state is TaskState.USED_UP, "task {} is used up in {} and {}", task_id, self.label, task.state)
 
     def holds(self, task: Task) -> bool:
         """Whether the task is in the one place that belongs to its state; one that is done or abandoned is in none."""
-        places = {
-            TaskState.READY: task in self._ready,
-            TaskState.LEASED: task.task_id in self._leased,
-            TaskState.USED_UP: task.task_id in self._used_up,
-        }
-        return all(held == (state is task.state) for state, held in places.items())
+        return (
+            (task in self._ready) == (task.state is TaskState.READY)
+            and (task.task_id in self._leased) == (task.state is TaskState.LEASED)
+            and (task.task_id in self._used_up) == (task.state is TaskState.USED_UP)
+        )

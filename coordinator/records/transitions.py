@@ -36,7 +36,7 @@ class StateMachine(Generic[State]):
         return following
 
 
-def require(holds: bool, broken: str) -> None:
-    """Raise `BrokenInvariantError` with the text `broken` unless an invariant `holds`."""
+def require(holds: bool, broken: str, *values: object) -> None:
+    """Raise `BrokenInvariantError` with the text `broken`, formatted with `values`, unless an invariant `holds`."""
     if not holds:
-        raise BrokenInvariantError(broken)
+        raise BrokenInvariantError(broken.format(*values))

@@ -334,7 +334,7 @@ class DeviceTuner:
         for state in self._targets:
             state.validate()
         targets_ms = [state.target_ms for state in self._targets]
-        require(targets_ms == sorted(set(targets_ms)), f"targets are not ascending: {targets_ms}")
+        require(targets_ms == sorted(set(targets_ms)), "targets are not ascending: {}", targets_ms)
         queued = [proposal.key for proposal in self._queue]
         require(len(set(queued)) == len(queued), "a proposal is queued twice")
         require(not self._outstanding.keys() & set(queued), "a proposal is queued and being measured")
@@ -343,4 +343,4 @@ class DeviceTuner:
             require(not self._queue and not self._outstanding, "a finished search asks for measurements")
             require(not self._open_targets(), "a finished search has open targets")
         else:
-            require(not self.failure_reason, f"a search at work has failed: {self.failure_reason}")
+            require(not self.failure_reason, "a search at work has failed: {}", self.failure_reason)

@@ -139,16 +139,18 @@ class TargetState:
 
     def validate(self) -> None:
         """Check the state against its status; `BrokenInvariantError` names the target and the contradiction."""
-        name = f"target {self.target_ms:g} ms is {self.status}"
-        require((self.genome is None) == (self.architecture is None), f"{name}: half a subnet")
-        if self.status is TargetStatus.MET:
-            require(self.architecture is not None and self.sha256 is not None, f"{name} without a winner's file")
-            within = self.verified_ms is not None and self.verified_ms <= self.target_ms
-            require(within, f"{name} and was verified at {self.verified_ms}")
-            require(not self.reason, f"{name} and has a reason for a miss: {self.reason}")
+        target_ms, status = self.target_ms, self.status
+        require((self.genome is None) == (self.architecture is None), "target {:g} ms has half a subnet", target_ms)
+        if status is TargetStatus.MET:
+            shipped = self.architecture is not None and self.sha256 is not None
+            require(shipped, "target {:g} ms is met without a winner's file", target_ms)
+            within = self.verified_ms is not None and self.verified_ms <= target_ms
+            require(within, "target {:g} ms is met and was verified at {}", target_ms, self.verified_ms)
+            require(not self.reason, "target {:g} ms is met and has a reason for a miss: {}", target_ms, self.reason)
         else:
-            require(self.sha256 is None, f"{name} and has a winner's file")
-        if self.status in (TargetStatus.MISSED, TargetStatus.INFEASIBLE):
-            require(bool(self.reason), f"{name} without a reason")
-        require(not self.given_up or self.met is False, f"{name} and given up")
-        require(self.status is not TargetStatus.INFEASIBLE or self.verifications == 0, f"{name} after re-measurements")
+            require(self.sha256 is None, "target {:g} ms is {} and has a winner's file", target_ms, status)
+        if status in (TargetStatus.MISSED, TargetStatus.INFEASIBLE):
+            require(bool(self.reason), "target {:g} ms is {} without a reason", target_ms, status)
+        require(not self.given_up or self.met is False, "target {:g} ms is {} and given up", target_ms, status)
+        untried = status is not TargetStatus.INFEASIBLE or self.verifications == 0
+        require(untried, "target {:g} ms is infeasible after re-measurements", target_ms)
