@@ -216,7 +216,7 @@ def test_a_setting_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch, trace: 
 def test_a_message_that_cannot_be_handled(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = two_devices()
     fleet.begin()
-    breaks(monkeypatch, campaigns.FleetRegistry, "on_health", lambda *_: True)
+    breaks(monkeypatch, campaigns.FleetRegistry, "on_heartbeat", lambda *_: True)
     breaks(monkeypatch, campaigns.TaskDispatcher, "reconcile", lambda dispatcher, agent, held: agent == BROKEN)
     fleet.run()
     assert fleet.campaign.finish() == "complete"
