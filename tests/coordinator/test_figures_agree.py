@@ -30,6 +30,7 @@ from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 from fleetnas.coordinator.records.events import CampaignFinished, Event, MeasurementsSlowed, RegimeChanged
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import Arrival, TaskRecord
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals
 from fleetnas.coordinator.report.artifacts import ArtifactFolder, read_results
@@ -69,7 +70,7 @@ class DecidedSearch:
 class DrawnSetting:
     """What became of one device setting."""
 
-    status: str
+    status: SettingStatus
     fates: tuple[str, ...]
     """Of its targets, where they were known to the search."""
     qualities: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ def drawn_settings(count: int, automatic: bool, most_measured: int) -> st.Search
         st.sampled_from(("met", "missed", "infeasible")),
         st.sampled_from(("met", "missed", "infeasible", "open")),
     )
+    given_up = (SettingStatus.LOST, SettingStatus.FAILED)
     fewest = 1 if automatic else count
     qualities = st.lists(st.sampled_from(("ok", "noisy", "slowed")), max_size=most_measured).map(tuple)
 
@@ -88,8 +90,8 @@ def drawn_settings(count: int, automatic: bool, most_measured: int) -> st.Search
         return st.lists(fate, min_size=fewest, max_size=count).map(tuple)
 
     return st.one_of(
-        st.builds(DrawnSetting, st.just("finished"), tuples(decided), qualities),
-        st.builds(DrawnSetting, st.sampled_from(("lost", "failed")), tuples(any_fate) | st.just(()), qualities),
+        st.builds(DrawnSetting, st.just(SettingStatus.FINISHED), tuples(decided), qualities),
+        st.builds(DrawnSetting, st.sampled_from(given_up), tuples(any_fate) | st.just(()), qualities),
     )
 
 
