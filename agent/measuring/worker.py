@@ -80,8 +80,10 @@ def child_command(lock_path: Path, memory_limit_bytes: int = 0, engine_folder: P
 class Worker:
     """Executes orders in a child process; a `Measurer`."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], exit_timeout_s: float = _EXIT_TIMEOUT_S) -> None:
+        """Start the child with `command`; one that should end is killed after `exit_timeout_s` s."""
         self._command = list(command)
+        self._exit_timeout_s = exit_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._decoder = FrameDecoder()
         self._replies: deque[Reply] = deque()
@@ -140,7 +142,7 @@ class Worker:
         if self._process is not None and not self.busy and self._process.stdin is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._process.stdin.close()
-                self._process.wait(_EXIT_TIMEOUT_S)
+                self._process.wait(self._exit_timeout_s)
         self.kill()
 
     def _start(self) -> None:
@@ -200,7 +202,7 @@ class Worker:
         """Find out why the child ended, from its exit status, the kernel's counter and its standard error."""
         assert self._process is not None
         try:
-            status = self._process.wait(_EXIT_TIMEOUT_S)
+            status = self._process.wait(self._exit_timeout_s)
         except subprocess.TimeoutExpired:  # it closed its output and lives on
             self.kill()
             return FailedReply(reason="bad_output", detail="the measuring child closed its output without a reply")

@@ -74,9 +74,8 @@ def outcome(worker: Worker, fault: str) -> Reply:
         ("killed", "crashed", "SIGKILL"),
         ("exit", "crashed", "code 3; it last wrote: the accelerator's driver gave up"),
         ("memory", "out_of_memory", "MemoryError"),
-        ("rubbish", "bad_output", "rubbish"),
-        ("json", "bad_output", "rubbish"),
-        ("closed", "bad_output", "closed its output"),
+        ("rubbish", "bad_output", "invalid reply"),
+        ("json", "bad_output", "invalid reply"),
         ("raise", "internal", "KeyError"),
     ],
 )
@@ -88,6 +87,17 @@ def test_a_broken_child_is_a_failure_with_its_reason_and_the_next_order_works(
     assert reply.reason == reason
     assert detail in reply.detail
     assert isinstance(outcome(faulty, "none"), MeasuredReply)
+
+
+def test_a_child_that_closes_its_output_and_lives_on_is_killed_and_the_next_order_works(lock: Path) -> None:
+    worker = Worker([sys.executable, str(RIGS / "faulty_child.py"), str(lock)], exit_timeout_s=0.1)
+    try:
+        reply = outcome(worker, "closed")
+        assert isinstance(reply, FailedReply)
+        assert (reply.reason, "closed its output" in reply.detail) == ("bad_output", True)
+        assert isinstance(outcome(worker, "none"), MeasuredReply)
+    finally:
+        worker.kill()
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from fleetnas.fleet_protocol.transports.base import (
 )
 from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker, MemoryTransport, matches
 from fleetnas.fleet_protocol.transports.mqtt import MAX_QUEUED_MESSAGES, MqttTransport
-from fleetnas.fleet_protocol.transports.mqtt_process import MAX_ON_THEIR_WAY, MqttProcess
+from fleetnas.fleet_protocol.transports.mqtt_process import MAX_IN_PIPE, MqttProcess
 
 Factory = Callable[..., Transport]
 
@@ -219,12 +219,12 @@ class TestNetworkProcess:
         transport = MqttProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
         transport.start()
         refusals = []
-        for _ in range(MAX_QUEUED_MESSAGES + 3 * MAX_ON_THEIR_WAY):
+        for _ in range(MAX_QUEUED_MESSAGES + 3 * MAX_IN_PIPE):
             try:
                 transport.publish("t", b"x")
             except TransportError as error:  # noqa: PERF203 - the next may be taken
                 refusals.append(str(error))
-        assert len(refusals) >= MAX_ON_THEIR_WAY
+        assert len(refusals) >= MAX_IN_PIPE
         assert "is full" in refusals[0]
         transport.close()
 
@@ -234,14 +234,14 @@ class TestNetworkProcess:
         transport.start()
         waiting.first(transport, lambda event: isinstance(event, Connected))
         sent, received = 0, []
-        while len(received) < 3 * MAX_ON_THEIR_WAY:
-            while sent < min(len(received) + 500, 3 * MAX_ON_THEIR_WAY):  # fewer than mosquitto drops
+        while len(received) < 3 * MAX_IN_PIPE:
+            while sent < min(len(received) + 500, 3 * MAX_IN_PIPE):  # fewer than mosquitto drops
                 transport.publish("n/x", str(sent).encode())
                 sent += 1
             event = waiting.first(transport, lambda event: isinstance(event, Received))
             assert isinstance(event, Received)
             received.append(int(event.payload))
-        assert received == list(range(3 * MAX_ON_THEIR_WAY))
+        assert received == list(range(3 * MAX_IN_PIPE))
         transport.close()
 
     def test_nobody_at_the_address_is_one_clear_error(self) -> None:

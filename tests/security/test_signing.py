@@ -179,7 +179,7 @@ class TestFiles:
 def test_an_agent_without_the_library_loads_none_of_it_and_obeys_nobody_unchecked() -> None:
     program = """
 import sys
-import fleetnas.agent.cli.main, agent.service, coordinator.campaign.wire
+import fleetnas.agent.cli.main, fleetnas.agent.service.service, fleetnas.coordinator.fleet.agent_link
 assert not any(name.split(".")[0] == "cryptography" for name in sys.modules)
 sys.modules["cryptography"] = None
 from fleetnas.fleet_protocol.errors import MissingDependencyError

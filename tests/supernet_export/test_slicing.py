@@ -123,7 +123,7 @@ def test_a_bundle_opened_twice_gives_equal_subnets(bundle: SupernetBundle, tmp_p
 def test_slicing_on_a_device_needs_neither_torch_nor_onnx() -> None:
     """A 32-bit board with LiteRT has neither."""
     script = (
-        "import sys, supernet_export.subnet, supernet_export.calibration;"
+        "import sys, fleetnas.supernet_export.slicing.subnet, fleetnas.supernet_export.calibration.estimate;"
         "print([name for name in ('torch', 'onnx', 'onnxruntime', 'sklearn', 'PIL') if name in sys.modules])"
     )
     found = subprocess.run(
