@@ -295,7 +295,7 @@ def test_who_watches_a_hostile_run_goes_on_watching() -> None:
                 fleet_observer.take(Received(TOPICS.up("imp", channel), case.payload), 1.0)  # type: ignore[arg-type]
                 thrown[channel] += 1
     for entry in fleet_observer.registry.agents.values():
-        assert fleet_observer.why(entry, "1.0")
+        assert fleet_observer.explain(entry, "1.0")
     hostile.publish(TOPICS.run_summary("run-1"), messages_of(WATCHED["summary"]))
     update = feed.poll(5.0)
     assert update.snapshot is not None
