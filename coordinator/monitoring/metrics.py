@@ -5,10 +5,8 @@ Counters begin at zero with the coordinator, as Prometheus expects; gauges show 
 
 from __future__ import annotations
 
-import threading
 from collections import Counter as Tally
 from typing import get_args
-from wsgiref.simple_server import WSGIServer
 
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.fleet.blob_server import BlobServer
@@ -79,8 +77,6 @@ class Metrics:
         self._campaign: Campaign | None = None
         self._blobs: BlobServer | None = None
         self._counted_connections, self._counted_bytes = 0, 0
-        self._server: WSGIServer
-        self._thread: threading.Thread
         address = check_host(address) if address else address
         try:
             self._server, self._thread = start_http_server(port, address, registry)

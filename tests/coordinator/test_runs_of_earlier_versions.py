@@ -81,3 +81,17 @@ def test_an_interrupted_run_is_resumed_to_its_end(path: Path) -> None:
     assert all(status is TargetStatus.INFEASIBLE for (_, ms), status in statuses.items() if ms == 0.2)
     assert any(status is TargetStatus.MET for status in statuses.values())
     store.close()
+
+
+def test_a_damaged_winner_costs_its_event_and_a_line(path: Path) -> None:
+    store = MeasurementStore.open(path)
+    with closing(sqlite3.connect(path)) as plain, plain:
+        plain.execute("UPDATE winners SET sha256 = NULL WHERE run_id = 'ended' AND target_ms = 1.6 AND device = 'pi4'")
+    feed = StoreFeed(store, "ended", wait=lambda _: None)
+    update = feed.poll(0.0)
+    verified = [event for event in update.events if isinstance(event, events.WinnerVerified)]
+    assert [(event.device, event.target_ms) for event in verified] == [("pi4", 2.4), ("pi5", 1.6), ("pi5", 2.4)]
+    assert update.snapshot is not None
+    (line,) = update.snapshot.log
+    assert "pi4/onnxruntime_cpu_1t_fp32 at 1.6 ms has no architecture, latency or hash" in line
+    feed.close()
