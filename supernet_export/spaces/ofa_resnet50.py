@@ -180,7 +180,7 @@ class OfaResNet50Space(DesignSpace):
         for key, count in wanted.items():
             found = len(getattr(architecture, key))
             if found != count:
-                raise ArchitectureError(f"{self.name} wants {count} entries in {key!r}, found {found}")
+                raise ArchitectureError(f"{self.name} takes {count} entries in {key!r}, found {found}")
 
     # -- physical costs ----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -42,6 +43,15 @@ def test_the_configuration_that_is_written_is_the_one_that_run_reads(tmp_path: P
     values = read_configuration(installation.configuration, {})
     assert (values["broker"], values["name"]) == ("pi.local:1884", "pi")
     assert settings_of(values) == ["onnxruntime,threads=1", "litert,threads=4"]
+
+
+def test_the_unit_starts_a_module_that_exists(tmp_path: Path) -> None:
+    installation = staged(tmp_path)
+    install(installation, VALUES, start=True, run=nothing)
+    (start,) = [line for line in installation.unit.read_text().splitlines() if line.startswith("ExecStart=")]
+    module = start.split(" -m ")[1].split()[0]
+    assert importlib.util.find_spec(f"{module}.__main__") is not None
+    assert " run --config /etc/fleetnas/agent.conf" in start
 
 
 def test_a_python_in_a_home_that_is_closed_to_others_is_noticed() -> None:

@@ -81,7 +81,7 @@ def test_every_compofa_network_is_one_of_ofa_mbv3_with_the_same_costs() -> None:
         ("ofa-mbv3", {"r": 225}, r"r \(resolution\) is 225; it must be one of 128"),
         ("ofa-mbv3", {"d": (2, 2, 5, 2, 2)}, r"d\[2\] \(depth\) is 5"),
         ("ofa-mbv3", {"ks": (9,) + (3,) * 19}, r"ks\[0\] \(kernel\) is 9"),
-        ("ofa-mbv3", {"ks": (3,) * 19}, "wants 20 entries in 'ks'"),
+        ("ofa-mbv3", {"ks": (3,) * 19}, "takes 20 entries in 'ks'"),
         ("compofa", {"e": (4.0,) * 20}, r"e\[0\] \(expand ratio\) is 4; in compofa a stage of depth 2 has 3"),
         ("compofa", {"ks": (7,) * 20}, r"ks\[0\] \(kernel\) is 7"),
         ("ofa-resnet50", {"w": (3, 0, 0, 0, 0, 0)}, r"w\[0\] \(width index\) is 3"),
