@@ -174,7 +174,7 @@ class TestTargets:
 
 
 def test_every_simulated_campaign_validates_its_state() -> None:
-    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, spread=6))
+    fleet = Simulation(CampaignPlan(targets="auto:2", budget=10, initial_design=6))
     fleet.add("pi0")
     fleet.begin()
     fleet.run(until=lambda: any(setting_run.leased for setting_run in fleet.campaign.setting_runs.values()))
