@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rigs.command_line import fleetnas
 from rigs.outcome_examples import device_outcome
-from test_cli import fleetnas
 
 from fleetnas.agent.cli.configuration import read_configuration
 from fleetnas.agent.cli.main import build_parser

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rigs import brokers, waiting
+from rigs.command_line import fleetnas
 from rigs.simulated_fleet import Simulation
 from rigs.supernets import random_state_dict
 from safetensors.numpy import save_file
 
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
-from fleetnas.coordinator.cli import main
 from fleetnas.coordinator.cli.bounds import BoundOptions
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -36,17 +35,6 @@ from fleetnas.supernet_export.export import export_digits, file_sha256
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
 from fleetnas.supernet_export.spaces.registry import make_space
-
-
-def fleetnas(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Run the command; returns exit code, standard output and standard error."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fleetnas", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    output = capsys.readouterr()
-    code = ended.value.code
-    return (code if isinstance(code, int) else 0), output.out, output.err
 
 
 class TestStoredRuns:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
+from rigs.tuners import Answer, make, run
 
 from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
@@ -21,14 +22,6 @@ from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Failed, Measurement, TaskKey
 from fleetnas.supernet_export.spaces.base import Genomes
-
-SEARCH = BundleTargetSolver(SPACE, ACCURACY, Strategy.BOTTOM_UP, rounds=3)
-Answer = Callable[[Proposal], Measurement | Failed]
-
-
-def make(targets: str = "auto:4", *, budget: int = 20, initial: int = 8, seed: int = 0) -> DeviceTuner:
-    design = InitialDesign(SPACE, count=min(initial, budget), seed=seed)
-    return DeviceTuner(design, ACCURACY, TargetRequest.parse(targets), SEARCH, budget=budget)
 
 
 def device(seed: int = 0, noise: float = 0.01) -> Answer:
@@ -42,24 +35,6 @@ def device(seed: int = 0, noise: float = 0.01) -> Answer:
 
 def failed(reason: str = "crashed") -> Failed:
     return Failed.model_validate({"task": TaskKey(task_id="t", attempt=1), "reason": reason})
-
-
-def run(search: DeviceTuner, answer: Answer, at_once: int = 2) -> list[tuple[Proposal, Measurement | Failed]]:
-    """Drive a search to its end."""
-    told: list[tuple[Proposal, Measurement | Failed]] = []
-    waiting: list[Proposal] = []
-    for _ in range(500):
-        waiting += search.ask(at_once - len(waiting))
-        search.validate()
-        if search.finished:
-            return told
-        assert waiting, "it neither asks nor ends"
-        proposal = waiting.pop(0)
-        outcome = answer(proposal)
-        told.append((proposal, outcome))
-        search.tell(proposal, outcome)
-        search.validate()
-    raise AssertionError("it does not end")
 
 
 @given(

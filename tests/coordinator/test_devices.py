@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rigs import brokers, waiting
-from test_cli import fleetnas
+from rigs.command_line import fleetnas
 
 from fleetnas.coordinator.cli.devices import fleet_rows
 from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
-from test_device_search import make, run
+from rigs.tuners import make, run
 
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal

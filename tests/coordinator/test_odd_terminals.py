@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rigs.event_examples import EVENTS
 from rigs.outcome_examples import snapshot
 from rigs.simulated_fleet import Simulation
-from test_view_lines import EVENTS
 
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
 from fleetnas.coordinator.records.events import event_from_fields

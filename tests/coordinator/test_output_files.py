@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rigs.command_line import fleetnas
 from rigs.simulated_fleet import Simulation, StandInModels
 from rigs.untrained_supernet import write_untrained
-from test_cli import fleetnas
 
 from fleetnas.agent.cli.main import main as agent_main
 from fleetnas.coordinator.app.results_writer import ResultsWriter

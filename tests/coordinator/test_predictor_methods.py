@@ -8,7 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from test_cli import fleetnas
+from rigs.command_line import fleetnas
 
 from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData, read_hardware, read_latency_data
 from fleetnas.coordinator.predictors.evaluation.methods import MethodName, method_factory

@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from rigs.outcome_examples import campaign_outcome, device_outcome
-from test_report_take_home import artifacts
+from rigs.outcome_examples import artifacts, campaign_outcome, device_outcome
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, FailedMeasurement, TargetOutcome
 from fleetnas.coordinator.records.predictor_error import PredictorError

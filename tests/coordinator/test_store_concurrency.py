@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from rigs.command_line import fleetnas
 from rigs.store_examples import INFO, MEASUREMENT, SETTING, run_record, task_record
 from rigs.store_process import StoreProcess
 from rigs.waiting import until
-from test_cli import fleetnas
 
 from fleetnas.coordinator.records.stored import DeviceRecord
 from fleetnas.coordinator.store.store import MeasurementStore

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rigs.command_line import fleetnas
 from rigs.simulated_fleet import SPACE, Simulation
-from test_cli import fleetnas
 
 from fleetnas.coordinator.predictors.evaluation.dataset import read_hardware, read_latency_data
 from fleetnas.coordinator.records.plan import CampaignPlan

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from rigs import brokers
+from rigs.command_line import fleetnas
 from rigs.postgresql import LOCKED_PASSWORD, LOCKED_USER, PostgreSQL, on_postgresql
 from rigs.store_examples import MEASUREMENT, run_record, task_record
 from sqlalchemy import inspect, text
-from test_cli import fleetnas
 
 from fleetnas.coordinator.store.database import Database, shown_location
 from fleetnas.coordinator.store.store import MeasurementStore

@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from rigs.command_line import fleetnas
 from rigs.store_examples import MEASUREMENT, run_record, task_record
-from test_cli import fleetnas
 
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import StoreError

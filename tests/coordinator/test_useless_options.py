@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from rigs.command_line import fleetnas
 from rigs.untrained_supernet import write_untrained
-from test_cli import fleetnas
 
 from fleetnas.agent.cli.main import main as agent_main
 from fleetnas.coordinator.cli.app import app

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from rigs.outcome_examples import campaign_outcome, device_outcome
-from test_report_take_home import artifacts
+from rigs.outcome_examples import artifacts, campaign_outcome, device_outcome
 
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE
 from fleetnas.coordinator.store.measurement_table import read_measurements

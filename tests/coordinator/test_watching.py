@@ -14,8 +14,8 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rigs import brokers, waiting
+from rigs.command_line import fleetnas
 from rigs.simulated_fleet import TOPICS, Simulation
-from test_cli import fleetnas
 
 from fleetnas.coordinator.fleet.agent_link import AgentLink, FleetListener
 from fleetnas.coordinator.fleet.blob_server import BlobServer

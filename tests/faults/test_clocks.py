@@ -6,9 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from rigs.adverse_fleet import AdverseFleet
+from rigs.adverse_fleet import AdverseFleet, assert_counted_once, drive, fleet_of, targets_met
 from rigs.fault_fleet import assert_nothing_lost_nothing_twice, fault_fleet
-from test_adverse_broker import assert_counted_once, drive, fleet_of, targets_met
 
 HOUR_S = 3600.0
 

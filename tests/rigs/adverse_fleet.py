@@ -6,6 +6,7 @@ Time passes when told to, so hours of lost messages and expired leases cost a se
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +19,19 @@ from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.run_resources import RunResources
 from fleetnas.agent.service.service import AgentService
 from fleetnas.agent.transfer.blobs import BlobCache
+from fleetnas.coordinator.records.events import MeasurementTaken
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.stored import OutcomeRecord
 from fleetnas.fleet_protocol.codec import decode_task_update
-from fleetnas.fleet_protocol.messages import AgentInfo, BlobReference, Failed, Result, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.messages import (
+    AgentInfo,
+    BlobReference,
+    Failed,
+    Measurement,
+    Result,
+    RuntimeSetting,
+    TaskKey,
+)
 from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker
 from rigs.agent_rig import PROFILE, measured
 from rigs.simulated_fleet import BUNDLE, TOPICS, FakeClock, HiddenDevice, Simulation, file_sha256
@@ -178,3 +190,80 @@ class AdverseFleet(Simulation):
     def step(self, seconds: float = 0.5) -> None:
         self.adversary.release(self.broker)
         super().step(seconds)
+
+
+PLAN = CampaignPlan(targets="auto:3", budget=12, initial_design=6, wait_for=3, grace_s=600, join_s=3000, deadline_s=20)
+AGENTS = 3
+
+
+def fleet_of(folder: Path, chance: random.Random, **evil: float) -> AdverseFleet:
+    fleet = AdverseFleet(PLAN, folder=folder, adversary=Adversary(chance, **evil))
+    fleet.broker.fault = fleet.adversary
+    for number in range(AGENTS):
+        fleet.real(f"pi{number}", number)
+    fleet.begin()
+    return fleet
+
+
+def drive(fleet: AdverseFleet, trouble: float = 0.0) -> None:
+    """To the end; in a step, with the chance of `trouble`, somebody is killed or cut off."""
+    chance = fleet.adversary.chance
+    away: list = []
+    for _ in range(60_000):
+        if fleet.campaign.finished:
+            return
+        fleet.step()
+        assert_no_stale_state(fleet)
+        for agent in list(away):
+            if chance.random() < 0.05:
+                away.remove(agent)
+                agent.restore()
+        if chance.random() >= trouble:
+            continue
+        victim = chance.choice((*fleet.agents, None))
+        if victim is None:
+            fleet.vanish()
+            fleet.begin(resume=True)
+        elif victim in away:
+            continue
+        elif chance.random() < 0.5:
+            victim.restart()
+        else:
+            victim.cut()
+            away.append(victim)
+    raise AssertionError(f"not finished: {list(fleet.campaign.log)[-5:]}")
+
+
+def assert_no_stale_state(fleet: AdverseFleet) -> None:
+    """A process that was replaced and has been heard of since decides nothing any more."""
+    for agent in fleet.agents:
+        entry = fleet.campaign.registry.agents.get(agent.name)
+        if entry is None or entry.session < 0:
+            continue
+        seen = fleet.newest_heard.get(agent.name, -1)
+        assert entry.session >= seen, f"{agent.name} went back from session {seen} to {entry.session}"
+        fleet.newest_heard[agent.name] = entry.session
+
+
+def assert_counted_once(fleet: AdverseFleet) -> None:
+    stored: list[OutcomeRecord] = fleet.store.outcomes("run-1")
+    by_key = {record.key: record.outcome for record in stored}
+    assert len(by_key) == len(stored)
+    measured = {}
+    for agent in fleet.agents:
+        for key, (update, acknowledged) in agent.measured().items():
+            outcome = update.measurement if isinstance(update, Result) else update
+            measured[key] = outcome
+            assert not acknowledged or by_key.get(key) == outcome
+    for key, outcome in by_key.items():
+        assert not isinstance(outcome, Measurement) or measured[key] == outcome
+    counted = Counter(event.task_id for event in fleet.events if isinstance(event, MeasurementTaken))
+    assert set(counted.values()) == {1}
+
+
+def targets_met(fleet: AdverseFleet) -> list[bool]:
+    return [
+        state.status == "met"
+        for setting_run in fleet.campaign.setting_runs.values()
+        for state in setting_run.search.targets
+    ]

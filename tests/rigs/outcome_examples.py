@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from fleetnas.coordinator.records.snapshot import (
     TargetSnapshot,
 )
 from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.report.artifacts import ArtifactFolder
+from fleetnas.coordinator.report.results import Results
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Conditions, Measurement, RuntimeSetting
 
@@ -192,3 +195,12 @@ def _device(index: int, targets: int) -> DeviceSnapshot:
         predictor_error=None if state == "fetching" else PredictorError(4.2, 0.97, 12),
         targets=tuple(stages[number % len(stages)] for number in range(targets)),
     )
+
+
+def artifacts(directory: Path, outcome: CampaignOutcome) -> Results:
+    writer = ArtifactFolder(directory)
+    for device in outcome.devices:
+        for target in device.targets:
+            if target.met:
+                writer.add_winner(device, target, model_of(device.device, target.target_ms))
+    return writer.write(outcome)

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import pytest
+from rigs.command_line import fleetnas
 from rigs.simulated_fleet import Simulation
-from test_cli import fleetnas
 
 from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest

@@ -26,8 +26,7 @@ from fleetnas.coordinator.store.export_files import write_rows
 from fleetnas.coordinator.store.exported_fields import FIELDS, exported_rows
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
-from fleetnas.fleet_protocol import messages
-from fleetnas.fleet_protocol import updates as watching
+from fleetnas.fleet_protocol import messages, orders, updates
 from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.messages import (
     Accepted,
@@ -155,7 +154,7 @@ def said(channel: UpChannel, found: Iterable[Case]) -> list[Said]:
 def test_every_message_of_the_contract_is_attacked() -> None:
     kinds = {
         value
-        for module in (messages, watching)
+        for module in (messages, orders, updates)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Versioned) and value is not Versioned
     }

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rigs.command_line import fleetnas
 from rigs.supernets import random_state_dict
-from test_cli import fleetnas
 
 torch = pytest.importorskip("torch")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from rigs.outcome_examples import campaign_outcome, device_outcome, measurement_row, model_of
+from rigs.outcome_examples import artifacts, campaign_outcome, device_outcome, measurement_row, model_of
 
-from fleetnas.coordinator.records.outcome import CampaignOutcome, FailedMeasurement, TargetOutcome
+from fleetnas.coordinator.records.outcome import FailedMeasurement, TargetOutcome
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.report.artifacts import (
     MEASUREMENTS_FILE,
@@ -28,15 +28,6 @@ from fleetnas.coordinator.report.results import Results
 from fleetnas.coordinator.store.measurement_table import measurements_csv, read_measurements
 from fleetnas.device_profiles.quantities import LATEST_UNIX_S
 from fleetnas.fleet_protocol.errors import HashMismatchError, StoreError
-
-
-def artifacts(directory: Path, outcome: CampaignOutcome) -> Results:
-    writer = ArtifactFolder(directory)
-    for device in outcome.devices:
-        for target in device.targets:
-            if target.met:
-                writer.add_winner(device, target, model_of(device.device, target.target_ms))
-    return writer.write(outcome)
 
 
 def test_a_candidate_in_place_of_a_winner_that_missed_is_past_the_budget() -> None:
