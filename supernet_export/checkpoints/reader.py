@@ -122,9 +122,9 @@ def _float32(name: str, array: Any) -> Array:
 
 def _check_archive(path: Path) -> None:
     """Check the checksums of a file in PyTorch's zip layout, which torch itself does not check."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):  # which raises too, for some damages of the last record
+            return
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as error:  # noqa: BLE001 - a damaged archive makes zipfile raise nearly anything

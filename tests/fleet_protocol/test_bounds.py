@@ -10,8 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleetnas.device_profiles.quantities import of_readings
-from fleetnas.fleet_protocol import envelope, messages
-from fleetnas.fleet_protocol import updates as watching
+from fleetnas.fleet_protocol import envelope, messages, orders, updates
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import MAX_LABEL_LENGTH, Conditions, Message, RuntimeSetting
 
@@ -22,7 +21,7 @@ FREE = {("RunPage", "devices"), ("RunEvents", "events")}
 def message_kinds() -> list[type[BaseModel]]:
     """Every class that crosses the wire, and the values in them."""
     found: dict[type[BaseModel], None] = {Architecture: None, DeviceProfile: None, envelope.Envelope: None}
-    for module in (messages, watching):
+    for module in (messages, orders, updates):
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, Message):
                 found[value] = None
