@@ -42,13 +42,26 @@ class _Limit:
         with self._lock:
             self._users += 1
             if self._users == 1:
+                _take_control(controller)
                 self._limiter = controller.limit(limits=1, user_api="blas")
 
     def leave(self) -> None:
         with self._lock:
             self._users -= 1
             if not self._users:
+                _take_control(_controller())
                 self._limiter.restore_original_limits()
+
+
+def _take_control(controller: Any) -> None:
+    """Let this thread set limits: since threadpoolctl 3.8, OpenBLAS obeys only the first thread that did.
+
+    `_Limit` counts and locks in place of that rule.
+    """
+    for library in controller.lib_controllers:
+        clear = getattr(library, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
 
 
 _LIMIT = _Limit()
