@@ -141,9 +141,10 @@ def test_a_search_says_what_it_lacks(digits: SupernetBundle, tmp_path: Path) -> 
 
 
 def test_a_tuner_says_what_it_cannot_search(digits: SupernetBundle) -> None:
-    for too_few in ({"budget": 2}, {"initial_design": 0}):
-        with pytest.raises(UsageError, match="at least 3"):
-            fleetnas.Tuner(digits, [1.0], **too_few)
+    with pytest.raises(UsageError, match="at least 3"):
+        fleetnas.Tuner(digits, [1.0], budget=2)
+    with pytest.raises(UsageError, match="at least 3"):
+        fleetnas.Tuner(digits, [1.0], initial_design=0)
     with pytest.raises(InfeasibleTargetError, match="the smallest subnet has"):
         fleetnas.Tuner(digits, [1.0], bounds=Bounds(parameters=10))
 
@@ -185,8 +186,13 @@ def test_a_closed_iterator_interrupts_its_search_once_unless_it_has_finished() -
 
 def test_a_fleet_search_that_cannot_be_opened_closes_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[MeasurementStore] = []
-    close = MeasurementStore.close
-    monkeypatch.setattr(MeasurementStore, "close", lambda store: (closed.append(store), close(store)))
+    really_close = MeasurementStore.close
+
+    def close(store: MeasurementStore) -> None:
+        closed.append(store)
+        really_close(store)
+
+    monkeypatch.setattr(MeasurementStore, "close", close)
     store = str(tmp_path / "runs.sqlite")
     with pytest.raises(fleetnas.FleetnasError, match="nothing"):
         next(fleetnas.search_fleet(tmp_path / "nothing", "localhost", fleetnas.CampaignPlan(targets="1"), store=store))
