@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from rigs.outcome_examples import campaign_outcome, device_outcome, model_of
 from rigs.supernets import random_bundle
 
 import fleetnas
+from fleetnas.api.fleet_search import _EventFeed
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.report.artifacts import ArtifactFolder
-from fleetnas.fleet_protocol.errors import CorruptBundleError, UsageError
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import CorruptBundleError, InfeasibleTargetError, UsageError
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
 
@@ -135,6 +140,15 @@ def test_a_search_says_what_it_lacks(digits: SupernetBundle, tmp_path: Path) -> 
         fleetnas.Tuner(without_accuracy, [1.0])
 
 
+def test_a_tuner_says_what_it_cannot_search(digits: SupernetBundle) -> None:
+    with pytest.raises(UsageError, match="at least 3"):
+        fleetnas.Tuner(digits, [1.0], budget=2)
+    with pytest.raises(UsageError, match="at least 3"):
+        fleetnas.Tuner(digits, [1.0], initial_design=0)
+    with pytest.raises(InfeasibleTargetError, match="the smallest subnet has"):
+        fleetnas.Tuner(digits, [1.0], bounds=Bounds(parameters=10))
+
+
 def test_the_tuner_meets_targets_by_measured_subnets(digits: SupernetBundle) -> None:
     tuner = fleetnas.Tuner(digits, "auto:2", budget=12, initial_design=6, clock=lambda: 1.0)
     measured: set[str] = set()
@@ -157,6 +171,32 @@ def test_a_tuner_whose_measurements_all_fail_ends(digits: SupernetBundle) -> Non
         for proposal in tuner.ask():
             tuner.fail(proposal, "out_of_memory", "tried in a test")
     assert [target.status for target in tuner.targets] == ["missed"]
+
+
+def test_a_closed_iterator_interrupts_its_search_once_unless_it_has_finished() -> None:
+    feed = _EventFeed()
+    at_work = Snapshot("run-1", "digits.supernet", started_s=0.0, now_s=1.0, phase="searching")
+    feed.update(at_work)
+    feed.stop()
+    feed.update(replace(at_work, phase="finished"))
+    with pytest.raises(KeyboardInterrupt):
+        feed.update(at_work)
+    feed.update(at_work)
+
+
+def test_a_fleet_search_that_cannot_be_opened_closes_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[MeasurementStore] = []
+    really_close = MeasurementStore.close
+
+    def close(store: MeasurementStore) -> None:
+        closed.append(store)
+        really_close(store)
+
+    monkeypatch.setattr(MeasurementStore, "close", close)
+    store = str(tmp_path / "runs.sqlite")
+    with pytest.raises(fleetnas.FleetnasError, match="nothing"):
+        next(fleetnas.search_fleet(tmp_path / "nothing", "localhost", fleetnas.CampaignPlan(targets="1"), store=store))
+    assert len(closed) == 1
 
 
 def test_results_are_read_and_drawn(tmp_path: Path) -> None:

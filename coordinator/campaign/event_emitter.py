@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.setting_events import SettingEvents
 from fleetnas.coordinator.records.statuses import EndStatus, SettingStatus
 from fleetnas.coordinator.records.stored import Outcome, WinnerRecord
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed
@@ -138,8 +139,9 @@ class EventEmitter:
 
     def decided(self, setting_run: SettingRun, winner: WinnerRecord) -> None:
         """Emit `WinnerVerified`, `TargetMissed` or `TargetInfeasible` for a decided target."""
-        of = self._of(setting_run)
-        self._sink(of.decided(self._wall_clock(), winner, setting_run.search.fastest_ms))
+        # Asked of the search where it is shown alone: a search that broke down computes nothing any more.
+        fastest_ms = setting_run.search.fastest_ms if winner.status is TargetStatus.INFEASIBLE else None
+        self._sink(self._of(setting_run).decided(self._wall_clock(), winner, fastest_ms))
 
     def store_unavailable(self, reason: str) -> None:
         """Emit `StoreUnavailable`."""

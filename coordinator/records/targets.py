@@ -61,7 +61,8 @@ class TargetRequest:
         return self.automatic or len(self.fixed_ms)
 
     def __str__(self) -> str:
-        return f"auto:{self.automatic}" if self.automatic else ",".join(f"{ms:g}" for ms in self.fixed_ms)
+        """Return the text that `parse` reads as the same request: it is stored."""
+        return f"auto:{self.automatic}" if self.automatic else ",".join(map(_exact, self.fixed_ms))
 
     def resolve(self, fastest_ms: float, slowest_ms: float, error: float = 0.0) -> ResolvedTargets:
         """Return the targets of a device setting whose subnets take from `fastest_ms` to `slowest_ms`.
@@ -91,6 +92,12 @@ class TargetRequest:
             if apart and all(abs(r / e - 1) < _NEAR for r, e in zip(rounded, exact, strict=True)):
                 return ResolvedTargets(tuple(rounded), note)
         return ResolvedTargets(tuple(exact), note)
+
+
+def _exact(value: float) -> str:
+    """Return the shortest text that reads as this number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def _rounded(value: float) -> float:

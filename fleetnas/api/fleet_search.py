@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Generator
@@ -31,7 +32,7 @@ def search_fleet(
 
     Events are frozen values: `MeasurementTaken`, `WinnerVerified`, `TargetMissed` and others, told apart by their class
     or by `event.event`. The last one is `CampaignFinished`. Closing the iterator, or Ctrl-C, ends the search in order;
-    everything measured is stored, and `fleetnas search --resume` continues the run.
+    everything measured is stored, and `fleetnas search --store STORE --resume` continues the run.
 
     Args:
         supernet: a `.supernet` file with an accuracy predictor.
@@ -75,11 +76,11 @@ class _EventFeed:
     def run(self, request: SearchRequest) -> None:
         """Run the search to its end. Its exception, or None, is the last item of the queue."""
         try:
-            running = open_search(request, lambda: self, MeasurementStore.open(request.store))
-            try:
-                running.run()
-            finally:
-                running.close()
+            store = MeasurementStore.open(request.store)
+            with contextlib.closing(store):  # also where the search cannot be opened
+                running = open_search(request, lambda: self, store)
+                with contextlib.closing(running):
+                    running.run()
         except BaseException as error:  # noqa: BLE001 - the iterator raises it in the caller's thread
             self._queue.put(error)
         else:
@@ -100,8 +101,11 @@ class _EventFeed:
         self._stop.set()
 
     def update(self, snapshot: Snapshot) -> None:
-        """Interrupt the search, once, where the iterator was closed: a search takes it as Ctrl-C."""
-        if self._stop.is_set() and not self._interrupted:
+        """Interrupt the search, once, where the iterator was closed: a search takes it as Ctrl-C.
+
+        One that has finished by then is completed instead.
+        """
+        if self._stop.is_set() and not self._interrupted and snapshot.phase != "finished":
             self._interrupted = True
             raise KeyboardInterrupt
 

@@ -21,6 +21,9 @@ from fleetnas.supernet_export.bundle import SupernetBundle
 
 __all__ = ["Tuner"]
 
+#: Least number of measurements that a latency predictor is learned from.
+_FEWEST = 3
+
 
 class Tuner:
     """Finds, for each latency target, the most accurate subnet that was measured within it.
@@ -54,17 +57,25 @@ class Tuner:
             targets: milliseconds, as numbers or as text such as `20,30`, or `auto:N` for N targets over the range of
                 latencies that the device turns out to have.
             budget: measurements before verification, at least 3.
-            initial_design: how many of them cover the design space first.
+            initial_design: how many of them cover the design space first, at least 3.
             bounds: the most that a subnet may cost beside its latency; nothing beyond them is proposed.
             seed: of all random choices.
             clock: Unix seconds, which mark the measurements.
 
         Raises:
-            UsageError: the targets cannot be read, or the bundle has no accuracy predictor.
+            UsageError: the targets cannot be read, a number is too small, or the bundle has no accuracy predictor.
+            InfeasibleTargetError: no subnet keeps the bounds; names the least possible costs.
         """
+        if min(budget, initial_design) < _FEWEST:
+            raise UsageError(
+                f"a search needs a budget of at least {_FEWEST} measurements and an initial design of as many; "
+                f"found {budget} and {initial_design}"
+            )
         predictor = bundle.accuracy_predictor()
         if predictor is None:
             raise UsageError(f"{bundle.path} holds no accuracy predictor; export it with one")
+        if bounds is not None:
+            bounds.check(bundle.space)
         accuracy = PredictedAccuracy(bundle.space, predictor)
         text = targets if isinstance(targets, str) else ",".join(f"{float(target)!r}" for target in targets)
         solver = BundleTargetSolver(bundle.space, accuracy, Strategy.BOTTOM_UP, bounds=bounds)

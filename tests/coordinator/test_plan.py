@@ -21,7 +21,7 @@ def stored(**plan: object) -> dict[str, object]:
     return {**fields, "plan": {**fields["plan"], **plan}}
 
 
-@pytest.mark.parametrize("text", ["auto:3", "15,20.5"])
+@pytest.mark.parametrize("text", ["auto:3", "15,20.5", "0.1234567,12.3456789,1234567.5"])
 def test_targets_and_strategy_are_stored_as_they_always_were(text: str) -> None:
     plan = CampaignPlan(targets=TargetRequest.parse(text), strategy=Strategy.TOP_DOWN)
     fields = plan.model_dump(mode="json")

@@ -19,9 +19,10 @@ from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.fleet.registry import FleetRegistry
 from fleetnas.coordinator.fleet.task_dispatcher import TaskDispatcher
 from fleetnas.coordinator.monitoring.view_group import ViewGroup
-from fleetnas.coordinator.records.events import Event
+from fleetnas.coordinator.records.events import Event, TargetMissed
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.report import conversion, html, stored_outcome
 from fleetnas.coordinator.report.artifacts import read_results
 from fleetnas.coordinator.report.html import REPORT_FILE
@@ -129,6 +130,23 @@ def test_a_search_that_breaks_down(
         fleet.begin(resume=True)
         fleet.run()
         assert fleet.campaign.finish() == "complete"
+
+
+def test_targets_of_a_search_that_breaks_down_are_missed_without_asking_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = two_devices()
+    fleet.plan = PLAN.model_copy(update={"targets": TargetRequest((1.0, 2.0))})
+    breaks(monkeypatch, DeviceTuner, "ask", broken_search(fleet))
+
+    def fastest_ms(search: DeviceTuner) -> None:
+        if search.failure_reason:
+            raise BreakdownError("fastest_ms")
+
+    monkeypatch.setattr(DeviceTuner, "fastest_ms", property(fastest_ms))
+    fleet.begin()
+    fleet.run()
+    missed = [event for event in fleet.events if isinstance(event, TargetMissed) and event.device == BROKEN]
+    assert [(event.target_ms, event.final) for event in missed] == [(1.0, True), (2.0, True)]
+    assert not [line for line in fleet.campaign.log if "ms is lost" in line]
 
 
 def check_one_failed(fleet: Simulation, trace: Callable[[], list[str]]) -> None:
