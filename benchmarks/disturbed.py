@@ -2,7 +2,7 @@
 
 Everything but the devices is the product's: coordinator, search, and the agent's measuring on a virtual clock. The
 true latencies are known, so every statement of a campaign can be compared with them. Per design space and profile
-(tests/coordinator/disturbances.py defines them) every seed is searched twice: with `auto:4`, and with six explicit
+(tests/rigs/disturbances.py defines them) every seed is searched twice: with `auto:4`, and with six explicit
 targets at the profile's long-run slow-down, of which the first is below the fastest subnet and the last above the
 largest. benchmarks/README.md explains the figures.
 

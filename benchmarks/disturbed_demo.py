@@ -1,7 +1,7 @@
 """The demonstration on a machine that is busy otherwise, beside the same on the machine as it is.
 
 `fleetnas demo` runs twice as a user starts it, its output going to a file: once alone, once with one process per core
-that never rests. Everything that it prints is checked against the measurements that it leaves (`tests/claims.py`).
+that never rests. Everything that it prints is checked against the measurements that it leaves (`tests/rigs/claims.py`).
 benchmarks/README.md explains the figures. The exit status is 1 if a bar is missed.
 """
 

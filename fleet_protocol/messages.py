@@ -215,7 +215,7 @@ class TaskKey(Message):
 class AgentState(Versioned):
     """Retained on `up/state`; the last will is the same with state `lost`."""
 
-    state: ParticipantState | Literal["busy"]
+    state: Literal[ParticipantState, "busy"]
     session: Count = Field(description="grows with every start of the agent: a will of an older session is ignored")
     instance: Identifier = Field(description="random per process: tells two agents of one name apart")
     detail: PlainText = Field(default="", max_length=200, description="why it waits instead of measuring")

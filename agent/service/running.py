@@ -135,7 +135,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes)
         client_id = f"fleetnas-{topics.fleet}-{identity.name}-{identity.instance}"
         _log.info("agent %s of fleet %s on %s", folder.name, topics.fleet, info.profile.model)
-        _warn(folder, options.settings)
+        warn_before_serving(folder, options.settings)
         yield AgentService(
             identity=identity,
             connection=Connection(make_transport(client_id, last_will(topics, identity)), topics, identity.name),
@@ -159,7 +159,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
         identity.release()
 
 
-def _warn(folder: StateFolder, settings: Sequence[RuntimeSetting]) -> None:
+def warn_before_serving(folder: StateFolder, settings: Sequence[RuntimeSetting]) -> None:
     """Warn once of settings that cannot use all their threads, and of results that wait under another name."""
     limits = read_limits()
     for objection in filter(None, (thread_objection(setting, limits) for setting in settings)):

@@ -84,9 +84,8 @@ class Mirrors:
 
     def give_up(self, mirror: str, reason: str, now: float) -> None:
         """Use a mirror no more for `RETRY_AFTER_S` s, and log the reason."""
-        self._retry_at_s = {
-            mirror: now + RETRY_AFTER_S
-        }  # one at a time, so that tasks with ever new mirrors do not fill the memory
+        # Only the latest is kept, so that tasks with ever new mirrors do not fill the memory.
+        self._retry_at_s = {mirror: now + RETRY_AFTER_S}
         _log.warning("mirror %s: %s; the bundle comes through the broker instead", mirror, reason)
 
     def objection(self, url: str) -> str:

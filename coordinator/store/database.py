@@ -98,8 +98,9 @@ class Database:
         url = _url(location)
         self.name = _shown(url)  #: for people: without a password
         self.dialect = url.get_backend_name()
-        self._file = file = Path(url.database) if self.dialect == "sqlite" and url.database else None
         self.in_memory = self.dialect == "sqlite" and url.database in (None, "", ":memory:")
+        has_file = self.dialect == "sqlite" and not self.in_memory
+        self._file = file = Path(url.database) if has_file and url.database else None
         #: Nothing can be added or changed.
         self.read_only = to_read and file is not None and _is_read_only(file)
         self._reader = _read_only_engine(file) if self.read_only and file is not None else _engine(url)

@@ -184,6 +184,7 @@ def test_the_agent_warns_once_of_threads_that_must_take_turns(
 ) -> None:
     monkeypatch.setattr(running, "read_limits", lambda: Limits((0, 1), None, None))
     with caplog.at_level(logging.WARNING, "fleetnas.agent"):
-        running._warn(StateFolder(tmp_path, "lab", "pi"), [RuntimeSetting(threads=1), RuntimeSetting(threads=4)])
+        settings = [RuntimeSetting(threads=1), RuntimeSetting(threads=4)]
+        running.warn_before_serving(StateFolder(tmp_path, "lab", "pi"), settings)
     (line,) = caplog.messages
     assert "asks for 4 threads and may run on 2 cores only" in line

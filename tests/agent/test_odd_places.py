@@ -338,7 +338,7 @@ def test_results_of_other_names_are_told_with_what_delivers_them(
 ) -> None:
     leave_result(tmp_path, "raspberrypi")
     with caplog.at_level(logging.WARNING, "fleetnas.agent"):
-        running._warn(StateFolder(tmp_path, "lab", "kitchen"), [])
+        running.warn_before_serving(StateFolder(tmp_path, "lab", "kitchen"), [])
     assert "1 results of raspberrypi wait" in caplog.text
     assert "fleetnas-agent run --name raspberrypi" in caplog.text
     findings = list(check_state_folder(DoctorContext(tmp_path, "lab", "kitchen", None)))

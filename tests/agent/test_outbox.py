@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rigs import waiting
@@ -92,12 +93,21 @@ def test_a_killed_process_loses_nothing(path: Path) -> None:
     assert Outbox(path).pending() == [(key(1), b"result")]
 
 
-def test_a_full_disk_is_a_clear_error_and_what_was_stored_stays(path: Path) -> None:
+def test_a_full_disk_is_a_clear_error_and_what_was_stored_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def connect_and_keep(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect_and_keep)
     outbox = Outbox(path)
+    (database,) = opened
     outbox.put(key(1), b"result")
     # SQLite's own limit gives the error of a full disk.
-    pages = outbox._database.execute("PRAGMA page_count").fetchone()[0]
-    outbox._database.execute(f"PRAGMA max_page_count = {pages}")
+    pages = database.execute("PRAGMA page_count").fetchone()[0]
+    database.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match=r"full.*free some space"):
         outbox.put(key(2), b"x" * 100_000)
     assert outbox.pending() == [(key(1), b"result")]

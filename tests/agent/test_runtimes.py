@@ -17,6 +17,7 @@ from fleetnas.agent.runtimes.settings import IN_PROCESS
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.interpreters.litert import import_litert
 from fleetnas.supernet_export.model_file import build_model
 from fleetnas.supernet_export.spaces.registry import make_space
 
@@ -153,8 +154,18 @@ def test_telemetry_is_off_before_the_library_is_read(tmp_path: Path) -> None:
     assert done.stderr == "imported with 1"
 
 
-def test_litert_runs_its_classic_interpreter(bundle: SupernetBundle) -> None:
+def test_litert_runs_its_classic_interpreter(bundle: SupernetBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = import_litert()
+    invoked: list[object] = []
+
+    class Interpreter(module.Interpreter):  # type: ignore[misc]
+        def invoke(self) -> None:
+            invoked.append(self)
+            super().invoke()
+
+    monkeypatch.setattr(module, "Interpreter", Interpreter)
     runtime = make_runtime("litert")
     loaded = runtime.load(model_for(runtime, bundle), setting_for(runtime))
-    assert type(loaded._interpreter).__name__ == "Interpreter"
+    loaded.bind(random_tensors(loaded.inputs))()
+    assert len(invoked) == 1
     assert not [name for name in sys.modules if "compiled_model" in name]

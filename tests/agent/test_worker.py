@@ -225,9 +225,9 @@ class SilentMeasurer:
 def test_the_wait_for_the_host_lock_has_its_own_limit() -> None:
     waiting, building = PhaseReply(phase="waiting"), PhaseReply(phase="building")
     failed = FailedReply(reason="runtime")
-    context = SilentMeasurer(waiting, building, failed)
-    assert list(replies_of(context, 1.0)) == [waiting, building, failed]
-    assert context.limits_s == [1.0, 1.0 + MAX_WAIT_S, 1.0]
+    measurer = SilentMeasurer(waiting, building, failed)
+    assert list(replies_of(measurer, 1.0)) == [waiting, building, failed]
+    assert measurer.limits_s == [1.0, 1.0 + MAX_WAIT_S, 1.0]
     assert list(replies_of(SilentMeasurer(waiting, None), 1.0)) == [waiting]
     assert list(replies_of(SilentMeasurer(None), 1.0)) == []
 

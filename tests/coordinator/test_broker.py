@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from fleetnas.fleet_protocol.codec import MAX_CHUNK_BYTES, BlobChunk, decode_chu
 from fleetnas.fleet_protocol.errors import TransportError
 from fleetnas.fleet_protocol.transports.base import Connected, Received, Will
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
+from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
 
 
 @pytest.fixture
@@ -79,10 +81,13 @@ def test_the_will_of_a_client_that_vanishes_is_published_and_kept(
 ) -> None:
     watcher = connect("watcher")
     subscribed(watcher, "f/+/state", "f/probe/state")
-    dying = connect("dying", Will("f/a/state", b"lost"))
-    # What the kernel does to the connection of a process that is killed.
-    dying._client.socket().shutdown(socket.SHUT_RDWR)
+    dying = MqttProcess(broker.address, "dying", Will("f/a/state", b"lost"))
+    dying.start()
+    waiting.first(dying, lambda event: isinstance(event, Connected))
+    assert dying.pid is not None
+    os.kill(dying.pid, signal.SIGKILL)
     assert received(watcher, "f/a/state").payload == b"lost"
+    dying.close()
     late = connect("late")
     late.subscribe("f/a/state")
     assert received(late, "f/a/state").retained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from fleetnas.coordinator.records.predictor_error import PredictorError, Predict
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import Arrival, DeviceRecord, WinnerRecord
 from fleetnas.coordinator.records.target_status import TargetStatus
+from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import Failed, TaskKey
@@ -148,7 +150,17 @@ class TestConformance:
 
 
 def test_sqlite_commits_survive_a_power_cut_by_configuration(tmp_path: Path) -> None:
-    store = MeasurementStore.open(tmp_path / "runs.sqlite")
-    with store._database.reading() as session:
+    MeasurementStore.open(tmp_path / "runs.sqlite").close()
+    with contextlib.closing(Database(str(tmp_path / "runs.sqlite"))) as database, database.reading() as session:
         assert session.connection().exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert session.connection().exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+@pytest.mark.parametrize("location", [":memory:", "sqlite://", "sqlite:///:memory:"])
+def test_a_store_in_memory_leaves_no_file(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with contextlib.closing(MeasurementStore.open(location)) as store:
+        assert store.in_memory
+        store.create_run(run_record())
+        assert store.claim_run("run-1")
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,8 @@ from rigs.store_examples import MEASUREMENT, run_record, task_record
 from fleetnas.coordinator.records.events import CampaignFinished, StoreAvailable, StoreUnavailable
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.stored import Arrival
+from fleetnas.coordinator.store.database import Database
+from fleetnas.coordinator.store.migration import bring_up_to_date
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import event_line
 from fleetnas.fleet_protocol.codec import decode_task_update
@@ -29,11 +31,11 @@ PLAN = CampaignPlan(targets="auto:2", budget=12, initial_design=8, wait_for=2, g
 class Disk:
     """SQLite's own limit on the size of its file stands for the disk's: it answers just as a full disk does."""
 
-    def __init__(self, store: MeasurementStore) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def _pragma(self, statement: str) -> int:
-        with self._store._database.reading() as session:
+        with self._database.reading() as session:
             return int(session.connection().exec_driver_sql(f"PRAGMA {statement}").scalar_one())
 
     def fill(self) -> None:
@@ -45,10 +47,16 @@ class Disk:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MeasurementStore]:
-    store = MeasurementStore.open(tmp_path / "runs.sqlite")
-    yield store
-    store.close()
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(str(tmp_path / "runs.sqlite"))
+    bring_up_to_date(database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> MeasurementStore:
+    return MeasurementStore(database)
 
 
 def until_full(store: MeasurementStore) -> int:
@@ -68,9 +76,9 @@ def until_full(store: MeasurementStore) -> int:
     return stored
 
 
-def test_a_full_disk_refuses_what_does_not_fit_and_keeps_what_did(store: MeasurementStore) -> None:
+def test_a_full_disk_refuses_what_does_not_fit_and_keeps_what_did(store: MeasurementStore, database: Database) -> None:
     store.create_run(run_record())
-    disk = Disk(store)
+    disk = Disk(database)
     disk.fill()
     fitted = until_full(store)
     batch = [task_record(f"u{number}") for number in range(200)]
@@ -186,8 +194,8 @@ def check_campaign_survives(store: MeasurementStore, break_store: Callable[[], N
     assert {found.key.attempt for found in outcomes} == {1}
 
 
-def test_a_campaign_waits_for_room_on_a_full_disk(store: MeasurementStore) -> None:
-    disk = Disk(store)
+def test_a_campaign_waits_for_room_on_a_full_disk(store: MeasurementStore, database: Database) -> None:
+    disk = Disk(database)
     check_campaign_survives(store, disk.fill, disk.make_room)
 
 

@@ -44,9 +44,13 @@ class MeasuringDevice(HiddenDevice):
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> BundleWinnerBuilder:
+def bundle(tmp_path: Path) -> SupernetBundle:
     export_digits(tmp_path / "digits.supernet")
-    bundle = SupernetBundle.open(tmp_path / "digits.supernet")
+    return SupernetBundle.open(tmp_path / "digits.supernet")
+
+
+@pytest.fixture
+def models(bundle: SupernetBundle) -> BundleWinnerBuilder:
     return BundleWinnerBuilder(bundle, DigitsImages("calibration"), DigitsImages("test"))
 
 
@@ -75,8 +79,10 @@ def test_every_winner_has_the_accuracy_of_its_own_file(models: BundleWinnerBuild
         assert abs(accuracy - as_onnx[0]) <= (0.002 if setting_run.setting == LITERT else 0.015)
 
 
-def test_a_winner_is_calibrated_and_evaluated_once_whichever_device_it_is_for(models: BundleWinnerBuilder) -> None:
-    (architecture,) = models._bundle.space.decode(models._bundle.space.smallest())
+def test_a_winner_is_calibrated_and_evaluated_once_whichever_device_it_is_for(
+    bundle: SupernetBundle, models: BundleWinnerBuilder
+) -> None:
+    (architecture,) = bundle.space.decode(bundle.space.smallest())
     two_threads = RuntimeSetting(threads=2)
     assert not models.calibrates_at_once(architecture, RuntimeSetting())
     model = models.calibrate(architecture, RuntimeSetting())
@@ -122,7 +128,8 @@ def test_evaluate_takes_a_runtime_and_a_precision(tmp_path: Path, precision: str
 def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
     models: BundleWinnerBuilder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("fleetnas.supernet_export.interpreters.litert._MODULES", ())
+    for package in ("ai_edge_litert", "tflite_runtime"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with caplog.at_level("INFO", logger="fleetnas.coordinator"):
         fleet = campaign(models, (LITERT,))
     (setting_run,) = fleet.campaign.setting_runs.values()

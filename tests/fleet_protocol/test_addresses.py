@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import socket
 from pathlib import Path
@@ -17,6 +18,7 @@ from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.cli import security
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.monitoring.metrics import Metrics
+from fleetnas.coordinator.security.authority import Authority
 from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import DownloadError, UsageError
 from fleetnas.fleet_protocol.messages import BlobReference
@@ -153,13 +155,16 @@ def test_credentials_with_a_host_that_is_none_are_refused(host: str) -> None:
         credentials(host)
 
 
-def test_a_new_authority_takes_hosts_as_users_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert security._checked(["[::1]", "::1", "pi4"]) == ("::1", "pi4")
+def test_a_new_authority_takes_hosts_as_users_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    security.init(tmp_path / "named", host=["[::1]", "::1", "pi4"])
+    assert Authority.open(tmp_path / "named").register.hosts == ("::1", "pi4")
     with pytest.raises(UsageError, match="leave out scheme, port and path"):
-        security._checked(["broker.example:8883"])
-    for name, own in (("", ()), ("pi4", ("pi4",)), ("a b", ())):
-        monkeypatch.setattr(security.platform, "node", lambda name=name: name)
-        assert security._own_name() == own
+        security.init(tmp_path / "wrong", host=["broker.example:8883"])
+    assert not (tmp_path / "wrong").exists()
+    for number, (name, own) in enumerate((("", ()), ("pi4", ("pi4",)), ("a b", ()))):
+        monkeypatch.setattr(platform, "node", lambda name=name: name)
+        security.init(tmp_path / str(number))
+        assert Authority.open(tmp_path / str(number)).register.hosts == (*own, "localhost", "127.0.0.1")
 
 
 def test_metrics_are_not_served_at_an_address_that_is_none() -> None:

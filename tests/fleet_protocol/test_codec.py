@@ -86,6 +86,12 @@ def test_a_task_that_breaks_the_contract_is_refused(change: dict[str, object]) -
         codec.decode_task(json.dumps(fields).encode())
 
 
+def test_a_refused_state_of_an_agent_is_told_with_every_state_that_there_is() -> None:
+    payload = codec.encode(AgentState(state="busy", session=3, instance="x")).replace(b"busy", b"asleep")
+    with pytest.raises(ProtocolError, match=r"refused: state: Input should be 'ready', 'leaving', 'lost' or 'busy'$"):
+        codec.decode(AgentState, payload)
+
+
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused(payload: bytes) -> None:
     with pytest.raises(ProtocolError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+from typing import Any
 
 import pytest
 from rigs import brokers, waiting
@@ -15,8 +17,21 @@ COUNT = 300
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+def full(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once an event finds no room in a queue; queues are short."""
     monkeypatch.setattr(mqtt, "MAX_QUEUED_EVENTS", 5)
+    found_full = threading.Event()
+    put = queue.Queue.put
+
+    def put_or_tell(self: queue.Queue[Any], *arguments: Any, **options: Any) -> None:
+        try:
+            put(self, *arguments, **options)
+        except queue.Full:
+            found_full.set()
+            raise
+
+    monkeypatch.setattr(queue.Queue, "put", put_or_tell)
+    return found_full
 
 
 def connected(transport: MqttTransport) -> MqttTransport:
@@ -25,7 +40,7 @@ def connected(transport: MqttTransport) -> MqttTransport:
     return transport
 
 
-def flooded(broker: brokers.Mosquitto) -> tuple[MqttTransport, MqttTransport]:
+def flooded(broker: brokers.Mosquitto, full: threading.Event) -> tuple[MqttTransport, MqttTransport]:
     """A receiver that has not polled since it was sent more than its queue takes, and who sent it."""
     receiver = MqttTransport(broker.address, "receiver")
     receiver.subscribe("t")
@@ -36,13 +51,14 @@ def flooded(broker: brokers.Mosquitto) -> tuple[MqttTransport, MqttTransport]:
     waiting.first(receiver, lambda event: isinstance(event, Received))
     for number in range(COUNT):
         sender.publish("t", str(number).encode())
-    waiting.until(receiver._events.full)
+    waiting.until(full.is_set, what="the receiver's queue is never full")
     return receiver, sender
 
 
-@pytest.mark.usefixtures("narrow")
-def test_every_message_waits_for_an_owner_who_comes_back(mosquitto_broker: brokers.Mosquitto) -> None:
-    receiver, sender = flooded(mosquitto_broker)
+def test_every_message_waits_for_an_owner_who_comes_back(
+    mosquitto_broker: brokers.Mosquitto, full: threading.Event
+) -> None:
+    receiver, sender = flooded(mosquitto_broker, full)
     receiver.publish("t", b"own")  # what the owner says meanwhile does not wait for what it has not heard
     got: list[bytes] = []
     while len(got) <= COUNT:
@@ -55,9 +71,8 @@ def test_every_message_waits_for_an_owner_who_comes_back(mosquitto_broker: broke
         transport.close()
 
 
-@pytest.mark.usefixtures("narrow")
-def test_an_owner_who_leaves_instead_is_not_held(mosquitto_broker: brokers.Mosquitto) -> None:
-    receiver, sender = flooded(mosquitto_broker)
+def test_an_owner_who_leaves_instead_is_not_held(mosquitto_broker: brokers.Mosquitto, full: threading.Event) -> None:
+    receiver, sender = flooded(mosquitto_broker, full)
     receiver.publish("t", b"goodbye")
     closing = threading.Thread(target=receiver.close)
     closing.start()

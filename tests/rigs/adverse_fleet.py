@@ -5,7 +5,9 @@ Time passes when told to, so hours of lost messages and expired leases cost a se
 
 from __future__ import annotations
 
+import contextlib
 import random
+import sqlite3
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,8 +166,10 @@ class RealAgent:
 
     def measured(self) -> dict[TaskKey, tuple[Result | Failed, bool]]:
         """What was measured, and whether that was acknowledged."""
+        with contextlib.closing(sqlite3.connect(self._folder / "outbox.sqlite")) as database:
+            rows = database.execute("SELECT payload, acknowledged FROM results").fetchall()
         found = {}
-        for payload, acknowledged in self.outbox._database.execute("SELECT payload, acknowledged FROM results"):
+        for payload, acknowledged in rows:
             update = decode_task_update(payload)
             assert isinstance(update, Result | Failed)
             found[update.task] = (update, bool(acknowledged))

@@ -118,7 +118,8 @@ class Client:
             self.transport.subscribe(topic_filter)
         self._subscribed = threading.Event()
         self._expects_answer = bool(filters)
-        self.transport._client.on_subscribe = lambda *_: self._subscribed.set()
+        client = self.transport._client  # noqa: SLF001 - the product never waits for a broker's SUBACK, tests must
+        client.on_subscribe = lambda *_: self._subscribed.set()
         self.transport.start()
 
     def until(self, wanted: Callable[[TransportEvent], bool]) -> TransportEvent:

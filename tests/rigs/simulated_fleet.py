@@ -171,7 +171,7 @@ class InlineExecutor(Executor):
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the future passes it on
             future.set_exception(error)
         return future
 
@@ -246,7 +246,7 @@ class SimulatedAgent:
         if self.queue and self.clock.now_s >= self._ready_at_s:
             self._work(self.queue.popleft())
         if self.clock.now_s - self._sent_at_s > 30:
-            self._send_outbox()
+            self.send_outbox()
 
     def _hear(self, message: Received) -> None:
         if message.topic == TOPICS.coordinator:
@@ -285,7 +285,7 @@ class SimulatedAgent:
     def _measure(self, task: MeasureTask) -> Measurement:
         return self.devices[task.setting].measure(task, self.clock.unix())
 
-    def _send_outbox(self) -> None:
+    def send_outbox(self) -> None:
         self._sent_at_s = self.clock.now_s
         for payload in list(self.outbox.values()):
             self.transport.publish(TOPICS.up(self.name, "task"), payload)
@@ -297,7 +297,7 @@ class SimulatedAgent:
                 session=self.session, queued=tuple(t.task for t in self.queue), unacknowledged=tuple(self.outbox)
             ),
         )
-        self._send_outbox()
+        self.send_outbox()
 
     def _say(self, channel: Any, message: Message, *, retain: bool = False) -> None:
         self.transport.publish(TOPICS.up(self.name, channel), encode(message), retain=retain)

@@ -247,7 +247,7 @@ class TestStrayResults:
         for number in range(1000):
             flooder(fleet).publish(TOPICS.up("flooder", "task"), unknown(10_000 + number, "run-1"))
         asked.clear()
-        fleet.agents[0]._send_outbox()
+        fleet.agents[0].send_outbox()
         fleet.step(0.0)
         assert 0 < len(asked) <= 16  # a few at a time, however many wait
         assert held <= {found.key for found in fleet.store.outcomes("run-1")}
