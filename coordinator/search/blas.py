@@ -58,8 +58,8 @@ def _take_control(controller: Any) -> None:
 
     `_Limit` counts and locks in place of that rule.
     """
-    for library in controller.lib_controllers:
-        clear = getattr(library, "clear_controlling_thread", None)
+    for blas in controller.lib_controllers:
+        clear = getattr(blas, "clear_controlling_thread", None)
         if clear is not None:
             clear(force=True)
 
