@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.folders import user_folder
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.store.store import MeasurementStore
@@ -53,13 +53,6 @@ def json_object(option: str, text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{option} {text!r} is no JSON object; give one such as '{{\"width\": 1.2}}'")
     return found
-
-
-def store_location(store: str | None) -> str:
-    """Return the store asked for, or the default one; `UsageError` where the user has no folder for it."""
-    if store is not None:
-        return store
-    return str(user_folder("XDG_DATA_HOME", ".local/share", "--store FILE") / "fleetnas" / "runs.sqlite")
 
 
 def open_to_read(store: str | None) -> MeasurementStore:

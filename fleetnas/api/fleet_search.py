@@ -13,6 +13,7 @@ from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
@@ -25,21 +26,21 @@ def search_fleet(
     plan: CampaignPlan,
     *,
     fleet: str = "default",
-    store: str = "fleetnas.sqlite",
+    store: str | None = None,
     out: Path | str | None = None,
 ) -> Generator[Event, None, None]:
     """Search on all agents of a fleet, and yield each event as it happens.
 
     Events are frozen values: `MeasurementTaken`, `WinnerVerified`, `TargetMissed` and others, told apart by their class
     or by `event.event`. The last one is `CampaignFinished`. Closing the iterator, or Ctrl-C, ends the search in order;
-    everything measured is stored, and `fleetnas search --store STORE --resume` continues the run.
+    everything measured is stored, and `fleetnas search --resume` (with the same `--store`) continues the run.
 
     Args:
         supernet: a `.supernet` file with an accuracy predictor.
         broker: `HOST`, `HOST:PORT`, or `mqtts://HOST:PORT` for TLS.
         plan: targets, budget, devices and conditions.
         fleet: name of the fleet, a part of every topic.
-        store: path of the SQLite store, or a PostgreSQL URL.
+        store: path of the SQLite store, or a PostgreSQL URL; None: the one of the command line, in your data folder.
         out: folder for `results.json`, `report.html` and the winners' model files; None writes none.
 
     Raises:
@@ -50,7 +51,7 @@ def search_fleet(
         ResultsError: the results could not be written; the run can be resumed.
     """
     request = SearchRequest(
-        store=store,
+        store=store_location(store),
         devices_at=FleetAccess(BrokerAddress.parse(broker), fleet),
         run=NewRun(Path(supernet), plan),
         out=Path(out) if out is not None else None,

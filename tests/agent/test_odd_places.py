@@ -25,7 +25,8 @@ from fleetnas.agent.service.identity import Identity
 from fleetnas.agent.service.outbox import Outbox
 from fleetnas.agent.service.own_name import own_name, remember_name
 from fleetnas.agent.service.state_folder import StateFolder, default_engine_folder, default_state_folder
-from fleetnas.coordinator.cli.options import existing_store, store_location
+from fleetnas.coordinator.cli.options import existing_store
+from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.folders import user_folder
 from fleetnas.fleet_protocol.messages import TaskKey

@@ -18,6 +18,7 @@ from fleetnas.coordinator.cli.search.local import LocalOptions
 from fleetnas.coordinator.cli.search.offline import SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 
 _DEFAULT_OUT = Path("fleetnas-out")
@@ -103,7 +104,7 @@ def search(
     new_plan = plan.plan(bounds, agents) if run.resume is None else None
     devices_at = here.device() if here.local else fleet.access(connection)
     request = SearchRequest(
-        options.store_location(run.store),
+        store_location(run.store),
         devices_at,
         _chosen_run(run, new_plan, agents),
         out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
