@@ -21,6 +21,7 @@ from fleetnas.agent.host.battery import BatteryRule
 from fleetnas.agent.host.process_lifetime import die_with
 from fleetnas.agent.runtimes.settings import RUNTIMES
 from fleetnas.agent.service.state_folder import default_state_folder
+from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
 
 RUN_DESCRIPTION = """\
@@ -143,5 +144,4 @@ def battery_rule(options: argparse.Namespace) -> BatteryRule:
     try:
         return BatteryRule(min_percent=options.min_battery, max_charging_c=options.max_charging_temperature)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(f"battery rule: {first['loc'][0]}: {first['msg']}; the defaults are 30 % and 40 C") from None
+        raise UsageError(f"battery rule: {first_fault(error)}; the defaults are 30 % and 40 C") from None

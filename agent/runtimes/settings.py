@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
@@ -41,9 +42,7 @@ def parse_setting(text: str) -> RuntimeSetting:
     try:
         return RuntimeSetting.model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"setting {text!r}: {where}: {first['msg']}; an example is {_EXAMPLE}") from None
+        raise UsageError(f"setting {text!r}: {first_fault(error)}; an example is {_EXAMPLE}") from None
 
 
 def installed_runtime() -> str:

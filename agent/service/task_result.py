@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from fleetnas.agent.measuring.messages import MeasuredReply, PairedTiming
 from fleetnas.agent.service.speed_tracker import Verdict
+from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.messages import Failed, Measurement, Result
 from fleetnas.fleet_protocol.orders import MeasureTask
 
@@ -51,7 +52,5 @@ def make_result(
             finished_unix_s=finished_unix_s,
         )
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        detail = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-        return Failed(task=task.task, reason="bad_output", detail=detail[:500])
+        return Failed(task=task.task, reason="bad_output", detail=first_fault(error)[:500])
     return Result(task=task.task, measurement=measurement)

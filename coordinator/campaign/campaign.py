@@ -39,7 +39,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.records.statuses import EndStatus, SettingStatus
 from fleetnas.coordinator.records.stored import Outcome, TaskRecord
-from fleetnas.coordinator.records.totals import TargetTotals, run_end
+from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.proposal import Proposal
@@ -288,7 +288,7 @@ class Campaign:
     @property
     def totals(self) -> TargetTotals:
         """Targets met, of those that were asked for."""
-        return self._roster.totals(self.plan.targets.count, self._log.note_unshown)
+        return target_totals(self._snapshots.of(self._roster))
 
     def snapshot(self, now_unix_s: float) -> Snapshot:
         """Return an immutable snapshot of the campaign."""

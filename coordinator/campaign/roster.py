@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from fleetnas.coordinator.campaign.agenda import Agenda
-from fleetnas.coordinator.campaign.setting_run import CountedTargets, SettingRun
+from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.fleet.task_dispatcher import TaskDispatcher
 from fleetnas.coordinator.fleet.work_queue import WorkQueue
-from fleetnas.coordinator.records.totals import TargetTotals, target_totals
 
 #: Device settings up to which the predictor's error, which costs as much as a plan, is noted after every measurement;
 #: of more, whenever it has learned from twice as many, and at the end.
@@ -53,20 +52,6 @@ class Roster:
     def devices(self) -> set[str]:
         """Names of the devices that take part."""
         return set(self._by_device)
-
-    def totals(self, requested: int, failed: Callable[[SettingRun, Exception], object]) -> TargetTotals:
-        """Count the targets met, of those that were asked for; `requested` is the number of targets in the request.
-
-        `failed` is called for a device setting whose search raises: it counts with no target met.
-        """
-        counted = []
-        for setting_run in self:
-            try:
-                counted.append(setting_run.counted_targets(requested))
-            except Exception as error:  # noqa: BLE001, PERF203 - contained to its device setting
-                failed(setting_run, error)
-                counted.append(CountedTargets((), requested))
-        return target_totals(counted)
 
     @property
     def is_small(self) -> bool:

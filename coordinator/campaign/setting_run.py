@@ -16,10 +16,8 @@ from fleetnas.coordinator.records.data_quality import Finding, QualityTally
 from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, Outcome, TaskRecord
-from fleetnas.coordinator.records.totals import targets_asked
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
@@ -34,14 +32,6 @@ class PlannedTask:
 
     proposal: Proposal
     model: CalibratedModel | None = None
-
-
-@dataclass(frozen=True)
-class CountedTargets:
-    """Targets of a device setting that are known, and the number of those asked for."""
-
-    targets: tuple[TargetState, ...]
-    targets_asked: int
 
 
 class SettingRun:
@@ -268,11 +258,6 @@ class SettingRun:
                         _log.error("the accuracy of winner %s of %s is unknown", subnet, self.label, exc_info=error)
                     reasons.append(f"no accuracy for winner {subnet}: {one_line(error)}")
         return reasons
-
-    def counted_targets(self, requested: int) -> CountedTargets:
-        """Return the targets for totals; `requested` is the number of targets in the request."""
-        targets = tuple(self.search.targets)
-        return CountedTargets(targets, targets_asked(requested, len(targets) or None))
 
     def settle(self, target_ms: float) -> bool:
         """Note that the end of a target is stored; False where it was before."""
