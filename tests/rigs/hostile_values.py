@@ -202,7 +202,8 @@ def _at(document: Any, path: Path) -> Any:
 
 def _has(document: Any, path: Path) -> bool:
     try:
-        _at(document, path)
+        holder = _at(document, path[:-1])
+        holder[path[-1]]
     except (KeyError, IndexError, TypeError):
         return False
-    return True
+    return isinstance(holder, dict | list)  # a mark is a string, of which each letter has an index
