@@ -8,13 +8,13 @@ from fleetnas.supernet_export.slicing.mbconv import MBConvSlicer
 from fleetnas.supernet_export.slicing.resnet import ResNetSlicer
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
-from fleetnas.supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
+from fleetnas.supernet_export.spaces.resnet import ResNetSpace
 
 
 def slicer_for(space: DesignSpace) -> Slicer:
     """Return the slicer of the family of `space`."""
     if isinstance(space, MBConvSpace):
         return MBConvSlicer(space)
-    if isinstance(space, OfaResNet50Space):
+    if isinstance(space, ResNetSpace):
         return ResNetSlicer(space)
     raise UsageError(f"subnets of {space.name!r} cannot be sliced: no slicer serves {type(space).__name__}")

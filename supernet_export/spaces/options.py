@@ -65,6 +65,8 @@ Listed = BeforeValidator(_as_tuple)
 Ascending = AfterValidator(_ascending)
 Classes = Annotated[int, Field(ge=1, le=1_000_000)]
 Channels = Annotated[int, Field(ge=1, le=16)]
+Stride = Annotated[int, Field(ge=1, le=4)]
+BatchNormEpsilon = Annotated[float, Field(ge=1e-7, le=0.1)]
 #: Channels of a layer.
 Width = Annotated[int, Field(ge=1, le=16_384)]
 WidthMultiplier = Annotated[float, Field(ge=0.05, le=8)]
@@ -95,10 +97,14 @@ StageKernels = Annotated[
 ]
 
 
-class SpaceOptions(BaseModel):
-    """Options that every family has. Numbers must be numbers, lists must be lists: nothing is converted."""
+class OptionGroup(BaseModel):
+    """Options that belong together. Numbers must be numbers, lists must be lists: nothing is converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SpaceOptions(OptionGroup):
+    """Options that every family has."""
 
     #: Options that a manifest always holds; others only where they differ from what was published.
     always_stored: ClassVar[tuple[str, ...]] = ("resolutions",)
