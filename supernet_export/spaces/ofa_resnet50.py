@@ -19,6 +19,8 @@ from fleetnas.supernet_export.spaces.resnet_options import ResNetOptions
 #: Input resolutions in pixels of OFA's published accuracy predictor, in the order of its input.
 RESOLUTIONS = (128, 144, 160, 176, 192, 224, 240, 256)
 LEAST_BLOCKS = (2, 2, 4, 2)
+STAGE_WIDTHS = (256, 512, 1024, 2048)
+STEM_WIDTH = 64
 
 
 class OfaResNet50Options(ResNetOptions):
@@ -43,10 +45,10 @@ class OfaResNet50Space(ResNetSpace):
         """Make the space; the options are those of `OfaResNet50Options`."""
         chosen = checked_options(OfaResNet50Options, self.name, options)
         network = ResNetNetwork(
-            stem_width=64,
+            stem_width=STEM_WIDTH,
             stem_stride=2,
             stem_pool=True,
-            stage_widths=(256, 512, 1024, 2048),
+            stage_widths=STAGE_WIDTHS,
             least_blocks=LEAST_BLOCKS,
             stage_strides=(1, 2, 2, 2),
             classes=chosen.classes,
