@@ -117,7 +117,8 @@ def _jittered(image: Image, rng: np.random.Generator) -> Image:
 
     brightness, saturation = rng.uniform(1 - 32 / 255, 1 + 32 / 255), rng.uniform(0.5, 1.5)
     if image.mode == "F":  # grey of 16 bits, which has no saturation
-        return pillow().fromarray(np.asarray(image) * np.float32(brightness))
+        brighter: Image = pillow().fromarray(np.asarray(image) * np.float32(brightness))
+        return brighter
     image = ImageEnhance.Brightness(image).enhance(brightness)
     return ImageEnhance.Color(image).enhance(saturation)
 
