@@ -20,5 +20,5 @@ def emit_tflite(graph: Graph, *, batch: int = 1, ranges: Ranges | None = None) -
     model = (Lowering(graph, batch) if ranges is None else Int8Lowering(graph, batch, ranges)).model
     if graph.metadata is None:
         return model.serialise()
-    model.metadata = METADATA_NAME, metadata_table(graph.metadata, graph.input_shape)
+    model.set_metadata(METADATA_NAME, metadata_table(graph.metadata, graph.input_shape))
     return model.serialise(partial(appended_files, graph.metadata))

@@ -96,6 +96,10 @@ class Model:
         self.tensors[tensor] = replace(self.tensors[tensor], name=name)
         self.outputs = [tensor]
 
+    def set_metadata(self, name: str, content: bytes) -> None:
+        """Give the model its only metadata entry."""
+        self.metadata = name, content
+
     def tensor(self, tensor: Tensor) -> int:
         """Add a tensor and return its index."""
         self.tensors.append(tensor)

@@ -23,8 +23,8 @@ METADATA_NAME, _IDENTIFIER = "TFLITE_METADATA", b"M001"
 LABELS_FILE, DESCRIPTION_FILE = "labels.txt", "fleetnas.json"
 
 _PARSER_VERSION = "1.0.0"
-# Numbers of `AssociatedFileType`, `ColorSpaceType`, and of members of the unions `ContentProperties` and
-# `ProcessUnitOptions`.
+# The numbers of enum values and union members in the schema: AssociatedFileType, ColorSpaceType, ContentProperties,
+# ProcessUnitOptions.
 _DESCRIPTIONS, _TENSOR_AXIS_LABELS = 1, 2
 _COLOUR_SPACES = {1: 2, 3: 1}  # channels: GRAYSCALE, RGB
 _IMAGE_PROPERTIES, _NORMALIZATION_OPTIONS = 2, 1
