@@ -67,7 +67,7 @@ def named_folders(directory: Path, class_names: Sequence[str], *, some_classes: 
     if faults:
         advice = "name each folder exactly like its class"
         if not strange:
-            advice = "add the images, or say that only some classes are there (--some-classes)"
+            advice = "add the images, or give --some-classes to a command that has it"
         raise UsageError(
             f"the folders in {directory} are not the supernet's {len(class_names):,} classes: {'; '.join(faults)}; "
             f"{advice}"

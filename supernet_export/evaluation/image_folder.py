@@ -64,7 +64,7 @@ class ImageFolder(ImageSource):
             folders = named_folders(directory, class_names, some_classes=some_classes)
         else:
             folders = numbered_folders(directory, classes)
-            _say_once_that_folders_are_numbered()
+            tell_once_that_folders_are_numbered()
         self._paths: list[Path] = []
         labels: list[int] = []
         for folder, label in folders.items():
@@ -112,7 +112,8 @@ class ImageFolder(ImageSource):
 
 
 @cache
-def _say_once_that_folders_are_numbered() -> None:
+def tell_once_that_folders_are_numbered() -> None:
+    """Warn that a supernet without class names takes folders by their position; once per process."""
     _log.warning(
         "this supernet has no class names: class folders are numbered in the order of their names, so that a renamed "
         "folder would change its class"
