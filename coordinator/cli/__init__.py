@@ -54,6 +54,8 @@ def _forget_output() -> None:
 
 def _with_latest(arguments: list[str]) -> list[str]:
     """Give `--resume` without a value the value `latest`; typer has no options with an optional value."""
+    if arguments[:1] == ["train"]:  # where it has none
+        return arguments
     found: list[str] = []
     for place, word in enumerate(arguments):
         found.append(word)
