@@ -1,4 +1,4 @@
-"""`fleetnas accuracy fit`."""
+"""`fleetnas accuracy`: evaluate subnets, and fit an accuracy predictor to them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.accuracy_evaluate import evaluate
 from fleetnas.supernet_export.output_files import check_file
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
     group = typer.Typer(help="Accuracy predictors.", no_args_is_help=True)
+    group.command("evaluate")(evaluate)
     group.command("fit")(fit)
-    group.callback()(lambda: None)
     app.add_typer(group, name="accuracy")
 
 

@@ -124,12 +124,14 @@ def _evaluated(
 def worker_versions() -> dict[str, str]:
     """Return the versions that a worker's answers depend on, by package; `-` where one is not installed."""
     found = {"Python": ".".join(platform.python_version_tuple()[:2])}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "-"
-    return found
+    return found | {name: _version(name) for name in _PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "-"
 
 
 def _open_on_worker(job: EvaluationJob) -> bool:

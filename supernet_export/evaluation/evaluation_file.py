@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -99,7 +98,8 @@ class EvaluatedLine(_Frozen):
 def supernet_digest(bundle: SupernetBundle) -> str:
     """Return a SHA-256 over the bundle's weights, space and preprocessing, without its accuracy predictor."""
     manifest = bundle.manifest
-    described = [manifest.space, manifest.options, manifest.classes, manifest.preprocessing.model_dump(mode="json")]
+    preprocessing = manifest.preprocessing.model_dump(mode="json")
+    described = [manifest.space, manifest.options, manifest.classes, manifest.class_names, preprocessing]
     whole = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in bundle.names:
         if not name.startswith(ACCURACY_PREFIX):
@@ -155,7 +155,7 @@ class EvaluationFile:
                 f"{self._path} was begun with other inputs: {'; '.join(different)}; give the same ones to continue it, "
                 "or another file (-o)"
             )
-        lines = list(_parsed(text[1:], self._path, first=2))
+        lines = [_parsed(line, self._path, number) for number, line in enumerate(text[1:], start=2)]
         if len(whole) < len(content):
             self._file.truncate(len(whole))
         return {line.index: line for line in lines}
@@ -194,15 +194,14 @@ def _begin_of_header(content: bytes) -> bool:
     return content.startswith(mark[: len(content)])
 
 
-def _parsed(lines: list[str], path: Path, first: int) -> Iterator[EvaluatedLine]:
-    for number, line in enumerate(lines, start=first):
-        try:
-            yield EvaluatedLine.model_validate_json(line)
-        except ValidationError as error:
-            raise UsageError(
-                f"{path}, line {number} is no evaluated subnet ({first_fault(error)}); remove the line, and its subnet "
-                "is evaluated again"
-            ) from None
+def _parsed(line: str, path: Path, number: int) -> EvaluatedLine:
+    try:
+        return EvaluatedLine.model_validate_json(line)
+    except ValidationError as error:
+        raise UsageError(
+            f"{path}, line {number} is no evaluated subnet ({first_fault(error)}); remove the line, and its subnet is "
+            "evaluated again"
+        ) from None
 
 
 def line_of(subnet: DrawnSubnet, outcome: dict[str, Any] | str) -> EvaluatedLine:

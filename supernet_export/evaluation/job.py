@@ -45,9 +45,8 @@ class EvaluationWorker:
         self._job = job
         try:
             self._bundle = SupernetBundle.open(job.bundle)
-            manifest = self._bundle.manifest
-            evaluation = open_images(manifest, job.images)
-            calibration = open_images(manifest, job.calibration_images, "calibration")
+            evaluation = open_images(self._bundle, job.images)
+            calibration = open_images(self._bundle, job.calibration_images, "calibration")
         except FleetnasError as error:
             raise UsageError(f"a worker cannot open what this machine can: {error}") from None
         if job.verify:
@@ -106,5 +105,3 @@ def evaluate_in_worker(job: EvaluationJob, architecture: str, cache: Path | None
         raise
     except Exception as error:  # noqa: BLE001 - one subnet's fault, of a runtime or for want of memory, is its own
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-

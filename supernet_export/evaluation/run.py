@@ -95,9 +95,7 @@ def evaluate_subnets(
 def _described(
     request: EvaluationRequest, bundle: SupernetBundle, sources: tuple[ImageSource, ImageSource], output: Path
 ) -> tuple[EvaluationJob, EvaluationHeader]:
-    calibration, evaluation = (
-        EvaluatedImages(digest=source.digest(), count=len(source)) for source in sources
-    )
+    calibration, evaluation = (EvaluatedImages(digest=source.digest(), count=len(source)) for source in sources)
     weights = supernet_digest(bundle)
     key = f"{evaluation.digest[:12]}-{calibration.digest[:12]}"
     folder = (request.cache or output.with_name(f"{output.name}.images")).absolute() / key

@@ -51,9 +51,7 @@ def calibrated_graph(
     slice_subnet: SliceSubnet, architecture: Architecture, images: PreparedImages, precision: Precision = "fp32"
 ) -> tuple[Graph, Ranges | None]:
     """Return a subnet with batch-norm statistics of its own, and for int8 the ranges of its activations."""
-    found = calibrate_subnet(
-        slice_subnet, architecture, lambda: images.calibration_batches(architecture.r), precision
-    )
+    found = calibrate_subnet(slice_subnet, architecture, lambda: images.calibration_batches(architecture.r), precision)
     return slice_subnet(architecture, found.statistics), found.ranges
 
 
