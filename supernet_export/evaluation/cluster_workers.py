@@ -134,20 +134,21 @@ def _version(package: str) -> str:
         return "-"
 
 
-def _open_on_worker(job: EvaluationJob) -> bool:
-    worker_of(job, _worker_cache(job))
+def _open_on_worker(job: EvaluationJob, dask_worker: Any) -> bool:
+    """Open a job on a worker, which Dask gives to a function with such a parameter."""
+    worker_of(job, _worker_cache(job, dask_worker))
     return True
 
 
 def _evaluate_on_worker(job: EvaluationJob, architecture: str) -> dict[str, Any] | str:
-    return evaluate_in_worker(job, architecture, _worker_cache(job))
-
-
-def _worker_cache(job: EvaluationJob) -> Path:
-    """Return the folder of prepared images in a worker's own, which ends with it."""
     from distributed import get_worker
 
-    return Path(get_worker().local_directory) / f"images-{_name(job)}"
+    return evaluate_in_worker(job, architecture, _worker_cache(job, get_worker()))
+
+
+def _worker_cache(job: EvaluationJob, worker: Any) -> Path:
+    """Return the folder of prepared images in a worker's own, which ends with it."""
+    return Path(worker.local_directory) / f"images-{_name(job)}"
 
 
 def _name(job: EvaluationJob) -> str:
