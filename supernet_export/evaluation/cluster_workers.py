@@ -5,6 +5,7 @@ Dask sends tasks as pickles: scheduler and workers must be trusted, as on any su
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -69,6 +70,8 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
         ) from None
     here = worker_versions()
     for address, found in client.run(worker_versions, on_error="return").items():
+        if isinstance(found, OSError):  # that one has just ended
+            continue
         if not isinstance(found, Mapping):
             raise UsageError(
                 f"the Dask worker {address} cannot run this fleetnas ({_short(found)}); install the same "
@@ -81,7 +84,7 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
                 "machines"
             )
     for address, found in client.run(_open_on_worker, job, on_error="return").items():
-        if isinstance(found, BaseException):
+        if isinstance(found, BaseException) and not isinstance(found, OSError):  # that one has just ended
             raise UsageError(f"the Dask worker {address}: {_short(found)}")
 
 
@@ -105,7 +108,7 @@ def _evaluated(
                 break
         return started
 
-    completed = as_completed(submit())
+    completed = as_completed(submit(), loop=client.loop)
     for future in completed:
         subnet = running.pop(future)
         try:
@@ -134,9 +137,9 @@ def _version(package: str) -> str:
         return "-"
 
 
-def _open_on_worker(job: EvaluationJob, dask_worker: Any) -> bool:
-    """Open a job on a worker, which Dask gives to a function with such a parameter."""
-    worker_of(job, _worker_cache(job, dask_worker))
+async def _open_on_worker(job: EvaluationJob, dask_worker: Any) -> bool:
+    """Open a job on a worker, which Dask passes to a parameter of this name, beside its event loop."""
+    await asyncio.to_thread(worker_of, job, _worker_cache(job, dask_worker))
     return True
 
 
