@@ -123,5 +123,6 @@ def _run(
             f"{len(sources[1]):,} images"
         )
     if failed:
-        typer.echo(f"{len(failed):,} subnets failed, such as {failed[0].architecture.fingerprint}: {failed[0].failed}")
+        count = "1 subnet" if len(failed) == 1 else f"{len(failed):,} subnets"
+        typer.echo(f"{count} failed, such as {failed[0].architecture.fingerprint}: {failed[0].failed}")
         raise typer.Exit(1)
