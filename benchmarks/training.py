@@ -77,7 +77,7 @@ def compound_subnets() -> list[Architecture]:
 
 def train(schedule: str, seed: int, epochs: int) -> Run:
     """Train one supernet and evaluate its subnets; runs in a process of its own."""
-    from fleetnas.supernet_export.training.accuracy import stratified_genomes
+    from fleetnas.supernet_export.evaluation.sampling import stratified_genomes
     from fleetnas.supernet_export.training.digits import RECIPE, train_digits
     from fleetnas.supernet_export.training.trainer import calibrated_logits
 

@@ -15,16 +15,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.calibration.subnet import SliceSubnet
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.digits.accuracy import load_evaluated
 from fleetnas.supernet_export.emitters.onnx import emit_onnx
 from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.evaluation.prepared_images import PreparedImages
+from fleetnas.supernet_export.evaluation.subnets import calibrated_graph, evaluate_subnet
 from fleetnas.supernet_export.export import DIGITS_CHECKPOINT, export_state_dict
 from fleetnas.supernet_export.graph import INPUT
 from fleetnas.supernet_export.interpreters.onnxruntime import open_session
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
-from fleetnas.supernet_export.training.accuracy import SliceSubnet, calibrated_graph, evaluate_subnet
 
 PICTURE = Path(__file__).resolve().parent / "img" / "digits_accuracy.png"
 SPACE = DigitsSpace()
@@ -37,10 +39,11 @@ def slice_shipped() -> SliceSubnet:
     return lambda architecture, statistics: slicer.slice(tensors.__getitem__, architecture, statistics)
 
 
-def latency_ms(slice_subnet: SliceSubnet, architecture: Architecture, calibration: DigitsImages) -> float:
+def latency_ms(slice_subnet: SliceSubnet, architecture: Architecture, images: PreparedImages) -> float:
     """Median of 0.15 s of runs, after as many to warm up as fit into 0.05 s."""
-    session = open_session(emit_onnx(calibrated_graph(slice_subnet, architecture, calibration)))
-    image = {INPUT: np.stack(list(calibration.images(architecture.r)))[:1]}
+    graph, _ = calibrated_graph(slice_subnet, architecture, images)
+    session = open_session(emit_onnx(graph))
+    image = {INPUT: images.evaluation(architecture.r)[:1]}
     times: list[float] = []
     started = time.perf_counter()
     while (now := time.perf_counter()) < started + 0.2:
@@ -66,13 +69,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subnets", type=int, default=200, help="how many of the evaluated subnets to measure")
     options = parser.parse_args()
-    slice_subnet, calibration, test = slice_shipped(), DigitsImages("calibration"), DigitsImages("test")
+    slice_subnet, images = slice_shipped(), PreparedImages(DigitsImages("calibration"), DigitsImages("test"))
 
     print("| subnet | resolution | MACs (million) | latency (ms) | test accuracy (%) |\n|---|---|---|---|---|")
     for name, architecture in extremes():
         macs = SPACE.macs(SPACE.encode([architecture]))[0] / 1e6
-        accuracy = 100 * evaluate_subnet(slice_subnet, architecture, calibration, test).accuracy
-        latency = latency_ms(slice_subnet, architecture, calibration)
+        accuracy = 100 * evaluate_subnet(slice_subnet, architecture, images).accuracy
+        latency = latency_ms(slice_subnet, architecture, images)
         print(f"| {name} | {architecture.r} | {macs:.2f} | {latency:.3f} | {accuracy:.1f} |", flush=True)
 
     import matplotlib
@@ -82,7 +85,7 @@ def main() -> None:
 
     evaluated = load_evaluated()
     chosen = evaluated[:: max(1, len(evaluated) // options.subnets)]
-    measured = [latency_ms(slice_subnet, subnet.architecture, calibration) for subnet in chosen]
+    measured = [latency_ms(slice_subnet, subnet.architecture, images) for subnet in chosen]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for axis, subnets, across, ticks, label in (
         (left, evaluated, [subnet.macs / 1e6 for subnet in evaluated], (0.5, 1, 2, 5, 10, 20), "million MACs"),

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
 from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.fleet_protocol.errors import CorruptBundleError
@@ -85,7 +85,14 @@ class AccuracyPredictorInfo(_Frozen):
             percents = 0 <= found.mae_percent <= 100 and 0 <= found.rmse_percent <= 100
             if not percents or not -1 <= found.spearman <= 1 or found.samples < 0 or found.held_out < 0:
                 raise ValueError("no predictor has such an error")
+            if any(not 0 <= share <= 1 for share in (found.reliability, found.ceiling) if share is not None):
+                raise ValueError("no measurement has such a reliability")
         return found
+
+    @field_serializer("held_out")
+    def _written(self, found: HeldOut | None) -> dict[str, Any] | None:
+        """Leave out what is not known: the text of a manifest stays that of versions without these fields."""
+        return None if found is None else found.to_json()
 
 
 class Manifest(_Frozen):

@@ -30,12 +30,15 @@ def build_model(
     return emit(graph, setting.runtime, known.ranges or nominal_ranges(graph))
 
 
-def emit(graph: Graph, runtime: str, ranges: Ranges | None = None) -> bytes:
-    """Return the model file of a graph in the format of `runtime`; int8 if `ranges` of its activations are given."""
+def emit(graph: Graph, runtime: str, ranges: Ranges | None = None, *, batch: int | None = 1) -> bytes:
+    """Return the model file of a graph in the format of `runtime`; int8 if `ranges` of its activations are given.
+
+    A `batch` of None leaves it open, in ONNX only.
+    """
     if runtime in _TFLITE_RUNTIMES:
         from fleetnas.supernet_export.emitters.tflite import emit_tflite
 
-        return emit_tflite(graph, ranges=ranges)
+        return emit_tflite(graph, ranges=ranges, batch=batch or 1)
     try:
         from fleetnas.supernet_export.emitters.onnx import emit_onnx
         from fleetnas.supernet_export.emitters.onnx_int8 import emit_int8_onnx
@@ -43,4 +46,4 @@ def emit(graph: Graph, runtime: str, ranges: Ranges | None = None) -> bytes:
         raise RuntimeUnavailableError(
             f"building ONNX models needs the onnx package ({error}); run: pip install 'fleetnas[agent]'"
         ) from error
-    return emit_onnx(graph) if ranges is None else emit_int8_onnx(graph, ranges)
+    return emit_onnx(graph, batch=batch) if ranges is None else emit_int8_onnx(graph, ranges, batch=batch)

@@ -29,7 +29,7 @@ from fleetnas.device_profiles.text_files import decode_text, read_text
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from fleetnas.fleet_protocol.transports.tls import TlsContext, trust
-from fleetnas.supernet_export.accuracy.fit import read_evaluated
+from fleetnas.supernet_export.evaluation.evaluated_subnets import read_evaluated
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
 SPELLINGS: dict[str, Callable[[str], bytes]] = {

@@ -12,18 +12,14 @@ import numpy as np
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
-from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
-from fleetnas.supernet_export.calibration.blob import Calibration, save_calibration
-from fleetnas.supernet_export.calibration.estimate import estimate_statistics
+from fleetnas.supernet_export.calibration.blob import save_calibration
+from fleetnas.supernet_export.calibration.subnet import CALIBRATION_SEED, calibrate_subnet
 from fleetnas.supernet_export.emitters.onnx import model_sha256
 from fleetnas.supernet_export.evaluation.classifier import evaluate
 from fleetnas.supernet_export.evaluation.images import ImageSource
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.model_file import build_model
 from fleetnas.supernet_export.slicing.subnet import slice_subnet
-
-#: The same images calibrate a subnet in every campaign, so that one subnet has one file.
-_CALIBRATION_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -124,13 +120,15 @@ class BundleWinnerBuilder:
             return None
 
         def batches() -> Iterator[Array]:
-            return images.calibration_batches(architecture.r, np.random.default_rng(_CALIBRATION_SEED))
+            return images.calibration_batches(architecture.r, np.random.default_rng(CALIBRATION_SEED))
 
-        statistics = estimate_statistics(slice_subnet(self._bundle, architecture), batches())
-        ranges = None
-        if setting.precision == "int8":
-            ranges = observe_ranges(slice_subnet(self._bundle, architecture, statistics), batches())
-        return save_calibration(Calibration(statistics, ranges))
+        found = calibrate_subnet(
+            lambda chosen, statistics: slice_subnet(self._bundle, chosen, statistics),
+            architecture,
+            batches,
+            setting.precision,
+        )
+        return save_calibration(found)
 
 
 def _key(architecture: Architecture, setting: RuntimeSetting) -> tuple[str, str, str]:

@@ -18,9 +18,9 @@ from fleetnas.coordinator.search.engine import EngineSettings, SearchResult, sea
 from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, check_targets
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.accuracy.fit import read_evaluated
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.evaluation.evaluated_subnets import read_evaluated
 from fleetnas.supernet_export.output_files import write_atomically
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace

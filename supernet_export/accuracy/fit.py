@@ -2,206 +2,233 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.device_profiles.text_files import open_text
-from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
-from fleetnas.supernet_export.accuracy.model import AccuracyPredictor, HeldOut
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.accuracy.candidates import (
+    Candidate,
+    Fitted,
+    Networks,
+    PhysicalGaussianProcess,
+    PhysicalRidge,
+    Ridge,
+)
+from fleetnas.supernet_export.accuracy.errors import (
+    held_out_error,
+    noise_ceiling,
+    rank_correlation,
+    split_half_reliability,
+)
+from fleetnas.supernet_export.accuracy.link import logistic, logit, with_logistic
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.accuracy.networks import NetworkSettings
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 
 #: With fewer evaluated subnets a held-out error means nothing.
 LEAST_SAMPLES = 50
-_LISTS = ("ks", "e", "d", "w")
+#: Below so many, every subnet is held out once, in one of five folds; else a fifth of them is.
+FEW_SAMPLES = 500
+_FOLDS = 5
+#: Assumed where it is not known on how many images accuracies were measured.
+_IMAGES = 10_000
+#: Rank correlation that a candidate without an exact network must gain over those that have one.
+_WORTH_DISTILLING = 0.005
+#: Share of measured accuracy in the smoothed target; the rest is what cross-entropy says, which has less noise.
+_SMOOTHED = 0.5
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings of a fit."""
+    """Settings of networks fitted to many subnets."""
 
-    held_out_share: float = 0.2
     hidden: tuple[int, ...] = (64, 64)
     members: int = 5  #: networks whose mean is the predictor
     weight_decay: float = 0.1
     epochs: int = 400
 
 
+@dataclass(frozen=True)
+class EvaluatedSubnets:
+    """Distinct subnets, canonical genomes (n, G), with what was measured of each, shape (n,), where it is known."""
+
+    genomes: Genomes
+    top1: Floats  #: fractions
+    cross_entropy: Floats | None = None  #: means, in nats
+    top1_even: Floats | None = None  #: on the images 0, 2, 4, ...
+    top1_odd: Floats | None = None  #: on the images 1, 3, 5, ...
+    images: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.genomes)
+
+    def rows(self, chosen: NDArray[Any]) -> EvaluatedSubnets:
+        """Return some of the subnets, by their positions or a mask."""
+        values = {
+            name: None if (found := getattr(self, name)) is None else found[chosen]
+            for name in ("genomes", "top1", "cross_entropy", "top1_even", "top1_odd")
+        }
+        return replace(self, **values)
+
+    @property
+    def reliability(self) -> float | None:
+        """Split-half reliability of the measured accuracies; None where the halves are not known."""
+        if self.top1_even is None or self.top1_odd is None:
+            return None
+        return split_half_reliability(self.top1_even, self.top1_odd)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A candidate and its target: measured accuracies, or these smoothed by cross-entropies."""
+
+    candidate: Candidate
+    smoothed: bool
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name + (", cross-entropy used" if self.smoothed else "")
+
+    def fit(self, space: DesignSpace, subnets: EvaluatedSubnets, seed: int) -> Fitted:
+        target = logit(subnets.top1, subnets.images or _IMAGES)
+        if self.smoothed:
+            assert subnets.cross_entropy is not None
+            certainty = -np.log(np.maximum(subnets.cross_entropy, 1e-9))
+            curve = np.polynomial.Polynomial.fit(certainty, target, 2)
+            target = _SMOOTHED * target + (1 - _SMOOTHED) * curve(certainty)
+        return self.candidate.fit(space, subnets.genomes, target, seed)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fitted predictor, and which kind was chosen, with the rank correlation of each in cross-validation."""
+
+    predictor: AccuracyPredictor
+    chosen: str
+    compared: dict[str, float]
+
+
 def fit_accuracy(
-    space: DesignSpace, genomes: Genomes, top1: Floats, rng: np.random.Generator, settings: FitSettings | None = None
+    space: DesignSpace,
+    genomes: Genomes,
+    top1: Floats,
+    rng: np.random.Generator,
+    settings: FitSettings | None = None,
 ) -> AccuracyPredictor:
-    """Fit ReLU networks to the evaluated subnets but a held-out share, whose errors the result carries.
+    """Fit a predictor to accuracies alone; see `fit_evaluated`."""
+    return fit_evaluated(space, EvaluatedSubnets(genomes, np.asarray(top1, np.float64)), rng, settings).predictor
+
+
+def fit_evaluated(
+    space: DesignSpace, subnets: EvaluatedSubnets, rng: np.random.Generator, settings: FitSettings | None = None
+) -> FitResult:
+    """Choose a kind of predictor by cross-validation, and fit it to all subnets.
+
+    Its `held_out` error is that of the same procedure without the subnets in question: a kind is chosen without them,
+    and fitted without them.
 
     Args:
         space: design space of the genomes.
-        genomes: canonical and distinct, (n, G).
-        top1: measured accuracy as fractions, (n,).
+        subnets: the evaluated subnets.
         rng: splits the samples and seeds the networks.
-        settings: defaults serve hundreds to thousands of samples.
+        settings: of networks for hundreds to thousands of samples.
 
     Raises:
         UsageError: too few samples, or accuracies that are no fractions.
         MissingDependencyError: scikit-learn is not installed.
     """
-    settings = settings or FitSettings()
-    top1 = np.asarray(top1, dtype=np.float64)
-    if len(genomes) < LEAST_SAMPLES:
+    _check(subnets)
+    choices = _choices(subnets, settings or FitSettings())
+    order, seed = rng.permutation(len(subnets)), int(rng.integers(0, 2**31))
+    compare = _every_subnet_once if len(subnets) < FEW_SAMPLES else _a_fifth
+    scores, rows, held_out, samples = compare(space, subnets, choices, order, seed)
+    chosen = _best(scores)
+    network = with_logistic(chosen.fit(space, subnets, seed).network(np.random.default_rng(seed)))
+    report = held_out_error(logistic(held_out), subnets.top1[rows], samples)
+    if subnets.reliability is not None:
+        report = replace(report, reliability=subnets.reliability, ceiling=noise_ceiling(subnets.reliability))
+    compared = {choice.name: score for choice, score in scores.items()}
+    return FitResult(AccuracyPredictor.from_tensors(network.tensors(), report), chosen.name, compared)
+
+
+#: Scores of the choices, the subnets that were held out, their predicted logits, and the samples of each fit.
+_Comparison: TypeAlias = "tuple[dict[_Choice, float], NDArray[np.intp], Floats, int]"
+
+
+def _every_subnet_once(
+    space: DesignSpace, subnets: EvaluatedSubnets, choices: list[_Choice], order: NDArray[np.intp], seed: int
+) -> _Comparison:
+    """Compare choices in five folds; every fold is predicted by the choice that is best in the other folds."""
+    rows = np.arange(len(subnets))
+    folds = [np.sort(order[start::_FOLDS]) for start in range(_FOLDS)]
+    predicted = {choice: _out_of_folds(space, subnets, choice, folds, seed) for choice in choices}
+    held_out = np.empty(len(subnets))
+    for fold in folds:
+        others = np.setdiff1d(rows, fold)
+        choice = _best(_scores(predicted, subnets.top1, others))
+        held_out[fold] = predicted[choice][fold]
+        if not choice.candidate.exact:  # its network is what ships
+            network = choice.fit(space, subnets.rows(others), seed).network(np.random.default_rng(seed))
+            held_out[fold] = network.predict(space.one_hot(subnets.genomes[fold]))
+    return _scores(predicted, subnets.top1, rows), rows, held_out, len(subnets) - len(folds[0])
+
+
+def _a_fifth(
+    space: DesignSpace, subnets: EvaluatedSubnets, choices: list[_Choice], order: NDArray[np.intp], seed: int
+) -> _Comparison:
+    """Hold a fifth of the subnets out, and compare choices on a fifth of the others."""
+    rows, rest = np.split(order, [round(len(subnets) / _FOLDS)])
+    others = subnets.rows(rest)
+    validation = np.arange(len(rest) // _FOLDS)
+    predicted = {choice: _out_of_folds(space, others, choice, [validation], seed) for choice in choices}
+    scores = _scores(predicted, others.top1, validation)
+    held_out = _best(scores).fit(space, others, seed).predict(subnets.genomes[rows])
+    return scores, rows, held_out, len(rest)
+
+
+def _choices(subnets: EvaluatedSubnets, settings: FitSettings) -> list[_Choice]:
+    candidates: list[Candidate] = [Ridge()]
+    if len(subnets) < FEW_SAMPLES:
+        small = NetworkSettings(hidden=(32,), penalty=3.0, epochs=500, solver="lbfgs")
+        candidates += [Networks(small, settings.members), PhysicalRidge(), PhysicalGaussianProcess()]
+    else:
+        large = NetworkSettings(hidden=settings.hidden, penalty=settings.weight_decay, epochs=settings.epochs)
+        candidates.append(Networks(large, settings.members))
+    smoothed = [False] if subnets.cross_entropy is None else [False, True]
+    return [_Choice(candidate, smooth) for candidate in candidates for smooth in smoothed]
+
+
+def _out_of_folds(
+    space: DesignSpace, subnets: EvaluatedSubnets, choice: _Choice, folds: list[NDArray[np.intp]], seed: int
+) -> Floats:
+    """Return logits of every fold's subnets from a fit to the others; NaN for subnets in no fold."""
+    predicted = np.full(len(subnets), np.nan)
+    for fold in folds:
+        others = np.setdiff1d(np.arange(len(subnets)), fold)
+        predicted[fold] = choice.fit(space, subnets.rows(others), seed).predict(subnets.genomes[fold])
+    return predicted
+
+
+def _scores(predicted: dict[_Choice, Floats], top1: Floats, rows: NDArray[np.intp]) -> dict[_Choice, float]:
+    return {choice: rank_correlation(values[rows], top1[rows]) for choice, values in predicted.items()}
+
+
+def _best(scores: dict[_Choice, float]) -> _Choice:
+    """Return the choice of the highest score; one without an exact network must be better by what is worth it."""
+    return max(scores, key=lambda choice: scores[choice] - (0 if choice.candidate.exact else _WORTH_DISTILLING))
+
+
+def _check(subnets: EvaluatedSubnets) -> None:
+    top1 = subnets.top1
+    if len(subnets) < LEAST_SAMPLES:
         raise UsageError(
-            f"fitting an accuracy predictor needs at least {LEAST_SAMPLES} evaluated subnets, found {len(genomes)}; "
+            f"fitting an accuracy predictor needs at least {LEAST_SAMPLES} evaluated subnets, found {len(subnets)}; "
             "evaluate more"
         )
     if not (np.isfinite(top1).all() and top1.min() >= 0 and top1.max() <= 1):
         raise UsageError(f"accuracies must be fractions from 0 to 1; found {np.nanmin(top1):g} to {np.nanmax(top1):g}")
-    order = rng.permutation(len(genomes))
-    held_out = max(10, round(settings.held_out_share * len(genomes)))
-    test, train = order[:held_out], order[held_out:]
-    features = space.one_hot(genomes)
-    seeds = rng.integers(0, 2**31, settings.members)
-    members = [_fit_network(features[train], top1[train], settings, int(seed)) for seed in seeds]
-    predictor = _mean_of(members)
-    error = predictor.predict(features[test]) - top1[test]
-    report = HeldOut(
-        samples=len(train),
-        held_out=len(test),
-        spearman=_spearman(predictor.predict(features[test]), top1[test]),
-        mae_percent=100.0 * float(np.abs(error).mean()),
-        rmse_percent=100.0 * float(np.sqrt((error**2).mean())),
-    )
-    return AccuracyPredictor.from_tensors(predictor.tensors(), report)
-
-
-_Network = tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]
-
-
-def _fit_network(features: NDArray[np.float32], top1: Floats, settings: FitSettings, seed: int) -> _Network:
-    """Fit one network; return weights (inputs, outputs) and biases per layer, in units of accuracy."""
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.neural_network import MLPRegressor
-    except ImportError:
-        raise MissingDependencyError(
-            "fitting an accuracy predictor needs scikit-learn: pip install 'fleetnas[export]'"
-        ) from None
-    centre, scale = float(top1.mean()), float(top1.std()) or 1.0
-    network = MLPRegressor(
-        hidden_layer_sizes=settings.hidden,
-        alpha=settings.weight_decay,
-        learning_rate_init=3e-3,
-        max_iter=settings.epochs,
-        batch_size=min(64, len(top1)),
-        random_state=seed,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        network.fit(features, (top1 - centre) / scale)
-    weights, biases = list(network.coefs_), list(network.intercepts_)
-    weights[-1], biases[-1] = weights[-1] * scale, biases[-1] * scale + centre
-    return weights, biases
-
-
-def _mean_of(members: list[_Network]) -> AccuracyPredictor:
-    """Return one network that is the mean of several, with their hidden layers side by side."""
-    layers = len(members[0][0])
-    weights, biases = [], []
-    for layer in range(layers):
-        blocks = [weight[layer].T for weight, _ in members]
-        if layer == layers - 1:
-            weights.append(np.concatenate(blocks, axis=1) / len(members))
-            biases.append(np.mean([bias[layer] for _, bias in members], axis=0))
-        else:
-            weights.append(np.concatenate(blocks) if layer == 0 else _block_diagonal(blocks))
-            biases.append(np.concatenate([bias[layer] for _, bias in members]))
-    return AccuracyPredictor([w.astype(np.float32) for w in weights], [b.astype(np.float32) for b in biases])
-
-
-def _block_diagonal(blocks: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-    rows, columns = (np.cumsum([0, *(block.shape[axis] for block in blocks)]) for axis in (0, 1))
-    found = np.zeros((rows[-1], columns[-1]))
-    for i, block in enumerate(blocks):
-        found[rows[i] : rows[i + 1], columns[i] : columns[i + 1]] = block
-    return found
-
-
-def _spearman(first: NDArray[np.floating], second: NDArray[np.floating]) -> float:
-    """Return the rank correlation, ties averaged; 0 if one side does not vary."""
-    ranks = []
-    for sample in (first, second):
-        _, inverse, counts = np.unique(sample, return_inverse=True, return_counts=True)
-        rank = (np.cumsum(counts) - (counts - 1) / 2.0)[inverse]
-        ranks.append(rank - rank.mean())
-    scale = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    return float(ranks[0] @ ranks[1]) / scale if scale > 0 else 0.0
-
-
-def read_evaluated(path: Path | str, space: DesignSpace) -> tuple[Genomes, Floats]:
-    """Read genomes (n, G) and top-1 fractions (n,) from a file of evaluated subnets.
-
-    A `.jsonl` file holds a line of `fleetnas evaluate --json` for each. Any other is a CSV: columns `ks`, `e`, `d`, `w`
-    hold numbers separated by spaces (those that the space has), `r` the resolution, and `top1_percent` or `top1` (a
-    fraction) the accuracy. Of rows with one architecture the mean is taken. Rows at resolutions that the space does not
-    have are left out.
-
-    Raises:
-        UsageError: the file cannot be read, or a row holds an architecture that is not in the space.
-    """
-    path = Path(path)
-    architectures, top1 = [], []
-    try:
-        with open_text(path) as file:
-            for architecture, accuracy in _json_lines(file, path) if path.suffix == ".jsonl" else _rows(file, path):
-                if architecture.r in space.resolutions:
-                    architectures.append(architecture)
-                    top1.append(accuracy)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a table of evaluated subnets: {error}; check the path") from None
-    if not architectures:
-        raise UsageError(
-            f"{path} holds no evaluated subnets at {', '.join(map(str, space.resolutions))} pixels; columns r, "
-            "top1_percent and, of ks, e, d, w, those that the space has are needed"
-        )
-    genomes, inverse = np.unique(space.encode(architectures), axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    return genomes.astype(np.int16), np.bincount(inverse, top1) / np.bincount(inverse)
-
-
-def _json_lines(file: Iterable[str], path: Path) -> Iterator[tuple[Architecture, float]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-            evaluated = Architecture.model_validate(found["architecture"]), float(found["accuracy"])
-        except (KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(
-                f"{path}, line {number} is no evaluated subnet ({reason}): each must be of `fleetnas evaluate --json`"
-            ) from None
-        yield evaluated
-
-
-def _rows(file: Iterable[str], path: Path) -> Iterator[tuple[Architecture, float]]:
-    for line, row in enumerate(csv.DictReader(file), start=2):
-        yield _row(row, f"{path}, line {line}")
-
-
-def _row(row: dict[str, str], where: str) -> tuple[Architecture, float]:
-    try:
-        parts = {key: tuple(float(part) for part in row[key].split()) for key in _LISTS if row.get(key)}
-        architecture = Architecture.model_validate({**parts, "r": int(row["r"])})
-        accuracy = float(row["top1"]) if row.get("top1") else float(row["top1_percent"]) / 100.0
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"{where} is no evaluated subnet ({reason}): columns r, top1_percent (or top1, a fraction) and, of ks, e, "
-            "d, w, those that the space has are needed, lists separated by spaces"
-        ) from None
-    return architecture, accuracy

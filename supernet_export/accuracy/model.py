@@ -34,10 +34,12 @@ class HeldOut:
     spearman: float  #: rank correlation
     mae_percent: float  #: mean absolute error, in percent of top-1
     rmse_percent: float  #: root-mean-square error, in percent of top-1
+    reliability: float | None = None  #: split-half reliability of the measured accuracies, where it is known
+    ceiling: float | None = None  #: rank correlation with them that a perfect prediction would have
 
     def to_json(self) -> dict[str, Any]:
-        """Return the error as a JSON object."""
-        return asdict(self)
+        """Return the error as a JSON object, without what is not known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class AccuracyPredictor:

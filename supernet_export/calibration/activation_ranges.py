@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.emitters.onnx import OnnxWriter
+from fleetnas.supernet_export.emitters.onnx import OPEN_BATCH, OnnxWriter
 from fleetnas.supernet_export.graph import (
     INPUT,
     OUTPUT,
@@ -46,7 +46,7 @@ class _RangeWriter(OnnxWriter):
     """Adds outputs with the lowest and highest value of every tensor that is quantised."""
 
     def __init__(self, graph: Graph) -> None:
-        super().__init__(graph, "batch")
+        super().__init__(graph, OPEN_BATCH)
         #: Tensors' names in `Ranges`, each with its two outputs' names.
         self.observed: list[tuple[str, tuple[str, str]]] = []
         self._last = graph.layers[-1]

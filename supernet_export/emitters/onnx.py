@@ -39,14 +39,19 @@ OPSET = 17
 IR_VERSION = 8
 
 _FLOAT = onnx.TensorProto.FLOAT
+#: Name of a batch that is left open.
+OPEN_BATCH = "batch"
 #: Protobuf tags, field number and wire type "length-delimited": ModelProto.graph, GraphProto.initializer,
 #: TensorProto.raw_data.
 _GRAPH_TAG, _INITIALIZER_TAG, _RAW_DATA_TAG = b"\x3a", b"\x2a", b"\x4a"
 
 
-def emit_onnx(graph: Graph, *, batch: int = 1) -> bytes:
-    """Return an ONNX model of the subnet: `input` (batch, channels, height, width) to `logits` (batch, classes)."""
-    writer = OnnxWriter(graph, batch)
+def emit_onnx(graph: Graph, *, batch: int | None = 1) -> bytes:
+    """Return an ONNX model of the subnet: `input` (batch, channels, height, width) to `logits` (batch, classes).
+
+    A `batch` of None leaves it open.
+    """
+    writer = OnnxWriter(graph, OPEN_BATCH if batch is None else batch)
     for layer in graph.layers:
         writer.add(layer)
     return writer.finish()

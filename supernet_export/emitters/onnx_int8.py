@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from fleetnas.supernet_export.emitters.onnx import OnnxWriter
+from fleetnas.supernet_export.emitters.onnx import OPEN_BATCH, OnnxWriter
 from fleetnas.supernet_export.graph import (
     INPUT,
     OUTPUT,
@@ -40,13 +40,13 @@ from fleetnas.supernet_export.quantisation import (
 )
 
 
-def emit_int8_onnx(graph: Graph, ranges: Ranges, *, batch: int = 1) -> bytes:
+def emit_int8_onnx(graph: Graph, ranges: Ranges, *, batch: int | None = 1) -> bytes:
     """Return an int8 ONNX model of the subnet, from the `ranges` of its activations.
 
     Input and output are those of the float32 model, `input` (batch, channels, height, width) and `logits`
-    (batch, classes), both float32. `UsageError` where a range is missing.
+    (batch, classes), both float32; a `batch` of None leaves it open. `UsageError` where a range is missing.
     """
-    writer = _Int8Writer(graph, batch, ranges)
+    writer = _Int8Writer(graph, OPEN_BATCH if batch is None else batch, ranges)
     for layer in graph.layers:
         writer.add(layer)
     return writer.finish()
@@ -55,7 +55,7 @@ def emit_int8_onnx(graph: Graph, ranges: Ranges, *, batch: int = 1) -> bytes:
 class _Int8Writer(OnnxWriter):
     """Quantises every activation but the logits. Activation functions that only clip are left to saturation."""
 
-    def __init__(self, graph: Graph, batch: int, ranges: Ranges) -> None:
+    def __init__(self, graph: Graph, batch: int | str, ranges: Ranges) -> None:
         super().__init__(graph, batch)
         self._ranges = ranges
         self._scales: dict[str, AffineScale] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fleetnas.supernet_export.emitters.onnx import OnnxWriter
+from fleetnas.supernet_export.emitters.onnx import OPEN_BATCH, OnnxWriter
 from fleetnas.supernet_export.graph import Conv, Graph
 
 
@@ -21,7 +21,7 @@ def emit_statistics(graph: Graph) -> tuple[bytes, list[str]]:
 
 class _StatisticsWriter(OnnxWriter):
     def __init__(self, graph: Graph) -> None:
-        super().__init__(graph, "batch")
+        super().__init__(graph, OPEN_BATCH)
         self.statistics: list[str] = []
 
     def conv(self, layer: Conv, output: str) -> None:

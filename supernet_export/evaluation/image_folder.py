@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,6 +80,14 @@ class ImageFolder(ImageSource):
     def paths(self) -> Sequence[Path]:
         """The image files, in the order of `labels`."""
         return self._paths
+
+    def digest(self) -> str:
+        """Read all files; return a SHA-256 over their names below the folder and their content."""
+        whole = hashlib.sha256()
+        for path in self._paths:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            whole.update(f"{path.relative_to(self._directory).as_posix()}\0{content}\n".encode())
+        return whole.hexdigest()
 
     def images(self, resolution: int) -> Iterator[Array]:
         """Yield every image with the preprocessing of an evaluation: the centre, or the whole image."""

@@ -35,6 +35,10 @@ class ImageSource(ABC):
         progress(len(self), len(self))
 
     @abstractmethod
+    def digest(self) -> str:
+        """Return a SHA-256 over names, classes and content of all images: equal on machines that see the same ones."""
+
+    @abstractmethod
     def images(self, resolution: int) -> Iterator[Array]:
         """Yield every image with the preprocessing of an evaluation."""
 

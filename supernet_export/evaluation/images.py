@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,11 @@ class DigitsImages(ImageSource):
 
         found: Part = getattr(load_digits(), self._name)
         return found
+
+    def digest(self) -> str:
+        """Return a SHA-256 over pixels and labels."""
+        content = self._part.images.tobytes() + self._part.labels.tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     def images(self, resolution: int) -> Iterator[Array]:
         """Yield every image, preprocessed."""

@@ -13,9 +13,10 @@ import pytest
 from rigs import peer
 
 from fleetnas.fleet_protocol.errors import CheckpointError, UsageError
-from fleetnas.supernet_export.accuracy.fit import FitSettings, fit_accuracy, read_evaluated
+from fleetnas.supernet_export.accuracy.fit import FitSettings, fit_accuracy
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
+from fleetnas.supernet_export.evaluation.evaluated_subnets import read_evaluated
 from fleetnas.supernet_export.spaces.registry import make_space
 
 

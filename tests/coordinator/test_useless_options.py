@@ -186,7 +186,8 @@ def test_every_command_is_looked_at() -> None:
     assert found == {
         "": 1,
         "accuracy": 0,
-        "accuracy fit": 4,
+        "accuracy evaluate": 13,
+        "accuracy fit": 5,
         "broker": 2,
         "broker init": 5,
         "broker renew": 1,

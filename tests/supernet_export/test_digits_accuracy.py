@@ -8,6 +8,14 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("onnxruntime")
 
+from fleetnas.supernet_export.training.accuracy import (
+    calibrated_graph,
+    evaluate_subnet,
+    fit_predictor,
+    held_out_error,
+    stratified_genomes,
+)
+
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.digits.accuracy import load_evaluated, load_predictor, save_evaluated, save_predictor
@@ -17,13 +25,6 @@ from fleetnas.supernet_export.evaluation.images import DigitsImages
 from fleetnas.supernet_export.export import DIGITS_CHECKPOINT, export_state_dict
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
-from fleetnas.supernet_export.training.accuracy import (
-    calibrated_graph,
-    evaluate_subnet,
-    fit_predictor,
-    held_out_error,
-    stratified_genomes,
-)
 
 SPACE = DigitsSpace()
 CALIBRATION, TEST = DigitsImages("calibration"), DigitsImages("test")

@@ -1,0 +1,82 @@
+"""`fleetnas accuracy evaluate --scheduler` on a real Dask scheduler with real workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sklearn")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("distributed")
+
+from rigs import evaluations, waiting
+from rigs.command_line import fleetnas
+
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.evaluation.evaluation_file import supernet_digest
+from fleetnas.supernet_export.evaluation.images import open_images
+from fleetnas.supernet_export.evaluation.job import EvaluationJob, worker_of
+from fleetnas.supernet_export.export import export_digits
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "digits.supernet"
+    export_digits(path)
+    return path
+
+
+def test_a_cluster_gives_the_local_answers_although_a_worker_is_killed(capsys, tmp_path, digits):
+    local, remote = tmp_path / "local.jsonl", tmp_path / "remote.jsonl"
+    command = ["accuracy", "evaluate", str(digits), "-n", "10"]
+    assert fleetnas(capsys, *command, "--workers", "1", "-o", str(local))[0] == 0
+    with evaluations.dask_cluster(tmp_path) as (address, nannies):
+        process = evaluations.start(digits, remote, "-n", "10", "--scheduler", address)
+        try:
+            waiting.until(lambda: evaluations.lines(remote), process, *nannies, remote)
+            waiting.until(lambda: evaluations.workers(nannies[0]), *nannies)[0].kill()
+            evaluations.finish(process)
+        finally:
+            evaluations.end(process)
+    assert evaluations.lines(remote) == evaluations.lines(local)
+    assert len(evaluations.lines(local)) == 10
+
+
+def test_no_scheduler_is_said_at_once(capsys, tmp_path, digits):
+    command = ["accuracy", "evaluate", str(digits), "-o", str(tmp_path / "a.jsonl"), "--scheduler"]
+    for address in ("tcp://127.0.0.1:9", "nonsense://x"):
+        code, _, err = fleetnas(capsys, *command, address)
+        assert code == 2
+        assert f"no Dask scheduler answers at {address}" in err
+        assert "Traceback" not in err
+
+
+def test_workers_of_other_versions_are_named(capsys, tmp_path, digits):
+    information = tmp_path / "packages" / "fleetnas-9.9.9.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: fleetnas\nVersion: 9.9.9\n")
+    with evaluations.dask_cluster(tmp_path, 1, [information.parent]) as (address, _):
+        command = ["accuracy", "evaluate", str(digits), "-o", str(tmp_path / "a.jsonl"), "--scheduler", address]
+        code, _, err = fleetnas(capsys, *command)
+    assert code == 2
+    assert "has other versions: fleetnas 9.9.9 there" in err
+
+
+def test_a_worker_refuses_files_of_other_content(tmp_path, digits):
+    opened = SupernetBundle.open(digits)
+    job = EvaluationJob(
+        bundle=digits,
+        supernet_digest=supernet_digest(opened),
+        images=None,
+        calibration_images=None,
+        images_digest="0" * 64,
+        calibration_digest=open_images(opened, None, "calibration").digest(),
+        verify=True,
+    )
+    with pytest.raises(UsageError, match="other content on a worker than here"):
+        worker_of(job)
+    missing = EvaluationJob(tmp_path / "none.supernet", "", None, None, "", "", verify=True)
+    with pytest.raises(UsageError, match="a worker cannot open .* none.supernet"):
+        worker_of(missing)
