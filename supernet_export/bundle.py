@@ -28,6 +28,7 @@ from fleetnas.supernet_export.accuracy.model import AccuracyPredictor, HeldOut
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.fixed import FixedSpace
 from fleetnas.supernet_export.spaces.registry import make_space
 
 FORMAT_VERSION: Literal[1] = 1
@@ -318,8 +319,11 @@ def _check_tensors(space: DesignSpace, manifest: Manifest, shapes: Mapping[str, 
             raise CorruptBundleError(f"{space.name} needs a tensor {name!r} that it does not hold")
         if shapes[name] != shape:
             raise CorruptBundleError(f"tensor {name!r} must have shape {shape} for {space.name} and has {shapes[name]}")
-    classes = shapes[_LAST_BIAS][0]
-    channels = next(shapes[name][1] for name in _FIRST_WEIGHTS if name in shapes)
+    if isinstance(space, FixedSpace):
+        classes, channels = space.classes, space.image_channels
+    else:
+        classes = shapes[_LAST_BIAS][0]
+        channels = next(shapes[name][1] for name in _FIRST_WEIGHTS if name in shapes)
     if (manifest.classes, manifest.preprocessing.channels) != (classes, channels):
         raise CorruptBundleError(
             f"its manifest speaks of {manifest.classes:,} classes and images of {manifest.preprocessing.channels} "
