@@ -65,8 +65,8 @@ def write_network(
     """Write `graph`, a network of this architecture with any weights, as a bundle; return the bundle's SHA-256.
 
     Args:
-        parent: the supernet's bundle, whose data set, classes and preprocessing the network keeps. Its SHA-256 goes into
-            the provenance.
+        parent: the supernet's bundle, whose data set, classes and preprocessing the network keeps. Its SHA-256 goes
+            into the provenance.
         architecture: a point of the parent's space, of which `graph` has the layers.
         graph: the layers with their weights.
         path: file to write.

@@ -46,7 +46,7 @@ def _fixed_space(options: Mapping[str, Any]) -> FixedSpace:
     wanted = {"space", "options", "architecture"}
     if set(options) != wanted or options["space"] == FixedSpace.name:
         raise UsageError(
-            f"design space 'subnet' takes the options {', '.join(sorted(wanted))}, where `space` is a supernet's space; "
+            f"design space 'subnet' takes the options {', '.join(sorted(wanted))}, `space` being that of a supernet; "
             f"found {', '.join(sorted(map(str, options)))[:200]}: write its bundle with `fleetnas finetune`"
         )
     try:
