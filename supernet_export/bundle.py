@@ -27,14 +27,11 @@ from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.manifest import Manifest, read_manifest
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
-from fleetnas.supernet_export.spaces.fixed import FixedSpace
 from fleetnas.supernet_export.spaces.registry import make_space
 
 #: Tensors of the accuracy predictor start with this; all others are the supernet's.
 ACCURACY_PREFIX = "accuracy/"
 
-#: Tensors that tell the network's input and output apart from its inside: some family's each.
-_FIRST_WEIGHTS, _LAST_BIAS = ("first_conv.conv.weight", "input_stem.0.conv.weight"), "classifier.linear.bias"
 _MANIFEST_KEY, _DIGEST_KEY = "fleetnas", "content_sha256"
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _LENGTH = struct.Struct("<Q")
@@ -243,11 +240,7 @@ def _check_tensors(space: DesignSpace, manifest: Manifest, shapes: Mapping[str, 
             raise CorruptBundleError(f"{space.name} needs a tensor {name!r} that it does not hold")
         if shapes[name] != shape:
             raise CorruptBundleError(f"tensor {name!r} must have shape {shape} for {space.name} and has {shapes[name]}")
-    if isinstance(space, FixedSpace):
-        classes, channels = space.classes, space.image_channels
-    else:
-        classes = shapes[_LAST_BIAS][0]
-        channels = next(shapes[name][1] for name in _FIRST_WEIGHTS if name in shapes)
+    classes, channels = space.classes, space.image_channels
     if (manifest.classes, manifest.preprocessing.channels) != (classes, channels):
         raise CorruptBundleError(
             f"its manifest speaks of {manifest.classes:,} classes and images of {manifest.preprocessing.channels} "

@@ -10,14 +10,12 @@ from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import (
     ACCURACY_PREFIX,
-    AccuracyPredictorInfo,
-    Manifest,
-    Provenance,
     SupernetBundle,
     write_bundle,
 )
 from fleetnas.supernet_export.graph import Graph, Statistics
 from fleetnas.supernet_export.graph_tensors import graph_tensors
+from fleetnas.supernet_export.manifest import AccuracyPredictorInfo, Manifest, Provenance
 from fleetnas.supernet_export.slicing.subnet import slice_subnet
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.fixed import FixedSpace

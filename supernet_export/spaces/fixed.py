@@ -29,6 +29,7 @@ class FixedSpace(DesignSpace):
         #: The architecture in the parent's canonical form.
         self.architecture = parent.decode(genome)[0]
         self.resolutions = (self.architecture.r,)
+        self.classes, self.image_channels, self.aspect = parent.classes, parent.image_channels, parent.aspect
         self.cardinalities = np.ones(2, np.int16)
         self.slot_names = parent.slot_names
         chosen = parent.slots(genome)[0]
@@ -45,17 +46,9 @@ class FixedSpace(DesignSpace):
             "architecture": self.architecture.model_dump(mode="json"),
         }
 
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        found: int = getattr(self.parent, "network", self.parent).classes
-        return found
-
-    @property
-    def image_channels(self) -> int:
-        """Channels of an input image."""
-        found: int = getattr(self.parent, "network", self.parent).image_channels
-        return found
+    def input_size(self, resolution: int) -> tuple[int, int]:
+        """Return (height, width) of images in pixels, as the parent has them."""
+        return self.parent.input_size(resolution)
 
     @property
     def size(self) -> int:
