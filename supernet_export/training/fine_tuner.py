@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,31 +18,10 @@ from fleetnas.supernet_export.graph import Graph
 from fleetnas.supernet_export.training.batches import Floats
 from fleetnas.supernet_export.training.distillation_batches import DistillationBatch, DistillationBatches
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe
+from fleetnas.supernet_export.training.fine_tuning_step import FineTuningStep
 from fleetnas.supernet_export.training.graph_module import GraphModule
 from fleetnas.supernet_export.training.optimisation import Optimisation
 from fleetnas.supernet_export.training.reproducible import reproducible
-
-
-@dataclass(frozen=True)
-class FineTuningStep:
-    """The place of a training after one step."""
-
-    epoch: int  #: from 1
-    epochs: int
-    step: int  #: of the epoch, from 1
-    steps: int
-    loss: float  #: mean over the epoch so far
-    agreement: float  #: share of this epoch's images so far that the student classifies as their labels say
-
-    @property
-    def ends_epoch(self) -> bool:
-        """Whether it was the last step of its epoch."""
-        return self.step == self.steps
-
-    @property
-    def share(self) -> float:
-        """Share of the whole training that is done."""
-        return ((self.epoch - 1) * self.steps + self.step) / (self.epochs * self.steps)
 
 
 class FineTuner:
@@ -164,5 +142,6 @@ class FineTuner:
         raise TrainingError(
             f"the training has diverged: in epoch {self._epoch + 1}, step {self._step + 1} the loss is {loss:g}, or "
             "its gradients are not finite; start again with a lower --learning-rate than "
-            f"{self.recipe.learning_rate:g} or with --precision fp32, and look at the images of this batch ({names}, ...)"
+            f"{self.recipe.learning_rate:g} or with --precision fp32, and look at the images of this batch ({names}, "
+            "...)"
         )

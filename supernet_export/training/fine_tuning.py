@@ -18,9 +18,10 @@ from fleetnas.supernet_export.training.distillation_batches import (
     DistillationBatches,
     FolderBatches,
 )
-from fleetnas.supernet_export.training.fine_tuner import FineTuner, FineTuningStep
+from fleetnas.supernet_export.training.fine_tuner import FineTuner
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe
 from fleetnas.supernet_export.training.fine_tuning_state import FineTuningState
+from fleetnas.supernet_export.training.fine_tuning_step import FineTuningStep
 from fleetnas.supernet_export.training.network_images import NetworkImages
 
 
