@@ -31,14 +31,12 @@ class FineTuningState:
         Raises:
             UsageError: the file holds no state, or that of another training; the message names what differs.
         """
-        import pickle
-
         import torch
 
         try:
             found = torch.load(io.BytesIO(self.path.read_bytes()), weights_only=True, map_location="cpu")
             settings, state = json.loads(found["settings"]), dict(found["state"])
-        except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+        except Exception as error:  # noqa: BLE001 - torch's reader raises anything for a broken file
             raise UsageError(
                 f"{self.path} holds no interrupted fine-tuning ({' '.join(str(error).split())[:100]}); delete it, and "
                 "start again without --resume"
