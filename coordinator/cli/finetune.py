@@ -155,6 +155,8 @@ def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:
     if text == "none":
         return None
     if text != "largest":
+        if not Path(text).exists():
+            raise UsageError(f"--teacher {text} is neither largest nor none, and there is no such file; correct it")
         return SupernetBundle.open(Path(text))
     if bundle.space.size == 1:
         raise UsageError(

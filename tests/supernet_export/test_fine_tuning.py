@@ -72,7 +72,7 @@ def test_fine_tuning_the_digits_smallest_subnet_makes_it_better_on_images_it_has
     export_digits(tmp_path / "digits.supernet")
     bundle = SupernetBundle.open(tmp_path / "digits.supernet")
     (smallest,) = bundle.space.decode(bundle.space.smallest())
-    recipe = FineTuningRecipe(epochs=2)
+    recipe = FineTuningRecipe(epochs=1)
     asked = FineTuningRequest(bundle, smallest, None, None, bundle, tmp_path / "one.supernet", recipe)
     found = tuned(asked)
     assert found.before is not None
