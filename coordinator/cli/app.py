@@ -49,6 +49,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     evaluate,
     export,
     export_data,
+    finetune,
     inspect,
     mirror,
     predictor,
@@ -61,7 +62,7 @@ from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 _MODULES = (
     *(demo, search, watch, devices, runs, export_data, train, export, inspect, mirror),
-    *(evaluate, accuracy, predictor, broker, security),
+    *(evaluate, finetune, accuracy, predictor, broker, security),
 )
 for module in _MODULES:
     module.register(app)

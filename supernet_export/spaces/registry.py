@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
+from pydantic import ValidationError
+
+from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.compofa import CompOfaElasticSpace, CompOfaSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.spaces.fixed import FixedSpace
 from fleetnas.supernet_export.spaces.mbconv_data import MBConvDataSpace
 from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
 from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
@@ -34,13 +39,13 @@ def built_in_space_names() -> list[str]:
 
 
 def space_names() -> list[str]:
-    """Return every registered name, sorted."""
+    """Return the names of all supernets' spaces, sorted; `subnet`, the space of one network, is not among them."""
     return sorted({*_SPACES, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))})
 
 
 def make_space(name: str, options: Mapping[str, Any] | None = None) -> DesignSpace:
     """Make the design space called `name` with its own `options`; `UsageError` if there is none."""
-    make = _SPACES.get(name) or _registered(name)
+    make = _fixed_space if name == FixedSpace.name else _SPACES.get(name) or _registered(name)
     try:
         return make(**dict(options or {}))
     except FleetnasError:
@@ -68,3 +73,14 @@ def _registered(name: str) -> Callable[..., DesignSpace]:
             "install its distribution again"
         ) from error
     return make
+
+
+def _fixed_space(space: str, options: Mapping[str, Any], architecture: Mapping[str, Any]) -> FixedSpace:
+    """Make the space of one network from its parent's name and options and its architecture."""
+    if space == FixedSpace.name:
+        raise UsageError("the design space 'subnet' is cut out of a supernet's space, not out of another 'subnet'")
+    try:
+        found = Architecture.model_validate(architecture)
+    except ValidationError as error:
+        raise UsageError(f"design space 'subnet' has no usable architecture: {first_fault(error)}") from error
+    return FixedSpace(make_space(space, options), found)
