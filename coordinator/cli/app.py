@@ -49,6 +49,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     evaluate,
     export,
     export_data,
+    measure,
     mirror,
     predictor,
     runs,
@@ -58,7 +59,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
 from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 _MODULES = (
-    *(demo, search, watch, devices, runs, export_data, export, mirror),
+    *(demo, search, measure, watch, devices, runs, export_data, export, mirror),
     *(evaluate, accuracy, predictor, broker, security),
 )
 for module in _MODULES:

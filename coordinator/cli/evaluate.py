@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.architectures import ARCHITECTURE_HELP, parse_architecture
 from fleetnas.coordinator.cli.progress import image_progress
-from fleetnas.device_profiles.text_files import read_text
-from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import InterpreterName, Precision
 from fleetnas.supernet_export.output_files import check_file, write_atomically
@@ -35,9 +33,7 @@ def evaluate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .supernet file.")],
     architecture: Annotated[
         str,
-        typer.Argument(
-            metavar="ARCHITECTURE", help="JSON with OFA's keys, a file of it, `smallest`, `largest` or `random:SEED`."
-        ),
+        typer.Argument(metavar="ARCHITECTURE", help=ARCHITECTURE_HELP),
     ],
     images: Annotated[
         Path | None,
@@ -66,7 +62,7 @@ def evaluate(
     from fleetnas.supernet_export.bundle import SupernetBundle
 
     opened = SupernetBundle.open(bundle)
-    chosen = _architecture(opened, architecture)
+    chosen = parse_architecture(opened.space, architecture)
     if images is None and opened.manifest.dataset != "digits":
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR")
     if output is not None:
@@ -79,31 +75,6 @@ def evaluate(
     typer.echo(json.dumps(result) if as_json else "\n".join(_lines(chosen, result)))
     if output is not None:  # last: a disk that is full by now costs the file alone
         write_atomically(output, file)
-
-
-def _architecture(bundle: SupernetBundle, text: str) -> Architecture:
-    """Parse an architecture: JSON, a file of it, `smallest`, `largest` or `random:SEED`; `UsageError` otherwise."""
-    import numpy as np
-
-    from fleetnas.fleet_protocol.architecture import Architecture
-
-    space = bundle.space
-    if text in ("smallest", "largest"):
-        return space.decode(space.smallest() if text == "smallest" else space.largest())[0]
-    seed = text.removeprefix("random:")
-    if seed != text and seed.isdecimal():
-        return space.decode(space.sample(1, np.random.default_rng(int(seed))))[0]
-    try:
-        # JSON first: a whole architecture is longer than a file's name may be.
-        is_file = not text.lstrip().startswith("{") and Path(text).is_file()
-        fields = json.loads(read_text(Path(text)) if is_file else text)
-        # A winner's card holds its architecture beside other things.
-        return Architecture.model_validate(fields.get("architecture", fields))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(
-            f"architecture {text[:80]!r} cannot be read ({_fault(error)}); give JSON with the "
-            "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
-        ) from None
 
 
 def _evaluated(
@@ -148,9 +119,3 @@ def _lines(chosen: Architecture, result: dict[str, Any]) -> list[str]:
     macs, parameters = result["macs"] / 1e6, result["parameters"] / 1e6
     lines.append(f"{macs:.1f} M MACs, {parameters:.2f} M parameters, {result['bytes']:,} bytes")
     return lines
-
-
-def _fault(error: OSError | ValueError | AttributeError) -> str:
-    if isinstance(error, ValidationError):
-        return first_fault(error)
-    return "it is no JSON, and no such file exists" if isinstance(error, json.JSONDecodeError) else str(error)
