@@ -13,6 +13,7 @@ The tree::
     │   └── MirrorError            a mirror cannot serve a bundle, which then comes through the broker
     ├── CheckpointError            a checkpoint cannot be read, or is of another family
     │   └── DownloadError          a published checkpoint cannot be fetched
+    ├── TrainingError              a training cannot go on
     ├── RuntimeUnavailableError    a runtime or its execution provider does not load here
     ├── MissingDependencyError     an optional package is not installed; names the extra
     ├── ProtocolError              a message breaks the wire contract
@@ -76,6 +77,10 @@ class CheckpointError(FleetnasError):
 
 class DownloadError(CheckpointError):
     """A published checkpoint cannot be fetched."""
+
+
+class TrainingError(FleetnasError):
+    """A training cannot go on: its loss is not finite, or a process that reads its images has ended."""
 
 
 class RuntimeUnavailableError(FleetnasError):

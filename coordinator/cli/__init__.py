@@ -53,7 +53,9 @@ def _forget_output() -> None:
 
 
 def _with_latest(arguments: list[str]) -> list[str]:
-    """Give `--resume` without a value the value `latest`; typer has no options with an optional value."""
+    """Give `search --resume` without a value the value `latest`; typer has no options with an optional value."""
+    if arguments[:1] != ["search"]:
+        return arguments
     found: list[str] = []
     for place, word in enumerate(arguments):
         found.append(word)

@@ -49,6 +49,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     evaluate,
     export,
     export_data,
+    finetune,
     measure,
     mirror,
     predictor,
@@ -60,7 +61,7 @@ from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 _MODULES = (
     *(demo, search, measure, watch, devices, runs, export_data, export, mirror),
-    *(evaluate, accuracy, predictor, broker, security),
+    *(evaluate, finetune, accuracy, predictor, broker, security),
 )
 for module in _MODULES:
     module.register(app)

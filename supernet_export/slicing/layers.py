@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.errors import BundleError
 from fleetnas.supernet_export.graph import Array, BatchNorm, Graph, Statistics
+from fleetnas.supernet_export.graph_tensors import statistics_of
 
 #: A bundle's tensor by name.
 TensorSource: TypeAlias = Callable[[str], Array]
@@ -60,10 +60,5 @@ def sliced_norm(
     if statistics is None:
         mean, variance = tensor(f"{prefix}.running_mean")[:channels], tensor(f"{prefix}.running_var")[:channels]
     else:
-        if conv not in statistics or any(part.shape != (channels,) for part in statistics[conv]):
-            raise BundleError(
-                f"calibrated statistics must give {channels} means and variances for {conv!r} and do not: they belong "
-                "to another architecture; re-estimate them for this one"
-            )
-        mean, variance = statistics[conv]
+        mean, variance = statistics_of(statistics, conv, channels)
     return BatchNorm(gamma, beta, mean, variance, epsilon)

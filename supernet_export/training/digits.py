@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from fleetnas.supernet_export.digits.data import load_digits, preprocess
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.training.augmentation import Distortion
+from fleetnas.supernet_export.training.batches import MemoryBatches
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
 from fleetnas.supernet_export.training.schedule import Phase
-from fleetnas.supernet_export.training.trainer import Progress, Recipe, Trainer
+from fleetnas.supernet_export.training.trainer import Progress, Recipe, Trainer, TrainerEvents
 
 _SPACE = DigitsSpace()
 
@@ -36,6 +37,14 @@ SCHEDULE: tuple[Phase, ...] = (
 )
 
 
+class _Reported(TrainerEvents):
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self._report = report
+
+    def after_epoch(self, trainer: Trainer, progress: Progress) -> None:
+        self._report(progress)
+
+
 def train_digits(
     phases: Sequence[Phase], report: Callable[[Progress], None], *, recipe: Recipe = RECIPE
 ) -> ElasticMBConvNet:
@@ -46,8 +55,15 @@ def train_digits(
     torch.manual_seed(recipe.seed)
     net = ElasticMBConvNet(_SPACE.network, _SPACE.kernels, _SPACE.expands, _SPACE.depths)
     train = load_digits().train
-    trainer = Trainer(net, train.images, train.labels, recipe=recipe, preprocess=preprocess, augment=DISTORTION)
-    trainer.run(phases, report)
+    batches = MemoryBatches(
+        train.images,
+        train.labels,
+        resolutions=recipe.resolutions,
+        batch_size=recipe.batch_size,
+        preprocess=preprocess,
+        augment=DISTORTION,
+    )
+    Trainer(net, batches, phases, recipe, events=_Reported(report)).run()
     net.set_active(_SPACE.decode(_SPACE.largest())[0])
     net.calibrate(torch.from_numpy(preprocess(train.images, max(_SPACE.resolutions))))
     return net

@@ -113,15 +113,22 @@ class ElasticMBConvNet(nn.Module):
         out: Tensor = self.classifier(x)
         return out
 
+    def set_synchronised(self, synchronised: bool) -> None:
+        """Normalise by the batches of all processes in training, or by this process's alone."""
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.set_synchronised(synchronised)
+
     @torch.no_grad()
-    def calibrate(self, images: Tensor) -> None:
-        """Set the active subnet's batch-norm statistics to those of `images`, as one batch."""
+    def calibrate(self, *batches: Tensor) -> None:
+        """Set the active subnet's batch-norm statistics to the mean of those of the batches of images."""
         norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
         training = self.training
         self.eval()
         for norm in norms:
             norm.set_calibrating(True)
-        self(images)
+        for images in batches:
+            self(images)
         for norm in norms:
             norm.set_calibrating(False)
         self.train(training)

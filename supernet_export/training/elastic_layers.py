@@ -20,6 +20,7 @@ from torch.nn import functional
 from fleetnas.fleet_protocol.errors import ArchitectureError
 from fleetnas.supernet_export.graph import Activation
 from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, MBConvNetwork, squeeze_width
+from fleetnas.supernet_export.training.ranks import global_moments
 
 
 class _Activation(nn.Module):
@@ -45,7 +46,8 @@ class BatchNorm(nn.Module):
     """Batch norm over the first channels of its parameters, as many as its input has.
 
     While calibrating, it normalises by the batch's own statistics and keeps exactly those: so a subnet's statistics are
-    estimated. In training they are a running average of the slice, as in OFA.
+    estimated. In training they are a running average of the slice, as in OFA. Where several processes train, it
+    normalises by the statistics of the batches of all (`set_synchronised`).
     """
 
     running_mean: Tensor
@@ -54,15 +56,20 @@ class BatchNorm(nn.Module):
     def __init__(self, channels: int, epsilon: float, momentum: float = 0.1) -> None:
         super().__init__()
         self.epsilon, self.momentum = epsilon, momentum
-        self.calibrating = False
+        self.calibrating = self.synchronised = False
+        self.calibrated = 0
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def set_calibrating(self, calibrating: bool) -> None:
-        """Begin or end calibration."""
-        self.calibrating = calibrating
+        """Begin or end calibration; the batches between give the mean of their statistics."""
+        self.calibrating, self.calibrated = calibrating, 0
+
+    def set_synchronised(self, synchronised: bool) -> None:
+        """Take the statistics of all processes' batches in training, or this process's."""
+        self.synchronised = synchronised
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x, shape (n, channels, height, width)."""
@@ -70,10 +77,25 @@ class BatchNorm(nn.Module):
         mean, var = self.running_mean[:channels], self.running_var[:channels]
         if self.calibrating:
             # The biased variance, with which normalisation computes and which OFA keeps; torch keeps the other one.
-            var.copy_(x.var(dim=(0, 2, 3), unbiased=False))
-            mean.copy_(x.mean(dim=(0, 2, 3)))
+            batch_var, batch_mean = x.var(dim=(0, 2, 3), unbiased=False), x.mean(dim=(0, 2, 3))
+            self.calibrated += 1
+            var.lerp_(batch_var, 1 / self.calibrated)
+            mean.lerp_(batch_mean, 1 / self.calibrated)
+            mean, var = batch_mean, batch_var
         weight, bias = self.weight[:channels], self.bias[:channels]
+        if self.training and self.synchronised:
+            return self._normalised_with_others(x, mean, var)
         return functional.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.epsilon)
+
+    def _normalised_with_others(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
+        channels = x.shape[1]
+        mean, var, count = global_moments(x.float())
+        with torch.no_grad():
+            running_mean.lerp_(mean, self.momentum)
+            running_var.lerp_(var * (count / max(1, count - 1)), self.momentum)
+        scale = self.weight[:channels] * torch.rsqrt(var + self.epsilon)
+        shift = self.bias[:channels] - mean * scale
+        return (x.float() * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
 class _Elastic(nn.Module):

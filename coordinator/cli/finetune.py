@@ -1,0 +1,192 @@
+"""`fleetnas finetune`: train one subnet on, and write it as a bundle of its own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.architectures import ARCHITECTURE_HELP, parse_architecture
+from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.output_files import check_file
+from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe, TrainingPrecision
+
+if TYPE_CHECKING:
+    from fleetnas.supernet_export.bundle import SupernetBundle
+    from fleetnas.supernet_export.training.fine_tuning import FineTuned, FineTuningRequest
+
+_DEFAULT = FineTuningRecipe()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("finetune")(command(finetune))
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """How the subnet is trained."""
+
+    epochs: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Times that every image is seen; 0 only calibrates and cuts out.")
+    ] = _DEFAULT.epochs
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", metavar="RATE", min=1e-8, max=10, help="At its peak.")
+    ] = _DEFAULT.learning_rate
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", min=2, max=65_536, help="Images per step.")
+    ] = _DEFAULT.batch_size
+    precision: Annotated[
+        TrainingPrecision, typer.Option(help="Arithmetic of the training; bf16 and fp16 pay on GPUs.")
+    ] = _DEFAULT.precision
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the order and the distortions.")] = _DEFAULT.seed
+    threads: Annotated[
+        int,
+        typer.Option(min=1, max=1024, metavar="N", help="Processor threads; another number gives other weights."),
+    ] = _DEFAULT.threads
+
+    def recipe(self) -> FineTuningRecipe:
+        """Return the recipe."""
+        return FineTuningRecipe(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            seed=self.seed,
+            threads=self.threads,
+        )
+
+
+def finetune(
+    *,
+    architecture: Annotated[str, typer.Argument(metavar="CARD|ARCHITECTURE", help=ARCHITECTURE_HELP)],
+    bundle: Annotated[
+        Path, typer.Option("--bundle", metavar="BUNDLE", help="The .supernet file that the subnet is cut out of.")
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to train on."),
+    ] = None,
+    val: Annotated[
+        Path | None, typer.Option("--val", metavar="DIR", help="The same, to compare accuracies before and after.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The bundle to write, a .supernet file.")
+    ],
+    teacher: Annotated[
+        str,
+        typer.Option(metavar="largest|none|BUNDLE", help="The largest subnet of BUNDLE, or of another .supernet file."),
+    ] = "largest",
+    recipe: RecipeOptions,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted training of FILE; give the same other options.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Fine-tune one subnet, such as a winner, and write it as a bundle of its own.
+
+    The subnet learns from labels and from a frozen teacher. Its bundle works like any other: `evaluate`, `measure` and
+    `search` take it, agents build the same files from it. Needs torch: pip install 'fleetnas[train]'.
+    """
+    check_file("--output", output, ".supernet", strict=True)
+    _check_unfinished(output, resume=resume)
+    request = _request(architecture, recipe.recipe(), bundle, images, val, teacher, output)
+    from fleetnas.supernet_export.training.requirements import require_torch
+
+    require_torch("fine-tuning")
+    from fleetnas.coordinator.cli.fine_tuning_view import fine_tuning_view
+    from fleetnas.supernet_export.training.fine_tuning import fine_tune
+
+    with fine_tuning_view(quiet=as_json) as events:
+        found = fine_tune(request, events, resume=resume)
+    if as_json:
+        typer.echo(json.dumps(_json(request, found)))
+    else:
+        for line in _lines(request, found):
+            typer.echo(line)
+
+
+def _check_unfinished(output: Path, *, resume: bool) -> None:
+    partial = output.with_name(f"{output.name}.partial")
+    if output.exists():
+        raise UsageError(f"--output {output} exists already; give another name, or delete it first")
+    if partial.exists() and not resume:
+        raise UsageError(
+            f"{partial} holds an interrupted training; go on with it with --resume, or delete it to start again"
+        )
+
+
+def _request(
+    architecture: str,
+    recipe: FineTuningRecipe,
+    bundle: Path,
+    images: Path | None,
+    val: Path | None,
+    teacher: str,
+    output: Path,
+) -> FineTuningRequest:
+    """Open what the command line names; `UsageError` where the images are missing."""
+    from fleetnas.supernet_export.bundle import SupernetBundle
+    from fleetnas.supernet_export.training.fine_tuning import FineTuningRequest
+
+    opened = SupernetBundle.open(bundle)
+    if images is None and opened.manifest.dataset != "digits":
+        raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR to train on")
+    return FineTuningRequest(
+        bundle=opened,
+        architecture=parse_architecture(opened.space, architecture),
+        images=images,
+        validation=val,
+        teacher=_teacher(opened, teacher),
+        output=output,
+        recipe=recipe,
+    )
+
+
+def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:
+    from fleetnas.supernet_export.bundle import SupernetBundle
+
+    if text == "none":
+        return None
+    if text != "largest":
+        return SupernetBundle.open(Path(text))
+    if bundle.space.size == 1:
+        raise UsageError(
+            f"{bundle.path} holds one network, which cannot teach itself: give --teacher with the supernet's bundle, "
+            "or none for labels alone"
+        )
+    return bundle
+
+
+def _lines(request: FineTuningRequest, found: FineTuned) -> list[str]:
+    """Format the result for people, with the command that comes next."""
+    lines = []
+    if found.before is not None and found.after is not None:
+        lines.append(f"top-1 before {100 * found.before:.2f} %, after {100 * found.after:.2f} %")
+        if found.after < found.before:
+            lines.append("it is less accurate than before: try a lower --learning-rate, or more images")
+    else:
+        lines.append("no accuracy is known without --val, and a search of this bundle needs one; `measure` does not")
+    output = request.output
+    lines.append(f"{output}: {output.stat().st_size / 1e6:.1f} MB, SHA-256 {found.sha256}")
+    command = ["fleetnas", "measure", str(output), "--local"]
+    lines.append(f"next, measure it on devices (--broker ADDRESS in place of --local): {shlex.join(command)}")
+    return lines
+
+
+def _json(request: FineTuningRequest, found: FineTuned) -> dict[str, object]:
+    return {
+        "architecture": request.architecture.model_dump(mode="json"),
+        "accuracy_before": found.before,
+        "accuracy": found.after,
+        "teacher_accuracy": found.teacher,
+        "epochs": request.recipe.epochs,
+        "bytes": request.output.stat().st_size,
+        "sha256": found.sha256,
+    }
