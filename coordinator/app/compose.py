@@ -17,7 +17,8 @@ from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
 from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
-from fleetnas.coordinator.app.tuners import TunerFactory, stored_priors
+from fleetnas.coordinator.app.tuners import SubnetTunerFactory, TunerFactory, stored_priors
+from fleetnas.coordinator.app.winner_card import check_card
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.campaign.planning_pool import PlanningPool
 from fleetnas.coordinator.campaign.resumption import take_up
@@ -43,8 +44,6 @@ from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
-from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
-from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.output_files import check_folder
 
 _MOST_PLANNING_THREADS = 4
@@ -70,11 +69,11 @@ def open_search(
     fleet = LOCAL_FLEET if isinstance(request.devices_at, LocalDevice) else request.devices_at.name
     run = choose_run(request, fleet, store)
     accuracy = _checked_accuracy(run)
+    check_card(run.settings)
     if models is None:
         models = BundleWinnerBuilder(run.bundle, *checked_images(run.bundle, run.images, image_progress))
     notes = Notes()
-    priors = stored_priors(store, run.bundle.space, run.settings.plan, run.created_unix_s, notes.add)
-    make_tuner = TunerFactory(run.bundle.space, accuracy, run.settings.plan, priors)
+    make_tuner = _tuners(run, accuracy, store, notes)
     with contextlib.ExitStack() as undo:
         network = _open_network(request, run, store.devices(run.run_id) if run.resumed else [], notes)
         undo.callback(network.transport.close)
@@ -97,7 +96,7 @@ def open_search(
         if metrics is not None:
             metrics.attach(campaign, network.blobs, store)
         _begin(campaign, run, fleet, store)
-        artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic)
+        artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic, run.card)
         undo.pop_all()
     return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts)
 
@@ -184,23 +183,32 @@ def _identity(request: SearchRequest, run: ChosenRun, blobs: BlobServer) -> Camp
     return CampaignIdentity(run.run_id, bundle.path.name, blobs.add_file(bundle.path, bundle.sha256), mirror)
 
 
-def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy:
-    """Make the accuracy model of a run; check its bounds and its folder of results as well."""
-    accuracy = PredictedAccuracy(run.bundle.space, _accuracy_predictor(run.bundle))
-    run.settings.plan.bounds.check(run.bundle.space)
+def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
+    """Make the accuracy model of a run; check its bounds and its folder of results as well.
+
+    None where given subnets are measured and the bundle has no accuracy predictor.
+    """
+    space, predictor = run.bundle.space, run.bundle.accuracy_predictor()
+    if predictor is None and not run.settings.plan.architectures:
+        raise UsageError(
+            f"{run.bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; export "
+            "it with one (`fleetnas export --help`)"
+        )
+    run.settings.plan.bounds.check(space)
+    space.encode(run.settings.plan.architectures)
     if run.out is not None:
         check_folder("--out", run.out)
-    return accuracy
+    return PredictedAccuracy(space, predictor) if predictor is not None else None
 
 
-def _accuracy_predictor(bundle: SupernetBundle) -> AccuracyPredictor:
-    predictor = bundle.accuracy_predictor()
-    if predictor is None:
-        raise UsageError(
-            f"{bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; export it "
-            "with one (`fleetnas export --help`)"
-        )
-    return predictor
+def _tuners(
+    run: ChosenRun, accuracy: PredictedAccuracy | None, store: MeasurementStore, notes: Notes
+) -> TunerFactory | SubnetTunerFactory:
+    """Make the factory of the run's tuners: of searches, or of measurements of given subnets."""
+    space, plan = run.bundle.space, run.settings.plan
+    if plan.architectures or accuracy is None:
+        return SubnetTunerFactory(space, accuracy, plan)
+    return TunerFactory(space, accuracy, plan, stored_priors(store, space, plan, run.created_unix_s, notes.add))
 
 
 def _begin(campaign: Campaign, run: ChosenRun, fleet: str, store: MeasurementStore) -> None:

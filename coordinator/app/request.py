@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
-from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.plan import CampaignPlan, RunKind
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 #: In place of a run's id: the fleet's latest run that was interrupted.
@@ -36,10 +36,12 @@ class FleetAccess:
 
 @dataclass(frozen=True)
 class NewRun:
-    """A search from its beginning."""
+    """A search, or a measurement of given subnets, from its beginning."""
 
     supernet: Path
     plan: CampaignPlan
+    card: Path | None = None
+    """Model card to rewrite once its target is met: of a plan with one given subnet."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class ResumedRun:
     """The same bundle at another path; None: where it was."""
     devices: tuple[str, ...] = ()
     """Agents that take part beside those of the run."""
+    kind: RunKind = "search"
+    """Kind of the latest run."""
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,8 @@ class SearchRequest:
     images: ImageFolders = ImageFolders()
     metrics: tuple[str, int] | None = None
     """Address and port of the Prometheus metrics."""
+
+    @property
+    def kind(self) -> RunKind:
+        """Whether subnets are searched, or given ones measured: the command that resumes the run."""
+        return self.run.plan.kind if isinstance(self.run, NewRun) else self.run.kind

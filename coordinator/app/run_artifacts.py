@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fleetnas.coordinator.app.results_writer import ResultsWriter
+from fleetnas.coordinator.app.winner_card import rewrite_card
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, CalibratedModel, WinnerBuilder
 from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.plan import RunSettings
+from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.artifacts import REPORT_FILE, RESULTS_FILE, ArtifactFolder
 from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.report.stored_outcome import outcome_of
@@ -32,8 +34,13 @@ class RunArtifacts:
         models: WinnerBuilder,
         note: Callable[[str], object],
         clock: Callable[[], float],
+        card: Path | None = None,
     ) -> None:
-        """`out` None: nothing is written. `note` takes a line on a part that could not be made."""
+        """`out` None: nothing is written. `note` takes a line on a part that could not be made.
+
+        `card` is a model card to rewrite at the end, where the model that was measured met its target.
+        """
+        self._card = card
         self._store, self._run_id, self._out, self._models, self._note = store, run_id, out, models, note
         self._writer: ResultsWriter | None = None
         if out is not None and not store.in_memory:  # a store in memory is not read from another thread
@@ -55,6 +62,8 @@ class RunArtifacts:
         self.close()
         try:
             remarks = write_artifacts(self._store, self._run_id, self._out, self._models)
+            if self._card is not None:
+                remarks.append(rewrite_card(self._card, self._out))
         except OSError as error:
             raise ResultsError(
                 f"the results of run {self._run_id} could not be written ({one_line(error)}); each file that is in "
@@ -120,7 +129,7 @@ def _write_winners(
             except OSError:  # the disk is full or gone, for every device
                 raise
             except Exception as error:  # noqa: BLE001 - one winner's file must not cost the others theirs
-                subject = f"{device.label} has no model file for {target.target_ms:g} ms"
+                subject = f"{device.label} has no model file for {target_name(target.target_ms, target.subnet)}"
                 if not isinstance(error, FleetnasError):
                     _log.error("%s", subject, exc_info=error)
                 remarks.append(f"{subject}: {one_line(error)}")

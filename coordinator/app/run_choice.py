@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
-from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings, settings_of
+from fleetnas.coordinator.records.plan import CampaignPlan, RunKind, RunSettings, kind_of, settings_of
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -36,6 +36,11 @@ class ChosenRun:
     def out(self) -> Path | None:
         """Folder of results and winners' files."""
         return _path(self.settings.out)
+
+    @property
+    def card(self) -> Path | None:
+        """Model card to rewrite once its target is met."""
+        return _path(self.settings.card)
 
     @property
     def images(self) -> ImageFolders:
@@ -70,7 +75,7 @@ def choose_run(request: SearchRequest, fleet: str, store: MeasurementStore) -> C
         bundle = SupernetBundle.open(request.run.supernet)
         settings = new_settings(request.run, request, bundle, store.distrusted())
         return ChosenRun(new_run_id(), time.time(), settings, bundle, False)
-    stored = claimed_run(store, request.run.run, fleet)
+    stored = claimed_run(store, request.run.run, fleet, request.run.kind)
     settings = resumed_settings(request.run, request, stored)
     bundle = SupernetBundle.open(settings.supernet_path)
     if bundle.sha256 != stored.bundle_sha256:
@@ -86,14 +91,17 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
-    """Claim a stored run by its id, or with `LATEST` the fleet's latest interrupted one that no coordinator drives."""
+def claimed_run(store: MeasurementStore, which: str, fleet: str, kind: RunKind = "search") -> RunRecord:
+    """Claim a stored run by its id, or with `LATEST` the fleet's latest interrupted one that no coordinator drives.
+
+    `kind` is that of the latest run; one that is named may be of any kind.
+    """
     if which != LATEST:
         run = store.run(which)
         if not store.claim_run(run.run_id):
             raise UsageError(f"another coordinator works on run {run.run_id}; end that one first, or start a new run")
         return run
-    runs = [run for run in store.runs() if run.fleet == fleet]
+    runs = [run for run in store.runs() if run.fleet == fleet and kind_of(run) == kind]
     for run in reversed(runs):
         # A run that no device joined has nothing to resume.
         if run.status in _RESUMABLE and store.devices(run.run_id) and store.claim_run(run.run_id):
@@ -101,7 +109,7 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str) -> RunRecord:
     ended = [run for run in runs if run.status not in _RESUMABLE]
     latest = f"; the latest that ended is {ended[-1].run_id} ({ended[-1].status}), see --resume RUN" if ended else ""
     raise UsageError(
-        f"the store {store.url} holds no interrupted run of fleet {fleet!r} that nobody works on{latest}; "
+        f"the store {store.url} holds no interrupted {kind} run of fleet {fleet!r} that nobody works on{latest}; "
         "`fleetnas runs` lists them all"
     )
 
@@ -136,6 +144,7 @@ def new_settings(
         evaluation_images=_text(request.images.evaluation),
         some_classes=request.images.some_classes,
         out=_text(request.out),
+        card=_text(run.card),
         versions=_versions(),
     )
 

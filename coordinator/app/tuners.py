@@ -13,6 +13,7 @@ from fleetnas.coordinator.store.stored_devices import StoredPriors
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
+from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -52,6 +53,23 @@ class TunerFactory:
                 bounds=plan.bounds,
             )
         return DeviceTuner(self._designs[prior], self._accuracy, plan.targets, self._archive, budget=plan.budget)
+
+
+class SubnetTunerFactory:
+    """Makes the `SubnetTuner`s of a plan with given subnets."""
+
+    #: They answer too quickly to be worth another thread.
+    at_once = True
+
+    def __init__(self, space: DesignSpace, accuracy: PredictedAccuracy | None, plan: CampaignPlan) -> None:
+        self._space, self._plan = space, plan
+        self._accuracy = CachedAccuracy(accuracy) if accuracy is not None else None
+
+    def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> SubnetTuner:
+        """Make the tuner of one setting of an agent."""
+        del info, setting
+        plan = self._plan
+        return SubnetTuner(self._space, plan.architectures, target_ms=plan.target_ms, accuracy=self._accuracy)
 
 
 def stored_priors(

@@ -14,6 +14,7 @@ from fleetnas.coordinator.fleet.registry import FleetRegistry
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord
 from fleetnas.coordinator.records.target_status import TargetStatus
+from fleetnas.coordinator.records.targets import target_name
 from fleetnas.fleet_protocol.error_text import one_line
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -70,14 +71,15 @@ class SettingEndings:
         )
         for state in decided:
             pending = state.architecture is not None and state.architecture.fingerprint in setting_run.evaluations
-            if (at_once or not pending) and setting_run.settle(state.target_ms):
+            if (at_once or not pending) and setting_run.settle(state):
                 try:
                     winner = winner_record(setting_run, state)
                     self._writer.add_winner(winner)
                     self._events.decided(setting_run, winner)
                 except Exception as error:  # noqa: BLE001 - costs this target alone: the setting keeps its others
-                    _log.error("%s: target %g ms is lost", setting_run.label, state.target_ms, exc_info=error)
-                    self._note(f"{setting_run.label}: target {state.target_ms:g} ms is lost: {one_line(error)}")
+                    name = target_name(state.asked_ms, state.subnet)
+                    _log.error("%s: %s is lost", setting_run.label, name, exc_info=error)
+                    self._note(f"{setting_run.label}: {name} is lost: {one_line(error)}")
 
     def record_of(self, setting_run: SettingRun) -> DeviceRecord:
         """Return the record of a device setting; where it cannot be computed, the setting is given up first."""

@@ -36,11 +36,12 @@ class EventEmitter:
                 run_id=self._run_id,
                 supernet=identity.supernet,
                 supernet_sha256=identity.bundle.sha256,
-                strategy=plan.strategy.value,
+                strategy=plan.method,
                 targets=str(plan.targets),
                 devices=tuple(setting_run.label for setting_run in setting_runs),
                 budget=plan.budget,
                 resumed=resumed,
+                subnets=tuple(architecture.fingerprint for architecture in plan.architectures),
             )
         )
 
@@ -68,6 +69,7 @@ class EventEmitter:
                 ),
                 elapsed_s=elapsed_s,
                 results=results,
+                without_target=totals.without_target,
             )
         )
 
@@ -121,7 +123,7 @@ class EventEmitter:
                 run_id=self._run_id,
                 device=setting_run.device,
                 setting=setting_run.setting.label,
-                target_ms=state.target_ms,
+                target_ms=state.asked_ms,
                 architecture=state.architecture,
                 fingerprint=state.architecture.fingerprint,
                 predicted_ms=state.predicted_ms,
@@ -134,7 +136,7 @@ class EventEmitter:
         """Emit `TargetMissed` for a re-measurement beyond its target; the search may go on to another subnet."""
         now_s, of = self._wall_clock(), self._of(setting_run)
         self._sink(
-            of.missed(now_s, state.target_ms, state.verified_ms, state.typical_ms, reason=state.reason, final=False)
+            of.missed(now_s, state.asked_ms, state.verified_ms, state.typical_ms, reason=state.reason, final=False)
         )
 
     def decided(self, setting_run: SettingRun, winner: WinnerRecord) -> None:

@@ -43,11 +43,10 @@ class LiveSnapshots:
 
 def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: CampaignPlan) -> DeviceSnapshot:
     """Return the snapshot of one device setting; `entry` is what the registry knows of its agent."""
-    request = plan.targets
     state, detail = _state(setting_run, entry)
     targets = setting_run.search.targets
     # A request for given targets is known before the search takes it up.
-    known = targets or [TargetState(target_ms) for target_ms in request.fixed_ms]
+    known = targets or [TargetState(target_ms) for target_ms in plan.targets.fixed_ms]
     return DeviceSnapshot(
         device=setting_run.device,
         setting_label=setting_run.setting.label,
@@ -62,7 +61,7 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         progress=_progress(setting_run, entry),
         predictor_error=setting_run.learning[-1].error if setting_run.learning else None,
         targets=tuple(_target(setting_run, target) for target in known),
-        targets_asked=targets_asked(request.count, len(targets) or None),
+        targets_asked=targets_asked(plan.targets_asked, len(targets) or None),
         targets_note=setting_run.search.targets_note,
         quality=setting_run.tally.quality,
     )
@@ -77,7 +76,7 @@ def _bare(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:
         state_detail=setting_run.reason,
         budget=plan.budget,
         failures=setting_run.failures,
-        targets_asked=plan.targets.count,
+        targets_asked=plan.targets_asked,
     )
 
 
@@ -96,7 +95,8 @@ def _state(setting_run: SettingRun, entry: AgentEntry | None) -> tuple[DeviceSta
         if entry.phase == "waiting":
             return "waiting", entry.resting or "for another agent of its host"
         if record.purpose == "verification":
-            return "verifying", f"{record.target_ms:g} ms: {record.architecture.fingerprint}"
+            target = "" if record.target_ms is None else f"{record.target_ms:g} ms: "
+            return "verifying", f"{target}{record.architecture.fingerprint}"
         return "measuring", f"{shown_purpose(record.purpose)} {record.architecture.fingerprint}"
     if setting_run.plan is not None:
         return "waiting", "for the search"
@@ -131,7 +131,7 @@ def _target(setting_run: SettingRun, target: TargetState) -> TargetSnapshot:
     if met is None and setting_run.status is not SettingStatus.RUNNING:
         met, reason = False, unreached(setting_run.status)
     return TargetSnapshot(
-        target_ms=target.target_ms,
+        target_ms=target.asked_ms,
         predicted_ms=target.predicted_ms,
         measured_ms=target.measured_ms,
         verified_ms=target.verified_ms,
@@ -141,4 +141,5 @@ def _target(setting_run: SettingRun, target: TargetState) -> TargetSnapshot:
         reason=reason,
         typical_ms=target.typical_ms,
         note=target.note,
+        subnet=target.subnet,
     )

@@ -12,7 +12,7 @@ from fleetnas.coordinator.campaign.state_writer import StateWriter
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
@@ -24,7 +24,7 @@ MAX_AGENT_SETTINGS, MAX_SETTINGS = 32, 10_000
 
 _log = logging.getLogger("fleetnas.coordinator")
 
-MakeSearch = Callable[[AgentInfo, RuntimeSetting], DeviceTuner]
+MakeSearch = Callable[[AgentInfo, RuntimeSetting], SettingTuner]
 
 
 class Membership:
@@ -120,6 +120,9 @@ class Membership:
         self._is_open = True
         for entry in there:
             self._join(entry)
+        offered = [(entry.name, setting) for entry in there if entry.info for setting in entry.info.settings]
+        if offered and not len(self._roster) and not any(self._plan.settings.takes(setting) for _, setting in offered):
+            raise UsageError(self._plan.settings.absence(f"{name}/{setting.label}" for name, setting in offered))
         for entry in self._registry.usable():
             if not self._wanted(entry.name):
                 self._note_left_out(entry.name)
@@ -150,7 +153,11 @@ class Membership:
         if not self._wanted(entry.name):
             self._note_left_out(entry.name)
             return False
-        new = [setting for setting in info.settings if (entry.name, setting.label) not in self._roster.by_key]
+        new = [
+            setting
+            for setting in info.settings
+            if self._plan.settings.takes(setting) and (entry.name, setting.label) not in self._roster.by_key
+        ]
         room = min(MAX_AGENT_SETTINGS - len(self._roster.of_device(entry.name)), MAX_SETTINGS - len(self._roster))
         if len(new) > room and entry.name not in self._too_many:
             self._too_many.add(entry.name)

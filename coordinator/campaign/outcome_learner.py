@@ -53,6 +53,6 @@ class OutcomeLearner:
             if proposal.purpose != "verification":
                 continue
             self._planning.evaluate(setting_run, proposal)
-            state = setting_run.search.target(proposal.target_ms)
+            state = setting_run.search.target_of(proposal)
             if state is not None and state.status is TargetStatus.OPEN and state.verifications:
                 self._events.missed(setting_run, state)

@@ -9,8 +9,8 @@ from concurrent.futures import Executor
 from fleetnas.coordinator.campaign.setting_run import PlannedTask, SettingRun
 from fleetnas.coordinator.campaign.winner_builder import WinnerBuilder
 from fleetnas.coordinator.records.target_status import TargetStatus
-from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 #: More than any round proposes.
@@ -48,7 +48,7 @@ class PlanningPool:
         return None
 
     def _make_plan(
-        self, search: DeviceTuner, setting: RuntimeSetting, asked: list[Proposal] | None
+        self, search: SettingTuner, setting: RuntimeSetting, asked: list[Proposal] | None
     ) -> list[PlannedTask]:
         """Ask the search unless that is done, and build the files that verifications measure."""
         return [
@@ -60,11 +60,21 @@ class PlanningPool:
         ]
 
     def evaluate(self, setting_run: SettingRun, proposal: Proposal) -> None:
-        """Evaluate the accuracy of a winner, where `proposal` verified one and its accuracy is not known."""
-        state = setting_run.search.target(proposal.target_ms)
-        if proposal.purpose != "verification" or state is None or state.status is not TargetStatus.MET:
+        """Evaluate the accuracy of a winner, where `proposal` verified one and its accuracy is not known.
+
+        Given subnets are decided together, by the last outcome.
+        """
+        state = setting_run.search.target_of(proposal)
+        if proposal.purpose != "verification" or state is None:
             return
-        subnet = proposal.architecture.fingerprint
+        if state.subnet:
+            for decided in setting_run.search.decided:
+                if decided.status is TargetStatus.MET:
+                    self._evaluate(setting_run, decided.subnet)
+        elif state.status is TargetStatus.MET:
+            self._evaluate(setting_run, proposal.architecture.fingerprint)
+
+    def _evaluate(self, setting_run: SettingRun, subnet: str) -> None:
         if subnet in setting_run.evaluations or subnet in setting_run.accuracies:
             return
         model = setting_run.model(subnet)

@@ -16,8 +16,9 @@ from fleetnas.coordinator.records.data_quality import Finding, QualityTally
 from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, Outcome, TaskRecord
-from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
@@ -37,7 +38,9 @@ class PlannedTask:
 class SettingRun:
     """One device setting. Times are the campaign's clock."""
 
-    def __init__(self, run_id: str, device: str, setting: RuntimeSetting, info: AgentInfo, search: DeviceTuner) -> None:
+    def __init__(
+        self, run_id: str, device: str, setting: RuntimeSetting, info: AgentInfo, search: SettingTuner
+    ) -> None:
         """`search` finds the subnets; `info` is what the agent announced when the setting was taken in."""
         self.run_id = run_id
         self.device = device
@@ -56,7 +59,7 @@ class SettingRun:
         self._accuracies: dict[str, tuple[float, int]] = {}
         #: (target, subnet) for which the search's choice was announced.
         self._announced: set[tuple[float, str]] = set()
-        self._settled: set[float] = set()
+        self._settled: set[tuple[float, str]] = set()
         self._learning: list[PredictorPoint] = []
         #: The resolved targets, ms; empty before they were stored.
         self._targets_ms: tuple[float, ...] = ()
@@ -259,11 +262,12 @@ class SettingRun:
                     reasons.append(f"no accuracy for winner {subnet}: {one_line(error)}")
         return reasons
 
-    def settle(self, target_ms: float) -> bool:
+    def settle(self, state: TargetState) -> bool:
         """Note that the end of a target is stored; False where it was before."""
-        if target_ms in self._settled:
+        key = (state.target_ms, state.subnet)
+        if key in self._settled:
             return False
-        self._settled.add(target_ms)
+        self._settled.add(key)
         return True
 
     # -- end, storing and resuming -----------------------------------------------------------------------------
@@ -284,7 +288,7 @@ class SettingRun:
         """Return the record to store."""
         # Resolved targets do not change, and reading them makes the search look for the best subnet of each.
         if not self._targets_ms or self._status is not SettingStatus.RUNNING:
-            self._targets_ms = tuple(state.target_ms for state in self.search.targets)
+            self._targets_ms = tuple(state.target_ms for state in self.search.targets if not state.subnet)
         return DeviceRecord(
             self.run_id,
             self.device,

@@ -23,7 +23,7 @@ def winner_record(setting_run: SettingRun, state: TargetState) -> WinnerRecord:
         run_id=setting_run.run_id,
         device=setting_run.device,
         setting_label=setting_run.setting.label,
-        target_ms=state.target_ms,
+        target_ms=state.asked_ms,
         status=status,
         architecture=state.architecture,
         predicted_ms=state.predicted_ms,
@@ -39,6 +39,7 @@ def winner_record(setting_run: SettingRun, state: TargetState) -> WinnerRecord:
         sha256=state.sha256,
         reason=state.reason,
         note=state.note,
+        subnet=state.subnet,
     )
 
 

@@ -51,6 +51,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     export_data,
     finetune,
     inspect,
+    measure,
     mirror,
     predictor,
     runs,
@@ -61,7 +62,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
 from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 _MODULES = (
-    *(demo, search, watch, devices, runs, export_data, train, export, inspect, mirror),
+    *(demo, search, measure, watch, devices, runs, export_data, train, export, inspect, mirror),
     *(evaluate, finetune, accuracy, predictor, broker, security),
 )
 for module in _MODULES:

@@ -23,12 +23,12 @@ def register(app: typer.Typer) -> None:
 
 def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """List every run in the store, oldest first."""
-    from fleetnas.coordinator.records.targets import TargetRequest
+    from fleetnas.coordinator.records.plan import kind_of
     from fleetnas.coordinator.report.stored_outcome import stored_totals
 
     opened = options.open_to_read(store)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("Run", "Begun (UTC)", "Supernet", "Targets", "Status", "Met"):
+    for heading in ("Run", "Begun (UTC)", "Kind", "Supernet", "Targets", "Status", "Met"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
     found = opened.runs()
     for run in found:
@@ -37,20 +37,30 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
         met: int | None = None
         asked: int | None = None
         try:
-            request = TargetRequest() if targets == "?" else TargetRequest.parse(targets)
-            totals = stored_totals(opened, run.run_id, request)
+            totals = stored_totals(opened, run.run_id, _asked(plan, targets))
             met, asked = totals.met, totals.asked
         except FleetnasError as error:  # a run that cannot be read hides no other
             typer.echo(f"run {run.run_id}: {error}", err=True)
         if as_json:
             line = {"run_id": run.run_id, "created_unix_s": run.created_unix_s, "supernet": run.supernet}
+            line["kind"] = kind_of(run)
             typer.echo(json.dumps({**line, "targets": targets, "status": run.status, "met": met, "asked": asked}))
         begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.created_unix_s))
         counts = "?" if met is None else f"{met} of {asked}"
-        table.add_row(run.run_id, begun, run.supernet, targets, run.status, counts)
+        table.add_row(run.run_id, begun, kind_of(run), run.supernet, targets, run.status, counts)
     opened.close()
     if not as_json:
         Console().print(table if found else f"the store {opened.url} holds no run yet", soft_wrap=not found)
+
+
+def _asked(plan: object, targets: str) -> int:
+    """Count the targets that a stored plan asks for on each device setting, as far as it can be read."""
+    from fleetnas.coordinator.records.targets import TargetRequest
+
+    given = plan.get("architectures") if isinstance(plan, dict) else None
+    if isinstance(given, list) and given:
+        return len(given)
+    return 0 if targets == "?" else TargetRequest.parse_stored(targets).count
 
 
 def results(

@@ -100,10 +100,11 @@ class StoreFeed:
             run_id=self.run_id,
             supernet=self._run.supernet,
             supernet_sha256=self._run.bundle_sha256,
-            strategy=self._plan.strategy.value,
+            strategy=self._plan.method,
             targets=str(self._plan.targets),
             devices=tuple(f"{device}/{label}" for device, label in self._settings),
             budget=self._plan.budget,
+            subnets=tuple(architecture.fingerprint for architecture in self._plan.architectures),
         )
 
     def _finished(self, status: EndStatus) -> events.Event:
@@ -120,6 +121,7 @@ class StoreFeed:
             devices_failed=tuple(device.label for device in devices if device.state == "failed"),
             devices_slowed=tuple(device.label for device in devices if device.quality.often_slowed),
             elapsed_s=max(0.0, end_s - self._run.created_unix_s),
+            without_target=totals.without_target,
         )
 
     def _take_device(self, record: DeviceRecord) -> list[events.Event]:

@@ -11,10 +11,11 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.setting_events import SettingEvents
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot, ended_state
 from fleetnas.coordinator.records.statuses import SettingStatus
-from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
+from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, TaskRecord, WinnerRecord
+from fleetnas.coordinator.records.targets import TargetKey, ordered
 from fleetnas.coordinator.records.totals import unreached
 from fleetnas.coordinator.records.verdict import shown_reason
-from fleetnas.coordinator.report.stored_outcome import known_targets_ms, stored_targets_asked
+from fleetnas.coordinator.report.stored_outcome import known_targets, stored_targets_asked
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 
 
@@ -29,9 +30,9 @@ class StoredSetting:
         self._measurements = self._failures = self._learned = 0
         self._last: OutcomeRecord | None = None
         self._tally = QualityTally()
-        self._targets: dict[float, TargetSnapshot] = {}
+        self._targets: dict[TargetKey, TargetSnapshot] = {}
         self._lost = False
-        self._settled: set[float] = set()
+        self._settled: set[TargetKey] = set()
         #: Tasks of which an outcome was read: of several attempts the first counts.
         self._known: set[str] = set()
         #: First median of each subnet, ms, by its fingerprint.
@@ -72,9 +73,11 @@ class StoredSetting:
         if isinstance(outcome, Failed):
             self._failures += 1
             return [self._events.failed(at_s, task, outcome, self._failures)]
-        if task.purpose == "verification" and task.target_ms is not None:
-            self._targets[task.target_ms] = TargetSnapshot(
-                target_ms=task.target_ms,
+        if task.purpose == "verification":
+            key = self._key_of(task)
+            self._targets[key] = TargetSnapshot(
+                target_ms=key.target_ms,
+                subnet=key.subnet,
                 measured_ms=self._measured_ms.get(task.architecture.fingerprint),
                 verified_ms=outcome.median_ms,
                 accuracy=task.predicted_accuracy,
@@ -83,6 +86,12 @@ class StoredSetting:
         taken = self._events.measured(at_s, task, outcome, self._measurements, self._plan.budget)
         findings = self._tally.add(outcome)
         return [taken, *self._events.findings(at_s, findings, outcome, self._tally.quality)]
+
+    def _key_of(self, task: TaskRecord) -> TargetKey:
+        """Return the target of a verification; of a given subnet, that is the plan's."""
+        if task.target_ms is not None:
+            return TargetKey(task.target_ms)
+        return TargetKey(self._plan.target_ms, task.architecture.fingerprint)
 
     def take_learning(self) -> list[events.Event]:
         """Return the events of the predictor's errors that were stored since the last call."""
@@ -96,11 +105,13 @@ class StoredSetting:
         Raises:
             ValueError: the winner of a target that is met lacks its architecture, latency or hash.
         """
-        if winner.target_ms in self._settled:
+        key = TargetKey(winner.target_ms, winner.subnet)
+        if key in self._settled:
             return []
-        self._settled.add(winner.target_ms)
-        self._targets[winner.target_ms] = TargetSnapshot(
+        self._settled.add(key)
+        self._targets[key] = TargetSnapshot(
             target_ms=winner.target_ms,
+            subnet=winner.subnet,
             predicted_ms=winner.predicted_ms,
             measured_ms=winner.measured_ms,
             verified_ms=winner.verified_ms,
@@ -129,7 +140,7 @@ class StoredSetting:
             failures=self._failures,
             predictor_error=record.learning[-1].error if record.learning else None,
             targets=self._known_targets(),
-            targets_asked=stored_targets_asked(record, self._plan.targets),
+            targets_asked=stored_targets_asked(record, self._plan.targets_asked),
             targets_note=record.targets_note,
             quality=self._tally.quality,
         )
@@ -145,9 +156,11 @@ class StoredSetting:
         return "verifying" if self.verifying else "measuring"
 
     def _known_targets(self) -> tuple[TargetSnapshot, ...]:
-        request = self._plan.targets
-        known = {target_ms: TargetSnapshot(target_ms) for target_ms in known_targets_ms(self._record, request)}
-        targets = [target for _, target in sorted({**known, **self._targets}.items())]
+        known = {
+            key: TargetSnapshot(key.target_ms, subnet=key.subnet) for key in known_targets(self._record, self._plan)
+        }
+        found = {**known, **self._targets}
+        targets = [found[key] for key in ordered(found)]
         if self.running:
             return tuple(targets)
         reason = unreached(self._record.status)

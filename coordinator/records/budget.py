@@ -11,10 +11,11 @@ Purpose: TypeAlias = Literal["initial-design", "candidate", "verification"]
 def counts_against_budget(purpose: Purpose, target_ms: float | None) -> bool:
     """Tell whether a measurement, or a failed one, uses up one unit of the budget.
 
-    `target_ms` is the target that the task was for. A verification never counts, and neither does a candidate that
-    replaces a winner that missed its target.
+    `target_ms` is the target that the task was for. A verification of a target's winner never counts, and neither does
+    a candidate that replaces a winner that missed its target. A verification for no target is the measurement of a
+    subnet that the user gave, and counts. Earlier versions stored no verification without its target.
     """
-    return purpose != "verification" and target_ms is None
+    return target_ms is None
 
 
 def shown_purpose(purpose: Purpose) -> str:

@@ -37,11 +37,14 @@ class CampaignStarted(_Event):
     event: Literal["campaign_started"] = "campaign_started"
     supernet: str = Field(description="name or path of the bundle")
     supernet_sha256: str
-    strategy: str = Field(description="search strategy, such as bottom-up")
-    targets: str = Field(description="the targets as asked for, such as 2,4,8 or auto:4")
+    strategy: str = Field(description="search strategy, such as bottom-up; measure: the user gave the subnets")
+    targets: str = Field(description="the targets as asked for, such as 2,4,8, auto:4, or none")
     devices: tuple[str, ...] = Field(description="device settings, as device/setting")
     budget: int = Field(description="measurements allowed per device setting before verification")
     resumed: bool = Field(default=False, description="stored measurements of an earlier start are used")
+    subnets: tuple[str, ...] = Field(
+        default=(), description="fingerprints of the subnets that the user gave; empty where subnets are searched"
+    )
 
 
 class DeviceJoined(_DeviceEvent):
@@ -135,7 +138,10 @@ class PredictorUpdated(_SettingEvent):
 
 
 class _TargetEvent(_SettingEvent):
-    target_ms: float
+    target_ms: float | None = Field(description="null where a given subnet is compared with no target")
+    subnet: str = Field(
+        default="", description="fingerprint of a subnet that the user gave; empty where a subnet was searched"
+    )
 
 
 class TargetResolved(_TargetEvent):
@@ -206,6 +212,9 @@ class CampaignFinished(_Event):
     )
     elapsed_s: float
     results: str | None = Field(default=None, description="path of results.json")
+    without_target: bool = Field(
+        default=False, description="given subnets were compared with no target: targets_met counts the measured ones"
+    )
 
 
 Event: TypeAlias = Annotated[

@@ -55,7 +55,8 @@ class FailedMeasurement:
 class TargetOutcome:
     """The outcome of one latency target. Latencies are medians in milliseconds."""
 
-    target_ms: float
+    target_ms: float | None
+    """None where a given subnet is compared with no target."""
     architecture: Architecture | None = None
     """The winner, or the best candidate when the target was missed."""
     predicted_ms: float | None = None
@@ -84,6 +85,8 @@ class TargetOutcome:
     """A remark on a target that is met."""
     open: bool = False
     """Not decided yet: the run goes on, or was interrupted."""
+    subnet: str = ""
+    """Fingerprint of a subnet that the user gave; empty where a subnet was searched."""
 
     @property
     def met(self) -> bool:

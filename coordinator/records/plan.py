@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.setting_filter import SettingFilter
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.records.strategy import Strategy
-from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.records.targets import MAX_TARGETS, TargetRequest
 from fleetnas.device_profiles.quantities import LimitSeconds, Seconds
+from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
@@ -22,23 +32,28 @@ def _parsed_targets(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return TargetRequest.parse(value)
+        return TargetRequest.parse_stored(value)
     except UsageError as error:
         raise ValueError(str(error)) from None
 
 
 #: Prior of a latency predictor: learned from what the store's earlier runs measured, or the same for every device.
 PriorChoice: TypeAlias = Literal["learned", "default"]
+#: Kind of a run: subnets are searched, or given ones are measured.
+RunKind: TypeAlias = Literal["search", "measure"]
 #: Targets, stored as the text that `TargetRequest.parse` reads, such as `20,30` or `auto:4`.
 StoredTargets = Annotated[TargetRequest, BeforeValidator(_parsed_targets), PlainSerializer(str, return_type=str)]
 
 
 class CampaignPlan(BaseModel):
-    """The search that the user asked for. Times are seconds."""
+    """The search, or the measurement of given subnets, that the user asked for. Times are seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    targets: StoredTargets = Field(description="milliseconds such as 20,30, or auto:N")
+    targets: StoredTargets = Field(description="milliseconds such as 20,30, or auto:N; none")
+    architectures: tuple[Architecture, ...] = Field(
+        default=(), max_length=MAX_TARGETS, description="subnets to measure and verify in place of a search"
+    )
     strategy: Strategy = Strategy.BOTTOM_UP
     bounds: Bounds = Field(default=Bounds(), description="the most that a subnet may cost beside its latency")
     budget: int = Field(default=40, ge=3, le=10_000, description="measurements per device setting before verification")
@@ -53,6 +68,7 @@ class CampaignPlan(BaseModel):
         default=(), description="agents from whose earlier runs a learned prior is not learned"
     )
     devices: tuple[str, ...] = Field(default=(), description="agents that take part; empty: all that are there")
+    settings: SettingFilter = Field(default=SettingFilter(), description="runtime settings that take part")
     wait_for: int = Field(default=1, ge=1, description="agents to wait for before the campaign begins")
     join_s: LimitSeconds = Field(default=60.0, description="how long to wait for them")
     grace_s: Seconds = Field(default=60.0, description="how long a lost device may take to come back")
@@ -62,6 +78,34 @@ class CampaignPlan(BaseModel):
     cool_s: Seconds = Field(
         default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
+
+    @model_validator(mode="after")
+    def _one_purpose(self) -> CampaignPlan:
+        if not self.architectures and not self.targets.count:
+            raise ValueError("a search needs targets, such as 20,30 or auto:4")
+        if self.architectures and (self.targets.automatic or self.targets.count > 1):
+            raise ValueError(f"given subnets are compared with one target in milliseconds or none, not {self.targets}")
+        return self
+
+    @property
+    def kind(self) -> RunKind:
+        """Whether subnets are searched, or given ones measured."""
+        return "measure" if self.architectures else "search"
+
+    @property
+    def method(self) -> str:
+        """The search strategy by its name; of given subnets `measure`."""
+        return "measure" if self.architectures else self.strategy.value
+
+    @property
+    def targets_asked(self) -> int:
+        """Number of targets that each device setting gets: of given subnets, one each."""
+        return len(self.architectures) or self.targets.count
+
+    @property
+    def target_ms(self) -> float | None:
+        """The latency that given subnets are compared with, ms; None where they are only measured."""
+        return self.targets.fixed_ms[0] if self.architectures and self.targets.fixed_ms else None
 
 
 class RunSettings(BaseModel):
@@ -82,7 +126,14 @@ class RunSettings(BaseModel):
     evaluation_images: str | None = None
     some_classes: bool = Field(default=False, description="these folders may lack classes")
     out: str | None = Field(default=None, description="folder of the artifacts")
+    card: str | None = Field(default=None, description="model card to rewrite once its target is met")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")
+
+
+def kind_of(run: RunRecord) -> RunKind:
+    """Return the kind of a stored run, also of one whose settings cannot be read."""
+    plan = run.settings.get("plan")
+    return "measure" if isinstance(plan, dict) and plan.get("architectures") else "search"
 
 
 def settings_of(run: RunRecord) -> RunSettings:

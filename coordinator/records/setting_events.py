@@ -10,6 +10,7 @@ from fleetnas.coordinator.records.data_quality import DataQuality, Finding
 from fleetnas.coordinator.records.predictor_error import PredictorPoint
 from fleetnas.coordinator.records.stored import TaskRecord, WinnerRecord
 from fleetnas.coordinator.records.target_status import TargetStatus
+from fleetnas.coordinator.records.targets import target_name
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 
 
@@ -108,12 +109,13 @@ class SettingEvents:
     def missed(
         self,
         at_s: float,
-        target_ms: float,
+        target_ms: float | None,
         verified_ms: float | None,
         typical_ms: float | None,
         *,
         reason: str,
         final: bool,
+        subnet: str = "",
     ) -> events.TargetMissed:
         """Return the event of a missed target; `final`: no further subnet will be tried."""
         return events.TargetMissed(
@@ -126,6 +128,7 @@ class SettingEvents:
             typical_ms=typical_ms,
             final=final,
             reason=reason,
+            subnet=subnet,
         )
 
     def decided(self, at_s: float, winner: WinnerRecord, fastest_ms: float | None = None) -> events.Event:
@@ -146,12 +149,18 @@ class SettingEvents:
             )
         if winner.status is not TargetStatus.MET:
             return self.missed(
-                at_s, winner.target_ms, winner.verified_ms, winner.typical_ms, reason=winner.reason, final=True
+                at_s,
+                winner.target_ms,
+                winner.verified_ms,
+                winner.typical_ms,
+                reason=winner.reason,
+                final=True,
+                subnet=winner.subnet,
             )
         if winner.architecture is None or winner.verified_ms is None or winner.sha256 is None:
             raise ValueError(
-                f"the winner of {self.device}/{self.setting} at {winner.target_ms:g} ms has no architecture, latency "
-                "or hash"
+                f"the winner of {self.device}/{self.setting} for {target_name(winner.target_ms, winner.subnet)} has no "
+                "architecture, latency or hash"
             )
         return events.WinnerVerified(
             at_s=at_s,
@@ -168,4 +177,5 @@ class SettingEvents:
             accuracy=winner.accuracy,
             sha256=winner.sha256,
             note=winner.note,
+            subnet=winner.subnet,
         )

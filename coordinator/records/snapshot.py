@@ -26,9 +26,10 @@ def ended_state(status: SettingStatus) -> DeviceState | None:
 
 @dataclass(frozen=True)
 class TargetSnapshot:
-    """One latency target of one device setting, with its best subnet so far."""
+    """One latency target of one device setting with its best subnet so far, or a subnet that the user gave."""
 
-    target_ms: float
+    target_ms: float | None
+    """None where a given subnet is compared with no target."""
     predicted_ms: float | None = None
     """By the latency predictor, with this subnet's own measurements left out."""
     measured_ms: float | None = None
@@ -47,6 +48,8 @@ class TargetSnapshot:
     """The re-measurement at the slow-down that is typical of the run; None where that is not known."""
     note: str = ""
     """A remark on a target that is met, such as `constrains nothing: the largest subnet takes 1.2 ms`."""
+    subnet: str = ""
+    """Fingerprint of a subnet that the user gave; empty where a subnet is searched."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class DeviceRecord:
     wire_bytes: int = 0
     """Sent and received for its tasks, bundle excluded."""
     targets_ms: tuple[float, ...] | None = None
-    """The resolved targets, ascending; None before they are resolved."""
+    """The resolved targets, ascending; None before they are resolved, and where given subnets are measured."""
     targets_note: str = ""
     """A remark on them, such as why they are fewer than were asked for."""
 
@@ -109,12 +109,16 @@ class LatencyRecord:
 
 @dataclass(frozen=True)
 class WinnerRecord:
-    """A decided target of one device setting: its winner, or its best candidate. Latencies are milliseconds."""
+    """A decided target of one device setting: its winner, its best candidate, or a subnet that the user gave.
+
+    Latencies are milliseconds.
+    """
 
     run_id: str
     device: str
     setting_label: str
-    target_ms: float
+    target_ms: float | None
+    """None where a given subnet is compared with no target."""
     status: TargetStatus
     architecture: Architecture | None = None
     """The winner, or the best candidate when the target was missed."""
@@ -143,6 +147,8 @@ class WinnerRecord:
     """Reason why the target was not met."""
     note: str = ""
     """A remark on a target that was met."""
+    subnet: str = ""
+    """Fingerprint of a subnet that the user gave; empty where a subnet was searched."""
 
     @property
     def met(self) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fleetnas.fleet_protocol.errors import UsageError
 
 MAX_TARGETS = 64
+#: Text of a request without targets, as plans of given subnets may have.
+NO_TARGETS = "none"
 #: Automatic targets keep this far from the fastest and the slowest subnet, as shares of their latencies: the fastest
 #: subnet must meet the first one when it is measured again, and the last one must still rule something out.
 _LOWEST, _HIGHEST = 1.1, 0.98
@@ -26,9 +30,21 @@ class ResolvedTargets:
     note: str = ""
 
 
+class TargetKey(NamedTuple):
+    """Identity of a target on one device setting: its milliseconds, or the fingerprint of a subnet that was given."""
+
+    target_ms: float | None
+    subnet: str = ""
+
+
+def ordered(keys: Iterable[TargetKey]) -> list[TargetKey]:
+    """Return targets ascending, and given subnets in the order in which they come."""
+    return sorted(keys, key=lambda key: key.target_ms or 0.0)
+
+
 @dataclass(frozen=True)
 class TargetRequest:
-    """Either `fixed_ms`, ascending, or a number of `automatic` targets."""
+    """Either `fixed_ms`, ascending, or a number of `automatic` targets; neither: no targets."""
 
     fixed_ms: tuple[float, ...] = ()
     automatic: int = 0
@@ -55,14 +71,21 @@ class TargetRequest:
             raise _syntax(text, f"there are {len(found)} targets and at most {MAX_TARGETS} can be searched at once")
         return cls(fixed_ms=tuple(sorted(found)))
 
+    @classmethod
+    def parse_stored(cls, text: str) -> TargetRequest:
+        """Parse a stored request, which may be one without targets; `UsageError` otherwise."""
+        return cls() if text == NO_TARGETS else cls.parse(text)
+
     @property
     def count(self) -> int:
         """Number of targets that each device setting gets."""
         return self.automatic or len(self.fixed_ms)
 
     def __str__(self) -> str:
-        """Return the text that `parse` reads as the same request: it is stored."""
-        return f"auto:{self.automatic}" if self.automatic else ",".join(map(_exact, self.fixed_ms))
+        """Return the text that `parse_stored` reads as the same request."""
+        if self.automatic:
+            return f"auto:{self.automatic}"
+        return ",".join(map(_exact, self.fixed_ms)) or NO_TARGETS
 
     def resolve(self, fastest_ms: float, slowest_ms: float, error: float = 0.0) -> ResolvedTargets:
         """Return the targets of a device setting whose subnets take from `fastest_ms` to `slowest_ms`.
@@ -92,6 +115,12 @@ class TargetRequest:
             if apart and all(abs(r / e - 1) < _NEAR for r, e in zip(rounded, exact, strict=True)):
                 return ResolvedTargets(tuple(rounded), note)
         return ResolvedTargets(tuple(exact), note)
+
+
+def target_name(target_ms: float | None, subnet: str = "") -> str:
+    """Name a target, or a given subnet by its fingerprint, in messages."""
+    target = "" if target_ms is None else f"{target_ms:g} ms"
+    return " within ".join(part for part in (f"subnet {subnet}" if subnet else "", target) if part)
 
 
 def _exact(value: float) -> str:

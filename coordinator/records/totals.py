@@ -23,6 +23,10 @@ class Target(Protocol):
     def met(self) -> bool | None:
         """True once a re-measurement met it."""
 
+    @property
+    def target_ms(self) -> float | None:
+        """None where a given subnet is compared with no target."""
+
 
 class SettingTargets(Protocol):
     """One device setting with the targets that are known so far."""
@@ -42,10 +46,12 @@ class TargetTotals:
 
     met: int
     asked: int
+    without_target: bool = False
+    """Given subnets are compared with no target: `met` counts the measured ones."""
 
 
 def targets_asked(requested: int, resolved: int | None) -> int:
-    """Count the targets that were asked for on one device setting.
+    """Count the targets that were asked for on one device setting where subnets are searched.
 
     `requested` is the number in the request: 3 for `5,10,20`, 4 for `auto:4`. `resolved` is the number of targets that
     the request came down to on this device setting; None before that, or where the device was lost or failed first.
@@ -55,11 +61,13 @@ def targets_asked(requested: int, resolved: int | None) -> int:
 
 def target_totals(settings: Iterable[SettingTargets]) -> TargetTotals:
     """Count the targets of these device settings, the ones asked for on lost and failed devices included."""
-    met = asked = 0
+    met = asked = known = compared = 0
     for setting in settings:
+        known += len(setting.targets)
+        compared += sum(target.target_ms is not None for target in setting.targets)
         met += sum(target.met is True for target in setting.targets)
         asked += max(setting.targets_asked, len(setting.targets))
-    return TargetTotals(met, asked)
+    return TargetTotals(met, asked, without_target=known > compared == 0)
 
 
 def run_end(totals: TargetTotals, statuses: Iterable[SettingStatus]) -> EndStatus:

@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.conversion import results_of
 from fleetnas.coordinator.report.results import DeviceResult, Results, SupernetResult, TargetResult
 from fleetnas.coordinator.store.measurement_table import measurements_csv
@@ -27,6 +28,17 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SUFFIXES = (".onnx", ".tflite")
 
 
+class ReplacedModel(BaseModel):
+    """The model that a rewritten card described before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    sha256: str | None
+    verified_ms: float | None = Field(description="re-measurement as it ran")
+    accuracy: float | None = Field(description="top-1 in [0, 1] on held-out images")
+
+
 class WinnerCard(TargetResult):
     """The `.json` beside a model file: its target as in results.json, `model` relative to it, and its device."""
 
@@ -39,6 +51,9 @@ class WinnerCard(TargetResult):
     profile: DeviceProfile | None
     supernet: SupernetResult
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
+    replaces: ReplacedModel | None = Field(
+        default=None, description="the model that this one took the place of, where `fleetnas measure --card` wrote it"
+    )
 
 
 class ArtifactFolder:
@@ -55,13 +70,13 @@ class ArtifactFolder:
         """
         if not target.met or target.sha256 is None:
             raise ValueError(
-                f"only a verified winner has a model file: target {target.target_ms} ms of {device.device} is verified "
+                f"only a verified winner has a model file: {_name(target)} of {device.device} is verified "
                 f"at {target.verified_ms} ms with hash {target.sha256}; verify it first"
             )
         found = hashlib.sha256(model).hexdigest()
         if found != target.sha256:
             raise HashMismatchError(
-                f"the model that ships must be the one that {device.device} measured for {target.target_ms} ms: "
+                f"the model that ships must be the one that {device.device} measured for {_name(target)}: "
                 f"that has SHA-256 {target.sha256}, these bytes have {found}; build the model again from the same "
                 "bundle and calibration"
             )
@@ -88,12 +103,12 @@ class ArtifactFolder:
         return results
 
     def _stem(self, device: DeviceOutcome, target: TargetOutcome) -> Path:
-        """`<device>/<setting>/<target>ms`, to which a suffix is appended."""
+        """`<device>/<setting>/<target>ms`, of a given subnet its fingerprint, to which a suffix is appended."""
         for name in (device.device, device.setting.label):
             if not _SAFE_NAME.fullmatch(name):
                 raise ValueError(f"a folder is named after {name!r}: use letters, digits, `_`, `.` and `-` only")
         folder = folder_name(device.device)
-        return self.directory / folder / device.setting.label / f"{target.target_ms:.10g}ms"
+        return self.directory / folder / device.setting.label / (target.subnet or f"{target.target_ms:.10g}ms")
 
     def _model(self, device: DeviceOutcome, target: TargetOutcome) -> tuple[str, int] | None:
         if not target.met or target.sha256 is None:
@@ -136,6 +151,10 @@ def read_results(directory: Path) -> Results:
         raise StoreError(f"{directory} has no {RESULTS_FILE}: name the folder that --out was given") from None
     except ValueError as error:
         raise StoreError(f"{path} is not a results file of this version: {error}") from error
+
+
+def _name(target: TargetOutcome) -> str:
+    return target_name(target.target_ms, target.subnet)
 
 
 def _suffixed(stem: Path, suffix: str) -> Path:

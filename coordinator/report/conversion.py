@@ -167,6 +167,7 @@ def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: Model
         model=model,
         model_bytes=size,
         sha256=target.sha256,
+        subnet=target.subnet or None,
     )
 
 

@@ -102,9 +102,10 @@ def _front(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> _Drawn | N
     if not rated and not winners:
         return None
     figure, (axis,) = _figure()
-    for index, target in enumerate(device.targets):
+    targets_ms = sorted({target.target_ms for target in device.targets if target.target_ms is not None})
+    for index, target_ms in enumerate(targets_ms):
         axis.axvline(
-            target.target_ms,
+            target_ms,
             color=_COLOURS["muted"],
             linestyle=":",
             linewidth=1.2,

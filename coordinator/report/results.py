@@ -80,12 +80,12 @@ class FailureResult(_Record):
 
 
 class TargetResult(_Record):
-    """One latency target. Latencies are medians in milliseconds at batch 1."""
+    """One latency target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
 
-    target_ms: float
+    target_ms: float | None = Field(description="null where a given subnet was compared with no target")
     met: bool = Field(
-        description="verified_ms is not null and at most target_ms, and so is typical_ms where it is known; "
-        "never taken from a prediction"
+        description="verified_ms is not null and, where there is a target, at most target_ms, and so is typical_ms "
+        "where it is known; never taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")
     reason: str = Field(description="reason why it was not met; empty when it was")
@@ -112,6 +112,9 @@ class TargetResult(_Record):
     model: str | None = Field(description="path of the model file, relative to results.json; null when there is none")
     model_bytes: int | None = Field(description="size of the model file")
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
+    subnet: str | None = Field(
+        default=None, description="fingerprint of a subnet that the user gave; null where a subnet was searched"
+    )
 
     @model_validator(mode="after")
     def _met_follows_verification(self) -> TargetResult:
@@ -191,7 +194,7 @@ class Results(_Record):
     )
     started_at: datetime = Field(description="ISO 8601, UTC")
     finished_at: datetime | None = Field(description="null while the run goes on")
-    strategy: str = Field(description="search strategy")
+    strategy: str = Field(description="search strategy; measure: the user gave the subnets")
     budget: int = Field(description="measurements allowed per device setting before verification")
     bounds: dict[str, float] = Field(description="bounds that every winner keeps beside its latency target")
     supernet: SupernetResult

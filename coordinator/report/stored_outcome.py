@@ -17,7 +17,7 @@ from fleetnas.coordinator.records.outcome import (
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
-from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.records.targets import TargetKey, ordered
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
 from fleetnas.coordinator.records.verdict import shown_reason
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -53,7 +53,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
             class_names=settings.class_names,
             preprocessing=settings.preprocessing,
         ),
-        strategy=settings.plan.strategy.value,
+        strategy=settings.plan.method,
         budget=settings.plan.budget,
         bounds=settings.plan.bounds,
         started_s=run.created_unix_s,
@@ -66,25 +66,27 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     )
 
 
-def stored_totals(store: MeasurementStore, run_id: str, request: TargetRequest) -> TargetTotals:
-    """Count the targets met and asked for in a stored run."""
+def stored_totals(store: MeasurementStore, run_id: str, asked: int) -> TargetTotals:
+    """Count the targets met and asked for in a stored run; `asked` of each device setting, before they resolve."""
     winners = _by_setting(store.winners(run_id))
     return target_totals(
         _StoredTargets(
-            tuple(winners.get((device.device, device.setting.label), ())), stored_targets_asked(device, request)
+            tuple(winners.get((device.device, device.setting.label), ())), stored_targets_asked(device, asked)
         )
         for device in store.devices(run_id)
     )
 
 
-def known_targets_ms(device: DeviceRecord, request: TargetRequest) -> tuple[float, ...]:
-    """Return the known targets of a stored device setting: the resolved ones, before that those of the request."""
-    return device.targets_ms or request.fixed_ms
+def known_targets(device: DeviceRecord, plan: CampaignPlan) -> list[TargetKey]:
+    """Return the known targets of a stored device setting: given subnets, the resolved ones, or those of the plan."""
+    if plan.architectures:
+        return [TargetKey(plan.target_ms, architecture.fingerprint) for architecture in plan.architectures]
+    return [TargetKey(target_ms) for target_ms in device.targets_ms or plan.targets.fixed_ms]
 
 
-def stored_targets_asked(device: DeviceRecord, request: TargetRequest) -> int:
-    """Count the targets that were asked for on a stored device setting."""
-    return targets_asked(request.count, None if device.targets_ms is None else len(device.targets_ms))
+def stored_targets_asked(device: DeviceRecord, asked: int) -> int:
+    """Count the targets that were asked for on a stored device setting; `asked` of them before they were resolved."""
+    return targets_asked(asked, None if device.targets_ms is None else len(device.targets_ms))
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _contained_outcome(
             setting=device.setting,
             status=SettingStatus.FAILED,
             reason=f"what is stored of it cannot be read: {one_line(error)}",
-            targets_asked=plan.targets.count,
+            targets_asked=plan.targets_asked,
             condition_asked=plan.conditions,
         )
 
@@ -134,8 +136,8 @@ def device_outcome(
         failures=failures,
         predictor=device.learning[-1].error if device.learning else None,
         predictor_history=device.learning,
-        targets=_target_outcomes(device, plan.targets, winners),
-        targets_asked=stored_targets_asked(device, plan.targets),
+        targets=_target_outcomes(device, plan, winners),
+        targets_asked=stored_targets_asked(device, plan.targets_asked),
         targets_note=device.targets_note,
         condition_asked=plan.conditions,
         wire_bytes=device.wire_bytes,
@@ -183,15 +185,16 @@ def _rows(
 
 
 def _target_outcomes(
-    device: DeviceRecord, request: TargetRequest, winners: list[WinnerRecord]
+    device: DeviceRecord, plan: CampaignPlan, winners: list[WinnerRecord]
 ) -> tuple[TargetOutcome, ...]:
     reason, running = unreached(device.status), device.status is SettingStatus.RUNNING
+    given = {architecture.fingerprint: architecture for architecture in plan.architectures}
     found = {
-        target_ms: TargetOutcome(target_ms, reason=reason, open=running)
-        for target_ms in known_targets_ms(device, request)
+        key: TargetOutcome(key.target_ms, given.get(key.subnet), reason=reason, open=running, subnet=key.subnet)
+        for key in known_targets(device, plan)
     }
-    found |= {winner.target_ms: _target_outcome(winner) for winner in winners}
-    return tuple(target for _, target in sorted(found.items()))
+    found |= {TargetKey(winner.target_ms, winner.subnet): _target_outcome(winner) for winner in winners}
+    return tuple(found[key] for key in ordered(found))
 
 
 def _target_outcome(winner: WinnerRecord) -> TargetOutcome:
@@ -211,4 +214,5 @@ def _target_outcome(winner: WinnerRecord) -> TargetOutcome:
         sha256=winner.sha256,
         reason=shown_reason(winner.status, winner.reason),
         note=winner.note,
+        subnet=winner.subnet,
     )

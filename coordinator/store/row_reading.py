@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -13,9 +14,16 @@ from sqlalchemy import Row, inspect
 
 from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.statuses import SettingStatus
-from fleetnas.coordinator.records.stored import DeviceRecord, LatencyRecord, Outcome, OutcomeRecord, TaskRecord
+from fleetnas.coordinator.records.stored import (
+    DeviceRecord,
+    LatencyRecord,
+    Outcome,
+    OutcomeRecord,
+    TaskRecord,
+    WinnerRecord,
+)
 from fleetnas.coordinator.store.database import UnreadableJson
-from fleetnas.coordinator.store.schema import Base, DeviceRow, OutcomeRow, TaskRow
+from fleetnas.coordinator.store.schema import Base, DeviceRow, OutcomeRow, TaskRow, WinnerRow
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.error_text import fault_path, first_fault
 from fleetnas.fleet_protocol.errors import StoreError
@@ -51,6 +59,12 @@ def record_of(kind: type[T], row: Base) -> T:
 def task_of(row: TaskRow) -> TaskRecord:
     """Read a task; `StoreError` names a damaged column."""
     return record_of(TaskRecord, row)
+
+
+def winner_of(row: WinnerRow) -> WinnerRecord:
+    """Read a decided target; `StoreError` names a damaged column."""
+    found = record_of(WinnerRecord, row)
+    return replace(found, target_ms=None) if found.target_ms == 0 else found
 
 
 def latency_of(row: Row[Any]) -> LatencyRecord:

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0005"
+HEAD_REVISION = "0006"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -134,7 +134,10 @@ class FailureRow(Base):
 
 
 class WinnerRow(Base):
-    """One decided target; every field of `fleetnas.coordinator.records.stored.WinnerRecord`."""
+    """One decided target; every field of `fleetnas.coordinator.records.stored.WinnerRecord`.
+
+    `target_ms` is 0 where a given subnet is compared with no target.
+    """
 
     __tablename__ = "winners"
 
@@ -142,6 +145,7 @@ class WinnerRow(Base):
     device: Mapped[str] = mapped_column(String(64), primary_key=True)
     setting_label: Mapped[str] = mapped_column(String(700), primary_key=True)
     target_ms: Mapped[float] = mapped_column(primary_key=True)
+    subnet: Mapped[str] = mapped_column(String(12), primary_key=True)
     status: Mapped[str] = mapped_column(String(16))
     architecture: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     predicted_ms: Mapped[float | None]

@@ -27,7 +27,15 @@ from fleetnas.coordinator.records.stored import (
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.migration import bring_up_to_date
 from fleetnas.coordinator.store.outcome_writer import OutcomeWriter
-from fleetnas.coordinator.store.row_reading import device_of, latency_of, outcome_of, readable, record_of, task_of
+from fleetnas.coordinator.store.row_reading import (
+    device_of,
+    latency_of,
+    outcome_of,
+    readable,
+    record_of,
+    task_of,
+    winner_of,
+)
 from fleetnas.coordinator.store.schema import (
     Base,
     DeviceRow,
@@ -66,7 +74,7 @@ class MeasurementStore:
         # Made once: making such a statement takes longer than running it.
         self._put_tasks = _upsert(database, TaskRow, "task_id")
         self._put_devices = _upsert(database, DeviceRow, "run_id", "device", "setting_label")
-        self._put_winners = _upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms")
+        self._put_winners = _upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 
     @classmethod
     def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
@@ -311,6 +319,7 @@ class MeasurementStore:
             rows = [
                 {
                     **vars(winner),
+                    "target_ms": winner.target_ms or 0.0,
                     "status": str(winner.status),
                     "architecture": _architecture_fields(winner.architecture) if winner.architecture else None,
                 }
@@ -328,9 +337,9 @@ class MeasurementStore:
             rows = session.scalars(
                 select(WinnerRow)
                 .where(WinnerRow.run_id == run_id)
-                .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms)
+                .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms, WinnerRow.subnet)
             )
-            return list(readable(rows, partial(record_of, WinnerRecord)))
+            return list(readable(rows, winner_of))
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,6 @@ run again resumes it, and it ends as it would have ended.
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.proposal import Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.coordinator.tuning.setting_tuner import TunerPhase
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
@@ -43,7 +43,7 @@ MAX_INITIAL_FAILURES = 6
 
 
 class DeviceTuner:
-    """One device setting's search."""
+    """One device setting's search; a `SettingTuner`."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class DeviceTuner:
         return self._finished
 
     @property
-    def phase(self) -> Literal["initial-design", "search", "verification", "done"]:
+    def phase(self) -> TunerPhase:
         """Present phase of the search."""
         if self._finished:
             return "done"
@@ -113,9 +113,9 @@ class DeviceTuner:
         if not self._abandoned:
             self._verification.predict(self.targets)
 
-    def target(self, target_ms: float | None) -> TargetState | None:
-        """Return one target as its verifications left it; one that has none yet may stand better by now."""
-        return next((state for state in self._targets if state.target_ms == target_ms), None)
+    def target_of(self, proposal: Proposal) -> TargetState | None:
+        """Return the target of a proposal as its verifications left it; one that has none yet may stand better."""
+        return next((state for state in self._targets if state.target_ms == proposal.target_ms), None)
 
     @property
     def decided(self) -> list[TargetState]:
@@ -188,7 +188,7 @@ class DeviceTuner:
         self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
         if proposal.purpose == "initial-design":
             self._design.count_try(genome)
-        state = self.target(proposal.target_ms) if proposal.target_ms is not None else None
+        state = self.target_of(proposal)
         run = None
         if isinstance(outcome, Failed):
             self.failures += 1
@@ -210,7 +210,7 @@ class DeviceTuner:
             self._end_initial_design()
         if proposal.target_ms is not None:
             self._end_exploration()
-            if self.target(proposal.target_ms) is None:
+            if self.target_of(proposal) is None:
                 self._follow_regime()
         elif proposal.purpose == "candidate" and not self._exploring:
             self._follow_regime()

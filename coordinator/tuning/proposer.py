@@ -10,6 +10,7 @@ from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.device_profiles.quantities import MAX_FACTOR
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import Genomes
@@ -19,6 +20,11 @@ from fleetnas.supernet_export.spaces.base import Genomes
 _WAIT_ABOVE_TYPICAL, WAIT_ABOVE = 1.03, 1.08
 #: A prediction below this share of the fastest subnet's latency is none: a linear model may fall below 0.
 _ABSURD = 0.1
+
+
+def patience(speed: TypicalSpeed, undisturbed_ms: float) -> float:
+    """Return the slow-down above which a re-measurement waits, for a subnet with this latency at undisturbed speed."""
+    return min(max(WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * speed.slowdown(undisturbed_ms)), MAX_FACTOR)
 
 
 class Proposer:
@@ -56,7 +62,6 @@ class Proposer:
     def propose_again(self, genome: Genome, target_ms: float) -> Proposal:
         """Return a re-measurement that waits for a slow device; predicted without this subnet's own measurements."""
         undisturbed_ms = max(float(self._latency.predict_undisturbed(genome[None])[0][0]), 1e-9)
-        typical = self._latency.speed.slowdown(undisturbed_ms)
         return Proposal(
             tuple(genome.tolist()),
             self.architecture(genome),
@@ -64,5 +69,5 @@ class Proposer:
             target_ms,
             predicted_ms=self._latency.predict_without_itself(genome),
             predicted_accuracy=float(self._accuracy.predict(genome[None])[0]),
-            wait_above=min(max(WAIT_ABOVE, _WAIT_ABOVE_TYPICAL * typical), MAX_FACTOR),
+            wait_above=patience(self._latency.speed, undisturbed_ms),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fleetnas.coordinator.records.target_status import TargetStatus, transition
@@ -16,17 +17,18 @@ class ChosenSubnet:
 
     genome: Genome
     architecture: Architecture
-    accuracy: float
-    """As predicted, a fraction."""
+    accuracy: float | None
+    """As predicted, a fraction; None where no predictor is known."""
     measured_ms: float | None
     """As it ran before its file was calibrated; None where it was not measured."""
 
 
 @dataclass
 class TargetState:
-    """One target and its best subnet so far. Latencies are milliseconds."""
+    """One target and its best subnet so far, or a subnet that the user gave. Latencies are milliseconds."""
 
     target_ms: float
+    """Infinite where a given subnet is compared with no target."""
     status: TargetStatus = TargetStatus.OPEN
     genome: Genome | None = None
     architecture: Architecture | None = None
@@ -53,6 +55,13 @@ class TargetState:
     failures: int = 0
     given_up: bool = False
     """No measured subnet was within it; later measurements may change that."""
+    subnet: str = ""
+    """Fingerprint of the subnet that the user gave; empty where a subnet is searched."""
+
+    @property
+    def asked_ms(self) -> float | None:
+        """The target as the user asked for it; None where there is none."""
+        return self.target_ms if math.isfinite(self.target_ms) else None
 
     @property
     def met(self) -> bool | None:

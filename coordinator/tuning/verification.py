@@ -15,6 +15,7 @@ import numpy as np
 
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.tuning.candidates import ACCURACY_GAINS
+from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES, Judgement, judge_run
 from fleetnas.coordinator.tuning.miss_reasons import given_up, remeasured_beyond, remeasured_in_vain
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import WAIT_ABOVE, Proposer
@@ -26,8 +27,6 @@ from fleetnas.coordinator.tuning.target_state import TargetState
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
 MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
 MAX_REPLACEMENTS = 3
-#: Re-measurements of one target that a disturbed device may spoil.
-_DISTURBED_TRIES = 3
 #: Margin on a prediction in its standard deviations, for a subnet that stands in after a miss, and for the last one
 #: that is tried before a target is called infeasible.
 _REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
@@ -137,14 +136,12 @@ class Verification:
             state.count_failure()
             return
         typical_ms = self._observations.typical_ms(run)
-        ran_within = run.median_ms <= state.target_ms
-        typically_within = typical_ms is None or typical_ms <= state.target_ms
-        disturbed = not ran_within and (typically_within or run.noisy)
-        # A disturbed one says more about the moment than about the subnet.
-        if disturbed and state.count_disturbed() <= _DISTURBED_TRIES:
+        judgement = judge_run(state.target_ms, run, typical_ms)
+        disturbed = judgement is Judgement.DISTURBED
+        if disturbed and state.count_disturbed() <= DISTURBED_TRIES:
             return
         state.count_verification()
-        if ran_within and typically_within:
+        if judgement is Judgement.WITHIN:
             state.meet(run.model_sha256)
             self._winners[state.target_ms] = (genome, run)
         else:

@@ -43,6 +43,8 @@ _STATE_STYLES: dict[DeviceState, Style] = {
 #: From the first number of cells on, a table of targets has roomy columns; below the second, only the best latency.
 _ROOMY, _THREE_LATENCIES = 66, 60
 _STATE_CELLS, _LEAST_NAME = 12, 20
+#: Digits of a given subnet's fingerprint where there is no room for all.
+_SHORT_SUBNET = 6
 _COMMON_PARTS = (("onnxruntime", "ort"), ("_cpu", ""), ("_fp32", ""), ("opt-", ""))
 
 
@@ -187,7 +189,7 @@ def _inline_targets(device: DeviceSnapshot) -> Strip:
     strip = [Segment("  ms ", DIM)]
     for target in device.targets:
         strip += [
-            Segment(f" {wording.target(target.target_ms)}:", DIM),
+            Segment(f" {target.subnet[:_SHORT_SUBNET] or wording.target(target.target_ms)}:", DIM),
             Segment(f"{_best(target)}{wording.target_mark(target)} ", _target_style(target)),
         ]
     return strip

@@ -79,6 +79,11 @@ def _run_text(event: CampaignStarted | DeviceJoined | DeviceLost | StoreUnavaila
     match event:
         case CampaignStarted():
             verb = "resumes" if event.resumed else "starts"
+            if event.subnets:
+                return (
+                    f"run {event.run_id} {verb}: {event.supernet}, measures {', '.join(event.subnets)}, target "
+                    f"{event.targets}, on each of {', '.join(event.devices) or 'no device'}"
+                )
             return (
                 f"run {event.run_id} {verb}: {event.supernet}, {event.strategy} search, targets {event.targets}, "
                 f"at most {wording.count_of(event.budget, 'measurement')} on each of "
@@ -131,12 +136,14 @@ def _target_text(event: TargetResolved | WinnerVerified | TargetMissed | TargetI
             )
         case WinnerVerified():
             met = (
-                f"{_target(event)} met: {event.fingerprint} verified at {wording.latency(event.verified_ms)} ms, "
-                f"accuracy {wording.accuracy(event.accuracy)}"
+                f"{_target(event)} {wording.met_word(event.target_ms)}: {event.fingerprint} verified at "
+                f"{wording.latency(event.verified_ms)} ms, accuracy {wording.accuracy(event.accuracy)}"
             )
             return "; ".join((met, *wording.remarks(event.verified_ms, event.typical_ms, event.note)))
         case TargetMissed():
             end = "missed" if event.final else "not met by this subnet"
+            if event.target_ms is None:
+                end = "not measured"
             return f"{_target(event)} {end}: {event.reason}"
         case TargetInfeasible():
             return f"{_target(event)} infeasible: {event.reason}"
@@ -146,14 +153,17 @@ def _end_text(event: CampaignFinished) -> str:
     lost = f", lost {', '.join(event.devices_lost)}" if event.devices_lost else ""
     failed = f", failed {', '.join(event.devices_failed)}" if event.devices_failed else ""
     results = f", results in {event.results}" if event.results else ""
+    totals = TargetTotals(event.targets_met, event.targets, event.without_target)
     return (
         f"run {event.run_id} {event.status} after {wording.elapsed(event.elapsed_s)}: "
-        f"{wording.targets_met(TargetTotals(event.targets_met, event.targets))}{lost}{failed}{results}"
+        f"{wording.targets_met(totals)}{lost}{failed}{results}"
     )
 
 
 def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
-    return f"{event.device}/{event.setting} target {wording.target(event.target_ms)} ms"
+    target = "" if event.target_ms is None else f" target {wording.target(event.target_ms)} ms"
+    subnet = f" subnet {event.subnet}" if event.subnet else ""
+    return f"{event.device}/{event.setting}{subnet}{target}"
 
 
 class _LineWriter:

@@ -87,11 +87,13 @@ def _table(device: DeviceOutcome) -> Table:
 def _cells(target: TargetOutcome) -> list[Text]:
     remarks = wording.remarks(target.verified_ms, target.typical_ms, target.note)
     if target.met:
-        result = Text("; ".join(("✓ met", *remarks)), style=GOOD)
+        result = Text("; ".join((f"✓ {wording.met_word(target.target_ms)}", *remarks)), style=GOOD)
     elif target.open:
         result = Text(f"· {wording.printable(target.reason)}")
     else:
         result = Text("; ".join((f"✗ {wording.printable(target.reason) or 'not met'}", *remarks)), style=BAD)
+    if target.subnet:
+        result = Text.assemble(f"{target.subnet} ", result)
     accuracy = wording.accuracy(target.accuracy)
     if target.accuracy is None and target.predicted_accuracy is not None:
         accuracy = f"~{wording.accuracy(target.predicted_accuracy)}"

@@ -55,8 +55,10 @@ def half_width(percent: float) -> str:
     return f"±{percent:.1f} %" if percent < 100 else "±100 % or more"
 
 
-def target(value_ms: float) -> str:
-    """Return a target in ms without trailing zeros."""
+def target(value_ms: float | None) -> str:
+    """Return a target in ms without trailing zeros; a dash where given subnets are compared with none."""
+    if value_ms is None:
+        return "–"
     return f"{value_ms:.4g}" if value_ms < 1000 else f"{value_ms:.0f}"
 
 
@@ -75,8 +77,11 @@ def target_accuracy(snapshot: TargetSnapshot) -> str:
 def target_status(snapshot: TargetSnapshot) -> str:
     """Return the status of a target in a few words; a result only once it is verified."""
     if snapshot.met is not None:
-        word = "met" if snapshot.met else printable(snapshot.reason) or "missed"
-        return "; ".join((word, *remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)))
+        word = met_word(snapshot.target_ms) if snapshot.met else printable(snapshot.reason) or "missed"
+        shown = "; ".join((word, *remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)))
+        return f"{snapshot.subnet}: {shown}" if snapshot.subnet else shown
+    if snapshot.subnet:
+        return f"{snapshot.subnet}: {'measuring' if snapshot.verified_ms is None else 'measured so far'}"
     if snapshot.reason:
         return printable(snapshot.reason)
     if snapshot.measured_ms is not None:
@@ -113,8 +118,15 @@ def remarks(verified_ms: float | None, typical_ms: float | None, note: str) -> l
     return [remark for remark in (f"{beside} ms" if beside else "", printable(note)) if remark]
 
 
+def met_word(target_ms: float | None) -> str:
+    """Return the word for a target that is met, and for a given subnet that is compared with none."""
+    return "measured" if target_ms is None else "met"
+
+
 def targets_met(totals: TargetTotals) -> str:
-    """Return the totals, as `8 of 12 targets met`."""
+    """Return the totals, as `8 of 12 targets met`, or `2 of 2 subnets measured` where there was no target."""
+    if totals.without_target:
+        return f"{totals.met} of {count_of(totals.asked, 'subnet')} measured"
     return f"{totals.met} of {count_of(totals.asked, 'target')} met"
 
 

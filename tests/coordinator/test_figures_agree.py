@@ -244,7 +244,7 @@ class TestAnyRun:
         assert again == finished.model_copy(update=changes)
         outcome = outcome_of(store, run.fleet.run_id)
         assert printed_totals(text_of(summary(outcome))) == expected
-        assert stored_totals(store, run.fleet.run_id, run.fleet.plan.targets) == TargetTotals(met, asked)
+        assert stored_totals(store, run.fleet.run_id, run.fleet.plan.targets_asked) == TargetTotals(met, asked)
         with tempfile.TemporaryDirectory() as folder:
             ArtifactFolder(Path(folder)).write(outcome)
             results = read_results(Path(folder))

@@ -71,6 +71,7 @@ class TestVerdict:
 @dataclass(frozen=True)
 class Target:
     met: bool | None
+    target_ms: float | None = 5.0
 
 
 @dataclass(frozen=True)

@@ -93,5 +93,5 @@ def test_a_damaged_winner_costs_its_event_and_a_line(path: Path) -> None:
     assert [(event.device, event.target_ms) for event in verified] == [("pi4", 2.4), ("pi5", 1.6), ("pi5", 2.4)]
     assert update.snapshot is not None
     (line,) = update.snapshot.log
-    assert "pi4/onnxruntime_cpu_1t_fp32 at 1.6 ms has no architecture, latency or hash" in line
+    assert "pi4/onnxruntime_cpu_1t_fp32 for 1.6 ms has no architecture, latency or hash" in line
     feed.close()

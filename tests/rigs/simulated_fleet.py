@@ -29,6 +29,8 @@ from fleetnas.coordinator.search.problem import AccuracyModel, PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
+from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -357,9 +359,11 @@ class Simulation:
         self.agents.append(agent)
         return agent
 
-    def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
+    def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
         del info, setting
         plan = self.plan
+        if plan.architectures:
+            return SubnetTuner(self.space, plan.architectures, target_ms=plan.target_ms, accuracy=self.accuracy)
         design = self.design or InitialDesign(
             self.space, count=min(plan.initial_design, plan.budget), seed=plan.seed, bounds=plan.bounds
         )

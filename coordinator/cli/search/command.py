@@ -15,6 +15,7 @@ from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.local import LocalOptions
+from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.cli.search.offline import SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -85,6 +86,7 @@ def search(
     connection: ConnectionOptions,
     run: RunOptions,
     plan: PlanOptions,
+    measuring: MeasuringOptions,
     bound: BoundOptions,
     fleet: FleetOptions,
     here: LocalOptions,
@@ -100,9 +102,9 @@ def search(
         options.refuse(context, unused, "--offline measures on no device")
         search_offline(offline, plan, bounds, run.out or _DEFAULT_OUT, as_json=run.as_json)
         return
-    _refuse_useless(context, run, plan, local=here.local)
+    _refuse_useless(context, run, measuring, local=here.local)
     agents = fleet.agents()
-    new_plan = plan.plan(bounds, agents) if run.resume is None else None
+    new_plan = plan.plan(bounds, agents, measuring) if run.resume is None else None
     devices_at = here.device() if here.local else fleet.access(connection)
     request = SearchRequest(
         store_location(run.store),
@@ -125,7 +127,7 @@ def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[st
     return NewRun(run.supernet, new_plan)
 
 
-def _refuse_useless(context: typer.Context, run: RunOptions, plan: PlanOptions, *, local: bool) -> None:
+def _refuse_useless(context: typer.Context, run: RunOptions, measuring: MeasuringOptions, *, local: bool) -> None:
     """`UsageError` where an option was given that this kind of search on devices does not use."""
     options.refuse(context, names(OfflineOptions), "these options are for a search without a device (--offline)")
     if local:
@@ -139,8 +141,12 @@ def _refuse_useless(context: typer.Context, run: RunOptions, plan: PlanOptions, 
             "settings by `fleetnas-agent run`",
         )
     if run.resume is not None:
-        options.refuse(context, (*names(PlanOptions), *names(BoundOptions)), "a resumed run keeps what it began with")
-    elif plan.conditions != "cool":
+        options.refuse(
+            context,
+            (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions)),
+            "a resumed run keeps what it began with",
+        )
+    elif measuring.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")

@@ -72,4 +72,4 @@ def _resume_command(run_id: str, request: SearchRequest) -> str:
         where = ["--broker", str(at.broker), *(["--fleet", at.name] if at.name != "default" else [])]
     if not isinstance(at, LocalDevice) and at.mirror is not None:
         where += ["--mirror", at.mirror]
-    return shlex.join(["fleetnas", "search", *where, "--store", shown_location(request.store), "--resume", run_id])
+    return shlex.join(["fleetnas", request.kind, *where, "--store", shown_location(request.store), "--resume", run_id])

@@ -1,0 +1,89 @@
+"""Interface of the tuner of one device setting, as a campaign drives it: pure ask and tell."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from fleetnas.coordinator.predictors.metrics import HeldOutError
+from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.fleet_protocol.messages import Failed, Measurement
+from fleetnas.supernet_export.spaces.base import DesignSpace
+
+TunerPhase = Literal["initial-design", "search", "verification", "done"]
+
+
+class SettingTuner(Protocol):
+    """Searches subnets for latency targets, or measures given ones.
+
+    Proposals are a function of the outcomes told, whatever their order within a round. So telling a stored run again
+    resumes it.
+    """
+
+    @property
+    def space(self) -> DesignSpace:
+        """The design space of its subnets."""
+
+    @property
+    def failure_reason(self) -> str:
+        """Why the device setting is given up; empty otherwise."""
+
+    @property
+    def targets_note(self) -> str:
+        """A remark on the targets as a whole."""
+
+    @property
+    def measurements(self) -> int:
+        """Measurements that count against the budget, failed ones included."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to ask."""
+
+    @property
+    def phase(self) -> TunerPhase:
+        """Present phase."""
+
+    @property
+    def needs_planning(self) -> bool:
+        """Whether the next `ask` has to think rather than return a planned round."""
+
+    @property
+    def targets(self) -> list[TargetState]:
+        """Every known target with its best subnet so far."""
+
+    @property
+    def decided(self) -> list[TargetState]:
+        """Every target once nothing is left to ask; none before."""
+
+    @property
+    def quarantined(self) -> int:
+        """Number of subnets that failed twice and are left alone."""
+
+    @property
+    def fastest_ms(self) -> float | None:
+        """The least latency that was measured, as it ran."""
+
+    def target_of(self, proposal: Proposal) -> TargetState | None:
+        """Return the target that a proposal is for, as its verifications left it; None where it is for none."""
+
+    def predict_targets(self) -> None:
+        """Renew the predictions of the subnets that targets stand at."""
+
+    def held_out_error(self) -> HeldOutError:
+        """Return the predictor's own error."""
+
+    def ask(self, count: int) -> list[Proposal]:
+        """Return up to `count` subnets to measure next; none while a round's last ones are being measured."""
+
+    def expect(self, proposal: Proposal) -> None:
+        """Take in a proposal of an earlier coordinator that has no outcome yet."""
+
+    def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
+        """Take the outcome of a proposal, also of one that a stored run asked for."""
+
+    def abandon(self, reason: str) -> None:
+        """End at once, without computing anything: it raised an exception, which `reason` describes."""
+
+    def validate(self) -> None:
+        """Check targets and proposals; `BrokenInvariantError` names the first contradiction. For tests."""
