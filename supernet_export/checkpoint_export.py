@@ -9,9 +9,9 @@ from typing import Any
 
 from fleetnas.fleet_protocol.errors import CheckpointError, UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
-from fleetnas.supernet_export.checkpoints.draft import read_draft
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
+from fleetnas.supernet_export.draft import read_draft
 from fleetnas.supernet_export.export import export_state_dict, file_sha256, write_with_predictor
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.manifest import Manifest, Provenance
@@ -46,7 +46,7 @@ class CheckpointExport:
     #: Fields of `Preprocessing`.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     weights: WeightsChoice | None = None
-    #: Export in this space although the presence of kernel transforms speaks against it.
+    #: Export in this space although kernel transforms, or their absence, speak against it.
     trust_space: bool = False
     accuracy: AccuracyPredictor | None = None
     accuracy_source: str = ""
@@ -64,6 +64,8 @@ def export_own_checkpoint(
     """
     draft = read_draft(request.checkpoint)
     space_name = _space_name(request, draft)
+    if draft is None:
+        make_space(space_name, request.options)  # before minutes of reading
     found = read_checkpoint(request.checkpoint, weights=request.weights)
     tell(found.where)
     options = dict(draft.options if draft is not None else {}) | dict(request.options)
@@ -84,9 +86,10 @@ def export_own_checkpoint(
 def _space_name(request: CheckpointExport, draft: Manifest | None) -> str:
     if draft is None:
         if request.space is None:
+            names = ", ".join(space_names())
             raise UsageError(
                 f"{request.checkpoint} does not say of which design space it is: run `fleetnas inspect "
-                f"{request.checkpoint}`, which prints the command; there are {', '.join(space_names())} for --space"
+                f"{request.checkpoint}`, which prints the command, or give --space with one of {names}"
             )
         return request.space
     if request.space not in (None, draft.space):

@@ -11,7 +11,7 @@ from fleetnas.coordinator.cli import options
 from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
 
 if TYPE_CHECKING:
-    from fleetnas.supernet_export.checkpoints.inspection import Inspection
+    from fleetnas.supernet_export.inspection import Inspection
 
 #: Class names that are shown, of many.
 _MOST_NAMES = 8
@@ -37,7 +37,7 @@ def inspect(
     A checkpoint's design space is recognised by the shapes of its tensors; what these do not show, such as the smaller
     choices that were trained, is listed. Nothing in the file is executed, and torch is not needed.
     """
-    from fleetnas.supernet_export.checkpoints.inspection import inspect_file
+    from fleetnas.supernet_export.inspection import inspect_file
 
     found = inspect_file(file, weights)
     typer.echo(found.json() if as_json else "\n".join(_lines(found)))

@@ -156,6 +156,12 @@ def test_some_classes_are_evaluated_with_their_own_indices(tmp_path: Path) -> No
     assert evaluate(brightness_model(len(NAMES), 12, COLOUR), source.images(12), source.labels) == 1
 
 
+def test_some_classes_need_names(tmp_path: Path) -> None:
+    folders(tmp_path, NAMES)
+    with pytest.raises(UsageError, match="--some-classes needs class names"):
+        ImageFolder(tmp_path, COLOUR, len(NAMES), some_classes=True)
+
+
 def test_numbering_by_position_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folders(tmp_path, NAMES)
     image_folder.tell_once_that_folders_are_numbered.cache_clear()

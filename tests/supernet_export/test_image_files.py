@@ -164,6 +164,17 @@ def test_cameras_images_are_turned_upright(tmp_path: Path, orientation: int) -> 
     np.testing.assert_array_equal(seen(tmp_path / "photo.png", GREY, (6, 4))[0], upright / np.float32(255))
 
 
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_broken_exif_data_cost_no_image(tmp_path: Path, exif: bytes) -> None:
+    pil.fromarray(DEEP.astype(np.uint8)).save(tmp_path / "photo.jpg", exif=exif)
+    assert fault(tmp_path / "photo.jpg") == ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert seen(tmp_path / "photo.jpg").shape == (1, 8, 8)
+
+
 @pytest.mark.parametrize("channels", [2, 4, 16])
 def test_other_channels_are_refused(tmp_path: Path, channels: int) -> None:
     (tmp_path / "a").mkdir()

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import CheckpointError
-from fleetnas.supernet_export.checkpoints.draft import read_draft
 from fleetnas.supernet_export.checkpoints.facts import Facts, MBConvFacts, read_facts
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.checkpoints.recognise import Recognition, recognise
 from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
+from fleetnas.supernet_export.draft import read_draft
 from fleetnas.supernet_export.manifest import Manifest
 
 _ONE_SUBNET = (
