@@ -4,7 +4,8 @@
     python docs/examples/make_textures.py data
 
 Writes data/{train,val,test}/<class>/<number>.png: RGB, 48 pixels high, 48 to 79 wide; 1,920, 480 and 600 images. The
-parts are cut from different strips of each photograph: no pixel is shared, and test differs from val in more than noise.
+parts are cut from different strips of each photograph: no pixel is shared, and test differs from val by more than
+noise.
 """
 
 from __future__ import annotations

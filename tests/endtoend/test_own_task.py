@@ -1,0 +1,24 @@
+"""The page about one's own images: every command, in its order and as it is written, on a small set of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rigs.page_commands import command_blocks, own_environment, run_block
+from rigs.striped_images import write_images
+
+pytest.importorskip("torch")
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-task.md"
+
+
+def test_the_page_leads_from_a_folder_of_images_to_verified_models(tmp_path: Path) -> None:
+    for seed, (part, count) in enumerate((("train", 24), ("val", 8), ("test", 8))):
+        write_images(tmp_path / "data" / part, count, seed=seed)
+    log = tmp_path / "page.log"
+    for block in command_blocks(PAGE):
+        run_block(block, tmp_path, own_environment(tmp_path), log)
+    results = json.loads((tmp_path / "run/results/results.json").read_text())
+    assert results["targets_asked"] == 6
