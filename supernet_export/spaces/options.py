@@ -17,13 +17,19 @@ MAX_STAGES = 16
 MOST_RESOLUTIONS = 64
 _LOWEST_SIDE, _HIGHEST_SIDE, _SIDE_STEP = 8, 1024, 4
 _FARTHEST_ASPECT = 8
+#: Entries of any list, beyond all bounds of its kind: a longer one is not validated entry by entry.
+_LONGEST_LIST = 1024
 
 _Number = TypeVar("_Number", int, float)
 
 
 def _as_tuple(value: object) -> object:
-    """Take JSON's lists, and ranges, as the tuples that options hold."""
-    return tuple(value) if isinstance(value, (list, range)) else value
+    """Take JSON's lists, and ranges, as the tuples that options hold; one of a hostile length is refused early."""
+    if not isinstance(value, (list, range, tuple)):
+        return value
+    if len(value) > _LONGEST_LIST:
+        raise ValueError(f"a list has at most {_LONGEST_LIST} entries")
+    return tuple(value)
 
 
 def _ascending(values: tuple[_Number, ...]) -> tuple[_Number, ...]:
