@@ -127,7 +127,7 @@ def read_facts(shapes: Shapes) -> Facts:
 
 
 def _mbconv(named: Shapes) -> MBConvFacts:
-    blocks = []
+    blocks: list[MBConvBlockFacts] = []
     while f"{_BLOCK.format(len(blocks) + 1)}.depth_conv.conv.weight" in named:
         prefix = _BLOCK.format(len(blocks) + 1)
         middle, in_width = named[f"{prefix}.inverted_bottleneck.conv.weight"][:2]

@@ -15,6 +15,7 @@ from rigs.supernets import random_state_dict
 from safetensors.numpy import save_file
 
 from fleetnas.fleet_protocol.errors import CheckpointError, UsageError
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.checkpoint_export import CheckpointExport, export_own_checkpoint
 from fleetnas.supernet_export.digits.data import DEVIATION, MEAN
@@ -279,6 +280,13 @@ def test_what_cannot_be_is_refused_in_one_line(
 def test_names_of_another_number_of_classes_are_refused(own: Path, tmp_path: Path) -> None:
     request = CheckpointExport(own, "ofa-mbv3", OWN, class_names=("ant", "bee"))
     with pytest.raises(UsageError, match="2 class names are given, and the checkpoint has 3 classes"):
+        export_own_checkpoint(request, tmp_path / "x.supernet")
+
+
+def test_an_accuracy_predictor_of_another_space_is_refused(own: Path, tmp_path: Path) -> None:
+    accuracy = AccuracyPredictor([np.ones((1, 128), np.float32)], [np.zeros(1, np.float32)])
+    request = CheckpointExport(own, "ofa-mbv3", OWN, accuracy=accuracy, accuracy_source="published.pth")
+    with pytest.raises(UsageError, match=r"published.pth takes 128 features"):
         export_own_checkpoint(request, tmp_path / "x.supernet")
 
 

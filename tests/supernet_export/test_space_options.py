@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rigs.graph_costs import graph_costs
+from rigs.logit_parity import photo_like
 from rigs.random_graphs import run_onnx, run_tflite
 from rigs.search_problems import random_accuracy, random_latency
 from rigs.space_options import space_options
@@ -22,7 +23,10 @@ from fleetnas.coordinator.search.evolution import EvolutionSettings
 from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.problem import Problem
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
+from fleetnas.supernet_export.calibration.estimate import estimate_statistics
 from fleetnas.supernet_export.emitters.onnx import emit_onnx
+from fleetnas.supernet_export.emitters.onnx_int8 import emit_int8_onnx
 from fleetnas.supernet_export.emitters.tflite import emit_tflite
 from fleetnas.supernet_export.export import export_state_dict
 from fleetnas.supernet_export.graph import Graph
@@ -87,6 +91,25 @@ def test_the_smallest_and_the_largest_subnet_run_in_both_formats(chosen: tuple[s
         assert logits.shape == (1, space.classes)
         scale = max(1.0, float(np.abs(logits).max()))
         np.testing.assert_allclose(run_tflite(emit_tflite(graph), images) / scale, logits / scale, atol=2e-4)
+
+
+@settings(deadline=None, max_examples=6, suppress_health_check=list(HealthCheck))
+@given(chosen=space_options())
+def test_the_largest_subnet_runs_calibrated_and_in_int8(chosen: tuple[str, dict[str, Any]]) -> None:
+    space = make_space(*chosen)
+    tensors = export_state_dict(random_state_dict(space), space)
+    (largest,) = space.decode(space.largest())
+    slicer = slicer_for(space)
+    graph = slicer.slice(tensors.__getitem__, largest, None)
+    images = photo_like(4, graph.input_shape, np.random.default_rng(0))
+    graph = slicer.slice(tensors.__getitem__, largest, estimate_statistics(graph, [images]))
+    ranges = observe_ranges(graph, [images])
+    for logits in (
+        run_onnx(emit_int8_onnx(graph, ranges, batch=len(images)), images),
+        run_tflite(emit_tflite(graph, batch=len(images), ranges=ranges), images),
+    ):
+        assert logits.shape == (len(images), space.classes)
+        assert np.isfinite(logits).all()
 
 
 @some
