@@ -142,7 +142,7 @@ def check_kernel_transforms(space: DesignSpace, tensors: Mapping[str, Array]) ->
     other = None
     if space.name in _WITHOUT_TRANSFORMS and transforms:
         found, other = "holds kernel transform matrices, which CompOFA's networks do not have", "ofa-mbv3"
-    elif space.name not in _WITHOUT_TRANSFORMS and not transforms:
+    elif not transforms and not space.tied and not space.stage_kernels:
         found = "holds no kernel transform matrices"
         other = "compofa or compofa-elastic" if space.name == "ofa-mbv3" else "a space with one kernel size"
     if other is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
 #: Bounds of every family. An architecture holds at most 64 blocks, and resolutions from 8 to 1024 pixels.
@@ -137,7 +138,8 @@ def checked_options(model: type[_Options], space: str, given: Mapping[str, Any])
         return model.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part)[:40] for part in first["loc"][:6]) or "the options"
+        names = " ".join(".".join(str(part)[:40] for part in first["loc"][:6]).split())
+        place = plain(names) or "the options"
         message = " ".join(first["msg"].removeprefix("Value error, ").split())
         if first["type"] == "extra_forbidden":
             message = f"there is no such option; there are {', '.join(model.model_fields)}"

@@ -152,7 +152,20 @@ NONSENSE = st.recursive(
 )
 OPTIONS = (
     *("classes", "image_channels", "width", "widths", "kernels", "expands", "depths", "resolutions", "aspect"),
-    *("stem", "first_block", "stages", "head", "tied", "stage_kernels", "batch_norm_epsilon", "surprise", "self", ""),
+    *(
+        "stem",
+        "first_block",
+        "stages",
+        "head",
+        "tied",
+        "stage_kernels",
+        "batch_norm_epsilon",
+        "surprise",
+        "self",
+        "",
+        "a\nb",
+        "\ud800",
+    ),
 )
 
 
