@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,8 @@ def _made(name: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> De
         return make_space(name, given)
 
 
-def check_kernel_transforms(space: DesignSpace, tensors: Mapping[str, Array]) -> None:
-    """Raise `CheckpointError` where kernel transforms, or their absence, show that the space is another one."""
+def check_kernel_transforms(space: DesignSpace, tensors: Collection[str]) -> None:
+    """Raise `CheckpointError` where kernel transforms among the names `tensors`, or none, show another space."""
     if not isinstance(space, MBConvSpace) or len(space.kernels) < 2:
         return
     transforms = _has_transforms(tensors)
@@ -152,12 +152,12 @@ def check_kernel_transforms(space: DesignSpace, tensors: Mapping[str, Array]) ->
         )
 
 
-def _has_transforms(tensors: Mapping[str, Array]) -> bool:
+def _has_transforms(tensors: Collection[str]) -> bool:
     return any(name.endswith(_TRANSFORM_SUFFIX) for name in tensors)
 
 
-def assumed_choices(space: DesignSpace, given: Mapping[str, Any], tensors: Mapping[str, Array]) -> tuple[str, ...]:
-    """Return sentences about the choices of a space that the user did not give and that tensors do not show."""
+def assumed_choices(space: DesignSpace, given: Mapping[str, Any], tensors: Collection[str]) -> tuple[str, ...]:
+    """Return sentences about the choices of a space that the user did not give and that `tensors` do not show."""
     lines = []
     shown = {"kernels"} if _has_transforms(tensors) else set()
     for option, what in _CHOICES.items():

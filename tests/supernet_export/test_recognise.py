@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from rigs.space_options import space_options
 
 from fleetnas.fleet_protocol.errors import CheckpointError
+from fleetnas.supernet_export.checkpoint_export import check_kernel_transforms
 from fleetnas.supernet_export.checkpoints.facts import read_facts
 from fleetnas.supernet_export.checkpoints.recognise import Recognition, recognise
 from fleetnas.supernet_export.slicing.families import slicer_for
@@ -36,7 +37,9 @@ def test_the_space_that_is_found_has_the_shapes_of_the_checkpoint(chosen: tuple[
     if recognition is None or any("ties them" in sentence for sentence in recognition.missing):
         return
     again = make_space(recognition.space, recognition.options)
+    shapes = shapes_of(space, transforms=space.name not in WITHOUT)
     assert shapes_of(again, transforms=False) == shapes_of(space, transforms=False)
+    check_kernel_transforms(again, shapes)  # an export takes it
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
@@ -45,14 +48,15 @@ def test_published_layouts_are_found_by_name(chosen: tuple[str, dict[str, Any]])
     space = make_space(*chosen)
     recognition = found(space)
     assert recognition is not None
-    if recognition.space == "compofa-elastic":  # one kernel size needs no transforms
-        assert len(chosen[1]["kernels"]) == 1
+    if recognition.space == "compofa":  # one kernel size needs no transforms
+        assert chosen[1]["kernels"] == [7]
+        assert "ofa-mbv3 with kernels [7]" in recognition.others
         return
     assert recognition.space in (space.name, "mbconv")
     if space.name != "digits":
         assert recognition.space == space.name
         assert recognition.options["width"] == chosen[1]["width"]
-    if len(chosen[1]["kernels"]) > 1:
+    if space.name == recognition.space:
         assert sorted(recognition.options.get("kernels", [3, 5, 7])) == sorted(chosen[1]["kernels"])
 
 
