@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def export_own_checkpoint(
     space = _made(space_name, options, request.options)
     if draft is None and not request.trust_space:
         check_kernel_transforms(space, found.tensors)
+    _check_accuracy(request, space)
     tensors = export_state_dict(found.tensors, space)
     manifest, assumed = _manifest(request, draft, space)
     if draft is None:
@@ -81,6 +82,16 @@ def export_own_checkpoint(
     for line in assumed:
         tell(f"assumed: {line}")
     return write_with_predictor(path, manifest, tensors, request.accuracy, request.accuracy_source)
+
+
+def _check_accuracy(request: CheckpointExport, space: DesignSpace) -> None:
+    """Raise `UsageError` where the accuracy predictor is of another space."""
+    features = space.one_hot(space.smallest()).shape[1]
+    if request.accuracy is not None and request.accuracy.features != features:
+        raise UsageError(
+            f"the accuracy predictor {request.accuracy_source} takes {request.accuracy.features} features, and "
+            f"{space.name} with these options has {features}; give the predictor that was fitted on this space"
+        )
 
 
 def _space_name(request: CheckpointExport, draft: Manifest | None) -> str:
@@ -123,15 +134,15 @@ def _made(name: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> De
         return make_space(name, given)
 
 
-def check_kernel_transforms(space: DesignSpace, tensors: Mapping[str, Array]) -> None:
-    """Raise `CheckpointError` where kernel transforms, or their absence, show that the space is another one."""
+def check_kernel_transforms(space: DesignSpace, tensors: Collection[str]) -> None:
+    """Raise `CheckpointError` where kernel transforms among the names `tensors`, or none, show another space."""
     if not isinstance(space, MBConvSpace) or len(space.kernels) < 2:
         return
     transforms = _has_transforms(tensors)
     other = None
     if space.name in _WITHOUT_TRANSFORMS and transforms:
         found, other = "holds kernel transform matrices, which CompOFA's networks do not have", "ofa-mbv3"
-    elif space.name not in _WITHOUT_TRANSFORMS and not transforms:
+    elif not transforms and not space.tied and not space.stage_kernels:
         found = "holds no kernel transform matrices"
         other = "compofa or compofa-elastic" if space.name == "ofa-mbv3" else "a space with one kernel size"
     if other is not None:
@@ -141,12 +152,12 @@ def check_kernel_transforms(space: DesignSpace, tensors: Mapping[str, Array]) ->
         )
 
 
-def _has_transforms(tensors: Mapping[str, Array]) -> bool:
+def _has_transforms(tensors: Collection[str]) -> bool:
     return any(name.endswith(_TRANSFORM_SUFFIX) for name in tensors)
 
 
-def assumed_choices(space: DesignSpace, given: Mapping[str, Any], tensors: Mapping[str, Array]) -> tuple[str, ...]:
-    """Return sentences about the choices of a space that the user did not give and that tensors do not show."""
+def assumed_choices(space: DesignSpace, given: Mapping[str, Any], tensors: Collection[str]) -> tuple[str, ...]:
+    """Return sentences about the choices of a space that the user did not give and that `tensors` do not show."""
     lines = []
     shown = {"kernels"} if _has_transforms(tensors) else set()
     for option, what in _CHOICES.items():

@@ -69,10 +69,10 @@ class MBConvFacts:
 
     @property
     def stages(self) -> tuple[tuple[MBConvBlockFacts, ...], ...]:
-        """Blocks of each stage, where a stage begins with a block that changes the number of channels."""
+        """Blocks of each stage; a stage begins where the number of channels or the gate changes."""
         found: list[list[MBConvBlockFacts]] = []
         for block in self.blocks:
-            if not found or block.in_width != block.out_width:
+            if not found or block.in_width != block.out_width or block.squeeze != found[-1][-1].squeeze:
                 found.append([])
             found[-1].append(block)
         return tuple(tuple(stage) for stage in found)
@@ -127,7 +127,7 @@ def read_facts(shapes: Shapes) -> Facts:
 
 
 def _mbconv(named: Shapes) -> MBConvFacts:
-    blocks = []
+    blocks: list[MBConvBlockFacts] = []
     while f"{_BLOCK.format(len(blocks) + 1)}.depth_conv.conv.weight" in named:
         prefix = _BLOCK.format(len(blocks) + 1)
         middle, in_width = named[f"{prefix}.inverted_bottleneck.conv.weight"][:2]

@@ -25,8 +25,10 @@ _AVERAGED_PREFIXES = tuple(f"{name}." for name in ("ema", "ema_model", "model_em
 #: How deep roots may lie in each other, such as `{"ema": {"module": {...}}}`.
 _DEEPEST = 3
 #: Prefixes of every name where a network is an attribute of something that was saved.
-_PREFIXES = ("module.", "model.", "net.", "network.", "supernet.", "backbone.", "student.")
-_PREFIXES += _AVERAGED_PREFIXES
+_PREFIXES = (
+    *("module.", "model.", "net.", "network.", "supernet.", "backbone.", "student."),
+    *_AVERAGED_PREFIXES,
+)
 #: Those of wrappers that add a few tensors of their own beside the network.
 _WRAPPERS = ("module.", "model.")
 #: What torch.compile, FSDP and activation checkpointing put into names, wherever a module was wrapped.

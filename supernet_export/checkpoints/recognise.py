@@ -82,15 +82,18 @@ def _known_layout(name: str, facts: MBConvFacts, width: float, blocks: int) -> R
             name, options, defaults, others = "digits", {}, {"classes": 10, "image_channels": 1}, ("mbconv",)
             if width != 1:
                 options["width"] = width
-    if name == "ofa-mbv3" and not facts.transformed_kernels and facts.largest_kernel != min(_PUBLISHED["kernels"]):
-        name, others = "compofa-elastic", ("compofa",)
+    kernels: Sequence[float] = facts.transformed_kernels or (facts.largest_kernel or 0,)
+    if name == "ofa-mbv3" and kernels == (max(_PUBLISHED["kernels"]),):
+        # The one with fewer subnets: those are trained in either case.
+        name, kernels = "compofa", _PUBLISHED["kernels"]
+        others = ("compofa-elastic", f"ofa-mbv3 with kernels [{facts.largest_kernel}]")
         assumed.append("smaller kernels are the centres of larger ones, as in CompOFA: there are no transform matrices")
     options |= {
         key: value
         for key, value in (("classes", facts.classes), ("image_channels", facts.image_channels))
         if value != defaults[key]
     }
-    choices = _choices(facts, blocks, assumed)
+    choices = {"kernels": kernels, **_choices(facts, blocks, assumed)}
     options |= {key: list(value) for key, value in choices.items() if value != _PUBLISHED[key]}
     missing: tuple[str, ...] = ()
     if name.startswith("compofa") and len(choices["depths"]) != len(choices["expands"]):
@@ -99,15 +102,12 @@ def _known_layout(name: str, facts: MBConvFacts, width: float, blocks: int) -> R
 
 
 def _choices(facts: MBConvFacts, blocks: int, assumed: list[str]) -> dict[str, Sequence[float]]:
-    """Return the kernels, expand ratios and depths; add to `assumed` what shapes do not show of them."""
-    kernel, expand = facts.largest_kernel or 0, facts.largest_expand or 0
-    kernels: Sequence[float] = facts.transformed_kernels or _up_to(kernel, _PUBLISHED["kernels"])
+    """Return the expand ratios and depths; add to `assumed` what shapes do not show of them."""
+    expand = facts.largest_expand or 0
     expands, depths = _up_to(expand, _PUBLISHED["expands"]), _up_to(blocks, _PUBLISHED["depths"])
-    if not facts.transformed_kernels:
-        assumed.append(_only_largest("kernel sizes", "kernels", kernel, kernels))
     assumed.append(_only_largest("expand ratios", "expands", expand, expands))
     assumed.append(_only_largest("depths", "depths", blocks, depths))
-    return {"kernels": kernels, "expands": expands, "depths": depths}
+    return {"expands": expands, "depths": depths}
 
 
 def _up_to(largest: float, published: Sequence[float]) -> Sequence[float]:
@@ -126,7 +126,10 @@ def _own_layout(facts: MBConvFacts) -> Recognition:
         {"width": stage[0].out_width, "squeeze": stage[0].squeeze, "blocks": len(stage)} for stage in facts.stages
     ]
     assumed: list[str] = []
-    choices = _choices(facts, max(len(stage) for stage in facts.stages), assumed)
+    choices: dict[str, Sequence[float]] = {
+        "kernels": facts.transformed_kernels or (facts.largest_kernel or 0,),
+        **_choices(facts, max(len(stage) for stage in facts.stages), assumed),
+    }
     options: dict[str, Any] = {
         "classes": facts.classes,
         "image_channels": facts.image_channels,

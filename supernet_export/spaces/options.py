@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
 #: Bounds of every family. An architecture holds at most 64 blocks, and resolutions from 8 to 1024 pixels.
@@ -17,13 +18,19 @@ MAX_STAGES = 16
 MOST_RESOLUTIONS = 64
 _LOWEST_SIDE, _HIGHEST_SIDE, _SIDE_STEP = 8, 1024, 4
 _FARTHEST_ASPECT = 8
+#: Entries of any list, beyond all bounds of its kind: a longer one is not validated entry by entry.
+_LONGEST_LIST = 1024
 
 _Number = TypeVar("_Number", int, float)
 
 
 def _as_tuple(value: object) -> object:
-    """Take JSON's lists, and ranges, as the tuples that options hold."""
-    return tuple(value) if isinstance(value, (list, range)) else value
+    """Take JSON's lists, and ranges, as the tuples that options hold; one of a hostile length is refused early."""
+    if not isinstance(value, (list, range, tuple)):
+        return value
+    if len(value) > _LONGEST_LIST:
+        raise ValueError(f"a list has at most {_LONGEST_LIST} entries")
+    return tuple(value)
 
 
 def _ascending(values: tuple[_Number, ...]) -> tuple[_Number, ...]:
@@ -131,7 +138,8 @@ def checked_options(model: type[_Options], space: str, given: Mapping[str, Any])
         return model.model_validate(dict(given))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(str(part)[:40] for part in first["loc"][:6]) or "the options"
+        names = " ".join(".".join(str(part)[:40] for part in first["loc"][:6]).split())
+        place = plain(names) or "the options"
         message = " ".join(first["msg"].removeprefix("Value error, ").split())
         if first["type"] == "extra_forbidden":
             message = f"there is no such option; there are {', '.join(model.model_fields)}"

@@ -59,7 +59,10 @@ def make_space(name: str, options: Mapping[str, Any] | None = None) -> DesignSpa
 def _registered(name: str) -> Callable[..., DesignSpace]:
     found = [point for point in metadata.entry_points(group=ENTRY_POINTS) if point.name == name]
     if not found:
-        raise UsageError(f"no design space is called {name!r}; there are {', '.join(space_names())}")
+        raise UsageError(
+            f"no design space is called {name[:80]!r}; there are {', '.join(space_names())}; a space of another "
+            "package needs that package installed here"
+        )
     if len(found) > 1:
         values = ", ".join(sorted(point.value for point in found))
         raise UsageError(

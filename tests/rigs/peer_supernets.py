@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,81 @@ _MBCONV = {"ks_list": [3, 5, 7], "expand_ratio_list": [3, 4, 6], "depth_list": [
 _RESNET = {"depth_list": [0, 1, 2], "expand_ratio_list": [0.2, 0.25, 0.35], "width_mult_list": [0.65, 0.8, 1.0]}
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """A network of the peer's with other choices than the published ones, and our space of it.
+
+    `elastic` replaces the peer's lists of choices; the peer has colour images only, so that for `channels` other than 3
+    its first convolution is replaced.
+    """
+
+    network: str
+    space: str
+    options: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    elastic: Mapping[str, list[float]] = field(default_factory=dict)
+    channels: int = 3
+
+
+_OWN = {"ks_list": [3, 5], "expand_ratio_list": [2, 4], "depth_list": [1, 2]}
+_OWN_OPTIONS = {"kernels": [3, 5], "expands": [2, 4], "depths": [1, 2], "width": 0.5, "classes": 8}
+#: Networks that ImageNet does not have: one change each, then all of them in every family.
+CONFIGURATIONS: Mapping[str, Configuration] = {
+    "8 classes": Configuration("OFAMobileNetV3", "ofa-mbv3", {"classes": 8}, {"n_classes": 8}),
+    "width 0.5": Configuration("OFAMobileNetV3", "ofa-mbv3", {"width": 0.5}, {"width_mult": 0.5}),
+    "kernels 3, 5": Configuration("OFAMobileNetV3", "ofa-mbv3", {"kernels": [3, 5]}, elastic={"ks_list": [3, 5]}),
+    "expand ratios 2, 4": Configuration(
+        "OFAMobileNetV3", "ofa-mbv3", {"expands": [2, 4]}, elastic={"expand_ratio_list": [2, 4]}
+    ),
+    "depths 1 to 3": Configuration(
+        "OFAMobileNetV3", "ofa-mbv3", {"depths": [1, 2, 3]}, elastic={"depth_list": [1, 2, 3]}
+    ),
+    "depths 2 to 5": Configuration(
+        "OFAMobileNetV3", "ofa-mbv3", {"depths": [2, 3, 4, 5]}, elastic={"depth_list": [2, 3, 4, 5]}
+    ),
+    "grey": Configuration("OFAMobileNetV3", "ofa-mbv3", {"image_channels": 1}, channels=1),
+    "all, MobileNetV3": Configuration(
+        "OFAMobileNetV3",
+        "ofa-mbv3",
+        {**_OWN_OPTIONS, "image_channels": 1, "aspect": [3, 4]},
+        {"n_classes": 8, "width_mult": 0.5},
+        _OWN,
+        1,
+    ),
+    "all, ProxylessNAS": Configuration(
+        "OFAProxylessNASNets",
+        "ofa-proxyless",
+        {**_OWN_OPTIONS, "image_channels": 1, "aspect": [4, 3]},
+        {"n_classes": 8, "width_mult": 0.5},
+        _OWN,
+        1,
+    ),
+    "ResNet": Configuration(
+        "OFAResNets",
+        "ofa-resnet50",
+        {"classes": 8, "depths": [0, 1], "expands": [0.25, 0.5], "widths": [0.25, 0.5], "aspect": [3, 4]},
+        {"n_classes": 8},
+        {"depth_list": [0, 1], "expand_ratio_list": [0.25, 0.5], "width_mult_list": [0.25, 0.5]},
+    ),
+}
+
+
 def peer_supernet(family: str, seed: int = 0) -> Any:
-    """The peer's supernet in evaluation mode; batch norms and kernel transforms random as well."""
+    """The peer's published supernet in evaluation mode; batch norms and kernel transforms random as well."""
+    name, arguments, space, options = FAMILIES[family]
+    return configured_supernet(Configuration(name, space, options, arguments), seed)
+
+
+def configured_supernet(configuration: Configuration, seed: int = 0) -> Any:
+    """The same of any configuration."""
     torch = pytest.importorskip("torch")
     networks = import_peer()
-    name, arguments, _, _ = FAMILIES[family]
-    elastic = _RESNET if name == "OFAResNets" else _MBCONV
+    elastic = {**(_RESNET if configuration.network == "OFAResNets" else _MBCONV), **configuration.elastic}
     torch.manual_seed(seed)
-    net = getattr(networks, name)(dropout_rate=0, **arguments, **elastic)
+    net = getattr(networks, configuration.network)(dropout_rate=0, **configuration.arguments, **elastic)
+    if configuration.channels != 3:
+        first = net.first_conv.conv
+        net.first_conv.conv = torch.nn.Conv2d(configuration.channels, first.out_channels, 3, 2, 1, bias=False)
     random = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
@@ -54,7 +121,7 @@ def peer_supernet(family: str, seed: int = 0) -> Any:
         if name.endswith("_matrix"):
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
     # Statistics of the largest subnet: activations stay in the range of trained networks.
-    calibrate_peer(net, photo_like(2, (3, 128, 128), np.random.default_rng(seed)))
+    calibrate_peer(net, photo_like(2, (configuration.channels, 128, 128), np.random.default_rng(seed)))
     return net.eval()
 
 
