@@ -66,6 +66,8 @@ def evaluate(
     chosen = parse_architecture(opened.space, architecture)
     if images is None and opened.manifest.dataset != "digits":
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR")
+    if some_classes and images is None and calibration_images is None:
+        raise UsageError("--some-classes is about folders of images, and none is given; leave it out")
     if output is not None:
         check_file("--output", output, _MODEL_SUFFIXES[runtime], strict=True)
     with image_progress() as progress:

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -66,14 +66,12 @@ def named_folders(directory: Path, class_names: Sequence[str], *, some_classes: 
     empty = [name for name, found in images.items() if not found]
     faults = []
     if strange:
-        faults.append(
-            _listed([f"{name!r} is no class{_nearest(name, missing, class_names)}" for name in strange], ", ")
-        )
+        faults.append(_listed(strange, lambda name: f"{name!r} is no class{_nearest(name, missing, class_names)}"))
     if missing and (strange or not some_classes):
         one = len(missing) == 1
-        faults.append(f"{_listed([repr(name) for name in missing])} {'has' if one else 'have'} no folder")
+        faults.append(f"{_listed(missing)} {'has' if one else 'have'} no folder")
     if empty and not some_classes:
-        faults.append(f"{_listed([repr(name) for name in empty])} {'holds' if len(empty) == 1 else 'hold'} no images")
+        faults.append(f"{_listed(empty)} {'holds' if len(empty) == 1 else 'hold'} no images")
     if faults:
         advice = "name each folder exactly like its class"
         if not strange:
@@ -136,9 +134,10 @@ def _key(name: str) -> str:
     return re.sub(r"[\W_]+", "", "".join(letters)) or name
 
 
-def _listed(items: list[str], comma: str = ", ") -> str:
-    more = f" and {len(items) - MOST_NAMED:,} more" if len(items) > MOST_NAMED else ""
-    return comma.join(items[:MOST_NAMED]) + more
+def _listed(names: Sequence[str], shown: Callable[[str], str] = repr) -> str:
+    """Return the first names as they are `shown`, and the number of the others."""
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(shown(name) for name in names[:MOST_NAMED]) + more
 
 
 def _suspects(folders: Sequence[Path], classes: int) -> str:
@@ -154,7 +153,7 @@ def _suspects(folders: Sequence[Path], classes: int) -> str:
         suspects, reason = [name for name in names if _shape(name) != usual], "named unlike the others"
     if not suspects or len(suspects) == len(names):
         return "; remove those that are no class"
-    return f", among them {_listed(suspects)}, {reason}; remove what is no class"
+    return f", among them {_listed(suspects, str)}, {reason}; remove what is no class"
 
 
 def _shape(name: str) -> str:

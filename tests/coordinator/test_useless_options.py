@@ -42,7 +42,7 @@ PLAN = {
     *("--warmup", "--min-time", "--min-runs", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
-HERE = {"--supernet", "--store", "--calibration-images", "--evaluation-images", "--metrics-port"}
+HERE = {"--supernet", "--store", "--calibration-images", "--evaluation-images", "--some-classes", "--metrics-port"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
 }
@@ -137,6 +137,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("search", "--broker", "127.0.0.1", "--targets", "5", "--devices", ","), "names nobody"),
         (("search", "--broker", "127.0.0.1", "--credentials", "c", "--username", "u"), "--username"),
         (("search", "--local", "--credentials", "c"), "leave out --credentials"),
+        (("search", "--broker", "127.0.0.1", "--supernet", MISSING, "--some-classes"), "leave out --some-classes"),
         (("search", "--offline", "--credentials", "c"), "leave out --credentials"),
     ],
 )
@@ -195,7 +196,7 @@ def test_every_command_is_looked_at() -> None:
         "demo": 3,
         "devices": 14,
         "enroll": 3,
-        "evaluate": 6,
+        "evaluate": 7,
         "export": 16,
         "export-data": 7,
         "inspect": 2,

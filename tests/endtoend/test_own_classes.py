@@ -100,3 +100,6 @@ def test_some_classes_are_evaluated_where_it_is_said(
     code, out, err = fleetnas(capsys, *command, "--some-classes")
     assert (code, err) == (0, "")
     assert json.loads(out)["accuracy_images"] == 6
+    digits = str(write_untrained(tmp_path / "digits.supernet"))
+    code, _, err = fleetnas(capsys, "evaluate", digits, "smallest", "--some-classes")
+    assert (code, "none is given; leave it out" in " ".join(err.split())) == (2, True)

@@ -130,6 +130,8 @@ def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[st
 def _refuse_useless(context: typer.Context, run: RunOptions, measuring: MeasuringOptions, *, local: bool) -> None:
     """`UsageError` where an option was given that this kind of search on devices does not use."""
     options.refuse(context, names(OfflineOptions), "these options are for a search without a device (--offline)")
+    if run.resume is None and run.calibration_images is None and run.evaluation_images is None:
+        options.refuse(context, ("some_classes",), "--some-classes is about folders of images, and none is given")
     if local:
         fleets = (*names(ConnectionOptions), *names(FleetOptions), "wait_for")
         options.refuse(context, fleets, "--local has neither broker nor fleet")
