@@ -42,7 +42,7 @@ class Ranks:
         """Overwrite `tensors` with those of the first process."""
         if self.world > 1:
             for tensor in tensors:
-                torch.distributed.broadcast(tensor, 0)
+                torch.distributed.broadcast(tensor.detach(), 0)
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -114,7 +114,7 @@ class _Run(TrainerEvents):
             self._manifest = read_manifest(saved["manifest"])
         space = space_of(self._manifest)
         assert isinstance(space, MBConvSpace)
-        phases = phases_of(settings.schedule, space, settings.epochs, settings.learning_rate, settings.subnets)
+        phases = phases_of(settings.schedule, space, settings.epochs, settings.peak_learning_rate, settings.subnets)
         trainer = self._trainer(space, phases, data)
         self._data_fingerprint = data.fingerprint()
         if saved is not None:
@@ -160,10 +160,11 @@ class _Run(TrainerEvents):
         recipe = Recipe(
             resolutions=space.resolutions,
             batch_size=settings.batch_size,
-            weight_decay=settings.weight_decay,
+            weight_decay=settings.decay,
             label_smoothing=settings.label_smoothing,
             seed=settings.seed,
             threads=settings.threads or 1,
+            optimizer=settings.optimizer,
             clip_norm=settings.clip_norm,
             warm_up=settings.warm_up,
             ema_decay=settings.ema,

@@ -54,8 +54,8 @@ def training_space(settings: TrainSettings, source: Source | None, classes: int)
             options[short] = list(value) if isinstance(value, tuple) else value
     if settings.options.get("classes", classes) != classes:
         raise UsageError(
-            f"--options gives {settings.options['classes']} classes and {settings.train} holds {classes}; leave classes "
-            "out, they are counted"
+            f"--options gives {settings.options['classes']} classes and {settings.train} holds {classes}; leave "
+            "classes out, they are counted"
         )
     options["classes"] = classes
     if settings.channels is not None:
@@ -77,8 +77,8 @@ def training_preprocessing(settings: TrainSettings, source: Source | None, space
     if found.channels != space.image_channels:
         if space.image_channels not in (1, 3):
             raise UsageError(
-                f"{space.name} takes images of {space.image_channels} channels, and image files are read as 1 (grey) or "
-                "3 (RGB); give --channels 1 or 3"
+                f"{space.name} takes images of {space.image_channels} channels, and image files are read as 1 (grey) "
+                "or 3 (RGB); give --channels 1 or 3"
             )
         grey = space.image_channels == 1
         found = IMAGENET.model_copy(
