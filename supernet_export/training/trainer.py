@@ -280,8 +280,8 @@ class Trainer:
     def _fail(self, batch: Batch, loss: float) -> None:
         position = self.position
         raise TrainingError(
-            f"training has diverged: in epoch {position.done_epochs + 1}, step {position.step + 1} the loss is "
-            f"{loss:g}, or gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images of "
+            f"training has diverged in epoch {position.done_epochs + 1}, step {position.step + 1}: the loss is {loss:g} "
+            "or gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images of "
             f"this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
         )
 
