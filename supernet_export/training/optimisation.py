@@ -146,8 +146,10 @@ def _average(net: nn.Module, decay: float) -> AveragedModel:
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """Return a scheduler's state without objects, which a checkpoint must not hold."""
-    return {
-        key: [_plain(inner) for inner in value] if key == "_schedulers" else value
-        for key, value in state.items()
-        if isinstance(value, (int, float, str, bool, list, tuple, type(None)))
-    }
+    found = {}
+    for key, value in state.items():
+        if key == "_schedulers":
+            found[key] = [_plain(inner) for inner in value]
+        elif isinstance(value, (int, float, str, list, tuple, type(None))):
+            found[key] = value
+    return found

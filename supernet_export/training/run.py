@@ -134,7 +134,6 @@ class _Run(TrainerEvents):
             return self._folder.load()
         if self._ranks.is_first:
             self._folder.prepare()
-            self._folder.store_settings(self._settings)
         self._ranks.wait()
         return None
 
@@ -197,7 +196,9 @@ class _Run(TrainerEvents):
             raise UsageError(f"--teacher {self._settings.teacher} has other classes or channels than these images")
         self._view.message(f"teacher {line}")
         net.set_active(space.decode(space.largest())[0])
-        return net.requires_grad_(False).train()
+        net.requires_grad_(False)
+        net.train()
+        return net
 
     def _warn(self, text: str) -> None:
         self._view.message(text, warning=True)
@@ -208,6 +209,7 @@ class _Run(TrainerEvents):
         self._validator = Validator(trainer.net, space, self._train, self._val, self._ranks)
         self._log = None
         if self._ranks.is_first:
+            self._folder.store_settings(self._settings)
             self._log = RunLog(self._folder.log, self._folder.path / BOARD_NAME, trainer.position.done_epochs)
         self._started = self._saved = time.monotonic()
         trainer.run()

@@ -45,6 +45,7 @@ def training_space(settings: TrainSettings, source: Source | None, classes: int)
         name = _TIED.get(name, name)
         if name == "mbconv":
             options["tied"] = True
+    _check_family(name)
     options |= settings.options
     for short in _SHORT_FORMS:
         value = getattr(settings, short)
@@ -61,12 +62,16 @@ def training_space(settings: TrainSettings, source: Source | None, classes: int)
     if settings.channels is not None:
         options["image_channels"] = settings.channels
     space = make_space(name, options)
-    if not isinstance(space, MBConvSpace):
+    assert isinstance(space, MBConvSpace)
+    return space
+
+
+def _check_family(name: str) -> None:
+    if not isinstance(make_space(name), MBConvSpace):
         raise UsageError(
             f"`fleetnas train` is for the families of inverted bottlenecks (mbconv, ofa-mbv3, ofa-proxyless, compofa), "
             f"and {name} is none of them; train it with your own program and export the checkpoint"
         )
-    return space
 
 
 def training_preprocessing(settings: TrainSettings, source: Source | None, space: MBConvSpace) -> Preprocessing:

@@ -194,10 +194,12 @@ class Trainer:
         )
 
     def _frozen(self, phase: Phase) -> ElasticMBConvNet:
-        teacher = copy.deepcopy(self.net).requires_grad_(False)
+        teacher = copy.deepcopy(self.net)
+        teacher.requires_grad_(False)
         teacher.set_active(phase.extreme(self.net.network, max(self.recipe.resolutions), largest=True))
         # By the batch's own statistics, as once-for-all's teacher: they fit every resolution.
-        return teacher.train()
+        teacher.train()
+        return teacher
 
     def _epoch(self, phase: Phase, optimisation: Optimisation) -> None:
         self.net.train()
@@ -280,8 +282,8 @@ class Trainer:
     def _fail(self, batch: Batch, loss: float) -> None:
         position = self.position
         raise TrainingError(
-            f"training has diverged in epoch {position.done_epochs + 1}, step {position.step + 1}: the loss is {loss:g} "
-            "or gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images of "
+            f"training has diverged in epoch {position.done_epochs + 1}, step {position.step + 1}: loss {loss:g} or "
+            "gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images of "
             f"this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
         )
 
