@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from fleetnas.supernet_export.training.choices import OptimizerName
 from fleetnas.supernet_export.training.ranks import Ranks
-
-OptimizerName = Literal["adamw", "sgd"]
 
 
 class Optimisation:

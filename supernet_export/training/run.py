@@ -230,10 +230,10 @@ class _Run(TrainerEvents):
     def after_step(self, trainer: Trainer, progress: Progress, *, stop: bool) -> None:
         self._view.step(progress)
         habits, now = self._habits, time.monotonic()
-        due = now - self._saved >= 60 * habits.checkpoint_minutes
+        wanted = now - self._saved >= 60 * habits.checkpoint_minutes
         if habits.checkpoint_steps is not None:
-            due = progress.step % habits.checkpoint_steps == 0
-        if (due or stop) and self._ranks.is_first:
+            wanted = progress.step % habits.checkpoint_steps == 0
+        if (wanted or stop) and self._ranks.is_first:
             self._save(trainer)
         if stop:
             raise TrainingStopped(

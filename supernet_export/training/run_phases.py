@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.training.choices import Schedule
 from fleetnas.supernet_export.training.schedule import Phase
-
-Schedule = Literal["sandwich", "compound", "progressive"]
 
 #: Learning rates of the first phase, of an opening phase and of a full one, as parts of the peak.
 _LARGEST, _OPENING, _FULL = 1.0, 0.1, 1 / 3

@@ -9,10 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.manifest import Fit
-from fleetnas.supernet_export.training.run_phases import Schedule
+from fleetnas.supernet_export.training.choices import ClassWeights, OptimizerName, Precision, Schedule
 
-#: As `optimisation.OptimizerName`, whose module needs torch.
-OptimizerName = Literal["adamw", "sgd"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -42,11 +40,11 @@ class TrainSettings(BaseModel):
     weight_decay: float | None = Field(default=None, ge=0, le=10)
     warm_up: Share = 0.05
     label_smoothing: Share = 0.1
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: ClassWeights = "none"
     clip_norm: float = Field(default=5.0, gt=0)
     ema: Share = 0.999
     teacher: str = Field(default="in-place", min_length=1)
-    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    precision: Precision = "fp32"
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1, le=1024)
 

@@ -9,8 +9,8 @@ import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from torch.nn import functional
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import TrainingError
 from fleetnas.supernet_export.training.batches import Batch, Floats, TrainingBatches
+from fleetnas.supernet_export.training.choices import OptimizerName, Precision
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
-from fleetnas.supernet_export.training.optimisation import Optimisation, OptimizerName, optimizer_of
+from fleetnas.supernet_export.training.optimisation import Optimisation, optimizer_of
 from fleetnas.supernet_export.training.ranks import Ranks
 from fleetnas.supernet_export.training.schedule import Phase
 
-Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 #: Images that a message names.
 _MOST_NAMED = 5
 
@@ -83,7 +83,7 @@ class TrainerEvents:
         """Take note of an epoch."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Position:
     """How far a training is: the next step."""
 
@@ -142,7 +142,7 @@ class Trainer:
                 self._optimisation = None
                 if self.recipe.frozen_teacher and phase.random_subnets == 0 and not phase.smallest:
                     self.teacher = self._frozen(phase)
-                self.position.phase, self.position.epoch = self.position.phase + 1, 0
+                self._move(phase=self.position.phase + 1, epoch=0)
 
     def averaged_state(self) -> dict[str, Tensor]:
         """Return parameters and statistics as a result holds them: the moving average where there is one."""
@@ -165,7 +165,9 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, of a trainer with the same phases, recipe and data."""
         self.position = Position(**state["position"])
-        self.rng.bit_generator.state = json.loads(state["generator"])
+        bits = np.random.PCG64()
+        bits.state = json.loads(state["generator"])
+        self.rng = np.random.Generator(bits)
         torch.set_rng_state(state["torch_generator"])
         self.net.load_state_dict(state["net"])
         if state["teacher"] is not None:
@@ -203,20 +205,23 @@ class Trainer:
 
     def _epoch(self, phase: Phase, optimisation: Optimisation) -> None:
         self.net.train()
-        position = self.position
-        for batch in self.batches.epoch(position.done_epochs, position.step, self.rng):
+        stop = False
+        for batch in self.batches.epoch(self.position.done_epochs, self.position.step, self.rng):
             loss, stop = self._step(phase, batch, optimisation)
-            position.loss_sum += loss * len(batch.labels)
-            position.images += len(batch.labels)
-            position.step += 1
-            if position.step < self.batches.steps:
+            position, count = self.position, len(batch.labels)
+            self._move(
+                step=position.step + 1, images=position.images + count, loss_sum=position.loss_sum + loss * count
+            )
+            if self.position.step < self.batches.steps:
                 self.events.after_step(self, self._progress(phase, optimisation), stop=stop)
-        progress = self._progress(phase, optimisation)
-        position.epoch, position.done_epochs = position.epoch + 1, position.done_epochs + 1
-        position.step, position.images, position.loss_sum = 0, 0, 0.0
+        progress, position = self._progress(phase, optimisation), self.position
+        self._move(epoch=position.epoch + 1, done_epochs=position.done_epochs + 1, step=0, images=0, loss_sum=0.0)
         self.events.after_epoch(self, progress)
         if stop:
             self.events.after_step(self, progress, stop=True)
+
+    def _move(self, **changes: Any) -> None:
+        self.position = replace(self.position, **changes)
 
     def _progress(self, phase: Phase, optimisation: Optimisation) -> Progress:
         position = self.position
