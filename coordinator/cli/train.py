@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.train_view import shown_training
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.supernet_export.training.choices import ClassWeights, OptimizerName, Precision, Schedule
 
 if TYPE_CHECKING:
     from fleetnas.supernet_export.training.run_settings import TrainSettings
@@ -64,11 +65,11 @@ def train(
     width: Annotated[float | None, typer.Option(help="Its width multiplier, such as 0.5.")] = None,
     channels: Annotated[int | None, typer.Option(help="Channels of an image: 1 (grey) or 3 (RGB).")] = None,
     fit: Annotated[
-        Literal["crop", "squash", "letterbox"] | None,
-        typer.Option(help="How images of another shape are fitted (default: crop)."),
+        str | None,
+        typer.Option(metavar="crop|squash|letterbox", help="How images of another shape are fitted (default: crop)."),
     ] = None,
     schedule: Annotated[
-        Literal["sandwich", "compound", "progressive"] | None,
+        Schedule | None,
         typer.Option(
             help="sandwich: largest, smallest and random subnets in every step. progressive: OFA's progressive "
             "shrinking. compound: CompOFA's, over subnets whose expand ratio is tied to depth (default: sandwich)."
@@ -77,14 +78,17 @@ def train(
     subnets: Annotated[int | None, typer.Option(help="Random subnets in each step (default: 2).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of all phases together (default: 30).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images of a step, of all processes (default: 64).")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's highest (default: 0.003).")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's (default: 0.01).")] = None,
+    optimizer: Annotated[
+        OptimizerName | None, typer.Option(help="sgd: with Nesterov's momentum (default: adamw).")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest (default: 0.003; of sgd 0.1).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of weights (default: 0.01; of sgd 0.00003).")] = None,
     warm_up: Annotated[
         float | None, typer.Option(help="Part of each phase in which the learning rate rises (default: 0.05).")
     ] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Between 0 and 1 (default: 0.1).")] = None,
     class_weights: Annotated[
-        Literal["none", "balanced"] | None,
+        ClassWeights | None,
         typer.Option(help="balanced: rare classes weigh more in the loss (default: none)."),
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Largest norm of the gradients (default: 5).")] = None,
@@ -101,7 +105,8 @@ def train(
         ),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Of the arithmetic; fp16 on GPUs (default: fp32).")
+        Precision | None,
+        typer.Option(help="Of the arithmetic; fp16 on GPUs, fp64 for comparisons (default: fp32)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all random choices (default: 0).")] = None,
     threads: Annotated[
@@ -142,6 +147,7 @@ def train(
         "subnets": subnets,
         "epochs": epochs,
         "batch_size": batch_size,
+        "optimizer": optimizer,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "warm_up": warm_up,

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.training.choices import Schedule
 from fleetnas.supernet_export.training.schedule import Phase
-
-Schedule = Literal["sandwich", "compound", "progressive"]
 
 #: Learning rates of the first phase, of an opening phase and of a full one, as parts of the peak.
 _LARGEST, _OPENING, _FULL = 1.0, 0.1, 1 / 3
@@ -103,9 +101,11 @@ def _progressive(space: MBConvSpace, subnets: int) -> list[Phase]:
     if len(depths) > 1:
         found.append(Phase("depth", _PART_FULL, kernels, widest, depths, _FULL, random_subnets=two))
     if len(expands) > 2:
-        name, last = "expand-opening", expands[-2:]
+        name, two_widest = "expand-opening", expands[-2:]
         found.append(
-            Phase(name, _PART_OPENING, kernels, last, depths, _OPENING, random_subnets=subnets, sort_within=widest)
+            Phase(
+                name, _PART_OPENING, kernels, two_widest, depths, _OPENING, random_subnets=subnets, sort_within=widest
+            )
         )
     if len(expands) > 1:
         within = expands[-2:] if len(expands) > 2 else widest

@@ -9,8 +9,8 @@ import copy
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +20,12 @@ from torch.nn import functional
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import TrainingError
 from fleetnas.supernet_export.training.batches import Batch, Floats, TrainingBatches
+from fleetnas.supernet_export.training.choices import OptimizerName, Precision
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
-from fleetnas.supernet_export.training.optimisation import Optimisation
+from fleetnas.supernet_export.training.optimisation import Optimisation, optimizer_of
 from fleetnas.supernet_export.training.ranks import Ranks
 from fleetnas.supernet_export.training.schedule import Phase
 
-Precision = Literal["fp32", "bf16", "fp16"]
 #: Images that a message names.
 _MOST_NAMED = 5
 
@@ -44,6 +44,7 @@ class Recipe:
     threads: int = 1
     #: Largest norm of all gradients together.
     clip_norm: float = 5.0
+    optimizer: OptimizerName = "adamw"
     #: Share of a phase in which the learning rate rises from zero.
     warm_up: float = 0.0
     #: Of the exponential moving average of the weights; 0: none.
@@ -82,7 +83,7 @@ class TrainerEvents:
         """Take note of an epoch."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Position:
     """How far a training is: the next step."""
 
@@ -112,14 +113,17 @@ class Trainer:
 
     def __post_init__(self) -> None:
         # Channels last makes depthwise gradients several times faster on a CPU.
-        self.net.to(self.ranks.device, memory_format=torch.channels_last)
+        self._dtype = torch.float64 if self.recipe.precision == "fp64" else torch.float32
+        self.net.to(self.ranks.device, self._dtype, memory_format=torch.channels_last)
         self.net.set_synchronised(self.ranks.world > 1)
         self.ranks.copy_from_first([*self.net.parameters(), *self.net.buffers()])
         self.rng = np.random.default_rng(self.recipe.seed)
         self.position = Position()
         self._optimisation: Optimisation | None = None
         weights = self.recipe.class_weights
-        self._class_weights = None if weights is None else torch.tensor(weights, device=self.ranks.device)
+        self._class_weights = (
+            None if weights is None else torch.tensor(weights, device=self.ranks.device, dtype=self._dtype)
+        )
 
     @property
     def epochs(self) -> int:
@@ -138,7 +142,7 @@ class Trainer:
                 self._optimisation = None
                 if self.recipe.frozen_teacher and phase.random_subnets == 0 and not phase.smallest:
                     self.teacher = self._frozen(phase)
-                self.position.phase, self.position.epoch = self.position.phase + 1, 0
+                self._move(phase=self.position.phase + 1, epoch=0)
 
     def averaged_state(self) -> dict[str, Tensor]:
         """Return parameters and statistics as a result holds them: the moving average where there is one."""
@@ -161,7 +165,9 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned, of a trainer with the same phases, recipe and data."""
         self.position = Position(**state["position"])
-        self.rng.bit_generator.state = json.loads(state["generator"])
+        bits = np.random.PCG64()
+        bits.state = json.loads(state["generator"])
+        self.rng = np.random.Generator(bits)
         torch.set_rng_state(state["torch_generator"])
         self.net.load_state_dict(state["net"])
         if state["teacher"] is not None:
@@ -180,38 +186,42 @@ class Trainer:
     def _optimisation_of(self, phase: Phase) -> Optimisation:
         recipe = self.recipe
         return Optimisation(
+            optimizer_of(self.net, recipe.optimizer, phase.learning_rate, recipe.weight_decay),
             self.net,
-            learning_rate=phase.learning_rate,
             steps=phase.epochs * self.batches.steps,
             warm_up=recipe.warm_up,
-            weight_decay=recipe.weight_decay,
             clip_norm=recipe.clip_norm,
             ema_decay=recipe.ema_decay,
             scaled=recipe.precision == "fp16",
         )
 
     def _frozen(self, phase: Phase) -> ElasticMBConvNet:
-        teacher = copy.deepcopy(self.net).requires_grad_(False)
+        teacher = copy.deepcopy(self.net)
+        teacher.requires_grad_(False)
         teacher.set_active(phase.extreme(self.net.network, max(self.recipe.resolutions), largest=True))
         # By the batch's own statistics, as once-for-all's teacher: they fit every resolution.
-        return teacher.train()
+        teacher.train()
+        return teacher
 
     def _epoch(self, phase: Phase, optimisation: Optimisation) -> None:
         self.net.train()
-        position = self.position
-        for batch in self.batches.epoch(position.done_epochs, position.step, self.rng):
+        stop = False
+        for batch in self.batches.epoch(self.position.done_epochs, self.position.step, self.rng):
             loss, stop = self._step(phase, batch, optimisation)
-            position.loss_sum += loss * len(batch.labels)
-            position.images += len(batch.labels)
-            position.step += 1
-            if position.step < self.batches.steps:
+            position, count = self.position, len(batch.labels)
+            self._move(
+                step=position.step + 1, images=position.images + count, loss_sum=position.loss_sum + loss * count
+            )
+            if self.position.step < self.batches.steps:
                 self.events.after_step(self, self._progress(phase, optimisation), stop=stop)
-        progress = self._progress(phase, optimisation)
-        position.epoch, position.done_epochs = position.epoch + 1, position.done_epochs + 1
-        position.step, position.images, position.loss_sum = 0, 0, 0.0
+        progress, position = self._progress(phase, optimisation), self.position
+        self._move(epoch=position.epoch + 1, done_epochs=position.done_epochs + 1, step=0, images=0, loss_sum=0.0)
         self.events.after_epoch(self, progress)
         if stop:
             self.events.after_step(self, progress, stop=True)
+
+    def _move(self, **changes: Any) -> None:
+        self.position = replace(self.position, **changes)
 
     def _progress(self, phase: Phase, optimisation: Optimisation) -> Progress:
         position = self.position
@@ -228,7 +238,9 @@ class Trainer:
     def _step(self, phase: Phase, batch: Batch, optimisation: Optimisation) -> tuple[float, bool]:
         """Return the batch's loss of the largest subnet, and whether to stop."""
         network, ranks = self.net.network, self.ranks
-        inputs = torch.from_numpy(batch.inputs).to(ranks.device).contiguous(memory_format=torch.channels_last)
+        inputs = (
+            torch.from_numpy(batch.inputs).to(ranks.device, self._dtype).contiguous(memory_format=torch.channels_last)
+        )
         targets = torch.from_numpy(batch.own_labels).to(ranks.device)
         optimisation.clear()
         self.net.set_active(phase.extreme(network, batch.resolution, largest=True))
@@ -250,7 +262,7 @@ class Trainer:
         return value, stop
 
     def _logits(self, net: ElasticMBConvNet, inputs: Tensor) -> Tensor:
-        if self.recipe.precision == "fp32":
+        if self.recipe.precision in ("fp32", "fp64"):
             return net(inputs)
         kind = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float16
         with torch.autocast(torch.device(self.ranks.device).type, dtype=kind):
@@ -275,9 +287,9 @@ class Trainer:
     def _fail(self, batch: Batch, loss: float) -> None:
         position = self.position
         raise TrainingError(
-            f"training has diverged: in epoch {position.done_epochs + 1}, step {position.step + 1} the loss is "
-            f"{loss:g} or the gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images "
-            f"of this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
+            f"training has diverged in epoch {position.done_epochs + 1}, step {position.step + 1}: loss {loss:g} or "
+            "gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images of "
+            f"this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
         )
 
 
