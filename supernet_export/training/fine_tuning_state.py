@@ -51,7 +51,7 @@ class FineTuningState:
             )
         return state
 
-    def is_due(self) -> bool:
+    def wants_saving(self) -> bool:
         """Whether the last state is old enough for another one."""
         return self._clock() - self._saved >= _EVERY_S
 
