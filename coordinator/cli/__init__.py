@@ -53,8 +53,8 @@ def _forget_output() -> None:
 
 
 def _with_latest(arguments: list[str]) -> list[str]:
-    """Give `search --resume` without a value the value `latest`; typer has no options with an optional value."""
-    if arguments[:1] != ["search"]:
+    """Give `search --resume` and `measure --resume` without a value the value `latest`; typer has no such options."""
+    if arguments[:1] not in (["search"], ["measure"]):
         return arguments
     found: list[str] = []
     for place, word in enumerate(arguments):

@@ -54,12 +54,13 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     predictor,
     runs,
     security,
+    train,
     watch,
 )
 from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 _MODULES = (
-    *(demo, search, watch, devices, runs, export_data, export, mirror),
+    *(demo, search, watch, devices, runs, export_data, train, export, mirror),
     *(evaluate, finetune, accuracy, predictor, broker, security),
 )
 for module in _MODULES:
