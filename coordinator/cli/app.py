@@ -50,6 +50,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     export,
     export_data,
     finetune,
+    inspect,
     mirror,
     predictor,
     runs,
@@ -60,7 +61,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
 from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 _MODULES = (
-    *(demo, search, watch, devices, runs, export_data, train, export, mirror),
+    *(demo, search, watch, devices, runs, export_data, train, export, inspect, mirror),
     *(evaluate, finetune, accuracy, predictor, broker, security),
 )
 for module in _MODULES:
