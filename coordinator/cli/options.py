@@ -19,6 +19,10 @@ Store = Annotated[
     str | None,
     typer.Option("--store", metavar="FILE|URL", help="Where runs are kept (default: in the user's data folder)."),
 ]
+SomeClasses = Annotated[
+    bool,
+    typer.Option("--some-classes", help="The folders of images hold only some of the supernet's classes, by name."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a view.")]
 
 
