@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rigs.striped_images import CLASSES, write_images, write_supernet
 
+import fleetnas
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, TrainingError, UsageError
@@ -166,6 +167,24 @@ def _statistics(bundle: SupernetBundle, architecture: Architecture, images: Path
     return load_calibration(blob).statistics
 
 
+def test_python_fine_tunes_as_the_command_does(room: Path, tmp_path: Path) -> None:
+    asked = request(room, tmp_path / "one.supernet")
+    found = tuned(asked)
+    with pytest.raises(UsageError, match="exists already"):
+        fleetnas.fine_tune(asked.bundle, asked.architecture, asked.output, images=room / "train")
+    bundle, accuracy = fleetnas.fine_tune(
+        asked.bundle,
+        asked.architecture,
+        tmp_path / "two.supernet",
+        images=room / "train",
+        validation=room / "val",
+        recipe=QUICK,
+    )
+    assert (bundle.sha256, accuracy) == (found.sha256, found.after)
+    with pytest.raises(UsageError, match="cannot teach itself"):
+        fleetnas.fine_tune(bundle, asked.architecture, tmp_path / "three.supernet", images=room / "train")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_resumed_anywhere_ends_with_the_same_weights(precision: Any, room: Path) -> None:
     bundle = SupernetBundle.open(room / "all.supernet")
@@ -254,6 +273,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_advice(room: Path, tmp
     with pytest.raises(TrainingError, match=r"diverged: in epoch 1, step 1 .* lower --learning-rate than 0.001"):
         tuned(asked)
     assert [path.name for path in tmp_path.iterdir()] == ["huge.supernet"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_half_precision_without_a_gpu_is_refused(room: Path, tmp_path: Path) -> None:
+    asked = request(room, tmp_path / "one.supernet", recipe=replace(QUICK, precision="fp16"), validation=None)
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        tuned(asked)
 
 
 def test_another_supernet_teaches_at_its_own_size_and_with_its_own_preprocessing(room: Path, tmp_path: Path) -> None:
