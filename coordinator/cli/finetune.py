@@ -13,6 +13,8 @@ import typer
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.architectures import ARCHITECTURE_HELP, parse_architecture
 from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.device_profiles.plain_text import plain
+from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe, TrainingPrecision
@@ -133,15 +135,32 @@ def _request(
     opened = SupernetBundle.open(bundle)
     if images is None and opened.manifest.dataset != "digits":
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR to train on")
+    chosen = parse_architecture(opened.space, architecture)
+    _note_another_supernet(architecture, opened)
     return FineTuningRequest(
         bundle=opened,
-        architecture=parse_architecture(opened.space, architecture),
+        architecture=chosen,
         images=images,
         validation=val,
         teacher=_teacher(opened, teacher),
         output=output,
         recipe=recipe,
     )
+
+
+def _note_another_supernet(card: str, bundle: SupernetBundle) -> None:
+    """Tell on standard error where a model card is of another supernet's subnet."""
+    try:
+        supernet = json.loads(read_text(Path(card)))["supernet"]
+        name, sha256 = str(supernet["name"]), str(supernet["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no model card
+    if sha256 != bundle.sha256:
+        typer.echo(
+            f"note: the card is of a subnet of {plain(name)[:100]}, SHA-256 {plain(sha256)[:12]}..., and its "
+            f"architecture is taken from {bundle.path}, SHA-256 {bundle.sha256[:12]}...",
+            err=True,
+        )
 
 
 def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:
