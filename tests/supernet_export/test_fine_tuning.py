@@ -254,8 +254,8 @@ def test_an_interrupted_training_is_resumed_from_its_last_epoch(interrupted: Fin
 def test_a_training_is_not_resumed_with_other_settings(
     interrupted: FineTuningRequest, room: Path, tmp_path: Path
 ) -> None:
-    other = replace(interrupted, recipe=replace(QUICK, learning_rate=2e-3, epochs=3))
-    with pytest.raises(UsageError, match=r"another fine-tuning \(epochs: 2, now 3; learning_rate: 0.001, now 0.002\)"):
+    other = replace(interrupted, recipe=replace(QUICK, learning_rate=3e-3, epochs=3))
+    with pytest.raises(UsageError, match=r"another fine-tuning \(epochs: 2, now 3; learning_rate: 0.002, now 0.003\)"):
         tuned(other, resume=True)
     with pytest.raises(UsageError, match=r"another fine-tuning \(teacher: "):
         tuned(replace(interrupted, teacher=None), resume=True)
@@ -270,7 +270,7 @@ def test_a_training_is_not_resumed_with_other_settings(
 def test_a_loss_that_is_not_finite_ends_the_training_with_advice(room: Path, tmp_path: Path) -> None:
     bundle = write_supernet(tmp_path / "huge.supernet", scale=3e38)
     asked = request(room, tmp_path / "one.supernet", bundle=bundle, teacher=None, validation=None)
-    with pytest.raises(TrainingError, match=r"diverged: in epoch 1, step 1 .* lower --learning-rate than 0.001"):
+    with pytest.raises(TrainingError, match=r"diverged: in epoch 1, step 1 .* lower --learning-rate than 0.002"):
         tuned(asked)
     assert [path.name for path in tmp_path.iterdir()] == ["huge.supernet"]
 
