@@ -77,8 +77,11 @@ def train(
     subnets: Annotated[int | None, typer.Option(help="Random subnets in each step (default: 2).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of all phases together (default: 30).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images of a step, of all processes (default: 64).")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's highest (default: 0.003).")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's (default: 0.01).")] = None,
+    optimizer: Annotated[
+        Literal["adamw", "sgd"] | None, typer.Option(help="sgd: with Nesterov's momentum (default: adamw).")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest (default: 0.003; of sgd 0.1).")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of weights (default: 0.01; of sgd 0.00003).")] = None,
     warm_up: Annotated[
         float | None, typer.Option(help="Part of each phase in which the learning rate rises (default: 0.05).")
     ] = None,
@@ -101,7 +104,8 @@ def train(
         ),
     ] = None,
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Of the arithmetic; fp16 on GPUs (default: fp32).")
+        Literal["fp32", "bf16", "fp16", "fp64"] | None,
+        typer.Option(help="Of the arithmetic; fp16 on GPUs, fp64 for comparisons (default: fp32)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all random choices (default: 0).")] = None,
     threads: Annotated[
@@ -142,6 +146,7 @@ def train(
         "subnets": subnets,
         "epochs": epochs,
         "batch_size": batch_size,
+        "optimizer": optimizer,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "warm_up": warm_up,

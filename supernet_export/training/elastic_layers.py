@@ -89,13 +89,14 @@ class BatchNorm(nn.Module):
 
     def _normalised_with_others(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> Tensor:
         channels = x.shape[1]
-        mean, var, count = global_moments(x.float())
+        wide = x.to(self.weight.dtype)  # of mixed precision
+        mean, var, count = global_moments(wide)
         with torch.no_grad():
             running_mean.lerp_(mean, self.momentum)
             running_var.lerp_(var * (count / max(1, count - 1)), self.momentum)
         scale = self.weight[:channels] * torch.rsqrt(var + self.epsilon)
-        shift = self.bias[:channels] - mean * scale
-        return (x.float() * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        scaled = (wide - mean[:, None, None]) * scale[:, None, None]
+        return (scaled + self.bias[:channels, None, None]).to(x.dtype)
 
 
 class _Elastic(nn.Module):

@@ -47,7 +47,7 @@ class ImageStore:
         pil, size = pillow(), 0
         for path in self.listed.paths:
             with pil.open(path) as image:
-                size += image.width * image.height * self.preprocessing.channels
+                size += int(image.width * image.height * self.preprocessing.channels)
             if size > cache_bytes:
                 return size
         with ThreadPoolExecutor(min(_DECODE_THREADS, core_count())) as readers:

@@ -1,11 +1,11 @@
-"""One phase's optimisation: AdamW, the learning rate's course, gradient exchange, clipping and averaged weights."""
+"""One phase's optimisation: optimiser, learning rate's course, gradient exchange, clipping and averaged weights."""
 
 # Linting must not need torch, so its decorators are untyped here.
 # mypy: allow-untyped-decorators
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +13,26 @@ from torch.optim.swa_utils import AveragedModel
 
 from fleetnas.supernet_export.training.ranks import Ranks
 
+OptimizerName = Literal["adamw", "sgd"]
+
 
 class Optimisation:
     """Optimiser of a phase of `steps` steps; its gradients are sums over several subnets."""
 
     def __init__(
         self,
+        optimizer: Any,
         net: nn.Module,
         *,
-        learning_rate: float,
         steps: int,
         warm_up: float,
-        weight_decay: float,
         clip_norm: float,
         ema_decay: float,
         scaled: bool,
     ) -> None:
-        """Prepare AdamW with `learning_rate` at its peak; `scaled` scales losses, for float16."""
+        """Prepare the course of the learning rate of `optimizer`; `scaled` scales losses, for float16."""
         self._net, self._clip_norm = net, clip_norm
-        self._optimizer = _adamw(net, learning_rate, weight_decay)
+        self._optimizer = optimizer
         self._schedule = _course(self._optimizer, steps, round(warm_up * steps))
         self._scaler = torch.amp.GradScaler("cuda") if scaled else None
         self.average = _average(net, ema_decay) if ema_decay else None
@@ -56,8 +57,8 @@ class Optimisation:
         if ranks.world == 1:
             return loss, stop
         gradients = [p.grad for p in self._net.parameters() if p.grad is not None]
-        own = [gradient.reshape(-1).float() for gradient in gradients]
-        flat = ranks.add(torch.cat([*own, torch.tensor([loss, float(stop)], device=ranks.device)]))
+        own = [gradient.reshape(-1) for gradient in gradients]
+        flat = ranks.add(torch.cat([*own, own[0].new_tensor([loss, float(stop)])]))
         start = 0
         for gradient in gradients:
             gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
@@ -106,11 +107,16 @@ class Optimisation:
             self.average.load_state_dict(state["average"])
 
 
-def _adamw(net: nn.Module, learning_rate: float, weight_decay: float) -> Any:
-    """AdamW that decays neither vectors nor kernel transforms."""
+def optimizer_of(net: nn.Module, name: OptimizerName, learning_rate: float, weight_decay: float) -> Any:
+    """Return AdamW, or SGD with Nesterov's momentum as once-for-all has it.
+
+    `learning_rate` is the highest. Neither vectors nor kernel transforms decay.
+    """
     decayed = [p for name, p in net.named_parameters() if p.dim() > 1 and not name.endswith("_matrix")]
     plain = [p for name, p in net.named_parameters() if p.dim() <= 1 or name.endswith("_matrix")]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=learning_rate)
 
 
@@ -140,8 +146,10 @@ def _average(net: nn.Module, decay: float) -> AveragedModel:
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """Return a scheduler's state without objects, which a checkpoint must not hold."""
-    return {
-        key: [_plain(inner) for inner in value] if key == "_schedulers" else value
-        for key, value in state.items()
-        if isinstance(value, (int, float, str, bool, list, tuple, type(None)))
-    }
+    found = {}
+    for key, value in state.items():
+        if key == "_schedulers":
+            found[key] = [_plain(inner) for inner in value]
+        elif isinstance(value, (int, float, str, list, tuple, type(None))):
+            found[key] = value
+    return found

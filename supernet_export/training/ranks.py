@@ -1,5 +1,8 @@
 """The processes that train one network together: their number, their devices and their exchanges."""
 
+# Linting must not need torch, so its classes are Any here.
+# mypy: allow-subclassing-any
+
 from __future__ import annotations
 
 import os
@@ -42,7 +45,7 @@ class Ranks:
         """Overwrite `tensors` with those of the first process."""
         if self.world > 1:
             for tensor in tensors:
-                torch.distributed.broadcast(tensor, 0)
+                torch.distributed.broadcast(tensor.detach(), 0)
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -114,7 +114,7 @@ class _Run(TrainerEvents):
             self._manifest = read_manifest(saved["manifest"])
         space = space_of(self._manifest)
         assert isinstance(space, MBConvSpace)
-        phases = phases_of(settings.schedule, space, settings.epochs, settings.learning_rate, settings.subnets)
+        phases = phases_of(settings.schedule, space, settings.epochs, settings.peak_learning_rate, settings.subnets)
         trainer = self._trainer(space, phases, data)
         self._data_fingerprint = data.fingerprint()
         if saved is not None:
@@ -134,7 +134,6 @@ class _Run(TrainerEvents):
             return self._folder.load()
         if self._ranks.is_first:
             self._folder.prepare()
-            self._folder.store_settings(self._settings)
         self._ranks.wait()
         return None
 
@@ -160,10 +159,11 @@ class _Run(TrainerEvents):
         recipe = Recipe(
             resolutions=space.resolutions,
             batch_size=settings.batch_size,
-            weight_decay=settings.weight_decay,
+            weight_decay=settings.decay,
             label_smoothing=settings.label_smoothing,
             seed=settings.seed,
             threads=settings.threads or 1,
+            optimizer=settings.optimizer,
             clip_norm=settings.clip_norm,
             warm_up=settings.warm_up,
             ema_decay=settings.ema,
@@ -196,7 +196,9 @@ class _Run(TrainerEvents):
             raise UsageError(f"--teacher {self._settings.teacher} has other classes or channels than these images")
         self._view.message(f"teacher {line}")
         net.set_active(space.decode(space.largest())[0])
-        return net.requires_grad_(False).train()
+        net.requires_grad_(False)
+        net.train()
+        return net
 
     def _warn(self, text: str) -> None:
         self._view.message(text, warning=True)
@@ -207,6 +209,7 @@ class _Run(TrainerEvents):
         self._validator = Validator(trainer.net, space, self._train, self._val, self._ranks)
         self._log = None
         if self._ranks.is_first:
+            self._folder.store_settings(self._settings)
             self._log = RunLog(self._folder.log, self._folder.path / BOARD_NAME, trainer.position.done_epochs)
         self._started = self._saved = time.monotonic()
         trainer.run()

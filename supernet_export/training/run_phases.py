@@ -103,9 +103,11 @@ def _progressive(space: MBConvSpace, subnets: int) -> list[Phase]:
     if len(depths) > 1:
         found.append(Phase("depth", _PART_FULL, kernels, widest, depths, _FULL, random_subnets=two))
     if len(expands) > 2:
-        name, last = "expand-opening", expands[-2:]
+        name, two_widest = "expand-opening", expands[-2:]
         found.append(
-            Phase(name, _PART_OPENING, kernels, last, depths, _OPENING, random_subnets=subnets, sort_within=widest)
+            Phase(
+                name, _PART_OPENING, kernels, two_widest, depths, _OPENING, random_subnets=subnets, sort_within=widest
+            )
         )
     if len(expands) > 1:
         within = expands[-2:] if len(expands) > 2 else widest

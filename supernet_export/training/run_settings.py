@@ -11,6 +11,8 @@ from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.manifest import Fit
 from fleetnas.supernet_export.training.run_phases import Schedule
 
+#: As `optimisation.OptimizerName`, whose module needs torch.
+OptimizerName = Literal["adamw", "sgd"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -35,15 +37,16 @@ class TrainSettings(BaseModel):
     subnets: int = Field(default=2, ge=1, le=16)
     epochs: int = Field(default=30, ge=1, le=100_000)
     batch_size: int = Field(default=64, ge=2, le=1_000_000)
-    learning_rate: float = Field(default=3e-3, gt=0, le=10)
-    weight_decay: float = Field(default=0.01, ge=0, le=10)
+    optimizer: OptimizerName = "adamw"
+    learning_rate: float | None = Field(default=None, gt=0, le=10)
+    weight_decay: float | None = Field(default=None, ge=0, le=10)
     warm_up: Share = 0.05
     label_smoothing: Share = 0.1
     class_weights: Literal["none", "balanced"] = "none"
     clip_norm: float = Field(default=5.0, gt=0)
     ema: Share = 0.999
     teacher: str = Field(default="in-place", min_length=1)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     seed: int = Field(default=0, ge=0, lt=2**63)
     threads: int | None = Field(default=None, ge=1, le=1024)
 
@@ -53,6 +56,18 @@ class TrainSettings(BaseModel):
             if getattr(self, name) == ():
                 raise ValueError(f"{name} must hold at least one number")
         return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The highest learning rate: as given, or the optimiser's usual one."""
+        return self.learning_rate or (3e-3 if self.optimizer == "adamw" else 0.1)
+
+    @property
+    def decay(self) -> float:
+        """The weight decay: as given, or the optimiser's usual one."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.01 if self.optimizer == "adamw" else 3e-5
 
     def differing(self, other: TrainSettings, given: set[str]) -> list[str]:
         """Return the options among the fields `given` in which another training's settings differ."""

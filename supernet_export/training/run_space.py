@@ -45,6 +45,7 @@ def training_space(settings: TrainSettings, source: Source | None, classes: int)
         name = _TIED.get(name, name)
         if name == "mbconv":
             options["tied"] = True
+    _check_family(name)
     options |= settings.options
     for short in _SHORT_FORMS:
         value = getattr(settings, short)
@@ -54,19 +55,23 @@ def training_space(settings: TrainSettings, source: Source | None, classes: int)
             options[short] = list(value) if isinstance(value, tuple) else value
     if settings.options.get("classes", classes) != classes:
         raise UsageError(
-            f"--options gives {settings.options['classes']} classes and {settings.train} holds {classes}; leave classes "
-            "out, they are counted"
+            f"--options gives {settings.options['classes']} classes and {settings.train} holds {classes}; leave "
+            "classes out, they are counted"
         )
     options["classes"] = classes
     if settings.channels is not None:
         options["image_channels"] = settings.channels
     space = make_space(name, options)
-    if not isinstance(space, MBConvSpace):
+    assert isinstance(space, MBConvSpace)
+    return space
+
+
+def _check_family(name: str) -> None:
+    if not isinstance(make_space(name), MBConvSpace):
         raise UsageError(
             f"`fleetnas train` is for the families of inverted bottlenecks (mbconv, ofa-mbv3, ofa-proxyless, compofa), "
             f"and {name} is none of them; train it with your own program and export the checkpoint"
         )
-    return space
 
 
 def training_preprocessing(settings: TrainSettings, source: Source | None, space: MBConvSpace) -> Preprocessing:
@@ -77,8 +82,8 @@ def training_preprocessing(settings: TrainSettings, source: Source | None, space
     if found.channels != space.image_channels:
         if space.image_channels not in (1, 3):
             raise UsageError(
-                f"{space.name} takes images of {space.image_channels} channels, and image files are read as 1 (grey) or "
-                "3 (RGB); give --channels 1 or 3"
+                f"{space.name} takes images of {space.image_channels} channels, and image files are read as 1 (grey) "
+                "or 3 (RGB); give --channels 1 or 3"
             )
         grey = space.image_channels == 1
         found = IMAGENET.model_copy(

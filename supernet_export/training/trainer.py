@@ -21,11 +21,11 @@ from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import TrainingError
 from fleetnas.supernet_export.training.batches import Batch, Floats, TrainingBatches
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
-from fleetnas.supernet_export.training.optimisation import Optimisation
+from fleetnas.supernet_export.training.optimisation import Optimisation, OptimizerName, optimizer_of
 from fleetnas.supernet_export.training.ranks import Ranks
 from fleetnas.supernet_export.training.schedule import Phase
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 #: Images that a message names.
 _MOST_NAMED = 5
 
@@ -44,6 +44,7 @@ class Recipe:
     threads: int = 1
     #: Largest norm of all gradients together.
     clip_norm: float = 5.0
+    optimizer: OptimizerName = "adamw"
     #: Share of a phase in which the learning rate rises from zero.
     warm_up: float = 0.0
     #: Of the exponential moving average of the weights; 0: none.
@@ -112,14 +113,17 @@ class Trainer:
 
     def __post_init__(self) -> None:
         # Channels last makes depthwise gradients several times faster on a CPU.
-        self.net.to(self.ranks.device, memory_format=torch.channels_last)
+        self._dtype = torch.float64 if self.recipe.precision == "fp64" else torch.float32
+        self.net.to(self.ranks.device, self._dtype, memory_format=torch.channels_last)
         self.net.set_synchronised(self.ranks.world > 1)
         self.ranks.copy_from_first([*self.net.parameters(), *self.net.buffers()])
         self.rng = np.random.default_rng(self.recipe.seed)
         self.position = Position()
         self._optimisation: Optimisation | None = None
         weights = self.recipe.class_weights
-        self._class_weights = None if weights is None else torch.tensor(weights, device=self.ranks.device)
+        self._class_weights = (
+            None if weights is None else torch.tensor(weights, device=self.ranks.device, dtype=self._dtype)
+        )
 
     @property
     def epochs(self) -> int:
@@ -180,21 +184,22 @@ class Trainer:
     def _optimisation_of(self, phase: Phase) -> Optimisation:
         recipe = self.recipe
         return Optimisation(
+            optimizer_of(self.net, recipe.optimizer, phase.learning_rate, recipe.weight_decay),
             self.net,
-            learning_rate=phase.learning_rate,
             steps=phase.epochs * self.batches.steps,
             warm_up=recipe.warm_up,
-            weight_decay=recipe.weight_decay,
             clip_norm=recipe.clip_norm,
             ema_decay=recipe.ema_decay,
             scaled=recipe.precision == "fp16",
         )
 
     def _frozen(self, phase: Phase) -> ElasticMBConvNet:
-        teacher = copy.deepcopy(self.net).requires_grad_(False)
+        teacher = copy.deepcopy(self.net)
+        teacher.requires_grad_(False)
         teacher.set_active(phase.extreme(self.net.network, max(self.recipe.resolutions), largest=True))
         # By the batch's own statistics, as once-for-all's teacher: they fit every resolution.
-        return teacher.train()
+        teacher.train()
+        return teacher
 
     def _epoch(self, phase: Phase, optimisation: Optimisation) -> None:
         self.net.train()
@@ -228,7 +233,9 @@ class Trainer:
     def _step(self, phase: Phase, batch: Batch, optimisation: Optimisation) -> tuple[float, bool]:
         """Return the batch's loss of the largest subnet, and whether to stop."""
         network, ranks = self.net.network, self.ranks
-        inputs = torch.from_numpy(batch.inputs).to(ranks.device).contiguous(memory_format=torch.channels_last)
+        inputs = (
+            torch.from_numpy(batch.inputs).to(ranks.device, self._dtype).contiguous(memory_format=torch.channels_last)
+        )
         targets = torch.from_numpy(batch.own_labels).to(ranks.device)
         optimisation.clear()
         self.net.set_active(phase.extreme(network, batch.resolution, largest=True))
@@ -250,7 +257,7 @@ class Trainer:
         return value, stop
 
     def _logits(self, net: ElasticMBConvNet, inputs: Tensor) -> Tensor:
-        if self.recipe.precision == "fp32":
+        if self.recipe.precision in ("fp32", "fp64"):
             return net(inputs)
         kind = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float16
         with torch.autocast(torch.device(self.ranks.device).type, dtype=kind):
@@ -275,9 +282,9 @@ class Trainer:
     def _fail(self, batch: Batch, loss: float) -> None:
         position = self.position
         raise TrainingError(
-            f"training has diverged: in epoch {position.done_epochs + 1}, step {position.step + 1} the loss is "
-            f"{loss:g} or the gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images "
-            f"of this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
+            f"training has diverged in epoch {position.done_epochs + 1}, step {position.step + 1}: loss {loss:g} or "
+            "gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images of "
+            f"this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
         )
 
 

@@ -51,6 +51,7 @@ class Validator:
     def __init__(
         self, net: ElasticMBConvNet, space: DesignSpace, train: ImageStore, val: ImageStore, ranks: Ranks
     ) -> None:
+        self._dtype = next(net.parameters()).dtype
         self._net = copy.deepcopy(net).to(ranks.device, memory_format=torch.channels_last)
         self._net.set_synchronised(False)
         self._subnets = validated_subnets(space)
@@ -92,7 +93,9 @@ class Validator:
         self._net.calibrate(*(self._moved(images) for images in self._batches("train", architecture.r)))
 
     def _moved(self, images: Floats) -> Any:
-        return torch.from_numpy(images).to(self._ranks.device).contiguous(memory_format=torch.channels_last)
+        return (
+            torch.from_numpy(images).to(self._ranks.device, self._dtype).contiguous(memory_format=torch.channels_last)
+        )
 
     def _batches(self, part: str, resolution: int) -> Iterator[Floats]:
         """Yield batches of preprocessed images; small data sets are preprocessed once."""

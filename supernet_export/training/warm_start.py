@@ -135,8 +135,8 @@ def _explained(
         f"width {getattr(space, 'width', 1)}"
     )
     return (
-        f"{source.name} is not of {space.name} with {choices}: {'; '.join(parts)}; give --kernels, --expands, --depths, "
-        "--width and --options as it was trained with"
+        f"{source.name} is not of {space.name} with {choices}: {'; '.join(parts)}; give --kernels, --expands, "
+        "--depths, --width and --options as it was trained with"
     )
 
 
