@@ -20,7 +20,7 @@ from fleetnas.supernet_export.training.distillation_batches import DistillationB
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe
 from fleetnas.supernet_export.training.fine_tuning_step import FineTuningStep
 from fleetnas.supernet_export.training.graph_module import GraphModule
-from fleetnas.supernet_export.training.optimisation import Optimisation
+from fleetnas.supernet_export.training.optimisation import Optimisation, optimizer_of
 from fleetnas.supernet_export.training.reproducible import reproducible
 
 
@@ -46,11 +46,10 @@ class FineTuner:
         self._net = self._placed(student).train()
         self._teacher = None if teacher is None else self._placed(teacher).eval().requires_grad_(False)
         self._optimisation = Optimisation(
+            optimizer_of(self._net, "adamw", recipe.learning_rate, recipe.weight_decay),
             self._net,
-            learning_rate=recipe.learning_rate,
             steps=recipe.epochs * batches.steps,
             warm_up=recipe.warm_up,
-            weight_decay=recipe.weight_decay,
             clip_norm=recipe.clip_norm,
             ema_decay=recipe.ema_decay,
             scaled=recipe.precision == "fp16",
