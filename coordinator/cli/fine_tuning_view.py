@@ -95,7 +95,7 @@ class _Bars(FineTuningLines):
 
     def trained(self, step: FineTuningStep) -> None:
         if self._task is not None:
-            self._bars.update(self._task, advance=1, note=f"epoch {step.epoch}/{step.epochs}, {figures(step)}")
+            self._bars.update(self._task, advance=1, note=f"epoch {step.epoch}/{step.epochs}, loss {step.loss:.3f}")
         if step.ends_epoch:
             super().trained(step)
 

@@ -13,9 +13,12 @@ import typer
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.architectures import ARCHITECTURE_HELP, parse_architecture
 from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.device_profiles.plain_text import plain
+from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe, TrainingPrecision
+from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished
 
 if TYPE_CHECKING:
     from fleetnas.supernet_export.bundle import SupernetBundle
@@ -95,7 +98,7 @@ def finetune(
     `search` take it, agents build the same files from it. Needs torch: pip install 'fleetnas[train]'.
     """
     check_file("--output", output, ".supernet", strict=True)
-    _check_unfinished(output, resume=resume)
+    check_unfinished(output, resume=resume)
     request = _request(architecture, recipe.recipe(), bundle, images, val, teacher, output)
     from fleetnas.supernet_export.training.requirements import require_torch
 
@@ -103,23 +106,17 @@ def finetune(
     from fleetnas.coordinator.cli.fine_tuning_view import fine_tuning_view
     from fleetnas.supernet_export.training.fine_tuning import fine_tune
 
-    with fine_tuning_view(quiet=as_json) as events:
-        found = fine_tune(request, events, resume=resume)
+    try:
+        with fine_tuning_view(quiet=as_json) as events:
+            found = fine_tune(request, events, resume=resume)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: give the same command with --resume to go on from the last saved step", err=True)
+        raise
     if as_json:
         typer.echo(json.dumps(_json(request, found)))
     else:
         for line in _lines(request, found):
             typer.echo(line)
-
-
-def _check_unfinished(output: Path, *, resume: bool) -> None:
-    partial = output.with_name(f"{output.name}.partial")
-    if output.exists():
-        raise UsageError(f"--output {output} exists already; give another name, or delete it first")
-    if partial.exists() and not resume:
-        raise UsageError(
-            f"{partial} holds an interrupted training; go on with it with --resume, or delete it to start again"
-        )
 
 
 def _request(
@@ -138,15 +135,32 @@ def _request(
     opened = SupernetBundle.open(bundle)
     if images is None and opened.manifest.dataset != "digits":
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR to train on")
+    chosen = parse_architecture(opened.space, architecture)
+    _note_another_supernet(architecture, opened)
     return FineTuningRequest(
         bundle=opened,
-        architecture=parse_architecture(opened.space, architecture),
+        architecture=chosen,
         images=images,
         validation=val,
         teacher=_teacher(opened, teacher),
         output=output,
         recipe=recipe,
     )
+
+
+def _note_another_supernet(card: str, bundle: SupernetBundle) -> None:
+    """Tell on standard error where a model card is of another supernet's subnet."""
+    try:
+        supernet = json.loads(read_text(Path(card)))["supernet"]
+        name, sha256 = str(supernet["name"]), str(supernet["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no model card
+    if sha256 != bundle.sha256:
+        typer.echo(
+            f"note: the card is of a subnet of {plain(name)[:100]}, SHA-256 {plain(sha256)[:12]}..., and its "
+            f"architecture is taken from {bundle.path}, SHA-256 {bundle.sha256[:12]}...",
+            err=True,
+        )
 
 
 def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:

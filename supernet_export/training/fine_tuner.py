@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fleetnas.fleet_protocol.errors import TrainingError
+from fleetnas.fleet_protocol.errors import TrainingError, UsageError
 from fleetnas.supernet_export.graph import Graph
 from fleetnas.supernet_export.training.batches import Floats
 from fleetnas.supernet_export.training.distillation_batches import DistillationBatch, DistillationBatches
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe
 from fleetnas.supernet_export.training.fine_tuning_step import FineTuningStep
 from fleetnas.supernet_export.training.graph_module import GraphModule
-from fleetnas.supernet_export.training.optimisation import Optimisation
+from fleetnas.supernet_export.training.optimisation import Optimisation, optimizer_of
 from fleetnas.supernet_export.training.reproducible import reproducible
 
 
@@ -35,17 +35,21 @@ class FineTuner:
     def __init__(
         self, student: Graph, teacher: Graph | None, batches: DistillationBatches, recipe: FineTuningRecipe
     ) -> None:
-        """`teacher` computes with its own statistics; `batches` hold its inputs behind the student's."""
+        """`teacher` computes with its own statistics; `batches` hold its inputs behind the student's.
+
+        `UsageError` where fp16 is asked for and there is no GPU.
+        """
         self.recipe, self._batches = recipe, batches
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if recipe.precision == "fp16" and self._device.type == "cpu":
+            raise UsageError("--precision fp16 needs a GPU, and torch finds none here; take fp32 or bf16")
         self._net = self._placed(student).train()
         self._teacher = None if teacher is None else self._placed(teacher).eval().requires_grad_(False)
         self._optimisation = Optimisation(
+            optimizer_of(self._net, "adamw", recipe.learning_rate, recipe.weight_decay),
             self._net,
-            learning_rate=recipe.learning_rate,
             steps=recipe.epochs * batches.steps,
             warm_up=recipe.warm_up,
-            weight_decay=recipe.weight_decay,
             clip_norm=recipe.clip_norm,
             ema_decay=recipe.ema_decay,
             scaled=recipe.precision == "fp16",

@@ -14,7 +14,7 @@ class FineTuningRecipe:
     """How one subnet is trained on."""
 
     epochs: int = 5
-    learning_rate: float = 1e-3  #: at its peak; it rises linearly, then falls as a cosine to 0
+    learning_rate: float = 2e-3  #: at its peak; it rises linearly, then falls as a cosine to 0
     batch_size: int = 32
     precision: TrainingPrecision = "fp32"
     seed: int = 0

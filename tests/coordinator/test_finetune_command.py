@@ -13,6 +13,7 @@ from rigs.command_line import fleetnas
 from rigs.striped_images import write_images, write_supernet
 
 from fleetnas.coordinator.cli.fine_tuning_view import FineTuningLines, duration
+from fleetnas.coordinator.report.artifacts import read_results
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.training.fine_tuning_step import FineTuningStep
 
@@ -40,10 +41,12 @@ def test_a_card_is_fine_tuned_and_its_bundle_evaluated(
     space = SupernetBundle.open(room / "all.supernet").space
     architecture = space.decode(space.smallest())[0]
     card = tmp_path / "20ms.json"
-    card.write_text(json.dumps({"target_ms": 20, "architecture": architecture.model_dump(mode="json")}))
+    supernet = {"name": "earlier.supernet", "sha256": "a" * 64}
+    card.write_text(json.dumps({"supernet": supernet, "architecture": architecture.model_dump(mode="json")}))
     output = tmp_path / "one.supernet"
     code, out, err = fleetnas(capsys, *_arguments(room, output, str(card), "--val", str(room / "val")))
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert err.startswith("note: the card is of a subnet of earlier.supernet, SHA-256 aaaaaaaaaaaa..., and")
     lines = out.splitlines()
     assert "checking images: 24 images" in lines
     assert "training: 1 epochs of 3 steps" in lines
@@ -116,6 +119,28 @@ def test_a_bundle_of_one_network_can_be_fine_tuned_again(
     assert "one network, which cannot teach itself" in err
     assert fleetnas(capsys, *again, "--teacher", str(room / "all.supernet"))[0] == 0
     assert SupernetBundle.open(second).manifest.provenance.sha256 == SupernetBundle.open(first).sha256
+
+
+def test_targets_are_met_or_not_by_the_one_network(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "one.supernet"
+    assert fleetnas(capsys, *_arguments(room, output, "smallest", "--epochs", "0", "--val", str(room / "val")))[0] == 0
+    search = ["search", "--supernet", str(output), "--local", "--store", str(tmp_path / "store.sqlite")]
+    search += ["--state-dir", str(tmp_path / "state"), "--out", str(tmp_path / "results"), "--budget", "3"]
+    search += ["--runtime", "onnxruntime", "--threads", "1", "--min-time", "0.01", "--min-runs", "3", "--warmup", "0"]
+    code, _, err = fleetnas(capsys, *search, "--targets", "auto:3")
+    assert code == 2
+    assert "one network, whose latency is one number, so that auto:3 has no range to span" in err
+    code, out, _ = fleetnas(capsys, *search, "--targets", "0.000001,10000")
+    assert code == 1
+    assert "1 of 2 targets met" in out
+    results = read_results(tmp_path / "results")
+    impossible, easy = results.fleet[0].targets
+    assert not impossible.met
+    assert easy.met
+    space = SupernetBundle.open(output).space
+    assert easy.architecture == space.decode(space.smallest())[0]
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from rigs.striped_images import CLASSES, write_images, write_supernet
 
+import fleetnas
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, TrainingError, UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.calibration.blob import load_calibration
 from fleetnas.supernet_export.cutting import cut_bundle
 from fleetnas.supernet_export.emitters.onnx import emit_onnx
 from fleetnas.supernet_export.evaluation.images import open_images
 from fleetnas.supernet_export.export import export_digits
+from fleetnas.supernet_export.graph import Statistics
 from fleetnas.supernet_export.graph_tensors import graph_tensors
 from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.slicing.subnet import slice_subnet
@@ -149,11 +152,37 @@ def test_without_epochs_the_subnet_is_calibrated_and_cut_out(room: Path, tmp_pat
     }
     cut_bundle(asked.bundle, asked.architecture, tmp_path / "cut.supernet", statistics)
     cut = slice_subnet(SupernetBundle.open(tmp_path / "cut.supernet"), asked.architecture)
-    assert emit_onnx(cut) == emit_onnx(graph)
-    calibrated = BundleWinnerBuilder(asked.bundle, open_images(asked.bundle, room / "train"), None)
-    setting = RuntimeSetting(runtime="onnxruntime")
-    sha256 = calibrated.calibrate(asked.architecture, setting).sha256
-    assert BundleWinnerBuilder(one, None, None).calibrate(asked.architecture, setting).sha256 == sha256
+    # The file tells its provenance, which differs; the network is the same, and that of a search's winner.
+    assert emit_onnx(replace(cut, metadata=None)) == emit_onnx(replace(graph, metadata=None))
+    winner = slice_subnet(
+        asked.bundle, asked.architecture, _statistics(asked.bundle, asked.architecture, room / "train")
+    )
+    assert emit_onnx(replace(winner, metadata=None)) == emit_onnx(replace(graph, metadata=None))
+
+
+def _statistics(bundle: SupernetBundle, architecture: Architecture, images: Path) -> Statistics | None:
+    models = BundleWinnerBuilder(bundle, open_images(bundle, images), None)
+    blob = models.calibrate(architecture, RuntimeSetting(runtime="onnxruntime")).calibration
+    assert blob is not None
+    return load_calibration(blob).statistics
+
+
+def test_python_fine_tunes_as_the_command_does(room: Path, tmp_path: Path) -> None:
+    asked = request(room, tmp_path / "one.supernet")
+    found = tuned(asked)
+    with pytest.raises(UsageError, match="exists already"):
+        fleetnas.fine_tune(asked.bundle, asked.architecture, asked.output, images=room / "train")
+    bundle, accuracy = fleetnas.fine_tune(
+        asked.bundle,
+        asked.architecture,
+        tmp_path / "two.supernet",
+        images=room / "train",
+        validation=room / "val",
+        recipe=QUICK,
+    )
+    assert (bundle.sha256, accuracy) == (found.sha256, found.after)
+    with pytest.raises(UsageError, match="cannot teach itself"):
+        fleetnas.fine_tune(bundle, asked.architecture, tmp_path / "three.supernet", images=room / "train")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -225,8 +254,8 @@ def test_an_interrupted_training_is_resumed_from_its_last_epoch(interrupted: Fin
 def test_a_training_is_not_resumed_with_other_settings(
     interrupted: FineTuningRequest, room: Path, tmp_path: Path
 ) -> None:
-    other = replace(interrupted, recipe=replace(QUICK, learning_rate=2e-3, epochs=3))
-    with pytest.raises(UsageError, match=r"another fine-tuning \(epochs: 2, now 3; learning_rate: 0.001, now 0.002\)"):
+    other = replace(interrupted, recipe=replace(QUICK, learning_rate=3e-3, epochs=3))
+    with pytest.raises(UsageError, match=r"another fine-tuning \(epochs: 2, now 3; learning_rate: 0.002, now 0.003\)"):
         tuned(other, resume=True)
     with pytest.raises(UsageError, match=r"another fine-tuning \(teacher: "):
         tuned(replace(interrupted, teacher=None), resume=True)
@@ -241,9 +270,16 @@ def test_a_training_is_not_resumed_with_other_settings(
 def test_a_loss_that_is_not_finite_ends_the_training_with_advice(room: Path, tmp_path: Path) -> None:
     bundle = write_supernet(tmp_path / "huge.supernet", scale=3e38)
     asked = request(room, tmp_path / "one.supernet", bundle=bundle, teacher=None, validation=None)
-    with pytest.raises(TrainingError, match=r"diverged: in epoch 1, step 1 .* lower --learning-rate than 0.001"):
+    with pytest.raises(TrainingError, match=r"diverged: in epoch 1, step 1 .* lower --learning-rate than 0.002"):
         tuned(asked)
     assert [path.name for path in tmp_path.iterdir()] == ["huge.supernet"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_half_precision_without_a_gpu_is_refused(room: Path, tmp_path: Path) -> None:
+    asked = request(room, tmp_path / "one.supernet", recipe=replace(QUICK, precision="fp16"), validation=None)
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        tuned(asked)
 
 
 def test_another_supernet_teaches_at_its_own_size_and_with_its_own_preprocessing(room: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ from fleetnas.supernet_export.slicing.subnet import slice_subnet
 from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.spaces.fixed import FixedSpace
-from fleetnas.supernet_export.spaces.registry import make_space, space_names
+from fleetnas.supernet_export.spaces.registry import built_in_space_names, make_space
 
-NAMES = space_names()
+NAMES = built_in_space_names()
 
 
 def _some(space: DesignSpace, seed: int = 0) -> Architecture:
@@ -75,6 +76,29 @@ def test_one_network_keeps_the_contract_of_a_space(name: str) -> None:
         assert getattr(space, figure)(genome) == getattr(parent, figure)(of_parent)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mbconv", {"classes": 8, "aspect": [3, 4], "kernels": [3, 5], "expands": [2, 4], "depths": [1, 3]}),
+        ("ofa-mbv3", {"classes": 5, "width": 0.5, "image_channels": 1, "resolutions": [64, 96]}),
+        ("resnet", {"classes": 3, "aspect": [2, 1]}),
+    ],
+)
+def test_a_network_of_any_options_is_cut_to_the_bit(name: str, options: dict[str, object], tmp_path: Path) -> None:
+    parent = make_space(name, options)
+    supernet = random_bundle(tmp_path / "all.supernet", parent)
+    architecture = _some(parent)
+    cut_bundle(supernet, architecture, tmp_path / "one.supernet")
+    cut = SupernetBundle.open(tmp_path / "one.supernet")
+    size = parent.input_size(architecture.r)
+    assert cut.space.input_size(architecture.r) == size
+    assert cut.space.aspect == parent.aspect
+    assert (cut.space.classes, cut.space.image_channels) == (parent.classes, parent.image_channels)
+    ours, theirs = slice_subnet(cut, architecture), slice_subnet(supernet, architecture)
+    assert ours.input_shape == (parent.image_channels, *size)
+    assert emit(replace(ours, metadata=None), "onnxruntime") == emit(replace(theirs, metadata=None), "onnxruntime")
+
+
 def test_inactive_entries_of_an_architecture_do_not_matter() -> None:
     parent = make_space("digits")
     (smallest,) = parent.decode(parent.smallest())
@@ -115,6 +139,7 @@ def test_impossible_options_are_refused_in_one_line(options: dict[str, object]) 
 
 
 def _files(graph: Graph) -> list[str]:
+    graph = replace(graph, metadata=None)  # the provenance, in which they differ
     made = [
         emit(graph, runtime, ranges)
         for runtime in ("onnxruntime", "litert")
