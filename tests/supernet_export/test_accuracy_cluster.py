@@ -78,5 +78,5 @@ def test_a_worker_refuses_files_of_other_content(tmp_path, digits):
     with pytest.raises(UsageError, match="other content on a worker than here"):
         worker_of(job)
     missing = EvaluationJob(tmp_path / "none.supernet", "", None, None, "", "", verify=True)
-    with pytest.raises(UsageError, match="a worker cannot open .* none.supernet"):
+    with pytest.raises(UsageError, match=r"a worker cannot open .*none\.supernet"):
         worker_of(missing)

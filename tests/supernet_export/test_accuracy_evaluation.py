@@ -68,9 +68,7 @@ def test_a_small_space_gives_all_its_subnets_once():
 # -- their figures ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("runtime", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("litert", "int8")]
-)
+@pytest.mark.parametrize("kind", ["onnxruntime fp32", "onnxruntime int8", "litert int8"])
 def test_figures_are_those_of_evaluate(capsys, tmp_path, small, kind):
     runtime, precision = kind.split()
     if runtime == "litert":
