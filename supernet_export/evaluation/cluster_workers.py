@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,7 @@ _PACKAGES = ("fleetnas", "distributed", "cloudpickle", "numpy", "onnxruntime", "
 
 def evaluate_on_cluster(
     job: EvaluationJob, subnets: Sequence[DrawnSubnet], scheduler: str
-) -> Iterator[tuple[DrawnSubnet, Outcome]]:
+) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     """Yield every subnet with its outcome, as they become known; a subnet whose worker dies is done by another.
 
     Dask gives a subnet up after its setting `distributed.scheduler.allowed-failures`, 3, deaths of a worker.
@@ -90,7 +90,7 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
 
 def _evaluated(
     client: Any, job: EvaluationJob, subnets: Sequence[DrawnSubnet], scheduler: str
-) -> Iterator[tuple[DrawnSubnet, Outcome]]:
+) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     from distributed import KilledWorker, as_completed
 
     rest = iter(subnets)

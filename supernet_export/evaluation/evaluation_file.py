@@ -104,7 +104,7 @@ def supernet_digest(bundle: SupernetBundle) -> str:
     for name in bundle.names:
         if not name.startswith(ACCURACY_PREFIX):
             whole.update(name.encode())
-            whole.update(bundle.tensor(name))
+            whole.update(bundle.tensor(name).data)
     return whole.hexdigest()
 
 
@@ -206,5 +206,7 @@ def _parsed(line: str, path: Path, number: int) -> EvaluatedLine:
 
 def line_of(subnet: DrawnSubnet, outcome: dict[str, Any] | str) -> EvaluatedLine:
     """Return the line of a subnet from a worker's figures, or from the reason why there are none."""
-    drawn = {"index": subnet.index, "architecture": subnet.architecture, "drawn": subnet.drawn, "macs": subnet.macs}
-    return EvaluatedLine(**drawn, **({"failed": outcome} if isinstance(outcome, str) else outcome))
+    figures: dict[str, Any] = {"failed": outcome} if isinstance(outcome, str) else outcome
+    return EvaluatedLine(
+        index=subnet.index, architecture=subnet.architecture, drawn=subnet.drawn, macs=subnet.macs, **figures
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ def _described(
 
 def _outcomes(
     request: EvaluationRequest, job: EvaluationJob, subnets: list[DrawnSubnet]
-) -> Iterator[tuple[DrawnSubnet, Outcome]]:
+) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     if not subnets:
         return
     if request.scheduler is None:
