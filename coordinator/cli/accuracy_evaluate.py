@@ -68,6 +68,15 @@ def evaluate(
     calibration_images: Annotated[
         Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
     ] = None,
+    calibration_count: Annotated[
+        int,
+        typer.Option(
+            "--calibration-count",
+            metavar="N",
+            min=1,
+            help="Most images that calibrate a subnet; a winner takes 2000, and fewer are faster.",
+        ),
+    ] = CALIBRATION_LIMIT,
     runtime: Annotated[InterpreterName, typer.Option(help="What runs the files: .onnx, or .tflite.")] = "onnxruntime",
     precision: Annotated[Precision, typer.Option(help="Of the files.")] = "fp32",
 ) -> None:
@@ -100,6 +109,7 @@ def evaluate(
         bundle=bundle,
         images=images,
         calibration_images=calibration_images,
+        calibration_count=calibration_count,
         subnets=drawn.subnets,
         sampling=drawn.sampling,
         seed=drawn.seed,

@@ -155,7 +155,8 @@ def _worker_cache(job: EvaluationJob, worker: Any) -> Path:
 
 
 def _name(job: EvaluationJob) -> str:
-    return f"fleetnas-{job.supernet_digest[:12]}-{job.images_digest[:12]}-{job.calibration_digest[:12]}"
+    digests = (job.supernet_digest, job.images_digest, job.calibration_digest)
+    return "-".join(["fleetnas", *(digest[:12] for digest in digests), str(job.calibration_count)])
 
 
 def _short(error: object) -> str:

@@ -20,6 +20,7 @@ from fleetnas.supernet_export.evaluation.evaluation_file import (
     line_of,
     supernet_digest,
 )
+from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_LIMIT
 from fleetnas.supernet_export.evaluation.images import ImageSource
 from fleetnas.supernet_export.evaluation.job import EvaluationJob
 from fleetnas.supernet_export.evaluation.local_workers import Outcome, evaluate_locally
@@ -36,6 +37,7 @@ class EvaluationRequest:
     bundle: Path
     images: Path | None
     calibration_images: Path | None
+    calibration_count: int = CALIBRATION_LIMIT  #: most images that calibrate a subnet
     subnets: int = 1000
     sampling: Sampling = "both"
     seed: int = 0
@@ -97,7 +99,7 @@ def _described(
 ) -> tuple[EvaluationJob, EvaluationHeader]:
     calibration, evaluation = (EvaluatedImages(digest=source.digest(), count=len(source)) for source in sources)
     weights = supernet_digest(bundle)
-    key = f"{evaluation.digest[:12]}-{calibration.digest[:12]}"
+    key = f"{evaluation.digest[:12]}-{calibration.digest[:12]}-{request.calibration_count}"
     folder = (request.cache or output.with_name(f"{output.name}.images")).absolute() / key
     job = EvaluationJob(
         bundle=request.bundle.absolute(),
@@ -106,6 +108,7 @@ def _described(
         calibration_images=request.calibration_images and request.calibration_images.absolute(),
         images_digest=evaluation.digest,
         calibration_digest=calibration.digest,
+        calibration_count=request.calibration_count,
         runtime=request.runtime,
         precision=request.precision,
         cache=None if request.scheduler else folder,
@@ -118,6 +121,7 @@ def _described(
         options=json.loads(json.dumps(dict(bundle.space.options))),  # tuples become lists, as they are read again
         images=evaluation,
         calibration_images=calibration,
+        calibration_count=request.calibration_count,
         runtime=request.runtime,
         precision=request.precision,
         subnets=request.subnets,

@@ -115,7 +115,8 @@ def test_prepared_images_are_those_of_a_winners_calibration(tmp_path, small):
         "calibration-16.npy",
         "evaluation-12.npy",
     ]
-    in_memory = PreparedImages(calibration, evaluation)
+    in_memory = PreparedImages(calibration, evaluation, calibration_count=7)
+    np.testing.assert_array_equal(next(in_memory.calibration_batches(16)), found[0][:7])
     np.testing.assert_array_equal(in_memory.evaluation(12), prepared.evaluation(12))
 
 
@@ -163,6 +164,7 @@ def test_a_file_of_other_inputs_is_refused(capsys, tmp_path, small, digits):
     for change, words in (
         (["-n", "3"], "-n (2 there, 3 here)"),
         (["--seed", "1", "--shard", "0/2"], "--seed (0 there, 1 here); --shard (0/1 there, 0/2 here)"),
+        (["--calibration-count", "9"], "--calibration-count (2000 there, 9 here)"),
         (["--precision", "int8"], "--precision (fp32 there, int8 here)"),
         (["--images", str(more)], "the images (40 images"),
     ):
