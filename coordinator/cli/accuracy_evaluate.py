@@ -11,6 +11,7 @@ import typer
 from fleetnas.coordinator.cli.progress import image_progress, subnet_progress
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import InterpreterName, Precision
+from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_LIMIT
 from fleetnas.supernet_export.evaluation.sampling import Sampling, parse_shard
 from fleetnas.supernet_export.output_files import check_file
 
