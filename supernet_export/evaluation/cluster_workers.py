@@ -6,6 +6,7 @@ Dask sends tasks as pickles: scheduler and workers must be trusted, as on any su
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
@@ -35,6 +36,8 @@ def evaluate_on_cluster(
         UsageError: no scheduler or no worker answers, or a worker has other files or versions than this machine.
         MissingDependencyError: `distributed` is not installed here.
     """
+    # What it logs with a trace, such as a lost scheduler, is told below in one line.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     client = _connected(scheduler)
     try:
         _check_workers(client, job, scheduler)
@@ -52,7 +55,7 @@ def _connected(scheduler: str) -> Any:
         ) from None
     try:
         return Client(scheduler, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
+    except (OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"no Dask scheduler answers at {scheduler} ({reason}); start one with `dask scheduler`, or check the "
@@ -64,7 +67,7 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
     """Compare the versions of all workers with ours; `UsageError` names the first that differs."""
     try:
         client.wait_for_workers(1, timeout=WORKERS_S)
-    except TimeoutError:
+    except (TimeoutError, asyncio.TimeoutError):
         raise UsageError(
             f"the scheduler {scheduler} has no workers; start some with `dask worker {scheduler} --nthreads 1`"
         ) from None

@@ -126,11 +126,13 @@ class EvaluationFile:
         self._file: BinaryIO = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.close()
             raise UsageError(
                 f"{path} is being written by another process; wait for it, or give another file (-o)"
             ) from None
+        except OSError:  # a file system without locks
+            pass
         try:
             self.lines = self._continued(header)
         except BaseException:

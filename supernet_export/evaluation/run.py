@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Generator
@@ -99,8 +100,10 @@ def _described(
 ) -> tuple[EvaluationJob, EvaluationHeader]:
     calibration, evaluation = (EvaluatedImages(digest=source.digest(), count=len(source)) for source in sources)
     weights = supernet_digest(bundle)
-    key = f"{evaluation.digest[:12]}-{calibration.digest[:12]}-{request.calibration_count}"
-    folder = (request.cache or output.with_name(f"{output.name}.images")).absolute() / key
+    folder = (request.cache or output.with_name(f"{output.name}.images")).absolute()
+    # A folder that others share, and one that a killed run left behind, may hold images of something else.
+    of = (str(output.absolute()), weights, evaluation.digest, calibration.digest, str(request.calibration_count))
+    key = hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
     job = EvaluationJob(
         bundle=request.bundle.absolute(),
         supernet_digest=weights,
@@ -111,7 +114,7 @@ def _described(
         calibration_count=request.calibration_count,
         runtime=request.runtime,
         precision=request.precision,
-        cache=None if request.scheduler else folder,
+        cache=None if request.scheduler else folder / key,
         verify=request.scheduler is not None,
     )
     header = EvaluationHeader(

@@ -16,7 +16,7 @@ from rigs.command_line import fleetnas
 from rigs.untrained_supernet import write_untrained
 
 from fleetnas.supernet_export.bundle import SupernetBundle
-from fleetnas.supernet_export.evaluation.evaluation_file import supernet_digest
+from fleetnas.supernet_export.evaluation.evaluation_file import EvaluationFile, parse_header, supernet_digest
 from fleetnas.supernet_export.evaluation.images import ImageFolder, open_images
 from fleetnas.supernet_export.evaluation.prepared_images import PreparedImages
 from fleetnas.supernet_export.evaluation.sampling import draw_subnets
@@ -178,6 +178,10 @@ def test_a_file_of_other_inputs_is_refused(capsys, tmp_path, small, digits):
         output.write_text(other)
         assert fleetnas(capsys, *command)[0] == 2
         assert output.read_text() == other
+    with EvaluationFile(output_of_another := tmp_path / "busy.jsonl", parse_header(content.decode().splitlines()[0])):
+        code, _, err = fleetnas(capsys, *command[:-1], str(output_of_another))
+    assert code == 2
+    assert "is being written by another process" in err
     output.write_bytes(content + b'{"index": 1}\n')
     code, _, err = fleetnas(capsys, *command)
     assert code == 2
