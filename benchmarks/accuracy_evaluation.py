@@ -89,10 +89,10 @@ def dask_s(data: Data, count: int, workers: int, folder: Path) -> float:
     """Seconds per subnet of an evaluation on Dask workers, from its first line to its last."""
     output = folder / f"dask-{workers}.jsonl"
     (folder / f"{workers}").mkdir()
-    with evaluations.dask_cluster(folder / f"{workers}", workers) as (address, nannies):
-        process = evaluations.start(data.bundle, output, *data.options, "-n", count, "--scheduler", address)
+    with evaluations.dask_cluster(folder / f"{workers}", workers) as cluster:
+        process = evaluations.start(data.bundle, output, *data.options, "-n", count, "--scheduler", cluster.address)
         try:
-            first = waiting.until(lambda: len(evaluations.lines(output)), process, *nannies, output)
+            first = waiting.until(lambda: len(evaluations.lines(output)), process, *cluster.nannies, output)
             began_s = time.perf_counter()
             evaluations.finish(process)
             return (time.perf_counter() - began_s) / (count - first)

@@ -36,8 +36,6 @@ def evaluate_on_cluster(
         UsageError: no scheduler or no worker answers, or a worker has other files or versions than this machine.
         MissingDependencyError: `distributed` is not installed here.
     """
-    # What it logs with a trace, such as a lost scheduler, is told below in one line.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     client = _connected(scheduler)
     try:
         _check_workers(client, job, scheduler)
@@ -53,6 +51,8 @@ def _connected(scheduler: str) -> Any:
         raise MissingDependencyError(
             "--scheduler needs Dask distributed, which is not installed; run: pip install 'fleetnas[cluster]'"
         ) from None
+    # What it logs with a trace, such as a lost scheduler, is told in one line where it matters.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         return Client(scheduler, timeout=CONNECT_S, set_as_default=False)
     except (OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
