@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from fleetnas.coordinator.cli.progress import image_progress, subnet_progress
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import InterpreterName, Precision
+from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_LIMIT
 from fleetnas.supernet_export.evaluation.sampling import Sampling, parse_shard
 from fleetnas.supernet_export.output_files import check_file
 
@@ -19,12 +21,47 @@ if TYPE_CHECKING:
     from fleetnas.supernet_export.evaluation.run import EvaluationRequest
 
 
+@dataclass(frozen=True)
+class DrawnSubnets:
+    """Which subnets are evaluated."""
+
+    subnets: Annotated[int, typer.Option("-n", "--subnets", metavar="N", min=1, help="Subnets, of all shards.")] = 1000
+    sampling: Annotated[
+        Sampling, typer.Option(help="Spread from the smallest to the largest, uniform over the space, or half of each.")
+    ] = "both"
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes which subnets.")] = 0
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Every N-th subnet from the I-th on, counted from 0.")
+    ] = "0/1"
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Where subnets are evaluated."""
+
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Worker processes (default: one per core).")
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Workers of a Dask cluster instead, tcp://HOST:8786."),
+    ] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache", metavar="DIR", help="Where prepared images lie meanwhile (default: beside FILE; needs room)."
+        ),
+    ] = None
+
+
 def evaluate(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A .supernet file.")],
     output: Annotated[
         Path,
         typer.Option("-o", "--output", metavar="FILE", help="A .jsonl file, new or to be continued."),
     ],
+    drawn: DrawnSubnets,
+    where: WorkerOptions,
     images: Annotated[
         Path | None,
         typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
@@ -32,30 +69,17 @@ def evaluate(
     calibration_images: Annotated[
         Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
     ] = None,
-    subnets: Annotated[int, typer.Option("-n", "--subnets", metavar="N", min=1, help="Subnets, of all shards.")] = 1000,
-    sampling: Annotated[
-        Sampling,
-        typer.Option(help="Spread from the smallest to the largest, uniform over the space, or half of each."),
-    ] = "both",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes which subnets.")] = 0,
-    shard: Annotated[
-        str, typer.Option("--shard", metavar="I/N", help="Every N-th subnet from the I-th on, counted from 0.")
-    ] = "0/1",
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Worker processes (default: one per core).")
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option("--scheduler", metavar="ADDRESS", help="Workers of a Dask cluster instead, tcp://HOST:8786."),
-    ] = None,
+    calibration_count: Annotated[
+        int,
+        typer.Option(
+            "--calibration-count",
+            metavar="N",
+            min=1,
+            help="Most images that calibrate a subnet; a winner takes 2000, and fewer are faster.",
+        ),
+    ] = CALIBRATION_LIMIT,
     runtime: Annotated[InterpreterName, typer.Option(help="What runs the files: .onnx, or .tflite.")] = "onnxruntime",
     precision: Annotated[Precision, typer.Option(help="Of the files.")] = "fp32",
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            "--cache", metavar="DIR", help="Where prepared images lie meanwhile (default: beside FILE; needs room)."
-        ),
-    ] = None,
 ) -> None:
     """Evaluate many subnets, for `fleetnas accuracy fit`.
 
@@ -68,9 +92,9 @@ def evaluate(
     from fleetnas.supernet_export.bundle import SupernetBundle
     from fleetnas.supernet_export.evaluation.run import EvaluationRequest
 
-    if scheduler is not None and (workers is not None or cache is not None):
+    if where.scheduler is not None and (where.workers is not None or where.cache is not None):
         raise UsageError("with --scheduler the cluster has the workers; leave out --workers and --cache")
-    chosen_shard = parse_shard(shard)
+    chosen_shard = parse_shard(drawn.shard)
     opened = SupernetBundle.open(bundle)
     if opened.manifest.dataset != "digits" and (images is None or calibration_images is None):
         raise UsageError(
@@ -86,15 +110,16 @@ def evaluate(
         bundle=bundle,
         images=images,
         calibration_images=calibration_images,
-        subnets=subnets,
-        sampling=sampling,
-        seed=seed,
+        calibration_count=calibration_count,
+        subnets=drawn.subnets,
+        sampling=drawn.sampling,
+        seed=drawn.seed,
         shard=chosen_shard,
         runtime=runtime,
         precision=precision,
-        workers=workers or core_count(),
-        scheduler=scheduler,
-        cache=cache,
+        workers=where.workers or core_count(),
+        scheduler=where.scheduler,
+        cache=where.cache,
     )
     _run(request, opened, (calibration, evaluation), output)
 

@@ -39,11 +39,19 @@ def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class SubnetProgress(Protocol):
-    """Subnets that are done, all, and the failed ones among those done."""
+    """How far an evaluation is."""
 
-    done: int
-    total: int
-    failed: int
+    @property
+    def done(self) -> int:
+        """Subnets that have a line."""
+
+    @property
+    def total(self) -> int:
+        """Subnets in all."""
+
+    @property
+    def failed(self) -> int:
+        """Failed ones among those done."""
 
 
 @contextmanager

@@ -69,11 +69,18 @@ class EvaluatedSubnets:
 
     def rows(self, chosen: NDArray[Any]) -> EvaluatedSubnets:
         """Return some of the subnets, by their positions or a mask."""
-        values = {
-            name: None if (found := getattr(self, name)) is None else found[chosen]
-            for name in ("genomes", "top1", "cross_entropy", "top1_even", "top1_odd")
-        }
-        return replace(self, **values)
+
+        def of(values: Floats | None) -> Floats | None:
+            return None if values is None else values[chosen]
+
+        return EvaluatedSubnets(
+            self.genomes[chosen],
+            self.top1[chosen],
+            of(self.cross_entropy),
+            of(self.top1_even),
+            of(self.top1_odd),
+            self.images,
+        )
 
     @property
     def reliability(self) -> float | None:

@@ -6,8 +6,9 @@ Dask sends tasks as pickles: scheduler and workers must be trusted, as on any su
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +27,7 @@ _PACKAGES = ("fleetnas", "distributed", "cloudpickle", "numpy", "onnxruntime", "
 
 def evaluate_on_cluster(
     job: EvaluationJob, subnets: Sequence[DrawnSubnet], scheduler: str
-) -> Iterator[tuple[DrawnSubnet, Outcome]]:
+) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     """Yield every subnet with its outcome, as they become known; a subnet whose worker dies is done by another.
 
     Dask gives a subnet up after its setting `distributed.scheduler.allowed-failures`, 3, deaths of a worker.
@@ -50,9 +51,11 @@ def _connected(scheduler: str) -> Any:
         raise MissingDependencyError(
             "--scheduler needs Dask distributed, which is not installed; run: pip install 'fleetnas[cluster]'"
         ) from None
+    # What it logs with a trace, such as a lost scheduler, is told in one line where it matters.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         return Client(scheduler, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
+    except (OSError, ValueError, TimeoutError, asyncio.TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"no Dask scheduler answers at {scheduler} ({reason}); start one with `dask scheduler`, or check the "
@@ -64,7 +67,7 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
     """Compare the versions of all workers with ours; `UsageError` names the first that differs."""
     try:
         client.wait_for_workers(1, timeout=WORKERS_S)
-    except TimeoutError:
+    except (TimeoutError, asyncio.TimeoutError):
         raise UsageError(
             f"the scheduler {scheduler} has no workers; start some with `dask worker {scheduler} --nthreads 1`"
         ) from None
@@ -90,7 +93,7 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
 
 def _evaluated(
     client: Any, job: EvaluationJob, subnets: Sequence[DrawnSubnet], scheduler: str
-) -> Iterator[tuple[DrawnSubnet, Outcome]]:
+) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     from distributed import KilledWorker, as_completed
 
     rest = iter(subnets)
@@ -155,7 +158,8 @@ def _worker_cache(job: EvaluationJob, worker: Any) -> Path:
 
 
 def _name(job: EvaluationJob) -> str:
-    return f"fleetnas-{job.supernet_digest[:12]}-{job.images_digest[:12]}-{job.calibration_digest[:12]}"
+    digests = (job.supernet_digest, job.images_digest, job.calibration_digest)
+    return "-".join(["fleetnas", *(digest[:12] for digest in digests), str(job.calibration_count)])
 
 
 def _short(error: object) -> str:

@@ -37,7 +37,7 @@ def read_evaluated(path: Path | str, space: DesignSpace) -> tuple[Genomes, NDArr
     return found.genomes, found.top1
 
 
-def read_header(path: Path | str) -> EvaluationHeader | None:
+def read_header(path: Path) -> EvaluationHeader | None:
     """Return the header of a file of `fleetnas accuracy evaluate`; None for other files."""
     try:
         with open_text(path) as file:

@@ -16,6 +16,7 @@ from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import InterpreterName, Precision
 from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, SupernetBundle
+from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_LIMIT
 from fleetnas.supernet_export.evaluation.sampling import DrawnSubnet, Sampling
 
 
@@ -40,6 +41,7 @@ class EvaluationHeader(_Frozen):
     options: dict[str, Any]
     images: EvaluatedImages
     calibration_images: EvaluatedImages
+    calibration_count: int = Field(default=CALIBRATION_LIMIT, ge=1, description="most images that calibrate a subnet")
     runtime: InterpreterName = "onnxruntime"
     precision: Precision = "fp32"
     subnets: int = Field(ge=1)
@@ -49,7 +51,8 @@ class EvaluationHeader(_Frozen):
 
     def differences(self, other: EvaluationHeader, *, of_shards: bool = False) -> list[str]:
         """Describe what differs from `other`; `of_shards` looks only at what files of one fit must share."""
-        names = ["supernet_digest", "space", "options", "images", "calibration_images", "runtime", "precision"]
+        names = ["supernet_digest", "space", "options", "images", "calibration_images"]
+        names += ["calibration_count", "runtime", "precision"]
         if not of_shards:
             names += ["subnets", "sampling", "seed", "shard"]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
@@ -62,6 +65,7 @@ _LABELS = {
     "options": "the design space's options",
     "images": "the images",
     "calibration_images": "the calibration images",
+    "calibration_count": "--calibration-count",
     "subnets": "-n",
     "seed": "--seed",
     "sampling": "--sampling",
@@ -104,7 +108,7 @@ def supernet_digest(bundle: SupernetBundle) -> str:
     for name in bundle.names:
         if not name.startswith(ACCURACY_PREFIX):
             whole.update(name.encode())
-            whole.update(bundle.tensor(name))
+            whole.update(bundle.tensor(name).data)
     return whole.hexdigest()
 
 
@@ -122,11 +126,13 @@ class EvaluationFile:
         self._file: BinaryIO = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.close()
             raise UsageError(
                 f"{path} is being written by another process; wait for it, or give another file (-o)"
             ) from None
+        except OSError:  # a file system without locks
+            pass
         try:
             self.lines = self._continued(header)
         except BaseException:
@@ -206,5 +212,7 @@ def _parsed(line: str, path: Path, number: int) -> EvaluatedLine:
 
 def line_of(subnet: DrawnSubnet, outcome: dict[str, Any] | str) -> EvaluatedLine:
     """Return the line of a subnet from a worker's figures, or from the reason why there are none."""
-    drawn = {"index": subnet.index, "architecture": subnet.architecture, "drawn": subnet.drawn, "macs": subnet.macs}
-    return EvaluatedLine(**drawn, **({"failed": outcome} if isinstance(outcome, str) else outcome))
+    figures: dict[str, Any] = {"failed": outcome} if isinstance(outcome, str) else outcome
+    return EvaluatedLine(
+        index=subnet.index, architecture=subnet.architecture, drawn=subnet.drawn, macs=subnet.macs, **figures
+    )

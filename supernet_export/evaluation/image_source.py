@@ -13,6 +13,9 @@ from fleetnas.supernet_export.graph import Array
 #: Height and width of the network's input at a resolution, both in pixels.
 InputSize: TypeAlias = Callable[[int], tuple[int, int]]
 
+#: Images of one calibration batch, and of all; OFA takes 2,000.
+CALIBRATION_BATCH, CALIBRATION_LIMIT = 100, 2000
+
 
 def square(resolution: int) -> tuple[int, int]:
     """Return the input size of networks that see square images."""
@@ -47,7 +50,12 @@ class ImageSource(ABC):
         """Yield every image in random order with the preprocessing of training, for calibration."""
 
     def calibration_batches(
-        self, resolution: int, rng: np.random.Generator, *, limit: int = 2000, batch: int = 100
+        self,
+        resolution: int,
+        rng: np.random.Generator,
+        *,
+        limit: int = CALIBRATION_LIMIT,
+        batch: int = CALIBRATION_BATCH,
     ) -> Iterator[Array]:
         """Yield at most `limit` training images in batches (n, channels, height, width); OFA takes 2,000."""
         batched: list[Array] = []

@@ -13,6 +13,7 @@ from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import InterpreterName, Precision
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.evaluation.evaluation_file import supernet_digest
+from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_LIMIT
 from fleetnas.supernet_export.evaluation.images import open_images
 from fleetnas.supernet_export.evaluation.prepared_images import PreparedImages
 from fleetnas.supernet_export.evaluation.subnets import evaluate_subnet
@@ -29,6 +30,7 @@ class EvaluationJob:
     calibration_images: Path | None
     images_digest: str
     calibration_digest: str
+    calibration_count: int = CALIBRATION_LIMIT
     runtime: InterpreterName = "onnxruntime"
     precision: Precision = "fp32"
     #: Folder of prepared images; None: a worker's own, in memory if need be.
@@ -53,7 +55,7 @@ class EvaluationWorker:
             _same(job.bundle, supernet_digest(self._bundle), job.supernet_digest)
             _same(job.images, evaluation.digest(), job.images_digest)
             _same(job.calibration_images, calibration.digest(), job.calibration_digest)
-        self._images = PreparedImages(calibration, evaluation, cache)
+        self._images = PreparedImages(calibration, evaluation, cache, calibration_count=job.calibration_count)
 
     def evaluate(self, architecture: Architecture) -> dict[str, Any]:
         """Return the figures of one subnet, as a line of the evaluation's file holds them."""

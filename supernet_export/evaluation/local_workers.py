@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -28,7 +28,7 @@ MOST_KILLED = 2
 
 def evaluate_locally(
     job: EvaluationJob, subnets: Sequence[DrawnSubnet], workers: int
-) -> Iterator[tuple[DrawnSubnet, Outcome]]:
+) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     """Yield every subnet with its outcome, as they become known. Closing the iterator ends the workers."""
     waiting, killed = deque(subnets), Counter[int]()
     idle = [_Worker() for _ in range(min(workers, len(subnets)))]

@@ -20,18 +20,26 @@ import numpy as np
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.calibration.subnet import CALIBRATION_SEED
-from fleetnas.supernet_export.evaluation.images import ImageSource
+from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_BATCH, CALIBRATION_LIMIT, ImageSource
 from fleetnas.supernet_export.graph import Array
-
-#: Images of one calibration batch, and of all; OFA takes 2,000.
-CALIBRATION_BATCH, CALIBRATION_LIMIT = 100, 2000
 
 
 class PreparedImages:
     """Images of two sources as arrays (n, channels, height, width), float32, made once per resolution."""
 
-    def __init__(self, calibration: ImageSource, evaluation: ImageSource, folder: Path | None = None) -> None:
-        """Keep arrays in files of `folder`, which several processes may share; without one, in memory."""
+    def __init__(
+        self,
+        calibration: ImageSource,
+        evaluation: ImageSource,
+        folder: Path | None = None,
+        *,
+        calibration_count: int = CALIBRATION_LIMIT,
+    ) -> None:
+        """Keep arrays in files of `folder`, which several processes may share; without one, in memory.
+
+        At most `calibration_count` images calibrate a subnet.
+        """
+        self._calibration_count = min(calibration_count, len(calibration))
         self._calibration = calibration
         self._evaluation = evaluation
         self._folder = folder
@@ -74,13 +82,13 @@ class PreparedImages:
         return mapped
 
     def _count(self, kind: str) -> int:
-        return len(self._evaluation) if kind == "evaluation" else min(CALIBRATION_LIMIT, len(self._calibration))
+        return len(self._evaluation) if kind == "evaluation" else self._calibration_count
 
     def _images(self, kind: str, resolution: int) -> Iterator[Array]:
         if kind == "evaluation":
             return self._evaluation.images(resolution)
         batches = self._calibration.calibration_batches(
-            resolution, np.random.default_rng(CALIBRATION_SEED), limit=CALIBRATION_LIMIT, batch=CALIBRATION_BATCH
+            resolution, np.random.default_rng(CALIBRATION_SEED), limit=self._calibration_count, batch=CALIBRATION_BATCH
         )
         return chain.from_iterable(batches)
 

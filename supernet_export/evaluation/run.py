@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fleetnas.supernet_export.evaluation.evaluation_file import (
     line_of,
     supernet_digest,
 )
+from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_LIMIT
 from fleetnas.supernet_export.evaluation.images import ImageSource
 from fleetnas.supernet_export.evaluation.job import EvaluationJob
 from fleetnas.supernet_export.evaluation.local_workers import Outcome, evaluate_locally
@@ -36,6 +38,7 @@ class EvaluationRequest:
     bundle: Path
     images: Path | None
     calibration_images: Path | None
+    calibration_count: int = CALIBRATION_LIMIT  #: most images that calibrate a subnet
     subnets: int = 1000
     sampling: Sampling = "both"
     seed: int = 0
@@ -97,8 +100,10 @@ def _described(
 ) -> tuple[EvaluationJob, EvaluationHeader]:
     calibration, evaluation = (EvaluatedImages(digest=source.digest(), count=len(source)) for source in sources)
     weights = supernet_digest(bundle)
-    key = f"{evaluation.digest[:12]}-{calibration.digest[:12]}"
-    folder = (request.cache or output.with_name(f"{output.name}.images")).absolute() / key
+    folder = (request.cache or output.with_name(f"{output.name}.images")).absolute()
+    # A folder that others share, and one that a killed run left behind, may hold images of something else.
+    of = (str(output.absolute()), weights, evaluation.digest, calibration.digest, str(request.calibration_count))
+    key = hashlib.sha256("\n".join(of).encode()).hexdigest()[:16]
     job = EvaluationJob(
         bundle=request.bundle.absolute(),
         supernet_digest=weights,
@@ -106,9 +111,10 @@ def _described(
         calibration_images=request.calibration_images and request.calibration_images.absolute(),
         images_digest=evaluation.digest,
         calibration_digest=calibration.digest,
+        calibration_count=request.calibration_count,
         runtime=request.runtime,
         precision=request.precision,
-        cache=None if request.scheduler else folder,
+        cache=None if request.scheduler else folder / key,
         verify=request.scheduler is not None,
     )
     header = EvaluationHeader(
@@ -118,6 +124,7 @@ def _described(
         options=json.loads(json.dumps(dict(bundle.space.options))),  # tuples become lists, as they are read again
         images=evaluation,
         calibration_images=calibration,
+        calibration_count=request.calibration_count,
         runtime=request.runtime,
         precision=request.precision,
         subnets=request.subnets,
@@ -130,7 +137,7 @@ def _described(
 
 def _outcomes(
     request: EvaluationRequest, job: EvaluationJob, subnets: list[DrawnSubnet]
-) -> Iterator[tuple[DrawnSubnet, Outcome]]:
+) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     if not subnets:
         return
     if request.scheduler is None:

@@ -198,20 +198,6 @@ def test_a_fit_reports_its_error_on_what_it_has_not_seen(public_data: Path) -> N
     assert error_percent == pytest.approx(predictor.held_out.mae_percent, rel=0.35)
 
 
-def test_the_mean_of_several_networks_is_one_network() -> None:
-    pytest.importorskip("sklearn")
-    space = make_space("digits")
-    rng = np.random.default_rng(0)
-    genomes = space.sample(120, rng)
-    top1 = np.clip(0.9 + 0.05 * rng.standard_normal(120), 0, 1)
-    fitted = fit_accuracy(space, genomes, top1, np.random.default_rng(3), FitSettings(members=3, epochs=5))
-    again = fit_accuracy(space, genomes, top1, np.random.default_rng(3), FitSettings(members=3, epochs=5))
-    assert np.array_equal(fitted.predict(space.one_hot(genomes)), again.predict(space.one_hot(genomes)))
-    assert fitted.tensors()["1.weight"].shape == (3 * 64, 3 * 64)
-    # A member must not see another's hidden units.
-    assert not fitted.tensors()["1.weight"][:64, 64:].any()
-
-
 def test_too_few_samples_and_percents_are_refused() -> None:
     space = make_space("digits")
     genomes = space.sample(60, np.random.default_rng(0))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,18 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
+@dataclass(frozen=True)
+class DaskCluster:
+    """A scheduler's address and process, and the parents of the worker processes."""
+
+    address: str
+    scheduler: subprocess.Popen[Any]
+    nannies: list[subprocess.Popen[Any]]
+
+
 @contextlib.contextmanager
-def dask_cluster(folder: Path, count: int = 2, paths: Sequence[Path] = ()) -> Iterator[tuple[str, list[Any]]]:
-    """A Dask scheduler and `count` workers of one thread; gives the address, and the workers' `Popen`.
+def dask_cluster(folder: Path, count: int = 2, paths: Sequence[Path] = ()) -> Iterator[DaskCluster]:
+    """A Dask scheduler and `count` workers of one thread.
 
     A worker's own child computes; the parent, Dask's nanny, starts it again. `paths` are searched first for packages.
     """
@@ -98,8 +108,9 @@ def dask_cluster(folder: Path, count: int = 2, paths: Sequence[Path] = ()) -> It
             started.callback(end, process)
             return process
 
-        run("scheduler", scheduler)
-        yield address, [run(f"worker-{number}", worker) for number in range(count)]
+        yield DaskCluster(
+            address, run("scheduler", scheduler), [run(f"worker-{number}", worker) for number in range(count)]
+        )
 
 
 def end(process: subprocess.Popen[Any]) -> None:

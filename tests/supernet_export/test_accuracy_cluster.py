@@ -32,8 +32,9 @@ def test_a_cluster_gives_the_local_answers_although_a_worker_is_killed(capsys, t
     local, remote = tmp_path / "local.jsonl", tmp_path / "remote.jsonl"
     command = ["accuracy", "evaluate", str(digits), "-n", "10"]
     assert fleetnas(capsys, *command, "--workers", "1", "-o", str(local))[0] == 0
-    with evaluations.dask_cluster(tmp_path) as (address, nannies):
-        process = evaluations.start(digits, remote, "-n", "10", "--scheduler", address)
+    with evaluations.dask_cluster(tmp_path) as cluster:
+        nannies = cluster.nannies
+        process = evaluations.start(digits, remote, "-n", "10", "--scheduler", cluster.address)
         try:
             waiting.until(lambda: evaluations.lines(remote), process, *nannies, remote)
             waiting.until(lambda: evaluations.workers(nannies[0]), *nannies)[0].kill()
@@ -42,6 +43,22 @@ def test_a_cluster_gives_the_local_answers_although_a_worker_is_killed(capsys, t
             evaluations.end(process)
     assert evaluations.lines(remote) == evaluations.lines(local)
     assert len(evaluations.lines(local)) == 10
+
+
+def test_a_lost_scheduler_ends_the_evaluation_with_what_to_do(tmp_path, digits):
+    output = tmp_path / "evaluated.jsonl"
+    with evaluations.dask_cluster(tmp_path, 1) as cluster:
+        process = evaluations.start(digits, output, "-n", "40", "--scheduler", cluster.address)
+        try:
+            waiting.until(lambda: evaluations.lines(output), process, *cluster.nannies, output)
+            cluster.scheduler.kill()
+            _, err = waiting.outputs(process)
+        finally:
+            evaluations.end(process)
+    assert process.returncode == 1
+    assert "run the command again, which continues" in err
+    assert "Traceback" not in err
+    assert evaluations.lines(output)
 
 
 def test_no_scheduler_is_said_at_once(capsys, tmp_path, digits):
@@ -57,8 +74,8 @@ def test_workers_of_other_versions_are_named(capsys, tmp_path, digits):
     information = tmp_path / "packages" / "fleetnas-9.9.9.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: fleetnas\nVersion: 9.9.9\n")
-    with evaluations.dask_cluster(tmp_path, 1, [information.parent]) as (address, _):
-        command = ["accuracy", "evaluate", str(digits), "-o", str(tmp_path / "a.jsonl"), "--scheduler", address]
+    with evaluations.dask_cluster(tmp_path, 1, [information.parent]) as cluster:
+        command = ["accuracy", "evaluate", str(digits), "-o", str(tmp_path / "a.jsonl"), "--scheduler", cluster.address]
         code, _, err = fleetnas(capsys, *command)
     assert code == 2
     assert "has other versions: fleetnas 9.9.9 there" in err
@@ -78,5 +95,5 @@ def test_a_worker_refuses_files_of_other_content(tmp_path, digits):
     with pytest.raises(UsageError, match="other content on a worker than here"):
         worker_of(job)
     missing = EvaluationJob(tmp_path / "none.supernet", "", None, None, "", "", verify=True)
-    with pytest.raises(UsageError, match="a worker cannot open .* none.supernet"):
+    with pytest.raises(UsageError, match=r"a worker cannot open .*none\.supernet"):
         worker_of(missing)

@@ -16,7 +16,7 @@ from rigs.command_line import fleetnas
 from rigs.untrained_supernet import write_untrained
 
 from fleetnas.supernet_export.bundle import SupernetBundle
-from fleetnas.supernet_export.evaluation.evaluation_file import supernet_digest
+from fleetnas.supernet_export.evaluation.evaluation_file import EvaluationFile, parse_header, supernet_digest
 from fleetnas.supernet_export.evaluation.images import ImageFolder, open_images
 from fleetnas.supernet_export.evaluation.prepared_images import PreparedImages
 from fleetnas.supernet_export.evaluation.sampling import draw_subnets
@@ -68,9 +68,7 @@ def test_a_small_space_gives_all_its_subnets_once():
 # -- their figures ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("runtime", "precision"), [("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("litert", "int8")]
-)
+@pytest.mark.parametrize("kind", ["onnxruntime fp32", "onnxruntime int8", "litert int8"])
 def test_figures_are_those_of_evaluate(capsys, tmp_path, small, kind):
     runtime, precision = kind.split()
     if runtime == "litert":
@@ -117,7 +115,8 @@ def test_prepared_images_are_those_of_a_winners_calibration(tmp_path, small):
         "calibration-16.npy",
         "evaluation-12.npy",
     ]
-    in_memory = PreparedImages(calibration, evaluation)
+    in_memory = PreparedImages(calibration, evaluation, calibration_count=7)
+    np.testing.assert_array_equal(next(in_memory.calibration_batches(16)), found[0][:7])
     np.testing.assert_array_equal(in_memory.evaluation(12), prepared.evaluation(12))
 
 
@@ -165,6 +164,7 @@ def test_a_file_of_other_inputs_is_refused(capsys, tmp_path, small, digits):
     for change, words in (
         (["-n", "3"], "-n (2 there, 3 here)"),
         (["--seed", "1", "--shard", "0/2"], "--seed (0 there, 1 here); --shard (0/1 there, 0/2 here)"),
+        (["--calibration-count", "9"], "--calibration-count (2000 there, 9 here)"),
         (["--precision", "int8"], "--precision (fp32 there, int8 here)"),
         (["--images", str(more)], "the images (40 images"),
     ):
@@ -178,6 +178,10 @@ def test_a_file_of_other_inputs_is_refused(capsys, tmp_path, small, digits):
         output.write_text(other)
         assert fleetnas(capsys, *command)[0] == 2
         assert output.read_text() == other
+    with EvaluationFile(output_of_another := tmp_path / "busy.jsonl", parse_header(content.decode().splitlines()[0])):
+        code, _, err = fleetnas(capsys, *command[:-1], str(output_of_another))
+    assert code == 2
+    assert "is being written by another process" in err
     output.write_bytes(content + b'{"index": 1}\n')
     code, _, err = fleetnas(capsys, *command)
     assert code == 2

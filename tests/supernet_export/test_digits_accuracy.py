@@ -8,26 +8,24 @@ import pytest
 pytest.importorskip("sklearn")
 pytest.importorskip("onnxruntime")
 
-from fleetnas.supernet_export.training.accuracy import (
-    calibrated_graph,
-    evaluate_subnet,
-    fit_predictor,
-    held_out_error,
-    stratified_genomes,
-)
-
+from fleetnas.supernet_export.accuracy.errors import held_out_error
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.accuracy.networks import NetworkSettings, fit_networks
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.digits.accuracy import load_evaluated, load_predictor, save_evaluated, save_predictor
 from fleetnas.supernet_export.emitters.onnx import emit_onnx
 from fleetnas.supernet_export.evaluation.classifier import evaluate
 from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.evaluation.prepared_images import PreparedImages
+from fleetnas.supernet_export.evaluation.sampling import stratified_genomes
+from fleetnas.supernet_export.evaluation.subnets import calibrated_graph, evaluate_subnet
 from fleetnas.supernet_export.export import DIGITS_CHECKPOINT, export_state_dict
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
 SPACE = DigitsSpace()
-CALIBRATION, TEST = DigitsImages("calibration"), DigitsImages("test")
+TEST = DigitsImages("test")
+IMAGES = PreparedImages(DigitsImages("calibration"), TEST)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def test_shipped_subnets_have_the_accuracy_that_is_recorded(slice_subnet):
     subnets = load_evaluated()
     assert len(subnets) >= 400
     for subnet in subnets[:: len(subnets) // 2]:
-        scores = evaluate_subnet(slice_subnet, subnet.architecture, CALIBRATION, TEST)
+        scores = evaluate_subnet(slice_subnet, subnet.architecture, IMAGES)
         # Another processor may round the logits of one image to the other side.
         assert scores.accuracy == pytest.approx(subnet.accuracy, abs=1.5 / len(TEST))
         assert scores.cross_entropy == pytest.approx(subnet.cross_entropy, abs=1e-3)
@@ -49,9 +47,9 @@ def test_shipped_subnets_have_the_accuracy_that_is_recorded(slice_subnet):
 
 def test_scores_are_those_of_the_exported_file(slice_subnet):
     (architecture,) = SPACE.decode(SPACE.sample(1, np.random.default_rng(0)))
-    graph = calibrated_graph(slice_subnet, architecture, CALIBRATION)
+    graph, _ = calibrated_graph(slice_subnet, architecture, IMAGES)
     accuracy = evaluate(emit_onnx(graph), TEST.images(architecture.r), TEST.labels)
-    assert evaluate_subnet(slice_subnet, architecture, CALIBRATION, TEST).accuracy == pytest.approx(accuracy)
+    assert evaluate_subnet(slice_subnet, architecture, IMAGES).accuracy == pytest.approx(accuracy)
 
 
 def test_the_shipped_predictor_has_the_error_that_is_recorded():
@@ -83,12 +81,15 @@ def test_the_fitted_network_averages_its_members():
     rng = np.random.default_rng(1)
     one_hot = SPACE.one_hot(SPACE.sample(60, rng))
     accuracy = (0.9 + 0.05 * np.tanh(one_hot @ rng.normal(size=one_hot.shape[1]))).astype(np.float32)
-    settings = {"hidden": (6, 5), "penalty": 0.1}
-    whole = fit_predictor(one_hot, accuracy, members=3, seed=4, **settings)
-    members = [fit_predictor(one_hot, accuracy, members=1, seed=seed, **settings) for seed in (4, 5, 6)]
+    settings = NetworkSettings(hidden=(6, 5), penalty=0.1, epochs=2000, solver="lbfgs")
+    whole = fit_networks(one_hot, accuracy, (4, 5, 6), settings)
+    members = [fit_networks(one_hot, accuracy, [seed], settings) for seed in (4, 5, 6)]
     average = np.mean([member.predict(one_hot) for member in members], axis=0)
     assert isinstance(whole, AccuracyPredictor)
     np.testing.assert_allclose(whole.predict(one_hot), average, atol=1e-5)
+    # A member must not see another's hidden units.
+    assert whole.tensors()["1.weight"].shape == (15, 18)
+    assert not whole.tensors()["1.weight"][:5, 6:].any()
     assert held_out_error(whole.predict(one_hot), accuracy, 0).mae_percent < 0.1 * 100 * accuracy.std()
 
 
