@@ -184,6 +184,8 @@ def measure(
     agents = fleet.agents() or ((card.device,) if card is not None and not settings.local else ())
     run: NewRun | ResumedRun
     if output.resume is not None:
+        if architecture:
+            raise UsageError(f"a resumed run keeps its subnets; leave out {', '.join(architecture)[:200]}")
         run = ResumedRun(output.resume or LATEST, bundle, agents, kind="measure")
     elif bundle is None:
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")

@@ -134,7 +134,7 @@ def test_a_killed_coordinator_of_a_fleet_goes_on_where_it_was(fleet: Fleet) -> N
     def measure(*options: str) -> subprocess.Popen[str]:
         return fleet.start("fleetnas", "measure", *options, *common, "--out", str(fleet.out), pipe=True)
 
-    given = (str(fleet.supernet), "smallest", "random:1", "random:2", "largest")
+    given = (str(fleet.supernet), "smallest", "largest")
     first = measure(*given, "--devices", "one,two", "--target", "1000", *QUICK)
     measured = 0
     for event in events(first):
@@ -148,9 +148,9 @@ def test_a_killed_coordinator_of_a_fleet_goes_on_where_it_was(fleet: Fleet) -> N
     happenings = list(events(second))
     assert waiting.ended(second) == 0, fleet.complaints()
     begun = next(event for event in happenings if event["event"] == "campaign_started")
-    assert (begun["resumed"], len(begun["subnets"])) == (True, 4)
+    assert (begun["resumed"], len(begun["subnets"])) == (True, 2)
     after = fleet.stored()
     assert before <= set(after)
-    assert len({key.task_id for key in after}) == len(after) == 2 * 4 * 3
+    assert len({key.task_id for key in after}) == len(after) == 2 * 2 * 3
     results = fleet.results()
-    assert (results["status"], results["targets_met"], results["targets_asked"]) == ("complete", 8, 8)
+    assert (results["status"], results["targets_met"], results["targets_asked"]) == ("complete", 4, 4)
