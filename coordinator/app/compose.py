@@ -47,6 +47,11 @@ from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
 from fleetnas.supernet_export.output_files import check_folder
 
 _MOST_PLANNING_THREADS = 4
+#: Line about given subnets of a bundle that has no images of its own.
+NOT_CALIBRATED = (
+    "not calibrated: without --calibration-images files keep the batch-norm statistics of the bundle, and int8 files "
+    "the ranges that these imply; their latencies hold, their accuracies may not"
+)
 
 
 def open_search(
@@ -70,9 +75,12 @@ def open_search(
     run = choose_run(request, fleet, store)
     accuracy = _checked_accuracy(run)
     check_card(run.settings)
-    if models is None:
-        models = BundleWinnerBuilder(run.bundle, *checked_images(run.bundle, run.images, image_progress))
     notes = Notes()
+    if models is None:
+        images = checked_images(run.bundle, run.images, image_progress)
+        models = BundleWinnerBuilder(run.bundle, *images)
+        if run.settings.plan.architectures and images[0] is None:
+            notes.add(NOT_CALIBRATED)
     make_tuner = _tuners(run, accuracy, store, notes)
     with contextlib.ExitStack() as undo:
         network = _open_network(request, run, store.devices(run.run_id) if run.resumed else [], notes)
@@ -195,7 +203,8 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
             "it with one (`fleetnas export --help`)"
         )
     run.settings.plan.bounds.check(space)
-    space.encode(run.settings.plan.architectures)
+    if run.settings.plan.architectures:
+        space.encode(run.settings.plan.architectures)
     if run.out is not None:
         check_folder("--out", run.out)
     return PredictedAccuracy(space, predictor) if predictor is not None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -21,7 +21,7 @@ from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import MAX_TARGETS, TargetRequest
 from fleetnas.device_profiles.quantities import LimitSeconds, Seconds
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.error_text import first_fault
+from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
 
@@ -78,6 +78,15 @@ class CampaignPlan(BaseModel):
         default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
 
+    if not TYPE_CHECKING:  # type checkers know the fields from the class
+
+        def __init__(self, **fields: Any) -> None:
+            """Make a plan; `UsageError` names the first field that cannot be used, and its value."""
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise UsageError(_refusal(error)) from None
+
     @model_validator(mode="after")
     def _one_purpose(self) -> CampaignPlan:
         if not self.architectures and not self.targets.count:
@@ -105,6 +114,14 @@ class CampaignPlan(BaseModel):
     def target_ms(self) -> float | None:
         """The latency that given subnets are compared with, ms; None where they are only measured."""
         return self.targets.fixed_ms[0] if self.architectures and self.targets.fixed_ms else None
+
+
+def _refusal(error: ValidationError) -> str:
+    """Describe the first field of a plan that cannot be used; a rule of this module has its own words."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    if fault["type"] == "value_error":
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return f"no run can be planned with {first_fault(error, with_value=True)}; give another value"
 
 
 class RunSettings(BaseModel):
@@ -135,10 +152,11 @@ def settings_of(run: RunRecord) -> RunSettings:
     """Read the settings of a stored run; `StoreError` where another fleetnas stored them in another form."""
     try:
         return RunSettings.model_validate(run.settings)
-    except ValidationError as error:
+    except (ValidationError, UsageError) as error:
+        reason = first_fault(error) if isinstance(error, ValidationError) else one_line(error)
         raise StoreError(
-            f"the settings stored with run {run.run_id} cannot be read ({first_fault(error)}); use the fleetnas that "
-            f"made it ({_made_by(run.settings)}), or leave this run alone"
+            f"the settings stored with run {run.run_id} cannot be read ({reason}); use the fleetnas that made it "
+            f"({_made_by(run.settings)}), or leave this run alone"
         ) from error
 
 

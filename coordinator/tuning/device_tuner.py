@@ -197,6 +197,8 @@ class DeviceTuner:
             self._latency.add_failure(genome)
         else:
             run = self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
+        if self._finished:
+            return  # a late outcome: the targets are decided, some by winners of others
         if state is not None and proposal.purpose == "verification":
             self._verification.judge(state, genome, run)
         elif state is not None:
