@@ -85,7 +85,7 @@ class CampaignPlan(BaseModel):
             try:
                 super().__init__(**fields)
             except ValidationError as error:
-                raise UsageError(_refusal(error)) from None
+                raise UsageError(_refusal(error)) from error
 
     @model_validator(mode="after")
     def _one_purpose(self) -> CampaignPlan:
@@ -153,7 +153,10 @@ def settings_of(run: RunRecord) -> RunSettings:
     try:
         return RunSettings.model_validate(run.settings)
     except (ValidationError, UsageError) as error:
-        reason = first_fault(error) if isinstance(error, ValidationError) else one_line(error)
+        # A plan raises its own error, whose cause has the path.
+        cause = error.__cause__
+        nested = f"plan.{first_fault(cause)}" if isinstance(cause, ValidationError) else one_line(error)
+        reason = first_fault(error) if isinstance(error, ValidationError) else nested
         raise StoreError(
             f"the settings stored with run {run.run_id} cannot be read ({reason}); use the fleetnas that made it "
             f"({_made_by(run.settings)}), or leave this run alone"

@@ -11,11 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rigs import waiting
 from rigs.process_fleet import QUICK, Fleet, events
 from rigs.untrained_supernet import write_untrained
 
+from fleetnas.coordinator.app.images import checked_images
+from fleetnas.coordinator.app.request import ImageFolders
+from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -73,6 +77,27 @@ def test_what_was_measured_is_the_file_that_ships(device: Device) -> None:
         assert path.stem == card.subnet
         assert (card.target_ms, card.accuracy_images) == (1000.0, 600)
     assert {json.loads(path.read_text())["model"].rpartition(".")[2] for path in device.cards()} == {"onnx", "tflite"}
+
+
+def test_int8_is_calibrated_and_evaluated_on_the_images_that_it_is_given(device: Device) -> None:
+    image = pytest.importorskip("PIL.Image")
+    images, rng = device.folder / "images", np.random.default_rng(0)
+    for label in range(10):
+        (images / str(label)).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 255, (16, 16), dtype=np.uint8)
+            image.fromarray(pixels).save(images / str(label) / f"{number}.png")
+    given = ("--calibration-images", str(images), "--evaluation-images", str(images))
+    ended = device.measure(str(device.supernet), "smallest", "--runtime", "litert", "--precision", "int8", *given)
+    assert ended.returncode == 0, ended.stderr
+    (path,) = device.cards()
+    card = WinnerCard.model_validate_json(path.read_text())
+    assert (card.setting.precision, card.accuracy_images) == ("int8", 20)
+    bundle = SupernetBundle.open(device.supernet)
+    given_images = checked_images(bundle, ImageFolders(images, images))
+    assert card.architecture is not None
+    model = BundleWinnerBuilder(bundle, *given_images).calibrate(card.architecture, card.setting)
+    assert card.sha256 == model.sha256
 
 
 def test_a_card_is_rewritten_with_a_network_that_was_cut_out(device: Device) -> None:
