@@ -105,8 +105,9 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str, kind: RunKind =
             return run
     ended = [run for run in runs if run.status not in _RESUMABLE]
     latest = f"; the latest that ended is {ended[-1].run_id} ({ended[-1].status}), see --resume RUN" if ended else ""
+    sought = "run" if kind == "search" else "measurement"
     raise UsageError(
-        f"the store {store.url} holds no interrupted {'run' if kind == 'search' else 'measurement'} of fleet {fleet!r} that nobody works on{latest}; "
+        f"the store {store.url} holds no interrupted {sought} of fleet {fleet!r} that nobody works on{latest}; "
         "`fleetnas runs` lists them all"
     )
 
