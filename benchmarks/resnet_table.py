@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fleetnas.coordinator.search.latency import SlotTableLatency
 from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime
 from fleetnas.supernet_export.spaces.mbconv_network import reduced
-from fleetnas.supernet_export.spaces.ofa_resnet50 import EXPANDS, STEM_DEPTHS, WIDTHS, OfaResNet50Space, ResNetBlock
+from fleetnas.supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
+from fleetnas.supernet_export.spaces.resnet_network import ResNetBlock
 
 
 class _Network:
@@ -87,11 +88,11 @@ class _Network:
 
 def measure(space: OfaResNet50Space, runs: int = 5) -> SlotTableLatency:
     """The table of `space`: hundreds of measurements, about a minute for four resolutions."""
-    widths = range(len(WIDTHS))
+    widths = range(len(space.widths))
     stem = [
-        _stem_ms(r, depth > 0, space.stem_middle_widths[i], space.stem_widths[j], runs)
+        _stem_ms(r, depth > 0, space.channels.stem_middle[i], space.channels.stem[j], runs)
         for r in space.resolutions
-        for depth in STEM_DEPTHS
+        for depth in space.stem_depths
         for i in widths
         for j in widths
     ]
@@ -104,19 +105,19 @@ def measure(space: OfaResNet50Space, runs: int = 5) -> SlotTableLatency:
         table = _block_table(space, block, runs)
         later[block.stage] = table
         tables.append(table)
-    head = [_head_ms(r, width, runs) for r in space.resolutions for width in space.stage_widths[-1]]
+    head = [_head_ms(r, width, runs) for r in space.resolutions for width in space.channels.stages[-1]]
     return SlotTableLatency(space, 0.0, [*tables, np.array(head)])
 
 
 def _block_table(space: OfaResNet50Space, block: ResNetBlock, runs: int) -> NDArray[np.float64]:
-    out = space.stage_widths[block.stage]
-    entering = space.stem_widths if block.stage == 0 else space.stage_widths[block.stage - 1]
+    out = space.channels.stages[block.stage]
+    entering = space.channels.entering(block.stage)
     found = [0.0]
     for r in space.resolutions:
         for before in entering if block.first else (0,):
             for j, width in enumerate(out):
-                for expand in EXPANDS:
-                    middle = space.middle_width(block.stage, j, expand)
+                for expand in space.expands:
+                    middle = space.channels.middle(block.stage, j, expand)
                     found.append(
                         _bottleneck_ms(before or width, middle, width, block, reduced(r, block.reduction), runs)
                     )

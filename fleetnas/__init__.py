@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fleetnas.api.fine_tuning import FineTuningRecipe, fine_tune
     from fleetnas.api.fleet_search import CampaignPlan, search_fleet
     from fleetnas.api.offline_search import design_space, search
     from fleetnas.api.predictor import LatencyPredictor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Architecture",
     "CampaignPlan",
+    "FineTuningRecipe",
     "FleetnasError",
     "LatencyPredictor",
     "Tuner",
@@ -38,6 +40,7 @@ __all__ = [
     "design_space",
     "emit_subnet",
     "export_digits",
+    "fine_tune",
     "open_bundle",
     "plot_fronts",
     "plot_results",
@@ -50,12 +53,14 @@ __all__ = [
 _MODULES = {
     "Architecture": "fleetnas.api.subnets",
     "CampaignPlan": "fleetnas.api.fleet_search",
+    "FineTuningRecipe": "fleetnas.api.fine_tuning",
     "FleetnasError": "fleetnas.fleet_protocol.errors",
     "LatencyPredictor": "fleetnas.api.predictor",
     "Tuner": "fleetnas.api.tuner",
     "design_space": "fleetnas.api.offline_search",
     "emit_subnet": "fleetnas.api.subnets",
     "export_digits": "fleetnas.api.subnets",
+    "fine_tune": "fleetnas.api.fine_tuning",
     "open_bundle": "fleetnas.api.subnets",
     "plot_fronts": "fleetnas.api.results",
     "plot_results": "fleetnas.api.results",

@@ -25,6 +25,7 @@ from fleetnas.fleet_protocol.errors import CheckpointError, CorruptBundleError, 
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.manifest import Manifest, read_manifest
+from fleetnas.supernet_export.model_metadata import ModelMetadata
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.registry import make_space
@@ -127,6 +128,11 @@ class SupernetBundle:
     def space(self) -> DesignSpace:
         """The design space that the supernet spans."""
         return space_of(self.manifest)
+
+    @cached_property
+    def model_metadata(self) -> ModelMetadata | None:
+        """What model files of its subnets say about themselves; None for a bundle of format version 1."""
+        return self.manifest.model_metadata()
 
     @cached_property
     def sha256(self) -> str:

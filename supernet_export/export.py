@@ -8,23 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from fleetnas.fleet_protocol.errors import CheckpointError
+from fleetnas.fleet_protocol.errors import CheckpointError, UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, write_bundle
 from fleetnas.supernet_export.checkpoints.download import ProgressCallback, download
 from fleetnas.supernet_export.checkpoints.published import published
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.graph import Array
-from fleetnas.supernet_export.manifest import AccuracyPredictorInfo, Manifest, Preprocessing, Provenance
+from fleetnas.supernet_export.manifest import AccuracyPredictorInfo, Manifest, Provenance
+from fleetnas.supernet_export.preprocessing import DIGITS, IMAGENET, IMAGENET_CLASSES
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.spaces.registry import make_space
 
-#: How OFA's networks see images.
-IMAGENET = Preprocessing(
-    channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation="bilinear", crop_fraction=0.875
-)
 #: The built-in supernet's weights, under the names of OFA's checkpoints.
 DIGITS_CHECKPOINT = Path(__file__).parent / "digits" / "digits.safetensors"
 
@@ -88,20 +85,26 @@ def export_checkpoint(
     `source` is what the manifest calls the checkpoint, by default its file name; `accuracy` is a predictor over
     `space` to include; `on_read` is called with the place of the weights in the file.
 
-    Raises `CheckpointError` if the checkpoint cannot be read or is not of `space`.
+    Raises `CheckpointError` if the checkpoint cannot be read or is not of `space`, `UsageError` if that is not for
+    ImageNet.
     """
+    if (space.classes, space.image_channels) != (IMAGENET_CLASSES, IMAGENET.channels):
+        raise UsageError(
+            f"{space.name} with {space.classes} classes and {space.image_channels} channels is not for ImageNet; "
+            "export it with `export_own_checkpoint`, which takes the dataset's name and preprocessing"
+        )
     found = read_checkpoint(checkpoint)
     on_read(found.where)
     tensors = export_state_dict(found.tensors, space)
     manifest = Manifest(
         space=space.name,
         options=dict(space.options),
-        classes=len(tensors["classifier.linear.bias"]),
+        classes=space.classes,
         dataset="imagenet",
         preprocessing=IMAGENET,
         provenance=Provenance(source=source or checkpoint.name, sha256=file_sha256(checkpoint)),
     )
-    return _write(path, manifest, tensors, accuracy, accuracy_source)
+    return write_with_predictor(path, manifest, tensors, accuracy, accuracy_source)
 
 
 def export_published(
@@ -141,24 +144,26 @@ def export_digits(path: Path, checkpoint: Path = DIGITS_CHECKPOINT, accuracy: Ac
     from safetensors.numpy import load_file
 
     from fleetnas.supernet_export.digits.accuracy import load_predictor
-    from fleetnas.supernet_export.digits.data import DEVIATION, MEAN
 
     space = DigitsSpace()
     tensors = export_state_dict(load_file(checkpoint), space)
     manifest = Manifest(
         space=space.name,
         options=dict(space.options),
-        classes=space.network.classes,
+        classes=space.classes,
         dataset="digits",
-        preprocessing=Preprocessing(channels=1, mean=(MEAN,), std=(DEVIATION,), interpolation="bilinear"),
+        preprocessing=DIGITS,
         provenance=Provenance(source="trained by fleetnas on scikit-learn's digits", sha256=file_sha256(checkpoint)),
     )
-    return _write(path, manifest, tensors, accuracy or load_predictor(), "fitted by fleetnas on evaluated subnets")
+    return write_with_predictor(
+        path, manifest, tensors, accuracy or load_predictor(), "fitted by fleetnas on evaluated subnets"
+    )
 
 
-def _write(
+def write_with_predictor(
     path: Path, manifest: Manifest, tensors: dict[str, Array], accuracy: AccuracyPredictor | None, accuracy_source: str
 ) -> str:
+    """Write a bundle with an accuracy predictor, if there is one; return its SHA-256."""
     if accuracy is not None:
         info = AccuracyPredictorInfo(source=accuracy_source, held_out=accuracy.held_out)
         manifest = manifest.model_copy(update={"accuracy_predictor": info})

@@ -14,6 +14,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.supernet_export.model_metadata import ModelMetadata
+
 Array = NDArray[np.float32]
 Activation = Literal["none", "relu", "relu6", "h_swish", "h_sigmoid"]
 
@@ -160,6 +162,8 @@ class Graph:
     #: (channels, height, width) of one input image.
     input_shape: tuple[int, int, int]
     classes: int
+    #: What the model file says about itself; None: nothing.
+    metadata: ModelMetadata | None = None
 
     def convolutions(self) -> Iterator[Conv]:
         """The convolutions, in order."""

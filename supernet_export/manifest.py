@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.fleet_protocol.errors import CorruptBundleError
 from fleetnas.supernet_export.accuracy.model import HeldOut
+from fleetnas.supernet_export.model_metadata import ModelMetadata
 
 #: The newest format of bundles, which this fleetnas reads beside all earlier ones.
 FORMAT_VERSION: Literal[2] = 2
@@ -129,6 +130,17 @@ class Manifest(_Frozen):
         if self.format_version == 1:
             return self.model_dump_json(exclude={"class_names": True, "preprocessing": {"fit"}})
         return self.model_dump_json()
+
+    def model_metadata(self) -> ModelMetadata | None:
+        """Return what model files say about themselves; None for version 1, whose files never held metadata."""
+        if self.format_version == 1:
+            return None
+        return ModelMetadata(
+            dataset=self.dataset,
+            class_names=self.class_names,
+            preprocessing=self.preprocessing.model_dump(mode="json"),
+            provenance=self.provenance.model_dump(mode="json"),
+        )
 
 
 def checked_class_names(names: tuple[str, ...]) -> tuple[str, ...]:

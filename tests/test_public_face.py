@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = {
     "Architecture",
     "CampaignPlan",
+    "FineTuningRecipe",
     "FleetnasError",
     "LatencyPredictor",
     "Tuner",
@@ -35,6 +36,7 @@ NAMES = {
     "design_space",
     "emit_subnet",
     "export_digits",
+    "fine_tune",
     "open_bundle",
     "plot_fronts",
     "plot_results",

@@ -25,7 +25,7 @@ def checked_images(
     def source(directory: Path | None, part: DigitsPart) -> ImageSource | None:
         if directory is None and manifest.dataset != "digits":
             return None
-        found = open_images(manifest, directory, part)
+        found = open_images(bundle, directory, part, some_classes=folders.some_classes)
         found.check(progress)
         return found
 

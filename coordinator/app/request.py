@@ -64,6 +64,8 @@ class ImageFolders:
 
     calibration: Path | None = None
     evaluation: Path | None = None
+    some_classes: bool = False
+    """The folders may hold only some of the supernet's classes."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,10 @@ class ChosenRun:
     @property
     def images(self) -> ImageFolders:
         """Folders of images to calibrate and to evaluate on."""
-        return ImageFolders(_path(self.settings.calibration_images), _path(self.settings.evaluation_images))
+        settings = self.settings
+        return ImageFolders(
+            _path(settings.calibration_images), _path(settings.evaluation_images), some_classes=settings.some_classes
+        )
 
     def record(self, fleet: str) -> RunRecord:
         """The run as the store keeps it."""
@@ -135,8 +138,12 @@ def new_settings(
         space_options=dict(bundle.space.options),
         source=manifest.provenance.source,
         checkpoint_sha256=manifest.provenance.sha256,
+        dataset=manifest.dataset,
+        class_names=manifest.class_names,
+        preprocessing=manifest.preprocessing,
         calibration_images=_text(request.images.calibration),
         evaluation_images=_text(request.images.evaluation),
+        some_classes=request.images.some_classes,
         out=_text(request.out),
         card=_text(run.card),
         versions=_versions(),
@@ -152,9 +159,11 @@ def resumed_settings(run: ResumedRun, request: SearchRequest, stored: RunRecord)
         "calibration_images": request.images.calibration,
         "evaluation_images": request.images.evaluation,
     }
-    changes: dict[str, str | CampaignPlan] = {
+    changes: dict[str, str | bool | CampaignPlan] = {
         name: str(path.absolute()) for name, path in paths.items() if path is not None
     }
+    if request.images.some_classes:
+        changes["some_classes"] = True
     if run.devices:
         # The stored order first; devices that take part already are not repeated.
         named = tuple(dict.fromkeys((*settings.plan.devices, *run.devices)))

@@ -15,6 +15,7 @@ from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
+from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
@@ -25,7 +26,15 @@ class TunerFactory:
     def __init__(
         self, space: DesignSpace, accuracy: PredictedAccuracy, plan: CampaignPlan, priors: StoredPriors | None
     ) -> None:
-        """`priors` None: every tuner starts from the default prior."""
+        """`priors` None: every tuner starts from the default prior.
+
+        `UsageError` where targets should span the latencies of a single network.
+        """
+        if plan.targets.automatic and space.size == 1:
+            raise UsageError(
+                f"the bundle holds one network, whose latency is one number, so that auto:{plan.targets.automatic} has "
+                "no range to span: give a target in milliseconds, or measure it with `fleetnas measure`"
+            )
         solver = BundleTargetSolver(space, accuracy, plan.strategy, bounds=plan.bounds)
         self._space, self._plan, self._priors = space, plan, priors
         self._accuracy = CachedAccuracy(accuracy)

@@ -53,7 +53,7 @@ def _forget_output() -> None:
 
 
 def _with_latest(arguments: list[str]) -> list[str]:
-    """Give `--resume` of `search` and `measure` without a value the value `latest`: typer has no optional values."""
+    """Give `search --resume` and `measure --resume` without a value the value `latest`; typer has no such options."""
     if arguments[:1] not in (["search"], ["measure"]):
         return arguments
     found: list[str] = []

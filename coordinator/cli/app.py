@@ -50,17 +50,19 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     export,
     export_data,
     finetune,
+    inspect,
     measure,
     mirror,
     predictor,
     runs,
     security,
+    train,
     watch,
 )
 from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 _MODULES = (
-    *(demo, search, measure, watch, devices, runs, export_data, export, mirror),
+    *(demo, search, measure, watch, devices, runs, export_data, train, export, inspect, mirror),
     *(evaluate, finetune, accuracy, predictor, broker, security),
 )
 for module in _MODULES:

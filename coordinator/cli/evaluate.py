@@ -42,6 +42,7 @@ def evaluate(
     calibration_images: Annotated[
         Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
     ] = None,
+    some_classes: options.SomeClasses = False,
     runtime: Annotated[
         InterpreterName, typer.Option(help="What runs the file: an .onnx, or a .tflite.")
     ] = "onnxruntime",
@@ -68,7 +69,7 @@ def evaluate(
     if output is not None:
         check_file("--output", output, _MODEL_SUFFIXES[runtime], strict=True)
     with image_progress() as progress:
-        sources = checked_images(opened, ImageFolders(calibration_images, images), progress)
+        sources = checked_images(opened, ImageFolders(calibration_images, images, some_classes), progress)
     models = BundleWinnerBuilder(opened, *sources)
     setting = RuntimeSetting(runtime=runtime, precision=precision)
     result, file = _evaluated(opened, models, chosen, setting, calibrated=sources[0] is not None)

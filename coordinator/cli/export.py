@@ -2,51 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli import option_groups, options
+from fleetnas.coordinator.cli.data_options import DataOptions
 from fleetnas.coordinator.cli.progress import download_progress
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.checkpoints.published import PUBLISHED
+from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
 from fleetnas.supernet_export.output_files import check_file
 
 if TYPE_CHECKING:
     from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 
 _DIGITS = "digits"
+_PANEL = "Checkpoint file"
 _KNOWN = ", ".join((_DIGITS, *PUBLISHED))
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """What a checkpoint file is."""
+
+    space: Annotated[
+        str | None,
+        typer.Option("--space", metavar="NAME", help="Design space; `fleetnas inspect` tells.", rich_help_panel=_PANEL),
+    ] = None
+    options: Annotated[
+        str | None,
+        typer.Option(
+            "--options", metavar="JSON", help="Its options, such as '{\"width\": 1.2}'.", rich_help_panel=_PANEL
+        ),
+    ] = None
+    weights: Annotated[
+        WeightsChoice | None,
+        typer.Option("--weights", help="Plain weights, or their average, of a file with both.", rich_help_panel=_PANEL),
+    ] = None
+    trust_space: Annotated[
+        bool,
+        typer.Option(
+            "--trust-space", help="Take --space although kernel transforms speak against it.", rich_help_panel=_PANEL
+        ),
+    ] = False
+    accuracy: Annotated[
+        Path | None,
+        typer.Option(
+            "--accuracy",
+            metavar="FILE",
+            help="Accuracy predictor to carry, .pth or as `accuracy fit` writes it.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that were given, by their names on the command line."""
+        return {
+            f"--{field.name.replace('_', '-')}": getattr(self, field.name)
+            for field in fields(self)
+            if getattr(self, field.name) not in (None, False)
+        }
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("export")(export)
+    app.command("export")(option_groups.command(export))
 
 
 def export(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help=f"One of {_KNOWN}; or a checkpoint file, then with --space.")
     ],
+    file: FileOptions,
+    data: DataOptions,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="The bundle to write (default: SOURCE.supernet, here)."),
-    ] = None,
-    space: Annotated[
-        str | None, typer.Option("--space", metavar="NAME", help="Checkpoint file: its design space.")
-    ] = None,
-    space_options: Annotated[
-        str | None,
-        typer.Option("--options", metavar="JSON", help="Checkpoint file: its options, such as '{\"width\": 1.2}'."),
-    ] = None,
-    accuracy: Annotated[
-        Path | None,
-        typer.Option(
-            "--accuracy",
-            metavar="FILE",
-            help="Checkpoint file: accuracy predictor to carry, .pth or as `accuracy fit` writes it.",
-        ),
     ] = None,
     cache: Annotated[
         Path | None, typer.Option("--cache", metavar="DIR", help="Published supernet: where downloads are kept.")
@@ -55,13 +89,14 @@ def export(
     """Write a supernet bundle, for searches and agents.
 
     From the built-in supernet `digits`, from one that its authors published (downloaded, verified, with its accuracy
-    predictor), or from your own once-for-all checkpoint, a .pth or .safetensors state dict.
+    predictor), or from your own once-for-all checkpoint, a .pth or .safetensors state dict. What its shapes do not show
+    is assumed, and printed. Weights of `fleetnas train` say themselves what they are.
     """
     if source == _DIGITS or source in PUBLISHED:
-        _refuse_beside_a_name(source, {"--space": space, "--options": space_options, "--accuracy": accuracy})
+        _refuse_beside_a_name(source, [*file.given(), *data.given()])
         written = _written(output or Path(f"{source}.supernet"))
         if source == _DIGITS:
-            _refuse_beside_a_name(source, {"--cache": cache})
+            _refuse_beside_a_name(source, [] if cache is None else ["--cache"])
             sha256 = _export_digits(written)
         else:
             sha256 = _export_published(source, written, cache)
@@ -69,7 +104,7 @@ def export(
         if cache is not None:
             raise UsageError(f"--cache is for published supernets, and {source} is a file; leave it out")
         written = _written(output or Path(f"{Path(source).stem}.supernet"))
-        sha256 = _export_checkpoint(Path(source), written, space, space_options, accuracy)
+        sha256 = _export_file(Path(source), written, file, data)
     else:
         raise UsageError(
             f"{source!r} is neither a supernet known by name nor a file: give one of {_KNOWN}, or the path of a "
@@ -78,13 +113,32 @@ def export(
     typer.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 
 
+def _export_file(source: Path, output: Path, file: FileOptions, data: DataOptions) -> str:
+    from fleetnas.supernet_export.checkpoint_export import CheckpointExport, export_own_checkpoint
+
+    if source.suffix == ".supernet":
+        raise UsageError(f"{source} is a bundle already; `fleetnas inspect {source}` describes it")
+    request = CheckpointExport(
+        checkpoint=source,
+        space=file.space,
+        options=options.json_object("--options", file.options or "{}"),
+        dataset=data.dataset,
+        class_names=data.class_names(),
+        preprocessing=data.preprocessing_fields(),
+        weights=file.weights,
+        trust_space=file.trust_space,
+        accuracy=None if file.accuracy is None else _predictor(file.accuracy),
+        accuracy_source="" if file.accuracy is None else file.accuracy.name,
+    )
+    return export_own_checkpoint(request, output, tell=lambda line: typer.echo(f"{source}: {line}", err=True))
+
+
 def _written(output: Path) -> Path:
     check_file("--output", output, ".supernet")
     return output
 
 
-def _refuse_beside_a_name(source: str, given: dict[str, Any]) -> None:
-    useless = [option for option, value in given.items() if value is not None]
+def _refuse_beside_a_name(source: str, useless: list[str]) -> None:
     if useless:
         raise UsageError(
             f"{source} is a supernet known by name, which {', '.join(useless)} cannot change; leave it out, or give "
@@ -103,27 +157,6 @@ def _export_published(name: str, output: Path, cache: Path | None) -> str:
 
     with download_progress(name) as progress:
         return export_published(name, output, cache=cache, progress=progress)
-
-
-def _export_checkpoint(
-    checkpoint: Path, output: Path, space: str | None, space_options: str | None, accuracy: Path | None
-) -> str:
-    from fleetnas.supernet_export.export import export_checkpoint
-    from fleetnas.supernet_export.spaces.registry import make_space, space_names
-
-    if space is None:
-        raise UsageError(
-            f"{checkpoint} is a checkpoint, and does not say of which design space: give --space with one of "
-            f"{', '.join(space_names())}"
-        )
-    return export_checkpoint(
-        checkpoint,
-        make_space(space, options.json_object("--options", space_options or "{}")),
-        output,
-        accuracy=_predictor(accuracy) if accuracy is not None else None,
-        accuracy_source=accuracy.name if accuracy is not None else "",
-        on_read=lambda where: typer.echo(f"{checkpoint}: {where}", err=True),
-    )
 
 
 def _predictor(file: Path) -> AccuracyPredictor:

@@ -16,6 +16,7 @@ from fleetnas.coordinator.cli.option_groups import command
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe, TrainingPrecision
+from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished
 
 if TYPE_CHECKING:
     from fleetnas.supernet_export.bundle import SupernetBundle
@@ -95,7 +96,7 @@ def finetune(
     `search` take it, agents build the same files from it. Needs torch: pip install 'fleetnas[train]'.
     """
     check_file("--output", output, ".supernet", strict=True)
-    _check_unfinished(output, resume=resume)
+    check_unfinished(output, resume=resume)
     request = _request(architecture, recipe.recipe(), bundle, images, val, teacher, output)
     from fleetnas.supernet_export.training.requirements import require_torch
 
@@ -103,23 +104,17 @@ def finetune(
     from fleetnas.coordinator.cli.fine_tuning_view import fine_tuning_view
     from fleetnas.supernet_export.training.fine_tuning import fine_tune
 
-    with fine_tuning_view(quiet=as_json) as events:
-        found = fine_tune(request, events, resume=resume)
+    try:
+        with fine_tuning_view(quiet=as_json) as events:
+            found = fine_tune(request, events, resume=resume)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: give the same command with --resume to go on from the last saved step", err=True)
+        raise
     if as_json:
         typer.echo(json.dumps(_json(request, found)))
     else:
         for line in _lines(request, found):
             typer.echo(line)
-
-
-def _check_unfinished(output: Path, *, resume: bool) -> None:
-    partial = output.with_name(f"{output.name}.partial")
-    if output.exists():
-        raise UsageError(f"--output {output} exists already; give another name, or delete it first")
-    if partial.exists() and not resume:
-        raise UsageError(
-            f"{partial} holds an interrupted training; go on with it with --resume, or delete it to start again"
-        )
 
 
 def _request(
@@ -155,6 +150,8 @@ def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:
     if text == "none":
         return None
     if text != "largest":
+        if not Path(text).exists():
+            raise UsageError(f"--teacher {text} is neither largest nor none, and there is no such file; correct it")
         return SupernetBundle.open(Path(text))
     if bundle.space.size == 1:
         raise UsageError(

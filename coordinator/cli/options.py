@@ -19,6 +19,10 @@ Store = Annotated[
     str | None,
     typer.Option("--store", metavar="FILE|URL", help="Where runs are kept (default: in the user's data folder)."),
 ]
+SomeClasses = Annotated[
+    bool,
+    typer.Option("--some-classes", help="The folders of images hold only some of the supernet's classes, by name."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a view.")]
 
 
@@ -48,10 +52,12 @@ def json_object(option: str, text: str) -> dict[str, Any]:
     """Parse an option's JSON object; `UsageError` where it is none."""
     try:
         found = json.loads(text.removeprefix("\ufeff"))
+    except RecursionError:
+        raise UsageError(f"{option} is nested too deeply; give an object such as {{}}") from None
     except ValueError as error:
-        raise UsageError(f"{option} {text!r} is not JSON ({error}); give an object such as {{}}") from None
+        raise UsageError(f"{option} {text[:200]!r} is not JSON ({error}); give an object such as {{}}") from None
     if not isinstance(found, dict):
-        raise UsageError(f"{option} {text!r} is no JSON object; give one such as '{{\"width\": 1.2}}'")
+        raise UsageError(f"{option} {text[:200]!r} is no JSON object; give one such as '{{\"width\": 1.2}}'")
     return found
 
 

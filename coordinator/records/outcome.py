@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Condition, Measurement, RuntimeSetting
+from fleetnas.supernet_export.manifest import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,12 @@ class SupernetProvenance:
     source: str
     """Origin of the checkpoint, from the bundle's manifest."""
     checkpoint_sha256: str | None = None
+    dataset: str | None = None
+    """What accuracy is about; None in runs of earlier versions."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes in the order of the logits; None where the bundle has none."""
+    preprocessing: Preprocessing | None = None
+    """Preprocessing of images; None in runs of earlier versions."""
 
 
 @dataclass(frozen=True)

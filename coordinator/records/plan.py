@@ -24,6 +24,7 @@ from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
+from fleetnas.supernet_export.manifest import Preprocessing
 
 
 def _parsed_targets(value: object) -> object:
@@ -135,8 +136,12 @@ class RunSettings(BaseModel):
     space_options: dict[str, Any] = Field(default_factory=dict)
     source: str = Field(description="origin of the checkpoint")
     checkpoint_sha256: str | None = None
+    dataset: str | None = Field(default=None, description="what accuracy is about; null in runs of earlier versions")
+    class_names: tuple[str, ...] | None = Field(default=None, description="null where the bundle has none")
+    preprocessing: Preprocessing | None = Field(default=None, description="null in runs of earlier versions")
     calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
     evaluation_images: str | None = None
+    some_classes: bool = Field(default=False, description="these folders may lack classes")
     out: str | None = Field(default=None, description="folder of the artifacts")
     card: str | None = Field(default=None, description="model card to rewrite once its target is met")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")

@@ -17,12 +17,15 @@ from fleetnas.coordinator.report.plots import Plot, device_plots
 from fleetnas.coordinator.report.results import DeviceResult, Results
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
+from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.output_files import write_atomically
 
 #: Device settings that are plotted, at most: the plots of one weigh about 100 KB.
 MAX_PLOTTED = 50
 #: Failures that are listed of one device setting.
 MAX_FAILURES = 20
+#: Class names that stand on the page without being unfolded.
+MAX_CLASSES = 30
 
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -73,6 +76,8 @@ def render_report(directory: Path) -> str:
         sections=sections,
         elapsed=_elapsed(results),
         predictor=_predictor,
+        preprocessing=_preprocessing,
+        max_classes=MAX_CLASSES,
         targets_met=wording.targets_met(target_totals(results.fleet)),
         statuses=wording.status_counts(device.status for device in results.fleet),
         conditions=", ".join(sorted({device.condition for device in results.fleet})),
@@ -101,6 +106,14 @@ def _elapsed(results: Results) -> str:
     if results.finished_at is None:
         return "still running"
     return wording.elapsed((results.finished_at - results.started_at).total_seconds())
+
+
+def _preprocessing(images: Preprocessing) -> str:
+    """Describe how images are made the network's input."""
+    colours = {1: "grey", 3: "RGB"}.get(images.channels, f"{images.channels} channels")
+    cropped = f" (centre, {images.crop_fraction:.4g} of the side)" if images.fit == "crop" else ""
+    mean, deviation = (", ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
+    return f"{colours}, {images.fit}{cropped}, {images.interpolation} interpolation, mean {mean}, deviation {deviation}"
 
 
 def _targets_remark(device: DeviceResult) -> str:

@@ -16,6 +16,7 @@ from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Condition, RuntimeSetting
+from fleetnas.supernet_export.manifest import Preprocessing
 
 RESULTS_SCHEMA_VERSION: Literal[1] = 1
 
@@ -174,6 +175,13 @@ class SupernetResult(_Record):
     design_space: str
     source: str = Field(description="origin of the checkpoint")
     checkpoint_sha256: str | None
+    dataset: str | None = Field(default=None, description="what accuracy is about; null in results of version 0.1")
+    class_names: tuple[str, ...] | None = Field(
+        default=None, description="name of each class, in the order of the logits; null where the bundle has none"
+    )
+    preprocessing: Preprocessing | None = Field(
+        default=None, description="how images are made the network's input; null in results of version 0.1"
+    )
 
 
 class Results(_Record):

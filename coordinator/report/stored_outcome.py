@@ -44,7 +44,14 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     return CampaignOutcome(
         run_id=run_id,
         supernet=SupernetProvenance(
-            run.supernet, run.bundle_sha256, settings.design_space, settings.source, settings.checkpoint_sha256
+            run.supernet,
+            run.bundle_sha256,
+            settings.design_space,
+            settings.source,
+            settings.checkpoint_sha256,
+            dataset=settings.dataset,
+            class_names=settings.class_names,
+            preprocessing=settings.preprocessing,
         ),
         strategy=settings.plan.method,
         budget=settings.plan.budget,

@@ -31,6 +31,11 @@ def read_block_table(path: Path | str, space: MBConvSpace) -> SlotTableLatency:
         UsageError: the path is no table, or lacks layers of the space; says which.
     """
     path = Path(path)
+    if space.aspect != (1, 1):
+        raise UsageError(
+            f"block latency tables are of square images, and {space.name} takes images of {space.aspect[0]}:"
+            f"{space.aspect[1]} (height to width); measure on a device instead"
+        )
     per_resolution = []
     for resolution in space.resolutions:
         file = path / _FILE_NAME.format(resolution=resolution) if path.is_dir() else path
@@ -90,7 +95,9 @@ class _LayerTable:
     def _first_block(self, side: int) -> float:
         net = self.space.network
         skip = net.first_block_residual and net.stem_width == net.first_block_width
-        key = _block_key(side, side, net.stem_width, net.first_block_width, 1 if self._by_ratio else net.stem_width)
+        key = _block_key(
+            side, side, net.stem_width, net.first_block_width, "1" if self._by_ratio else str(net.stem_width)
+        )
         key += f"-kernel:3-stride:1-idskip:{int(skip)}"
         return self._value(key if self._by_ratio else f"{key}-se:0-hs:{int(net.first_block_activation == 'h_swish')}")
 
@@ -102,7 +109,7 @@ class _LayerTable:
         keys = {}
         for i, kernel in enumerate(self.space.kernels):
             for j, expand in enumerate(self.space.expands):
-                width = int(expand) if self._by_ratio else round(block.in_width * expand)
+                width = f"{expand:g}" if self._by_ratio else str(round(block.in_width * expand))
                 key = _block_key(before, after, block.in_width, block.out_width, width)
                 key += f"-kernel:{kernel}-stride:{block.stride}-idskip:{int(block.residual)}{tail}"
                 found[i, j] = self._layers.get(key, np.nan)
@@ -144,7 +151,7 @@ class _LayerTable:
             ) from None
 
 
-def _block_key(before: int, after: int, in_width: int, out_width: int, expand: int) -> str:
+def _block_key(before: int, after: int, in_width: int, out_width: int, expand: str) -> str:
     shapes = f"input:{_shape((before, before, in_width))}-output:{_shape((after, after, out_width))}"
     return f"expanded_conv-{shapes}-expand:{expand}"
 

@@ -123,7 +123,7 @@ def emit_subnet(
 def _images(bundle: SupernetBundle, folder: Path | str | None) -> ImageSource | None:
     if folder is None and bundle.manifest.dataset != "digits":
         return None
-    return open_images(bundle.manifest, Path(folder) if folder is not None else None, "calibration")
+    return open_images(bundle, Path(folder) if folder is not None else None, "calibration")
 
 
 def _batches(images: ImageSource, architecture: Architecture) -> Iterator[Array]:

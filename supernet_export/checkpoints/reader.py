@@ -15,6 +15,7 @@ from fleetnas.fleet_protocol.errors import CheckpointError
 from fleetnas.supernet_export.checkpoints.layout import find_state_dict
 from fleetnas.supernet_export.checkpoints.plain_data import PLAIN_DATA, PlainArray
 from fleetnas.supernet_export.checkpoints.torch_file import REMEDY, StoredTensor, from_bfloat16, read_torch_file
+from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
 from fleetnas.supernet_export.graph import Array
 
 
@@ -27,13 +28,14 @@ class Checkpoint:
     """How many there are, and where in the file they were, for people."""
 
 
-def read_checkpoint(path: Path, *, use_torch: bool = True) -> Checkpoint:
+def read_checkpoint(path: Path, *, use_torch: bool = True, weights: WeightsChoice | None = None) -> Checkpoint:
     """Read the state dict in a checkpoint file.
 
     Safetensors files are read as they are. Everything else is PyTorch's format, which is a pickle: torch reads it
     with `weights_only=True`, or our own reader without `use_torch`, where torch is not installed, or where it does not
     know the layout. Either refuses a file that holds more than tensors and plain data, and runs nothing in it. A state
     dict may stand alone or under the names that trainers use, its own names with the prefixes of wrappers.
+    `weights` chooses between plain and averaged ones where there are both; None takes the plain ones.
     Raises `CheckpointError` if there is none, with the reason.
     """
     if not path.is_file():
@@ -43,7 +45,7 @@ def read_checkpoint(path: Path, *, use_torch: bool = True) -> Checkpoint:
     else:
         content, is_tensor, read = _open_torch(path) if use_torch else _open_without_torch(path)
     try:
-        found = find_state_dict(content, is_tensor)
+        found = find_state_dict(content, is_tensor, weights)
         return Checkpoint({name: _float32(name, read(value)) for name, value in found.tensors.items()}, found.where)
     except CheckpointError as error:
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path} {error}") from None

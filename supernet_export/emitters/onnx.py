@@ -160,8 +160,12 @@ class OnnxWriter:
         """Return the model's bytes."""
         self._proto.input.append(helper.make_tensor_value_info(INPUT, _FLOAT, [self._batch, *self._graph.input_shape]))
         self.output(OUTPUT, [self._batch, self._graph.classes])
+        metadata = {} if self._graph.metadata is None else self._graph.metadata.properties()
         head: bytes = onnx.ModelProto(
-            ir_version=IR_VERSION, producer_name="fleetnas", opset_import=[helper.make_opsetid("", OPSET)]
+            ir_version=IR_VERSION,
+            producer_name="fleetnas",
+            opset_import=[helper.make_opsetid("", OPSET)],
+            metadata_props=[onnx.StringStringEntryProto(key=key, value=value) for key, value in metadata.items()],
         ).SerializeToString(deterministic=True)
         structure: bytes = self._proto.SerializeToString(deterministic=True)
         frames = [_frame(item) for item in self._initializers]

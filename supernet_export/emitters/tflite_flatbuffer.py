@@ -56,7 +56,7 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: type[np.float32] | type[np.int8] | type[np.int32]
+    dtype: type[np.float32] | type[np.int8] | type[np.int32] | type[np.uint8]
     quantisation: Quantisation | None = None
     fill: Callable[[NDArray[Any]], None] | None = None
 
@@ -84,6 +84,8 @@ class Model:
     operators: list[Operator] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
+    #: Name and content of the model's metadata, where it has some.
+    metadata: tuple[str, bytes] | None = None
 
     def set_input(self, tensor: int) -> None:
         """Make a tensor the model's only input."""
@@ -93,6 +95,10 @@ class Model:
         """Make a tensor the model's only output, under this name."""
         self.tensors[tensor] = replace(self.tensors[tensor], name=name)
         self.outputs = [tensor]
+
+    def set_metadata(self, name: str, content: bytes) -> None:
+        """Give the model its only metadata entry."""
+        self.metadata = name, content
 
     def tensor(self, tensor: Tensor) -> int:
         """Add a tensor and return its index."""
@@ -104,17 +110,23 @@ class Model:
         self.operators.append(Operator(code, tuple(inputs), (output,), tuple(options.items())))
         return output
 
-    def serialise(self) -> bytes:
-        """Return the model as a TFLite flatbuffer (schema version 3); equal models give equal bytes."""
+    def serialise(self, appended: Callable[[int], bytes] = lambda offset: b"") -> bytes:
+        """Return the model as a TFLite flatbuffer (schema version 3); equal models give equal bytes.
+
+        `appended` is given the flatbuffer's length and returns what follows it.
+        """
         constants = [(tensor, tensor.fill) for tensor in self.tensors if tensor.fill is not None]
+        if self.metadata is not None:
+            constants.append(_raw(self.metadata[1]))
         header, data_fields = _Tables(self).write(len(constants))
         starts, end = [], len(header)
         for (constant, _), data_field in zip(constants, data_fields, strict=True):
             starts.append(-(-(end + 4) // ALIGNMENT) * ALIGNMENT)  # a vector begins with its length, four bytes
             struct.pack_into("<I", header, data_field, starts[-1] - 4 - data_field)
             end = starts[-1] + constant.nbytes
+        tail = appended(end)
         # BytesIO returns its own bytes object, so the model is never copied.
-        buffer = io.BytesIO(bytes(end))
+        buffer = io.BytesIO(bytes(end + len(tail)))
         with buffer.getbuffer() as view:
             view[: len(header)] = header
             for (constant, fill), start in zip(constants, starts, strict=True):
@@ -123,7 +135,17 @@ class Model:
                 data: NDArray[Any] = np.frombuffer(view, dtype, constant.nbytes // dtype.itemsize, start)
                 fill(data.reshape(constant.shape))
                 del data
+            view[end:] = tail
         return buffer.getvalue()
+
+
+def _raw(content: bytes) -> tuple[Tensor, Callable[[NDArray[Any]], None]]:
+    """Return bytes as a constant that no tensor uses."""
+
+    def fill(out: NDArray[Any]) -> None:
+        out[...] = np.frombuffer(content, np.uint8)
+
+    return Tensor("", (len(content),), np.uint8), fill
 
 
 class _Tables:
@@ -167,17 +189,28 @@ class _Tables:
         subgraphs = self.tables([schema.SubGraphEnd(builder)])
         description = builder.CreateString("fleetnas")
         buffer_table = self.tables(buffers)
+        metadata = 0 if model.metadata is None else self.metadata(model.metadata[0], constants)
         schema.ModelStart(builder)
         schema.ModelAddVersion(builder, 3)
         schema.ModelAddOperatorCodes(builder, code_table)
         schema.ModelAddSubgraphs(builder, subgraphs)
         schema.ModelAddDescription(builder, description)
         schema.ModelAddBuffers(builder, buffer_table)
+        if metadata:
+            schema.ModelAddMetadata(builder, metadata)
         builder.Finish(schema.ModelEnd(builder), b"TFL3")
         header = builder.Output()
         root = schema.Model.GetRootAs(header)
         tables = [root.Buffers(index + 1)._tab for index in range(constants)]  # noqa: SLF001 - no public way
         return header, [table.Pos + table.Offset(4) for table in tables]  # 4: the slot of `data`
+
+    def metadata(self, name: str, buffer: int) -> int:
+        """Write the model's list of metadata: one entry, whose content is in a buffer."""
+        text = self.builder.CreateString(name)
+        self.schema.MetadataStart(self.builder)
+        self.schema.MetadataAddName(self.builder, text)
+        self.schema.MetadataAddBuffer(self.builder, buffer)
+        return self.tables([self.schema.MetadataEnd(self.builder)])
 
     def version(self, operator: Operator) -> int:
         """Return the operator's version, by the type of its output, or for DEQUANTIZE of its input."""

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,8 +26,16 @@ def class_names_in(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(_by_name(directory, _folders(directory))))
 
 
-def numbered_folders(directory: Path, classes: int) -> dict[Path, int]:
-    """Return folders and their classes, numbered in the order of the folders' names, like ImageNet's.
+@dataclass(frozen=True)
+class ClassFolder:
+    """A folder of one class: its position among the logits, and its image files, sorted."""
+
+    label: int
+    images: list[Path]
+
+
+def numbered_folders(directory: Path, classes: int) -> list[ClassFolder]:
+    """Return the folders of classes that are numbered in the order of the folders' names, like ImageNet's.
 
     `UsageError` if there are not as many folders as classes; it names those that are probably no class.
     """
@@ -36,11 +45,11 @@ def numbered_folders(directory: Path, classes: int) -> dict[Path, int]:
             f"{directory} must hold one folder of images per class: the supernet has {classes} classes, and there "
             f"are {len(folders)} folders{_suspects(folders, classes)}"
         )
-    return {folder: label for label, folder in enumerate(folders)}
+    return [ClassFolder(label, images_below(folder)) for label, folder in enumerate(folders)]
 
 
-def named_folders(directory: Path, class_names: Sequence[str], *, some_classes: bool = False) -> dict[Path, int]:
-    """Return folders and their classes: the folder of class `i` is named `class_names[i]`.
+def named_folders(directory: Path, class_names: Sequence[str], *, some_classes: bool = False) -> list[ClassFolder]:
+    """Return the folders, sorted by name; the folder of class `i` is named `class_names[i]`.
 
     Names are compared in Unicode's composed form, since file systems change that form, and exactly otherwise. With
     `some_classes` a class may have no folder, or an empty one.
@@ -53,7 +62,8 @@ def named_folders(directory: Path, class_names: Sequence[str], *, some_classes: 
     labels = {name: label for label, name in enumerate(class_names)}
     strange = [name for name in folders if name not in labels]
     missing = [name for name in class_names if name not in folders]
-    empty = [name for name in labels if name in folders and not images_below(folders[name])]
+    images = {name: images_below(folder) for name, folder in folders.items() if name in labels}
+    empty = [name for name, found in images.items() if not found]
     faults = []
     if strange:
         faults.append(
@@ -67,12 +77,12 @@ def named_folders(directory: Path, class_names: Sequence[str], *, some_classes: 
     if faults:
         advice = "name each folder exactly like its class"
         if not strange:
-            advice = "add the images, or say that only some classes are there (--some-classes)"
+            advice = "add the images, or give --some-classes to a command that has it"
         raise UsageError(
             f"the folders in {directory} are not the supernet's {len(class_names):,} classes: {'; '.join(faults)}; "
             f"{advice}"
         )
-    return {folder: labels[name] for name, folder in folders.items()}
+    return [ClassFolder(labels[name], found) for name, found in images.items()]
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,17 @@ CHANNELS = (1, 3)
 #: A check reads JPEGs at an eighth of their size, which is faster.
 _CHECK_SHRINK = 8
 _LARGEST_16_BIT = 65535
+#: EXIF's tag, and for its values other than 1 the way back to the upright image (EXIF 2.32, table 4).
+_ORIENTATION = 0x0112
+_TURNS: Mapping[Any, str] = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def check_channels(channels: int) -> None:
@@ -41,6 +53,7 @@ def open_image(path: Path, channels: int) -> Image:
     pil = pillow()
     try:
         with pil.open(path) as image:
+            image.load()  # broken pixels must not pass for broken EXIF data
             return _converted(_upright(image), channels)
     except Exception as error:  # noqa: BLE001 - a decoder raises anything for a broken file
         raise UsageError(f"{path} cannot be read as an image: {error}; remove it or replace it") from None
@@ -70,9 +83,12 @@ def pillow() -> Any:
 
 
 def _upright(image: Image) -> Image:
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(image)
+    """Turn an image as its EXIF orientation says; one whose EXIF data cannot be read stays as it is stored."""
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # noqa: BLE001 - Pillow raises anything for broken EXIF data, and the pixels are whole
+        return image
+    return image if turn is None else image.transpose(pillow().Transpose[turn])
 
 
 def _converted(image: Image, channels: int) -> Image:

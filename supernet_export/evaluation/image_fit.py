@@ -86,8 +86,8 @@ def _centre(image: Image, size: Size, preprocessing: Preprocessing) -> Image:
     high, wide = (math.ceil(side / preprocessing.crop_fraction) for side in size)
     width, height = image.size
     # Truncated, not rounded, like the longer side in torchvision's `Resize`.
-    scale, over = (high, height) if high * width >= wide * height else (wide, width)
-    resized = image.resize((int(scale * width / over), int(scale * height / over)), _filter(preprocessing))
+    covered, side = (high, height) if high * width >= wide * height else (wide, width)
+    resized = image.resize((int(covered * width / side), int(covered * height / side)), _filter(preprocessing))
     left, top = round((resized.width - size[1]) / 2), round((resized.height - size[0]) / 2)
     return resized.crop((left, top, left + size[1], top + size[0]))
 
@@ -117,7 +117,8 @@ def _jittered(image: Image, rng: np.random.Generator) -> Image:
 
     brightness, saturation = rng.uniform(1 - 32 / 255, 1 + 32 / 255), rng.uniform(0.5, 1.5)
     if image.mode == "F":  # grey of 16 bits, which has no saturation
-        return pillow().fromarray(np.asarray(image) * np.float32(brightness))
+        brighter: Image = pillow().fromarray(np.asarray(image) * np.float32(brightness))
+        return brighter
     image = ImageEnhance.Brightness(image).enhance(brightness)
     return ImageEnhance.Color(image).enhance(saturation)
 

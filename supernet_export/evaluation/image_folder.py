@@ -14,7 +14,6 @@ from fleetnas.fleet_protocol.cores import core_count
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.evaluation.class_folders import (
     MOST_NAMED,
-    images_below,
     named_folders,
     numbered_folders,
 )
@@ -63,14 +62,18 @@ class ImageFolder(ImageSource):
         if class_names is not None:
             folders = named_folders(directory, class_names, some_classes=some_classes)
         else:
+            if some_classes:
+                raise UsageError(
+                    "--some-classes needs class names, and this supernet has none: its folders are numbered in the "
+                    "order of their names; add the missing folders"
+                )
             folders = numbered_folders(directory, classes)
-            _say_once_that_folders_are_numbered()
+            tell_once_that_folders_are_numbered()
         self._paths: list[Path] = []
         labels: list[int] = []
-        for folder, label in folders.items():
-            found = images_below(folder)
-            self._paths += found
-            labels += [label] * len(found)
+        for folder in folders:
+            self._paths += folder.images
+            labels += [folder.label] * len(folder.images)
         if not labels:
             raise UsageError(f"the class folders in {directory} hold no images ({', '.join(sorted(SUFFIXES))})")
         self.labels = labels
@@ -112,7 +115,8 @@ class ImageFolder(ImageSource):
 
 
 @cache
-def _say_once_that_folders_are_numbered() -> None:
+def tell_once_that_folders_are_numbered() -> None:
+    """Warn that a supernet without class names takes folders by their position; once per process."""
     _log.warning(
         "this supernet has no class names: class folders are numbered in the order of their names, so that a renamed "
         "folder would change its class"

@@ -12,7 +12,7 @@ import numpy as np
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.bundle import SupernetBundle, space_of
 from fleetnas.supernet_export.evaluation.image_folder import ImageFolder
-from fleetnas.supernet_export.evaluation.image_source import ImageSource, InputSize, square
+from fleetnas.supernet_export.evaluation.image_source import ImageSource, InputSize
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.manifest import Manifest
 
@@ -95,5 +95,4 @@ def open_images(
 def input_size_of(supernet: Manifest | SupernetBundle) -> InputSize:
     """Return the function from a resolution to the (height, width) of the supernet's input."""
     space = space_of(supernet) if isinstance(supernet, Manifest) else supernet.space
-    found: InputSize = getattr(space, "input_size", square)
-    return found
+    return space.input_size

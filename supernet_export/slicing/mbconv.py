@@ -34,6 +34,14 @@ from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, squeeze_
 _NEW_BLOCK_SPELLING = re.compile(r"^(blocks\.\d+)\.conv\.(?=inverted_bottleneck\.|depth_conv\.|point_linear\.)")
 
 
+def canonical_name(name: str) -> str:
+    """Return the published checkpoints' name of a tensor, with the names that wrap elastic modules written once."""
+    name = _NEW_BLOCK_SPELLING.sub(r"\1.mobile_inverted_conv.", name)
+    for part in ("conv", "bn", "linear"):
+        name = name.replace(f".{part}.{part}.", f".{part}.")
+    return name
+
+
 class MBConvSlicer(Slicer):
     """Slices subnets of an `MBConvSpace`."""
 
@@ -114,10 +122,7 @@ class MBConvSlicer(Slicer):
 
     def spellings(self, name: str) -> Iterable[str]:
         """Return canonical names: OFA names blocks `mobile_inverted_conv` or `conv`, elastic modules once or twice."""
-        name = _NEW_BLOCK_SPELLING.sub(r"\1.mobile_inverted_conv.", name)
-        for part in ("conv", "bn", "linear"):
-            name = name.replace(f".{part}.{part}.", f".{part}.")
-        return (name,)
+        return (canonical_name(name),)
 
     def bundle_tensors(self, checkpoint: Mapping[str, Array]) -> dict[str, Array]:
         """Derive the smaller depthwise kernels, which do not depend on the architecture.

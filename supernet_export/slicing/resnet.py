@@ -1,4 +1,4 @@
-"""Slice subnets of OFA-ResNet50.
+"""Slice subnets of residual supernets of bottlenecks (OFA-ResNet50 and similar ones).
 
 Source of the semantics: `OFAResNets` and `DynamicResNetBottleneckBlock` of the once-for-all project: the first
 channels of every convolution, where widths are elastic along the residual stream as well.
@@ -24,20 +24,14 @@ from fleetnas.supernet_export.graph import (
     Statistics,
 )
 from fleetnas.supernet_export.slicing.layers import Shapes, Slicer, TensorSource, norm_shapes, sliced_norm
-from fleetnas.supernet_export.spaces.ofa_resnet50 import (
-    EXPANDS,
-    LEAST_BLOCKS,
-    STEM_DEPTHS,
-    WIDTHS,
-    OfaResNet50Space,
-    ResNetBlock,
-)
+from fleetnas.supernet_export.spaces.resnet import ResNetSpace
+from fleetnas.supernet_export.spaces.resnet_network import ResNetBlock
 
 
 class ResNetSlicer(Slicer):
-    """Slices subnets of an `OfaResNet50Space`."""
+    """Slices subnets of an `ResNetSpace`."""
 
-    def __init__(self, space: OfaResNet50Space) -> None:
+    def __init__(self, space: ResNetSpace) -> None:
         self.space = space
 
     # -- names and shapes --------------------------------------------------------------------------------------
@@ -45,7 +39,7 @@ class ResNetSlicer(Slicer):
     def checkpoint_shapes(self) -> Shapes:
         """Return the shapes of a checkpoint's tensors, under canonical names."""
         space = self.space
-        middle, width, widest = max(space.stem_middle_widths), max(space.stem_widths), len(WIDTHS) - 1
+        middle, width, widest = max(space.channels.stem_middle), max(space.channels.stem), len(space.widths) - 1
         shapes: Shapes = {
             "input_stem.0.conv.weight": (middle, space.image_channels, 3, 3),
             **norm_shapes("input_stem.0.bn", middle),
@@ -55,8 +49,8 @@ class ResNetSlicer(Slicer):
             **norm_shapes("input_stem.2.bn", width),
         }
         for block in space.block_list:
-            out = max(space.stage_widths[block.stage])
-            inner = space.middle_width(block.stage, widest, max(EXPANDS))
+            out = max(space.channels.stages[block.stage])
+            inner = space.channels.middle(block.stage, widest, max(space.expands))
             prefix = f"blocks.{block.index}"
             shapes |= {
                 f"{prefix}.conv1.conv.weight": (inner, width, 1, 1),
@@ -92,33 +86,37 @@ class ResNetSlicer(Slicer):
         (architecture,) = self.space.decode(self.space.encode([architecture]))
         space, w = self.space, architecture.w
         subnet = _Subnet(space, tensor, statistics)
-        width = space.stem_widths[w[1]]
-        source = subnet.stem(space.stem_middle_widths[w[0]], width, residual=architecture.d[0] == max(STEM_DEPTHS))
+        width = space.channels.stem[w[1]]
+        source = subnet.stem(space.channels.stem_middle[w[0]], width, residual=architecture.d[0] == max(space.depths))
         for block, expand in zip(space.block_list, architecture.e, strict=True):
-            if block.position < LEAST_BLOCKS[block.stage] + architecture.d[1 + block.stage]:
+            if block.position < space.least_blocks[block.stage] + architecture.d[1 + block.stage]:
                 index = w[2 + block.stage]
-                out = space.stage_widths[block.stage][index]
-                source = subnet.bottleneck(block, source, width, space.middle_width(block.stage, index, expand), out)
+                out = space.channels.stages[block.stage][index]
+                source = subnet.bottleneck(block, source, width, space.channels.middle(block.stage, index, expand), out)
                 width = out
         subnet.head(source, width)
-        return Graph(tuple(subnet.layers), (space.image_channels, architecture.r, architecture.r), space.classes)
+        shape = (space.image_channels, *space.input_size(architecture.r))
+        return Graph(tuple(subnet.layers), shape, space.classes)
 
 
 class _Subnet:
     """Collects the layers of one subnet."""
 
-    def __init__(self, space: OfaResNet50Space, tensor: TensorSource, statistics: Statistics | None) -> None:
+    def __init__(self, space: ResNetSpace, tensor: TensorSource, statistics: Statistics | None) -> None:
         self.space, self.tensor, self.statistics = space, tensor, statistics
         self.layers: list[Layer] = []
 
     def stem(self, middle: int, out: int, *, residual: bool) -> str:
         """Add two or three convolutions and the max pooling; return the name of the output."""
-        source = self._conv("stem.conv1", INPUT, "input_stem.0", middle, 3, stride=2, activation="relu")
+        net = self.space.network
+        source = self._conv(
+            "stem.conv1", INPUT, "input_stem.0", middle, net.image_channels, stride=net.stem_stride, activation="relu"
+        )
         if residual:
             inner = self._conv("stem.conv2", source, "input_stem.1.conv", middle, middle, activation="relu")
             source = self._append(Add("stem.add", inner, source))
         source = self._conv("stem.conv3", source, "input_stem.2", out, middle, activation="relu")
-        return self._append(MaxPool("stem.pool", source, kernel=3, stride=2, padding=1))
+        return self._append(MaxPool("stem.pool", source, kernel=3, stride=2, padding=1)) if net.stem_pool else source
 
     def bottleneck(self, block: ResNetBlock, source: str, width: int, inner: int, out: int) -> str:
         """Add one block from `width` to `out` channels; return the name of its output."""
@@ -151,7 +149,9 @@ class _Subnet:
         activation: Activation = "none",
     ) -> str:
         weight = self.tensor(f"{prefix}.conv.weight")[:out, :inside]
-        norm = sliced_norm(self.tensor, f"{prefix}.bn", out, self.space.batch_norm_epsilon, name, self.statistics)
+        norm = sliced_norm(
+            self.tensor, f"{prefix}.bn", out, self.space.network.batch_norm_epsilon, name, self.statistics
+        )
         padding = weight.shape[-1] // 2
         return self._append(
             Conv(name, source, weight, None, norm, stride=stride, padding=padding, groups=1, activation=activation)

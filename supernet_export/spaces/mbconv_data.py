@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fleetnas.supernet_export.graph import Activation
 from fleetnas.supernet_export.spaces.mbconv_family import MBConvFamily, MBConvOptions
@@ -12,30 +12,28 @@ from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, make_d
 from fleetnas.supernet_export.spaces.options import (
     MAX_BLOCKS,
     MAX_STAGES,
+    BatchNormEpsilon,
     Classes,
     Listed,
+    OptionGroup,
     Resolutions,
+    Stride,
     Width,
     checked_options,
 )
 
-_Stride = Annotated[int, Field(ge=1, le=4)]
 _Blocks = Annotated[int, Field(ge=1, le=16)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Stem(_Part):
+class Stem(OptionGroup):
     """The 3x3 convolution at the network's beginning."""
 
     width: Width = 16
-    stride: _Stride = 2
+    stride: Stride = 2
     activation: Activation = "h_swish"
 
 
-class FirstBlock(_Part):
+class FirstBlock(OptionGroup):
     """The fixed depthwise-separable block after the stem; `residual` adds its input where widths are equal."""
 
     width: Width = 16
@@ -43,17 +41,17 @@ class FirstBlock(_Part):
     residual: bool = True
 
 
-class Stage(_Part):
+class Stage(OptionGroup):
     """Elastic blocks of one width; `blocks` is the most that there are, the deepest of `depths` where not given."""
 
     width: Width
-    stride: _Stride = 1
+    stride: Stride = 1
     activation: Activation = "h_swish"
     squeeze: bool = False
     blocks: _Blocks | None = None
 
 
-class Head(_Part):
+class Head(OptionGroup):
     """Layers after the last block.
 
     With `expand_width` as in MobileNetV3: widen, pool, mix. Without it (null) as in ProxylessNAS: mix, then pool.
@@ -79,7 +77,7 @@ class MBConvDataOptions(MBConvOptions):
         Stage(width=64, stride=2, squeeze=True),
     )
     head: Head = Head()
-    batch_norm_epsilon: Annotated[float, Field(ge=1e-7, le=0.1)] = 1e-5
+    batch_norm_epsilon: BatchNormEpsilon = 1e-5
     #: Whether the i-th depth of a stage has the i-th expand ratio, as in CompOFA.
     tied: bool = False
 

@@ -17,13 +17,19 @@ MAX_STAGES = 16
 MOST_RESOLUTIONS = 64
 _LOWEST_SIDE, _HIGHEST_SIDE, _SIDE_STEP = 8, 1024, 4
 _FARTHEST_ASPECT = 8
+#: Entries of any list, beyond all bounds of its kind: a longer one is not validated entry by entry.
+_LONGEST_LIST = 1024
 
 _Number = TypeVar("_Number", int, float)
 
 
 def _as_tuple(value: object) -> object:
-    """Take JSON's lists, and ranges, as the tuples that options hold."""
-    return tuple(value) if isinstance(value, (list, range)) else value
+    """Take JSON's lists, and ranges, as the tuples that options hold; one of a hostile length is refused early."""
+    if not isinstance(value, (list, range, tuple)):
+        return value
+    if len(value) > _LONGEST_LIST:
+        raise ValueError(f"a list has at most {_LONGEST_LIST} entries")
+    return tuple(value)
 
 
 def _ascending(values: tuple[_Number, ...]) -> tuple[_Number, ...]:
@@ -65,6 +71,8 @@ Listed = BeforeValidator(_as_tuple)
 Ascending = AfterValidator(_ascending)
 Classes = Annotated[int, Field(ge=1, le=1_000_000)]
 Channels = Annotated[int, Field(ge=1, le=16)]
+Stride = Annotated[int, Field(ge=1, le=4)]
+BatchNormEpsilon = Annotated[float, Field(ge=1e-7, le=0.1)]
 #: Channels of a layer.
 Width = Annotated[int, Field(ge=1, le=16_384)]
 WidthMultiplier = Annotated[float, Field(ge=0.05, le=8)]
@@ -95,10 +103,14 @@ StageKernels = Annotated[
 ]
 
 
-class SpaceOptions(BaseModel):
-    """Options that every family has. Numbers must be numbers, lists must be lists: nothing is converted."""
+class OptionGroup(BaseModel):
+    """Options that belong together. Numbers must be numbers, lists must be lists: nothing is converted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SpaceOptions(OptionGroup):
+    """Options that every family has."""
 
     #: Options that a manifest always holds; others only where they differ from what was published.
     always_stored: ClassVar[tuple[str, ...]] = ("resolutions",)

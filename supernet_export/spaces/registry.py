@@ -19,6 +19,7 @@ from fleetnas.supernet_export.spaces.mbconv_data import MBConvDataSpace
 from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space
 from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
 from fleetnas.supernet_export.spaces.ofa_resnet50 import OfaResNet50Space
+from fleetnas.supernet_export.spaces.resnet_data import ResNetDataSpace
 
 #: Entry point group of other distributions' spaces: name = a callable that takes options and returns a `DesignSpace`.
 ENTRY_POINTS = "fleetnas.spaces"
@@ -27,7 +28,7 @@ _SPACES: dict[str, Callable[..., DesignSpace]] = {
     space.name: space
     for space in (
         *(DigitsSpace, OfaMbv3Space, OfaProxylessSpace, OfaResNet50Space, CompOfaSpace, CompOfaElasticSpace),
-        MBConvDataSpace,
+        *(MBConvDataSpace, ResNetDataSpace),
     )
 }
 

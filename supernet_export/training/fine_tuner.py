@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fleetnas.fleet_protocol.errors import TrainingError
+from fleetnas.fleet_protocol.errors import TrainingError, UsageError
 from fleetnas.supernet_export.graph import Graph
 from fleetnas.supernet_export.training.batches import Floats
 from fleetnas.supernet_export.training.distillation_batches import DistillationBatch, DistillationBatches
@@ -35,9 +35,14 @@ class FineTuner:
     def __init__(
         self, student: Graph, teacher: Graph | None, batches: DistillationBatches, recipe: FineTuningRecipe
     ) -> None:
-        """`teacher` computes with its own statistics; `batches` hold its inputs behind the student's."""
+        """`teacher` computes with its own statistics; `batches` hold its inputs behind the student's.
+
+        `UsageError` where fp16 is asked for and there is no GPU.
+        """
         self.recipe, self._batches = recipe, batches
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if recipe.precision == "fp16" and self._device.type == "cpu":
+            raise UsageError("--precision fp16 needs a GPU, and torch finds none here; take fp32 or bf16")
         self._net = self._placed(student).train()
         self._teacher = None if teacher is None else self._placed(teacher).eval().requires_grad_(False)
         self._optimisation = Optimisation(

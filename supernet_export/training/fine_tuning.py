@@ -143,7 +143,7 @@ class _FineTuning:
 
         def after_step(step: FineTuningStep) -> None:
             self._events.trained(step)
-            if step.ends_epoch or state.is_due():
+            if step.ends_epoch or state.wants_saving():
                 state.save(tuner.state() | {"scores": scores})
 
         self._events.trains(self._request.recipe.epochs, self._batches.steps, tuner.steps_done)

@@ -21,7 +21,7 @@ class FineTuningState:
 
     def __init__(self, output: Path, settings: Mapping[str, Any], clock: Callable[[], float] = time.monotonic) -> None:
         """`settings` describe the training, JSON-serialisable; only one with equal settings may be continued."""
-        self.path = output.with_name(f"{output.name}.partial")
+        self.path = _partial(output)
         self._settings, self._clock = dict(settings), clock
         self._saved = clock()
 
@@ -31,14 +31,12 @@ class FineTuningState:
         Raises:
             UsageError: the file holds no state, or that of another training; the message names what differs.
         """
-        import pickle
-
         import torch
 
         try:
             found = torch.load(io.BytesIO(self.path.read_bytes()), weights_only=True, map_location="cpu")
             settings, state = json.loads(found["settings"]), dict(found["state"])
-        except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
+        except Exception as error:  # noqa: BLE001 - torch's reader raises anything for a broken file
             raise UsageError(
                 f"{self.path} holds no interrupted fine-tuning ({' '.join(str(error).split())[:100]}); delete it, and "
                 "start again without --resume"
@@ -53,7 +51,7 @@ class FineTuningState:
             )
         return state
 
-    def is_due(self) -> bool:
+    def wants_saving(self) -> bool:
         """Whether the last state is old enough for another one."""
         return self._clock() - self._saved >= _EVERY_S
 
@@ -69,6 +67,21 @@ class FineTuningState:
     def remove(self) -> None:
         """Delete the file, if there is one."""
         self.path.unlink(missing_ok=True)
+
+
+def check_unfinished(output: Path, *, resume: bool) -> None:
+    """Raise `UsageError` where `output` exists, or an interrupted training of it does that is not to be resumed."""
+    if output.exists():
+        raise UsageError(f"{output} exists already; give another name, or delete it first")
+    partial = _partial(output)
+    if partial.exists() and not resume:
+        raise UsageError(
+            f"{partial} holds an interrupted training; go on with it with --resume, or delete it to start again"
+        )
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
 
 
 def _short(value: Any) -> str:

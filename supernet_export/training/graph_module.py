@@ -1,7 +1,7 @@
 """A subnet as a torch module, made from its graph: whatever family it is of, it can be trained on."""
 
-# Linting must not need torch, so its classes are Any here.
-# mypy: allow-subclassing-any
+# Linting must not need torch, so its classes and decorators are untyped here.
+# mypy: allow-subclassing-any, allow-untyped-decorators
 
 from __future__ import annotations
 

@@ -53,7 +53,8 @@ class Ranks:
 def open_ranks() -> Ranks:
     """Join the processes that `torchrun` or `accelerate launch` started; one process alone without them.
 
-    Uses a GPU where torch sees one, NCCL between GPUs and gloo between CPUs. `MissingDependencyError` without accelerate.
+    Uses a GPU where torch sees one, NCCL between GPUs and gloo between CPUs.
+    `MissingDependencyError` without accelerate.
     """
     try:
         from accelerate import PartialState

@@ -33,6 +33,10 @@ class Phase:
     #: At the start channels are sorted by importance, none across the width of an expand ratio given here: those that
     #: were trained before. Empty: not sorted.
     sort_within: tuple[float, ...] = ()
+    #: In a compound phase: one random kernel for a whole stage, or one for each block.
+    kernel_per_stage: bool = True
+    #: One kernel for each stage, in place of random ones.
+    stage_kernels: tuple[int, ...] | None = None
 
     def sample(self, network: MBConvNetwork, resolution: int, rng: np.random.Generator) -> Architecture:
         """Draw a random architecture of this phase."""
@@ -40,13 +44,16 @@ class Phase:
         depth_index = rng.integers(0, len(self.depths), stages)
         stage_of = np.array([block.stage for block in network.blocks()])
         if self.compound:
+            depth_index = np.minimum(depth_index, self._deepest(network))
             expand_index = depth_index[stage_of]
-            kernel_index = rng.integers(0, len(self.kernels), stages)[stage_of]
         else:
             expand_index = rng.integers(0, len(self.expands), len(stage_of))
+        if self.compound and self.kernel_per_stage:
+            kernel_index = rng.integers(0, len(self.kernels), stages)[stage_of]
+        else:
             kernel_index = rng.integers(0, len(self.kernels), len(stage_of))
         return Architecture(
-            ks=tuple(self.kernels[i] for i in kernel_index),
+            ks=self._fixed_kernels(network) or tuple(self.kernels[i] for i in kernel_index),
             e=tuple(self.expands[i] for i in expand_index),
             d=tuple(min(self.depths[i], most) for i, most in zip(depth_index, network.stage_blocks, strict=True)),
             r=resolution,
@@ -55,11 +62,25 @@ class Phase:
     def extreme(self, network: MBConvNetwork, resolution: int, *, largest: bool) -> Architecture:
         """Return the largest or the smallest architecture of this phase."""
         pick = max if largest else min
-        blocks = len(network.blocks())
-        depth = pick(self.depths)
+        blocks = network.blocks()
+        depth, expands = pick(self.depths), (pick(self.expands),) * len(blocks)
+        if self.compound and largest and len(self.expands) == len(self.depths):
+            expands = tuple(self.expands[self._deepest(network)[block.stage]] for block in blocks)
         return Architecture(
-            ks=(pick(self.kernels),) * blocks,
-            e=(pick(self.expands),) * blocks,
+            ks=self._fixed_kernels(network) or (pick(self.kernels),) * len(blocks),
+            e=expands,
             d=tuple(min(depth, most) for most in network.stage_blocks),
             r=resolution,
         )
+
+    def _deepest(self, network: MBConvNetwork) -> list[int]:
+        """Return for each stage the first depth that has all of its blocks, as an index; the last where none has."""
+        last = len(self.depths) - 1
+        return [
+            next((i for i, depth in enumerate(self.depths) if depth >= most), last) for most in network.stage_blocks
+        ]
+
+    def _fixed_kernels(self, network: MBConvNetwork) -> tuple[int, ...]:
+        """Return the kernel of each block where stages have one each."""
+        chosen = self.stage_kernels
+        return () if chosen is None else tuple(chosen[block.stage] for block in network.blocks())

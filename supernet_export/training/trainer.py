@@ -275,8 +275,8 @@ class Trainer:
     def _fail(self, batch: Batch, loss: float) -> None:
         position = self.position
         raise TrainingError(
-            f"training has diverged: in epoch {position.done_epochs + 1}, step {position.step + 1} the loss is {loss:g} "
-            "or the gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images "
+            f"training has diverged: in epoch {position.done_epochs + 1}, step {position.step + 1} the loss is "
+            f"{loss:g} or the gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images "
             f"of this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.report.html import MAX_FAILURES, render_report, write_report
 from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.supernet_export.manifest import Preprocessing
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
@@ -271,3 +273,30 @@ def test_a_front_over_a_wide_range_is_drawn_so_that_its_fast_end_can_be_read(
     artifacts(tmp_path, campaign_outcome(dataclasses.replace(device, rows=rows, targets=())))
     front = render_report(tmp_path).partition("<figcaption>Front")[2].partition("</figure>")[0]
     assert (">20</text>" in front or ">10</text>" in front) is logarithmic
+
+
+def test_the_page_shows_what_is_classified(outcome: CampaignOutcome, tmp_path: Path) -> None:
+    names = tuple(f"class {i} <b>" for i in range(40))
+    images = Preprocessing(channels=1, mean=(0.5,), std=(0.25,), interpolation="bilinear", fit="letterbox")
+    for shown in (names[:3], names):
+        supernet = dataclasses.replace(
+            outcome.supernet, dataset="textures", class_names=shown, preprocessing=images, checkpoint_sha256=None
+        )
+        artifacts(tmp_path, dataclasses.replace(outcome, supernet=supernet))
+        page = Page(write_report(tmp_path).read_text())
+        text = " ".join("".join(page.text).split())
+        assert "Data settextures" in text
+        assert ", ".join(shown) in text
+        assert "grey, letterbox, bilinear interpolation, mean 0.5, deviation 0.25" in text
+    assert "Classes40class 0 <b>, class 1" in text
+
+
+def test_results_of_an_earlier_version_are_read(outcome: CampaignOutcome, tmp_path: Path) -> None:
+    artifacts(tmp_path, outcome)
+    written = json.loads((tmp_path / "results.json").read_text())
+    for name in ("dataset", "class_names", "preprocessing"):
+        del written["supernet"][name]
+    (tmp_path / "results.json").write_text(json.dumps(written))
+    text = render_report(tmp_path)
+    assert "Data set" not in text
+    assert "Classes" not in text

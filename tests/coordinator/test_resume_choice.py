@@ -109,5 +109,7 @@ def test_naming_devices_adds_to_those_that_were_named(tmp_path: Path) -> None:
     changed = resumed_settings(run, request, stored)
     assert changed.plan.devices == ("pi0", "pi1", "pi9")
     assert (changed.evaluation_images, changed.out) == (str(tmp_path), "/first")
+    some = SearchRequest("", fleet, run, images=ImageFolders(some_classes=True))
+    assert (settings.some_classes, resumed_settings(run, some, stored).some_classes) == (False, True)
     unchanged = ResumedRun("run-1")
     assert resumed_settings(unchanged, SearchRequest("", fleet, unchanged), stored) == settings

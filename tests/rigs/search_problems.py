@@ -22,7 +22,7 @@ def random_accuracy(space: DesignSpace, seed: int = 0, hidden: int = 24) -> Accu
     sample = space.sample(600, np.random.default_rng(0))
     one_hot, effort = space.one_hot(sample), np.log(space.macs(sample))
     design = np.column_stack([one_hot, np.ones(len(one_hot))])
-    slope = np.linalg.lstsq(design, (effort - effort.mean()) / effort.std(), rcond=None)[0]
+    slope = np.linalg.lstsq(design, (effort - effort.mean()) / max(effort.std(), 1e-9), rcond=None)[0]
     shapes = [(hidden, one_hot.shape[1]), (hidden, hidden), (1, hidden)]
     weights = [rng.standard_normal(shape) / np.sqrt(shape[1]) for shape in shapes]
     biases = [0.1 * rng.standard_normal(len(weight)) for weight in weights]

@@ -9,7 +9,7 @@ import numpy as np
 from fleetnas.supernet_export.bundle import SupernetBundle, write_bundle
 from fleetnas.supernet_export.export import export_state_dict
 from fleetnas.supernet_export.graph import Array
-from fleetnas.supernet_export.manifest import Manifest, Preprocessing, Provenance
+from fleetnas.supernet_export.manifest import Fit, Manifest, Preprocessing, Provenance
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
@@ -32,17 +32,32 @@ def random_state_dict(space: DesignSpace, seed: int = 0) -> dict[str, Array]:
     return state
 
 
-def random_manifest(space: DesignSpace, classes: int, channels: int) -> Manifest:
+def random_manifest(
+    space: DesignSpace, classes: int, channels: int, *, class_names: tuple[str, ...] | None = None, fit: Fit = "crop"
+) -> Manifest:
     return Manifest(
         space=space.name,
         options=dict(space.options),
         classes=classes,
+        class_names=class_names,
         dataset="random",
         preprocessing=Preprocessing(
-            channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels, interpolation="bilinear"
+            channels=channels, mean=(0.5,) * channels, std=(0.25,) * channels, interpolation="bilinear", fit=fit
         ),
         provenance=Provenance(source="random weights"),
     )
+
+
+def named_bundle(
+    path: Path, space: DesignSpace, class_names: tuple[str, ...] | None, fit: Fit = "crop"
+) -> SupernetBundle:
+    """A bundle of random weights whose manifest has class names or another fit."""
+    state = random_state_dict(space)
+    first = next(array for name, array in state.items() if name.startswith(("first_conv.conv", "input_stem.0.conv")))
+    classes = len(state["classifier.linear.bias"])
+    manifest = random_manifest(space, classes, first.shape[1], class_names=class_names, fit=fit)
+    write_bundle(path, manifest, export_state_dict(state, space))
+    return SupernetBundle.open(path)
 
 
 def random_bundle(

@@ -14,8 +14,11 @@ from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from rigs import supernets
 
 
-def write_untrained(path: Path, seed: int = 0) -> Path:
-    """Write the bundle; its accuracy predictor likes whatever is larger, a little more of one thing than of another."""
+def write_untrained(path: Path, seed: int = 0, *, class_names: tuple[str, ...] | None = None) -> Path:
+    """Write the bundle; its accuracy predictor likes whatever is larger, a little more of one thing than of another.
+
+    With `class_names` it is of a data set of its own, with a manifest of version 2.
+    """
     space = DigitsSpace()
     width = space.one_hot(space.smallest()).shape[1]
     liking = np.random.default_rng(0).uniform(0.5, 1.5, width) * np.tile([1.0, 2.0, 3.0], width)[:width]
@@ -23,7 +26,11 @@ def write_untrained(path: Path, seed: int = 0) -> Path:
     tensors = export_state_dict(supernets.random_state_dict(space, seed), space)
     tensors |= {f"{ACCURACY_PREFIX}{name}": array for name, array in accuracy.tensors().items()}
     manifest = supernets.random_manifest(space, 10, 1).model_copy(
-        update={"dataset": "digits", "accuracy_predictor": AccuracyPredictorInfo(source="random")}
+        update={
+            "dataset": "digits" if class_names is None else "patterns",
+            "class_names": class_names,
+            "accuracy_predictor": AccuracyPredictorInfo(source="random"),
+        }
     )
     write_bundle(path, manifest, tensors)
     return path

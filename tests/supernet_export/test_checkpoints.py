@@ -154,7 +154,7 @@ def test_it_is_said_where_the_weights_were(tmp_path: Path, monkeypatch: pytest.M
     assert_weights(found.tensors)
     assert found.where == (
         "2 tensors under 'state_dict', without the prefix 'module.'; not read: 'n_averaged'; there are other weights "
-        "under 'state_dict_ema'"
+        "under 'state_dict_ema' (--weights ema takes 'state_dict_ema')"
     )
 
 

@@ -27,9 +27,9 @@ from fleetnas.supernet_export.slicing.subnet import slice_subnet
 from fleetnas.supernet_export.spaces.base import COST_NAMES, DesignSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.spaces.fixed import FixedSpace
-from fleetnas.supernet_export.spaces.registry import make_space, space_names
+from fleetnas.supernet_export.spaces.registry import built_in_space_names, make_space
 
-NAMES = space_names()
+NAMES = built_in_space_names()
 
 
 def _some(space: DesignSpace, seed: int = 0) -> Architecture:

@@ -15,7 +15,7 @@ from fleetnas.supernet_export.emitters.onnx import emit_onnx
 from fleetnas.supernet_export.graph import Graph
 from fleetnas.supernet_export.graph_tensors import graph_tensors
 from fleetnas.supernet_export.slicing.subnet import slice_subnet
-from fleetnas.supernet_export.spaces.registry import make_space, space_names
+from fleetnas.supernet_export.spaces.registry import built_in_space_names, make_space
 
 torch = pytest.importorskip("torch")
 from fleetnas.supernet_export.training.graph_module import GraphModule  # noqa: E402
@@ -36,7 +36,7 @@ def _calibrated(name: str, folder: Path, images: int) -> tuple[Graph, np.ndarray
     return slice_subnet(bundle, architecture, estimate_statistics(graph, [inputs])), inputs
 
 
-@pytest.mark.parametrize("name", space_names())
+@pytest.mark.parametrize("name", built_in_space_names())
 def test_logits_are_those_of_the_emitted_file_and_weights_stay(name: str, tmp_path: Path) -> None:
     graph, images = _calibrated(name, tmp_path, 16)
     module = GraphModule(graph).eval()

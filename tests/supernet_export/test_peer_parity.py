@@ -93,7 +93,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_every_space_of_the_peers_is_compared() -> None:
-    assert {family[2] for family in FAMILIES.values()} == set(space_names()) - {"digits"}
+    assert {family[2] for family in FAMILIES.values()} == set(space_names()) - {"digits", "mbconv", "resnet"}
 
 
 @pytest.mark.parametrize("name", list(FORMATS))

@@ -104,7 +104,7 @@ def test_what_is_not_in_the_space_is_refused_by_name(name: str, change: dict[str
         ("ofa-mbv3", {"resolutions": [160, 161]}),
         ("ofa-mbv3", {"resolutions": []}),
         ("ofa-proxyless", {"width": 20.0}),
-        ("ofa-resnet50", {"resolutions": [208]}),
+        ("ofa-resnet50", {"resolutions": [210]}),
         ("ofa-mbv3", {"colour": "red"}),
         ("ofa-mbv3", {"width": "wide"}),
         ("ofa-mbv3", {"resolutions": [160.0]}),

@@ -58,6 +58,7 @@ class RunOptions:
             help="The same, to evaluate winners on; never used for anything else.",
         ),
     ] = None
+    some_classes: options.SomeClasses = False
     store: options.Store = None
     metrics_port: Annotated[
         int | None,
@@ -110,7 +111,7 @@ def search(
         devices_at,
         _chosen_run(run, new_plan, agents),
         out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
-        images=ImageFolders(run.calibration_images, run.evaluation_images),
+        images=ImageFolders(run.calibration_images, run.evaluation_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
     )
     from fleetnas.coordinator.cli.search.running import run_search
