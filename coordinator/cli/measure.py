@@ -111,6 +111,7 @@ class OutputOptions:
         Path | None,
         typer.Option("--evaluation-images", metavar="DIR", help="The same, to evaluate the measured files on."),
     ] = None
+    some_classes: options.SomeClasses = False
     card: Annotated[
         Path | None,
         typer.Option(
@@ -197,7 +198,7 @@ def measure(
         settings.device(card) if settings.local else fleet.access(connection),
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
-        images=ImageFolders(output.calibration_images, output.evaluation_images),
+        images=ImageFolders(output.calibration_images, output.evaluation_images, output.some_classes),
     )
     from fleetnas.coordinator.cli.search.running import run_search
 

@@ -43,7 +43,8 @@ PLAN = {
     *("--warmup", "--min-time", "--min-runs", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
-HERE = {"--supernet", "--store", "--calibration-images", "--evaluation-images", "--metrics-port"}
+IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes"}
+HERE = {*IMAGES, "--supernet", "--metrics-port"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
 }
@@ -62,7 +63,6 @@ KINDS = {
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
     "offline": (("--offline", "--targets", "5"), OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed"}),
 }
-IMAGES = {"--store", "--calibration-images", "--evaluation-images"}
 TIMES = {name for name in PLAN if not name.startswith("--max-")} - {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without"),
 }
@@ -233,12 +233,12 @@ def test_every_command_is_looked_at() -> None:
         "demo": 3,
         "devices": 14,
         "enroll": 3,
-        "evaluate": 6,
+        "evaluate": 7,
         "export": 16,
         "export-data": 7,
         "finetune": 13,
         "inspect": 2,
-        "measure": 36,
+        "measure": 37,
         "mirror": 0,
         "predictor": 0,
         "predictor evaluate": 5,
@@ -247,6 +247,7 @@ def test_every_command_is_looked_at() -> None:
         "runs": 2,
         "search": len(SEARCH),
         "sign": 1,
+        "train": 32,
         "verify": 1,
         "watch": 10,
     }
