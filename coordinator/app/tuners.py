@@ -51,7 +51,14 @@ class TunerFactory:
                 prior=prior,
                 bounds=plan.bounds,
             )
-        return DeviceTuner(self._designs[prior], self._accuracy, plan.targets, self._archive, budget=plan.budget)
+        return DeviceTuner(
+            self._designs[prior],
+            self._accuracy,
+            plan.targets,
+            self._archive,
+            budget=plan.budget,
+            rerank=plan.rerank,
+        )
 
 
 def stored_priors(

@@ -44,6 +44,9 @@ class CampaignPlan(BaseModel):
     initial_design: int = Field(
         default=10, ge=3, le=1000, description="of these, the first ones, which cover the design space"
     )
+    rerank: int = Field(
+        default=0, ge=0, le=1000, description="candidates per target that selection images choose among; 0: none"
+    )
     seed: int = Field(default=0, ge=0)
     prior: PriorChoice = Field(
         default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
@@ -76,6 +79,7 @@ class RunSettings(BaseModel):
     checkpoint_sha256: str | None = None
     calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
     evaluation_images: str | None = None
+    selection_images: str | None = None
     out: str | None = Field(default=None, description="folder of the artifacts")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")
 
