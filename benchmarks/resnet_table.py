@@ -146,4 +146,4 @@ def _bottleneck_ms(in_width: int, middle: int, out: int, block: ResNetBlock, sid
 
 def _head_ms(r: int, width: int, runs: int) -> float:
     network = _Network(width, reduced(r, 32))
-    return network.latency_ms(network.head("input", OfaResNet50Space.classes), runs)
+    return network.latency_ms(network.head("input", OfaResNet50Space().classes), runs)

@@ -32,7 +32,7 @@ from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.training.schedule import Phase
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "img" / "training_fronts.png"
-SPACE = DigitsSpace((8, 12, 16))
+SPACE = DigitsSpace(resolutions=(8, 12, 16))
 FIXED_KERNEL = 5
 #: Subnets of progressive shrinking's own space, from its smallest to its largest.
 OWN_COUNT = 40

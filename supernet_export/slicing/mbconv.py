@@ -144,8 +144,9 @@ class MBConvSlicer(Slicer):
             if block.position < architecture.d[block.stage]:
                 source = subnet.block(block, source, architecture.ks[i], architecture.e[i])
         subnet.head(source)
-        net = self.space.network
-        return Graph(tuple(subnet.layers), (net.image_channels, architecture.r, architecture.r), net.classes)
+        space = self.space
+        shape = (space.image_channels, *space.input_size(architecture.r))
+        return Graph(tuple(subnet.layers), shape, space.classes)
 
 
 class _Subnet:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
+from fleetnas.supernet_export.spaces.options import input_size
 
 Genomes = NDArray[np.int16]
 Floats = NDArray[np.float64]
@@ -53,8 +54,13 @@ class DesignSpace(ABC):
     slot_costs: tuple[Floats, ...]
     #: Per slot, a name for messages and tables, such as `stage2.block1`.
     slot_names: tuple[str, ...]
-    #: Input resolutions in pixels, ascending.
+    #: Input resolutions in pixels, ascending: the short side of images.
     resolutions: tuple[int, ...]
+    #: Number of classes and of channels of one image.
+    classes: int
+    image_channels: int
+    #: Ratio of height to width of images, in lowest terms.
+    aspect: tuple[int, int] = (1, 1)
 
     @property
     @abstractmethod
@@ -82,6 +88,10 @@ class DesignSpace(ABC):
         """Return the accuracy predictors' input, shape (n, F): one-hot genes, zero for inactive blocks (OFA's)."""
 
     # -- shared by every space ---------------------------------------------------------------------------------
+
+    def input_size(self, resolution: int) -> tuple[int, int]:
+        """Return (height, width) of images in pixels: the short side is `resolution`, the long one follows `aspect`."""
+        return input_size(resolution, self.aspect)
 
     @property
     def gene_count(self) -> int:
@@ -158,17 +168,6 @@ class DesignSpace(ABC):
         for s, table in enumerate(self.slot_costs):
             total += table[:, columns].sum(axis=1)[chosen[:, s]]
         return total
-
-
-def checked_sides(resolutions: Sequence[int], allowed: range) -> tuple[int, ...]:
-    """Return the input resolutions, ascending; `UsageError` unless they are distinct and `allowed`."""
-    wrong = [r for r in resolutions if type(r) is not int or r not in allowed]
-    if wrong or not resolutions or len(set(resolutions)) < len(resolutions):
-        raise UsageError(
-            f"resolutions must be distinct multiples of {allowed.step} from {allowed.start} to {allowed[-1]} pixels, "
-            f"at least one; found {str(list(resolutions))[:200]}: leave out the others"
-        )
-    return tuple(sorted(resolutions))
 
 
 def gene_index(value: float, choices: Sequence[float], what: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.errors import ArchitectureError
+from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes, gene_index
 from fleetnas.supernet_export.spaces.mbconv_costs import slot_costs
 from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork
@@ -18,10 +18,13 @@ from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork
 class MBConvSpace(DesignSpace):
     """Elastic kernel, expand ratio, depth and resolution over an `MBConvNetwork`.
 
-    Genes: resolution, depth per stage, kernel per block, expand ratio per block. Spaces that tie genes
-    together (CompOFA) override `expand_genes`, `compress_genes` and `active`.
+    Genes: resolution, depth per stage, kernel per block unless `stage_kernels` fixes one for each stage, expand ratio
+    per block unless `tied`: then the i-th depth of a stage has the i-th expand ratio, as in CompOFA.
     Slots: stem, first block, each elastic block, head; a block's variant 0 is its absence.
     """
+
+    #: What a space is called that was made of a network alone.
+    name = "mbconv"
 
     def __init__(
         self,
@@ -31,10 +34,16 @@ class MBConvSpace(DesignSpace):
         expands: Sequence[float] = (3, 4, 6),
         depths: Sequence[int] = (2, 3, 4),
         resolutions: Sequence[int],
+        aspect: tuple[int, int] = (1, 1),
+        tied: bool = False,
+        stage_kernels: Sequence[int] | None = None,
     ) -> None:
         self.network = network
+        self.classes, self.image_channels = network.classes, network.image_channels
         self.kernels, self.expands, self.depths = tuple(kernels), tuple(expands), tuple(depths)
-        self.resolutions = tuple(sorted(resolutions))
+        self.resolutions, self.aspect = tuple(sorted(resolutions)), aspect
+        self.tied, self.stage_kernels = tied, None if stage_kernels is None else tuple(stage_kernels)
+        self._check_choices()
         self.block_list = network.blocks()
         self._stage_of = np.array([block.stage for block in self.block_list])
         self._position_of = np.array([block.position for block in self.block_list])
@@ -48,7 +57,21 @@ class MBConvSpace(DesignSpace):
             *(f"stage{b.stage + 1}.block{b.position + 1}" for b in self.block_list),
             "head",
         )
-        self.slot_costs = slot_costs(network, self.kernels, self.expands, self.resolutions)
+        sizes = [self.input_size(r) for r in self.resolutions]
+        self.slot_costs = slot_costs(network, self.kernels, self.expands, sizes)
+
+    def _check_choices(self) -> None:
+        stages = len(self.network.stage_blocks)
+        if self.tied and len(self.depths) != len(self.expands):
+            raise UsageError(
+                f"{self.name} ties the i-th depth to the i-th expand ratio: {len(self.depths)} depths and "
+                f"{len(self.expands)} expand ratios are not as many; give equally many"
+            )
+        if self.stage_kernels is not None and len(self.stage_kernels) != stages:
+            raise UsageError(
+                f"{self.name} has {stages} stages and stage_kernels has {len(self.stage_kernels)} kernel sizes; "
+                "give one for each stage"
+            )
 
     # -- genes to the per-block view and back ------------------------------------------------------------------
 
@@ -63,25 +86,57 @@ class MBConvSpace(DesignSpace):
         return len(self.block_list)
 
     def _cardinalities(self) -> NDArray[np.int16]:
-        depth_choices = [len(self.depths) if most > 1 else 1 for most in self.network.stage_blocks]
-        blocks = self.block_count
-        return np.array(
-            [len(self.resolutions), *depth_choices, *[len(self.kernels)] * blocks, *[len(self.expands)] * blocks],
-            dtype=np.int16,
-        )
+        # Depths beyond a stage's most blocks are the same network as that most.
+        depth_choices = [len(np.unique(depths)) for depths in self._depth_table]
+        kernels = [] if self.stage_kernels else [len(self.kernels)] * self.block_count
+        expands = [] if self.tied else [len(self.expands)] * self.block_count
+        return np.array([len(self.resolutions), *depth_choices, *kernels, *expands], dtype=np.int16)
 
     def expand_genes(self, genomes: Genomes) -> tuple[Genomes, Genomes, Genomes, Genomes]:
         """Return indices of resolution (n,), depth (n, stages), kernel (n, blocks) and expand ratio (n, blocks)."""
-        s, b = self.stage_count, self.block_count
-        return genomes[:, 0], genomes[:, 1 : 1 + s], genomes[:, 1 + s : 1 + s + b], genomes[:, 1 + s + b :]
+        start, b = 1 + self.stage_count, self.block_count
+        depth, rest = genomes[:, 1:start], genomes[:, start:]
+        kernels = self._fixed_kernels(len(genomes)) if self.stage_kernels else rest[:, :b]
+        expands = depth[:, self._stage_of] if self.tied else rest[:, -b:]
+        return genomes[:, 0], depth, kernels, expands
 
     def compress_genes(self, r: Genomes, d: Genomes, ks: Genomes, e: Genomes) -> Genomes:
-        """Return genomes from the arrays of `expand_genes`."""
-        return np.concatenate([r[:, None], d, ks, e], axis=1).astype(np.int16)
+        """Return genomes from the arrays of `expand_genes`; `ArchitectureError` where fixed or tied choices differ."""
+        parts = [r[:, None], d]
+        if self.stage_kernels:
+            self._check_given(d, ks, self._fixed_kernels(len(ks)), self.kernels, "ks", "kernel")
+        else:
+            parts.append(ks)
+        if self.tied:
+            self._check_given(d, e, d[:, self._stage_of], self.expands, "e", "expand ratio")
+        else:
+            parts.append(e)
+        return np.concatenate(parts, axis=1).astype(np.int16)
+
+    def _fixed_kernels(self, count: int) -> Genomes:
+        per_stage = np.array([self.kernels.index(k) for k in self.stage_kernels or ()], dtype=np.int16)
+        return np.broadcast_to(per_stage[self._stage_of], (count, self.block_count))
+
+    def _check_given(
+        self, d: Genomes, found: Genomes, wanted: Genomes, choices: tuple[float, ...], key: str, what: str
+    ) -> None:
+        """Raise `ArchitectureError` if a present block has another choice than its stage's."""
+        wrong = np.argwhere((found != wanted) & self.present(d))
+        if len(wrong):
+            row, block = wrong[0]
+            raise ArchitectureError(
+                f"{key}[{block}] ({what}) is {choices[found[row, block]]:g}; in {self.name} a stage of depth "
+                f"{self.depths[d[row, self._stage_of[block]]]} has {choices[wanted[row, block]]:g} there"
+            )
 
     def allowed_variants(self, depth_choice: int) -> NDArray[np.bool_]:
         """Return which (kernel, expand ratio) blocks may have at a depth choice, shape (kernels, expands, blocks)."""
-        return np.ones((len(self.kernels), len(self.expands), self.block_count), dtype=np.bool_)
+        allowed = np.ones((len(self.kernels), len(self.expands), self.block_count), dtype=np.bool_)
+        if self.tied:
+            allowed &= (np.arange(len(self.expands)) == depth_choice)[None, :, None]
+        if self.stage_kernels:
+            allowed &= (np.arange(len(self.kernels))[:, None] == self._fixed_kernels(1))[:, None, :]
+        return allowed
 
     def present(self, depth_index: NDArray[Any]) -> NDArray[np.bool_]:
         """Return which blocks exist, shape (n, blocks)."""
@@ -93,12 +148,13 @@ class MBConvSpace(DesignSpace):
         s = self.stage_count
         present = self.present(genomes[:, 1 : 1 + s])
         always = np.ones((len(genomes), 1 + s), dtype=np.bool_)
-        return np.concatenate([always, present, present], axis=1)
+        per_block = [present] * ((not self.stage_kernels) + (not self.tied))
+        return np.concatenate([always, *per_block], axis=1)
 
     @property
     def size(self) -> int:
         """Number of distinct networks, resolutions included."""
-        per_block = len(self.kernels) * len(self.expands)
+        per_block = (1 if self.stage_kernels else len(self.kernels)) * (1 if self.tied else len(self.expands))
         total = len(self.resolutions)
         for depths in self._depth_table:
             total *= sum(per_block ** int(depth) for depth in np.unique(depths))

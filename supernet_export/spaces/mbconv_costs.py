@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fleetnas.supernet_export.spaces.base import COST_NAMES, Floats
-from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, reduced, squeeze_width
+from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, Size, reduced_size, squeeze_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,17 @@ class Bottleneck:
 
 
 def slot_costs(
-    network: MBConvNetwork, kernels: Sequence[int], expands: Sequence[float], resolutions: Sequence[int]
+    network: MBConvNetwork, kernels: Sequence[int], expands: Sequence[float], sizes: Sequence[Size]
 ) -> tuple[Floats, ...]:
     """Return the costs of every slot's variants: arrays of shape (variants, len(COST_NAMES)).
 
-    The slots are stem, first block, each elastic block, head. A block's variants are its absence, then every
-    resolution, kernel and expand ratio, the last one varying fastest.
+    `sizes` are those of the input images, one for each resolution. The slots are stem, first block, each elastic block,
+    head. A block's variants are its absence, then every resolution, kernel and expand ratio, the last one varying
+    fastest.
     """
     tables = [
-        np.array([_stem_cost(network, r) for r in resolutions]),
-        np.array([_first_block_cost(network, r) for r in resolutions]),
+        np.array([_stem_cost(network, size) for size in sizes]),
+        np.array([_first_block_cost(network, size) for size in sizes]),
     ]
     for block in network.blocks():
         absent = np.zeros((1, len(COST_NAMES)))
@@ -51,19 +53,19 @@ def slot_costs(
                     squeeze=block.squeeze,
                     residual=block.residual,
                 ),
-                reduced(r, block.reduction),
+                reduced_size(size, block.reduction),
             )
-            for r in resolutions
+            for size in sizes
             for k in kernels
             for e in expands
         ]
         tables.append(np.concatenate([absent, np.array(variants)]))
-    return (*tables, np.array([_head_cost(network, r) for r in resolutions]))
+    return (*tables, np.array([_head_cost(network, size) for size in sizes]))
 
 
-def block_cost(block: Bottleneck, side: int) -> list[float]:
-    """Return one row of a slot's cost table (`COST_NAMES`) for a block on a `side` x `side` input."""
-    before, after = side**2, reduced(side, block.stride) ** 2
+def block_cost(block: Bottleneck, size: Size) -> list[float]:
+    """Return one row of a slot's cost table (`COST_NAMES`) for a block on an input of `size`."""
+    before, after = math.prod(size), math.prod(reduced_size(size, block.stride))
     inner = squeeze_width(block.middle) if block.squeeze else 0
     kept = block.in_width * before if block.residual else 0
     steps = [(block.middle * before, block.middle * after), (block.middle * after, block.out_width * after)]
@@ -93,27 +95,26 @@ def block_cost(block: Bottleneck, side: int) -> list[float]:
     ]
 
 
-def _stem_cost(net: MBConvNetwork, r: int) -> list[float]:
-    out = reduced(r, net.stem_stride) ** 2
+def _stem_cost(net: MBConvNetwork, size: Size) -> list[float]:
+    out = math.prod(reduced_size(size, net.stem_stride))
     weights = net.image_channels * net.stem_width * 9
-    live = 4.0 * (net.image_channels * r**2 + net.stem_width * out)
+    live = 4.0 * (net.image_channels * math.prod(size) + net.stem_width * out)
     return [1, 0, 0, 0, weights * out, live, weights + net.stem_width, live, 0]
 
 
-def _first_block_cost(net: MBConvNetwork, r: int) -> list[float]:
+def _first_block_cost(net: MBConvNetwork, size: Size) -> list[float]:
     residual = net.first_block_residual and net.stem_width == net.first_block_width
     block = Bottleneck(
         net.stem_width, net.stem_width, net.first_block_width, 3, 1, squeeze=False, residual=residual, expand=False
     )
-    return block_cost(block, reduced(r, net.stem_stride))
+    return block_cost(block, reduced_size(size, net.stem_stride))
 
 
-def _head_cost(net: MBConvNetwork, r: int) -> list[float]:
+def _head_cost(net: MBConvNetwork, size: Size) -> list[float]:
     last = net.stage_widths[-1]
-    side = r
     for stride in (net.stem_stride, *net.stage_strides):
-        side = reduced(side, stride)
-    pixels = side**2
+        size = reduced_size(size, stride)
+    pixels = math.prod(size)
     classifier = net.feature_width * net.classes
     if net.final_expand_width is None:
         macs = last * net.feature_width * pixels + classifier

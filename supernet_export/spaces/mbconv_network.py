@@ -6,8 +6,12 @@ Source of the layouts: Cai et al., *Once-for-All* (ICLR 2020), and the state dic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fleetnas.supernet_export.graph import Activation
+
+#: (height, width) of an image or a feature map.
+Size: TypeAlias = tuple[int, int]
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -96,5 +100,10 @@ def squeeze_width(channels: int) -> int:
 
 
 def reduced(size: int, by: int) -> int:
-    """Return the side of a feature map after strides whose product is `by` (a power of two), each rounding up."""
+    """Return the side of a feature map after strides whose product is `by` (integers), each rounding up."""
     return -(-size // by)
+
+
+def reduced_size(size: Size, by: int) -> Size:
+    """Return the height and width of a feature map after strides whose product is `by`, each rounding up."""
+    return reduced(size[0], by), reduced(size[1], by)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
+from fleetnas.supernet_export.spaces.mbconv_family import MBConvFamily, MBConvOptions
 from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork, make_divisible
-from fleetnas.supernet_export.spaces.ofa_mbv3 import RESOLUTIONS, check_resolutions
+from fleetnas.supernet_export.spaces.ofa_mbv3 import RESOLUTIONS
+from fleetnas.supernet_export.spaces.options import Resolutions, WidthMultiplier, checked_options
 
 _STAGE_WIDTHS = (24, 40, 80, 96, 192, 320)
 
 
-def proxyless(width: float) -> MBConvNetwork:
-    """Return the fixed part of OFA-ProxylessNAS at a width multiplier."""
+class ProxylessOptions(MBConvOptions):
+    """Options of `ofa-proxyless`."""
+
+    always_stored: ClassVar[tuple[str, ...]] = ("width", "resolutions")
+
+    width: WidthMultiplier = 1.3
+    resolutions: Resolutions = RESOLUTIONS
+
+
+def proxyless(width: float, classes: int = 1000, image_channels: int = 3, blocks: int = 4) -> MBConvNetwork:
+    """Return the fixed part of OFA-ProxylessNAS at a width multiplier, with at most `blocks` in a stage."""
     return MBConvNetwork(
         stem_width=make_divisible(32 * width),
         stem_stride=2,
@@ -22,20 +30,21 @@ def proxyless(width: float) -> MBConvNetwork:
         first_block_width=make_divisible(16 * width),
         first_block_activation="relu6",
         stage_widths=tuple(make_divisible(channels * width) for channels in _STAGE_WIDTHS),
-        stage_blocks=(4, 4, 4, 4, 4, 1),
+        stage_blocks=(blocks,) * 5 + (1,),
         stage_strides=(2, 2, 2, 1, 2, 1),
         stage_activations=("relu6",) * 6,
         stage_squeeze=(False,) * 6,
         final_expand_width=None,
         feature_width=make_divisible(1280 * width),
         head_activation="relu6",
-        classes=1000,
+        classes=classes,
+        image_channels=image_channels,
         first_block_residual=False,
         batch_norm_epsilon=1e-3,
     )
 
 
-class OfaProxylessSpace(MBConvSpace):
+class OfaProxylessSpace(MBConvFamily):
     """Five stages of up to four blocks and a last stage of one; kernel 3/5/7, expand ratio 3/4/6, depth 2/3/4.
 
     Width 1.3 is OFA's published supernet; 1.0 is what ProxylessNAS's block latency table was measured at.
@@ -43,13 +52,7 @@ class OfaProxylessSpace(MBConvSpace):
 
     name = "ofa-proxyless"
 
-    def __init__(self, width: float = 1.3, resolutions: Sequence[int] = RESOLUTIONS) -> None:
-        if width not in (1.0, 1.3):
-            raise UsageError(f"OFA-ProxylessNAS comes at width 1.3, its latency table at 1.0; {width:g} is neither")
-        self.width = width
-        super().__init__(proxyless(width), resolutions=check_resolutions(resolutions))
-
-    @property
-    def options(self) -> Mapping[str, Any]:
-        """The constructor's options, for a bundle's manifest."""
-        return {"width": self.width, "resolutions": list(self.resolutions)}
+    def __init__(self, **options: Any) -> None:
+        """Make the space; the options are those of `ProxylessOptions`."""
+        chosen = checked_options(ProxylessOptions, self.name, options)
+        super().__init__(proxyless(chosen.width, chosen.classes, chosen.image_channels, max(chosen.depths)), chosen)

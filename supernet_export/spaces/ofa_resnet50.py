@@ -53,8 +53,6 @@ class OfaResNet50Space(DesignSpace):
     """
 
     name = "ofa-resnet50"
-    classes = 1000
-    image_channels = 3
     batch_norm_epsilon = 1e-5
 
     def __init__(self, resolutions: Sequence[int] = RESOLUTIONS) -> None:
@@ -64,7 +62,7 @@ class OfaResNet50Space(DesignSpace):
                 f"resolutions must be distinct and of {', '.join(map(str, RESOLUTIONS))} pixels, at least one; "
                 f"found {str(list(resolutions))[:200]}: leave out what differs"
             )
-        self.resolutions = tuple(sorted(resolutions))
+        self.resolutions, self.classes, self.image_channels = tuple(sorted(resolutions)), 1000, 3
         #: Channels per width index: inside the stem, after it, and after each stage.
         self.stem_widths = tuple(make_divisible(_STEM_WIDTH * w) for w in WIDTHS)
         self.stem_middle_widths = tuple(make_divisible(width // 2) for width in self.stem_widths)

@@ -98,10 +98,12 @@ def test_what_is_not_in_the_space_is_refused_by_name(name: str, change: dict[str
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("ofa-mbv3", {"width": 1.1}),
+        ("ofa-mbv3", {"width": "1.0"}),
+        ("ofa-mbv3", {"width": float("nan")}),
+        ("ofa-mbv3", {"width": 0}),
         ("ofa-mbv3", {"resolutions": [160, 161]}),
         ("ofa-mbv3", {"resolutions": []}),
-        ("ofa-proxyless", {"width": 2.0}),
+        ("ofa-proxyless", {"width": 20.0}),
         ("ofa-resnet50", {"resolutions": [208]}),
         ("ofa-mbv3", {"colour": "red"}),
         ("ofa-mbv3", {"width": "wide"}),
