@@ -17,20 +17,18 @@ import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.fleet_protocol.errors import CheckpointError, CorruptBundleError, FleetnasError, HashMismatchError
-from fleetnas.supernet_export.accuracy.model import AccuracyPredictor, HeldOut
+from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.graph import Array
+from fleetnas.supernet_export.manifest import Manifest, read_manifest
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.registry import make_space
 
-FORMAT_VERSION: Literal[1] = 1
 #: Tensors of the accuracy predictor start with this; all others are the supernet's.
 ACCURACY_PREFIX = "accuracy/"
 
@@ -40,79 +38,16 @@ _MANIFEST_KEY, _DIGEST_KEY = "fleetnas", "content_sha256"
 _MAX_HEADER_BYTES = 4 * 1024 * 1024
 _LENGTH = struct.Struct("<Q")
 
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_PerChannel = Annotated[tuple[Annotated[float, Field(ge=-1000, le=1000)], ...], Field(min_length=1, max_length=16)]
-_Deviations = Annotated[tuple[Annotated[float, Field(ge=1e-4, le=1000)], ...], Field(min_length=1, max_length=16)]
-_Line = Annotated[PlainText, Field(max_length=500)]
-_Name = Annotated[PlainText, Field(max_length=64)]
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Preprocessing(_Frozen):
-    """Preprocessing of pixels in [0, 1]: resize, crop the centre, subtract `mean`, divide by `std`."""
-
-    channels: int = Field(ge=1, le=16)
-    mean: _PerChannel
-    std: _Deviations
-    interpolation: Literal["nearest", "bilinear", "bicubic"]
-    # A tiny fraction would resize every image to one that fits into no memory.
-    crop_fraction: float = Field(
-        default=1.0, ge=0.1, le=1, description="side of the crop over side of the resized image"
-    )
-
-    @model_validator(mode="after")
-    def _one_of_each(self) -> Preprocessing:
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise ValueError(f"{self.channels} channels need as many means and deviations")
-        return self
-
-
-class Provenance(_Frozen):
-    """Origin of the weights."""
-
-    source: _Line = Field(description="address or file name of the checkpoint")
-    sha256: _Sha256 | None = Field(default=None, description="of the checkpoint file")
-
-
-class AccuracyPredictorInfo(_Frozen):
-    """Origin and error of the accuracy predictor in the bundle."""
-
-    source: _Line = Field(description="address or file name, or what it was fitted on")
-    held_out: HeldOut | None = Field(default=None, description="its error on subnets that it was not fitted on")
-
-    @field_validator("held_out")
-    @classmethod
-    def _possible(cls, found: HeldOut | None) -> HeldOut | None:
-        if found is not None:
-            percents = 0 <= found.mae_percent <= 100 and 0 <= found.rmse_percent <= 100
-            if not percents or not -1 <= found.spearman <= 1 or found.samples < 0 or found.held_out < 0:
-                raise ValueError("no predictor has such an error")
-        return found
-
-
-class Manifest(_Frozen):
-    """Metadata of a bundle."""
-
-    format_version: Literal[1] = FORMAT_VERSION
-    space: _Name
-    options: dict[str, Any] = Field(default_factory=dict, description="the design space's own options")
-    classes: int = Field(ge=1, le=1_000_000)
-    dataset: _Name = Field(description="what accuracy is about: `digits`, `imagenet`, ...")
-    preprocessing: Preprocessing
-    provenance: Provenance
-    accuracy_predictor: AccuracyPredictorInfo | None = None
-
 
 def write_bundle(path: Path, manifest: Manifest, tensors: Mapping[str, Array]) -> str:
     """Write a bundle atomically, the same bytes for the same content; return its SHA-256.
 
-    `CorruptBundleError` where `tensors` are not those of the manifest's design space.
+    `CorruptBundleError` where `tensors` are not those of the manifest's design space, or where the manifest is one that
+    `SupernetBundle.open` would refuse.
     """
-    _check_tensors(_space_of(manifest), manifest, {name: array.shape for name, array in tensors.items()})
-    text = manifest.model_dump_json()
+    text = manifest.text()
+    manifest = read_manifest(text)  # a copy with other fields was never validated
+    _check_tensors(space_of(manifest), manifest, {name: array.shape for name, array in tensors.items()})
     entries: dict[str, Any] = {}
     offset = 0
     for name in sorted(tensors):
@@ -126,6 +61,11 @@ def write_bundle(path: Path, manifest: Manifest, tensors: Mapping[str, Array]) -
     metadata = {_MANIFEST_KEY: text, _DIGEST_KEY: digest.hexdigest()}
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
+    if len(header) > _MAX_HEADER_BYTES:
+        raise CorruptBundleError(
+            f"the header of {path} would have {len(header):,} bytes, more than the {_MAX_HEADER_BYTES:,} that a bundle "
+            "may have; give shorter class names"
+        )
     identity = hashlib.sha256()
     path = Path(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -175,7 +115,7 @@ class SupernetBundle:
                     digest.update(data)
                 if digest.hexdigest() != metadata[_DIGEST_KEY]:
                     raise CorruptBundleError("its content does not have the digest that it carries")
-            manifest = _read_manifest(metadata[_MANIFEST_KEY])
+            manifest = read_manifest(metadata[_MANIFEST_KEY])
             tensors = {name: _view(mapped, name, entry, start) for name, entry in entries.items()}
             bundle = cls(path, mapped, manifest, tensors)
             _check_tensors(bundle.space, manifest, {name: array.shape for name, array in tensors.items()})
@@ -188,7 +128,7 @@ class SupernetBundle:
     @cached_property
     def space(self) -> DesignSpace:
         """The design space that the supernet spans."""
-        return _space_of(self.manifest)
+        return space_of(self.manifest)
 
     @cached_property
     def sha256(self) -> str:
@@ -280,24 +220,8 @@ def _check_entry(name: str, entry: Any, offset: int) -> int:
     return end
 
 
-def _read_manifest(text: str) -> Manifest:
-    try:
-        fields = json.loads(text)
-        version = fields.get("format_version") if isinstance(fields, dict) else None
-        if type(version) is int and version > FORMAT_VERSION:
-            raise CorruptBundleError(
-                f"it has format version {version}, this fleetnas reads up to {FORMAT_VERSION}: upgrade fleetnas"
-            )
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CorruptBundleError(f"its manifest is wrong in {where[:100]!r}: {first['msg'][:200]}") from None
-    except (ValueError, RecursionError):
-        raise CorruptBundleError("its manifest is not JSON") from None
-
-
-def _space_of(manifest: Manifest) -> DesignSpace:
+def space_of(manifest: Manifest) -> DesignSpace:
+    """Make the design space that a manifest names; `CorruptBundleError` if there is none of these options."""
     try:
         return make_space(manifest.space, manifest.options)
     except (FleetnasError, ValueError, TypeError, ArithmeticError, LookupError) as error:

@@ -10,18 +10,12 @@ import numpy as np
 
 from fleetnas.fleet_protocol.errors import CheckpointError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
-from fleetnas.supernet_export.bundle import (
-    ACCURACY_PREFIX,
-    AccuracyPredictorInfo,
-    Manifest,
-    Preprocessing,
-    Provenance,
-    write_bundle,
-)
+from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, write_bundle
 from fleetnas.supernet_export.checkpoints.download import ProgressCallback, download
 from fleetnas.supernet_export.checkpoints.published import published
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.graph import Array
+from fleetnas.supernet_export.manifest import AccuracyPredictorInfo, Manifest, Preprocessing, Provenance
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fleetnas.supernet_export.bundle import Manifest, Preprocessing, Provenance, SupernetBundle, write_bundle
+from fleetnas.supernet_export.bundle import SupernetBundle, write_bundle
 from fleetnas.supernet_export.export import export_state_dict
 from fleetnas.supernet_export.graph import Array
+from fleetnas.supernet_export.manifest import Manifest, Preprocessing, Provenance
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
 

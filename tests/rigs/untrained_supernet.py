@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
-from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, AccuracyPredictorInfo, write_bundle
+from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, write_bundle
 from fleetnas.supernet_export.export import export_state_dict
+from fleetnas.supernet_export.manifest import AccuracyPredictorInfo
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from rigs import supernets
 

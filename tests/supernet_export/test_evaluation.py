@@ -10,7 +10,7 @@ import pytest
 from rigs.supernets import random_manifest
 
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
-from fleetnas.supernet_export.bundle import Preprocessing, SupernetBundle
+from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
 from fleetnas.supernet_export.calibration.estimate import estimate_statistics
 from fleetnas.supernet_export.emitters.onnx import emit_onnx
@@ -21,6 +21,7 @@ from fleetnas.supernet_export.evaluation.images import DigitsImages, ImageFolder
 from fleetnas.supernet_export.export import export_digits
 from fleetnas.supernet_export.graph import INPUT, Array, GlobalAveragePool, Graph, Linear
 from fleetnas.supernet_export.interpreters.litert import without_greeting
+from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.slicing.subnet import slice_subnet
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.spaces.ofa_mbv3 import OfaMbv3Space

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.bundle import Preprocessing
 from fleetnas.supernet_export.evaluation.images import ImageFolder
+from fleetnas.supernet_export.manifest import Preprocessing
 
 image = pytest.importorskip("PIL.Image")
 
