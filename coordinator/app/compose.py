@@ -11,7 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fleetnas.coordinator.app.driver import CampaignTransport, RunningSearch
-from fleetnas.coordinator.app.images import ImageProgress, checked_images
+from fleetnas.coordinator.app.images import (
+    ImageProgress,
+    checked_images,
+    checked_selection_images,
+    selection_warnings,
+)
 from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
@@ -71,8 +76,12 @@ def open_search(
     run = choose_run(request, fleet, store)
     accuracy = _checked_accuracy(run)
     if models is None:
-        models = BundleWinnerBuilder(run.bundle, *checked_images(run.bundle, run.images, image_progress))
+        models = _winner_builder(run, image_progress)
     notes = Notes()
+    for warning in selection_warnings(run.images):
+        notes.add(warning)
+    if run.resumed:
+        models.adopt(store.evaluations.of_run(run.run_id))
     priors = stored_priors(store, run.bundle.space, run.settings.plan, run.created_unix_s, notes.add)
     make_tuner = TunerFactory(run.bundle.space, accuracy, run.settings.plan, priors)
     with contextlib.ExitStack() as undo:
@@ -191,6 +200,13 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy:
     if run.out is not None:
         check_folder("--out", run.out)
     return accuracy
+
+
+def _winner_builder(run: ChosenRun, progress: ImageProgress) -> BundleWinnerBuilder:
+    """Make the builder of winners' files; every image is read once, before the first measurement."""
+    opened = checked_images(run.bundle, run.images, progress)
+    selection = checked_selection_images(run.bundle, run.images, opened, run.settings.plan.rerank, progress)
+    return BundleWinnerBuilder(run.bundle, *opened, selection)
 
 
 def _accuracy_predictor(bundle: SupernetBundle) -> AccuracyPredictor:

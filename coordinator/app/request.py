@@ -60,6 +60,9 @@ class ImageFolders:
 
     calibration: Path | None = None
     evaluation: Path | None = None
+    """Only reported: these images decide nothing."""
+    selection: Path | None = None
+    """They choose among the `rerank` best candidates of each target."""
 
 
 @dataclass(frozen=True)

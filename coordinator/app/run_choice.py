@@ -39,8 +39,11 @@ class ChosenRun:
 
     @property
     def images(self) -> ImageFolders:
-        """Folders of images to calibrate and to evaluate on."""
-        return ImageFolders(_path(self.settings.calibration_images), _path(self.settings.evaluation_images))
+        """Folders of images to calibrate, to evaluate and to select on."""
+        settings = self.settings
+        return ImageFolders(
+            _path(settings.calibration_images), _path(settings.evaluation_images), _path(settings.selection_images)
+        )
 
     def record(self, fleet: str) -> RunRecord:
         """The run as the store keeps it."""
@@ -128,6 +131,8 @@ def new_settings(
         checkpoint_sha256=manifest.provenance.sha256,
         calibration_images=_text(request.images.calibration),
         evaluation_images=_text(request.images.evaluation),
+        selection_images=_text(request.images.selection),
+        class_names=manifest.class_names,
         out=_text(request.out),
         versions=_versions(),
     )
@@ -141,6 +146,7 @@ def resumed_settings(run: ResumedRun, request: SearchRequest, stored: RunRecord)
         "out": request.out,
         "calibration_images": request.images.calibration,
         "evaluation_images": request.images.evaluation,
+        "selection_images": request.images.selection,
     }
     changes: dict[str, str | CampaignPlan] = {
         name: str(path.absolute()) for name, path in paths.items() if path is not None

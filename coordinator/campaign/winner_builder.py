@@ -63,7 +63,7 @@ class WinnerBuilder(Protocol):
         """
 
     def answers(self, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
-        """Return what the file answers to selection or evaluation images; None where there are none. Raises the same."""
+        """Return what the file answers to the images of a part; None where there are none. Raises the same."""
 
     def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
         """Take over the evaluations of a stored run, which need not be made again."""

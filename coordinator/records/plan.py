@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -80,8 +81,19 @@ class RunSettings(BaseModel):
     calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
     evaluation_images: str | None = None
     selection_images: str | None = None
+    class_names: tuple[str, ...] | None = Field(default=None, description="of the supernet, in the order of the logits")
     out: str | None = Field(default=None, description="folder of the artifacts")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")
+
+    @property
+    def selects_on_reported(self) -> bool:
+        """Whether winners are chosen by the images that their accuracy is reported on."""
+        return bool(self.plan.rerank) and same_folder(self.selection_images, self.evaluation_images)
+
+
+def same_folder(one: str | Path | None, other: str | Path | None) -> bool:
+    """Whether two paths, if both are given, are of one folder."""
+    return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
 
 
 def settings_of(run: RunRecord) -> RunSettings:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.report.conversion import results_of
-from fleetnas.coordinator.report.results import DeviceResult, Results, SupernetResult, TargetResult
+from fleetnas.coordinator.report.results import ClassReport, DeviceResult, Results, SupernetResult, TargetResult
 from fleetnas.coordinator.store.measurement_table import measurements_csv
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.text_files import read_text
@@ -38,6 +38,9 @@ class WinnerCard(TargetResult):
     condition: Condition = Field(description="condition under which it was measured")
     profile: DeviceProfile | None
     supernet: SupernetResult
+    class_report: ClassReport | None = Field(
+        default=None, description="answers of the file to images, class by class; null where it was not evaluated"
+    )
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
 
 
@@ -116,6 +119,7 @@ class ArtifactFolder:
             condition=device.condition,
             profile=device.profile,
             supernet=results.supernet,
+            class_report=results.class_reports.get(target.sha256 or ""),
             versions=device.versions,
         )
         write_atomically(model.with_suffix(".json"), card.model_dump_json(indent=2).encode() + b"\n")

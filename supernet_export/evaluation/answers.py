@@ -125,8 +125,9 @@ class ClassAnswers:
 def better_by_chance(one: ClassAnswers, other: ClassAnswers) -> float | None:
     """Return the probability that `one` is at least so much better than `other` by chance alone.
 
-    None where they are not comparable. The exact one-sided McNemar test: of the images that only one of two equally good files answers right, each has an
-    even chance to be either's. Both must have seen the same images in the same order.
+    None where they are not comparable: both must have seen the same images in the same order. This is McNemar's test,
+    exact and one-sided: of the images that only one of two equally good files answers right, each has an even chance
+    to be either's. Source: McNemar 1947, Psychometrika 12.
     """
     if one.images != other.images or not np.array_equal(one.labels, other.labels):
         return None

@@ -54,7 +54,15 @@ class RunOptions:
         typer.Option(
             "--evaluation-images",
             metavar="DIR",
-            help="The same, to evaluate winners on; never used for anything else.",
+            help="The same, to evaluate winners on; only reported, they decide nothing.",
+        ),
+    ] = None
+    selection_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--selection-images",
+            metavar="DIR",
+            help="The same, to choose among the best candidates of each target (with --rerank).",
         ),
     ] = None
     store: options.Store = None
@@ -108,7 +116,7 @@ def search(
         devices_at,
         _chosen_run(run, new_plan, agents),
         out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
-        images=ImageFolders(run.calibration_images, run.evaluation_images),
+        images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
     )
     from fleetnas.coordinator.cli.search.running import run_search
