@@ -84,7 +84,7 @@ class PlanningPool:
     def _evaluate_candidates(self, setting_run: SettingRun, wanted: list[Architecture]) -> None:
         """Tell the search the accuracy of its candidates, one resolution after the other."""
         total, reason = len(wanted), ""
-        step = max(1, total // _LINES_PER_SELECTION)
+        step = -(-total // _LINES_PER_SELECTION)
         setting_run.note_selection(0, total, f"{total} candidates are evaluated on selection images")
         for done, architecture in enumerate(sorted(wanted, key=lambda each: (each.r, each.fingerprint)), 1):
             accuracy = None
