@@ -86,11 +86,8 @@ class BundleWinnerBuilder:
         """
         self._bundle = bundle
         self._calibration_images = calibration_images
-        self._images: dict[ImagePart, KeptImages] = {
-            part: KeptImages(images)
-            for part, images in (("evaluation", evaluation_images), ("selection", selection_images))
-            if images is not None
-        }
+        given: dict[ImagePart, ImageSource | None] = {"evaluation": evaluation_images, "selection": selection_images}
+        self._images = {part: KeptImages(images) for part, images in given.items() if images is not None}
         self._calibrated: dict[FileKey, CalibratedModel] = {}
         self._answers: dict[tuple[FileKey, ImagePart], ClassAnswers] = {}
         # Two workers may want the same file; building or evaluating it once is enough.

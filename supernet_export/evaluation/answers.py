@@ -62,17 +62,20 @@ class ClassAnswers:
     @property
     def labels(self) -> Counts:
         """Class of each image, (n,)."""
-        return self._both[0]
+        labels: Counts = self._both[0]
+        return labels
 
     @property
     def answers(self) -> Counts:
         """Class that the file gave to each image, (n,)."""
-        return self._both[1]
+        answers: Counts = self._both[1]
+        return answers
 
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Whether each answer is right, (n,)."""
-        return self.labels == self.answers
+        correct: NDArray[np.bool_] = self.labels == self.answers
+        return correct
 
     @cached_property
     def accuracy(self) -> float:

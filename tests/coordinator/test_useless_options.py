@@ -38,6 +38,7 @@ TEXTS = {
 OUTPUTS = {"--out", "--json"}
 PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
+    "--rerank",
     "--deadline",
     *("--warmup", "--min-time", "--min-runs", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
@@ -64,7 +65,7 @@ KINDS = {
 #: They choose the kind.
 CHOICES = {"--offline", "--local", "--resume"}
 #: Used beside or without certain others, see below.
-WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials"}
+WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials", "--selection-images"}
 
 
 def options_of(command: Any) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
     for alone, another in (
         (("--cool-for", "9"), ("--conditions", "cool")),
         (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
+        (("--selection-images", "images"), ("--rerank", "5")),
     ):
         code, _, err = fleetnas(capsys, *begun, *alone)
         assert (code, alone[0] in err, another[0] in err) == (2, True, True)

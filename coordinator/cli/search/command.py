@@ -145,9 +145,12 @@ def _refuse_useless(context: typer.Context, run: RunOptions, plan: PlanOptions, 
             "these options are for a search on this device alone (--local), and agents of a fleet are told their "
             "settings by `fleetnas-agent run`",
         )
-    if run.resume is not None:
-        options.refuse(context, (*names(PlanOptions), *names(BoundOptions)), "a resumed run keeps what it began with")
-    elif plan.conditions != "cool":
-        options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
+    if run.resume is not None:
+        options.refuse(context, (*names(PlanOptions), *names(BoundOptions)), "a resumed run keeps what it began with")
+        return
+    if not plan.rerank:
+        options.refuse(context, ("selection_images",), "selection images choose among candidates; give --rerank K too")
+    if plan.conditions != "cool":
+        options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")
