@@ -11,6 +11,7 @@ from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
+from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
@@ -173,7 +174,7 @@ class ClassReport(_Record):
     A class is named as in the supernet's manifest, or by its number where that has no names.
     """
 
-    part: Literal["evaluation", "selection"] = Field(
+    part: ImagePart = Field(
         description="the images: `evaluation` images are only reported, `selection` images chose the winner"
     )
     images: int

@@ -6,8 +6,8 @@ import contextlib
 import queue
 import threading
 from collections.abc import Generator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
 
 from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.request import FleetAccess, ImageFolders, NewRun, SearchRequest
@@ -21,9 +21,6 @@ from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 __all__ = ["CampaignPlan", "search_fleet"]
 
-#: Purposes of images.
-ImagePart: TypeAlias = Literal["calibration", "evaluation", "selection"]
-
 
 def search_fleet(
     supernet: Path | str,
@@ -33,7 +30,7 @@ def search_fleet(
     fleet: str = "default",
     store: str | None = None,
     out: Path | str | None = None,
-    images: Mapping[ImagePart, Path | str] | None = None,
+    images: Mapping[str, Path | str] | None = None,
 ) -> Generator[Event, None, None]:
     """Search on all agents of a fleet, and yield each event as it happens.
 
@@ -76,10 +73,11 @@ def search_fleet(
         worker.join()
 
 
-def _image_folders(images: Mapping[ImagePart, Path | str]) -> ImageFolders:
-    unknown = sorted(set(images) - set(get_args(ImagePart)))
+def _image_folders(images: Mapping[str, Path | str]) -> ImageFolders:
+    known = [field.name for field in fields(ImageFolders)]
+    unknown = sorted(set(images) - set(known))
     if unknown:
-        raise UsageError(f"images are for {', '.join(get_args(ImagePart))}, not for {', '.join(unknown)}; rename them")
+        raise UsageError(f"images are for {', '.join(known)}, not for {', '.join(unknown)}; rename them")
     return ImageFolders(**{part: Path(folder) for part, folder in images.items()})
 
 

@@ -13,6 +13,7 @@ from sklearn import metrics
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
+from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.evaluation.answering import KeptImages, answer
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers, better_by_chance
 from fleetnas.supernet_export.evaluation.images import DigitsImages
@@ -98,7 +99,8 @@ def test_images_of_one_resolution_are_decoded_once(tmp_path: Path) -> None:
             return super().images(resolution)
 
     kept = KeptImages(Counted("calibration"))
-    bundle = export_digits(tmp_path / "digits.supernet")
+    export_digits(tmp_path / "digits.supernet")
+    bundle = SupernetBundle.open(tmp_path / "digits.supernet")
     (architecture,) = bundle.space.decode(bundle.space.smallest())
     file = build_model(bundle, architecture, None, RuntimeSetting())
     first = answer(file, kept.images(architecture.r), kept.labels, 10)
