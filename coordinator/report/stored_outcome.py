@@ -40,8 +40,11 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     outcomes: dict[tuple[str, str], list[OutcomeRecord]] = {}
     for found in store.outcomes(run_id):
         outcomes.setdefault((found.task.device, found.task.setting_label), []).append(found)
-    winners = _by_setting(store.winners(run_id))
-    answers = {(each.file_key, each.part): each.class_answers for each in store.evaluations.of_run(run_id)}
+    decided = store.winners(run_id)
+    winners = _by_setting(decided)
+    won = {winner.architecture.fingerprint for winner in decided if winner.met and winner.architecture is not None}
+    evaluations = store.evaluations.of_subnets(run_id, won)
+    answers = {(each.file_key, each.part): each.class_answers for each in evaluations}
     keys = {(device.device, device.setting.label): device for device in store.devices(run_id)}
     return CampaignOutcome(
         run_id=run_id,

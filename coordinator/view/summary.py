@@ -88,6 +88,8 @@ def _table(device: DeviceOutcome) -> Table:
 
 def _cells(target: TargetOutcome) -> list[Text]:
     remarks = wording.remarks(target.verified_ms, target.typical_ms, target.note)
+    if target.selection is not None:
+        remarks.append(f"{wording.accuracy(target.selection.accuracy)} of the selection images")
     if target.met:
         result = Text("; ".join(("✓ met", *remarks)), style=GOOD)
     elif target.open:
