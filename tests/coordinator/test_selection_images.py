@@ -19,12 +19,19 @@ pytest.importorskip("sklearn")
 
 import fleetnas as product
 from fleetnas.api.fleet_search import _image_folders
+from fleetnas.coordinator.app import offline_selection
 from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.images import checked_images, checked_selection_images, selection_warnings
+from fleetnas.coordinator.app.offline_selection import OfflineSelection
 from fleetnas.coordinator.app.request import FleetAccess, ImageFolders, NewRun, SearchRequest
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.stored_outcome import outcome_of
+from fleetnas.coordinator.search.engine import search
+from fleetnas.coordinator.search.guided import GuidedSettings
+from fleetnas.coordinator.search.latency import SlotTableLatency
+from fleetnas.coordinator.search.offline import OfflineOutcome, OfflineRequest
+from fleetnas.coordinator.search.problem import Problem
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
 from fleetnas.fleet_protocol.errors import UsageError
@@ -32,8 +39,9 @@ from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from fleetnas.supernet_export.bundle import SupernetBundle, write_bundle
 from fleetnas.supernet_export.digits.data import load_digits
-from fleetnas.supernet_export.evaluation.images import DigitsImages
+from fleetnas.supernet_export.evaluation.images import DigitsImages, open_images
 from fleetnas.supernet_export.export import export_digits
+from fleetnas.supernet_export.spaces.base import DesignSpace
 
 
 def write_digits(folder: Path, rows: Sequence[int]) -> Path:
@@ -96,8 +104,8 @@ def test_the_command_refuses_selection_images_without_candidates(
     begun = ["search", "--local", "--supernet", str(bundle.path), "--targets", "1", "--out", str(tmp_path / "out")]
     code, _, err = fleetnas(capsys, *begun, "--selection-images", str(selection))
     assert (code, "--rerank K" in err) == (2, True)
-    code, _, err = fleetnas(capsys, "search", "--offline", "--targets", "1", "--rerank", "3")
-    assert (code, "leave out --rerank" in err) == (2, True)
+    code, _, err = fleetnas(capsys, "search", "--offline", "--targets", "1", "--selection-images", str(selection))
+    assert (code, "--rerank K" in err) == (2, True)
 
 
 def test_a_broken_selection_image_costs_an_error_before_the_first_measurement(
@@ -195,3 +203,41 @@ def test_stored_answers_to_other_images_are_not_taken_over(bundle: SupernetBundl
         assert found is not None
         assert found.images == known
         assert (found == target.selection) is (known == 200)
+
+
+def macs_table(space: DesignSpace) -> SlotTableLatency:
+    """Stands for a measured table: a microsecond per thousand multiply-accumulates."""
+    return SlotTableLatency(space, 0.01, [costs[:, 1:5].sum(axis=1) / 1e6 for costs in space.slot_costs])
+
+
+def test_an_offline_search_chooses_by_selection_images(
+    bundle: SupernetBundle, selection: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, targets_ms = bundle.space, (2.0, 0.8)
+    monkeypatch.setattr(offline_selection, "read_block_table", lambda path, space: macs_table(space))
+    request = OfflineRequest("digits", Path("table"), bundle.path, targets_ms, engine=GuidedSettings(rounds=3))
+    predictor = bundle.accuracy_predictor()
+    assert predictor is not None
+    found = search(
+        Problem(space, predictor, macs_table(space)), targets_ms, rng=np.random.default_rng(0), engine=request.engine
+    )
+    outcome = OfflineOutcome(request, space, found)
+    seen: list[tuple[int, int]] = []
+    chooser = OfflineSelection(bundle.path, ImageFolders(selection=selection), 4, lambda done, total: None)
+    chosen = chooser.choose(outcome, lambda done, total: seen.append((done, total)))
+    assert seen == [(done, seen[-1][1]) for done in range(1, seen[-1][1] + 1)]
+    assert 4 <= len(seen) <= 8
+    assert [winner.target_ms for winner in chosen.result.winners] == list(targets_ms)
+    models = BundleWinnerBuilder(bundle, DigitsImages("calibration"), None, open_images(bundle, selection))
+    for winner, before, answers in zip(chosen.result.winners, found.winners, chosen.selection, strict=True):
+        assert macs_table(space).predict(winner.genome[None])[0] <= winner.target_ms
+        assert models.answers(models.calibrate(winner.architecture, RuntimeSetting()), "selection") == answers
+        predicted = models.answers(models.calibrate(before.architecture, RuntimeSetting()), "selection")
+        assert predicted is not None
+        assert answers.accuracy >= predicted.accuracy
+    assert chosen.selection[0].accuracy >= chosen.selection[1].accuracy
+    (entry, _) = chosen.to_json()["targets"]
+    assert entry["selection_images"] == 120
+    assert "selection_accuracy" not in outcome.to_json()["targets"][0]
+    with pytest.raises(UsageError, match=r"--accuracy FILE\.supernet"):
+        OfflineSelection(Path("known.csv"), ImageFolders(selection=selection), 4, lambda done, total: None)

@@ -60,7 +60,10 @@ KINDS = {
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
     "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
-    "offline": (("--offline", "--targets", "5"), OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed"}),
+    "offline": (
+        ("--offline", "--targets", "5"),
+        OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed", "--rerank", "--calibration-images"},
+    ),
 }
 #: They choose the kind.
 CHOICES = {"--offline", "--local", "--resume"}

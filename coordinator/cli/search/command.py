@@ -15,12 +15,13 @@ from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.local import LocalOptions
-from fleetnas.coordinator.cli.search.offline import SHARED, OfflineOptions, search_offline
+from fleetnas.coordinator.cli.search.offline import IMAGES, SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 
+_RERANK_ADVICE = "images choose among candidates; give --rerank K too"
 _DEFAULT_OUT = Path("fleetnas-out")
 
 
@@ -105,7 +106,10 @@ def search(
     if offline.offline:
         unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
         options.refuse(context, unused, "--offline measures on no device")
-        search_offline(offline, plan, bounds, run.out or _DEFAULT_OUT, as_json=run.as_json)
+        if not plan.rerank:
+            options.refuse(context, IMAGES, _RERANK_ADVICE)
+        images = ImageFolders(run.calibration_images, selection=run.selection_images)
+        search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
         return
     _refuse_useless(context, run, plan, local=here.local)
     agents = fleet.agents()
@@ -151,6 +155,6 @@ def _refuse_useless(context: typer.Context, run: RunOptions, plan: PlanOptions, 
         options.refuse(context, (*names(PlanOptions), *names(BoundOptions)), "a resumed run keeps what it began with")
         return
     if not plan.rerank:
-        options.refuse(context, ("selection_images",), "selection images choose among candidates; give --rerank K too")
+        options.refuse(context, ("selection_images",), _RERANK_ADVICE)
     if plan.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")
