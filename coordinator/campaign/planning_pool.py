@@ -38,6 +38,8 @@ class PlanningPool:
         #: Evaluations that are not stored yet; workers append to it.
         self._evaluated: deque[EvaluationRecord] = deque()
         self._known: set[tuple[FileKey, ImagePart]] = set()
+        #: Device settings with the reasons, told once, why their candidates cannot be evaluated.
+        self._told: set[tuple[str, str]] = set()
 
     def take_finished(self) -> Iterator[SettingRun]:
         """Yield the device settings of which a worker finished a plan or an evaluation."""
@@ -70,8 +72,10 @@ class PlanningPool:
         """Ask the search unless that is done, and build the files that verifications measure."""
         search, setting = setting_run.search, setting_run.setting
         asked = search.ask(_ROUND) if asked is None else asked
-        while not asked and (wanted := search.wanted_accuracies()):
-            self._evaluate_candidates(setting_run, wanted)
+        wanted = [] if asked else search.wanted_accuracies()
+        if wanted:
+            # One per plan: an interrupted campaign waits for one, and no device setting for all those of another.
+            self._evaluate_candidate(setting_run, wanted)
             asked = search.ask(_ROUND)
         return [
             PlannedTask(
@@ -81,29 +85,31 @@ class PlanningPool:
             for proposal in asked
         ]
 
-    def _evaluate_candidates(self, setting_run: SettingRun, wanted: list[Architecture]) -> None:
-        """Tell the search the accuracy of its candidates, one resolution after the other."""
-        total, reason = len(wanted), ""
-        step = -(-total // _LINES_PER_SELECTION)
-        setting_run.note_selection(0, total, f"{total} candidates are evaluated on selection images")
-        for done, architecture in enumerate(sorted(wanted, key=lambda each: (each.r, each.fingerprint)), 1):
-            accuracy = None
-            remark = ""
-            try:
-                model = self._models.calibrate(architecture, setting_run.setting)
-                found = self._keep(setting_run.run_id, model, "selection")
-                if found is not None:
-                    accuracy = found.accuracy
-                    if done % step == 0 or done == total:
-                        remark = f"{done} of {total} candidates evaluated on {found.images:,} selection images"
-            except Exception as error:  # noqa: BLE001 - the prediction stands where a file cannot be evaluated
+    def _evaluate_candidate(self, setting_run: SettingRun, wanted: list[Architecture]) -> None:
+        """Tell the search the accuracy of its next candidate, one resolution after the other."""
+        done, _ = setting_run.selection or (0, 0)
+        total = done + len(wanted)
+        if not done:
+            setting_run.note_selection(done, total, f"{total} candidates are evaluated on selection images")
+        architecture = min(wanted, key=lambda each: (each.r, each.fingerprint))
+        accuracy, remark = None, ""
+        try:
+            found = self._keep(
+                setting_run.run_id, self._models.calibrate(architecture, setting_run.setting), "selection"
+            )
+            if found is not None:
+                accuracy = found.accuracy
+                if (done + 1) % -(-total // _LINES_PER_SELECTION) == 0 or done + 1 == total:
+                    remark = f"{done + 1} of {total} candidates evaluated on {found.images:,} selection images"
+        except Exception as error:  # noqa: BLE001 - the prediction stands where a file cannot be evaluated
+            reason = one_line(error)
+            if (setting_run.label, reason) not in self._told:
+                self._told.add((setting_run.label, reason))
                 if not isinstance(error, RuntimeUnavailableError | MissingDependencyError):
                     _log.error("a candidate of %s is not evaluated", setting_run.label, exc_info=error)
-                if one_line(error) != reason:
-                    reason = one_line(error)
-                    remark = f"candidate {architecture.fingerprint} is not chosen by selection images: {reason}"
-            setting_run.search.tell_accuracy(architecture, accuracy)
-            setting_run.note_selection(done, total, remark)
+                remark = f"candidates such as {architecture.fingerprint} are not evaluated: {reason}"
+        setting_run.search.tell_accuracy(architecture, accuracy)
+        setting_run.note_selection(done + 1, total, remark)
 
     def _keep(self, run_id: str, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
         """Return a file's answers to images, and have them stored once."""

@@ -63,7 +63,7 @@ class OfflineOutcome:
     """Result of an offline search."""
 
     request: OfflineRequest
-    space: DesignSpace
+    space: MBConvSpace
     result: SearchResult
     selection: tuple[ClassAnswers, ...] = ()
     """Of each winner to selection images, where these chose among the candidates."""

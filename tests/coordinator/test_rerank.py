@@ -189,6 +189,19 @@ def test_a_campaign_evaluates_each_file_once_and_keeps_its_answers() -> None:
     assert any("candidates evaluated on 400 selection images" in line for line in said)
 
 
+def test_the_view_shows_how_many_candidates_are_evaluated() -> None:
+    fleet = campaign(PlantedModels(), agents=1)
+    details = []
+    while not fleet.campaign.finished:
+        fleet.step()
+        details += [device.state_detail for device in fleet.campaign.snapshot(0.0).devices]
+    shown = [detail for detail in details if "selection images" in detail]
+    assert shown[0].startswith("for candidates on selection images, 1 of ")
+    counts = [int(detail.split(", ")[1].split(" ")[0]) for detail in shown]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 2
+
+
 def test_a_killed_coordinator_ends_with_the_same_winners_and_evaluates_nothing_again() -> None:
     whole = campaign(PlantedModels())
     whole.run()
