@@ -11,7 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fleetnas.coordinator.app.driver import CampaignTransport, RunningSearch
-from fleetnas.coordinator.app.images import ImageProgress, checked_images
+from fleetnas.coordinator.app.images import (
+    ImageProgress,
+    checked_images,
+    checked_selection_images,
+    selection_warnings,
+)
 from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
@@ -77,10 +82,11 @@ def open_search(
     check_card(run.settings)
     notes = Notes()
     if models is None:
-        images = checked_images(run.bundle, run.images, image_progress)
-        models = BundleWinnerBuilder(run.bundle, *images)
-        if run.settings.plan.architectures and images[0] is None:
-            notes.add(NOT_CALIBRATED)
+        models = _winner_builder(run, notes, image_progress)
+    for warning in selection_warnings(run.images):
+        notes.add(warning)
+    if run.resumed:
+        models.adopt(store.evaluations.of_run(run.run_id))
     make_tuner = _tuners(run, accuracy, store, notes)
     with contextlib.ExitStack() as undo:
         network = _open_network(request, run, store.devices(run.run_id) if run.resumed else [], notes)
@@ -218,6 +224,15 @@ def _tuners(
     if plan.architectures or accuracy is None:
         return SubnetTunerFactory(space, accuracy, plan)
     return TunerFactory(space, accuracy, plan, stored_priors(store, space, plan, run.created_unix_s, notes.add))
+
+
+def _winner_builder(run: ChosenRun, notes: Notes, progress: ImageProgress) -> BundleWinnerBuilder:
+    """Make the builder of winners' files; every image is read once, before the first measurement."""
+    opened = checked_images(run.bundle, run.images, progress)
+    if run.settings.plan.architectures and opened[0] is None:
+        notes.add(NOT_CALIBRATED)
+    selection = checked_selection_images(run.bundle, run.images, opened, run.settings.plan.rerank, progress)
+    return BundleWinnerBuilder(run.bundle, *opened, selection)
 
 
 def _begin(campaign: Campaign, run: ChosenRun, fleet: str, store: MeasurementStore) -> None:

@@ -198,7 +198,7 @@ def measure(
         settings.device(card) if settings.local else fleet.access(connection),
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
-        images=ImageFolders(output.calibration_images, output.evaluation_images, output.some_classes),
+        images=ImageFolders(output.calibration_images, output.evaluation_images, some_classes=output.some_classes),
     )
     from fleetnas.coordinator.cli.search.running import run_search
 

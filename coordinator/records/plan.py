@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -59,6 +60,9 @@ class CampaignPlan(BaseModel):
     budget: int = Field(default=40, ge=3, le=10_000, description="measurements per device setting before verification")
     initial_design: int = Field(
         default=10, ge=3, le=1000, description="of these, the first ones, which cover the design space"
+    )
+    rerank: int = Field(
+        default=0, ge=0, le=1000, description="candidates per target that selection images choose among; 0: none"
     )
     seed: int = Field(default=0, ge=0)
     prior: PriorChoice = Field(
@@ -141,10 +145,21 @@ class RunSettings(BaseModel):
     preprocessing: Preprocessing | None = Field(default=None, description="null in runs of earlier versions")
     calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
     evaluation_images: str | None = None
+    selection_images: str | None = None
     some_classes: bool = Field(default=False, description="these folders may lack classes")
     out: str | None = Field(default=None, description="folder of the artifacts")
     card: str | None = Field(default=None, description="model card to rewrite once its target is met")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")
+
+    @property
+    def selects_on_reported(self) -> bool:
+        """Whether winners are chosen by the images that their accuracy is reported on."""
+        return bool(self.plan.rerank) and same_folder(self.selection_images, self.evaluation_images)
+
+
+def same_folder(one: str | Path | None, other: str | Path | None) -> bool:
+    """Whether two paths, if both are given, are of one folder."""
+    return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
 
 
 def kind_of(run: RunRecord) -> RunKind:

@@ -23,6 +23,7 @@ from fleetnas.coordinator.records.stored import (
     WinnerRecord,
 )
 from fleetnas.coordinator.store.database import Database
+from fleetnas.coordinator.store.evaluation_table import EvaluationTable
 from fleetnas.coordinator.store.migration import bring_up_to_date
 from fleetnas.coordinator.store.outcome_writer import OutcomeWriter
 from fleetnas.coordinator.store.row_reading import (
@@ -72,6 +73,7 @@ class MeasurementStore:
         # Made once: making such a statement takes longer than running it.
         self._put_tasks = upsert(database, TaskRow, "task_id")
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
+        self.evaluations = EvaluationTable(database)
         self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Statements that insert rows, or renew the ones that are there."""
+"""Inserts rows, or renews those that are there."""
 
 from __future__ import annotations
 

@@ -39,6 +39,7 @@ TEXTS = {
 OUTPUTS = {"--out", "--json"}
 PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
+    "--rerank",
     "--deadline",
     *("--warmup", "--min-time", "--min-runs", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
@@ -61,10 +62,13 @@ KINDS = {
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
     "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
-    "offline": (("--offline", "--targets", "5"), OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed"}),
+    "offline": (
+        ("--offline", "--targets", "5"),
+        OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed", "--rerank", "--calibration-images"},
+    ),
 }
 TIMES = {name for name in PLAN if not name.startswith("--max-")} - {
-    *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without"),
+    *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--rerank"),
 }
 CHOSEN = {"--setting", "--runtime", "--threads", "--precision"}
 #: The same of measurements of given subnets.
@@ -83,7 +87,7 @@ MEASUREMENTS = {
 #: They choose the kind.
 CHOICES = {"--offline", "--local", "--resume", "--card"}
 #: Used beside or without certain others, see below.
-WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials"}
+WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials", "--selection-images"}
 
 
 def options_of(command: Any) -> dict[str, Any]:
@@ -148,6 +152,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
     for alone, another in (
         (("--cool-for", "9"), ("--conditions", "cool")),
         (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
+        (("--selection-images", "images"), ("--rerank", "5")),
     ):
         code, _, err = fleetnas(capsys, *begun, *alone)
         assert (code, alone[0] in err, another[0] in err) == (2, True, True)

@@ -39,6 +39,17 @@ class PlanOptions:
             "--strategy", metavar="NAME", help="bottom-up, top-down, joint, independent, or exhaustive (small spaces)."
         ),
     ] = Strategy.BOTTOM_UP
+    rerank: Annotated[
+        int,
+        typer.Option(
+            "--rerank",
+            metavar="K",
+            min=0,
+            max=1000,
+            help="Choose each winner among the K best candidates by their accuracy on --selection-images (default: "
+            "by predicted accuracy).",
+        ),
+    ] = 0
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all random choices.")] = 0
     prior: Annotated[
         PriorChoice,
@@ -69,6 +80,7 @@ class PlanOptions:
             bounds=bounds,
             budget=self.budget,
             initial_design=min(_MOST_INITIAL_DESIGN, self.budget),
+            rerank=self.rerank,
             seed=self.seed,
             prior=self.prior,
             prior_without=agent_names(self.prior_without, "--prior-without"),
