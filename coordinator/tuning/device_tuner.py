@@ -43,8 +43,6 @@ Floats = NDArray[np.float64]
 
 #: Failures without a single measurement after which the device setting is given up.
 MAX_INITIAL_FAILURES = 6
-#: Random streams of the searches for candidates, and of those for shortlists.
-_SEARCHES, _SHORTLISTS = 3, 4
 
 
 class DeviceTuner:
@@ -79,7 +77,7 @@ class DeviceTuner:
         self._proposer = Proposer(self._latency, accuracy, design.architecture)
         self._design = DesignProgress(design.subnets, self._latency.observations)
         self._candidates = CandidateSearch(self._latency, self._choice, self._proposer, solver, self._rng)
-        self._shortlists = Shortlists(rerank, self._latency, self._choice, solver, lambda: self._rng(_SHORTLISTS))
+        self._shortlists = Shortlists(rerank, self._latency, self._choice, solver, lambda: self._rng(4))
         self._verification = Verification(
             self._latency, self._choice, self._proposer, solver, self._shortlists, design.ends, self._rng
         )
@@ -244,7 +242,7 @@ class DeviceTuner:
             self.failure_reason = first_ones_failed(self.failures, self._verification.last_failure)
             self._finish()
 
-    def _rng(self, stream: int = _SEARCHES) -> np.random.Generator:
+    def _rng(self, stream: int = 3) -> np.random.Generator:
         return np.random.default_rng([self._seed, stream, self._told])
 
     # -- rounds ------------------------------------------------------------------------------------------------
