@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,12 @@ from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.records.events import Event, MeasurementTaken
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.records.stored import EvaluationRecord, ImagePart
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 from fleetnas.supernet_export.export import export_digits
 
 FLEET = "load"
@@ -76,6 +78,12 @@ class StandInModels:
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
         return None
+
+    def answers(self, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
+        return None
+
+    def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
+        pass
 
 
 class CountingView:

@@ -11,7 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from fleetnas.coordinator.app.driver import CampaignTransport, RunningSearch
-from fleetnas.coordinator.app.images import ImageProgress, checked_images
+from fleetnas.coordinator.app.images import (
+    ImageProgress,
+    checked_images,
+    checked_selection_images,
+    selection_warnings,
+)
 from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice, LocalTransport
 from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
@@ -47,6 +52,11 @@ from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
 from fleetnas.supernet_export.output_files import check_folder
 
 _MOST_PLANNING_THREADS = 4
+#: Line about given subnets of a bundle that has no images of its own.
+NOT_CALIBRATED = (
+    "not calibrated: without --calibration-images files keep the batch-norm statistics of the bundle, and int8 files "
+    "the ranges that these imply; their latencies hold, their accuracies may not"
+)
 
 
 def open_search(
@@ -70,9 +80,13 @@ def open_search(
     run = choose_run(request, fleet, store)
     accuracy = _checked_accuracy(run)
     check_card(run.settings)
-    if models is None:
-        models = BundleWinnerBuilder(run.bundle, *checked_images(run.bundle, run.images, image_progress))
     notes = Notes()
+    if models is None:
+        models = _winner_builder(run, notes, image_progress)
+    for warning in selection_warnings(run.images):
+        notes.add(warning)
+    if run.resumed:
+        models.adopt(store.evaluations.of_run(run.run_id))
     make_tuner = _tuners(run, accuracy, store, notes)
     with contextlib.ExitStack() as undo:
         network = _open_network(request, run, store.devices(run.run_id) if run.resumed else [], notes)
@@ -195,7 +209,8 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
             "it with one (`fleetnas export --help`)"
         )
     run.settings.plan.bounds.check(space)
-    space.encode(run.settings.plan.architectures)
+    if run.settings.plan.architectures:
+        space.encode(run.settings.plan.architectures)
     if run.out is not None:
         check_folder("--out", run.out)
     return PredictedAccuracy(space, predictor) if predictor is not None else None
@@ -209,6 +224,15 @@ def _tuners(
     if plan.architectures or accuracy is None:
         return SubnetTunerFactory(space, accuracy, plan)
     return TunerFactory(space, accuracy, plan, stored_priors(store, space, plan, run.created_unix_s, notes.add))
+
+
+def _winner_builder(run: ChosenRun, notes: Notes, progress: ImageProgress) -> BundleWinnerBuilder:
+    """Make the builder of winners' files; every image is read once, before the first measurement."""
+    opened = checked_images(run.bundle, run.images, progress)
+    if run.settings.plan.architectures and opened[0] is None:
+        notes.add(NOT_CALIBRATED)
+    selection = checked_selection_images(run.bundle, run.images, opened, run.settings.plan.rerank, progress)
+    return BundleWinnerBuilder(run.bundle, *opened, selection)
 
 
 def _begin(campaign: Campaign, run: ChosenRun, fleet: str, store: MeasurementStore) -> None:

@@ -64,6 +64,9 @@ class ImageFolders:
 
     calibration: Path | None = None
     evaluation: Path | None = None
+    """Only reported: these images decide nothing."""
+    selection: Path | None = None
+    """They choose among the `rerank` best candidates of each target."""
     some_classes: bool = False
     """The folders may hold only some of the supernet's classes."""
 

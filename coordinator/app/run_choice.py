@@ -44,10 +44,13 @@ class ChosenRun:
 
     @property
     def images(self) -> ImageFolders:
-        """Folders of images to calibrate and to evaluate on."""
+        """Folders of images to calibrate, to evaluate and to select on."""
         settings = self.settings
         return ImageFolders(
-            _path(settings.calibration_images), _path(settings.evaluation_images), some_classes=settings.some_classes
+            _path(settings.calibration_images),
+            _path(settings.evaluation_images),
+            _path(settings.selection_images),
+            some_classes=settings.some_classes,
         )
 
     def record(self, fleet: str) -> RunRecord:
@@ -108,8 +111,9 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str, kind: RunKind =
             return run
     ended = [run for run in runs if run.status not in _RESUMABLE]
     latest = f"; the latest that ended is {ended[-1].run_id} ({ended[-1].status}), see --resume RUN" if ended else ""
+    sought = "run" if kind == "search" else "measurement"
     raise UsageError(
-        f"the store {store.url} holds no interrupted {kind} run of fleet {fleet!r} that nobody works on{latest}; "
+        f"the store {store.url} holds no interrupted {sought} of fleet {fleet!r} that nobody works on{latest}; "
         "`fleetnas runs` lists them all"
     )
 
@@ -142,6 +146,7 @@ def new_settings(
         preprocessing=manifest.preprocessing,
         calibration_images=_text(request.images.calibration),
         evaluation_images=_text(request.images.evaluation),
+        selection_images=_text(request.images.selection),
         some_classes=request.images.some_classes,
         out=_text(request.out),
         card=_text(run.card),
@@ -157,6 +162,7 @@ def resumed_settings(run: ResumedRun, request: SearchRequest, stored: RunRecord)
         "out": request.out,
         "calibration_images": request.images.calibration,
         "evaluation_images": request.images.evaluation,
+        "selection_images": request.images.selection,
     }
     changes: dict[str, str | bool | CampaignPlan] = {
         name: str(path.absolute()) for name, path in paths.items() if path is not None

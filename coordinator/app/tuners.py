@@ -61,7 +61,14 @@ class TunerFactory:
                 prior=prior,
                 bounds=plan.bounds,
             )
-        return DeviceTuner(self._designs[prior], self._accuracy, plan.targets, self._archive, budget=plan.budget)
+        return DeviceTuner(
+            self._designs[prior],
+            self._accuracy,
+            plan.targets,
+            self._archive,
+            budget=plan.budget,
+            rerank=plan.rerank,
+        )
 
 
 class SubnetTunerFactory:

@@ -8,7 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fleetnas.coordinator.records.plan import RunSettings
-from fleetnas.coordinator.report.artifacts import RESULTS_FILE, ReplacedModel, WinnerCard, read_results
+from fleetnas.coordinator.report.artifacts import REPORT_FILE, RESULTS_FILE, ReplacedModel, WinnerCard, read_results
+from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.report.results import Results, TargetResult
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.error_text import first_fault
@@ -47,7 +48,7 @@ def check_card(settings: RunSettings) -> None:
         )
     if settings.out is None:
         raise UsageError(f"{path} is rewritten from the files of a run; give the run a folder for them with --out")
-    if plan.settings.labels != (card.runtime,):
+    if plan.settings.labels != (card.runtime,) or plan.devices not in ((), (card.device,)):
         raise UsageError(
             f"{path} is the card of a model for {card.device}/{card.runtime}; measure on that setting alone"
         )
@@ -98,7 +99,7 @@ def _measured(results: Results, card: WinnerCard) -> TargetResult | None:
 
 
 def _note_in_results(path: Path, before: WinnerCard) -> None:
-    """Have results.json of the card's own run tell that its model was replaced, where it is in its place."""
+    """Have results and report of the card's own run tell that its model was replaced, where they are in their place."""
     directory = path.parent.parent.parent
     try:
         results = read_results(directory)
@@ -114,6 +115,8 @@ def _note_in_results(path: Path, before: WinnerCard) -> None:
     )
     changed = results.model_copy(update={"fleet": fleet})
     write_atomically(directory / RESULTS_FILE, changed.model_dump_json(indent=2).encode() + b"\n")
+    if (directory / REPORT_FILE).exists():
+        write_report(directory)
 
 
 def _without_model(target: TargetResult, path: Path, before: WinnerCard) -> TargetResult:

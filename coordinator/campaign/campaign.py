@@ -89,7 +89,7 @@ class Campaign:
         )
         roster = self._roster = Roster(dispatcher, agenda)
         self._snapshots = LiveSnapshots(plan, self.registry, self._log.note_unshown)
-        writer = self._writer = StateWriter(store, self._breaker)
+        writer = self._writer = StateWriter(store, self._breaker, planning.take_evaluated)
         self._endings = SettingEndings(writer, events, self.registry, clocks.elapsed, note)
         self._learner = OutcomeLearner(roster, self.registry, events, planning, agenda, plan.budget)
         self._intake = ResultIntake(

@@ -98,6 +98,9 @@ def _state(setting_run: SettingRun, entry: AgentEntry | None) -> tuple[DeviceSta
             target = "" if record.target_ms is None else f"{record.target_ms:g} ms: "
             return "verifying", f"{target}{record.architecture.fingerprint}"
         return "measuring", f"{shown_purpose(record.purpose)} {record.architecture.fingerprint}"
+    if setting_run.selection is not None:
+        done, total = setting_run.selection
+        return "waiting", f"for candidates on selection images, {done} of {total} evaluated"
     if setting_run.plan is not None:
         return "waiting", "for the search"
     if setting_run.evaluations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class SettingRun:
         self._evaluations: dict[str, Future[tuple[float, int] | None]] = {}
         self._models: dict[str, CalibratedModel] = {}
         self._accuracies: dict[str, tuple[float, int]] = {}
+        self._selection: tuple[int, int] | None = None
+        #: Lines for the log; workers append to it.
+        self._remarks: deque[str] = deque()
         #: (target, subnet) for which the search's choice was announced.
         self._announced: set[tuple[float, str]] = set()
         self._settled: set[tuple[float, str]] = set()
@@ -114,6 +118,11 @@ class SettingRun:
     def accuracies(self) -> Mapping[str, tuple[float, int]]:
         """Evaluated accuracy, a fraction, and the number of images, by subnet."""
         return self._accuracies
+
+    @property
+    def selection(self) -> tuple[int, int] | None:
+        """Candidates evaluated on selection images, and candidates in all; None where none are being evaluated."""
+        return self._selection
 
     @property
     def learning(self) -> Sequence[PredictorPoint]:
@@ -248,9 +257,15 @@ class SettingRun:
             return None, None
         return self._accuracies.get(architecture.fingerprint, (None, None))
 
+    def note_selection(self, done: int, total: int, remark: str = "") -> None:
+        """Note, on a worker's thread, how many candidates were evaluated, with a line for the log."""
+        self._selection = (done, total) if done < total else None
+        if remark:
+            self._remarks.append(remark)
+
     def collect_evaluations(self) -> list[str]:
-        """Take finished evaluations; returns one line for each file that could not be run here."""
-        reasons = []
+        """Take finished evaluations; returns lines for the log, such as one for each file that cannot be run here."""
+        reasons = [self._remarks.popleft() for _ in range(len(self._remarks))]
         for subnet, future in list(self._evaluations.items()):
             if future.done():
                 del self._evaluations[subnet]

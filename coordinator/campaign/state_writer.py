@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
-from fleetnas.coordinator.records.stored import DeviceRecord, WinnerRecord
+from fleetnas.coordinator.records.stored import DeviceRecord, EvaluationRecord, WinnerRecord
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
 from fleetnas.coordinator.store.store import MeasurementStore
 
@@ -21,8 +21,12 @@ RecordOf = Callable[[SettingRun], DeviceRecord]
 class StateWriter:
     """Collects changed device settings and decided targets, and stores them."""
 
-    def __init__(self, store: MeasurementStore, breaker: CircuitBreaker) -> None:
-        self._store, self._breaker = store, breaker
+    def __init__(
+        self, store: MeasurementStore, breaker: CircuitBreaker, take_evaluated: Callable[[], list[EvaluationRecord]]
+    ) -> None:
+        """`take_evaluated` returns the evaluations that were made since its last call."""
+        self._store, self._breaker, self._take_evaluated = store, breaker, take_evaluated
+        self._evaluations: list[EvaluationRecord] = []
         self._dirty_settings: dict[str, SettingRun] = {}
         self._new_settings: list[SettingRun] = []
         self._pending_winners: list[WinnerRecord] = []
@@ -74,6 +78,9 @@ class StateWriter:
             records = [record_of(setting_run) for setting_run in list(self._dirty_settings.values())]
             self._store.put_devices(records)
             self._dirty_settings.clear()
+            self._evaluations += self._take_evaluated()  # before the winners, whose results tell of them
+            self._store.evaluations.put(self._evaluations)
+            self._evaluations.clear()
             self._store.put_winners(self._pending_winners)
             self._targets_stored += len(self._pending_winners)
             self._pending_winners.clear()

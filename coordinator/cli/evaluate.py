@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fleetnas.fleet_protocol.messages import RuntimeSetting
     from fleetnas.supernet_export.bundle import SupernetBundle
 
+#: Classes up to which all are listed; of more, the worst ones.
+_MOST_CLASSES, _WORST_CLASSES = 20, 10
 _MODEL_SUFFIXES = {"onnxruntime": ".onnx", "litert": ".tflite"}
 
 
@@ -71,7 +73,7 @@ def evaluate(
     if output is not None:
         check_file("--output", output, _MODEL_SUFFIXES[runtime], strict=True)
     with image_progress() as progress:
-        sources = checked_images(opened, ImageFolders(calibration_images, images, some_classes), progress)
+        sources = checked_images(opened, ImageFolders(calibration_images, images, some_classes=some_classes), progress)
     models = BundleWinnerBuilder(opened, *sources)
     setting = RuntimeSetting(runtime=runtime, precision=precision)
     result, file = _evaluated(opened, models, chosen, setting, calibrated=sources[0] is not None)
@@ -89,9 +91,12 @@ def _evaluated(
     calibrated: bool,
 ) -> tuple[dict[str, Any], bytes]:
     """Build and evaluate a subnet's file; returns the figures as `--json` prints them, and the file."""
+    from fleetnas.coordinator.report.conversion import class_report
+
     model = models.calibrate(chosen, setting)
-    found = models.accuracy(model)
+    found = models.answers(model, "evaluation")
     assert found is not None
+    report = class_report(found, "evaluation", bundle.manifest.class_names)
     file, space = models.file(model), bundle.space
     genome = space.encode([chosen])
     predictor = bundle.accuracy_predictor()
@@ -99,8 +104,11 @@ def _evaluated(
         "architecture": chosen.model_dump(mode="json"),
         "runtime": setting.runtime,
         "precision": setting.precision,
-        "accuracy": found[0],
-        "accuracy_images": found[1],
+        "accuracy": found.accuracy,
+        "accuracy_images": found.images,
+        "macro_f1": report.macro_f1,
+        "recall": report.recall,
+        "confusion": report.confusion,
         "predicted_accuracy": float(predictor.predict(space.one_hot(genome))[0]) if predictor is not None else None,
         "calibrated": calibrated,
         "macs": float(space.macs(genome)[0]),
@@ -115,6 +123,7 @@ def _lines(chosen: Architecture, result: dict[str, Any]) -> list[str]:
     """Format the figures for the terminal."""
     by = f"{result['accuracy_images']:,} images ({result['runtime']}, {result['precision']})"
     lines = [f"{chosen.fingerprint}: top-1 {100 * result['accuracy']:.2f} % on {by}"]
+    lines += _class_lines(result)
     if result["predicted_accuracy"] is not None:
         lines.append(f"predicted: {100 * result['predicted_accuracy']:.2f} %")
     if not result["calibrated"]:
@@ -122,3 +131,19 @@ def _lines(chosen: Architecture, result: dict[str, Any]) -> list[str]:
     macs, parameters = result["macs"] / 1e6, result["parameters"] / 1e6
     lines.append(f"{macs:.1f} M MACs, {parameters:.2f} M parameters, {result['bytes']:,} bytes")
     return lines
+
+
+def _class_lines(result: dict[str, Any]) -> list[str]:
+    """Format macro F1 and the recall of each class, or with many classes of the worst ones, worst first."""
+    known = [(recall, name) for name, recall in result["recall"].items() if recall is not None]
+    shown = known if len(known) <= _MOST_CLASSES else sorted(known)[:_WORST_CLASSES]
+    of = "recall" if shown is known else f"recall of the {len(shown)} worst of {len(known)} classes"
+    lines = [f"macro F1 {result['macro_f1']:.4f}; {of}:"]
+    for recall, name in shown:
+        answers = result["confusion"][name]
+        wrong = {answer: images for answer, images in answers.items() if answer != name}
+        most = max(wrong, key=lambda answer: wrong[answer], default=None)
+        taken = f", most often taken for {most} ({wrong[most]})" if most is not None else ""
+        lines.append(f"  {name}: {100 * recall:.1f} % of {sum(answers.values()):,} images{taken}")
+    without = len(result["recall"]) - len(known)
+    return [*lines, f"  {without:,} classes have no images here"] if without else lines

@@ -111,6 +111,7 @@ class OutputOptions:
         Path | None,
         typer.Option("--evaluation-images", metavar="DIR", help="The same, to evaluate the measured files on."),
     ] = None
+    some_classes: options.SomeClasses = False
     card: Annotated[
         Path | None,
         typer.Option(
@@ -184,6 +185,8 @@ def measure(
     agents = fleet.agents() or ((card.device,) if card is not None and not settings.local else ())
     run: NewRun | ResumedRun
     if output.resume is not None:
+        if architecture:
+            raise UsageError(f"a resumed run keeps its subnets; leave out {', '.join(architecture)[:200]}")
         run = ResumedRun(output.resume or LATEST, bundle, agents, kind="measure")
     elif bundle is None:
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")
@@ -195,7 +198,7 @@ def measure(
         settings.device(card) if settings.local else fleet.access(connection),
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
-        images=ImageFolders(output.calibration_images, output.evaluation_images),
+        images=ImageFolders(output.calibration_images, output.evaluation_images, some_classes=output.some_classes),
     )
     from fleetnas.coordinator.cli.search.running import run_search
 

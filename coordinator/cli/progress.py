@@ -32,6 +32,13 @@ def image_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def candidate_progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that takes the candidates evaluated and the candidates in all."""
+    with _progress("evaluating candidates", MofNCompleteColumn()) as progress:
+        yield progress
+
+
+@contextmanager
 def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that takes the bytes done and the bytes in all."""
     with _progress(label, DownloadColumn(), TransferSpeedColumn()) as progress:

@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Condition, Measurement, RuntimeSetting
+from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 from fleetnas.supernet_export.manifest import Preprocessing
 
 
@@ -83,6 +84,10 @@ class TargetOutcome:
     """The re-measurement at the slow-down that is typical of the run; None where that is not known."""
     note: str = ""
     """A remark on a target that is met."""
+    answers: ClassAnswers | None = None
+    """Of the exported file to the evaluation images, which decide nothing."""
+    selection: ClassAnswers | None = None
+    """Of the exported file to the selection images, where it was chosen by them."""
     open: bool = False
     """Not decided yet: the run goes on, or was interrupted."""
     subnet: str = ""
@@ -187,3 +192,9 @@ class CampaignOutcome:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of fleetnas and its main dependencies on the coordinator."""
     devices: tuple[DeviceOutcome, ...] = ()
+    rerank: int = 0
+    """Candidates per target among which selection images chose; 0: none."""
+    selected_on_reported: bool = False
+    """Whether these were the evaluation images too."""
+    class_names: tuple[str, ...] | None = None
+    """In the order of the logits; None where they are not known."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -21,7 +22,7 @@ from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import MAX_TARGETS, TargetRequest
 from fleetnas.device_profiles.quantities import LimitSeconds, Seconds
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.error_text import first_fault
+from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
 from fleetnas.supernet_export.manifest import Preprocessing
@@ -60,6 +61,9 @@ class CampaignPlan(BaseModel):
     initial_design: int = Field(
         default=10, ge=3, le=1000, description="of these, the first ones, which cover the design space"
     )
+    rerank: int = Field(
+        default=0, ge=0, le=1000, description="candidates per target that selection images choose among; 0: none"
+    )
     seed: int = Field(default=0, ge=0)
     prior: PriorChoice = Field(
         default="learned", description="learned: from what the store's earlier runs measured, where that is enough"
@@ -78,6 +82,15 @@ class CampaignPlan(BaseModel):
     cool_s: Seconds = Field(
         default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
+
+    if not TYPE_CHECKING:  # type checkers know the fields from the class
+
+        def __init__(self, **fields: Any) -> None:
+            """Make a plan; `UsageError` names the first field that cannot be used, and its value."""
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise UsageError(_refusal(error)) from error
 
     @model_validator(mode="after")
     def _one_purpose(self) -> CampaignPlan:
@@ -108,6 +121,14 @@ class CampaignPlan(BaseModel):
         return self.targets.fixed_ms[0] if self.architectures and self.targets.fixed_ms else None
 
 
+def _refusal(error: ValidationError) -> str:
+    """Describe the first field of a plan that cannot be used; a rule of this module has its own words."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    if fault["type"] == "value_error":
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return f"no run can be planned with {first_fault(error, with_value=True)}; give another value"
+
+
 class RunSettings(BaseModel):
     """Settings that the store keeps with a run beside its results."""
 
@@ -124,10 +145,21 @@ class RunSettings(BaseModel):
     preprocessing: Preprocessing | None = Field(default=None, description="null in runs of earlier versions")
     calibration_images: str | None = Field(default=None, description="folder; the built-in digits need none")
     evaluation_images: str | None = None
+    selection_images: str | None = None
     some_classes: bool = Field(default=False, description="these folders may lack classes")
     out: str | None = Field(default=None, description="folder of the artifacts")
     card: str | None = Field(default=None, description="model card to rewrite once its target is met")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")
+
+    @property
+    def selects_on_reported(self) -> bool:
+        """Whether winners are chosen by the images that their accuracy is reported on."""
+        return bool(self.plan.rerank) and same_folder(self.selection_images, self.evaluation_images)
+
+
+def same_folder(one: str | Path | None, other: str | Path | None) -> bool:
+    """Whether two paths, if both are given, are of one folder."""
+    return one is not None and other is not None and Path(one).resolve() == Path(other).resolve()
 
 
 def kind_of(run: RunRecord) -> RunKind:
@@ -140,10 +172,14 @@ def settings_of(run: RunRecord) -> RunSettings:
     """Read the settings of a stored run; `StoreError` where another fleetnas stored them in another form."""
     try:
         return RunSettings.model_validate(run.settings)
-    except ValidationError as error:
+    except (ValidationError, UsageError) as error:
+        # A plan raises its own error, whose cause has the path.
+        cause = error.__cause__
+        nested = f"plan.{first_fault(cause)}" if isinstance(cause, ValidationError) else one_line(error)
+        reason = first_fault(error) if isinstance(error, ValidationError) else nested
         raise StoreError(
-            f"the settings stored with run {run.run_id} cannot be read ({first_fault(error)}); use the fleetnas that "
-            f"made it ({_made_by(run.settings)}), or leave this run alone"
+            f"the settings stored with run {run.run_id} cannot be read ({reason}); use the fleetnas that made it "
+            f"({_made_by(run.settings)}), or leave this run alone"
         ) from error
 
 

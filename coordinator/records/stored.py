@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.predictor_error import PredictorPoint
@@ -11,9 +11,12 @@ from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
+from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
 #: Outcome of one attempt at a task.
 Outcome: TypeAlias = Measurement | Failed
+#: Images of an evaluation: those that choose winners, or those that are only reported.
+ImagePart: TypeAlias = Literal["selection", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -154,3 +157,29 @@ class WinnerRecord:
     def met(self) -> bool:
         """Whether a re-measurement met the target."""
         return self.status is TargetStatus.MET
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """The answers of one model file to selection or evaluation images."""
+
+    run_id: str
+    fingerprint: str
+    """Of the architecture."""
+    runtime: str
+    precision: str
+    part: ImagePart
+    classes: int
+    images: int
+    answers: bytes
+    """`ClassAnswers.packed`."""
+
+    @property
+    def file_key(self) -> tuple[str, str, str]:
+        """Key of the model file within the run: threads and the like change its run, not its content."""
+        return self.fingerprint, self.runtime, self.precision
+
+    @property
+    def class_answers(self) -> ClassAnswers:
+        """The answers, unpacked on demand."""
+        return ClassAnswers(self.classes, self.images, self.answers)

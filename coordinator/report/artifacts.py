@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.conversion import results_of
-from fleetnas.coordinator.report.results import DeviceResult, Results, SupernetResult, TargetResult
+from fleetnas.coordinator.report.results import ClassReport, DeviceResult, Results, SupernetResult, TargetResult
 from fleetnas.coordinator.store.measurement_table import measurements_csv
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.text_files import read_text
@@ -50,6 +50,9 @@ class WinnerCard(TargetResult):
     condition: Condition = Field(description="condition under which it was measured")
     profile: DeviceProfile | None
     supernet: SupernetResult
+    class_report: ClassReport | None = Field(
+        default=None, description="answers of the file to images, class by class; null where it was not evaluated"
+    )
     versions: dict[str, str] = Field(description="of the agent and its runtimes")
     replaces: ReplacedModel | None = Field(
         default=None, description="the model that this one took the place of, where `fleetnas measure --card` wrote it"
@@ -131,6 +134,7 @@ class ArtifactFolder:
             condition=device.condition,
             profile=device.profile,
             supernet=results.supernet,
+            class_report=results.class_reports.get(target.sha256 or ""),
             versions=device.versions,
         )
         write_atomically(model.with_suffix(".json"), card.model_dump_json(indent=2).encode() + b"\n")

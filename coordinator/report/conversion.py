@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Literal
 
+from fleetnas.coordinator.records.accuracy_order import accuracy_warnings
 from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
+from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.results import (
+    ClassReport,
     DeviceResult,
     FailureResult,
     LearningResult,
@@ -22,6 +27,7 @@ from fleetnas.coordinator.report.results import (
     SupernetResult,
     TargetResult,
 )
+from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
 _log = logging.getLogger("fleetnas.coordinator")
 
@@ -54,7 +60,46 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
         versions=outcome.versions,
         targets_met=totals.met,
         targets_asked=totals.asked,
+        rerank=outcome.rerank,
+        accuracy_warnings=tuple(accuracy_warnings(outcome)),
+        class_reports=_class_reports(outcome),
         fleet=fleet,
+    )
+
+
+def _class_reports(outcome: CampaignOutcome) -> dict[str, ClassReport]:
+    """Report each winner's file once, however many targets and devices it is for."""
+    return {
+        target.sha256: class_report(found, part, outcome.class_names)
+        for device in outcome.devices
+        for target in device.targets
+        for part, found in (("selection", target.selection), ("evaluation", target.answers))  # the last one stays
+        if target.met and target.sha256 is not None and found is not None
+    }
+
+
+@lru_cache(maxsize=1024)
+def class_report(answers: ClassAnswers, part: ImagePart, class_names: tuple[str, ...] | None) -> ClassReport:
+    """Report what a model file answered, class by class; without names classes are numbered from 0.
+
+    It is cached, as results are written again and again while a run goes on.
+    """
+    names = class_names if class_names is not None and len(class_names) == answers.classes else None
+    names = names or tuple(str(number) for number in range(answers.classes))
+    return ClassReport(
+        part=part,
+        images=answers.images,
+        accuracy=answers.accuracy,
+        macro_f1=answers.macro_f1,
+        recall={
+            name: None if math.isnan(recall) else recall
+            for name, recall in zip(names, answers.recall.tolist(), strict=True)
+        },
+        confusion={
+            names[label]: {names[answer]: int(row[answer]) for answer in row.nonzero()[0]}
+            for label, row in enumerate(answers.confusion)
+            if row.any()
+        },
     )
 
 
@@ -160,6 +205,8 @@ def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: Model
         predicted_accuracy=target.predicted_accuracy,
         accuracy=target.accuracy,
         accuracy_images=target.accuracy_images,
+        selection_accuracy=None if target.selection is None else target.selection.accuracy,
+        selection_images=None if target.selection is None else target.selection.images,
         parameters=target.parameters,
         macs=target.macs,
         peak_activation_bytes=target.peak_activation_bytes,

@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
+from fleetnas.coordinator.report.class_tables import class_tables
 from fleetnas.coordinator.report.plots import Plot, device_plots
 from fleetnas.coordinator.report.results import DeviceResult, Results
 from fleetnas.coordinator.store.measurement_table import read_measurements
@@ -60,6 +61,7 @@ def render_report(directory: Path) -> str:
         )
         for index, device in enumerate(results.fleet)
     ]
+    tables = class_tables(results)
     environment = Environment(
         loader=PackageLoader("fleetnas.coordinator.report", "."),
         autoescape=True,
@@ -83,6 +85,10 @@ def render_report(directory: Path) -> str:
         conditions=", ".join(sorted({device.condition for device in results.fleet})),
         warning=wording.slowed_warning((device.label, device.data_quality) for device in results.fleet),
         advice=wording.SLOWED_ADVICE,
+        accuracy_warnings=wording.first_warnings(results.accuracy_warnings),
+        class_tables=tables,
+        shown_classes={table.sha256 for table in tables},
+        class_files=len(results.class_reports),
         setting_totals=lambda device: target_totals([device]),
         verified=wording.verified,
         targets_remark=_targets_remark,

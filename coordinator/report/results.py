@@ -11,6 +11,7 @@ from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
+from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
@@ -103,6 +104,10 @@ class TargetResult(_Record):
     predicted_accuracy: float | None = Field(description="top-1 in [0, 1], by the bundle's accuracy predictor")
     accuracy: float | None = Field(description="top-1 in [0, 1] on held-out images, with the exported file")
     accuracy_images: int | None = Field(description="images that accuracy was evaluated on")
+    selection_accuracy: float | None = Field(
+        default=None, description="top-1 in [0, 1] on the selection images, which chose among the candidates"
+    )
+    selection_images: int | None = Field(default=None, description="number of selection images")
     energy_mj: float | None = Field(
         default=None, description="per inference, when the file was verified; null where the board has no meter"
     )
@@ -167,6 +172,26 @@ class DeviceResult(_Record):
         return sum(failure.counted for failure in self.failures)
 
 
+class ClassReport(_Record):
+    """Answers of one model file to labelled images, class by class.
+
+    A class is named as in the supernet's manifest, or by its number where that has no names.
+    """
+
+    part: ImagePart = Field(
+        description="the images: `evaluation` images are only reported, `selection` images chose the winner"
+    )
+    images: int
+    accuracy: float = Field(description="top-1 in [0, 1]")
+    macro_f1: float = Field(description="mean over the classes of the harmonic mean of precision and recall")
+    recall: dict[str, float | None] = Field(
+        description="by class, the share of its images that is answered right; null for a class without images"
+    )
+    confusion: dict[str, dict[str, int]] = Field(
+        description="by class, then by answer: the number of images; pairs without images are left out"
+    )
+
+
 class SupernetResult(_Record):
     """The supernet that the subnets were sliced from."""
 
@@ -202,6 +227,15 @@ class Results(_Record):
     targets_met: int = Field(description="over the whole fleet")
     targets_asked: int = Field(
         description="targets that were asked for over the whole fleet, those of lost and failed devices included"
+    )
+    rerank: int = Field(
+        default=0, description="candidates per target among which selection images chose; 0: predicted accuracy chose"
+    )
+    accuracy_warnings: tuple[str, ...] = Field(
+        default=(), description="what is doubtful about the winners' accuracies, with advice"
+    )
+    class_reports: dict[str, ClassReport] = Field(
+        default_factory=dict, description="by the sha256 of a winner's model file"
     )
     fleet: tuple[DeviceResult, ...]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from fleetnas.coordinator.records.outcome import (
     CampaignOutcome,
@@ -16,13 +16,14 @@ from fleetnas.coordinator.records.outcome import (
 )
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
 from fleetnas.coordinator.records.statuses import SettingStatus
-from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
+from fleetnas.coordinator.records.stored import DeviceRecord, ImagePart, OutcomeRecord, WinnerRecord
 from fleetnas.coordinator.records.targets import TargetKey, ordered
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
 from fleetnas.coordinator.records.verdict import shown_reason
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.messages import Failed
+from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
 _log = logging.getLogger("fleetnas.coordinator")
 
@@ -39,7 +40,11 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     outcomes: dict[tuple[str, str], list[OutcomeRecord]] = {}
     for found in store.outcomes(run_id):
         outcomes.setdefault((found.task.device, found.task.setting_label), []).append(found)
-    winners = _by_setting(store.winners(run_id))
+    decided = store.winners(run_id)
+    winners = _by_setting(decided)
+    won = {winner.architecture.fingerprint for winner in decided if winner.met and winner.architecture is not None}
+    evaluations = store.evaluations.of_subnets(run_id, won)
+    answers = {(each.file_key, each.part): each.class_answers for each in evaluations}
     keys = {(device.device, device.setting.label): device for device in store.devices(run_id)}
     return CampaignOutcome(
         run_id=run_id,
@@ -60,10 +65,31 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         finished_s=run.finished_unix_s,
         versions=settings.versions,
         devices=tuple(
-            _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, []))
+            _with_answers(
+                _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, [])), answers
+            )
             for key, device in keys.items()
         ),
+        rerank=settings.plan.rerank,
+        selected_on_reported=settings.selects_on_reported,
+        class_names=settings.class_names,
     )
+
+
+def _with_answers(
+    device: DeviceOutcome, answers: Mapping[tuple[tuple[str, str, str], ImagePart], ClassAnswers]
+) -> DeviceOutcome:
+    """Add what the files of met targets answered to images."""
+    setting = device.setting
+    found = []
+    for target in device.targets:
+        if not target.met or target.architecture is None:
+            found.append(target)
+            continue
+        key = target.architecture.fingerprint, setting.runtime, setting.precision
+        evaluated, selection = answers.get((key, "evaluation")), answers.get((key, "selection"))
+        found.append(replace(target, answers=evaluated, selection=selection))
+    return replace(device, targets=tuple(found))
 
 
 def stored_totals(store: MeasurementStore, run_id: str, asked: int) -> TargetTotals:

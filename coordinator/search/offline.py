@@ -20,6 +20,7 @@ from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularA
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 from fleetnas.supernet_export.evaluation.evaluated_subnets import read_evaluated
 from fleetnas.supernet_export.output_files import write_atomically
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -62,8 +63,10 @@ class OfflineOutcome:
     """Result of an offline search."""
 
     request: OfflineRequest
-    space: DesignSpace
+    space: MBConvSpace
     result: SearchResult
+    selection: tuple[ClassAnswers, ...] = ()
+    """Of each winner to selection images, where these chose among the candidates."""
 
     def to_json(self) -> dict[str, Any]:
         """Winners and front, JSON-serialisable; latencies in milliseconds, accuracies as fractions."""
@@ -91,14 +94,23 @@ class OfflineOutcome:
                     "accuracy": winner.accuracy,
                     **{name: float(cost[0]) for name, cost in subnet_costs(space, winner.genome[None]).items()},
                     "architecture": winner.architecture.model_dump(mode="json"),
+                    **(
+                        {"selection_accuracy": chosen_by.accuracy, "selection_images": chosen_by.images}
+                        if chosen_by is not None
+                        else {}
+                    ),
                 }
-                for winner in result.winners
+                for winner, chosen_by in zip(result.winners, self._selection, strict=True)
             ],
             "front": [
                 {"predicted_ms": ms, "accuracy": top1, "architecture": architecture.model_dump(mode="json")}
                 for architecture, top1, ms in front
             ],
         }
+
+    @property
+    def _selection(self) -> Sequence[ClassAnswers | None]:
+        return self.selection or [None] * len(self.result.winners)
 
 
 def search_offline(request: OfflineRequest) -> OfflineOutcome:
@@ -178,8 +190,10 @@ def offline_table(outcome: OfflineOutcome) -> Group:
     winners = Table(title=f"{space.name}, {by}: the best subnet predicted within each target")
     for name in ("target ms", "predicted ms", "top-1 %", "MMACs", "M weights", "peak MiB", "file MB"):
         winners.add_column(name, justify="right")
+    if outcome.selection:
+        winners.add_column("selection %", justify="right")
     winners.add_column("depths, resolution", no_wrap=True)
-    for winner in result.winners:
+    for place, winner in enumerate(result.winners):
         costs = {name: float(cost[0]) for name, cost in subnet_costs(space, winner.genome[None]).items()}
         winners.add_row(
             f"{winner.target_ms:g}",
@@ -189,6 +203,7 @@ def offline_table(outcome: OfflineOutcome) -> Group:
             f"{costs['parameters'] / 1e6:.2f}",
             f"{costs['peak_activation_bytes'] / 2**20:.1f}",
             f"{costs['model_bytes'] / 1e6:.1f}",
+            *(f"{100 * answers.accuracy:.2f}" for answers in outcome.selection[place : place + 1]),
             f"{'-'.join(map(str, winner.architecture.d))} at {winner.architecture.r}",
         )
     if outcome.request.bounds.given():

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0006"
+HEAD_REVISION = "0007"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -161,6 +161,21 @@ class WinnerRow(Base):
     sha256: Mapped[str | None] = mapped_column(String(64))
     reason: Mapped[str] = mapped_column(Text)
     note: Mapped[str] = mapped_column(Text)
+
+
+class EvaluationRow(Base):
+    """Answers of one model file to images; every field of `fleetnas.coordinator.records.stored.EvaluationRecord`."""
+
+    __tablename__ = "evaluations"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(12), primary_key=True)
+    runtime: Mapped[str] = mapped_column(String(64), primary_key=True)
+    precision: Mapped[str] = mapped_column(String(16), primary_key=True)
+    part: Mapped[str] = mapped_column(String(16), primary_key=True)
+    classes: Mapped[int]
+    images: Mapped[int] = mapped_column(BigInteger)
+    answers: Mapped[bytes] = mapped_column(LargeBinary)
 
 
 class DistrustedRow(Base):

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
 from fleetnas.coordinator.records.statuses import RunStatus
@@ -25,6 +23,7 @@ from fleetnas.coordinator.records.stored import (
     WinnerRecord,
 )
 from fleetnas.coordinator.store.database import Database
+from fleetnas.coordinator.store.evaluation_table import EvaluationTable
 from fleetnas.coordinator.store.migration import bring_up_to_date
 from fleetnas.coordinator.store.outcome_writer import OutcomeWriter
 from fleetnas.coordinator.store.row_reading import (
@@ -37,7 +36,6 @@ from fleetnas.coordinator.store.row_reading import (
     winner_of,
 )
 from fleetnas.coordinator.store.schema import (
-    Base,
     DeviceRow,
     DistrustedRow,
     MeasurementRow,
@@ -46,6 +44,7 @@ from fleetnas.coordinator.store.schema import (
     TaskRow,
     WinnerRow,
 )
+from fleetnas.coordinator.store.upsert import upsert
 from fleetnas.device_profiles.quantities import LATENCY_RANGE_MS
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import UsageError
@@ -72,9 +71,10 @@ class MeasurementStore:
         self.read_only = database.read_only  #: nothing can be added or changed
         self._outcome_writer = OutcomeWriter(database)
         # Made once: making such a statement takes longer than running it.
-        self._put_tasks = _upsert(database, TaskRow, "task_id")
-        self._put_devices = _upsert(database, DeviceRow, "run_id", "device", "setting_label")
-        self._put_winners = _upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
+        self._put_tasks = upsert(database, TaskRow, "task_id")
+        self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
+        self.evaluations = EvaluationTable(database)
+        self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 
     @classmethod
     def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
@@ -346,11 +346,3 @@ class MeasurementStore:
 def _architecture_fields(architecture: Architecture) -> dict[str, Any]:
     """Return an architecture as JSON; cached, as devices of a fleet measure much the same subnets."""
     return architecture.model_dump(mode="json")
-
-
-def _upsert(database: Database, table: type[Base], *key: str) -> Any:
-    """Return a statement that inserts rows, or renews the ones that have the same key."""
-    insert_or = postgresql_insert if database.dialect == "postgresql" else sqlite_insert
-    rows = insert_or(table)
-    renewed = {column.name: column for column in rows.excluded if column.name not in key}
-    return rows.on_conflict_do_update(index_elements=list(key), set_=renewed)

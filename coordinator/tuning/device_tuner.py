@@ -19,20 +19,23 @@ from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.targets import TargetRequest
-from fleetnas.coordinator.records.transitions import require
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.automatic_targets import AutomaticTargets
 from fleetnas.coordinator.tuning.candidates import CandidateSearch
 from fleetnas.coordinator.tuning.design_progress import DesignProgress
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.coordinator.tuning.invariants import check_proposals, check_targets
+from fleetnas.coordinator.tuning.miss_reasons import all_failed, first_ones_failed
 from fleetnas.coordinator.tuning.proposal import Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.setting_tuner import TunerPhase
+from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.coordinator.tuning.verification import Verification
+from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 from fleetnas.supernet_export.spaces.base import Genomes
 
@@ -53,8 +56,11 @@ class DeviceTuner:
         solver: TargetSolver,
         *,
         budget: int = 40,
+        rerank: int = 0,
     ) -> None:
         """`budget` counts all measurements but verifications, those of the initial design included.
+
+        With `rerank`, that many candidates per target are chosen among by the accuracies that `tell_accuracy` takes.
 
         Space, seed, prior and bounds are those of the `design`; `solver` must keep the bounds too.
         """
@@ -71,7 +77,10 @@ class DeviceTuner:
         self._proposer = Proposer(self._latency, accuracy, design.architecture)
         self._design = DesignProgress(design.subnets, self._latency.observations)
         self._candidates = CandidateSearch(self._latency, self._choice, self._proposer, solver, self._rng)
-        self._verification = Verification(self._latency, self._choice, self._proposer, solver, design.ends, self._rng)
+        self._shortlists = Shortlists(rerank, self._latency, self._choice, solver, lambda: self._rng(4))
+        self._verification = Verification(
+            self._latency, self._choice, self._proposer, solver, self._shortlists, design.ends, self._rng
+        )
         self._targets = [TargetState(target_ms) for target_ms in targets.fixed_ms]
         self._automatic = AutomaticTargets(targets, self._latency, design.ends, solver, accuracy, design.seed)
         self._regime_unix_s = 0.0  # of the device when exploration ended, and since
@@ -162,6 +171,15 @@ class DeviceTuner:
         self._outstanding.update((proposal.key, proposal) for proposal in asked)
         return asked
 
+    def wanted_accuracies(self) -> list[Architecture]:
+        """Return the candidates that `ask` waits for: tell the accuracy of each on selection images, then ask again."""
+        return [] if self._finished else [self._proposer.architecture(genome) for genome in self._shortlists.wanted()]
+
+    def tell_accuracy(self, architecture: Architecture, accuracy: float | None) -> None:
+        """Take a candidate's accuracy on selection images, a fraction; None where its file cannot be evaluated."""
+        self._shortlists.tell(self.space.encode([architecture])[0], accuracy)
+        self._current = False
+
     def expect(self, proposal: Proposal) -> None:
         """Take in a proposal of an earlier coordinator that has no outcome yet: its round goes on."""
         if not self._finished:
@@ -197,9 +215,11 @@ class DeviceTuner:
             self._latency.add_failure(genome)
         else:
             run = self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
+        if self._finished:
+            return  # a late outcome: the targets are decided, some by winners of others
         if state is not None and proposal.purpose == "verification":
             self._verification.judge(state, genome, run)
-        elif state is not None:
+        elif state is not None and not self._shortlists.holds(state, genome):
             state.count_replacement()
         self._check_abort(outcome)
         self._current = False
@@ -219,14 +239,11 @@ class DeviceTuner:
         if not isinstance(outcome, Failed) or self.failures < MAX_INITIAL_FAILURES:
             return
         if not len(self._latency.observations.table(unsure=True)):
-            self.failure_reason = (
-                f"its first {self.failures} measurements all failed, the last with {self._verification.last_failure}; "
-                "run `fleetnas-agent doctor` on the device"
-            )
+            self.failure_reason = first_ones_failed(self.failures, self._verification.last_failure)
             self._finish()
 
-    def _rng(self) -> np.random.Generator:
-        return np.random.default_rng([self._seed, 3, self._told])
+    def _rng(self, stream: int = 3) -> np.random.Generator:
+        return np.random.default_rng([self._seed, stream, self._told])
 
     # -- rounds ------------------------------------------------------------------------------------------------
 
@@ -246,7 +263,7 @@ class DeviceTuner:
                 return found
             self._end_exploration()
             self._follow_regime()
-        if self._finished:
+        if self._finished or self._shortlists.wanted():
             return []
         round_ = self._verification.proposals(self._targets)
         if not round_:
@@ -264,10 +281,7 @@ class DeviceTuner:
             return
         self._design_told = self._told
         if not len(self._latency.observations.table(unsure=True)):
-            self.failure_reason = (
-                f"no measurement succeeded, the last failed with {self._verification.last_failure}; run "
-                "`fleetnas-agent doctor` on the device"
-            )
+            self.failure_reason = all_failed(self._verification.last_failure)
             self._finish()
         elif self._request.automatic:
             self._automatic.begin()
@@ -277,6 +291,7 @@ class DeviceTuner:
         """From the first re-measurement on, targets change with the device's lasting speed only."""
         if self._exploring and not self._finished:
             self._refresh_targets()
+            self._shortlists.make(self._open_targets())
             self._exploring = False
             self._regime_unix_s = self._latency.observations.speed_since_unix_s
 
@@ -317,7 +332,7 @@ class DeviceTuner:
             return
         for state in self._open_targets():
             if state.verifications == 0:
-                best = self._choice.choice(state, unsure=not self._exploring)
+                best = self._verification.present_choice(state, unsure=not self._exploring)
                 if best is not None:
                     self._verification.show(state, best)
 
@@ -331,16 +346,5 @@ class DeviceTuner:
 
     def validate(self) -> None:
         """Check targets and proposals; `BrokenInvariantError` names the first contradiction. For tests."""
-        for state in self._targets:
-            state.validate()
-        targets_ms = [state.target_ms for state in self._targets]
-        require(targets_ms == sorted(set(targets_ms)), "targets are not ascending: {}", targets_ms)
-        queued = [proposal.key for proposal in self._queue]
-        require(len(set(queued)) == len(queued), "a proposal is queued twice")
-        require(not self._outstanding.keys() & set(queued), "a proposal is queued and being measured")
-        require(all(key == proposal.key for key, proposal in self._outstanding.items()), "a proposal has another key")
-        if self._finished:
-            require(not self._queue and not self._outstanding, "a finished search asks for measurements")
-            require(not self._open_targets(), "a finished search has open targets")
-        else:
-            require(not self.failure_reason, "a search at work has failed: {}", self.failure_reason)
+        check_targets(self._targets, finished=self._finished, failure_reason=self.failure_reason)
+        check_proposals(self._queue, self._outstanding, finished=self._finished)

@@ -74,3 +74,15 @@ def given_up(state: TargetState, observations: Observations, name: str, last_fai
             f"it, at {min(known):.3g} ms; {ask}"
         )
     return GivenUpReason(f"the fastest subnet found ({name}) takes {ran_ms:.3g} ms; {ask}", too_fast=True)
+
+
+def first_ones_failed(failures: int, last: str) -> str:
+    """Explain a device setting that is given up after that many failures; `last` describes the latest one."""
+    return (
+        f"its first {failures} measurements all failed, the last with {last}; run `fleetnas-agent doctor` on the device"
+    )
+
+
+def all_failed(last: str) -> str:
+    """Explain a device setting whose initial design failed as a whole; `last` describes the latest failure."""
+    return f"no measurement succeeded, the last failed with {last}; run `fleetnas-agent doctor` on the device"

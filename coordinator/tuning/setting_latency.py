@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.predictors.upper_bounds import learn_upper_bounds
+from fleetnas.coordinator.search.candidate_table import genome_keys
 from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, TableLatency
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.observations import Observations
@@ -117,7 +118,12 @@ class SettingLatency:
         return PredictorLatency(self._features, self.predictor, sigmas=sigmas, include_noise=True)
 
     def winners(
-        self, solver: TargetSolver, targets_ms: Sequence[float], rng: np.random.Generator, predicted: PredictorLatency
+        self,
+        solver: TargetSolver,
+        targets_ms: Sequence[float],
+        rng: np.random.Generator,
+        predicted: PredictorLatency,
+        without: Sequence[Genome] = (),
     ) -> list[Genome | None]:
         """Return, per target, the most accurate subnet by prediction and measurement; None where there is none.
 
@@ -126,16 +132,19 @@ class SettingLatency:
             targets_ms: at the typical speed, in any order.
             rng: of the search.
             predicted: a model of latency at undisturbed speed, with its margin.
+            without: subnets that are left out.
         """
         if not targets_ms:
             return []
         latency: TableLatency = predicted
         table = self.observations.table()
         genomes, measured_ms = table.genomes, table.undisturbed_ms
-        excluded = self.observations.quarantined()
+        excluded = [*self.observations.quarantined(), *without]
         if excluded:
-            genomes = np.concatenate([genomes.reshape(-1, len(excluded[0])), np.stack(excluded)])
-            measured_ms = np.concatenate([measured_ms, np.full(len(excluded), np.inf)])
+            ruled_out = np.stack(excluded)
+            kept = ~np.isin(genome_keys(genomes), genome_keys(ruled_out)) if len(genomes) else slice(0)
+            genomes = np.concatenate([genomes.reshape(-1, len(excluded[0]))[kept], ruled_out])
+            measured_ms = np.concatenate([measured_ms[kept], np.full(len(excluded), np.inf)])
         if len(genomes):
             latency = MeasuredLatency(latency, genomes, measured_ms)
         bounds = self.speed.undisturbed_of(np.array(targets_ms, dtype=np.float64)).tolist()

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
@@ -81,6 +82,12 @@ class SettingTuner(Protocol):
 
     def tell(self, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the outcome of a proposal, also of one that a stored run asked for."""
+
+    def wanted_accuracies(self) -> list[Architecture]:
+        """Return the subnets among which nothing is chosen before `tell_accuracy` was called for them."""
+
+    def tell_accuracy(self, architecture: Architecture, accuracy: float | None) -> None:
+        """Take the evaluated accuracy of a wanted subnet, a fraction; None: the prediction stands."""
 
     def abandon(self, reason: str) -> None:
         """End at once, without computing anything: it raised an exception, which `reason` describes."""

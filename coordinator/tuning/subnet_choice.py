@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.supernet_export.spaces.base import Genomes
 
 #: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
 #: (top-1, a fraction): it passes often enough to make up for the misses.
@@ -40,13 +42,21 @@ class SubnetChoice:
 
         One that was within the target although its device was slowed down needs no margin.
         """
-        table = self._observations.table(unsure=unsure)
-        within = table.typical_ms * (1.0 + safety) <= state.target_ms
-        genomes = table.genomes[within | ((table.typical_ms <= state.target_ms) & (table.bound_ms <= state.target_ms))]
+        genomes = self.measured_within(state, safety, unsure=unsure)
         if not len(genomes):
             return None
         best: Genome = genomes[int(np.argmax(self._accuracy.predict(genomes)))]
         return best
+
+    def measured_within(self, state: TargetState, safety: float, *, unsure: bool) -> Genomes:
+        """Return the measured subnets within the target less its margin, fastest first, (n, G)."""
+        table = self._observations.table(unsure=unsure)
+        within = table.typical_ms * (1.0 + safety) <= state.target_ms
+        return table.genomes[within | ((table.typical_ms <= state.target_ms) & (table.bound_ms <= state.target_ms))]
+
+    def accuracies(self, genomes: Genomes) -> NDArray[np.float64]:
+        """Return the predicted top-1 accuracies, fractions, (n,)."""
+        return np.asarray(self._accuracy.predict(genomes), dtype=np.float64)
 
     def choice(self, state: TargetState, *, unsure: bool) -> Genome | None:
         """Return the best measured subnet within a target by its margin; before the first miss a better one without."""

@@ -153,6 +153,13 @@ class SubnetTuner:
         if self.needs_planning and not self._next_round():
             self._finish()
 
+    def wanted_accuracies(self) -> list[Architecture]:
+        """Return none: nothing is chosen."""
+        return []
+
+    def tell_accuracy(self, architecture: Architecture, accuracy: float | None) -> None:
+        """Do nothing: no accuracy is wanted."""
+
     def abandon(self, reason: str) -> None:
         """End at once: it raised an exception, which `reason` describes."""
         self._abandoned = self._finished = True

@@ -20,6 +20,7 @@ from fleetnas.coordinator.tuning.miss_reasons import given_up, remeasured_beyond
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import WAIT_ABOVE, Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.subnet_observations import Run
 from fleetnas.coordinator.tuning.target_state import TargetState
@@ -43,15 +44,19 @@ class Verification:
         choice: SubnetChoice,
         proposer: Proposer,
         solver: TargetSolver,
+        shortlists: Shortlists,
         ends: Sequence[Genome],
         rng: Callable[[], np.random.Generator],
     ) -> None:
         """`rng` makes the generator of the next search; `ends` are the smallest and the largest subnet.
 
+        `shortlists` go before predicted accuracy wherever they hold candidates.
+
         No target is called infeasible before the smallest subnet was measured at a known speed.
         """
         self._latency, self._observations = latency, latency.observations
         self._choice, self._proposer, self._solver, self._rng = choice, proposer, solver, rng
+        self._shortlists = shortlists
         self._smallest, self._largest = ends
         self._last_failure = ""
         self._winners: dict[float, tuple[Genome, Run]] = {}
@@ -80,6 +85,11 @@ class Verification:
         if state.verifications >= MAX_VERIFICATIONS:
             state.miss(remeasured_in_vain(state))
             return None
+        listed = self._shortlists.best(state)
+        if listed is not None and listed.measured:
+            return self._proposer.propose_again(listed.genome, state.target_ms)
+        if listed is not None:
+            return self._proposer.propose([listed.genome], "candidate", state.target_ms)[0]
         table = self._observations.table(unsure=True)
         choice = self._choice.choice(state, unsure=True)
         if choice is None and len(table) and table.typical_ms[0] <= state.target_ms:
@@ -125,6 +135,11 @@ class Verification:
         """Whether the smallest subnet was measured at a known speed, or is not to be tried again."""
         seen = self._observations.of(self._smallest)
         return seen.quarantined or any(run.undisturbed_ms is not None for run in seen.runs)
+
+    def present_choice(self, state: TargetState, *, unsure: bool) -> Genome | None:
+        """Return the measured subnet that a target would be verified with now; None where there is none."""
+        listed = self._shortlists.best(state)
+        return listed.genome if listed is not None and listed.measured else self._choice.choice(state, unsure=unsure)
 
     # -- judging -----------------------------------------------------------------------------------------------
 
@@ -221,10 +236,18 @@ class Verification:
                 if (winner.verified_ms or math.inf) <= state.target_ms
                 and (winner.typical_ms is None or winner.typical_ms <= state.target_ms)
             ]
-            best = max(within, key=lambda winner: winner.accuracy or 0.0, default=None)
-            if best is None or (state.status is TargetStatus.MET and (state.accuracy or 0.0) >= (best.accuracy or 0.0)):
+            accuracy = self._accuracy_of([state, *within])
+            best = max(within, key=accuracy, default=None)
+            if best is None or (state.status is TargetStatus.MET and accuracy(state) >= accuracy(best)):
                 continue
             state.adopt(best)
+
+    def _accuracy_of(self, states: Sequence[TargetState]) -> Callable[[TargetState], float]:
+        """Return the accuracy by which winners are compared: on selection images where that of all is known."""
+        met = [state for state in states if state.status is TargetStatus.MET]
+        if all(self._shortlists.accuracy(state.genome) is not None for state in met):
+            return lambda state: self._shortlists.accuracy(state.genome) or 0.0
+        return lambda state: state.accuracy or 0.0
 
     def _give_up(self, state: TargetState) -> None:
         fastest = self._observations.fastest()

@@ -7,6 +7,7 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
+from fleetnas.coordinator.records.accuracy_order import accuracy_warnings
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
@@ -53,6 +54,7 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
     warning = wording.slowed_warning((device.label, device.quality) for device in outcome.devices)
     if warning:
         parts.append(Text(f"{warning}; {wording.SLOWED_ADVICE}", style=WARN))
+    parts += [Text(line, style=WARN) for line in wording.first_warnings(accuracy_warnings(outcome))]
     statuses = [device.status for device in outcome.devices]
     if any(status is not SettingStatus.FINISHED for status in statuses):
         parts.append(Text(f"{wording.count_of(len(statuses), 'device setting')}: {wording.status_counts(statuses)}"))
@@ -86,6 +88,8 @@ def _table(device: DeviceOutcome) -> Table:
 
 def _cells(target: TargetOutcome) -> list[Text]:
     remarks = wording.remarks(target.verified_ms, target.typical_ms, target.note)
+    if target.selection is not None:
+        remarks.append(f"{wording.accuracy(target.selection.accuracy)} of the selection images")
     if target.met:
         result = Text("; ".join((f"✓ {wording.met_word(target.target_ms)}", *remarks)), style=GOOD)
     elif target.open:

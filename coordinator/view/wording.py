@@ -158,6 +158,13 @@ def data_quality(quality: DataQuality) -> str:
     return "; ".join(parts)
 
 
+def first_warnings(warnings: Sequence[str]) -> list[str]:
+    """Return the first warnings of many, with a line that counts the others."""
+    shown = [printable(warning) for warning in warnings[:_MOST_NAMED]]
+    more = len(warnings) - len(shown)
+    return [*shown, f"and {count_of(more, 'more warning')} of this kind, see results.json"] if more else shown
+
+
 def slowed_warning(settings: Iterable[tuple[str, DataQuality]]) -> str:
     """Return the warning about device settings with more than a quarter of slowed measurements; empty without any."""
     slowed = sorted(

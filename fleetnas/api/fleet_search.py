@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from fleetnas.coordinator.app.compose import open_search
-from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
+from fleetnas.coordinator.app.request import FleetAccess, ImageFolders, NewRun, SearchRequest
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 __all__ = ["CampaignPlan", "search_fleet"]
@@ -28,6 +30,7 @@ def search_fleet(
     fleet: str = "default",
     store: str | None = None,
     out: Path | str | None = None,
+    images: Mapping[str, Path | str] | None = None,
 ) -> Generator[Event, None, None]:
     """Search on all agents of a fleet, and yield each event as it happens.
 
@@ -42,9 +45,12 @@ def search_fleet(
         fleet: name of the fleet, a part of every topic.
         store: path of the SQLite store, or a PostgreSQL URL; None: the one of the command line, in your data folder.
         out: folder for `results.json`, `report.html` and the winners' model files; None writes none.
+        images: folders with a folder of images per class. `calibration`: to calibrate winners; `selection`: to choose
+            each winner among the `plan.rerank` best candidates; `evaluation`: only reported. The built-in digits have
+            their own.
 
     Raises:
-        UsageError: the plan or an address cannot be used.
+        UsageError: the plan, an address or a folder of images cannot be used.
         BundleError: the supernet cannot be used.
         StoreError: the store cannot be used.
         TransportError: the broker does not answer within 10 s.
@@ -55,6 +61,7 @@ def search_fleet(
         devices_at=FleetAccess(BrokerAddress.parse(broker), fleet),
         run=NewRun(Path(supernet), plan),
         out=Path(out) if out is not None else None,
+        images=_image_folders(images or {}),
     )
     feed = _EventFeed()
     worker = threading.Thread(target=feed.run, args=(request,), name="fleet-search", daemon=True)
@@ -64,6 +71,15 @@ def search_fleet(
     finally:
         feed.stop()
         worker.join()
+
+
+def _image_folders(images: Mapping[str, Path | str]) -> ImageFolders:
+    known = [field.name for field in fields(ImageFolders) if field.name != "some_classes"]
+    unknown = sorted(set(images) - set(known))
+    if unknown:
+        raise UsageError(f"images are for {', '.join(known)}, not for {', '.join(unknown)}; rename them")
+    found = {part: Path(folder) for part, folder in images.items()}
+    return ImageFolders(found.get("calibration"), found.get("evaluation"), found.get("selection"))
 
 
 class _EventFeed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,6 +258,25 @@ def test_what_is_within_its_target_though_the_device_is_slowed_down_is_met() -> 
         assert state.verified_ms is not None
         assert state.verified_ms <= state.target_ms
     assert sum(proposal.purpose == "verification" for proposal, _ in told) == 4
+
+
+@pytest.mark.parametrize("latency", [1.0, 100.0])
+def test_a_late_outcome_changes_no_target_of_a_search_that_has_ended(latency: float) -> None:
+    """Also where a target ended with the winner of another, which no measurement of its own verified."""
+    search, answer = make("1.6,2.4"), device()
+
+    def slow_when_verified(proposal: Proposal) -> Measurement | Failed:
+        looser = proposal.purpose == "verification" and proposal.target_ms == 2.4
+        return measurement(9.0) if looser else answer(proposal)
+
+    told = run(search, slow_when_verified)
+    assert any("the winner of" in state.note for state in search.targets)
+    before = [replace(state) for state in search.targets]
+    verified = next(proposal for proposal, _ in told if proposal.purpose == "verification")
+    for state in before:
+        search.tell(replace(verified, target_ms=state.target_ms), measurement(latency))
+        search.validate()
+    assert search.targets == before
 
 
 def test_infeasible_targets_name_the_fastest_subnet_and_leave_the_others() -> None:

@@ -161,5 +161,5 @@ def test_what_views_are_told_of_it() -> None:
     ],
 )
 def test_plans_that_are_neither_search_nor_measurement_are_refused(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UsageError, match=words):
         CampaignPlan(**fields)

@@ -28,6 +28,7 @@ TEXTS = {
     "--devices": "pi4",
     "--broker": "127.0.0.1",
     "--setting": "onnxruntime,threads=2",
+    "--precision": "int8",
     "--runtime": "onnxruntime",
     "--mirror": "https://mirror.example/bundles",
     "--max-parameters": "4M",
@@ -38,11 +39,13 @@ TEXTS = {
 OUTPUTS = {"--out", "--json"}
 PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
+    "--rerank",
     "--deadline",
     *("--warmup", "--min-time", "--min-runs", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
-HERE = {"--supernet", "--store", "--calibration-images", "--evaluation-images", "--some-classes", "--metrics-port"}
+IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes"}
+HERE = {*IMAGES, "--supernet", "--metrics-port"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
 }
@@ -59,12 +62,32 @@ KINDS = {
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
     "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
-    "offline": (("--offline", "--targets", "5"), OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed"}),
+    "offline": (
+        ("--offline", "--targets", "5"),
+        OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed", "--rerank", "--calibration-images"},
+    ),
+}
+TIMES = {name for name in PLAN if not name.startswith("--max-")} - {
+    *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--rerank"),
+}
+CHOSEN = {"--setting", "--runtime", "--threads", "--precision"}
+#: The same of measurements of given subnets.
+MEASUREMENTS = {
+    "fleet": (
+        ("--broker", "127.0.0.1", MISSING, "smallest"),
+        OUTPUTS | TIMES | IMAGES | FLEET | CHOSEN | {"--wait-for", "--target"},
+    ),
+    "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | IMAGES | FLEET),
+    "local": (
+        ("--local", MISSING, "smallest"),
+        OUTPUTS | TIMES | IMAGES | CHOSEN | {"--state-dir", "--target"},
+    ),
+    "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | IMAGES | {"--state-dir"}),
 }
 #: They choose the kind.
-CHOICES = {"--offline", "--local", "--resume"}
+CHOICES = {"--offline", "--local", "--resume", "--card"}
 #: Used beside or without certain others, see below.
-WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials"}
+WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials", "--selection-images"}
 
 
 def options_of(command: Any) -> dict[str, Any]:
@@ -93,10 +116,26 @@ def test_every_kind_of_search_uses_an_option_or_refuses_it(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     begun, used = KINDS[kind]
-    left = {name: option for name, option in SEARCH.items() if name not in CHOICES | WITH_ANOTHER}
+    assert used_options(capsys, "search", *begun) == used
+
+
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+def test_every_kind_of_measurement_uses_an_option_or_refuses_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    begun, used = MEASUREMENTS[kind]
+    assert used_options(capsys, "measure", *begun) == used
+
+
+def used_options(capsys: pytest.CaptureFixture[str], command: str, *begun: str) -> set[str]:
+    """The options of a search or a measurement that it does not refuse where it is begun like this."""
+    options = options_of(COMMANDS[command,])
+    left = {name: option for name, option in options.items() if name not in CHOICES | WITH_ANOTHER}
     while True:  # everything at once, without what was refused before
         code, out, err = fleetnas(
-            capsys, "search", *begun, *(word for option in left.values() for word in given(option))
+            capsys, command, *begun, *(word for option in left.values() for word in given(option))
         )
         assert (code in (1, 2), out) == (True, "")
         assert "Traceback" not in err
@@ -105,7 +144,7 @@ def test_every_kind_of_search_uses_an_option_or_refuses_it(
             break  # something else is wrong: a file that is not there
         assert code == 2
         left = {name: option for name, option in left.items() if name not in refused}
-    assert set(left) == used
+    return set(left)
 
 
 def test_options_that_need_another_are_refused_without_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -113,6 +152,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
     for alone, another in (
         (("--cool-for", "9"), ("--conditions", "cool")),
         (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
+        (("--selection-images", "images"), ("--rerank", "5")),
     ):
         code, _, err = fleetnas(capsys, *begun, *alone)
         assert (code, alone[0] in err, another[0] in err) == (2, True, True)
@@ -136,6 +176,10 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("export", "ofa-resnet50", "--space", "ofa-resnet50"), "--space"),
         (("search", "--broker", "127.0.0.1", "--targets", "5", "--devices", ","), "names nobody"),
         (("search", "--broker", "127.0.0.1", "--credentials", "c", "--username", "u"), "--username"),
+        (("measure", MISSING, "smallest", "--local", "--credentials", "c"), "leave out --credentials"),
+        (("measure", MISSING, "smallest", "--local", "--resume", "run-1"), "leave out smallest"),
+        (("measure", MISSING, "smallest", "--local", "--cool-for", "9"), "leave out --cool-for"),
+        (("measure", MISSING, "--local", "--card", "c.json", "--threads", "2"), "leave out --threads"),
         (("search", "--local", "--credentials", "c"), "leave out --credentials"),
         (("search", "--broker", "127.0.0.1", "--supernet", MISSING, "--some-classes"), "leave out --some-classes"),
         (("search", "--offline", "--credentials", "c"), "leave out --credentials"),
@@ -199,7 +243,9 @@ def test_every_command_is_looked_at() -> None:
         "evaluate": 7,
         "export": 16,
         "export-data": 7,
+        "finetune": 13,
         "inspect": 2,
+        "measure": 37,
         "mirror": 0,
         "predictor": 0,
         "predictor evaluate": 5,
@@ -208,6 +254,7 @@ def test_every_command_is_looked_at() -> None:
         "runs": 2,
         "search": len(SEARCH),
         "sign": 1,
+        "train": 32,
         "verify": 1,
         "watch": 10,
     }

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rigs.simulated_fleet import HiddenDevice, Simulation, StandInModels, measurement
+from rigs.measuring_device import MeasuringDevice
+from rigs.simulated_fleet import Simulation, StandInModels
 
 pytest.importorskip("sklearn")
 
@@ -18,29 +19,13 @@ from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, Ca
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.messages import Measurement, RuntimeSetting
-from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.evaluation.classifier import evaluate, is_tflite
 from fleetnas.supernet_export.evaluation.images import DigitsImages
 from fleetnas.supernet_export.export import export_digits
 
 LITERT, LITERT_INT8 = (RuntimeSetting(runtime="litert", precision=precision) for precision in ("fp32", "int8"))
-
-
-class MeasuringDevice(HiddenDevice):
-    """Says of each winner that it measured the coordinator's own file of it."""
-
-    def __init__(self, models: BundleWinnerBuilder, setting: RuntimeSetting) -> None:
-        super().__init__(seed=1)
-        self._models, self._setting = models, setting
-
-    def measure(self, task: MeasureTask, finished_unix_s: float) -> Measurement:
-        found = super().measure(task, finished_unix_s)
-        if task.calibration is None:
-            return found
-        file = self._models.calibrate(task.architecture, self._setting)
-        return measurement(found.median_ms, file.sha256, finished_unix_s)
 
 
 @pytest.fixture
@@ -93,7 +78,8 @@ def test_a_winner_is_calibrated_and_evaluated_once_whichever_device_it_is_for(
     accuracy = models.accuracy(model)
     assert accuracy is not None
     assert models.evaluates_at_once(model)
-    assert models.accuracy(model) is accuracy
+    assert models.accuracy(model) == accuracy
+    assert models.answers(model, "evaluation") is models.answers(model, "evaluation")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

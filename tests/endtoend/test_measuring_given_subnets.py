@@ -11,11 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rigs import waiting
 from rigs.process_fleet import QUICK, Fleet, events
 from rigs.untrained_supernet import write_untrained
 
+from fleetnas.coordinator.app.images import checked_images
+from fleetnas.coordinator.app.request import ImageFolders
+from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -75,6 +79,27 @@ def test_what_was_measured_is_the_file_that_ships(device: Device) -> None:
     assert {json.loads(path.read_text())["model"].rpartition(".")[2] for path in device.cards()} == {"onnx", "tflite"}
 
 
+def test_int8_is_calibrated_and_evaluated_on_the_images_that_it_is_given(device: Device) -> None:
+    image = pytest.importorskip("PIL.Image")
+    images, rng = device.folder / "images", np.random.default_rng(0)
+    for label in range(10):
+        (images / str(label)).mkdir(parents=True)
+        for number in range(2):
+            pixels = rng.integers(0, 255, (16, 16), dtype=np.uint8)
+            image.fromarray(pixels).save(images / str(label) / f"{number}.png")
+    given = ("--calibration-images", str(images), "--evaluation-images", str(images))
+    ended = device.measure(str(device.supernet), "smallest", "--runtime", "litert", "--precision", "int8", *given)
+    assert ended.returncode == 0, ended.stderr
+    (path,) = device.cards()
+    card = WinnerCard.model_validate_json(path.read_text())
+    assert (card.setting.precision, card.accuracy_images) == ("int8", 20)
+    bundle = SupernetBundle.open(device.supernet)
+    given_images = checked_images(bundle, ImageFolders(images, images))
+    assert card.architecture is not None
+    model = BundleWinnerBuilder(bundle, *given_images).calibrate(card.architecture, card.setting)
+    assert card.sha256 == model.sha256
+
+
 def test_a_card_is_rewritten_with_a_network_that_was_cut_out(device: Device) -> None:
     assert device.measure(str(device.supernet), "largest", "--target", "1000").returncode == 0
     (card,) = device.cards()
@@ -84,14 +109,6 @@ def test_a_card_is_rewritten_with_a_network_that_was_cut_out(device: Device) -> 
     cut_bundle(
         SupernetBundle.open(write_untrained(device.folder / "other.supernet", seed=1)), before.architecture, tuned
     )
-
-    # Missed: everything stays as it was.
-    kept = card.read_bytes(), model_of(card)
-    too_fast = card.with_name("fast.json")
-    too_fast.write_text(before.model_copy(update={"target_ms": 1e-4, "met": False}).model_dump_json())
-    ended = device.measure(str(tuned), "--card", str(too_fast), out="missed")
-    assert ended.returncode == 1, ended.stderr
-    assert (card.read_bytes(), model_of(card)) == kept
 
     ended = device.measure(str(tuned), "--card", str(card), out="tuned")
     assert ended.returncode == 0, ended.stderr
@@ -134,7 +151,7 @@ def test_a_killed_coordinator_of_a_fleet_goes_on_where_it_was(fleet: Fleet) -> N
     def measure(*options: str) -> subprocess.Popen[str]:
         return fleet.start("fleetnas", "measure", *options, *common, "--out", str(fleet.out), pipe=True)
 
-    given = (str(fleet.supernet), "smallest", "random:1", "random:2", "largest")
+    given = (str(fleet.supernet), "smallest", "largest")
     first = measure(*given, "--devices", "one,two", "--target", "1000", *QUICK)
     measured = 0
     for event in events(first):
@@ -148,9 +165,9 @@ def test_a_killed_coordinator_of_a_fleet_goes_on_where_it_was(fleet: Fleet) -> N
     happenings = list(events(second))
     assert waiting.ended(second) == 0, fleet.complaints()
     begun = next(event for event in happenings if event["event"] == "campaign_started")
-    assert (begun["resumed"], len(begun["subnets"])) == (True, 4)
+    assert (begun["resumed"], len(begun["subnets"])) == (True, 2)
     after = fleet.stored()
     assert before <= set(after)
-    assert len({key.task_id for key in after}) == len(after) == 2 * 4 * 3
+    assert len({key.task_id for key in after}) == len(after) == 2 * 2 * 3
     results = fleet.results()
-    assert (results["status"], results["targets_met"], results["targets_asked"]) == ("complete", 8, 8)
+    assert (results["status"], results["targets_met"], results["targets_asked"]) == ("complete", 4, 4)

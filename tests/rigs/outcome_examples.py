@@ -127,7 +127,11 @@ def device_outcome(
         reason="" if status is SettingStatus.FINISHED else "no heartbeat for 90 s",
         versions={"fleetnas": "0.1.0", "onnxruntime": "1.20.0"},
         rows=tuple(rows),
-        failures=(FailedMeasurement("task-99", 1, "verification", architecture(generator), "crashed", "signal 11"),),
+        failures=(
+            FailedMeasurement(
+                "task-99", 1, "verification", architecture(generator), "crashed", "signal 11", targets_ms[0]
+            ),
+        ),
         predictor=PredictorError(4.2, 0.97, 12),
         predictor_history=tuple(
             PredictorPoint(count, PredictorError(40.0 / count + 3.0, 0.9, min(count, 12))) for count in range(4, 31, 2)

@@ -24,7 +24,7 @@ from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
-from fleetnas.coordinator.records.stored import RunRecord
+from fleetnas.coordinator.records.stored import EvaluationRecord, ImagePart, RunRecord
 from fleetnas.coordinator.search.problem import AccuracyModel, PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
@@ -54,6 +54,7 @@ from fleetnas.fleet_protocol.topics import AgentDown, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Received, TransportEvent, Will
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 
@@ -153,6 +154,12 @@ class StandInModels:
 
     def accuracy(self, model: CalibratedModel) -> tuple[float, int] | None:
         return float(self.predicted.predict(self.space.encode([model.architecture]))[0]), 600
+
+    def answers(self, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
+        return None
+
+    def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
+        pass
 
 
 def acknowledged_in(topic: str, payload: bytes) -> tuple[TaskKey, ...]:
@@ -370,7 +377,7 @@ class Simulation:
         solver = BundleTargetSolver(
             self.space, self.accuracy, plan.strategy, bounds=plan.bounds, rounds=self.search_rounds
         )
-        return DeviceTuner(design, self.accuracy, plan.targets, solver, budget=plan.budget)
+        return DeviceTuner(design, self.accuracy, plan.targets, solver, budget=plan.budget, rerank=plan.rerank)
 
     def begin(self, *, resume: bool = False) -> Campaign:
         """Start a coordinator; with `resume`, where the last one was when it vanished."""
@@ -402,6 +409,7 @@ class Simulation:
             emit=self.events.append,
         )
         if resume:
+            self.models.adopt(self.store.evaluations.of_run(self.run_id))
             take_up(self.campaign, self.store, self.space)
         self.transport = transport
         self.campaign.start()

@@ -7,9 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from rigs.simulated_fleet import TOPICS, FakeClock, SimulatedAgent, Simulation
+from numpy.random import default_rng
+from rigs.simulated_fleet import SPACE, TOPICS, FakeClock, SimulatedAgent, Simulation
 
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.fleet_protocol.errors import UntrustedError
 from fleetnas.fleet_protocol.security.signing import OrderSigner, OrderVerifier, new_private_key, public_key_of
 from fleetnas.fleet_protocol.transports.base import Received
@@ -17,6 +19,10 @@ from fleetnas.fleet_protocol.transports.memory import Delivery, MemoryBroker
 
 KEY = new_private_key()
 PLAN = CampaignPlan(targets="auto:3", budget=14, initial_design=8, wait_for=2, grace_s=120, join_s=120, deadline_s=60)
+#: The same devices measure two given subnets.
+GIVEN = PLAN.model_copy(
+    update={"targets": TargetRequest(), "architectures": tuple(SPACE.decode(SPACE.sample(2, default_rng(5))))}
+)
 
 
 class VerifyingAgent(SimulatedAgent):
@@ -38,8 +44,8 @@ class VerifyingAgent(SimulatedAgent):
         super()._hear(message)
 
 
-def signed_fleet(broker: MemoryBroker | None = None) -> Simulation:
-    simulation = Simulation(PLAN, signer=OrderSigner(KEY, "test", 1), **({"broker": broker} if broker else {}))
+def signed_fleet(broker: MemoryBroker | None = None, plan: CampaignPlan = PLAN) -> Simulation:
+    simulation = Simulation(plan, signer=OrderSigner(KEY, "test", 1), **({"broker": broker} if broker else {}))
     for seed in range(2):
         join(simulation, f"pi{seed}", seed=seed)
     return simulation
@@ -56,8 +62,9 @@ def outcomes(simulation: Simulation) -> Counter[tuple[str, int]]:
     return Counter((found.key.task_id, found.key.attempt) for found in simulation.store.outcomes("run-1"))
 
 
-def test_nothing_genuine_is_refused() -> None:
-    simulation = signed_fleet()
+@pytest.mark.parametrize("plan", [PLAN, GIVEN], ids=["search", "measure"])
+def test_nothing_genuine_is_refused(plan: CampaignPlan) -> None:
+    simulation = signed_fleet(plan=plan)
     simulation.begin()
     simulation.run()
     assert simulation.campaign.finish() == "complete"

@@ -16,12 +16,13 @@ from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.local import LocalOptions
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
-from fleetnas.coordinator.cli.search.offline import SHARED, OfflineOptions, search_offline
+from fleetnas.coordinator.cli.search.offline import IMAGES, SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 
+_RERANK_ADVICE = "images choose among candidates; give --rerank K too"
 _DEFAULT_OUT = Path("fleetnas-out")
 
 
@@ -55,7 +56,15 @@ class RunOptions:
         typer.Option(
             "--evaluation-images",
             metavar="DIR",
-            help="The same, to evaluate winners on; never used for anything else.",
+            help="The same, to evaluate winners on; only reported, they decide nothing.",
+        ),
+    ] = None
+    selection_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--selection-images",
+            metavar="DIR",
+            help="The same, to choose among the best candidates of each target (with --rerank).",
         ),
     ] = None
     some_classes: options.SomeClasses = False
@@ -100,9 +109,12 @@ def search(
     if offline.offline:
         unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
         options.refuse(context, unused, "--offline measures on no device")
-        search_offline(offline, plan, bounds, run.out or _DEFAULT_OUT, as_json=run.as_json)
+        if not plan.rerank:
+            options.refuse(context, IMAGES, _RERANK_ADVICE)
+        images = ImageFolders(run.calibration_images, selection=run.selection_images)
+        search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
         return
-    _refuse_useless(context, run, measuring, local=here.local)
+    _refuse_useless(context, run, plan, measuring, local=here.local)
     agents = fleet.agents()
     new_plan = plan.plan(bounds, agents, measuring) if run.resume is None else None
     devices_at = here.device() if here.local else fleet.access(connection)
@@ -111,7 +123,7 @@ def search(
         devices_at,
         _chosen_run(run, new_plan, agents),
         out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
-        images=ImageFolders(run.calibration_images, run.evaluation_images, run.some_classes),
+        images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
     )
     from fleetnas.coordinator.cli.search.running import run_search
@@ -127,7 +139,9 @@ def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[st
     return NewRun(run.supernet, new_plan)
 
 
-def _refuse_useless(context: typer.Context, run: RunOptions, measuring: MeasuringOptions, *, local: bool) -> None:
+def _refuse_useless(
+    context: typer.Context, run: RunOptions, plan: PlanOptions, measuring: MeasuringOptions, *, local: bool
+) -> None:
     """`UsageError` where an option was given that this kind of search on devices does not use."""
     options.refuse(context, names(OfflineOptions), "these options are for a search without a device (--offline)")
     if run.resume is None and run.calibration_images is None and run.evaluation_images is None:
@@ -142,13 +156,13 @@ def _refuse_useless(context: typer.Context, run: RunOptions, measuring: Measurin
             "these options are for a search on this device alone (--local), and agents of a fleet are told their "
             "settings by `fleetnas-agent run`",
         )
-    if run.resume is not None:
-        options.refuse(
-            context,
-            (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions)),
-            "a resumed run keeps what it began with",
-        )
-    elif measuring.conditions != "cool":
-        options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
+    if run.resume is not None:
+        kept = (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions))
+        options.refuse(context, kept, "a resumed run keeps what it began with")
+        return
+    if not plan.rerank:
+        options.refuse(context, ("selection_images",), _RERANK_ADVICE)
+    if measuring.conditions != "cool":
+        options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")

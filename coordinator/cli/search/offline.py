@@ -10,13 +10,17 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from fleetnas.coordinator.app.request import ImageFolders
+from fleetnas.coordinator.cli.progress import candidate_progress, image_progress
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_folder
 
+#: Parameters of images, which an offline search uses with `rerank`.
+IMAGES = ("selection_images", "calibration_images")
 #: Parameters of other groups that an offline search uses.
-SHARED = ("targets", "strategy", "seed", "out", "as_json")
+SHARED = ("targets", "strategy", "seed", "out", "as_json", "rerank", *IMAGES)
 #: Islands of the guided engine: an offline search is done once, and may take longer.
 _ISLANDS = 4
 
@@ -45,8 +49,15 @@ class OfflineOptions:
     ] = "guided"
 
 
-def search_offline(options: OfflineOptions, plan: PlanOptions, bounds: Bounds, out: Path, *, as_json: bool) -> None:
-    """Search by a latency table, print the winners, and write `search.json` and `search.png` into `out`."""
+def search_offline(
+    options: OfflineOptions, plan: PlanOptions, bounds: Bounds, images: ImageFolders, out: Path, *, as_json: bool
+) -> None:
+    """Search by a latency table, print the winners, and write `search.json` and `search.png` into `out`.
+
+    Where the plan has candidates to choose among, selection images choose.
+    """
+    from fleetnas.coordinator.app.images import selection_warnings
+    from fleetnas.coordinator.app.offline_selection import OfflineSelection
     from fleetnas.coordinator.search import offline
     from fleetnas.coordinator.search.evolution import EvolutionSettings
     from fleetnas.coordinator.search.guided import GuidedSettings
@@ -55,6 +66,10 @@ def search_offline(options: OfflineOptions, plan: PlanOptions, bounds: Bounds, o
     if not targets_ms or options.latency_table is None or options.accuracy is None:
         raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
     check_folder("--out", out)
+    selection = None
+    if plan.rerank:
+        with image_progress() as progress:
+            selection = OfflineSelection(options.accuracy, images, plan.rerank, progress)
     outcome = offline.search_offline(
         offline.OfflineRequest(
             options.space,
@@ -67,6 +82,11 @@ def search_offline(options: OfflineOptions, plan: PlanOptions, bounds: Bounds, o
             seed=plan.seed,
         )
     )
+    if selection is not None:
+        for warning in selection_warnings(images):
+            typer.echo(warning, err=True)
+        with candidate_progress() as progress:
+            outcome = selection.choose(outcome, progress)
     if as_json:
         typer.echo(json.dumps(outcome.to_json()))
     else:

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan, PriorChoice
 from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
-from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
 
 _MOST_INITIAL_DESIGN = 10
@@ -41,6 +39,17 @@ class PlanOptions:
             "--strategy", metavar="NAME", help="bottom-up, top-down, joint, independent, or exhaustive (small spaces)."
         ),
     ] = Strategy.BOTTOM_UP
+    rerank: Annotated[
+        int,
+        typer.Option(
+            "--rerank",
+            metavar="K",
+            min=0,
+            max=1000,
+            help="Choose each winner among the K best candidates by their accuracy on --selection-images (default: "
+            "by predicted accuracy).",
+        ),
+    ] = 0
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all random choices.")] = 0
     prior: Annotated[
         PriorChoice,
@@ -65,22 +74,19 @@ class PlanOptions:
             )
         if self.targets is None:
             raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
-        try:
-            return CampaignPlan(
-                targets=self.targets,
-                strategy=self.strategy,
-                bounds=bounds,
-                budget=self.budget,
-                initial_design=min(_MOST_INITIAL_DESIGN, self.budget),
-                seed=self.seed,
-                prior=self.prior,
-                prior_without=agent_names(self.prior_without, "--prior-without"),
-                devices=devices,
-                **measuring.fields(),
-            )
-        except ValidationError as error:
-            fault = first_fault(error, with_value=True)
-            raise UsageError(f"no search can be planned with {fault}; give another value to its option") from None
+        return CampaignPlan(
+            targets=self.targets,
+            strategy=self.strategy,
+            bounds=bounds,
+            budget=self.budget,
+            initial_design=min(_MOST_INITIAL_DESIGN, self.budget),
+            rerank=self.rerank,
+            seed=self.seed,
+            prior=self.prior,
+            prior_without=agent_names(self.prior_without, "--prior-without"),
+            devices=devices,
+            **measuring.fields(),
+        )
 
 
 def agent_names(text: str | None, option: str) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 _KEPT = (
     *("run_id", "device", "setting_label", "target_ms", "status", "architecture"),
@@ -18,7 +18,7 @@ _KEPT = (
 def upgrade() -> None:
     """Move the winners to a table with the longer key: SQLite cannot change one in place."""
     op.create_table(
-        "winners_of_0006",
+        "winners_of_0007",
         sa.Column("run_id", sa.String(64), sa.ForeignKey("runs.run_id"), primary_key=True),
         sa.Column("device", sa.String(64), primary_key=True),
         sa.Column("setting_label", sa.String(700), primary_key=True),
@@ -33,6 +33,6 @@ def upgrade() -> None:
         sa.Column("note", sa.Text, nullable=False),
     )
     kept = ", ".join(_KEPT)
-    op.execute(f"INSERT INTO winners_of_0006 ({kept}, subnet) SELECT {kept}, '' FROM winners")
+    op.execute(f"INSERT INTO winners_of_0007 ({kept}, subnet) SELECT {kept}, '' FROM winners")
     op.drop_table("winners")
-    op.rename_table("winners_of_0006", "winners")
+    op.rename_table("winners_of_0007", "winners")
