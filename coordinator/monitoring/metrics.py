@@ -76,7 +76,13 @@ class Metrics:
         )
         self._campaign: Campaign | None = None
         self._blobs: BlobServer | None = None
-        self._counted_connections, self._counted_bytes = 0, 0
+        self._ignored = Gauge(
+            "fleetnas_agents_ignored", "Agents that send far too much and are ignored now.", registry=registry
+        )
+        self._dropped = Counter(
+            "fleetnas_messages_dropped", "Messages beyond an agent's budget, dropped unread.", registry=registry
+        )
+        self._counted_connections, self._counted_bytes, self._counted_dropped = 0, 0, 0
         address = check_host(address) if address else address
         try:
             self._server, self._thread = start_http_server(port, address, registry)
@@ -151,6 +157,10 @@ class Metrics:
         sent = sum(blobs.sent.values())
         self._served.inc(sent - self._counted_bytes)
         self._counted_bytes = sent
-        reconnects = max(0, campaign.connections - 1)
+        reconnects = max(0, campaign.connection.count - 1)
         self._reconnects.inc(reconnects - self._counted_connections)
         self._counted_connections = reconnects
+        link = campaign.connection.link
+        self._ignored.set(len(link.ignored))
+        self._dropped.inc(link.dropped - self._counted_dropped)
+        self._counted_dropped = link.dropped

@@ -38,6 +38,8 @@ MAX_QUEUED_EVENTS, EVENT_BYTES = 10_000, 2048
 MAX_QUEUED_MESSAGES = 5_000
 #: Messages that wait for the broker's acknowledgement; also the most that paho reads before it writes.
 MAX_INFLIGHT_MESSAGES = 1_000
+#: Filters in one packet: AWS IoT Core takes no more.
+MAX_FILTERS_AT_ONCE = 8
 _FLUSH_ON_CLOSE_S = 3.0
 #: How often paho's thread checks, while it waits for its owner to poll, whether the transport was closed.
 _LOOK_S = 0.1
@@ -124,7 +126,7 @@ class MqttTransport:
         self._events = _EventQueue(MAX_QUEUED_EVENTS)
         self._filters: dict[tuple[str, str | None], int] = {}
         self._put_back: TransportEvent | None = None
-        self._closing = threading.Event()
+        self._closing, self._renewing = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._last: paho.MQTTMessageInfo | None = None
         self._tls: TlsContext | None = None
@@ -200,6 +202,22 @@ class MqttTransport:
             if self._client.is_connected():
                 self._client.subscribe(self._spelled(topic_filter, share), qos)
 
+    def unsubscribe(self, topic_filter: str, *, share: str | None = None) -> None:
+        """Receive no more messages by this filter. Those that wait at the broker already still arrive."""
+        with self._lock:
+            if self._filters.pop((topic_filter, share), None) is not None and self._client.is_connected():
+                self._client.unsubscribe(self._spelled(topic_filter, share))
+
+    def renew(self) -> None:
+        """Connect anew without the messages that wait at the broker for this client; `Connected` follows."""
+        if self._closing.is_set() or not self._client.is_connected():
+            return
+        self._renewing.set()
+        self._client.disconnect()  # the session is a clean one: the broker forgets it
+        self._client.loop_stop()
+        self._renewing.clear()
+        self.start()
+
     def _spelled(self, topic_filter: str, share: str | None) -> str:
         return f"$share/{share}/{topic_filter}" if share is not None and self._can_share else topic_filter
 
@@ -252,7 +270,8 @@ class MqttTransport:
     def _put(self, event: TransportEvent | _FallBack) -> None:
         # A full queue means that the owner stopped polling. Nothing is dropped: paho reads no further, and messages
         # wait at the broker. If that lasts longer than the keepalive, the broker ends the connection.
-        while not self._closing.is_set():
+        # While the connection is renewed, its owner does not poll, and what still arrives is lost with the rest.
+        while not (self._closing.is_set() or self._renewing.is_set()):
             with contextlib.suppress(queue.Full):
                 self._events.put(event, timeout=_LOOK_S)
                 return
@@ -269,8 +288,9 @@ class MqttTransport:
             return
         with self._lock:
             self._can_share = self._five and getattr(granted, "SharedSubscriptionAvailable", 1) == 1
-            if self._filters:
-                client.subscribe([(self._spelled(*wanted), qos) for wanted, qos in self._filters.items()])
+            filters = [(self._spelled(*wanted), qos) for wanted, qos in self._filters.items()]
+            for first in range(0, len(filters), MAX_FILTERS_AT_ONCE):
+                client.subscribe(filters[first : first + MAX_FILTERS_AT_ONCE])
         self._put(Connected())
 
     def _on_socket_open(self, _: paho.Client, __: object, opened: object) -> None:

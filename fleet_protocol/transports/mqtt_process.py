@@ -67,7 +67,7 @@ class MqttProcess:
             TlsContext.of(address)  # raises here and not in the child
         self.address = address
         self._arguments = (address, client_id, will, prefer_five)
-        self._subscriptions: list[_Call] = []
+        self._subscriptions: dict[tuple[str, str | None], _Call] = {}
         self._events: deque[TransportEvent] = deque()
         self._sent = self._accepted = 0
         self._can_share = False
@@ -99,14 +99,23 @@ class MqttProcess:
         self._pipe = ours
         self._sent = self._accepted = 0
         self._send_to_child(self._arguments)
-        for call in (*self._subscriptions, ("start", (), {})):
+        for call in (*self._subscriptions.values(), ("start", (), {})):
             self._send_to_child(call)
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
         """Receive messages on matching topics, from now on and after every reconnect."""
         call: _Call = ("subscribe", (topic_filter, qos), {"share": share})
-        self._subscriptions.append(call)
+        self._subscriptions[topic_filter, share] = call
         self._send_to_child(call)
+
+    def unsubscribe(self, topic_filter: str, *, share: str | None = None) -> None:
+        """Receive no more messages by this filter. Those that wait at the broker already still arrive."""
+        if self._subscriptions.pop((topic_filter, share), None) is not None:
+            self._send_to_child(("unsubscribe", (topic_filter,), {"share": share}))
+
+    def renew(self) -> None:
+        """Connect anew without the messages that wait at the broker for this client; `Connected` follows."""
+        self._send_to_child(("renew", (), {}))
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
