@@ -6,6 +6,7 @@ The network thread of paho only enqueues; its result codes become our events and
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import random
 import socket
@@ -111,6 +112,15 @@ def _weight(event: TransportEvent | _FallBack) -> int:
     return 1 + len(event.payload) // EVENT_BYTES if isinstance(event, Received) else 1
 
 
+def _read_to_the_end(opened: socket.socket) -> None:
+    """Read until the broker has closed the connection, `_FLUSH_ON_CLOSE_S` at most; then close it."""
+    give_up = time.monotonic() + _FLUSH_ON_CLOSE_S
+    with opened, contextlib.suppress(OSError):
+        opened.settimeout(_FLUSH_ON_CLOSE_S)
+        while opened.recv(65_536) and time.monotonic() < give_up:
+            pass
+
+
 class MqttTransport:
     """A connection to a real broker; a `fleetnas.fleet_protocol.transports.base.Transport`."""
 
@@ -212,9 +222,15 @@ class MqttTransport:
         """Connect anew without the messages that wait at the broker for this client; `Connected` follows."""
         if self._closing.is_set() or not self._client.is_connected():
             return
+        opened = self._client.socket()
+        # Kept open beside paho's: a socket closed with unread bytes resets the connection, and the broker may then
+        # find it broken before it reads that the client disconnects, and publish the will.
+        kept = socket.socket(fileno=os.dup(opened.fileno())) if opened is not None else None
         self._renewing.set()
         self._client.disconnect()  # the session is a clean one: the broker forgets it
         self._client.loop_stop()
+        if kept is not None:
+            _read_to_the_end(kept)
         self._renewing.clear()
         self.start()
 
