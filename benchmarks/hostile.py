@@ -101,8 +101,8 @@ def payloads(kind: str, bundle_sha256: str) -> tuple[str, list[bytes]]:
         return "blob", [encode(BlobRequest(sha256=bundle_sha256, offset=n, length=65_536)) for n in range(256)]
     if kind == "states":
         states = ("ready", "busy", "leaving", "lost")
-        said = [{"state": states[n % 4], "session": 1 + n, "instance": f"flooder-{n % 7}"} for n in range(1000)]
-        return "state", [encode(AgentState.model_validate(one)) for one in said]
+        fields = [{"state": states[n % 4], "session": 1 + n, "instance": f"flooder-{n % 7}"} for n in range(1000)]
+        return "state", [encode(AgentState.model_validate(one)) for one in fields]
     if kind == "announcements":
         profile = DeviceProfile(
             model="flooder", machine="aarch64", operating_system="Debian", cores=4, clusters=(), memory_mb=4096

@@ -42,7 +42,11 @@ class _Pause:
 
     length_s: float
     ends_s: float
-    over: bool = False
+    ended: bool = False
+
+    def end(self) -> None:
+        """Note that the agent is listened to again."""
+        self.ended = True
 
 
 class AgentSubscriptions:
@@ -65,7 +69,7 @@ class AgentSubscriptions:
     @property
     def ignored(self) -> tuple[str, ...]:
         """Names of the agents that are ignored on a channel, sorted."""
-        return tuple(sorted({agent for (agent, _), pause in self._pauses.items() if not pause.over}))
+        return tuple(sorted({agent for (agent, _), pause in self._pauses.items() if not pause.ended}))
 
     def start(self) -> None:
         """Subscribe to all channels of all agents."""
@@ -100,8 +104,8 @@ class AgentSubscriptions:
         for (agent, channel), pause in list(self._pauses.items()):
             if now >= pause.ends_s + MEMORY_S:
                 del self._pauses[agent, channel]
-            elif now >= pause.ends_s and not pause.over:
-                pause.over = True
+            elif now >= pause.ends_s and not pause.ended:
+                pause.end()
                 self._heed(agent, channel)
         if self._renew_asked and now - self._renewed_s >= RENEW_EVERY_S:
             self._renew(now)
@@ -113,7 +117,7 @@ class AgentSubscriptions:
         if len(self._known) >= MAX_FILTERS:
             return
         self._known[agent] = None
-        for channel in {channel for (_, channel), pause in self._pauses.items() if not pause.over}:
+        for channel in {channel for (_, channel), pause in self._pauses.items() if not pause.ended}:
             self._subscribe(self._topics.up(agent, channel), channel)
 
     def _exceed(self, agent: str, channel: UpChannel) -> None:
@@ -135,7 +139,7 @@ class AgentSubscriptions:
         assert self._budget is not None
         del self._excess[agent, channel]
         before = self._pauses.get((agent, channel))
-        if before is not None and not before.over:
+        if before is not None and not before.ended:
             return
         had_wildcard = not self._ignored_on(channel)
         length_s = PAUSE_S
@@ -175,7 +179,7 @@ class AgentSubscriptions:
             self._transport.renew()
 
     def _ignored_on(self, channel: UpChannel) -> set[str]:
-        return {agent for (agent, where), pause in self._pauses.items() if where == channel and not pause.over}
+        return {agent for (agent, where), pause in self._pauses.items() if where == channel and not pause.ended}
 
     def _filtered(self, channel: UpChannel) -> Iterable[str]:
         ignored = self._ignored_on(channel)
@@ -183,7 +187,7 @@ class AgentSubscriptions:
 
     def _set_ignored_topics(self) -> None:
         self._ignored_topics = frozenset(
-            self._topics.up(agent, channel) for (agent, channel), pause in self._pauses.items() if not pause.over
+            self._topics.up(agent, channel) for (agent, channel), pause in self._pauses.items() if not pause.ended
         )
 
     def _subscribe(self, topic_filter: str, channel: UpChannel) -> None:

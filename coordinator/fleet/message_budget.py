@@ -12,7 +12,7 @@ Kind = Literal["blob", "message"]
 #: A message costs one unit, and one more for each of these bytes: about the time that reading it takes.
 UNIT_BYTES = 512
 #: Units that an agent may spend at once and per second. A result of usual size costs 12: a full outbox of 1,000, which
-#: an agent sends after an outage, comes through at once, and 80 a second after that.
+#: an agent sends when the broker is back, comes through at once, and 80 a second after that.
 BURST_UNITS, UNITS_PER_S = 16_000.0, 1000.0
 #: Blob requests, at once and per second: with the largest chunks, 130 MB/s to one agent.
 BURST_REQUESTS, REQUESTS_PER_S = 2000.0, 2000.0
@@ -32,6 +32,10 @@ class _Account:
         """Add the units of the time that has passed."""
         self.units = min(burst, self.units + (now_s - self.filled_s) * per_s)
         self.filled_s = now_s
+
+    def refill(self, burst: float) -> None:
+        """Allow everything that may be spent at once."""
+        self.units = burst
 
     def spend(self, cost: float) -> bool:
         """Take units out; False, and one more refusal, where there are not enough."""
@@ -69,7 +73,7 @@ class MessageBudget:
     def fill_up(self) -> None:
         """Give every agent its whole budget: the coordinator is about to ask all of them for everything they hold."""
         for (_, kind), account in self._accounts.items():
-            account.units = BURST_REQUESTS if kind == "blob" else BURST_UNITS
+            account.refill(BURST_REQUESTS if kind == "blob" else BURST_UNITS)
 
     def admits(self, agent: str, kind: Kind, size: int) -> bool:
         """Whether a message of `size` bytes is read; False where it is to be dropped unread."""

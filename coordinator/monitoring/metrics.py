@@ -76,12 +76,8 @@ class Metrics:
         )
         self._campaign: Campaign | None = None
         self._blobs: BlobServer | None = None
-        self._ignored = Gauge(
-            "fleetnas_agents_ignored", "Agents that send far too much and are ignored now.", registry=registry
-        )
-        self._dropped = Counter(
-            "fleetnas_messages_dropped", "Messages beyond an agent's budget, dropped unread.", registry=registry
-        )
+        self._ignored = Gauge("fleetnas_agents_ignored", "Agents that flood, ignored now.", registry=registry)
+        self._dropped = Counter("fleetnas_messages_dropped", "Messages beyond a budget.", registry=registry)
         self._counted_connections, self._counted_bytes, self._counted_dropped = 0, 0, 0
         address = check_host(address) if address else address
         try:
