@@ -66,9 +66,7 @@ class Metrics:
             _SETTING,
             registry=registry,
         )
-        self._regimes = Gauge(
-            "fleetnas_regimes", "Lasting speeds at which the device ran.", _SETTING, registry=registry
-        )
+        self._regimes = Gauge("fleetnas_regimes", "Lasting speeds of the device.", _SETTING, registry=registry)
         self._targets = Gauge("fleetnas_targets", "Latency targets by state.", (*_SETTING, "state"), registry=registry)
         self._served = Counter("fleetnas_blob_bytes", "Bytes of bundles and calibrations served.", registry=registry)
         self._reconnects = Counter(
