@@ -45,7 +45,7 @@ _FLUSH_ON_CLOSE_S = 3.0
 #: How often paho's thread checks, while it waits for its owner to poll, whether the transport was closed.
 _LOOK_S = 0.1
 #: The first wait before a new attempt, drawn at random per client, so that a fleet does not reconnect all at once.
-_FIRST_WAIT_MS = (1_000, 6_000)
+FIRST_WAIT_MS = (1_000, 6_000)
 _LAST_WAIT_S = (20, 60)
 #: After this many connections that end without an answer, the broker does not speak MQTT 5.
 _UNANSWERED_FIVE = 2
@@ -125,10 +125,17 @@ class MqttTransport:
     """A connection to a real broker; a `fleetnas.fleet_protocol.transports.base.Transport`."""
 
     def __init__(
-        self, address: BrokerAddress, client_id: str, will: Will | None = None, *, prefer_five: bool = False
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        will: Will | None = None,
+        *,
+        prefer_five: bool = False,
+        first_wait_ms: tuple[int, int] | None = None,
     ) -> None:
         """With `prefer_five`, try MQTT 5 first, and 3.1.1 if the broker does not speak it.
 
+        The first wait for a new attempt is drawn from `first_wait_ms`, `FIRST_WAIT_MS` if None.
         Raises `UsageError` if TLS files cannot be used.
         """
         self.address = address
@@ -140,10 +147,9 @@ class MqttTransport:
         self._lock = threading.Lock()
         self._last: paho.MQTTMessageInfo | None = None
         self._tls: TlsContext | None = None
-        self._answered = False
-        self._can_share = False
+        self._answered = self._can_share = False
         self._unanswered = 0
-        self._five = prefer_five
+        self._five, self._first_wait_ms = prefer_five, first_wait_ms or FIRST_WAIT_MS
         self._client = self._make_client()
 
     @property
@@ -171,7 +177,7 @@ class MqttTransport:
         client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
         client.max_inflight_messages_set(MAX_INFLIGHT_MESSAGES)
         # A fleet that lost its broker must not reconnect in step: paho doubles the first wait, which is random.
-        first_s, last_s = random.randint(*_FIRST_WAIT_MS) / 1000, random.randint(*_LAST_WAIT_S)
+        first_s, last_s = random.randint(*self._first_wait_ms) / 1000, random.randint(*_LAST_WAIT_S)
         client.reconnect_delay_set(min_delay=first_s, max_delay=last_s)  # type: ignore[arg-type]
         if self.address.username is not None:
             client.username_pw_set(self.address.username, self.address.password)
@@ -223,8 +229,8 @@ class MqttTransport:
         if self._closing.is_set() or not self._client.is_connected():
             return
         opened = self._client.socket()
-        # Kept open beside paho's: a socket closed with unread bytes resets the connection, and the broker may then
-        # find it broken before it reads that the client disconnects, and publish the will.
+        # Kept open beside paho's: closing a socket with unread bytes resets the connection, for which the broker may
+        # publish the will before it reads that the client disconnects.
         kept = socket.socket(fileno=os.dup(opened.fileno())) if opened is not None else None
         self._renewing.set()
         self._client.disconnect()  # the session is a clean one: the broker forgets it
@@ -274,7 +280,7 @@ class MqttTransport:
     def close(self) -> None:
         """Send the queued messages, waiting at most a few seconds, and disconnect cleanly (no will)."""
         self._closing.set()
-        # Without this, paho disconnects before acknowledgements arrive; the last message's comes after all others.
+        # Else paho disconnects before acknowledgements arrive; the last message's comes after all others.
         if self._last is not None and self._client.is_connected():
             with contextlib.suppress(ValueError, RuntimeError):
                 self._last.wait_for_publish(_FLUSH_ON_CLOSE_S)

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 from fleetnas.fleet_protocol.child_process import child_environment, python_command
 from fleetnas.fleet_protocol.errors import TransportError
+from fleetnas.fleet_protocol.transports import mqtt
 from fleetnas.fleet_protocol.transports.base import (
     BrokerAddress,
     Disconnected,
@@ -66,7 +67,7 @@ class MqttProcess:
         if address.uses_tls:
             TlsContext.of(address)  # raises here and not in the child
         self.address = address
-        self._arguments = (address, client_id, will, prefer_five)
+        self._arguments = (address, client_id, will, prefer_five, mqtt.FIRST_WAIT_MS)
         self._subscriptions: dict[tuple[str, str | None], _Call] = {}
         self._events: deque[TransportEvent] = deque()
         self._sent = self._accepted = 0
@@ -204,8 +205,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the owner; this child ends with it
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
-    address, client_id, will, prefer_five = pickle.loads(pipe.recv_bytes())
-    _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five)).run()
+    address, client_id, will, prefer_five, wait_ms = pickle.loads(pipe.recv_bytes())
+    _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five, first_wait_ms=wait_ms)).run()
 
 
 class _Child:
