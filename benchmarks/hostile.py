@@ -32,8 +32,18 @@ from light_agents import field, packet
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.codec import encode
-from fleetnas.fleet_protocol.messages import BlobRequest, Inventory, Result, TaskKey
+from fleetnas.fleet_protocol.messages import (
+    AgentInfo,
+    AgentState,
+    BlobRequest,
+    Heartbeat,
+    Inventory,
+    Result,
+    RuntimeSetting,
+    TaskKey,
+)
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.base import BrokerAddress, Received
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
@@ -46,11 +56,12 @@ from rigs.simulated_fleet import SPACE, Simulation, measurement
 AGENTS, TASK_S = 20, 0.5
 #: Measurements of a device of which results are counted; a campaign has 20 times as many.
 PER_DEVICE = 50
-KINDS = ("unknown_tasks", "large_next", "blobs", "noise")
+KINDS = ("unknown_tasks", "large_next", "blobs", "noise", "states", "announcements", "heartbeats")
 #: Results after which the flood begins: everybody is at work.
 _BEGUN = 100
 _SAMPLE_S = 0.02
 TOPICS = Topics(FLEET)
+FLOODER = "flooder"
 
 
 # -- a flood between real processes ----------------------------------------------------------------------------------
@@ -88,15 +99,40 @@ def payloads(kind: str, bundle_sha256: str) -> tuple[str, list[bytes]]:
         return "inventory", [encode(Inventory(session=1, unacknowledged=unacknowledged))]
     if kind == "blobs":
         return "blob", [encode(BlobRequest(sha256=bundle_sha256, offset=n, length=65_536)) for n in range(256)]
+    if kind == "states":
+        states = ("ready", "busy", "leaving", "lost")
+        fields = [{"state": states[n % 4], "session": 1 + n, "instance": f"flooder-{n % 7}"} for n in range(1000)]
+        return "state", [encode(AgentState.model_validate(one)) for one in fields]
+    if kind == "announcements":
+        profile = DeviceProfile(
+            model="flooder", machine="aarch64", operating_system="Debian", cores=4, clusters=(), memory_mb=4096
+        )
+        announced = [
+            AgentInfo(
+                agent=FLOODER,
+                session=1,
+                profile=profile,
+                settings=tuple(RuntimeSetting(threads=1 + (32 * number + n) % 256) for n in range(32)),
+                versions={},
+            )
+            for number in range(8)
+        ]
+        return "info", [encode(one) for one in announced]
+    if kind == "heartbeats":
+        return "heartbeat", [encode(Heartbeat(session=1, uptime_s=float(n), outbox=n)) for n in range(1000)]
     return "task", [b"\x00" * 300]
 
 
 def flood(port: int, kind: str, messages: int, bundle_sha256: str) -> float:
-    """Write the messages at QoS 1 as fast as the broker takes them; returns the seconds that took."""
+    """Write the messages at QoS 1 as fast as the broker takes them; returns the seconds that took.
+
+    States and announcements are retained, as an agent's are.
+    """
     channel, bodies = payloads(kind, bundle_sha256)
-    topic = field(TOPICS.up("flooder", channel).encode())  # type: ignore[arg-type]
+    first_byte = 0x33 if channel in ("state", "info") else 0x32
+    topic = field(TOPICS.up(FLOODER, channel).encode())  # type: ignore[arg-type]
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(packet(0x10, field(b"MQTT") + b"\x04\x02\x00\x3c" + field(b"flooder")))
+        connection.sendall(packet(0x10, field(b"MQTT") + b"\x04\x02\x00\x3c" + field(FLOODER.encode())))
         connection.recv(4)
         taken = threading.Thread(target=_swallow, args=(connection, messages), daemon=True)
         taken.start()
@@ -105,7 +141,7 @@ def flood(port: int, kind: str, messages: int, bundle_sha256: str) -> float:
             numbers = range(first, min(first + 100, messages))
             connection.sendall(
                 b"".join(
-                    packet(0x32, topic + (1 + number % 65_535).to_bytes(2, "big") + bodies[number % len(bodies)])
+                    packet(first_byte, topic + (1 + number % 65_535).to_bytes(2, "big") + bodies[number % len(bodies)])
                     for number in numbers
                 )
             )

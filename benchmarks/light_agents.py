@@ -242,6 +242,7 @@ class LightAgent(asyncio.Protocol):
             self.on_chunk(payload)
         elif topic == self.fleet.topics.coordinator.encode() and b'"ready"' in payload:
             self.append_inventory(answer)
+            self.ask_for_blob()
 
     def forget(self, key: dict[str, Any]) -> None:
         if self.outbox.pop((key["task_id"], key["attempt"]), None) is not None:
@@ -274,12 +275,18 @@ class LightAgent(asyncio.Protocol):
         blob = self.running.get("calibration")
         if blob is not None and blob["sha256"] not in self.blobs:
             self.fetching = blob["sha256"]
+            self.ask_for_blob()
+            return
+        self.measure()
+
+    def ask_for_blob(self) -> None:
+        """Request the blob that the task at work waits for, if it waits for one."""
+        blob = self.running.get("calibration") if self.running is not None else None
+        if blob is not None and blob["sha256"] == self.fetching:
             request = BlobRequest(sha256=blob["sha256"], offset=0, length=blob["size"])
             asked = self.publication(b"blob", encode(request))
             self.fleet.statistics.bytes_once += len(asked)
             self.write(asked)
-            return
-        self.measure()
 
     def on_chunk(self, payload: bytes) -> None:
         self.fleet.statistics.bytes_once += len(payload)

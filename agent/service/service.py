@@ -198,6 +198,7 @@ class AgentService:
         if state.state == "ready" and (previous != state or not retained):
             # A coordinator that has just started does not know our tasks and results. One that announces the same state
             # again has reconnected, perhaps after us: it missed everything that we published before.
+            self._tasks.on_reconnected()
             self._send_inventory()
 
     def _on_own_state(self, state: AgentState, *, retained: bool) -> None:

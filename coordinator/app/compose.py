@@ -150,7 +150,8 @@ def _open_network(request: SearchRequest, run: ChosenRun, stored: list[DeviceRec
     session = round(time.time() * 1000)
     client_id = f"coordinator-{secrets.token_hex(4)}"
     rejected = RateLimitedLog(notes.add, time.monotonic)
-    budget = MessageBudget(time.monotonic, rejected)
+    # Lines of its own: those on what a flood says would crowd out the one on the flood.
+    budget = MessageBudget(time.monotonic, RateLimitedLog(notes.add, time.monotonic))
     if isinstance(request.devices_at, LocalDevice):
         topics = Topics(LOCAL_FLEET)
         options = request.devices_at.agent_options(stored)

@@ -106,6 +106,14 @@ class LocalTransport:
         """Receive messages that match, from now on."""
         self._inner.subscribe(topic_filter, qos, share=share)
 
+    def unsubscribe(self, topic_filter: str, *, share: str | None = None) -> None:
+        """Receive no more messages by this filter."""
+        self._inner.unsubscribe(topic_filter, share=share)
+
+    def renew(self) -> None:
+        """Connect anew without the messages that wait."""
+        self._inner.renew()
+
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:

@@ -78,8 +78,7 @@ class Campaign:
         #: Events that are not emitted yet. They are when everything else is done, so that an exception of a view is
         #: not taken for one of a device setting.
         self._unemitted: deque[Event] = deque()
-        self._emit = emit
-        self._swept_s = float("-inf")
+        self._emit, self._swept_s = emit, float("-inf")
 
         events = self._events = EventEmitter(identity.run_id, clocks.wall, self._unemitted.append)
         self._breaker = CircuitBreaker(clocks.elapsed, events.store_unavailable, self._on_store_back)
@@ -138,6 +137,7 @@ class Campaign:
         `UsageError` where the devices asked for do not appear.
         """
         now = self._clocks.elapsed()
+        self._connection.link.on_tick()
         if now - self._swept_s >= _SWEEP_S:
             self._swept_s = now
             self._sweep(now)
@@ -244,9 +244,9 @@ class Campaign:
         return self._roster.by_key
 
     @property
-    def connections(self) -> int:
-        """Number of connections to the broker so far."""
-        return self._connection.count
+    def connection(self) -> FleetConnection:
+        """The connection to the fleet."""
+        return self._connection
 
     @property
     def targets_stored(self) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from fleetnas.coordinator.fleet.message_budget import Kind, MessageBudget
+from fleetnas.coordinator.fleet.agent_subscriptions import AgentSubscriptions
+from fleetnas.coordinator.fleet.message_budget import MessageBudget
 from fleetnas.fleet_protocol.codec import decode, decode_task_update, encode
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import FleetnasError, ProtocolError
@@ -26,7 +27,7 @@ from fleetnas.fleet_protocol.messages import (
 )
 from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState, MeasureTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
-from fleetnas.fleet_protocol.topics import AgentUp, DownChannel, ForwardedUpdate, RunUpdate, Topics
+from fleetnas.fleet_protocol.topics import Address, AgentUp, DownChannel, ForwardedUpdate, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Transport, TransportEvent, Will
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -116,7 +117,7 @@ class AgentLink:
         """`refused` is called with one line for every message that is dropped; `signer` signs messages to agents.
 
         With `sharing`, each of the fleet's coordinators receives a part of the agents' task messages. Messages beyond
-        an agent's `budget` are dropped unread, without a line.
+        an agent's `budget` are dropped unread, without a line; an agent that sends far too many is ignored for a while.
         """
         self._transport = transport
         self._topics = topics
@@ -125,6 +126,7 @@ class AgentLink:
         self._signer = signer
         self._sharing = sharing
         self._budget = budget
+        self._subscriptions = AgentSubscriptions(transport, topics, sharing.group if sharing else None, budget)
         self._run_listener: RunUpdateListener | None = None
 
     def listen_to_runs(self, listener: RunUpdateListener) -> None:
@@ -133,20 +135,29 @@ class AgentLink:
 
     def start(self) -> None:
         """Subscribe and begin to connect."""
-        for channel in ("state", "info", "inventory"):
-            self._transport.subscribe(self._topics.every_agent(channel))
-        if self._sharing is None:
-            self._transport.subscribe(self._topics.every_agent("task"))
-        else:
-            self._transport.subscribe(self._topics.every_agent("task"), share=self._sharing.group)
+        self._subscriptions.start()
+        if self._sharing is not None:
             self._transport.subscribe(self._topics.forwarded(self._sharing.run))
-        for channel in ("heartbeat", "blob"):
-            self._transport.subscribe(self._topics.every_agent(channel), qos=0)  # type: ignore[arg-type]
         self._transport.start()
+
+    def on_tick(self) -> None:
+        """Listen again to agents that were ignored for long enough."""
+        self._subscriptions.on_tick()
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Names of the agents that send far too much and are ignored now, sorted."""
+        return self._subscriptions.ignored
+
+    @property
+    def dropped(self) -> int:
+        """Number of messages beyond a budget that were dropped unread so far."""
+        return self._budget.dropped if self._budget is not None else 0
 
     def receive(self, event: TransportEvent, listener: FleetListener) -> None:
         """Hand one event to the listener; a message that breaks the contract is dropped with one line."""
         if isinstance(event, Connected):
+            self._subscriptions.on_connected()
             listener.on_connected()
             if self._run_listener is not None:
                 self._run_listener.on_connected()
@@ -168,15 +179,13 @@ class AgentLink:
         self._refused(line)
 
     def _dispatch(self, topic: str, payload: bytes, retained: bool, listener: FleetListener) -> None:
+        if self._subscriptions.is_ignored(topic):
+            return
         address = self._topics.parse(topic)
         if isinstance(address, RunUpdate) and self._run_listener is not None:
             self._run_listener.on_run_update(address, payload, retained)
-        if not payload:
-            return  # a retained message that was cleared
-        if isinstance(address, AgentUp | ForwardedUpdate) and self._budget is not None:
-            kind: Kind = "blob" if isinstance(address, AgentUp) and address.channel == "blob" else "message"
-            if not self._budget.admits(address.agent, kind, len(payload)):
-                return
+        if not self._admits(address, len(payload)) or not payload:
+            return  # an empty one is a retained message that was cleared
         own = self._sharing.run if self._sharing is not None else None
         if isinstance(address, ForwardedUpdate) and address.run == own and not retained:
             _receive_update(address.agent, payload, len(topic) + len(payload), listener)
@@ -205,6 +214,13 @@ class AgentLink:
             listener.on_inventory(agent, held)
         else:
             listener.on_blob_request(agent, decode(BlobRequest, payload))
+
+    def _admits(self, address: Address, size: int) -> bool:
+        if isinstance(address, AgentUp):
+            return self._subscriptions.admits(address.agent, address.channel, size)
+        if isinstance(address, ForwardedUpdate) and self._budget is not None:
+            return self._budget.admits(address.agent, "message", size)
+        return True
 
     def _note_session(self, agent: str, session: int) -> None:
         if self._signer is not None:

@@ -11,9 +11,9 @@ Kind = Literal["blob", "message"]
 
 #: A message costs one unit, and one more for each of these bytes: about the time that reading it takes.
 UNIT_BYTES = 512
-#: Units that an agent may spend at once and per second. A result of usual size costs 12: 300 come through at once, and
-#: 80 a second after that; of a fuller outbox the agent sends the rest again 30 s later.
-BURST_UNITS, UNITS_PER_S = 4000.0, 1000.0
+#: Units that an agent may spend at once and per second. A result of usual size costs 12: a full outbox of 1,000, which
+#: an agent sends when the broker is back, comes through at once, and 80 a second after that.
+BURST_UNITS, UNITS_PER_S = 16_000.0, 1000.0
 #: Blob requests, at once and per second: with the largest chunks, 130 MB/s to one agent.
 BURST_REQUESTS, REQUESTS_PER_S = 2000.0, 2000.0
 #: Names that are remembered, and how often those with a full budget are forgotten, which changes nothing for them.
@@ -32,6 +32,10 @@ class _Account:
         """Add the units of the time that has passed."""
         self.units = min(burst, self.units + (now_s - self.filled_s) * per_s)
         self.filled_s = now_s
+
+    def refill(self, burst: float) -> None:
+        """Allow everything that may be spent at once."""
+        self.units = burst
 
     def spend(self, cost: float) -> bool:
         """Take units out; False, and one more refusal, where there are not enough."""
@@ -54,10 +58,30 @@ class MessageBudget:
         """`note` takes one line when an agent begins to be refused, and one when it keeps to its budget again."""
         self._clock, self._note = clock, note
         self._accounts: dict[tuple[str, Kind], _Account] = {}
+        #: Messages dropped so far, of all agents.
+        self.dropped = 0
         self._forgot_s = float("-inf")
+
+    def now(self) -> float:
+        """Return the time of its clock, seconds."""
+        return self._clock()
+
+    def note(self, line: str) -> None:
+        """Write a line beside its own."""
+        self._note(line)
+
+    def fill_up(self) -> None:
+        """Give every agent its whole budget: the coordinator is about to ask all of them for everything they hold."""
+        for (_, kind), account in self._accounts.items():
+            account.refill(BURST_REQUESTS if kind == "blob" else BURST_UNITS)
 
     def admits(self, agent: str, kind: Kind, size: int) -> bool:
         """Whether a message of `size` bytes is read; False where it is to be dropped unread."""
+        admitted = self._admits(agent, kind, size)
+        self.dropped += not admitted
+        return admitted
+
+    def _admits(self, agent: str, kind: Kind, size: int) -> bool:
         burst, per_s = (BURST_REQUESTS, REQUESTS_PER_S) if kind == "blob" else (BURST_UNITS, UNITS_PER_S)
         now = self._clock()
         account = self._accounts.get((agent, kind))

@@ -66,9 +66,7 @@ class Metrics:
             _SETTING,
             registry=registry,
         )
-        self._regimes = Gauge(
-            "fleetnas_regimes", "Lasting speeds at which the device ran.", _SETTING, registry=registry
-        )
+        self._regimes = Gauge("fleetnas_regimes", "Lasting speeds of the device.", _SETTING, registry=registry)
         self._targets = Gauge("fleetnas_targets", "Latency targets by state.", (*_SETTING, "state"), registry=registry)
         self._served = Counter("fleetnas_blob_bytes", "Bytes of bundles and calibrations served.", registry=registry)
         self._reconnects = Counter(
@@ -76,7 +74,9 @@ class Metrics:
         )
         self._campaign: Campaign | None = None
         self._blobs: BlobServer | None = None
-        self._counted_connections, self._counted_bytes = 0, 0
+        self._ignored = Gauge("fleetnas_agents_ignored", "Agents that flood, ignored now.", registry=registry)
+        self._dropped = Counter("fleetnas_messages_dropped", "Messages beyond a budget.", registry=registry)
+        self._counted_connections, self._counted_bytes, self._counted_dropped = 0, 0, 0
         address = check_host(address) if address else address
         try:
             self._server, self._thread = start_http_server(port, address, registry)
@@ -151,6 +151,10 @@ class Metrics:
         sent = sum(blobs.sent.values())
         self._served.inc(sent - self._counted_bytes)
         self._counted_bytes = sent
-        reconnects = max(0, campaign.connections - 1)
+        reconnects = max(0, campaign.connection.count - 1)
         self._reconnects.inc(reconnects - self._counted_connections)
         self._counted_connections = reconnects
+        link = campaign.connection.link
+        self._ignored.set(len(link.ignored))
+        self._dropped.inc(link.dropped - self._counted_dropped)
+        self._counted_dropped = link.dropped

@@ -129,6 +129,16 @@ class Transport(Protocol):
         another broker gives every message to all of them.
         """
 
+    def unsubscribe(self, topic_filter: str, *, share: str | None = None) -> None:
+        """Receive no more messages by this filter. Those that wait at the broker already still arrive."""
+
+    def renew(self) -> None:
+        """Connect anew without the messages that wait at the broker for this client; `Connected` follows.
+
+        Messages that wait to be sent are kept, those with QoS 0 excepted. No will is published. While it is not
+        connected it does nothing, because every new connection begins without waiting messages.
+        """
+
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:

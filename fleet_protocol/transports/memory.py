@@ -136,11 +136,25 @@ class MemoryTransport:
         """Receive messages on matching topics; shared subscriptions take turns."""
         del qos
         if share is not None:
-            self.shared_filters.append((share, topic_filter))
+            if (share, topic_filter) not in self.shared_filters:
+                self.shared_filters.append((share, topic_filter))
         elif topic_filter not in self.filters:
             self.filters.append(topic_filter)
             if self._broker.is_connected(self):
                 self._broker.send_retained(self, topic_filter)
+
+    def unsubscribe(self, topic_filter: str, *, share: str | None = None) -> None:
+        """Receive no more messages by this filter."""
+        if share is not None:
+            self.shared_filters = [shared for shared in self.shared_filters if shared != (share, topic_filter)]
+        elif topic_filter in self.filters:
+            self.filters.remove(topic_filter)
+
+    def renew(self) -> None:
+        """Connect anew; the messages that wait are lost, as those that wait at a real broker are."""
+        if self._broker.is_connected(self):
+            self.events = deque(event for event in self.events if not isinstance(event, Received))
+            self._broker.attach(self)
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None

@@ -6,6 +6,7 @@ The network thread of paho only enqueues; its result codes become our events and
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import random
 import socket
@@ -38,11 +39,13 @@ MAX_QUEUED_EVENTS, EVENT_BYTES = 10_000, 2048
 MAX_QUEUED_MESSAGES = 5_000
 #: Messages that wait for the broker's acknowledgement; also the most that paho reads before it writes.
 MAX_INFLIGHT_MESSAGES = 1_000
+#: Filters in one packet: AWS IoT Core takes no more.
+MAX_FILTERS_AT_ONCE = 8
 _FLUSH_ON_CLOSE_S = 3.0
 #: How often paho's thread checks, while it waits for its owner to poll, whether the transport was closed.
 _LOOK_S = 0.1
 #: The first wait before a new attempt, drawn at random per client, so that a fleet does not reconnect all at once.
-_FIRST_WAIT_MS = (1_000, 6_000)
+FIRST_WAIT_MS = (1_000, 6_000)
 _LAST_WAIT_S = (20, 60)
 #: After this many connections that end without an answer, the broker does not speak MQTT 5.
 _UNANSWERED_FIVE = 2
@@ -109,14 +112,30 @@ def _weight(event: TransportEvent | _FallBack) -> int:
     return 1 + len(event.payload) // EVENT_BYTES if isinstance(event, Received) else 1
 
 
+def _read_to_the_end(opened: socket.socket) -> None:
+    """Read until the broker has closed the connection, `_FLUSH_ON_CLOSE_S` at most; then close it."""
+    give_up = time.monotonic() + _FLUSH_ON_CLOSE_S
+    with opened, contextlib.suppress(OSError):
+        opened.settimeout(_FLUSH_ON_CLOSE_S)
+        while opened.recv(65_536) and time.monotonic() < give_up:
+            pass
+
+
 class MqttTransport:
     """A connection to a real broker; a `fleetnas.fleet_protocol.transports.base.Transport`."""
 
     def __init__(
-        self, address: BrokerAddress, client_id: str, will: Will | None = None, *, prefer_five: bool = False
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        will: Will | None = None,
+        *,
+        prefer_five: bool = False,
+        first_wait_ms: tuple[int, int] | None = None,
     ) -> None:
         """With `prefer_five`, try MQTT 5 first, and 3.1.1 if the broker does not speak it.
 
+        The first wait for a new attempt is drawn from `first_wait_ms`, `FIRST_WAIT_MS` if None.
         Raises `UsageError` if TLS files cannot be used.
         """
         self.address = address
@@ -124,14 +143,13 @@ class MqttTransport:
         self._events = _EventQueue(MAX_QUEUED_EVENTS)
         self._filters: dict[tuple[str, str | None], int] = {}
         self._put_back: TransportEvent | None = None
-        self._closing = threading.Event()
+        self._closing, self._renewing = threading.Event(), threading.Event()
         self._lock = threading.Lock()
         self._last: paho.MQTTMessageInfo | None = None
         self._tls: TlsContext | None = None
-        self._answered = False
-        self._can_share = False
+        self._answered = self._can_share = False
         self._unanswered = 0
-        self._five = prefer_five
+        self._five, self._first_wait_ms = prefer_five, first_wait_ms or FIRST_WAIT_MS
         self._client = self._make_client()
 
     @property
@@ -159,7 +177,7 @@ class MqttTransport:
         client.max_queued_messages_set(MAX_QUEUED_MESSAGES)
         client.max_inflight_messages_set(MAX_INFLIGHT_MESSAGES)
         # A fleet that lost its broker must not reconnect in step: paho doubles the first wait, which is random.
-        first_s, last_s = random.randint(*_FIRST_WAIT_MS) / 1000, random.randint(*_LAST_WAIT_S)
+        first_s, last_s = random.randint(*self._first_wait_ms) / 1000, random.randint(*_LAST_WAIT_S)
         client.reconnect_delay_set(min_delay=first_s, max_delay=last_s)  # type: ignore[arg-type]
         if self.address.username is not None:
             client.username_pw_set(self.address.username, self.address.password)
@@ -199,6 +217,28 @@ class MqttTransport:
             self._filters[topic_filter, share] = qos
             if self._client.is_connected():
                 self._client.subscribe(self._spelled(topic_filter, share), qos)
+
+    def unsubscribe(self, topic_filter: str, *, share: str | None = None) -> None:
+        """Receive no more messages by this filter. Those that wait at the broker already still arrive."""
+        with self._lock:
+            if self._filters.pop((topic_filter, share), None) is not None and self._client.is_connected():
+                self._client.unsubscribe(self._spelled(topic_filter, share))
+
+    def renew(self) -> None:
+        """Connect anew without the messages that wait at the broker for this client; `Connected` follows."""
+        if self._closing.is_set() or not self._client.is_connected():
+            return
+        opened = self._client.socket()
+        # Kept open beside paho's: closing a socket with unread bytes resets the connection, for which the broker may
+        # publish the will before it reads that the client disconnects.
+        kept = socket.socket(fileno=os.dup(opened.fileno())) if opened is not None else None
+        self._renewing.set()
+        self._client.disconnect()  # the session is a clean one: the broker forgets it
+        self._client.loop_stop()
+        if kept is not None:
+            _read_to_the_end(kept)
+        self._renewing.clear()
+        self.start()
 
     def _spelled(self, topic_filter: str, share: str | None) -> str:
         return f"$share/{share}/{topic_filter}" if share is not None and self._can_share else topic_filter
@@ -240,7 +280,7 @@ class MqttTransport:
     def close(self) -> None:
         """Send the queued messages, waiting at most a few seconds, and disconnect cleanly (no will)."""
         self._closing.set()
-        # Without this, paho disconnects before acknowledgements arrive; the last message's comes after all others.
+        # Else paho disconnects before acknowledgements arrive; the last message's comes after all others.
         if self._last is not None and self._client.is_connected():
             with contextlib.suppress(ValueError, RuntimeError):
                 self._last.wait_for_publish(_FLUSH_ON_CLOSE_S)
@@ -252,7 +292,8 @@ class MqttTransport:
     def _put(self, event: TransportEvent | _FallBack) -> None:
         # A full queue means that the owner stopped polling. Nothing is dropped: paho reads no further, and messages
         # wait at the broker. If that lasts longer than the keepalive, the broker ends the connection.
-        while not self._closing.is_set():
+        # While the connection is renewed, its owner does not poll, and what still arrives is lost with the rest.
+        while not (self._closing.is_set() or self._renewing.is_set()):
             with contextlib.suppress(queue.Full):
                 self._events.put(event, timeout=_LOOK_S)
                 return
@@ -269,8 +310,9 @@ class MqttTransport:
             return
         with self._lock:
             self._can_share = self._five and getattr(granted, "SharedSubscriptionAvailable", 1) == 1
-            if self._filters:
-                client.subscribe([(self._spelled(*wanted), qos) for wanted, qos in self._filters.items()])
+            filters = [(self._spelled(*wanted), qos) for wanted, qos in self._filters.items()]
+            for first in range(0, len(filters), MAX_FILTERS_AT_ONCE):
+                client.subscribe(filters[first : first + MAX_FILTERS_AT_ONCE])
         self._put(Connected())
 
     def _on_socket_open(self, _: paho.Client, __: object, opened: object) -> None:

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 from fleetnas.fleet_protocol.child_process import child_environment, python_command
 from fleetnas.fleet_protocol.errors import TransportError
+from fleetnas.fleet_protocol.transports import mqtt
 from fleetnas.fleet_protocol.transports.base import (
     BrokerAddress,
     Disconnected,
@@ -66,8 +67,8 @@ class MqttProcess:
         if address.uses_tls:
             TlsContext.of(address)  # raises here and not in the child
         self.address = address
-        self._arguments = (address, client_id, will, prefer_five)
-        self._subscriptions: list[_Call] = []
+        self._arguments = (address, client_id, will, prefer_five, mqtt.FIRST_WAIT_MS)
+        self._subscriptions: dict[tuple[str, str | None], _Call] = {}
         self._events: deque[TransportEvent] = deque()
         self._sent = self._accepted = 0
         self._can_share = False
@@ -99,14 +100,23 @@ class MqttProcess:
         self._pipe = ours
         self._sent = self._accepted = 0
         self._send_to_child(self._arguments)
-        for call in (*self._subscriptions, ("start", (), {})):
+        for call in (*self._subscriptions.values(), ("start", (), {})):
             self._send_to_child(call)
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
         """Receive messages on matching topics, from now on and after every reconnect."""
         call: _Call = ("subscribe", (topic_filter, qos), {"share": share})
-        self._subscriptions.append(call)
+        self._subscriptions[topic_filter, share] = call
         self._send_to_child(call)
+
+    def unsubscribe(self, topic_filter: str, *, share: str | None = None) -> None:
+        """Receive no more messages by this filter. Those that wait at the broker already still arrive."""
+        if self._subscriptions.pop((topic_filter, share), None) is not None:
+            self._send_to_child(("unsubscribe", (topic_filter,), {"share": share}))
+
+    def renew(self) -> None:
+        """Connect anew without the messages that wait at the broker for this client; `Connected` follows."""
+        self._send_to_child(("renew", (), {}))
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
@@ -195,8 +205,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the owner; this child ends with it
         signal.signal(number, signal.SIG_IGN)
     pipe = Connection(int(sys.argv[1]))
-    address, client_id, will, prefer_five = pickle.loads(pipe.recv_bytes())
-    _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five)).run()
+    address, client_id, will, prefer_five, wait_ms = pickle.loads(pipe.recv_bytes())
+    _Child(pipe, MqttTransport(address, client_id, will, prefer_five=prefer_five, first_wait_ms=wait_ms)).run()
 
 
 class _Child:

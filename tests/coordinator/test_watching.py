@@ -493,6 +493,7 @@ class TestMetrics:
         assert samples[key("agents", "ready")] == 2
         assert samples[key("queue_length", "leased")] == 0
         assert samples[key("broker_reconnects_total")] == 1
+        assert (samples[key("agents_ignored")], samples[key("messages_dropped_total")]) == (0, 0)
 
     def test_states_and_slow_downs_are_told(self) -> None:
         quality = DataQuality(ok=3, slowed=9, largest_slowdown=4.25, regimes=2)

@@ -14,6 +14,7 @@ import pytest
 from rigs import brokers, waiting
 
 from fleetnas.fleet_protocol.errors import BrokerUnreachableError, TransportError
+from fleetnas.fleet_protocol.transports import mqtt
 from fleetnas.fleet_protocol.transports.base import (
     BrokerAddress,
     Connected,
@@ -104,8 +105,68 @@ class TestEveryTransport:
         watcher.publish("w/probe", b"")
         assert waiting.first(watcher, lambda e: isinstance(e, Received)) == Received("w/probe", b"")
 
+    def test_a_filter_that_is_taken_back_brings_no_more_messages(self, connect: Factory) -> None:
+        sender, receiver = connect("sender"), connect("receiver")
+        for topic_filter in ("u/+", "v"):
+            receiver.subscribe(topic_filter)
+        receiver.publish("u/before", b"")
+        waiting.first(receiver, message_on("u/before"))
+        receiver.unsubscribe("u/+")
+        receiver.unsubscribe("never/subscribed")
+        receiver.publish("v", b"taken back")
+        waiting.first(receiver, message_on("v"))
+        sender.publish("u/after", b"")
+        sender.publish("v", b"still there")
+        assert waiting.first(receiver, lambda e: isinstance(e, Received)) == Received("v", b"still there")
+        receiver.subscribe("u/+")
+        receiver.publish("u/again", b"")
+        assert waiting.first(receiver, lambda e: isinstance(e, Received)) == Received("u/again", b"")
+
+    def test_a_renewed_connection_has_the_same_filters_and_leaves_no_will(self, connect: Factory) -> None:
+        watcher, owner = connect("watcher"), connect("owner", Will("w/state", b"lost"))
+        watcher.subscribe("w/#")
+        for number in range(20):
+            owner.subscribe(f"r/{number}")
+        owner.subscribe("r/other")
+        owner.unsubscribe("r/other")
+        for _ in range(3):
+            owner.renew()
+            assert waiting.first(owner, lambda e: not isinstance(e, Received)) == Connected()
+        owner.publish("w/probe", b"sent")
+        assert waiting.first(watcher, lambda e: isinstance(e, Received)) == Received("w/probe", b"sent")
+        watcher.publish("r/other", b"")
+        for number in range(20):
+            watcher.publish(f"r/{number}", b"x")
+        got = [waiting.first(owner, lambda e: isinstance(e, Received)) for _ in range(20)]
+        assert got == [Received(f"r/{number}", b"x") for number in range(20)]
+
 
 class TestMqtt:
+    def test_messages_that_wait_at_the_broker_are_gone_with_the_old_connection(
+        self, mosquitto_broker: brokers.Mosquitto, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mqtt, "MAX_QUEUED_EVENTS", 5)
+        sender, owner = (MqttTransport(mosquitto_broker.address, name) for name in ("sender", "owner"))
+        owner.subscribe("q")
+        for transport in (owner, sender):
+            transport.start()
+            waiting.first(transport, lambda event: isinstance(event, Connected))
+        sender.subscribe("q")
+        for number in range(500):  # mosquitto keeps as many as its queue holds; the owner does not poll
+            sender.publish("q", str(number).encode())
+        for _ in range(500):
+            waiting.first(sender, message_on("q"))
+        sender.publish("s", b"kept, retained", retain=True)
+        owner.subscribe("s")
+        owner.renew()  # though its queue is full
+        events = []
+        while not (events and isinstance(events[-1], Received) and events[-1].topic == "s"):
+            events.append(waiting.first(owner, lambda event: True))
+        assert sum(isinstance(event, Received) and event.topic == "q" for event in events) < 100
+        assert Connected() in events
+        for transport in (owner, sender):
+            transport.close()
+
     def test_subscriptions_return_after_the_broker_was_killed(self, mosquitto_broker: brokers.Mosquitto) -> None:
         transport = MqttTransport(mosquitto_broker.address, "agent")
         transport.subscribe("a/#")

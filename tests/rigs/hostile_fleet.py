@@ -98,7 +98,9 @@ class HostileAgent(SimulatedAgent):
 class HostileCampaign:
     """One campaign; what its honest devices come to is what they come to alone."""
 
-    fleet: Simulation = field(default_factory=lambda: Simulation(PLAN, models=ShippedModels(), at_once=True))
+    fleet: Simulation = field(
+        default_factory=lambda: Simulation(PLAN, models=ShippedModels(), at_once=True, together=True)
+    )
     hostile: list[HostileAgent] = field(default_factory=list)
 
     def __post_init__(self) -> None:

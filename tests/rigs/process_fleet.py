@@ -18,6 +18,7 @@ from fleetnas.coordinator.records.stored import OutcomeRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.messages import TaskKey
 from rigs import waiting
+from rigs.brokers import QUICK_RETURN
 from rigs.untrained_supernet import write_untrained
 
 #: As short as a measurement can be: what is tested is who measures, not how well.
@@ -29,9 +30,9 @@ _LAUNCH = {
     # Nothing is really timed here, so it need not yield to measurements of the same machine.
     "fleetnas": (
         "import fleetnas.coordinator.app.priority as p; p.yield_to_measurements = lambda: None; "
-        "from fleetnas.coordinator.cli import main; main()"
+        f"{QUICK_RETURN}from fleetnas.coordinator.cli import main; main()"
     ),
-    "fleetnas-agent": "from fleetnas.agent.cli.main import main; main()",
+    "fleetnas-agent": f"{QUICK_RETURN}from fleetnas.agent.cli.main import main; main()",
 }
 
 

@@ -51,7 +51,7 @@ from fleetnas.fleet_protocol.messages import (
 from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, MeasureTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import AgentDown, Topics
-from fleetnas.fleet_protocol.transports.base import Connected, Received, TransportEvent, Will
+from fleetnas.fleet_protocol.transports.base import Connected, Received, TransportEvent, Will, take_events
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers
@@ -312,8 +312,12 @@ class SimulatedAgent:
         self.transport.publish(TOPICS.up(self.name, channel), encode(message), retain=retain)
 
 
+#: Events that the driver takes together.
+MOST_EVENTS = 500
+
+
 class CheckedCampaign(Campaign):
-    """A campaign whose tasks, queues and targets are validated after every event and tick."""
+    """A campaign whose tasks, queues and targets are validated after all events taken together, and after a tick."""
 
     def on_events(self, events: Iterable[TransportEvent]) -> None:
         super().on_events(events)
@@ -352,8 +356,10 @@ class Simulation:
     search_rounds: int = 1
     #: The beginning of all searches; None: by the plan.
     design: InitialDesign | None = None
-    #: Whether the state of all tasks and targets is validated after every event and tick.
+    #: Whether the state of all tasks and targets is validated after all events taken together and after a tick.
     checked: bool = True
+    #: Whether the campaign takes the events of a step together, as the driver has it; else one by one.
+    together: bool = False
     #: In memory, and so outlives the simulated coordinator as a file outlives a real one.
     store: MeasurementStore = field(default_factory=lambda: MeasurementStore.open("sqlite://"))
 
@@ -418,10 +424,14 @@ class Simulation:
     def step(self, seconds: float = 1.0) -> None:
         for agent in self.agents:
             agent.step()
-        while (event := self.transport.poll(0)) is not None:
-            self.campaign.on_event(event)
+        self.take_waiting()
         self.campaign.on_tick()
         self.clock.now_s += seconds
+
+    def take_waiting(self) -> None:
+        """Have the campaign take all events that wait."""
+        while events := take_events(self.transport, 0.0, MOST_EVENTS if self.together else 1):
+            self.campaign.on_events(events)
 
     def run(self, most_steps: int = 2000, until: Callable[[], bool] = lambda: False) -> None:
         for _ in range(most_steps):

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from rigs.simulated_fleet import BUNDLE, SPACE, TOPICS, SimulatedAgent, Simulation, measurement
 
+from fleetnas.agent.service.result_delivery import OUTBOX_LIMIT
 from fleetnas.coordinator.campaign import membership
 from fleetnas.coordinator.campaign.membership import MAX_AGENT_SETTINGS
+from fleetnas.coordinator.fleet.agent_subscriptions import EXCESS, EXCESS_AGAIN, PAUSE_S
 from fleetnas.coordinator.fleet.message_budget import (
     BURST_REQUESTS,
     BURST_UNITS,
@@ -34,6 +36,7 @@ from fleetnas.fleet_protocol.messages import (
     RuntimeSetting,
     TaskKey,
 )
+from fleetnas.fleet_protocol.topics import UP_CHANNELS, UpChannel
 from fleetnas.fleet_protocol.transports.base import MOST_BYTES_AT_ONCE, Received, take_events
 from fleetnas.fleet_protocol.transports.memory import MemoryTransport
 
@@ -45,10 +48,10 @@ HONEST = ("pi0", "pi1")
 DESIGN = InitialDesign(SPACE, count=PLAN.initial_design, seed=PLAN.seed)
 
 
-def fleet_of(*honest: str, seconds_per_task: float = 1.0) -> Simulation:
+def fleet_of(*honest: str, seconds_per_task: float = 1.0, checked: bool = True) -> Simulation:
     """Honest agents, and a flooder that has joined like them and is about to show what it is."""
     plan = PLAN.model_copy(update={"wait_for": len(honest) + 1, "deadline_s": 30 * seconds_per_task})
-    fleet = Simulation(plan, limited=True, design=DESIGN)
+    fleet = Simulation(plan, limited=True, design=DESIGN, checked=checked)
     for seed, name in enumerate((*honest, "flooder")):
         fleet.add(name, seed=seed, seconds_per_task=seconds_per_task)
     return fleet
@@ -62,6 +65,16 @@ def honest_progress(fleet: Simulation) -> list[int]:
 
 def flooder(fleet: Simulation) -> MemoryTransport:
     return fleet.agents[-1].transport
+
+
+def take_waiting(fleet: Simulation) -> int:
+    """Have the coordinator alone take what waits; returns the number of messages."""
+    taken = 0
+    while (event := fleet.transport.poll(0)) is not None:
+        taken += isinstance(event, Received)
+        fleet.campaign.on_event(event)
+    fleet.campaign.on_tick()
+    return taken
 
 
 def unknown(number: int, run: str = "elsewhere") -> bytes:
@@ -137,10 +150,136 @@ class TestBudget:
         assert budget.admits("newcomer", "message", 100)
 
 
+class TestIgnoring:
+    """An agent far beyond its budget is not delivered any more, for a while."""
+
+    @pytest.fixture
+    def fleet(self) -> Simulation:
+        fleet = fleet_of(*HONEST, checked=False)
+        fleet.begin()
+        fleet.run(until=lambda: min(honest_progress(fleet), default=0) >= 1)
+        return fleet
+
+    def flood(self, fleet: Simulation, channel: UpChannel = "task", messages: int = FLOOD // 2) -> int:
+        """Publish noise; returns the number of messages that were delivered."""
+        delivered = len(fleet.transport.events)
+        for _ in range(messages):
+            flooder(fleet).publish(TOPICS.up("flooder", channel), b"\x00" * 300)
+        return len(fleet.transport.events) - delivered
+
+    @pytest.mark.parametrize("channel", UP_CHANNELS)
+    def test_on_each_channel_others_are_heard_and_a_pause_ends(self, fleet: Simulation, channel: UpChannel) -> None:
+        assert self.flood(fleet, channel) == FLOOD // 2
+        take_waiting(fleet)
+        assert fleet.campaign.connection.link.ignored == ("flooder",)
+        fleet.step(0.0)
+        assert self.flood(fleet, channel, 100) == 0
+        for name in HONEST:
+            flooder(fleet).publish(TOPICS.up(name, channel), b"heard")
+        assert [e.topic for e in fleet.transport.events if isinstance(e, Received) and e.payload == b"heard"] == [
+            TOPICS.up(name, channel) for name in HONEST
+        ]
+        take_waiting(fleet)
+        fleet.clock.now_s += PAUSE_S
+        take_waiting(fleet)
+        assert fleet.campaign.connection.link.ignored == ()
+        assert self.flood(fleet, channel, 100) == 100
+        for name in HONEST:  # by one filter, not by two
+            flooder(fleet).publish(TOPICS.up(name, channel), b"again")
+        assert sum(isinstance(e, Received) and e.payload == b"again" for e in fleet.transport.events) == len(HONEST)
+
+    @pytest.mark.parametrize("channel", UP_CHANNELS)
+    def test_a_new_agent_joins_meanwhile(self, fleet: Simulation, channel: UpChannel) -> None:
+        self.flood(fleet, channel)
+        take_waiting(fleet)
+        new = fleet.add("late", seed=7)
+        fleet.run(until=lambda: len(new.measured) > 2)
+        assert "flooder" in fleet.campaign.connection.link.ignored
+
+    def test_where_all_channels_are_flooded_a_new_agent_joins_after_the_pause(self, fleet: Simulation) -> None:
+        for channel in UP_CHANNELS:
+            self.flood(fleet, channel)
+            take_waiting(fleet)
+            fleet.clock.now_s += 2.0
+        new, began_s = fleet.add("late", seed=7), fleet.clock.now_s
+        fleet.campaign.on_tick()
+        fleet.step()
+        assert "late" not in fleet.campaign.registry.agents
+        fleet.run(until=lambda: "late" in fleet.campaign.registry.agents)
+        assert fleet.clock.now_s - began_s <= PAUSE_S + 2
+        fleet.run(until=lambda: bool(new.measured))
+
+    def test_one_that_goes_on_is_ignored_sooner_and_longer(self, fleet: Simulation) -> None:
+        link = fleet.campaign.connection.link
+        ignored_s, dropped = [], []
+        for _ in range(6):
+            before = link.dropped
+            self.flood(fleet)
+            take_waiting(fleet)
+            began_s = fleet.clock.now_s
+            dropped.append(link.dropped - before)
+            while link.ignored:
+                fleet.clock.now_s += 1.0
+                link.on_tick()
+            ignored_s.append(fleet.clock.now_s - began_s)
+        assert ignored_s == [60.0, 120.0, 240.0, 480.0, 960.0, 960.0]
+        assert dropped == [EXCESS, *5 * [EXCESS_AGAIN]]
+
+    def test_two_at_once(self, fleet: Simulation) -> None:
+        fleet.add("second", seed=8)
+        fleet.run(until=lambda: "second" in fleet.campaign.registry.agents)
+        second = fleet.agents[-1].transport
+        flooder_transport = fleet.agents[2].transport
+        for name, transport in (("flooder", flooder_transport), ("second", second)):
+            for _ in range(FLOOD // 2):
+                transport.publish(TOPICS.up(name, "task"), b"\x00" * 300)
+            take_waiting(fleet)
+        assert fleet.campaign.connection.link.ignored == ("flooder", "second")
+        fleet.clock.now_s += PAUSE_S
+        take_waiting(fleet)
+        assert fleet.campaign.connection.link.ignored == ()
+        for name in ("flooder", "second", "pi0"):
+            second.publish(TOPICS.up(name, "task"), b"heard")
+        assert sum(isinstance(e, Received) and e.payload == b"heard" for e in fleet.transport.events) == 3
+
+    def test_a_whole_outbox_after_an_outage_is_no_flood(self, fleet: Simulation) -> None:
+        agent = fleet.agents[0]
+        typical = max((payload for payload in agent.answered.values()), key=len)
+        padded = typical + b" " * max(0, 6_000 - len(typical))  # a result with all its times
+        for number in range(OUTBOX_LIMIT):
+            key = TaskKey(task_id=f"run-1.{100_000 + number}", attempt=1)
+            agent.outbox[key] = padded
+        for _ in range(3):  # the broker comes and goes, and everything is sent again each time
+            fleet.broker.cut(fleet.client_id)
+            agent.step()
+            fleet.broker.attach(fleet.transport)
+            take_waiting(fleet)
+            agent.step()
+            take_waiting(fleet)
+        link = fleet.campaign.connection.link
+        assert (link.dropped, link.ignored) == (0, ())
+
+    def test_a_thousand_agents_that_join_at_once_are_no_flood(self) -> None:
+        fleet = Simulation(PLAN.model_copy(update={"wait_for": 1000}), limited=True, design=DESIGN, checked=False)
+        sender = fleet.broker.transport("sender")
+        sender.start()
+        info = SimulatedAgent(fleet.broker, "typical", fleet.clock, seed=0).info
+        fleet.begin()
+        for number in range(1000):
+            name = f"pi{number}"
+            sender.publish(TOPICS.up(name, "state"), encode(AgentState(state="ready", session=1, instance=name)))
+            sender.publish(TOPICS.up(name, "info"), encode(info.model_copy(update={"agent": name})))
+            sender.publish(TOPICS.up(name, "inventory"), encode(Inventory(session=1)))
+        assert take_waiting(fleet) == 3000
+        link = fleet.campaign.connection.link
+        assert (link.dropped, link.ignored) == (0, ())
+        assert len(fleet.campaign.registry.agents) == 1000
+
+
 class TestFlood:
     @pytest.mark.parametrize("kind", ["unknown tasks", "own run", "inventory", "blobs", "noise"])
     def test_every_honest_result_of_that_moment_is_taken_in_the_next(self, kind: str) -> None:
-        fleet = fleet_of(*HONEST)
+        fleet = fleet_of(*HONEST, checked=False)
         fleet.begin()
         fleet.run(until=lambda: min(honest_progress(fleet), default=0) >= 2)
         keys = tuple(TaskKey(task_id=f"elsewhere.{number}", attempt=1) for number in range(1000))
@@ -153,17 +292,20 @@ class TestFlood:
         }[kind]
         channel = {"inventory": "inventory", "blobs": "blob"}.get(kind, "task")
         before = len(fleet.refused)
-        for _ in range(FLOOD // 10):
+        for _ in range(FLOOD // 2):
             flooder(fleet).publish(TOPICS.up("flooder", channel), payload)  # type: ignore[arg-type]
         for agent in fleet.agents[:2]:
             agent.step()
         measured, told = honest_progress(fleet), [len(agent.outbox) for agent in fleet.agents[:2]]
         assert told == [1, 1]
-        fleet.step()
+        # They waited behind the flood and were lost with it: their agents are asked for them at once.
+        take_waiting(fleet)
+        fleet.step(0.0)
         assert [after - then for after, then in zip(honest_progress(fleet), measured, strict=True)] == told
         # Most of it was never read: what was read and refused is a line each.
         assert len(fleet.refused) - before < BURST_UNITS
         assert sum("flooder floods" in line for line in fleet.refused) == 1
+        assert sum("flooder sends far too much" in line for line in fleet.refused) == 1
 
     def test_a_flood_that_goes_on_does_not_keep_the_campaign_from_its_end(self) -> None:
         fleet, invented = fleet_of(*HONEST), [unknown(number) for number in range(400)]

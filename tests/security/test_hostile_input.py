@@ -149,7 +149,7 @@ class AttackedCampaign:
         plan = CampaignPlan(
             targets="auto:4", budget=20, initial_design=8, wait_for=3, deadline_s=1e6, devices=self.HONEST
         )
-        self.fleet = Simulation(plan, share=share)
+        self.fleet = Simulation(plan, share=share, together=True)
         for seed, name in enumerate(self.HONEST):
             self.fleet.add(name, seed=seed)
         self.fleet.begin()
@@ -181,8 +181,7 @@ class AttackedCampaign:
         }
 
     def hear(self) -> None:
-        while (event := self.fleet.transport.poll(0)) is not None:
-            self.fleet.campaign.on_event(event)
+        self.fleet.take_waiting()
         self.fleet.campaign.on_tick()
 
     def throw(self, channel: str, payload: bytes, rng: random.Random) -> None:
