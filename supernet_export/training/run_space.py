@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.export import IMAGENET
 from fleetnas.supernet_export.manifest import Preprocessing
+from fleetnas.supernet_export.preprocessing import IMAGENET
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 from fleetnas.supernet_export.spaces.registry import make_space
 from fleetnas.supernet_export.training.run_settings import TrainSettings

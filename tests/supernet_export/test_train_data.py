@@ -14,7 +14,7 @@ from rigs.small_images import write_images  # noqa: E402
 
 from fleetnas.fleet_protocol.errors import UsageError  # noqa: E402
 from fleetnas.supernet_export.evaluation.image_source import square  # noqa: E402
-from fleetnas.supernet_export.export import IMAGENET  # noqa: E402
+from fleetnas.supernet_export.preprocessing import IMAGENET  # noqa: E402
 from fleetnas.supernet_export.training.data_set import open_data_sets  # noqa: E402
 from fleetnas.supernet_export.training.image_batches import FolderBatches, ImageStore  # noqa: E402
 from fleetnas.supernet_export.training.ranks import Ranks  # noqa: E402

@@ -13,8 +13,9 @@ from rigs.peer_supernets import peer_supernet  # noqa: E402
 
 from fleetnas.fleet_protocol.errors import CheckpointError, UsageError  # noqa: E402
 from fleetnas.supernet_export.bundle import SupernetBundle  # noqa: E402
-from fleetnas.supernet_export.export import IMAGENET, export_checkpoint  # noqa: E402
+from fleetnas.supernet_export.export import export_checkpoint  # noqa: E402
 from fleetnas.supernet_export.manifest import Manifest, Provenance  # noqa: E402
+from fleetnas.supernet_export.preprocessing import IMAGENET  # noqa: E402
 from fleetnas.supernet_export.spaces.registry import make_space  # noqa: E402
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet  # noqa: E402
 from fleetnas.supernet_export.training.result import write_result  # noqa: E402
