@@ -52,7 +52,7 @@ class Road:
 
     def run(self, name: str, block: str) -> Usage:
         """Run a block of commands, and note its time and that of its processes under `name`."""
-        self.say(f"{name} ...")
+        self.report(f"{name} ...")
         before, started = _children_cpu_s(), time.monotonic()
         try:
             run_block(block, self.folder, self.environment, self.log)
@@ -61,7 +61,7 @@ class Road:
             raise SystemExit(f"{name} failed; the end of {self.log}:\n{tail}") from None
         usage = Usage(time.monotonic() - started, _children_cpu_s() - before)
         self.used[name] = usage
-        self.say(f"{name}: {usage.wall_s:.0f} s, {usage.cpu_s:.0f} s of processor time")
+        self.report(f"{name}: {usage.wall_s:.0f} s, {usage.cpu_s:.0f} s of processor time")
         return usage
 
     def ask(self, *arguments: str) -> Any:
@@ -72,7 +72,7 @@ class Road:
         )  # fmt: skip
         return json.loads(found.stdout)
 
-    def say(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """Print a line of progress."""
         if not self.quiet:
             print(line, file=sys.stderr, flush=True)

@@ -17,7 +17,8 @@ from fleetnas.device_profiles.plain_text import plain
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file
-from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe, TrainingPrecision
+from fleetnas.supernet_export.training.choices import ForwardPrecision
+from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe
 from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class RecipeOptions:
         int, typer.Option("--batch-size", metavar="N", min=2, max=65_536, help="Images per step.")
     ] = _DEFAULT.batch_size
     precision: Annotated[
-        TrainingPrecision, typer.Option(help="Arithmetic of the training; bf16 and fp16 pay on GPUs.")
+        ForwardPrecision, typer.Option(help="Arithmetic of the training; bf16 and fp16 pay on GPUs.")
     ] = _DEFAULT.precision
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the order and the distortions.")] = _DEFAULT.seed
     threads: Annotated[

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-#: Arithmetic of a training's forward passes; weights are always float32.
-TrainingPrecision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+from fleetnas.supernet_export.training.choices import ForwardPrecision
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,7 @@ class FineTuningRecipe:
     epochs: int = 5
     learning_rate: float = 2e-3  #: at its peak; it rises linearly, then falls as a cosine to 0
     batch_size: int = 32
-    precision: TrainingPrecision = "fp32"
+    precision: ForwardPrecision = "fp32"
     seed: int = 0
     threads: int = 1  #: another number takes sums in another order
     distillation: float = 0.5  #: share of the teacher in the loss

@@ -254,7 +254,7 @@ def test_every_command_is_looked_at() -> None:
         "runs": 2,
         "search": len(SEARCH),
         "sign": 1,
-        "train": 32,
+        "train": 33,
         "verify": 1,
         "watch": 10,
     }

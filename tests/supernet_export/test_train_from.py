@@ -13,7 +13,7 @@ from rigs.peer_supernets import peer_supernet  # noqa: E402
 
 from fleetnas.fleet_protocol.errors import CheckpointError, UsageError  # noqa: E402
 from fleetnas.supernet_export.bundle import SupernetBundle  # noqa: E402
-from fleetnas.supernet_export.export import export_checkpoint  # noqa: E402
+from fleetnas.supernet_export.checkpoint_export import CheckpointExport, export_own_checkpoint  # noqa: E402
 from fleetnas.supernet_export.manifest import Manifest, Provenance  # noqa: E402
 from fleetnas.supernet_export.preprocessing import IMAGENET  # noqa: E402
 from fleetnas.supernet_export.spaces.registry import make_space  # noqa: E402
@@ -115,7 +115,11 @@ def test_what_a_file_cannot_say_is_asked_for(tmp_path):
     torch.save(random_weights(space), tmp_path / "weights.pth")
     with pytest.raises(UsageError, match="give --space"):
         training_space(checked_settings(**FOLDERS), open_source(str(tmp_path / "weights.pth")), 3)
-    export_checkpoint(tmp_path / "weights.pth", space, tmp_path / "old.supernet")
+    request = CheckpointExport(
+        tmp_path / "weights.pth", space=space.name, options=dict(space.options), dataset="own",
+        preprocessing=IMAGENET.model_dump(exclude={"channels"}),
+    )  # fmt: skip
+    export_own_checkpoint(request, tmp_path / "old.supernet")
     assert SupernetBundle.open(tmp_path / "old.supernet").manifest.format_version == 1
     with pytest.raises(UsageError, match="leave --space out"):
         training_space(checked_settings(**FOLDERS, space="ofa-mbv3"), open_source(str(tmp_path / "old.supernet")), 3)
