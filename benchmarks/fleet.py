@@ -82,6 +82,11 @@ class StandInModels:
     def answers(self, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
         return None
 
+    def known_answers(
+        self, architecture: Architecture, setting: RuntimeSetting, part: ImagePart
+    ) -> ClassAnswers | None:
+        return None
+
     def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
         pass
 

@@ -94,9 +94,7 @@ class PlanningPool:
         architecture = min(wanted, key=lambda each: (each.r, each.fingerprint))
         accuracy, remark = None, ""
         try:
-            found = self._keep(
-                setting_run.run_id, self._models.calibrate(architecture, setting_run.setting), "selection"
-            )
+            found = self._selection_answers(setting_run, architecture)
             if found is not None:
                 accuracy = found.accuracy
                 if (done + 1) % -(-total // _LINES_PER_SELECTION) == 0 or done + 1 == total:
@@ -110,6 +108,13 @@ class PlanningPool:
                 remark = f"candidates such as {architecture.fingerprint} are not evaluated: {reason}"
         setting_run.search.tell_accuracy(architecture, accuracy)
         setting_run.note_selection(done + 1, total, remark)
+
+    def _selection_answers(self, setting_run: SettingRun, architecture: Architecture) -> ClassAnswers | None:
+        setting = setting_run.setting
+        known = self._models.known_answers(architecture, setting, "selection")
+        if known is not None:  # of a resumed run, or of another device setting, which stores them
+            return known
+        return self._keep(setting_run.run_id, self._models.calibrate(architecture, setting), "selection")
 
     def _keep(self, run_id: str, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
         """Return a file's answers to images, and have them stored once."""

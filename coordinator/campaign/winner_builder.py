@@ -61,6 +61,11 @@ class WinnerBuilder(Protocol):
     def answers(self, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
         """Return what the file answers to the images of a part; None where there are none. Raises the same."""
 
+    def known_answers(
+        self, architecture: Architecture, setting: RuntimeSetting, part: ImagePart
+    ) -> ClassAnswers | None:
+        """Return the answers of a file where they are known already, without building it; None otherwise."""
+
     def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
         """Take over the evaluations of a stored run, which need not be made again."""
 
@@ -132,6 +137,12 @@ class BundleWinnerBuilder:
                 found = answer(self.file(model), shown, labels, self._bundle.manifest.classes)
                 self._answers[key, part] = found
             return found
+
+    def known_answers(
+        self, architecture: Architecture, setting: RuntimeSetting, part: ImagePart
+    ) -> ClassAnswers | None:
+        """Return the answers of a file where they are known already, without building it; None otherwise."""
+        return self._answers.get((file_key(architecture, setting), part))
 
     def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
         """Take over stored evaluations, unless they are of other images than those that are here now."""

@@ -20,6 +20,7 @@ from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
 IMAGES, CLASSES = 400, 4
@@ -149,6 +150,11 @@ class PlantedModels(StandInModels):
             self.evaluated[key] = self.evaluated.get(key, 0) + 1
             self.known[key] = planted_answers(model.architecture)
         return self.known[key]
+
+    def known_answers(
+        self, architecture: Architecture, setting: RuntimeSetting, part: ImagePart
+    ) -> ClassAnswers | None:
+        return self.known.get((file_key(architecture, setting), part))
 
     def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
         self.known |= {(each.file_key, each.part): each.class_answers for each in evaluations}

@@ -197,6 +197,8 @@ def test_stored_answers_to_other_images_are_not_taken_over(bundle: SupernetBundl
     for chosen_by, known in ((DigitsImages("calibration"), 200), (folder, 120)):
         models = BundleWinnerBuilder(bundle, *images, chosen_by)
         models.adopt(stored)
+        recalled = models.known_answers(target.architecture, RuntimeSetting(), "selection")
+        assert recalled == (target.selection if known == 200 else None)
         model = models.calibrate(target.architecture, RuntimeSetting())
         assert models.evaluates_at_once(model)
         found = models.answers(model, "selection")

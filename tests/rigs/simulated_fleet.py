@@ -158,6 +158,11 @@ class StandInModels:
     def answers(self, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
         return None
 
+    def known_answers(
+        self, architecture: Architecture, setting: RuntimeSetting, part: ImagePart
+    ) -> ClassAnswers | None:
+        return None
+
     def adopt(self, evaluations: Iterable[EvaluationRecord]) -> None:
         pass
 
