@@ -133,6 +133,10 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("broker", "rotate", "folder", "--finish", "--compromised"), "--compromised"),
         (("broker", "rotate", "folder", "--finish", "-o", "next.credentials"), "--output"),
         (("export", "digits", "--cache", "folder"), "--cache"),
+        (
+            ("finetune", "smallest", "--bundle", "b", "-o", "o", "--epochs", "0", "--seed", "1", "--resume"),
+            "--seed, --resume",
+        ),
         (("export", "ofa-resnet50", "--space", "ofa-resnet50"), "--space"),
         (("search", "--broker", "127.0.0.1", "--targets", "5", "--devices", ","), "names nobody"),
         (("search", "--broker", "127.0.0.1", "--credentials", "c", "--username", "u"), "--username"),
@@ -197,6 +201,7 @@ def test_every_command_is_looked_at() -> None:
         "evaluate": 6,
         "export": 16,
         "export-data": 7,
+        "finetune": 13,
         "inspect": 2,
         "mirror": 0,
         "predictor": 0,
