@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fleetnas.supernet_export.training.fine_tuning import FineTuned, FineTuningRequest
 
 _DEFAULT = FineTuningRecipe()
+#: Parameters that change nothing where nothing is trained.
+_OF_TRAINING = ("learning_rate", "batch_size", "precision", "seed", "teacher", "resume")
 
 
 def register(app: typer.Typer) -> None:
@@ -69,6 +71,7 @@ class RecipeOptions:
 
 def finetune(
     *,
+    context: typer.Context,
     architecture: Annotated[str, typer.Argument(metavar="CARD|ARCHITECTURE", help=ARCHITECTURE_HELP)],
     bundle: Annotated[
         Path, typer.Option("--bundle", metavar="BUNDLE", help="The .supernet file that the subnet is cut out of.")
@@ -98,6 +101,8 @@ def finetune(
     The subnet learns from labels and from a frozen teacher. Its bundle works like any other: `evaluate`, `measure` and
     `search` take it, agents build the same files from it. Needs torch: pip install 'fleetnas[train]'.
     """
+    if recipe.epochs == 0:
+        options.refuse(context, _OF_TRAINING, "without epochs nothing is trained")
     check_file("--output", output, ".supernet", strict=True)
     check_unfinished(output, resume=resume)
     request = _request(architecture, recipe.recipe(), bundle, images, val, teacher, output)

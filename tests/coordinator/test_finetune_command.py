@@ -30,9 +30,10 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _arguments(room: Path, output: Path, architecture: str = "smallest", *more: str) -> list[str]:
+def _arguments(room: Path, output: Path, architecture: str = "smallest", *more: str, epochs: int = 1) -> list[str]:
     where = ["--bundle", str(room / "all.supernet"), "--images", str(room / "train"), "-o", str(output)]
-    return ["finetune", architecture, *where, "--epochs", "1", "--batch-size", "8", *more]
+    training = ["--batch-size", "8"] if epochs else []
+    return ["finetune", architecture, *where, "--epochs", str(epochs), *training, *more]
 
 
 def test_a_card_is_fine_tuned_and_its_bundle_evaluated(
@@ -111,7 +112,7 @@ def test_a_bundle_of_one_network_can_be_fine_tuned_again(
     room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "one.supernet", tmp_path / "two.supernet"
-    assert fleetnas(capsys, *_arguments(room, first, "smallest", "--epochs", "0"))[0] == 0
+    assert fleetnas(capsys, *_arguments(room, first, "smallest", epochs=0))[0] == 0
     again = ["finetune", "smallest", "--bundle", str(first), "--images", str(room / "train"), "-o", str(second)]
     again += ["--epochs", "1"]
     code, _, err = fleetnas(capsys, *again)
@@ -125,7 +126,7 @@ def test_targets_are_met_or_not_by_the_one_network(
     room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "one.supernet"
-    assert fleetnas(capsys, *_arguments(room, output, "smallest", "--epochs", "0", "--val", str(room / "val")))[0] == 0
+    assert fleetnas(capsys, *_arguments(room, output, "smallest", "--val", str(room / "val"), epochs=0))[0] == 0
     search = ["search", "--supernet", str(output), "--local", "--store", str(tmp_path / "store.sqlite")]
     search += ["--state-dir", str(tmp_path / "state"), "--out", str(tmp_path / "results"), "--budget", "3"]
     search += ["--runtime", "onnxruntime", "--threads", "1", "--min-time", "0.01", "--min-runs", "3", "--warmup", "0"]

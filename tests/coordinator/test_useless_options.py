@@ -173,6 +173,10 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("broker", "rotate", "folder", "--finish", "--compromised"), "--compromised"),
         (("broker", "rotate", "folder", "--finish", "-o", "next.credentials"), "--output"),
         (("export", "digits", "--cache", "folder"), "--cache"),
+        (
+            ("finetune", "smallest", "--bundle", "b", "-o", "o", "--epochs", "0", "--seed", "1", "--resume"),
+            "--seed, --resume",
+        ),
         (("export", "ofa-resnet50", "--space", "ofa-resnet50"), "--space"),
         (("search", "--broker", "127.0.0.1", "--targets", "5", "--devices", ","), "names nobody"),
         (("search", "--broker", "127.0.0.1", "--credentials", "c", "--username", "u"), "--username"),
