@@ -145,7 +145,7 @@ def _average(net: nn.Module, decay: float) -> AveragedModel:
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
     """Return a scheduler's state without objects, which a checkpoint must not hold."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in state.items():
         if key == "_schedulers":
             found[key] = [_plain(inner) for inner in value]
