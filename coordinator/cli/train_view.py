@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fleetnas.supernet_export.training.run_view import RunView
 
@@ -58,7 +66,7 @@ class _Live(RunView):
             transient=True,
             speed_estimate_period=120,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def images_checked(self, done: int, total: int) -> None:
         self._show("checking images", done, total)
@@ -86,7 +94,10 @@ class _Live(RunView):
         self._bars.start()
         if task not in self._tasks:
             self._tasks[task] = self._bars.add_task(task, total=total)
-        self._bars.update(self._tasks[task], completed=done, total=total, description=text or task)  # type: ignore[arg-type]
+        if task != "training" and done == total:
+            self._bars.remove_task(self._tasks.pop(task))
+            return
+        self._bars.update(self._tasks[task], completed=done, total=total, description=text or task)
 
 
 def _state(progress: Step) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from fleetnas.supernet_export.checkpoints.reader import read_checkpoint  # noqa:
 from fleetnas.supernet_export.export import export_state_dict  # noqa: E402
 from fleetnas.supernet_export.spaces.digits import DigitsSpace  # noqa: E402
 from fleetnas.supernet_export.training.batches import MemoryBatches  # noqa: E402
+from fleetnas.supernet_export.training.checkpoint import RunFolder  # noqa: E402
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet  # noqa: E402
 from fleetnas.supernet_export.training.result import read_draft  # noqa: E402
 from fleetnas.supernet_export.training.schedule import Phase  # noqa: E402
@@ -191,3 +193,34 @@ def test_a_loss_that_is_no_number_stops_with_advice():
     with pytest.raises(TrainingError, match=r"epoch 1, step 1.*--learning-rate.*image"):
         Trainer(net, batches, phases, Recipe(resolutions=(8,))).run()
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.named_parameters())
+
+
+def test_another_training_teaches_and_changed_images_are_refused(whole, tmp_path, capsys):
+    write_images(tmp_path / "data" / "train", 4)
+    write_images(tmp_path / "data" / "val", 2, seed=1)
+    out = tmp_path / "run"
+    code, text, error = fleetnas(
+        capsys, *arguments(tmp_path / "data", out, "--teacher", str(whole), "--precision", "bf16", epochs=2)
+    )
+    assert code == 0, error
+    assert "teacher" in text
+    assert "tensors loaded" in text
+    (tmp_path / "data" / "train" / "rows" / "3.png").unlink()
+    code, _, error = fleetnas(capsys, "train", "--resume", "--out", str(out))
+    assert code == 2
+    assert "not those that the training" in error
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save({"trainer": torch.zeros(10)})
+    before = folder.checkpoint.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # beyond it writing fails as on a full disk
+    try:
+        with pytest.raises(TrainingError, match=r"the checkpoint before it is kept.*--resume --out"):
+            folder.save({"trainer": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert folder.checkpoint.read_bytes() == before
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
