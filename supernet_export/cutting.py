@@ -40,15 +40,18 @@ def cut_bundle(
     `ArchitectureError` where the architecture is not in the bundle's space.
     """
     graph = slice_subnet(bundle, architecture, statistics)
-    predictor = bundle.accuracy_predictor()
-    accuracy = None
-    if predictor is not None:
-        info = bundle.manifest.accuracy_predictor
-        source = info.source if info is not None else ""
-        genome = bundle.space.encode([architecture])
-        accuracy = float(predictor.predict(bundle.space.one_hot(genome))[0]), f"predicted by the supernet's: {source}"
     origin = f"cut out of {bundle.path.name}"
+    accuracy = predicted_accuracy(bundle, architecture)
     return write_network(bundle, architecture, graph, path, origin=origin, accuracy=accuracy)
+
+
+def predicted_accuracy(bundle: SupernetBundle, architecture: Architecture) -> tuple[float, str] | None:
+    """Return the predicted top-1 of an architecture, a fraction, and its source; None without a predictor."""
+    predictor, info = bundle.accuracy_predictor(), bundle.manifest.accuracy_predictor
+    if predictor is None or info is None:
+        return None
+    genome = bundle.space.encode([architecture])
+    return float(predictor.predict(bundle.space.one_hot(genome))[0]), f"predicted by the supernet's: {info.source}"
 
 
 def write_network(

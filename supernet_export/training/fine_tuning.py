@@ -9,7 +9,7 @@ from typing import Any
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import TrainingError, UsageError
 from fleetnas.supernet_export.bundle import SupernetBundle
-from fleetnas.supernet_export.cutting import fixed_space, write_network
+from fleetnas.supernet_export.cutting import fixed_space, predicted_accuracy, write_network
 from fleetnas.supernet_export.evaluation.image_folder import ImageFolder
 from fleetnas.supernet_export.graph import Graph
 from fleetnas.supernet_export.slicing.subnet import slice_subnet
@@ -119,7 +119,8 @@ class _FineTuning:
             graph = self._calibrated(student, trained, "the fine-tuned subnet")
             self._score(scores, student, graph, "the fine-tuned subnet")
             after = scores["the fine-tuned subnet"]
-        accuracy = None
+        # What the supernet's predictor says holds for the supernet's own weights alone.
+        accuracy = None if request.recipe.epochs else predicted_accuracy(request.bundle, student.architecture)
         if after is not None and student.validation is not None:
             name = request.validation or "the digits' test part"
             accuracy = after, f"evaluated on {len(student.validation):,} images of {name}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rigs.supernets import random_bundle
+from rigs.untrained_supernet import write_untrained
 
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ArchitectureError, CorruptBundleError, UsageError
@@ -242,3 +243,17 @@ def test_a_device_without_torch_opens_the_bundle_and_builds_its_file(tmp_path: P
         check=True, capture_output=True, text=True, env=os.environ,
     )  # fmt: skip
     assert found.stdout.strip() == "[]"
+
+
+def test_a_cut_subnet_has_the_accuracy_that_the_supernet_predicts(tmp_path: Path) -> None:
+    supernet = SupernetBundle.open(write_untrained(tmp_path / "all.supernet"))
+    architecture = _some(supernet.space)
+    cut_bundle(supernet, architecture, tmp_path / "one.supernet")
+    cut = SupernetBundle.open(tmp_path / "one.supernet")
+    theirs, ours = supernet.accuracy_predictor(), cut.accuracy_predictor()
+    assert theirs is not None
+    assert ours is not None
+    expected = theirs.predict(supernet.space.one_hot(supernet.space.encode([architecture])))
+    assert ours.predict(cut.space.one_hot(cut.space.encode([architecture]))) == pytest.approx(expected)
+    assert cut.manifest.accuracy_predictor is not None
+    assert cut.manifest.accuracy_predictor.source == "predicted by the supernet's: random"
