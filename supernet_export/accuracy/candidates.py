@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 
 #: Subnets that a network learns from another predictor, and its shape.
 _DISTILLED = 4000
-_STUDENT = NetworkSettings(hidden=(64, 64), penalty=1e-3, epochs=150)
-_STUDENT_MEMBERS = 3
+_STUDENT = NetworkSettings(hidden=(64, 64), penalty=1e-3, epochs=60)
+_STUDENT_MEMBERS = 2
 _PENALTIES = np.logspace(-2, 4, 25)
 
 
