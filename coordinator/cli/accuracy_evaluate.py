@@ -86,26 +86,15 @@ def evaluate(
     Every subnet is sliced, calibrated and emitted as it would ship. A run that was stopped continues when the same
     command is given again. A worker process that dies costs one subnet, which is evaluated again.
     """
-    from fleetnas.coordinator.app.images import checked_images
-    from fleetnas.coordinator.app.request import ImageFolders
     from fleetnas.fleet_protocol.cores import core_count
     from fleetnas.supernet_export.bundle import SupernetBundle
     from fleetnas.supernet_export.evaluation.run import EvaluationRequest
 
     if where.scheduler is not None and (where.workers is not None or where.cache is not None):
         raise UsageError("with --scheduler the cluster has the workers; leave out --workers and --cache")
-    chosen_shard = parse_shard(drawn.shard)
+    shard = parse_shard(drawn.shard)
     opened = SupernetBundle.open(bundle)
-    if opened.manifest.dataset != "digits" and (images is None or calibration_images is None):
-        raise UsageError(
-            f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR to evaluate on and "
-            "--calibration-images DIR, such as the training images, to calibrate on"
-        )
-    check_file("--output", output, ".jsonl", strict=True)
-    with image_progress() as progress:
-        calibration, evaluation = checked_images(opened, ImageFolders(calibration_images, images), progress)
-    assert calibration is not None
-    assert evaluation is not None
+    sources = _sources(opened, images, calibration_images, output)
     request = EvaluationRequest(
         bundle=bundle,
         images=images,
@@ -114,14 +103,34 @@ def evaluate(
         subnets=drawn.subnets,
         sampling=drawn.sampling,
         seed=drawn.seed,
-        shard=chosen_shard,
+        shard=shard,
         runtime=runtime,
         precision=precision,
         workers=where.workers or core_count(),
         scheduler=where.scheduler,
         cache=where.cache,
     )
-    _run(request, opened, (calibration, evaluation), output)
+    _run(request, opened, sources, output)
+
+
+def _sources(
+    bundle: SupernetBundle, images: Path | None, calibration_images: Path | None, output: Path
+) -> tuple[ImageSource, ImageSource]:
+    """Return the images to calibrate and to evaluate on, all of them readable; check the output file before that."""
+    from fleetnas.coordinator.app.images import checked_images
+    from fleetnas.coordinator.app.request import ImageFolders
+
+    if bundle.manifest.dataset != "digits" and (images is None or calibration_images is None):
+        raise UsageError(
+            f"{bundle.path} is a supernet for {bundle.manifest.dataset}; give --images DIR to evaluate on and "
+            "--calibration-images DIR, such as the training images, to calibrate on"
+        )
+    check_file("--output", output, ".jsonl", strict=True)
+    with image_progress() as progress:
+        calibration, evaluation = checked_images(bundle, ImageFolders(calibration_images, images), progress)
+    assert calibration is not None
+    assert evaluation is not None
+    return calibration, evaluation
 
 
 def _run(

@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 
 #: Subnets that a network learns from another predictor, and its shape.
 _DISTILLED = 4000
-_STUDENT = NetworkSettings(hidden=(64, 64), penalty=1e-3, epochs=150)
-_STUDENT_MEMBERS = 3
+_STUDENT = NetworkSettings(hidden=(64, 64), penalty=1e-3, epochs=60)
+_STUDENT_MEMBERS = 2
 _PENALTIES = np.logspace(-2, 4, 25)
 
 
@@ -122,6 +122,35 @@ class PhysicalGaussianProcess(Candidate):
 
 
 @dataclass(frozen=True)
+class PhysicalTrees(Candidate):
+    """Gradient-boosted trees on the same, drawn with a seed."""
+
+    name: str = "boosted trees on one-hot genes and physical costs"
+    exact: bool = False
+
+    def fit(self, space: DesignSpace, genomes: Genomes, target: Floats, seed: int) -> Fitted:
+        """Fit 300 trees of depth 3, each to a random part of the subnets and features."""
+        features, centre, scale = _standardised(_described(space, genomes))
+        model = _sklearn().GradientBoostingRegressor(
+            n_estimators=300, learning_rate=0.05, max_depth=3, subsample=0.6, max_features=0.3, random_state=seed
+        )
+        return _Teacher(space, genomes, model.fit(features, target), (centre, scale))
+
+
+@dataclass(frozen=True)
+class Average(Candidate):
+    """The mean of several kinds: their errors differ, so that the mean's is smaller."""
+
+    members: tuple[Candidate, ...]
+    name: str = "mean of networks, Gaussian process and boosted trees"
+    exact: bool = False
+
+    def fit(self, space: DesignSpace, genomes: Genomes, target: Floats, seed: int) -> Fitted:
+        """Fit every member."""
+        return _Average(space, genomes, tuple(member.fit(space, genomes, target, seed) for member in self.members))
+
+
+@dataclass(frozen=True)
 class _Network(Fitted):
     space: DesignSpace
     fitted: AccuracyPredictor
@@ -148,21 +177,40 @@ class _Teacher(Fitted):
         return found
 
     def network(self, rng: np.random.Generator) -> AccuracyPredictor:
-        """Fit networks to its predictions of drawn subnets, as large and as small ones as there are."""
-        # The same draw as an evaluation's, which this room does not import.
-        leaning = rng.random((_DISTILLED // 2, 1))
-        shape = (_DISTILLED // 2, self.space.gene_count)
-        drawn = self.space.canonical(rng.binomial(self.space.cardinalities - 1, leaning, shape).astype(np.int16))
-        known = [self.genomes, drawn, self.space.sample(_DISTILLED // 2, rng)]
-        genomes = np.unique(np.concatenate(known), axis=0)
-        seeds: Sequence[int] = rng.integers(0, 2**31, _STUDENT_MEMBERS).tolist()
-        return fit_networks(self.space.one_hot(genomes), self.predict(genomes), seeds, _STUDENT)
+        return _distilled(self, self.space, self.genomes, rng)
+
+
+@dataclass(frozen=True)
+class _Average(Fitted):
+    space: DesignSpace
+    genomes: Genomes
+    members: tuple[Fitted, ...]
+
+    def predict(self, genomes: Genomes) -> Floats:
+        found: Floats = np.mean([member.predict(genomes) for member in self.members], axis=0)
+        return found
+
+    def network(self, rng: np.random.Generator) -> AccuracyPredictor:
+        return _distilled(self, self.space, self.genomes, rng)
+
+
+def _distilled(teacher: Fitted, space: DesignSpace, genomes: Genomes, rng: np.random.Generator) -> AccuracyPredictor:
+    """Fit networks to a teacher's predictions of its own subnets and of drawn ones, small and large."""
+    # The same draw as an evaluation's, which this room does not import.
+    leaning = rng.random((_DISTILLED // 2, 1))
+    shape = (_DISTILLED // 2, space.gene_count)
+    drawn = space.canonical(rng.binomial(space.cardinalities - 1, leaning, shape).astype(np.int16))
+    pool = np.unique(np.concatenate([genomes, drawn, space.sample(_DISTILLED // 2, rng)]), axis=0)
+    seeds: Sequence[int] = rng.integers(0, 2**31, _STUDENT_MEMBERS).tolist()
+    return fit_networks(space.one_hot(pool), teacher.predict(pool), seeds, _STUDENT)
 
 
 def _described(space: DesignSpace, genomes: Genomes) -> Floats:
-    """Return one-hot genes and the logarithms of a subnet's total costs."""
-    totals = space.costs(genomes).sum(axis=1)
-    return np.concatenate([space.one_hot(genomes).astype(np.float64), np.log1p(totals)], axis=1)
+    """Return one-hot genes, genes as numbers, which of them matter, and logarithms of total costs."""
+    one_hot, ordinal = space.one_hot(genomes), genomes / np.maximum(space.cardinalities - 1, 1)
+    totals = np.log1p(space.costs(genomes).sum(axis=1))
+    found: Floats = np.concatenate([one_hot, ordinal, space.active(genomes), totals], axis=1, dtype=np.float64)
+    return found
 
 
 def _standardised(features: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
@@ -178,6 +226,7 @@ def _sklearn() -> Any:
     from types import SimpleNamespace
 
     try:
+        from sklearn.ensemble import GradientBoostingRegressor
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.gaussian_process import GaussianProcessRegressor, kernels
         from sklearn.linear_model import RidgeCV
@@ -189,6 +238,7 @@ def _sklearn() -> Any:
     return SimpleNamespace(
         ConvergenceWarning=ConvergenceWarning,
         GaussianProcessRegressor=GaussianProcessRegressor,
+        GradientBoostingRegressor=GradientBoostingRegressor,
         RidgeCV=RidgeCV,
         kernels=kernels,
     )

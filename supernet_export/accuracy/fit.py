@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.candidates import (
+    Average,
     Candidate,
     Fitted,
     Networks,
     PhysicalGaussianProcess,
     PhysicalRidge,
+    PhysicalTrees,
     Ridge,
 )
 from fleetnas.supernet_export.accuracy.errors import (
@@ -202,7 +204,8 @@ def _choices(subnets: EvaluatedSubnets, settings: FitSettings) -> list[_Choice]:
     candidates: list[Candidate] = [Ridge()]
     if len(subnets) < FEW_SAMPLES:
         small = NetworkSettings(hidden=(32,), penalty=3.0, epochs=500, solver="lbfgs")
-        candidates += [Networks(small, settings.members), PhysicalRidge(), PhysicalGaussianProcess()]
+        networks, process = Networks(small, settings.members), PhysicalGaussianProcess()
+        candidates += [networks, PhysicalRidge(), process, Average((networks, process, PhysicalTrees()))]
     else:
         large = NetworkSettings(hidden=settings.hidden, penalty=settings.weight_decay, epochs=settings.epochs)
         candidates.append(Networks(large, settings.members))

@@ -180,11 +180,11 @@ def test_what_sees_physical_costs_becomes_a_network():
 def test_held_out_errors_are_those_of_subnets_that_were_not_seen():
     """Of pure noise nothing can be predicted, whichever kind is chosen."""
     rng = np.random.default_rng(2)
-    genomes = np.unique(SPACE.sample(110, rng), axis=0)
+    genomes = np.unique(SPACE.sample(60, rng), axis=0)
     found = fit_evaluated(SPACE, EvaluatedSubnets(genomes, rng.uniform(0.6, 0.9, len(genomes))), rng)
     error = found.predictor.held_out
     assert error is not None
-    assert error.spearman < 0.3
+    assert error.spearman < 0.4
     assert error.held_out == len(genomes)
     assert error.reliability is None
     assert "reliability" not in error.to_json()
