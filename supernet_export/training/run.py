@@ -131,7 +131,14 @@ class _Run(TrainerEvents):
 
     def _opened_folder(self, resume: bool) -> dict[str, Any] | None:
         if resume:
-            return self._folder.load()
+            saved = self._folder.load()
+            found = int(self._ranks.add(torch.tensor([int(saved is not None)], device=self._ranks.device)))
+            if found not in (0, self._ranks.world):
+                raise UsageError(
+                    f"only {found} of {self._ranks.world} processes find a checkpoint in --out {self._folder.path}; "
+                    "give a folder that all machines share"
+                )
+            return saved
         if self._ranks.is_first:
             self._folder.prepare()
         self._ranks.wait()

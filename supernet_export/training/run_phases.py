@@ -39,6 +39,8 @@ def phases_of(schedule: Schedule, space: MBConvSpace, epochs: int, learning_rate
             "others too; use space mbconv with the option tied, compofa or compofa-elastic, or another schedule"
         )
     made = {"sandwich": _sandwich, "compound": _compound, "progressive": _progressive}[schedule](space, subnets)
+    if schedule == "sandwich" and epochs == 1:
+        made = made[1:]
     if epochs < len(made):
         raise UsageError(
             f"--schedule {schedule} has {len(made)} phases here ({', '.join(phase.name for phase in made)}) and "

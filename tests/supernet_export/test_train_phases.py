@@ -32,6 +32,10 @@ def test_every_schedule_takes_its_budget_and_ends_with_all_choices(schedule, spa
     assert (phases[-1].kernels, phases[-1].expands, phases[-1].depths) == (space.kernels, space.expands, space.depths)
 
 
+def test_one_epoch_is_enough_for_the_sandwich():
+    assert [phase.name for phase in phases_of("sandwich", SPACE, 1, 1e-3, 2)] == ["sandwich"]
+
+
 def test_a_phase_that_frees_nothing_is_left_out():
     space = make_space("mbconv", {"classes": 3, "kernels": [5], "depths": [1, 2]})
     assert [phase.name for phase in phases_of("progressive", space, 10, 1e-3, 2)] == [
