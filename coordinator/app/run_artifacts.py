@@ -41,6 +41,8 @@ class RunArtifacts:
         `card` is a model card to rewrite at the end, where the model that was measured met its target.
         """
         self._card = card
+        self.card_remark = ""
+        """What was done with the card; empty before the end, and where there is none."""
         self._store, self._run_id, self._out, self._models, self._note = store, run_id, out, models, note
         self._writer: ResultsWriter | None = None
         if out is not None and not store.in_memory:  # a store in memory is not read from another thread
@@ -63,7 +65,8 @@ class RunArtifacts:
         try:
             remarks = write_artifacts(self._store, self._run_id, self._out, self._models)
             if self._card is not None:
-                remarks.append(rewrite_card(self._card, self._out))
+                self.card_remark = rewrite_card(self._card, self._out)
+                remarks.append(self.card_remark)
         except OSError as error:
             raise ResultsError(
                 f"the results of run {self._run_id} could not be written ({one_line(error)}); each file that is in "

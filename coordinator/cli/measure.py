@@ -160,7 +160,7 @@ def measure(
     architecture: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[ARCHITECTURE...]",
+            metavar="ARCHITECTURE",
             help=f"{ARCHITECTURE_HELP} May be left out for a bundle of one network, or with --card.",
         ),
     ] = None,

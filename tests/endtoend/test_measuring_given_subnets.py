@@ -112,6 +112,7 @@ def test_a_card_is_rewritten_with_a_network_that_was_cut_out(device: Device) -> 
 
     ended = device.measure(str(tuned), "--card", str(card), out="tuned")
     assert ended.returncode == 0, ended.stderr
+    assert f"{card} is rewritten" in ended.stdout
     after = WinnerCard.model_validate_json(card.read_text())
     assert after.sha256 == hashlib.sha256(model_of(card)).hexdigest() != before.sha256
     assert (after.target_ms, after.device, after.runtime) == (before.target_ms, before.device, before.runtime)

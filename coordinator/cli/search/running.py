@@ -49,6 +49,8 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
         print_summary(console, outcome)
         if running.settings.out is not None and ending is not RunStatus.INTERRUPTED:
             console.print(f"results and model files: {running.settings.out}", markup=False, highlight=False)
+        if running.artifacts.card_remark:
+            console.print(running.artifacts.card_remark, markup=False, highlight=False, soft_wrap=True)
         unfinished = any(device.status is not SettingStatus.FINISHED for device in outcome.devices)
         if ending is RunStatus.INTERRUPTED or unfinished:
             console.print(_next_step(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
