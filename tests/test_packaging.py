@@ -10,6 +10,9 @@ import pytest
 from rigs import distributions, waiting
 from rigs.distributions import Distributions
 
+#: One worker builds the distributions and installs them.
+pytestmark = pytest.mark.xdist_group("packaging")
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Distributions:

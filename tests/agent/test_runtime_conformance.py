@@ -70,22 +70,29 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> SupernetBundle:
     return random_bundle(tmp_path_factory.mktemp("conformance") / "digits.supernet", SPACE)
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
-def case(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+# One child does all of a runtime's tests, as it does all orders of an agent; hence one process of pytest too.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(case, id=case.name, marks=pytest.mark.xdist_group(f"runtime-{case.name}")) for case in CASES],
+)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     chosen: Case = request.param
-    if chosen.stand_in is not None:
-        chosen.stand_in(tmp_path, monkeypatch)
-    return chosen
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if chosen.stand_in is not None:
+            chosen.stand_in(tmp_path_factory.mktemp("stand-in"), monkeypatch)
+        yield chosen
 
 
-@pytest.fixture
-def worker(case: Case, tmp_path: Path) -> Iterator[Worker]:
-    worker = Worker(child_command(tmp_path / "lock", engine_folder=tmp_path / "engines"))
+@pytest.fixture(scope="module")
+def worker(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    folder = tmp_path_factory.mktemp("worker")
+    worker = Worker(child_command(folder / "lock", engine_folder=folder / "engines"))
     offered = ask(
         worker, ProbeOrder(setting=case.setting.model_copy(update={"provider": "cpu"}), micro_benchmarks=False)
     )
     if not isinstance(offered, ProbedReply):
         assert isinstance(offered, FailedReply)
+        worker.close()
         pytest.skip(offered.detail)
     if case.setting.provider not in offered.providers:
         worker.close()

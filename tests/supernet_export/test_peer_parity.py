@@ -75,7 +75,11 @@ class Pair:
         return [compared(self.net, self.bundle, architecture, rng) for architecture in self.architectures]
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+# A family's supernet is made once, by the worker that has all of its tests.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(family, marks=pytest.mark.xdist_group(f"peer-{family}")) for family in FAMILIES],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     family = request.param
     with kernels_of(family):
