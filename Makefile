@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo test lint format docs clean emulated-arm64 emulated-armhf
+.PHONY: help demo own-task test lint format docs clean emulated-arm64 emulated-armhf
 
 help:
 	@echo "make demo    set up without torch, then search three device settings on this machine (about 2 minutes)"
 	@echo "make test    set up with everything, then lint and test"
+	@echo "make own-task"
+	@echo "             train a supernet on images of textures, search, fine-tune and measure (under an hour)"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
 	@echo "make docs    write the pages of the Python interface to build/docs"
@@ -42,6 +44,14 @@ lint: $(VENV)/.test-ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/.own-task-ready: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Setting up training in $(VENV) (once; a few minutes) ..."
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,litert,coordinator,digits,train]' scikit-image
+	@touch $@ $(VENV)/.demo-ready
+
+own-task: $(VENV)/.own-task-ready
+	$(BIN)/python benchmarks/own_task.py --without-scratch $(ARGS)
 
 test: $(VENV)/.test-ready lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from rigs.page_commands import command_blocks, own_environment, run_block  # noqa: E402
 
 PAGE = ROOT / "docs" / "own-task.md"
-EPOCHS = 30
+EPOCHS = 10
 ONNXRUNTIME = "onnxruntime_cpu_1t_fp32"
 PARTS = ("val", "test")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -22,3 +23,14 @@ def test_the_page_leads_from_a_folder_of_images_to_verified_models(tmp_path: Pat
         run_block(block, tmp_path, own_environment(tmp_path), log)
     results = json.loads((tmp_path / "run/results/results.json").read_text())
     assert results["targets_asked"] == 6
+    assert results["supernet"]["class_names"] == ["across", "down", "spots"]
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "run/results").glob("*/*/*ms.json")]
+    assert len(cards) == results["targets_met"] > 0
+    for card in cards:
+        model = (tmp_path / "run/results" / card["model"]).read_bytes()
+        assert hashlib.sha256(model).hexdigest() == card["sha256"]
+    tuned = [card for card in cards if card["replaces"] is not None]
+    # A fine-tuned model takes its winner's place where the device met the target again, and nowhere else.
+    measured = log.read_text().count("1 of 1 target met by a fresh re-measurement")
+    assert len(tuned) == measured > 0
+    assert (tmp_path / "run/smallest.onnx").stat().st_size > 0
