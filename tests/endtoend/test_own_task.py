@@ -24,12 +24,12 @@ def test_the_page_leads_from_a_folder_of_images_to_verified_models(tmp_path: Pat
     results = json.loads((tmp_path / "run/results/results.json").read_text())
     assert results["targets_asked"] == 6
     assert results["supernet"]["class_names"] == ["across", "down", "spots"]
-    cards = [json.loads(path.read_text()) for path in (tmp_path / "run/results").glob("*/*/*ms.json")]
-    assert len(cards) == results["targets_met"] > 0
-    for card in cards:
-        model = (tmp_path / "run/results" / card["model"]).read_bytes()
+    found = {path: json.loads(path.read_text()) for path in (tmp_path / "run/results").glob("*/*/*ms.json")}
+    assert len(found) == results["targets_met"] > 0
+    for path, card in found.items():
+        model = (path.parent / card["model"]).read_bytes()
         assert hashlib.sha256(model).hexdigest() == card["sha256"]
-    tuned = [card for card in cards if card["replaces"] is not None]
+    tuned = [card for card in found.values() if card["replaces"] is not None]
     # A fine-tuned model takes its winner's place where the device met the target again, and nowhere else.
     measured = log.read_text().count("1 of 1 target met by a fresh re-measurement")
     assert len(tuned) == measured > 0
