@@ -19,7 +19,6 @@ GRID_POINTS = 50
 GAP_BAR = -0.5
 COLOURS = {"progressive": "tab:blue", "compound": "tab:orange"}
 NAMES = {"progressive": "progressive shrinking (OFA)", "compound": "compound (CompOFA)"}
-TESTED = {"digits": "600 test digits", "textures": "600 test images of textures"}
 
 Floats = NDArray[np.float64]
 Points = Sequence[tuple[int, float]]
@@ -46,7 +45,8 @@ class Comparison:
 
     def ratio(self, name: str) -> float:
         """Return the median over the seeds of compound's over progressive's value of a field of `Run`."""
-        return statistics.median(getattr(c, name) / getattr(p, name) for c, p in self.pairs)
+        ratios: list[float] = [getattr(c, name) / getattr(p, name) for c, p in self.pairs]
+        return statistics.median(ratios)
 
     def runs(self, schedule: str) -> tuple[Run, ...]:
         """Return the runs of a schedule."""
@@ -132,11 +132,11 @@ def _draw_fronts(panel: Axes, comparison: Comparison) -> None:
     panel.set_ylim(bottom=lowest - 2, top=100 + 0.02 * (100 - lowest))
     _logarithmic(panel, grid / 1e6, (0.5, 1, 2, 5, 10, 20, 50))
     panel.set_xlabel("million MACs")
-    panel.set_ylabel(f"accuracy on the {TESTED[comparison.images]}, %")
+    panel.set_ylabel("accuracy on test images, %")
     ratio = comparison.ratio("sample_steps")
     panel.set_title(
-        f"{comparison.images}, longest budget; compound takes {100 * ratio:.0f} % of the other's\n"
-        "median and range of the seeds; dots are subnets",
+        f"{comparison.images}: fronts at the longest budget, compound on {100 * ratio:.0f} % of the sample-steps\n"
+        "lines and bands: median and range of the seeds; dots: subnets",
         fontsize=10,
     )
     panel.legend(loc="lower right", fontsize=9)
@@ -161,7 +161,7 @@ def _draw_course(panel: Axes, comparisons: Sequence[Comparison]) -> None:
     )
     panel.set_xlabel("training budget, thousand sample-steps")
     panel.set_ylabel("mean accuracy along the front, %")
-    panel.set_title("front over budget; dashes are seeds", fontsize=10)
+    panel.set_title("accuracy over budget; dashes: seeds", fontsize=10)
     panel.grid(alpha=0.3)
 
 
@@ -176,7 +176,7 @@ def _draw_gaps(panel: Axes, comparisons: Sequence[Comparison]) -> None:
     _logarithmic(panel, np.array(budgets), budgets)
     panel.set_xlabel("epochs of a full phase")
     panel.set_ylabel("compound less progressive, points")
-    panel.set_title("difference of the fronts; dashes are seeds", fontsize=10)
+    panel.set_title("difference of the fronts; dashes: seeds", fontsize=10)
     panel.legend(loc="best", fontsize=9)
     panel.grid(alpha=0.3)
 
