@@ -30,7 +30,7 @@ from training_runs import (
     train_all,
 )
 
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import FleetnasError
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "img" / "training_fronts.png"
@@ -141,7 +141,7 @@ def main() -> int:
     try:
         runs = read_runs(given.runs)
         train_missing(given, runs)
-    except UsageError as error:
+    except FleetnasError as error:
         sys.exit(str(error))
     complete = {
         images: found
