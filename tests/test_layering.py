@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 from rigs import waiting
+from rigs.extras import declared_extras
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (
@@ -49,8 +49,5 @@ def test_exporting_and_slicing_load_no_torch() -> None:
     assert "torch" not in modules_after(statement)
 
 
-def test_only_the_export_extra_asks_for_torch() -> None:
-    wanting = {
-        line.rpartition("extra ==")[2].strip(" \"'") for line in requires("fleetnas") or [] if line.startswith("torch")
-    }
-    assert wanting == {"export"}
+def test_only_exporting_and_training_ask_for_torch() -> None:
+    assert {extra for extra, packages in declared_extras().items() if "torch" in packages} == {"export", "train"}

@@ -233,7 +233,7 @@ def _sklearn() -> Any:
     except ImportError:
         raise MissingDependencyError(
             "fitting an accuracy predictor needs scikit-learn, which is not installed; "
-            "run: pip install 'fleetnas[export]'"
+            "run: pip install 'fleetnas[train]'"
         ) from None
     return SimpleNamespace(
         ConvergenceWarning=ConvergenceWarning,

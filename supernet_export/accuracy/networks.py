@@ -86,6 +86,6 @@ def _regressor() -> Any:
     except ImportError:
         raise MissingDependencyError(
             "fitting an accuracy predictor needs scikit-learn, which is not installed; "
-            "run: pip install 'fleetnas[export]'"
+            "run: pip install 'fleetnas[train]'"
         ) from None
     return MLPRegressor
