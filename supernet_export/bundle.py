@@ -191,7 +191,7 @@ def _read_header(mapped: mmap.mmap) -> tuple[dict[str, str], dict[str, Any], int
     (length,) = _LENGTH.unpack_from(mapped)
     start = _LENGTH.size + length
     if not 2 <= length <= _MAX_HEADER_BYTES or start > len(mapped):
-        raise CorruptBundleError(f"its header claims {length} bytes")
+        raise CorruptBundleError(f"it is a file of another kind, or its header claims too much ({length} bytes)")
     try:
         header = json.loads(mapped[_LENGTH.size : start])
     except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fleetnas.coordinator.view.wording import count_of
 from fleetnas.supernet_export.training.fine_tuning import FineTuningEvents
 from fleetnas.supernet_export.training.fine_tuning_step import FineTuningStep
 
@@ -54,7 +55,7 @@ class FineTuningLines(FineTuningEvents):
         self._begun_s = self._last_line_s = self._clock()
         self._done_before = done
         resumed = f", resumed after {done:,}" if done else ""
-        self.line(f"training: {epochs} epochs of {steps:,} steps{resumed}")
+        self.line(f"training: {count_of(epochs, 'epoch')} of {count_of(steps, 'step')}{resumed}")
 
     def trained(self, step: FineTuningStep) -> None:
         """Write a line at the end of an epoch, and where the last one is old."""

@@ -121,7 +121,7 @@ def finetune(
     if as_json:
         typer.echo(json.dumps(_json(request, found)))
     else:
-        for line in _lines(request, found):
+        for line in _lines(request, found, architecture if _card_fields(architecture) else None):
             typer.echo(line)
 
 
@@ -154,13 +154,21 @@ def _request(
     )
 
 
-def _note_another_supernet(card: str, bundle: SupernetBundle) -> None:
-    """Tell on standard error where a model card is of another supernet's subnet."""
+def _card_fields(text: str) -> tuple[str, str] | None:
+    """Return name and SHA-256 of the supernet that a model card names; None where the text names no card."""
     try:
-        supernet = json.loads(read_text(Path(card)))["supernet"]
-        name, sha256 = str(supernet["name"]), str(supernet["sha256"])
+        supernet = json.loads(read_text(Path(text)))["supernet"]
+        return str(supernet["name"]), str(supernet["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        return  # no model card
+        return None
+
+
+def _note_another_supernet(architecture: str, bundle: SupernetBundle) -> None:
+    """Tell on standard error where a model card is of another supernet's subnet."""
+    found = _card_fields(architecture)
+    if found is None:
+        return
+    name, sha256 = found
     if sha256 != bundle.sha256:
         typer.echo(
             f"note: the card is of a subnet of {plain(name)[:100]}, SHA-256 {plain(sha256)[:12]}..., and its "
@@ -186,8 +194,8 @@ def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:
     return bundle
 
 
-def _lines(request: FineTuningRequest, found: FineTuned) -> list[str]:
-    """Format the result for people, with the command that comes next."""
+def _lines(request: FineTuningRequest, found: FineTuned, card: str | None) -> list[str]:
+    """Format the result for people, with the command that comes next; a winner's `card` is rewritten by it."""
     lines = []
     if found.before is not None and found.after is not None:
         lines.append(f"top-1 before {100 * found.before:.2f} %, after {100 * found.after:.2f} %")
@@ -197,7 +205,9 @@ def _lines(request: FineTuningRequest, found: FineTuned) -> list[str]:
         lines.append("no accuracy is known without --val, and a search of this bundle needs one; `measure` does not")
     output = request.output
     lines.append(f"{output}: {output.stat().st_size / 1e6:.1f} MB, SHA-256 {found.sha256}")
-    command = ["fleetnas", "measure", str(output), "--local"]
+    command = ["fleetnas", "measure", str(output), *(["--card", card] if card else []), "--local"]
+    if request.images is not None:
+        command += ["--calibration-images", str(request.images)]
     lines.append(f"next, measure it on devices (--broker ADDRESS in place of --local): {shlex.join(command)}")
     return lines
 

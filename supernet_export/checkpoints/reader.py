@@ -38,12 +38,19 @@ def read_checkpoint(path: Path, *, use_torch: bool = True, weights: WeightsChoic
     `weights` chooses between plain and averaged ones where there are both; None takes the plain ones.
     Raises `CheckpointError` if there is none, with the reason.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the name of a checkpoint or bundle in it")
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}; check the path")
     if path.suffix == ".safetensors":
         content, is_tensor, read = _open_safetensors(path)
     else:
         content, is_tensor, read = _open_torch(path) if use_torch else _open_without_torch(path)
+    if isinstance(content, dict) and content.keys() >= _STATE_OF_TRAINING:
+        raise CheckpointError(
+            f"{path} is the state of a training, for `fleetnas train --resume`; take weights.safetensors or "
+            "supernet.supernet in the same folder, which are written at its end"
+        )
     try:
         found = find_state_dict(content, is_tensor, weights)
         return Checkpoint({name: _float32(name, read(value)) for name, value in found.tensors.items()}, found.where)
@@ -51,6 +58,8 @@ def read_checkpoint(path: Path, *, use_torch: bool = True, weights: WeightsChoic
         raise CheckpointError(str(error) if str(path) in str(error) else f"{path} {error}") from None
 
 
+#: Keys of checkpoints that `fleetnas train` resumes from.
+_STATE_OF_TRAINING = {"version", "trainer", "manifest", "images"}
 #: Kinds of numbers in safetensors files, as numpy calls them.
 _SAFETENSORS = {
     **{f"F{8 * size}": f"<f{size}" for size in (2, 4, 8)},

@@ -213,8 +213,9 @@ class _FineTuning:
             own = self._teacher.bundle.sha256 == request.bundle.sha256
             taught = "its largest subnet" if own else f"{self._teacher.bundle.path.name} {self._teacher.bundle.sha256}"
         images = request.images.resolve().name if request.images is not None else "the digits' training part"
+        epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
         return (
-            f"{subnet}, fine-tuned for {recipe.epochs} epochs on {len(self._batches.labels):,} images of {images} "
+            f"{subnet}, fine-tuned for {epochs} on {len(self._batches.labels):,} images of {images} "
             f"(digest {self._batches.digest()[:12]}), taught by {taught}; batch {recipe.batch_size}, learning rate "
             f"{recipe.learning_rate:g}, {recipe.precision}, seed {recipe.seed}"
         )

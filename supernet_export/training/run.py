@@ -287,6 +287,7 @@ def _draft(settings: TrainSettings, source: Source | None, data: DataSets) -> Ma
     space = training_space(settings, source, len(data.class_names))
     preprocessing: Preprocessing = training_preprocessing(settings, source, space)
     origin = "" if settings.source is None else f" from {Path(settings.source).name}"
+    epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
     return Manifest(
         space=space.name,
         options=dict(space.options),
@@ -295,8 +296,7 @@ def _draft(settings: TrainSettings, source: Source | None, data: DataSets) -> Ma
         dataset=_dataset_name(settings.train),
         preprocessing=preprocessing,
         provenance=Provenance(
-            source=f"trained by fleetnas{origin}, schedule {settings.schedule}, {settings.epochs} epochs, seed "
-            f"{settings.seed}"
+            source=f"trained by fleetnas{origin}, schedule {settings.schedule}, {epochs}, seed {settings.seed}"
         ),
     )
 

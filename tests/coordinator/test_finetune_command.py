@@ -50,12 +50,13 @@ def test_a_card_is_fine_tuned_and_its_bundle_evaluated(
     assert err.startswith("note: the card is of a subnet of earlier.supernet, SHA-256 aaaaaaaaaaaa..., and")
     lines = out.splitlines()
     assert "checking images: 24 images" in lines
-    assert "training: 1 epochs of 3 steps" in lines
+    assert "training: 1 epoch of 3 steps" in lines
     assert [line for line in lines if line.startswith("epoch 1/1: loss ") and line.endswith(" 0:00 left")]
     assert [line for line in lines if line.startswith("the teacher: top-1 ")]
     before_after = [line for line in lines if line.startswith("top-1 before ")]
     assert len(before_after) == 1
-    assert lines[-1].endswith(f"fleetnas measure {output} --local")
+    command = f"fleetnas measure {output} --card {card} --local --calibration-images {room / 'train'}"
+    assert lines[-1].endswith(command)
     after = float(before_after[0].split()[-2])
     code, out, _ = fleetnas(
         capsys, "evaluate", str(output), "smallest", "--images", str(room / "val"), "--json",

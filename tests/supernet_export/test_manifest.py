@@ -152,7 +152,14 @@ def test_a_million_long_names_are_refused_before_a_bundle_is_read(tmp_path: Path
     header = json.dumps({"__metadata__": {"fleetnas": text, "content_sha256": "0" * 64}}).encode()
     path = tmp_path / "s.supernet"
     path.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(CorruptBundleError, match="its header claims"):
+    with pytest.raises(CorruptBundleError, match="its header claims too much"):
+        SupernetBundle.open(path)
+
+
+def test_a_file_of_another_kind_is_told_from_a_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "20ms.json"
+    path.write_text('{"target_ms": 20.0}')
+    with pytest.raises(CorruptBundleError, match="it is a file of another kind"):
         SupernetBundle.open(path)
 
 

@@ -95,6 +95,16 @@ def test_the_bundle_says_what_it_is(whole, images):
         np.testing.assert_array_equal(bundle.tensor(name), made[name])
 
 
+def test_a_state_to_resume_from_is_no_checkpoint_to_export(whole, capsys):
+    for command in (["inspect"], ["export", "--space", "mbconv"]):
+        code, _, err = fleetnas(capsys, *command, str(whole / "checkpoint.pt"))
+        assert code == 1
+        assert "is the state of a training, for `fleetnas train --resume`; take weights.safetensors" in err
+    code, _, err = fleetnas(capsys, "inspect", str(whole))
+    assert code == 1
+    assert "is a folder; give the name of a checkpoint or bundle in it" in err
+
+
 def test_every_epoch_is_logged(whole):
     log = log_of(whole)
     assert [entry["epoch"] for entry in log] == [1, 2, 3]
