@@ -1,4 +1,4 @@
-# Two commands do everything from a fresh clone: `make demo` and `make test`.
+# From a fresh clone, `make demo`, `make own-task` and `make test` do everything, each with its own set-up.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,16 +10,17 @@ SHELL := /bin/bash
 .PHONY: help demo own-task test lint format docs clean emulated-arm64 emulated-armhf
 
 help:
-	@echo "make demo    set up without torch, then search three device settings on this machine (about 2 minutes)"
-	@echo "make test    set up with everything, then lint and test"
+	@echo "make demo    set up without torch, then search three device settings on this machine (2 to 4 minutes)"
 	@echo "make own-task"
-	@echo "             train a supernet on images of textures, search, fine-tune and measure (under an hour)"
+	@echo "             set up with torch, then train a supernet on images of textures, search, fine-tune and measure"
+	@echo "             (under an hour on two cores; docs/own-task.md, ARGS='--data FOLDER' for images of your own)"
+	@echo "make test    set up with everything, then lint and test"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
 	@echo "make docs    write the pages of the Python interface to build/docs"
 	@echo "make emulated-arm64, make emulated-armhf"
 	@echo "             install and run the agent on an emulated Raspberry Pi (needs root; see docs/development.md)"
-	@echo "make clean   delete the environment and all caches"
+	@echo "make clean   delete the environment, all caches, and what demo and own-task left"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

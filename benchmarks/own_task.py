@@ -68,8 +68,10 @@ class Road:
         """Return what a command prints with `--json`."""
         found = subprocess.run(
             [Path(sys.executable).parent / "fleetnas", *arguments, "--json"],
-            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=True,
+            cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
+        if found.returncode:
+            raise SystemExit(f"fleetnas {' '.join(arguments)} failed:\n{found.stderr}")
         return json.loads(found.stdout)
 
     def report(self, line: str) -> None:

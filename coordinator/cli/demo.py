@@ -20,7 +20,7 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Fixes what is measured first.")] = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Search three settings of this machine: about two minutes.
+    """Search three settings of this machine: 2 to 4 minutes.
 
     With the built-in supernet, a broker of its own, and an agent process for each setting.
     """
