@@ -205,9 +205,14 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
     """
     space, predictor = run.bundle.space, run.bundle.accuracy_predictor()
     if predictor is None and not run.settings.plan.architectures:
+        if space.size == 1:
+            raise UsageError(
+                f"{run.bundle.path} holds one network of unknown accuracy; measure it with `fleetnas measure`, or give "
+                "`fleetnas finetune` --val"
+            )
         raise UsageError(
-            f"{run.bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; export "
-            "it with one (`fleetnas export --help`)"
+            f"{run.bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; run "
+            "`fleetnas accuracy evaluate` and `fleetnas accuracy fit`, which puts one into it"
         )
     run.settings.plan.bounds.check(space)
     if run.settings.plan.architectures:

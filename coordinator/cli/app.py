@@ -9,7 +9,8 @@ from rich.console import Console
 
 app = typer.Typer(
     name="fleetnas",
-    help="Searches a once-for-all supernet for the best subnet of every device, by measuring on the devices.",
+    help="Trains a once-for-all supernet on your images, or takes a published one, and searches it for the best subnet "
+    "of every device, by measuring on the devices.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -61,9 +62,10 @@ from fleetnas.coordinator.cli import (  # noqa: E402
 )
 from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
+#: In the order in which they are used, as the help lists them.
 _MODULES = (
-    *(demo, search, measure, watch, devices, runs, export_data, train, export, inspect, mirror),
-    *(evaluate, finetune, accuracy, predictor, broker, security),
+    *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure),
+    *(watch, devices, runs, export_data, mirror, predictor, broker, security),
 )
 for module in _MODULES:
     module.register(app)

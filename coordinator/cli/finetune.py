@@ -96,10 +96,11 @@ def finetune(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fine-tune one subnet, such as a winner, and write it as a bundle of its own.
+    """Fine-tune one subnet, and write it as a bundle of its own.
 
-    The subnet learns from labels and from a frozen teacher. Its bundle works like any other: `evaluate`, `measure` and
-    `search` take it, agents build the same files from it. Needs torch: pip install 'fleetnas[train]'.
+    The subnet, such as a winner, learns from labels and from a frozen teacher. Its bundle works like any other:
+    `evaluate`, `measure` and `search` take it, agents build the same files from it. Needs torch: pip install
+    'fleetnas[train]'.
     """
     if recipe.epochs == 0:
         options.refuse(context, _OF_TRAINING, "without epochs nothing is trained")

@@ -32,10 +32,11 @@ def inspect(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say what a checkpoint or a bundle is, and print the command that exports it.
+    """Say what a checkpoint or a bundle is.
 
-    A checkpoint's design space is recognised by the shapes of its tensors; what these do not show, such as the smaller
-    choices that were trained, is listed. Nothing in the file is executed, and torch is not needed.
+    It also prints the command that exports a checkpoint. A checkpoint's design space is recognised by the shapes of its
+    tensors; what these do not show, such as the smaller choices that were trained, is listed. Nothing in the file is
+    executed, and torch is not needed.
     """
     from fleetnas.supernet_export.inspection import inspect_file
 

@@ -171,10 +171,10 @@ def measure(
     fleet: FleetOptions,
     measuring: MeasuringOptions,
 ) -> None:
-    """Measure and verify given subnets on devices, without a search.
+    """Measure and verify given subnets on devices.
 
-    It leaves the same results, model files and cards as a search. Exit code 1: a target was missed, or a subnet could
-    not be measured.
+    Nothing is searched. It leaves the same results, model files and cards as a search. Exit code 1: a target was
+    missed, or a subnet could not be measured.
     """
     _refuse_useless(context, settings, output, measuring)
     card = None

@@ -20,7 +20,10 @@ def mirror(
     supernet: Annotated[Path, typer.Argument(metavar="SUPERNET", help="The exported supernet, a .supernet file.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that a web server serves.")],
 ) -> None:
-    """Put a supernet where agents can fetch it over HTTPS in place of the broker."""
+    """Put a supernet into a folder of a web server, for agents.
+
+    They fetch it from there over HTTPS in place of the broker.
+    """
     target = add_to_mirror(supernet, folder)
     typer.echo(
         f"{target}\n"

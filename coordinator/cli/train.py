@@ -31,7 +31,8 @@ def train(
         typer.Argument(metavar="DATA/train", help="Images to train on, one folder per class, named like the class."),
     ] = None,
     val: Annotated[
-        Path | None, typer.Option("--val", metavar="DIR", help="Images to validate on, in folders of the same names.")
+        Path | None,
+        typer.Option("--val", metavar="DIR", help="Images to validate on, in folders of the same names; needed."),
     ] = None,
     out: Annotated[
         Path,

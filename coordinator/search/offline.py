@@ -146,7 +146,10 @@ def load_accuracy(path: Path, space: DesignSpace) -> AccuracyModel | AccuracyPre
     if path.suffix == ".supernet":
         predictor = SupernetBundle.open(path).accuracy_predictor()
         if predictor is None:
-            raise UsageError(f"{path} holds no accuracy predictor; export it with one, or give --accuracy another file")
+            raise UsageError(
+                f"{path} holds no accuracy predictor; put one into it with `fleetnas accuracy fit`, or give --accuracy "
+                "another file"
+            )
         return predictor
     if path.suffix == ".safetensors":
         return AccuracyPredictor.load(path)

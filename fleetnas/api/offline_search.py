@@ -101,8 +101,8 @@ def _accuracy_model(
     predictor = space.accuracy_predictor() if isinstance(space, SupernetBundle) else None
     if predictor is None:
         raise UsageError(
-            "no subnet is known to be better than another without an accuracy predictor: name a file of one, or export "
-            "the bundle with one (`fleetnas export --help`)"
+            "no subnet is known to be better than another without an accuracy predictor: name a file of one, or put "
+            "one into the bundle (`fleetnas accuracy fit --help`)"
         )
     return predictor
 

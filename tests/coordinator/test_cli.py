@@ -10,6 +10,7 @@ import pytest
 from rigs import brokers, waiting
 from rigs.command_line import fleetnas
 from rigs.simulated_fleet import Simulation
+from rigs.striped_images import write_supernet
 from rigs.supernets import random_state_dict
 from safetensors.numpy import save_file
 
@@ -35,6 +36,25 @@ from fleetnas.supernet_export.export import export_digits, file_sha256
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.spaces.ofa_proxyless import OfaProxylessSpace
 from fleetnas.supernet_export.spaces.registry import make_space
+
+
+def test_every_command_is_described_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = fleetnas(capsys, "--help")
+    assert code == 0
+    listed = out.partition("Commands:\n")[2].splitlines()
+    assert len(listed) > 20
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
+def test_a_supernet_without_a_predictor_names_the_commands_that_make_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_supernet(tmp_path / "s.supernet")
+    local = ["--local", "--state-dir", str(tmp_path / "state"), "--store", str(tmp_path / "store.sqlite")]
+    search = ["search", "--supernet", str(tmp_path / "s.supernet"), "--targets", "5", *local]
+    code, _, err = fleetnas(capsys, *search, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "run `fleetnas accuracy evaluate` and `fleetnas accuracy fit`, which puts one into it" in err
 
 
 class TestStoredRuns:
@@ -213,8 +233,7 @@ def test_evaluated_subnets_become_an_accuracy_predictor(capsys: pytest.CaptureFi
         capsys, "accuracy", "fit", str(evaluated), "--space", "digits", "-o", str(tmp_path / "own.safetensors")
     )
     assert code == 0
-    assert "fitted to 49 of 61 evaluated subnets" in out
-    assert "12, held out: rank correlation" in out
+    assert "on 61 held-out subnets, by fits to 48 others: rank correlation" in out
     assert "root-mean-square error" in out
     assert AccuracyPredictor.load(tmp_path / "own.safetensors").held_out is not None
     code, _, err = fleetnas(

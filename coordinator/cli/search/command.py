@@ -22,7 +22,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 
-_RERANK_ADVICE = "images choose among candidates; give --rerank K too"
+_RERANK_ADVICE = "images choose among candidates only with --rerank K, which is not given: add it"
 _DEFAULT_OUT = Path("fleetnas-out")
 
 
