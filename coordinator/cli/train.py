@@ -100,7 +100,7 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            metavar="in-place|frozen|FILE",
+            metavar="in-place|frozen|FILE|DIR",
             help="Smaller subnets learn from the largest as it learns, as it was after its own phase, or from another "
             "network of the same space and classes (default: in-place).",
         ),
