@@ -236,9 +236,8 @@ def test_evaluated_subnets_become_an_accuracy_predictor(capsys: pytest.CaptureFi
     assert "on 61 held-out subnets, by fits to 48 others: rank correlation" in out
     assert "root-mean-square error" in out
     assert AccuracyPredictor.load(tmp_path / "own.safetensors").held_out is not None
-    code, _, err = fleetnas(
-        capsys, "accuracy", "fit", str(evaluated), "--space", "digits", "--options", "{", "-o", str(tmp_path / "x")
-    )
+    fit = ["accuracy", "fit", str(evaluated), "--space", "digits", "-o", str(tmp_path / "x.safetensors")]
+    code, _, err = fleetnas(capsys, *fit, "--options", "{")
     assert code == 2
     assert "--options '{' is not JSON" in err
 
