@@ -68,7 +68,8 @@ def export_own_checkpoint(
     space = _made(space_name, options, request.options)
     if draft is None and not request.trust_space:
         check_kernel_transforms(space, found.tensors)
-    _check_accuracy(request, space)
+    if request.accuracy is not None:
+        request.accuracy.check_space(space, f"the accuracy predictor {request.accuracy_source}")
     tensors = export_state_dict(found.tensors, space)
     manifest, assumed = _manifest(request, draft, space)
     if draft is None:
@@ -76,16 +77,6 @@ def export_own_checkpoint(
     for line in assumed:
         tell(f"assumed: {line}")
     return write_with_predictor(path, manifest, tensors, request.accuracy, request.accuracy_source)
-
-
-def _check_accuracy(request: CheckpointExport, space: DesignSpace) -> None:
-    """Raise `UsageError` where the accuracy predictor is of another space."""
-    features = space.one_hot(space.smallest()).shape[1]
-    if request.accuracy is not None and request.accuracy.features != features:
-        raise UsageError(
-            f"the accuracy predictor {request.accuracy_source} takes {request.accuracy.features} features, and "
-            f"{space.name} with these options has {features}; give the predictor that was fitted on this space"
-        )
 
 
 def _space_name(request: CheckpointExport, draft: Manifest | None) -> str:

@@ -76,7 +76,7 @@ def fit(
     found = fit_evaluated(made, subnets, np.random.default_rng(seed))
     typer.echo("\n".join(_lines(found)))
     if output is not None:
-        found.predictor.save(output)
+        found.predictor.save(output, made)
         typer.echo(f"{output}: the predictor")
     if opened is not None:
         source = f"{found.chosen}, fitted to {len(subnets):,} evaluated subnets"
