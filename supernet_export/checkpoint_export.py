@@ -164,6 +164,11 @@ def _manifest(
         preprocessing=described.preprocessing,
         provenance=Provenance(source=request.checkpoint.name, sha256=sha256),
     )
+    if manifest.is_digits and not is_digits(space):
+        raise UsageError(
+            "a dataset 'digits' of 10 classes without names and one channel would be taken for scikit-learn's: give "
+            "the classes' names (--classes-from, --classes-file), or another --dataset"
+        )
     if names is None and not is_digits(space):
         return manifest, (*described.assumed, assumed_class_order(space))
     return manifest, described.assumed

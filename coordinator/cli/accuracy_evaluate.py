@@ -129,7 +129,7 @@ def _sources(bundle: SupernetBundle, folders: ImageOptions, output: Path) -> tup
     from fleetnas.coordinator.app.request import ImageFolders
 
     given = (folders.images, folders.calibration_images)
-    if bundle.manifest.dataset != "digits" and None in given:
+    if not bundle.manifest.is_digits and None in given:
         raise UsageError(
             f"{bundle.path} is a supernet for {bundle.manifest.dataset}; give --images DIR to evaluate on and "
             "--calibration-images DIR, such as the training images, to calibrate on"

@@ -66,7 +66,7 @@ def evaluate(
 
     opened = SupernetBundle.open(bundle)
     chosen = parse_architecture(opened.space, architecture)
-    if images is None and opened.manifest.dataset != "digits":
+    if images is None and not opened.manifest.is_digits:
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR")
     if some_classes and images is None and calibration_images is None:
         raise UsageError("--some-classes is about folders of images, and none is given; leave it out")

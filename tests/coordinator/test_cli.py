@@ -223,7 +223,16 @@ def test_evaluated_subnets_become_an_accuracy_predictor(capsys: pytest.CaptureFi
         assert code == 2
         assert "line 62 is a subnet of another supernet" in err
     code, _, err = fleetnas(
-        capsys, "accuracy", "fit", str(evaluated), "--space", "digits", "--options", "{", "-o", str(tmp_path / "x.safetensors")
+        capsys,
+        "accuracy",
+        "fit",
+        str(evaluated),
+        "--space",
+        "digits",
+        "--options",
+        "{",
+        "-o",
+        str(tmp_path / "x.safetensors"),
     )
     assert code == 2
     assert "--options '{' is not JSON" in err

@@ -328,6 +328,21 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(("file", "dataset"), [("digits.safetensors", None), ("own.safetensors", "digits")])
+def test_own_digits_are_not_taken_for_scikit_learns(tmp_path: Path, file: str, dataset: str | None) -> None:
+    """Without a folder of images, commands would evaluate on the built-in ones."""
+    options = {"classes": 10, "image_channels": 1}
+    path = save(tmp_path / file, make_space("mbconv", options))
+    pixels = {"mean": [0.1], "std": [0.3]}
+    request = CheckpointExport(path, "mbconv", options, dataset=dataset, preprocessing=pixels)
+    with pytest.raises(UsageError, match="would be taken for scikit-learn's"):
+        export_own_checkpoint(request, tmp_path / "x.supernet")
+    names = tuple("0123456789")
+    named = CheckpointExport(path, "mbconv", options, dataset="digits", class_names=names, preprocessing=pixels)
+    manifest, _ = exported(named, tmp_path)
+    assert (manifest.dataset, manifest.is_digits) == ("digits", False)
+
+
 def test_names_of_another_number_of_classes_are_refused(own: Path, tmp_path: Path) -> None:
     request = CheckpointExport(own, "ofa-mbv3", OWN, class_names=("ant", "bee"))
     with pytest.raises(UsageError, match="2 class names are given, and the checkpoint has 3 classes"):
