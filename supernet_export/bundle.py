@@ -26,6 +26,7 @@ from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.manifest import Manifest, read_manifest
 from fleetnas.supernet_export.model_metadata import ModelMetadata
+from fleetnas.supernet_export.output_files import permissions_of
 from fleetnas.supernet_export.slicing.families import slicer_for
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.registry import make_space
@@ -74,7 +75,7 @@ def write_bundle(path: Path, manifest: Manifest, tensors: Mapping[str, Array]) -
                 identity.update(part)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
+            os.chmod(file.name, permissions_of(path))
             os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
@@ -173,6 +174,7 @@ class SupernetBundle:
                 f"the accuracy predictor in {self.path} takes {predictor.features} features and {self.space.name} has "
                 f"{width}; export the bundle with the predictor of its own space"
             )
+        predictor.fitted_on = self.space.name, dict(self.space.options)
         return predictor
 
 

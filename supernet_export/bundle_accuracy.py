@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, SupernetBundle, write_bundle
 from fleetnas.supernet_export.manifest import AccuracyPredictorInfo
@@ -14,14 +13,9 @@ def put_accuracy_predictor(bundle: SupernetBundle, predictor: AccuracyPredictor,
     Everything else stays, byte for byte. `bundle` keeps the content that it was opened with. `source` says what the
     predictor was fitted on. `UsageError` where the predictor is not one of the bundle's design space.
     """
-    width = bundle.space.one_hot(bundle.space.smallest()).shape[1]
-    if predictor.features != width:
-        raise UsageError(
-            f"the accuracy predictor takes {predictor.features} features and {bundle.space.name} has {width}; fit it "
-            "to subnets of this supernet"
-        )
+    predictor.check_space(bundle.space)
     info = AccuracyPredictorInfo(source=source, held_out=predictor.held_out)
     manifest = bundle.manifest.model_copy(update={"accuracy_predictor": info})
     tensors = {name: bundle.tensor(name) for name in bundle.names if not name.startswith(ACCURACY_PREFIX)}
     tensors |= {f"{ACCURACY_PREFIX}{name}": array for name, array in predictor.tensors().items()}
-    return write_bundle(bundle.path, manifest, tensors)
+    return write_bundle(bundle.path.resolve(), manifest, tensors)  # a link goes on naming the same file

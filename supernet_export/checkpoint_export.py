@@ -9,28 +9,22 @@ from typing import Any
 
 from fleetnas.fleet_protocol.errors import CheckpointError, UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
+from fleetnas.supernet_export.assumptions import (
+    WITHOUT_TRANSFORMS,
+    assumed_choices,
+    assumed_class_order,
+    has_transforms,
+)
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
 from fleetnas.supernet_export.draft import read_draft
 from fleetnas.supernet_export.export import export_state_dict, file_sha256, write_with_predictor
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.manifest import Manifest, Provenance
-from fleetnas.supernet_export.preprocessing import described_data
+from fleetnas.supernet_export.preprocessing import described_data, is_digits
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 from fleetnas.supernet_export.spaces.registry import make_space, space_names
-
-_TRANSFORM_SUFFIX = "_matrix"
-#: Spaces whose networks are trained without kernel transforms; with elastic ones, others have them.
-_WITHOUT_TRANSFORMS = ("compofa", "compofa-elastic")
-#: What is said of a choice that the user did not give.
-_CHOICES = {
-    "kernels": "kernel sizes",
-    "expands": "expand ratios",
-    "depths": "depths",
-    "widths": "width multipliers",
-    "resolutions": "resolutions",
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,8 @@ def export_own_checkpoint(
     space = _made(space_name, options, request.options)
     if draft is None and not request.trust_space:
         check_kernel_transforms(space, found.tensors)
-    _check_accuracy(request, space)
+    if request.accuracy is not None:
+        request.accuracy.check_space(space, f"the accuracy predictor {request.accuracy_source}")
     tensors = export_state_dict(found.tensors, space)
     manifest, assumed = _manifest(request, draft, space)
     if draft is None:
@@ -82,16 +77,6 @@ def export_own_checkpoint(
     for line in assumed:
         tell(f"assumed: {line}")
     return write_with_predictor(path, manifest, tensors, request.accuracy, request.accuracy_source)
-
-
-def _check_accuracy(request: CheckpointExport, space: DesignSpace) -> None:
-    """Raise `UsageError` where the accuracy predictor is of another space."""
-    features = space.one_hot(space.smallest()).shape[1]
-    if request.accuracy is not None and request.accuracy.features != features:
-        raise UsageError(
-            f"the accuracy predictor {request.accuracy_source} takes {request.accuracy.features} features, and "
-            f"{space.name} with these options has {features}; give the predictor that was fitted on this space"
-        )
 
 
 def _space_name(request: CheckpointExport, draft: Manifest | None) -> str:
@@ -138,9 +123,9 @@ def check_kernel_transforms(space: DesignSpace, tensors: Collection[str]) -> Non
     """Raise `CheckpointError` where kernel transforms among the names `tensors`, or none, show another space."""
     if not isinstance(space, MBConvSpace) or len(space.kernels) < 2:
         return
-    transforms = _has_transforms(tensors)
+    transforms = has_transforms(tensors)
     other = None
-    if space.name in _WITHOUT_TRANSFORMS and transforms:
+    if space.name in WITHOUT_TRANSFORMS and transforms:
         found, other = "holds kernel transform matrices, which CompOFA's networks do not have", "ofa-mbv3"
     elif not transforms and not space.tied and not space.stage_kernels:
         found = "holds no kernel transform matrices"
@@ -150,27 +135,6 @@ def check_kernel_transforms(space: DesignSpace, tensors: Collection[str]) -> Non
             f"the checkpoint {found}: it is not of {space.name} but of {other}, most probably; name that one, or give "
             f"--trust-space if it was trained as {space.name} all the same"
         )
-
-
-def _has_transforms(tensors: Collection[str]) -> bool:
-    return any(name.endswith(_TRANSFORM_SUFFIX) for name in tensors)
-
-
-def assumed_choices(space: DesignSpace, given: Mapping[str, Any], tensors: Collection[str]) -> tuple[str, ...]:
-    """Return sentences about the choices of a space that the user did not give and that `tensors` do not show."""
-    lines = []
-    shown = {"kernels"} if _has_transforms(tensors) else set()
-    for option, what in _CHOICES.items():
-        values = getattr(space, option, None)
-        if values is not None and option not in {*given, *shown} and len(values) > 1:
-            lines.append(
-                f"{what} {', '.join(f'{value:g}' for value in values)} were all trained; shapes show "
-                f"{'none of them' if option == 'resolutions' else 'only the largest'} (--options {option})"
-            )
-    if space.name in _WITHOUT_TRANSFORMS:
-        other = next(name for name in _WITHOUT_TRANSFORMS if name != space.name)
-        lines.append(f"it is of {space.name}; {other} has the same shapes (--space)")
-    return tuple(lines)
 
 
 def _manifest(
@@ -200,6 +164,13 @@ def _manifest(
         preprocessing=described.preprocessing,
         provenance=Provenance(source=request.checkpoint.name, sha256=sha256),
     )
+    if manifest.is_digits and not is_digits(space):
+        raise UsageError(
+            "a dataset 'digits' of 10 classes without names and one channel would be taken for scikit-learn's: give "
+            "the classes' names (--classes-from, --classes-file), or another --dataset"
+        )
+    if names is None and not is_digits(space):
+        return manifest, (*described.assumed, assumed_class_order(space))
     return manifest, described.assumed
 
 

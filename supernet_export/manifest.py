@@ -130,6 +130,14 @@ class Manifest(_Frozen):
     def _uses_version_2(self) -> bool:
         return self.class_names is not None or self.preprocessing.fit != "crop"
 
+    @property
+    def is_digits(self) -> bool:
+        """Whether the images are scikit-learn's digits, which commands bring with them.
+
+        A data set of the user's own may be called so as well; a training knows its class names.
+        """
+        return (self.dataset, self.class_names, self.classes, self.preprocessing.channels) == ("digits", None, 10, 1)
+
     def text(self) -> str:
         """Return the JSON text that a bundle holds; of version 1, without the fields that version 2 added."""
         if self._uses_version_2:  # also of a copy with other fields, whose version was not validated

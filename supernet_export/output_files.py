@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), 0o644)
+                os.fchmod(file.fileno(), permissions_of(path))
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -38,6 +39,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         # The error of a full disk names no file, and the name of the temporary file would not help.
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def permissions_of(path: Path) -> int:
+    """Return the permissions of a file that is to be replaced; those of a new file where there is none."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return 0o644
 
 
 def check_folder(option: str, directory: Path) -> None:

@@ -63,10 +63,14 @@ def described_data(
             )
         given |= {"mean": IMAGENET.mean, "std": IMAGENET.std}
         assumed.append("images are normalised with ImageNet's mean and deviation (--mean, --std)")
-        if "crop_fraction" not in given and given.get("fit", "crop") == "crop":
-            given["crop_fraction"] = IMAGENET.crop_fraction
-            assumed.append(f"a centre crop takes {IMAGENET.crop_fraction:g} of the resized image (--crop-fraction)")
-    given.setdefault("interpolation", "bilinear")
+        if given.get("fit", "crop") == "crop":
+            given.setdefault("crop_fraction", IMAGENET.crop_fraction)
+    given = {"fit": "crop", "interpolation": "bilinear"} | given
+    if given["fit"] == "crop" and "crop_fraction" not in fields:
+        part = f"{given.get('crop_fraction', 1.0):g} of the resized image"
+        assumed.append(f"a centre crop takes {part} (--fit, --crop-fraction)")
+    if "interpolation" not in fields:
+        assumed.append(f"images are resized with {given['interpolation']} interpolation (--interpolation)")
     return DataDescription(dataset, _preprocessing(space, given), tuple(assumed))
 
 

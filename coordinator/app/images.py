@@ -26,7 +26,7 @@ def checked_images(
     manifest = bundle.manifest
 
     def source(directory: Path | None, part: DigitsPart) -> ImageSource | None:
-        if directory is None and manifest.dataset != "digits":
+        if directory is None and not manifest.is_digits:
             return None
         found = open_images(bundle, directory, part, some_classes=folders.some_classes)
         found.check(progress)
@@ -57,7 +57,7 @@ def checked_selection_images(
         if folders.selection is not None:
             raise UsageError("selection images choose among candidates; say among how many per target: --rerank K")
         return None
-    if folders.selection is None and bundle.manifest.dataset != "digits":
+    if folders.selection is None and not bundle.manifest.is_digits:
         raise UsageError(
             f"--rerank {rerank} chooses among candidates by their accuracy on images; give --selection-images DIR, a "
             "folder of images per class, others than those of --evaluation-images"

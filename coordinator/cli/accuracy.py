@@ -62,21 +62,24 @@ def fit(
     from fleetnas.supernet_export.bundle import SupernetBundle
     from fleetnas.supernet_export.bundle_accuracy import put_accuracy_predictor
     from fleetnas.supernet_export.evaluation.evaluated_subnets import common_header, read_evaluations
+    from fleetnas.supernet_export.evaluation.evaluation_file import supernet_digest
 
     if (bundle is None) == (output is None):
         raise UsageError("the predictor goes into a bundle or a file of its own: give --bundle BUNDLE, or -o FILE")
     if output is not None:
         check_file("--output", output, ".safetensors", strict=True)
     opened = None if bundle is None else SupernetBundle.open(bundle)
-    made = _space(opened, common_header(samples), samples, space, space_options)
+    header = common_header(samples)
+    made = _space(opened, header, samples, space, space_options)
     if bundle is not None:
         check_file("--bundle", bundle, ".supernet", strict=True)
-    subnets = read_evaluations(samples, made)
+    supernet = supernet_digest(opened) if opened is not None else header.supernet_digest if header is not None else None
+    subnets = read_evaluations(samples, made, supernet)
     typer.echo(f"fitting to {len(subnets):,} evaluated subnets ...", err=True)
     found = fit_evaluated(made, subnets, np.random.default_rng(seed))
     typer.echo("\n".join(_lines(found)))
     if output is not None:
-        found.predictor.save(output)
+        found.predictor.save(output, made)
         typer.echo(f"{output}: the predictor")
     if opened is not None:
         source = f"{found.chosen}, fitted to {len(subnets):,} evaluated subnets"

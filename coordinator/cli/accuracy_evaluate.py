@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.progress import image_progress, subnet_progress
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import InterpreterName, Precision
@@ -33,6 +34,29 @@ class DrawnSubnets:
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="Every N-th subnet from the I-th on, counted from 0.")
     ] = "0/1"
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Images to evaluate and to calibrate on."""
+
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
+    ] = None
+    calibration_images: Annotated[
+        Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
+    ] = None
+    calibration_count: Annotated[
+        int,
+        typer.Option(
+            "--calibration-count",
+            metavar="N",
+            min=1,
+            help="Most images that calibrate a subnet; a winner takes 2000, and fewer are faster.",
+        ),
+    ] = CALIBRATION_LIMIT
+    some_classes: options.SomeClasses = False
 
 
 @dataclass(frozen=True)
@@ -62,22 +86,7 @@ def evaluate(
     ],
     drawn: DrawnSubnets,
     where: WorkerOptions,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
-    ] = None,
-    calibration_images: Annotated[
-        Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
-    ] = None,
-    calibration_count: Annotated[
-        int,
-        typer.Option(
-            "--calibration-count",
-            metavar="N",
-            min=1,
-            help="Most images that calibrate a subnet; a winner takes 2000, and fewer are faster.",
-        ),
-    ] = CALIBRATION_LIMIT,
+    folders: ImageOptions,
     runtime: Annotated[InterpreterName, typer.Option(help="What runs the files: .onnx, or .tflite.")] = "onnxruntime",
     precision: Annotated[Precision, typer.Option(help="Of the files.")] = "fp32",
 ) -> None:
@@ -94,12 +103,13 @@ def evaluate(
         raise UsageError("with --scheduler the cluster has the workers; leave out --workers and --cache")
     shard = parse_shard(drawn.shard)
     opened = SupernetBundle.open(bundle)
-    sources = _sources(opened, images, calibration_images, output)
+    sources = _sources(opened, folders, output)
     request = EvaluationRequest(
         bundle=bundle,
-        images=images,
-        calibration_images=calibration_images,
-        calibration_count=calibration_count,
+        images=folders.images,
+        calibration_images=folders.calibration_images,
+        calibration_count=folders.calibration_count,
+        some_classes=folders.some_classes,
         subnets=drawn.subnets,
         sampling=drawn.sampling,
         seed=drawn.seed,
@@ -113,21 +123,23 @@ def evaluate(
     _run(request, opened, sources, output)
 
 
-def _sources(
-    bundle: SupernetBundle, images: Path | None, calibration_images: Path | None, output: Path
-) -> tuple[ImageSource, ImageSource]:
+def _sources(bundle: SupernetBundle, folders: ImageOptions, output: Path) -> tuple[ImageSource, ImageSource]:
     """Return the images to calibrate and to evaluate on, all of them readable; check the output file before that."""
     from fleetnas.coordinator.app.images import checked_images
     from fleetnas.coordinator.app.request import ImageFolders
 
-    if bundle.manifest.dataset != "digits" and (images is None or calibration_images is None):
+    given = (folders.images, folders.calibration_images)
+    if not bundle.manifest.is_digits and None in given:
         raise UsageError(
             f"{bundle.path} is a supernet for {bundle.manifest.dataset}; give --images DIR to evaluate on and "
             "--calibration-images DIR, such as the training images, to calibrate on"
         )
+    if folders.some_classes and given == (None, None):
+        raise UsageError("--some-classes is about folders of images, and none is given; leave it out")
     check_file("--output", output, ".jsonl", strict=True)
+    wanted = ImageFolders(folders.calibration_images, folders.images, some_classes=folders.some_classes)
     with image_progress() as progress:
-        calibration, evaluation = checked_images(bundle, ImageFolders(calibration_images, images), progress)
+        calibration, evaluation = checked_images(bundle, wanted, progress)
     assert calibration is not None
     assert evaluation is not None
     return calibration, evaluation

@@ -66,7 +66,7 @@ def evaluate(
 
     opened = SupernetBundle.open(bundle)
     chosen = parse_architecture(opened.space, architecture)
-    if images is None and opened.manifest.dataset != "digits":
+    if images is None and not opened.manifest.is_digits:
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR")
     if some_classes and images is None and calibration_images is None:
         raise UsageError("--some-classes is about folders of images, and none is given; leave it out")
@@ -92,6 +92,7 @@ def _evaluated(
 ) -> tuple[dict[str, Any], bytes]:
     """Build and evaluate a subnet's file; returns the figures as `--json` prints them, and the file."""
     from fleetnas.coordinator.report.conversion import class_report
+    from fleetnas.supernet_export.evaluation.evaluation_file import supernet_digest
 
     model = models.calibrate(chosen, setting)
     found = models.answers(model, "evaluation")
@@ -102,6 +103,7 @@ def _evaluated(
     predictor = bundle.accuracy_predictor()
     result = {
         "architecture": chosen.model_dump(mode="json"),
+        "supernet_digest": supernet_digest(bundle),
         "runtime": setting.runtime,
         "precision": setting.precision,
         "accuracy": found.accuracy,

@@ -140,7 +140,7 @@ def _request(
     from fleetnas.supernet_export.training.fine_tuning import FineTuningRequest
 
     opened = SupernetBundle.open(bundle)
-    if images is None and opened.manifest.dataset != "digits":
+    if images is None and not opened.manifest.is_digits:
         raise UsageError(f"{bundle} is a supernet for {opened.manifest.dataset}; give --images DIR to train on")
     chosen = parse_architecture(opened.space, architecture)
     _note_another_supernet(architecture, opened)

@@ -150,10 +150,12 @@ def load_accuracy(path: Path, space: DesignSpace) -> AccuracyModel | AccuracyPre
                 f"{path} holds no accuracy predictor; put one into it with `fleetnas accuracy fit`, or give --accuracy "
                 "another file"
             )
-        return predictor
-    if path.suffix == ".safetensors":
-        return AccuracyPredictor.load(path)
-    return AccuracyPredictor.from_pth(path)
+    elif path.suffix == ".safetensors":
+        predictor = AccuracyPredictor.load(path)
+    else:
+        predictor = AccuracyPredictor.from_pth(path)
+    predictor.check_space(space, f"the accuracy predictor in {path}")
+    return predictor
 
 
 def _space(request: OfflineRequest) -> MBConvSpace:

@@ -121,7 +121,7 @@ def emit_subnet(
 
 
 def _images(bundle: SupernetBundle, folder: Path | str | None) -> ImageSource | None:
-    if folder is None and bundle.manifest.dataset != "digits":
+    if folder is None and not bundle.manifest.is_digits:
         return None
     return open_images(bundle, Path(folder) if folder is not None else None, "calibration")
 

@@ -9,20 +9,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.fleet_protocol.errors import CheckpointError
+from fleetnas.fleet_protocol.errors import ArchitectureError, CheckpointError, UsageError
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
 from fleetnas.supernet_export.output_files import write_atomically
 
+if TYPE_CHECKING:
+    from fleetnas.supernet_export.spaces.base import DesignSpace
+
 Array = NDArray[np.float32]
 
-_HELD_OUT_KEY = "held_out"
+_HELD_OUT_KEY, _FITTED_ON_KEY = "held_out", "space"
 #: Rows that go through the layers together: their activations stay in the processor's cache.
 _BLOCK_ROWS = 512
+#: Random subnets by which the columns of two spaces are compared.
+_COMPARED = 256
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,26 @@ class AccuracyPredictor:
         self._transposed = [np.ascontiguousarray(weight.T) for weight in self._weights]
         self._biases = [np.ascontiguousarray(bias, np.float32) for bias in biases]
         self.held_out = held_out
+        #: Name and options of the design space whose subnets it was fitted to, where a file says it.
+        self.fitted_on: tuple[str, dict[str, Any]] | None = None
+
+    def check_space(self, space: DesignSpace, name: str = "the accuracy predictor") -> None:
+        """Raise `UsageError` where subnets of `space` have other columns than those that it was fitted to.
+
+        As many columns may mean other choices, and it would predict nonsense. `name` is its name in the message.
+        """
+        features = space.one_hot(space.smallest()).shape[1]
+        if self.features != features:
+            raise UsageError(
+                f"{name} takes {self.features} features, and {space.name} with these options has {features}; give the "
+                "predictor that was fitted on this space"
+            )
+        if self.fitted_on is not None and not _same_columns(space, *self.fitted_on):
+            of, options = self.fitted_on
+            raise UsageError(
+                f"{name} was fitted to subnets of {of} with other choices ({json.dumps(options)[:300]}) than "
+                f"{space.name} has here; give the predictor that was fitted on this space"
+            )
 
     @property
     def features(self) -> int:
@@ -131,11 +156,12 @@ class AccuracyPredictor:
             held_out,
         )
 
-    def save(self, path: Path | str) -> None:
-        """Write it, with its own error, as a safetensors file."""
+    def save(self, path: Path | str, space: DesignSpace | None = None) -> None:
+        """Write it, with its own error and the space that it was fitted on, as a safetensors file."""
         from safetensors.numpy import save
 
-        described = {} if self.held_out is None else {_HELD_OUT_KEY: json.dumps(self.held_out.to_json())}
+        described = {} if space is None else {_FITTED_ON_KEY: json.dumps(_described(space))}
+        described |= {} if self.held_out is None else {_HELD_OUT_KEY: json.dumps(self.held_out.to_json())}
         write_atomically(Path(path), save(self.tensors(), metadata=described))
 
     @classmethod
@@ -145,13 +171,17 @@ class AccuracyPredictor:
 
         try:
             with safe_open(str(path), "numpy") as file:
-                described = (file.metadata() or {}).get(_HELD_OUT_KEY)
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            described, on = metadata.get(_HELD_OUT_KEY), metadata.get(_FITTED_ON_KEY)
             held_out = None if described is None else HeldOut(**json.loads(described))
+            fitted_on = None if on is None else _space_in(json.loads(on))
         except (OSError, SafetensorError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path} is not a saved accuracy predictor: {reason}; fit it again") from None
-        return cls.from_tensors(tensors, held_out)
+        found = cls.from_tensors(tensors, held_out)
+        found.fitted_on = fitted_on
+        return found
 
     @classmethod
     def from_pth(cls, path: Path | str) -> AccuracyPredictor:
@@ -173,6 +203,31 @@ class AccuracyPredictor:
         if base is not None:
             biases[-1] = biases[-1] + np.asarray(base, np.float32).reshape(1)
         return cls(weights, biases)
+
+
+def _described(space: DesignSpace) -> tuple[str, dict[str, Any]]:
+    """Return a space's name and options as they are read from JSON."""
+    return space.name, json.loads(json.dumps(dict(space.options)))
+
+
+def _same_columns(space: DesignSpace, name: str, options: Mapping[str, Any]) -> bool:
+    """Whether subnets of `space` are subnets of the other one as well, with the same one-hot features."""
+    from fleetnas.supernet_export.spaces.registry import make_space
+
+    other = make_space(name, options)
+    genomes = np.concatenate([space.smallest(), space.largest(), space.sample(_COMPARED, np.random.default_rng(0))])
+    try:
+        there = other.encode(space.decode(genomes))
+    except ArchitectureError:
+        return False
+    return np.array_equal(other.one_hot(there), space.one_hot(genomes))
+
+
+def _space_in(value: Any) -> tuple[str, dict[str, Any]]:
+    name, options = value
+    if not isinstance(name, str) or not isinstance(options, dict):
+        raise TypeError("it names no design space")
+    return name, options
 
 
 def _layer_number(prefix: str) -> int:

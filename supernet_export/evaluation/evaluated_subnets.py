@@ -29,6 +29,9 @@ class _Row:
     architecture: Architecture
     accuracy: float
     more: dict[str, float]
+    #: Digest of the supernet's weights where the line says it, and the line's place.
+    supernet: str | None = None
+    where: str = ""
 
 
 def read_evaluated(path: Path | str, space: DesignSpace) -> tuple[Genomes, NDArray[np.float64]]:
@@ -62,7 +65,7 @@ def common_header(paths: Sequence[Path]) -> EvaluationHeader | None:
     return first
 
 
-def read_evaluations(paths: Sequence[Path], space: DesignSpace) -> EvaluatedSubnets:
+def read_evaluations(paths: Sequence[Path], space: DesignSpace, supernet: str | None = None) -> EvaluatedSubnets:
     """Read the evaluated subnets of one or several files.
 
     A `.jsonl` file holds a line of `fleetnas accuracy evaluate` or of `fleetnas evaluate --json` for each. Any other is
@@ -70,10 +73,15 @@ def read_evaluations(paths: Sequence[Path], space: DesignSpace) -> EvaluatedSubn
     and `top1_percent` or `top1` (a fraction) the accuracy. Of rows with one architecture the mean is taken. Rows at
     resolutions that the space does not have are left out, and so are subnets that failed.
 
+    `supernet` is the `supernet_digest` that lines must have where they say it; without it they must agree.
+
     Raises:
-        UsageError: a file cannot be read, or a row holds an architecture that is not in the space.
+        UsageError: a file cannot be read, or a row holds an architecture that is not in the space, or is of another
+            supernet.
     """
-    rows = [row for path in paths for row in _rows_of(path) if row.architecture.r in space.resolutions]
+    rows = [row for path in paths for row in _rows_of(path)]
+    _check_supernet(rows, supernet)
+    rows = [row for row in rows if row.architecture.r in space.resolutions]
     if not rows:
         raise UsageError(
             f"{', '.join(map(str, paths))[:200]} holds no evaluated subnets at "
@@ -101,6 +109,17 @@ def read_evaluations(paths: Sequence[Path], space: DesignSpace) -> EvaluatedSubn
     )
 
 
+def _check_supernet(rows: Sequence[_Row], supernet: str | None) -> None:
+    for row in rows:
+        if row.supernet is not None and row.supernet != supernet:
+            if supernet is not None:
+                raise UsageError(
+                    f"{row.where} is a subnet of another supernet: its weights, space or preprocessing differ; remove "
+                    "the line, or evaluate subnets of one supernet"
+                )
+            supernet = row.supernet
+
+
 def _rows_of(path: Path) -> list[_Row]:
     try:
         with open_text(path) as file:
@@ -121,7 +140,14 @@ def _json_lines(file: Iterable[str], path: Path) -> Iterator[_Row]:
             found = json.loads(line)
             if "failed" in found:
                 continue
-            yield _Row(Architecture.model_validate(found["architecture"]), float(found["accuracy"]), _more(found))
+            supernet = found.get("supernet_digest")
+            yield _Row(
+                Architecture.model_validate(found["architecture"]),
+                float(found["accuracy"]),
+                _more(found),
+                None if supernet is None else str(supernet),
+                f"{path}, line {number}",
+            )
         except (KeyError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(

@@ -44,7 +44,7 @@ class EvaluationHeader(_Frozen):
     calibration_count: int = Field(default=CALIBRATION_LIMIT, ge=1, description="most images that calibrate a subnet")
     runtime: InterpreterName = "onnxruntime"
     precision: Precision = "fp32"
-    subnets: int = Field(ge=1)
+    subnets: int = Field(ge=1, description="asked for when the file was begun; more may have been added since")
     sampling: Sampling = "both"
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
@@ -54,7 +54,7 @@ class EvaluationHeader(_Frozen):
         names = ["supernet_digest", "space", "options", "images", "calibration_images"]
         names += ["calibration_count", "runtime", "precision"]
         if not of_shards:
-            names += ["subnets", "sampling", "seed", "shard"]
+            names += ["sampling", "seed", "shard"]
         pairs = ((name, getattr(self, name), getattr(other, name)) for name in names)
         return [f"{_LABELS.get(name, name)} ({_short(a)} there, {_short(b)} here)" for name, a, b in pairs if a != b]
 
@@ -66,7 +66,6 @@ _LABELS = {
     "images": "the images",
     "calibration_images": "the calibration images",
     "calibration_count": "--calibration-count",
-    "subnets": "-n",
     "seed": "--seed",
     "sampling": "--sampling",
     "shard": "--shard",

@@ -65,7 +65,7 @@ def fault(path: Path) -> str:
         with pillow().open(path) as image:
             image.draft(image.mode, (max(1, image.width // _CHECK_SHRINK), max(1, image.height // _CHECK_SHRINK)))
             image.load()
-            _deep_grey(image)
+            _converted(image, 1)
     except Exception as error:  # noqa: BLE001 - a decoder raises anything for a broken file
         return "it is no image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
     return ""
@@ -98,6 +98,8 @@ def _converted(image: Image, channels: int) -> Image:
         return found
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # keeps the colours of the palette, which a direct conversion warns about
+    if image.mode == "LAB":  # which Pillow converts to RGB alone
+        image = image.convert("RGB")
     return image.convert("L" if channels == 1 else "RGB")
 
 

@@ -91,7 +91,7 @@ def open_images(
             input_size=input_size_of(supernet),
             some_classes=some_classes,
         )
-    if manifest.dataset == "digits":
+    if manifest.is_digits:
         return DigitsImages(part)
     raise UsageError(
         f"a supernet for {manifest.dataset} needs images; give a folder with one folder per class (--images)"

@@ -33,6 +33,8 @@ class EvaluationJob:
     calibration_count: int = CALIBRATION_LIMIT
     runtime: InterpreterName = "onnxruntime"
     precision: Precision = "fp32"
+    #: Whether the folders may lack classes.
+    some_classes: bool = False
     #: Folder of prepared images; None: a worker's own, in memory if need be.
     cache: Path | None = None
     #: Whether a worker looks at the content of its files before it works: they may be others on another machine.
@@ -47,8 +49,9 @@ class EvaluationWorker:
         self._job = job
         try:
             self._bundle = SupernetBundle.open(job.bundle)
-            evaluation = open_images(self._bundle, job.images)
-            calibration = open_images(self._bundle, job.calibration_images, "calibration")
+            some = job.some_classes
+            evaluation = open_images(self._bundle, job.images, some_classes=some)
+            calibration = open_images(self._bundle, job.calibration_images, "calibration", some_classes=some)
         except FleetnasError as error:
             raise UsageError(f"a worker cannot open what this machine can: {error}") from None
         if job.verify:

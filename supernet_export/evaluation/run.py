@@ -47,6 +47,7 @@ class EvaluationRequest:
     precision: Precision = "fp32"
     workers: int = 1
     scheduler: str | None = None  #: address of a Dask scheduler, in place of worker processes of this machine
+    some_classes: bool = False  #: whether the folders may lack classes
     cache: Path | None = None  #: folder of prepared images; by default beside the file
 
 
@@ -76,15 +77,17 @@ def evaluate_subnets(
     planned = draw_subnets(bundle.space, request.subnets, request.sampling, request.seed)[number::shards]
     with EvaluationFile(output, header) as file:
         remaining = [subnet for subnet in planned if subnet.index not in file.lines]
-        failed = sum(line.failed is not None for line in file.lines.values())
-        progress(EvaluationProgress(len(file.lines), len(planned), failed))
+        known = [file.lines[subnet.index] for subnet in planned if subnet.index in file.lines]
+        done, failed = len(known), sum(line.failed is not None for line in known)
+        progress(EvaluationProgress(done, len(planned), failed))
         in_a_row = 0
         with closing(_outcomes(request, job, remaining)) as outcomes:
             for subnet, outcome in outcomes:
                 file.add(line_of(subnet, outcome))
                 in_a_row = in_a_row + 1 if isinstance(outcome, str) else 0
                 failed += isinstance(outcome, str)
-                progress(EvaluationProgress(len(file.lines), len(planned), failed))
+                done += 1
+                progress(EvaluationProgress(done, len(planned), failed))
                 if in_a_row == _MOST_FAILED:
                     raise FleetnasError(
                         f"{_MOST_FAILED} subnets one after the other failed, the last one because of: {outcome}; where "
@@ -114,6 +117,7 @@ def _described(
         calibration_count=request.calibration_count,
         runtime=request.runtime,
         precision=request.precision,
+        some_classes=request.some_classes,
         cache=None if request.scheduler else folder / key,
         verify=request.scheduler is not None,
     )

@@ -12,7 +12,9 @@ from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Sampling: TypeAlias = Literal["spread", "uniform", "both"]
-#: Draws after which a small space is taken to hold no more subnets.
+#: Genomes that are drawn at once. Another number would give other lists.
+_DRAWN = 64
+#: Rounds of draws without a new subnet after which a small space is taken to hold no more.
 _ROUNDS = 50
 
 
@@ -38,26 +40,27 @@ def stratified_genomes(space: DesignSpace, count: int, rng: np.random.Generator)
 
 
 def draw_subnets(space: DesignSpace, count: int, sampling: Sampling, seed: int) -> list[DrawnSubnet]:
-    """Draw `count` distinct subnets, fewer where the space has no more; the same list for the same arguments.
+    """Draw `count` distinct subnets, fewer where the space has no more.
 
-    `both` draws every other one uniformly, so that any beginning of the list holds both kinds.
+    The list of a smaller count is the beginning of that of a larger one. `both` draws every other subnet uniformly, so
+    that any beginning holds both kinds.
     """
     rng = np.random.default_rng(seed)
     found: dict[bytes, tuple[Genomes, str]] = {}
-    for _ in range(_ROUNDS):
-        missing = count - len(found)
-        if missing == 0:
-            break
-        kinds = [_kind(sampling, len(found) + place) for place in range(missing)]
-        pools = {"spread": stratified_genomes(space, missing, rng), "uniform": space.sample(missing, rng)}
-        for place, kind in enumerate(kinds):
+    in_vain = 0
+    while len(found) < count and in_vain < _ROUNDS:
+        before = len(found)
+        pools = {"spread": stratified_genomes(space, _DRAWN, rng), "uniform": space.sample(_DRAWN, rng)}
+        for place in range(_DRAWN):
+            kind = _kind(sampling, place)
             genome = pools[kind][place]
             found.setdefault(genome.tobytes(), (genome, kind))
-    genomes = np.stack([genome for genome, _ in found.values()])
+        in_vain = in_vain + 1 if len(found) == before else 0
+    chosen = list(found.values())[:count]
+    genomes = np.stack([genome for genome, _ in chosen])
     macs = space.macs(genomes)
-    kinds = [kind for _, kind in found.values()]
     return [
-        DrawnSubnet(index, architecture, kinds[index], int(macs[index]))
+        DrawnSubnet(index, architecture, chosen[index][1], int(macs[index]))
         for index, architecture in enumerate(space.decode(genomes))
     ]
 

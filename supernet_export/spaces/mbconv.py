@@ -13,6 +13,7 @@ from fleetnas.fleet_protocol.errors import ArchitectureError, UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes, gene_index
 from fleetnas.supernet_export.spaces.mbconv_costs import slot_costs
 from fleetnas.supernet_export.spaces.mbconv_network import MBConvNetwork
+from fleetnas.supernet_export.spaces.options import MAX_BLOCKS
 
 
 class MBConvSpace(DesignSpace):
@@ -71,6 +72,12 @@ class MBConvSpace(DesignSpace):
             raise UsageError(
                 f"{self.name} has {stages} stages and stage_kernels has {len(self.stage_kernels)} kernel sizes; "
                 "give one for each stage"
+            )
+        blocks = sum(self.network.stage_blocks)
+        if blocks > MAX_BLOCKS:
+            raise UsageError(
+                f"the {stages} stages of {self.name} have {blocks} blocks in all, and an architecture holds "
+                f"{MAX_BLOCKS}; give smaller depths"
             )
 
     # -- genes to the per-block view and back ------------------------------------------------------------------

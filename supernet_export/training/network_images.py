@@ -45,7 +45,7 @@ class NetworkImages:
         `UsageError` where a folder is needed, or does not hold the bundle's classes.
         """
         calibrating = open_images(bundle, training, "calibration")
-        has_validation = validation is not None or (training is None and bundle.manifest.dataset == "digits")
+        has_validation = validation is not None or (training is None and bundle.manifest.is_digits)
         return cls(
             bundle, architecture, calibrating, open_images(bundle, validation, "test") if has_validation else None
         )

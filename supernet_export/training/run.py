@@ -35,7 +35,7 @@ from fleetnas.supernet_export.training.run_view import RunView
 from fleetnas.supernet_export.training.schedule import Phase
 from fleetnas.supernet_export.training.trainer import Progress, Recipe, Trainer, TrainerEvents
 from fleetnas.supernet_export.training.validation import Scores, Validator
-from fleetnas.supernet_export.training.warm_start import Source, load_source, open_source
+from fleetnas.supernet_export.training.warm_start import Source, load_source, load_teacher, open_source
 
 _MOST_WORKERS = 8
 _TEACHERS = ("in-place", "frozen")
@@ -122,7 +122,7 @@ class _Run(TrainerEvents):
             done = trainer.position
             self._view.message(f"resuming after epoch {done.done_epochs}, step {done.step} of {trainer.batches.steps}")
         elif source is not None:
-            self._view.message(load_source(trainer.net, space, source))
+            self._view.message(load_source(trainer.net, space, source, data.class_names).line)
         if saved is None and settings.teacher not in _TEACHERS:
             trainer.teacher = self._teacher(trainer, space)
         return self._run(trainer, space, data)
@@ -196,12 +196,9 @@ class _Run(TrainerEvents):
         return min(_MOST_WORKERS, max(0, core_count() // self._ranks.local_world - 1))
 
     def _teacher(self, trainer: Trainer, space: MBConvSpace) -> ElasticMBConvNet:
-        """Return the largest subnet of the network that `--teacher` names, of the same space and classes."""
+        """Return the largest subnet of the network that `--teacher` names."""
         net = copy.deepcopy(trainer.net)
-        line = load_source(net, space, open_source(self._settings.teacher))
-        if "new" in line:
-            raise UsageError(f"--teacher {self._settings.teacher} has other classes or channels than these images")
-        self._view.message(f"teacher {line}")
+        self._view.message(f"teacher {load_teacher(net, space, self._manifest, self._settings.teacher)}")
         net.set_active(space.decode(space.largest())[0])
         net.requires_grad_(False)
         net.train()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fleetnas.fleet_protocol.errors import CheckpointError, UsageError
-from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, SupernetBundle
+from fleetnas.supernet_export.bundle import ACCURACY_PREFIX, SupernetBundle, space_of
 from fleetnas.supernet_export.checkpoints.download import ProgressCallback, download
 from fleetnas.supernet_export.checkpoints.published import PUBLISHED
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint
@@ -35,6 +35,14 @@ class Source:
     space: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     manifest: Manifest | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A line about what was loaded, and the names of the layers that begin anew."""
+
+    line: str
+    renewed: tuple[str, ...]
 
 
 def open_source(name: str, *, cache: Path | None = None, progress: ProgressCallback | None = None) -> Source:
@@ -70,9 +78,41 @@ def open_source(name: str, *, cache: Path | None = None, progress: ProgressCallb
     return Source(name, tensors, draft.space, draft.options, draft)
 
 
-def load_source(net: ElasticMBConvNet, space: MBConvSpace, source: Source) -> str:
-    """Copy a source's weights into `net`, all but layers that other classes or channels need; return a line about it.
+def load_teacher(net: ElasticMBConvNet, space: MBConvSpace, manifest: Manifest, name: str) -> str:
+    """Copy the weights that `--teacher` names into `net`; return a line about it.
 
+    `UsageError` where it has other classes, another order of them, other strides and the like, or sees images otherwise
+    normalised than `manifest` says; `CheckpointError` where its tensors are not those of the space.
+    """
+    source = open_source(name)
+    loaded = load_source(net, space, source, manifest.class_names)
+    if loaded.renewed:
+        raise UsageError(
+            f"--teacher {name} must have the classes of these images in the same order, and images of "
+            f"{space.image_channels} channels, and it has others; train one on the same folders, or leave it out"
+        )
+    if source.manifest is not None:
+        ours, theirs = manifest.preprocessing, source.manifest.preprocessing
+        if (ours.mean, ours.std) != (theirs.mean, theirs.std):
+            raise UsageError(
+                f"--teacher {name} sees images normalised with mean {theirs.mean} and deviation {theirs.std}, and this "
+                f"training with {ours.mean} and {ours.std}; take a teacher that sees the same images"
+            )
+        network = getattr(space_of(source.manifest), "network", None)
+        if network != space.network:
+            raise UsageError(
+                f"--teacher {name} has tensors of the same shapes but other strides, activations or the like than "
+                f"{space.name} with these options; take a teacher of the same space"
+            )
+    return loaded.line
+
+
+def load_source(
+    net: ElasticMBConvNet, space: MBConvSpace, source: Source, class_names: Sequence[str] | None = None
+) -> Loaded:
+    """Copy a source's weights into `net`, all but layers that other classes or channels need.
+
+    The classifier is such a layer too where the source's class names are known and not `class_names`.
     `CheckpointError` where any other tensor has another shape, is missing or is unknown.
     """
     spelled = slicer_for(space).spellings
@@ -82,7 +122,9 @@ def load_source(net: ElasticMBConvNet, space: MBConvSpace, source: Source) -> st
     if not any(name.endswith("_matrix") for name in given):
         given = _with_transforms(given, own)
     renewed = [name for name in (*_HEAD, _STEM) if name in given and given[name].shape != tuple(own[name].shape)]
-    if any(name in renewed for name in _HEAD):
+    theirs = None if source.manifest is None else source.manifest.class_names
+    other_classes = None not in (theirs, class_names) and tuple(class_names or ()) != theirs
+    if other_classes or any(name in renewed for name in _HEAD):
         renewed = [*_HEAD, *(name for name in renewed if name == _STEM)]
     wrong = [
         name
@@ -99,7 +141,11 @@ def load_source(net: ElasticMBConvNet, space: MBConvSpace, source: Source) -> st
     loaded = len(own.keys() & given.keys()) - len(renewed)
     line = f"{source.name}: {loaded} of {len(own)} tensors loaded"
     if any(name in renewed for name in _HEAD):
-        line += f"; the classifier is new, for {space.classes:,} classes in place of {len(given[_HEAD[1]]):,}"
+        found = len(given[_HEAD[1]])
+        why = f"for {space.classes:,} classes in place of {found:,}"
+        if found == space.classes:
+            why = "since its classes are others, or in another order"
+        line += f"; the classifier is new, {why}"
     if _STEM in renewed:
         line += (
             f"; the first convolution is new, for {space.image_channels} channels in place of {given[_STEM].shape[1]}"
@@ -107,7 +153,7 @@ def load_source(net: ElasticMBConvNet, space: MBConvSpace, source: Source) -> st
     absent = len(own) - loaded - len(renewed)
     if absent:
         line += f"; {absent} kernel transforms, which it has not, begin as the identity"
-    return line
+    return Loaded(line, tuple(renewed))
 
 
 def _explained(

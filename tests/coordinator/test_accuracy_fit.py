@@ -12,6 +12,8 @@ pytest.importorskip("sklearn")
 
 from rigs.command_line import fleetnas
 
+from fleetnas.coordinator.search.offline import load_accuracy
+from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.candidates import PhysicalRidge, Ridge
 from fleetnas.supernet_export.accuracy.errors import noise_ceiling, rank_correlation, split_half_reliability
 from fleetnas.supernet_export.accuracy.fit import EvaluatedSubnets, fit_evaluated
@@ -29,6 +31,7 @@ from fleetnas.supernet_export.evaluation.evaluation_file import (
 )
 from fleetnas.supernet_export.export import export_digits
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
+from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = DigitsSpace()
 IMAGES = EvaluatedImages(digest="a" * 64, count=600)
@@ -200,6 +203,54 @@ def test_reliability_and_ceiling_tell_the_noise_of_an_evaluation():
     assert noise_ceiling(reliability) == pytest.approx(rank_correlation(truth, measured), abs=0.03)
     assert split_half_reliability(truth, -truth) == 0
     assert noise_ceiling(split_half_reliability(truth, truth)) == 1
+
+
+def test_a_bundle_keeps_its_permissions_and_its_links(digits, tmp_path):
+    bundle, link = tmp_path / "private.supernet", tmp_path / "link.supernet"
+    bundle.write_bytes(digits.read_bytes())
+    bundle.chmod(0o600)
+    link.symlink_to(bundle.name)
+    opened = SupernetBundle.open(link)
+    features = SPACE.one_hot(SPACE.smallest()).shape[1]
+    predictor = AccuracyPredictor([np.ones((1, features), np.float32)], [np.zeros(1, np.float32)])
+    sha256 = put_accuracy_predictor(opened, predictor, "a test")
+    assert link.is_symlink()
+    assert SupernetBundle.open(bundle).sha256 == sha256
+    assert bundle.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("options", "accepted"),
+    [
+        ({"kernels": [3, 5], "resolutions": [32, 48]}, True),
+        ({"kernels": [3, 5], "resolutions": [32, 48], "classes": 3, "width": 0.5}, True),
+        ({"kernels": [5, 7], "resolutions": [32, 48]}, False),
+        ({"kernels": [3, 5], "resolutions": [48, 64]}, False),
+        ({"kernels": [3, 5], "resolutions": [32, 48, 64]}, False),
+        ({"kernels": [3, 5], "expands": [2, 3, 4], "resolutions": [32, 48]}, False),
+    ],
+)
+def test_a_predictor_file_knows_the_choices_that_it_was_fitted_to(tmp_path, options, accepted):
+    """As many columns with other meanings would be predicted nonsense for, in silence."""
+    space = make_space("mbconv", {"kernels": [3, 5], "resolutions": [32, 48]})
+    features = space.one_hot(space.smallest()).shape[1]
+    predictor = AccuracyPredictor([np.ones((1, features), np.float32)], [np.zeros(1, np.float32)])
+    predictor.save(tmp_path / "a.safetensors", space)
+    found, other = AccuracyPredictor.load(tmp_path / "a.safetensors"), make_space("mbconv", options)
+    if accepted:
+        found.check_space(other)
+        return
+    with pytest.raises(UsageError, match="was fitted on this space"):
+        found.check_space(other)
+    with pytest.raises(UsageError, match=r"a\.safetensors"):
+        load_accuracy(tmp_path / "a.safetensors", other)
+
+
+def test_published_columns_do_not_depend_on_the_resolutions_of_a_space(tmp_path):
+    space, part = make_space("ofa-mbv3"), make_space("ofa-mbv3", {"resolutions": [160, 192]})
+    predictor = AccuracyPredictor([np.ones((1, 128), np.float32)], [np.zeros(1, np.float32)])
+    predictor.save(tmp_path / "a.safetensors", space)
+    AccuracyPredictor.load(tmp_path / "a.safetensors").check_space(part)
 
 
 def test_what_is_not_known_of_a_held_out_error_is_not_written(tmp_path):

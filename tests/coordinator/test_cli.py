@@ -236,6 +236,12 @@ def test_evaluated_subnets_become_an_accuracy_predictor(capsys: pytest.CaptureFi
     assert "on 61 held-out subnets, by fits to 48 others: rank correlation" in out
     assert "root-mean-square error" in out
     assert AccuracyPredictor.load(tmp_path / "own.safetensors").held_out is not None
+    # A line says which supernet it is of.
+    evaluated.write_text("\n".join([*lines, json.dumps(found | {"supernet_digest": "b" * 64})]))
+    for where in (["--bundle", str(bundle)], ["--space", "digits", "-o", str(tmp_path / "own.safetensors")]):
+        code, _, err = fleetnas(capsys, "accuracy", "fit", str(evaluated), *where)
+        assert code == 2
+        assert "line 62 is a subnet of another supernet" in err
     fit = ["accuracy", "fit", str(evaluated), "--space", "digits", "-o", str(tmp_path / "x.safetensors")]
     code, _, err = fleetnas(capsys, *fit, "--options", "{")
     assert code == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,15 @@ from rigs import evaluations
 from rigs.command_line import fleetnas
 from rigs.untrained_supernet import write_untrained
 
+from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.evaluation.evaluation_file import EvaluationFile, parse_header, supernet_digest
 from fleetnas.supernet_export.evaluation.images import ImageFolder, open_images
 from fleetnas.supernet_export.evaluation.prepared_images import PreparedImages
 from fleetnas.supernet_export.evaluation.sampling import draw_subnets
+from fleetnas.supernet_export.evaluation.subnets import evaluate_subnet
 from fleetnas.supernet_export.export import export_digits
+from fleetnas.supernet_export.slicing.subnet import slice_subnet
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.spaces.registry import make_space
 
@@ -57,6 +62,12 @@ def test_subnets_are_distinct_and_the_same_for_one_seed(sampling):
     kinds = {subnet.drawn for subnet in drawn[:20]}
     assert kinds == ({"spread", "uniform"} if sampling == "both" else {sampling})
     assert drawn[0].macs == SPACE.macs(SPACE.encode([drawn[0].architecture]))[0]
+
+
+@pytest.mark.parametrize("sampling", ["spread", "uniform", "both"])
+def test_a_longer_list_begins_like_a_shorter_one(sampling):
+    """So that the command with a larger -n continues a file."""
+    assert draw_subnets(SPACE, 500, sampling, 3)[:130] == draw_subnets(SPACE, 130, sampling, 3)
 
 
 def test_a_small_space_gives_all_its_subnets_once():
@@ -154,6 +165,49 @@ def test_a_run_that_was_stopped_continues(capsys, tmp_path, small):
     assert output.read_bytes() == changed
 
 
+def test_a_larger_number_of_subnets_continues_a_file(capsys, tmp_path, small):
+    bundle, images = small
+    output, at_once = tmp_path / "evaluated.jsonl", tmp_path / "at_once.jsonl"
+    command = ["accuracy", "evaluate", str(bundle), *images, "--workers", "1"]
+    assert fleetnas(capsys, *command, "-n", "2", "-o", str(output))[0] == 0
+    begun = output.read_bytes()
+    code, out, err = fleetnas(capsys, *command, "-n", "4", "-o", str(output))
+    assert code == 0
+    assert "2 of 4 subnets evaluated" in err
+    assert "4 subnets, top-1" in out
+    assert output.read_bytes().startswith(begun)
+    assert fleetnas(capsys, *command, "-n", "4", "-o", str(at_once))[0] == 0
+    assert evaluations.lines(output) == evaluations.lines(at_once)
+    content = output.read_bytes()
+    code, _, err = fleetnas(capsys, *command, "-n", "3", "-o", str(output))
+    assert code == 0
+    assert "3 of 3 subnets evaluated" in err
+    assert output.read_bytes() == content
+
+
+def test_folders_may_lack_classes_where_that_is_said(capsys, tmp_path):
+    """The classes that are there keep their places among the logits."""
+    bundle = write_untrained(tmp_path / "named.supernet", class_names=tuple("0123456789"))
+    images = evaluations.write_images(tmp_path / "val")
+    calibration = evaluations.write_images(tmp_path / "train", count=6, seed=1)
+    shutil.rmtree(images / "3")
+    output = tmp_path / "some.jsonl"
+    command = ["accuracy", "evaluate", str(bundle), "-n", "2", "--workers", "1", "-o", str(output)]
+    command += ["--images", str(images), "--calibration-images", str(calibration)]
+    code, _, err = fleetnas(capsys, *command)
+    assert code == 2
+    assert "'3' has no folder" in err
+    assert fleetnas(capsys, *command, "--some-classes")[0] == 0
+    opened = SupernetBundle.open(bundle)
+    sources = [open_images(opened, folder, some_classes=True) for folder in (calibration, images)]
+    labels = sources[1].labels
+    assert (len(labels), set(labels)) == (36, {0, 1, 2, 4, 5, 6, 7, 8, 9})
+    for line in evaluations.lines(output):
+        architecture = Architecture.model_validate(line["architecture"])
+        scores = evaluate_subnet(partial(slice_subnet, opened), architecture, PreparedImages(*sources))
+        assert (line["images"], line["accuracy"]) == (36, scores.accuracy)
+
+
 def test_a_file_of_other_inputs_is_refused(capsys, tmp_path, small, digits):
     bundle, images = small
     output = tmp_path / "evaluated.jsonl"
@@ -162,7 +216,6 @@ def test_a_file_of_other_inputs_is_refused(capsys, tmp_path, small, digits):
     content = output.read_bytes()
     more = evaluations.write_images(tmp_path / "more", count=5)
     for change, words in (
-        (["-n", "3"], "-n (2 there, 3 here)"),
         (["--seed", "1", "--shard", "0/2"], "--seed (0 there, 1 here); --shard (0/1 there, 0/2 here)"),
         (["--calibration-count", "9"], "--calibration-count (2000 there, 9 here)"),
         (["--precision", "int8"], "--precision (fp32 there, int8 here)"),

@@ -83,11 +83,62 @@ def test_what_is_assumed_is_said(own: Path, tmp_path: Path) -> None:
             "ofa-mbv3",
             {**OWN, "resolutions": [64]},
             dataset="insects",
-            preprocessing={"mean": [0.5], "std": [0.25]},
+            class_names=tuple(NAMES),
+            preprocessing={"mean": [0.5], "std": [0.25], "fit": "squash", "interpolation": "bicubic"},
         ),
         tmp_path,
     )
     assert not [line for line in lines if line.startswith("assumed")]
+
+
+def test_class_order_and_centre_crop_are_assumptions_too(own: Path, tmp_path: Path) -> None:
+    """Every one of them changes accuracy in silence where it is wrong."""
+    request = CheckpointExport(own, "ofa-mbv3", OWN, preprocessing={"mean": [0.5], "std": [0.25]})
+    _, lines = exported(request, tmp_path)
+    text = "\n".join(lines)
+    assert "the 3 classes are in the order of the names of their folders" in text
+    assert "a centre crop takes 1 of the resized image (--fit, --crop-fraction)" in text
+    assert "bilinear interpolation" in text
+    assert "images are square (--options aspect)" in text
+
+
+@pytest.mark.parametrize(
+    ("space", "said", "words"),
+    [
+        (
+            "mbconv",
+            {"stem": {"width": 16}, "stages": [{"width": 24, "stride": 2}, {"width": 40, "squeeze": True}]},
+            (
+                (
+                    "stem.stride 2; stem.activation h_swish; first_block.activation relu; first_block.residual true; "
+                    "stages.stride 2, 1; stages.activation h_swish, h_swish; head.activation h_swish"
+                ),
+                "stem, first_block, stages, head",
+            ),
+        ),
+        (
+            "mbconv",
+            {
+                "stem": {"width": 16, "stride": 1, "activation": "relu"},
+                "first_block": {"activation": "relu"},
+                "stages": [{"width": 24, "stride": 2, "activation": "relu"}],
+            },
+            ("first_block.residual true; head.activation h_swish", "first_block, head"),
+        ),
+        (
+            "resnet",
+            {"stages": [{"width": 64}], "depths": [0], "expands": [0.5], "widths": [1.0]},
+            ("stem.stride 1; stem.pool true; stages.stride 2", "stem, stages"),
+        ),
+    ],
+)
+def test_strides_and_activations_of_own_layouts_are_said(
+    tmp_path: Path, space: str, said: dict[str, Any], words: tuple[str, str]
+) -> None:
+    path = save(tmp_path / "layout.safetensors", make_space(space, said))
+    _, lines = exported(CheckpointExport(path, space, said), tmp_path)
+    wanted = "assumed: {}: shapes show none of them (--options {})".format(*words)
+    assert [line for line in lines if "shapes show none" in line and "resolutions" not in line] == [wanted]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +326,21 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert words in " ".join(err.split())
     assert "Traceback" not in err
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("file", "dataset"), [("digits.safetensors", None), ("own.safetensors", "digits")])
+def test_own_digits_are_not_taken_for_scikit_learns(tmp_path: Path, file: str, dataset: str | None) -> None:
+    """Without a folder of images, commands would evaluate on the built-in ones."""
+    options = {"classes": 10, "image_channels": 1}
+    path = save(tmp_path / file, make_space("mbconv", options))
+    pixels = {"mean": [0.1], "std": [0.3]}
+    request = CheckpointExport(path, "mbconv", options, dataset=dataset, preprocessing=pixels)
+    with pytest.raises(UsageError, match="would be taken for scikit-learn's"):
+        export_own_checkpoint(request, tmp_path / "x.supernet")
+    names = tuple("0123456789")
+    named = CheckpointExport(path, "mbconv", options, dataset="digits", class_names=names, preprocessing=pixels)
+    manifest, _ = exported(named, tmp_path)
+    assert (manifest.dataset, manifest.is_digits) == ("digits", False)
 
 
 def test_names_of_another_number_of_classes_are_refused(own: Path, tmp_path: Path) -> None:

@@ -54,6 +54,15 @@ def test_grey_of_16_bits_keeps_its_range_and_its_steps(tmp_path: Path, suffix: s
     assert fault(path) == ""
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
+def test_every_mode_that_files_have_becomes_grey_and_colour(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "image.tif"
+    pil.new("RGB", (8, 8), "white").convert(mode).save(path)
+    assert fault(path) == ""
+    np.testing.assert_allclose(seen(path), 1, atol=0.01)
+    np.testing.assert_allclose(seen(path, COLOUR), 1, atol=0.01)
+
+
 def test_grey_of_16_bits_is_not_what_it_was_before(tmp_path: Path) -> None:
     """Pillow's own conversion clips at 255: nearly every pixel was white."""
     pil.fromarray(DEEP).save(tmp_path / "deep.png")

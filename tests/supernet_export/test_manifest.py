@@ -23,10 +23,12 @@ from fleetnas.supernet_export.manifest import (
     MAX_NAMES_BYTES,
     Manifest,
     Preprocessing,
+    Provenance,
     checked_class_names,
     read_manifest,
 )
 from fleetnas.supernet_export.model_file import build_model
+from fleetnas.supernet_export.preprocessing import DIGITS
 from fleetnas.supernet_export.spaces.registry import make_space
 
 SPACE = make_space("digits")
@@ -61,6 +63,17 @@ def refusal(**changes: Any) -> str:
     assert message.isprintable()
     assert len(message) < 600
     return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, True), ({"dataset": "own"}, False), ({"class_names": tuple("0123456789")}, False), ({"classes": 11}, False)],
+)
+def test_scikit_learns_digits_are_those_without_class_names(changes: dict[str, Any], expected: bool) -> None:
+    """A folder of the user's own may be called `digits` too; its images must be given."""
+    fields = {"space": "digits", "classes": 10, "dataset": "digits", "preprocessing": DIGITS}
+    manifest = Manifest(**{**fields, "provenance": Provenance(source="x"), **changes})
+    assert manifest.is_digits is expected
 
 
 def test_a_manifest_without_news_has_the_text_of_version_1() -> None:

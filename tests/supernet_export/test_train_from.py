@@ -21,7 +21,7 @@ from fleetnas.supernet_export.training.elastic import ElasticMBConvNet  # noqa: 
 from fleetnas.supernet_export.training.result import write_result  # noqa: E402
 from fleetnas.supernet_export.training.run_settings import checked_settings  # noqa: E402
 from fleetnas.supernet_export.training.run_space import training_preprocessing, training_space  # noqa: E402
-from fleetnas.supernet_export.training.warm_start import load_source, open_source  # noqa: E402
+from fleetnas.supernet_export.training.warm_start import load_source, load_teacher, open_source  # noqa: E402
 
 FOLDERS = {"train": Path("train"), "val": Path("val")}
 
@@ -45,7 +45,7 @@ def test_a_published_format_checkpoint_loads_all_but_the_head(tmp_path):
     source = open_source(str(tmp_path / "peer.pth"))
     space = training_space(checked_settings(**FOLDERS, space="ofa-mbv3", resolutions=(96, 128)), source, 8)
     net = network(space)
-    line = load_source(net, space, source)
+    line = load_source(net, space, source).line
     total = len(net.state_dict())
     assert f"{total - 2} of {total} tensors loaded" in line
     assert "for 8 classes in place of 1,000" in line
@@ -63,7 +63,7 @@ def test_grey_images_get_a_new_first_convolution():
     from fleetnas.supernet_export.training.warm_start import Source
 
     source = Source("old", {name: tensor.numpy() for name, tensor in random_weights(space).items()}, "mbconv")
-    line = load_source(network(grey), grey, source)
+    line = load_source(network(grey), grey, source).line
     assert "the first convolution is new, for 1 channels in place of 3" in line
     assert "classifier" not in line
 
@@ -99,7 +99,7 @@ def test_a_bundle_gives_back_the_network_that_it_was_made_of(tmp_path):
         assert found.options == space.options
         assert training_preprocessing(settings, source, found) == IMAGENET
         net = network(found)
-        assert "of" in load_source(net, found, source)
+        assert not load_source(net, found, source, ("a", "b", "c")).renewed
         images = torch.rand(2, 3, 48, 48)
         reference = network(space)
         reference.load_state_dict(state)
@@ -130,3 +130,58 @@ def test_compound_training_ties_the_space():
     assert training_space(settings, None, 3).tied
     settings = checked_settings(**FOLDERS, schedule="compound", space="ofa-mbv3")
     assert training_space(settings, None, 3).name == "compofa-elastic"
+
+
+def written(folder: Path, **changes) -> tuple[Path, Manifest]:
+    """Write the bundle of a training on classes a, b, c; return it and its manifest."""
+    folder.mkdir()
+    space = make_space("mbconv", {"classes": 3, "resolutions": [32], "kernels": [3], **changes.pop("options", {})})
+    manifest = Manifest(
+        space=space.name,
+        options=dict(space.options),
+        classes=3,
+        class_names=changes.pop("class_names", ("a", "b", "c")),
+        dataset="letters",
+        preprocessing=IMAGENET.model_copy(update=changes),
+        provenance=Provenance(source="test"),
+    )
+    write_result(folder, random_weights(space), space, manifest)
+    return folder / "supernet.supernet", manifest
+
+
+@pytest.mark.parametrize("names", [("c", "b", "a"), ("a", "b", "d")])
+def test_a_classifier_of_other_classes_is_not_kept(tmp_path, names):
+    """Each row would begin as another class, or as one that is not there."""
+    bundle, manifest = written(tmp_path / "before")
+    space = make_space(manifest.space, manifest.options)
+    net = network(space)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    loaded = load_source(net, space, open_source(str(bundle)), names)
+    assert "the classifier is new, since its classes are others, or in another order" in loaded.line
+    same = [name for name, tensor in net.state_dict().items() if torch.equal(tensor, before[name])]
+    assert sorted(loaded.renewed) == sorted(same) == ["classifier.linear.bias", "classifier.linear.weight"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_names": ("c", "b", "a")}, "classes of these images in the same order"),
+        ({"class_names": ("a", "b", "d")}, "classes of these images in the same order"),
+        ({"mean": (0.5, 0.5, 0.5)}, "normalised with mean"),
+        ({"options": {"stem": {"stride": 1}}}, "other strides, activations or the like"),
+        ({"options": {"batch_norm_epsilon": 1e-3}}, "other strides, activations or the like"),
+    ],
+)
+def test_a_teacher_of_something_else_is_refused(tmp_path, changes, words):
+    _, manifest = written(tmp_path / "ours")
+    bundle, _ = written(tmp_path / "theirs", **changes)
+    space = make_space(manifest.space, manifest.options)
+    with pytest.raises(UsageError, match=words) as refusal:
+        load_teacher(network(space), space, manifest, str(bundle))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_teacher_may_have_any_file_name(tmp_path):
+    bundle, manifest = written(tmp_path / "a new network")
+    space = make_space(manifest.space, manifest.options)
+    assert "tensors loaded" in load_teacher(network(space), space, manifest, str(bundle))
