@@ -19,7 +19,7 @@ from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file
 from fleetnas.supernet_export.training.choices import ForwardPrecision
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe
-from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished
+from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished, is_unfinished
 
 if TYPE_CHECKING:
     from fleetnas.supernet_export.bundle import SupernetBundle
@@ -116,7 +116,10 @@ def finetune(
         with fine_tuning_view(quiet=as_json) as events:
             found = fine_tune(request, events, resume=resume)
     except KeyboardInterrupt:
-        typer.echo("interrupted: give the same command with --resume to go on from the last saved step", err=True)
+        if is_unfinished(output):
+            typer.echo("interrupted: give the same command with --resume to go on from the last saved step", err=True)
+        else:
+            typer.echo("interrupted before a step was saved: give the same command to start again", err=True)
         raise
     if as_json:
         typer.echo(json.dumps(_json(request, found)))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.output_files import write_atomically
+from fleetnas.supernet_export.output_files import only_one_process, write_atomically
 
 #: Seconds of training that a killed process loses at most.
 _EVERY_S = 60.0
@@ -24,6 +25,18 @@ class FineTuningState:
         self.path = _partial(output)
         self._settings, self._clock = dict(settings), clock
         self._saved = clock()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the bundle's name for one fine-tuning; `UsageError` where another process has it."""
+        path = self.path.with_name(f".{self.path.name}-claimed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with only_one_process(path) as claimed:
+            if not claimed:
+                raise UsageError(
+                    f"another process fine-tunes {self.path.stem}; wait for its end, or give another name to --output"
+                )
+            yield
 
     def load(self) -> dict[str, Any]:
         """Return the saved state.
@@ -73,11 +86,15 @@ def check_unfinished(output: Path, *, resume: bool) -> None:
     """Raise `UsageError` where `output` exists, or an interrupted training of it does that is not to be resumed."""
     if output.exists():
         raise UsageError(f"{output} exists already; give another name, or delete it first")
-    partial = _partial(output)
-    if partial.exists() and not resume:
+    if is_unfinished(output) and not resume:
         raise UsageError(
-            f"{partial} holds an interrupted training; go on with it with --resume, or delete it to start again"
+            f"{_partial(output)} holds an interrupted training; go on with it with --resume, or delete it to start again"
         )
+
+
+def is_unfinished(output: Path) -> bool:
+    """Whether there is an interrupted training of `output` to resume."""
+    return _partial(output).exists()
 
 
 def _partial(output: Path) -> Path:

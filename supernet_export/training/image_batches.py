@@ -33,6 +33,7 @@ CACHE_BYTES = 2 << 30
 _DECODE_THREADS = 8
 #: Streams of random numbers: the order of an epoch, and an image's view.
 _ORDER, _VIEW = 0, 1
+_LEAST_IN_BATCH = 2
 
 
 class ImageStore:
@@ -103,7 +104,7 @@ class _Steps:
 
 
 class FolderBatches(TrainingBatches):
-    """Batches of a folder's images, every image once an epoch, the batches of an epoch equally large but for one."""
+    """Batches of a folder's images, every image once an epoch; the sizes of an epoch's batches differ by one at most."""
 
     def __init__(
         self,
@@ -115,14 +116,19 @@ class FolderBatches(TrainingBatches):
         workers: int,
         ranks: Ranks,
     ) -> None:
-        """Prepare batches of at most `batch_size` images, of which this process gets its part."""
+        """Prepare batches of about `batch_size` images, of which this process gets its part.
+
+        Batch norm needs two images in each batch, and every process needs one; so a batch of `batch_size` may be larger
+        by one where the images do not divide otherwise.
+        """
         self.store, self.resolutions, self.batch_size = store, tuple(resolutions), batch_size
         self.seed, self.workers, self.ranks = seed, workers, ranks
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return -(-len(self.store.listed) // self.batch_size)
+        images = len(self.store.listed)
+        return max(1, min(-(-images // self.batch_size), images // max(_LEAST_IN_BATCH, self.ranks.world)))
 
     def epoch(self, epoch: int, skip: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Yield an epoch's batches without the first `skip`; `rng` is not used."""

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError
 
+#: Parts of the messages, in small letters, with which gloo and NCCL report it; they have no error class of their own.
+_SIGNS_OF_A_LOST_PROCESS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -46,6 +49,10 @@ class Ranks:
         if self.world > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), 0)
+
+    def lost_by(self, error: RuntimeError) -> bool:
+        """Whether an exchange raised `error` because another process has ended."""
+        return self.world > 1 and any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_PROCESS)
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fleetnas.fleet_protocol.cores import core_count
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import TrainingError, UsageError
 from fleetnas.supernet_export.bundle import space_of
 from fleetnas.supernet_export.manifest import Manifest, Preprocessing, Provenance, read_manifest
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
@@ -26,6 +26,7 @@ from fleetnas.supernet_export.training.data_set import DataSets, open_data_sets
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
 from fleetnas.supernet_export.training.image_batches import CACHE_BYTES, FolderBatches, ImageStore
 from fleetnas.supernet_export.training.ranks import Ranks, close_ranks, open_ranks
+from fleetnas.supernet_export.training.reproducible import reproducible
 from fleetnas.supernet_export.training.result import BUNDLE_NAME, write_result
 from fleetnas.supernet_export.training.run_log import RunLog
 from fleetnas.supernet_export.training.run_phases import phases_of
@@ -85,8 +86,16 @@ def train_supernet(
     try:
         if not ranks.is_first:
             view = RunView()
-        with _noticed_signals() as noticed:
-            return _Run(settings, RunFolder(out), view, ranks, habits or Habits()).train(resume, noticed)
+        folder = RunFolder(out)
+        with _noticed_signals() as noticed, folder.claimed(resume) if ranks.is_first else nullcontext():
+            return _Run(settings, folder, view, ranks, habits or Habits()).train(resume, noticed)
+    except RuntimeError as error:
+        if ranks.lost_by(error):
+            raise TrainingError(
+                f"another process of this training has ended or cannot be reached; see its messages, and go on with "
+                f"--resume --out {out}, under the same command that started the processes"
+            ) from None
+        raise
     finally:
         close_ranks()
 
@@ -153,6 +162,11 @@ class _Run(TrainerEvents):
         self._keep_images()
         if len(data.train) < 2 * ranks.world:
             raise UsageError(f"{len(data.train)} images are too few for {ranks.world} processes; start fewer")
+        if settings.batch_size < ranks.world:
+            raise UsageError(
+                f"--batch-size {settings.batch_size} gives not every one of {ranks.world} processes an image; give "
+                "a larger one, or start fewer"
+            )
         batches = FolderBatches(
             self._train,
             resolutions=space.resolutions,
@@ -219,10 +233,11 @@ class _Run(TrainerEvents):
             self._folder.store_settings(self._settings)
             self._log = RunLog(self._folder.log, self._folder.path / BOARD_NAME, trainer.position.done_epochs)
         self._started = self._saved = time.monotonic()
-        trainer.run()
-        state = self._validator.calibrated_state(trainer.averaged_state())
-        if not self._last_scores:
-            self._last_scores = self._validator.scores(trainer.averaged_state())
+        with reproducible(trainer.recipe.threads, on_cpu=torch.device(self._ranks.device).type == "cpu"):
+            trainer.run()
+            state = self._validator.calibrated_state(trainer.averaged_state())
+            if not self._last_scores:
+                self._last_scores = self._validator.scores(trainer.averaged_state())
         sha256 = ""
         if self._ranks.is_first:
             sha256 = write_result(self._folder.path, state, space, self._manifest)
