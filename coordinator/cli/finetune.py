@@ -22,6 +22,7 @@ from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecip
 from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished, is_unfinished
 
 if TYPE_CHECKING:
+    from fleetnas.coordinator.report.artifacts import WinnerCard
     from fleetnas.supernet_export.bundle import SupernetBundle
     from fleetnas.supernet_export.training.fine_tuning import FineTuned, FineTuningRequest
 
@@ -124,7 +125,7 @@ def finetune(
     if as_json:
         typer.echo(json.dumps(_json(request, found)))
     else:
-        for line in _lines(request, found):
+        for line in _lines(request, found, architecture):
             typer.echo(line)
 
 
@@ -189,7 +190,17 @@ def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:
     return bundle
 
 
-def _lines(request: FineTuningRequest, found: FineTuned) -> list[str]:
+def _card(architecture: str) -> WinnerCard | None:
+    """Read the model card that the architecture came from; None where it came from elsewhere."""
+    from fleetnas.coordinator.app.winner_card import read_card
+
+    try:
+        return read_card(Path(architecture)) if Path(architecture).suffix == ".json" else None
+    except UsageError:
+        return None
+
+
+def _lines(request: FineTuningRequest, found: FineTuned, architecture: str) -> list[str]:
     """Format the result for people, with the command that comes next."""
     lines = []
     if found.before is not None and found.after is not None:
@@ -200,7 +211,13 @@ def _lines(request: FineTuningRequest, found: FineTuned) -> list[str]:
         lines.append("no accuracy is known without --val, and a search of this bundle needs one; `measure` does not")
     output = request.output
     lines.append(f"{output}: {output.stat().st_size / 1e6:.1f} MB, SHA-256 {found.sha256}")
-    command = ["fleetnas", "measure", str(output), "--local"]
+    command = ["fleetnas", "measure", str(output)]
+    card = _card(architecture)
+    if card is not None:
+        command += ["--card", architecture]
+        if card.setting.precision == "int8" and request.images is not None:
+            command += ["--calibration-images", str(request.images)]
+    command.append("--local")
     lines.append(f"next, measure it on devices (--broker ADDRESS in place of --local): {shlex.join(command)}")
     return lines
 

@@ -38,7 +38,11 @@ def train(
         typer.Option("--out", metavar="DIR", help="New folder for checkpoints, logs, weights and the bundle."),
     ] = Path("run"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the training in --out; its options need not be repeated, folders that moved are given.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the training in --out; its options need not be repeated. Give folders of images that moved.",
+        ),
     ] = False,
     source: Annotated[
         str | None,

@@ -86,9 +86,10 @@ def check_unfinished(output: Path, *, resume: bool) -> None:
     """Raise `UsageError` where `output` exists, or an interrupted training of it does that is not to be resumed."""
     if output.exists():
         raise UsageError(f"{output} exists already; give another name, or delete it first")
-    if is_unfinished(output) and not resume:
+    partial = _partial(output)
+    if partial.exists() and not resume:
         raise UsageError(
-            f"{_partial(output)} holds an interrupted training; go on with it with --resume, or delete it to start again"
+            f"{partial} holds an interrupted training; go on with it with --resume, or delete it to start again"
         )
 
 

@@ -104,7 +104,7 @@ class _Steps:
 
 
 class FolderBatches(TrainingBatches):
-    """Batches of a folder's images, every image once an epoch; the sizes of an epoch's batches differ by one at most."""
+    """Batches of a folder's images, every image once an epoch; an epoch's batches differ by one image at most."""
 
     def __init__(
         self,
