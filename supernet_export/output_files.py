@@ -53,7 +53,7 @@ def only_one_process(path: Path) -> Iterator[bool]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            # A POSIX lock: unlike one of `flock`, it is not passed on to forked processes, which may outlive this one.
+            # A POSIX lock: unlike that of `flock`, forked processes, which may outlive this one, do not hold it too.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True
         except OSError as error:

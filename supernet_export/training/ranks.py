@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 
 #: Parts of the messages, in small letters, with which gloo and NCCL report it; they have no error class of their own.
 _SIGNS_OF_A_LOST_PROCESS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
@@ -37,6 +37,16 @@ class Ranks:
     def share(self, chosen: NDArray[Any]) -> NDArray[Any]:
         """Return this process's part of a global batch, contiguous and as large as the others' or one larger."""
         return np.array_split(chosen, self.world)[self.rank]
+
+    def check_shares(self, images: int, batch_size: int) -> None:
+        """Raise `UsageError` where not every process gets images of each batch."""
+        if images < 2 * self.world:
+            raise UsageError(f"{images} images are too few for {self.world} processes; start fewer")
+        if batch_size < self.world:
+            raise UsageError(
+                f"--batch-size {batch_size} is less than an image for each of {self.world} processes; give a larger "
+                "one, or start fewer"
+            )
 
     def add(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over all processes, in place."""

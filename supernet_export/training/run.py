@@ -19,7 +19,7 @@ import torch
 from fleetnas.fleet_protocol.cores import core_count
 from fleetnas.fleet_protocol.errors import TrainingError, UsageError
 from fleetnas.supernet_export.bundle import space_of
-from fleetnas.supernet_export.manifest import Manifest, Preprocessing, Provenance, read_manifest
+from fleetnas.supernet_export.manifest import Manifest, Provenance, read_manifest
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 from fleetnas.supernet_export.training.checkpoint import BOARD_NAME, RunFolder
 from fleetnas.supernet_export.training.data_set import DataSets, open_data_sets
@@ -92,7 +92,7 @@ def train_supernet(
     except RuntimeError as error:
         if ranks.lost_by(error):
             raise TrainingError(
-                f"another process of this training has ended or cannot be reached; see its messages, and go on with "
+                "another process of this training has ended or cannot be reached; see its messages, and go on with "
                 f"--resume --out {out}, under the same command that started the processes"
             ) from None
         raise
@@ -160,13 +160,7 @@ class _Run(TrainerEvents):
         self._train = ImageStore(data.train, self._manifest.preprocessing, space.input_size)
         self._val = ImageStore(data.val, self._manifest.preprocessing, space.input_size)
         self._keep_images()
-        if len(data.train) < 2 * ranks.world:
-            raise UsageError(f"{len(data.train)} images are too few for {ranks.world} processes; start fewer")
-        if settings.batch_size < ranks.world:
-            raise UsageError(
-                f"--batch-size {settings.batch_size} gives not every one of {ranks.world} processes an image; give "
-                "a larger one, or start fewer"
-            )
+        ranks.check_shares(len(data.train), settings.batch_size)
         batches = FolderBatches(
             self._train,
             resolutions=space.resolutions,
@@ -300,7 +294,6 @@ def _threads(ranks: Ranks) -> int:
 def _draft(settings: TrainSettings, source: Source | None, data: DataSets) -> Manifest:
     """Return the manifest of the bundle to be, without the hash of its weights."""
     space = training_space(settings, source, len(data.class_names))
-    preprocessing: Preprocessing = training_preprocessing(settings, source, space)
     origin = "" if settings.source is None else f" from {Path(settings.source).name}"
     return Manifest(
         space=space.name,
@@ -308,7 +301,7 @@ def _draft(settings: TrainSettings, source: Source | None, data: DataSets) -> Ma
         classes=len(data.class_names),
         class_names=data.class_names,
         dataset=_dataset_name(settings.train),
-        preprocessing=preprocessing,
+        preprocessing=training_preprocessing(settings, source, space),
         provenance=Provenance(
             source=f"trained by fleetnas{origin}, schedule {settings.schedule}, {settings.epochs} epochs, seed "
             f"{settings.seed}"
