@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from fleetnas.fleet_protocol.errors import UsageError
@@ -42,31 +38,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         # The error of a full disk names no file, and the name of the temporary file would not help.
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-@contextlib.contextmanager
-def only_one_process(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path`, and yield whether it is held: False where another process of this machine holds it.
-
-    The lock ends with its process, however that ends. It is held, too, where the file system has no locks.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            # A POSIX lock: unlike that of `flock`, forked processes, which may outlive this one, do not hold it too.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except OSError as error:
-            held = error.errno not in (errno.EACCES, errno.EAGAIN)
-        # The process that held it before may have removed the file after it was opened here.
-        held = held and path.exists() and os.fstat(handle).st_ino == path.stat().st_ino
-        try:
-            yield held
-        finally:
-            if held:
-                path.unlink(missing_ok=True)
-    finally:
-        os.close(handle)
 
 
 def check_folder(option: str, directory: Path) -> None:

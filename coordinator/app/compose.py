@@ -206,8 +206,8 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
     space, predictor = run.bundle.space, run.bundle.accuracy_predictor()
     if predictor is None and not run.settings.plan.architectures:
         raise UsageError(
-            f"{run.bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; export "
-            "it with one (`fleetnas export --help`)"
+            f"{run.bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; make one "
+            "with `fleetnas accuracy evaluate` and `fleetnas accuracy fit --bundle`, or export it with one"
         )
     run.settings.plan.bounds.check(space)
     if run.settings.plan.architectures:

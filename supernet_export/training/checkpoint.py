@@ -13,7 +13,8 @@ import torch
 from pydantic import ValidationError
 
 from fleetnas.fleet_protocol.errors import CheckpointError, TrainingError, UsageError
-from fleetnas.supernet_export.output_files import check_folder, only_one_process, write_atomically
+from fleetnas.supernet_export.lock_file import only_one_process
+from fleetnas.supernet_export.output_files import check_folder, write_atomically
 from fleetnas.supernet_export.training.run_settings import TrainSettings
 
 SETTINGS_NAME, CHECKPOINT_NAME, LOG_NAME, BOARD_NAME = "training.json", "checkpoint.pt", "training.jsonl", "tensorboard"

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.output_files import only_one_process, write_atomically
+from fleetnas.supernet_export.lock_file import only_one_process
+from fleetnas.supernet_export.output_files import write_atomically
 
 #: Seconds of training that a killed process loses at most.
 _EVERY_S = 60.0
