@@ -211,8 +211,8 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
                 "`fleetnas finetune` --val"
             )
         raise UsageError(
-            f"{run.bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; run "
-            "`fleetnas accuracy evaluate` and `fleetnas accuracy fit`, which puts one into it"
+            f"{run.bundle.path} holds no accuracy predictor, so no subnet is known to be better than another; make one "
+            "with `fleetnas accuracy evaluate` and `fleetnas accuracy fit --bundle`, or export it with one"
         )
     run.settings.plan.bounds.check(space)
     if run.settings.plan.architectures:

@@ -8,7 +8,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from fleetnas.coordinator.records.plan import RunSettings
-from fleetnas.coordinator.report.artifacts import REPORT_FILE, RESULTS_FILE, ReplacedModel, WinnerCard, read_results
+from fleetnas.coordinator.report.artifacts import (
+    MODEL_SUFFIXES,
+    REPORT_FILE,
+    RESULTS_FILE,
+    ReplacedModel,
+    WinnerCard,
+    read_results,
+)
 from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.report.results import Results, TargetResult
 from fleetnas.device_profiles.text_files import read_text
@@ -84,10 +91,16 @@ def rewrite_card(path: Path, out: Path) -> str:
     card = measured.model_copy(update={"model": target.name, "replaces": replaced})
     write_atomically(target, model)
     write_atomically(path, card.model_dump_json(indent=2).encode() + b"\n")
-    if before.model is not None and before.model != target.name:
-        (path.parent / before.model).unlink(missing_ok=True)
+    _remove_other(before, target)
     _note_in_results(path, before)
     return f"{path} is rewritten, and {target.name} beside it is the model that was measured"
+
+
+def _remove_other(before: WinnerCard, target: Path) -> None:
+    """Remove the model file that a card named, where it is another one beside it; a card may come from anywhere."""
+    named = Path(before.model or "")
+    if named.name == before.model != target.name and named.suffix in MODEL_SUFFIXES:
+        (target.parent / named).unlink(missing_ok=True)
 
 
 def _measured(results: Results, card: WinnerCard) -> TargetResult | None:

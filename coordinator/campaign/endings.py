@@ -16,6 +16,7 @@ from fleetnas.coordinator.records.stored import DeviceRecord
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.fleet_protocol.error_text import one_line
+from fleetnas.fleet_protocol.errors import FleetnasError
 
 _log = logging.getLogger("fleetnas.coordinator")
 
@@ -43,9 +44,11 @@ class SettingEndings:
             self.give_up(setting_run, error)
 
     def give_up(self, setting_run: SettingRun, error: Exception) -> None:
-        """End a device setting whose search raised an exception; the trace is in the log."""
-        _log.error("%s is given up: its search failed", setting_run.label, exc_info=error)
-        reason = f"its search failed ({one_line(error)}); the log has the trace"
+        """End a device setting whose search raised an exception; the trace of an unexpected one is in the log."""
+        reason = f"its search failed: {one_line(error)}"
+        if not isinstance(error, FleetnasError):
+            _log.error("%s is given up: its search failed", setting_run.label, exc_info=error)
+            reason = f"its search failed ({one_line(error)}); the log has the trace"
         setting_run.break_down(reason)
         if setting_run.status is SettingStatus.RUNNING:
             self.close(setting_run, SettingStatus.FAILED, reason)

@@ -14,7 +14,7 @@ from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.fleet_protocol.error_text import one_line
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 
 #: After the first connection retained messages need a moment to arrive before agents are counted.
@@ -185,8 +185,11 @@ class Membership:
             search = self._make_search(info, setting)
         except Exception as error:  # noqa: BLE001 - contained to its device setting, with the trace in the log
             self._unusable.add(key)
-            _log.error("no search can be made for %s/%s", *key, exc_info=error)
-            self._note(f"{device}/{setting.label} takes no part: {one_line(error)}; the log has the trace")
+            trace = ""
+            if not isinstance(error, FleetnasError):
+                _log.error("no search can be made for %s/%s", *key, exc_info=error)
+                trace = "; the log has the trace"
+            self._note(f"{device}/{setting.label} takes no part: {one_line(error)}{trace}")
             return None
         setting_run = SettingRun(self._identity.run_id, device, setting, info, search)
         self._roster.add(setting_run)

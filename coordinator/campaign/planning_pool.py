@@ -12,9 +12,10 @@ from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, FileKe
 from fleetnas.coordinator.records.stored import EvaluationRecord, ImagePart
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import one_line
-from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
+from fleetnas.fleet_protocol.errors import FleetnasError
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
 #: More than any round proposes.
@@ -70,20 +71,29 @@ class PlanningPool:
 
     def _make_plan(self, setting_run: SettingRun, asked: list[Proposal] | None) -> list[PlannedTask]:
         """Ask the search unless that is done, and build the files that verifications measure."""
-        search, setting = setting_run.search, setting_run.setting
+        search = setting_run.search
         asked = search.ask(_ROUND) if asked is None else asked
         wanted = [] if asked else search.wanted_accuracies()
         if wanted:
             # One per plan: an interrupted campaign waits for one, and no device setting for all those of another.
             self._evaluate_candidate(setting_run, wanted)
             asked = search.ask(_ROUND)
-        return [
-            PlannedTask(
-                proposal,
-                self._models.calibrate(proposal.architecture, setting) if proposal.purpose == "verification" else None,
-            )
-            for proposal in asked
-        ]
+        planned = [self._planned(setting_run, proposal) for proposal in asked]
+        return [task for task in planned if task is not None]
+
+    def _planned(self, setting_run: SettingRun, proposal: Proposal) -> PlannedTask | None:
+        """Return the task of a proposal; None for a given subnet whose file cannot be made, which ends that one."""
+        if proposal.purpose != "verification":
+            return PlannedTask(proposal, None)
+        try:
+            return PlannedTask(proposal, self._models.calibrate(proposal.architecture, setting_run.setting))
+        except Exception as error:
+            if not isinstance(setting_run.search, SubnetTuner):
+                raise
+            if not isinstance(error, FleetnasError):
+                _log.error("subnet %s has no file", proposal.architecture.fingerprint, exc_info=error)
+            setting_run.search.reject(proposal, f"its file cannot be made: {one_line(error)}")
+            return None
 
     def _evaluate_candidate(self, setting_run: SettingRun, wanted: list[Architecture]) -> None:
         """Tell the search the accuracy of its next candidate, one resolution after the other."""
@@ -103,7 +113,7 @@ class PlanningPool:
             reason = one_line(error)
             if (setting_run.label, reason) not in self._told:
                 self._told.add((setting_run.label, reason))
-                if not isinstance(error, RuntimeUnavailableError | MissingDependencyError):
+                if not isinstance(error, FleetnasError):
                     _log.error("a candidate of %s is not evaluated", setting_run.label, exc_info=error)
                 remark = f"candidates such as {architecture.fingerprint} are not evaluated: {reason}"
         setting_run.search.tell_accuracy(architecture, accuracy)

@@ -22,7 +22,7 @@ from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import one_line
-from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
+from fleetnas.fleet_protocol.errors import FleetnasError
 from fleetnas.fleet_protocol.messages import AgentInfo, Conditions, Failed, RuntimeSetting
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -272,7 +272,7 @@ class SettingRun:
                 try:
                     self.note_accuracy(subnet, future.result())
                 except Exception as error:  # noqa: BLE001 - the latency stands without the accuracy
-                    if not isinstance(error, RuntimeUnavailableError | MissingDependencyError):
+                    if not isinstance(error, FleetnasError):
                         _log.error("the accuracy of winner %s of %s is unknown", subnet, self.label, exc_info=error)
                     reasons.append(f"no accuracy for winner {subnet}: {one_line(error)}")
         return reasons

@@ -19,9 +19,10 @@ from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file
 from fleetnas.supernet_export.training.choices import ForwardPrecision
 from fleetnas.supernet_export.training.fine_tuning_recipe import FineTuningRecipe
-from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished
+from fleetnas.supernet_export.training.fine_tuning_state import check_unfinished, is_unfinished
 
 if TYPE_CHECKING:
+    from fleetnas.coordinator.report.artifacts import WinnerCard
     from fleetnas.supernet_export.bundle import SupernetBundle
     from fleetnas.supernet_export.training.fine_tuning import FineTuned, FineTuningRequest
 
@@ -117,12 +118,15 @@ def finetune(
         with fine_tuning_view(quiet=as_json) as events:
             found = fine_tune(request, events, resume=resume)
     except KeyboardInterrupt:
-        typer.echo("interrupted: give the same command with --resume to go on from the last saved step", err=True)
+        if is_unfinished(output):
+            typer.echo("interrupted: give the same command with --resume to go on from the last saved step", err=True)
+        else:
+            typer.echo("interrupted before a step was saved: give the same command to start again", err=True)
         raise
     if as_json:
         typer.echo(json.dumps(_json(request, found)))
     else:
-        for line in _lines(request, found, architecture if _card_fields(architecture) else None):
+        for line in _lines(request, found, architecture):
             typer.echo(line)
 
 
@@ -195,8 +199,18 @@ def _teacher(bundle: SupernetBundle, text: str) -> SupernetBundle | None:
     return bundle
 
 
-def _lines(request: FineTuningRequest, found: FineTuned, card: str | None) -> list[str]:
-    """Format the result for people, with the command that comes next; a winner's `card` is rewritten by it."""
+def _card(architecture: str) -> WinnerCard | None:
+    """Read the model card that the architecture came from; None where it came from elsewhere."""
+    from fleetnas.coordinator.app.winner_card import read_card
+
+    try:
+        return read_card(Path(architecture)) if Path(architecture).suffix == ".json" else None
+    except UsageError:
+        return None
+
+
+def _lines(request: FineTuningRequest, found: FineTuned, architecture: str) -> list[str]:
+    """Format the result for people, with the command that comes next."""
     lines = []
     if found.before is not None and found.after is not None:
         lines.append(f"top-1 before {100 * found.before:.2f} %, after {100 * found.after:.2f} %")
@@ -206,9 +220,13 @@ def _lines(request: FineTuningRequest, found: FineTuned, card: str | None) -> li
         lines.append("no accuracy is known without --val, and a search of this bundle needs one; `measure` does not")
     output = request.output
     lines.append(f"{output}: {output.stat().st_size / 1e6:.1f} MB, SHA-256 {found.sha256}")
-    command = ["fleetnas", "measure", str(output), *(["--card", card] if card else []), "--local"]
-    if request.images is not None:
-        command += ["--calibration-images", str(request.images)]
+    command = ["fleetnas", "measure", str(output)]
+    card = _card(architecture)
+    if card is not None:
+        command += ["--card", architecture]
+        if card.setting.precision == "int8" and request.images is not None:
+            command += ["--calibration-images", str(request.images)]
+    command.append("--local")
     lines.append(f"next, measure it on devices (--broker ADDRESS in place of --local): {shlex.join(command)}")
     return lines
 

@@ -39,7 +39,11 @@ def train(
         typer.Option("--out", metavar="DIR", help="New folder for checkpoints, logs, weights and the bundle."),
     ] = Path("run"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the training in --out; its options need not be repeated.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the training in --out; its options need not be repeated. Give folders of images that moved.",
+        ),
     ] = False,
     source: Annotated[
         str | None,
@@ -193,13 +197,15 @@ def _settings(fields: dict[str, Any], out: Path, *, resume: bool) -> TrainSettin
     if resume:
         stored = RunFolder(out).settings()
         wanted = checked_settings(**{**stored.model_dump(), **{name: fields[name] for name in given}})
-        other = wanted.differing(stored, given)
+        # The folders may have moved; the training compares the images in them with those that it began with.
+        folders = {"train", "val"} & given
+        other = wanted.differing(stored, given - folders)
         if other:
             raise UsageError(
                 f"the training in {out} has other options: {', '.join(other)}; leave them out, or begin a new training "
                 "in another folder"
             )
-        return stored
+        return stored.model_copy(update={name: getattr(wanted, name) for name in folders})
     for name, wanted_option in (("train", "the folder of training images, DATA/train"), ("val", "--val DIR")):
         if fields[name] is None:
             raise UsageError(f"give {wanted_option}; a training that was interrupted goes on with --resume --out DIR")

@@ -25,7 +25,7 @@ RESULTS_FILE = "results.json"
 MEASUREMENTS_FILE = "measurements.csv"
 REPORT_FILE = "report.html"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SUFFIXES = (".onnx", ".tflite")
+MODEL_SUFFIXES = (".onnx", ".tflite")
 
 
 class ReplacedModel(BaseModel):
@@ -83,7 +83,7 @@ class ArtifactFolder:
                 f"that has SHA-256 {target.sha256}, these bytes have {found}; build the model again from the same "
                 "bundle and calibration"
             )
-        path = _suffixed(self._stem(device, target), _SUFFIXES[is_tflite(model)])
+        path = _suffixed(self._stem(device, target), MODEL_SUFFIXES[is_tflite(model)])
         write_atomically(path, model)
         return path
 
@@ -116,7 +116,7 @@ class ArtifactFolder:
     def _model(self, device: DeviceOutcome, target: TargetOutcome) -> tuple[str, int] | None:
         if not target.met or target.sha256 is None:
             return None
-        for suffix in _SUFFIXES:
+        for suffix in MODEL_SUFFIXES:
             path = _suffixed(self._stem(device, target), suffix)
             if path.is_file():
                 content = path.read_bytes()

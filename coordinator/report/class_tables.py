@@ -70,6 +70,11 @@ class ClassTable:
         return len(self.report.recall)
 
     @property
+    def classes_with_images(self) -> int:
+        """Number of classes whose recall is known."""
+        return sum(recall is not None for recall in self.report.recall.values())
+
+    @property
     def has_matrix(self) -> bool:
         """Whether the rows are all classes, with their cells."""
         return self.classes <= MOST_IN_MATRIX

@@ -59,6 +59,8 @@ class SubnetTuner:
         self._finished = False
         self._abandoned = False
         self._last_failure: dict[tuple[int, ...], str] = {}
+        #: Subnets without a file to measure, with the reasons.
+        self._rejected: dict[tuple[int, ...], str] = {}
         genomes = space.encode(architectures)
         predicted = accuracy.predict(genomes).tolist() if accuracy is not None else [None] * len(genomes)
         for genome, top1, architecture in zip(genomes, predicted, space.decode(genomes), strict=True):
@@ -153,6 +155,15 @@ class SubnetTuner:
         if self.needs_planning and not self._next_round():
             self._finish()
 
+    def reject(self, proposal: Proposal, reason: str) -> None:
+        """End one subnet, as no file to measure can be made of it; the others go on."""
+        if self._abandoned or self._finished:
+            return
+        self._outstanding.pop(proposal.genome, None)
+        self._rejected[proposal.genome] = reason
+        if self.needs_planning and not self._next_round():
+            self._finish()
+
     def wanted_accuracies(self) -> list[Architecture]:
         """Return none: nothing is chosen."""
         return []
@@ -174,7 +185,11 @@ class SubnetTuner:
 
     def _next_round(self) -> list[Proposal]:
         """Return a measurement of every subnet that lacks one; then of those that are to be tried again."""
-        working = [key for key, state in self._states.items() if state.failures < QUARANTINE_FAILURES]
+        working = [
+            key
+            for key, state in self._states.items()
+            if state.failures < QUARANTINE_FAILURES and key not in self._rejected
+        ]
         round_ = [self._proposal(key) for key in working if len(self._runs[key]) < REPEATS]
         if not round_:
             again = [key for key in working if self._is_disturbed(key)]
@@ -220,6 +235,9 @@ class SubnetTuner:
         """Decide every subnet, at the typical speed of all measurements."""
         self._finished = True
         for key, state in self._states.items():
+            if key in self._rejected:
+                state.miss(self._rejected[key])
+                continue
             if len(self._runs[key]) < REPEATS:
                 state.miss(f"{state.failures} measurements failed, the last with {self._last_failure[key]}")
                 continue

@@ -73,7 +73,9 @@ class Tuner:
             )
         predictor = bundle.accuracy_predictor()
         if predictor is None:
-            raise UsageError(f"{bundle.path} holds no accuracy predictor; export it with one")
+            raise UsageError(
+                f"{bundle.path} holds no accuracy predictor; put one in with `fleetnas accuracy fit --bundle`"
+            )
         if bounds is not None:
             bounds.check(bundle.space)
         accuracy = PredictedAccuracy(bundle.space, predictor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import torch
 from pydantic import ValidationError
 
 from fleetnas.fleet_protocol.errors import CheckpointError, TrainingError, UsageError
+from fleetnas.supernet_export.lock_file import only_one_process
 from fleetnas.supernet_export.output_files import check_folder, write_atomically
 from fleetnas.supernet_export.training.run_settings import TrainSettings
 
 SETTINGS_NAME, CHECKPOINT_NAME, LOG_NAME, BOARD_NAME = "training.json", "checkpoint.pt", "training.jsonl", "tensorboard"
+_CLAIM_NAME = ".claimed"
 _VERSION = 1
 
 
@@ -34,9 +38,23 @@ class RunFolder:
         """The log, a JSON object for each epoch."""
         return self.path / LOG_NAME
 
+    @contextmanager
+    def claimed(self, resume: bool) -> Iterator[None]:
+        """Hold the folder for one training, and make it if that is new; `UsageError` where another process has it."""
+        if not resume:
+            check_folder("--out", self.path)
+        elif not self.path.is_dir():
+            self.settings()  # says that there is no training
+        with only_one_process(self.path / _CLAIM_NAME) as claimed:
+            if not claimed:
+                raise UsageError(
+                    f"another process trains in --out {self.path}; wait for its end, or give the name of a new folder"
+                )
+            yield
+
     def prepare(self) -> None:
-        """Make a new training's folder; `UsageError` if it is not empty, or cannot be written."""
-        if self.path.is_dir() and any(self.path.iterdir()):
+        """Check a new training's folder; `UsageError` if it is not empty, or cannot be written."""
+        if self.path.is_dir() and any(entry.name != _CLAIM_NAME for entry in self.path.iterdir()):
             if (self.path / SETTINGS_NAME).is_file():
                 raise UsageError(
                     f"--out {self.path} holds a training; continue it with --resume, or give the name of a new folder"

@@ -13,6 +13,7 @@ from fleetnas.supernet_export.spaces.digits import DigitsSpace
 from fleetnas.supernet_export.training.augmentation import Distortion
 from fleetnas.supernet_export.training.batches import MemoryBatches
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
+from fleetnas.supernet_export.training.reproducible import reproducible
 from fleetnas.supernet_export.training.schedule import Phase
 from fleetnas.supernet_export.training.trainer import Progress, Recipe, Trainer, TrainerEvents
 
@@ -63,9 +64,10 @@ def train_digits(
         preprocess=preprocess,
         augment=DISTORTION,
     )
-    Trainer(net, batches, phases, recipe, events=_Reported(report)).run()
-    net.set_active(_SPACE.decode(_SPACE.largest())[0])
-    net.calibrate(torch.from_numpy(preprocess(train.images, max(_SPACE.resolutions))))
+    with reproducible(recipe.threads, on_cpu=True):
+        Trainer(net, batches, phases, recipe, events=_Reported(report)).run()
+        net.set_active(_SPACE.decode(_SPACE.largest())[0])
+        net.calibrate(torch.from_numpy(preprocess(train.images, max(_SPACE.resolutions))))
     return net
 
 

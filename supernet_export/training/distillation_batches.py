@@ -9,18 +9,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fleetnas.fleet_protocol.cores import core_count
-from fleetnas.supernet_export.evaluation.image_file import open_image
 from fleetnas.supernet_export.evaluation.image_fit import training_view
 from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.training.batches import Floats, Integers
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from fleetnas.supernet_export.training.decoded_images import DecodedImages
 
 #: Threads that read images, and batches that they are ahead of the training.
 _READERS, _AHEAD = 8, 2
@@ -103,8 +99,7 @@ class FolderBatches(DistillationBatches):
         """`networks` take the same number of channels."""
         super().__init__(labels, batch_size=batch_size, seed=seed)
         self._paths, self._networks = list(paths), tuple(networks)
-        self._decoded: dict[int, Image] = {}
-        self._room = _CACHE_BYTES
+        self._images = DecodedImages(self._paths, self._networks[0].preprocessing.channels, _CACHE_BYTES)
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[DistillationBatch]:
         """Yield the batches of an epoch, counted from 0, without the first `skip`."""
@@ -142,22 +137,12 @@ class FolderBatches(DistillationBatches):
         return DistillationBatch(inputs, self.labels[chosen], chosen)
 
     def _view(self, index: int, epoch: int) -> tuple[Floats, ...]:
-        image = self._opened(index)
+        image = self._images[index]
         # The same draws for every network: the teacher sees what the student sees.
         return tuple(
             training_view(image, network.size, network.preprocessing, np.random.default_rng([self.seed, epoch, index]))
             for network in self._networks
         )
-
-    def _opened(self, index: int) -> Image:
-        found = self._decoded.get(index)
-        if found is None:
-            found = open_image(self._paths[index], self._networks[0].preprocessing.channels)
-            needed = found.width * found.height * (4 if found.mode == "F" else len(found.getbands()))
-            if needed <= self._room:
-                self._room -= needed
-                self._decoded[index] = found
-        return found
 
 
 class DigitsBatches(DistillationBatches):

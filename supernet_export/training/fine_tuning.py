@@ -101,8 +101,12 @@ class _FineTuning:
             raise UsageError(f"{request.images} holds one image; a training needs two at least, and better hundreds")
 
     def run(self, *, resume: bool) -> FineTuned:
+        state = FineTuningState(self._request.output, self._settings())
+        with state.claimed():
+            return self._finished(state, resume)
+
+    def _finished(self, state: FineTuningState, resume: bool) -> FineTuned:
         request, student = self._request, self._student
-        state = FineTuningState(request.output, self._settings())
         saved = state.load() if resume and state.path.exists() else None
         self._check_images()
         scores: dict[str, float | None] = dict(saved["scores"]) if saved is not None else {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.lock_file import only_one_process
 from fleetnas.supernet_export.output_files import write_atomically
 
 #: Seconds of training that a killed process loses at most.
@@ -24,6 +26,18 @@ class FineTuningState:
         self.path = _partial(output)
         self._settings, self._clock = dict(settings), clock
         self._saved = clock()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the bundle's name for one fine-tuning; `UsageError` where another process has it."""
+        path = self.path.with_name(f".{self.path.name}-claimed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with only_one_process(path) as claimed:
+            if not claimed:
+                raise UsageError(
+                    f"another process fine-tunes {self.path.stem}; wait for its end, or give another name to --output"
+                )
+            yield
 
     def load(self) -> dict[str, Any]:
         """Return the saved state.
@@ -78,6 +92,11 @@ def check_unfinished(output: Path, *, resume: bool) -> None:
         raise UsageError(
             f"{partial} holds an interrupted training; go on with it with --resume, or delete it to start again"
         )
+
+
+def is_unfinished(output: Path) -> bool:
+    """Whether there is an interrupted training of `output` to resume."""
+    return _partial(output).exists()
 
 
 def _partial(output: Path) -> Path:

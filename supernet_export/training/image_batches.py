@@ -8,31 +8,26 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.fleet_protocol.cores import core_count
 from fleetnas.fleet_protocol.errors import TrainingError, UsageError
-from fleetnas.supernet_export.evaluation.image_file import open_image, pillow
 from fleetnas.supernet_export.evaluation.image_fit import evaluation_view, training_view
 from fleetnas.supernet_export.evaluation.image_source import InputSize
 from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.training.batches import Batch, Floats, Integers, TrainingBatches
 from fleetnas.supernet_export.training.data_set import LabelledImages
+from fleetnas.supernet_export.training.decoded_images import DecodedImages
 from fleetnas.supernet_export.training.ranks import Ranks
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 #: Decoded images of a folder are kept in memory up to so many bytes, by all processes of this machine together.
 CACHE_BYTES = 2 << 30
-_DECODE_THREADS = 8
 #: Streams of random numbers: the order of an epoch, and an image's view.
 _ORDER, _VIEW = 0, 1
+_LEAST_IN_BATCH = 2
 
 
 class ImageStore:
@@ -40,34 +35,19 @@ class ImageStore:
 
     def __init__(self, images: LabelledImages, preprocessing: Preprocessing, input_size: InputSize) -> None:
         self.listed, self.preprocessing, self.input_size = images, preprocessing, input_size
-        self._decoded: list[Image] | None = None
+        self._images = DecodedImages(images.paths, preprocessing.channels)
 
     def keep(self, cache_bytes: int = CACHE_BYTES) -> int:
         """Decode all images if they take at most `cache_bytes`; return the bytes that they take or would take."""
-        pil, size = pillow(), 0
-        for path in self.listed.paths:
-            with pil.open(path) as image:
-                size += int(image.width * image.height * self.preprocessing.channels)
-            if size > cache_bytes:
-                return size
-        with ThreadPoolExecutor(min(_DECODE_THREADS, core_count())) as readers:
-            self._decoded = list(
-                readers.map(lambda path: open_image(path, self.preprocessing.channels), self.listed.paths)
-            )
-        return size
+        return self._images.decode_all(cache_bytes)
 
     def training_view(self, index: int, resolution: int, rng: np.random.Generator) -> Floats:
         """Return an image with the preprocessing of training, shape (channels, height, width)."""
-        return training_view(self._opened(index), self.input_size(resolution), self.preprocessing, rng)
+        return training_view(self._images[index], self.input_size(resolution), self.preprocessing, rng)
 
     def evaluation_view(self, index: int, resolution: int) -> Floats:
         """Return an image with the preprocessing of an evaluation, shape (channels, height, width)."""
-        return evaluation_view(self._opened(index), self.input_size(resolution), self.preprocessing)
-
-    def _opened(self, index: int) -> Image:
-        if self._decoded is not None:
-            return self._decoded[index]
-        return open_image(self.listed.paths[index], self.preprocessing.channels)
+        return evaluation_view(self._images[index], self.input_size(resolution), self.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -103,7 +83,7 @@ class _Steps:
 
 
 class FolderBatches(TrainingBatches):
-    """Batches of a folder's images, every image once an epoch, the batches of an epoch equally large but for one."""
+    """Batches of a folder's images, every image once an epoch; an epoch's batches differ by one image at most."""
 
     def __init__(
         self,
@@ -115,14 +95,19 @@ class FolderBatches(TrainingBatches):
         workers: int,
         ranks: Ranks,
     ) -> None:
-        """Prepare batches of at most `batch_size` images, of which this process gets its part."""
+        """Prepare batches of about `batch_size` images, of which this process gets its part.
+
+        Batch norm needs two images in each batch, and every process needs one; so a batch of `batch_size` may be larger
+        by one where the images do not divide otherwise.
+        """
         self.store, self.resolutions, self.batch_size = store, tuple(resolutions), batch_size
         self.seed, self.workers, self.ranks = seed, workers, ranks
 
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return -(-len(self.store.listed) // self.batch_size)
+        images = len(self.store.listed)
+        return max(1, min(-(-images // self.batch_size), images // max(_LEAST_IN_BATCH, self.ranks.world)))
 
     def epoch(self, epoch: int, skip: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Yield an epoch's batches without the first `skip`; `rng` is not used."""

@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+
+#: Parts of the messages, in small letters, with which gloo and NCCL report it; they have no error class of their own.
+_SIGNS_OF_A_LOST_PROCESS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class Ranks:
         """Return this process's part of a global batch, contiguous and as large as the others' or one larger."""
         return np.array_split(chosen, self.world)[self.rank]
 
+    def check_shares(self, images: int, batch_size: int) -> None:
+        """Raise `UsageError` where not every process gets images of each batch."""
+        if images < 2 * self.world:
+            raise UsageError(f"{images} images are too few for {self.world} processes; start fewer")
+        if batch_size < self.world:
+            raise UsageError(
+                f"--batch-size {batch_size} is less than an image for each of {self.world} processes; give a larger "
+                "one, or start fewer"
+            )
+
     def add(self, tensor: Tensor) -> Tensor:
         """Return the sum of `tensor` over all processes, in place."""
         if self.world > 1:
@@ -46,6 +59,10 @@ class Ranks:
         if self.world > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor.detach(), 0)
+
+    def lost_by(self, error: RuntimeError) -> bool:
+        """Whether an exchange raised `error` because another process has ended."""
+        return self.world > 1 and any(sign in str(error).lower() for sign in _SIGNS_OF_A_LOST_PROCESS)
 
     def wait(self) -> None:
         """Wait until every process is here."""

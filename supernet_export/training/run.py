@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,15 +17,16 @@ import numpy as np
 import torch
 
 from fleetnas.fleet_protocol.cores import core_count
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import TrainingError, UsageError
 from fleetnas.supernet_export.bundle import space_of
-from fleetnas.supernet_export.manifest import Manifest, Preprocessing, Provenance, read_manifest
+from fleetnas.supernet_export.manifest import Manifest, Provenance, read_manifest
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 from fleetnas.supernet_export.training.checkpoint import BOARD_NAME, RunFolder
 from fleetnas.supernet_export.training.data_set import DataSets, open_data_sets
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
 from fleetnas.supernet_export.training.image_batches import CACHE_BYTES, FolderBatches, ImageStore
 from fleetnas.supernet_export.training.ranks import Ranks, close_ranks, open_ranks
+from fleetnas.supernet_export.training.reproducible import reproducible
 from fleetnas.supernet_export.training.result import BUNDLE_NAME, write_result
 from fleetnas.supernet_export.training.run_log import RunLog
 from fleetnas.supernet_export.training.run_phases import phases_of
@@ -85,8 +86,16 @@ def train_supernet(
     try:
         if not ranks.is_first:
             view = RunView()
-        with _noticed_signals() as noticed:
-            return _Run(settings, RunFolder(out), view, ranks, habits or Habits()).train(resume, noticed)
+        folder = RunFolder(out)
+        with _noticed_signals() as noticed, folder.claimed(resume) if ranks.is_first else nullcontext():
+            return _Run(settings, folder, view, ranks, habits or Habits()).train(resume, noticed)
+    except RuntimeError as error:
+        if ranks.lost_by(error):
+            raise TrainingError(
+                "another process of this training has ended or cannot be reached; see its messages, and go on with "
+                f"--resume --out {out}, under the same command that started the processes"
+            ) from None
+        raise
     finally:
         close_ranks()
 
@@ -151,8 +160,7 @@ class _Run(TrainerEvents):
         self._train = ImageStore(data.train, self._manifest.preprocessing, space.input_size)
         self._val = ImageStore(data.val, self._manifest.preprocessing, space.input_size)
         self._keep_images()
-        if len(data.train) < 2 * ranks.world:
-            raise UsageError(f"{len(data.train)} images are too few for {ranks.world} processes; start fewer")
+        ranks.check_shares(len(data.train), settings.batch_size)
         batches = FolderBatches(
             self._train,
             resolutions=space.resolutions,
@@ -216,10 +224,11 @@ class _Run(TrainerEvents):
             self._folder.store_settings(self._settings)
             self._log = RunLog(self._folder.log, self._folder.path / BOARD_NAME, trainer.position.done_epochs)
         self._started = self._saved = time.monotonic()
-        trainer.run()
-        state = self._validator.calibrated_state(trainer.averaged_state())
-        if not self._last_scores:
-            self._last_scores = self._validator.scores(trainer.averaged_state())
+        with reproducible(trainer.recipe.threads, on_cpu=torch.device(self._ranks.device).type == "cpu"):
+            trainer.run()
+            state = self._validator.calibrated_state(trainer.averaged_state())
+            if not self._last_scores:
+                self._last_scores = self._validator.scores(trainer.averaged_state())
         sha256 = ""
         if self._ranks.is_first:
             sha256 = write_result(self._folder.path, state, space, self._manifest)
@@ -282,7 +291,6 @@ def _threads(ranks: Ranks) -> int:
 def _draft(settings: TrainSettings, source: Source | None, data: DataSets) -> Manifest:
     """Return the manifest of the bundle to be, without the hash of its weights."""
     space = training_space(settings, source, len(data.class_names))
-    preprocessing: Preprocessing = training_preprocessing(settings, source, space)
     origin = "" if settings.source is None else f" from {Path(settings.source).name}"
     epochs = "1 epoch" if settings.epochs == 1 else f"{settings.epochs} epochs"
     return Manifest(
@@ -291,7 +299,7 @@ def _draft(settings: TrainSettings, source: Source | None, data: DataSets) -> Ma
         classes=len(data.class_names),
         class_names=data.class_names,
         dataset=_dataset_name(settings.train),
-        preprocessing=preprocessing,
+        preprocessing=training_preprocessing(settings, source, space),
         provenance=Provenance(
             source=f"trained by fleetnas{origin}, schedule {settings.schedule}, {epochs}, seed {settings.seed}"
         ),

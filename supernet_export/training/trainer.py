@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from fleetnas.supernet_export.training.choices import OptimizerName, Precision
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
 from fleetnas.supernet_export.training.optimisation import Optimisation, optimizer_of
 from fleetnas.supernet_export.training.ranks import Ranks
+from fleetnas.supernet_export.training.reproducible import reproducible
 from fleetnas.supernet_export.training.schedule import Phase
 
 #: Images that a message names.
@@ -132,7 +132,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the current position to the end of the last phase."""
-        with _reproducible(self.recipe.threads, on_cpu=torch.device(self.ranks.device).type == "cpu"):
+        with reproducible(self.recipe.threads, on_cpu=torch.device(self.ranks.device).type == "cpu"):
             while self.position.phase < len(self.phases):
                 phase = self.phases[self.position.phase]
                 optimisation = self._optimisation or self._begin(phase)
@@ -291,19 +291,6 @@ class Trainer:
             "gradients are not finite; use a lower --learning-rate or --precision fp32, and look at the images of "
             f"this batch ({self.batches.described(batch.chosen[:_MOST_NAMED].tolist())}, ...)"
         )
-
-
-@contextmanager
-def _reproducible(threads: int, *, on_cpu: bool) -> Iterator[None]:
-    torch.set_num_threads(threads)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(deterministic or on_cpu)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-        torch.set_flush_denormal(False)
 
 
 @torch.no_grad()

@@ -134,6 +134,14 @@ def test_the_page_stays_readable_from_2_to_1000_classes(tmp_path: Path, classes:
             assert worst == sorted(worst)  # type: ignore[type-var]
 
 
+def test_the_page_tells_how_many_classes_have_images(tmp_path: Path) -> None:
+    results = artifacts(tmp_path, outcome((0.7,), classes=30, names=False))
+    ((sha256, report),) = results.class_reports.items()
+    recall = {name: share if index < 5 else None for index, (name, share) in enumerate(report.recall.items())}
+    table = class_table(sha256, report.model_copy(update={"recall": recall}))
+    assert (table.classes, table.classes_with_images, len(table.rows)) == (30, 5, 5)
+
+
 def test_names_of_classes_are_text_on_the_page(tmp_path: Path) -> None:
     artifacts(tmp_path, outcome((0.7,)))
     page = render_report(tmp_path)

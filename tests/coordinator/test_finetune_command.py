@@ -6,14 +6,17 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rigs.command_line import fleetnas
+from rigs.outcome_examples import artifacts, campaign_outcome, device_outcome
 from rigs.striped_images import write_images, write_supernet
 
 from fleetnas.coordinator.cli.fine_tuning_view import FineTuningLines, duration
 from fleetnas.coordinator.report.artifacts import read_results
+from fleetnas.fleet_protocol.messages import Precision, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.training.fine_tuning_step import FineTuningStep
 
@@ -67,6 +70,39 @@ def test_a_card_is_fine_tuned_and_its_bundle_evaluated(
     assert found["architecture"] == architecture.model_dump(mode="json")
     assert round(100 * found["accuracy"], 2) == after
     assert round(100 * found["predicted_accuracy"], 2) == after
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_next_command_names_the_card(
+    room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: Precision
+) -> None:
+    space = SupernetBundle.open(room / "all.supernet").space
+    setting = RuntimeSetting(precision=precision)
+    device = replace(device_outcome("board-a", targets_ms=(5.0,)), setting=setting)
+    smallest = space.decode(space.smallest())[0]
+    device = replace(device, targets=tuple(replace(target, architecture=smallest) for target in device.targets))
+    artifacts(tmp_path, campaign_outcome(device))
+    card, output = tmp_path / "board-a" / setting.label / "5ms.json", tmp_path / "one.supernet"
+    code, out, err = fleetnas(capsys, *_arguments(room, output, str(card), epochs=0))
+    assert code == 0, err
+    images = f" --calibration-images {room / 'train'}" if precision == "int8" else ""
+    assert out.splitlines()[-1].endswith(f"fleetnas measure {output} --card {card}{images} --local")
+
+
+def test_ctrl_c_before_a_step_is_saved_does_not_offer_to_resume(room: Path, tmp_path: Path) -> None:
+    output = tmp_path / "one.supernet"
+    arguments = _arguments(room, output, epochs=1000)
+    command = [sys.executable, "-c", "from fleetnas.coordinator.cli import main; main()", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("checking images"):
+                process.send_signal(signal.SIGINT)
+                break
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted before a step was saved: give the same command to start again"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_is_one_object_and_nothing_else(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

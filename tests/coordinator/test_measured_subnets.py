@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rigs.simulated_fleet import SPACE, Simulation
+from rigs.simulated_fleet import SPACE, Simulation, StandInModels
 
+from fleetnas.coordinator.campaign.winner_builder import CalibratedModel
 from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.plan import CampaignPlan, kind_of, settings_of
 from fleetnas.coordinator.records.setting_filter import SettingFilter
-from fleetnas.coordinator.records.statuses import RunStatus
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.report.conversion import results_of
 from fleetnas.coordinator.report.stored_outcome import outcome_of, stored_totals
@@ -22,6 +23,7 @@ from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.subnet_tuner import REPEATS
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.lines import event_lines
+from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
@@ -31,7 +33,8 @@ SETTINGS = (RuntimeSetting(), RuntimeSetting(precision="int8"))
 
 def plan(target: str | None = None, **fields: Any) -> CampaignPlan:
     targets = TargetRequest.parse(target) if target is not None else TargetRequest()
-    return CampaignPlan(targets=targets, architectures=SUBNETS, budget=REPEATS * len(SUBNETS), **fields)
+    fields = {"architectures": SUBNETS} | fields
+    return CampaignPlan(targets=targets, budget=REPEATS * len(fields["architectures"]), **fields)
 
 
 def measured(plan: CampaignPlan, **agent: Any) -> Simulation:
@@ -83,6 +86,32 @@ def test_a_subnet_that_a_setting_cannot_run_costs_its_line() -> None:
     missed = [winner for winner in fleet.store.winners(fleet.run_id) if not winner.met]
     assert {(winner.subnet, winner.setting_label) for winner in missed} == {(SUBNETS[0].fingerprint, SETTINGS[1].label)}
     assert all("out_of_memory" in winner.reason for winner in missed)
+
+
+class UncalibratedModels(StandInModels):
+    """Makes no int8 file of the first subnet."""
+
+    def calibrate(self, architecture: Architecture, setting: RuntimeSetting) -> CalibratedModel:
+        if architecture == SUBNETS[0] and setting.precision == "int8":
+            raise UsageError("cat.png cannot be read as an image; remove it")
+        return super().calibrate(architecture, setting)
+
+
+@pytest.mark.parametrize("subnets", [SUBNETS, SUBNETS[:1]])
+def test_a_subnet_without_a_file_costs_its_line(
+    subnets: tuple[Architecture, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = Simulation(plan("1000", architectures=subnets), models=UncalibratedModels())
+    fleet.add("pi4", settings=SETTINGS)
+    fleet.begin()
+    fleet.run()
+    assert fleet.campaign.finish() is RunStatus.PARTIAL
+    assert {run.status for run in fleet.campaign.setting_runs.values()} == {SettingStatus.FINISHED}
+    missed = [winner for winner in fleet.store.winners(fleet.run_id) if not winner.met]
+    assert [(winner.subnet, winner.setting_label) for winner in missed] == [(SUBNETS[0].fingerprint, SETTINGS[1].label)]
+    assert missed[0].reason == "its file cannot be made: cat.png cannot be read as an image; remove it"
+    assert len(fleet.store.winners(fleet.run_id)) == 2 * len(subnets)
+    assert caplog.records == []
 
 
 def test_only_the_settings_asked_for_take_part() -> None:

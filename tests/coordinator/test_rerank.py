@@ -19,7 +19,7 @@ from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
@@ -247,12 +247,18 @@ def test_evaluation_images_decide_nothing() -> None:
     assert ended[0] == ended[1] == ended[2]
 
 
-def test_without_the_runtime_the_log_says_why_once_and_the_predictor_chooses() -> None:
-    fleet = campaign(PlantedModels(trouble=RuntimeUnavailableError("LiteRT is not installed")), agents=1)
+@pytest.mark.parametrize(
+    "trouble", [RuntimeUnavailableError("LiteRT is not installed"), UsageError("cat.png cannot be read as an image")]
+)
+def test_where_nothing_is_evaluated_a_line_says_why_and_the_predictor_chooses(
+    trouble: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = campaign(PlantedModels(trouble=trouble), agents=1)
     fleet.run()
     assert fleet.campaign.finish() == "complete"
-    said = [line for line in fleet.campaign.log if "LiteRT is not installed" in line and "candidate" in line]
+    said = [line for line in fleet.campaign.log if str(trouble) in line and "candidate" in line]
     assert len(said) == 1
+    assert caplog.records == []
     plain = campaign(PlantedModels(), rerank=0, agents=1)
     plain.run()
     plain.campaign.finish()

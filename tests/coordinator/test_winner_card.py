@@ -69,6 +69,16 @@ def test_card_and_model_are_those_of_what_was_measured(card: Path, tmp_path: Pat
     assert "replaced by a later one" in (search / REPORT_FILE).read_text()
 
 
+@pytest.mark.parametrize(("named", "stays"), [("../other.onnx", True), ("notes.txt", True), ("5ms.tflite", False)])
+def test_only_a_model_file_beside_a_card_is_replaced(card: Path, tmp_path: Path, named: str, stays: bool) -> None:
+    card.write_text(read_card(card).model_copy(update={"model": named}).model_dump_json())
+    other = card.parent / named
+    other.write_bytes(b"content")
+    rewrite_card(card, measure(tmp_path / "measured"))
+    assert other.exists() is stays
+    assert read_card(card).model == "5ms.onnx"
+
+
 def test_it_can_be_rewritten_again(card: Path, tmp_path: Path) -> None:
     measured = measure(tmp_path / "measured")
     rewrite_card(card, measured)

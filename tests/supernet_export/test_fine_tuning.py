@@ -344,7 +344,8 @@ def test_batches_are_of_nearly_equal_size_and_never_of_one_image(
 ) -> None:
     folder = open_images(SupernetBundle.open(room / "all.supernet"), room / "train")
     paths, labels = folder.paths[:images], folder.labels[:images]  # type: ignore[attr-defined]
-    batches = FolderBatches(paths, labels, [], batch_size=batch_size, seed=0)
+    network = NetworkInput(16, (16, 16), folder.preprocessing)  # type: ignore[attr-defined]
+    batches = FolderBatches(paths, labels, [network], batch_size=batch_size, seed=0)
     parts = batches.parts(0)
     assert [len(part) for part in parts] == sizes
     assert sorted(np.concatenate(parts)) == list(range(images))

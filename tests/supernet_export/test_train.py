@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -57,10 +59,14 @@ def arguments(images: Path, out: Path, *more: str, epochs: int = 3) -> list[str]
     return [*data, *sizes, "--options", json.dumps(OPTIONS), "--workers", "0", *more]
 
 
-def started(*given: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def started(*given: str, launcher: tuple[str, ...] = (), cwd: Path | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, *launcher, "-m", "fleetnas", *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=cwd)
 
 
 def log_of(out: Path) -> list[dict[str, object]]:
@@ -119,7 +125,10 @@ def test_a_killed_training_resumes_to_the_same_weights(whole, images, tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    with started("train", "--resume", "--out", str(out), "--workers", "1") as resumed:
+    # Also where the images lie elsewhere by then, and from another working directory.
+    moved = shutil.copytree(images, tmp_path / "moved")
+    folders = ("moved/train", "--val", str(moved / "val"))
+    with started("train", *folders, "--resume", "--out", "run", "--workers", "1", cwd=tmp_path) as resumed:
         text = "".join(outputs(resumed))
     assert resumed.returncode == 0, text
     assert "resuming after epoch" in text
@@ -128,10 +137,14 @@ def test_a_killed_training_resumes_to_the_same_weights(whole, images, tmp_path):
     assert [entry["epoch"] for entry in log_of(out)] == [1, 2, 3]
 
 
-def test_a_stop_is_saved_and_says_how_to_go_on(images, tmp_path):
+def test_a_stop_is_saved_and_says_how_to_go_on(images, tmp_path, capsys):
     out = tmp_path / "run"
     process = started(*arguments(images, out, epochs=1000))
     until(lambda: len(log_of(out)) >= 1 or process.poll() is not None, process)
+    for second in (["train", "--resume", "--out", str(out)], arguments(images, out)):
+        code, _, error = fleetnas(capsys, *second)
+        assert code == 2
+        assert "another process trains in" in error
     process.send_signal(signal.SIGTERM)
     text = "".join(outputs(process))
     assert process.returncode == 128 + signal.SIGTERM, text
@@ -145,8 +158,7 @@ def test_two_processes_train_what_one_does(images, tmp_path):
     with started(*arguments(images, tmp_path / "one", *common, epochs=2)) as one:
         outputs(one)
     assert one.returncode == 0
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    with started(*arguments(images, tmp_path / "two", *common, epochs=2), launcher=launcher) as two:
+    with started(*arguments(images, tmp_path / "two", *common, epochs=2), launcher=LAUNCHER) as two:
         text = "".join(outputs(two))
     assert two.returncode == 0, text
     first, second = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
@@ -154,6 +166,19 @@ def test_two_processes_train_what_one_does(images, tmp_path):
         np.testing.assert_allclose(second[name], array, atol=1e-6, err_msg=name)
     logs = [log_of(tmp_path / name)[-1] for name in ("one", "two")]
     assert logs[0]["accuracy"] == pytest.approx(logs[1]["accuracy"])
+
+
+def test_the_loss_of_a_process_is_told_in_one_line(images, tmp_path):
+    out = tmp_path / "run"
+    launcher = started(*arguments(images, out, epochs=1000), launcher=LAUNCHER)
+    until(lambda: len(log_of(out)) >= 1 or launcher.poll() is not None, launcher)
+    for child in psutil.Process(launcher.pid).children():
+        if child.environ().get("RANK") == "1":
+            child.kill()
+    text = "".join(outputs(launcher))
+    assert launcher.returncode == 1
+    assert "error: another process of this training has ended" in text
+    assert f"--resume --out {out}" in text
 
 
 def test_a_folder_in_use_and_other_options_are_refused(whole, images, capsys):

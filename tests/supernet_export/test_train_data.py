@@ -84,11 +84,13 @@ def test_images_in_both_parts_are_warned_about(folders):
     assert "rows/copy.png = rows/2.png" in lines[0]
 
 
-def batches(train: Path, val: Path, *, workers: int = 0, keep: int = 1 << 30, ranks: Ranks | None = None):
+def batches(
+    train: Path, val: Path, *, workers: int = 0, keep: int = 1 << 30, ranks: Ranks | None = None, size: int = 4
+):
     store = ImageStore(open_data_sets(train, val).train, IMAGENET, square)
     store.keep(keep)
     return FolderBatches(
-        store, resolutions=(12, 16), batch_size=4, seed=3, workers=workers, ranks=ranks or Ranks(device="cpu")
+        store, resolutions=(12, 16), batch_size=size, seed=3, workers=workers, ranks=ranks or Ranks(device="cpu")
     )
 
 
@@ -120,3 +122,11 @@ def test_processes_share_each_batch(folders):
     for batch, first, second in zip(whole, *parts, strict=True):
         np.testing.assert_array_equal(np.concatenate([first.inputs, second.inputs]), batch.inputs)
         np.testing.assert_array_equal(np.concatenate([first.own_labels, second.own_labels]), batch.labels)
+
+
+def test_no_batch_is_too_small_for_batch_norm_or_for_all_processes(folders):
+    assert [len(batch.chosen) for batch in drawn(batches(*folders, size=2), 0)] == [3, 2, 2, 2, 2, 2, 2]
+    shares = [drawn(batches(*folders, size=2, ranks=Ranks(rank, 2)), 0) for rank in range(2)]
+    assert [[len(batch.inputs) for batch in share] for share in shares] == [[2] + [1] * 6, [1] * 7]
+    shares = [drawn(batches(*folders, size=4, ranks=Ranks(rank, 4)), 0) for rank in range(4)]
+    assert {len(batch.inputs) for share in shares for batch in share} == {1, 2}
