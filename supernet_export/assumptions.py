@@ -83,7 +83,7 @@ def _assumed_layout(space: DesignSpace, given: Mapping[str, Any]) -> list[str]:
 def _is_given(option: str, given: Mapping[str, Any]) -> bool:
     """Whether the user gave an option of a group, in a list of groups for each of them."""
     group, _, name = option.partition(".")
-    found = given.get(group)
+    found: Any = given.get(group)
     return bool(found) and all(name in entry for entry in (found if isinstance(found, (list, tuple)) else [found]))
 
 

@@ -39,7 +39,8 @@ class DecodedImages:
 
     def decode_all(self, limit: int) -> int:
         """Decode and keep all images if they take at most `limit` bytes; return the bytes that they take or would."""
-        pil, size = pillow(), 0
+        pil = pillow()
+        size: int = 0
         for path in self._paths:
             with pil.open(path) as image:
                 deep = image.mode in ("F", "I") or image.mode.startswith("I;16")
