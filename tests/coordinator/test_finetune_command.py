@@ -58,8 +58,7 @@ def test_a_card_is_fine_tuned_and_its_bundle_evaluated(
     assert [line for line in lines if line.startswith("the teacher: top-1 ")]
     before_after = [line for line in lines if line.startswith("top-1 before ")]
     assert len(before_after) == 1
-    command = f"fleetnas measure {output} --card {card} --local --calibration-images {room / 'train'}"
-    assert lines[-1].endswith(command)
+    assert lines[-1].endswith(f"fleetnas measure {output} --local")  # no winner's card, though an architecture is in it
     after = float(before_after[0].split()[-2])
     code, out, _ = fleetnas(
         capsys, "evaluate", str(output), "smallest", "--images", str(room / "val"), "--json",

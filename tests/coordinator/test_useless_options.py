@@ -235,7 +235,7 @@ def test_every_command_is_looked_at() -> None:
     assert found == {
         "": 1,
         "accuracy": 0,
-        "accuracy evaluate": 13,
+        "accuracy evaluate": 14,
         "accuracy fit": 5,
         "broker": 2,
         "broker init": 5,
