@@ -54,6 +54,9 @@ def assumed_choices(space: DesignSpace, given: Mapping[str, Any], tensors: Colle
     if space.name in WITHOUT_TRANSFORMS:
         other = next(name for name in WITHOUT_TRANSFORMS if name != space.name)
         lines.append(f"it is of {space.name}; {other} has the same shapes (--space)")
+    depths, expands = (getattr(space, option, ()) for option in ("depths", "expands"))
+    if space.name == "mbconv" and "tied" not in given and 1 < len(depths) == len(expands):
+        lines.append("expand ratios do not depend on depths; where they do, shapes are the same (--options tied)")
     return (*lines, *_assumed_layout(space, given))
 
 
@@ -83,7 +86,7 @@ def _assumed_layout(space: DesignSpace, given: Mapping[str, Any]) -> list[str]:
 def _is_given(option: str, given: Mapping[str, Any]) -> bool:
     """Whether the user gave an option of a group, in a list of groups for each of them."""
     group, _, name = option.partition(".")
-    found: Any = given.get(group)
+    found = given.get(group) or ()
     return bool(found) and all(name in entry for entry in (found if isinstance(found, (list, tuple)) else [found]))
 
 

@@ -93,9 +93,9 @@ class DataOptions:
         if self.classes_file is not None and self.classes_from is not None:
             raise UsageError("--classes-file and --classes-from both give class names; leave one out")
         if self.classes_from is not None:
-            from fleetnas.supernet_export.evaluation.class_folders import class_names_in
+            from fleetnas.supernet_export.evaluation.class_folders import class_order_in
 
-            return class_names_in(self.classes_from)
+            return class_order_in(self.classes_from)
         return None if self.classes_file is None else _names_in_file(self.classes_file)
 
     def preprocessing_fields(self) -> dict[str, Any]:

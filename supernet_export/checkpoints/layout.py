@@ -17,7 +17,8 @@ _RAW_KEYS = (
     *("params", "generator", "student"),
 )
 _AVERAGED_KEYS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema", "averaged_model", "teacher"),
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema", "averaged_model", "swa_model"),
+    *("swa_state_dict", "swa", "teacher"),
 )
 #: The count of `torch.optim.swa_utils.AveragedModel`, beside averaged weights.
 _AVERAGED_COUNT = "n_averaged"

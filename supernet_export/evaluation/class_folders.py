@@ -26,6 +26,21 @@ def class_names_in(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(_by_name(directory, _folders(directory))))
 
 
+def class_order_in(directory: Path) -> tuple[str, ...]:
+    """Return the names of the class folders in the order in which trainers such as torchvision number them.
+
+    `UsageError` as `class_names_in`, and where Unicode's composed and decomposed form are sorted differently: the
+    number of a class then depends on the file system that the training ran on.
+    """
+    composed = class_names_in(directory)
+    if tuple(sorted(composed, key=lambda name: unicodedata.normalize("NFD", name))) != composed:
+        raise UsageError(
+            f"the order of the class folders in {directory} depends on how the training's file system spells accents; "
+            "give their names in the order of the logits: --classes-file FILE"
+        )
+    return composed
+
+
 @dataclass(frozen=True)
 class ClassFolder:
     """A folder of one class: its position among the logits, and its image files, sorted."""

@@ -78,8 +78,14 @@ def _registered(name: str) -> Callable[..., DesignSpace]:
     return make
 
 
-def _fixed_space(space: str, options: Mapping[str, Any], architecture: Mapping[str, Any]) -> FixedSpace:
+def _fixed_space(**given: Any) -> FixedSpace:
     """Make the space of one network from its parent's name and options and its architecture."""
+    if sorted(given) != ["architecture", "options", "space"]:
+        raise UsageError(
+            "the design space 'subnet' is of one network, and its options are architecture, options and space: "
+            "`fleetnas finetune` writes bundles of it"
+        )
+    space, options, architecture = given["space"], given["options"], given["architecture"]
     if space == FixedSpace.name:
         raise UsageError("the design space 'subnet' is cut out of a supernet's space, not out of another 'subnet'")
     try:

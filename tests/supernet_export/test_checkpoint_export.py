@@ -102,6 +102,14 @@ def test_class_order_and_centre_crop_are_assumptions_too(own: Path, tmp_path: Pa
     assert "images are square (--options aspect)" in text
 
 
+def test_ties_of_expand_ratios_to_depths_are_an_assumption(tmp_path: Path) -> None:
+    options = {"classes": 3, "width": 0.5, "expands": [2, 4], "depths": [1, 2]}
+    path = save(tmp_path / "x.safetensors", make_space("mbconv", options))
+    for more, expected in (({}, 1), ({"tied": False}, 0), ({"tied": True}, 0), ({"expands": [4]}, 0)):
+        _, lines = exported(CheckpointExport(path, "mbconv", options | more), tmp_path)
+        assert len([line for line in lines if "(--options tied)" in line]) == expected
+
+
 @pytest.mark.parametrize(
     ("space", "said", "words"),
     [

@@ -13,8 +13,19 @@ torch = pytest.importorskip("torch")
 from fleetnas.fleet_protocol.errors import CheckpointError  # noqa: E402
 from fleetnas.supernet_export.checkpoints.reader import read_checkpoint  # noqa: E402
 
-ROOTS = ("state_dict", "state_dict_ema", "model", "model_ema", "module", "model_state_dict", "ema", "net")
-AVERAGED = ("state_dict_ema", "model_ema", "ema")
+ROOTS = (
+    "state_dict",
+    "state_dict_ema",
+    "model",
+    "model_ema",
+    "module",
+    "model_state_dict",
+    "ema",
+    "net",
+    "swa_model",
+    "swa",
+)
+AVERAGED = ("state_dict_ema", "model_ema", "ema", "swa_model", "swa")
 PREFIXES = ("", "module.", "_orig_mod.", "model.", "net.", "module._orig_mod.", "_orig_mod.module.")
 PLAIN = {"first.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "first.bias": np.ones(3, np.float32)}
 MEAN = {name: array + 1 for name, array in PLAIN.items()}

@@ -13,7 +13,7 @@ from rigs.brightness_model import brightness_model
 
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.evaluation import image_folder
-from fleetnas.supernet_export.evaluation.class_folders import class_names_in
+from fleetnas.supernet_export.evaluation.class_folders import class_names_in, class_order_in
 from fleetnas.supernet_export.evaluation.classifier import evaluate
 from fleetnas.supernet_export.evaluation.image_folder import ImageFolder
 from fleetnas.supernet_export.manifest import Preprocessing
@@ -170,3 +170,18 @@ def test_numbering_by_position_is_told_once(tmp_path: Path, caplog: pytest.LogCa
             ImageFolder(tmp_path, COLOUR, len(NAMES))
         opened(tmp_path)
     assert [record.getMessage()[:32] for record in caplog.records] == ["this supernet has no class names"]
+
+
+def test_an_order_that_depends_on_the_form_of_unicode_is_refused(tmp_path: Path) -> None:
+    """Trainers number folders by their names as the file system spells them, and file systems differ."""
+    for name in ("apfel", "birne", "zitrone"):
+        (tmp_path / name).mkdir()
+    assert class_order_in(tmp_path) == ("apfel", "birne", "zitrone")
+    (tmp_path / "ähre").mkdir()
+    with pytest.raises(UsageError, match="--classes-file"):
+        class_order_in(tmp_path)
+    (tmp_path / "birne").rmdir()
+    (tmp_path / "zitrone").rmdir()
+    (tmp_path / "apfel").rmdir()
+    (tmp_path / "élan").mkdir()
+    assert class_order_in(tmp_path) == ("ähre", "élan")

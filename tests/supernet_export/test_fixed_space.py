@@ -137,6 +137,7 @@ def test_impossible_options_are_refused_in_one_line(options: dict[str, object]) 
     with pytest.raises(UsageError) as refused:
         make_space("subnet", options)
     assert "\n" not in str(refused.value)
+    assert "_fixed_space" not in str(refused.value)
 
 
 def _files(graph: Graph) -> list[str]:
