@@ -44,7 +44,7 @@ class DecodedImages:
         for path in self._paths:
             with pil.open(path) as image:
                 deep = image.mode in ("F", "I") or image.mode.startswith("I;16")
-                size += image.width * image.height * (_DEEP_BYTES if deep else self._channels)
+                size += int(image.width * image.height) * (_DEEP_BYTES if deep else self._channels)
             if size > limit:
                 return size
         with ThreadPoolExecutor(min(_DECODE_THREADS, core_count())) as readers:
