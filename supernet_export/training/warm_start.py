@@ -142,10 +142,10 @@ def load_source(
     line = f"{source.name}: {loaded} of {len(own)} tensors loaded"
     if any(name in renewed for name in _HEAD):
         found = len(given[_HEAD[1]])
-        why = f"for {space.classes:,} classes in place of {found:,}"
+        reason = f"for {space.classes:,} classes in place of {found:,}"
         if found == space.classes:
-            why = "since its classes are others, or in another order"
-        line += f"; the classifier is new, {why}"
+            reason = "since its classes are others, or in another order"
+        line += f"; the classifier is new, {reason}"
     if _STEM in renewed:
         line += (
             f"; the first convolution is new, for {space.image_channels} channels in place of {given[_STEM].shape[1]}"

@@ -54,7 +54,7 @@ def test_a_supernet_without_a_predictor_names_the_commands_that_make_one(
     search = ["search", "--supernet", str(tmp_path / "s.supernet"), "--targets", "5", *local]
     code, _, err = fleetnas(capsys, *search, "--out", str(tmp_path / "out"))
     assert code == 2
-    assert "run `fleetnas accuracy evaluate` and `fleetnas accuracy fit`, which puts one into it" in err
+    assert "make one with `fleetnas accuracy evaluate` and `fleetnas accuracy fit --bundle`" in err
 
 
 class TestStoredRuns:
