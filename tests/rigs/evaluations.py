@@ -103,7 +103,12 @@ def dask_cluster(folder: Path, count: int = 2, paths: Sequence[Path] = ()) -> It
         def run(name: str, words: list[str]) -> Any:
             log = started.enter_context((folder / f"{name}.log").open("w"))
             process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *words], stdout=log, stderr=log, env=environment, start_new_session=True
+                [sys.executable, "-m", "dask", *words],
+                cwd=folder,  # `-m` looks for packages there first, and a checkout holds metadata of its own
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
             )
             started.callback(end, process)
             return process
