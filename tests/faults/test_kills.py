@@ -15,7 +15,7 @@ KILLS = 50
 def begin(fleet: FaultFleet) -> None:
     for number, name in enumerate(AGENTS):
         start_agent(fleet, name, number)
-    fleet.start_search("--targets", "auto:3", "--budget", "14", "--wait-for", str(len(AGENTS)), "--deadline", "60")
+    fleet.start_search("--targets", "auto:3", "--budget", "40", "--wait-for", str(len(AGENTS)), "--deadline", "60")
 
 
 def start_agent(fleet: FaultFleet, name: str, number: int) -> None:
@@ -45,6 +45,8 @@ def disturb(fleet: FaultFleet, kills: int, chance: random.Random) -> list[str]:
     while len(killed) < kills:
         fleet.until(hears)
         wait -= 1
+        while wait > 0 and observer.next():  # never behind the campaign, which would end meanwhile
+            wait -= 1
         if wait:
             continue
         kind = chance.choice(("coordinator", "broker", "agent"))
