@@ -15,7 +15,7 @@ KILLS = 50
 def begin(fleet: FaultFleet) -> None:
     for number, name in enumerate(AGENTS):
         start_agent(fleet, name, number)
-    fleet.start_search("--targets", "auto:3", "--budget", "40", "--wait-for", str(len(AGENTS)), "--deadline", "60")
+    fleet.start_search("--targets", "auto:3", "--budget", "20", "--wait-for", str(len(AGENTS)), "--deadline", "60")
 
 
 def start_agent(fleet: FaultFleet, name: str, number: int) -> None:

@@ -28,7 +28,6 @@ from fleetnas.fleet_protocol.codec import decode_task_update
 from fleetnas.fleet_protocol.messages import Failed, Measurement, Result, TaskKey
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from rigs import brokers, stand_in_device
-from rigs.brokers import QUICK_RETURN
 from rigs.untrained_supernet import write_untrained
 from rigs.waiting import until
 
@@ -40,9 +39,9 @@ _PROGRAMS = {
     "coordinator": (
         "import logging; logging.basicConfig(level='INFO'); "
         "import fleetnas.coordinator.app.priority as p; p.yield_to_measurements = lambda: None; "
-        f"{QUICK_RETURN}from fleetnas.coordinator.cli import main; main()"
+        "from fleetnas.coordinator.cli import main; main()"
     ),
-    "agent": f"{QUICK_RETURN}from fleetnas.agent.cli.main import main; main()",
+    "agent": "from fleetnas.agent.cli.main import main; main()",
 }
 _TASK_TOPICS = ("agents/+/up/task", "agents/+/down/task", "agents/+/down/ack")
 
