@@ -113,7 +113,7 @@ def lost_subnets(data: Data, count: int, output: Path) -> int:
 
 
 def add_figures(figures: Figures, data: Data, folder: Path, *, single: int, many: int, dask: int) -> None:
-    """Measure everything on so many subnets each, and add the figures."""
+    """Measure everything on the given numbers of subnets, and add the figures."""
     alone_s = single_processes_s(data, single)
     all_s = together_s(data, many, folder / "all.jsonl")
     few_s = together_s(data, many, folder / "few.jsonl", "--calibration-count", str(FEW))

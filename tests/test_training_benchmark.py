@@ -25,7 +25,7 @@ def benchmark(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def lines(*budgets: int, lower: float) -> str:
-    """Runs of both schedules at budgets; compound's front is lower by so many points."""
+    """Runs of both schedules at budgets; compound's front is lower by the given points."""
     found: list[dict[str, Any]] = []
     for budget in budgets:
         points = [[macs, accuracy - lower] for macs, accuracy in RUN["compound"]]  # type: ignore[attr-defined]

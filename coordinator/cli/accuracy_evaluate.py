@@ -40,13 +40,8 @@ class DrawnSubnets:
 class ImageOptions:
     """Images to evaluate and to calibrate on."""
 
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
-    ] = None
-    calibration_images: Annotated[
-        Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
-    ] = None
+    images: options.Images = None
+    calibration_images: options.SameToCalibrate = None
     calibration_count: Annotated[
         int,
         typer.Option(

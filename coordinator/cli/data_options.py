@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,14 +76,6 @@ class DataOptions:
             rich_help_panel=_PANEL,
         ),
     ] = None
-
-    def given(self) -> dict[str, Any]:
-        """Return the options that were given, by their names on the command line."""
-        return {
-            f"--{field.name.replace('_', '-')}": getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) is not None
-        }
 
     def class_names(self) -> tuple[str, ...] | None:
         """Return the class names in a file, or those of the class folders in a folder; None where neither is given.

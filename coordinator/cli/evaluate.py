@@ -37,13 +37,8 @@ def evaluate(
         str,
         typer.Argument(metavar="ARCHITECTURE", help=ARCHITECTURE_HELP),
     ],
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
-    ] = None,
-    calibration_images: Annotated[
-        Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
-    ] = None,
+    images: options.Images = None,
+    calibration_images: options.SameToCalibrate = None,
     some_classes: options.SomeClasses = False,
     runtime: Annotated[
         InterpreterName, typer.Option(help="What runs the file: an .onnx, or a .tflite.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -58,14 +58,6 @@ class FileOptions:
         ),
     ] = None
 
-    def given(self) -> dict[str, Any]:
-        """Return the options that were given, by their names on the command line."""
-        return {
-            f"--{field.name.replace('_', '-')}": getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) not in (None, False)
-        }
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -93,7 +85,7 @@ def export(
     is assumed, and printed. Weights of `fleetnas train` say themselves what they are.
     """
     if source == _DIGITS or source in PUBLISHED:
-        _refuse_beside_a_name(source, [*file.given(), *data.given()])
+        _refuse_beside_a_name(source, [*option_groups.given(file), *option_groups.given(data)])
         written = _written(output or Path(f"{source}.supernet"))
         if source == _DIGITS:
             _refuse_beside_a_name(source, [] if cache is None else ["--cache"])

@@ -47,7 +47,7 @@ class SettingOptions:
         RuntimeName | None, typer.Option("--runtime", help="Only settings of this runtime; local: of the one setting.")
     ] = None
     threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, help="Only settings of so many threads; local: same.")
+        int | None, typer.Option("--threads", metavar="N", min=1, help="Only settings of N threads; local: same.")
     ] = None
     precision: Annotated[
         Precision | None,
@@ -101,12 +101,7 @@ class OutputOptions:
         str | None,
         typer.Option("--target", metavar="MS", help="Compare with this latency, such as 20ms (default: the card's)."),
     ] = None
-    calibration_images: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration-images", metavar="DIR", help="Folder with a folder of images per class, to calibrate on."
-        ),
-    ] = None
+    calibration_images: options.CalibrationImages = None
     evaluation_images: Annotated[
         Path | None,
         typer.Option("--evaluation-images", metavar="DIR", help="The same, to evaluate the measured files on."),

@@ -43,6 +43,13 @@ def names(group: type[Any]) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(group))
 
 
+def given(group: Any) -> dict[str, Any]:
+    """Return the options of a group that were given, as in `{"--out": ...}`: not None, and no switch that is off."""
+    values = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+    found = {name: value for name, value in values.items() if value is not None and value is not False}
+    return {f"--{name.replace('_', '-')}": value for name, value in found.items()}
+
+
 def _parameters_of(group: type[Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [

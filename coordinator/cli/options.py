@@ -19,6 +19,19 @@ Store = Annotated[
     str | None,
     typer.Option("--store", metavar="FILE|URL", help="Where runs are kept (default: in the user's data folder)."),
 ]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
+]
+CalibrationImages = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration-images", metavar="DIR", help="Folder with a folder of images per class, to calibrate on."
+    ),
+]
+SameToCalibrate = Annotated[
+    Path | None, typer.Option("--calibration-images", metavar="DIR", help="The same, to calibrate on.")
+]
 SomeClasses = Annotated[
     bool,
     typer.Option("--some-classes", help="The folders of images hold only some of the supernet's classes, by name."),

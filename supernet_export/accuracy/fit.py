@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 #: With fewer evaluated subnets a held-out error means nothing.
 LEAST_SAMPLES = 50
-#: Below so many, every subnet is held out once, in one of five folds; else a fifth of them is.
+#: Below this number of subnets, every subnet is held out once, in one of five folds; else a fifth of them is.
 FEW_SAMPLES = 500
 _FOLDS = 5
 #: Assumed where it is not known on how many images accuracies were measured.

@@ -21,7 +21,7 @@ _KNOTS = np.concatenate([[-10.0, -8.0, -7.0, -6.0], np.linspace(-5.0, 5.0, 33), 
 
 
 def logit(accuracy: Values, images: int) -> NDArray[np.float64]:
-    """Return log odds of accuracies on so many images, half an image added to either side, so that all are finite."""
+    """Return log odds of accuracies on `images` images, half an image added to either side, so that all are finite."""
     right = (np.asarray(accuracy, np.float64) * images + 0.5) / (images + 1)
     found: NDArray[np.float64] = np.log(right / (1 - right))
     return found

@@ -33,7 +33,7 @@ _TURNS: Mapping[Any, str] = {
 
 
 def check_channels(channels: int) -> None:
-    """Raise `UsageError` where image files cannot be read as images of so many channels."""
+    """Raise `UsageError` where image files cannot be read as images of `channels` channels."""
     if channels not in CHANNELS:
         raise UsageError(
             f"the supernet takes images of {channels} channels, and image files are read as 1 (grey) or 3 (RGB); "

@@ -53,8 +53,8 @@ class ImageFolder(ImageSource):
         With `some_classes` and class names, classes may be missing.
 
         Raises:
-            UsageError: the folders are not those of the classes, they hold no images, or images of so many channels
-                cannot be read.
+            UsageError: the folders are not those of the classes, they hold no images, or images of that number of
+                channels cannot be read.
         """
         check_channels(preprocessing.channels)
         self.preprocessing = preprocessing

@@ -54,7 +54,7 @@ class FineTuningEvents:
     """What happens in a fine-tuning; this one ignores all of it."""
 
     def begins(self, task: str, images: int) -> None:
-        """Take note of a task, such as `calibrating the teacher`, over so many images."""
+        """Take note of a task, such as `calibrating the teacher`, over a number of images."""
 
     def progresses(self, images: int) -> None:
         """Take note of images that the task has done since the last call."""

@@ -23,7 +23,7 @@ from fleetnas.supernet_export.training.data_set import LabelledImages
 from fleetnas.supernet_export.training.decoded_images import DecodedImages
 from fleetnas.supernet_export.training.ranks import Ranks
 
-#: Decoded images of a folder are kept in memory up to so many bytes, by all processes of this machine together.
+#: Decoded images of a folder are kept in memory up to this number of bytes, by all processes of this machine together.
 CACHE_BYTES = 2 << 30
 #: Streams of random numbers: the order of an epoch, and an image's view.
 _ORDER, _VIEW = 0, 1

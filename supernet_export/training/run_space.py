@@ -75,7 +75,7 @@ def _check_family(name: str) -> None:
 
 
 def training_preprocessing(settings: TrainSettings, source: Source | None, space: MBConvSpace) -> Preprocessing:
-    """Return the preprocessing: the source's where it has one for so many channels, else ImageNet's."""
+    """Return the preprocessing: the source's where it has one for this number of channels, else ImageNet's."""
     found = IMAGENET
     if source is not None and source.manifest is not None:
         found = source.manifest.preprocessing

@@ -45,12 +45,7 @@ class RunOptions:
             help="Where results and winners' model files go (default: fleetnas-out; resumed: where they went).",
         ),
     ] = None
-    calibration_images: Annotated[
-        Path | None,
-        typer.Option(
-            "--calibration-images", metavar="DIR", help="Folder with a folder of images per class, to calibrate on."
-        ),
-    ] = None
+    calibration_images: options.CalibrationImages = None
     evaluation_images: Annotated[
         Path | None,
         typer.Option(
