@@ -25,16 +25,14 @@ def measure_windows(
 ) -> Iterator[WindowReply]:
     """Yield windows of `window_s` s until `total_s` s are over, each as soon as it has ended.
 
-    The only warm-up are the few inferences that tell the length of a sample: the first window shows the device as it
-    is. A device that this host only drives rests while its tool starts again.
+    There is at least one, however slow the host is. The only warm-up are the few inferences that tell the length of a
+    sample: the first window shows the device as it is. A device that this host only drives rests while its tool starts
+    again.
     """
-    begin_s = clock()
-    driven = runtime.conditions() is not None
+    driven = runtime.conditions() is not None  # asks a phone, which takes a while
+    begin_s, from_s = clock(), 0.0
+    length_s = min(window_s, total_s)
     while True:
-        from_s = clock() - begin_s
-        length_s = min(window_s, total_s - from_s)
-        if length_s < _SHORTEST_WINDOW * window_s:
-            return
         power = BlockPower(None if driven else sensors.power_meter)
 
         def on_block(fraction: float, power: BlockPower = power) -> None:
@@ -53,6 +51,10 @@ def measure_windows(
             samples=timing.runs,
             conditions=conditions,
         )
+        from_s = clock() - begin_s
+        length_s = min(window_s, total_s - from_s)
+        if length_s < _SHORTEST_WINDOW * window_s:
+            return
 
 
 def _window_protocol(length_s: float) -> MeasurementProtocol:

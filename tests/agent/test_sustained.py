@@ -292,7 +292,7 @@ def test_windows_follow_each_other_until_the_time_is_over(tmp_path: Path) -> Non
     model = SteppingModel()
     windows = list(measure_windows(model, HostRuntime(), Sensors(tmp_path), 30.0, 8.0, model.clock))
     assert [window.median_ms for window in windows] == [1.0, 2.0, 3.0, 4.0]
-    assert [protocol.min_s for protocol in model.protocols] == [8.0, 8.0, 8.0, 4.25]
+    assert [protocol.min_s for protocol in model.protocols] == [8.0, 8.0, 8.0, 4.5]
     assert all(protocol.max_s == protocol.min_s and protocol.blocks == 1 for protocol in model.protocols)
     assert sum(protocol.warmup_s for protocol in model.protocols) < 0.1, "the device does not warm up unseen"
     assert all(before.end_s < after.begin_s for before, after in pairwise(windows))
@@ -303,6 +303,19 @@ def test_a_rest_that_is_shorter_than_half_a_window_is_left_out(tmp_path: Path) -
     model = SteppingModel()
     windows = list(measure_windows(model, HostRuntime(), Sensors(tmp_path), 20.0, 8.0, model.clock))
     assert len(windows) == 2
+
+
+def test_a_phone_that_answers_late_has_its_first_window_all_the_same(tmp_path: Path) -> None:
+    model = SteppingModel()
+
+    class LatePhone(HostRuntime):
+        def conditions(self) -> Conditions:
+            model.now += 60.0
+            return Conditions(temperature_c=31.0)
+
+    (window,) = measure_windows(model, LatePhone(), Sensors(tmp_path), 0.3, 0.2, model.clock)
+    assert (window.begin_s, window.conditions.temperature_c) == (0.0, 31.0)
+    assert model.protocols[0].min_s == 0.2
 
 
 def model_bytes(tmp_path: Path, setting: RuntimeSetting) -> bytes:
