@@ -31,7 +31,7 @@ def encode(message: Message) -> bytes:
     """Return a message as JSON; fields with default values are left out, except those that tell message kinds apart."""
     # The tags have their default values, so they are left out, and put behind the other fields in one step.
     fields = message.__pydantic_serializer__.to_json(message, exclude_defaults=True, exclude={"schema_minor"})
-    tags = _tags(type(message))
+    tags = _tags(type(message), SCHEMA_MINOR)
     return b"".join((fields[:-1], b"," if tags and len(fields) > 2 else b"", tags, b"}"))
 
 
@@ -79,12 +79,12 @@ def decode_chunk(payload: bytes) -> BlobChunk:
 
 
 @cache
-def _tags(kind: type[Message]) -> bytes:
+def _tags(kind: type[Message], minor: int) -> bytes:
     """Return the fields that tell message kinds and versions apart, as members of a JSON object."""
     known = kind.model_fields
     tags: dict[str, Any] = {tag: known[tag].default for tag in ("schema_version", "kind", "op") if tag in known}
-    if SCHEMA_MINOR and "schema_minor" in known:
-        tags["schema_minor"] = SCHEMA_MINOR
+    if minor and "schema_minor" in known:
+        tags["schema_minor"] = minor
     return to_json(tags)[1:-1]
 
 

@@ -22,8 +22,8 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 
-#: Genomes of a whole space that are evaluated at a time.
-_PART_ROWS = 65_536
+#: Genomes of a whole space that are evaluated at a time; an accuracy predictor takes as many through its layers.
+_PART_ROWS = 512
 
 
 class AccuracyModel(Protocol):
@@ -163,7 +163,8 @@ class Problem:
         """Predicted accuracy of a whole space, (n,): in parts, one thread per core that this process may use."""
         self.evaluations += len(genomes)
         cores = core_count()
-        count = max(min(cores, len(genomes)), -(-len(genomes) // _PART_ROWS))
+        # As many parts as rows demand, and as many for each core.
+        count = min(len(genomes), cores * -(-len(genomes) // (cores * _PART_ROWS)))
         with ThreadPoolExecutor(cores) as pool:
             found = pool.map(self.accuracy.predict, np.array_split(genomes, count))
             return np.concatenate([np.asarray(top1, dtype=np.float64) for top1 in found])
