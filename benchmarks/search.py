@@ -5,8 +5,8 @@ tables, one search per target, in the same process. `--quick` gives every part a
 figures mean nothing. Needs torch, the `ofa` package and the public reference data (`FLEETNAS_DATA`); writes the
 pictures of docs/search.md.
 
-`--peer-seconds 105` takes the peer's time as given, leaves out all that needs its winners, and ends after CompOFA: a look
-at one's own changes in a minute, whose figures are not to be reported.
+`--peer-seconds 105` takes the peer's time as given, leaves out all that needs its winners, and ends after CompOFA: a
+look at one's own changes in a minute, whose figures are not to be reported.
 """
 
 from __future__ import annotations
