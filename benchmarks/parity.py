@@ -4,7 +4,8 @@ The peer writes a checkpoint with random weights; its subnet is `set_active_subn
 `get_active_subnet(preserve_weight=True)`, ours are the ONNX file in onnxruntime and the TFLite file in LiteRT.
 Each subnet is calibrated by the peer on images as smooth and as unlike as photographs; what is told is the larger of
 the largest difference of a logit over the logits' range, and of the difference between images over its own range.
-Needs torch and the `ofa` package.
+Needs torch and the `ofa` package. Random subnets are compared at one resolution each, in turn, as a comparison costs
+some seconds; `--every-resolution` compares each at all. Standard error tells how far it is.
 
 With `--tflite-runtime PYTHON` it compares interpreters instead: the float32 and int8 TFLite files of a dozen subnets
 per family and of the trained digits, in ai-edge-litert here and in the interpreter that the other Python has.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +55,19 @@ def over_range(found: Array, wanted: Array) -> float:
     return float(np.abs(found - wanted).max() / np.ptp(wanted))
 
 
-def differences(family: str, subnets: int, resolutions: list[int]) -> tuple[dict[str, float], dict[str, float]]:
+def progress(family: str, done: int, total: int, began_s: float) -> None:
+    """Tell, every tenth of the way, how far a family is."""
+    if done == total or done % max(1, total // 10) == 0:
+        print(f"{family}: {done} of {total} comparisons in {time.monotonic() - began_s:.0f} s", file=sys.stderr)
+
+
+def differences(
+    family: str, subnets: int, resolutions: list[int], *, every: bool = False
+) -> tuple[dict[str, float], dict[str, float]]:
     """Of the ONNX and of the TFLite files from the peer's logits: the largest over all subnets and resolutions; and
-    the smallest once one layer of the largest subnet is three percent off, over its kinds of layers."""
+    the smallest once one layer of the largest subnet is three percent off, over its kinds of layers.
+
+    The largest and the smallest subnet are compared at all resolutions, and with `every` the random ones too."""
     net = peer_supernet(family)
     rng = np.random.default_rng(0)
     emitters: dict[str, Callable[[Graph], bytes]] = {"onnx": emit_onnx, "tflite": emit_tflite}
@@ -64,12 +76,17 @@ def differences(family: str, subnets: int, resolutions: list[int]) -> tuple[dict
         bundle = peer_bundle(net, family, Path(folder))
         space = bundle.space
         genomes = np.concatenate([space.largest(), space.smallest(), space.sample(subnets, rng)])
+        done, total = 0, (len(genomes) if every else 2) * len(resolutions) + (0 if every else subnets)
+        began_s = time.monotonic()
         for index, architecture in enumerate(space.decode(genomes)):
-            for resolution in resolutions:
+            at = resolutions if every or index < 2 else [resolutions[index % len(resolutions)]]
+            for resolution in at:
                 pair = compared(net, bundle, architecture.model_copy(update={"r": resolution}), rng)
                 for name, emit in emitters.items():
                     logits = logits_of(emit(pair.graph), pair.images)
                     largest[name] = max(largest[name], disagreement(logits, pair.expected))
+                done += 1
+                progress(family, done, total, began_s)
             for layer in [name for kind in KINDS for name in layers_of(pair.graph, kind)[:1]] if index == 0 else []:
                 for name, emit in emitters.items():
                     logits = logits_of(emit(perturbed(pair.graph, layer, rng)), pair.images)
@@ -179,6 +196,7 @@ def main() -> int:
         "--subnets", type=int, help="random architectures per family (100); subnets in all (12) between interpreters"
     )
     arguments.add_argument("--resolutions", type=int, nargs="+", default=[128, 176, 224])
+    arguments.add_argument("--every-resolution", action="store_true", help="compare random subnets at all of them")
     arguments.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     arguments.add_argument("--tflite-runtime", type=Path, metavar="PYTHON", help="a Python that has tflite-runtime")
     given = arguments.parse_args()
@@ -186,7 +204,9 @@ def main() -> int:
     if given.tflite_runtime is None:
         for family in given.families:
             with kernels_of(family):
-                largest, found = differences(family, given.subnets or 100, given.resolutions)
+                largest, found = differences(
+                    family, given.subnets or 100, given.resolutions, every=given.every_resolution
+                )
             for name, worst in largest.items():
                 figures.add(f"{family}_{name}_largest_difference", worst, "<= 1e-4")
                 figures.add(f"{family}_{name}_difference_of_a_layer_3_percent_off", found[name], ">= 1e-3")

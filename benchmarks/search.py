@@ -4,6 +4,9 @@ The peer is the `ofa` package's `EvolutionFinder` with OFA's published accuracy 
 tables, one search per target, in the same process. `--quick` gives every part a small budget: a smoke test, whose
 figures mean nothing. Needs torch, the `ofa` package and the public reference data (`FLEETNAS_DATA`); writes the
 pictures of docs/search.md.
+
+`--peer-seconds 105` takes the peer's time as given, leaves out all that needs its winners, and ends after CompOFA: a
+look at one's own changes in a minute, whose figures are not to be reported.
 """
 
 from __future__ import annotations
@@ -149,16 +152,23 @@ def evolved(family: Family, targets: Sequence[float], strategy: Strategy, settin
     )
 
 
+def mobilenet_family(data: Path) -> Family:
+    """OFA-MobileNetV3 on the Samsung Note10."""
+    space = make_space("ofa-mbv3", {"width": 1.2, "resolutions": RESOLUTIONS})
+    assert isinstance(space, MBConvSpace)
+    predictor = AccuracyPredictor.from_pth(data / "ofa_mbv3" / "acc_predictor.pth")
+    return Family("ofa-mbv3", space, predictor, read_block_table(data / "ofa_mbv3" / "note10_lut", space))
+
+
 def families(data: Path, quick: bool) -> list[Family]:
     """The papers' three design spaces."""
-    mobilenet = make_space("ofa-mbv3", {"width": 1.2, "resolutions": RESOLUTIONS})
-    assert isinstance(mobilenet, MBConvSpace)
-    predictor = AccuracyPredictor.from_pth(data / "ofa_mbv3" / "acc_predictor.pth")
+    mobilenet = mobilenet_family(data)
+    predictor = mobilenet.accuracy
     proxyless = make_space("ofa-proxyless", {"width": 1.0, "resolutions": [224]})
     assert isinstance(proxyless, MBConvSpace)
     resnet = make_space("ofa-resnet50", {"resolutions": [128] if quick else [128, 160, 192, 224]})
     return [
-        Family("ofa-mbv3", mobilenet, predictor, read_block_table(data / "ofa_mbv3" / "note10_lut", mobilenet)),
+        mobilenet,
         Family(
             "ofa-proxyless",
             proxyless,
@@ -204,20 +214,28 @@ def parity(figures: Figures, family: Family, peer: Peer) -> None:
     )
 
 
-def against_the_peer(figures: Figures, family: Family, peer: Peer, quick: bool) -> float:
-    """Speed at equal quality, quality at 1 % and at 10 % of the peer's time; returns the peer's seconds."""
+def against_the_peer(
+    figures: Figures, family: Family, peer: Peer | None, quick: bool, peer_s: float | None = None
+) -> float:
+    """Speed at equal quality, quality at 1 % and at 10 % of the peer's time; returns the peer's seconds.
+
+    Without a peer its time `peer_s` is given, and nothing is compared with its winners."""
     seeds = range(2 if quick else 10)
-    peer_runs = [peer.search(target, 5 if quick else 500) for target in TARGETS_MS]
-    peer_top1 = np.array([top1 for top1, _ in peer_runs])
-    peer_s = sum(seconds for _, seconds in peer_runs)
+    peer_top1 = None
+    if peer is not None:
+        peer_runs = [peer.search(target, 5 if quick else 500) for target in TARGETS_MS]
+        peer_top1 = np.array([top1 for top1, _ in peer_runs])
+        peer_s = sum(seconds for _, seconds in peer_runs)
+        figures.add("peer_mean_accuracy", float(peer_top1.mean()))
+    assert peer_s is not None
     figures.add("peer_independent_s", peer_s)
-    figures.add("peer_mean_accuracy", float(peer_top1.mean()))
 
     runs = [timed(partial(guided, family, TARGETS_MS, seed, EQUAL)) for seed in seeds]
     median_s = statistics.median(seconds for _, seconds in runs)
     worst = min(result.mean_accuracy for result, _ in runs)
     figures.add("equal_quality_median_s", median_s)
-    figures.add("equal_quality_worst_seed_gain_over_peer", worst - float(peer_top1.mean()), ">= 0")
+    if peer_top1 is not None:
+        figures.add("equal_quality_worst_seed_gain_over_peer", worst - float(peer_top1.mean()), ">= 0")
     figures.add("speed_at_equal_quality_ratio", peer_s / median_s, "" if quick else ">= 1000")
 
     for name, effort, bar, share in (
@@ -229,8 +247,9 @@ def against_the_peer(figures: Figures, family: Family, peer: Peer, quick: bool) 
         runs = [timed(partial(guided, family, TARGETS_MS, seed, effort)) for seed in few]
         figures.add(f"{name}_share_of_peer_time", statistics.median(s for _, s in runs) / peer_s, share)
         figures.add(f"{name}_mean_accuracy", statistics.median(r.mean_accuracy for r, _ in runs), "" if quick else bar)
-        least = min(float((accuracies(result) - peer_top1).min()) for result, _ in runs)
-        figures.add(f"{name}_least_gain_over_peer_of_a_target", least, ">= 0")
+        if peer_top1 is not None:
+            least = min(float((accuracies(result) - peer_top1).min()) for result, _ in runs)
+            figures.add(f"{name}_least_gain_over_peer_of_a_target", least, ">= 0")
     return peer_s
 
 
@@ -359,9 +378,16 @@ def print_table(rows: Sequence[tuple[str, str, str, int, float, float]]) -> None
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--quick", action="store_true", help="a smoke test")
+    arguments.add_argument("--peer-seconds", type=float, metavar="S", help="take the peer's time as S: a quick look")
     chosen = arguments.parse_args()
     data = Path(os.environ.get("FLEETNAS_DATA", ROOT.parent / "shared" / "data"))
     figures = Figures()
+    if chosen.peer_seconds is not None:
+        mobilenet = mobilenet_family(data)
+        guided(mobilenet, TARGETS_MS, 99, EQUAL)
+        against_the_peer(figures, mobilenet, None, chosen.quick, chosen.peer_seconds)
+        compofa(figures, data, mobilenet, chosen.peer_seconds, chosen.quick)
+        return figures.report(as_json=chosen.json)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         peer = Peer(data)
     every = families(data, chosen.quick)

@@ -29,13 +29,10 @@ M = TypeVar("M", bound=Message)
 
 def encode(message: Message) -> bytes:
     """Return a message as JSON; fields with default values are left out, except those that tell message kinds apart."""
-    fields = message.model_dump(mode="json", exclude_defaults=True)
-    for tag in ("schema_version", "kind", "op"):
-        if tag in type(message).model_fields:
-            fields[tag] = getattr(message, tag)
-    if SCHEMA_MINOR and "schema_minor" in type(message).model_fields:
-        fields["schema_minor"] = SCHEMA_MINOR
-    return _adapter(dict[str, Any]).dump_json(fields)
+    # The tags have their default values, so they are left out, and put behind the other fields in one step.
+    fields = message.__pydantic_serializer__.to_json(message, exclude_defaults=True, exclude={"schema_minor"})
+    tags = _tags(type(message), SCHEMA_MINOR)
+    return b"".join((fields[:-1], b"," if tags and len(fields) > 2 else b"", tags, b"}"))
 
 
 def decode(kind: type[M], payload: bytes) -> M:
@@ -79,6 +76,16 @@ def decode_chunk(payload: bytes) -> BlobChunk:
         )
     digest, offset = _CHUNK_HEADER.unpack_from(payload)
     return BlobChunk(digest.hex(), offset, payload[_CHUNK_HEADER.size :])
+
+
+@cache
+def _tags(kind: type[Message], minor: int) -> bytes:
+    """Return the fields that tell message kinds and versions apart, as members of a JSON object."""
+    known = kind.model_fields
+    tags: dict[str, Any] = {tag: known[tag].default for tag in ("schema_version", "kind", "op") if tag in known}
+    if minor and "schema_minor" in known:
+        tags["schema_minor"] = minor
+    return to_json(tags)[1:-1]
 
 
 @cache

@@ -18,6 +18,7 @@ from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.view import View
 from fleetnas.fleet_protocol.errors import ResultsError, StoreUnavailableError
 from fleetnas.fleet_protocol.transports.base import Transport, take_events
+from fleetnas.fleet_protocol.transports.mqtt_process import sent_together
 
 _CONNECT_S = 10.0
 #: Least time between two snapshots for the view, and longest wait for an event, seconds.
@@ -90,8 +91,10 @@ class RunningSearch:
         show_at_s = float("-inf")
         while not self.campaign.finished:
             wait_s = 0.0 if self.campaign.behind else _TICK_S
-            self.campaign.on_events(take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK))
-            self.campaign.on_tick()
+            events = take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK)
+            with sent_together(self.transport):
+                self.campaign.on_events(events)
+                self.campaign.on_tick()
             if not self.campaign.finished:  # at the end everything is written at once
                 self.artifacts.update(self.campaign.targets_stored)
             began_s = time.monotonic()

@@ -6,14 +6,16 @@ A coordinator that is killed before a write finds the same state out again from 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.records.stored import DeviceRecord, EvaluationRecord, WinnerRecord
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
 from fleetnas.coordinator.store.store import MeasurementStore
 
-#: Interval between two writes.
-_INTERVAL_S = 2.0
+#: Interval between two writes, and device settings that one of them stores: a thousand would hold up the agents, and
+#: making their records would take a tenth of the coordinator's time.
+_INTERVAL_S, _MOST_SETTINGS = 2.0, 200
 
 RecordOf = Callable[[SettingRun], DeviceRecord]
 
@@ -65,19 +67,23 @@ class StateWriter:
             self._new_settings.clear()
 
     def write_at_times(self, now_s: float, record_of: RecordOf) -> None:
-        """Write where the last attempt is some seconds ago."""
+        """Write where the last attempt is some seconds ago: of many changed settings those that have waited longest."""
         if now_s - self._written_s >= _INTERVAL_S:
             self._written_s = now_s
-            self.write(record_of)
+            self.write(record_of, _MOST_SETTINGS)
 
-    def write(self, record_of: RecordOf) -> None:
-        """Store all that waits, unless the store is unavailable; `record_of` makes the record of a setting."""
+    def write(self, record_of: RecordOf, most: int | None = None) -> None:
+        """Store all that waits, unless the store is unavailable; `record_of` makes the record of a setting.
+
+        With `most`, that many changed settings are stored, and the others wait.
+        """
         if not self._breaker.may_try:
             return
         with self._breaker.guard():
-            records = [record_of(setting_run) for setting_run in list(self._dirty_settings.values())]
-            self._store.put_devices(records)
-            self._dirty_settings.clear()
+            chosen = dict(islice(self._dirty_settings.items(), most))
+            self._store.put_devices([record_of(setting_run) for setting_run in chosen.values()])
+            for label in chosen:
+                self._dirty_settings.pop(label, None)
             self._evaluations += self._take_evaluated()  # before the winners, whose results tell of them
             self._store.evaluations.put(self._evaluations)
             self._evaluations.clear()

@@ -140,13 +140,15 @@ class MBConvKnapsack:
         self, best: list[Floats32], spent: list[list[Floats32]], depth_scores: Floats32
     ) -> tuple[NDArray[np.intp], Floats32]:
         """Depth choices (n, stages) and total costs (C, n) of the blocks."""
-        value = self._per_depth(best) + depth_scores
+        value = self._per_depth(best)
+        value += depth_scores
         depth = value.argmax(axis=2)
-        totals = []
-        for c in range(len(spent[0])):
+        places = depth + np.arange(0, value.size, value.shape[2]).reshape(depth.shape)
+        totals = np.empty((len(spent[0]), len(depth)), np.float32)
+        for c in range(len(totals)):
             cost = self._per_depth([of_set[c] for of_set in spent])
-            totals.append(np.take_along_axis(cost, depth[:, :, None], axis=2)[:, :, 0].sum(axis=1))
-        return depth, np.stack(totals)
+            cost.take(places).sum(axis=1, out=totals[c])
+        return depth, totals
 
     def _per_depth(self, per_set: list[Floats32]) -> Floats32:
         """Sums over a stage's first blocks, per depth choice: (n, stages, depths)."""

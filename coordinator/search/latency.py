@@ -185,5 +185,5 @@ class _Predicted:
 
 def _additive(slot_tables: SlotTables, table: CandidateTable) -> NDArray[np.float32]:
     constant_ms, tables = slot_tables
-    found: NDArray[np.float32] = np.concatenate(tables).astype(np.float32)[table.places].sum(axis=0)
+    found: NDArray[np.float32] = np.concatenate(tables).astype(np.float32).take(table.places).sum(axis=0)
     return found + np.float32(constant_ms)

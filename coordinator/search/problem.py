@@ -22,8 +22,8 @@ from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
 
-#: Genomes of a whole space that are evaluated at a time.
-_PART_ROWS = 65_536
+#: Genomes of a whole space that are evaluated at a time; an accuracy predictor takes as many through its layers.
+_PART_ROWS = 512
 
 
 class AccuracyModel(Protocol):
@@ -97,7 +97,11 @@ class CachedAccuracy:
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
         """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
-        return np.array([self._of(genome) for genome in genomes], dtype=np.float64)
+        data, width = genomes.tobytes(), genomes.itemsize * genomes.shape[1]
+        found = [self._cache.get(data[start : start + width]) for start in range(0, len(data), width)]
+        if None in found:
+            found = [self._of(genome) if known is None else known for genome, known in zip(genomes, found, strict=True)]
+        return np.array(found, dtype=np.float64)
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
         """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
@@ -159,7 +163,8 @@ class Problem:
         """Predicted accuracy of a whole space, (n,): in parts, one thread per core that this process may use."""
         self.evaluations += len(genomes)
         cores = core_count()
-        count = max(min(cores, len(genomes)), -(-len(genomes) // _PART_ROWS))
+        # As many parts as rows demand, and as many for each core.
+        count = min(len(genomes), cores * -(-len(genomes) // (cores * _PART_ROWS)))
         with ThreadPoolExecutor(cores) as pool:
             found = pool.map(self.accuracy.predict, np.array_split(genomes, count))
             return np.concatenate([np.asarray(top1, dtype=np.float64) for top1 in found])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -97,7 +97,7 @@ class Database:
         """
         url = _url(location)
         self.name = _shown(url)  #: for people: without a password
-        self.dialect = url.get_backend_name()
+        self.dialect = url.get_backend_name()  #: its name
         self.in_memory = self.dialect == "sqlite" and url.database in (None, "", ":memory:")
         has_file = self.dialect == "sqlite" and not self.in_memory
         self._file = file = Path(url.database) if has_file and url.database else None
@@ -108,6 +108,11 @@ class Database:
         self._writer = self._reader.execution_options(sqlite_begin="IMMEDIATE")
         self._claims: Claims = ServerClaims(self._reader) if self.dialect == "postgresql" else FileClaims(file)
         self._observe_write: Callable[[float], object] = lambda _: None
+
+    @property
+    def engine_dialect(self) -> Dialect:
+        """SQLAlchemy's dialect, for statements that are compiled once."""
+        return self._reader.dialect
 
     @contextmanager
     def reading(self) -> Iterator[Session]:

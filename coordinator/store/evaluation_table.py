@@ -31,7 +31,7 @@ class EvaluationTable:
         """Add or renew evaluations."""
         if evaluations:
             with self._database.writing() as session:
-                session.connection().execute(self._put, [vars(evaluation) for evaluation in evaluations])
+                self._put.execute(session.connection(), map(vars, evaluations))
 
     def of_run(self, run_id: str) -> list[EvaluationRecord]:
         """Return the evaluations of a run, by file; one that cannot be read is left out with a line in the log."""

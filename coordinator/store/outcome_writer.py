@@ -10,6 +10,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 
 from fleetnas.coordinator.records.stored import Arrival
+from fleetnas.coordinator.store.bulk_insert import BulkInsert
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.schema import FailureRow, MeasurementRow, OutcomeRow, TaskRow
 from fleetnas.fleet_protocol.errors import StoreError
@@ -29,6 +30,7 @@ class OutcomeWriter:
             .on_conflict_do_nothing(index_elements=["task_id", "attempt"])
             .returning(OutcomeRow.task_id, OutcomeRow.attempt, OutcomeRow.outcome_id)
         )
+        self._add_measurements = BulkInsert(database, insert(MeasurementRow))
 
     def add(self, arrivals: Sequence[Arrival]) -> list[bool]:
         """Store outcomes in order of arrival, in one transaction.
@@ -69,9 +71,8 @@ class OutcomeWriter:
             if isinstance(outcome, Failed):
                 failures.append({"outcome_id": number, "reason": outcome.reason, "detail": outcome.detail})
             else:
-                measurements.append({"outcome_id": number, **outcome.model_dump(mode="json")})
-        if measurements:
-            connection.execute(insert(MeasurementRow), measurements)
+                measurements.append({"outcome_id": number, **vars(outcome)})
+        self._add_measurements.execute(connection, measurements)
         if failures:
             connection.execute(insert(FailureRow), failures)
         return numbers

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session, contains_eager, joinedload
 
@@ -154,8 +154,8 @@ class MeasurementStore:
                 "run_id": device.run_id,
                 "device": device.device,
                 "setting_label": device.setting.label,
-                "setting": device.setting.model_dump(mode="json"),
-                "info": device.info.model_dump(mode="json"),
+                "setting": to_json(device.setting),
+                "info": to_json(device.info),
                 "status": str(device.status),
                 "reason": device.reason,
                 "learning": [
@@ -170,7 +170,7 @@ class MeasurementStore:
         ]
         if rows:
             with self._database.writing() as session:
-                session.connection().execute(self._put_devices, rows)
+                self._put_devices.execute(session.connection(), rows)
 
     def devices(self, run_id: str) -> list[DeviceRecord]:
         """Return the device settings of a run, by name."""
@@ -211,9 +211,9 @@ class MeasurementStore:
     def put_tasks(self, tasks: Sequence[TaskRecord]) -> None:
         """Add tasks, or renew their attempt counts, in one transaction."""
         if tasks:
-            rows = [{**vars(task), "architecture": _architecture_fields(task.architecture)} for task in tasks]
+            rows = ({**vars(task), "architecture": _architecture_json(task.architecture)} for task in tasks)
             with self._database.writing() as session:
-                session.connection().execute(self._put_tasks, rows)
+                self._put_tasks.execute(session.connection(), rows)
 
     def task(self, task_id: str) -> TaskRecord | None:
         """Return one task of any run; None where there is none of that id."""
@@ -321,12 +321,12 @@ class MeasurementStore:
                     **vars(winner),
                     "target_ms": winner.target_ms or 0.0,
                     "status": str(winner.status),
-                    "architecture": _architecture_fields(winner.architecture) if winner.architecture else None,
+                    "architecture": _architecture_json(winner.architecture) if winner.architecture else None,
                 }
                 for winner in winners
             ]
             with self._database.writing() as session:
-                session.connection().execute(self._put_winners, rows)
+                self._put_winners.execute(session.connection(), rows)
 
     def winners(self, run_id: str) -> list[WinnerRecord]:
         """Return the decided targets of a run, by device setting and target.
@@ -343,6 +343,6 @@ class MeasurementStore:
 
 
 @lru_cache(maxsize=4096)
-def _architecture_fields(architecture: Architecture) -> dict[str, Any]:
+def _architecture_json(architecture: Architecture) -> bytes:
     """Return an architecture as JSON; cached, as devices of a fleet measure much the same subnets."""
-    return architecture.model_dump(mode="json")
+    return to_json(architecture)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.tuning.subnet_observations import Run, SubnetObservations
-from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
+from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed, median
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class DerivedLatencies:
         medians = np.array([run[2] for run in runs], dtype=np.float64)
         known = ~np.isnan(undisturbed)
         self.noise = sorted(run[3] for run in runs if run[1] == run[1])
-        self.knows_speeds = len(np.unique(place[known])) >= _LEAST_KNOWN
+        self.knows_speeds = len(set(place[known].tolist())) >= _LEAST_KNOWN
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
         in_regime = ended >= regime_unix_s
         #: Start of the time from which the typical speed is taken; 0 where all measurements count.
@@ -109,7 +109,7 @@ def _changed(slowdown: Floats, before: NDArray[np.bool_], after: NDArray[np.bool
     """Whether median slow-downs before and after the present regime began differ by more than a few percent."""
     if not before.any() or not after.any():
         return False
-    was, now = float(np.median(slowdown[before])), float(np.median(slowdown[after]))
+    was, now = median(slowdown[before]), median(slowdown[after])
     return max(was, now) > _ANOTHER_SPEED * min(was, now)
 
 
@@ -119,8 +119,10 @@ def _durations(ended: Floats) -> Floats:
     A slow device measures less often, and would be seen too rarely otherwise.
     """
     order = np.argsort(ended, kind="stable")
-    gaps = np.diff(ended[order], prepend=ended[order[:1]] if len(order) else 0.0)
-    usual = float(np.median(gaps[1:])) if len(gaps) > 1 else 0.0
+    in_order = ended[order]
+    gaps = np.zeros(len(ended))
+    np.subtract(in_order[1:], in_order[:-1], out=gaps[1:])
+    usual = median(gaps[1:]) if len(gaps) > 1 else 0.0
     if usual <= 0.0:
         return np.ones(len(ended))
     gaps[0] = usual

@@ -51,9 +51,12 @@ class Observations:
         self._subnets: dict[bytes, SubnetObservations] = {}
         #: The least level of every reference, by how many references the device has.
         self._levels: dict[int, tuple[float, ...]] = {}
+        #: Place of each run's reference among its levels.
+        self._places: dict[Run, int] = {}
         #: Values derived from all measurements; read far more often than they change.
         self._derived: DerivedLatencies | None = None
         self._tables: dict[bool, Table] = {}
+        self._training_set: list[tuple[tuple[int, ...], float, float]] | None = None
 
     def __iter__(self) -> Iterator[SubnetObservations]:
         """Iterate in the order of genomes, not of arrival."""
@@ -90,7 +93,7 @@ class Observations:
 
     def _changed(self) -> None:
         self._tables.clear()
-        self._derived = None
+        self._derived = self._training_set = None
 
     # -- derived values ----------------------------------------------------------------------------------------
 
@@ -98,7 +101,10 @@ class Observations:
         """Return a run's latency at undisturbed speed, restated at the fastest speed of its reference."""
         if run.undisturbed_ms is None or run.reference_ms is None or not run.levels_ms:
             return run.undisturbed_ms
-        place = min(range(len(run.levels_ms)), key=lambda i: abs(run.levels_ms[i] - run.reference_ms))  # type: ignore[operator]
+        place = self._places.get(run)
+        if place is None:
+            apart = [abs(level_ms - run.reference_ms) for level_ms in run.levels_ms]
+            place = self._places[run] = apart.index(min(apart))
         change = self._levels[len(run.levels_ms)][place] / run.levels_ms[place]
         return run.undisturbed_ms * change if change < _SAME_LEVEL else run.undisturbed_ms
 
@@ -161,28 +167,25 @@ class Observations:
         """Return the measured subnets that are not quarantined; `unsure` adds those measured once, unsteadily."""
         if unsure not in self._tables:
             found = self._all
-            kept = [
-                place
-                for place, subnet in enumerate(found.subnets)
-                if not subnet.quarantined and (unsure or subnet.sure)
-            ]
-            order = np.array(kept, dtype=np.intp)[np.argsort(found.typical_ms[kept], kind="stable")]
-            genomes = [found.subnets[place].genome for place in order]
-            typical = found.typical_ms[order]
-            self._tables[unsure] = Table(
-                np.stack(genomes) if genomes else np.zeros((0, 0), np.int16),
-                typical,
-                found.speed.undisturbed_of(typical),
-                found.bound_ms[order],
-            )
+            trusted = [place for place, subnet in enumerate(found.subnets) if not subnet.quarantined]
+            sure = [place for place in trusted if found.subnets[place].sure]
+            table = _table(found, trusted if unsure else sure)
+            self._tables[unsure] = table
+            if len(trusted) == len(sure):
+                self._tables[not unsure] = table
         return self._tables[unsure]
 
     def training_set(self) -> list[tuple[tuple[int, ...], float, float]]:
         """Return every latency at undisturbed speed: genome, ms and its standard deviation, ms; sorted.
 
         Where hardly any is known, latencies as they ran stand in for them, with much noise: they rank the
-        subnets at least, and targets are about them.
+        subnets at least, and targets are about them. The list is not to be changed.
         """
+        if self._training_set is None:
+            self._training_set = self._make_training_set()
+        return self._training_set
+
+    def _make_training_set(self) -> list[tuple[tuple[int, ...], float, float]]:
         known = [
             (tuple(subnet.genome.tolist()), ms, run.noise * ms)
             for subnet in self._all.subnets
@@ -229,3 +232,17 @@ class Observations:
         if self._derived is None:
             self._derived = DerivedLatencies(self, self.regime_unix_s, self.undisturbed_ms)
         return self._derived
+
+
+def _table(found: DerivedLatencies, kept: list[int]) -> Table:
+    """Return the table of the subnets at places `kept`."""
+    rows = np.array(kept, dtype=np.intp)
+    order = rows[np.argsort(found.typical_ms[rows], kind="stable")]
+    genomes = [found.subnets[place].genome for place in order.tolist()]
+    typical = found.typical_ms[order]
+    return Table(
+        np.array(genomes) if genomes else np.zeros((0, 0), np.int16),
+        typical,
+        found.speed.undisturbed_of(typical),
+        found.bound_ms[order],
+    )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.search.problem import AccuracyModel
+from fleetnas.coordinator.tuning.observations import Table
 from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
@@ -28,6 +29,8 @@ class SubnetChoice:
 
     def __init__(self, latency: SettingLatency, accuracy: AccuracyModel) -> None:
         self._latency, self._observations, self._accuracy = latency, latency.observations, accuracy
+        #: The tables that were asked about last, with the accuracies of their subnets.
+        self._tables: dict[bool, tuple[Table, NDArray[np.float64]]] = {}
 
     def safety(self, state: TargetState) -> float:
         """Return the margin on a target, relative: after a miss twice as wide, and wider than the miss went beyond."""
@@ -42,17 +45,24 @@ class SubnetChoice:
 
         One that was within the target although its device was slowed down needs no margin.
         """
-        genomes = self.measured_within(state, safety, unsure=unsure)
-        if not len(genomes):
+        table = self._observations.table(unsure=unsure)
+        within = np.flatnonzero(_within(table, state.target_ms, safety))
+        if not len(within):
             return None
-        best: Genome = genomes[int(np.argmax(self._accuracy.predict(genomes)))]
+        best: Genome = table.genomes[within[self._accuracies_of(table, unsure=unsure)[within].argmax()]]
         return best
 
     def measured_within(self, state: TargetState, safety: float, *, unsure: bool) -> Genomes:
         """Return the measured subnets within the target less its margin, fastest first, (n, G)."""
         table = self._observations.table(unsure=unsure)
-        within = table.typical_ms * (1.0 + safety) <= state.target_ms
-        return table.genomes[within | ((table.typical_ms <= state.target_ms) & (table.bound_ms <= state.target_ms))]
+        return table.genomes[_within(table, state.target_ms, safety)]
+
+    def _accuracies_of(self, table: Table, *, unsure: bool) -> NDArray[np.float64]:
+        """Return the accuracies of a table's subnets (n,), which many targets ask for."""
+        known = self._tables.get(unsure)
+        if known is None or known[0] is not table:
+            known = self._tables[unsure] = table, self.accuracies(table.genomes)
+        return known[1]
 
     def accuracies(self, genomes: Genomes) -> NDArray[np.float64]:
         """Return the predicted top-1 accuracies, fractions, (n,)."""
@@ -80,3 +90,9 @@ class SubnetChoice:
         runs = self._observations.of(genome).runs
         # The first run was made before the file was calibrated.
         return ChosenSubnet(genome, architecture, self.accuracy(genome), runs[0].median_ms if runs else None)
+
+
+def _within(table: Table, target_ms: float, safety: float) -> NDArray[np.bool_]:
+    """Return which subnets are within a target less its margin, or within it although the device was slowed, (n,)."""
+    within = table.typical_ms * (1.0 + safety) <= target_ms
+    return within | ((table.typical_ms <= target_ms) & (table.bound_ms <= target_ms))

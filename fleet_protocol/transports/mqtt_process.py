@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeAlias
 
@@ -28,6 +28,7 @@ from fleetnas.fleet_protocol.transports.base import (
     BrokerAddress,
     Disconnected,
     Received,
+    Transport,
     TransportEvent,
     Will,
     take_events,
@@ -43,12 +44,19 @@ _MOST_EVENTS = 500
 _MOST_WAITING = 2_000
 #: How often the child checks for something to report if no event arrives, and whether its queue has room.
 _LOOK_S, _ROOM_S = 0.05, 0.01
+#: Messages that the owner passes together at most, and the time for which the child waits after an event for others to
+#: report with it.
+_MOST_AT_ONCE, _GATHER_S = 200, 0.002
+#: A larger message is passed at once.
+_LARGE_BYTES = 16_384
 _CLOSE_S = 5.0
 #: Children that end one after another before their first report: the network is not the cause.
 _MAX_FAILED_STARTS = 5
 
-#: A method of `MqttTransport` with its arguments.
+#: A method of `MqttTransport` with its arguments; several messages to publish are one call `publish_all`.
 _Call: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
+#: Arguments of `publish`: topic, payload, quality of service, retained, expiry in seconds.
+_Message: TypeAlias = tuple[str, bytes, int, bool, float | None]
 #: A report of the child: events (messages as tuples, which are faster to pickle), how many messages it has passed to
 #: its transport so far, and whether the broker shares subscriptions.
 _Report: TypeAlias = tuple[list[TransportEvent | tuple[str, bytes, bool]], int, bool]
@@ -71,6 +79,9 @@ class MqttProcess:
         self._subscriptions: dict[tuple[str, str | None], _Call] = {}
         self._events: deque[TransportEvent] = deque()
         self._sent = self._accepted = 0
+        #: Messages that the child gets with the next call; more than one in a block of `together` only.
+        self._unsent: list[_Message] = []
+        self._together = False
         self._can_share = False
         self._failed_starts = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -98,10 +109,10 @@ class MqttProcess:
         )
         theirs.close()
         self._pipe = ours
-        self._sent = self._accepted = 0
-        self._send_to_child(self._arguments)
-        for call in (*self._subscriptions.values(), ("start", (), {})):
-            self._send_to_child(call)
+        self._sent, self._accepted = len(self._unsent), 0
+        for what in (self._arguments, *self._subscriptions.values(), ("start", (), {})):
+            self._send(what)
+        self._flush()
 
     def subscribe(self, topic_filter: str, qos: int = 1, *, share: str | None = None) -> None:
         """Receive messages on matching topics, from now on and after every reconnect."""
@@ -121,8 +132,12 @@ class MqttProcess:
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_s: float | None = None
     ) -> None:
-        """Queue a message; `TransportError` if the queue is full."""
+        """Queue a message; `TransportError` if the queue is full.
+
+        In a block of `together` the child gets it with the others of the block.
+        """
         if self._sent - self._accepted >= MAX_IN_PIPE:
+            self._flush()
             self._receive(0.0, every=True)
             if self._sent - self._accepted >= MAX_IN_PIPE:
                 raise TransportError(
@@ -130,7 +145,19 @@ class MqttProcess:
                     "in it; check the network, then try again"
                 )
         self._sent += 1
-        self._send_to_child(("publish", (topic, payload), {"qos": qos, "retain": retain, "expiry_s": expiry_s}))
+        self._unsent.append((topic, payload, qos, retain, expiry_s))
+        if not self._together or len(self._unsent) >= _MOST_AT_ONCE or len(payload) > _LARGE_BYTES:
+            self._flush()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Pass the messages of a block to the child together: waking it costs more than a message."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            self._flush()
 
     def poll(self, timeout_s: float) -> TransportEvent | None:
         """Return the next event, waiting up to `timeout_s`; None if there was none.
@@ -158,7 +185,18 @@ class MqttProcess:
 
     # -- the child's other end ---------------------------------------------------------------------------------
 
-    def _send_to_child(self, what: object) -> None:
+    def _flush(self) -> None:
+        """Pass the queued messages to the child; without a child they wait for one."""
+        if self._unsent and self._pipe is not None:
+            unsent, self._unsent = self._unsent, []
+            self._send(("publish_all", (unsent,), {}))
+
+    def _send_to_child(self, call: _Call) -> None:
+        """Have a method of the child's transport called, after the messages that were published before."""
+        self._flush()
+        self._send(call)
+
+    def _send(self, what: object) -> None:
         if self._pipe is not None:  # subscriptions before the start are sent by `start`
             with contextlib.suppress(OSError):  # `_receive` notices that the child has ended
                 self._pipe.send_bytes(pickle.dumps(what))
@@ -197,6 +235,11 @@ class MqttProcess:
             self._process.wait()
 
 
+def sent_together(transport: Transport) -> contextlib.AbstractContextManager[None]:
+    """Open a block whose messages a transport in another process gets together; others send each at once."""
+    return transport.together() if isinstance(transport, MqttProcess) else contextlib.nullcontext()
+
+
 # -- the child -------------------------------------------------------------------------------------------------
 
 
@@ -222,7 +265,10 @@ class _Child:
             threading.Thread(target=_or_exit, args=(work,), daemon=True).start()
         reported: tuple[int, bool] | None = None
         while not self._closed.is_set():
-            events = take_events(self._transport, _LOOK_S, _MOST_EVENTS)
+            events = take_events(self._transport, _LOOK_S, 1)
+            if events:
+                time.sleep(_GATHER_S)
+                events += take_events(self._transport, 0.0, _MOST_EVENTS - 1)
             state = (self._accepted, self._transport.can_share)
             if events or state != reported:
                 reported = state
@@ -250,17 +296,19 @@ class _Child:
     def _execute_calls(self) -> None:
         while not self._closed.is_set():
             name, arguments, options = self._calls.get()
-            if name == "publish":
-                self._publish(arguments, options)
+            if name == "publish_all":
+                for message in arguments[0]:
+                    self._publish(message)
             else:
                 getattr(self._transport, name)(*arguments, **options)
             if name == "close":
                 self._closed.set()
 
-    def _publish(self, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def _publish(self, message: _Message) -> None:
+        topic, payload, qos, retain, expiry_s = message
         while True:
             with contextlib.suppress(TransportError):
-                self._transport.publish(*arguments, **options)
+                self._transport.publish(topic, payload, qos=qos, retain=retain, expiry_s=expiry_s)
                 self._accepted += 1
                 return
             if self._closing.wait(_ROOM_S):

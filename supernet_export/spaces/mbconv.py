@@ -179,13 +179,16 @@ class MBConvSpace(DesignSpace):
     def one_hot(self, genomes: Genomes) -> NDArray[np.float32]:
         """Return kernel (blocks x 3), expand (blocks x 3), resolution: the layout of OFA's published predictor."""
         r, d, ks, e = self.expand_genes(genomes)
-        present = self.present(d)[:, :, None]
-        kernel = np.eye(len(self.kernels), dtype=np.float32)[ks] * present
-        expand = np.eye(len(self.expands), dtype=np.float32)[e] * present
+        present, blocks = self.present(d), self.block_count
         columns, count = self._resolution_columns()
-        resolution = np.eye(count, dtype=np.float32)[columns[r]]
-        n = len(genomes)
-        return np.concatenate([kernel.reshape(n, -1), expand.reshape(n, -1), resolution], axis=1, dtype=np.float32)
+        kernels, both = blocks * len(self.kernels), blocks * (len(self.kernels) + len(self.expands))
+        found = np.zeros((len(genomes), both + count), np.float32)
+        row = np.arange(0, found.size, found.shape[1])[:, None]
+        flat = found.reshape(-1)
+        flat[row + np.arange(0, kernels, len(self.kernels)) + ks] = present
+        flat[row + np.arange(kernels, both, len(self.expands)) + e] = present
+        flat[row[:, 0] + both + columns[r]] = 1.0
+        return found
 
     def _resolution_columns(self) -> tuple[NDArray[np.intp], int]:
         """Return the column of each resolution in the one-hot resolution part, and that part's width."""

@@ -305,6 +305,30 @@ class TestNetworkProcess:
         assert received == list(range(3 * MAX_IN_PIPE))
         transport.close()
 
+    def test_messages_of_a_block_arrive_with_it_and_in_order(self, mosquitto_broker: brokers.Mosquitto) -> None:
+        sender = MqttProcess(mosquitto_broker.address, "sender")
+        receiver = MqttTransport(mosquitto_broker.address, "receiver")
+        for transport in (sender, receiver):
+            transport.start()
+            waiting.first(transport, lambda event: isinstance(event, Connected))
+        receiver.subscribe("t/#")
+        receiver.publish("t/ready", b"")
+        waiting.first(receiver, message_on("t/ready"))
+        sent = [f"{number}".encode() for number in range(450)]
+        with contextlib.suppress(ZeroDivisionError), sender.together():
+            for payload in sent:
+                sender.publish("t/1", payload)
+            raise ZeroDivisionError
+        sender.publish("t/1", b"after it")  # neither lost nor held back
+        got = []
+        for _ in range(451):
+            event = waiting.first(receiver, lambda event: isinstance(event, Received))
+            assert isinstance(event, Received)
+            got.append(event.payload)
+        assert got == [*sent, b"after it"]
+        for transport in (sender, receiver):
+            transport.close()
+
     def test_nobody_at_the_address_is_one_clear_error(self) -> None:
         transport = MqttProcess(BrokerAddress("127.0.0.1", brokers.free_port()), "owner")
         transport.start()
