@@ -21,8 +21,10 @@ Floats = NDArray[np.float64]
 _MOST_SWEEPS = 20
 #: An improvement of the mean accuracy smaller than this is rounding.
 _SMALLEST_GAIN = 1e-12
-#: Random sets per size that swaps begin from as well.
-_RESTARTS = 6
+#: Random sets per size that swaps begin from as well, up to this size: small sets end in poor ones more often.
+_RESTARTS, _RESTARTED = 6, 8
+#: Sizes up to which sets are improved by swaps: beyond, one model more or less hardly matters.
+_SWAPPED = 32
 _SEED = 0x9F011
 
 
@@ -125,7 +127,7 @@ class Portfolio:
 
 def choose_portfolio(demands: Demands, models: int) -> Portfolio:
     """Choose at most `models` candidates by greedy choice and swaps; `UsageError` unless `models` is at least 1."""
-    return portfolio_curve(demands, models, swaps_up_to=models)[-1]
+    return portfolio_curve(demands, models)[-1]
 
 
 def choose_worst_case(demands: Demands, models: int) -> Portfolio:
@@ -151,12 +153,11 @@ def choose_worst_case(demands: Demands, models: int) -> Portfolio:
     return best
 
 
-def portfolio_curve(demands: Demands, most: int, *, swaps_up_to: int = 32) -> list[Portfolio]:
+def portfolio_curve(demands: Demands, most: int) -> list[Portfolio]:
     """Return the portfolios of 1, 2, ... `most` candidates; shorter where more candidates change nothing.
 
     The first pass adds candidates one by one, the second drops them again from the largest set: the two end in
-    different sets, and the better one counts. Up to `swaps_up_to` candidates both are improved by swaps, and so are
-    `_RESTARTS` random sets.
+    different sets, and the better one counts. Both are improved by swaps, and so are random sets where they are small.
     """
     if most < 1:
         raise UsageError(f"a portfolio has at least 1 model; found {most}")
@@ -164,20 +165,22 @@ def portfolio_curve(demands: Demands, most: int, *, swaps_up_to: int = 32) -> li
     if not len(kept):
         return [portfolio_of(demands, [])]
     worth = demands.worth[kept]
-    sets = _grown(worth, max(most, min(2 * most, swaps_up_to)), swaps_up_to)
+    sets = _grown(worth, max(most, _SWAPPED))
     rng = np.random.default_rng(_SEED)
     smaller = sets[-1]
     for count in range(len(sets) - 1, 0, -1):
         smaller = _drop(worth, smaller)
-        tried = [sets[count - 1], smaller]
-        if count <= swaps_up_to:
-            starts = [rng.choice(len(worth), count, replace=False).tolist() for _ in range(_RESTARTS)]
-            tried = [sets[count - 1], *(_with_swaps(worth, start) for start in [smaller, *starts])]
+        starts = [smaller]
+        if count <= _RESTARTED:
+            starts += [rng.choice(len(worth), min(count, len(worth)), replace=False).tolist() for _ in range(_RESTARTS)]
+        if count <= _SWAPPED:
+            starts = [_with_swaps(worth, start) for start in starts]
+        tried = [sets[count - 1], *starts]
         sets[count - 1] = smaller = max(tried, key=lambda chosen: float(_best(worth, chosen).sum()))
     return [portfolio_of(demands, kept[chosen].tolist()) for chosen in sets[:most]]
 
 
-def _grown(worth: Floats, most: int, swaps_up_to: int) -> list[list[int]]:
+def _grown(worth: Floats, most: int) -> list[list[int]]:
     """Add the candidate of greatest gain again and again; return the sets of 1, 2, ... `most`."""
     sets: list[list[int]] = []
     chosen: list[int] = []
@@ -187,7 +190,7 @@ def _grown(worth: Floats, most: int, swaps_up_to: int) -> list[list[int]]:
         if chosen and gains[row] <= _best(worth, chosen).sum() + _SMALLEST_GAIN:
             break
         chosen = [*chosen, row]
-        if len(chosen) <= swaps_up_to:
+        if len(chosen) <= _SWAPPED:
             chosen = _with_swaps(worth, chosen)
         sets.append(chosen)
     return sets
