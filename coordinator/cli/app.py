@@ -54,6 +54,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     inspect,
     measure,
     mirror,
+    portfolio,
     predictor,
     runs,
     security,
@@ -65,7 +66,7 @@ from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 #: In the order in which they are used, as the help lists them.
 _MODULES = (
     *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure),
-    *(watch, devices, runs, export_data, mirror, predictor, broker, security),
+    *(watch, devices, runs, portfolio, export_data, mirror, predictor, broker, security),
 )
 for module in _MODULES:
     module.register(app)

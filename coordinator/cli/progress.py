@@ -39,6 +39,13 @@ def candidate_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def setting_progress() -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that takes the device settings predicted and the device settings in all."""
+    with _progress("predicting device settings", MofNCompleteColumn()) as progress:
+        yield progress
+
+
+@contextmanager
 def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that takes the bytes done and the bytes in all."""
     with _progress(label, DownloadColumn(), TransferSpeedColumn()) as progress:

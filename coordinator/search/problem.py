@@ -47,15 +47,15 @@ class PredictedAccuracy:
                 f"{space.name} has {width} one-hot features and the accuracy predictor takes {predictor.features}: "
                 "it was fitted for another design space"
             )
-        self._space, self._predictor = space, predictor
+        self.space, self._predictor = space, predictor
 
     def predict(self, genomes: Genomes) -> NDArray[np.floating]:
         """Top-1 fractions of canonical genomes (n, G), shape (n,)."""
-        return self._predictor.predict(self._space.one_hot(genomes))
+        return self._predictor.predict(self.space.one_hot(genomes))
 
     def gradient(self, genomes: Genomes) -> NDArray[np.floating] | None:
         """Derivative with respect to the genomes' one-hot form, (n, F); None where there is none."""
-        return self._predictor.gradient(self._space.one_hot(genomes))
+        return self._predictor.gradient(self.space.one_hot(genomes))
 
 
 class TabularAccuracy:

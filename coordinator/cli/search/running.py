@@ -12,6 +12,7 @@ from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
 from fleetnas.coordinator.app.request import SearchRequest
 from fleetnas.coordinator.cli.progress import image_progress
+from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.database import shown_location
@@ -55,6 +56,21 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
         if ending is RunStatus.INTERRUPTED or unfinished:
             console.print(_next_step(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
     return _EXIT_CODES[ending]
+
+
+def run_plan(request: SearchRequest, *, as_json: bool) -> CampaignOutcome:
+    """Execute a plan with its view on this terminal; returns the outcome. `KeyboardInterrupt` on Ctrl-C."""
+    console = Console(stderr=as_json)
+    store = MeasurementStore.open(request.store)
+    running = open_search(request, lambda: make_view(console, False), store)
+    try:
+        with session_yields_to_measurements():
+            ending = running.run()
+        if ending is RunStatus.INTERRUPTED:
+            raise KeyboardInterrupt
+        return outcome_of(store, running.run_id)
+    finally:
+        running.close()
 
 
 def _next_step(ending: RunStatus, run_id: str, request: SearchRequest) -> str:
