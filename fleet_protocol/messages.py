@@ -122,8 +122,8 @@ class BlobReference(Message):
 class MeasurementProtocol(Message):
     """How long and how often to run a model. The defaults are those of `docs/measuring.md`.
 
-    Measuring stops as soon as the latency is known precisely enough and `min_s` and `min_runs` are reached. An agent of an
-    older version ignores `sessions` and uses one.
+    Measuring stops as soon as the latency is known precisely enough and `min_s` and `min_runs` are reached. An agent of
+    an older version ignores `sessions` and uses one.
     """
 
     warmup_runs: int = Field(default=3, ge=0, le=10_000)
@@ -135,8 +135,8 @@ class MeasurementProtocol(Message):
     half_width_percent: HalfWidthPercent = Field(
         default=2.0,
         gt=0,
-        description="95 % half-width to reach: of the latency at undisturbed speed where references are used, else of the "
-        "median; repeated looks do not make the interval too narrow",
+        description="95 % half-width to reach: of the latency at undisturbed speed where references are used, else of "
+        "the median; repeated looks do not make the interval too narrow",
     )
     sessions: int = Field(
         default=1, ge=1, le=MAX_SESSIONS, description="fresh runtime sessions that the latency is averaged over"
