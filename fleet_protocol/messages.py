@@ -135,12 +135,9 @@ class MeasurementProtocol(Message):
     half_width_percent: HalfWidthPercent = Field(
         default=2.0,
         gt=0,
-        description="95 % half-width to reach: of the latency at undisturbed speed where references are used, else of "
-        "the median; repeated looks do not make the interval too narrow",
+        description="95 % half-width to reach, however often it is looked at: of undisturbed_ms, else of the median",
     )
-    sessions: int = Field(
-        default=1, ge=1, le=MAX_SESSIONS, description="fresh runtime sessions that the latency is averaged over"
-    )
+    sessions: int = Field(default=1, ge=1, le=MAX_SESSIONS, description="fresh runtime sessions to average over")
 
 
 class Conditions(Message):
@@ -171,8 +168,7 @@ class Measurement(Message):
     runs: int = Field(ge=1, le=2**31 - 1, description="timed samples")
     inner_loops: int = Field(default=1, ge=1, le=2**31 - 1, description="inferences per timed sample (fast subnets)")
     half_width_percent: HalfWidthPercent = Field(
-        description="95 % half-width of the median, in percent of it; includes the scatter between the sessions where "
-        "there are several"
+        description="95 % half-width of the median, in percent of it; includes the scatter between several sessions"
     )
     quality: Quality
     undisturbed_ms: Milliseconds | None = Field(
@@ -181,9 +177,7 @@ class Measurement(Message):
         "in turn with it; null where that ratio says nothing: then it is only known to be at most median_ms",
     )
     undisturbed_half_width_percent: HalfWidthPercent = Field(
-        default=0.0,
-        description="95 % half-width of undisturbed_ms, in percent of it; includes the scatter between the sessions "
-        "where there are several",
+        default=0.0, description="95 % half-width of undisturbed_ms, in percent of it; includes that scatter as well"
     )
     reference: _Fingerprint | None = Field(default=None, description="fingerprint of the reference subnet")
     reference_ms: Milliseconds | None = Field(
@@ -226,12 +220,8 @@ class Measurement(Message):
         medians = self.session_medians_ms
         if len(medians) != self.sessions and (medians or self.sessions > 1):
             raise ValueError(f"session_medians_ms has {len(medians)} latencies of {self.sessions} sessions")
-        between = not medians or min(medians) * 0.99 <= self.median_ms <= max(medians) * 1.01
-        if not between:
-            raise ValueError(
-                f"median_ms is {self.median_ms:g}, beyond the sessions that it is averaged over: {min(medians):g} to "
-                f"{max(medians):g}"
-            )
+        if medians and not min(medians) * 0.99 <= self.median_ms <= max(medians) * 1.01:
+            raise ValueError(f"median_ms is {self.median_ms:g}; its sessions took {min(medians):g} to {max(medians):g}")
         return self
 
     @property

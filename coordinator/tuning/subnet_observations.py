@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,8 +12,6 @@ from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.messages import Measurement
 
-#: Two runs of one file on one device differ by about this much, relative, however steady each of them is.
-BETWEEN_RUNS = 0.01
 #: A measurement whose own noise is beyond this says little; one more is taken before it is relied on.
 UNSURE_NOISE = 0.15
 #: A (device setting, subnet) that failed this often is left alone.
@@ -20,10 +20,9 @@ QUARANTINE_FAILURES = 2
 _HALF_WIDTH_SIGMAS = 1.96
 
 
-def relative_noise(measurement: Measurement) -> float:
-    """Return the relative standard deviation of a latency at undisturbed speed: within its run, and between runs."""
-    within = measurement.undisturbed_half_width_percent / 100 / _HALF_WIDTH_SIGMAS
-    return math.hypot(within, BETWEEN_RUNS)
+def noise_within(measurement: Measurement) -> float:
+    """Return the relative standard deviation of a latency at undisturbed speed, as its own samples show it."""
+    return measurement.undisturbed_half_width_percent / 100 / _HALF_WIDTH_SIGMAS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +32,12 @@ class Run:
     median_ms: float
     """As it ran."""
     undisturbed_ms: float | None
-    noise: float
-    """Of `undisturbed_ms`, a standard deviation, relative: see `relative_noise`."""
+    within: float
+    """Standard deviation of `undisturbed_ms` as its own samples show it, relative; of several sessions all of it."""
+    sessions: int
+    """Runtime sessions that it is averaged over."""
+    session_variance: float | None
+    """Variance of the logarithms of their latencies as they ran; None where there is one session."""
     noisy: bool
     reference_ms: float | None
     levels_ms: tuple[float, ...]
@@ -48,7 +51,9 @@ class Run:
         return cls(
             measurement.median_ms,
             measurement.undisturbed_ms,
-            relative_noise(measurement),
+            noise_within(measurement),
+            measurement.sessions,
+            _variance(measurement.session_medians_ms),
             measurement.quality == "noisy",
             measurement.reference_ms,
             measurement.levels_ms,
@@ -56,6 +61,10 @@ class Run:
             measurement.finished_unix_s,
             measurement.model_sha256,
         )
+
+
+def _variance(session_medians_ms: Sequence[float]) -> float | None:
+    return statistics.variance(map(math.log, session_medians_ms)) if len(session_medians_ms) > 1 else None
 
 
 @dataclass(slots=True)
@@ -98,5 +107,5 @@ class SubnetObservations:
     def sure(self) -> bool:
         """Whether it was measured steadily, or more than once."""
         return len(self.runs) > 1 or any(
-            run.undisturbed_ms is not None and run.noise <= UNSURE_NOISE for run in self.runs
+            run.undisturbed_ms is not None and run.within <= UNSURE_NOISE for run in self.runs
         )

@@ -44,7 +44,7 @@ BOUND = MEASUREMENT.model_copy(
 )
 #: The plan of a run as the first revisions held it, and as it is read today.
 PLAN_BEFORE = {"targets": "2,4", "budget": 24, "spread": 12}
-PLAN_NOW = {"targets": "2,4", "budget": 24, "initial_design": 12}
+PLAN_NOW = {"targets": "2,4", "budget": 24, "initial_design": 12, "precision": "fixed"}
 #: One store as the first revision held it, table by table; spelled out, since the code that wrote it is gone.
 FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
     "runs": [

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fleetnas.coordinator.records.precision import PrecisionChoice
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
 
 #: Cap of one measurement, seconds; a multiple of its least time where that is longer.
@@ -39,6 +40,15 @@ class MeasuringOptions:
     min_runs: Annotated[
         int, typer.Option("--min-runs", metavar="N", min=3, help="Timed runs per measurement, at least.")
     ] = 50
+    precision: Annotated[
+        PrecisionChoice,
+        typer.Option(
+            "--precision",
+            metavar="NAME",
+            help="auto (coarse where a measurement only teaches the predictor, fine where it decides a target), or "
+            "fixed (every measurement takes --warmup, --min-time and --min-runs).",
+        ),
+    ] = "auto"
     conditions: Annotated[
         Condition,
         typer.Option(
@@ -68,6 +78,7 @@ class MeasuringOptions:
             "conditions": self.conditions,
             "cool_s": self.cool_for,
             "protocol": self._protocol(),
+            "precision": self.precision,
         }
 
     def _protocol(self) -> MeasurementProtocol:
