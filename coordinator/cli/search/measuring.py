@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from fleetnas.coordinator.records.precision import PrecisionChoice
 from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
 
 #: Cap of one measurement, seconds; a multiple of its least time where that is longer.
@@ -40,15 +39,14 @@ class MeasuringOptions:
     min_runs: Annotated[
         int, typer.Option("--min-runs", metavar="N", min=3, help="Timed runs per measurement, at least.")
     ] = 50
-    precision: Annotated[
-        PrecisionChoice,
+    fixed_protocol: Annotated[
+        bool,
         typer.Option(
-            "--precision",
-            metavar="NAME",
-            help="auto (coarse where a measurement only teaches the predictor, fine where it decides a target), or "
-            "fixed (every measurement takes --warmup, --min-time and --min-runs).",
+            "--fixed-protocol",
+            help="Measure every subnet for --warmup, --min-time and --min-runs: not for less where it only teaches the "
+            "predictor, nor in several sessions where it decides a target.",
         ),
-    ] = "auto"
+    ] = False
     conditions: Annotated[
         Condition,
         typer.Option(
@@ -78,7 +76,7 @@ class MeasuringOptions:
             "conditions": self.conditions,
             "cool_s": self.cool_for,
             "protocol": self._protocol(),
-            "precision": self.precision,
+            "precision": "fixed" if self.fixed_protocol else "auto",
         }
 
     def _protocol(self) -> MeasurementProtocol:
