@@ -37,6 +37,7 @@ from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
 from fleetnas.coordinator.records.outcome import CampaignOutcome, TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.precision import PrecisionChoice
+from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
@@ -92,7 +93,7 @@ def export(directory: Path, resolutions: Sequence[int] = RESOLUTIONS) -> Path:
 
 def plan_of(options: Options, precision: PrecisionChoice, seed: int) -> CampaignPlan:
     return CampaignPlan(
-        targets=f"auto:{TARGETS}",
+        targets=TargetRequest.parse(f"auto:{TARGETS}"),
         budget=INITIAL_DESIGN + PER_TARGET * TARGETS,
         initial_design=INITIAL_DESIGN,
         seed=seed,
