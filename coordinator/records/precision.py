@@ -10,9 +10,10 @@ from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: How precise measurements are: as each one needs (`auto`), or all as the run's protocol says (`fixed`).
 PrecisionChoice: TypeAlias = Literal["auto", "fixed"]
-#: A coarse measurement takes at least this share of the protocol's times, and at least so many runs: below that, turns
-#: are too short to tell a disturbed moment from a slow subnet.
-_LEAST_SHARE, _LEAST_RUNS = 0.15, 8
+#: A coarse measurement takes at least this share of the protocol's times, this long in seconds, and so many runs: below
+#: that, turns are too short to tell a disturbed moment from a slow subnet, and those of a reference are shorter than in
+#: other measurements, so that its level is another one.
+_LEAST_SHARE, _LEAST_S, _LEAST_RUNS = 0.15, 0.12, 8
 #: The same of its warm-up and of its longest duration: caches and clocks take their time whatever the precision.
 _LEAST_WARMUP_SHARE, _LEAST_CAP_SHARE = 0.4, 0.25
 
@@ -41,10 +42,10 @@ def protocol_for(base: MeasurementProtocol, asked: AskedPrecision | None) -> Mea
     return base.model_copy(
         update={
             "half_width_percent": asked.half_width_percent,
-            "min_s": base.min_s * max(share, _LEAST_SHARE),
+            "min_s": min(base.min_s, max(base.min_s * max(share, _LEAST_SHARE), _LEAST_S)),
             "min_runs": min(base.min_runs, max(_LEAST_RUNS, least_runs)),
             "warmup_s": base.warmup_s * max(share, _LEAST_WARMUP_SHARE),
-            "max_s": base.max_s * max(share, _LEAST_CAP_SHARE),
+            "max_s": max(base.max_s * max(share, _LEAST_CAP_SHARE), min(base.max_s, base.min_s)),
             "sessions": asked.sessions if share < 1.0 else max(asked.sessions, base.sessions),
         }
     )

@@ -48,6 +48,7 @@ class TestProtocol:
             assert found.sessions >= base.sessions
         assert all(getattr(found, name) <= getattr(base, name) for name in times)
         assert found.max_s >= found.min_s
+        assert found.min_s >= min(base.min_s, 0.12), "shorter turns of references would read another level"
 
     def test_without_a_precision_the_protocol_is_that_of_the_run(self) -> None:
         assert protocol_for(PROTOCOL, None) == PROTOCOL
