@@ -6,6 +6,10 @@ their shapes), the objective is the accuracy predictor that OFA published (`ofa_
 threads, and LiteRT. Each gets 10 measurements to cover the space and 4 per target. Needs torch and the `ofa` package.
 The exit status is 1 if a bar is missed.
 
+Two searches are compared, of equal budgets and seeds, in turns (`--rounds`): one measures as precisely as each subnet
+needs, the other every subnet by the same protocol. Each resolves its own automatic targets, at the same places of the
+range that it measures, so accuracies are compared place by place.
+
 Timings of a machine that is busy otherwise are worth little: `load_average_before` says whether it was. The
 search itself loads the machine as well, so `load_average_after` is above 1 anyway.
 """
@@ -18,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -29,8 +34,10 @@ from fleetnas.coordinator.app.demo import agents
 from fleetnas.coordinator.app.embedded_broker import EmbeddedBroker
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, NewRun, SearchRequest
-from fleetnas.coordinator.records.outcome import CampaignOutcome
+from fleetnas.coordinator.records.outcome import CampaignOutcome, TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.precision import PrecisionChoice
+from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.lines import LinesView
@@ -48,6 +55,23 @@ SETTINGS = (
 )
 TARGETS, INITIAL_DESIGN, PER_TARGET = 4, 10, 4
 PROTOCOL = MeasurementProtocol(warmup_s=0.2, min_s=0.5, min_runs=20, max_s=4.0)
+BOTH: tuple[PrecisionChoice, ...] = ("auto", "fixed")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One search, and its wall time, seconds."""
+
+    outcome: CampaignOutcome
+    wall_s: float
+
+    @property
+    def targets(self) -> list[TargetOutcome]:
+        return [target for device in self.outcome.devices for target in device.targets]
+
+    @property
+    def met(self) -> list[TargetOutcome]:
+        return [target for target in self.targets if target.met]
 
 
 def export(directory: Path, resolutions: Sequence[int] = RESOLUTIONS) -> Path:
@@ -67,105 +91,164 @@ def export(directory: Path, resolutions: Sequence[int] = RESOLUTIONS) -> Path:
     return bundle
 
 
-def search(directory: Path, supernet: Path, seed: int) -> CampaignOutcome:
+def plan_of(options: Options, precision: PrecisionChoice, seed: int) -> CampaignPlan:
+    return CampaignPlan(
+        targets=TargetRequest.parse(f"auto:{TARGETS}"),
+        budget=INITIAL_DESIGN + PER_TARGET * TARGETS,
+        initial_design=INITIAL_DESIGN,
+        seed=seed,
+        devices=tuple(name for name, _ in SETTINGS),
+        wait_for=len(SETTINGS),
+        deadline_s=options.deadline_s,
+        protocol=PROTOCOL,
+        precision=precision,
+        prior="default",
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """How often, and how long one measurement may take."""
+
+    rounds: int
+    deadline_s: float
+    seed: int
+
+
+def search(directory: Path, supernet: Path, plan: CampaignPlan) -> Searched:
     """Broker, agents and one search, its progress on standard error."""
     work = directory / "agents"
-    work.mkdir()
+    work.mkdir(parents=True)
     store = MeasurementStore.open(directory / "runs.sqlite")
     with EmbeddedBroker(port=0) as broker, agents(broker.address, work, SETTINGS):
         request = SearchRequest(
             store=store.url,
             devices_at=FleetAccess(broker.address),
-            run=NewRun(
-                supernet,
-                CampaignPlan(
-                    targets=f"auto:{TARGETS}",
-                    budget=INITIAL_DESIGN + PER_TARGET * TARGETS,
-                    initial_design=INITIAL_DESIGN,
-                    seed=seed,
-                    devices=tuple(name for name, _ in SETTINGS),
-                    wait_for=len(SETTINGS),
-                    deadline_s=60.0,
-                    protocol=PROTOCOL,
-                ),
-            ),
+            run=NewRun(supernet, plan),
             out=directory / "out",
         )
         running = open_search(request, lambda: LinesView(sys.stderr), store)
         try:
+            started_s = time.monotonic()
             with session_yields_to_measurements():
                 running.run()
-            return outcome_of(store, running.run_id)
+            return Searched(outcome_of(store, running.run_id), time.monotonic() - started_s)
         finally:
             running.close()
 
 
-def add_figures(figures: Figures, outcome: CampaignOutcome) -> None:
-    """Whether the targets were met, how close to them, and what was predicted."""
-    targets = [target for device in outcome.devices for target in device.targets]
-    slack = [100.0 * (1.0 - t.verified_ms / t.target_ms) for t in targets if t.met and t.verified_ms is not None]
+def slacks(found: Sequence[Searched]) -> tuple[list[float], list[float]]:
+    """Percent that each winner is below its target: as it ran, and at the slower of that and the typical speed."""
+    met = [target for one in found for target in one.met if target.verified_ms is not None and target.target_ms]
+    as_ran = [100.0 * (1.0 - t.verified_ms / t.target_ms) for t in met]  # type: ignore[operator]
     # A winner keeps its target as it ran and at the typical speed of the run: the slower of the two decides.
-    decisive = [
-        100.0 * (1.0 - max(t.verified_ms, t.typical_ms or 0.0) / t.target_ms)
-        for t in targets
-        if t.met and t.verified_ms is not None
+    decisive = [100.0 * (1.0 - max(t.verified_ms, t.typical_ms or 0.0) / t.target_ms) for t in met]  # type: ignore[operator, type-var]
+    return as_ran, decisive
+
+
+def timed_s(one: Searched) -> float:
+    """Seconds inside timed inferences of subnets, all settings together."""
+    return sum(device.timed_s for device in one.outcome.devices)
+
+
+def add_figures(figures: Figures, found: dict[PrecisionChoice, list[Searched]]) -> None:
+    """Whether the targets were met, how close to them, what was predicted, and what it took."""
+    asked = TARGETS * len(SETTINGS) * len(found["auto"])
+    for precision, searches in found.items():
+        bars = precision == "auto"
+        as_ran, decisive = slacks(searches)
+        prefix = "" if bars else "fixed_precision_"
+
+        def add(name: str, value: float, bar: str = "", prefix: str = prefix, bars: bool = bars) -> None:
+            figures.add(f"{prefix}{name}", value, bar if bars else "")
+
+        add("targets_met_fraction", sum(len(one.met) for one in searches) / asked, ">= 1")
+        for name, slack in (("", as_ran), ("at_decisive_speed_", decisive)):
+            add(f"winners_below_target_{name}percent_median", statistics.median(slack or [100.0]), "<= 3")
+            add(f"winners_below_target_{name}percent_max", max(slack, default=100.0), "<= 6")
+        add("search_s", statistics.median(one.wall_s for one in searches), "< 360")
+        add("timed_s", statistics.median(map(timed_s, searches)))
+        add("top1_mean_percent", 100.0 * _mean_top1(searches))
+    pairs = list(zip(found["auto"], found["fixed"], strict=True))
+    figures.add("wall_time_over_fixed_precision", statistics.median(a.wall_s / b.wall_s for a, b in pairs), "<= 0.5")
+    figures.add("timed_s_over_fixed_precision", statistics.median(timed_s(a) / timed_s(b) for a, b in pairs))
+    figures.add("top1_points_over_fixed_precision", 100.0 * _top1_gain(pairs), ">= 0")
+    for device in found["auto"][-1].outcome.devices:
+        _add_device(figures, device.device.replace("-", "_"), found)
+
+
+def _mean_top1(searches: Sequence[Searched]) -> float:
+    return statistics.fmean(t.predicted_accuracy or 0.0 for one in searches for t in one.met) if searches else 0.0
+
+
+def _top1_gain(pairs: Sequence[tuple[Searched, Searched]]) -> float:
+    """Mean difference in predicted top-1, a fraction, over the targets by place: each setting chose its own."""
+    gains = [
+        (a.predicted_accuracy or 0.0) - (b.predicted_accuracy or 0.0)
+        for auto, fixed in pairs
+        for a, b in zip(auto.targets, fixed.targets, strict=False)
+        if a.met and b.met
     ]
-    asked = TARGETS * len(SETTINGS)
-    figures.add("targets_met_fraction", len(slack) / asked, ">= 1")
-    figures.add("winners_below_target_percent_median", statistics.median(slack or [100.0]), "<= 5")
-    figures.add("winners_below_target_percent_max", max(slack, default=100.0), "<= 3")
-    figures.add("winners_below_target_at_decisive_speed_percent_median", statistics.median(decisive or [100.0]))
-    for device in outcome.devices:
-        name = device.device.replace("-", "_")
-        figures.add(f"{name}_measurements", device.measurements, f"<= {INITIAL_DESIGN + PER_TARGET * TARGETS}")
-        if device.targets:
-            figures.add(f"{name}_range_of_targets", device.targets[-1].target_ms / device.targets[0].target_ms)
-        if device.predictor is not None and device.predictor.mape_percent is not None:
-            figures.add(f"{name}_held_out_mape_percent", device.predictor.mape_percent)
-        # Of the candidates alone: each was predicted before it was measured, near a target.
-        errors = [
-            100.0 * abs(row.measurement.median_ms / row.predicted_ms - 1.0)
-            for row in device.rows
-            if row.purpose == "candidate" and row.predicted_ms is not None
-        ]
-        if errors:
-            figures.add(f"{name}_candidates_error_percent_median", statistics.median(errors))
+    return statistics.fmean(gains) if gains else -1.0
 
 
-def table(outcome: CampaignOutcome) -> list[str]:
+def _add_device(figures: Figures, name: str, found: dict[PrecisionChoice, list[Searched]]) -> None:
+    device = next(d for d in found["auto"][-1].outcome.devices if d.device.replace("-", "_") == name)
+    figures.add(f"{name}_measurements", device.measurements, f"<= {INITIAL_DESIGN + PER_TARGET * TARGETS}")
+    if device.targets and device.targets[0].target_ms and device.targets[-1].target_ms:
+        figures.add(f"{name}_range_of_targets", device.targets[-1].target_ms / device.targets[0].target_ms)
+    if device.predictor is not None and device.predictor.mape_percent is not None:
+        figures.add(f"{name}_held_out_mape_percent", device.predictor.mape_percent)
+    # Of the candidates alone: each was predicted before it was measured, near a target.
+    errors = [
+        100.0 * abs(row.measurement.median_ms / row.predicted_ms - 1.0)
+        for row in device.rows
+        if row.purpose == "candidate" and row.predicted_ms is not None
+    ]
+    if errors:
+        figures.add(f"{name}_candidates_error_percent_median", statistics.median(errors))
+
+
+def table(precision: PrecisionChoice, found: Searched) -> list[str]:
     """One line per target."""
     lines = []
-    for device in outcome.devices:
+    for device in found.outcome.devices:
         if device.reason:
             lines.append(f"{device.device:<15} {device.status}: {device.reason}")
-        for target in device.targets:
-            accuracy = target.predicted_accuracy
-            lines.append(
-                f"{device.device:<15} target {target.target_ms:8.3f} ms  verified {target.verified_ms or 0.0:8.3f} ms  "
-                f"measured {target.measured_ms or 0.0:8.3f} ms  top-1 {accuracy or 0.0:.4f}  {target.reason}"
-            )
+        lines += [
+            f"{precision:<6}{device.device:<15} target {target.target_ms or 0.0:8.3f} ms  verified "
+            f"{target.verified_ms or 0.0:8.3f} ms  typically {target.typical_ms or 0.0:8.3f} ms  "
+            f"top-1 {target.predicted_accuracy or 0.0:.4f}  {target.reason}"
+            for target in device.targets
+        ]
     return lines
 
 
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--rounds", type=int, default=2, help="searches of each kind, in turns")
+    arguments.add_argument("--deadline", type=float, default=60.0, help="seconds of one measurement")
     arguments.add_argument("--keep", type=Path, help="folder to work in and to leave everything in")
-    options = arguments.parse_args()
+    given = arguments.parse_args()
+    options = Options(given.rounds, given.deadline, given.seed)
     figures = Figures()
     figures.add("load_average_before", os.getloadavg()[0])
+    found: dict[PrecisionChoice, list[Searched]] = {precision: [] for precision in BOTH}
     with tempfile.TemporaryDirectory() as temporary:
-        directory = options.keep or Path(temporary)
+        directory = given.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
         supernet = export(directory)
-        started_s = time.monotonic()
-        outcome = search(directory, supernet, options.seed)
-        figures.add("search_s", time.monotonic() - started_s, "< 360")
-        figures.add("load_average_after", os.getloadavg()[0])
-        add_figures(figures, outcome)
-    if not options.json:
-        print("\n".join(table(outcome)))
-    return figures.report(as_json=options.json)
+        for number in range(options.rounds):
+            for precision in BOTH if number % 2 == 0 else BOTH[::-1]:
+                plan = plan_of(options, precision, options.seed + number)
+                one = search(directory / f"{precision}-{number}", supernet, plan)
+                found[precision].append(one)
+                if not given.json:
+                    print("\n".join(table(precision, one)), flush=True)
+    figures.add("load_average_after", os.getloadavg()[0])
+    add_figures(figures, found)
+    return figures.report(as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -49,4 +49,5 @@ def _proposal(record: TaskRecord, space: DesignSpace) -> Proposal:
         predicted_ms=record.predicted_ms,
         predicted_std_ms=record.predicted_std_ms,
         predicted_accuracy=record.predicted_accuracy,
+        precision=record.asked_precision,
     )

@@ -18,6 +18,7 @@ from fleetnas.coordinator.fleet.task import Task
 from fleetnas.coordinator.fleet.work_queue import WorkQueue
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.precision import protocol_for
 from fleetnas.coordinator.records.stored import TaskRecord
 from fleetnas.coordinator.records.task_state import TaskState
 from fleetnas.coordinator.records.transitions import require
@@ -93,6 +94,7 @@ class TaskDispatcher:
 
     def add(self, queue: WorkQueue, proposal: Proposal, model_sha256: str | None, calibration: bytes | None) -> None:
         """Make a task of a proposal; a verification has the hash and the statistics of the file that ships."""
+        asked = proposal.precision if self._plan.precision == "auto" else None
         record = TaskRecord(
             task_id=f"{self._identity.run_id}.{self._next_number}",
             run_id=self._identity.run_id,
@@ -106,6 +108,8 @@ class TaskDispatcher:
             predicted_accuracy=proposal.predicted_accuracy,
             model_sha256=model_sha256,
             calibration=calibration,
+            asked_half_width_percent=asked.half_width_percent if asked is not None else None,
+            asked_sessions=asked.sessions if asked is not None else None,
         )
         self._next_number += 1
         task = self._unstored[record.task_id] = self._know(queue, record, proposal)
@@ -181,7 +185,7 @@ class TaskDispatcher:
                 architecture=task.record.architecture,
                 calibration=task.calibration,
                 setting=queue.setting,
-                protocol=self._plan.protocol,
+                protocol=protocol_for(self._plan.protocol, attempt.asked_precision),
                 **self._conditions(task.proposal),
                 deadline_s=self._plan.deadline_s,
                 stored=tuple(key for _, key in stored),

@@ -133,6 +133,11 @@ class DeviceOutcome:
         return sum(row.counted and counts_against_budget(row.purpose, row.target_ms) for row in tried)
 
     @property
+    def timed_s(self) -> float:
+        """Time inside timed inferences of its subnets, about, seconds; the budget counts measurements all the same."""
+        return sum(each.runs * each.inner_loops * each.median_ms for each in self.taken) / 1000.0
+
+    @property
     def failed_measurements(self) -> int:
         """Number of tasks that ended with a failure."""
         return sum(failure.counted for failure in self.failures)

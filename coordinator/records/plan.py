@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.precision import PrecisionChoice
 from fleetnas.coordinator.records.setting_filter import SettingFilter
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.records.strategy import Strategy
@@ -78,6 +79,9 @@ class CampaignPlan(BaseModel):
     grace_s: Seconds = Field(default=60.0, description="how long a lost device may take to come back")
     deadline_s: LimitSeconds = Field(default=180.0, description="how long one measurement may take on a device")
     protocol: MeasurementProtocol = MeasurementProtocol()
+    precision: PrecisionChoice = Field(
+        default="auto", description="auto: each measurement as precise as it needs; fixed: all by the protocol"
+    )
     conditions: Condition = Field(default="as-is", description="under which condition devices are measured")
     cool_s: Seconds = Field(
         default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from fleetnas.coordinator.records.budget import Purpose
+from fleetnas.coordinator.records.precision import AskedPrecision
 from fleetnas.coordinator.records.predictor_error import PredictorPoint
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.target_status import TargetStatus
@@ -74,6 +75,17 @@ class TaskRecord:
     """Batch-norm statistics of that file, so that it can be built again."""
     attempt: int = 0
     """Number of attempts dispatched so far."""
+    asked_half_width_percent: float | None = None
+    """95 % half-width that the measurement was asked to reach; None: that of the run's protocol."""
+    asked_sessions: int | None = None
+    """Runtime sessions to average over; None: those of the run's protocol."""
+
+    @property
+    def asked_precision(self) -> AskedPrecision | None:
+        """The precision that the measurement was asked for; None: that of the run's protocol."""
+        if self.asked_half_width_percent is None or self.asked_sessions is None:
+            return None
+        return AskedPrecision(self.asked_half_width_percent, self.asked_sessions)
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,7 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
         condition=device.condition,
         measurements=device.measurements,
         verifications=sum(row.counted and row.purpose == "verification" for row in device.rows),
+        timed_s=device.timed_s,
         quality=QualityResult(
             ok=quality.ok,
             noisy=quality.noisy,

@@ -143,6 +143,7 @@ class DeviceResult(_Record):
     condition: Condition = Field(description="condition under which it was measured")
     measurements: int = Field(description="taken to search, failed ones included: what the budget counts")
     verifications: int = Field(description="fresh re-measurements of winners")
+    timed_s: float = Field(default=0.0, description="time inside timed inferences of its subnets, about, seconds")
     quality: QualityResult = Field(description="how many measurements were disturbed")
     regimes: tuple[RegimeResult, ...] = Field(description="lasting speeds at which the device ran, the earliest first")
     predictor: PredictorResult | None = Field(description="null when too little was measured to tell")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.tuning.session_noise import between_sessions, noise_of
 from fleetnas.coordinator.tuning.subnet_observations import Run, SubnetObservations
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed, median
 
@@ -41,9 +42,11 @@ class DerivedLatencies:
         #: Measured subnets in the order of their genomes, and the place of each genome among them.
         self.subnets = [subnet for subnet in subnets if subnet.runs]
         self.places = {subnet.genome.tobytes(): place for place, subnet in enumerate(self.subnets)}
+        #: Standard deviation between runtime sessions, relative.
+        self.session_scatter = between_sessions(self.subnets, undisturbed_ms)
         # Sorted within each subnet: not even rounding depends on the order of arrival.
         runs = [
-            (place, undisturbed_ms(run) or math.nan, run.median_ms, run.noise, run)
+            (place, undisturbed_ms(run) or math.nan, run.median_ms, noise_of(run, self.session_scatter), run)
             for place, subnet in enumerate(self.subnets)
             for run in subnet.runs
         ]
@@ -52,7 +55,9 @@ class DerivedLatencies:
         undisturbed = np.array([run[1] for run in runs], dtype=np.float64)
         medians = np.array([run[2] for run in runs], dtype=np.float64)
         known = ~np.isnan(undisturbed)
-        self.noise = sorted(run[3] for run in runs if run[1] == run[1])
+        #: Noise of each run of one session whose speed is known, relative, ascending; of all runs where none is.
+        single = sorted(run[3] for run in runs if run[1] == run[1] and run[4].sessions == 1)
+        self.noise = single or sorted(run[3] for run in runs if run[1] == run[1])
         self.knows_speeds = len(set(place[known].tolist())) >= _LEAST_KNOWN
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
         in_regime = ended >= regime_unix_s

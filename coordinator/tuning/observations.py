@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.tuning.derived_latencies import DerivedLatencies
+from fleetnas.coordinator.tuning.session_noise import noise_of
 from fleetnas.coordinator.tuning.subnet_observations import Run, SubnetObservations
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.fleet_protocol.messages import Measurement
@@ -130,9 +131,17 @@ class Observations:
 
     @property
     def noise(self) -> float:
-        """Median relative noise of the latencies at undisturbed speed; 0 where none is known."""
+        """Relative noise of the more precise first measurements, among which winners are chosen: the lower quartile.
+
+        Of latencies at undisturbed speed; 0 where none is known.
+        """
         known = self._all.noise
-        return known[len(known) // 2] if known else 0.0
+        return known[len(known) // 4] if known else 0.0
+
+    @property
+    def session_scatter(self) -> float:
+        """Standard deviation of a subnet's latency between runtime sessions, relative."""
+        return self._all.session_scatter
 
     @property
     def knows_speeds(self) -> bool:
@@ -142,7 +151,9 @@ class Observations:
     def exceeds(self, subnet: SubnetObservations, run: Run) -> float:
         """Return how far a run is beyond the subnet's other runs, relative, the device's speed taken out."""
         others = [other for other in subnet.runs if other is not run]
-        known = [(ms, other.noise**-2) for other in others if (ms := self.undisturbed_ms(other))]
+        known = [
+            (ms, noise_of(other, self.session_scatter) ** -2) for other in others if (ms := self.undisturbed_ms(other))
+        ]
         showed = self.undisturbed_ms(run)
         if known and showed is not None:
             # Exact sums do not depend on the order of arrival.
@@ -187,7 +198,7 @@ class Observations:
 
     def _make_training_set(self) -> list[tuple[tuple[int, ...], float, float]]:
         known = [
-            (tuple(subnet.genome.tolist()), ms, run.noise * ms)
+            (tuple(subnet.genome.tolist()), ms, noise_of(run, self.session_scatter) * ms)
             for subnet in self._all.subnets
             for run in subnet.runs
             if (ms := self.undisturbed_ms(run)) is not None

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.records.budget import Purpose
+from fleetnas.coordinator.records.precision import AskedPrecision
 from fleetnas.coordinator.search.latency import TableLatency
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import Genomes
@@ -31,6 +32,8 @@ class Proposal:
     predicted_accuracy: float | None = None
     wait_above: float | None = None
     """Wait for a device that takes more than this factor times its undisturbed latency."""
+    precision: AskedPrecision | None = None
+    """Precision that it needs; None: that of the run's protocol."""
 
     @property
     def key(self) -> tuple[tuple[int, ...], Purpose, float | None]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.search.problem import AccuracyModel
+from fleetnas.coordinator.tuning.needed_precision import VERIFICATION, precision_of
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
@@ -46,17 +47,22 @@ class Proposer:
         table = self._observations.table(unsure=True)
         least_ms = _ABSURD * float(table.typical_ms[0]) if len(table) else 0.0
         top1 = self._accuracy.predict(matrix).tolist()
+        predictions = [
+            (ms, std_ms) if ms > least_ms else (None, None)
+            for ms, std_ms in zip(mean.tolist(), deviation.tolist(), strict=True)
+        ]
         return [
             Proposal(
                 tuple(genome.tolist()),
                 self.architecture(genome),
                 purpose,
                 target_ms,
-                predicted_ms=ms if ms > least_ms else None,
-                predicted_std_ms=std_ms if ms > least_ms else None,
+                predicted_ms=predicted_ms,
+                predicted_std_ms=std_ms,
                 predicted_accuracy=accuracy,
+                precision=precision_of(predicted_ms, std_ms),
             )
-            for genome, ms, std_ms, accuracy in zip(matrix, mean.tolist(), deviation.tolist(), top1, strict=True)
+            for genome, (predicted_ms, std_ms), accuracy in zip(matrix, predictions, top1, strict=True)
         ]
 
     def propose_again(self, genome: Genome, target_ms: float) -> Proposal:
@@ -70,4 +76,5 @@ class Proposer:
             predicted_ms=self._latency.predict_without_itself(genome),
             predicted_accuracy=float(self._accuracy.predict(genome[None])[0]),
             wait_above=patience(self._latency.speed, undisturbed_ms),
+            precision=VERIFICATION,
         )

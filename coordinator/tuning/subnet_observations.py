@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,20 +12,21 @@ from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.messages import Measurement
 
-#: Two runs of one file on one device differ by about this much, relative, however steady each of them is.
-BETWEEN_RUNS = 0.01
 #: A measurement whose own noise is beyond this says little; one more is taken before it is relied on.
 UNSURE_NOISE = 0.15
 #: A (device setting, subnet) that failed this often is left alone.
 QUARANTINE_FAILURES = 2
-#: 95 % half-width of a normal distribution in standard deviations.
-_HALF_WIDTH_SIGMAS = 1.96
+#: 95 % half-width in standard errors: of the samples of one session, and of the mean of 2 to 16 sessions (Student's t).
+_HALF_WIDTH_SIGMAS = (
+    *(1.960, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365),
+    *(2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+)
 
 
-def relative_noise(measurement: Measurement) -> float:
-    """Return the relative standard deviation of a latency at undisturbed speed: within its run, and between runs."""
-    within = measurement.undisturbed_half_width_percent / 100 / _HALF_WIDTH_SIGMAS
-    return math.hypot(within, BETWEEN_RUNS)
+def noise_within(measurement: Measurement) -> float:
+    """Return the relative standard deviation of a latency at undisturbed speed, as its own samples show it."""
+    sigmas = _HALF_WIDTH_SIGMAS[min(measurement.sessions, len(_HALF_WIDTH_SIGMAS)) - 1]
+    return measurement.undisturbed_half_width_percent / 100 / sigmas
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +36,12 @@ class Run:
     median_ms: float
     """As it ran."""
     undisturbed_ms: float | None
-    noise: float
-    """Of `undisturbed_ms`, a standard deviation, relative: see `relative_noise`."""
+    within: float
+    """Standard deviation of `undisturbed_ms` as its own samples show it, relative; of several sessions all of it."""
+    sessions: int
+    """Runtime sessions that it is averaged over."""
+    session_variance: float | None
+    """Variance of the logarithms of their latencies as they ran; None where there is one session."""
     noisy: bool
     reference_ms: float | None
     levels_ms: tuple[float, ...]
@@ -48,7 +55,9 @@ class Run:
         return cls(
             measurement.median_ms,
             measurement.undisturbed_ms,
-            relative_noise(measurement),
+            noise_within(measurement),
+            measurement.sessions,
+            _variance(measurement.session_medians_ms),
             measurement.quality == "noisy",
             measurement.reference_ms,
             measurement.levels_ms,
@@ -56,6 +65,10 @@ class Run:
             measurement.finished_unix_s,
             measurement.model_sha256,
         )
+
+
+def _variance(session_medians_ms: Sequence[float]) -> float | None:
+    return statistics.variance(map(math.log, session_medians_ms)) if len(session_medians_ms) > 1 else None
 
 
 @dataclass(slots=True)
@@ -98,5 +111,5 @@ class SubnetObservations:
     def sure(self) -> bool:
         """Whether it was measured steadily, or more than once."""
         return len(self.runs) > 1 or any(
-            run.undisturbed_ms is not None and run.noise <= UNSURE_NOISE for run in self.runs
+            run.undisturbed_ms is not None and run.within <= UNSURE_NOISE for run in self.runs
         )

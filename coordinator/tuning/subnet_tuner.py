@@ -17,6 +17,7 @@ from fleetnas.coordinator.records.transitions import require
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES, Judgement, judge_run
 from fleetnas.coordinator.tuning.miss_reasons import remeasured_beyond
+from fleetnas.coordinator.tuning.needed_precision import VERIFICATION
 from fleetnas.coordinator.tuning.observations import Observations
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal
 from fleetnas.coordinator.tuning.proposer import patience
@@ -218,6 +219,7 @@ class SubnetTuner:
             "verification",
             predicted_accuracy=state.accuracy,
             wait_above=self._patience(key) if waits else None,
+            precision=VERIFICATION,
         )
 
     def _patience(self, key: tuple[int, ...]) -> float:

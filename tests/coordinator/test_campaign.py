@@ -534,7 +534,7 @@ class TestResume:
 
 def test_the_protocol_of_the_plan_reaches_the_devices() -> None:
     protocol = MeasurementProtocol(min_runs=7, max_s=3)
-    fleet = Simulation(plan(wait_for=1, protocol=protocol.model_dump()))
+    fleet = Simulation(plan(wait_for=1, protocol=protocol.model_dump(), precision="fixed"))
     agent = fleet.add("pi0")
     seen = []
     agent.fails = lambda task: seen.append(task.protocol)  # type: ignore[func-returns-value]

@@ -32,9 +32,10 @@ FAILED = Failed(task=TaskKey(task_id="t2", attempt=3), reason="crashed", detail=
 #: What a measurement had no field for then, and what became of one with a sentinel's drift and of a throttled one.
 ADDED = {
     "undisturbed_ms", "undisturbed_half_width_percent", "reference", "reference_ms", "levels_ms", "condition",
-    "regime_unix_s",
+    "regime_unix_s", "sessions", "session_medians_ms",
 }  # fmt: skip
 _UNKNOWN = {"reference": None, "reference_ms": None, "levels_ms": (), "condition": "as-is", "regime_unix_s": 0.0}
+_UNKNOWN |= {"sessions": 1, "session_medians_ms": ()}
 KEPT = MEASUREMENT.model_copy(
     update={**_UNKNOWN, "undisturbed_ms": 1.25 / 1.25, "undisturbed_half_width_percent": 0.5, "quality": "noisy"}
 )
@@ -43,7 +44,7 @@ BOUND = MEASUREMENT.model_copy(
 )
 #: The plan of a run as the first revisions held it, and as it is read today.
 PLAN_BEFORE = {"targets": "2,4", "budget": 24, "spread": 12}
-PLAN_NOW = {"targets": "2,4", "budget": 24, "initial_design": 12}
+PLAN_NOW = {"targets": "2,4", "budget": 24, "initial_design": 12, "precision": "fixed"}
 #: One store as the first revision held it, table by table; spelled out, since the code that wrote it is gone.
 FIRST_ROWS: dict[str, list[dict[str, Any]]] = {
     "runs": [

@@ -41,7 +41,7 @@ PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
     "--rerank",
     "--deadline",
-    *("--warmup", "--min-time", "--min-runs", "--conditions"),
+    *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
 IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes"}
@@ -249,7 +249,7 @@ def test_every_command_is_looked_at() -> None:
         "export-data": 7,
         "finetune": 13,
         "inspect": 2,
-        "measure": 37,
+        "measure": 38,
         "mirror": 0,
         "predictor": 0,
         "predictor evaluate": 5,

@@ -7,7 +7,7 @@ from collections import Counter
 from rigs import waiting
 from rigs.process_fleet import Fleet, events, kill
 
-from fleetnas.coordinator.tuning.subnet_observations import UNSURE_NOISE, relative_noise
+from fleetnas.coordinator.tuning.subnet_observations import UNSURE_NOISE, noise_within
 from fleetnas.fleet_protocol.messages import Measurement
 
 
@@ -57,7 +57,7 @@ def test_the_coordinator_is_killed_and_resuming_measures_nothing_twice(fleet: Fl
     steady = {
         found.task.architecture
         for found in before.values()
-        if isinstance(found.outcome, Measurement) and relative_noise(found.outcome) <= UNSURE_NOISE
+        if isinstance(found.outcome, Measurement) and noise_within(found.outcome) <= UNSURE_NOISE
     }
     again = {
         found.task.architecture

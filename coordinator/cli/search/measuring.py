@@ -39,6 +39,14 @@ class MeasuringOptions:
     min_runs: Annotated[
         int, typer.Option("--min-runs", metavar="N", min=3, help="Timed runs per measurement, at least.")
     ] = 50
+    fixed_protocol: Annotated[
+        bool,
+        typer.Option(
+            "--fixed-protocol",
+            help="Measure every subnet for --warmup, --min-time and --min-runs: not for less where it only teaches the "
+            "predictor, nor in several sessions where it decides a target.",
+        ),
+    ] = False
     conditions: Annotated[
         Condition,
         typer.Option(
@@ -68,6 +76,7 @@ class MeasuringOptions:
             "conditions": self.conditions,
             "cool_s": self.cool_for,
             "protocol": self._protocol(),
+            "precision": "fixed" if self.fixed_protocol else "auto",
         }
 
     def _protocol(self) -> MeasurementProtocol:
