@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.agent.measuring.fresh_sessions import mean_paired, session_share
 from fleetnas.agent.measuring.levels import continued_levels
 from fleetnas.agent.measuring.messages import MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from fleetnas.agent.measuring.paired import Reference, measure_paired, read_levels, reference_turn_s
@@ -137,18 +138,22 @@ class SimulatedBench:
         near = min(self._rungs, key=lambda rung: abs(math.log(rung.macs / macs)))
         far = self._rungs[0] if near is not self._rungs[0] else self._rungs[-1]
         order = self._ready(task, near, on_wait)
-        self.clock.now_s += BUILD_AND_LOAD_S
-        paired = measure_paired(
-            self.device.session(genome),
-            macs,
-            self._reference(near, order),
-            self._reference(far, order),
-            task.protocol,
-            clock_ns=self._clock_ns,
-            keep_level=order.keep_levels,
-        )
-        if paired.reference_ms < self._levels_ms[paired.reference]:
-            self._levels_ms[paired.reference], self._calibrated = paired.reference_ms, False
+        sessions: list[PairedTiming] = []
+        for _ in range(task.protocol.sessions):
+            self.clock.now_s += BUILD_AND_LOAD_S
+            paired = measure_paired(
+                self.device.session(genome),
+                macs,
+                self._reference(near, order),
+                self._reference(far, order),
+                session_share(task.protocol),
+                clock_ns=self._clock_ns,
+                keep_level=order.keep_levels,
+            )
+            if paired.reference_ms < self._levels_ms[paired.reference]:
+                self._levels_ms[paired.reference], self._calibrated = paired.reference_ms, False
+            sessions.append(paired)
+        paired = mean_paired(sessions, task.protocol.half_width_percent)
         self.subject_s += paired.subject_inference_s
         self.reference_s += paired.reference_inference_s
         self.busy_s += self.clock.now_s - began_s
@@ -167,7 +172,7 @@ class SimulatedBench:
             order = self.drift.reference_order(task, self.clock.now_s, may_wait=self.clock.now_s < give_up_s)
             if order.warm_up:
                 self._warm_up(on_wait)
-            self._calibrate(order, task.protocol)
+            self._calibrate(order, session_share(task.protocol))
             slowdown = self._slowdown(near) if order.slow_above is not None else None
             if order.slow_above is None or slowdown is None or slowdown <= order.slow_above:
                 return order
