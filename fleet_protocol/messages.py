@@ -36,7 +36,9 @@ from fleetnas.device_profiles.quantities import (
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.
 SCHEMA_VERSION: Literal[1] = 1
-SCHEMA_MINOR = 0
+SCHEMA_MINOR = 1
+#: Runtime sessions that one measurement is averaged over.
+MAX_SESSIONS = 16
 #: Attempts at one task.
 MAX_ATTEMPTS = 1000
 #: Characters of a setting's label; it names a folder.
@@ -118,15 +120,27 @@ class BlobReference(Message):
 
 
 class MeasurementProtocol(Message):
-    """How long and how often to run a model. The defaults are those of `docs/measuring.md`."""
+    """How long and how often to run a model. The defaults are those of `docs/measuring.md`.
+
+    Measuring stops as soon as the latency is known precisely enough and `min_s` and `min_runs` are reached. An agent of
+    an older version ignores `sessions` and uses one.
+    """
 
     warmup_runs: int = Field(default=3, ge=0, le=10_000)
-    warmup_s: Seconds = 0.5
+    warmup_s: Seconds = Field(default=0.5, description="the warm-up ends when it is steady, or after this long")
     min_runs: int = Field(default=50, ge=3, le=100_000)
     min_s: Seconds = 1.0
     max_s: LimitSeconds = 20.0
     blocks: int = Field(default=3, ge=1, le=100)
-    half_width_percent: HalfWidthPercent = Field(default=2.0, gt=0)
+    half_width_percent: HalfWidthPercent = Field(
+        default=2.0,
+        gt=0,
+        description="95 % half-width to reach: of the latency at undisturbed speed where references are used, else of "
+        "the median; repeated looks do not make the interval too narrow",
+    )
+    sessions: int = Field(
+        default=1, ge=1, le=MAX_SESSIONS, description="fresh runtime sessions that the latency is averaged over"
+    )
 
 
 class Conditions(Message):
@@ -156,7 +170,10 @@ class Measurement(Message):
     min_ms: Milliseconds
     runs: int = Field(ge=1, le=2**31 - 1, description="timed samples")
     inner_loops: int = Field(default=1, ge=1, le=2**31 - 1, description="inferences per timed sample (fast subnets)")
-    half_width_percent: HalfWidthPercent = Field(description="95 % half-width of the median, in percent of it")
+    half_width_percent: HalfWidthPercent = Field(
+        description="95 % half-width of the median, in percent of it; includes the scatter between the sessions where "
+        "there are several"
+    )
     quality: Quality
     undisturbed_ms: Milliseconds | None = Field(
         default=None,
@@ -164,7 +181,9 @@ class Measurement(Message):
         "in turn with it; null where that ratio says nothing: then it is only known to be at most median_ms",
     )
     undisturbed_half_width_percent: HalfWidthPercent = Field(
-        default=0.0, description="95 % half-width of undisturbed_ms, in percent of it"
+        default=0.0,
+        description="95 % half-width of undisturbed_ms, in percent of it; includes the scatter between the sessions "
+        "where there are several",
     )
     reference: _Fingerprint | None = Field(default=None, description="fingerprint of the reference subnet")
     reference_ms: Milliseconds | None = Field(
@@ -179,6 +198,12 @@ class Measurement(Message):
     )
     times_us: tuple[Microseconds, ...] = Field(max_length=512, description="raw samples in order, per inference")
     block_medians_ms: tuple[Milliseconds, ...] = Field(default=(), max_length=100)
+    sessions: int = Field(default=1, ge=1, le=MAX_SESSIONS, description="runtime sessions that it is averaged over")
+    session_medians_ms: tuple[Milliseconds, ...] = Field(
+        default=(),
+        max_length=MAX_SESSIONS,
+        description="latency in each session, as it ran; may be empty for one session",
+    )
     provider: Provider = Field(description="execution provider that was really active")
     build_ms: DurationMs = Field(description="time to build the model file on the device")
     load_ms: DurationMs = Field(description="time to create the runtime session")
@@ -193,6 +218,19 @@ class Measurement(Message):
             raise ValueError(
                 f"median_ms is {MIN_SLOWDOWN:g} to {MAX_SLOWDOWN:g} times undisturbed_ms on any device; it is "
                 f"{self.median_ms:g} and {self.undisturbed_ms:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sessions_agree(self) -> Measurement:
+        medians = self.session_medians_ms
+        if len(medians) != self.sessions and (medians or self.sessions > 1):
+            raise ValueError(f"session_medians_ms has {len(medians)} latencies of {self.sessions} sessions")
+        between = not medians or min(medians) * 0.99 <= self.median_ms <= max(medians) * 1.01
+        if not between:
+            raise ValueError(
+                f"median_ms is {self.median_ms:g}, beyond the sessions that it is averaged over: {min(medians):g} to "
+                f"{max(medians):g}"
             )
         return self
 

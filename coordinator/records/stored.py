@@ -74,6 +74,10 @@ class TaskRecord:
     """Batch-norm statistics of that file, so that it can be built again."""
     attempt: int = 0
     """Number of attempts dispatched so far."""
+    asked_half_width_percent: float | None = None
+    """95 % half-width that the measurement was asked to reach; None: that of the run's protocol."""
+    asked_sessions: int | None = None
+    """Runtime sessions to average over; None: those of the run's protocol."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,12 @@ def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ..
 _OF_MEASUREMENT = _message_fields(Measurement)
 _SUFFIXES = ("before", "after")
 _CONDITIONS = tuple(Conditions.model_fields)
-_LAST = ("levels_ms", "block_medians_ms", RAW_TIMES)
+_LAST = ("levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
+
+_OF_TASK = (
+    *("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
+    *("asked_half_width_percent", "asked_sessions"),
+)
 
 #: Every field, in order; the long ones are last.
 FIELDS: tuple[Field, ...] = (
@@ -66,6 +71,8 @@ FIELDS: tuple[Field, ...] = (
     Field("predicted_ms", "number"),
     Field("predicted_std_ms", "number"),
     Field("predicted_accuracy", "number"),
+    Field("asked_half_width_percent", "number"),
+    Field("asked_sessions", "integer"),
     *(field for field in _OF_MEASUREMENT if field.name not in _LAST),
     *(field for suffix in _SUFFIXES for field in _message_fields(Conditions, f"_{suffix}")),
     *(field for field in _OF_MEASUREMENT if field.name in _LAST),
@@ -115,7 +122,7 @@ def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> d
         "fingerprint": task.architecture.fingerprint,
         "architecture": task.architecture.model_dump_json(),
     }
-    for name in ("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"):
+    for name in _OF_TASK:
         row[name] = getattr(task, name)
     for field in _OF_MEASUREMENT:
         row[field.name] = getattr(measurement, field.name)

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0007"
+HEAD_REVISION = "0008"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -71,6 +71,8 @@ class TaskRow(Base):
     model_sha256: Mapped[str | None] = mapped_column(String(64))
     calibration: Mapped[bytes | None] = mapped_column(LargeBinary)
     attempt: Mapped[int]
+    asked_half_width_percent: Mapped[float | None]
+    asked_sessions: Mapped[int | None]
     outcomes: Mapped[list[OutcomeRow]] = relationship(back_populates="task")
 
 
@@ -114,6 +116,8 @@ class MeasurementRow(Base):
     regime_unix_s: Mapped[float] = mapped_column(server_default="0")
     times_us: Mapped[list[Any]]
     block_medians_ms: Mapped[list[Any]]
+    sessions: Mapped[int] = mapped_column(server_default="1")
+    session_medians_ms: Mapped[list[Any] | None] = mapped_column(JSON)
     provider: Mapped[str] = mapped_column(String(64))
     build_ms: Mapped[float]
     load_ms: Mapped[float]

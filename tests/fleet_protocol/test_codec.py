@@ -1,13 +1,17 @@
 import json
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from fleetnas.fleet_protocol import codec
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import ProtocolError
 from fleetnas.fleet_protocol.messages import (
+    MAX_SESSIONS,
+    SCHEMA_MINOR,
     AgentState,
     BlobReference,
     Failed,
@@ -16,9 +20,11 @@ from fleetnas.fleet_protocol.messages import (
     Result,
     RuntimeSetting,
     TaskKey,
+    Versioned,
 )
 from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, MeasureTask
 
+V = TypeVar("V", bound=Versioned)
 KEY = TaskKey(task_id="t1", attempt=2)
 TASK = MeasureTask(
     task=KEY,
@@ -46,17 +52,59 @@ MEASUREMENT = Measurement(
 )
 
 
+def _as_sent(message: V) -> V:
+    """Return a message as its recipient has it: with the minor version of the program that sent it."""
+    return message.model_copy(update={"schema_minor": SCHEMA_MINOR})
+
+
 def test_tasks_and_updates_come_back_equal_and_as_their_own_kind() -> None:
     for task in (TASK, CancelTask(task=KEY)):
-        assert codec.decode_task(codec.encode(task)) == task
+        assert codec.decode_task(codec.encode(task)) == _as_sent(task)
     for update in (Result(task=KEY, measurement=MEASUREMENT), Failed(task=KEY, reason="crashed", detail="signal 11")):
-        assert codec.decode_task_update(codec.encode(update)) == update
+        assert codec.decode_task_update(codec.encode(update)) == _as_sent(update)
     for message in (
         Acknowledgement(task=KEY),
         AgentState(state="ready", session=3, instance="x"),
         Heartbeat(session=1, uptime_s=2),
     ):
-        assert codec.decode(type(message), codec.encode(message)) == message
+        assert codec.decode(type(message), codec.encode(message)) == _as_sent(message)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "medians"),
+    [(1, ()), (1, (12.5,)), (2, (12.0, 13.0)), (MAX_SESSIONS, (12.5,) * MAX_SESSIONS)],
+)
+def test_sessions_with_a_latency_each_are_accepted(sessions: int, medians: tuple[float, ...]) -> None:
+    found = Measurement.model_validate({**vars(MEASUREMENT), "sessions": sessions, "session_medians_ms": medians})
+    assert (found.sessions, found.session_medians_ms) == (sessions, medians)
+
+
+@pytest.mark.parametrize(
+    ("sessions", "medians"),
+    [
+        (3, ()),
+        (1, (12.5, 12.5)),
+        (3, (12.5, 12.5)),
+        (0, ()),
+        (MAX_SESSIONS + 1, (12.5,) * (MAX_SESSIONS + 1)),
+        (2, (12.5, float("nan"))),
+        (2, (12.5, 0.0)),
+        (2, (1.0, 2.0)),
+        (2, (13.0, 14.0)),
+    ],
+)
+def test_sessions_that_contradict_their_latencies_are_refused(sessions: int, medians: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError):
+        Measurement.model_validate({**vars(MEASUREMENT), "sessions": sessions, "session_medians_ms": medians})
+
+
+def test_a_measurement_of_a_program_without_sessions_is_of_one() -> None:
+    fields = json.loads(codec.encode(Result(task=KEY, measurement=MEASUREMENT)))
+    del fields["schema_minor"]
+    assert not fields["measurement"].keys() & {"sessions", "session_medians_ms"}
+    found = codec.decode_task_update(json.dumps(fields).encode())
+    assert isinstance(found, Result)
+    assert (found.measurement.sessions, found.measurement.session_medians_ms) == (1, ())
 
 
 def test_a_measurement_costs_at_most_2_kib_on_the_wire() -> None:
