@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fleetnas.agent.host.unused_memory import return_unused_memory
 from fleetnas.agent.runtimes.base import TensorSpec, random_tensors
 from fleetnas.supernet_export.interpreters.litert import open_interpreter
 from fleetnas.supernet_export.interpreters.onnxruntime import EXACT_INT8, import_onnxruntime
-
-import numpy as np
 
 
 def load_onnxruntime(model: bytes, changes: frozenset[str]) -> Callable[[], Any]:
@@ -97,6 +98,8 @@ def main() -> None:
         command = json.loads(line)
         reply: list[float] = []
         if command["op"] == "load":
+            if "kept_memory" not in changes:
+                return_unused_memory()
             run = LOAD[given.runtime](model, changes)
             for _ in range(3):
                 run()

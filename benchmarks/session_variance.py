@@ -56,7 +56,8 @@ class Change:
 
 _MALLOC = "GLIBC_TUNABLES"
 CHANGES = {
-    "as_deployed": Change(),
+    "as_measured": Change(),
+    "kept_memory": Change(option="kept_memory"),
     "no_arena": Change(("onnxruntime",), "no_arena"),
     "no_pattern": Change(("onnxruntime",), "no_pattern"),
     "no_prepacking": Change(("onnxruntime",), "no_prepacking"),

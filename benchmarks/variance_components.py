@@ -36,8 +36,8 @@ def components(log_ms: NDArray[np.float64], rng: np.random.Generator) -> Compone
     Session s of all processes of a subnet was measured in the same stretch of time, whose mean is removed: what the
     machine did meanwhile is no property of a session. The estimates are those of the analysis of variance, which for
     balanced designs are those of restricted maximum likelihood where they are positive; the intervals are from
-    generalised pivotal quantities, so a component that is not there has an interval that begins at 0. Source: Weerahandi,
-    Exact Statistical Methods for Data Analysis (1995), 9.
+    generalised pivotal quantities, so a component that is not there has an interval that begins at 0. Source:
+    Weerahandi, Exact Statistical Methods for Data Analysis (1995), 9.
     """
     subnets, processes, sessions, repeats = log_ms.shape
     cells = log_ms.mean(axis=3)
@@ -54,11 +54,11 @@ def components(log_ms: NDArray[np.float64], rng: np.random.Generator) -> Compone
         subnets * processes * sessions * (repeats - 1),
     )
     means = [square / degrees for square, degrees in zip(squares, freedom, strict=True)]
-    drawn = [
-        square / rng.chisquare(degrees, _DRAWS) for square, degrees in zip(squares, freedom, strict=True)
-    ]
+    drawn = [square / rng.chisquare(degrees, _DRAWS) for square, degrees in zip(squares, freedom, strict=True)]
     return Components(
-        processes=_component((means[0] - means[1]) / (sessions * repeats), (drawn[0] - drawn[1]) / (sessions * repeats)),
+        processes=_component(
+            (means[0] - means[1]) / (sessions * repeats), (drawn[0] - drawn[1]) / (sessions * repeats)
+        ),
         sessions=_component((means[1] - means[2]) / repeats, (drawn[1] - drawn[2]) / repeats),
         within=_component(means[2], drawn[2]),
     )

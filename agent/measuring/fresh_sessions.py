@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fleetnas.agent.host.unused_memory import return_unused_memory
 from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import Basis, median
 from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, TimedModel
@@ -70,8 +71,9 @@ def run_sessions(
 ) -> tuple[list[SessionRun], TimedModel]:
     """Load and time a model `sessions` times; return the times, and the closed model of the last session.
 
-    Each session is closed before the next is loaded: a small device has memory for one beside the references. A model
-    that another program runs is loaded once, since each invocation of the program makes a session of its own.
+    Each session is closed before the next is loaded: a small device has memory for one beside the references. Its
+    memory is given back, so that the next session gets pages of its own, as an application's does. A model that another
+    program runs is loaded once, since each invocation of the program makes a session of its own.
     `on_block` gets the fraction done of the present session and of all. Raises what `load` and `time_model` raise.
     """
     runs: list[SessionRun] = []
@@ -83,6 +85,7 @@ def run_sessions(
                 model.close()
                 model = None
             if model is None:
+                return_unused_memory()
                 begin = time.perf_counter()
                 model = load()
                 load_ms = 1000 * (time.perf_counter() - begin)

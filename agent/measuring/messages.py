@@ -22,6 +22,7 @@ from fleetnas.device_profiles.quantities import (
 )
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import (
+    MAX_SESSIONS,
     Conditions,
     FailureReason,
     MeasurementProtocol,
@@ -133,7 +134,7 @@ class MeasuredReply(Message):
     model_bytes: Count
     timing: Timing
     session_medians_ms: tuple[Milliseconds, ...] = Field(
-        default=(), max_length=16, description="median of each fresh runtime session, as it ran"
+        default=(), max_length=MAX_SESSIONS, description="median of each fresh runtime session, as it ran"
     )
     provider: Provider
     build_ms: DurationMs

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rigs.agent_rig import ARCHITECTURE, BUNDLE, final_reply, measured, next_reply, task
+from rigs.agent_rig import final_reply, measured, next_reply, task
 from rigs.supernets import random_bundle
 
 from fleetnas.agent.measuring.fresh_sessions import (
@@ -111,9 +111,7 @@ def test_a_level_that_is_lowered_between_two_sessions_applies_to_all() -> None:
 
 
 def test_latency_as_it_ran_keeps_its_samples_within_the_bounds_of_a_result() -> None:
-    long = measured(TRUE_MS).timing.model_copy(
-        update={"block_medians_ms": (TRUE_MS,) * 80, "times_us": (8000.0,) * 20}
-    )
+    long = measured(TRUE_MS).timing.model_copy(update={"block_medians_ms": (TRUE_MS,) * 80, "times_us": (8000.0,) * 20})
     found = mean_timing([long] * 16, 2.0)
     assert len(found.block_medians_ms) <= 100
     assert len(found.times_us) <= 20
@@ -217,10 +215,9 @@ def ignore(session_fraction: float, fraction: float) -> None:
 
 def test_sessions_that_differ_are_averaged_one_open_at_a_time_in_the_time_of_one_measurement() -> None:
     protocol = MeasurementProtocol(sessions=4, min_s=2.0)
-    library, covered, fractions = Library(), [], list[float]()
-    for _ in range(40):
-        covered.append(covers(library.measure(protocol, lambda _, fraction: fractions.append(fraction)), TRUE_MS))
-    assert np.mean(covered) >= 0.9
+    library, fractions = Library(), list[float]()
+    found = [library.measure(protocol, lambda _, fraction: fractions.append(fraction)) for _ in range(40)]
+    assert np.mean([covers(each, TRUE_MS) for each in found]) >= 0.9
     assert (library.loaded, library.closed, library.most_open) == (160, 160, 1)
     assert fractions[:4] == [0.25, 0.5, 0.75, 1.0]
     alone = Library(deviation=0.0)
