@@ -87,6 +87,7 @@ class Child:
             stderr=subprocess.DEVNULL,
             text=True,
             env={**os.environ, **dict(change.environment)},
+            start_new_session=True,  # as the agent's child: some kernels share the processor among such sessions
             preexec_fn=_fix_addresses if change.fixed_addresses else None,
         )
 

@@ -1,12 +1,15 @@
-"""Take the variance of latencies apart: between processes, between sessions of a process, within a session."""
+"""Take the variance of latencies apart, between processes, sessions and repeats; means with intervals."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fleetnas.agent.measuring.fresh_sessions import student_t95
 
 #: Draws of the generalised pivotal quantities.
 _DRAWS = 20_000
@@ -62,6 +65,19 @@ def components(log_ms: NDArray[np.float64], rng: np.random.Generator) -> Compone
         sessions=_component((means[1] - means[2]) / repeats, (drawn[1] - drawn[2]) / repeats),
         within=_component(means[2], drawn[2]),
     )
+
+
+def trimmed_mean(values: Sequence[float], share: float = 0.2) -> tuple[float, float]:
+    """Mean without a share of the values on either side, and its 95 % half-width.
+
+    Source: Tukey and McLaughlin (1963), by the winsorised variance.
+    """
+    ordered = np.sort(np.asarray(values))
+    count = len(ordered)
+    cut = int(share * count)
+    winsorised = np.clip(ordered, ordered[cut], ordered[count - 1 - cut])
+    error = winsorised.std(ddof=1) / ((1 - 2 * cut / count) * math.sqrt(count))
+    return float(ordered[cut : count - cut].mean()), float(student_t95(count - 2 * cut - 1) * error)
 
 
 def _component(variance: float, drawn: NDArray[np.float64]) -> Component:

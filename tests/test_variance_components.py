@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from variance_components import components
+from variance_components import components, trimmed_mean
 
 #: Subnets, processes, sessions of each, repeats of each.
 SHAPE = (2, 6, 4, 3)
@@ -47,3 +47,14 @@ def test_noise_alone_has_no_other_component() -> None:
     found = [components(latencies(rng, 0.0, 0.0, 0.02), rng) for _ in range(100)]
     assert np.mean([each.processes.low == 0.0 for each in found]) >= 0.95
     assert np.mean([each.sessions.low == 0.0 for each in found]) >= 0.95
+
+
+def test_a_trimmed_mean_covers_the_centre_and_ignores_single_outliers() -> None:
+    rng = np.random.default_rng(7)
+    covered = []
+    for _ in range(600):
+        values = rng.normal(0.3, 0.05, 12)
+        values[rng.integers(12)] += 2.0 * (rng.random() < 0.3)
+        mean, half_width = trimmed_mean(values.tolist())
+        covered.append(abs(mean - 0.3) <= half_width)
+    assert 0.92 <= np.mean(covered) <= 0.99

@@ -177,6 +177,11 @@ def mean_paired(sessions: Sequence[PairedTiming], half_width_percent: float) -> 
     )
 
 
+def student_t95(freedom: int) -> float:
+    """Return the two-sided 95 % quantile of Student's t; that of 15 degrees of freedom for more."""
+    return _T95[min(freedom, len(_T95)) - 1]
+
+
 def _between(logs: Sequence[float], weights: Sequence[float]) -> float:
     """Return the 95 % half-width of a weighted mean that the values' own scatter implies; 0 of a single value."""
     freedom, total = len(logs) - 1, sum(weights)
@@ -184,7 +189,7 @@ def _between(logs: Sequence[float], weights: Sequence[float]) -> float:
         return 0.0
     mean = sum(weight * log for weight, log in zip(weights, logs, strict=True)) / total
     scatter = sum(weight * (log - mean) ** 2 for weight, log in zip(weights, logs, strict=True))
-    return _T95[min(freedom, len(_T95)) - 1] * math.sqrt(scatter / (freedom * total))
+    return student_t95(freedom) * math.sqrt(scatter / (freedom * total))
 
 
 def _log_mean(values: Sequence[float]) -> float:
