@@ -150,18 +150,18 @@ def study(
     """Measure one model: log-ratios of shape (processes, sessions, repeats), and (sessions, repeats) of a kept one."""
     found = np.zeros((design.processes + 1, design.sessions, design.repeats))
     everyone = children(design.processes + 2, model, runtime, change, design.clock)
-    with everyone as (reference, kept, *fresh):
+    with everyone as (reference, kept, *renewed):
         for child in (reference, kept):
             child.command(op="load")
-        measured = [*fresh, kept]
+        measured = [*renewed, kept]
         for session in range(design.sessions):
-            for child in fresh:
+            for child in renewed:
                 child.command(op="load")
             order = rng.permuted(np.tile(np.arange(len(measured)), (design.repeats, 1)), axis=1)
             for repeat, row in enumerate(order):
                 for index in row:
                     found[index, session, repeat] = log_ratio(measured[index], reference)
-            for child in fresh:
+            for child in renewed:
                 child.command(op="close")
     return found[:-1], found[-1]
 
@@ -172,10 +172,10 @@ def add(figures: Figures, name: str, component: Component) -> None:
     figures.add(f"{name}_high", 100 * component.high)
 
 
-def kept_percent(fresh: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
+def kept_percent(renewed: NDArray[np.float64], kept: NDArray[np.float64]) -> float:
     """Deviation between stretches of sessions that are kept, beyond that of their repeats; (subnets, ...)."""
     repeats = kept.shape[-1]
-    means = kept.mean(axis=-1) - fresh.mean(axis=(1, 3))
+    means = kept.mean(axis=-1) - renewed.mean(axis=(1, 3))
     within = kept.var(axis=-1, ddof=1).mean() / repeats
     return 100 * float(np.sqrt(max(0.0, means.var(axis=-1, ddof=1).mean() - within)))
 
@@ -207,13 +207,13 @@ def main() -> int:
                 if runtime not in CHANGES[name].runtimes:
                     continue
                 found = [study(file, runtime, CHANGES[name], design, rng) for file in files]
-                fresh, kept = np.array([each[0] for each in found]), np.array([each[1] for each in found])
-                raw[f"{runtime}_{name}"], raw[f"{runtime}_{name}_kept"] = fresh, kept
-                parts = components(fresh, rng)
+                renewed, kept = np.array([each[0] for each in found]), np.array([each[1] for each in found])
+                raw[f"{runtime}_{name}"], raw[f"{runtime}_{name}_kept"] = renewed, kept
+                parts = components(renewed, rng)
                 add(figures, f"between_processes_percent_{runtime}_{name}", parts.processes)
                 add(figures, f"between_sessions_percent_{runtime}_{name}", parts.sessions)
                 figures.add(f"within_session_percent_{runtime}_{name}", 100 * parts.within.deviation)
-                figures.add(f"kept_session_percent_{runtime}_{name}", kept_percent(fresh, kept))
+                figures.add(f"kept_session_percent_{runtime}_{name}", kept_percent(renewed, kept))
                 if given.raw is not None:
                     np.savez(given.raw, **raw)
     return figures.report(as_json=given.json)

@@ -16,5 +16,4 @@ def return_unused_memory() -> None:
         trim = ctypes.CDLL(None).malloc_trim  # glibc
     except (AttributeError, OSError, TypeError):
         return
-    trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
-    trim(0)
+    trim(ctypes.c_size_t(0))

@@ -16,13 +16,6 @@ from typing import TypeAlias
 from fleetnas.agent.host.limits import core_list
 from fleetnas.agent.host.power import BlockPower, IdlePower, energy_mj, with_power
 from fleetnas.agent.host.sensors import Sensors
-from fleetnas.agent.measuring.fresh_sessions import (
-    mean_paired,
-    mean_timing,
-    run_sessions,
-    session_share,
-    typical_load_ms,
-)
 from fleetnas.agent.measuring.messages import (
     BenchOrder,
     LoadedReply,
@@ -43,6 +36,13 @@ from fleetnas.agent.measuring.messages import (
 from fleetnas.agent.measuring.paired import TurnHooks
 from fleetnas.agent.measuring.pairing import Pairing
 from fleetnas.agent.measuring.references import References
+from fleetnas.agent.measuring.session_averages import (
+    mean_paired,
+    mean_timing,
+    run_sessions,
+    session_share,
+    typical_load_ms,
+)
 from fleetnas.agent.measuring.sustained_windows import measure_windows
 from fleetnas.agent.runtimes.base import OnBlock, Runtime, TimedModel
 from fleetnas.agent.runtimes.model_file import ModelFile, open_model

@@ -15,13 +15,6 @@ from numpy.typing import NDArray
 from rigs.agent_rig import final_reply, measured, next_reply, task
 from rigs.supernets import random_bundle
 
-from fleetnas.agent.measuring.fresh_sessions import (
-    mean_paired,
-    mean_timing,
-    run_sessions,
-    session_share,
-    typical_load_ms,
-)
 from fleetnas.agent.measuring.messages import (
     BenchOrder,
     FailedReply,
@@ -32,6 +25,13 @@ from fleetnas.agent.measuring.messages import (
     ReferenceOrder,
 )
 from fleetnas.agent.measuring.paired import Reference, measure_paired
+from fleetnas.agent.measuring.session_averages import (
+    mean_paired,
+    mean_timing,
+    run_sessions,
+    session_share,
+    typical_load_ms,
+)
 from fleetnas.agent.measuring.worker import Worker, child_command
 from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, TimedModel
 from fleetnas.agent.runtimes.timing import Timing

@@ -43,7 +43,7 @@ class SessionRun:
 
 
 def session_share(protocol: MeasurementProtocol) -> MeasurementProtocol:
-    """Return the part of a protocol that each of its sessions carries out.
+    """Return the part of a protocol for each of its sessions.
 
     Time, samples and blocks are divided among the sessions; each warms up on its own. The mean of n sessions is more
     certain than each of them by the square root of n.
