@@ -42,9 +42,8 @@ from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: Rounds of a measurement that nothing disturbs; fewer where the references would take too much of its time.
 ROUNDS = 8
-#: A turn of a reference lasts this many seconds, or this share of a measurement's time where that is shorter, or two
-#: samples where those take longer.
-_REFERENCE_TURN_S, _REFERENCE_SHARE = 0.015, 0.05
+#: A turn of a reference takes this share of the shortest turn of a subject, or two samples where those take longer.
+_REFERENCE_SHARE = 0.12
 #: Share of the subject's time that all turns of references may take before rounds become fewer.
 _MOST_REFERENCE_SHARE = 0.16
 #: Models slower than this read the same after another model as after themselves: every sample counts.
@@ -171,7 +170,7 @@ def measure_paired(
 
 def reference_turn_s(protocol: MeasurementProtocol) -> float:
     """Return the shortest turn of a reference, in s: the same for all subjects, because its level depends on it."""
-    return min(_REFERENCE_TURN_S, _REFERENCE_SHARE * protocol.min_s)
+    return _REFERENCE_SHARE * protocol.min_s / ROUNDS
 
 
 def read_levels(
