@@ -1,6 +1,6 @@
 """Loads, times and closes sessions of one model file at the command of `session_variance.py`, in a process of its own.
 
-Reads one command per line of standard input, in JSON: `load`, `turn` with the seconds that it lasts, `close`.
+Reads one command per line of standard input, in JSON: `load`, `turn` with the seconds that it lasts, `pages`, `close`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from session_pages import PageWatch
 
 from fleetnas.agent.host.unused_memory import return_unused_memory
 from fleetnas.agent.runtimes.base import TensorSpec, random_tensors
@@ -94,6 +95,7 @@ def main() -> None:
     gc.disable()
     model = given.model.read_bytes()
     run: Callable[[], Any] | None = None
+    pages = PageWatch()
     for line in sys.stdin:
         command = json.loads(line)
         reply: list[float] = []
@@ -103,6 +105,8 @@ def main() -> None:
             run = LOAD[given.runtime](model, changes)
             for _ in range(3):
                 run()
+        elif command["op"] == "pages":
+            reply = pages.same_share()
         elif command["op"] == "close":
             run = None
             gc.collect()

@@ -5,7 +5,8 @@ in a session that is kept throughout. In each of `--sessions` stretches every pr
 is measured `--repeats` times, in random order, in short turns between turns of the reference, then the sessions are
 closed. A measurement is the logarithm of the ratio at low quantiles, as an agent's is. `variance_components.py` takes
 its variance apart. One more process keeps its session throughout: what seems to differ between its stretches is the
-method's own error.
+method's own error. Where this runs as the superuser, it also tells how many of a session's pages of memory are those of
+the session before in the same process.
 
 `--clock cpu` counts processor time, for a machine that other programs use too.
 """
@@ -135,6 +136,16 @@ def log_ratio(subject: Child, reference: Child) -> float:
 
 
 @dataclass(frozen=True)
+class Study:
+    """Log-ratios of one model: (processes, sessions, repeats), (sessions, repeats) of a kept session."""
+
+    renewed: NDArray[np.float64]
+    kept: NDArray[np.float64]
+    #: Share of a session's pages that were the same in the session before, per process and later session.
+    same_pages: list[float]
+
+
+@dataclass(frozen=True)
 class Design:
     """Size of the study of one model file."""
 
@@ -144,10 +155,9 @@ class Design:
     clock: str
 
 
-def study(
-    model: Path, runtime: str, change: Change, design: Design, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Measure one model: log-ratios of shape (processes, sessions, repeats), and (sessions, repeats) of a kept one."""
+def study(model: Path, runtime: str, change: Change, design: Design, rng: np.random.Generator) -> Study:
+    """Measure the sessions of one model."""
+    same_pages: list[float] = []
     found = np.zeros((design.processes + 1, design.sessions, design.repeats))
     everyone = children(design.processes + 2, model, runtime, change, design.clock)
     with everyone as (reference, kept, *renewed):
@@ -162,8 +172,9 @@ def study(
                 for index in row:
                     found[index, session, repeat] = log_ratio(measured[index], reference)
             for child in renewed:
+                same_pages.extend(child.command(op="pages"))
                 child.command(op="close")
-    return found[:-1], found[-1]
+    return Study(found[:-1], found[-1], same_pages)
 
 
 def add(figures: Figures, name: str, component: Component) -> None:
@@ -182,8 +193,8 @@ def kept_percent(renewed: NDArray[np.float64], kept: NDArray[np.float64]) -> flo
 
 def main() -> int:
     arguments = parser(__doc__)
-    arguments.add_argument("--subnets", type=int, default=4, help="two of them are the smallest and the largest")
-    arguments.add_argument("--processes", type=int, default=8)
+    arguments.add_argument("--subnets", type=int, default=3, help="of three, two are the smallest and the largest")
+    arguments.add_argument("--processes", type=int, default=5)
     arguments.add_argument("--sessions", type=int, default=4)
     arguments.add_argument("--repeats", type=int, default=3)
     arguments.add_argument("--runtimes", nargs="+", default=["onnxruntime", "litert"])
@@ -191,6 +202,8 @@ def main() -> int:
     arguments.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     arguments.add_argument("--raw", type=Path, help="file for the log-ratios, numpy .npz")
     given = arguments.parse_args()
+    if min(given.processes, given.sessions, given.repeats) < 2:
+        arguments.error("variances need at least 2 processes, 2 sessions and 2 repeats")
     design = Design(given.processes, given.sessions, given.repeats, given.clock)
     sampled = SPACE.sample(max(1, given.subnets), np.random.default_rng(0))
     genomes = np.concatenate([sampled[:1], SPACE.smallest(), SPACE.largest(), sampled[1:]])[: given.subnets]
@@ -207,13 +220,16 @@ def main() -> int:
                 if runtime not in CHANGES[name].runtimes:
                     continue
                 found = [study(file, runtime, CHANGES[name], design, rng) for file in files]
-                renewed, kept = np.array([each[0] for each in found]), np.array([each[1] for each in found])
+                renewed, kept = np.array([each.renewed for each in found]), np.array([each.kept for each in found])
                 raw[f"{runtime}_{name}"], raw[f"{runtime}_{name}_kept"] = renewed, kept
                 parts = components(renewed, rng)
                 add(figures, f"between_processes_percent_{runtime}_{name}", parts.processes)
                 add(figures, f"between_sessions_percent_{runtime}_{name}", parts.sessions)
                 figures.add(f"within_session_percent_{runtime}_{name}", 100 * parts.within.deviation)
                 figures.add(f"kept_session_percent_{runtime}_{name}", kept_percent(renewed, kept))
+                pages = [share for each in found for share in each.same_pages]
+                if pages:
+                    figures.add(f"same_pages_percent_{runtime}_{name}", 100 * float(np.mean(pages)))
                 if given.raw is not None:
                     np.savez(given.raw, **raw)
     return figures.report(as_json=given.json)

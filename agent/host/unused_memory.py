@@ -9,7 +9,7 @@ def return_unused_memory() -> None:
     """Return free memory of the C library's heap to the kernel; nothing happens where that library cannot.
 
     A session that is closed leaves its memory on the heap, and the next one gets the same pages at the same addresses
-    (94 to 98 % of them on glibc 2.36): it would be the same session again, where an application's first session has
+    (95 to 100 % of them on glibc 2.36): it would be the same session again, where an application's first session has
     pages of its own.
     """
     try:
