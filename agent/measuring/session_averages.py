@@ -29,6 +29,8 @@ _T95 = (
 #: From the strongest to the weakest.
 _BASES: tuple[Basis, ...] = ("clean", "floor", "corrected", "bracketed", "none")
 _MOST_BLOCKS = 100
+#: Time after which no further session is loaded, s.
+_LOADING_S = 30.0
 #: Bound of a half-width, as a fraction.
 _WIDEST = 10.0
 
@@ -68,12 +70,14 @@ def run_sessions(
     load: Callable[[], TimedModel],
     time_model: Callable[[TimedModel, OnBlock], tuple[Timing, PairedTiming | None]],
     on_block: Callable[[float, float], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[SessionRun], TimedModel]:
     """Load and time a model `sessions` times; return the times, and the closed model of the last session.
 
     Each session is closed before the next is loaded: a small device has memory for one beside the references. Its
     memory is given back, so that the next session gets pages of its own, as an application's does. A model that another
     program runs is loaded once, since each invocation of the program makes a session of its own.
+    Where loading has taken longer than `_LOADING_S`, an accelerator compiles, and no further session is opened.
     `on_block` gets the fraction done of the present session and of all. Raises what `load` and `time_model` raise.
     """
     runs: list[SessionRun] = []
@@ -82,13 +86,15 @@ def run_sessions(
         for number in range(sessions):
             load_ms = 0.0
             if isinstance(model, LoadedModel):
+                if sum(run.load_ms for run in runs) > 1000 * _LOADING_S:
+                    break
                 model.close()
                 model = None
             if model is None:
                 return_unused_memory()
-                begin = time.perf_counter()
+                begin = clock()
                 model = load()
-                load_ms = 1000 * (time.perf_counter() - begin)
+                load_ms = 1000 * (clock() - begin)
 
             def report(fraction: float, number: int = number) -> None:
                 on_block(fraction, (number + fraction) / sessions)

@@ -248,6 +248,18 @@ def test_a_session_that_breaks_while_it_is_timed_is_closed() -> None:
     assert (library.loaded, library.closed) == (2, 2)
 
 
+def test_an_accelerator_that_compiles_for_long_gets_fewer_sessions() -> None:
+    library, now_s = Library(), 0.0
+
+    def compile_for_long() -> TimedModel:
+        nonlocal now_s
+        now_s += 20.0
+        return library.load()
+
+    runs, _ = run_sessions(8, compile_for_long, lambda model, report: (measured().timing, None), ignore, lambda: now_s)
+    assert len(runs) == library.loaded == library.closed == 2
+
+
 def test_a_program_of_its_own_is_loaded_once_and_invoked_for_each_session() -> None:
     program, loads = Program(), list[Program]()
 

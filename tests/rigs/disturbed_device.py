@@ -157,7 +157,7 @@ class SimulatedBench:
         self.subject_s += paired.subject_inference_s
         self.reference_s += paired.reference_inference_s
         self.busy_s += self.clock.now_s - began_s
-        return self._judged(task, paired)
+        return self._judged(task, paired, tuple(each.timing.median_ms for each in sessions))
 
     def _ready(self, task: MeasureTask, near: Rung, on_wait: Callable[[], None]) -> ReferenceOrder:
         """Load and read the references, and wait for a device that is slower than the task allows."""
@@ -221,7 +221,7 @@ class SimulatedBench:
         name = rung.fingerprint
         return Reference(name, rung.macs, self._runs[name], self._levels_ms[name], order.normals.get(name, 1.0))
 
-    def _judged(self, task: MeasureTask, paired: PairedTiming) -> Measurement:
+    def _judged(self, task: MeasureTask, paired: PairedTiming, session_medians_ms: tuple[float, ...]) -> Measurement:
         reply = MeasuredReply(
             model_sha256=file_sha256(task.architecture, task.calibration),
             model_bytes=1000,
@@ -246,6 +246,8 @@ class SimulatedBench:
             reference=paired.reference,
             reference_ms=paired.reference_ms,
             levels_ms=self.drift.levels_ms(task),
+            sessions=task.protocol.sessions,
+            session_medians_ms=session_medians_ms,
             condition=task.condition,
             regime_unix_s=verdict.regime_unix_s,
             finished_unix_s=self.clock.unix(),
