@@ -1,19 +1,25 @@
 """The agent's own figures: agreement with a bare timing loop, scatter, share of time inside inference, cost when idle.
 
-Scatter: twelve `ofa-mbv3` subnets are measured again and again, one after the other, for `--minutes` per runtime and
-mode: with the machine as it is, and while another process streams memory for 5 s and rests for 5 s. Per subnet, the
-scatter of latency at undisturbed speed is its median absolute deviation, and its range that from the 5 to the 95 %
-quantile; both are given as the mean over the subnets. The range is compared with that of the plain median in the same
+Agreement: twelve `ofa-mbv3` subnets, each timed in blocks of four short turns: a bare loop, the agent twice, the bare
+loop (`bare_loop.py`). A subnet's figure is the trimmed mean, over the blocks, of the agent's latency over the bare
+loop's, with its 95 % interval; where the interval is wider than the bar, the machine cannot resolve it.
+
+Scatter: the twelve subnets are measured again and again, one after the other, for `--minutes` per runtime and mode:
+with the machine as it is, and while another process streams memory for 5 s and rests for 5 s. Per subnet, the scatter
+of latency at undisturbed speed is its median absolute deviation, and its range that from the 5 to the 95 % quantile;
+both are given as the mean over the subnets. The range is compared with that of the plain median in the same
 measurements.
 
-A bare loop in this process and the agent's child take short turns on the same model files of random `ofa-mbv3` subnets;
-the figure is the median, over the turns, of the agent's latency over the mean of the bare loops before and after it, of
-the subnet where it is worst. Run it on a machine that does nothing else.
+Verification: the same with the protocol of a verification, and a new measuring child for each round through the
+subnets. What all subnets of a child have in common is the bias of its references.
+
+Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import statistics
 import subprocess
@@ -24,31 +30,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from bare_loop import RUNTIMES, SPACE, Agreement, agreement, executed
 from figures import Figures, parser
 from rigs.brokers import mosquitto
 from rigs.supernets import random_bundle
 
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
-from fleetnas.agent.measuring.messages import BenchOrder, MeasuredReply, MeasureOrder, PhaseReply, ReferenceOrder
+from fleetnas.agent.measuring.messages import MeasuredReply, MeasureOrder, ReferenceOrder
 from fleetnas.agent.measuring.worker import Worker, child_command
 from fleetnas.agent.service.service import KEEP_CHILD_S
 from fleetnas.agent.service.speed_tracker import SpeedTracker
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
-from fleetnas.supernet_export.interpreters.onnxruntime import import_onnxruntime
-from fleetnas.supernet_export.model_file import build_model
-from fleetnas.supernet_export.spaces.registry import make_space
 
+PARTS = ("agreement", "scatter", "verification", "idle")
 PROTOCOL = MeasurementProtocol()
-#: Short turns, so that bare loop and agent see the same speed of a machine whose speed wanders.
-TURN = MeasurementProtocol(warmup_s=0.15, min_s=0.3, min_runs=20, half_width_percent=100.0)
-SPACE = make_space("ofa-mbv3")
+VERIFICATION = MeasurementProtocol(half_width_percent=1.0, sessions=3)
 STREAM = """
 import time
 import numpy as np
@@ -61,83 +63,21 @@ while True:
 """
 
 
-def executed(worker: Worker, order: BenchOrder | MeasureOrder) -> MeasuredReply:
-    worker.submit(order)
-    while isinstance(reply := worker.poll(120), PhaseReply):
-        continue
-    if not isinstance(reply, MeasuredReply):
-        raise SystemExit(f"the agent did not measure: {reply}")
-    return reply
-
-
-def bare_onnxruntime(model: bytes) -> Callable[[], Any]:
-    onnxruntime = import_onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    item = session.get_inputs()[0]
-    feeds = {item.name: np.random.default_rng(0).standard_normal(item.shape).astype(np.float32)}
-    return lambda: session.run(None, feeds)
-
-
-def bare_litert(model: bytes) -> Callable[[], Any]:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=model, num_threads=1)
-    interpreter.allocate_tensors()
-    item = interpreter.get_input_details()[0]
-    interpreter.set_tensor(item["index"], np.random.default_rng(0).standard_normal(item["shape"]).astype(np.float32))
-    invoke: Callable[[], Any] = interpreter.invoke
-    return invoke
-
-
-BARE = {"onnxruntime": bare_onnxruntime, "litert": bare_litert}
-
-
-def bare_median_ms(run: Callable[[], Any]) -> float:
-    until = time.perf_counter() + TURN.warmup_s
-    while time.perf_counter() < until:
-        run()
-    times = []
-    until = time.perf_counter() + TURN.min_s
-    while time.perf_counter() < until or len(times) < TURN.min_runs:
-        begin = time.perf_counter_ns()
-        run()
-        times.append(time.perf_counter_ns() - begin)
-    return statistics.median(times) / 1e6
-
-
-def agreement(figures: Figures, bundle: SupernetBundle, subnets: int, rounds: int) -> None:
-    genomes = np.concatenate([SPACE.smallest(), SPACE.largest(), SPACE.sample(subnets, np.random.default_rng(0))])
-    worker = Worker(child_command(default_host_lock_path()))
-    try:
-        for runtime, bare in BARE.items():
-            setting = RuntimeSetting.model_validate({"runtime": runtime})
-            worst = 0.0
-            for architecture in SPACE.decode(genomes):
-                model = build_model(bundle, architecture, None, setting)
-                with tempfile.NamedTemporaryFile() as file:
-                    file.write(model)
-                    file.flush()
-                    order = BenchOrder(model_path=file.name, setting=setting, protocol=TURN)
-                    ratios, before = [], bare_median_ms(bare(model))
-                    for _ in range(rounds):
-                        # Sessions differ in where their memory lies: both sides make a new one each time.
-                        ours, after = executed(worker, order).timing.median_ms, bare_median_ms(bare(model))
-                        ratios.append(ours / (before * after) ** 0.5)
-                        before = after
-                worst = max(worst, abs(statistics.median(ratios) - 1))
-            figures.add(f"difference_from_bare_loop_percent_{runtime}", 100 * worst, "<= 1.0")
-    finally:
-        worker.close()
-
-
 @dataclass(frozen=True)
 class Repeats:
     """Measurements of the subnets in turn; the index of the subnet beside each reply."""
 
     replies: list[tuple[int, MeasuredReply]]
     seconds: float
+
+    @property
+    def rounds(self) -> list[list[MeasuredReply]]:
+        """Replies of each complete round through the subnets."""
+        count = 1 + max(index for index, _ in self.replies)
+        return [
+            [reply for _, reply in self.replies[begin : begin + count]]
+            for begin in range(0, len(self.replies) - count + 1, count)
+        ]
 
     def per_subnet(self, value: Callable[[MeasuredReply], float | None]) -> list[list[float]]:
         """What `value` finds, per subnet; subnets with fewer than three values are left out."""
@@ -169,8 +109,10 @@ def range_percent(values: list[float]) -> float:
     return float(100 * (high - low) / statistics.median(values))
 
 
-def repeats(bundle: SupernetBundle, runtime: str, seconds: float) -> Repeats:
-    """Measure the twelve subnets in turn, as an agent does, for so long."""
+def repeats(
+    bundle: SupernetBundle, runtime: str, seconds: float, protocol: MeasurementProtocol, *, new_children: bool = False
+) -> Repeats:
+    """Measure the twelve subnets in turn, as an agent does, for so long; each round in a new child if asked for."""
     genomes = np.concatenate([SPACE.smallest(), SPACE.largest(), SPACE.sample(10, np.random.default_rng(5))])
     architectures = SPACE.decode(genomes)
     worker, speed = Worker(child_command(default_host_lock_path())), SpeedTracker()
@@ -180,12 +122,14 @@ def repeats(bundle: SupernetBundle, runtime: str, seconds: float) -> Repeats:
         for index in itertools.cycle(range(len(architectures))):
             if index == 0 and time.perf_counter() - begin > seconds:
                 break
+            if index == 0 and new_children:
+                worker.close()
             order = MeasureOrder(
                 bundle_path=str(bundle.path),
                 bundle_sha256=bundle.sha256,
                 architecture=architectures[index],
                 setting=RuntimeSetting.model_validate({"runtime": runtime}),
-                protocol=PROTOCOL,
+                protocol=protocol,
                 references=ReferenceOrder(levels_ms=speed.levels(0), normals=speed.normals(0)),
             )
             reply = executed(worker, order)
@@ -211,13 +155,42 @@ def streaming_neighbour() -> Iterator[None]:
 
 
 def scatter(figures: Figures, bundle: SupernetBundle, minutes: float) -> None:
-    for runtime in BARE:
+    for runtime in RUNTIMES:
         for mode, neighbour in (("as_is", nullcontext), ("streaming", streaming_neighbour)):
             with neighbour():
-                found = repeats(bundle, runtime, 60 * minutes)
+                found = repeats(bundle, runtime, 60 * minutes, PROTOCOL)
             figures_of(figures, found, f"{runtime}_{mode}")
             if mode == "as_is":
                 shares(figures, found, runtime)
+
+
+def verification(figures: Figures, bundle: SupernetBundle, minutes: float) -> None:
+    for runtime in RUNTIMES:
+        found = repeats(bundle, runtime, 60 * minutes, VERIFICATION, new_children=True)
+        told = found.per_subnet(lambda reply: reply.paired.undisturbed_ms if reply.paired is not None else None)
+        if not told:
+            raise SystemExit(f"{len(found.replies)} verifications say nothing of scatter; raise --minutes")
+        figures.add(f"scatter_verification_percent_{runtime}", statistics.mean(map(scatter_percent, told)), "<= 1.5")
+        deviations = [100 * statistics.stdev(map(math.log, values)) for values in told]
+        figures.add(f"deviation_verification_percent_{runtime}", statistics.mean(deviations))
+        figures.add(f"bias_of_children_percent_{runtime}", shared_deviation_percent(found.rounds))
+        figures.add(f"seconds_per_verification_{runtime}", found.seconds / len(found.replies))
+
+
+def shared_deviation_percent(rounds: list[list[MeasuredReply]]) -> float:
+    """Deviation of what all subnets of a round have in common: the bias of its child's references."""
+    told = [
+        [math.log(reply.paired.undisturbed_ms) for reply in replies if reply.paired and reply.paired.undisturbed_ms]
+        for replies in rounds
+    ]
+    complete = np.array([values for values in told if len(values) == len(rounds[0])])
+    if len(complete) < 2:
+        return math.nan
+    count, subnets = complete.shape
+    means = complete.mean(axis=1)
+    rest = complete - means[:, None] - complete.mean(axis=0) + complete.mean()
+    within = float((rest**2).sum()) / ((count - 1) * (subnets - 1))
+    return 100 * math.sqrt(max(0.0, float(means.var(ddof=1)) - within / subnets))
 
 
 def figures_of(figures: Figures, found: Repeats, name: str) -> None:
@@ -286,17 +259,24 @@ def cpu_seconds(pid: int) -> float:
 
 def main() -> int:
     arguments = parser(__doc__)
-    arguments.add_argument("--subnets", type=int, default=4, help="random subnets beside the smallest and the largest")
-    arguments.add_argument("--rounds", type=int, default=25, help="turns of bare loop and agent per subnet")
+    arguments.add_argument("--subnets", type=int, default=12, help="of the agreement; two are smallest and largest")
+    arguments.add_argument("--processes", type=int, default=3, help="of the agreement, per subnet, on either side")
+    arguments.add_argument("--blocks", type=int, default=4, help="of the agreement, per pair of processes")
     arguments.add_argument("--minutes", type=float, default=10.0, help="repeated measurements, per runtime and mode")
     arguments.add_argument("--idle-seconds", type=float, default=60.0)
+    arguments.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     given = arguments.parse_args()
     figures = Figures()
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(Path(folder) / "ofa.supernet", SPACE, classes=1000, channels=3)
-        agreement(figures, bundle, given.subnets, given.rounds)
-        scatter(figures, bundle, given.minutes)
-    idle_cost(figures, given.idle_seconds)
+        if "agreement" in given.parts:
+            agreement(figures, bundle, Agreement(given.subnets, given.processes, given.blocks))
+        if "scatter" in given.parts:
+            scatter(figures, bundle, given.minutes)
+        if "verification" in given.parts:
+            verification(figures, bundle, given.minutes)
+    if "idle" in given.parts:
+        idle_cost(figures, given.idle_seconds)
     return figures.report(as_json=given.json)
 
 

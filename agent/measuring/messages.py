@@ -22,6 +22,7 @@ from fleetnas.device_profiles.quantities import (
 )
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import (
+    MAX_SESSIONS,
     Conditions,
     FailureReason,
     MeasurementProtocol,
@@ -132,9 +133,12 @@ class MeasuredReply(Message):
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     model_bytes: Count
     timing: Timing
+    session_medians_ms: tuple[Milliseconds, ...] = Field(
+        default=(), max_length=MAX_SESSIONS, description="median of each fresh runtime session, as it ran"
+    )
     provider: Provider
     build_ms: DurationMs
-    load_ms: DurationMs
+    load_ms: DurationMs = Field(description="the median, of several sessions")
     input_shapes: InputShapes = Field(default_factory=dict)
     cores: tuple[int, ...] = Field(default=(), description="cores that it really ran on; empty where that is not known")
     before: Conditions

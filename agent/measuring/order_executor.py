@@ -1,4 +1,4 @@
-"""Execute orders in the measuring child: open the bundle, build the model, load it, time it in turns with references.
+"""Execute orders in the measuring child: open the bundle, build the model, time fresh sessions of it.
 
 The open bundle and the references' sessions take long to make: they are kept from one order to the next.
 """
@@ -6,6 +6,7 @@ The open bundle and the references' sessions take long to make: they are kept fr
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from fleetnas.agent.measuring.messages import (
     MeasuredReply,
     MeasureOrder,
     Order,
+    PairedTiming,
     ProbedReply,
     ProbeOrder,
     ReferenceOrder,
@@ -34,10 +36,18 @@ from fleetnas.agent.measuring.messages import (
 from fleetnas.agent.measuring.paired import TurnHooks
 from fleetnas.agent.measuring.pairing import Pairing
 from fleetnas.agent.measuring.references import References
+from fleetnas.agent.measuring.session_averages import (
+    mean_paired,
+    mean_timing,
+    run_sessions,
+    session_share,
+    typical_load_ms,
+)
 from fleetnas.agent.measuring.sustained_windows import measure_windows
-from fleetnas.agent.runtimes.base import Runtime
+from fleetnas.agent.runtimes.base import OnBlock, Runtime, TimedModel
 from fleetnas.agent.runtimes.model_file import ModelFile, open_model
 from fleetnas.agent.runtimes.registry import make_runtime
+from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.errors import CorruptBundleError, HashMismatchError, UsageError
 from fleetnas.fleet_protocol.messages import Phase, RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -124,7 +134,7 @@ class OrderExecutor:
         """Load the references of an order, warm up if it requires that, and learn their levels."""
         macs = float(bundle.space.macs(bundle.space.encode([order.architecture]))[0])
         loaded = self._references.get(bundle, order.setting, runtime, references.at_most)
-        pairing = Pairing(loaded, references, order.protocol, macs)
+        pairing = Pairing(loaded, references, session_share(order.protocol), macs)
         if references.warm_up:
             pairing.warm_up(lambda fraction: report_phase("waiting", fraction))
             report_phase("building", 0.0)
@@ -152,45 +162,50 @@ class OrderExecutor:
         own: ModelFile | None = None,
     ) -> MeasuredReply:
         begin = time.perf_counter()
-        loaded = runtime.load(model, order.setting, own)
-        load_ms = 1000 * (time.perf_counter() - begin)
         driven = runtime.conditions()  # of a device that this host only drives, whose power it does not know
         power = BlockPower(self._sensors.power_meter if driven is None else None)
         before = driven or with_power(self._sensors.read(), self._idle_power.mw())
-        reported = time.perf_counter()
-        report_phase("measuring", 0.0)
+        share = session_share(order.protocol)
+        reported = -math.inf
 
-        def after_block(fraction: float) -> None:
+        def on_block(session_fraction: float, fraction: float) -> None:
             nonlocal reported
-            power.end_block(fraction)
+            power.end_block(session_fraction)
             if time.perf_counter() - reported >= _PROGRESS_EVERY_S:
                 reported = time.perf_counter()
                 report_phase("measuring", fraction)
 
-        def on_block(fraction: float) -> None:
-            after_block(fraction)
-            power.begin_block()
-
-        paired = None
-        try:
+        def time_session(loaded: TimedModel, end_block: OnBlock) -> tuple[Timing, PairedTiming | None]:
+            end_block(0.0)
             if pairing is not None:
-                paired = pairing.time(loaded, TurnHooks(power.begin_block, after_block))
-            timing = paired.timing if paired is not None else loaded.time(order.protocol, on_block)
-        finally:
-            loaded.close()
+                paired = pairing.time(loaded, TurnHooks(power.begin_block, end_block))
+                return paired.timing, paired
+
+            def next_block(fraction: float) -> None:
+                end_block(fraction)
+                power.begin_block()
+
+            return loaded.time(share, next_block), None
+
+        runs, loaded = run_sessions(
+            order.protocol.sessions, lambda: runtime.load(model, order.setting, own), time_session, on_block
+        )
+        timing = mean_timing([run.timing for run in runs], order.protocol.half_width_percent)
+        paired = [run.paired for run in runs if run.paired is not None]
         return MeasuredReply(
             model_sha256=own.sha256 if own is not None else hashlib.sha256(model).hexdigest(),
             model_bytes=own.size if own is not None else len(model),
             timing=timing,
+            session_medians_ms=tuple(run.timing.median_ms for run in runs),
             provider=loaded.provider,
             build_ms=build_ms,
-            load_ms=load_ms,
+            load_ms=typical_load_ms(runs),
             input_shapes=loaded.input_shapes,
             cores=_active_cores(order.setting),
             before=before,
             after=runtime.conditions() or with_power(self._sensors.read(), power.mean_mw),
             energy_mj=energy_mj(power.mean_mw, timing.median_ms),
-            paired=paired,
+            paired=mean_paired(paired, order.protocol.half_width_percent) if paired else None,
             busy_s=time.perf_counter() - begin,
             inference_s=timing.inference_s,
         )

@@ -17,6 +17,7 @@ from fleetnas.agent.measuring.levels import continued_levels
 from fleetnas.agent.measuring.messages import MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from fleetnas.agent.measuring.paired import Reference, measure_paired, read_levels, reference_turn_s
 from fleetnas.agent.measuring.references import Rung, ladder
+from fleetnas.agent.measuring.session_averages import mean_paired, session_share
 from fleetnas.agent.measuring.steady import WINDOW_S, warm_until_steady
 from fleetnas.agent.measuring.undisturbed import low, median
 from fleetnas.agent.service.drift_monitor import DriftMonitor
@@ -137,22 +138,26 @@ class SimulatedBench:
         near = min(self._rungs, key=lambda rung: abs(math.log(rung.macs / macs)))
         far = self._rungs[0] if near is not self._rungs[0] else self._rungs[-1]
         order = self._ready(task, near, on_wait)
-        self.clock.now_s += BUILD_AND_LOAD_S
-        paired = measure_paired(
-            self.device.session(genome),
-            macs,
-            self._reference(near, order),
-            self._reference(far, order),
-            task.protocol,
-            clock_ns=self._clock_ns,
-            keep_level=order.keep_levels,
-        )
-        if paired.reference_ms < self._levels_ms[paired.reference]:
-            self._levels_ms[paired.reference], self._calibrated = paired.reference_ms, False
+        sessions: list[PairedTiming] = []
+        for _ in range(task.protocol.sessions):
+            self.clock.now_s += BUILD_AND_LOAD_S
+            paired = measure_paired(
+                self.device.session(genome),
+                macs,
+                self._reference(near, order),
+                self._reference(far, order),
+                session_share(task.protocol),
+                clock_ns=self._clock_ns,
+                keep_level=order.keep_levels,
+            )
+            if paired.reference_ms < self._levels_ms[paired.reference]:
+                self._levels_ms[paired.reference], self._calibrated = paired.reference_ms, False
+            sessions.append(paired)
+        paired = mean_paired(sessions, task.protocol.half_width_percent)
         self.subject_s += paired.subject_inference_s
         self.reference_s += paired.reference_inference_s
         self.busy_s += self.clock.now_s - began_s
-        return self._judged(task, paired)
+        return self._judged(task, paired, tuple(each.timing.median_ms for each in sessions))
 
     def _ready(self, task: MeasureTask, near: Rung, on_wait: Callable[[], None]) -> ReferenceOrder:
         """Load and read the references, and wait for a device that is slower than the task allows."""
@@ -167,7 +172,7 @@ class SimulatedBench:
             order = self.drift.reference_order(task, self.clock.now_s, may_wait=self.clock.now_s < give_up_s)
             if order.warm_up:
                 self._warm_up(on_wait)
-            self._calibrate(order, task.protocol)
+            self._calibrate(order, session_share(task.protocol))
             slowdown = self._slowdown(near) if order.slow_above is not None else None
             if order.slow_above is None or slowdown is None or slowdown <= order.slow_above:
                 return order
@@ -216,7 +221,7 @@ class SimulatedBench:
         name = rung.fingerprint
         return Reference(name, rung.macs, self._runs[name], self._levels_ms[name], order.normals.get(name, 1.0))
 
-    def _judged(self, task: MeasureTask, paired: PairedTiming) -> Measurement:
+    def _judged(self, task: MeasureTask, paired: PairedTiming, session_medians_ms: tuple[float, ...]) -> Measurement:
         reply = MeasuredReply(
             model_sha256=file_sha256(task.architecture, task.calibration),
             model_bytes=1000,
@@ -241,6 +246,8 @@ class SimulatedBench:
             reference=paired.reference,
             reference_ms=paired.reference_ms,
             levels_ms=self.drift.levels_ms(task),
+            sessions=task.protocol.sessions,
+            session_medians_ms=session_medians_ms,
             condition=task.condition,
             regime_unix_s=verdict.regime_unix_s,
             finished_unix_s=self.clock.unix(),
