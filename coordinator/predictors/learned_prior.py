@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
+from fleetnas.coordinator.predictors.transfer_hypotheses import Moments, transfer_hypotheses, untransferred
 from fleetnas.fleet_protocol.errors import UsageError
 
 _FIT_ROUNDS = 12
@@ -64,29 +65,15 @@ def fit_device(device: MeasuredDevice, base: Prior) -> DeviceFit:
     return DeviceFit(found, spread, level, discrepancy)
 
 
-def learn_prior(
-    devices: Sequence[MeasuredDevice],
-    groups: Sequence[int] | NDArray[np.intp],
-    *,
-    spread: float = 2.0,
-    deviations: Sequence[float] = (0.003, 0.1),
-    discrepancies: Sequence[float] = (0.005, 0.02, 0.08),
-    most_hypotheses: int = 6,
-) -> Prior:
+def learn_prior(devices: Sequence[MeasuredDevice], groups: Sequence[int] | NDArray[np.intp]) -> Prior:
     """Learn a prior: mean and covariance of the weights of known devices, each scaled to the same typical latency.
 
-    The covariance is of full rank. It is the sum of the covariance between the known devices, the mean posterior
-    covariance of their fits, and a hierarchical deviation for directions in which no two known devices differ. The
-    size of the deviation and of the model discrepancy are hypotheses; their probabilities follow from the likelihood
-    of each known device under the prior of the other families.
+    The hypotheses are those of `transfer_hypotheses`; their probabilities follow from the likelihood of each known
+    device under the hypotheses that the other families give.
 
     Args:
         devices: at least one; give every batch size or thread count as a device of its own, of one family.
         groups: which columns are of one physical cost, (F,).
-        spread: factor on the covariance between devices: a handful of devices does not show the extremes.
-        deviations: variances of the deviation, relative to those of a device of which nothing is known.
-        discrepancies: relative model discrepancies, as in `Hypothesis`.
-        most_hypotheses: number of most probable hypotheses that are kept.
     """
     if not devices:
         raise UsageError("a prior is learned from at least one measured device; use hierarchical_prior without any")
@@ -95,47 +82,36 @@ def learn_prior(
     fits = [fit_device(device, base) for device in devices]
     typical = reference.mean(axis=0)
     fits = [_rescaled(fit, float(typical @ fit.weights)) for fit in fits]
-    grid = [(deviation, discrepancy) for deviation in deviations for discrepancy in discrepancies]
-    votes = np.full(len(grid), 1.0)
+    unknown = untransferred(reference, groups)
     families = sorted({device.family for device in devices})
+    hypotheses = transfer_hypotheses(_moments(fits, len(families)), unknown, groups)
+    votes = np.ones(len(hypotheses))
     for family in families if len(families) > 1 else []:
         others = [fit for fit, device in zip(fits, devices, strict=True) if device.family != family]
-        mean, covariance = _moments(others, spread)
+        left = transfer_hypotheses(_moments(others, len(families) - 1), unknown, groups)
         for device in (device for device in devices if device.family == family):
-            logs = [
-                _log_likelihood(
-                    device, Hypothesis(mean, covariance + deviation * base.hypotheses[0].covariance, discrepancy)
-                )
-                for deviation, discrepancy in grid
-            ]
-            likelihood = np.exp(np.array(logs) - max(logs))
-            votes += len(grid) * likelihood / likelihood.sum()
-    kept = np.argsort(-votes, kind="stable")[:most_hypotheses]
-    mean, covariance = _moments(fits, spread)
-    hypotheses = tuple(
-        Hypothesis(
-            mean,
-            covariance + grid[i][0] * base.hypotheses[0].covariance,
-            grid[i][1],
-            float(votes[i] / votes[kept].sum()),
-        )
-        for i in kept
+            logs = np.array([_log_likelihood(device, hypothesis) for hypothesis in left])
+            likelihood = np.exp(logs - logs.max())
+            votes += len(left) * likelihood / likelihood.sum()
+    return Prior(
+        tuple(
+            replace(hypothesis, probability=share)
+            for hypothesis, share in zip(hypotheses, (votes / votes.sum()).tolist(), strict=True)
+        ),
+        scale_ms=float(np.exp(np.mean([np.log(fit.typical_ms) for fit in fits]))),
     )
-    return Prior(hypotheses, scale_ms=float(np.exp(np.mean([np.log(fit.typical_ms) for fit in fits]))))
 
 
 def _rescaled(fit: DeviceFit, level: float) -> DeviceFit:
     return DeviceFit(fit.weights / level, fit.covariance / level**2, fit.typical_ms * level, fit.discrepancy)
 
 
-def _moments(fits: Sequence[DeviceFit], spread: float) -> tuple[Floats, Floats]:
-    """Mean (F,) and covariance (F, F) of a device's weights over the fits."""
+def _moments(fits: Sequence[DeviceFit], families: int) -> Moments:
+    """Moments of a device's weights over the fits."""
     weights = np.array([fit.weights for fit in fits])
     mean = weights.mean(axis=0)
     apart = weights - mean
-    uncertain = np.mean([fit.covariance for fit in fits], axis=0)
-    found: Floats = spread * apart.T @ apart / len(fits) + uncertain
-    return mean, found
+    return Moments(mean, apart.T @ apart / len(fits), np.mean([fit.covariance for fit in fits], axis=0), families)
 
 
 def _log_likelihood(device: MeasuredDevice, hypothesis: Hypothesis) -> float:

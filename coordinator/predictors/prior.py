@@ -32,6 +32,7 @@ class Hypothesis:
     covariance: Floats  #: (F, F)
     discrepancy: float
     probability: float = 1.0
+    transferred: bool = False  #: whether known devices made its mean
 
 
 @dataclass(frozen=True, eq=False)
