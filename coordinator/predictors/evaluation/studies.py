@@ -17,7 +17,7 @@ from fleetnas.coordinator.predictors.evaluation.methods import (
     NewSetting,
     PriorMethod,
 )
-from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice, fit_device
+from fleetnas.coordinator.predictors.device_fit import MeasuredDevice, fit_device
 from fleetnas.coordinator.predictors.metrics import spearman
 from fleetnas.coordinator.predictors.prior import Floats, hierarchical_prior
 from fleetnas.fleet_protocol.errors import UsageError
