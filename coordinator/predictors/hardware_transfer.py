@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from fleetnas.coordinator.predictors.device_fit import DeviceFits
 from fleetnas.coordinator.predictors.learned_prior import prior_of_fits
-from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior
+from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
@@ -96,9 +97,11 @@ class HardwareTransfer:
         left = float(1.0 + nugget - towards @ share) / float(1.0 + nugget - kernel.mean())
         left = min(max(left, 0.25), 1.0)
         mean = self._learned.hypotheses[0].mean + share @ self._apart
+        moved = {id(h.covariance): left * h.covariance for h in self._learned.hypotheses if h.transferred}
         return Prior(
             tuple(
-                Hypothesis(mean, left * h.covariance, h.discrepancy, h.probability) for h in self._learned.hypotheses
+                replace(h, mean=mean, covariance=moved[id(h.covariance)]) if h.transferred else h
+                for h in self._learned.hypotheses
             ),
             scale_ms=_scale(self._fits.typical_ms, share),
         )
