@@ -20,6 +20,8 @@ _PRICE_OF_OUTLIER = 4.0
 _HOPELESS = 30.0
 #: The smallest prior latency, relative to the typical 1.
 _SMALLEST_LATENCY = 0.05
+#: Size up to which matrices are inverted at once.
+_SMALL_MATRIX = 16
 #: Fewest measurements among which an outlier can be told.
 _FEWEST = 3
 
@@ -136,10 +138,8 @@ class Systems:
         self._noise, self._count = noise, len(y)
         lower = lower_factor(total)
         self._log_determinant = 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1)
-        sides = np.empty((len(mean), len(y), len(y) + 2))
-        sides[:, :, :-2], sides[:, :, -2], sides[:, :, -1] = np.eye(len(y)), y, mean
-        solved = np.linalg.solve(lower, sides)
-        inverse, white_y, white_mean = solved[:, :, :-2], solved[:, :, -2], solved[:, :, -1]
+        inverse = _triangular_inverse(lower)
+        white_y, white_mean = inverse @ y, (inverse @ mean[:, :, None])[:, :, 0]
         self._precision = np.square(inverse).sum(axis=1)
         self._of_y = (white_y[:, None] @ inverse)[:, 0]
         self._of_mean = (white_mean[:, None] @ inverse)[:, 0]
@@ -162,3 +162,16 @@ class Systems:
         error = self._noise * (self._of_y - speed * self._of_mean) / kept
         variance = self._noise * (1.0 - kept) / kept
         return error, speed**2 * np.maximum(variance, 0.0), speed**2 * noise
+
+
+def _triangular_inverse(lower: Floats) -> Floats:
+    """Invert lower triangular matrices (H, n, n) by halves: numpy's inverse does not use that they are triangular."""
+    size = lower.shape[-1]
+    if size <= _SMALL_MATRIX:
+        return np.asarray(np.linalg.inv(lower), dtype=np.float64)
+    half = size // 2
+    first, last = _triangular_inverse(lower[:, :half, :half]), _triangular_inverse(lower[:, half:, half:])
+    found = np.zeros_like(lower)
+    found[:, :half, :half], found[:, half:, half:] = first, last
+    found[:, half:, :half] = -last @ (lower[:, half:, :half] @ first)
+    return found

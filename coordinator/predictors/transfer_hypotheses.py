@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, hierarchical_prior
 
-#: Factor on the covariance between known devices: a handful of devices does not show the extremes.
-_SPREAD = 2.0
 #: Variances of the deviation from the known devices, relative to those of a device of which nothing is known.
 _DEVIATIONS = (0.003, 0.1)
 #: Relative model discrepancies, as in `Hypothesis`, of a device like the known ones.
@@ -84,7 +82,11 @@ def transfer_hypotheses(
         unknown: assumptions without them.
         groups: which columns are of one physical cost, (F,).
     """
-    known = _SPREAD * moments.between + moments.uncertain
+    # Of a Gaussian known by a sample of n: its covariance without bias, n / (n - 1), and the mean's own uncertainty,
+    # 1 + 1 / n. The settings of one family count as one draw; a single one is taken to vary as two do.
+    families = max(moments.families, 2)
+    spread = (families + 1.0) / (families - 1.0)
+    known = spread * moments.between + moments.uncertain
     found = [
         Hypothesis(moments.mean, covariance, discrepancy, transferred=True)
         for covariance in [known + deviation * unknown.narrow for deviation in _DEVIATIONS]
