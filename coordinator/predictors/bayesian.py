@@ -156,8 +156,13 @@ class BayesianPredictor:
         return self._log_evidence
 
     @property
-    def transfer_weight(self) -> float:
-        """Probability that the device is like known ones, 0 to 1: that of all hypotheses that known devices made."""
+    def transfer_weight(self) -> float | None:
+        """Probability that the device is like known ones, 0 to 1: that of all hypotheses that known devices made.
+
+        None where the prior was not learned from known devices.
+        """
+        if not self.prior.transferred.any():
+            return None
         posterior = self._posterior()
         return float(posterior.probabilities() @ posterior.prior.transferred)
 
@@ -217,10 +222,10 @@ class BayesianPredictor:
         taken = slice(first)
         y = self._latency[taken]
         if len(y) < 2:
-            return HeldOutError(None, None, len(y))
+            return HeldOutError(None, None, len(y), self.transfer_weight)
         predicted = self.predict_left_out()[taken]
         mape = 100.0 * float(np.mean(np.abs(predicted - y) / y))
-        return HeldOutError(mape, spearman(predicted, y) if len(y) > 2 else None, len(y))
+        return HeldOutError(mape, spearman(predicted, y) if len(y) > 2 else None, len(y), self.transfer_weight)
 
     def predict_left_out(self) -> Floats:
         """Mean latency of each measured architecture predicted from all others, ms, in the order of first arrival."""

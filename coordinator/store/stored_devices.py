@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters, profile_parameters
-from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.predictors.similarity import MAX_DISTANCE, distances
 from fleetnas.coordinator.store.store import MeasurementStore
