@@ -1,9 +1,10 @@
 """Transfer between unlike devices: priors learned from one kind of device and tried on another.
 
-FBNet's latencies on phones, servers and GPUs (13 settings, six cases). Measurements of a new setting are drawn at random
-or chosen by the predictor itself, first four together and then two at a time, each pair after the ones before were
-measured. Beside the product's prior stand the one that it learned before (six hypotheses, all of them transferred) and
-the one without any transfer. Data in `FLEETNAS_DATA`.
+FBNet's latencies on phones, servers and GPUs (13 settings, six cases). Measurements of a new setting are drawn at
+random or chosen by the predictor itself, first four together and then two at a time, each pair after the ones before
+were measured. Beside the product's prior stand the one that it learned before (six hypotheses, all of them
+transferred) and the one without any transfer; both choose all measurements at once, as was done before. All three use
+the present likelihood. Data in `FLEETNAS_DATA`.
 """
 
 from __future__ import annotations
@@ -97,14 +98,20 @@ def baseline_prior_learned_before(fits: DeviceFits) -> Prior:
 
 
 def chosen_in_turn(
-    prior: Prior, data: LatencyData, setting: str, pool: NDArray[np.intp], rng: np.random.Generator
+    prior: Prior,
+    data: LatencyData,
+    setting: str,
+    pool: NDArray[np.intp],
+    rng: np.random.Generator,
+    first: int,
+    later: int,
 ) -> NDArray[np.intp]:
-    """Let the predictor choose its measurements, each round after it learned those before; the rows in order."""
+    """Let the predictor choose `first` measurements, then rounds of `later` after it learned those before, in order."""
     predictor = BayesianPredictor(prior)
     free = rng.choice(pool, min(POOL, len(pool)), replace=False)
     rows = free[:0]
     while len(rows) < max(COUNTS):
-        wanted = LATER if len(rows) else FIRST
+        wanted = later if len(rows) else first
         picks = predictor.suggest(data.features[free], min(wanted, max(COUNTS) - len(rows)), rng)
         predictor.update(data.features[free[picks]], data.latency_ms[setting][free[picks]])
         rows, free = np.concatenate([rows, free[picks]]), np.delete(free, picks)
@@ -142,7 +149,8 @@ class Tries:
                     if choice == "random":
                         rows = rng.choice(parts.pool, max(COUNTS), replace=False)
                     else:
-                        rows = chosen_in_turn(prior, data, task.setting, parts.pool, rng)
+                        first, later = (FIRST, LATER) if rule == "transfer" else (max(COUNTS), 0)
+                        rows = chosen_in_turn(prior, data, task.setting, parts.pool, rng, first, later)
                     for count in COUNTS:
                         scores[count].append(scored(prior, data, task.setting, rows[:count], parts.held_out))
                 found += [Result(task, rule, choice, n, median_score(some)) for n, some in scores.items()]

@@ -16,6 +16,8 @@ from fleetnas.fleet_protocol.errors import UsageError
 
 #: A hypothesis this far behind the best one, in nats, has no share in the posterior.
 _NEGLIGIBLE = 16.0
+#: Largest variance of an outlier in predictions, relative to an ordinary measurement's: the square of four sigmas.
+_MOST_TAIL = 16.0
 #: No measurement is taken to be exact, relative.
 _SMALLEST_NOISE = 1e-6
 
@@ -124,6 +126,8 @@ class BayesianPredictor:
         self._weights = weights[live]
         posterior = self._learned(live, self._weights)
         posterior.penalty = price(self._weights)
+        # A new measurement is an outlier as often as those learned were.
+        posterior.tail = np.minimum(1.0 / self._weights, _MOST_TAIL).mean(axis=1)
         self._condition_on_repeats(posterior)
         return posterior
 

@@ -40,6 +40,8 @@ class Posterior:
         self.variance = np.zeros((size, 0))
         #: Log evidence that each hypothesis loses for the measurements that it down-weights, (H,).
         self.penalty = np.zeros(size)
+        #: Variance of a new measurement's discrepancy relative to that of an ordinary one, (H,): outliers count.
+        self.tail = np.ones(size)
         self.count = 0
         self.a, self.b, self.c, self.log_determinant = np.zeros((4, size))
 

@@ -15,7 +15,7 @@ _DEVIATIONS = (0.003, 0.1)
 #: Relative model discrepancies, as in `Hypothesis`, of a device like the known ones.
 _DISCREPANCIES = (0.005, 0.0125, 0.03, 0.08, 0.16)
 #: The same where the contrast is of another amplitude: deviations and discrepancies.
-_AMPLITUDE_DEVIATIONS = (0.003, 0.03, 0.1)
+_AMPLITUDE_DEVIATIONS = (0.003, 0.03, 0.1, 0.3)
 _COARSE_DISCREPANCIES = (0.01, 0.025, 0.06, 0.15)
 #: Variance of the amplitude of a cost group's contrast, beside that of the whole contrast, which is 1.
 _AMPLITUDE_OF_GROUP = 0.25
