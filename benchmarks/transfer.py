@@ -300,10 +300,10 @@ def main() -> int:
     if not options.json:
         for result in results:
             if result.rule == "transfer":
-                found = result.score
+                medians = result.score
                 print(
                     f"{result.task.source or 'families':<9}{result.task.setting:<16} seed {result.task.seed} "
-                    f"{result.choice:<7}{result.samples:>3} {found.spearman:.3f} {found.coverage_percent:.0f} %"
+                    f"{result.choice:<7}{result.samples:>3} {medians.spearman:.3f} {medians.coverage_percent:.0f} %"
                 )
     return figures.report(as_json=options.json)
 

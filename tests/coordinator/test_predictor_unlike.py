@@ -41,11 +41,13 @@ def learned() -> Prior:
 
 def like(seed: int) -> Floats:
     share = np.random.default_rng(seed).uniform(0.2, 0.8)
-    return latency_ms((1 - share) * COMPUTE + share * MEMORY, seed)
+    weights: Floats = (1 - share) * COMPUTE + share * MEMORY
+    return latency_ms(weights, seed)
 
 
 def unlike(seed: int) -> Floats:
-    return latency_ms(np.random.default_rng([seed, 1]).gamma(4.0, 1.0, FEATURES.shape[1]), seed)
+    weights: Floats = np.random.default_rng([seed, 1]).gamma(4.0, 1.0, FEATURES.shape[1])
+    return latency_ms(weights, seed)
 
 
 def after(prior: Prior, latency: Floats, seed: int, count: int = 20) -> BayesianPredictor:
