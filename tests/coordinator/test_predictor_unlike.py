@@ -19,7 +19,9 @@ from fleetnas.coordinator.view import wording
 
 _RNG = np.random.default_rng(0)
 FEATURES, GROUPS = operation_features(_RNG.integers(0, 4, (600, 8)))
-COMPUTE, MEMORY = _RNG.gamma(4.0, 1.0, (2, FEATURES.shape[1]))
+COMPUTE: Floats
+MEMORY: Floats
+COMPUTE, MEMORY = np.asarray(_RNG.gamma(4.0, 1.0, (2, FEATURES.shape[1])), dtype=np.float64)
 
 
 def latency_ms(weights: Floats, seed: int) -> Floats:
@@ -46,8 +48,8 @@ def like(seed: int) -> Floats:
 
 
 def unlike(seed: int) -> Floats:
-    weights: Floats = np.random.default_rng([seed, 1]).gamma(4.0, 1.0, FEATURES.shape[1])
-    return latency_ms(weights, seed)
+    weights = np.random.default_rng([seed, 1]).gamma(4.0, 1.0, (1, FEATURES.shape[1]))
+    return latency_ms(weights[0], seed)
 
 
 def after(prior: Prior, latency: Floats, seed: int, count: int = 20) -> BayesianPredictor:
