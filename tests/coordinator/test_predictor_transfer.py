@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
 from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData, operation_features, read_latency_data
 from fleetnas.coordinator.predictors.evaluation.fine_tuned import FineTunedNetwork
 from fleetnas.coordinator.predictors.evaluation.studies import leave_family_out, split, table_lines
 from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, profile_parameters
-from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
 from fleetnas.coordinator.predictors.learned_prior import learn_prior
 from fleetnas.coordinator.predictors.metrics import spearman
 from fleetnas.coordinator.predictors.prior import hierarchical_prior
