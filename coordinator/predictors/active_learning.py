@@ -32,26 +32,29 @@ def i_optimal(
         rng: draws the candidates that each choice is made from.
         targets_ms: candidates near one of these count more, and are offered more often.
     """
-    joint = joint.copy()
-    noise = np.maximum(variance - np.diagonal(joint), 1e-12)
+    own = np.diagonal(joint).copy()
+    noise = np.maximum(variance - own, 1e-12)
     importance = np.maximum(mean, 1e-9) ** -2.0
     offer = np.ones(len(mean))
     if targets_ms is not None:
         offer = _nearness(mean, variance, targets_ms)
         importance = importance * offer
     picks: list[int] = []
+    # What the choices take away from the covariance, as factors: the whole matrix is never touched again.
+    factors = np.zeros((count, len(mean)))
     free = np.ones(len(mean), dtype=np.bool_)
-    for _ in range(count):
+    for number in range(count):
         left = np.flatnonzero(free)
         offered = rng.choice(
             left, min(CANDIDATES_PER_CHOICE, len(left)), replace=False, p=offer[left] / offer[left].sum()
         )
-        gain = (importance @ joint[:, offered] ** 2) / (np.diagonal(joint)[offered] + noise[offered])
-        best = int(offered[np.argmax(gain)])
+        rows = joint[offered] - factors[:number, offered].T @ factors[:number]
+        place = int(np.argmax(rows**2 @ importance / (own[offered] + noise[offered])))
+        best = int(offered[place])
         picks.append(best)
         free[best] = False
-        column = joint[:, best].copy()
-        joint -= np.outer(column, column) / (column[best] + noise[best])
+        factors[number] = rows[place] / np.sqrt(max(rows[place, best], 0.0) + noise[best])
+        own -= factors[number] ** 2
     return np.array(picks, dtype=np.intp)
 
 

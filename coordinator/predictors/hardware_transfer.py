@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fleetnas.coordinator.predictors.learned_prior import DeviceFit, MeasuredDevice, fit_device, learn_prior
-from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
+from fleetnas.coordinator.predictors.device_fit import DeviceFits
+from fleetnas.coordinator.predictors.learned_prior import prior_of_fits
+from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
@@ -61,36 +62,24 @@ class HardwareTransfer:
     lacks is set to the average of the others'; an unknown kind differs from no other.
     """
 
-    def __init__(
-        self,
-        devices: Sequence[MeasuredDevice],
-        groups: Sequence[int] | NDArray[np.intp],
-        parameters: Mapping[str, Parameters],
-    ) -> None:
-        """Fit the known devices.
+    def __init__(self, fits: DeviceFits, parameters: Mapping[str, Parameters]) -> None:
+        """Learn from the known devices.
 
         Args:
-            devices: known device settings; with fewer than three, parameters are not used.
-            groups: which columns are of one cost, (F,).
+            fits: of known device settings; with fewer than three, parameters are not used.
             parameters: of each known setting, by its name.
 
         Raises:
             UsageError: a setting has no parameters.
         """
-        missing = [device.name for device in devices if device.name not in parameters]
+        missing = [device.name for device in fits.devices if device.name not in parameters]
         if missing:
             raise UsageError(f"hardware parameters are missing for {', '.join(missing)}; give them or leave those out")
-        group_of = np.asarray(groups, dtype=np.intp)
-        self._learned = learn_prior(devices, group_of)
-        self._parameters = [parameters[device.name] for device in devices]
-        reference = np.concatenate([device.features for device in devices])
-        base = hierarchical_prior(reference, group_of)
-        self._typical = reference.mean(axis=0)
-        self._fits = [fit_device(device, base) for device in devices]
-        weights = np.array([fit.weights / (self._typical @ fit.weights) for fit in self._fits])
-        self._apart = weights - weights.mean(axis=0)
-        rows = np.linspace(0, len(reference) - 1, min(_MOST_REFERENCES, len(reference))).astype(int)
-        self._predicted = reference[rows] @ self._apart.T
+        self._learned = prior_of_fits(fits)
+        self._parameters = [parameters[device.name] for device in fits.devices]
+        self._fits = fits
+        self._apart = fits.weights - fits.weights.mean(axis=0)
+        self._predicted = fits.references(_MOST_REFERENCES) @ self._apart.T
 
     def prior(self, new: Parameters) -> Prior:
         """The prior of a device setting with parameters `new`."""
@@ -108,17 +97,19 @@ class HardwareTransfer:
         left = float(1.0 + nugget - towards @ share) / float(1.0 + nugget - kernel.mean())
         left = min(max(left, 0.25), 1.0)
         mean = self._learned.hypotheses[0].mean + share @ self._apart
+        moved = {id(h.covariance): left * h.covariance for h in self._learned.hypotheses if h.transferred}
         return Prior(
             tuple(
-                Hypothesis(mean, left * h.covariance, h.discrepancy, h.probability) for h in self._learned.hypotheses
+                replace(h, mean=mean, covariance=moved[id(h.covariance)]) if h.transferred else h
+                for h in self._learned.hypotheses
             ),
-            scale_ms=_scale(self._fits, self._typical, share),
+            scale_ms=_scale(self._fits.typical_ms, share),
         )
 
 
-def _scale(fits: Sequence[DeviceFit], typical: Floats, share: Floats) -> float:
+def _scale(typical_ms: Floats, share: Floats) -> float:
     """Predict the typical latency, ms: the known ones' logarithms, interpolated like the weights."""
-    levels = np.log([fit.typical_ms * float(typical @ fit.weights) for fit in fits])
+    levels = np.log(typical_ms)
     return float(np.exp(levels.mean() + share @ (levels - levels.mean())))
 
 

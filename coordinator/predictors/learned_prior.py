@@ -3,145 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
-from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior, hierarchical_prior
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
+from fleetnas.coordinator.predictors.marginal_likelihood import log_likelihoods
+from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior
+from fleetnas.coordinator.predictors.transfer_hypotheses import Moments, transfer_hypotheses, untransferred
 
-_FIT_ROUNDS = 12
-#: Student-t degrees of freedom of a known device's residuals: measurements have long upper tails.
-_DEGREES_OF_FREEDOM = 4.0
 #: Measurements of each known device by which the hypotheses are weighted: as many as a new device gets.
 _VOTING_MEASUREMENTS = 30
+#: Families that vote, at most: those at even distances in the order of their names.
+_MOST_VOTING_FAMILIES = 256
 
 
-@dataclass(frozen=True)
-class MeasuredDevice:
-    """The measurements of one device setting."""
-
-    name: str
-    family: str  #: settings of one device (batch sizes, thread counts) are of one family
-    features: Floats  #: (n, F)
-    latency_ms: Floats  #: (n,)
-
-
-@dataclass(frozen=True)
-class DeviceFit:
-    """A known device's weights per unit of its typical latency, with their posterior covariance."""
-
-    weights: Floats  #: (F,), scaled so that the typical architecture takes 1
-    covariance: Floats  #: (F, F)
-    typical_ms: float
-    discrepancy: float  #: robust standard deviation of the residuals, relative to the latency
-
-
-def fit_device(device: MeasuredDevice, base: Prior) -> DeviceFit:
-    """Fit a device's weights: maximum a posteriori under `base`, Student-t residuals; n may be small."""
-    x, y = device.features, device.latency_ms
-    hypothesis = base.hypotheses[len(base.hypotheses) // 2]
-    level = float(np.median(y / np.maximum(x @ hypothesis.mean, 0.05)))
-    target = y / level
-    # Whitened by the prior's factor, so that a singular prior covariance needs no inverse.
-    values, vectors = np.linalg.eigh(hypothesis.covariance)
-    factor = vectors * np.sqrt(np.maximum(values, 0.0))
-    factor = factor[:, values > 1e-12 * values[-1]]
-    white = (x @ factor) / target[:, None]
-    residual_target = 1.0 - (x @ hypothesis.mean) / target
-    weights, discrepancy = np.ones(len(y)), 0.05
-    for _ in range(_FIT_ROUNDS):
-        gram = (white * weights[:, None]).T @ white
-        system = gram / discrepancy**2 + np.eye(factor.shape[1])
-        solution = np.linalg.solve(system, white.T @ (weights * residual_target) / discrepancy**2)
-        residual = residual_target - white @ solution
-        discrepancy = max(1.4826 * float(np.median(np.abs(residual))), 1e-3)
-        weights = (_DEGREES_OF_FREEDOM + 1.0) / (_DEGREES_OF_FREEDOM + (residual / discrepancy) ** 2)
-    found = hypothesis.mean + factor @ solution
-    spread = factor @ np.linalg.solve(system, factor.T)
-    return DeviceFit(found, spread, level, discrepancy)
-
-
-def learn_prior(
-    devices: Sequence[MeasuredDevice],
-    groups: Sequence[int] | NDArray[np.intp],
-    *,
-    spread: float = 2.0,
-    deviations: Sequence[float] = (0.003, 0.1),
-    discrepancies: Sequence[float] = (0.005, 0.02, 0.08),
-    most_hypotheses: int = 6,
-) -> Prior:
-    """Learn a prior: mean and covariance of the weights of known devices, each scaled to the same typical latency.
-
-    The covariance is of full rank. It is the sum of the covariance between the known devices, the mean posterior
-    covariance of their fits, and a hierarchical deviation for directions in which no two known devices differ. The
-    size of the deviation and of the model discrepancy are hypotheses; their probabilities follow from the likelihood
-    of each known device under the prior of the other families.
+def learn_prior(devices: Sequence[MeasuredDevice], groups: Sequence[int] | NDArray[np.intp]) -> Prior:
+    """Learn a prior from known devices; see `prior_of_fits`.
 
     Args:
         devices: at least one; give every batch size or thread count as a device of its own, of one family.
         groups: which columns are of one physical cost, (F,).
-        spread: factor on the covariance between devices: a handful of devices does not show the extremes.
-        deviations: variances of the deviation, relative to those of a device of which nothing is known.
-        discrepancies: relative model discrepancies, as in `Hypothesis`.
-        most_hypotheses: number of most probable hypotheses that are kept.
     """
-    if not devices:
-        raise UsageError("a prior is learned from at least one measured device; use hierarchical_prior without any")
-    reference = np.concatenate([device.features for device in devices])
-    base = hierarchical_prior(reference, groups, own=0.25)
-    fits = [fit_device(device, base) for device in devices]
-    typical = reference.mean(axis=0)
-    fits = [_rescaled(fit, float(typical @ fit.weights)) for fit in fits]
-    grid = [(deviation, discrepancy) for deviation in deviations for discrepancy in discrepancies]
-    votes = np.full(len(grid), 1.0)
-    families = sorted({device.family for device in devices})
-    for family in families if len(families) > 1 else []:
-        others = [fit for fit, device in zip(fits, devices, strict=True) if device.family != family]
-        mean, covariance = _moments(others, spread)
-        for device in (device for device in devices if device.family == family):
-            logs = [
-                _log_likelihood(
-                    device, Hypothesis(mean, covariance + deviation * base.hypotheses[0].covariance, discrepancy)
-                )
-                for deviation, discrepancy in grid
-            ]
-            likelihood = np.exp(np.array(logs) - max(logs))
-            votes += len(grid) * likelihood / likelihood.sum()
-    kept = np.argsort(-votes, kind="stable")[:most_hypotheses]
-    mean, covariance = _moments(fits, spread)
-    hypotheses = tuple(
-        Hypothesis(
-            mean,
-            covariance + grid[i][0] * base.hypotheses[0].covariance,
-            grid[i][1],
-            float(votes[i] / votes[kept].sum()),
-        )
-        for i in kept
+    return prior_of_fits(DeviceFits(devices, groups))
+
+
+def prior_of_fits(fits: DeviceFits) -> Prior:
+    """Learn a prior: mean and covariance of the weights of known devices, each scaled to the same typical latency.
+
+    The hypotheses are those of `transfer_hypotheses`; their probabilities follow from the likelihood of each known
+    device under the hypotheses that the other families give. No device is fitted again without a family: the moments
+    of the others follow by subtraction. Of more than 256 families, 256 vote, spread evenly over their sorted names.
+
+    Raises:
+        LinAlgError: the weights of a device could not be computed.
+    """
+    if not (np.isfinite(fits.weights).all() and np.isfinite(fits.typical_ms).all()):
+        raise np.linalg.LinAlgError("the weights of a known device cannot be computed")
+    unknown = untransferred(fits.reference, fits.groups)
+    sums = _Sums(fits)
+    hypotheses = transfer_hypotheses(sums.moments(), unknown, fits.groups)
+    votes = np.ones(len(hypotheses))
+    families = list(sums.places)
+    for place in _spread(len(families), _MOST_VOTING_FAMILIES) if len(families) > 1 else []:
+        left = transfer_hypotheses(sums.moments(without=families[place]), unknown, fits.groups)
+        for member in sums.places[families[place]]:
+            votes += len(left) * _vote(left, fits.devices[member])
+    return Prior(
+        tuple(
+            replace(hypothesis, probability=share)
+            for hypothesis, share in zip(hypotheses, (votes / votes.sum()).tolist(), strict=True)
+        ),
+        scale_ms=float(np.exp(np.log(fits.typical_ms).mean())),
     )
-    return Prior(hypotheses, scale_ms=float(np.exp(np.mean([np.log(fit.typical_ms) for fit in fits]))))
 
 
-def _rescaled(fit: DeviceFit, level: float) -> DeviceFit:
-    return DeviceFit(fit.weights / level, fit.covariance / level**2, fit.typical_ms * level, fit.discrepancy)
+class _Sums:
+    """Sums over the fits, from which the moments without any one family follow by subtraction."""
+
+    def __init__(self, fits: DeviceFits) -> None:
+        self._fits = fits
+        #: Places of each family's devices, families in the order of their names.
+        self.places: dict[str, list[int]] = {family: [] for family in sorted(set(fits.families))}
+        for place, family in enumerate(fits.families):
+            self.places[family].append(place)
+        self._mean = fits.weights.mean(axis=0)
+        self._apart = fits.weights - self._mean
+        self._scatter: Floats = self._apart.T @ self._apart
+        self._uncertain = fits.covariance(range(len(fits)))
+
+    def moments(self, without: str | None = None) -> Moments:
+        """Moments of the weights of all devices, or of those outside one family."""
+        left_out = [] if without is None else self.places[without]
+        apart = self._apart[left_out]
+        count = len(self._fits) - len(left_out)
+        moved = -apart.sum(axis=0) / count
+        between = (self._scatter - apart.T @ apart) / count - np.multiply.outer(moved, moved)
+        uncertain = (self._uncertain - self._fits.covariance(left_out)) / count
+        return Moments(self._mean + moved, between, uncertain, len(self.places) - (without is not None))
 
 
-def _moments(fits: Sequence[DeviceFit], spread: float) -> tuple[Floats, Floats]:
-    """Mean (F,) and covariance (F, F) of a device's weights over the fits."""
-    weights = np.array([fit.weights for fit in fits])
-    mean = weights.mean(axis=0)
-    apart = weights - mean
-    uncertain = np.mean([fit.covariance for fit in fits], axis=0)
-    found: Floats = spread * apart.T @ apart / len(fits) + uncertain
-    return mean, found
+def _vote(hypotheses: Sequence[Hypothesis], device: MeasuredDevice) -> Floats:
+    """Share of each hypothesis in explaining a sample of a device's measurements, (H,); 0 where none explains them."""
+    rows = _spread(len(device.latency_ms), _VOTING_MEASUREMENTS)
+    logs = log_likelihoods(hypotheses, device.features[rows], device.latency_ms[rows])
+    if not np.isfinite(logs).any():
+        return np.zeros(len(logs))
+    likelihood = np.exp(logs - logs.max())
+    found: Floats = likelihood / likelihood.sum()
+    return found
 
 
-def _log_likelihood(device: MeasuredDevice, hypothesis: Hypothesis) -> float:
-    """Log marginal likelihood of a sample of a device's measurements under a hypothesis."""
-    rows = np.linspace(0, len(device.latency_ms) - 1, min(_VOTING_MEASUREMENTS, len(device.latency_ms))).astype(int)
-    rows = np.unique(rows)
-    predictor = BayesianPredictor(Prior((hypothesis,)))
-    predictor.update(device.features[rows], device.latency_ms[rows])
-    return predictor.log_evidence()
+def _spread(count: int, most: int) -> NDArray[np.intp]:
+    """Return at most `most` places of `count`, at even distances, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(np.intp))

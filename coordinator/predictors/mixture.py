@@ -41,7 +41,9 @@ class Mixture:
     def discrepancy(self, x: Floats) -> Floats:
         """Variance of the model discrepancy, ms^2, (n,)."""
         prior = self._posterior.prior
-        found: Floats = (self._scales * prior.discrepancies**2) @ self._posterior.prior_latency(x) ** 2
+        found: Floats = (self._scales * self._posterior.tail * prior.discrepancies**2) @ self._posterior.prior_latency(
+            x
+        ) ** 2
         return found
 
     def covariance(self) -> Floats:

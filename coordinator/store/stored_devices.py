@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters, profile_parameters
-from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.predictors.similarity import MAX_DISTANCE, distances
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -30,6 +29,8 @@ _MOST_SUBNETS = 200
 _ROUNDED_TO = 0.1
 #: Subnets of the space on which a prior is tried before a device begins with it.
 _EXAMPLES = 24
+#: Subnets of the space whose mean features are the typical subnet's.
+_REFERENCES = 1000
 
 Made = TypeVar("Made")
 
@@ -58,8 +59,12 @@ class StoredPriors:
         ]
         self._features, self._note = FeatureMap(space), note
         self._examples = self._features.features(space.sample(_EXAMPLES, np.random.default_rng(0)))
-        self._known = known
-        self._unlike = _unlike_others([device.measured for device in known], self._features.groups)
+        measured = [device.measured for device in known]
+        # Typical subnets of the space, not those measured: another device changes nothing in the fit of this one.
+        reference = self._features.features(space.sample(_REFERENCES, np.random.default_rng(1)))
+        self._parameters = {device.measured.name: device.parameters for device in known}
+        self._fits = DeviceFits(measured, self._features.groups, reference) if len(known) >= LEAST_SETTINGS else None
+        self._unlike = _unlike_others(self._fits) if self._fits is not None else {}
         self._transfers: dict[str, HardwareTransfer | None] = {}
         self._priors: dict[tuple[float | str | None, ...], Prior | None] = {}
         if self._unlike:
@@ -73,7 +78,7 @@ class StoredPriors:
 
         None also where it cannot be computed. Settings of nearly equal hardware get the same object.
         """
-        own = agent if any(self._family(name) == agent for name in self._unlike) else ""
+        own = agent if agent in self._unlike.values() else ""
         if own not in self._transfers:
             self._transfers[own] = self._transfer(own)
         transfer = self._transfers[own]
@@ -88,25 +93,19 @@ class StoredPriors:
             self._priors[key] = self._computed(lambda: self._tried(transfer.prior(parameters)))
         return self._priors[key]
 
-    def _family(self, name: str) -> str:
-        return next(device.measured.family for device in self._known if device.measured.name == name)
-
     def _transfer(self, own: str) -> HardwareTransfer | None:
         """Learn from the settings that are like others, and from those of the agent `own`."""
+        fits = self._fits
+        if fits is None:
+            return None
         taken = [
-            device
-            for device in self._known
-            if device.measured.name not in self._unlike or device.measured.family == own
+            place
+            for place, device in enumerate(fits.devices)
+            if device.name not in self._unlike or device.family == own
         ]
         if len(taken) < LEAST_SETTINGS:
             return None
-        return self._computed(
-            lambda: HardwareTransfer(
-                [device.measured for device in taken],
-                self._features.groups,
-                {device.measured.name: device.parameters for device in taken},
-            )
-        )
+        return self._computed(lambda: HardwareTransfer(fits.subset(taken), self._parameters))
 
     def _tried(self, prior: Prior) -> Prior:
         """Return a prior that can learn from invented measurements; `LinAlgError` otherwise."""
@@ -128,12 +127,12 @@ class StoredPriors:
             return None
 
 
-def _unlike_others(devices: Sequence[MeasuredDevice], groups: NDArray[np.intp]) -> set[str]:
-    """Return the names of settings that are unlike those of all other agents; none where there is one agent alone."""
-    if len({device.family for device in devices}) < 2:
-        return set()
-    found = zip(devices, distances(devices, groups), strict=True)
-    return {device.name for device, distance in found if not distance <= MAX_DISTANCE}
+def _unlike_others(fits: DeviceFits) -> dict[str, str]:
+    """Return the settings that are unlike those of all other agents, and their agents; none where one agent is alone."""
+    if len(set(fits.families)) < 2:
+        return {}
+    found = zip(fits.devices, distances(fits), strict=True)
+    return {device.name: device.family for device, distance in found if not distance <= MAX_DISTANCE}
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from fleetnas.coordinator.predictors.device_fit import MeasuredDevice
 from fleetnas.coordinator.predictors.exported_data import read_exported
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.hardware_transfer import Parameters
-from fleetnas.coordinator.predictors.learned_prior import MeasuredDevice
 from fleetnas.coordinator.predictors.prior import Floats
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -43,8 +43,9 @@ class LatencyData:
 
     def devices(self, rows: NDArray[np.intp], *, without: str = "") -> list[MeasuredDevice]:
         """Return the devices to learn a prior from: settings outside the family `without`, on the given rows."""
+        features = self.features[rows]
         return [
-            MeasuredDevice(name, self.families[name], self.features[rows], latency[rows])
+            MeasuredDevice(name, self.families[name], features, latency[rows])
             for name, latency in self.latency_ms.items()
             if self.families[name] != without
         ]

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.device_fit import DeviceFits
 from fleetnas.coordinator.predictors.evaluation.baselines import BlockTable, MacsLine, RescaledTable
 from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData
 from fleetnas.coordinator.predictors.evaluation.fine_tuned import FineTunedNetwork
 from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters
-from fleetnas.coordinator.predictors.learned_prior import learn_prior
+from fleetnas.coordinator.predictors.learned_prior import prior_of_fits
 from fleetnas.coordinator.predictors.metrics import spearman
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.coordinator.records.method_names import MethodName
@@ -103,17 +104,32 @@ class PriorMethod:
         return predictor.predict(features[held_out], include_noise=True)
 
 
+class FitsOfOthers:
+    """Fits of all settings, each made once; a new setting gets those of the other families."""
+
+    def __init__(self) -> None:
+        self._known: tuple[LatencyData, Rows, DeviceFits] | None = None
+
+    def __call__(self, setting: NewSetting) -> DeviceFits:
+        """Return the fits of the families that the setting is not of, on the architectures of its pool."""
+        data, pool = setting.data, setting.pool
+        if self._known is None or self._known[0] is not data or not np.array_equal(self._known[1], pool):
+            self._known = data, pool, DeviceFits(data.devices(pool), data.groups)
+        fits = self._known[2]
+        return fits.subset([place for place, family in enumerate(fits.families) if family != setting.family])
+
+
 class LearnedPriors:
     """Makes the Bayesian predictor with a prior learned from the other families, once per family."""
 
     def __init__(self) -> None:
+        self._fits = FitsOfOthers()
         self._priors: dict[str, Prior] = {}
 
     def __call__(self, setting: NewSetting) -> PriorMethod:
         """Make the method for one setting."""
         if setting.family not in self._priors:
-            known = setting.data.devices(setting.pool, without=setting.family)
-            self._priors[setting.family] = learn_prior(known, setting.data.groups)
+            self._priors[setting.family] = prior_of_fits(self._fits(setting))
         return PriorMethod(setting, self._priors[setting.family])
 
 
@@ -123,11 +139,11 @@ class HardwarePriors:
     def __init__(self, parameters: Mapping[str, Parameters]) -> None:
         """`parameters` of every setting of the data, by its name."""
         self._parameters = parameters
+        self._fits = FitsOfOthers()
 
     def __call__(self, setting: NewSetting) -> PriorMethod:
         """Make the method for one setting; `UsageError` where parameters are missing."""
-        known = setting.data.devices(setting.pool, without=setting.family)
-        transfer = HardwareTransfer(known, setting.data.groups, self._parameters)
+        transfer = HardwareTransfer(self._fits(setting), self._parameters)
         if setting.name not in self._parameters:
             raise UsageError(f"hardware parameters are missing for {setting.name}; give them or leave it out")
         return PriorMethod(setting, transfer.prior(self._parameters[setting.name]))
