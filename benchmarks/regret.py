@@ -121,7 +121,9 @@ def table() -> Table:
     architectures = found.space.decode(genomes)
     # The predictor knows resolutions in steps of 16 pixels, and takes others for the step below.
     known = make_space("ofa-mbv3", {"resolutions": [_FIRST + _STEP * step for step in range(8)]})
-    stepped = known.encode([a.model_copy(update={"r": _FIRST + (a.r - _FIRST) // _STEP * _STEP}) for a in architectures])
+    stepped = known.encode(
+        [a.model_copy(update={"r": _FIRST + (a.r - _FIRST) // _STEP * _STEP}) for a in architectures]
+    )
     predictor = AccuracyPredictor.from_pth(DATA / "ofa_mbv3" / "acc_predictor.pth")
     top1 = np.asarray(predictor.predict(known.one_hot(stepped)), dtype=np.float64)
     folder = DATA / "ofa_mbv3" / "note10_lut"
@@ -427,10 +429,7 @@ def add_figures(figures: Figures, rows: Sequence[Row], methods: Sequence[str]) -
         figures.add(f"{method}_measurements_per_search", statistics.mean(row.measurements for row in chosen))
         for targets, per_target in itertools.product(TARGETS, PER_TARGET):
             part = [
-                value
-                for row in chosen
-                if row.targets == targets and row.per_target == per_target
-                for value in row.lost
+                value for row in chosen if row.targets == targets and row.per_target == per_target for value in row.lost
             ]
             if part:
                 figures.add(f"{method}_points_mean_{targets}_targets_{per_target}_each", statistics.mean(part))

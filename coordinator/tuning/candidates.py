@@ -7,7 +7,6 @@ measured one; summed over the targets, since a subnet may serve several. So the 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -29,7 +28,7 @@ Floats = NDArray[np.float64]
 LEAST_GAIN = 0.0001
 #: Margins on a prediction, in its standard deviations, at which the solver is asked: likely winners, and subnets that
 #: are better by more where they pass. Which of them is worth the most follows from their own probabilities.
-_MARGINS = (0.75, 0.0, -0.75)
+_MARGINS = (0.5, 0.0, -0.5)
 #: A round's candidates, as a share of the budget that is left, and at least: a device waits for the planning of each
 #: round, and the next one knows more.
 _ROUND_SHARE, _ROUND = 0.25, 3
@@ -100,8 +99,8 @@ class CandidateSearch:
 class RoundGains:
     """Expected gain of each further subnet of a round, given those that are taken already.
 
-    Whether one subnet is within a target is taken to be independent of the others: their own deviations from the
-    predictor outweigh its common error once some subnets are measured.
+    Of two subnets near a target the likelier one is taken to be within it whenever the other is: they are much alike,
+    and share the predictor's error. So a second subnet of a target adds little, unless it is bolder.
     """
 
     def __init__(self, within: Floats, top1: Floats, held: Floats) -> None:
@@ -117,15 +116,18 @@ class RoundGains:
 
     def expected(self) -> Floats:
         """Return the expected gain of each subnet, summed over the targets, (n,); 0 of those that are taken."""
-        ascending = sorted(self._taken, key=lambda row: self._top1[row])
-        edges = [-math.inf, *self._top1[ascending], math.inf]
+        # Per target, the taken subnets pass in this order; between two of them the best one that still passes counts.
+        order = np.argsort(self._within[self._taken], axis=0, kind="stable")
+        chances = np.take_along_axis(self._within[self._taken], order, axis=0)
+        passing = np.maximum.accumulate(self._top1[self._taken][order][::-1], axis=0)[::-1]
+        least = np.zeros(len(self._held))
         gain = np.zeros(self._within.shape)
-        for place, (low, high) in enumerate(itertools.pairwise(edges)):
-            # Accuracy between `low` and `high` is gained unless a taken subnet that is better than that passes.
-            none_passes = np.prod(1.0 - self._within[ascending[place:]], axis=0)
-            gained = np.minimum(self._top1, high)[:, None] - np.maximum(self._held, low)
-            gain += np.maximum(gained, 0.0) * none_passes
-        found: Floats = (self._within * gain).sum(axis=1)
+        ends = [*zip(chances, np.maximum(passing, self._held), strict=True), (np.ones(len(self._held)), self._held)]
+        for most, held in ends:
+            chance = np.maximum(np.minimum(self._within, most) - least, 0.0)
+            gain += chance * np.maximum(self._top1[:, None] - held, 0.0)
+            least = most
+        found: Floats = gain.sum(axis=1)
         found[self._taken] = 0.0
         return found
 

@@ -79,9 +79,7 @@ class DeviceTuner:
         self._choice = SubnetChoice(self._latency, accuracy)
         self._proposer = Proposer(self._latency, accuracy, design.architecture)
         self._design = DesignProgress(design.subnets, self._latency.observations)
-        self._candidates = CandidateSearch(
-            self._latency, self._choice, self._proposer, solver, self._rng, protocol
-        )
+        self._candidates = CandidateSearch(self._latency, self._choice, self._proposer, solver, self._rng, protocol)
         self._shortlists = Shortlists(rerank, self._latency, self._choice, solver, lambda: self._rng(4))
         self._verification = Verification(
             self._latency, self._choice, self._proposer, solver, self._shortlists, design.ends, self._rng
@@ -234,7 +232,7 @@ class DeviceTuner:
         if proposal.purpose != "initial-design":
             self._end_initial_design()
         if proposal.purpose == "verification" and proposal.key not in self._outstanding:
-            self._verification.reconsider(self._targets)  # as before the round that this proposal was made in
+            self._verification.reconsider(self._targets)  # as it was before this proposal's round
         if proposal.target_ms is not None:
             self._end_exploration()
             if self.target_of(proposal) is None:
@@ -272,15 +270,13 @@ class DeviceTuner:
             self._follow_regime()
         if self._finished or self._shortlists.wanted():
             return []
-        round_ = self._verification.round(self._targets) or self._better_candidates()
+        round_ = self._verification.round(self._targets)
+        if not round_ and not self._shortlists.used:  # what may be better than the winners, while there is budget
+            met = [state for state in self._targets if state.status is TargetStatus.MET]
+            round_ = self._candidates.find(met, self.budget - self.measurements)
         if not round_:
             self._finish()
         return round_
-
-    def _better_candidates(self) -> list[Proposal]:
-        """Look once more, with the budget that is left, for better subnets than the winners that are verified by now."""
-        met = [state for state in self._targets if state.status is TargetStatus.MET]
-        return [] if self._shortlists.used else self._candidates.find(met, self.budget - self.measurements)
 
     def _end_initial_design(self) -> None:
         """Once the initial design is measured, automatic targets follow from it."""
@@ -337,13 +333,8 @@ class DeviceTuner:
 
     def _show_best_measured(self) -> None:
         """Before verification, each target shows its best measured subnet."""
-        if self._design_told is None:
-            return
-        for state in self._open_targets():
-            if state.verifications == 0:
-                best = self._verification.present_choice(state, unsure=not self._exploring)
-                if best is not None:
-                    self._verification.show(state, best)
+        if self._design_told is not None:
+            self._verification.show_best(self._open_targets(), unsure=not self._exploring)
 
     def _finish(self) -> None:
         self._finished = True

@@ -47,17 +47,19 @@ class SubnetChoice:
         return min(max(typical, _LEAST_SAFETY / math.sqrt(runs)), _MOST_SAFETY)
 
     def _runs(self, genome: Genome) -> int:
-        """Number of runs that a subnet's latency is the mean of."""
-        return sum(run.undisturbed_ms is not None for run in self._observations.of(genome).runs)
+        """Return the number of runs that a subnet's latency is the mean of, at least 1."""
+        return max(sum(run.undisturbed_ms is not None for run in self._observations.of(genome).runs), 1)
 
     def fits(self, state: TargetState, genome: Genome) -> bool:
         """Whether a subnet is within a target by the margin that all its measurements leave."""
         latency_ms = self._observations.latency_ms(self._observations.of(genome))
-        return latency_ms is not None and latency_ms * (1.0 + self._margin(max(self._runs(genome), 1))) <= state.target_ms
+        return (
+            latency_ms is not None and latency_ms * (1.0 + self._margin(max(self._runs(genome), 1))) <= state.target_ms
+        )
 
     def chance_to_fit(self, state: TargetState, genome: Genome) -> float:
         """Return the probability that a measured subnet fits a target once it is measured one more time."""
-        runs = max(self._runs(genome), 1)
+        runs = self._runs(genome)
         latency_ms = self._observations.latency_ms(self._observations.of(genome)) or math.inf
         limit_ms = state.target_ms / (1.0 + self._margin(runs + 1))
         # By this the mean of so many runs moves with the next one.

@@ -174,10 +174,15 @@ class Verification:
         seen = self._observations.of(self._smallest)
         return seen.quarantined or any(run.undisturbed_ms is not None for run in seen.runs)
 
-    def present_choice(self, state: TargetState, *, unsure: bool) -> Genome | None:
-        """Return the measured subnet that a target would be verified with now; None where there is none."""
-        listed = self._shortlists.best(state)
-        return listed.genome if listed is not None and listed.measured else self._choice.choice(state, unsure=unsure)
+    def show_best(self, states: Sequence[TargetState], *, unsure: bool) -> None:
+        """Let each target that was not verified yet stand at the measured subnet that it would be verified with now."""
+        for state in states:
+            listed = self._shortlists.best(state)
+            best = (
+                listed.genome if listed is not None and listed.measured else self._choice.choice(state, unsure=unsure)
+            )
+            if best is not None and state.verifications == 0:
+                self.show(state, best)
 
     # -- judging -----------------------------------------------------------------------------------------------
 
