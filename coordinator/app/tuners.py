@@ -68,6 +68,7 @@ class TunerFactory:
             self._archive,
             budget=plan.budget,
             rerank=plan.rerank,
+            protocol=plan.protocol,
         )
 
 

@@ -36,7 +36,7 @@ from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.coordinator.tuning.verification import Verification
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.messages import Failed, Measurement
+from fleetnas.fleet_protocol.messages import Failed, Measurement, MeasurementProtocol
 from fleetnas.supernet_export.spaces.base import Genomes
 
 Floats = NDArray[np.float64]
@@ -57,8 +57,11 @@ class DeviceTuner:
         *,
         budget: int = 40,
         rerank: int = 0,
+        protocol: MeasurementProtocol = MeasurementProtocol(),  # noqa: B008 - it is frozen
     ) -> None:
         """`budget` counts all measurements but verifications, those of the initial design included.
+
+        By `protocol` the search knows how long a subnet's measurement takes.
 
         With `rerank`, that many candidates per target are chosen among by the accuracies that `tell_accuracy` takes.
 
@@ -76,7 +79,7 @@ class DeviceTuner:
         self._choice = SubnetChoice(self._latency, accuracy)
         self._proposer = Proposer(self._latency, accuracy, design.architecture)
         self._design = DesignProgress(design.subnets, self._latency.observations)
-        self._candidates = CandidateSearch(self._latency, self._choice, self._proposer, solver, self._rng)
+        self._candidates = CandidateSearch(self._latency, self._choice, self._proposer, solver, self._rng, protocol)
         self._shortlists = Shortlists(rerank, self._latency, self._choice, solver, lambda: self._rng(4))
         self._verification = Verification(
             self._latency, self._choice, self._proposer, solver, self._shortlists, design.ends, self._rng
@@ -228,6 +231,8 @@ class DeviceTuner:
         """Enter the phase in which a proposal was made, where a stored run is told again."""
         if proposal.purpose != "initial-design":
             self._end_initial_design()
+        if proposal.purpose == "verification" and proposal.key not in self._outstanding:
+            self._verification.reconsider(self._targets)  # as it was before this proposal's round
         if proposal.target_ms is not None:
             self._end_exploration()
             if self.target_of(proposal) is None:
@@ -265,10 +270,10 @@ class DeviceTuner:
             self._follow_regime()
         if self._finished or self._shortlists.wanted():
             return []
-        round_ = self._verification.proposals(self._targets)
-        if not round_:
-            self._verification.reconsider(self._targets)
-            round_ = self._verification.proposals(self._targets)
+        round_ = self._verification.round(self._targets)
+        if not round_ and not self._shortlists.used:  # what may be better than the winners, while there is budget
+            met = [state for state in self._targets if state.status is TargetStatus.MET]
+            round_ = self._candidates.find(met, self.budget - self.measurements)
         if not round_:
             self._finish()
         return round_
@@ -328,13 +333,8 @@ class DeviceTuner:
 
     def _show_best_measured(self) -> None:
         """Before verification, each target shows its best measured subnet."""
-        if self._design_told is None:
-            return
-        for state in self._open_targets():
-            if state.verifications == 0:
-                best = self._verification.present_choice(state, unsure=not self._exploring)
-                if best is not None:
-                    self._verification.show(state, best)
+        if self._design_told is not None:
+            self._verification.show_best(self._open_targets(), unsure=not self._exploring)
 
     def _finish(self) -> None:
         self._finished = True

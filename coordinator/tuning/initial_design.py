@@ -11,7 +11,7 @@ from fleetnas.coordinator.records.bounds import Bounds, largest_within, sample_w
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.supernet_export.spaces.base import DesignSpace
+from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 #: Subnets among which the initial design is chosen.
 _POOL = 2000
@@ -21,9 +21,19 @@ class InitialDesign:
     """Beginning of all searches of one space, seed and prior: the same for every device, so made once for a fleet."""
 
     def __init__(
-        self, space: DesignSpace, *, count: int, seed: int, prior: Prior | None = None, bounds: Bounds | None = None
+        self,
+        space: DesignSpace,
+        *,
+        count: int,
+        seed: int,
+        prior: Prior | None = None,
+        bounds: Bounds | None = None,
+        candidates: Genomes | None = None,
     ) -> None:
-        """Choose `count` subnets: the smallest, the largest within the bounds, then those that teach the most."""
+        """Choose `count` subnets: the smallest, the largest within the bounds, then those that teach the most.
+
+        Of `candidates` (n, G) alone where they are given: the smallest and the largest are those by their MACs.
+        """
         bounds = bounds or Bounds()
         self.space = space
         self.seed = seed
@@ -34,12 +44,18 @@ class InitialDesign:
             prior = hierarchical_prior(self.features.features(sample), self.features.groups)
         self.prior = prior
         rng = np.random.default_rng([seed, 2])
-        smallest, largest = space.smallest(), largest_within(space, bounds, rng)
+        if candidates is None:
+            smallest, largest = space.smallest(), largest_within(space, bounds, rng)
+        else:
+            candidates = candidates[bounds.met(space, candidates)]
+            by_macs = np.argsort(space.macs(candidates), kind="stable")
+            smallest, largest = candidates[by_macs[:1]], candidates[by_macs[-1:]]
         #: The smallest subnet, and the largest within the bounds.
         self.ends: list[Genome] = [smallest[0], largest[0]]
         ends = [smallest[0]] if np.array_equal(smallest, largest) else [smallest[0], largest[0]]
         self.subnets: list[Genome] = ends[:count]
-        pool = np.unique(sample_within(space, bounds, _POOL, rng), axis=0)
+        drawn = sample_within(space, bounds, _POOL, rng) if candidates is None else rng.permutation(candidates)[:_POOL]
+        pool = np.unique(drawn, axis=0)
         pool = pool[~(pool[:, None] == np.stack(self.subnets)).all(axis=2).any(axis=1)]
         if len(pool):
             wanted = min(count - len(self.subnets), len(pool))

@@ -124,6 +124,7 @@ class SettingLatency:
         rng: np.random.Generator,
         predicted: PredictorLatency,
         without: Sequence[Genome] = (),
+        start: Sequence[Genome] = (),
     ) -> list[Genome | None]:
         """Return, per target, the most accurate subnet by prediction and measurement; None where there is none.
 
@@ -133,6 +134,7 @@ class SettingLatency:
             rng: of the search.
             predicted: a model of latency at undisturbed speed, with its margin.
             without: subnets that are left out.
+            start: subnets to begin from, beside the measured ones.
         """
         if not targets_ms:
             return []
@@ -149,7 +151,8 @@ class SettingLatency:
             latency = MeasuredLatency(latency, genomes, measured_ms)
         bounds = self.speed.undisturbed_of(np.array(targets_ms, dtype=np.float64)).tolist()
         order = np.argsort(bounds, kind="stable")
-        found = solver(latency, [bounds[i] for i in order], genomes, rng)
+        begin = np.concatenate([genomes.reshape(-1, len(start[0])), np.stack(start)]) if len(start) else genomes
+        found = solver(latency, [bounds[i] for i in order], begin, rng)
         winners: list[Genome | None] = [None] * len(bounds)
         for place, winner in zip(order.tolist(), found, strict=True):
             winners[place] = winner

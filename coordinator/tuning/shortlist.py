@@ -48,6 +48,11 @@ class Shortlists:
         self._listed: dict[float, list[Genome]] = {}
         self._accuracies: dict[bytes, float | None] = {}
 
+    @property
+    def used(self) -> bool:
+        """Whether winners are chosen among candidates by their accuracy on selection images."""
+        return self._size > 0
+
     # -- candidates --------------------------------------------------------------------------------------------
 
     def make(self, states: Sequence[TargetState]) -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.observations import Table
 from fleetnas.coordinator.tuning.proposal import Genome
@@ -18,9 +19,10 @@ from fleetnas.supernet_export.spaces.base import Genomes
 #: A subnet that was measured within the target, but not by the margin, is re-measured first where it is better by this
 #: (top-1, a fraction): it passes often enough to make up for the misses.
 _OPTIMISTIC_GAIN = 0.005
-#: Margin on a target in standard deviations of a measurement, and its bounds. Small, so that winners fill their
-#: targets: most pass when they are measured again, and a miss costs one more measurement with twice the margin. The
-#: typical speed needs more: where it is wrong, every winner is, and no re-measurement shows that.
+#: Margin on a target in standard deviations of a measurement, and its bounds, for one measurement: of n that say the
+#: same the square root of n is left. Small, so that winners fill their targets: most pass when they are measured again,
+#: and a miss costs one more measurement with twice the margin. The typical speed needs more: where it is wrong, every
+#: winner is, and no re-measurement shows that.
 _SAFETY_SIGMAS, _SPEED_SIGMAS, _LEAST_SAFETY, _MOST_SAFETY = 1.2, 2.0, 0.01, 0.10
 
 
@@ -33,12 +35,39 @@ class SubnetChoice:
         self._tables: dict[bool, tuple[Table, NDArray[np.float64]]] = {}
 
     def safety(self, state: TargetState) -> float:
-        """Return the margin on a target, relative: after a miss twice as wide, and wider than the miss went beyond."""
-        typical = math.hypot(_SAFETY_SIGMAS * self._observations.noise, _SPEED_SIGMAS * self._latency.speed.error)
-        margin = min(max(typical, _LEAST_SAFETY), _MOST_SAFETY)
-        for missed_by in state.missed_by:
+        """Return the margin on a target, relative, for a subnet that was measured once, or is predicted.
+
+        After a miss it is twice as wide, and wider than the miss went beyond; of a target that is met no miss counts.
+        """
+        margin = self._margin(1)
+        for missed_by in state.missed_by if state.status is not TargetStatus.MET else ():
             margin = min(max(2.0 * margin, 1.5 * missed_by), 0.5)
         return margin
+
+    def _margin(self, runs: int) -> float:
+        noise = _SAFETY_SIGMAS * self._observations.noise
+        typical = math.hypot(noise / math.sqrt(runs), _SPEED_SIGMAS * self._latency.speed.error)
+        return min(max(typical, _LEAST_SAFETY / math.sqrt(runs)), _MOST_SAFETY)
+
+    def _runs(self, genome: Genome) -> int:
+        """Return the number of runs that a subnet's latency is the mean of, at least 1."""
+        return max(sum(run.undisturbed_ms is not None for run in self._observations.of(genome).runs), 1)
+
+    def fits(self, state: TargetState, genome: Genome) -> bool:
+        """Whether a subnet is within a target by the margin that all its measurements leave."""
+        latency_ms = self._observations.latency_ms(self._observations.of(genome))
+        return (
+            latency_ms is not None and latency_ms * (1.0 + self._margin(max(self._runs(genome), 1))) <= state.target_ms
+        )
+
+    def chance_to_fit(self, state: TargetState, genome: Genome) -> float:
+        """Return the probability that a measured subnet fits a target once it is measured one more time."""
+        runs = self._runs(genome)
+        latency_ms = self._observations.latency_ms(self._observations.of(genome)) or math.inf
+        limit_ms = state.target_ms / (1.0 + self._margin(runs + 1))
+        # By this the mean of so many runs moves with the next one.
+        moves = self._observations.noise / math.sqrt(runs * (runs + 1.0))
+        return 0.5 * math.erfc((latency_ms / limit_ms - 1.0) / max(moves, 1e-9) / math.sqrt(2.0))
 
     def best_measured(self, state: TargetState, safety: float, *, unsure: bool) -> Genome | None:
         """Return the most accurate measured subnet within the target less its margin; of equals the fastest.
@@ -81,9 +110,17 @@ class SubnetChoice:
         """Return the predicted top-1 accuracy, a fraction."""
         return float(self._accuracy.predict(genome[None])[0])
 
-    def improves(self, best: float, winner: Genome, gain: float) -> bool:
-        """Whether a subnet is worth a measurement where the best measured one has accuracy `best`."""
-        return not self._observations.of(winner).sure and self.accuracy(winner) > best + gain
+    def held_accuracy(self, state: TargetState) -> float | None:
+        """Return the predicted accuracy of the best subnet that was measured within a target; None without one."""
+        best = self.best_measured(state, self.safety(state), unsure=False)
+        known = [self.accuracy(best)] if best is not None else []
+        if state.status is TargetStatus.MET and state.accuracy is not None:
+            known.append(state.accuracy)
+        return max(known, default=None)
+
+    def is_open(self, genome: Genome) -> bool:
+        """Whether a subnet's latency is to be measured still."""
+        return not self._observations.of(genome).sure
 
     def subnet(self, genome: Genome, architecture: Architecture) -> ChosenSubnet:
         """Return a subnet for a target to stand at."""

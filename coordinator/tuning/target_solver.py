@@ -1,4 +1,4 @@
-"""The search over a bundle's design space, as the device search asks for it."""
+"""Solvers of targets: a search over a bundle's design space, or the best subnet of a list."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.blas import single_threaded_blas
+from fleetnas.coordinator.search.candidate_table import CandidateTable
 from fleetnas.coordinator.search.engine import search
 from fleetnas.coordinator.search.guided import DEFAULT_ROUNDS, GuidedSettings
-from fleetnas.coordinator.search.latency import LatencyModel
+from fleetnas.coordinator.search.latency import LatencyModel, TableLatency
 from fleetnas.coordinator.search.problem import AccuracyModel, Problem
 from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
@@ -57,3 +58,21 @@ class BundleTargetSolver:
             )
         found = {winner.target_ms: winner.genome for winner in result.winners}
         return [found.get(float(target)) for target in targets_ms]
+
+
+class ListTargetSolver:
+    """A `TargetSolver` over a list of subnets: nothing else is found. Exact, and a function of its arguments alone."""
+
+    def __init__(self, space: DesignSpace, accuracy: AccuracyModel, genomes: Genomes) -> None:
+        """`genomes` must be canonical, (n, G), n at least 1."""
+        top1 = np.asarray(accuracy.predict(genomes), dtype=np.float64)
+        self._table = CandidateTable(space, genomes[np.argsort(-top1, kind="stable")])
+
+    def __call__(
+        self, latency: TableLatency, targets_ms: Sequence[float], start: Genomes, rng: np.random.Generator
+    ) -> list[Genome | None]:
+        """Return one genome (G,) per target, in the unit of `latency`; None where no subnet of the list meets it."""
+        del start, rng
+        predicted = latency.predict_rows(self._table, np.arange(len(self._table)))
+        within = [np.flatnonzero(predicted <= target_ms) for target_ms in targets_ms]
+        return [self._table.genomes[rows[0]] if len(rows) else None for rows in within]

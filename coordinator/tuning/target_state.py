@@ -52,6 +52,8 @@ class TargetState:
     slowed_down: int = 0
     """Verifications that count as misses because the device was slowed down."""
     replacements: int = 0
+    challenges: int = 0
+    """Verifications of subnets that are better than the winner."""
     failures: int = 0
     given_up: bool = False
     """No measured subnet was within it; later measurements may change that."""
@@ -141,6 +143,10 @@ class TargetState:
         self.slowed_down += slowed_down
         self.reason = reason
         self.missed_by.append(missed_by)
+
+    def count_challenge(self) -> None:
+        """Count a re-measurement of a subnet that is better than the winner."""
+        self.challenges += 1
 
     def count_replacement(self) -> None:
         """Count a subnet that was measured in place of one that missed the target."""

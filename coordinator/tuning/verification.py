@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from fleetnas.coordinator.records.target_status import TargetStatus
-from fleetnas.coordinator.tuning.candidates import ACCURACY_GAINS
+from fleetnas.coordinator.tuning.candidates import LEAST_GAIN
 from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES, Judgement, judge_run
 from fleetnas.coordinator.tuning.miss_reasons import given_up, remeasured_beyond, remeasured_in_vain
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
@@ -28,6 +28,9 @@ from fleetnas.coordinator.tuning.target_state import TargetState
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
 MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
 MAX_REPLACEMENTS = 3
+#: Verifications of subnets that are better than the winner of a target, and the least expected gain of one (top-1, a
+#: fraction).
+MAX_CHALLENGES, _CHALLENGE_GAIN = 4, 0.0003
 #: Margin on a prediction in its standard deviations, for a subnet that stands in after a miss, and for the last one
 #: that is tried before a target is called infeasible.
 _REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
@@ -77,6 +80,41 @@ class Verification:
         asked = (self._next(state) for state in states if state.status is TargetStatus.OPEN)
         return [proposal for proposal in asked if proposal is not None]
 
+    def round(self, states: Sequence[TargetState]) -> list[Proposal]:
+        """Return the next measurements; none where every target is decided, and no better winner is likely.
+
+        Open targets come first, then those that later measurements open again, then challenges of winners.
+        """
+        found = self.proposals(states)
+        if not found:
+            self.reconsider(states)
+            found = self.proposals(states)
+        return found or self._challenges(states)
+
+    def _challenges(self, states: Sequence[TargetState]) -> list[Proposal]:
+        """Return re-measurements of measured subnets that are better than the winners, and likely to be within too."""
+        found = []
+        for state in states:
+            challenger = self._challenger(state, states)
+            if challenger is not None:
+                found.append(self._proposer.propose_again(challenger, state.target_ms))
+        return found
+
+    def _challenger(self, state: TargetState, states: Sequence[TargetState]) -> Genome | None:
+        """Return the measured subnet with the greatest expected gain over a target's winner; None without one."""
+        if state.status is not TargetStatus.MET or self._shortlists.best(state) is not None:
+            return None
+        if state.challenges >= MAX_CHALLENGES or state.failures >= MAX_FAILED_VERIFICATIONS:
+            return None
+        held = max(winner.accuracy or 0.0 for winner in states if winner is state or _serves(winner, state))
+        table = self._observations.table(unsure=True)
+        near = table.genomes[table.typical_ms <= state.target_ms]
+        gains = np.maximum(self._choice.accuracies(near) - held, 0.0) if len(near) else np.zeros(0)
+        for row in np.flatnonzero(gains > _CHALLENGE_GAIN):
+            gains[row] *= self._choice.chance_to_fit(state, near[row])
+        best = int(np.argmax(gains)) if len(gains) else 0
+        return near[best] if len(gains) and gains[best] > _CHALLENGE_GAIN else None
+
     def _next(self, state: TargetState) -> Proposal | None:
         """Return the next measurement that may settle a target; None where it is settled without one."""
         if state.failures >= MAX_FAILED_VERIFICATIONS:
@@ -120,7 +158,7 @@ class Verification:
         )
         measured = self._choice.best_measured(state, self._choice.safety(state), unsure=True)
         best = -math.inf if measured is None else self._choice.accuracy(measured)
-        if winner is None or not self._choice.improves(best, winner, ACCURACY_GAINS[0]):
+        if winner is None or not self._choice.is_open(winner) or self._choice.accuracy(winner) <= best + LEAST_GAIN:
             return None
         return self._proposer.propose([winner], "candidate", state.target_ms)[0]
 
@@ -136,20 +174,28 @@ class Verification:
         seen = self._observations.of(self._smallest)
         return seen.quarantined or any(run.undisturbed_ms is not None for run in seen.runs)
 
-    def present_choice(self, state: TargetState, *, unsure: bool) -> Genome | None:
-        """Return the measured subnet that a target would be verified with now; None where there is none."""
-        listed = self._shortlists.best(state)
-        return listed.genome if listed is not None and listed.measured else self._choice.choice(state, unsure=unsure)
+    def show_best(self, states: Sequence[TargetState], *, unsure: bool) -> None:
+        """Let each target that was not verified yet stand at the measured subnet that it would be verified with now."""
+        for state in states:
+            listed = self._shortlists.best(state)
+            best = (
+                listed.genome if listed is not None and listed.measured else self._choice.choice(state, unsure=unsure)
+            )
+            if best is not None and state.verifications == 0:
+                self.show(state, best)
 
     # -- judging -----------------------------------------------------------------------------------------------
 
     def judge(self, state: TargetState, genome: Genome, run: Run | None) -> None:
         """Judge a target by its re-measurement, which is among the observations already; None where it failed."""
-        if state.status is TargetStatus.MET:
-            self._withdraw(state)
         if run is None:
             state.count_failure()
             return
+        if state.status is TargetStatus.MET:
+            if self._choice.accuracy(genome) > (state.accuracy or 0.0):
+                self._judge_challenge(state, genome, run)
+                return
+            self._withdraw(state)
         typical_ms = self._observations.typical_ms(run)
         judgement = judge_run(state.target_ms, run, typical_ms)
         disturbed = judgement is Judgement.DISTURBED
@@ -165,6 +211,18 @@ class Verification:
             state.count_miss(missed_by, reason, slowed_down=disturbed)
             self._observations.add_miss(genome, run)
         self.show(state, genome, run.median_ms, typical_ms)
+
+    def _judge_challenge(self, state: TargetState, genome: Genome, run: Run) -> None:
+        """Let a better subnet take the winner's place if it is within the target in this run and by its margin."""
+        state.count_challenge()
+        typical_ms = self._observations.typical_ms(run)
+        judgement = judge_run(state.target_ms, run, typical_ms)
+        if judgement is Judgement.BEYOND:
+            self._observations.add_miss(genome, run)
+        elif judgement is Judgement.WITHIN and self._choice.fits(state, genome):
+            state.meet(run.model_sha256)
+            self._winners[state.target_ms] = (genome, run)
+            self.show(state, genome, run.median_ms, typical_ms)
 
     def reconsider(self, states: Sequence[TargetState]) -> None:
         """Open targets again where later measurements contradict the decision.
@@ -230,12 +288,7 @@ class Verification:
         """
         met = [replace(state) for state in states if state.status is TargetStatus.MET]
         for state in states:
-            within = [
-                winner
-                for winner in met
-                if (winner.verified_ms or math.inf) <= state.target_ms
-                and (winner.typical_ms is None or winner.typical_ms <= state.target_ms)
-            ]
+            within = [winner for winner in met if _serves(winner, state)]
             accuracy = self._accuracy_of([state, *within])
             best = max(within, key=accuracy, default=None)
             if best is None or (state.status is TargetStatus.MET and accuracy(state) >= accuracy(best)):
@@ -255,3 +308,12 @@ class Verification:
         reason = given_up(state, self._observations, name, self._last_failure)
         tried = self._knows_smallest() and not self._observations.of(self._smallest).quarantined
         state.give_up(reason.text, infeasible=reason.too_fast and tried and not state.verifications)
+
+
+def _serves(winner: TargetState, state: TargetState) -> bool:
+    """Whether a target's winner was measured within another target as well."""
+    return (
+        winner.status is TargetStatus.MET
+        and (winner.verified_ms or math.inf) <= state.target_ms
+        and (winner.typical_ms is None or winner.typical_ms <= state.target_ms)
+    )

@@ -388,7 +388,9 @@ class Simulation:
         solver = BundleTargetSolver(
             self.space, self.accuracy, plan.strategy, bounds=plan.bounds, rounds=self.search_rounds
         )
-        return DeviceTuner(design, self.accuracy, plan.targets, solver, budget=plan.budget, rerank=plan.rerank)
+        return DeviceTuner(
+            design, self.accuracy, plan.targets, solver, budget=plan.budget, rerank=plan.rerank, protocol=plan.protocol
+        )
 
     def begin(self, *, resume: bool = False) -> Campaign:
         """Start a coordinator; with `resume`, where the last one was when it vanished."""
