@@ -1,7 +1,8 @@
 """Run a model until its latency no longer falls: caches are filled, clocks are up, what is compiled late is compiled.
 
 LiteRT's `benchmark_model` warms up for half a second whatever the model does. Most models are steady after some ten
-milliseconds, which counts where a device measures hundreds of them.
+milliseconds, which counts where a device measures hundreds of them. A device that is equally slow for longer than four
+windows and then becomes faster is not recognised; a protocol's warm-up runs cover that where it is known.
 """
 
 from __future__ import annotations
