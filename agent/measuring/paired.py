@@ -38,16 +38,15 @@ from fleetnas.agent.measuring.undisturbed import (
     pooled,
     thinned,
 )
-from fleetnas.agent.runtimes.stopping import is_within_reach, next_look
-from fleetnas.agent.runtimes.timing import MIN_SAMPLE_MS, End, Timing, no_garbage_collection, summarise
+from fleetnas.agent.runtimes.stopping import End, end_at_look, next_look
+from fleetnas.agent.runtimes.timing import MIN_SAMPLE_MS, no_garbage_collection, summarise
 from fleetnas.agent.runtimes.warm_up import WarmUp, warm_up
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: Rounds of the least time of a measurement; fewer where the references would take too much of it.
 ROUNDS = 8
-#: A turn of a reference lasts this long, s, or two samples where those take longer: the same whatever precision a task
-#: asks for, because the reference's level depends on it. Shorter where the least time of a measurement is below the
-#: second number, s.
+#: A turn of a reference lasts this long, s, or two samples where those take longer; shorter where the least time of a
+#: measurement is below the second number, s.
 _REFERENCE_TURN_S, _SHORT_S = 0.015, 0.1
 #: Share of the subject's time that all turns of references may take before rounds become fewer.
 _MOST_REFERENCE_SHARE = 0.16
@@ -71,8 +70,6 @@ _LEVELS_S = 5.0
 _CHECK_EVERY = 4
 #: A turn of the subject lasts at least this share of the time so far, so that long measurements have few rounds.
 _TURN_SHARE = 1 / 16
-#: A precision that is out of reach is tried for this many times the least time.
-_TRIED_TIMES = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +173,7 @@ def measure_paired(
 
 
 def reference_turn_s(protocol: MeasurementProtocol) -> float:
-    """Return the shortest turn of a reference, in s: the same for all subjects, because its level depends on it."""
+    """Return the shortest turn of a reference, in s: the same for coarse and fine tasks, as its level depends on it."""
     return _REFERENCE_TURN_S * min(1.0, protocol.min_s / _SHORT_S)
 
 
@@ -304,11 +301,7 @@ class _Paired:
         if rounds < self._look:
             return None
         self._look = next_look(rounds)
-        scatter = self._estimate().scatter
-        if scatter <= asked:
-            return "precise"
-        tried = elapsed_ns >= _TRIED_TIMES * self._nominal_ns
-        return "out of reach" if tried and not is_within_reach(scatter, asked, elapsed_ns, self._most_ns) else None
+        return end_at_look(self._estimate().scatter, asked, elapsed_ns, self._nominal_ns, self._most_ns)
 
     def _end_of_disturbed(self) -> End | None:
         """Decide while few rounds were clean: the asked precision may be out of reach, a useful one need not be."""
@@ -326,8 +319,10 @@ class _Paired:
         level_ms = self._near_level.level_ms
         readings = [low(turn) / level_ms for turn in self._near_turns]
         reference_ns = self._near.spent_ns + (self._far.spent_ns if self._far is not None else 0)
+        asked, inside_ns = self._protocol.half_width_percent, self._subject.spent_ns + reference_ns
+        timing = summarise(self._blocks_ns, self._subject.inner, asked, inside_ns, warm)
         return PairedTiming(
-            timing=self._summary(warm, end, self._subject.spent_ns + reference_ns),
+            timing=timing.model_copy(update={"end": end}),
             undisturbed_ms=found.undisturbed_ms,
             undisturbed_half_width_percent=100 * min(found.half_width, 10.0),
             basis=found.basis,
@@ -353,9 +348,3 @@ class _Paired:
 
     def _clean(self, each: Round) -> bool:
         return is_clean(each.before_ms, each.after_ms, self._near_level)
-
-    def _summary(self, warm: WarmUp, end: End, inference_ns: int) -> Timing:
-        asked = self._protocol.half_width_percent
-        return summarise(self._blocks_ns, self._subject.inner, asked, inference_ns, warm).model_copy(
-            update={"end": end}
-        )

@@ -17,6 +17,10 @@ confidence interval for the mean, the same 39, 1968.
 from __future__ import annotations
 
 import math
+from typing import Literal, TypeAlias
+
+#: Why timing ended: the latency was known as precisely as was asked; that was out of reach; the longest time was over.
+End: TypeAlias = Literal["precise", "out of reach", "time over"]
 
 #: How much wider an interval is that is looked at repeatedly.
 SEQUENTIAL_FACTOR = 1.2
@@ -24,6 +28,8 @@ SEQUENTIAL_FACTOR = 1.2
 _LOOK_FACTOR = 1.2
 #: A projected half-width may exceed the asked one by this factor: it is itself uncertain.
 _REACH = 1.5
+#: A precision that is out of reach is tried for this many times the least time.
+_TRIED_TIMES = 2.0
 #: Two-sided 95 % quantiles of Student's t by degrees of freedom.
 _T95 = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 _Z95 = 1.959964
@@ -44,6 +50,20 @@ def next_look(count: int) -> int:
     return max(count + 1, math.ceil(_LOOK_FACTOR * count))
 
 
-def is_within_reach(half_width: float, asked: float, elapsed_s: float, most_s: float) -> bool:
-    """Whether the asked half-width can be expected within `most_s`: it falls with the square root of the time."""
-    return half_width * math.sqrt(min(1.0, elapsed_s / most_s)) <= _REACH * asked
+def end_at_look(half_width: float, asked: float, elapsed: float, least: float, most: float) -> End | None:
+    """Return why measuring ends at a look; None if it goes on.
+
+    `half_width` is the present one, `asked` the one to reach, in the same unit; `elapsed`, `least` and `most` are times
+    in one unit.
+    """
+    if half_width <= asked:
+        return "precise"
+    if elapsed >= most:
+        return "time over"
+    tried = elapsed >= _TRIED_TIMES * least
+    return "out of reach" if tried and not is_within_reach(half_width, asked, elapsed, most) else None
+
+
+def is_within_reach(half_width: float, asked: float, elapsed: float, most: float) -> bool:
+    """Whether the asked half-width can be expected when `most` has elapsed: it falls with the square root of time."""
+    return half_width * math.sqrt(min(1.0, elapsed / most)) <= _REACH * asked

@@ -15,11 +15,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
 
 from pydantic import Field
 
-from fleetnas.agent.runtimes.stopping import SEQUENTIAL_FACTOR, critical_value, is_within_reach, next_look
+from fleetnas.agent.runtimes.stopping import SEQUENTIAL_FACTOR, End, critical_value, end_at_look, next_look
 from fleetnas.agent.runtimes.warm_up import WarmUp, warm_up
 from fleetnas.device_profiles.quantities import DurationMs, HalfWidthPercent, Microseconds, Milliseconds, Seconds
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, Message
@@ -31,15 +30,10 @@ MIN_SAMPLE_MS = 1.0
 MAX_KEPT_TIMES = 20
 #: Batches of samples in order whose medians' scatter gives an interval, and samples in each, at least.
 _BATCHES, _LEAST_BATCHES, _BATCH_SAMPLES = 8, 4, 3
-#: A precision that is out of reach is tried for this many times the least time.
-_TRIED_TIMES = 2.0
 #: A block lasts at least this share of the time so far, so that long measurements do not have too many of them.
 _BLOCK_SHARE, MAX_BLOCKS = 1 / 16, 80
 #: Two-sided 95 % quantile of the standard normal distribution.
 _Z95 = 1.959964
-
-#: Why timing ended: the latency was known as precisely as was asked; that was out of reach; the longest time was over.
-End: TypeAlias = Literal["precise", "out of reach", "time over"]
 
 
 class Timing(Message):
@@ -146,13 +140,10 @@ class _Blocks:
         self._end_ns = end
 
     def _decide(self, elapsed_ns: float, most_ns: float) -> End | None:
-        half_width, asked = self.half_width_percent(), self._protocol.half_width_percent
-        if half_width <= asked:
-            return "precise"
-        if elapsed_ns >= most_ns or len(self.blocks_ns) >= MAX_BLOCKS:
-            return "time over"
-        tried = elapsed_ns >= _TRIED_TIMES * self._least_ns
-        return "out of reach" if tried and not is_within_reach(half_width, asked, elapsed_ns, most_ns) else None
+        if len(self.blocks_ns) >= MAX_BLOCKS:
+            most_ns = elapsed_ns
+        asked = self._protocol.half_width_percent
+        return end_at_look(self.half_width_percent(), asked, elapsed_ns, self._least_ns, most_ns)
 
     def half_width_percent(self) -> float:
         """Return the 95 % half-width of the median of all samples, in percent of it, valid at every look.
