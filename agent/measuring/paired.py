@@ -66,7 +66,7 @@ _MOST_ROUNDS = 80
 _LEVEL_TURNS, _MOST_LEVEL_TURNS, _LEAST_LEVEL_TURNS = 12, 36, 4
 _LEVEL_TOLERANCE = 0.03
 _LEVELS_S = 5.0
-#: While few rounds are clean, the end is checked once in this many rounds: the check takes a while to compute.
+#: While few rounds are clean, the end is checked once in this many rounds.
 _CHECK_EVERY = 4
 #: A turn of the subject lasts at least this share of the time so far, so that long measurements have few rounds.
 _TURN_SHARE = 1 / 16
@@ -293,10 +293,13 @@ class _Paired:
             return None
         if self._subject.spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):
             return None
+        asked = self._protocol.half_width_percent
+        if elapsed_ns < 2 * self._nominal_ns and summarise(self._blocks_ns, self._subject.inner, asked, 0).noisy:
+            return None
         return self._end_of_clean(elapsed_ns) if clean >= CLEAN_ROUNDS else self._end_of_disturbed()
 
     def _end_of_clean(self, elapsed_ns: float) -> End | None:
-        """Decide by the scatter between rounds of which enough were clean, at planned looks."""
+        """Decide by the scatter between rounds of which enough were clean."""
         rounds, asked = len(self._rounds), self._protocol.half_width_percent / 100
         if rounds < self._look:
             return None
@@ -304,7 +307,7 @@ class _Paired:
         return end_at_look(self._estimate().scatter, asked, elapsed_ns, self._nominal_ns, self._most_ns)
 
     def _end_of_disturbed(self) -> End | None:
-        """Decide while few rounds were clean: the asked precision may be out of reach, a useful one need not be."""
+        """Decide while few rounds were clean: what was asked may be out of reach, a useful precision need not be."""
         uniform = is_uniform(self._rounds, self._near_level, self._far_level)
         if not uniform and len(self._rounds) % _CHECK_EVERY:
             return None
