@@ -23,6 +23,7 @@ from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 if TYPE_CHECKING:
     from fleetnas.agent.measuring.messages import LoadedReply, MeasuredReply, PhaseReply, WindowReply
     from fleetnas.agent.measuring.sustained import SustainedRun
+    from fleetnas.agent.runtimes.timing import Timing
 
 BENCH_DESCRIPTION = """\
 Measure an .onnx or .tflite file: its latency as it ran. With --sustained, run it without a pause for minutes and
@@ -45,7 +46,14 @@ _WINDOW_S = 10.0
 _MIN_WINDOWS = 3
 #: What a median needs.
 _MIN_RUNS = 3
+#: The least demanding `--precision`.
+_WIDEST_PERCENT = 100.0
 _STANDARD = MeasurementProtocol()
+_ENDS = {
+    "precise": "until precise enough",
+    "out of reach": "not precise enough, and not to be within --max-time",
+    "time over": "not precise enough when --max-time was over",
+}
 
 
 def add_bench_options(bench: argparse.ArgumentParser) -> None:
@@ -68,6 +76,13 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
     once.add_argument(
         "--max-time", type=float, metavar="S", help=f"seconds timed, at most (default: {_STANDARD.max_s})"
     )
+    once.add_argument(
+        "--half-width",
+        type=float,
+        metavar="PERCENT",
+        help="stop as soon as the 95 %% half-width of the median is this narrow "
+        f"(default: {_STANDARD.half_width_percent:g})",
+    )
     sustained = bench.add_argument_group("sustained run")
     sustained.add_argument(
         "--sustained", type=duration, metavar="TIME", help="run without a pause for this time: 90s, 30m, 1h, 1h30m"
@@ -83,13 +98,15 @@ def run_bench(options: argparse.Namespace) -> int:
     """Measure a model file and print the latency; return the exit code."""
     from fleetnas.agent.measuring.bench import runtime_for
 
-    wrong = ("runs", "time", "max_time") if options.sustained is not None else ("window", "csv")
+    wrong = ("runs", "time", "max_time", "half_width") if options.sustained is not None else ("window", "csv")
     for name in wrong:
         if getattr(options, name) is not None:
             only = "cannot be combined with" if options.sustained is not None else "needs"
             raise UsageError(f"--{name.replace('_', '-')} {only} --sustained")
     if options.runs is not None and options.runs < _MIN_RUNS:
         raise UsageError(f"--runs {options.runs} is too few to tell anything; give at least {_MIN_RUNS}")
+    if options.half_width is not None and not 0 < options.half_width <= _WIDEST_PERCENT:
+        raise UsageError(f"--half-width {options.half_width:g} is no half-width; give a percentage above 0, such as 1")
     runtime = runtime_for(options.model, options.runtime)
     (setting,) = chosen_settings(argparse.Namespace(**{**vars(options), "runtime": runtime}), [])
     named = options.input_shape or []
@@ -109,7 +126,12 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting, shapes: 
     max_s = max(_STANDARD.max_s, min_s) if options.max_time is None else options.max_time
     if max_s < min_s:
         raise UsageError(f"--max-time {max_s:g} is below the {min_s:g} s that are timed at least; raise it, or --time")
-    protocol = MeasurementProtocol(min_runs=options.runs or _STANDARD.min_runs, min_s=min_s, max_s=max_s)
+    protocol = MeasurementProtocol(
+        min_runs=options.runs or _STANDARD.min_runs,
+        min_s=min_s,
+        max_s=max_s,
+        half_width_percent=options.half_width or _STANDARD.half_width_percent,
+    )
     engines = default_engine_folder()
     reply = bench_model(options.model, setting, protocol, _print_waiting, shapes, engine_folder=engines)
     if options.json:
@@ -122,9 +144,20 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting, shapes: 
         f"{' (noisy)' if timing.noisy else ''}\n"
         f"min {timing.min_ms:.4g} ms, p90 {timing.p90_ms:.4g} ms, MAD {timing.mad_ms:.2g} ms, "
         f"{timing.runs} samples of {timing.inner_loops} inferences\n"
+        f"{_course(timing)}"
         f"loaded in {reply.load_ms:.0f} ms; SHA-256 {reply.model_sha256}\n"
     )
     return 0
+
+
+def _course(timing: Timing) -> str:
+    """Describe the warm-up and the end of a measurement; nothing if another program decided about them."""
+    if timing.end is None:
+        return ""
+    return (
+        f"warmed up with {timing.warmup_runs} runs in {timing.warmup_s:.2f} s; timed for "
+        f"{timing.inference_s - timing.warmup_s:.2f} s in {len(timing.block_medians_ms)} blocks, {_ENDS[timing.end]}\n"
+    )
 
 
 def _measure_sustained(options: argparse.Namespace, setting: RuntimeSetting, shapes: InputShapes) -> int:

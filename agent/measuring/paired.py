@@ -2,8 +2,9 @@
 
 One measurement is a row of *rounds*: a turn of the reference, a turn of the subject, and a closing turn of the
 reference, which opens the next round. `agent/measuring/undisturbed.py` turns the rounds into latency at undisturbed
-speed; the latency as it ran comes from all of the subject's samples. While rounds are disturbed the measurement goes
-on, within limits, until enough were not, or until a second reference shows that the device is slow as a whole.
+speed; the latency as it ran comes from all of the subject's samples. The measurement ends when the former is known as
+precisely as was asked. While rounds are disturbed it goes on, within limits, until enough were not, or until a second
+reference shows that the device is slow as a whole.
 
 After another model has run, caches hold that model: the first inferences take up to 1.6 times as long. So each turn
 begins with a sample that does not count, and the turns of a reference last equally long always, since a longer turn
@@ -37,13 +38,16 @@ from fleetnas.agent.measuring.undisturbed import (
     pooled,
     thinned,
 )
-from fleetnas.agent.runtimes.timing import MIN_SAMPLE_MS, Timing, no_garbage_collection, summarise, warm_up
+from fleetnas.agent.runtimes.stopping import End, end_at_look, next_look
+from fleetnas.agent.runtimes.timing import MIN_SAMPLE_MS, no_garbage_collection, summarise
+from fleetnas.agent.runtimes.warm_up import WarmUp, warm_up
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
-#: Rounds of a measurement that nothing disturbs; fewer where the references would take too much of its time.
+#: Rounds of the least time of a measurement; fewer where the references would take too much of it.
 ROUNDS = 8
-#: A turn of a reference takes this share of the shortest turn of a subject, or two samples where those take longer.
-_REFERENCE_SHARE = 0.12
+#: A turn of a reference lasts this long, s, or two samples where those take longer; shorter where the least time of a
+#: measurement is below the second number, s.
+_REFERENCE_TURN_S, _SHORT_S = 0.015, 0.1
 #: Share of the subject's time that all turns of references may take before rounds become fewer.
 _MOST_REFERENCE_SHARE = 0.16
 #: Models slower than this read the same after another model as after themselves: every sample counts.
@@ -62,8 +66,10 @@ _MOST_ROUNDS = 80
 _LEVEL_TURNS, _MOST_LEVEL_TURNS, _LEAST_LEVEL_TURNS = 12, 36, 4
 _LEVEL_TOLERANCE = 0.03
 _LEVELS_S = 5.0
-#: While few rounds are clean, the end is checked once in this many rounds: the check takes a while to compute.
+#: While few rounds are clean, the end is checked once in this many rounds.
 _CHECK_EVERY = 4
+#: A turn of the subject lasts at least this share of the time so far, so that long measurements have few rounds.
+_TURN_SHARE = 1 / 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,24 +159,22 @@ def measure_paired(
     than its level sets it, unless `keep_level`.
     """
     with no_garbage_collection():
-        warm_ns, inference_ns = warm_up(subject, protocol, clock_ns)
-        turns = Turns(subject, clock_ns, inference_ns, warm_ns)
-        paired = _Paired(turns, subject_size, near, far, protocol, clock_ns, keep_level)
-        fraction = 0.0
-        while fraction < 1.0:
+        warm = warm_up(subject, protocol, clock_ns)
+        paired = _Paired(Turns(subject, clock_ns, warm.inference_ns), subject_size, near, far, protocol, keep_level)
+        end: End | None = None
+        while end is None:
             hooks.before()
             samples = paired.subject_turn()
-            fraction = paired.fraction
-            hooks.after(fraction)
+            hooks.after(paired.fraction)
             paired.close_round(samples)
-            fraction = 1.0 if paired.finished else fraction
+            end = paired.end()
         hooks.after(1.0)
-        return paired.result()
+        return paired.result(warm, end)
 
 
 def reference_turn_s(protocol: MeasurementProtocol) -> float:
-    """Return the shortest turn of a reference, in s: the same for all subjects, because its level depends on it."""
-    return _REFERENCE_SHARE * protocol.min_s / ROUNDS
+    """Return the shortest turn of a reference, in s: the same for coarse and fine tasks, as its level depends on it."""
+    return _REFERENCE_TURN_S * min(1.0, protocol.min_s / _SHORT_S)
 
 
 def read_levels(
@@ -216,22 +220,23 @@ class _Paired:
         near: Reference,
         far: Reference | None,
         protocol: MeasurementProtocol,
-        clock_ns: Callable[[], int],
         keep_level: bool,
     ) -> None:
+        clock_ns = subject.clock_ns
         self._subject, self._size, self._reference, self._protocol = subject, subject_size, near, protocol
         self._near = Turns(near.run, clock_ns, 1e6 * near.level_ms)
         self._far = Turns(far.run, clock_ns, 1e6 * far.level_ms) if far is not None else None
         self._near_level = Level(near.level_ms, near.size, near.normal)
         self._far_level = Level(far.level_ms, far.size, far.normal) if far is not None else None
-        self._clock_ns, self._keep_level, self._warm_ns = clock_ns, keep_level, subject.spent_ns
+        self._clock_ns, self._keep_level, self._look = clock_ns, keep_level, CLEAN_ROUNDS
         self._most_ns = 1e9 * protocol.max_s
         sample_ns = subject.inner * subject.inference_ns
         self._nominal_ns = min(self._most_ns, max(1e9 * protocol.min_s, protocol.min_runs * sample_ns))
-        affordable = int(_MOST_REFERENCE_SHARE * self._nominal_ns / self._near.least_ns) - 1
+        self._reference_ns = 1e9 * reference_turn_s(protocol)
+        reference_ns = max(self._near.least_ns, self._reference_ns)
+        affordable = int(_MOST_REFERENCE_SHARE * self._nominal_ns / reference_ns) - 1
         self._nominal_rounds = min(ROUNDS, max(CLEAN_ROUNDS, affordable))
         self._turn_ns = self._nominal_ns / self._nominal_rounds
-        self._reference_ns = 1e9 * reference_turn_s(protocol)
         longer_ns = max(
             _MOST_TIMES_LONGER * self._nominal_ns,
             min(self._nominal_ns + 1e9 * _MOST_LONGER_S, _MOST_TIMES_LONGER_SHORT * self._nominal_ns),
@@ -246,14 +251,16 @@ class _Paired:
 
     @property
     def fraction(self) -> float:
-        """Fraction done of a measurement that nothing disturbs, below 1."""
-        return min(0.99, (len(self._blocks_ns)) / self._nominal_rounds)
+        """Fraction done of a measurement that needs no more than the least time, below 1."""
+        return min(0.99, len(self._blocks_ns) / self._nominal_rounds)
 
     def subject_turn(self) -> list[int]:
         """Take the subject's next turn; return its samples, ns each."""
         disturbed = bool(self._rounds) and not self._clean(self._rounds[-1])
         length = _DISTURBED_TURN if disturbed else 1.0
-        turn_ns = max(length * self._turn_ns, self._limit_ns / _MOST_ROUNDS)
+        elapsed_ns = self._clock_ns() - self._begin_ns
+        long_ns = self._limit_ns / _MOST_ROUNDS if disturbed else _TURN_SHARE * elapsed_ns
+        turn_ns = max(length * self._turn_ns, long_ns)
         least = math.ceil(length * self._protocol.min_runs / self._nominal_rounds)
         samples = self._subject.take(least, turn_ns, self._most_ns / self._nominal_rounds)
         self._lengths.append(length)
@@ -272,43 +279,53 @@ class _Paired:
             far = self._far.per_inference_ms(self._far.take(1, self._reference_ns, self._most_ns))
         self._rounds.append(Round(thinned(self._subject.per_inference_ms(samples)), before, after, far))
 
-    @property
-    def finished(self) -> bool:
-        """Whether enough was measured, or the time is over."""
-        elapsed_ns = self._clock_ns() - self._begin_ns
-        runs, spent_ns = sum(map(len, self._blocks_ns)), self._subject.spent_ns - self._warm_ns
-        if elapsed_ns >= self._most_ns or len(self._rounds) >= _MOST_ROUNDS:
-            return len(self._rounds) > 1
-        if elapsed_ns >= max(self._limit_ns, self._nominal_ns):
-            # The limit follows from the speed at the beginning: a device that became slow since measures all the same.
-            return len(self._rounds) > 1 and runs >= self._protocol.min_runs
-        if len(self._rounds) < self._nominal_rounds or runs < self._protocol.min_runs:
-            return False
-        if spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):
-            return False
-        doubled = elapsed_ns >= 2 * self._nominal_ns
-        return self._is_determined(doubled) and (doubled or not self._summary().noisy)
-
-    def _is_determined(self, doubled: bool) -> bool:
-        """Whether the rounds determine the latency at undisturbed speed, or more rounds would not improve it."""
-        n = len(self._rounds)
+    def end(self) -> End | None:
+        """Return why the measurement ends now; None if it goes on."""
+        elapsed_ns, rounds = self._clock_ns() - self._begin_ns, len(self._rounds)
+        runs = sum(map(len, self._blocks_ns))
+        if elapsed_ns >= self._most_ns or rounds >= _MOST_ROUNDS:
+            return "time over" if rounds > 1 else None
         clean = sum(length for length, each in zip(self._lengths, self._rounds, strict=True) if self._clean(each))
-        uniform = is_uniform(self._rounds, self._near_level, self._far_level)
-        if clean < CLEAN_ROUNDS and not uniform and n % _CHECK_EVERY:
-            return False
-        if doubled and 2 * clean >= n:
-            return True
-        half_width = self._estimate().half_width
-        return half_width <= (MOST_HALF_WIDTH if uniform else GOOD_HALF_WIDTH)
+        if clean < CLEAN_ROUNDS and elapsed_ns >= max(self._limit_ns, self._nominal_ns):
+            # The limit follows from the speed at the beginning: a device that became slow since measures all the same.
+            return "out of reach" if rounds > 1 and runs >= self._protocol.min_runs else None
+        if rounds < self._nominal_rounds or runs < self._protocol.min_runs:
+            return None
+        if self._subject.spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):
+            return None
+        asked = self._protocol.half_width_percent
+        if elapsed_ns < 2 * self._nominal_ns and summarise(self._blocks_ns, self._subject.inner, asked, 0).noisy:
+            return None
+        return self._end_of_clean(elapsed_ns) if clean >= CLEAN_ROUNDS else self._end_of_disturbed()
 
-    def result(self) -> PairedTiming:
-        """Return the timing of the whole measurement."""
+    def _end_of_clean(self, elapsed_ns: float) -> End | None:
+        """Decide by the scatter between rounds of which enough were clean."""
+        rounds, asked = len(self._rounds), self._protocol.half_width_percent / 100
+        if rounds < self._look:
+            return None
+        self._look = next_look(rounds)
+        return end_at_look(self._estimate().scatter, asked, elapsed_ns, self._nominal_ns, self._most_ns)
+
+    def _end_of_disturbed(self) -> End | None:
+        """Decide while few rounds were clean: what was asked may be out of reach, a useful precision need not be."""
+        uniform = is_uniform(self._rounds, self._near_level, self._far_level)
+        if not uniform and len(self._rounds) % _CHECK_EVERY:
+            return None
+        asked, half_width = self._protocol.half_width_percent / 100, self._estimate().half_width
+        if half_width <= asked:
+            return "precise"
+        return "out of reach" if half_width <= (MOST_HALF_WIDTH if uniform else GOOD_HALF_WIDTH) else None
+
+    def result(self, warm: WarmUp, end: End) -> PairedTiming:
+        """Return the timing of the whole measurement, which followed the warm-up `warm`."""
         found = self._estimate()
         level_ms = self._near_level.level_ms
         readings = [low(turn) / level_ms for turn in self._near_turns]
         reference_ns = self._near.spent_ns + (self._far.spent_ns if self._far is not None else 0)
+        asked, inside_ns = self._protocol.half_width_percent, self._subject.spent_ns + reference_ns
+        timing = summarise(self._blocks_ns, self._subject.inner, asked, inside_ns, warm)
         return PairedTiming(
-            timing=self._summary(self._subject.spent_ns + reference_ns),
+            timing=timing.model_copy(update={"end": end}),
             undisturbed_ms=found.undisturbed_ms,
             undisturbed_half_width_percent=100 * min(found.half_width, 10.0),
             basis=found.basis,
@@ -319,7 +336,7 @@ class _Paired:
             slowest_slowdown=max(readings),
             rounds=len(self._rounds),
             clean_rounds=sum(map(self._clean, self._rounds)),
-            subject_inference_s=self._subject.spent_ns / 1e9,
+            subject_inference_s=(warm.spent_ns + self._subject.spent_ns) / 1e9,
             reference_inference_s=reference_ns / 1e9,
         )
 
@@ -334,6 +351,3 @@ class _Paired:
 
     def _clean(self, each: Round) -> bool:
         return is_clean(each.before_ms, each.after_ms, self._near_level)
-
-    def _summary(self, inference_ns: int = 0) -> Timing:
-        return summarise(self._blocks_ns, self._subject.inner, self._protocol.half_width_percent, inference_ns)

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from fleetnas.agent.runtimes.stopping import critical_value
+
 #: The quantile that stands for the speed of a turn.
 LOW_QUANTILE = 0.25
 #: The quantiles whose ratios are averaged, in the logarithm: they scatter less than any single one.
@@ -38,23 +40,21 @@ _MIXED_QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5)
 #: The floor: which quantile, from how many samples on each side, and by how much it may be below the clean estimate
 #: before the clean rounds count as clean by chance.
 _FLOOR_QUANTILE, _FLOOR_SAMPLES, _FLOOR_DIFFERENCE = 0.1, 20, 0.06
-#: Leaving out one of at most this many groups of rounds gives the interval.
-_GROUPS = 10
+#: Leaving out one of at most this many groups of consecutive rounds gives the interval.
+_GROUPS = 16
 #: A subject is slowed like an interpolation between the two references, in the logarithm of the MACs, give or take
 #: this share of the difference between the two: sensitivity to contention follows the size only loosely.
 _GAP_SHARE = 1.0
 #: The same for a lasting difference: what else the two feel differently from moment to moment is no part of it.
 _LASTING_GAP_SHARE = 0.35
-#: A 95 % half-width below this is not believed: sessions of one model file differ by as much.
-_LEAST_HALF_WIDTH = 0.025
+#: A 95 % half-width below this is not believed: levels are not known better.
+_LEAST_HALF_WIDTH = 0.005
 #: The same where less than `CLEAN_ROUNDS` rounds were clean; of the floor and of what is corrected.
 _LEAST_HALF_WIDTH_FEW, _LEAST_HALF_WIDTH_DISTURBED = 0.07, 0.04
 #: An estimate that is more certain than this is good enough to stop at.
 GOOD_HALF_WIDTH = 0.06
 #: Above this half-width the observation is censored: the latency is only known to be at most as it ran.
 MOST_HALF_WIDTH = 0.15
-#: Two-sided 95 % quantiles of Student's t by degrees of freedom; 1.96 beyond.
-_T95 = {1: 4.30, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23}
 
 #: Foundation of an estimate; `bracketed` is that of `fleetnas.agent.measuring.bracketed`.
 Basis: TypeAlias = Literal["clean", "floor", "corrected", "bracketed", "none"]
@@ -86,8 +86,10 @@ class Estimate:
     """Latency at undisturbed speed; `undisturbed_ms` is None if the rounds do not determine it."""
 
     undisturbed_ms: float | None
-    #: 95 % half-width, as a fraction.
+    #: 95 % half-width, as a fraction; valid at every look at rounds that are still being added.
     half_width: float
+    #: The part of it that more rounds reduce: the scatter between rounds.
+    scatter: float
     basis: Basis
 
 
@@ -181,20 +183,21 @@ def estimate(rounds: Sequence[Round], near: Level, far: Level | None, subject_si
         more, uncertainty = correction(rounds, near, far, subject_size)
         half_width = max(_LEAST_HALF_WIDTH_DISTURBED, math.hypot(error, uncertainty))
         if half_width < found.half_width:
-            found = _Found(math.log(near.level_ms) + log_ratio - more, half_width, "corrected")
+            found = _Found(math.log(near.level_ms) + log_ratio - more, half_width, error, "corrected")
     if found.half_width > MOST_HALF_WIDTH:
-        return Estimate(None, found.half_width, "none")
-    return Estimate(math.exp(found.log_ms), found.half_width, found.basis)
+        return Estimate(None, found.half_width, found.scatter, "none")
+    return Estimate(math.exp(found.log_ms), found.half_width, found.scatter, found.basis)
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
     log_ms: float
     half_width: float
+    scatter: float
     basis: Basis
 
 
-_NOTHING = _Found(math.inf, math.inf, "none")
+_NOTHING = _Found(math.inf, math.inf, math.inf, "none")
 
 
 def _of_clean(clean: Sequence[Round], near: Level, far: Level | None, subject_size: float) -> _Found:
@@ -203,7 +206,7 @@ def _of_clean(clean: Sequence[Round], near: Level, far: Level | None, subject_si
     log_ratio, error = _log_ratio(clean)
     least = _LEAST_HALF_WIDTH if len(clean) >= CLEAN_ROUNDS else _LEAST_HALF_WIDTH_FEW
     slowdown = pooled(_reference(clean), LOW_QUANTILE) / near.level_ms
-    return _in_regime(log_ratio, max(least, error), slowdown, "clean", near, far, subject_size)
+    return _in_regime(log_ratio, error, least, slowdown, "clean", near, far, subject_size)
 
 
 def _is_clean_by_chance(clean: Sequence[Round], disturbed: Sequence[Round]) -> bool:
@@ -226,12 +229,13 @@ def _of_floor(rounds: Sequence[Round], near: Level, far: Level | None, subject_s
     if slowdown > CLEAN_TOLERANCE * near.normal:
         return _NOTHING
     log_ratio, error = _log_ratio(rounds, (_FLOOR_QUANTILE,))
-    return _in_regime(log_ratio, max(_LEAST_HALF_WIDTH_DISTURBED, error), slowdown, "floor", near, far, subject_size)
+    return _in_regime(log_ratio, error, _LEAST_HALF_WIDTH_DISTURBED, slowdown, "floor", near, far, subject_size)
 
 
 def _in_regime(
     log_ratio: float,
     error: float,
+    least: float,
     slowdown: float,
     basis: Basis,
     near: Level,
@@ -239,7 +243,8 @@ def _in_regime(
     subject_size: float,
 ) -> _Found:
     more, uncertainty = lasting_correction(slowdown, near, far, subject_size)
-    return _Found(math.log(near.level_ms) + log_ratio - more, math.hypot(error, uncertainty), basis)
+    half_width = math.hypot(max(least, error), uncertainty)
+    return _Found(math.log(near.level_ms) + log_ratio - more, half_width, error, basis)
 
 
 def _reach(near: Level, far: Level, subject_size: float) -> float:
@@ -251,29 +256,54 @@ def _reach(near: Level, far: Level, subject_size: float) -> float:
 def _log_ratio(rounds: Sequence[Round], fractions: tuple[float, ...] = ()) -> tuple[float, float]:
     """Return the logarithm of subject over reference, and its 95 % half-width by a jackknife over groups of rounds.
 
-    At the quantiles `fractions`, else at those that suit the rounds' steadiness.
+    At the quantiles `fractions`, else at those that suit the rounds' steadiness. Groups are consecutive rounds, so that
+    a speed that wanders slowly shows as well.
     """
     readings = [low(turn) for each in rounds for turn in (each.before_ms, each.after_ms)]
     steady = max(readings) <= _STEADY_RANGE * min(readings)
     fractions = fractions or (_RATIO_QUANTILES if steady else _MIXED_QUANTILES)
 
-    def ratio(some: Sequence[Round]) -> float:
-        subject = pooled_quantiles([each.subject_ms for each in some], fractions)
-        reference = pooled_quantiles(_reference(some), fractions)
+    def ratio(subject_ms: Sequence[tuple[float, ...]], reference_ms: Sequence[tuple[float, ...]]) -> float:
+        subject = pooled_quantiles(subject_ms, fractions)
+        reference = pooled_quantiles(reference_ms, fractions)
         logs = [math.log(ours / theirs) for ours, theirs in zip(subject, reference, strict=True)]
         return sum(logs) / len(logs) if steady else median(logs)
 
-    groups = min(_GROUPS, len(rounds))
-    left_out = [
-        ratio([each for index, each in enumerate(rounds) if index % groups != group]) for group in range(groups)
-    ]
+    count = len(rounds)
+    groups = min(_GROUPS, count)
+    left_out: list[float] = []
+    for group in range(groups):
+        begin, end = group * count // groups, (group + 1) * count // groups
+        others = [*rounds[:begin], *rounds[end:]]
+        left_out.append(ratio([each.subject_ms for each in others], _without(rounds, begin, end)))
     mean = sum(left_out) / groups
     error = math.sqrt((groups - 1) / groups * sum((value - mean) ** 2 for value in left_out))
-    return ratio(rounds), _T95.get(groups - 1, 1.96) * error
+    # Of two rounds it is that of three: for the rest stands the least half-width of few clean rounds.
+    half_width = critical_value(max(3, groups)) * error if groups > 1 else math.inf
+    return ratio([each.subject_ms for each in rounds], _reference(rounds)), half_width
 
 
 def _reference(rounds: Sequence[Round]) -> list[tuple[float, ...]]:
     return [each.before_ms + each.after_ms for each in rounds]
+
+
+def _without(rounds: Sequence[Round], begin: int, end: int) -> list[tuple[float, ...]]:
+    """Return the reference's turns of all rounds but those from `begin` to `end`.
+
+    A turn between two rounds belongs to both. Leaving out a round leaves out the turn that opened it from both, and
+    keeps the turn that closed it in both: if each turn stayed in one of them, only half of its scatter would show.
+    """
+    opened, closed = rounds[begin].before_ms, rounds[end - 1].after_ms
+    turns: list[tuple[float, ...]] = []
+    for index, each in enumerate(rounds):
+        if begin <= index < end:
+            continue
+        if index == end and each.before_ms is closed:
+            turns.append(closed)
+        turns.append(each.before_ms)
+        if index != begin - 1 or each.after_ms is not opened:
+            turns.append(each.after_ms)
+    return turns
 
 
 def pooled(turns_ms: Sequence[Sequence[float]], fraction: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from fleetnas.agent.measuring.messages import RUNGS, MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
+from fleetnas.agent.measuring.paired import reference_turn_s
 from fleetnas.agent.service.speed_tracker import SpeedTracker, Verdict
 from fleetnas.fleet_protocol.messages import Conditions
 from fleetnas.fleet_protocol.orders import MeasureTask
@@ -122,8 +123,8 @@ class DriftMonitor:
 
 
 def _speed_key(task: MeasureTask) -> Hashable:
-    # A reference's level depends on how long its turns last, and those follow the protocol.
-    return task.bundle.sha256, task.setting, task.condition, task.protocol.min_s
+    # A reference's level depends on how long its turns last; coarse and fine tasks share it.
+    return task.bundle.sha256, task.setting, task.condition, reference_turn_s(task.protocol)
 
 
 def _model_key(task: MeasureTask) -> Hashable:

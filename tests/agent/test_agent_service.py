@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from itertools import groupby
@@ -20,7 +21,17 @@ from fleetnas.agent.service.task_queue import QUEUE_LIMIT
 from fleetnas.agent.service.task_runner import LONG_WAIT_S, RESTING_S
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.errors import DuplicateAgentError, StoreError
-from fleetnas.fleet_protocol.messages import AgentState, Failed, Heartbeat, Inventory, Result, RuntimeSetting, TaskKey
+from fleetnas.fleet_protocol.messages import (
+    AgentState,
+    BlobReference,
+    BlobRequest,
+    Failed,
+    Heartbeat,
+    Inventory,
+    Result,
+    RuntimeSetting,
+    TaskKey,
+)
 from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
@@ -85,6 +96,31 @@ def test_the_bundle_is_fetched_once_for_all_tasks(rig: Rig) -> None:
     rig.run(agent)
     assert len(results(rig)) == 3
     assert len(rig.coordinator.on("blob")) == 3  # 150 kB in chunks of 64 KiB
+
+
+def test_nothing_is_fetched_for_the_next_task_while_a_subnet_is_timed(tmp_path: Path) -> None:
+    other = np.random.default_rng(2).bytes(150_000)
+    bundle = BlobReference(sha256=hashlib.sha256(other).hexdigest(), size=len(other))
+    rig = Rig(tmp_path, blobs=(BLOB, other))
+    agent = rig.agent()
+    rig.run(agent)
+    rig.measurer.script.append(None)
+    rig.coordinator.send("pi", "task", task(1))
+    rig.run(agent)
+    assert rig.measurer.subnets == 1, "the child is at work and keeps silent"
+    rig.coordinator.send("pi", "task", task(2, bundle=bundle))
+    rig.run(agent, seconds=20)
+
+    def fetched() -> set[str]:
+        return {request.sha256 for request in rig.coordinator.on("blob") if isinstance(request, BlobRequest)}
+
+    assert len(rig.coordinator.updates("accepted")) == 2
+    assert fetched() == {task(1).bundle.sha256}
+    assert not any(bundle.sha256 in str(path) for path in tmp_path.rglob("*"))
+    rig.measurer.say(measured())
+    rig.run(agent)
+    assert fetched() == {task(1).bundle.sha256, bundle.sha256}
+    assert len(results(rig)) == 2
 
 
 def test_a_result_is_sent_again_until_it_is_acknowledged(rig: Rig) -> None:

@@ -37,20 +37,21 @@ def measured(durations_ns: Iterator[int], **fields: float) -> tuple[Device, obje
     return device, measure(device.run, MeasurementProtocol.model_validate(fields), clock_ns=device.clock_ns)
 
 
-def test_warm_up_lasts_both_its_runs_and_its_time_and_is_not_counted() -> None:
-    device = Device(chain(repeat(90 * MS, 6), repeat(10 * MS)))
-    timing = measure(device.run, MeasurementProtocol(warmup_runs=3, warmup_s=0.5), clock_ns=device.clock_ns)
-    # Six slow runs reach 540 ms; none of them is among the samples.
+def test_the_warm_up_is_not_counted_and_reported() -> None:
+    device = Device(chain([90 * MS, 60 * MS, 40 * MS], repeat(10 * MS)))
+    timing = measure(device.run, MeasurementProtocol(), clock_ns=device.clock_ns)
     assert timing.median_ms == timing.min_ms == timing.p90_ms == 10.0
+    assert (timing.warmup_runs, timing.warmup_s) == (7, pytest.approx(0.23))
     assert timing.inference_s == pytest.approx(device.now_ns / 1e9)
 
 
 def test_slow_models_get_the_runs_and_fast_ones_the_time() -> None:
     slow, _ = measured(repeat(40 * MS))
-    assert slow.runs == 13 + 51  # 0.5 s of warm-up, then 3 blocks of 17 runs although 1 s was over before
+    assert slow.runs == 4 + 51  # a warm-up, then 3 blocks of 17 runs although 1 s was over before
     fast = Device(repeat(2 * MS))
     timing = measure(fast.run, MeasurementProtocol(), clock_ns=fast.clock_ns)
     assert timing.runs == 3 * 167  # 3 blocks of a third of a second
+    assert timing.end == "precise"
 
 
 def test_the_cap_ends_a_measurement_of_a_very_slow_model_in_every_block() -> None:
@@ -82,23 +83,49 @@ def test_raw_times_stay_in_order_and_bounded() -> None:
     assert list(timing.times_us) == sorted(timing.times_us)
 
 
-def test_an_uncertain_median_is_measured_once_more_and_then_called_noisy() -> None:
-    wild = cycle([5 * MS, 9 * MS])
-    protocol = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_s=0.1)
-    device = Device(wild)
-    timing = measure(device.run, protocol, clock_ns=device.clock_ns)
-    assert timing.noisy
-    assert timing.half_width_percent > 2
-    assert device.runs == 1 + 2 * 51
-
-
-def test_a_second_try_that_is_calm_is_accepted() -> None:
-    durations = chain([5 * MS], (5 * MS if i % 2 else 9 * MS for i in range(51)), repeat(6 * MS))
-    protocol = MeasurementProtocol(warmup_runs=1, warmup_s=0, min_s=0.1)
-    device = Device(durations)
-    timing = measure(device.run, protocol, clock_ns=device.clock_ns)
-    assert (timing.noisy, timing.median_ms) == (False, 6.0)
+def test_an_uncertain_median_is_measured_until_it_is_certain() -> None:
+    rng = np.random.default_rng(5)
+    wild = (round(5 * MS * (1 + 0.3 * float(rng.random()))) for _ in repeat(0))
+    device, timing = measured(wild, warmup_runs=1, warmup_s=0, min_s=0.1, half_width_percent=1.5)
+    assert (timing.noisy, timing.end) == (False, "precise")
+    assert timing.half_width_percent <= 1.5
+    assert timing.runs > 3 * 51
+    assert timing.median_ms == pytest.approx(5.75, rel=0.015)
     assert timing.inference_s == pytest.approx(device.now_ns / 1e9)
+
+
+def test_a_precision_out_of_reach_gets_as_much_time_again_and_the_median_is_noisy() -> None:
+    _, timing = measured(cycle([5 * MS, 9 * MS]), warmup_runs=1, warmup_s=0, min_s=0.1, max_s=3)
+    assert (timing.noisy, timing.end) == (True, "out of reach")
+    assert 2 * 51 <= timing.runs < 3 * 51
+
+
+def test_the_longest_time_ends_a_measurement_that_needs_more() -> None:
+    rng = np.random.default_rng(6)
+    wild = (round(5 * MS * (1 + 0.6 * float(rng.random()))) for _ in repeat(0))
+    device, timing = measured(wild, warmup_runs=1, warmup_s=0, min_s=0.1, max_s=1.0, half_width_percent=4)
+    assert (timing.noisy, timing.end) == (True, "time over")
+    assert device.now_ns / 1e9 == pytest.approx(1.0, abs=0.05)
+    assert len(timing.block_medians_ms) <= 80
+
+
+def test_a_coarse_measurement_ends_after_its_least_time() -> None:
+    device, timing = measured(repeat(5 * MS), min_s=0.1, min_runs=5, half_width_percent=6)
+    assert timing.end == "precise"
+    assert device.now_ns / 1e9 < 0.16
+
+
+def test_a_speed_that_wanders_widens_the_interval() -> None:
+    def widening(steps: list[float]) -> float:
+        """The interval's half-width over that of independent samples."""
+        rng = np.random.default_rng(7)
+        durations = [round(5 * MS * step * (1 + 0.05 * float(rng.random()))) for step in steps]
+        _, timing = measured(iter(durations), warmup_runs=1, warmup_s=0, min_runs=300, min_s=0, half_width_percent=50)
+        ordered = sorted(durations[1 : 1 + timing.runs])
+        return timing.half_width_percent / (100 * median_half_width(ordered) / float(np.median(ordered)))
+
+    assert widening([1.0, 1.1] * 200) < 1.6
+    assert widening(([1.0] * 40 + [1.02] * 40 + [1.05] * 40 + [1.1] * 40) * 3) > 3
 
 
 def test_progress_is_told_between_blocks_only() -> None:

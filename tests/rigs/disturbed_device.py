@@ -239,7 +239,7 @@ class SimulatedBench:
         verdict = self.drift.judge(task, reply, paired, self.clock.now_s, self.clock.unix())
         return Measurement(
             **reply.model_dump(include={"model_sha256", "model_bytes", "provider", "build_ms", "load_ms"}),
-            **paired.timing.model_dump(exclude={"noisy", "inference_s"}),
+            **paired.timing.model_dump(include=set(Measurement.model_fields)),
             quality=verdict.quality,
             undisturbed_ms=paired.undisturbed_ms,
             undisturbed_half_width_percent=paired.undisturbed_half_width_percent,
