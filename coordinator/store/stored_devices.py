@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice, fit_devices
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters, profile_parameters
-from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.predictors.similarity import MAX_DISTANCE, distances
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -63,7 +63,7 @@ class StoredPriors:
         # Typical subnets of the space, not those measured: another device changes nothing in the fit of this one.
         reference = self._features.features(space.sample(_REFERENCES, np.random.default_rng(1)))
         self._parameters = {device.measured.name: device.parameters for device in known}
-        self._fits = DeviceFits(measured, self._features.groups, reference) if len(known) >= LEAST_SETTINGS else None
+        self._fits = fit_devices(measured, self._features.groups, reference) if len(known) >= LEAST_SETTINGS else None
         self._unlike = _unlike_others(self._fits) if self._fits is not None else {}
         self._transfers: dict[str, HardwareTransfer | None] = {}
         self._priors: dict[tuple[float | str | None, ...], Prior | None] = {}
@@ -128,7 +128,7 @@ class StoredPriors:
 
 
 def _unlike_others(fits: DeviceFits) -> dict[str, str]:
-    """Return the settings that are unlike those of all other agents, and their agents; none where one agent is alone."""
+    """Return the settings unlike those of all other agents, with their agents; none where there is one agent alone."""
     if len(set(fits.families)) < 2:
         return {}
     found = zip(fits.devices, distances(fits), strict=True)

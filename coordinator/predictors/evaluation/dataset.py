@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from fleetnas.coordinator.predictors.device_fit import MeasuredDevice
 from fleetnas.coordinator.predictors.exported_data import read_exported
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.hardware_transfer import Parameters
-from fleetnas.coordinator.predictors.device_fit import MeasuredDevice
 from fleetnas.coordinator.predictors.prior import Floats
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.architecture import Architecture

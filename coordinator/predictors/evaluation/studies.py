@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.predictors.device_fit import MeasuredDevice, fit_device
 from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData
 from fleetnas.coordinator.predictors.evaluation.methods import (
     LearnedPriors,
@@ -17,7 +18,6 @@ from fleetnas.coordinator.predictors.evaluation.methods import (
     NewSetting,
     PriorMethod,
 )
-from fleetnas.coordinator.predictors.device_fit import MeasuredDevice, fit_device
 from fleetnas.coordinator.predictors.metrics import spearman
 from fleetnas.coordinator.predictors.prior import Floats, hierarchical_prior
 from fleetnas.fleet_protocol.errors import UsageError
