@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice, fit_devices
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters, profile_parameters
-from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.coordinator.predictors.similarity import MAX_DISTANCE, distances
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.device_profiles.profile import DeviceProfile
@@ -160,16 +161,33 @@ def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: f
             for row in store.latencies(run.run_id, before_unix_s):
                 subnets = found.setdefault((row.device, row.setting_label), {})
                 subnets.setdefault(row.architecture, []).append(row.latency_ms)
-    features = FeatureMap(space)
+    if not found:
+        return []
+    rows, features = _features(space, {subnet for subnets in found.values() for subnet in subnets})
+    # Devices that measured the same subnets share one array: they are fitted faster, and take no memory of their own.
+    tables: dict[tuple[int, ...], Floats] = {}
     devices = []
     for (device, label), subnets in sorted(found.items()):
-        kept = [architecture for architecture in subnets if _holds(space, architecture)][-_MOST_SUBNETS:]
+        kept = [architecture for architecture in subnets if architecture in rows][-_MOST_SUBNETS:]
         if len(kept) >= LEAST_SUBNETS:
-            latency = np.array([float(np.median(subnets[architecture])) for architecture in kept])
-            x = features.features(space.encode(kept))
-            measured = MeasuredDevice(f"{device}/{label}", device, x, latency)
+            latency = np.array([statistics.median(subnets[architecture]) for architecture in kept])
+            chosen = tuple(rows[architecture] for architecture in kept)
+            if chosen not in tables:
+                tables[chosen] = features[list(chosen)]
+            measured = MeasuredDevice(f"{device}/{label}", device, tables[chosen], latency)
             devices.append(StoredDevice(measured, parameters[device, label]))
     return devices
+
+
+def _features(space: DesignSpace, subnets: Collection[Architecture]) -> tuple[dict[Architecture, int], Floats]:
+    """Compute the features of subnets, each once: rows of the table (n, F), of those that `space` has."""
+    held = list(subnets)
+    try:
+        genomes = space.encode(held)
+    except ArchitectureError:
+        held = [architecture for architecture in held if _holds(space, architecture)]
+        genomes = space.encode(held) if held else space.sample(0, np.random.default_rng(0))
+    return {architecture: row for row, architecture in enumerate(held)}, FeatureMap(space).features(genomes)
 
 
 def _same_space(settings: dict[str, Any], space: DesignSpace) -> bool:
