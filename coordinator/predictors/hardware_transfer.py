@@ -85,7 +85,8 @@ class HardwareTransfer:
         missing = [device.name for device in fits.devices if device.name not in parameters]
         if missing:
             raise UsageError(f"hardware parameters are missing for {', '.join(missing)}; give them or leave those out")
-        self._learned = prior_of_fits(fits)
+        #: The prior of a device setting of unknown hardware.
+        self.average = prior_of_fits(fits)
         self._fits = fits
         self._space = _ParameterSpace([parameters[device.name] for device in fits.devices])
         self._processes = self._probable_processes() if len(fits) >= _LEAST_DEVICES else []
@@ -108,7 +109,7 @@ class HardwareTransfer:
     def prior(self, new: Parameters) -> Prior:
         """The prior of a device setting with parameters `new`."""
         if not self._processes:
-            return self._learned
+            return self.average
         shares, left = np.zeros(len(self._fits)), 0.0
         for chance, process in self._processes:
             share, variance = process.predict(new)
@@ -123,7 +124,7 @@ class HardwareTransfer:
                 replace(hypothesis, mean=hypothesis.mean + moved, covariance=left * hypothesis.covariance)
                 if hypothesis.transferred
                 else hypothesis
-                for hypothesis in self._learned.hypotheses
+                for hypothesis in self.average.hypotheses
             ),
             scale_ms=float(np.exp(shares @ np.log(self._fits.typical_ms))),
         )
