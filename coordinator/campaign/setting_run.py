@@ -224,7 +224,8 @@ class SettingRun:
         ):
             return False
         rank = error.spearman if error.spearman is not None and math.isfinite(error.spearman) else None
-        self._learning.append(PredictorPoint(error.held_out, PredictorError(error.mape_percent, rank, error.held_out)))
+        noted = PredictorError(error.mape_percent, rank, error.held_out, error.transfer_weight)
+        self._learning.append(PredictorPoint(error.held_out, noted))
         return True
 
     # -- winners -----------------------------------------------------------------------------------------------

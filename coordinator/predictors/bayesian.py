@@ -6,13 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fleetnas.coordinator.predictors.active_learning import i_optimal
+from fleetnas.coordinator.predictors.covariance import PriorProducts
+from fleetnas.coordinator.predictors.marginal_likelihood import Evaluated, Systems, price, settle
 from fleetnas.coordinator.predictors.metrics import HeldOutError, spearman
 from fleetnas.coordinator.predictors.mixture import Mixture, covariance_factor
-from fleetnas.coordinator.predictors.posterior import Posterior, outlier_weight
+from fleetnas.coordinator.predictors.posterior import Posterior
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.fleet_protocol.errors import UsageError
 
-_ROBUST_ROUNDS = 8
+#: A hypothesis this far behind the best one, in nats, has no share in the posterior.
+_NEGLIGIBLE = 16.0
 #: No measurement is taken to be exact, relative.
 _SMALLEST_NOISE = 1e-6
 
@@ -33,12 +36,14 @@ class BayesianPredictor:
         self.robust = robust
         self._x = np.zeros((0, prior.size))
         self._groups: dict[bytes, int] = {}
-        self._repeated = False
         # Per architecture: precision-weighted mean latency, relative noise of its best sample, precision of its mean.
         self._latency, self._best, self._precision = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._plain = Posterior(prior)
+        self._start = Posterior(prior)
+        self._products = PriorProducts([hypothesis.covariance for hypothesis in prior.hypotheses])
         self._settled: Posterior | None = None
-        self._weights_of_measurements = np.ones(0)
+        self._log_evidence = 0.0
+        #: Weight of each measurement under each hypothesis of the settled posterior, (H, n).
+        self._weights = np.ones((1, 0))
         self._mixed: Mixture | None = None
         self._factored: NDArray[np.float32] | None = None
 
@@ -84,12 +89,7 @@ class BayesianPredictor:
         self._precision = np.concatenate([self._precision, relative[new] ** -2])
         for row in repeats:
             self._average_in(self._groups[keys[row]], float(y[row]), float(relative[row]))
-        self._repeated = self._repeated or bool(repeats)
-        if self._repeated:
-            # A posterior conditioned on repeats cannot take further evidence; start from the prior again.
-            self._plain = self._conditioned(np.ones(self.count))
-        else:
-            self._plain.learn(seen, x[new], y[new], self._plain.noise(x[new], relative[new]))
+        self._products.add(seen, x[new])
         self._settled = self._mixed = self._factored = None
 
     def _average_in(self, index: int, latency_ms: float, relative: float) -> None:
@@ -98,75 +98,73 @@ class BayesianPredictor:
         self._precision[index] = total
         self._best[index] = min(self._best[index], relative)
 
-    def _conditioned(self, weights: Floats) -> Posterior:
-        """Posterior from the prior and all measurements, each weighted."""
-        y, best, pooled = self._latency, self._best, self._precision**-0.5
-        repeats = np.flatnonzero(pooled < best * (1.0 - 1e-9))
-        posterior = Posterior(self.prior)
-        noise = posterior.noise(self._x, best) / weights
-        posterior.learn(self._x[:0], self._x, y, noise)
-        if len(repeats):
-            # Repeats narrow the weights but carry no evidence on the hyperparameters.
-            pooled_noise = posterior.noise(self._x[repeats], pooled[repeats]) / weights[repeats]
-            rest = 1.0 / (1.0 / pooled_noise - 1.0 / noise[:, repeats])
-            posterior.condition_on_repeats(self._x, self._x[repeats], y[repeats], rest)
-        return posterior
-
     # -- robustness and model averaging ------------------------------------------------------------------------
 
     def _posterior(self) -> Posterior:
         if self._settled is None:
-            self._settled = self._settle()
+            self._settled = self._settle() if self.count else Posterior(self.prior)
         return self._settled
 
     def _settle(self) -> Posterior:
-        """Down-weight outliers: start from the prior with a median speed, then leave each measurement out in turn."""
-        self._weights_of_measurements = np.ones(self.count)
-        if not self.robust or self.count < 3:
-            return self._plain
-        weights, posterior = self._first_weights(), self._plain
-        if (weights < 1.0 - 1e-9).any():
-            posterior = self._conditioned(weights)
-        for _ in range(_ROBUST_ROUNDS):
-            revised = self._revised_weights(posterior, weights)
-            if np.abs(revised - weights).max() < 1e-4:
-                break
-            weights = revised
-            # With full weight on every measurement the plain posterior is the answer.
-            posterior = self._conditioned(weights) if (weights < 1.0 - 1e-9).any() else self._plain
-        self._weights_of_measurements = weights
+        """Weight the measurements under each hypothesis, and learn them under those that have a share."""
+        noise = self._start.noise(self._x, self._best)
+        everyone = np.arange(len(noise))
+        if self.robust:
+            level, variance = self._start.prior_latency(self._x), self._products.variance[self._products.place]
+            log_prior = self.prior.log_probabilities
+            found, weights = settle(self._evaluate, level, variance, noise, self._latency, log_prior)
+        else:
+            weights = np.ones(noise.shape)
+            found = self._evaluate(everyone, weights).log_likelihoods()
+        logs = np.where(np.isfinite(found), found + self.prior.log_probabilities, -np.inf)
+        if not np.isfinite(logs).any():
+            raise np.linalg.LinAlgError("the measurements have no likelihood under any hypothesis of the prior")
+        self._log_evidence = float(logs.max() + np.log(np.exp(logs - logs.max()).sum()))
+        live = np.flatnonzero(logs > logs.max() - _NEGLIGIBLE)
+        self._weights = weights[live]
+        posterior = self._learned(live, self._weights)
+        posterior.penalty = price(self._weights)
+        self._condition_on_repeats(posterior)
         return posterior
 
-    def _first_weights(self) -> Floats:
-        level = self._plain.prior_latency(self._x)
-        error = self._latency / np.median(self._latency / level, axis=1)[:, None] - level
-        noise = self._plain.noise(self._x, self._best)
-        chances = np.exp(self.prior.log_probabilities)
-        found: Floats = chances @ outlier_weight(error, self._plain.prior_variance, noise) / chances.sum()
-        return found
+    def _evaluate(self, active: NDArray[np.intp], weights: Floats) -> Evaluated:
+        """Learn the measurements under the hypotheses at the places `active` (A,), with weights (A, n)."""
+        if self._products.joint is None:
+            return self._learned(active, weights)
+        noise = self._start.noise(self._x, self._best)[active] / weights
+        joint = self._products.joint[self._products.place[active]]
+        return Systems(joint, self.prior.means[active] @ self._x.T, noise, self._latency)
 
-    def _revised_weights(self, posterior: Posterior, weights: Floats) -> Floats:
-        chances = posterior.probabilities()
-        of_each = outlier_weight(*self._left_out(posterior, weights))
-        of_each[chances < 1e-6] = 1.0
-        found: Floats = chances @ of_each
-        return found
+    def _learned(self, places: NDArray[np.intp], weights: Floats) -> Posterior:
+        posterior = Posterior(self.prior.subset(places))
+        posterior.learn(self._x, self._latency, posterior.noise(self._x, self._best) / weights)
+        return posterior
 
-    def _left_out(self, posterior: Posterior, weights: Floats) -> tuple[Floats, Floats, Floats]:
-        """Predict each measurement from all others, hyperparameters kept.
-
-        Returns: error (ms), variance of the prediction and variance of the measurement (ms^2), each (H, n).
-        """
-        speed = posterior.speeds()[:, None]
-        noise = posterior.noise(self._x, self._best)
-        kept = np.maximum(1.0 - posterior.variance * weights / noise, 1e-9)
-        error = (self._latency - (posterior.h_y + speed * posterior.h_m) @ self._x.T) / kept
-        return error, speed**2 * posterior.variance / kept, speed**2 * noise
+    def _condition_on_repeats(self, posterior: Posterior) -> None:
+        """Narrow the weights by repeated measurements; they carry no evidence on the hyperparameters."""
+        pooled = self._precision**-0.5
+        repeats = np.flatnonzero(pooled < self._best * (1.0 - 1e-9))
+        if len(repeats):
+            x, weights = self._x[repeats], self._weights[:, repeats]
+            once = posterior.noise(x, self._best[repeats]) / weights
+            all_of_them = posterior.noise(x, pooled[repeats]) / weights
+            posterior.condition_on_repeats(x, self._latency[repeats], 1.0 / (1.0 / all_of_them - 1.0 / once))
 
     def log_evidence(self) -> float:
         """Log marginal likelihood of the measurements, averaged over the prior's hypotheses."""
-        logs = self._posterior().log_posterior()
-        return float(logs.max() + np.log(np.exp(logs - logs.max()).sum()))
+        self._posterior()
+        return self._log_evidence
+
+    @property
+    def transfer_weight(self) -> float | None:
+        """Probability that the device is like known ones, 0 to 1: that of all hypotheses that known devices made.
+
+        None where the prior was not learned from known devices.
+        """
+        if not self.prior.transferred.any():
+            return None
+        posterior = self._posterior()
+        return float(posterior.probabilities() @ posterior.prior.transferred)
 
     # -- predicting --------------------------------------------------------------------------------------------
 
@@ -212,8 +210,9 @@ class BayesianPredictor:
     @property
     def measurement_weights(self) -> Floats:
         """Weight of each architecture's measurement, 0 (outlier) to 1, (n,), in the order of first arrival."""
-        self._posterior()
-        return self._weights_of_measurements.copy()
+        posterior = self._posterior()
+        found: Floats = posterior.probabilities() @ self._weights if self.count else np.ones(0)
+        return found
 
     def leave_one_out(self, first: int | None = None) -> HeldOutError:
         """Error of predicting each measured architecture from all others (closed form, hyperparameters kept).
@@ -223,16 +222,17 @@ class BayesianPredictor:
         taken = slice(first)
         y = self._latency[taken]
         if len(y) < 2:
-            return HeldOutError(None, None, len(y))
+            return HeldOutError(None, None, len(y), self.transfer_weight)
         predicted = self.predict_left_out()[taken]
         mape = 100.0 * float(np.mean(np.abs(predicted - y) / y))
-        return HeldOutError(mape, spearman(predicted, y) if len(y) > 2 else None, len(y))
+        return HeldOutError(mape, spearman(predicted, y) if len(y) > 2 else None, len(y), self.transfer_weight)
 
     def predict_left_out(self) -> Floats:
         """Mean latency of each measured architecture predicted from all others, ms, in the order of first arrival."""
         posterior = self._posterior()
-        error: Floats = posterior.probabilities() @ self._left_out(posterior, self._weights_of_measurements)[0]
-        return self._latency - error
+        error, *_ = posterior.left_out(posterior.noise(self._x, self._best), self._weights)
+        found: Floats = self._latency - posterior.probabilities() @ error
+        return found
 
     # -- active learning ----------------------------------------------------------------------------------------
 

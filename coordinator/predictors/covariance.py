@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.prior import Floats
+
+#: Most measurements whose joint covariances are kept.
+MOST_MEASUREMENTS = 200
 
 
 class Covariances:
@@ -44,3 +48,36 @@ class Covariances:
         """Variances of `x @ w` under each matrix, (H, k), for rows x (k, F)."""
         found: Floats = np.einsum("kf,hfk->hk", x, self.times(x))
         return found
+
+
+class PriorProducts:
+    """Products X C X' of a prior's distinct covariances with the features of measured architectures.
+
+    They grow as architectures arrive, O(F^2 + n F) for each and covariance, so that settling the hyperparameters takes
+    systems of n equations alone. Beyond `MOST_MEASUREMENTS` systems of F equations are smaller, and only the diagonals
+    are kept.
+    """
+
+    def __init__(self, priors: Sequence[Floats]) -> None:
+        """Start from the prior covariances, H times (F, F); equal ones should be one object."""
+        distinct = {id(covariance): covariance for covariance in priors}
+        places = {key: place for place, key in enumerate(distinct)}
+        self._covariances = list(distinct.values())
+        #: Place of each hypothesis's covariance among the distinct ones, (H,).
+        self.place: NDArray[np.intp] = np.array([places[id(covariance)] for covariance in priors], dtype=np.intp)
+        #: X C X' of each distinct covariance, (D, n, n); None beyond `MOST_MEASUREMENTS`.
+        self.joint: Floats | None = np.zeros((len(distinct), 0, 0))
+        #: Its diagonals, (D, n).
+        self.variance = np.zeros((len(distinct), 0))
+
+    def add(self, seen: Floats, x: Floats) -> None:
+        """Add architectures x (k, F) after those `seen` (n, F)."""
+        crossed = np.array([x @ covariance for covariance in self._covariances])
+        self.variance = np.concatenate([self.variance, (crossed * x).sum(axis=2)], axis=1)
+        if self.joint is None or len(seen) + len(x) > MOST_MEASUREMENTS:
+            self.joint = None
+            return
+        side = crossed @ seen.T
+        left = np.concatenate([self.joint, side], axis=1)
+        right = np.concatenate([side.transpose(0, 2, 1), crossed @ x.T], axis=1)
+        self.joint = np.concatenate([left, right], axis=2)

@@ -119,12 +119,12 @@ class HardwareTransfer:
         # quarters at most, because parameters do not explain everything.
         left = min(max(left, 0.25), 1.0)
         moved = (shares - 1.0 / len(shares)) @ self._fits.weights
+        # Equal covariances stay one object.
+        covariances = {id(h.covariance): left * h.covariance for h in self.average.hypotheses if h.transferred}
         return Prior(
             tuple(
-                replace(hypothesis, mean=hypothesis.mean + moved, covariance=left * hypothesis.covariance)
-                if hypothesis.transferred
-                else hypothesis
-                for hypothesis in self.average.hypotheses
+                replace(h, mean=h.mean + moved, covariance=covariances[id(h.covariance)]) if h.transferred else h
+                for h in self.average.hypotheses
             ),
             scale_ms=float(np.exp(shares @ np.log(self._fits.typical_ms))),
         )

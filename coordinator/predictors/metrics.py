@@ -19,6 +19,8 @@ class HeldOutError:
     """Rank correlation of predicted and measured latency, -1 to 1; None where undefined."""
     held_out: int
     """Measurements that the figures are taken over."""
+    transfer_weight: float | None = None
+    """Probability that the device is like known ones, 0 to 1; None without a prior that was learned from those."""
 
 
 def spearman(first: Floats, second: Floats) -> float | None:

@@ -34,9 +34,12 @@ class Posterior:
         self.h_y = np.zeros_like(prior.means)
         self.h_m = prior.means.copy()
         size = len(prior.hypotheses)
-        #: Variance x' C x of each measured architecture's latency, (H, n): before and after the measurements.
-        self.prior_variance = np.zeros((size, 0))
+        #: The measured architectures' features, (n, F), and latencies, ms, (n,).
+        self.x, self.y = np.zeros((0, prior.size)), np.zeros(0)
+        #: Variance of each measured architecture's latency after the measurements, (H, n), in units of s^2.
         self.variance = np.zeros((size, 0))
+        #: Log evidence that each hypothesis loses for the measurements that it down-weights, (H,).
+        self.penalty = np.zeros(size)
         self.count = 0
         self.a, self.b, self.c, self.log_determinant = np.zeros((4, size))
 
@@ -49,33 +52,30 @@ class Posterior:
         found: Floats = self.prior_latency(x) ** 2 * (self.prior.discrepancies[:, None] ** 2 + relative**2)
         return found
 
-    def learn(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
-        """Exact update on new architectures (k, F), (k,), (H, k), after those `seen` (n, F)."""
-        known = np.concatenate([seen, x])
+    def learn(self, x: Floats, y: Floats, noise: Floats) -> None:
+        """Exact update on new architectures (k, F), (k,), (H, k), after those learned before."""
         for start in range(0, len(y), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
             new = x[rows]
             cross = self.covariances.times(new)
             before = np.einsum("kf,hfk->hk", new, cross)
-            # Before the first block the posterior is still the prior.
-            ahead = Covariances([h.covariance for h in self.prior.hypotheses]).variances(new) if self.count else before
             factor, white_y, white_m, log_determinant = self._condition(new, cross, y[rows], noise[:, rows])
-            self.prior_variance = np.concatenate([self.prior_variance, ahead], axis=1)
+            self.x, self.y = np.concatenate([self.x, new]), np.concatenate([self.y, y[rows]])
             self.variance = np.concatenate([self.variance, before], axis=1)
-            self.variance -= np.square(known[: self.variance.shape[1]] @ factor).sum(axis=2)
+            self.variance -= np.square(self.x @ factor).sum(axis=2)
             self.a += np.square(white_y).sum(axis=1)
             self.b += (white_y * white_m).sum(axis=1)
             self.c += np.square(white_m).sum(axis=1)
             self.log_determinant += log_determinant
             self.count += len(new)
 
-    def condition_on_repeats(self, seen: Floats, x: Floats, y: Floats, noise: Floats) -> None:
-        """Exact update on repeats (k, F), (k,), (H, k) of the architectures `seen` (n, F).
+    def condition_on_repeats(self, x: Floats, y: Floats, noise: Floats) -> None:
+        """Exact update on repeats (k, F), (k,), (H, k) of architectures learned before.
 
         The hyperparameters (speed, probabilities of the hypotheses) stay as they are.
         """
         factor, *_ = self._condition(x, self.covariances.times(x), y, noise)
-        self.variance -= np.square(seen @ factor).sum(axis=2)
+        self.variance -= np.square(self.x @ factor).sum(axis=2)
 
     def _condition(self, x: Floats, cross: Floats, y: Floats, noise: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """Rank-k update, `cross` being the covariances times x' (H, F, k).
@@ -86,7 +86,7 @@ class Posterior:
         gram = x @ cross
         diagonal = np.arange(len(x))
         gram[:, diagonal, diagonal] += noise
-        lower = _lower_factor(gram)
+        lower = lower_factor(gram)
         error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
         sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
         solved = np.asarray(np.linalg.solve(lower, np.concatenate(sides, axis=2)), dtype=np.float64)
@@ -103,29 +103,40 @@ class Posterior:
         found: Floats = 2.0 * self.a / (self.b + np.sqrt(self.b**2 + 4.0 * self.a * self.count))
         return found
 
-    def log_posterior(self) -> Floats:
-        """Log prior probability plus log marginal likelihood of each hypothesis, (H,).
-
-        The speed is integrated out (Laplace in log s).
-        """
+    def log_likelihoods(self) -> Floats:
+        """Log marginal likelihood of each hypothesis, (H,), the speed integrated out (Laplace in log s)."""
         if not self.count:
-            return self.prior.log_probabilities
+            return np.zeros(len(self.a))
         t = 1.0 / self.speeds()
         exponent = t * t * self.a - 2.0 * t * self.b + self.c
         found: Floats = self.count * np.log(t) - 0.5 * (
             exponent + self.log_determinant + np.log(t * t * self.a + self.count)
         )
-        return found + self.prior.log_probabilities
+        return found
+
+    def left_out(self, noise: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+        """Predict each measurement from all others, hyperparameters kept.
+
+        Args:
+            noise: variances at full weight, (H, n), in units of s^2.
+            weights: those that the measurements were learned with, (H, n).
+
+        Returns: error (ms), variance of the prediction and variance of the measurement (ms^2), each (H, n).
+        """
+        speed = self.speeds()[:, None]
+        kept = np.maximum(1.0 - self.variance * weights / noise, 1e-9)
+        error = (self.y - (self.h_y + speed * self.h_m) @ self.x.T) / kept
+        return error, speed**2 * self.variance / kept, speed**2 * noise
 
     def probabilities(self) -> Floats:
         """Posterior probability of each hypothesis, (H,)."""
-        logs = self.log_posterior()
+        logs = self.prior.log_probabilities + self.log_likelihoods() - self.penalty
         found = np.exp(logs - logs.max())
         total: Floats = found / found.sum()
         return total
 
 
-def _lower_factor(gram: Floats) -> Floats:
+def lower_factor(gram: Floats) -> Floats:
     """Cholesky factors of (H, k, k).
 
     Under an extreme prior, rounding may leave a matrix not quite positive definite: jitter is then added to its

@@ -71,6 +71,17 @@ class Prior:
         """Logarithms of the hypotheses' prior probabilities, (H,)."""
         return np.log(np.maximum([h.probability for h in self.hypotheses], 1e-300))
 
+    @cached_property
+    def transferred(self) -> NDArray[np.bool_]:
+        """Which hypotheses use known devices, (H,)."""
+        return np.array([h.transferred for h in self.hypotheses], dtype=np.bool_)
+
+    def subset(self, places: NDArray[np.intp]) -> Prior:
+        """Return the prior of the hypotheses at some places, at least one, their probabilities unchanged."""
+        if len(places) == len(self.hypotheses):
+            return self
+        return Prior(tuple(self.hypotheses[place] for place in places.tolist()), self.scale_ms)
+
     @property
     def size(self) -> int:
         """Number of features, F."""

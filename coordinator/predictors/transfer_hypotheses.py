@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +10,21 @@ from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, hierarchical_prior
 
-#: Factor on the covariance between known devices: a handful of devices does not show the extremes.
-_SPREAD = 2.0
 #: Variances of the deviation from the known devices, relative to those of a device of which nothing is known.
 _DEVIATIONS = (0.003, 0.1)
-#: Relative model discrepancies, as in `Hypothesis`.
-_DISCREPANCIES = (0.005, 0.02, 0.08)
+#: Relative model discrepancies, as in `Hypothesis`, of a device like the known ones.
+_DISCREPANCIES = (0.005, 0.0125, 0.03, 0.08, 0.16)
+#: The same where the contrast is of another amplitude: deviations and discrepancies.
+_AMPLITUDE_DEVIATIONS = (0.003, 0.03, 0.1)
+_COARSE_DISCREPANCIES = (0.01, 0.025, 0.06, 0.15)
+#: Variance of the amplitude of a cost group's contrast, beside that of the whole contrast, which is 1.
+_AMPLITUDE_OF_GROUP = 0.25
+#: Variances of an unlike device's weights, relative to those of a device of which nothing is known. The spread of a
+#: real device's latencies is a quarter to a half of what the largest one expects.
+_SCALES = (0.03, 0.1, 0.3, 1.0)
+#: Deviations along the network: share that neighbouring layers have in common, and distance, in columns of one cost
+#: group, within which layers count as neighbours.
+_COMMON, _DISTANCE = 0.7, 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +39,11 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Untransferred:
-    """What is assumed of a device's weights without any known device, the typical architecture taking 1."""
+    """Assumptions on a device's weights without any known device, the typical architecture taking 1."""
 
     mean: Floats  #: (F,)
-    narrow: Floats  #: covariance with deviations within a cost group of a quarter of the group's weight, (F, F)
-    wide: Floats  #: the same, of half of the group's weight, (F, F)
+    narrow: Floats  #: covariance with independent deviations of a quarter of their cost group's weight, (F, F)
+    smooth: Floats  #: with deviations of half of their cost group's weight, similar in neighbouring layers, (F, F)
 
 
 def untransferred(reference: Floats, groups: Sequence[int] | NDArray[np.intp]) -> Untransferred:
@@ -43,10 +51,20 @@ def untransferred(reference: Floats, groups: Sequence[int] | NDArray[np.intp]) -
 
     Args:
         reference: features of typical architectures, (n, F); only their column means matter.
-        groups: which columns are of one physical cost, (F,).
+        groups: which columns are of one physical cost, (F,), in the order of the network's layers.
     """
-    narrow, wide = (hierarchical_prior(reference, groups, own=own).hypotheses[0] for own in (0.25, 0.5))
-    return Untransferred(wide.mean, narrow.covariance, wide.covariance)
+    narrow, wide, none = (hierarchical_prior(reference, groups, own=own).hypotheses[0] for own in (0.25, 0.5, 0.0))
+    group_of = np.asarray(groups)
+    smooth = none.covariance.copy()
+    deviation = np.sqrt(np.maximum(np.diagonal(wide.covariance) - np.diagonal(none.covariance), 0.0))
+    for label in np.unique(group_of):
+        members = np.flatnonzero(group_of == label)
+        apart = np.abs(np.subtract.outer(np.arange(len(members)), np.arange(len(members))))
+        alike = np.eye(len(members))
+        if label >= 0:
+            alike = _COMMON * np.exp(-apart / _DISTANCE) + (1.0 - _COMMON) * alike
+        smooth[np.ix_(members, members)] += alike * np.multiply.outer(deviation[members], deviation[members])
+    return Untransferred(wide.mean, narrow.covariance, smooth)
 
 
 def transfer_hypotheses(
@@ -54,17 +72,44 @@ def transfer_hypotheses(
 ) -> list[Hypothesis]:
     """Make all hypotheses on a new device's weights, of probability 1 each, in a fixed order.
 
-    The caller sets their probabilities: a vote of the known devices, each under the hypotheses that the other families
-    give. Equal covariances are one object.
+    The device is like the known ones; or it differs from them in the amplitude of what sets them apart from a device
+    of which nothing is known, as a whole and by cost group; or it is unlike them, with the scale of its weights'
+    deviations unknown. The caller sets the probabilities: a vote of the known devices, each under the hypotheses that
+    the other families give. Equal covariances are one object.
 
     Args:
         moments: of the known devices' weights.
-        unknown: what is assumed without them.
+        unknown: assumptions without them.
         groups: which columns are of one physical cost, (F,).
     """
-    known = _SPREAD * moments.between + moments.uncertain
-    covariances = [known + deviation * unknown.narrow for deviation in _DEVIATIONS]
-    return [
+    # Of a Gaussian known by a sample of n: its covariance without bias, n / (n - 1), and the mean's own uncertainty,
+    # 1 + 1 / n. The settings of one family count as one draw; a single one is taken to vary as two do.
+    families = max(moments.families, 2)
+    spread = (families + 1.0) / (families - 1.0)
+    known = spread * moments.between + moments.uncertain
+    found = [
         Hypothesis(moments.mean, covariance, discrepancy, transferred=True)
-        for covariance, discrepancy in itertools.product(covariances, _DISCREPANCIES)
+        for covariance in [known + deviation * unknown.narrow for deviation in _DEVIATIONS]
+        for discrepancy in _DISCREPANCIES
     ]
+    scaled = known + _amplitudes(moments.mean - unknown.mean, np.asarray(groups))
+    found += [
+        Hypothesis(moments.mean, covariance, discrepancy, transferred=True)
+        for covariance in [scaled + deviation * unknown.narrow for deviation in _AMPLITUDE_DEVIATIONS]
+        for discrepancy in _COARSE_DISCREPANCIES
+    ]
+    found += [
+        Hypothesis(unknown.mean, covariance, discrepancy)
+        for covariance in [scale * unknown.smooth for scale in _SCALES]
+        for discrepancy in _COARSE_DISCREPANCIES
+    ]
+    return found
+
+
+def _amplitudes(contrast: Floats, groups: NDArray[np.intp]) -> Floats:
+    """Covariance (F, F) of a contrast (F,) whose amplitude, as a whole and by cost group, is unknown."""
+    found: Floats = np.multiply.outer(contrast, contrast)
+    for label in np.unique(groups):
+        part = np.where(groups == label, contrast, 0.0)
+        found += _AMPLITUDE_OF_GROUP * np.multiply.outer(part, part)
+    return found

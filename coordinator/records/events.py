@@ -134,6 +134,9 @@ class PredictorUpdated(_SettingEvent):
     mape_percent: float = Field(description="mean absolute percentage error, held out")
     spearman: float | None = Field(description="rank correlation, held out; null where undefined")
     held_out: int = Field(description="measurements that the error is taken over")
+    transfer_weight: float | None = Field(
+        default=None, description="probability that the device is like known ones; null without a learned prior"
+    )
     measurements: int = Field(description="measurements that it has learned from")
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 #: Held-out measurements from which on a predictor's error is worth showing.
 FEWEST_HELD_OUT = 8
+#: Probability of being like known devices below which a device counts as unlike them.
+UNLIKE_BELOW = 0.1
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,18 @@ class PredictorError:
     """Rank correlation; None where it is undefined (fewer than two samples, or all equal)."""
     held_out: int
     """Number of measurements that the two figures are taken over."""
+    transfer_weight: float | None = None
+    """Probability that the device is like known ones, 0 to 1; None without a prior that was learned from those."""
 
     @property
     def is_reliable(self) -> bool:
         """Whether the error is taken over enough measurements to be shown."""
         return self.held_out >= FEWEST_HELD_OUT
+
+    @property
+    def is_unlike_known(self) -> bool:
+        """Whether the measurements show that the device is unlike all that its prior was learned from."""
+        return self.transfer_weight is not None and self.transfer_weight < UNLIKE_BELOW
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,7 @@ class SettingEvents:
             mape_percent=point.error.mape_percent,
             spearman=point.error.spearman,
             held_out=point.error.held_out,
+            transfer_weight=point.error.transfer_weight,
             measurements=point.measurements,
         )
 

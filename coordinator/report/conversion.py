@@ -164,6 +164,7 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
                 mape_percent=point.error.mape_percent,
                 spearman=point.error.spearman,
                 held_out=point.error.held_out,
+                transfer_weight=point.error.transfer_weight,
             )
             for point in device.predictor_history
         ),

@@ -130,5 +130,8 @@ def _targets_remark(device: DeviceResult) -> str:
 
 def _predictor(device: DeviceResult) -> str:
     record = device.predictor
-    error = None if record is None else PredictorError(record.mape_percent, record.spearman, record.held_out)
-    return wording.predictor_error(error)
+    if record is None:
+        return wording.predictor_error(None)
+    return wording.predictor_error(
+        PredictorError(record.mape_percent, record.spearman, record.held_out, record.transfer_weight)
+    )

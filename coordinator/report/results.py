@@ -32,11 +32,19 @@ class PredictorResult(_Record):
     mape_percent: float = Field(description="mean absolute percentage error, held out")
     spearman: float | None = Field(description="rank correlation, held out; null where undefined")
     held_out: int = Field(description="measurements that the error is taken over")
+    transfer_weight: float | None = Field(
+        default=None, description="probability that the device is like known ones; null without a learned prior"
+    )
 
     @classmethod
     def of(cls, error: PredictorError) -> PredictorResult:
         """Convert the error that a predictor reports."""
-        return cls(mape_percent=error.mape_percent, spearman=error.spearman, held_out=error.held_out)
+        return cls(
+            mape_percent=error.mape_percent,
+            spearman=error.spearman,
+            held_out=error.held_out,
+            transfer_weight=error.transfer_weight,
+        )
 
 
 class LearningResult(PredictorResult):

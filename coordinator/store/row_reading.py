@@ -112,8 +112,9 @@ def device_of(row: DeviceRow) -> DeviceRecord | None:
         status=status,
         reason=reason,
         learning=tuple(
-            PredictorPoint(measurements, PredictorError(mape_percent, spearman, held_out))
-            for measurements, mape_percent, spearman, held_out in row.learning
+            # Earlier versions stored no transfer weight.
+            PredictorPoint(measurements, PredictorError(mape_percent, spearman, held_out, *transfer_weight))
+            for measurements, mape_percent, spearman, held_out, *transfer_weight in row.learning
             if _is_finite(mape_percent)
         ),
         wire_bytes=row.wire_bytes,

@@ -159,7 +159,13 @@ class MeasurementStore:
                 "status": str(device.status),
                 "reason": device.reason,
                 "learning": [
-                    [point.measurements, point.error.mape_percent, point.error.spearman, point.error.held_out]
+                    [
+                        point.measurements,
+                        point.error.mape_percent,
+                        point.error.spearman,
+                        point.error.held_out,
+                        point.error.transfer_weight,
+                    ]
                     for point in device.learning
                 ],
                 "wire_bytes": device.wire_bytes,

@@ -204,7 +204,8 @@ def predictor_error(error: PredictorError | None, *, short: bool = False) -> str
     if short:
         return f"err {error.mape_percent:.1f}%/{error.held_out}"
     rank = "" if error.spearman is None else f", rank {error.spearman:.2f}"
-    return f"{error.mape_percent:.1f} % on {error.held_out} held out{rank}"
+    transfer = "; unlike any known device: transfer off" if error.is_unlike_known else ""
+    return f"{error.mape_percent:.1f} % on {error.held_out} held out{rank}{transfer}"
 
 
 def elapsed(seconds: float) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rigs.plain_prior import plain_fit, plain_learned, plain_log_likelihood
+from rigs.plain_prior import plain_fit, plain_learned, plain_log_likelihoods
 
 from fleetnas.coordinator.predictors.active_learning import CANDIDATES_PER_CHOICE, i_optimal
 from fleetnas.coordinator.predictors.device_fit import MeasuredDevice, fit_devices
@@ -90,7 +90,7 @@ def test_a_subset_of_the_fits_teaches_as_those_devices_alone() -> None:
         assert first.probability == second.probability
 
 
-def test_likelihoods_of_many_hypotheses_at_once_are_those_of_each_alone() -> None:
+def test_likelihoods_are_those_of_leaving_each_measurement_out() -> None:
     rng = np.random.default_rng(4)
     known, groups = devices(rng, 20, shared=True)
     base = hierarchical_prior(known[0].features, groups).hypotheses[0]
@@ -102,7 +102,7 @@ def test_likelihoods_of_many_hypotheses_at_once_are_those_of_each_alone() -> Non
     ]
     for device in known[::2]:
         found = log_likelihoods(hypotheses, device.features, device.latency_ms)
-        expected = [plain_log_likelihood(h, device.features, device.latency_ms) for h in hypotheses]
+        expected = plain_log_likelihoods(hypotheses, device.features, device.latency_ms)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -126,16 +126,6 @@ def test_a_wild_measurement_does_not_decide_between_hypotheses() -> None:
     wild = log_likelihoods(hypotheses, known[0].features, latency)
     assert clean[0] > clean[1] + 3
     assert wild[0] > wild[1] + 3
-
-
-def test_a_hypothesis_that_is_not_finite_loses_and_harms_no_other() -> None:
-    known, groups = devices(np.random.default_rng(6), 12, shared=True)
-    base = hierarchical_prior(known[0].features, groups).hypotheses[0]
-    broken = replace(base, covariance=np.full_like(base.covariance, np.nan))
-    x, y = known[0].features, known[0].latency_ms
-    found = log_likelihoods([broken, base], x, y)
-    assert found[0] == -np.inf
-    assert found[1] == pytest.approx(log_likelihoods([base], x, y)[0])
 
 
 def test_a_device_without_a_fit_is_far_from_all_and_changes_no_other() -> None:

@@ -194,7 +194,7 @@ def test_a_far_fetched_prior_is_learned_under_without_an_error() -> None:
     prior = Prior((Hypothesis(np.full(len(FEATURES), 1e-9), root @ root.T, 0.005),))
     x = FEATURES.features(SPACE.sample(60, rng))
     beliefs = Posterior(prior)
-    beliefs.learn(x[:0], x, np.ones(60), beliefs.noise(x, np.full(60, 0.01)))
+    beliefs.learn(x, np.ones(60), beliefs.noise(x, np.full(60, 0.01)))
     assert np.isfinite(beliefs.speeds()).all()
 
 

@@ -59,6 +59,7 @@ EVENTS: tuple[Event, ...] = tuple(
             "mape_percent": 4.2,
             "spearman": None,
             "held_out": 3,
+            "transfer_weight": 0.05,
             "measurements": 9,
         },
         {"event": "target_resolved", **CHOSEN, "predicted_ms": 1.9, "measured_ms": 1.95, "accuracy": 0.95},

@@ -50,40 +50,57 @@ def plain_moments(fits: Sequence[PlainFit], families: int) -> Moments:
     return Moments(weights.mean(axis=0), np.cov(weights.T, bias=True), covariance, families)
 
 
-def plain_log_likelihood(hypothesis: Hypothesis, x: Floats, y: Floats) -> float:
-    """Log marginal likelihood, outliers down-weighted by leaving each measurement out in turn."""
-    joint, mean = x @ hypothesis.covariance @ x.T, x @ hypothesis.mean
-    level = np.maximum(mean, 0.05)
-    noise = (level * hypothesis.discrepancy) ** 2
+class PlainSample:
+    """A device's measurements under one hypothesis, each left out in turn to find its weight."""
 
-    def speed_and_logs(weights: Floats) -> tuple[float, float]:
-        total = joint + np.diag(noise / weights)
+    def __init__(self, hypothesis: Hypothesis, x: Floats, y: Floats) -> None:
+        self.joint, self.mean, self.y = x @ hypothesis.covariance @ x.T, x @ hypothesis.mean, y
+        level = np.maximum(self.mean, 0.05)
+        self.noise = (level * hypothesis.discrepancy) ** 2
+        error = y / np.median(y / level) - level
+        self.weights = outlier_weight(error, np.diagonal(self.joint), self.noise)
+        self.settled = False
+
+    def speed_and_log_likelihood(self) -> tuple[float, float]:
+        y, mean, count = self.y, self.mean, len(self.y)
+        total = self.joint + np.diag(self.noise / self.weights)
         a, b, c = (float(left @ np.linalg.solve(total, right)) for left, right in ((y, y), (y, mean), (mean, mean)))
-        speed = 2.0 * a / (b + np.sqrt(b**2 + 4.0 * a * len(y)))
+        speed = 2.0 * a / (b + np.sqrt(b**2 + 4.0 * a * count))
         t = 1.0 / speed
-        logs = len(y) * np.log(t) - 0.5 * (
-            t * t * a - 2 * t * b + c + np.linalg.slogdet(total)[1] + np.log(t * t * a + len(y))
+        logs = count * np.log(t) - 0.5 * (
+            t * t * a - 2 * t * b + c + np.linalg.slogdet(total)[1] + np.log(t * t * a + count)
         )
-        return speed, float(logs)
+        # An ordinary measurement is so much likelier than an outlier.
+        return speed, float(logs) - 4.0 * float((1.0 - self.weights).sum())
 
-    def left_out(place: int, weights: Floats, speed: float) -> tuple[float, float]:
+    def left_out(self, place: int, speed: float) -> tuple[float, float]:
         """Error and variance of one measurement's latency predicted from all others."""
-        others = np.delete(np.arange(len(y)), place)
-        total = joint[np.ix_(others, others)] + np.diag((noise / weights)[others])
-        gain = np.linalg.solve(total, joint[others, place])
-        error = y[place] - speed * mean[place] - gain @ (y - speed * mean)[others]
-        return float(error), float(speed**2 * (joint[place, place] - gain @ joint[others, place]))
+        others = np.delete(np.arange(len(self.y)), place)
+        total = self.joint[np.ix_(others, others)] + np.diag((self.noise / self.weights)[others])
+        gain = np.linalg.solve(total, self.joint[others, place])
+        error = self.y[place] - speed * self.mean[place] - gain @ (self.y - speed * self.mean)[others]
+        return float(error), float(speed**2 * (self.joint[place, place] - gain @ self.joint[others, place]))
 
-    error = y / np.median(y / level) - level
-    weights = outlier_weight(error, np.diagonal(joint), noise)
+    def reweight(self) -> None:
+        """Revise the weights, or note that they have settled."""
+        speed, _ = self.speed_and_log_likelihood()
+        found = np.array([self.left_out(place, speed) for place in range(len(self.y))])
+        revised = outlier_weight(found[:, 0], found[:, 1], speed**2 * self.noise)
+        self.settled = bool(np.abs(revised - self.weights).max() < 1e-4)
+        if not self.settled:
+            self.weights = revised
+
+
+def plain_log_likelihoods(hypotheses: Sequence[Hypothesis], x: Floats, y: Floats) -> Floats:
+    """Log marginal likelihoods, (H,); a hypothesis 30 nats behind keeps the weights that it has."""
+    samples = [PlainSample(hypothesis, x, y) for hypothesis in hypotheses]
     for _ in range(8):
-        speed, logs = speed_and_logs(weights)
-        found = np.array([left_out(place, weights, speed) for place in range(len(y))])
-        revised = outlier_weight(found[:, 0], found[:, 1], speed**2 * noise)
-        if np.abs(revised - weights).max() < 1e-4:
-            return logs
-        weights = revised
-    return speed_and_logs(weights)[1]
+        logs = [sample.speed_and_log_likelihood()[1] for sample in samples]
+        for sample, log in zip(samples, logs, strict=True):
+            sample.settled = sample.settled or log < max(logs) - 30
+            if not sample.settled:
+                sample.reweight()
+    return np.array([sample.speed_and_log_likelihood()[1] for sample in samples])
 
 
 def plain_learned(
@@ -101,7 +118,7 @@ def plain_learned(
         others = [fits[other.name] for other in devices if other.family != device.family]
         left = transfer_hypotheses(plain_moments(others, len(families) - 1), unknown, groups)
         rows = np.unique(np.linspace(0, len(device.latency_ms) - 1, min(voting, len(device.latency_ms))).astype(int))
-        logs = np.array([plain_log_likelihood(h, device.features[rows], device.latency_ms[rows]) for h in left])
+        logs = plain_log_likelihoods(left, device.features[rows], device.latency_ms[rows])
         likelihood = np.exp(logs - logs.max())
         votes += len(left) * likelihood / likelihood.sum()
     return hypotheses, votes / votes.sum()
