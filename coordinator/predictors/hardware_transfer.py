@@ -21,7 +21,7 @@ from fleetnas.fleet_protocol.messages import RuntimeSetting
 Parameters = Mapping[str, float | str | None]
 
 #: Candidate length scales of the Gaussian process, in standardised parameters.
-_LENGTHS = (0.35, 0.7, 1.4, 2.8, 5.6, 11.2)
+_LENGTHS = (0.5, 1.0, 2.0, 4.0)
 #: Variance between devices of equal parameters, relative to that of devices far apart.
 _NUGGETS = (0.01, 0.1, 0.3)
 #: Correlation that remains between devices that differ in one kind, such as the runtime.
