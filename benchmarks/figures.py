@@ -24,6 +24,10 @@ class Figures:
             ok = bool(_COMPARISONS[comparison](value, float(limit)))
         self._figures[name] = {"value": value, "bar": bar, "ok": ok}
 
+    def extend(self, others: Figures) -> None:
+        """Append the figures of a part of the benchmark."""
+        self._figures.update(others._figures)
+
     def report(self, *, as_json: bool) -> int:
         """Print everything; the exit status, 0 if all bars are met."""
         if as_json:

@@ -23,7 +23,7 @@ from figures import Figures, parser
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
-from fleetnas.coordinator.predictors.device_fit import DeviceFits
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, fit_devices
 from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData, read_latency_data
 from fleetnas.coordinator.predictors.evaluation.studies import Score, Split, median_score, score, split
 from fleetnas.coordinator.predictors.learned_prior import learn_prior, prior_of_fits
@@ -160,7 +160,7 @@ class Tries:
         if (space, seed) not in self._worlds:
             data = read_latency_data(DATA / FILES[space] / "measured_latency_ms.npz")
             parts = split(len(data.features), 1000, np.random.default_rng(seed))
-            self._worlds[space, seed] = data, parts, DeviceFits(data.devices(parts.pool), data.groups)
+            self._worlds[space, seed] = data, parts, fit_devices(data.devices(parts.pool), data.groups)
         return self._worlds[space, seed]
 
     def _learned(self, task: Task, fits: DeviceFits, places: tuple[int, ...]) -> dict[str, Prior]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ class DeviceFit:
     precision: Floats  #: precision of each measurement's relative residual in the last round, (n,)
 
 
-class _BaseFactor:
+class BaseFactor:
     """A prior's mean, and a factor L of its covariance, so that a singular covariance needs no inverse."""
 
     def __init__(self, hypothesis: Hypothesis) -> None:
@@ -53,10 +52,10 @@ class _BaseFactor:
         self.covariance: Floats = self.factor @ self.factor.T  #: (F, F)
 
 
-class _Rows:
+class Rows:
     """Features of measured architectures, with their products with the base prior; devices may share them."""
 
-    def __init__(self, features: Floats, base: _BaseFactor) -> None:
+    def __init__(self, features: Floats, base: BaseFactor) -> None:
         self.features = features
         self.expected = features @ base.mean  #: (n,)
         self.white: Floats = features @ base.factor  #: (n, rank)
@@ -66,15 +65,16 @@ class _Rows:
 
 def fit_device(device: MeasuredDevice, base: Prior) -> DeviceFit:
     """Fit a device's weights: maximum a posteriori under `base`, Student-t residuals; n may be small."""
-    factor = _base_factor(base)
-    return _fit(_Rows(device.features, factor), device.latency_ms, factor)
+    factor = base_factor(base)
+    return _fit(Rows(device.features, factor), device.latency_ms, factor)
 
 
-def _base_factor(base: Prior) -> _BaseFactor:
-    return _BaseFactor(base.hypotheses[len(base.hypotheses) // 2])
+def base_factor(base: Prior) -> BaseFactor:
+    """Factor the middle hypothesis of a prior."""
+    return BaseFactor(base.hypotheses[len(base.hypotheses) // 2])
 
 
-def _fit(rows: _Rows, latency_ms: Floats, base: _BaseFactor) -> DeviceFit:
+def _fit(rows: Rows, latency_ms: Floats, base: BaseFactor) -> DeviceFit:
     """Reweight and solve in turn, in the measurements' space where they are fewer than the weights."""
     level = float(np.median(latency_ms / np.maximum(rows.expected, _SMALLEST_LATENCY)))
     target = latency_ms / level
@@ -100,52 +100,24 @@ def _fit(rows: _Rows, latency_ms: Floats, base: _BaseFactor) -> DeviceFit:
     return DeviceFit(base.mean + base.factor @ solution, level, discrepancy, root**2)
 
 
+@dataclass(frozen=True, eq=False)
 class DeviceFits:
-    """Fits of known devices under one base prior, each independent of which others are known.
+    """Fits of known devices under one base prior, each independent of the others; `fit_devices` makes them.
 
     A fit's covariance (F, F) is computed where a sum of covariances needs it, and is not kept: the fits of a thousand
     devices take a few megabytes.
     """
 
-    def __init__(
-        self,
-        devices: Sequence[MeasuredDevice],
-        groups: Sequence[int] | NDArray[np.intp],
-        reference: Floats | None = None,
-    ) -> None:
-        """Fit each device.
-
-        Args:
-            devices: known device settings, at least one.
-            groups: which columns are of one physical cost, (F,).
-            reference: features of typical architectures, (n, F), so that a fit depends on its own device alone; None:
-                everything that was measured.
-        """
-        if not devices:
-            raise UsageError("a prior is learned from at least one measured device; use hierarchical_prior without any")
-        self.devices = tuple(devices)
-        self.groups: NDArray[np.intp] = np.asarray(groups, dtype=np.intp)
-        tables = [device.features for device in devices] if reference is None else [reference]
-        #: Mean features, (F,), of the typical architecture, whose latency is 1.
-        self.typical = _column_means(tables)
-        #: Mean absolute features, (1, F), as the reference of a hierarchical prior.
-        self.reference = _column_means([np.abs(table) for table in tables])[None]
-        self._base = _base_factor(hierarchical_prior(self.reference, self.groups, own=_BASE_DEVIATION))
-        uses = Counter(id(device.features) for device in devices)
-        self._shared = {
-            id(device.features): _Rows(device.features, self._base)
-            for device in {id(device.features): device for device in devices}.values()
-            if uses[id(device.features)] > 1
-        }
-        fits = [self._fitted(device) for device in self.devices]
-        levels = np.array([fit.weights @ self.typical for fit in fits])
-        levels[~(levels > 0)] = np.nan
-        #: Weights per unit of the typical latency, (D, F); NaN for a device whose weights cannot be computed.
-        self.weights: Floats = np.array([fit.weights for fit in fits]) / levels[:, None]
-        #: Latency of the typical architecture, ms, (D,); NaN as above.
-        self.typical_ms: Floats = np.array([fit.typical_ms for fit in fits]) * levels
-        self._levels = levels
-        self._precisions = [fit.precision for fit in fits]
+    devices: tuple[MeasuredDevice, ...]
+    groups: NDArray[np.intp]  #: which columns are of one physical cost, (F,)
+    typical: Floats  #: features of the typical architecture, whose latency is 1, (F,)
+    reference: Floats  #: the same of absolute features, (1, F), as the reference of a hierarchical prior
+    weights: Floats  #: weights per unit of the typical latency, (D, F); NaN where they cannot be computed
+    typical_ms: Floats  #: latency of the typical architecture, ms, (D,); NaN as above
+    levels: Floats  #: what the base prior's scale was multiplied by to make the typical latency 1, (D,)
+    precisions: tuple[Floats, ...]  #: precision of each measurement's residual, relative to the latency, (n,) each
+    base: BaseFactor
+    shared: Mapping[int, Rows]  #: products of the features that several devices share, by their identity
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -157,13 +129,15 @@ class DeviceFits:
 
     def subset(self, places: Sequence[int]) -> DeviceFits:
         """Return the fits at some places, at least one; typical architecture and base prior stay those of all."""
-        found = copy.copy(self)
-        found.devices = tuple(self.devices[place] for place in places)
-        found.weights, found.typical_ms, found._levels = (
-            values[list(places)] for values in (self.weights, self.typical_ms, self._levels)
+        chosen = list(places)
+        return replace(
+            self,
+            devices=tuple(self.devices[place] for place in chosen),
+            weights=self.weights[chosen],
+            typical_ms=self.typical_ms[chosen],
+            levels=self.levels[chosen],
+            precisions=tuple(self.precisions[place] for place in chosen),
         )
-        found._precisions = [self._precisions[place] for place in places]
-        return found
 
     def references(self, most: int) -> Floats:
         """Return features of at most `most` measured architectures, (n, F), at even distances over all devices."""
@@ -179,30 +153,69 @@ class DeviceFits:
 
     def covariance(self, places: Iterable[int]) -> Floats:
         """Sum of the posterior covariances of the fits at some places, (F, F)."""
-        base = self._base.factor
-        found: Floats = np.zeros((len(base), len(base)))
+        factor = self.base.factor
+        found: Floats = np.zeros((len(factor), len(factor)))
         for place in places:
-            level, rows = float(self._levels[place]), self._rows(self.devices[place])
-            target = self.devices[place].latency_ms / (self.typical_ms[place] / level)
-            scaled = rows.white * (np.sqrt(self._precisions[place]) / target)[:, None]
+            device, level = self.devices[place], float(self.levels[place])
+            rows = self.shared.get(id(device.features)) or Rows(device.features, self.base)
+            target = device.latency_ms * level / self.typical_ms[place]
+            scaled = rows.white * (np.sqrt(self.precisions[place]) / target)[:, None]
             if rows.joint is None:
-                lower = np.linalg.cholesky(scaled.T @ scaled + np.eye(base.shape[1]))
-                part = np.linalg.solve(lower, base.T)
+                lower = np.linalg.cholesky(scaled.T @ scaled + np.eye(factor.shape[1]))
+                part = np.linalg.solve(lower, factor.T)
                 found += (part.T @ part) / level**2
             else:
                 lower = np.linalg.cholesky(scaled @ scaled.T + np.eye(len(scaled)))
-                part = np.linalg.solve(lower, scaled @ base.T)
-                found += (self._base.covariance - part.T @ part) / level**2
+                part = np.linalg.solve(lower, scaled @ factor.T)
+                found += (self.base.covariance - part.T @ part) / level**2
         return found
 
-    def _fitted(self, device: MeasuredDevice) -> DeviceFit:
-        try:
-            return _fit(self._rows(device), device.latency_ms, self._base)
-        except np.linalg.LinAlgError:
-            return DeviceFit(np.full(len(self.typical), np.nan), np.nan, np.nan, np.zeros(len(device.latency_ms)))
 
-    def _rows(self, device: MeasuredDevice) -> _Rows:
-        return self._shared.get(id(device.features)) or _Rows(device.features, self._base)
+def fit_devices(
+    devices: Sequence[MeasuredDevice], groups: Sequence[int] | NDArray[np.intp], reference: Floats | None = None
+) -> DeviceFits:
+    """Fit each device once. A device whose weights cannot be computed gets NaN.
+
+    Args:
+        devices: known device settings, at least one.
+        groups: which columns are of one physical cost, (F,).
+        reference: features of typical architectures, (n, F), so that a fit depends on its own device alone; None:
+            everything that was measured.
+    """
+    if not devices:
+        raise UsageError("a prior is learned from at least one measured device; use hierarchical_prior without any")
+    group_of = np.asarray(groups, dtype=np.intp)
+    tables = [device.features for device in devices] if reference is None else [reference]
+    typical, absolute = _column_means(tables), _column_means([np.abs(table) for table in tables])[None]
+    base = base_factor(hierarchical_prior(absolute, group_of, own=_BASE_DEVIATION))
+    distinct = {id(device.features): device.features for device in devices}
+    uses = Counter(id(device.features) for device in devices)
+    shared = {key: Rows(features, base) for key, features in distinct.items() if uses[key] > 1}
+    fits = [
+        _fit_or_nan(shared.get(id(device.features)) or Rows(device.features, base), device.latency_ms, base)
+        for device in devices
+    ]
+    levels = np.array([fit.weights @ typical for fit in fits])
+    levels[~(levels > 0)] = np.nan
+    return DeviceFits(
+        devices=tuple(devices),
+        groups=group_of,
+        typical=typical,
+        reference=absolute,
+        weights=np.array([fit.weights for fit in fits]) / levels[:, None],
+        typical_ms=np.array([fit.typical_ms for fit in fits]) * levels,
+        levels=levels,
+        precisions=tuple(fit.precision for fit in fits),
+        base=base,
+        shared=shared,
+    )
+
+
+def _fit_or_nan(rows: Rows, latency_ms: Floats, base: BaseFactor) -> DeviceFit:
+    try:
+        return _fit(rows, latency_ms, base)
+    except np.linalg.LinAlgError:
+        return DeviceFit(np.full(len(base.mean), np.nan), np.nan, np.nan, np.zeros(len(latency_ms)))
 
 
 def _column_means(tables: Sequence[Floats]) -> Floats:

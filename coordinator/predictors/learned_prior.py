@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice, fit_devices
 from fleetnas.coordinator.predictors.marginal_likelihood import log_likelihoods
 from fleetnas.coordinator.predictors.prior import Floats, Hypothesis, Prior
 from fleetnas.coordinator.predictors.transfer_hypotheses import Moments, transfer_hypotheses, untransferred
@@ -26,7 +26,7 @@ def learn_prior(devices: Sequence[MeasuredDevice], groups: Sequence[int] | NDArr
         devices: at least one; give every batch size or thread count as a device of its own, of one family.
         groups: which columns are of one physical cost, (F,).
     """
-    return prior_of_fits(DeviceFits(devices, groups))
+    return prior_of_fits(fit_devices(devices, groups))
 
 
 def prior_of_fits(fits: DeviceFits) -> Prior:

@@ -37,7 +37,6 @@ def _apart(device: MeasuredDevice, weights: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
         predicted = weights @ device.features.T
         typical = np.median(predicted, axis=1)
-        usable = typical > 0
         errors = np.log(device.latency_ms) - np.log(np.maximum(predicted / typical[:, None], _SMALLEST))
         found: Floats = 1.4826 * np.median(np.abs(errors - np.median(errors, axis=1)[:, None]), axis=1)
-    return np.where(usable, found, np.inf)
+    return np.where((typical > 0) & np.isfinite(found), found, np.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,10 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
-from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice, fit_devices
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.hardware_transfer import HardwareTransfer, Parameters, profile_parameters
-from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.coordinator.predictors.similarity import MAX_DISTANCE, distances
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.device_profiles.profile import DeviceProfile
@@ -63,7 +64,7 @@ class StoredPriors:
         # Typical subnets of the space, not those measured: another device changes nothing in the fit of this one.
         reference = self._features.features(space.sample(_REFERENCES, np.random.default_rng(1)))
         self._parameters = {device.measured.name: device.parameters for device in known}
-        self._fits = DeviceFits(measured, self._features.groups, reference) if len(known) >= LEAST_SETTINGS else None
+        self._fits = fit_devices(measured, self._features.groups, reference) if len(known) >= LEAST_SETTINGS else None
         self._unlike = _unlike_others(self._fits) if self._fits is not None else {}
         self._transfers: dict[str, HardwareTransfer | None] = {}
         self._priors: dict[tuple[float | str | None, ...], Prior | None] = {}
@@ -128,7 +129,7 @@ class StoredPriors:
 
 
 def _unlike_others(fits: DeviceFits) -> dict[str, str]:
-    """Return the settings that are unlike those of all other agents, and their agents; none where one agent is alone."""
+    """Return the settings unlike those of all other agents, with their agents; none where there is one agent alone."""
     if len(set(fits.families)) < 2:
         return {}
     found = zip(fits.devices, distances(fits), strict=True)
@@ -160,16 +161,33 @@ def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: f
             for row in store.latencies(run.run_id, before_unix_s):
                 subnets = found.setdefault((row.device, row.setting_label), {})
                 subnets.setdefault(row.architecture, []).append(row.latency_ms)
-    features = FeatureMap(space)
+    if not found:
+        return []
+    rows, features = _features(space, {subnet for subnets in found.values() for subnet in subnets})
+    # Devices that measured the same subnets share one array: they are fitted faster, and take no memory of their own.
+    tables: dict[tuple[int, ...], Floats] = {}
     devices = []
     for (device, label), subnets in sorted(found.items()):
-        kept = [architecture for architecture in subnets if _holds(space, architecture)][-_MOST_SUBNETS:]
+        kept = [architecture for architecture in subnets if architecture in rows][-_MOST_SUBNETS:]
         if len(kept) >= LEAST_SUBNETS:
-            latency = np.array([float(np.median(subnets[architecture])) for architecture in kept])
-            x = features.features(space.encode(kept))
-            measured = MeasuredDevice(f"{device}/{label}", device, x, latency)
+            latency = np.array([statistics.median(subnets[architecture]) for architecture in kept])
+            chosen = tuple(rows[architecture] for architecture in kept)
+            if chosen not in tables:
+                tables[chosen] = features[list(chosen)]
+            measured = MeasuredDevice(f"{device}/{label}", device, tables[chosen], latency)
             devices.append(StoredDevice(measured, parameters[device, label]))
     return devices
+
+
+def _features(space: DesignSpace, subnets: Collection[Architecture]) -> tuple[dict[Architecture, int], Floats]:
+    """Compute the features of subnets, each once: rows of the table (n, F), of those that `space` has."""
+    held = list(subnets)
+    try:
+        genomes = space.encode(held)
+    except ArchitectureError:
+        held = [architecture for architecture in held if _holds(space, architecture)]
+        genomes = space.encode(held) if held else space.sample(0, np.random.default_rng(0))
+    return {architecture: row for row, architecture in enumerate(held)}, FeatureMap(space).features(genomes)
 
 
 def _same_space(settings: dict[str, Any], space: DesignSpace) -> bool:

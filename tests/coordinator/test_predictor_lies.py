@@ -9,7 +9,7 @@ import pytest
 from rigs.simulated_fleet import SPACE, HiddenDevice, SimulatedAgent, Simulation, measurement
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
-from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
+from fleetnas.coordinator.predictors.device_fit import MeasuredDevice, fit_devices
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.posterior import Posterior
 from fleetnas.coordinator.predictors.prior import Hypothesis, Prior, hierarchical_prior
@@ -207,10 +207,10 @@ def test_distance_is_of_shape_not_of_speed() -> None:
         return MeasuredDevice(name, name, x, factor * np.array([hidden.latency_ms(a) for a in SUBNETS[:40]]))
 
     assert (
-        max(distances(DeviceFits([device("slow", 1e4, 101), device("fast", 1e-4, 102)], FEATURES.groups)))
+        max(distances(fit_devices([device("slow", 1e4, 101), device("fast", 1e-4, 102)], FEATURES.groups)))
         < MAX_DISTANCE / 2
     )
-    assert distances(DeviceFits([device("alone", 1.0, 101)], FEATURES.groups)) == [float("inf")]
+    assert distances(fit_devices([device("alone", 1.0, 101)], FEATURES.groups)) == [float("inf")]
 
 
 class Liar(SimulatedAgent):

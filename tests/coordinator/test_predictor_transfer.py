@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
-from fleetnas.coordinator.predictors.device_fit import DeviceFits, MeasuredDevice
+from fleetnas.coordinator.predictors.device_fit import MeasuredDevice, fit_devices
 from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData, operation_features, read_latency_data
 from fleetnas.coordinator.predictors.evaluation.fine_tuned import FineTunedNetwork
 from fleetnas.coordinator.predictors.evaluation.studies import leave_family_out, split, table_lines
@@ -86,7 +86,7 @@ def test_hardware_parameters_foretell_before_the_first_measurement() -> None:
     known = data.devices(np.arange(200), without="device0")
     truth = data.latency_ms["device0"][200:]
     average = spearman(data.features[200:] @ learn_prior(known, data.groups).hypotheses[0].mean, truth)
-    informed = HardwareTransfer(DeviceFits(known, data.groups), parameters).prior(parameters["device0"])
+    informed = HardwareTransfer(fit_devices(known, data.groups), parameters).prior(parameters["device0"])
     found = spearman(data.features[200:] @ informed.hypotheses[0].mean, truth)
     assert average is not None
     assert found is not None
@@ -106,7 +106,7 @@ def test_a_setting_is_foretold_from_those_of_its_own_runtime() -> None:
     parameters = {name: profile_parameters(board, setting) for name, setting in settings.items()}
     rows = np.arange(200)
     known = [MeasuredDevice(name, name, data.features[rows], latency[name][rows]) for name in latency if name != "new"]
-    informed = HardwareTransfer(DeviceFits(known, data.groups), parameters).prior(parameters["new"])
+    informed = HardwareTransfer(fit_devices(known, data.groups), parameters).prior(parameters["new"])
     ranks = [
         spearman(data.features[200:] @ prior.hypotheses[0].mean, latency["new"][200:]) or 0.0
         for prior in (learn_prior(known, data.groups), informed)
@@ -119,11 +119,11 @@ def test_unknown_parameters_are_no_error_but_missing_devices_are() -> None:
     data, hidden = fleet(np.random.default_rng(0))
     known = data.devices(np.arange(200), without="device0")
     parameters = {name: {"ratio": float(h), "clock": None} for name, h in zip(data.latency_ms, hidden, strict=True)}
-    prior = HardwareTransfer(DeviceFits(known, data.groups), parameters).prior({"ratio": None})
+    prior = HardwareTransfer(fit_devices(known, data.groups), parameters).prior({"ratio": None})
     assert np.isfinite(prior.hypotheses[0].mean).all()
     del parameters["device3"]
     with pytest.raises(UsageError, match="device3"):
-        HardwareTransfer(DeviceFits(known, data.groups), parameters)
+        HardwareTransfer(fit_devices(known, data.groups), parameters)
 
 
 def test_profile_parameters_leave_unknown_facts_open() -> None:
@@ -226,7 +226,7 @@ def test_parameters_that_tell_devices_apart_nowhere_change_nothing() -> None:
     known = data.devices(np.arange(60))
     equal: dict[str, dict[str, float | None]] = {name: {"threads": 0.0, "gemm": None} for name in data.latency_ms}
     learned = learn_prior(known, data.groups)
-    prior = HardwareTransfer(DeviceFits(known, data.groups), equal).prior({"threads": 0.0, "gemm": None})
+    prior = HardwareTransfer(fit_devices(known, data.groups), equal).prior({"threads": 0.0, "gemm": None})
     for found, expected in zip(prior.hypotheses, learned.hypotheses, strict=True):
         np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-9)
         np.testing.assert_allclose(found.covariance, expected.covariance)

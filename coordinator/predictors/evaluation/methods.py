@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
-from fleetnas.coordinator.predictors.device_fit import DeviceFits
+from fleetnas.coordinator.predictors.device_fit import DeviceFits, fit_devices
 from fleetnas.coordinator.predictors.evaluation.baselines import BlockTable, MacsLine, RescaledTable
 from fleetnas.coordinator.predictors.evaluation.dataset import LatencyData
 from fleetnas.coordinator.predictors.evaluation.fine_tuned import FineTunedNetwork
@@ -114,7 +114,7 @@ class FitsOfOthers:
         """Return the fits of the families that the setting is not of, on the architectures of its pool."""
         data, pool = setting.data, setting.pool
         if self._known is None or self._known[0] is not data or not np.array_equal(self._known[1], pool):
-            self._known = data, pool, DeviceFits(data.devices(pool), data.groups)
+            self._known = data, pool, fit_devices(data.devices(pool), data.groups)
         fits = self._known[2]
         return fits.subset([place for place, family in enumerate(fits.families) if family != setting.family])
 
