@@ -13,6 +13,15 @@ _UNITS = {"present": 1.0, "bytes_moved": 1e6, "parameters": 1e6}
 _MACS_UNIT = 1e6
 #: Costs that are part of another.
 _COUNTED_ALREADY = {"large_kernel_macs"}
+#: Costs that are part of another and whose surcharge is one for the whole network.
+_OF_THE_NETWORK = ("medium_kernel_macs", "strided_macs")
+#: Costs with their ridge points, as quantiles over all slots' variants. A slot takes the larger of two times: a fixed
+#: one (a launch, weights from memory) and that of its work (Williams et al., *Roofline*, CACM 2009). Both are linear in
+#: the work once what exceeds the ridge point is a column of its own.
+_RIDGE_POINTS = {"macs_depthwise": 0.75, "macs_project": 0.5, "bytes_moved": 0.9}
+#: Typical value of a column of the whole network: its part of a typical latency is as uncertain as that of as many
+#: indicators.
+_TYPICAL = 3.0
 
 
 class FeatureMap:
@@ -21,12 +30,16 @@ class FeatureMap:
     Columns that are equal for every variant of their slot are left out: the constant covers them. The first slot,
     whose variants are the input's resolutions, also gets an indicator column for each resolution: its cost for the
     whole network beyond the physical costs (odd sizes, a floor under every layer's time).
+
+    The last columns are sums over all slots, so that a few measurements tell how a device differs in one respect
+    throughout the network: the MACs of 5x5 depthwise kernels, those of convolutions of stride 2, and the work of each
+    slot beyond a ridge point.
     """
 
     def __init__(self, space: DesignSpace) -> None:
         """Make the F columns of a design space."""
         self.space = space
-        columns = [i for i, cost in enumerate(COST_NAMES) if cost != "peak_bytes"]
+        columns = [i for i, cost in enumerate(COST_NAMES) if cost not in ("peak_bytes", *_OF_THE_NETWORK)]
         units = np.array([_UNITS.get(COST_NAMES[i], _MACS_UNIT) for i in columns])
         names, groups = ["constant"], [0]
         self._tables: list[Floats] = []
@@ -41,11 +54,12 @@ class FeatureMap:
                 names += [f"{slot}.variant{v}" for v in range(len(costs))]
                 groups += [INDICATOR] * len(costs)
             self._tables.append(np.ascontiguousarray(table))
-        #: Name of each column, such as `stage2.block1.macs_depthwise`.
-        self.names: tuple[str, ...] = tuple(names)
+        shared, self._network_tables = _network_columns(space)
+        #: Name of each column, such as `stage2.block1.macs_depthwise` or `network.strided_macs`.
+        self.names: tuple[str, ...] = (*names, *shared)
         #: Cost group of each column, shape (F,): 0 the constant, 1 + its place in `COST_NAMES`, or `INDICATOR` or
         #: `SURCHARGE`.
-        self.groups: NDArray[np.intp] = np.array(groups, dtype=np.intp)
+        self.groups: NDArray[np.intp] = np.array([*groups, *[INDICATOR] * len(shared)], dtype=np.intp)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,7 +69,10 @@ class FeatureMap:
         chosen = self.space.slots(genomes)
         parts = [np.ones((len(genomes), 1))]
         parts += [table[chosen[:, s]] for s, table in enumerate(self._tables)]
-        return np.concatenate(parts, axis=1)
+        network = np.zeros((len(genomes), self._network_tables[0].shape[1]))
+        for s, table in enumerate(self._network_tables):
+            network += table[chosen[:, s]]
+        return np.concatenate([*parts, network], axis=1)
 
     def slot_tables(self, weights: Floats) -> tuple[float, tuple[Floats, ...]]:
         """Convert `weights` (F,) to a block latency table: `constant_ms`, and per slot its variants' ms.
@@ -63,8 +80,29 @@ class FeatureMap:
         `constant_ms + sum over slots of tables[s][slots(genome)[s]]` equals `features(genome) @ weights`.
         """
         tables, start = [], 1
-        for table in self._tables:
+        shared = weights[len(self) - self._network_tables[0].shape[1] :]
+        for table, network in zip(self._tables, self._network_tables, strict=True):
             stop = start + table.shape[1]
-            tables.append(table @ weights[start:stop])
+            tables.append(table @ weights[start:stop] + network @ shared)
             start = stop
         return float(weights[0]), tuple(tables)
+
+
+def _network_columns(space: DesignSpace) -> tuple[list[str], list[Floats]]:
+    """Return the names of the columns of the whole network, and each slot's part of them, (variants, columns)."""
+    names = [*_OF_THE_NETWORK, *(f"excess_{cost}" for cost in _RIDGE_POINTS)]
+    costs = {name: [table[:, i] for table in space.slot_costs] for i, name in enumerate(COST_NAMES)}
+    columns = [costs[name] for name in _OF_THE_NETWORK]
+    for cost, quantile in _RIDGE_POINTS.items():
+        work = np.concatenate(costs[cost])
+        ridge = np.quantile(work[work > 0], quantile) if work.any() else 0.0
+        columns.append([np.maximum(part - ridge, 0.0) for part in costs[cost]])
+    kept = [j for j, column in enumerate(columns) if any(np.ptp(part) > 0 for part in column)]
+    typical = [sum(part.mean() for part in columns[j]) / _TYPICAL for j in kept]
+    tables = [
+        np.column_stack(
+            [np.zeros((len(table), 0)), *(columns[j][s] / scale for j, scale in zip(kept, typical, strict=True))]
+        )
+        for s, table in enumerate(space.slot_costs)
+    ]
+    return [f"network.{names[j]}" for j in kept], tables

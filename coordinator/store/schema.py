@@ -36,8 +36,9 @@ class RunRow(Base):
 
 
 class DeviceRow(Base):
-    """One device setting of a run; `learning` holds [measurements, MAPE in percent, rank correlation, held out,
-    transfer weight].
+    """One device setting of a run.
+
+    `learning` holds [measurements, MAPE in percent, rank correlation, held out, transfer weight].
     """
 
     __tablename__ = "devices"

@@ -27,9 +27,10 @@ Floats = NDArray[np.float64]
 SlotTables = tuple[float, tuple[Floats, ...]]
 
 #: Columns of every `slot_costs` table. MACs are multiply-accumulates of one image; bytes are fp32 activations
-#: read and written; peak is the largest sum of simultaneously live activations inside the slot, in bytes. The MACs of
-#: depthwise kernels beyond 5x5, part of `macs_depthwise`, stand by themselves too: runtimes have dedicated code for 3x3
-#: and 5x5, and larger ones may take several times as long per MAC.
+#: read and written; peak is the largest sum of simultaneously live activations inside the slot, in bytes. The MACs
+#: of some spatial convolutions, part of another cost, stand by themselves too, for runtimes have code of their own for
+#: them: depthwise kernels beyond 5x5, which may take several times as long per MAC, those of 5x5, and convolutions of
+#: stride 2.
 COST_NAMES: tuple[str, ...] = (
     "present",
     "macs_expand",
@@ -40,6 +41,8 @@ COST_NAMES: tuple[str, ...] = (
     "parameters",
     "peak_bytes",
     "large_kernel_macs",
+    "medium_kernel_macs",
+    "strided_macs",
 )
 
 

@@ -92,6 +92,8 @@ def block_cost(block: Bottleneck, size: Size) -> list[float]:
         weights,
         4.0 * peak,
         depthwise if block.kernel > 5 else 0,
+        depthwise if block.kernel == 5 else 0,
+        depthwise if block.stride > 1 else 0,
     ]
 
 
@@ -99,7 +101,7 @@ def _stem_cost(net: MBConvNetwork, size: Size) -> list[float]:
     out = math.prod(reduced_size(size, net.stem_stride))
     weights = net.image_channels * net.stem_width * 9
     live = 4.0 * (net.image_channels * math.prod(size) + net.stem_width * out)
-    return [1, 0, 0, 0, weights * out, live, weights + net.stem_width, live, 0]
+    return [1, 0, 0, 0, weights * out, live, weights + net.stem_width, live, 0, 0, 0]
 
 
 def _first_block_cost(net: MBConvNetwork, size: Size) -> list[float]:
@@ -125,4 +127,4 @@ def _head_cost(net: MBConvNetwork, size: Size) -> list[float]:
         macs = last * wide * pixels + wide * net.feature_width + classifier
         weights = last * wide + wide + wide * net.feature_width + classifier + net.classes
         live = 4.0 * (last + wide) * pixels
-    return [1, 0, 0, 0, macs, live, weights, live, 0]
+    return [1, 0, 0, 0, macs, live, weights, live, 0, 0, 0]

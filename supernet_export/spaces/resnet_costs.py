@@ -66,12 +66,12 @@ def _stem_cost(net: ResNetNetwork, size: Size, middle: bool, inner: int, out: in
         macs += inner * inner * 9 * pixels
         steps += [2 * inner * pixels, 3 * inner * pixels]
         peak = max(peak, 3 * inner * pixels)
-    return [1, 0, 0, 0, macs, 4.0 * sum(steps), weights, 4.0 * peak, 0]
+    return [1, 0, 0, 0, macs, 4.0 * sum(steps), weights, 4.0 * peak, 0, 0, 0]
 
 
 def _head_cost(size: Size, width: int, classes: int) -> list[float]:
     live = 4.0 * width * (math.prod(size) + 1)
-    return [1, 0, 0, 0, width * classes, live, width * classes + classes, live, 0]
+    return [1, 0, 0, 0, width * classes, live, width * classes + classes, live, 0, 0, 0]
 
 
 def _bottleneck_cost(in_width: int, middle: int, out_width: int, block: ResNetBlock, size: Size) -> list[float]:
@@ -94,4 +94,7 @@ def _bottleneck_cost(in_width: int, middle: int, out_width: int, block: ResNetBl
         project += in_width * out_width * after
     # The block's input stays alive for the shortcut while the others run; in the first step it is the operand.
     peak = max(steps[0], *(step + kept for step in steps[1:3]), steps[3])
-    return [1, in_width * middle * before, 0, project, 9 * middle**2 * after, 4.0 * sum(steps), weights, 4.0 * peak, 0]
+    spatial = 9 * middle**2 * after
+    strided = spatial if block.stride > 1 else 0
+    expand = in_width * middle * before
+    return [1, expand, 0, project, spatial, 4.0 * sum(steps), weights, 4.0 * peak, 0, 0, strided]
