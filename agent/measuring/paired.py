@@ -55,8 +55,7 @@ _DISTURBED_TURN = 0.5
 #: A disturbed measurement may last this many times its usual time, or this many seconds more, whichever is longer.
 _MOST_TIMES_LONGER = 3.0
 _MOST_LONGER_S = 8.0
-#: Yet no more than this many times its usual time where that is short.
-_MOST_TIMES_LONGER_SHORT = 9.0
+_MOST_TIMES_LONGER_SHORT = 9.0  #: where its usual time is short
 #: Bound of the rounds; their medians go with the result.
 _MOST_ROUNDS = 80
 #: Turns per reference when levels are read, and how far its two halves may differ before more are taken; fewer where
