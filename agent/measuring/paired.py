@@ -8,9 +8,7 @@ reference shows that the device is slow as a whole.
 
 After another model has run, caches hold that model: the first inferences take up to 1.6 times as long. So each turn
 begins with a sample that does not count, and the turns of a reference last equally long always, since a longer turn
-reads faster. The share of the references adapts by the length of the subject's turns, not by that of their own.
-
-Runtime and clock are passed in, so that simulated devices run the same code.
+reads faster. Runtime and clock are passed in, so that simulated devices run the same code.
 """
 
 from __future__ import annotations
@@ -57,9 +55,8 @@ _DISTURBED_TURN = 0.5
 #: A disturbed measurement may last this many times its usual time, or this many seconds more, whichever is longer.
 _MOST_TIMES_LONGER = 3.0
 _MOST_LONGER_S = 8.0
-#: Yet no more than this many times its usual time where that is short.
-_MOST_TIMES_LONGER_SHORT = 9.0
-#: Bound of the rounds of one measurement; their medians go with the result.
+_MOST_TIMES_LONGER_SHORT = 9.0  #: where its usual time is short
+#: Bound of the rounds; their medians go with the result.
 _MOST_ROUNDS = 80
 #: Turns per reference when levels are read, and how far its two halves may differ before more are taken; fewer where
 #: slow models make it take longer than `_LEVELS_S`.
@@ -287,14 +284,14 @@ class _Paired:
             return "time over" if rounds > 1 else None
         clean = sum(length for length, each in zip(self._lengths, self._rounds, strict=True) if self._clean(each))
         if clean < CLEAN_ROUNDS and elapsed_ns >= max(self._limit_ns, self._nominal_ns):
-            # The limit follows from the speed at the beginning: a device that became slow since measures all the same.
+            # The limit follows from the speed at the beginning; a device that became slow since measures all the same.
             return "out of reach" if rounds > 1 and runs >= self._protocol.min_runs else None
         if rounds < self._nominal_rounds or runs < self._protocol.min_runs:
             return None
         if self._subject.spent_ns < min(1e9 * self._protocol.min_s, self._nominal_ns):
             return None
-        asked = self._protocol.half_width_percent
-        if elapsed_ns < 2 * self._nominal_ns and summarise(self._blocks_ns, self._subject.inner, asked, 0).noisy:
+        inner, asked = self._subject.inner, self._protocol.half_width_percent
+        if elapsed_ns < 2 * self._nominal_ns and summarise(self._blocks_ns, inner, asked, 0).noisy:
             return None
         return self._end_of_clean(elapsed_ns) if clean >= CLEAN_ROUNDS else self._end_of_disturbed()
 
