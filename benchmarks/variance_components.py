@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.agent.measuring.session_averages import student_t95
+from fleetnas.fleet_protocol.student_t import student_t95
 
 #: Draws of the generalised pivotal quantities.
 _DRAWS = 20_000

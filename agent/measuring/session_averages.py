@@ -18,14 +18,10 @@ from fleetnas.agent.measuring.undisturbed import Basis, median
 from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, TimedModel
 from fleetnas.agent.runtimes.timing import MAX_KEPT_TIMES, Timing
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
+from fleetnas.fleet_protocol.student_t import student_t95
 
 #: Typical standard deviation between sessions, as a fraction: it weighs sessions whose own certainty differs.
 _TYPICAL_DEVIATION = 0.02
-#: Two-sided 95 % quantiles of Student's t for 1 to 15 degrees of freedom: up to 16 sessions.
-_T95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306),
-    *(2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-)
 #: From the strongest to the weakest.
 _BASES: tuple[Basis, ...] = ("clean", "floor", "corrected", "bracketed", "none")
 _MOST_BLOCKS = 100
@@ -138,6 +134,10 @@ def mean_timing(timings: Sequence[Timing], half_width_percent: float) -> Timing:
         times_us=tuple(times_us[:: math.ceil(len(times_us) / MAX_KEPT_TIMES)]),
         block_medians_ms=tuple(blocks_ms[:: math.ceil(len(blocks_ms) / _MOST_BLOCKS)]),
         inference_s=sum(timing.inference_s for timing in timings),
+        warmup_runs=sum(timing.warmup_runs for timing in timings),
+        warmup_s=sum(timing.warmup_s for timing in timings),
+        # The least precise session tells how the whole ended.
+        end=max(timings, key=lambda timing: timing.half_width_percent).end,
     )
 
 
@@ -181,11 +181,6 @@ def mean_paired(sessions: Sequence[PairedTiming], half_width_percent: float) -> 
         subject_inference_s=sum(each.subject_inference_s for each in sessions),
         reference_inference_s=sum(each.reference_inference_s for each in sessions),
     )
-
-
-def student_t95(freedom: int) -> float:
-    """Return the two-sided 95 % quantile of Student's t; that of 15 degrees of freedom for more."""
-    return _T95[min(freedom, len(_T95)) - 1]
 
 
 def _between(logs: Sequence[float], weights: Sequence[float]) -> float:

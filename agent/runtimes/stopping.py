@@ -19,6 +19,8 @@ from __future__ import annotations
 import math
 from typing import Literal, TypeAlias
 
+from fleetnas.fleet_protocol.student_t import student_t95
+
 #: Why timing ended: the latency was known as precisely as was asked; that was out of reach; the longest time was over.
 End: TypeAlias = Literal["precise", "out of reach", "time over"]
 
@@ -30,14 +32,6 @@ _LOOK_FACTOR = 1.2
 _REACH = 1.5
 #: A precision that is out of reach is tried for this many times the least time.
 _TRIED_TIMES = 2.0
-#: Two-sided 95 % quantiles of Student's t by degrees of freedom.
-_T95 = (12.7, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
-_Z95 = 1.959964
-
-
-def student_t95(degrees: int) -> float:
-    """Return the two-sided 95 % quantile of Student's t with this many degrees of freedom, at least one."""
-    return _T95[degrees - 1] if degrees <= len(_T95) else _Z95 + 2.6 / degrees
 
 
 def critical_value(count: int) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fleetnas.agent.measuring.messages import RUNGS, MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from fleetnas.agent.measuring.paired import reference_turn_s
+from fleetnas.agent.measuring.session_averages import session_share
 from fleetnas.agent.service.speed_tracker import SpeedTracker, Verdict
 from fleetnas.fleet_protocol.messages import Conditions
 from fleetnas.fleet_protocol.orders import MeasureTask
@@ -124,7 +125,7 @@ class DriftMonitor:
 
 def _speed_key(task: MeasureTask) -> Hashable:
     # A reference's level depends on how long its turns last; coarse and fine tasks share it.
-    return task.bundle.sha256, task.setting, task.condition, reference_turn_s(task.protocol)
+    return task.bundle.sha256, task.setting, task.condition, reference_turn_s(session_share(task.protocol))
 
 
 def _model_key(task: MeasureTask) -> Hashable:

@@ -17,7 +17,7 @@ _SETTLED = 1e-4
 #: ordinary measurement is than an outlier. Without it, narrow wrong hypotheses would leave half of the sample out.
 _PRICE_OF_OUTLIER = 4.0
 #: A hypothesis this far behind the best one, in nats, is not settled further.
-_HOPELESS = 30.0
+_FROZEN_NATS = 30.0
 #: The smallest prior latency, relative to the typical 1.
 _SMALLEST_LATENCY = 0.05
 #: Size up to which matrices are inverted at once.
@@ -112,7 +112,7 @@ def settle(
         revised = outlier_weight(*evaluated.left_out(noise[active], weights[active]))
         total = found + log_prior
         moved = ~(np.abs(revised - weights[active]).max(axis=1) < _SETTLED) & ~(
-            total[active] < np.nanmax(total, initial=-np.inf) - _HOPELESS
+            total[active] < np.nanmax(total, initial=-np.inf) - _FROZEN_NATS
         )
         active = active[moved]
         if not len(active):

@@ -40,3 +40,8 @@ class PredictorPoint:
 
     measurements: int
     error: PredictorError
+
+    def row(self) -> list[float | None]:
+        """Return the values that the store keeps: measurements, MAPE, rank correlation, held out, transfer weight."""
+        error = self.error
+        return [self.measurements, error.mape_percent, error.spearman, error.held_out, error.transfer_weight]

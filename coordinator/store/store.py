@@ -158,16 +158,7 @@ class MeasurementStore:
                 "info": to_json(device.info),
                 "status": str(device.status),
                 "reason": device.reason,
-                "learning": [
-                    [
-                        point.measurements,
-                        point.error.mape_percent,
-                        point.error.spearman,
-                        point.error.held_out,
-                        point.error.transfer_weight,
-                    ]
-                    for point in device.learning
-                ],
+                "learning": [point.row() for point in device.learning],
                 "wire_bytes": device.wire_bytes,
                 "targets_ms": None if device.targets_ms is None else list(device.targets_ms),
                 "targets_note": device.targets_note,

@@ -52,12 +52,11 @@ class DerivedLatencies:
         ]
         runs.sort(key=lambda run: (run[0], math.isnan(run[1]), run[1:4]))
         place = np.array([run[0] for run in runs], dtype=np.intp)
-        undisturbed = np.array([run[1] for run in runs], dtype=np.float64)
-        medians = np.array([run[2] for run in runs], dtype=np.float64)
+        undisturbed, medians = np.array([run[1:3] for run in runs], dtype=np.float64).reshape(-1, 2).T
         known = ~np.isnan(undisturbed)
+        of_known = [(run[3], run[4].sessions) for run in runs if run[1] == run[1]]
         #: Noise of each run of one session whose speed is known, relative, ascending; of all runs where none is.
-        single = sorted(run[3] for run in runs if run[1] == run[1] and run[4].sessions == 1)
-        self.noise = single or sorted(run[3] for run in runs if run[1] == run[1])
+        self.noise = sorted(noise for noise, sessions in of_known if sessions == 1) or sorted(n for n, _ in of_known)
         self.knows_speeds = len(set(place[known].tolist())) >= _LEAST_KNOWN
         ended = np.array([run[4].finished_unix_s for run in runs], dtype=np.float64)
         in_regime = ended >= regime_unix_s
@@ -81,8 +80,7 @@ class DerivedLatencies:
             float(durations[present].sum() / durations[in_regime].sum()) if present.any() else 1.0,
         )
         precision = np.where(known, np.array([run[3] for run in runs], dtype=np.float64), 1.0) ** -2
-        #: Least latency of each subnet on a device that was slower than typically, or at unknown speed, ms; else
-        #: infinite.
+        #: Least latency of each subnet on a device slower than typically, or at unknown speed, ms; else infinite.
         self.bound_ms = np.full(len(self.subnets), np.inf)
         #: Latency of each subnet at the run's typical speed, ms.
         self.typical_ms: Floats = self._typical_latencies(place, undisturbed, medians, precision)

@@ -11,21 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.messages import Measurement
+from fleetnas.fleet_protocol.student_t import Z95, student_t95
 
 #: A measurement whose own noise is beyond this says little; one more is taken before it is relied on.
 UNSURE_NOISE = 0.15
 #: A (device setting, subnet) that failed this often is left alone.
 QUARANTINE_FAILURES = 2
-#: 95 % half-width in standard errors: of the samples of one session, and of the mean of 2 to 16 sessions (Student's t).
-_HALF_WIDTH_SIGMAS = (
-    *(1.960, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365),
-    *(2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
-)
 
 
 def noise_within(measurement: Measurement) -> float:
     """Return the relative standard deviation of a latency at undisturbed speed, as its own samples show it."""
-    sigmas = _HALF_WIDTH_SIGMAS[min(measurement.sessions, len(_HALF_WIDTH_SIGMAS)) - 1]
+    sigmas = Z95 if measurement.sessions == 1 else student_t95(measurement.sessions - 1)
     return measurement.undisturbed_half_width_percent / 100 / sigmas
 
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fleetnas.agent.runtimes.stopping import critical_value, is_within_reach, next_look, student_t95
+from fleetnas.agent.runtimes.stopping import critical_value, is_within_reach, next_look
+from fleetnas.fleet_protocol.student_t import student_t95
 
 LEAST, MOST = 4, 80
 
