@@ -40,9 +40,9 @@ from fleetnas.agent.measuring.session_averages import (
     mean_paired,
     mean_timing,
     run_sessions,
-    session_share,
     typical_load_ms,
 )
+from fleetnas.agent.measuring.session_share import session_share
 from fleetnas.agent.measuring.sustained_windows import measure_windows
 from fleetnas.agent.runtimes.base import OnBlock, Runtime, TimedModel
 from fleetnas.agent.runtimes.model_file import ModelFile, open_model

@@ -17,7 +17,6 @@ from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import Basis, median
 from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, TimedModel
 from fleetnas.agent.runtimes.timing import MAX_KEPT_TIMES, Timing
-from fleetnas.fleet_protocol.messages import MeasurementProtocol
 from fleetnas.fleet_protocol.student_t import student_t95
 
 #: Typical standard deviation between sessions, as a fraction: it weighs sessions whose own certainty differs.
@@ -38,27 +37,6 @@ class SessionRun:
     timing: Timing
     paired: PairedTiming | None
     load_ms: float
-
-
-def session_share(protocol: MeasurementProtocol) -> MeasurementProtocol:
-    """Return the part of a protocol for each of its sessions.
-
-    Time, samples and blocks are divided among the sessions; each warms up on its own. The mean of n sessions is more
-    certain than each of them by the square root of n.
-    """
-    n = protocol.sessions
-    if n == 1:
-        return protocol
-    return protocol.model_copy(
-        update={
-            "sessions": 1,
-            "min_runs": max(3, math.ceil(protocol.min_runs / n)),
-            "min_s": protocol.min_s / n,
-            "max_s": protocol.max_s / n,
-            "blocks": math.ceil(protocol.blocks / n),
-            "half_width_percent": protocol.half_width_percent * math.sqrt(n),
-        }
-    )
 
 
 def run_sessions(

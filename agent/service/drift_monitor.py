@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fleetnas.agent.measuring.messages import RUNGS, MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from fleetnas.agent.measuring.paired import reference_turn_s
-from fleetnas.agent.measuring.session_averages import session_share
+from fleetnas.agent.measuring.session_share import session_share
 from fleetnas.agent.service.speed_tracker import SpeedTracker, Verdict
 from fleetnas.fleet_protocol.messages import Conditions
 from fleetnas.fleet_protocol.orders import MeasureTask

@@ -428,7 +428,7 @@ def test_a_mirror_that_takes_too_long_is_not_asked_at_the_next_attempt(tmp_path:
 def test_a_task_without_a_mirror_is_what_it_always_was() -> None:
     assert b"mirror" not in encode(task())
     named = task(mirror="https://fleet.example:8443/bundles/")
-    assert decode_task(encode(named)) == named
+    assert decode_task(encode(named)).model_copy(update={"schema_minor": 0}) == named
     assert bundle_url("https://fleet.example:8443/bundles/", "ab") == "https://fleet.example:8443/bundles/ab.supernet"
 
 

@@ -29,9 +29,9 @@ from fleetnas.agent.measuring.session_averages import (
     mean_paired,
     mean_timing,
     run_sessions,
-    session_share,
     typical_load_ms,
 )
+from fleetnas.agent.measuring.session_share import session_share
 from fleetnas.agent.measuring.worker import Worker, child_command
 from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, TimedModel
 from fleetnas.agent.runtimes.timing import Timing

@@ -17,7 +17,8 @@ from fleetnas.agent.measuring.levels import continued_levels
 from fleetnas.agent.measuring.messages import MeasuredReply, PairedTiming, ReferenceOrder, SlowReply
 from fleetnas.agent.measuring.paired import Reference, measure_paired, read_levels, reference_turn_s
 from fleetnas.agent.measuring.references import Rung, ladder
-from fleetnas.agent.measuring.session_averages import mean_paired, session_share
+from fleetnas.agent.measuring.session_averages import mean_paired
+from fleetnas.agent.measuring.session_share import session_share
 from fleetnas.agent.measuring.steady import WINDOW_S, warm_until_steady
 from fleetnas.agent.measuring.undisturbed import low, median
 from fleetnas.agent.service.drift_monitor import DriftMonitor
