@@ -74,7 +74,7 @@ def portfolio(
     connection: ConnectionOptions,
     fleet: FleetOptions,
 ) -> None:
-    """Choose few subnets that serve all devices and targets of a search.
+    """Choose few subnets for all targets of a search.
 
     Each target is served by the most accurate chosen subnet that meets it on its device. Without --verify nothing is
     measured: the choice rests on what the search measured, and on predictions. Exit code 1: a target is not served, or
