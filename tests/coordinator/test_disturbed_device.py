@@ -191,7 +191,8 @@ class TestMeasuring:
         found = bench.measure(task(LARGEST))
         took_s = bench.clock.now_s - began_s
         subject_s, reference_s = bench.subject_s - subject_s, bench.reference_s - reference_s
-        assert took_s >= PROTOCOL.warmup_s + PROTOCOL.min_s + BUILD_AND_LOAD_S
+        # A warm-up that is steady ends early.
+        assert took_s >= PROTOCOL.min_s + BUILD_AND_LOAD_S
         assert bench.busy_s - busy_s == pytest.approx(took_s)
         assert subject_s + reference_s == pytest.approx(took_s - BUILD_AND_LOAD_S, rel=0.01)
         assert found.finished_unix_s == bench.clock.unix()
