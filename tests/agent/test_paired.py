@@ -337,13 +337,13 @@ def test_intervals_at_the_end_cover_the_truth_on_a_rough_device(
     asked: dict[str, float], device: dict[str, float]
 ) -> None:
     covered = told = 0
-    for seed in range(80):
+    for seed in range(40):
         rough = RoughDevice(rng=np.random.default_rng(seed), **device)  # type: ignore[arg-type]
         paired = rough.measure(**asked)
         if paired.undisturbed_ms is not None:
             told += 1
             covered += abs(paired.undisturbed_ms / true_ms(SUBJECT) - 1) <= paired.undisturbed_half_width_percent / 100
-    assert told >= 76
+    assert told >= 38
     assert covered / told >= 0.93
 
 
