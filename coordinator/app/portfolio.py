@@ -298,7 +298,10 @@ class _Learners:
 
 def _latencies(latency: SettingLatency, genomes: Genomes, space: DesignSpace, demands: Sequence[Demand]) -> _Latencies:
     """Return what is known of every candidate on one device setting, for its demands."""
+    table = latency.observations.table()
     mean, deviation = latency.predict(genomes)
+    # The smallest subnet was measured; a linear model that learned from disturbed data may go below it, even below 0.
+    mean = np.maximum(mean, table.typical_ms.min(initial=np.inf) if len(table) else 0.0)
     targets = [demand.target_ms for demand in demands]
     found = _Latencies(
         np.repeat(mean[:, None], len(demands), axis=1),
@@ -306,7 +309,6 @@ def _latencies(latency: SettingLatency, genomes: Genomes, space: DesignSpace, de
         (mean + _SIGMAS * deviation)[:, None] <= np.array(targets),
     )
     row_of = {genome.tobytes(): row for row, genome in enumerate(genomes)}
-    table = latency.observations.table()
     for genome, typical_ms, bound_ms in zip(
         table.genomes, table.typical_ms.tolist(), table.bound_ms.tolist(), strict=True
     ):
