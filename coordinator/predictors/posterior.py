@@ -17,6 +17,8 @@ _BLOCK_ROWS = 64
 _SMALLEST_LATENCY = 0.05
 #: Jitter added to a diagonal, relative to its largest entry, in increasing steps.
 _JITTERS = (1e-12, 1e-9, 1e-6, 1e-3)
+#: Size up to which matrices are inverted at once.
+_SMALL_MATRIX = 16
 
 
 class Posterior:
@@ -91,7 +93,7 @@ class Posterior:
         lower = lower_factor(gram)
         error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
         sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
-        solved = np.asarray(np.linalg.solve(lower, np.concatenate(sides, axis=2)), dtype=np.float64)
+        solved: Floats = triangular_inverse(lower) @ np.concatenate(sides, axis=2)
         factor, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
         self.covariances.downdate(factor)
         self.h_y += (factor @ white_y[:, :, None])[:, :, 0]
@@ -160,6 +162,19 @@ def outlier_weight(error: Floats, variance: Floats, noise: Floats) -> Floats:
     deviations, and further by the square of the excess, so that the pull of an outlier falls as it grows.
     """
     excess = np.maximum(error**2 / (OUTLIER_SIGMAS**2 * (variance + noise)), 1.0)
-    explained = excess * (variance + noise) - variance
+    explained = noise + (excess - 1.0) * (variance + noise)
     found: Floats = noise / (explained * excess)
+    return found
+
+
+def triangular_inverse(lower: Floats) -> Floats:
+    """Invert lower triangular matrices (H, n, n) by halves: numpy's inverse does not use that they are triangular."""
+    size = lower.shape[-1]
+    if size <= _SMALL_MATRIX:
+        return np.asarray(np.linalg.inv(lower), dtype=np.float64)
+    half = size // 2
+    first, last = triangular_inverse(lower[:, :half, :half]), triangular_inverse(lower[:, half:, half:])
+    found = np.zeros_like(lower)
+    found[:, :half, :half], found[:, half:, half:] = first, last
+    found[:, half:, :half] = -last @ (lower[:, half:, :half] @ first)
     return found
