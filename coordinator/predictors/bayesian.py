@@ -13,12 +13,12 @@ from fleetnas.coordinator.predictors.covariance import PriorProducts
 from fleetnas.coordinator.predictors.marginal_likelihood import Evaluated, Systems, price, settle
 from fleetnas.coordinator.predictors.metrics import HeldOutError, spearman
 from fleetnas.coordinator.predictors.mixture import Mixture, covariance_factor
-from fleetnas.coordinator.predictors.posterior import Posterior
+from fleetnas.coordinator.predictors.posterior import Posterior, measurement_noise, prior_latency
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.fleet_protocol.errors import UsageError
 
 #: A hypothesis this far behind the best one, in nats, has no share in the posterior.
-_NEGLIGIBLE = 10.0
+_NEGLIGIBLE = 13.0
 #: Most measurements that are learned in systems of n equations; beyond, systems of F equations are smaller.
 _MOST_SYSTEMS = 200
 #: Largest variance of an outlier in predictions, relative to an ordinary measurement's: the square of four sigmas.
@@ -45,7 +45,6 @@ class BayesianPredictor:
         self._groups: dict[bytes, int] = {}
         # Per architecture: precision-weighted mean latency, relative noise of its best sample, precision of its mean.
         self._latency, self._best, self._precision = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._start = Posterior(prior)
         self._products = PriorProducts([hypothesis.covariance for hypothesis in prior.hypotheses])
         self._systems = Systems(len(prior.hypotheses))
         self._settled: Posterior | None = None
@@ -115,8 +114,9 @@ class BayesianPredictor:
 
     def _settle(self) -> Posterior:
         """Weight the measurements under each hypothesis, and learn them under those that have a share."""
-        mean, level = self.prior.means @ self._x.T, self._start.prior_latency(self._x)
-        noise = self._start.noise(self._x, self._best)
+        mean = self.prior.means @ self._x.T
+        level = prior_latency(mean)
+        noise = measurement_noise(level, self.prior.discrepancies, self._best)
         log_prior = self.prior.log_probabilities
         evaluate: Callable[[NDArray[np.intp], Floats], Evaluated] = self._learned
         if self.count <= _MOST_SYSTEMS:
@@ -124,7 +124,7 @@ class BayesianPredictor:
             variance = self._systems.variance
             evaluate = partial(self._systems.reweighted, self._systems.learned(mean, self._latency))
         else:
-            variance = self._start.covariances.variances(self._x)
+            variance = Posterior(self.prior).covariances.variances(self._x)
         if self.robust:
             found, weights = settle(evaluate, level, variance, noise, self._latency, log_prior)
         else:

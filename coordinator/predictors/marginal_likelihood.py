@@ -9,7 +9,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.predictors.posterior import lower_factor, outlier_weight, triangular_inverse
+from fleetnas.coordinator.predictors.posterior import (
+    lower_factor,
+    measurement_noise,
+    outlier_weight,
+    prior_latency,
+    triangular_inverse,
+)
 from fleetnas.coordinator.predictors.prior import Floats, Hypothesis
 
 _ROBUST_ROUNDS = 8
@@ -19,8 +25,6 @@ _SETTLED = 1e-4
 _PRICE_OF_OUTLIER = 4.0
 #: A hypothesis this far behind the best one, in nats, is not settled further.
 _FROZEN_NATS = 30.0
-#: The smallest prior latency, relative to the typical 1.
-_SMALLEST_LATENCY = 0.05
 #: Fewest measurements among which an outlier can be told.
 _FEWEST = 3
 
@@ -60,8 +64,8 @@ def log_likelihoods(hypotheses: Sequence[Hypothesis], features: Floats, latency_
     products = {key: x @ covariance @ x.T for key, covariance in products.items()}
     joint = np.array([products[id(hypothesis.covariance)] for hypothesis in hypotheses])
     mean = np.array([hypothesis.mean for hypothesis in hypotheses]) @ x.T
-    level = np.maximum(mean, _SMALLEST_LATENCY)
-    noise = (level * np.array([hypothesis.discrepancy for hypothesis in hypotheses])[:, None]) ** 2
+    level = prior_latency(mean)
+    noise = measurement_noise(level, np.array([hypothesis.discrepancy for hypothesis in hypotheses]), np.zeros(len(y)))
 
     def evaluate(active: NDArray[np.intp], weights: Floats) -> Evaluated:
         systems = Systems(len(active))

@@ -49,12 +49,11 @@ class Posterior:
 
     def prior_latency(self, x: Floats) -> Floats:
         """Latency relative to the typical one before any measurement, (H, k)."""
-        return np.maximum(self.prior.means @ x.T, _SMALLEST_LATENCY)
+        return prior_latency(self.prior.means @ x.T)
 
     def noise(self, x: Floats, relative: Floats) -> Floats:
         """Variance of measurements of relative standard deviation `relative`, (H, k), in units of s^2."""
-        found: Floats = self.prior_latency(x) ** 2 * (self.prior.discrepancies[:, None] ** 2 + relative**2)
-        return found
+        return measurement_noise(self.prior_latency(x), self.prior.discrepancies, relative)
 
     def learn(self, x: Floats, y: Floats, noise: Floats) -> None:
         """Exact update on new architectures (k, F), (k,), (H, k), after those learned before."""
@@ -138,6 +137,17 @@ class Posterior:
         found = np.exp(logs - logs.max())
         total: Floats = found / found.sum()
         return total
+
+
+def prior_latency(mean: Floats) -> Floats:
+    """Latencies relative to the typical one that noise is relative to, given the prior's mean latencies (H, k)."""
+    return np.maximum(mean, _SMALLEST_LATENCY)
+
+
+def measurement_noise(level: Floats, discrepancies: Floats, relative: Floats) -> Floats:
+    """Variances of measurements, (H, k), given prior latencies (H, k), discrepancies (H,), and relative noise (k,)."""
+    found: Floats = level**2 * (discrepancies[:, None] ** 2 + relative**2)
+    return found
 
 
 def lower_factor(gram: Floats) -> Floats:
