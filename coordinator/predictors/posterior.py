@@ -90,10 +90,10 @@ class Posterior:
         diagonal = np.arange(len(x))
         gram[:, diagonal, diagonal] += noise
         lower = lower_factor(gram)
-        error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
-        sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
-        solved: Floats = triangular_inverse(lower) @ np.concatenate(sides, axis=2)
-        factor, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
+        inverse = triangular_inverse(lower)
+        white_y = (inverse @ (y - self.h_y @ x.T)[:, :, None])[:, :, 0]
+        white_m = (inverse @ (self.h_m @ x.T)[:, :, None])[:, :, 0]
+        factor = (inverse @ cross.transpose(0, 2, 1)).transpose(0, 2, 1)
         self.covariances.downdate(factor)
         self.h_y += (factor @ white_y[:, :, None])[:, :, 0]
         self.h_m -= (factor @ white_m[:, :, None])[:, :, 0]
