@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -10,12 +13,14 @@ from fleetnas.coordinator.predictors.covariance import PriorProducts
 from fleetnas.coordinator.predictors.marginal_likelihood import Evaluated, Systems, price, settle
 from fleetnas.coordinator.predictors.metrics import HeldOutError, spearman
 from fleetnas.coordinator.predictors.mixture import Mixture, covariance_factor
-from fleetnas.coordinator.predictors.posterior import Posterior
+from fleetnas.coordinator.predictors.posterior import Posterior, measurement_noise, prior_latency
 from fleetnas.coordinator.predictors.prior import Floats, Prior
 from fleetnas.fleet_protocol.errors import UsageError
 
 #: A hypothesis this far behind the best one, in nats, has no share in the posterior.
-_NEGLIGIBLE = 16.0
+_NEGLIGIBLE = 13.0
+#: Most measurements that are learned in systems of n equations; beyond, systems of F equations are smaller.
+_MOST_SYSTEMS = 200
 #: Largest variance of an outlier in predictions, relative to an ordinary measurement's: the square of four sigmas.
 _MOST_TAIL = 16.0
 #: No measurement is taken to be exact, relative.
@@ -40,8 +45,8 @@ class BayesianPredictor:
         self._groups: dict[bytes, int] = {}
         # Per architecture: precision-weighted mean latency, relative noise of its best sample, precision of its mean.
         self._latency, self._best, self._precision = np.zeros(0), np.zeros(0), np.zeros(0)
-        self._start = Posterior(prior)
         self._products = PriorProducts([hypothesis.covariance for hypothesis in prior.hypotheses])
+        self._systems = Systems(len(prior.hypotheses))
         self._settled: Posterior | None = None
         self._log_evidence = 0.0
         #: Weight of each measurement under each hypothesis of the settled posterior, (H, n).
@@ -84,21 +89,21 @@ class BayesianPredictor:
         for row, key in enumerate(keys):
             (repeats if key in self._groups else new).append(row)
             self._groups.setdefault(key, len(self._groups))
-        seen = self._x
-        self._x = np.concatenate([seen, x[new]])
+        self._x = np.concatenate([self._x, x[new]])
         self._latency = np.concatenate([self._latency, y[new]])
         self._best = np.concatenate([self._best, relative[new]])
         self._precision = np.concatenate([self._precision, relative[new] ** -2])
         for row in repeats:
             self._average_in(self._groups[keys[row]], float(y[row]), float(relative[row]))
-        self._products.add(seen, x[new])
         self._settled = self._mixed = self._factored = None
 
     def _average_in(self, index: int, latency_ms: float, relative: float) -> None:
         total = self._precision[index] + relative**-2
         self._latency[index] += (latency_ms - self._latency[index]) * relative**-2 / total
         self._precision[index] = total
-        self._best[index] = min(self._best[index], relative)
+        if relative < self._best[index]:
+            self._best[index] = relative
+            self._systems = Systems(len(self.prior.hypotheses))  # learned with more noise: starts again
 
     # -- robustness and model averaging ------------------------------------------------------------------------
 
@@ -109,16 +114,23 @@ class BayesianPredictor:
 
     def _settle(self) -> Posterior:
         """Weight the measurements under each hypothesis, and learn them under those that have a share."""
-        noise = self._start.noise(self._x, self._best)
-        everyone = np.arange(len(noise))
+        mean = self.prior.means @ self._x.T
+        level = prior_latency(mean)
+        noise = measurement_noise(level, self.prior.discrepancies, self._best)
+        log_prior = self.prior.log_probabilities
+        evaluate: Callable[[NDArray[np.intp], Floats], Evaluated] = self._learned
+        if self.count <= _MOST_SYSTEMS:
+            self._grow(noise)
+            variance = self._systems.variance
+            evaluate = partial(self._systems.reweighted, self._systems.learned(mean, self._latency))
+        else:
+            variance = Posterior(self.prior).covariances.variances(self._x)
         if self.robust:
-            level, variance = self._start.prior_latency(self._x), self._products.variance[self._products.place]
-            log_prior = self.prior.log_probabilities
-            found, weights = settle(self._evaluate, level, variance, noise, self._latency, log_prior)
+            found, weights = settle(evaluate, level, variance, noise, self._latency, log_prior)
         else:
             weights = np.ones(noise.shape)
-            found = self._evaluate(everyone, weights).log_likelihoods()
-        logs = np.where(np.isfinite(found), found + self.prior.log_probabilities, -np.inf)
+            found = evaluate(np.arange(len(noise)), weights).log_likelihoods()
+        logs = np.where(np.isfinite(found), found + log_prior, -np.inf)
         if not np.isfinite(logs).any():
             raise np.linalg.LinAlgError("the measurements have no likelihood under any hypothesis of the prior")
         self._log_evidence = float(logs.max() + np.log(np.exp(logs - logs.max()).sum()))
@@ -131,13 +143,11 @@ class BayesianPredictor:
         self._condition_on_repeats(posterior)
         return posterior
 
-    def _evaluate(self, active: NDArray[np.intp], weights: Floats) -> Evaluated:
-        """Learn the measurements under the hypotheses at the places `active` (A,), with weights (A, n)."""
-        if self._products.joint is None:
-            return self._learned(active, weights)
-        noise = self._start.noise(self._x, self._best)[active] / weights
-        joint = self._products.joint[self._products.place[active]]
-        return Systems(joint, self.prior.means[active] @ self._x.T, noise, self._latency)
+    def _grow(self, noise: Floats) -> None:
+        """Add the measurements that arrived since the last time to the systems of n equations; noise (H, n)."""
+        known = self._systems.count
+        if known < self.count:
+            self._systems.add(*self._products.of(self._x[:known], self._x[known:]), noise[:, known:])
 
     def _learned(self, places: NDArray[np.intp], weights: Floats) -> Posterior:
         posterior = Posterior(self.prior.subset(places))

@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.prior import Floats
 
-#: Most measurements whose joint covariances are kept.
-MOST_MEASUREMENTS = 200
-
 
 class Covariances:
     """H covariance matrices (F, F), each a base matrix minus `factor @ factor.T`.
@@ -51,12 +48,7 @@ class Covariances:
 
 
 class PriorProducts:
-    """Products X C X' of a prior's distinct covariances with the features of measured architectures.
-
-    They grow as architectures arrive, O(F^2 + n F) for each and covariance, so that settling the hyperparameters takes
-    systems of n equations alone. Beyond `MOST_MEASUREMENTS` systems of F equations are smaller, and only the diagonals
-    are kept.
-    """
+    """Products X C X' of a prior's distinct covariances with the features of measured architectures."""
 
     def __init__(self, priors: Sequence[Floats]) -> None:
         """Start from the prior covariances, H times (F, F); equal ones should be one object."""
@@ -64,20 +56,16 @@ class PriorProducts:
         places = {key: place for place, key in enumerate(distinct)}
         self._covariances = list(distinct.values())
         #: Place of each hypothesis's covariance among the distinct ones, (H,).
-        self.place: NDArray[np.intp] = np.array([places[id(covariance)] for covariance in priors], dtype=np.intp)
-        #: X C X' of each distinct covariance, (D, n, n); None beyond `MOST_MEASUREMENTS`.
-        self.joint: Floats | None = np.zeros((len(distinct), 0, 0))
-        #: Its diagonals, (D, n).
-        self.variance = np.zeros((len(distinct), 0))
+        self._place: NDArray[np.intp] = np.array([places[id(covariance)] for covariance in priors], dtype=np.intp)
 
-    def add(self, seen: Floats, x: Floats) -> None:
-        """Add architectures x (k, F) after those `seen` (n, F)."""
-        crossed = np.array([x @ covariance for covariance in self._covariances])
-        self.variance = np.concatenate([self.variance, (crossed * x).sum(axis=2)], axis=1)
-        if self.joint is None or len(seen) + len(x) > MOST_MEASUREMENTS:
-            self.joint = None
-            return
-        side = crossed @ seen.T
-        left = np.concatenate([self.joint, side], axis=1)
-        right = np.concatenate([side.transpose(0, 2, 1), crossed @ x.T], axis=1)
-        self.joint = np.concatenate([left, right], axis=2)
+    def of(self, seen: Floats, x: Floats) -> tuple[Floats, Floats]:
+        """Return prior covariances of latencies under each hypothesis.
+
+        Args:
+            seen: features of known architectures, (n, F).
+            x: of further ones, (k, F).
+
+        Returns: of the known ones with the further ones, (H, n, k), and of these among themselves, (H, k, k).
+        """
+        crossed = np.array([covariance @ x.T for covariance in self._covariances])
+        return (seen @ crossed)[self._place], (x @ crossed)[self._place]

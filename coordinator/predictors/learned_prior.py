@@ -15,6 +15,9 @@ from fleetnas.coordinator.predictors.transfer_hypotheses import Moments, transfe
 
 #: Measurements of each known device by which the hypotheses are weighted: as many as a new device gets.
 _VOTING_MEASUREMENTS = 30
+#: Families whose votes count as much as the hypotheses' own probabilities. The votes of few families are too sceptical
+#: of transfer: each is cast under a prior of one family less.
+_OWN_VOTES = 2.0
 #: Families that vote, at most: those at even distances in the order of their names.
 _MOST_VOTING_FAMILIES = 256
 
@@ -33,8 +36,9 @@ def prior_of_fits(fits: DeviceFits) -> Prior:
     """Learn a prior: mean and covariance of the weights of known devices, each scaled to the same typical latency.
 
     The hypotheses are those of `transfer_hypotheses`; their probabilities follow from the likelihood of each known
-    device under the hypotheses that the other families give. No device is fitted again without a family: the moments
-    of the others follow by subtraction. Of more than 256 families, 256 vote, spread evenly over their sorted names.
+    device under the hypotheses that the other families give. A family has one vote, shared by its devices. No device is
+    fitted again without a family: the moments of the others follow by subtraction. Of more than 256 families, 256 vote,
+    spread evenly over their sorted names.
 
     Raises:
         LinAlgError: the weights of a device could not be computed.
@@ -44,12 +48,11 @@ def prior_of_fits(fits: DeviceFits) -> Prior:
     unknown = untransferred(fits.reference, fits.groups)
     sums = _Sums(fits)
     hypotheses = transfer_hypotheses(sums.moments(), unknown, fits.groups)
-    votes = np.ones(len(hypotheses))
+    votes = _OWN_VOTES * np.array([hypothesis.probability for hypothesis in hypotheses])
     families = list(sums.places)
     for place in _spread(len(families), _MOST_VOTING_FAMILIES) if len(families) > 1 else []:
         left = transfer_hypotheses(sums.moments(without=families[place]), unknown, fits.groups)
-        for member in sums.places[families[place]]:
-            votes += len(left) * _vote(left, fits.devices[member])
+        votes += np.mean([_vote(left, fits.devices[member]) for member in sums.places[families[place]]], axis=0)
     return Prior(
         tuple(
             replace(hypothesis, probability=share)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.predictors.posterior import lower_factor, outlier_weight
+from fleetnas.coordinator.predictors.posterior import (
+    lower_factor,
+    measurement_noise,
+    outlier_weight,
+    prior_latency,
+    triangular_inverse,
+)
 from fleetnas.coordinator.predictors.prior import Floats, Hypothesis
 
 _ROBUST_ROUNDS = 8
@@ -18,10 +25,6 @@ _SETTLED = 1e-4
 _PRICE_OF_OUTLIER = 4.0
 #: A hypothesis this far behind the best one, in nats, is not settled further.
 _FROZEN_NATS = 30.0
-#: The smallest prior latency, relative to the typical 1.
-_SMALLEST_LATENCY = 0.05
-#: Size up to which matrices are inverted at once.
-_SMALL_MATRIX = 16
 #: Fewest measurements among which an outlier can be told.
 _FEWEST = 3
 
@@ -61,11 +64,13 @@ def log_likelihoods(hypotheses: Sequence[Hypothesis], features: Floats, latency_
     products = {key: x @ covariance @ x.T for key, covariance in products.items()}
     joint = np.array([products[id(hypothesis.covariance)] for hypothesis in hypotheses])
     mean = np.array([hypothesis.mean for hypothesis in hypotheses]) @ x.T
-    level = np.maximum(mean, _SMALLEST_LATENCY)
-    noise = (level * np.array([hypothesis.discrepancy for hypothesis in hypotheses])[:, None]) ** 2
+    level = prior_latency(mean)
+    noise = measurement_noise(level, np.array([hypothesis.discrepancy for hypothesis in hypotheses]), np.zeros(len(y)))
 
     def evaluate(active: NDArray[np.intp], weights: Floats) -> Evaluated:
-        return Systems(joint[active], mean[active], noise[active] / weights, y)
+        systems = Systems(len(active))
+        systems.add(np.zeros((len(active), 0, len(y))), joint[active], noise[active] / weights)
+        return systems.learned(mean[active], y)
 
     with np.errstate(all="ignore"):
         try:
@@ -128,50 +133,133 @@ def price(weights: Floats) -> Floats:
 
 
 class Systems:
-    """The measurements' joint distribution under H hypotheses, up to the speed s: y ~ N(s m, s^2 (X C X' + noise))."""
+    """The measurements' joint distribution under H hypotheses, up to the speed s: y ~ N(s m, s^2 (X C X' + noise)).
 
-    def __init__(self, joint: Floats, mean: Floats, noise: Floats, y: Floats) -> None:
-        """`joint` (H, n, n), `mean` (H, n), `noise` (H, n) variances with the outliers' weights in them, `y` (n,)."""
-        diagonal = np.arange(len(y))
-        total = joint.copy()
-        total[:, diagonal, diagonal] += noise
-        self._noise, self._count = noise, len(y)
-        lower = lower_factor(total)
-        self._log_determinant = 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1)
-        inverse = _triangular_inverse(lower)
-        white_y, white_mean = inverse @ y, (inverse @ mean[:, :, None])[:, :, 0]
-        self._precision = np.square(inverse).sum(axis=1)
-        self._of_y = (white_y[:, None] @ inverse)[:, 0]
-        self._of_mean = (white_mean[:, None] @ inverse)[:, 0]
-        self._a, self._b = np.square(white_y).sum(axis=1), (white_y * white_mean).sum(axis=1)
-        self._c = np.square(white_mean).sum(axis=1)
-        #: Maximum-likelihood speeds, (H,).
-        self.speeds = 2.0 * self._a / (self._b + np.sqrt(self._b**2 + 4.0 * self._a * len(y)))
+    It grows: the inverses of the Cholesky factors of X C X' + noise are kept, and a further measurement adds one row to
+    each, O(n^2).
+    """
+
+    def __init__(self, size: int) -> None:
+        """Start without measurements, under `size` hypotheses."""
+        #: Variances of the measured architectures' latencies under the prior, and of the measurements, (H, n) each.
+        self.variance, self.noise = np.zeros((2, size, 0))
+        #: Inverse of the lower Cholesky factor, (H, n, n), and the log determinant of the system, (H,).
+        self._inverse, self._log_determinant = np.zeros((size, 0, 0)), np.zeros(size)
+        #: Diagonal of the system's inverse, (H, n).
+        self._precision = np.zeros((size, 0))
+
+    @property
+    def count(self) -> int:
+        """Number of measurements."""
+        return len(self.noise[0])
+
+    def add(self, cross: Floats, joint: Floats, noise: Floats) -> None:
+        """Add measurements after those before.
+
+        Args:
+            cross: prior covariances of the known architectures' latencies with the new ones', (H, n, k).
+            joint: those of the new ones among themselves, (H, k, k).
+            noise: variances of the new measurements at full weight, (H, k).
+        """
+        diagonal, known = np.arange(noise.shape[1]), self.count
+        self.variance = np.concatenate([self.variance, joint[:, diagonal, diagonal]], axis=1)
+        self.noise = np.concatenate([self.noise, noise], axis=1)
+        white = self._inverse @ cross
+        left = joint - white.transpose(0, 2, 1) @ white
+        left[:, diagonal, diagonal] += noise
+        lower = lower_factor(left)
+        self._log_determinant = self._log_determinant + 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1)
+        corner = triangular_inverse(lower)
+        side = -corner @ (white.transpose(0, 2, 1) @ self._inverse)
+        grown = np.zeros((len(noise), self.count, self.count))
+        grown[:, :known, :known], grown[:, known:, :known], grown[:, known:, known:] = self._inverse, side, corner
+        self._inverse = grown
+        new = np.concatenate([np.square(side).sum(axis=1), np.square(corner).sum(axis=1)], axis=1)
+        new[:, :known] += self._precision
+        self._precision = new
+
+    def learned(self, mean: Floats, y: Floats) -> Learned:
+        """Learn latencies y (n,) at full weight, where the prior's are `mean` (H, n)."""
+        white_y, white_mean = self._inverse @ y, (self._inverse @ mean[:, :, None])[:, :, 0]
+        return Learned(
+            noise=self.noise,
+            precision=self._precision,
+            of_y=(white_y[:, None] @ self._inverse)[:, 0],
+            of_mean=(white_mean[:, None] @ self._inverse)[:, 0],
+            a=np.square(white_y).sum(axis=1),
+            b=(white_y * white_mean).sum(axis=1),
+            c=np.square(white_mean).sum(axis=1),
+            log_determinant=self._log_determinant,
+        )
+
+    def reweighted(self, plain: Learned, active: NDArray[np.intp], weights: Floats) -> Learned:
+        """Return what is learned under the hypotheses at the places `active` (A,), with weights (A, n).
+
+        Less weight is more noise on a few measurements, a low-rank change of `plain`, which was learned at full weight
+        (Woodbury's identity): no system of n equations is solved anew.
+        """
+        noise = self.noise[active]
+        lowered = np.flatnonzero((weights < 1.0).any(axis=0))
+        if not len(lowered):
+            return plain.subset(active)
+        root = np.sqrt(noise[:, lowered] * (1.0 / weights[:, lowered] - 1.0))
+        inverse = self._inverse if len(active) == len(self._inverse) else self._inverse[active]
+        columns = inverse[:, :, lowered].transpose(0, 2, 1) @ inverse  # of the systems' inverses, (A, k, n)
+        inner = columns[:, :, lowered] * (root[:, :, None] * root[:, None, :])
+        diagonal = np.arange(len(lowered))
+        inner[:, diagonal, diagonal] += 1.0
+        lower = lower_factor(inner)
+        of_y, of_mean = plain.of_y[active], plain.of_mean[active]
+        scaled = triangular_inverse(lower) * root[:, None, :]
+        change = scaled @ columns
+        less_y = (scaled @ of_y[:, lowered, None])[:, :, 0]
+        less_mean = (scaled @ of_mean[:, lowered, None])[:, :, 0]
+        return Learned(
+            noise=noise / weights,
+            precision=plain.precision[active] - np.square(change).sum(axis=1),
+            of_y=of_y - (less_y[:, None] @ change)[:, 0],
+            of_mean=of_mean - (less_mean[:, None] @ change)[:, 0],
+            a=plain.a[active] - np.square(less_y).sum(axis=1),
+            b=plain.b[active] - (less_y * less_mean).sum(axis=1),
+            c=plain.c[active] - np.square(less_mean).sum(axis=1),
+            log_determinant=plain.log_determinant[active] + 2.0 * np.log(lower[:, diagonal, diagonal]).sum(axis=1),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """Measurements learned under H hypotheses; V is their covariance X C X' + noise."""
+
+    noise: Floats  #: variances of the measurements with the outliers' weights in them, (H, n)
+    precision: Floats  #: diagonal of V^-1, (H, n)
+    of_y: Floats  #: V^-1 y, (H, n)
+    of_mean: Floats  #: V^-1 m, (H, n)
+    a: Floats  #: y' V^-1 y, (H,)
+    b: Floats  #: y' V^-1 m, (H,)
+    c: Floats  #: m' V^-1 m, (H,)
+    log_determinant: Floats  #: of V, (H,)
+
+    def subset(self, places: NDArray[np.intp]) -> Learned:
+        """Return the hypotheses at some places."""
+        return Learned(*(getattr(self, field.name)[places] for field in fields(self)))
+
+    @property
+    def speeds(self) -> Floats:
+        """Maximum-likelihood speeds, (H,)."""
+        found: Floats = 2.0 * self.a / (self.b + np.sqrt(self.b**2 + 4.0 * self.a * self.noise.shape[1]))
+        return found
 
     def log_likelihoods(self) -> Floats:
         """Log marginal likelihoods, (H,), the speed integrated out (Laplace in log s)."""
-        t, count = 1.0 / self.speeds, self._count
-        exponent = t * t * self._a - 2.0 * t * self._b + self._c
-        found: Floats = count * np.log(t) - 0.5 * (exponent + self._log_determinant + np.log(t * t * self._a + count))
+        t, count = 1.0 / self.speeds, self.noise.shape[1]
+        exponent = t * t * self.a - 2.0 * t * self.b + self.c
+        found: Floats = count * np.log(t) - 0.5 * (exponent + self.log_determinant + np.log(t * t * self.a + count))
         return found
 
     def left_out(self, noise: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
         """Predict each measurement from all others, speeds kept (Rasmussen and Williams 2006, section 5.4.2)."""
         speed = self.speeds[:, None]
-        kept = np.maximum(noise / weights * self._precision, 1e-9)  # share of the measurement's variance that is noise
-        error = self._noise * (self._of_y - speed * self._of_mean) / kept
-        variance = self._noise * (1.0 - kept) / kept
+        kept = np.maximum(noise / weights * self.precision, 1e-9)  # share of the measurement's variance that is noise
+        error = self.noise * (self.of_y - speed * self.of_mean) / kept
+        variance = self.noise * (1.0 - kept) / kept
         return error, speed**2 * np.maximum(variance, 0.0), speed**2 * noise
-
-
-def _triangular_inverse(lower: Floats) -> Floats:
-    """Invert lower triangular matrices (H, n, n) by halves: numpy's inverse does not use that they are triangular."""
-    size = lower.shape[-1]
-    if size <= _SMALL_MATRIX:
-        return np.asarray(np.linalg.inv(lower), dtype=np.float64)
-    half = size // 2
-    first, last = _triangular_inverse(lower[:, :half, :half]), _triangular_inverse(lower[:, half:, half:])
-    found = np.zeros_like(lower)
-    found[:, :half, :half], found[:, half:, half:] = first, last
-    found[:, half:, :half] = -last @ (lower[:, half:, :half] @ first)
-    return found

@@ -17,6 +17,8 @@ _BLOCK_ROWS = 64
 _SMALLEST_LATENCY = 0.05
 #: Jitter added to a diagonal, relative to its largest entry, in increasing steps.
 _JITTERS = (1e-12, 1e-9, 1e-6, 1e-3)
+#: Size up to which matrices are inverted at once.
+_SMALL_MATRIX = 16
 
 
 class Posterior:
@@ -47,12 +49,11 @@ class Posterior:
 
     def prior_latency(self, x: Floats) -> Floats:
         """Latency relative to the typical one before any measurement, (H, k)."""
-        return np.maximum(self.prior.means @ x.T, _SMALLEST_LATENCY)
+        return prior_latency(self.prior.means @ x.T)
 
     def noise(self, x: Floats, relative: Floats) -> Floats:
         """Variance of measurements of relative standard deviation `relative`, (H, k), in units of s^2."""
-        found: Floats = self.prior_latency(x) ** 2 * (self.prior.discrepancies[:, None] ** 2 + relative**2)
-        return found
+        return measurement_noise(self.prior_latency(x), self.prior.discrepancies, relative)
 
     def learn(self, x: Floats, y: Floats, noise: Floats) -> None:
         """Exact update on new architectures (k, F), (k,), (H, k), after those learned before."""
@@ -89,10 +90,10 @@ class Posterior:
         diagonal = np.arange(len(x))
         gram[:, diagonal, diagonal] += noise
         lower = lower_factor(gram)
-        error_y, error_m = y - self.h_y @ x.T, self.h_m @ x.T
-        sides = [cross.transpose(0, 2, 1), error_y[:, :, None], error_m[:, :, None]]
-        solved = np.asarray(np.linalg.solve(lower, np.concatenate(sides, axis=2)), dtype=np.float64)
-        factor, white_y, white_m = solved[:, :, :-2].transpose(0, 2, 1), solved[:, :, -2], solved[:, :, -1]
+        inverse = triangular_inverse(lower)
+        white_y = (inverse @ (y - self.h_y @ x.T)[:, :, None])[:, :, 0]
+        white_m = (inverse @ (self.h_m @ x.T)[:, :, None])[:, :, 0]
+        factor = (inverse @ cross.transpose(0, 2, 1)).transpose(0, 2, 1)
         self.covariances.downdate(factor)
         self.h_y += (factor @ white_y[:, :, None])[:, :, 0]
         self.h_m -= (factor @ white_m[:, :, None])[:, :, 0]
@@ -138,6 +139,17 @@ class Posterior:
         return total
 
 
+def prior_latency(mean: Floats) -> Floats:
+    """Latencies relative to the typical one that noise is relative to, given the prior's mean latencies (H, k)."""
+    return np.maximum(mean, _SMALLEST_LATENCY)
+
+
+def measurement_noise(level: Floats, discrepancies: Floats, relative: Floats) -> Floats:
+    """Variances of measurements, (H, k), given prior latencies (H, k), discrepancies (H,), and relative noise (k,)."""
+    found: Floats = level**2 * (discrepancies[:, None] ** 2 + relative**2)
+    return found
+
+
 def lower_factor(gram: Floats) -> Floats:
     """Cholesky factors of (H, k, k).
 
@@ -160,6 +172,19 @@ def outlier_weight(error: Floats, variance: Floats, noise: Floats) -> Floats:
     deviations, and further by the square of the excess, so that the pull of an outlier falls as it grows.
     """
     excess = np.maximum(error**2 / (OUTLIER_SIGMAS**2 * (variance + noise)), 1.0)
-    explained = excess * (variance + noise) - variance
+    explained = noise + (excess - 1.0) * (variance + noise)
     found: Floats = noise / (explained * excess)
+    return found
+
+
+def triangular_inverse(lower: Floats) -> Floats:
+    """Invert lower triangular matrices (H, n, n) by halves: numpy's inverse does not use that they are triangular."""
+    size = lower.shape[-1]
+    if size <= _SMALL_MATRIX:
+        return np.asarray(np.linalg.inv(lower), dtype=np.float64)
+    half = size // 2
+    first, last = triangular_inverse(lower[:, :half, :half]), triangular_inverse(lower[:, half:, half:])
+    found = np.zeros_like(lower)
+    found[:, :half, :half], found[:, half:, half:] = first, last
+    found[:, half:, :half] = -last @ (lower[:, half:, :half] @ first)
     return found

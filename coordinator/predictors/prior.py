@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -42,11 +42,13 @@ class Prior:
     hypotheses: tuple[Hypothesis, ...]
     #: Speed assumed until the first measurement, in ms per unit of `features @ mean`.
     scale_ms: float = 1.0
+    #: Whether the hypotheses are a checked prior's.
+    checked: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, checked: bool) -> None:
         if not self.hypotheses:
             raise UsageError("a prior needs at least one hypothesis; it has none")
-        for hypothesis in self.hypotheses:
+        for hypothesis in () if checked else self.hypotheses:
             size = len(hypothesis.mean)
             finite = np.isfinite(hypothesis.mean).all() and np.isfinite(hypothesis.covariance).all()
             if hypothesis.covariance.shape != (size, size) or size != self.size or not finite:
@@ -80,7 +82,7 @@ class Prior:
         """Return the prior of the hypotheses at some places, at least one, their probabilities unchanged."""
         if len(places) == len(self.hypotheses):
             return self
-        return Prior(tuple(self.hypotheses[place] for place in places.tolist()), self.scale_ms)
+        return Prior(tuple(self.hypotheses[place] for place in places.tolist()), self.scale_ms, checked=True)
 
     @property
     def size(self) -> int:

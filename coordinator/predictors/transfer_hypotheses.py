@@ -19,6 +19,9 @@ _AMPLITUDE_DEVIATIONS = (0.003, 0.03, 0.1, 0.3)
 _COARSE_DISCREPANCIES = (0.01, 0.025, 0.06, 0.15)
 #: Variance of the amplitude of a cost group's contrast, beside that of the whole contrast, which is 1.
 _AMPLITUDE_OF_GROUP = 0.25
+#: Probabilities, before any family has voted, of a device like the known ones, of one with another amplitude, and of an
+#: unlike one. Another amplitude fits by chance where measurements are few and noisy, so it must be voted for.
+_LIKE, _OTHER_AMPLITUDE, _UNLIKE = 0.7, 0.05, 0.25
 #: Variances of an unlike device's weights, relative to those of a device of which nothing is known. The spread of a
 #: real device's latencies is a quarter to a half of what the largest one expects.
 _SCALES = (0.03, 0.1, 0.3, 1.0)
@@ -70,12 +73,12 @@ def untransferred(reference: Floats, groups: Sequence[int] | NDArray[np.intp]) -
 def transfer_hypotheses(
     moments: Moments, unknown: Untransferred, groups: Sequence[int] | NDArray[np.intp]
 ) -> list[Hypothesis]:
-    """Make all hypotheses on a new device's weights, of probability 1 each, in a fixed order.
+    """Make all hypotheses on a new device's weights, in a fixed order.
 
     The device is like the known ones; or it differs from them in the amplitude of what sets them apart from a device
     of which nothing is known, as a whole and by cost group; or it is unlike them, with the scale of its weights'
-    deviations unknown. The caller sets the probabilities: a vote of the known devices, each under the hypotheses that
-    the other families give. Equal covariances are one object.
+    deviations unknown. The probabilities are those before any known family has voted; the caller adds the votes, each
+    under the hypotheses that the other families give. Equal covariances are one object.
 
     Args:
         moments: of the known devices' weights.
@@ -87,23 +90,32 @@ def transfer_hypotheses(
     families = max(moments.families, 2)
     spread = (families + 1.0) / (families - 1.0)
     known = spread * moments.between + moments.uncertain
-    found = [
-        Hypothesis(moments.mean, covariance, discrepancy, transferred=True)
-        for covariance in [known + deviation * unknown.narrow for deviation in _DEVIATIONS]
-        for discrepancy in _DISCREPANCIES
+    amplitudes = _amplitudes(moments.mean - unknown.mean, np.asarray(groups))
+    like = [known + deviation * unknown.narrow for deviation in _DEVIATIONS]
+    other = [known + amplitudes + deviation * unknown.narrow for deviation in _AMPLITUDE_DEVIATIONS]
+    unlike = [scale * unknown.smooth for scale in _SCALES]
+    return [
+        *_grid(moments.mean, like, _DISCREPANCIES, _LIKE, transferred=True),
+        *_grid(moments.mean, other, _COARSE_DISCREPANCIES, _OTHER_AMPLITUDE, transferred=True),
+        *_grid(unknown.mean, unlike, _COARSE_DISCREPANCIES, _UNLIKE, transferred=False),
     ]
-    scaled = known + _amplitudes(moments.mean - unknown.mean, np.asarray(groups))
-    found += [
-        Hypothesis(moments.mean, covariance, discrepancy, transferred=True)
-        for covariance in [scaled + deviation * unknown.narrow for deviation in _AMPLITUDE_DEVIATIONS]
-        for discrepancy in _COARSE_DISCREPANCIES
+
+
+def _grid(
+    mean: Floats,
+    covariances: Sequence[Floats],
+    discrepancies: Sequence[float],
+    probability: float,
+    *,
+    transferred: bool,
+) -> list[Hypothesis]:
+    """All pairs of a covariance (F, F) and a discrepancy; together they have the given probability."""
+    share = probability / (len(covariances) * len(discrepancies))
+    return [
+        Hypothesis(mean, covariance, discrepancy, share, transferred)
+        for covariance in covariances
+        for discrepancy in discrepancies
     ]
-    found += [
-        Hypothesis(unknown.mean, covariance, discrepancy)
-        for covariance in [scale * unknown.smooth for scale in _SCALES]
-        for discrepancy in _COARSE_DISCREPANCIES
-    ]
-    return found
 
 
 def _amplitudes(contrast: Floats, groups: NDArray[np.intp]) -> Floats:

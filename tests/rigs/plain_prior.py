@@ -113,12 +113,13 @@ def plain_learned(
     unknown = untransferred(reference, groups)
     families = {device.family for device in devices}
     hypotheses = transfer_hypotheses(plain_moments(list(fits.values()), len(families)), unknown, groups)
-    votes = np.ones(len(hypotheses))
+    votes = 2.0 * np.array([hypothesis.probability for hypothesis in hypotheses])
     for device in devices if len(families) > 1 else []:
         others = [fits[other.name] for other in devices if other.family != device.family]
         left = transfer_hypotheses(plain_moments(others, len(families) - 1), unknown, groups)
         rows = np.unique(np.linspace(0, len(device.latency_ms) - 1, min(voting, len(device.latency_ms))).astype(int))
         logs = plain_log_likelihoods(left, device.features[rows], device.latency_ms[rows])
         likelihood = np.exp(logs - logs.max())
-        votes += len(left) * likelihood / likelihood.sum()
+        settings = sum(other.family == device.family for other in devices)
+        votes += likelihood / likelihood.sum() / settings
     return hypotheses, votes / votes.sum()
