@@ -217,7 +217,8 @@ class DeviceTuner:
             self._verification.note_failure(f"{outcome.reason}{detail}")
             self._latency.add_failure(genome)
         else:
-            run = self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
+            waited = proposal.purpose == "verification" and (state is None or self._verification.waits(state))
+            run = self._latency.add(genome, outcome, awaited=waited)
         if self._finished:
             return  # a late outcome: the targets are decided, some by winners of others
         if state is not None and proposal.purpose == "verification":

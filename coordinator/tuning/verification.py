@@ -97,7 +97,7 @@ class Verification:
         for state in states:
             challenger = self._challenger(state, states)
             if challenger is not None:
-                found.append(self._proposer.propose_again(challenger, state.target_ms))
+                found.append(self._proposer.propose_again(challenger, state.target_ms, waits=False))
         return found
 
     def _challenger(self, state: TargetState, states: Sequence[TargetState]) -> Genome | None:
@@ -125,7 +125,7 @@ class Verification:
             return None
         listed = self._shortlists.best(state)
         if listed is not None and listed.measured:
-            return self._proposer.propose_again(listed.genome, state.target_ms)
+            return self._proposer.propose_again(listed.genome, state.target_ms, waits=self.waits(state))
         if listed is not None:
             return self._proposer.propose([listed.genome], "candidate", state.target_ms)[0]
         table = self._observations.table(unsure=True)
@@ -141,7 +141,14 @@ class Verification:
         if choice is None:
             self._give_up(state)
             return None
-        return self._proposer.propose_again(choice, state.target_ms)
+        return self._proposer.propose_again(choice, state.target_ms, waits=self.waits(state))
+
+    def waits(self, state: TargetState) -> bool:
+        """Whether a target's next re-measurement waits for a fast device: once a disturbance has spoiled one.
+
+        Those that do not wait see the device at any moment, and count towards its typical speed.
+        """
+        return state.disturbed > 0 and state.status is TargetStatus.OPEN
 
     def _replacement(self, state: TargetState, choice: Genome | None) -> Proposal | None:
         """Propose a new subnet after a miss, where no measured one fits, or at another lasting speed."""
