@@ -24,7 +24,7 @@ EngineSettings = GuidedSettings | EvolutionSettings
 
 _PRUNED = 100
 #: Targets within this factor are one step of a chain: a generation has offspring for several at no further cost.
-_CLOSE = 1.1
+_CLOSE = 1.15
 _LARGEST_ENUMERATION = 1_000_000
 
 

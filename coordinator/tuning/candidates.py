@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 LEAST_GAIN = 0.0001
 #: Margins on a prediction, in standard deviations, at which the solver is asked: likely winners, and subnets that are
 #: better by more where they pass. Which of them is worth the most follows from their own probabilities.
-_MARGINS = (1.0, 0.5, 0.0, -0.5)
+_MARGINS = (1.0, 0.5, 0.0, -0.5, -1.0, -1.5)
 #: A prediction that is too uncertain for a margin counts as this share of its mean.
 _LEAST_FACTOR = 0.5
 #: A round's candidates, as a share of the budget that is left, and at least: a device waits for the planning of each

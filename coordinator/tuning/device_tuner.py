@@ -218,7 +218,8 @@ class DeviceTuner:
             self._latency.add_failure(genome)
         else:
             waited = proposal.purpose == "verification" and (state is None or self._verification.waits(state))
-            run = self._latency.add(genome, outcome, awaited=waited)
+            # One that waited in vain tells of the device as much as one that did not wait.
+            run = self._latency.add(genome, outcome, awaited=waited and outcome.quality != "slowed")
         if self._finished:
             return  # a late outcome: the targets are decided, some by winners of others
         if state is not None and proposal.purpose == "verification":

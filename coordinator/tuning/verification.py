@@ -34,6 +34,9 @@ MAX_CHALLENGES, _CHALLENGE_GAIN = 4, 0.0003
 #: Margin on a prediction in its standard deviations, for a subnet that stands in after a miss, and for the last one
 #: that is tried before a target is called infeasible.
 _REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
+#: When a winner is judged, the typical speed is taken to be wrong by this many standard errors, and at most by this:
+#: where it is hardly known, margins would leave little of a target.
+_CAUTION_SIGMAS, _MOST_CAUTION = 1.5, 0.03
 #: A target that was met is opened again once the typical speed turns out to put its winner this far beyond it.
 _BEYOND = 1.002
 
@@ -104,7 +107,7 @@ class Verification:
         """Return the measured subnet with the greatest expected gain over a target's winner; None without one."""
         if state.status is not TargetStatus.MET or self._shortlists.best(state) is not None:
             return None
-        if state.challenges >= MAX_CHALLENGES or state.failures >= MAX_FAILED_VERIFICATIONS:
+        if not state.may_be_challenged or state.failures >= MAX_FAILED_VERIFICATIONS:
             return None
         held = max(winner.accuracy or 0.0 for winner in states if winner is state or _serves(winner, state))
         table = self._observations.table(unsure=True)
@@ -204,7 +207,7 @@ class Verification:
                 return
             self._withdraw(state)
         typical_ms = self._observations.typical_ms(run)
-        judgement = judge_run(state.target_ms, run, typical_ms)
+        judgement = self._judgement(state, run)
         disturbed = judgement is Judgement.DISTURBED
         if disturbed and state.count_disturbed() <= DISTURBED_TRIES:
             return
@@ -214,18 +217,29 @@ class Verification:
             self._winners[state.target_ms] = (genome, run)
         else:
             missed_by = self._observations.exceeds(self._observations.of(genome), run)
-            reason = remeasured_beyond(state, run, typical_ms, disturbed=disturbed)
+            error = self._latency.speed.error
+            reason = remeasured_beyond(state, run, typical_ms, disturbed=disturbed, speed_error=error)
             state.count_miss(missed_by, reason, slowed_down=disturbed)
             self._observations.add_miss(genome, run)
         self.show(state, genome, run.median_ms, typical_ms)
 
+    def _judgement(self, state: TargetState, run: Run) -> Judgement:
+        """Compare a re-measurement with its target; what the typical speed may be wrong by counts against it."""
+        typical_ms = self._observations.typical_ms(run)
+        caution = min(_CAUTION_SIGMAS * self._latency.speed.error, _MOST_CAUTION)
+        cautious_ms = None if typical_ms is None else typical_ms * (1.0 + caution)
+        return judge_run(state.target_ms, run, cautious_ms)
+
     def _judge_challenge(self, state: TargetState, genome: Genome, run: Run) -> None:
         """Let a better subnet take the winner's place if it is within the target in this run and by its margin."""
-        state.count_challenge()
+        if state.count_challenge() >= MAX_CHALLENGES:
+            state.end_challenges()
         typical_ms = self._observations.typical_ms(run)
-        judgement = judge_run(state.target_ms, run, typical_ms)
+        judgement = self._judgement(state, run)
         if judgement is Judgement.BEYOND:
             self._observations.add_miss(genome, run)
+        elif judgement is Judgement.DISTURBED:
+            state.end_challenges()
         elif judgement is Judgement.WITHIN and self._choice.fits(state, genome):
             state.meet(run.model_sha256)
             self._winners[state.target_ms] = (genome, run)
