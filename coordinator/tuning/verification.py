@@ -31,9 +31,9 @@ MAX_REPLACEMENTS = 3
 #: Verifications of subnets that are better than the winner of a target, and the least expected gain of one (top-1, a
 #: fraction).
 MAX_CHALLENGES, _CHALLENGE_GAIN = 4, 0.0003
-#: Margin on a prediction in its standard deviations, for a subnet that stands in after a miss, and for the last one
-#: that is tried before a target is called infeasible.
-_REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
+#: Margins on a prediction in its standard deviations: the first for a subnet that stands in after a miss, the others, in
+#: this order, where no measured subnet is within a target: any winner is better than none.
+_LAST_MARGINS = (1.0, 0.0, -1.5)
 #: When a winner is judged, the typical speed is taken to be wrong by this many standard errors, and at most by this:
 #: where it is hardly known, margins would leave little of a target.
 _CAUTION_SIGMAS, _MOST_CAUTION = 1.5, 0.03
@@ -158,19 +158,22 @@ class Verification:
         tried = state.verifications > 0 or choice is None or self._observations.changed_for_good
         if not tried or state.replacements >= MAX_REPLACEMENTS:
             return None
-        margin = _LAST_MARGIN if choice is None else _REPLACEMENT_MARGIN
+        margins = _LAST_MARGINS if choice is None else _LAST_MARGINS[:1]
         target_ms = state.target_ms / (1.0 + (self._choice.safety(state) if choice is not None else 0.0))
         if choice is None and not self._knows_smallest():
             (again,) = self._proposer.propose([self._smallest], "candidate", state.target_ms)
             return replace(again, wait_above=WAIT_ABOVE)
-        (winner,) = self._latency.winners(
-            self._solver, [target_ms], self._rng(), self._latency.undisturbed_model(margin)
-        )
         measured = self._choice.best_measured(state, self._choice.safety(state), unsure=True)
         best = -math.inf if measured is None else self._choice.accuracy(measured)
-        if winner is None or not self._choice.is_open(winner) or self._choice.accuracy(winner) <= best + LEAST_GAIN:
-            return None
-        return self._proposer.propose([winner], "candidate", state.target_ms)[0]
+        predicted = self._latency.undisturbed_model()
+        for sigmas in margins:
+            model = predicted.at_margin(sigmas)
+            (winner,) = self._latency.winners(self._solver, [target_ms], self._rng(), model)
+            if winner is None or not self._choice.is_open(winner):
+                continue
+            if self._choice.accuracy(winner) > best + LEAST_GAIN:
+                return self._proposer.propose([winner], "candidate", state.target_ms)[0]
+        return None
 
     def _fastest_of_unknown_speed(self, target_ms: float) -> Genome | None:
         """Return the fastest subnet that ran within a target, unless it is known to be beyond it typically."""
