@@ -19,6 +19,7 @@ from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES, Judgement, ju
 from fleetnas.coordinator.tuning.miss_reasons import given_up, remeasured_beyond, remeasured_in_vain
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import WAIT_ABOVE, Proposer
+from fleetnas.coordinator.tuning.session_noise import noise_of
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
@@ -31,12 +32,12 @@ MAX_REPLACEMENTS = 3
 #: Verifications of subnets that are better than the winner of a target, and the least expected gain of one (top-1, a
 #: fraction).
 MAX_CHALLENGES, _CHALLENGE_GAIN = 4, 0.0003
-#: Margins on a prediction in its standard deviations: the first for a subnet that stands in after a miss, the others, in
-#: this order, where no measured subnet is within a target: any winner is better than none.
+#: Margins on a prediction in its standard deviations: the first for a subnet that stands in after a miss, the others,
+#: in this order, where no measured subnet is within a target: any winner is better than none.
 _LAST_MARGINS = (1.0, 0.0, -1.5)
-#: When a winner is judged, the typical speed is taken to be wrong by this many standard errors, and at most by this:
-#: where it is hardly known, margins would leave little of a target.
-_CAUTION_SIGMAS, _MOST_CAUTION = 1.5, 0.03
+#: When a winner is judged, its latency at the typical speed is taken to be wrong by so many standard errors of that
+#: speed and of the measurement, and at most by this: where little is known, margins would leave little of a target.
+_CAUTION_SIGMAS, _OWN_SIGMAS, _MOST_CAUTION = 1.5, 0.5, 0.03
 #: A target that was met is opened again once the typical speed turns out to put its winner this far beyond it.
 _BEYOND = 1.002
 
@@ -227,9 +228,10 @@ class Verification:
         self.show(state, genome, run.median_ms, typical_ms)
 
     def _judgement(self, state: TargetState, run: Run) -> Judgement:
-        """Compare a re-measurement with its target; what the typical speed may be wrong by counts against it."""
+        """Compare a re-measurement with its target; what it and the typical speed may be wrong by counts against it."""
         typical_ms = self._observations.typical_ms(run)
-        caution = min(_CAUTION_SIGMAS * self._latency.speed.error, _MOST_CAUTION)
+        own = _OWN_SIGMAS * noise_of(run, self._observations.session_scatter)
+        caution = min(math.hypot(_CAUTION_SIGMAS * self._latency.speed.error, own), _MOST_CAUTION)
         cautious_ms = None if typical_ms is None else typical_ms * (1.0 + caution)
         return judge_run(state.target_ms, run, cautious_ms)
 

@@ -137,7 +137,9 @@ def test_what_is_normal_follows_the_readings_within_bounds(clock: Clock) -> None
 
 def test_a_lowered_level_begins_a_new_history(clock: Clock) -> None:
     clock.judge(*[1.5] * (STEADY_COUNT - 1))
-    verdict = clock.tracker.judge("pi", timing(1.0, level_ms=1.2), throttled=None, now=clock.now, ended_unix_s=clock.now)
+    verdict = clock.tracker.judge(
+        "pi", timing(1.0, level_ms=1.2), throttled=None, now=clock.now, ended_unix_s=clock.now
+    )
     assert (verdict.quality, verdict.new_regime) == ("ok", False)
     assert clock.tracker.levels("pi") == {LARGE: 1.2}
 
