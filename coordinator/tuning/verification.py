@@ -25,6 +25,7 @@ from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.subnet_observations import Run
 from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.fleet_protocol.messages import Measurement
 
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
 MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
@@ -97,12 +98,9 @@ class Verification:
 
     def _challenges(self, states: Sequence[TargetState]) -> list[Proposal]:
         """Return re-measurements of measured subnets that are better than the winners, and likely to be within too."""
-        found = []
-        for state in states:
-            challenger = self._challenger(state, states)
-            if challenger is not None:
-                found.append(self._proposer.propose_again(challenger, state.target_ms, waits=False))
-        return found
+        found = ((self._challenger(state, states), state.target_ms) for state in states)
+        again = self._proposer.propose_again
+        return [again(genome, target_ms, waits=False) for genome, target_ms in found if genome is not None]
 
     def _challenger(self, state: TargetState, states: Sequence[TargetState]) -> Genome | None:
         """Return the measured subnet with the greatest expected gain over a target's winner; None without one."""
@@ -153,6 +151,11 @@ class Verification:
         Those that do not wait see the device at any moment, and count towards its typical speed.
         """
         return state.disturbed > 0 and state.status is TargetStatus.OPEN
+
+    def awaited(self, proposal: Proposal, state: TargetState | None, measured: Measurement) -> bool:
+        """Whether a measurement waited for a fast moment and found one: it says nothing of the typical speed."""
+        waited = proposal.purpose == "verification" and (state is None or self.waits(state))
+        return waited and measured.quality != "slowed"
 
     def _replacement(self, state: TargetState, choice: Genome | None) -> Proposal | None:
         """Propose a new subnet after a miss, where no measured one fits, or at another lasting speed."""
@@ -272,7 +275,7 @@ class Verification:
         state.withdraw(remeasured_beyond(state, run, typical_ms, disturbed=False), typical_ms)
         self._observations.add_miss(genome, run)
 
-    # -- the subnets that targets stand at ---------------------------------------------------------------------
+    # -- present subnets ---------------------------------------------------------------------------------------
 
     def predict(self, states: Sequence[TargetState]) -> None:
         """Renew the predictions of the subnets that targets stand at, their own measurements left out."""
