@@ -459,6 +459,7 @@ def lines(rows: Sequence[Row]) -> list[str]:
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--first-seed", type=int, default=0, help="of that many in a row")
     arguments.add_argument("--settings", default="", help="some of the nine, separated by commas")
     arguments.add_argument("--ours-only", action="store_true", help="leave the other predictors out")
     arguments.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes")
@@ -471,7 +472,8 @@ def main() -> int:
     methods = () if options.ours_only else tuple(METHODS)
     rows: list[Row] = []
     with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(run_setting, setting, range(options.seeds), methods) for setting in settings]
+        seeds = range(options.first_seed, options.first_seed + options.seeds)
+        running = [pool.submit(run_setting, setting, seeds, methods) for setting in settings]
         for done, finished in enumerate(as_completed(running), start=1):
             rows += finished.result()
             took_s = time.monotonic() - began_s

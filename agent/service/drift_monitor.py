@@ -85,7 +85,7 @@ class DriftMonitor:
         if task.wait_above is not None and task.wait_s > 0:
             slow = paired.slowdown > self._wait_above(task, task.wait_above)
             (self._stayed_slow.add if slow else self._stayed_slow.discard)(key)
-        verdict = self.tracker.judge(key, paired, throttled=reply.after.throttled, ended_unix_s=ended_unix_s)
+        verdict = self.tracker.judge(key, paired, throttled=reply.after.throttled, now=now, ended_unix_s=ended_unix_s)
         if verdict.new_regime:
             _log.warning(
                 "%s now takes %.2f times its undisturbed latency, and has for several measurements: a new regime",

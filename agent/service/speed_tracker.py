@@ -18,8 +18,9 @@ from fleetnas.fleet_protocol.messages import Quality
 #: More than this over its lasting speed, the device was slow during a measurement.
 SLOW_RATIO = 1.10
 #: Measurements in a row, all slower (or all faster) than the regime and within `SLOW_RATIO` of each other, that make a
-#: new regime: a governor, sustained heat, a neighbour that stays, a boost that ended.
-STEADY_COUNT = 6
+#: new regime: a governor, sustained heat, a neighbour that stays, a boost that ended. Of measurements that follow each
+#: other faster than this, seconds, one counts: six coarse ones take two seconds, which nothing lasting shows within.
+STEADY_COUNT, STEADY_APART_S = 6, 2.0
 #: Readings in a row, some seconds apart, of a device that is waited for, that do.
 STEADY_READINGS = 10
 #: The reading that counts as normal follows the last readings of a reference, within these bounds about its regime.
@@ -46,9 +47,13 @@ class _Reference:
     regime: float = 1.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
     recent_unix_s: deque[float] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
+    noted_at: float = float("-inf")
 
-    def note(self, slowdown: float, unix_s: float) -> None:
-        """Add a reading."""
+    def note(self, slowdown: float, now: float, unix_s: float) -> None:
+        """Add a reading, unless the last one was a moment ago; `now` is monotonic, in s."""
+        if now - self.noted_at < STEADY_APART_S:
+            return
+        self.noted_at = now
         self.recent.append(slowdown)
         self.recent_unix_s.append(unix_s)
 
@@ -56,6 +61,7 @@ class _Reference:
         """Begin again to look for a change."""
         self.recent.clear()
         self.recent_unix_s.clear()
+        self.noted_at = float("-inf")
 
     def set_level(self, level_ms: float) -> None:
         """Use this level from now on."""
@@ -81,14 +87,26 @@ class _Device:
     references: dict[str, _Reference] = field(default_factory=dict)
     #: Fingerprint, slow-down and end of the latest measurements.
     latest: deque[tuple[str, float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_COUNT))
+    noted_at: float = float("-inf")
     #: Slow-down and time of the latest readings of a device that is waited for.
     waiting: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=STEADY_READINGS))
     regime_unix_s: float | None = None
 
+    def note(self, reference: str, slowdown: float, now: float, unix_s: float) -> None:
+        """Add a measurement, unless the last one was a moment ago; `now` is monotonic, in s."""
+        if now - self.noted_at >= STEADY_APART_S:
+            self.noted_at = now
+            self.latest.append((reference, slowdown, unix_s))
+
     def begin_regime(self, unix_s: float) -> None:
         """Begin a regime at this time; readings of the one before count no more."""
         self.regime_unix_s = unix_s
+        self.forget_readings()
+
+    def forget_readings(self) -> None:
+        """Begin again to look for a change."""
         self.latest.clear()
+        self.noted_at = float("-inf")
 
 
 @dataclass
@@ -132,15 +150,20 @@ class SpeedTracker:
         device.waiting.clear()
         return True
 
-    def judge(self, key: Hashable, timing: PairedTiming, *, throttled: bool | None, ended_unix_s: float) -> Verdict:
-        """Judge a measurement; `throttled` is the board's own report, None if it gives none."""
+    def judge(
+        self, key: Hashable, timing: PairedTiming, *, throttled: bool | None, now: float, ended_unix_s: float
+    ) -> Verdict:
+        """Judge a measurement that ended `now`, by a monotonic clock, and at `ended_unix_s`.
+
+        `throttled` is the board's own report, None if it gives none.
+        """
         device = self._device(key)
         device.waiting.clear()
         if device.regime_unix_s is None:
             device.begin_regime(ended_unix_s)
         known = self._reference(device, timing)
-        known.note(timing.slowdown, ended_unix_s)
-        device.latest.append((timing.reference, timing.slowdown, ended_unix_s))
+        known.note(timing.slowdown, now, ended_unix_s)
+        device.note(timing.reference, timing.slowdown, now, ended_unix_s)
         new_regime = self._shared_regime(device) or self._own_regime(device, known)
         slow = timing.slowdown > SLOW_RATIO * known.regime or bool(throttled)
         quality: Quality = "slowed" if slow else "noisy" if timing.timing.noisy else "ok"
@@ -151,7 +174,7 @@ class SpeedTracker:
         known = device.references.setdefault(timing.reference, _Reference(timing.reference_ms))
         if timing.reference_ms < FASTER_RATIO * known.level_ms:  # earlier readings are on another scale
             known.forget_readings()
-            device.latest.clear()
+            device.forget_readings()
         known.set_level(timing.reference_ms)
         return known
 

@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 EngineSettings = GuidedSettings | EvolutionSettings
 
 _PRUNED = 100
+#: Targets within this factor are one step of a chain: a generation has offspring for several at no further cost.
+_CLOSE = 1.15
 _LARGEST_ENUMERATION = 1_000_000
 
 
@@ -145,18 +147,30 @@ class _GuidedSearch:
 
     def _chained(self, *, upwards: bool) -> Pool:
         """Search target by target, each from the pool of the one before."""
-        order = self._targets if upwards else self._targets[::-1]
-        pool = self._search(order[:1])
-        for before, target in itertools.pairwise(order):
-            (elite,) = pool.elites([before], self._settings.elites)
+        steps = _close_together(self._targets)
+        order = steps if upwards else steps[::-1]
+        pool = self._search(order[0])
+        for before, step in itertools.pairwise(order):
             if not upwards:
-                pool.add(pruned(self._problem, pool.genomes[elite], target, _PRUNED, self._rng))
+                (elite,) = pool.elites(before[:1], self._settings.elites)
+                pool.add(pruned(self._problem, pool.genomes[elite], step[-1], _PRUNED, self._rng))
             # The pool crosses with newcomers that were first improved apart from it.
-            newcomers = self._new_pool([target])
-            self._engine.run([target], [newcomers], self._rounds // 2)
+            newcomers = self._new_pool(step)
+            self._engine.run(step, [newcomers], self._rounds // 2)
             pool.merge(newcomers)
-            self._engine.run([target], [pool], self._rounds - self._rounds // 2)
+            self._engine.run(step, [pool], self._rounds - self._rounds // 2)
         return pool
+
+
+def _close_together(targets: Sequence[float]) -> list[list[float]]:
+    """Return ascending targets in steps, each within `_CLOSE` from its first to its last."""
+    steps: list[list[float]] = []
+    for target in targets:
+        if steps and target <= _CLOSE * steps[-1][0]:
+            steps[-1].append(target)
+        else:
+            steps.append([target])
+    return steps
 
 
 def _evolved(

@@ -26,9 +26,11 @@ Floats = NDArray[np.float64]
 #: A subnet is worth a measurement whose expected gain is more than this (top-1, a fraction). A percent of latency buys
 #: 0.0002 to 0.0005.
 LEAST_GAIN = 0.0001
-#: Margins on a prediction, in its standard deviations, at which the solver is asked: likely winners, and subnets that
-#: are better by more where they pass. Which of them is worth the most follows from their own probabilities.
-_MARGINS = (0.5, 0.0, -0.5)
+#: Margins on a prediction, in standard deviations, at which the solver is asked: likely winners, and subnets that are
+#: better by more where they pass. Which of them is worth the most follows from their own probabilities.
+_MARGINS = (1.0, 0.5, 0.0, -0.5, -1.0, -1.5)
+#: A prediction that is too uncertain for a margin counts as this share of its mean.
+_LEAST_FACTOR = 0.5
 #: A round's candidates, as a share of the budget that is left, and at least: a device waits for the planning of each
 #: round, and the next one knows more.
 _ROUND_SHARE, _ROUND = 0.25, 3
@@ -85,13 +87,23 @@ class CandidateSearch:
         return self._proposer.propose(chosen, "candidate")
 
     def _pool(self, limits_ms: Sequence[float]) -> Genomes:
-        """Return the predicted winners at every margin that are not measured yet, (n, G)."""
-        predicted = self._latency.undisturbed_model()
-        found: dict[bytes, Genome] = {}
-        for sigmas in _MARGINS:
-            model = predicted.at_margin(sigmas)
-            winners = self._latency.winners(self._solver, limits_ms, self._rng(), model, start=list(found.values()))
-            found |= {winner.tobytes(): winner for winner in winners if winner is not None}
+        """Return the predicted winners at every margin that are not measured yet, (n, G).
+
+        One search finds them all, of each target at the limits that the usual standard deviation makes of the margins.
+        """
+        measured = self._latency.observations.table(unsure=True).genomes
+        mean_ms, deviation_ms = self._latency.predict(measured)
+        usual = float(np.median(deviation_ms / np.maximum(mean_ms, 1e-9)))
+        factors = [1.0 + sigmas * usual for sigmas in _MARGINS]
+        winners = self._latency.winners(
+            self._solver,
+            [limit_ms / max(factor, _LEAST_FACTOR) for factor in factors for limit_ms in limits_ms],
+            self._rng(),
+            self._latency.undisturbed_model(),
+            # Measured subnets must not win where only the uncertainty of others lets them pass.
+            measured_factor=1.0 / max(min(factors), _LEAST_FACTOR),
+        )
+        found = {winner.tobytes(): winner for winner in winners if winner is not None}
         new = [genome for genome in found.values() if self._choice.is_open(genome)]
         return np.stack(new) if new else np.zeros((0, 0), np.int16)
 

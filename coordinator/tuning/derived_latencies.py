@@ -20,8 +20,9 @@ _CLEARLY_SLOWER = 1.05
 _ANOTHER_SPEED = 1.05
 #: Measurements of the present regime from which its typical speed is taken; of fewer, all measurements count.
 _LEAST_OF_REGIME = 3
-#: A run stands for at most this many times the usual time between two runs, and at least for that part of it.
-_MOST_UNUSUAL = 3.0
+#: A run stands for at most this many times the usual time between two runs, and at least for that part of it: so much
+#: longer may a fine measurement take than a coarse one.
+_MOST_UNUSUAL = 10.0
 #: Subnets of known speed from which on the others' latencies as they ran are only bounds.
 _LEAST_KNOWN = 3
 

@@ -160,7 +160,7 @@ class DeviceTuner:
 
     @property
     def needs_planning(self) -> bool:
-        """Whether the next `ask` has to think (some 0.1 s) rather than return a planned round."""
+        """Whether the next `ask` has to think (some 0.2 s) rather than return a planned round."""
         return not self._finished and not self._queue and not self._outstanding
 
     # -- ask and tell ------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class DeviceTuner:
             self._verification.note_failure(f"{outcome.reason}{detail}")
             self._latency.add_failure(genome)
         else:
-            run = self._latency.add(genome, outcome, awaited=proposal.purpose == "verification")
+            run = self._latency.add(genome, outcome, awaited=self._verification.awaited(proposal, state, outcome))
         if self._finished:
             return  # a late outcome: the targets are decided, some by winners of others
         if state is not None and proposal.purpose == "verification":

@@ -18,9 +18,19 @@ class GivenUpReason:
     """The fastest measurement, on an undisturbed device as well, is beyond the target."""
 
 
-def remeasured_beyond(state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool) -> str:
-    """Explain a re-measurement that missed; `typical_ms` is its latency at the typical speed of the run."""
+def remeasured_beyond(
+    state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool, speed_error: float = 0.0
+) -> str:
+    """Explain a re-measurement that missed; `typical_ms` is its latency at the typical speed of the run.
+
+    `speed_error` is the standard error of that speed, relative.
+    """
     if run.median_ms <= state.target_ms and typical_ms is not None:
+        if typical_ms <= state.target_ms:
+            return (
+                f"within it when re-measured, at {run.median_ms:.3g} ms and {typical_ms:.3g} ms at the typical speed, "
+                f"which is known to within {100 * speed_error:.1f} % only"
+            )
         return (
             f"within it when re-measured, at {run.median_ms:.3g} ms, while the device was faster than it "
             f"typically is: {typical_ms:.3g} ms at the typical speed"

@@ -65,8 +65,11 @@ class Proposer:
             for genome, (predicted_ms, std_ms), accuracy in zip(matrix, predictions, top1, strict=True)
         ]
 
-    def propose_again(self, genome: Genome, target_ms: float) -> Proposal:
-        """Return a re-measurement that waits for a slow device; predicted without this subnet's own measurements."""
+    def propose_again(self, genome: Genome, target_ms: float, *, waits: bool) -> Proposal:
+        """Return a re-measurement; with `waits`, while the device is slow it waits.
+
+        Predicted without this subnet's own measurements.
+        """
         undisturbed_ms = max(float(self._latency.predict_undisturbed(genome[None])[0][0]), 1e-9)
         return Proposal(
             tuple(genome.tolist()),
@@ -75,6 +78,6 @@ class Proposer:
             target_ms,
             predicted_ms=self._latency.predict_without_itself(genome),
             predicted_accuracy=float(self._accuracy.predict(genome[None])[0]),
-            wait_above=patience(self._latency.speed, undisturbed_ms),
+            wait_above=patience(self._latency.speed, undisturbed_ms) if waits else None,
             precision=VERIFICATION,
         )

@@ -124,7 +124,7 @@ class SettingLatency:
         rng: np.random.Generator,
         predicted: PredictorLatency,
         without: Sequence[Genome] = (),
-        start: Sequence[Genome] = (),
+        measured_factor: float = 1.0,
     ) -> list[Genome | None]:
         """Return, per target, the most accurate subnet by prediction and measurement; None where there is none.
 
@@ -134,13 +134,13 @@ class SettingLatency:
             rng: of the search.
             predicted: a model of latency at undisturbed speed, with its margin.
             without: subnets that are left out.
-            start: subnets to begin from, beside the measured ones.
+            measured_factor: measured latencies count as this many times as long.
         """
         if not targets_ms:
             return []
         latency: TableLatency = predicted
         table = self.observations.table()
-        genomes, measured_ms = table.genomes, table.undisturbed_ms
+        genomes, measured_ms = table.genomes, measured_factor * table.undisturbed_ms
         excluded = [*self.observations.quarantined(), *without]
         if excluded:
             ruled_out = np.stack(excluded)
@@ -151,8 +151,7 @@ class SettingLatency:
             latency = MeasuredLatency(latency, genomes, measured_ms)
         bounds = self.speed.undisturbed_of(np.array(targets_ms, dtype=np.float64)).tolist()
         order = np.argsort(bounds, kind="stable")
-        begin = np.concatenate([genomes.reshape(-1, len(start[0])), np.stack(start)]) if len(start) else genomes
-        found = solver(latency, [bounds[i] for i in order], begin, rng)
+        found = solver(latency, [bounds[i] for i in order], genomes, rng)
         winners: list[Genome | None] = [None] * len(bounds)
         for place, winner in zip(order.tolist(), found, strict=True):
             winners[place] = winner

@@ -54,6 +54,8 @@ class TargetState:
     replacements: int = 0
     challenges: int = 0
     """Verifications of subnets that are better than the winner."""
+    may_be_challenged: bool = True
+    """False once there were enough of them, or a disturbance has spoiled one."""
     failures: int = 0
     given_up: bool = False
     """No measured subnet was within it; later measurements may change that."""
@@ -144,9 +146,14 @@ class TargetState:
         self.reason = reason
         self.missed_by.append(missed_by)
 
-    def count_challenge(self) -> None:
-        """Count a re-measurement of a subnet that is better than the winner."""
+    def count_challenge(self) -> int:
+        """Count a re-measurement of a subnet that is better than the winner; return their number."""
         self.challenges += 1
+        return self.challenges
+
+    def end_challenges(self) -> None:
+        """Let the winner stand."""
+        self.may_be_challenged = False
 
     def count_replacement(self) -> None:
         """Count a subnet that was measured in place of one that missed the target."""

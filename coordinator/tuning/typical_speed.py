@@ -22,6 +22,8 @@ _SLOPE_SIGMAS = 2.0
 _LEAST_FOR_SLOPE = 10
 #: Bounds of the slope d log(slow-down) / d log(latency).
 _STEEPEST = 0.5
+#: What was seen stands for at most this share of the run: it goes on. And for at least so many independent moments.
+_MOST_COVERAGE, _LEAST_INDEPENDENT = 0.5, 4.0
 #: Measurements up to which the places of their pairs are kept: 64 KiB for the last.
 _MOST_CACHED_PAIRS_OF = 64
 #: Standard error of a median over the scaled median absolute deviation of a normal sample.
@@ -72,9 +74,9 @@ class TypicalSpeed:
         deviation = _weighted_median(np.abs(rest - level), weight)
         if ended_s is not None and len(y) > 2:
             steps = np.abs(rest[1:] - rest[:-1]) / math.sqrt(2.0)
-            seen = min(deviation, median(steps))
-            deviation = seen + (1.0 - coverage) * (deviation - seen)
-        error = _MEDIAN_ERROR * deviation / math.sqrt(len(y))
+            error = _error(len(y), min(deviation, median(steps)), deviation, coverage)
+        else:
+            error = _MEDIAN_ERROR * deviation / math.sqrt(len(y))
         return cls(level, slope, centre, error)
 
     @property
@@ -95,6 +97,21 @@ class TypicalSpeed:
         """Return latencies at undisturbed speed, ms (n,), that typically show as `typical_ms` (n,)."""
         found: Floats = np.exp((np.log(typical_ms) - self.level + self.slope * self.centre) / (1.0 + self.slope))
         return found
+
+
+def _error(count: int, seen: float, deviation: float, coverage: float) -> float:
+    """Return the standard error of a median of `count` measurements in a row, relative.
+
+    Of the time that was seen only `seen`, the deviation between successive ones, is uncertain. The rest of the time may
+    be anywhere within `deviation`, and what was measured tells of it as if there were fewer, independent measurements:
+    their number is that of an autoregression of first order, whose correlation follows from the two deviations (von
+    Neumann's ratio).
+    """
+    of_seen = seen / math.sqrt(count)
+    ratio = (seen / deviation) ** 2 if deviation > 0.0 else 1.0
+    independent = max(count * ratio / (2.0 - ratio), _LEAST_INDEPENDENT)
+    unseen = 1.0 - min(coverage, _MOST_COVERAGE)
+    return _MEDIAN_ERROR * (of_seen + unseen * max(deviation / math.sqrt(independent) - of_seen, 0.0))
 
 
 def median(values: Floats) -> float:

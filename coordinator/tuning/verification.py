@@ -19,11 +19,13 @@ from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES, Judgement, ju
 from fleetnas.coordinator.tuning.miss_reasons import given_up, remeasured_beyond, remeasured_in_vain
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import WAIT_ABOVE, Proposer
+from fleetnas.coordinator.tuning.session_noise import noise_of
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.subnet_observations import Run
 from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.fleet_protocol.messages import Measurement
 
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
 MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
@@ -31,9 +33,12 @@ MAX_REPLACEMENTS = 3
 #: Verifications of subnets that are better than the winner of a target, and the least expected gain of one (top-1, a
 #: fraction).
 MAX_CHALLENGES, _CHALLENGE_GAIN = 4, 0.0003
-#: Margin on a prediction in its standard deviations, for a subnet that stands in after a miss, and for the last one
-#: that is tried before a target is called infeasible.
-_REPLACEMENT_MARGIN, _LAST_MARGIN = 1.0, -1.5
+#: Margins on a prediction in its standard deviations: the first for a subnet that stands in after a miss, the others,
+#: in this order, where no measured subnet is within a target: any winner is better than none.
+_LAST_MARGINS = (1.0, 0.0, -1.5)
+#: When a winner is judged, its latency at the typical speed is taken to be wrong by so many standard errors of that
+#: speed and of the measurement, and at most by this: where little is known, margins would leave little of a target.
+_CAUTION_SIGMAS, _OWN_SIGMAS, _MOST_CAUTION = 1.5, 0.5, 0.03
 #: A target that was met is opened again once the typical speed turns out to put its winner this far beyond it.
 _BEYOND = 1.002
 
@@ -93,18 +98,15 @@ class Verification:
 
     def _challenges(self, states: Sequence[TargetState]) -> list[Proposal]:
         """Return re-measurements of measured subnets that are better than the winners, and likely to be within too."""
-        found = []
-        for state in states:
-            challenger = self._challenger(state, states)
-            if challenger is not None:
-                found.append(self._proposer.propose_again(challenger, state.target_ms))
-        return found
+        found = ((self._challenger(state, states), state.target_ms) for state in states)
+        again = self._proposer.propose_again
+        return [again(genome, target_ms, waits=False) for genome, target_ms in found if genome is not None]
 
     def _challenger(self, state: TargetState, states: Sequence[TargetState]) -> Genome | None:
         """Return the measured subnet with the greatest expected gain over a target's winner; None without one."""
         if state.status is not TargetStatus.MET or self._shortlists.best(state) is not None:
             return None
-        if state.challenges >= MAX_CHALLENGES or state.failures >= MAX_FAILED_VERIFICATIONS:
+        if not state.may_be_challenged or state.failures >= MAX_FAILED_VERIFICATIONS:
             return None
         held = max(winner.accuracy or 0.0 for winner in states if winner is state or _serves(winner, state))
         table = self._observations.table(unsure=True)
@@ -125,7 +127,7 @@ class Verification:
             return None
         listed = self._shortlists.best(state)
         if listed is not None and listed.measured:
-            return self._proposer.propose_again(listed.genome, state.target_ms)
+            return self._proposer.propose_again(listed.genome, state.target_ms, waits=self.waits(state))
         if listed is not None:
             return self._proposer.propose([listed.genome], "candidate", state.target_ms)[0]
         table = self._observations.table(unsure=True)
@@ -141,26 +143,41 @@ class Verification:
         if choice is None:
             self._give_up(state)
             return None
-        return self._proposer.propose_again(choice, state.target_ms)
+        return self._proposer.propose_again(choice, state.target_ms, waits=self.waits(state))
+
+    def waits(self, state: TargetState) -> bool:
+        """Whether a target's next re-measurement waits for a fast device: once a disturbance has spoiled one.
+
+        Those that do not wait see the device at any moment, and count towards its typical speed.
+        """
+        return state.disturbed > 0 and state.status is TargetStatus.OPEN
+
+    def awaited(self, proposal: Proposal, state: TargetState | None, measured: Measurement) -> bool:
+        """Whether a measurement waited for a fast moment and found one: it says nothing of the typical speed."""
+        waited = proposal.purpose == "verification" and (state is None or self.waits(state))
+        return waited and measured.quality != "slowed"
 
     def _replacement(self, state: TargetState, choice: Genome | None) -> Proposal | None:
         """Propose a new subnet after a miss, where no measured one fits, or at another lasting speed."""
         tried = state.verifications > 0 or choice is None or self._observations.changed_for_good
         if not tried or state.replacements >= MAX_REPLACEMENTS:
             return None
-        margin = _LAST_MARGIN if choice is None else _REPLACEMENT_MARGIN
+        margins = _LAST_MARGINS if choice is None else _LAST_MARGINS[:1]
         target_ms = state.target_ms / (1.0 + (self._choice.safety(state) if choice is not None else 0.0))
         if choice is None and not self._knows_smallest():
             (again,) = self._proposer.propose([self._smallest], "candidate", state.target_ms)
             return replace(again, wait_above=WAIT_ABOVE)
-        (winner,) = self._latency.winners(
-            self._solver, [target_ms], self._rng(), self._latency.undisturbed_model(margin)
-        )
         measured = self._choice.best_measured(state, self._choice.safety(state), unsure=True)
         best = -math.inf if measured is None else self._choice.accuracy(measured)
-        if winner is None or not self._choice.is_open(winner) or self._choice.accuracy(winner) <= best + LEAST_GAIN:
-            return None
-        return self._proposer.propose([winner], "candidate", state.target_ms)[0]
+        predicted = self._latency.undisturbed_model()
+        for sigmas in margins:
+            model = predicted.at_margin(sigmas)
+            (winner,) = self._latency.winners(self._solver, [target_ms], self._rng(), model)
+            if winner is None or not self._choice.is_open(winner):
+                continue
+            if self._choice.accuracy(winner) > best + LEAST_GAIN:
+                return self._proposer.propose([winner], "candidate", state.target_ms)[0]
+        return None
 
     def _fastest_of_unknown_speed(self, target_ms: float) -> Genome | None:
         """Return the fastest subnet that ran within a target, unless it is known to be beyond it typically."""
@@ -197,7 +214,7 @@ class Verification:
                 return
             self._withdraw(state)
         typical_ms = self._observations.typical_ms(run)
-        judgement = judge_run(state.target_ms, run, typical_ms)
+        judgement = self._judgement(state, run)
         disturbed = judgement is Judgement.DISTURBED
         if disturbed and state.count_disturbed() <= DISTURBED_TRIES:
             return
@@ -207,18 +224,30 @@ class Verification:
             self._winners[state.target_ms] = (genome, run)
         else:
             missed_by = self._observations.exceeds(self._observations.of(genome), run)
-            reason = remeasured_beyond(state, run, typical_ms, disturbed=disturbed)
+            error = self._latency.speed.error
+            reason = remeasured_beyond(state, run, typical_ms, disturbed=disturbed, speed_error=error)
             state.count_miss(missed_by, reason, slowed_down=disturbed)
             self._observations.add_miss(genome, run)
         self.show(state, genome, run.median_ms, typical_ms)
 
+    def _judgement(self, state: TargetState, run: Run) -> Judgement:
+        """Compare a re-measurement with its target; what it and the typical speed may be wrong by counts against it."""
+        typical_ms = self._observations.typical_ms(run)
+        own = _OWN_SIGMAS * noise_of(run, self._observations.session_scatter)
+        caution = min(math.hypot(_CAUTION_SIGMAS * self._latency.speed.error, own), _MOST_CAUTION)
+        cautious_ms = None if typical_ms is None else typical_ms * (1.0 + caution)
+        return judge_run(state.target_ms, run, cautious_ms)
+
     def _judge_challenge(self, state: TargetState, genome: Genome, run: Run) -> None:
         """Let a better subnet take the winner's place if it is within the target in this run and by its margin."""
-        state.count_challenge()
+        if state.count_challenge() >= MAX_CHALLENGES:
+            state.end_challenges()
         typical_ms = self._observations.typical_ms(run)
-        judgement = judge_run(state.target_ms, run, typical_ms)
+        judgement = self._judgement(state, run)
         if judgement is Judgement.BEYOND:
             self._observations.add_miss(genome, run)
+        elif judgement is Judgement.DISTURBED:
+            state.end_challenges()
         elif judgement is Judgement.WITHIN and self._choice.fits(state, genome):
             state.meet(run.model_sha256)
             self._winners[state.target_ms] = (genome, run)
@@ -246,7 +275,7 @@ class Verification:
         state.withdraw(remeasured_beyond(state, run, typical_ms, disturbed=False), typical_ms)
         self._observations.add_miss(genome, run)
 
-    # -- the subnets that targets stand at ---------------------------------------------------------------------
+    # -- present subnets ---------------------------------------------------------------------------------------
 
     def predict(self, states: Sequence[TargetState]) -> None:
         """Renew the predictions of the subnets that targets stand at, their own measurements left out."""

@@ -10,7 +10,7 @@ from rigs.agent_rig import LEVEL_MS, REFERENCE, AgentProcess, Rig, measured, tas
 
 from fleetnas.agent.measuring.messages import FailedReply, MeasureOrder, PhaseReply, ReferenceOrder, SlowReply
 from fleetnas.agent.service.drift_monitor import COOLS_DOWN_S
-from fleetnas.agent.service.speed_tracker import STEADY_COUNT
+from fleetnas.agent.service.speed_tracker import STEADY_APART_S, STEADY_COUNT
 from fleetnas.agent.service.task_runner import LOOK_AGAIN_S
 from fleetnas.fleet_protocol.messages import AgentState, Conditions, Failed, Measurement, Result
 from fleetnas.fleet_protocol.orders import MeasureTask
@@ -74,7 +74,7 @@ def test_a_device_that_stays_slow_goes_on_in_a_new_regime_and_says_so(
     rig.measurer.script.extend([measured(), *[measured(6.0, slowdown=1.5)] * (STEADY_COUNT + 1)])
     with caplog.at_level(logging.WARNING, "fleetnas.agent"):
         for number in range(STEADY_COUNT + 2):
-            submit(rig, agent, number)
+            submit(rig, agent, number, seconds=2 * STEADY_APART_S)
     assert [found.quality for found in measurements(rig)] == ["ok", *["slowed"] * (STEADY_COUNT - 1), "ok", "ok"]
     assert [found.undisturbed_ms for found in measurements(rig)] == [4.0] * (STEADY_COUNT + 2)
     assert [order.normals.get(REFERENCE) for order in asked(rig)[-2:]] == [pytest.approx(1.0, abs=0.11), 1.5]

@@ -8,7 +8,7 @@ import pytest
 from fleetnas.agent.measuring.levels import continued_levels
 from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.runtimes.timing import Timing
-from fleetnas.agent.service.speed_tracker import SLOW_RATIO, STEADY_COUNT, SpeedTracker, Verdict
+from fleetnas.agent.service.speed_tracker import SLOW_RATIO, STEADY_APART_S, STEADY_COUNT, SpeedTracker, Verdict
 
 SMALL, LARGE = "a" * 12, "b" * 12
 
@@ -49,15 +49,17 @@ class Clock:
 
     def __init__(self, tracker: SpeedTracker) -> None:
         self.tracker = tracker
-        self.now = 1000.0
+        self.now, self.step_s = 1000.0, 10.0
 
     def judge(self, *slowdowns: float, reference: str = LARGE, throttled: bool | None = None) -> list[Verdict]:
         verdicts = []
         for slowdown in slowdowns:
             verdicts.append(
-                self.tracker.judge("pi", timing(slowdown, reference), throttled=throttled, ended_unix_s=self.now)
+                self.tracker.judge(
+                    "pi", timing(slowdown, reference), throttled=throttled, now=self.now, ended_unix_s=self.now
+                )
             )
-            self.now += 10.0
+            self.now += self.step_s
         return verdicts
 
 
@@ -69,7 +71,7 @@ def clock() -> Clock:
 def test_qualities(clock: Clock) -> None:
     assert [verdict.quality for verdict in clock.judge(1.0, 1.3, 1.0)] == ["ok", "slowed", "ok"]
     assert clock.judge(1.0, throttled=True)[0].quality == "slowed"
-    noisy = clock.tracker.judge("pi", timing(1.0, noisy=True), throttled=None, ended_unix_s=clock.now)
+    noisy = clock.tracker.judge("pi", timing(1.0, noisy=True), throttled=None, now=clock.now, ended_unix_s=clock.now)
     assert noisy.quality == "noisy"
 
 
@@ -135,7 +137,9 @@ def test_what_is_normal_follows_the_readings_within_bounds(clock: Clock) -> None
 
 def test_a_lowered_level_begins_a_new_history(clock: Clock) -> None:
     clock.judge(*[1.5] * (STEADY_COUNT - 1))
-    verdict = clock.tracker.judge("pi", timing(1.0, level_ms=1.2), throttled=None, ended_unix_s=clock.now)
+    verdict = clock.tracker.judge(
+        "pi", timing(1.0, level_ms=1.2), throttled=None, now=clock.now, ended_unix_s=clock.now
+    )
     assert (verdict.quality, verdict.new_regime) == ("ok", False)
     assert clock.tracker.levels("pi") == {LARGE: 1.2}
 
@@ -153,3 +157,12 @@ def test_new_sessions_continue_the_old_scale() -> None:
     # A device that is much faster now: the old levels were read on a slowed one.
     assert continued_levels({"a": 0.6, "b": 1.2}, old) == {"a": 0.6, "b": 1.2}
     assert continued_levels({"e": 3.0}, old) == {"e": 3.0}
+
+
+def test_coarse_measurements_in_a_row_are_no_lasting_speed_until_some_time_has_passed(clock: Clock) -> None:
+    clock.judge(1.0, 1.0)
+    clock.step_s = STEADY_APART_S / 5
+    verdicts = clock.judge(*[1.8] * 40)
+    (began,) = (number for number, verdict in enumerate(verdicts) if verdict.new_regime)
+    assert 5 * (STEADY_COUNT - 1) <= began <= 5 * STEADY_COUNT
+    assert verdicts[began].regime_slowdown == 1.8

@@ -135,8 +135,7 @@ def test_a_winner_gives_way_to_a_better_subnet_that_is_re_measured_within_its_ta
     assert state.status == "met"
     assert state.genome is not None
     assert (tuple(state.genome.tolist()) == better) == passes
-    if not passes:
-        assert verified.count(better) == 1, "a subnet that is beyond its target is not tried again"
+    assert passes or verified.count(better) == 1, "a subnet that is beyond its target is not tried again"
 
 
 def test_told_again_what_it_was_told_it_challenges_the_same_winners() -> None:

@@ -156,7 +156,7 @@ def test_a_much_better_subnet_just_within_its_target_is_given_a_chance_to_pass(p
     largest = SPACE.decode(SPACE.largest())[0]
     ends = honest(Proposal((), largest, "initial-design"))
     assert isinstance(ends, Measurement)
-    target_ms = 1.005 * ends.median_ms  # within it, but not by the margin of a percent
+    target_ms = 1.01 * ends.median_ms  # within it, but not by its margin
 
     def answer(proposal: Proposal) -> Measurement | Failed:
         late = proposal.purpose == "verification" and proposal.architecture == largest and not passes
@@ -202,14 +202,15 @@ def test_a_disturbed_verification_is_made_again_on_the_same_subnet() -> None:
         assert isinstance(found, Measurement)
         if proposal.purpose == "verification" and not disturbed:
             disturbed.append(proposal)
-            return measurement(found.median_ms * 3, quality="noisy", half_width_percent=60.0)
+            slowed_ms, undisturbed_ms = found.median_ms * 3, found.median_ms
+            return measurement(slowed_ms, undisturbed_ms=undisturbed_ms, quality="noisy", half_width_percent=60.0)
         return found
 
     search = make()
     told = run(search, answer)
     assert [state.status for state in search.targets] == ["met"] * 4
     again = [p.genome for p, _ in told if p.purpose == "verification" and p.target_ms == disturbed[0].target_ms]
-    assert again == [disturbed[0].genome] * 2
+    assert again[:2] == [disturbed[0].genome] * 2
 
 
 def test_a_device_that_always_slows_down_for_verification_ends_unmet() -> None:

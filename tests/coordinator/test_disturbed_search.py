@@ -267,3 +267,24 @@ def test_slowed_data_never_makes_a_winner_worse(seed: int, extra: int) -> None:
 def test_the_accuracy_model_is_the_one_of_the_simulated_fleet() -> None:
     """The properties above compare predicted accuracies; larger must be better for them to mean anything."""
     assert ACCURACY.predict(SPACE.largest())[0] > ACCURACY.predict(SPACE.smallest())[0]
+
+
+def test_a_re_measurement_waits_only_after_a_disturbance_has_spoiled_one() -> None:
+    hidden, clock = HiddenDevice(4, noise=0.0), iter(range(1000, 2000))
+    spoiled: list[tuple[int, ...]] = []
+
+    def answer(proposal: Proposal) -> Measurement:
+        undisturbed_ms, now = hidden.latency_ms(proposal.architecture), float(next(clock))
+        slow = proposal.purpose == "verification" and not spoiled
+        if slow:
+            spoiled.append(proposal.genome)
+        return measurement((3.0 if slow else 1.0) * undisturbed_ms, undisturbed_ms=undisturbed_ms, finished_unix_s=now)
+
+    search = make("auto:4")
+    told = run(search, answer, at_once=1)
+    verified = [proposal for proposal, _ in told if proposal.purpose == "verification"]
+    again = next(p for p in verified[1:] if p.target_ms == verified[0].target_ms)
+    assert again.genome == spoiled[0]
+    assert again.wait_above is not None
+    assert [p for p in verified if p.wait_above is not None] == [again]
+    assert [state.status for state in search.targets] == ["met"] * 4

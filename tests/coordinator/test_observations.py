@@ -69,6 +69,19 @@ class TestTypicalSpeed:
         assert max(map(abs, slopes)) < 0.05
         assert sum(slope == 0.0 for slope in slopes) >= 18
 
+    @pytest.mark.parametrize("held", [1, 5, 10])
+    def test_its_error_covers_the_part_of_a_run_that_was_not_seen(self, held: int) -> None:
+        """Speeds that are held for many measurements say less of the rest than independent ones, and it is known."""
+        rng, off, errors = np.random.default_rng(held), [], []
+        for _ in range(200):
+            levels = np.repeat(rng.normal(0.0, 0.05, 80 // held), held)
+            seen = levels[:40] + rng.normal(0.0, 0.002, 40)
+            speed = TypicalSpeed.of(np.full(40, 5.0), np.exp(seen), np.arange(40.0), coverage=0.5)
+            off.append(speed.level - float(np.median(levels)))
+            errors.append(speed.error)
+        assert np.mean(np.abs(off) <= 2.0 * np.array(errors)) >= 0.6
+        assert np.sqrt(np.mean(np.square(off))) <= 2.5 * np.mean(errors)
+
     @given(st.floats(0.1, 100), st.floats(-0.4, 0.4), st.floats(-0.5, 0.5))
     def test_it_can_be_taken_out_again(self, latency: float, level: float, slope: float) -> None:
         speed = TypicalSpeed(level, slope, 1.0)

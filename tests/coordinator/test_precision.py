@@ -18,6 +18,7 @@ from fleetnas.coordinator.tuning.observations import Observations
 from fleetnas.coordinator.tuning.session_noise import DEFAULT_SCATTER
 from fleetnas.fleet_protocol.messages import Measurement, MeasurementProtocol
 from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.fleet_protocol.student_t import Z95
 
 GENOMES = SPACE.sample(12, np.random.default_rng(4))
 PROTOCOL = MeasurementProtocol(min_s=0.4, min_runs=40)
@@ -172,7 +173,7 @@ class TestNoise:
         by_genome = {genome: noise / ms for genome, ms, noise in found.training_set()}
         noises = [by_genome[tuple(genome.tolist())] for genome in GENOMES[:3]]
         assert all(one < other for one, other in pairwise(noises))
-        expected = [math.hypot(width / 196.0, DEFAULT_SCATTER) for width in widths]
+        expected = [math.hypot(width / 100.0 / Z95, DEFAULT_SCATTER) for width in widths]
         assert noises == pytest.approx(expected)
 
     def test_three_sessions_say_more_than_a_single_one_of_the_same_half_width(self) -> None:
