@@ -57,7 +57,7 @@ def test_results_json_has_the_documented_keys(tmp_path: Path) -> None:
     artifacts(tmp_path, campaign_outcome(device_outcome("board-a")))
     device = json.loads((tmp_path / RESULTS_FILE).read_text())["fleet"][0]
     assert {"device", "runtime", "measurements", "predictor", "status", "targets"} <= device.keys()
-    assert device["predictor"].keys() == {"mape_percent", "spearman", "held_out"}
+    assert device["predictor"].keys() == {"mape_percent", "spearman", "held_out", "transfer_weight"}
     keys = {"target_ms", "architecture", "predicted_ms", "measured_ms", "verified_ms", "met", "accuracy", "model"}
     assert keys | {"sha256"} <= device["targets"][0].keys()
     assert {"ks", "e", "d", "r"} <= device["targets"][0]["architecture"].keys()
