@@ -178,7 +178,7 @@ class TestMeasuring:
         bench = make_bench(switching(1.0, 1.5, at_s=10.0))
         begun = {bench.measure(task(MIDDLE)).regime_unix_s}
         bench.clock.now_s = bench.device.begin_s + 20.0
-        after = [bench.measure(task(SPACE.sample(1, np.random.default_rng(seed)))) for seed in range(10)]
+        after = [bench.measure(task(SPACE.sample(1, np.random.default_rng(seed)))) for seed in range(16)]
         assert after[0].quality == "slowed"
         assert after[-1].quality == "ok"
         assert after[-1].regime_unix_s not in begun

@@ -48,11 +48,11 @@ class TestOrders:
     def test_a_signed_order_is_taken_and_reads_as_it_was_written(self) -> None:
         payload = signer().sign("pi", "task", ORDER)
         verifier().check("task", payload)
-        assert decode_task(payload).model_copy(update={"signature": None}) == task()
+        assert decode_task(payload).model_copy(update={"signature": None, "schema_minor": 0}) == task()
         for channel, message in (("task", CancelTask(task=task().task)), ("ack", Acknowledgement(task=task().task))):
             payload = signer().sign("pi", channel, encode(message))  # type: ignore[arg-type]
             verifier().check(channel, payload)  # type: ignore[arg-type]
-            assert decode(type(message), payload).model_copy(update={"signature": None}) == message
+            assert decode(type(message), payload).model_copy(update={"signature": None, "schema_minor": 0}) == message
 
     def test_an_unsigned_order_is_refused(self) -> None:
         with pytest.raises(UntrustedError, match="not signed") as refusal:
