@@ -2,7 +2,7 @@
 
 The public part learns from the 13 FBNet settings under `FLEETNAS_DATA`, 4,000 samples of 199 features each. The store
 holds `--devices` invented devices of 20 kinds, each with 50 measured `ofa-mbv3` subnets: its kind's initial design, and
-subnets of its own or, with `--sets`, of one of so many sets. Timed is everything between opening the store and the
+subnets of its own or, with `--sets`, of one of that many sets. Timed is everything between opening the store and the
 first device's prior: reading, fitting, the check of similarity, learning, hardware. The exit status is 1 if a bar is
 missed.
 """

@@ -115,7 +115,7 @@ class Child:
 
 @contextmanager
 def children(count: int, model: Path, runtime: str, change: Change, clock: str) -> Iterator[list[Child]]:
-    """So many processes, which end with the block."""
+    """Start processes, which end with the block."""
     with ExitStack() as stack:
         found = []
         for _ in range(count):

@@ -46,7 +46,7 @@ _WINDOW_S = 10.0
 _MIN_WINDOWS = 3
 #: What a median needs.
 _MIN_RUNS = 3
-#: The least demanding `--precision`.
+#: The least demanding `--half-width`.
 _WIDEST_PERCENT = 100.0
 _STANDARD = MeasurementProtocol()
 _ENDS = {

@@ -54,6 +54,10 @@ class Demand:
     outcome: TargetOutcome
     weight: float = 1.0
 
+    def is_of(self, device: DeviceOutcome) -> bool:
+        """Whether this is a target of a device setting."""
+        return (self.device, self.setting) == (device.device, device.setting.label)
+
 
 @dataclass(frozen=True)
 class Service:
@@ -72,7 +76,6 @@ class RunPortfolio:
 
     architectures: tuple[Architecture, ...]
     services: tuple[Service, ...]  #: one per demand, in their order
-    curve: tuple[Portfolio, ...]  #: of 1, 2, ... models, to where more change nothing
     winners: int  #: different winners of the run
     winners_accuracy: float | None  #: weighted mean accuracy of the targets that they meet; None without winners
 
@@ -103,9 +106,7 @@ class PortfolioProblem:
         By the highest mean accuracy of all demands; with `worst_case` by the least loss of the demand that loses most
         against its own best subnet.
         """
-        problem = Demands(
-            self._accuracy, self._latency.meets, np.array([demand.weight for demand in self.demands], dtype=np.float64)
-        )
+        problem = self._present()
         chosen = (choose_worst_case if worst_case else choose_portfolio)(problem, models)
         architectures = self._space.decode(self._genomes[list(chosen.chosen)])
         of_row = dict(zip(chosen.chosen, architectures, strict=True))
@@ -118,10 +119,18 @@ class PortfolioProblem:
                     zip(self.demands, problem.served_by(chosen.chosen).tolist(), strict=True)
                 )
             ),
-            tuple(portfolio_curve(problem, len(self.demands))),
             len({demand.outcome.architecture for demand in won}),
             _weighted((demand.outcome.predicted_accuracy, demand.weight) for demand in won),
         )
+
+    def curve(self) -> list[Portfolio]:
+        """Return the portfolios of 1, 2, ... models by mean accuracy, to where more models change nothing."""
+        return portfolio_curve(self._present(), len(self.demands))
+
+    def _present(self) -> Demands:
+        """Return which candidate meets which demand, by what is known now."""
+        weights = np.array([demand.weight for demand in self.demands], dtype=np.float64)
+        return Demands(self._accuracy, self._latency.meets, weights)
 
     def _service(self, demand: Demand, column: int, row: int, architecture: Architecture | None) -> Service:
         if architecture is None:
@@ -224,7 +233,7 @@ def open_portfolio(
         for done, device in enumerate(devices):
             progress(done, len(devices))
             learned = learners.latency(store, run_id, device)
-            parts.append(_latencies(learned, genomes, space, [each for each in demands if _is_of(each, device)]))
+            parts.append(_latencies(learned, genomes, space, [each for each in demands if each.is_of(device)]))
         predicted = np.asarray(accuracy.predict(genomes), dtype=np.float64)
     progress(len(devices), len(devices))
     return PortfolioProblem(space, genomes, predicted, demands, _Latencies.joined(parts))
@@ -236,10 +245,6 @@ def _demands(device: DeviceOutcome) -> list[Demand]:
         for target in device.targets
         if target.target_ms is not None
     ]
-
-
-def _is_of(demand: Demand, device: DeviceOutcome) -> bool:
-    return (demand.device, demand.setting) == (device.device, device.setting.label)
 
 
 def _weighed(demands: Sequence[Demand], weights: Mapping[str, float]) -> list[Demand]:

@@ -66,7 +66,7 @@ def tell_verified(problem: PortfolioProblem, services: list[Service], outcome: C
                 continue
             latency_ms = max(found.verified_ms, found.typical_ms or 0.0)
             for demand in problem.demands:
-                if (demand.device, demand.setting) == (device.device, device.setting.label):
+                if demand.is_of(device):
                     met = meets_target(demand.target_ms, found.verified_ms, found.typical_ms)
                     problem.tell(found.architecture, demand, latency_ms, met=met)
                     decided += (demand, found.architecture) in wanted

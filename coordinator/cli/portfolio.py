@@ -96,13 +96,14 @@ def portfolio(
         return problem.choose(choice.models, worst_case=choice.worst_case)
 
     found = _verified(choice, settings, problem, choose, access) if access is not None else choose()
-    report = report_of(run, found)
+    curve = problem.curve()
+    report = report_of(run, found, curve)
     if choice.output is not None:
         write_atomically(choice.output, json.dumps(report, indent=2).encode() + b"\n")
     if choice.as_json:
         typer.echo(json.dumps(report))
     else:
-        print_portfolio(Console(), found)
+        print_portfolio(Console(), found, curve)
         if not choice.verify:
             typer.echo("nothing was measured for this choice; add --verify --broker HOST to verify it on the devices")
     raise typer.Exit(0 if found.is_served(verified=choice.verify) else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,13 +10,14 @@ from rich.table import Table
 
 from fleetnas.coordinator.app.portfolio import RunPortfolio, Service
 from fleetnas.coordinator.records.targets import target_name
+from fleetnas.coordinator.search.portfolio import Portfolio
 from fleetnas.coordinator.view.wording import count_of
 
 #: Points of the curve that are shown: beyond, models add little.
 _SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
-def print_portfolio(console: Console, portfolio: RunPortfolio) -> None:
+def print_portfolio(console: Console, portfolio: RunPortfolio, curve: Sequence[Portfolio]) -> None:
     """Print every target with the subnet that serves it, and accuracy by the number of models."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, justify in (
@@ -37,7 +39,7 @@ def print_portfolio(console: Console, portfolio: RunPortfolio) -> None:
         f"predicted top-1 {mean}; the search's own {count_of(portfolio.winners, 'winner')}: {own}",
         highlight=False,
     )
-    shown = [(n, point) for n, point in enumerate(portfolio.curve, 1) if n in _SHOWN or n == len(portfolio.curve)]
+    shown = [(n, point) for n, point in enumerate(curve, 1) if n in _SHOWN or n == len(curve)]
     line = ", ".join(
         f"{n}: {_percent(point.mean_accuracy)}"
         + (f" ({point.served} of {len(portfolio.services)} served)" if point.served < len(portfolio.services) else "")
@@ -66,7 +68,7 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def report_of(run_id: str, portfolio: RunPortfolio) -> dict[str, Any]:
+def report_of(run_id: str, portfolio: RunPortfolio, curve: Sequence[Portfolio]) -> dict[str, Any]:
     """Return the portfolio as JSON's types; accuracies are fractions, latencies milliseconds."""
     return {
         "run_id": run_id,
@@ -94,6 +96,6 @@ def report_of(run_id: str, portfolio: RunPortfolio) -> dict[str, Any]:
                 "served": point.served,
                 "greatest_loss": point.greatest_loss,
             }
-            for point in portfolio.curve
+            for point in curve
         ],
     }

@@ -10,7 +10,7 @@ from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: How precise measurements are: as each one needs (`auto`), or all as the run's protocol says (`fixed`).
 PrecisionChoice: TypeAlias = Literal["auto", "fixed"]
-#: A coarse measurement takes at least this share of the protocol's times, this long in seconds, and so many runs: below
+#: A coarse measurement takes at least this share of the protocol's times, these seconds and these runs: below
 #: that, turns are too short to tell a disturbed moment from a slow subnet, and those of a reference are shorter than in
 #: other measurements, so that its level is another one.
 _LEAST_SHARE, _LEAST_S, _LEAST_RUNS = 0.15, 0.12, 8

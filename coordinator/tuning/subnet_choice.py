@@ -65,7 +65,7 @@ class SubnetChoice:
         runs = self._runs(genome)
         latency_ms = self._observations.latency_ms(self._observations.of(genome)) or math.inf
         limit_ms = state.target_ms / (1.0 + self._margin(runs + 1))
-        # By this the mean of so many runs moves with the next one.
+        # By this the mean of these runs moves with the next one.
         moves = self._observations.noise / math.sqrt(runs * (runs + 1.0))
         return 0.5 * math.erfc((latency_ms / limit_ms - 1.0) / max(moves, 1e-9) / math.sqrt(2.0))
 

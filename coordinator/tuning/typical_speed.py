@@ -22,7 +22,7 @@ _SLOPE_SIGMAS = 2.0
 _LEAST_FOR_SLOPE = 10
 #: Bounds of the slope d log(slow-down) / d log(latency).
 _STEEPEST = 0.5
-#: What was seen stands for at most this share of the run: it goes on. And for at least so many independent moments.
+#: What was seen stands for at most this share of the run: it goes on. And for at least this many independent moments.
 _MOST_COVERAGE, _LEAST_INDEPENDENT = 0.5, 4.0
 #: Measurements up to which the places of their pairs are kept: 64 KiB for the last.
 _MOST_CACHED_PAIRS_OF = 64

@@ -36,7 +36,7 @@ MAX_CHALLENGES, _CHALLENGE_GAIN = 4, 0.0003
 #: Margins on a prediction in its standard deviations: the first for a subnet that stands in after a miss, the others,
 #: in this order, where no measured subnet is within a target: any winner is better than none.
 _LAST_MARGINS = (1.0, 0.0, -1.5)
-#: When a winner is judged, its latency at the typical speed is taken to be wrong by so many standard errors of that
+#: When a winner is judged, its latency at the typical speed is taken to be wrong by this many standard errors of that
 #: speed and of the measurement, and at most by this: where little is known, margins would leave little of a target.
 _CAUTION_SIGMAS, _OWN_SIGMAS, _MOST_CAUTION = 1.5, 0.5, 0.03
 #: A target that was met is opened again once the typical speed turns out to put its winner this far beyond it.

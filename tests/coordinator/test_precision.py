@@ -68,7 +68,7 @@ class TestNeededPrecision:
 
 
 def orders_of(precision: PrecisionChoice, *, stop_after: int | None = None) -> tuple[Simulation, list[MeasureTask]]:
-    """Run a campaign on one device, to its end or until so many orders were sent, and note the orders."""
+    """Run a campaign on one device, to its end or until that many orders were sent, and note the orders."""
     plan = CampaignPlan(targets="auto:2", budget=10, initial_design=6, protocol=PROTOCOL, precision=precision)
     fleet, orders = Simulation(plan), list[MeasureTask]()
     agent = fleet.add("pi", seed=1)

@@ -1,4 +1,4 @@
-"""States of device settings are stored in the order in which they changed, so many at a time, and none is left out."""
+"""Changed states of device settings are stored in order, a limited number at a time, and none is left out."""
 
 from __future__ import annotations
 
