@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from fleetnas.agent.cli.bench import BENCH_DESCRIPTION, BENCH_EPILOG, add_bench_options
 from fleetnas.agent.cli.configuration import read_configuration, settings_of
+from fleetnas.agent.cli.configure import add_configure_options
 from fleetnas.agent.cli.doctor.command import add_doctor_options
 from fleetnas.agent.cli.installation.command import add_install_options, add_uninstall_options
 from fleetnas.agent.cli.log_lines import write_error
@@ -95,6 +96,12 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         description="Check Python, runtimes, sensors, the state folder, the broker and every setting that `run` would "
         "offer with the same options and configuration; print a command that fixes each trouble.",
     )
+    configure = commands.add_parser(
+        "configure",
+        help="write this agent's configuration file",
+        description="Write broker, login, fleet, name and settings to the configuration file, beside what it has; "
+        "`run`, `doctor` and `bench` need no options then.",
+    )
     status = commands.add_parser(
         "status",
         help="show the agents of this host and their results",
@@ -113,6 +120,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
     add_run_options(run)
     add_bench_options(bench)
     add_doctor_options(doctor)
+    add_configure_options(configure)
     add_status_options(status)
     add_install_options(install)
     add_uninstall_options(uninstall)

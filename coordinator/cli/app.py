@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+from fleetnas.coordinator.cli.configuration import choose_file
 
 app = typer.Typer(
     name="fleetnas",
@@ -38,8 +41,18 @@ def _fleetnas(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Settings of all commands (default: $FLEETNAS_CONFIG, else ~/.config/fleetnas/fleetnas.toml, else "
+            "/etc/fleetnas/fleetnas.toml).",
+        ),
+    ] = None,
 ) -> None:
     del version
+    choose_file(config)
 
 
 from fleetnas.coordinator.cli import (  # noqa: E402
@@ -52,6 +65,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     export_data,
     finetune,
     inspect,
+    installer,
     measure,
     mirror,
     portfolio,
@@ -66,7 +80,7 @@ from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 #: In the order in which they are used, as the help lists them.
 _MODULES = (
     *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure),
-    *(watch, devices, runs, portfolio, export_data, mirror, predictor, broker, security),
+    *(watch, devices, runs, portfolio, export_data, mirror, predictor, broker, installer, security),
 )
 for module in _MODULES:
     module.register(app)

@@ -15,6 +15,7 @@ import numpy as np
 from fleetnas.coordinator.search.latency import Floats, SlotTableLatency
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_package
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, reduced
 
@@ -173,7 +174,7 @@ def _read_yaml(file: Path) -> Mapping[str, float]:
         import yaml
     except ImportError:
         raise MissingDependencyError(
-            "reading block latency tables needs PyYAML: pip install 'fleetnas[coordinator]'"
+            f"reading block latency tables needs PyYAML: {install_package('pyyaml')}"
         ) from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:

@@ -11,6 +11,7 @@ import typer
 from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.bounds import BoundOptions
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
@@ -19,7 +20,6 @@ from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.cli.search.offline import IMAGES, SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 
 _RERANK_ADVICE = "images choose among candidates only with --rerank K, which is not given: add it"
@@ -33,6 +33,7 @@ class RunOptions:
     supernet: Annotated[
         Path | None, typer.Option("--supernet", metavar="FILE", help="The exported supernet, a .supernet file.")
     ] = None
+    name: options.RunName = None
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
@@ -112,26 +113,35 @@ def search(
     _refuse_useless(context, run, plan, measuring, local=here.local)
     agents = fleet.agents()
     new_plan = plan.plan(bounds, agents, measuring) if run.resume is None else None
-    devices_at = here.device() if here.local else fleet.access(connection)
+    local = here.device() if here.local else None
+    store = store_location(run.store)
+    resumed = None
+    if new_plan is None:
+        from fleetnas.coordinator.cli.search.resuming import claim_resumed
+
+        which = run.resume or LATEST
+        resumed = claim_resumed(context, store, which, kind="search", connection=connection, fleet=fleet, local=local)
     request = SearchRequest(
-        store_location(run.store),
-        devices_at,
-        _chosen_run(run, new_plan, agents),
+        store,
+        resumed.devices_at if resumed is not None else local or fleet.access(connection),
+        _chosen_run(run, new_plan, agents, resumed.run_id if resumed is not None else LATEST),
         out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
     )
     from fleetnas.coordinator.cli.search.running import run_search
 
-    raise typer.Exit(run_search(request, as_json=run.as_json))
+    raise typer.Exit(run_search(request, as_json=run.as_json, store=resumed.store if resumed is not None else None))
 
 
-def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...]) -> NewRun | ResumedRun:
+def _chosen_run(
+    run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...], resumed: str
+) -> NewRun | ResumedRun:
     if new_plan is None:
-        return ResumedRun(run.resume or LATEST, run.supernet, agents)
+        return ResumedRun(resumed, run.supernet, agents)
     if run.supernet is None:
         raise UsageError("a new search needs --supernet and --targets; to go on with a stored run give --resume")
-    return NewRun(run.supernet, new_plan)
+    return NewRun(run.supernet, new_plan, name=run.name)
 
 
 def _refuse_useless(
@@ -154,7 +164,7 @@ def _refuse_useless(
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
     if run.resume is not None:
-        kept = (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions))
+        kept = ("name", *names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions))
         options.refuse(context, kept, "a resumed run keeps what it began with")
         return
     if not plan.rerank:
