@@ -108,8 +108,8 @@ class FleetObserver:
         reasons = [self._work(entry)]
         if entry.info is not None and is_out_of_date(entry.info, our_version):
             reasons.append(
-                f"out of date: it runs fleetnas {plain(entry.info.versions['fleetnas'])} and this is {our_version}; paste "
-                "the line of `fleetnas installer` on it, or update this one if that is older"
+                f"out of date: it runs fleetnas {plain(entry.info.versions['fleetnas'])} and this is {our_version}; "
+                "paste the line of `fleetnas installer` on it, or update this one if that is older"
             )
         if entry.name in self.refused:
             refused = self.refused[entry.name]
