@@ -127,7 +127,15 @@ fi
 if ! "$DIR/bin/python" -m pip --version >/dev/null 2>&1; then
     say "making the environment $DIR"
     mkdir -p "$DIR" || fail "$DIR cannot be made" "give another folder with --dir"
-    if ! "$PYTHON" -m venv "$DIR" >"$TEMPORARY/log" 2>&1; then
+    set -- -m venv
+    case $EXTRAS in
+    arm32*) # numpy and psutil have no wheels there: they are the system's
+        "$PYTHON" -c 'import numpy, psutil' 2>/dev/null || fail "this 32-bit system lacks numpy or psutil" \
+            "install them, then paste the line again: sudo apt-get install python3-numpy python3-psutil"
+        set -- "$@" --system-site-packages
+        ;;
+    esac
+    if ! "$PYTHON" "$@" "$DIR" >"$TEMPORARY/log" 2>&1; then
         cat "$TEMPORARY/log" >&2
         fail "$PYTHON cannot make a virtual environment" \
             "install its module, then paste the line again: sudo apt-get install python3-venv"

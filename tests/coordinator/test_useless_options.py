@@ -40,6 +40,7 @@ OUTPUTS = {"--out", "--json"}
 PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
     "--rerank",
+    "--name",
     "--deadline",
     *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
@@ -169,6 +170,9 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("devices", "--broker", "127.0.0.1", "--password-file", "p"), "--username"),
         (("devices", "--broker", "127.0.0.1", "--key-file", "k"), "--certificate-file"),
         (("broker", "--port", "1", "renew", "folder"), "leave out --port"),
+        (("broker", "--no-installer", "--extras", "agent"), "leave out --extras"),
+        (("enroll", "pi4", "--authority", "a", "--advertise", "pi.example"), "leave out --advertise"),
+        (("runs", "--status", "failed", "rename", "latest"), "leave out --status"),
         (("broker", "--host", "::", "init", "folder"), "leave out --host"),
         (("broker", "rotate", "folder", "--finish", "--compromised"), "--compromised"),
         (("broker", "rotate", "folder", "--finish", "-o", "next.credentials"), "--output"),
