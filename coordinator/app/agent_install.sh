@@ -154,6 +154,9 @@ say "installed $("$AGENT" --version)"
 
 # -- configuration, doctor, service ---------------------------------------------------------------------------------
 SERVICE_FILE=/etc/fleetnas/agent.conf
+MEND='mend it, then paste the line again'
+[ -n "$BROKER$CREDENTIALS" ] ||
+    MEND='a new device of this fleet needs credentials; on the coordinator: fleetnas enroll NAME --authority DIR --serve'
 set -- --fleet "$FLEET"
 if [ -n "$CREDENTIALS" ]; then
     set -- --credentials "$CREDENTIALS"
@@ -162,15 +165,15 @@ else
     [ -z "$NAME" ] || set -- "$@" --name "$NAME"
 fi
 if [ "$SERVICE" = no ]; then
-    "$AGENT" configure "$@" || fail "the configuration cannot be written (above)" "mend it, then paste the line again"
+    "$AGENT" configure "$@" || fail "the configuration cannot be written (above)" "$MEND"
     "$AGENT" doctor || fail "this device cannot measure yet (above)" \
         "do what it says, then paste the line again, or look again with: $AGENT doctor"
 elif [ -f "$SERVICE_FILE" ] && [ -z "$CREDENTIALS" ]; then
     "$AGENT" configure --config "$SERVICE_FILE" "$@" && "$AGENT" install-service ||
-        fail "the service cannot be updated (above)" "mend it, then paste the line again"
+        fail "the service cannot be updated (above)" "$MEND"
     "$AGENT" doctor --config "$SERVICE_FILE" || fail "this device cannot measure yet (above)" "do what it says"
 else
-    "$AGENT" install-service "$@" || fail "the service cannot be installed (above)" "mend it, then paste the line again"
+    "$AGENT" install-service "$@" || fail "the service cannot be installed (above)" "$MEND"
     "$AGENT" doctor --config "$SERVICE_FILE" || fail "this device cannot measure yet (above)" "do what it says"
 fi
 if [ "$RUN" = yes ] && [ "$SERVICE" = no ]; then

@@ -94,13 +94,19 @@ def installer(connection: ConnectionOptions, install: InstallOptions) -> None:
     broker, setup = at.broker, install.setup()
     host = install.install_host or "0.0.0.0"
     addresses = (install.advertise,) if install.advertise else addresses_for_devices(host)
-    if is_loopback(broker.host) and not (addresses and is_loopback(addresses[0])):
+    secured = at.credentials is not None
+    if not secured and is_loopback(broker.host) and not (addresses and is_loopback(addresses[0])):
         raise UsageError(
             f"the broker {broker} is this machine's own loopback, which no other device reaches; give its address in "
             f"the network as --broker, such as {addresses[0] if addresses else '192.168.1.10'}, or --install-host "
             "127.0.0.1 for agents of this machine"
         )
-    with serving(install, host, replace(setup, broker=str(broker), fleet=at.fleet)):
+    with serving(install, host, replace(setup, broker="" if secured else str(broker), fleet=at.fleet)):
+        if secured:
+            typer.echo(
+                "agents of this fleet have credentials, and keep them; a new device gets its own, and its line, with "
+                "`fleetnas enroll NAME --authority DIR --serve`"
+            )
         wait_for_stop()
 
 
