@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fleetnas.fleet_protocol.messages import AgentInfo
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fleetnas.fleet_protocol.messages import AgentInfo
 
 
 def is_out_of_date(info: AgentInfo, our_version: str) -> bool:
