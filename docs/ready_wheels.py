@@ -1,7 +1,7 @@
-"""Which Pythons have ready wheels of everything, as the table of docs/installing.md: `docs/ready_wheels.py [--python 3.14]`.
+"""Which Pythons have ready wheels of everything, as the table of docs/installing.md: `docs/ready_wheels.py`.
 
-Asks pip what it would install, for each Python and each machine, from wheels alone. Nothing is installed; it takes some minutes
-and the index that pip is set to.
+Asks pip what it would install, for each Python and each machine, from wheels alone. Nothing is installed; it takes some
+minutes, and the index that pip is set to.
 """
 
 from __future__ import annotations
