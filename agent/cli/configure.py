@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -103,5 +104,6 @@ def _write(file: Path, values: Mapping[str, str]) -> None:
                 os.chown(temporary, status.st_uid, status.st_gid)
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise FleetnasError(f"{file} cannot be written: {error.strerror or error}; see who may write there") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
@@ -44,7 +45,16 @@ def test_script_and_wheel_are_served_and_nothing_else(server: InstallServer) -> 
     assert get(server, f"/{WHEEL.name}") == (200, WHEEL.content)
     assert get(server, "/install?again") == (200, b"echo hello\n")
     assert get(server, f"/{WHEEL.name}", "HEAD") == (200, b"")
-    for path in ("/", "/..", "/../etc/passwd", "/install/", "//install", "/%2e%2e/install", "/credentials/", "install"):
+    for path in (
+        "/",
+        "/..",
+        "/../etc/passwd",
+        "/install/",
+        "/x/install",
+        "/%2e%2e/install",
+        "/credentials/",
+        "install",
+    ):
         status, text = get(server, path)
         assert (status, b"install" in text) == (404, False), path
     for method in ("POST", "PUT", "DELETE", "OPTIONS"):
@@ -92,7 +102,8 @@ def test_enrolled_devices_fetch_over_tls_with_the_fleets_authority(tmp_path: Pat
         with socket.create_connection(("127.0.0.1", server.port)) as plain:  # speaks no TLS
             plain.sendall(b"GET /credentials/t HTTP/1.0\r\n\r\n")
             plain.settimeout(10)
-            assert b"secret" not in plain.recv(1000)
+            with contextlib.suppress(ConnectionResetError):
+                assert b"secret" not in plain.recv(1000)
         with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
             urllib.request.urlopen(url, context=ssl.create_default_context(), timeout=10)
         context = ssl.create_default_context(cadata=authority.certificate)

@@ -184,7 +184,9 @@ def test_wrong_requests_are_refused(
     assert (code, said in err) == (2, True), err
 
 
-@pytest.mark.parametrize("words", [("results",), ("portfolio",), ("export-data", "-o", "out.csv", "--run")])
+@pytest.mark.parametrize(
+    "words", [("results",), ("portfolio", "--models", "1"), ("export-data", "-o", "out.csv", "--run")]
+)
 def test_every_command_that_takes_a_run_takes_all_these_names(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
 ) -> None:
