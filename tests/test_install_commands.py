@@ -22,7 +22,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 #: An installation of the checkout or of the wheel, with extras.
 _INSTALLED = re.compile(r"pip install (?:--constraint \S+ )?['\"](?:\.|\S*\.whl)\[([\w,]+)\]")
 #: An installation of the name from an index: fleetnas is on none, and whoever registers it there would be installed.
-_FROM_AN_INDEX = re.compile(r"pip3? (?:install|download|wheel)\b(?:[^\n;|&`]*[\s'\"=])?fleetnas(?![\w./*-])")
+_FROM_AN_INDEX = re.compile(r"pip3? (?:install|download|wheel)\b(?:[^\n;|&`]*[ \t'\"=]| )fleetnas(?![\w./*-])")
 _ALSO_READ = (".py", ".json", ".toml", ".sh", ".md", ".html", ".j2", "Makefile", "Containerfile")
 #: Extras whose commands are `fleetnas ...`, the coordinator's command line.
 _OF_THE_COORDINATOR = {"cluster", "digits", "export", "parquet", "postgres", "train"}

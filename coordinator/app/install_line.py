@@ -79,6 +79,7 @@ def install_line(url: str, script: bytes, *, token: str = "") -> str:
     advice = "cannot be fetched, or is not what this line was made for; run the command of the coordinator again"
     steps = (
         f"u={url}{_SCRIPT_PATH}; f=$(mktemp) || exit 1; {fetch}; "
-        f'{checked} || {{ echo "fleetnas: $u {advice}" >&2; rm -f "$f"; exit 1; }}; sh "$f" "$@"; s=$?; rm -f "$f"; exit $s'
+        f'{checked} || {{ echo "fleetnas: $u {advice}" >&2; rm -f "$f"; exit 1; }}; '
+        'sh "$f" "$@"; s=$?; rm -f "$f"; exit $s'
     )
     return f"sh -c '{steps}' install" + (f" --token {token}" if token else "")

@@ -16,9 +16,9 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
-import fleetnas
 from fleetnas.fleet_protocol.errors import UsageError
 
 _NAME = "fleetnas"
@@ -65,7 +65,10 @@ class _Installation:
             ) from None
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
         editable = bool(origin.get("dir_info", {}).get("editable"))
-        return cls(Path(str(fleetnas.__file__)).parent, distribution, editable)
+        spec = find_spec(_NAME)
+        assert spec is not None
+        assert spec.origin is not None
+        return cls(Path(spec.origin).parent, distribution, editable)
 
     @property
     def version(self) -> str:

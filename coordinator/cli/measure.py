@@ -181,13 +181,12 @@ def measure(
     agents = fleet.agents() or ((card.device,) if card is not None and not settings.local else ())
     run: NewRun | ResumedRun
     store, resumed = store_location(output.store), None
-    local = settings.device(card) if settings.local else None
     if output.resume is not None:
         if architecture:
             raise UsageError(f"a resumed run keeps its subnets; leave out {', '.join(architecture)[:200]}")
         from fleetnas.coordinator.cli.search.resuming import claim_resumed
 
-        which = output.resume or LATEST
+        which, local = output.resume or LATEST, settings.device(card) if settings.local else None
         resumed = claim_resumed(context, store, which, kind="measure", connection=connection, fleet=fleet, local=local)
         run = ResumedRun(resumed.run_id, bundle, agents, kind="measure")
     elif bundle is None:
@@ -195,9 +194,13 @@ def measure(
     else:
         plan = _plan(bundle, architecture or [], card, output.request(card), agents, settings, measuring)
         run = NewRun(bundle, plan, output.card, output.name)
+    if resumed is not None:
+        devices_at = resumed.devices_at
+    else:
+        devices_at = settings.device(card) if settings.local else fleet.access(connection)
     request = SearchRequest(
         store,
-        resumed.devices_at if resumed is not None else local or fleet.access(connection),
+        devices_at,
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
         images=ImageFolders(output.calibration_images, output.evaluation_images, some_classes=output.some_classes),
