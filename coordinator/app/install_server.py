@@ -67,8 +67,7 @@ class InstallServer:
             TransportError: the port is not available.
         """
         self._host = check_host(host) if host else host
-        self._server = _listening(self._host, port)
-        self._server.tls = _tls(identity) if identity is not None else None
+        self._server = _listening(self._host, port, _tls(identity) if identity is not None else None)
         self.add(files)
         self._thread = threading.Thread(target=self._server.serve_forever, name="install-server", daemon=True)
 
@@ -84,11 +83,11 @@ class InstallServer:
 
     def on_served(self, call: Callable[[str, str], object]) -> None:
         """Call `call(path, client)` after each file that was sent whole, from a thread of the server."""
-        self._server.on_served = call
+        self._server.observe(call)
 
     def add(self, files: Iterable[ServedFile]) -> None:
         """Serve further files, from now on."""
-        self._server.files |= {file.path: file for file in files}
+        self._server.add(files)
 
     def __enter__(self) -> InstallServer:
         self._thread.start()
@@ -106,14 +105,23 @@ class _Server(http.server.ThreadingHTTPServer):
     allow_reuse_port = False
     request_queue_size = _MOST_CONNECTIONS
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], tls: ssl.SSLContext | None) -> None:
         self.address_family = _family(address[0])
         self.files: dict[str, ServedFile] = {}
-        self.tls: ssl.SSLContext | None = None
+        self.tls = tls
         self.on_served: Callable[[str, str], object] = lambda path, client: None
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self._lock = threading.Lock()
         super().__init__(address, _Handler)
+
+    def add(self, files: Iterable[ServedFile]) -> None:
+        """Serve further files."""
+        with self._lock:
+            self.files.update({file.path: file for file in files})
+
+    def observe(self, call: Callable[[str, str], object]) -> None:
+        """Call `call(path, client)` after each file that was sent whole."""
+        self.on_served = call
 
     def take(self, path: str) -> ServedFile | None:
         """Return the file of a path; one that is served once is gone then."""
@@ -188,9 +196,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.on_served(file.path, str(self.client_address[0]))
 
 
-def _listening(host: str, port: int) -> _Server:
+def _listening(host: str, port: int, tls: ssl.SSLContext | None) -> _Server:
     try:
-        return _Server((host or "0.0.0.0", port))
+        return _Server((host or "0.0.0.0", port), tls)
     except OSError as error:
         raise TransportError(
             f"the install server cannot listen on {host_and_port(host or '0.0.0.0', port)}: {error.strerror or error}; "

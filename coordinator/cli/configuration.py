@@ -73,10 +73,14 @@ class _Choice:
 
     file: Path | None = None
 
+    @classmethod
+    def choose(cls, file: Path | None) -> None:
+        cls.file = file
+
 
 def choose_file(file: Path | None) -> None:
     """Read the configuration of this process from `file`; None: from `$FLEETNAS_CONFIG` or a default file."""
-    _Choice.file = file
+    _Choice.choose(file)
 
 
 def default_files() -> tuple[Path, ...]:
