@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from fleetnas.coordinator.app.baselines import open_baselines
 from fleetnas.coordinator.app.driver import CampaignTransport, RunningSearch
 from fleetnas.coordinator.app.images import (
     ImageProgress,
@@ -22,7 +23,7 @@ from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
 from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
-from fleetnas.coordinator.app.tuners import SubnetTunerFactory, TunerFactory, stored_priors
+from fleetnas.coordinator.app.tuners import NoSearchFactory, SubnetTunerFactory, TunerFactory, stored_priors
 from fleetnas.coordinator.app.winner_card import check_card
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.campaign.planning_pool import PlanningPool
@@ -110,9 +111,10 @@ def open_search(
         if metrics is not None:
             metrics.attach(campaign, network.blobs, store)
         _begin(campaign, run, fleet, store)
+        baselines = open_baselines(campaign, run, store, models, executor, time.monotonic, accuracy)
         artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic, run.card)
         undo.pop_all()
-    return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts)
+    return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts, baselines)
 
 
 class Notes:
@@ -204,7 +206,7 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
     None where given subnets are measured and the bundle has no accuracy predictor.
     """
     space, predictor = run.bundle.space, run.bundle.accuracy_predictor()
-    if predictor is None and not run.settings.plan.architectures:
+    if predictor is None and run.settings.plan.targets.count and not run.settings.plan.architectures:
         if space.size == 1:
             raise UsageError(
                 f"{run.bundle.path} holds one network of unknown accuracy; measure it with `fleetnas measure`, or give "
@@ -224,9 +226,11 @@ def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
 
 def _tuners(
     run: ChosenRun, accuracy: PredictedAccuracy | None, store: MeasurementStore, notes: Notes
-) -> TunerFactory | SubnetTunerFactory:
-    """Make the factory of the run's tuners: of searches, or of measurements of given subnets."""
+) -> TunerFactory | SubnetTunerFactory | NoSearchFactory:
+    """Make the factory of the run's tuners: of searches, of measurements of given subnets, or of nothing."""
     space, plan = run.bundle.space, run.settings.plan
+    if plan.only_baselines:
+        return NoSearchFactory(space)
     if plan.architectures or accuracy is None:
         return SubnetTunerFactory(space, accuracy, plan)
     return TunerFactory(space, accuracy, plan, stored_priors(store, space, plan, run.created_unix_s, notes.add))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fleetnas.coordinator.app.garbage import rarer_garbage_collection
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
+from fleetnas.coordinator.campaign.baseline_measurer import BaselineMeasurer
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.records.plan import RunSettings
 from fleetnas.coordinator.records.statuses import RunStatus
@@ -46,6 +47,8 @@ class RunningSearch:
     executor: ThreadPoolExecutor
     view: View = field(repr=False)
     artifacts: RunArtifacts = field(repr=False)
+    baselines: BaselineMeasurer | None = field(default=None, repr=False)
+    """Measures the user's own networks on device settings whose search has ended."""
 
     @property
     def run_id(self) -> str:
@@ -64,6 +67,8 @@ class RunningSearch:
             with single_threaded_blas(), rarer_garbage_collection():
                 self._drive()
         except KeyboardInterrupt:
+            if self.baselines is not None:
+                self.baselines.stop()
             self.campaign.stop()
             self._mark_interrupted()
             self._write_artifacts()
@@ -89,21 +94,30 @@ class RunningSearch:
 
     def _drive(self) -> None:
         show_at_s = float("-inf")
-        while not self.campaign.finished:
+        while not self._finished:
             wait_s = 0.0 if self.campaign.behind else _TICK_S
             events = take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK)
             with sent_together(self.transport):
                 self.campaign.on_events(events)
                 self.campaign.on_tick()
-            if not self.campaign.finished:  # at the end everything is written at once
+                if self.baselines is not None:
+                    self.baselines.on_tick()
+            if not self._finished:  # at the end everything is written at once
                 self.artifacts.update(self.campaign.targets_stored)
             began_s = time.monotonic()
             if began_s >= show_at_s:
                 self._show()
                 show_at_s = began_s + max(_VIEW_EVERY_S, _VIEW_SHARE * (time.monotonic() - began_s))
 
+    @property
+    def _finished(self) -> bool:
+        return self.campaign.finished and (self.baselines is None or self.baselines.finished)
+
     def _show(self) -> None:
-        self.view.update(self.campaign.snapshot(time.time()))
+        snapshot = self.campaign.snapshot(time.time())
+        if self.campaign.finished and not self._finished:
+            snapshot = replace(snapshot, phase="measuring baselines")
+        self.view.update(snapshot)
 
     def _write_artifacts(self) -> str | None:
         written = self.artifacts.write()

@@ -44,6 +44,7 @@ def _fleetnas(
 
 from fleetnas.coordinator.cli import (  # noqa: E402
     accuracy,
+    bench,
     broker,
     demo,
     devices,
@@ -65,7 +66,7 @@ from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 
 #: In the order in which they are used, as the help lists them.
 _MODULES = (
-    *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure),
+    *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure, bench),
     *(watch, devices, runs, portfolio, export_data, mirror, predictor, broker, security),
 )
 for module in _MODULES:

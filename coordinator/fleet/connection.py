@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from fleetnas.coordinator.fleet.agent_link import AgentLink
 from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.fleet_protocol.messages import Inventory, TaskUpdate
+
+
+class TaskGuest(Protocol):
+    """Has tasks of its own on the campaign's connection."""
+
+    def take(self, agent: str, update: TaskUpdate) -> bool:
+        """Take an update; False where it is about a task of somebody else."""
+
+    def reconcile(self, agent: str, held: Inventory) -> Inventory:
+        """Compare an agent's inventory with its own tasks; returns the inventory without these."""
 
 
 class FleetConnection:
@@ -12,6 +25,8 @@ class FleetConnection:
     def __init__(self, link: AgentLink, blobs: BlobServer) -> None:
         self.link = link
         self.blobs = blobs
+        self.guest: TaskGuest | None = None
+        """Is asked about messages on tasks before the campaign; None: there is no such guest."""
         self._is_open = False
         self._count = 0
         self._first_s: float | None = None
