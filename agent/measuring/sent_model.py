@@ -58,6 +58,9 @@ def open_sent_model(order: ModelOrder) -> ModelFile:
 
 def try_model(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> Trial:
     """Load a model, run it a few times, and free it."""
+    driven = runtime.conditions() is not None  # its memory is that of another device, which this host does not know
+    if not driven:
+        runtime.version()  # loads the library, whose memory is none of the model's
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_RESET_PEAK)
     before = _status_bytes("VmRSS")
@@ -67,7 +70,6 @@ def try_model(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> Tr
         peak = _status_bytes("VmHWM")
     finally:
         loaded.close()
-    driven = runtime.conditions() is not None  # another device's memory, which this host does not know
     known = before is not None and peak is not None and not driven
     return Trial(timing.median_ms, max(0, peak - before) if known else None)  # type: ignore[operator]
 

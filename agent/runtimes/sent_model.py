@@ -39,7 +39,8 @@ def format_of(path: Path) -> ModelFormat:
 def takes_format(runtime: RuntimeName, form: ModelFormat) -> str:
     """Return why a runtime does not measure files of a format; empty if it does."""
     fitting = RUNTIMES_OF[form]
-    return "" if runtime in fitting else f"runtime {runtime} takes no .{form} files ({' and '.join(fitting)} do)"
+    verb = "does" if len(fitting) == 1 else "do"
+    return "" if runtime in fitting else f"runtime {runtime} takes no .{form} files ({' and '.join(fitting)} {verb})"
 
 
 def check_model(name: str, content: bytes, form: ModelFormat) -> list[DeclaredInput]:

@@ -114,6 +114,19 @@ def _subnet(text: str, parse: Callable[[str], Architecture]) -> Baseline:
     return Baseline(name=name[-MAX_NAME_LENGTH:], architecture=architecture)
 
 
+def check_baseline_files(run: ChosenRun) -> None:
+    """Check that the model files of a run are those that it began with; `UsageError` names one that is not."""
+    for baseline in run.settings.plan.baselines:
+        if baseline.file is None:
+            continue
+        path, sha256 = Path(baseline.file.path), baseline.file.reference.sha256
+        if _hash(path) != sha256:
+            raise UsageError(
+                f"baseline {baseline.name} of run {run.run_id} is the file with SHA-256 {sha256}, and {path} is "
+                "another one now, or gone; bring that file back"
+            )
+
+
 def open_baselines(
     campaign: Campaign,
     run: ChosenRun,
@@ -123,23 +136,13 @@ def open_baselines(
     clock: Callable[[], float],
     accuracy: PredictedAccuracy | None,
 ) -> BaselineMeasurer | None:
-    """Have the baselines of a run measured on the campaign's connection; None where it has none.
-
-    Raises:
-        UsageError: a model file is not the one any more that the run began with.
-    """
+    """Have the baselines of a run measured on the campaign's connection; None where it has none."""
     baselines = run.settings.plan.baselines
     if not baselines:
         return None
     for baseline in baselines:
         if baseline.file is not None:
-            path, sha256 = Path(baseline.file.path), baseline.file.reference.sha256
-            if _hash(path) != sha256:
-                raise UsageError(
-                    f"baseline {baseline.name} of run {run.run_id} is the file with SHA-256 {sha256}, and {path} is "
-                    "another one now, or gone; bring that file back"
-                )
-            campaign.connection.blobs.add_file(path, sha256)
+            campaign.connection.blobs.add_file(Path(baseline.file.path), baseline.file.reference.sha256)
 
     def predict(baseline: Baseline) -> float | None:
         if accuracy is None or baseline.architecture is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from fleetnas.coordinator.app.baselines import open_baselines
+from fleetnas.coordinator.app.baselines import check_baseline_files, open_baselines
 from fleetnas.coordinator.app.driver import CampaignTransport, RunningSearch
 from fleetnas.coordinator.app.images import (
     ImageProgress,
@@ -81,6 +81,7 @@ def open_search(
     run = choose_run(request, fleet, store)
     accuracy = _checked_accuracy(run)
     check_card(run.settings)
+    check_baseline_files(run)
     notes = Notes()
     if models is None:
         models = _winner_builder(run, notes, image_progress)

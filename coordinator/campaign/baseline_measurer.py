@@ -171,6 +171,8 @@ class BaselineMeasurer:
             predicted_accuracy=self._predict(baseline),
             accuracy=baseline.accuracy,
         )
+        if record.reason:  # of an earlier coordinator: the device may be back, or its agent takes model files now
+            record = replace(record, reason="", done=False)
         row = BaselineRow(setting_run, baseline, record)
         entry = self._campaign.registry.agents.get(device)
         info = entry.info if entry is not None and entry.info is not None else setting_run.info

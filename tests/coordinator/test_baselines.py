@@ -167,7 +167,7 @@ def test_a_model_file_goes_to_agents_that_take_it(file: Baseline) -> None:
         assert compared.speedup == pytest.approx(10.0 / (target.verified_ms or 0.0))
         assert compared.accuracy_points == pytest.approx(100 * ((target.accuracy or 0.0) - 0.5))
     assert "--accept-models" in rows["refusing/onnxruntime_cpu_1t_fp32"].reason
-    assert rows["litert/litert_cpu_1t_fp32"].reason == "runtime litert takes no .onnx files (onnxruntime do)"
+    assert rows["litert/litert_cpu_1t_fp32"].reason == "runtime litert takes no .onnx files (onnxruntime does)"
     assert sum("is not measured" in line for line in fleet.campaign.log) == 2
 
 
@@ -301,6 +301,22 @@ def test_a_killed_coordinator_measures_only_what_is_missing(file: Baseline) -> N
     repeated = len(agent.files) + len(agent.measured[subnets:])
     assert repeated <= 3 * REPEATS - stored + 2 + 1
     assert not agent.outbox
+
+
+def test_a_resumed_run_tries_again_what_could_not_be_measured(file: Baseline) -> None:
+    fleet = Fleet(plan(file, targets=""))
+    agent = fleet.add("pi4", seed=1)
+    fleet.begin()
+    fleet.run()
+    (rows,) = fleet.results().values()
+    assert "--accept-models" in rows["mine.onnx"].reason
+    fleet.vanish()
+    fleet.broker.cut(agent.name)
+    fleet.agents = [fleet.take_in(SimulatedAgent(fleet.broker, "pi4", fleet.clock, session=2, accepts_models=True))]
+    fleet.begin(resume=True)
+    fleet.run()
+    (rows,) = fleet.results().values()
+    assert (rows["mine.onnx"].reason, rows["mine.onnx"].latency_ms) == ("", 10.0)
 
 
 def test_nothing_is_acknowledged_before_it_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`fleetnas bench` and `--baseline` refuse what cannot be measured before they ask anybody, and print what was measured."""
+"""`fleetnas bench` and `--baseline` refuse what cannot be measured before they ask anybody; what they print."""
 
 from __future__ import annotations
 
