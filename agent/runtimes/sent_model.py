@@ -64,7 +64,7 @@ def check_model(name: str, content: bytes, form: ModelFormat) -> list[DeclaredIn
 
 def _check_onnx(name: str, content: bytes) -> list[DeclaredInput]:
     model = parse_onnx(content)
-    if model is None or not model.graph.node:
+    if model is None or not model.graph.node or not model.opset_import:
         raise UsageError(f"{name} is no ONNX model, or is truncated; export it again")
     for tensor in tensors_of(model):
         if tensor.external_data or tensor.data_location:

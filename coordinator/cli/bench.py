@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,6 +59,7 @@ def bench(
     from fleetnas.coordinator.app.request import NewRun, SearchRequest
     from fleetnas.coordinator.cli.bench_table import print_bench, report_of
     from fleetnas.coordinator.cli.search.running import run_plan
+    from fleetnas.coordinator.view.progress import ProgressView
     from fleetnas.supernet_export.export import export_digits
 
     options.refuse(context, ("mirror",), "model files travel through the broker")
@@ -69,7 +71,8 @@ def bench(
         # Its smallest and largest subnets are the references.
         supernet = Path(folder, "references.supernet")
         export_digits(supernet)
-        outcome = run_plan(SearchRequest(_STORE, access, NewRun(supernet, plan)), as_json=as_json)
+        request = SearchRequest(_STORE, access, NewRun(supernet, plan))
+        outcome = run_plan(request, as_json=as_json, view=ProgressView(sys.stderr))
     if as_json:
         typer.echo(json.dumps(report_of(outcome)))
     else:

@@ -20,6 +20,7 @@ from fleetnas.coordinator.records.comparisons import comparisons
 from fleetnas.coordinator.records.outcome import DeviceOutcome, TakenMeasurement, TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
+from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.report.conversion import results_of
 from fleetnas.coordinator.report.results import BaselineResult
 from fleetnas.coordinator.report.stored_outcome import outcome_of
@@ -35,6 +36,9 @@ from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 LARGEST, SMALLEST = (SPACE.decode(end)[0] for end in (SPACE.largest(), SPACE.smallest()))
 ENDS = (Baseline(name="largest", architecture=LARGEST), Baseline(name="smallest", architecture=SMALLEST))
+
+#: Baselines alone are measured.
+NONE = TargetRequest()
 
 
 def plan(*baselines: Baseline, **fields: Any) -> CampaignPlan:
@@ -229,7 +233,7 @@ def test_a_subnet_without_a_file_costs_itself_alone() -> None:
 
 
 def test_two_failures_give_a_baseline_up(file: Baseline) -> None:
-    fleet = Fleet(plan(file, *ENDS, targets=""))
+    fleet = Fleet(plan(file, *ENDS, targets=NONE))
     agent = fleet.add("pi4", seed=1, accepts_models=True)
     agent.fails = lambda task: "crashed" if task.op == "measure_model" else None
     fleet.begin()
@@ -245,7 +249,7 @@ def test_another_file_than_the_ordered_one_is_no_result(file: Baseline) -> None:
         def _measure(self, task: Any) -> Any:
             return measurement(0.001, "d" * 64)
 
-    fleet = Fleet(plan(file, targets=""))
+    fleet = Fleet(plan(file, targets=NONE))
     fleet.take_in(Cheat(fleet.broker, "cheat", fleet.clock, accepts_models=True))
     fleet.begin()
     fleet.run()
@@ -255,7 +259,7 @@ def test_another_file_than_the_ordered_one_is_no_result(file: Baseline) -> None:
 
 
 def test_a_device_that_is_gone_ends_its_baselines() -> None:
-    fleet = Fleet(plan(*ENDS, targets="", wait_for=2))
+    fleet = Fleet(plan(*ENDS, targets=NONE, wait_for=2))
     fleet.add("stays", seed=1)
     fleet.add("goes", seed=2)
     fleet.begin()
@@ -270,7 +274,7 @@ def test_a_device_that_is_gone_ends_its_baselines() -> None:
 
 
 def test_a_silent_device_gets_three_attempts() -> None:
-    fleet = Fleet(plan(ENDS[0], targets=""))
+    fleet = Fleet(plan(ENDS[0], targets=NONE))
     agent = fleet.add("mute", seed=1)
     agent.mute = True
     fleet.begin()
@@ -304,7 +308,7 @@ def test_a_killed_coordinator_measures_only_what_is_missing(file: Baseline) -> N
 
 
 def test_a_resumed_run_tries_again_what_could_not_be_measured(file: Baseline) -> None:
-    fleet = Fleet(plan(file, targets=""))
+    fleet = Fleet(plan(file, targets=NONE))
     agent = fleet.add("pi4", seed=1)
     fleet.begin()
     fleet.run()
@@ -320,7 +324,7 @@ def test_a_resumed_run_tries_again_what_could_not_be_measured(file: Baseline) ->
 
 
 def test_nothing_is_acknowledged_before_it_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    fleet = Fleet(plan(ENDS[0], targets=""))
+    fleet = Fleet(plan(ENDS[0], targets=NONE))
     agent = fleet.add("pi4", seed=1)
     fleet.begin()
     fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
@@ -362,7 +366,7 @@ def test_exported_data_has_baselines(tmp_path: Path, file: Baseline) -> None:
 
 def test_records_survive_the_store(tmp_path: Path) -> None:
     store = MeasurementStore.open(tmp_path / "runs.sqlite")
-    fleet = Fleet(plan(ENDS[0], targets=""), store=store)
+    fleet = Fleet(plan(ENDS[0], targets=NONE), store=store)
     fleet.add("pi4", seed=1)
     fleet.begin()
     fleet.run()
