@@ -239,6 +239,8 @@ def _tuners(
 
 def _winner_builder(run: ChosenRun, notes: Notes, progress: ImageProgress) -> BundleWinnerBuilder:
     """Make the builder of winners' files; every image is read once, before the first measurement."""
+    if run.settings.plan.only_files:
+        return BundleWinnerBuilder(run.bundle, None, None)
     opened = checked_images(run.bundle, run.images, progress)
     if run.settings.plan.architectures and opened[0] is None:
         notes.add(NOT_CALIBRATED)

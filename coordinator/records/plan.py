@@ -120,6 +120,11 @@ class CampaignPlan(BaseModel):
         return not self.architectures and not self.targets.count
 
     @property
+    def only_files(self) -> bool:
+        """Whether nothing but model files is measured, and no subnet."""
+        return self.only_baselines and all(baseline.file is not None for baseline in self.baselines)
+
+    @property
     def kind(self) -> RunKind:
         """Whether subnets are searched, or given ones measured."""
         return "measure" if self.architectures else "search"

@@ -240,7 +240,7 @@ def test_every_command_is_looked_at() -> None:
         "accuracy": 0,
         "accuracy evaluate": 14,
         "accuracy fit": 5,
-        "bench": 30,
+        "bench": 26,
         "broker": 2,
         "broker init": 5,
         "broker renew": 1,

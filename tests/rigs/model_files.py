@@ -12,11 +12,17 @@ CHANNELS, CLASSES = 3, 10
 
 
 def onnx_model(
-    side: int = 8, *, open_sides: bool = False, domain: str = "", operator: str = "Relu", classes: int = CLASSES
+    side: int = 8,
+    *,
+    open_sides: bool = False,
+    domain: str = "",
+    operator: str = "Relu",
+    classes: int = CLASSES,
+    channels: int = CHANNELS,
 ) -> bytes:
     """A pooling classifier; its operator `operator` is of `domain`."""
-    weights = np.random.default_rng(0).normal(size=(CHANNELS, classes)).astype(np.float32)
-    sides: list[Any] = ["n", CHANNELS, "h", "w"] if open_sides else [1, CHANNELS, side, side]
+    weights = np.random.default_rng(0).normal(size=(channels, classes)).astype(np.float32)
+    sides: list[Any] = ["n", channels, "h", "w"] if open_sides else [1, channels, side, side]
     nodes = [
         helper.make_node(operator, ["input"], ["active"], domain=domain),
         helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
