@@ -38,6 +38,8 @@ class NoSearch:
 
     def target_of(self, proposal: Proposal) -> TargetState | None:
         """Return that a proposal is for no target."""
+        del proposal
+        return None
 
     def predict_targets(self) -> None:
         """Do nothing: there are no targets."""
