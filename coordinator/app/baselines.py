@@ -13,9 +13,12 @@ from fleetnas.agent.runtimes.input_shapes import Shape, choose_shapes
 from fleetnas.agent.runtimes.sent_model import check_model, format_of
 from fleetnas.coordinator.app.run_choice import ChosenRun
 from fleetnas.coordinator.campaign.baseline_measurer import BaselineMeasurer
+from fleetnas.coordinator.campaign.baseline_row import Preparation
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder, WinnerBuilder
 from fleetnas.coordinator.records.baselines import MAX_NAME_LENGTH, Baseline, BaselineFile
+from fleetnas.coordinator.records.clocks import Clocks
+from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.search.problem import PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -133,8 +136,9 @@ def open_baselines(
     store: MeasurementStore,
     models: WinnerBuilder,
     executor: Executor,
-    clock: Callable[[], float],
+    clocks: Clocks,
     accuracy: PredictedAccuracy | None,
+    emit: Callable[[Event], None],
 ) -> BaselineMeasurer | None:
     """Have the baselines of a run measured on the campaign's connection; None where it has none."""
     baselines = run.settings.plan.baselines
@@ -154,9 +158,8 @@ def open_baselines(
             return None
         return _evaluate(baseline.file, run.bundle, models)
 
-    return BaselineMeasurer(
-        campaign, store.baselines, models, executor, clock, predict=predict, evaluate_file=evaluate_file
-    )
+    preparation = Preparation(models, executor, predict, evaluate_file)
+    return BaselineMeasurer(campaign, store.baselines, preparation, clocks, emit=emit)
 
 
 def _evaluate(file: BaselineFile, bundle: SupernetBundle, models: BundleWinnerBuilder) -> tuple[float, int] | None:

@@ -98,6 +98,7 @@ def open_search(
         undo.callback(view.close)
         executor = _planning_executor()
         undo.callback(executor.shutdown)
+        clocks = Clocks(time.monotonic, time.time)
         campaign = Campaign(
             _identity(request, run, network.blobs),
             run.settings.plan,
@@ -105,14 +106,14 @@ def open_search(
             store,
             planning=PlanningPool(models, executor, lambda: make_tuner.at_once),
             make_search=make_tuner,
-            clocks=Clocks(time.monotonic, time.time),
+            clocks=clocks,
             emit=view.event,
         )
         notes.forward(campaign.note)
         if metrics is not None:
             metrics.attach(campaign, network.blobs, store)
         _begin(campaign, run, fleet, store)
-        baselines = open_baselines(campaign, run, store, models, executor, time.monotonic, accuracy)
+        baselines = open_baselines(campaign, run, store, models, executor, clocks, accuracy, view.event)
         artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic, run.card)
         undo.pop_all()
     return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts, baselines)

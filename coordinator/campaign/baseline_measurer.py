@@ -8,39 +8,27 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pydantic import ValidationError
 
-from fleetnas.coordinator.campaign.baseline_row import (
-    MAX_EXPIRED,
-    MAX_FAILURES,
-    BaselineRow,
-    EvaluateFile,
-    with_measurement,
-)
+from fleetnas.coordinator.campaign.baseline_order import order_of
+from fleetnas.coordinator.campaign.baseline_row import MAX_EXPIRED, MAX_FAILURES, BaselineRow, Preparation
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.campaign.setting_run import SettingRun
-from fleetnas.coordinator.campaign.winner_builder import WinnerBuilder
 from fleetnas.coordinator.fleet.task_dispatcher import LEASE_SLACK_S, MAX_HELD_S
 from fleetnas.coordinator.records.baselines import Baseline, BaselineRecord
-from fleetnas.coordinator.records.precision import protocol_for
+from fleetnas.coordinator.records.clocks import Clocks
+from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.store.baseline_table import BaselineTable
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
-from fleetnas.coordinator.tuning.needed_precision import VERIFICATION
 from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import TransportError
 from fleetnas.fleet_protocol.messages import Failed, Inventory, Progress, Rejected, Result, TaskKey, TaskUpdate
-from fleetnas.fleet_protocol.orders import MeasurementTask, MeasureTask, ModelTask
 
 #: How long an agent that gives a task back is left alone.
 _PAUSE_S = 5.0
-
-#: Top-1 that the bundle's accuracy predictor expects of a baseline, a fraction; None where there is none.
-PredictAccuracy = Callable[[Baseline], float | None]
 
 
 @dataclass
@@ -60,17 +48,20 @@ class BaselineMeasurer:
         self,
         campaign: Campaign,
         table: BaselineTable,
-        models: WinnerBuilder,
-        executor: Executor,
-        clock: Callable[[], float],
+        preparation: Preparation,
+        clocks: Clocks,
         *,
-        predict: PredictAccuracy = lambda baseline: None,
-        evaluate_file: EvaluateFile = lambda baseline: None,
+        emit: Callable[[Event], None] = lambda event: None,
         token: str | None = None,
     ) -> None:
-        """`token` tells the tasks of this process from those of an earlier one; by default a random one."""
-        self._campaign, self._table, self._models, self._executor = campaign, table, models, executor
-        self._clock, self._predict, self._evaluate_file = clock, predict, evaluate_file
+        """`emit` is given an event for each baseline that is measured, or cannot be.
+
+        `token` tells the tasks of this process from those of an earlier one; by default a random one.
+        """
+        self._campaign, self._table, self._preparation = campaign, table, preparation
+        self._clock, self._wall, self._emit = clocks.elapsed, clocks.wall, emit
+        #: Rows that are decided and not emitted yet: a view's exception must not leave a tick half done.
+        self._unemitted: list[BaselineRow] = []
         self._token = token or secrets.token_hex(3)
         self._stored = {
             (each.device, each.setting_label, each.baseline): each for each in table.of_run(campaign.identity.run_id)
@@ -83,7 +74,7 @@ class BaselineMeasurer:
         self._ended: list[BaselineRow] = []
         self._pause_until_s: dict[str, float] = {}
         self._number = 0
-        self._breaker = CircuitBreaker(clock, self._note, lambda seconds: None)
+        self._breaker = CircuitBreaker(clocks.elapsed, self._note, lambda seconds: None)
         campaign.connection.guest = self
 
     @property
@@ -115,6 +106,8 @@ class BaselineMeasurer:
                 waiting.setdefault(row.setting_run.device, []).append(row)
         for agent, rows in waiting.items():
             self._supply(agent, rows, now)
+        while self._unemitted:
+            self._emit(self._unemitted.pop(0).event(self._wall()))
 
     def stop(self) -> None:
         """Cancel the tasks that agents hold; a resumed run measures these baselines."""
@@ -168,7 +161,7 @@ class BaselineMeasurer:
             device,
             label,
             baseline.name,
-            predicted_accuracy=self._predict(baseline),
+            predicted_accuracy=self._preparation.predict(baseline),
             accuracy=baseline.accuracy,
         )
         if record.reason:  # of an earlier coordinator: the device may be back, or its agent takes model files now
@@ -184,7 +177,7 @@ class BaselineMeasurer:
     def _end(self, row: BaselineRow, reason: str) -> None:
         row.record = replace(row.record, reason=reason, done=True)
         self._ended.append(row)
-        self._note(f"{row.label} is not measured: {reason}")
+        self._unemitted.append(row)
 
     def _fail(self, agent: str, row: BaselineRow, reason: str) -> None:
         self._sent.pop(agent, None)
@@ -212,7 +205,7 @@ class BaselineMeasurer:
         for _, _, row, result in arrived:
             record = renewed.get(id(row), (row, row.record))[1]
             if not record.done:
-                renewed[id(row)] = row, _renewed(row, record, result)
+                renewed[id(row)] = row, row.renewed(record, result)
         with self._breaker.guard():
             self._table.put([record for _, record in renewed.values()])
             self._breaker.reset()
@@ -228,9 +221,8 @@ class BaselineMeasurer:
         sent = self._sent.get(agent)
         if sent is not None and sent.key == key:
             del self._sent[agent]
-        measured = row.record.measurement
-        if measured is not None:
-            self._note(f"{row.label} takes {measured.median_ms:.4g} ms")
+        if row.record.done and row not in self._unemitted:
+            self._unemitted.append(row)
 
     def _acknowledge(self, agent: str, key: TaskKey) -> None:
         try:
@@ -246,7 +238,7 @@ class BaselineMeasurer:
             return
         for row in sorted(rows, key=lambda each: len(each.record.measurements)):
             try:
-                ready = row.prepare(self._models, self._evaluate_file, self._executor)
+                ready = row.prepare(self._preparation)
             except Exception as error:  # noqa: BLE001 - one baseline without a file; the others go on
                 self._end(row, f"its file cannot be made: {one_line(error)}")
                 continue
@@ -278,7 +270,8 @@ class BaselineMeasurer:
         self._number += 1
         key = TaskKey(task_id=f"{self._campaign.identity.run_id}.b{self._token}-{self._number}", attempt=1)
         try:
-            self._campaign.connection.link.send_task(agent, self._order(key, row))
+            order = order_of(row, key, self._campaign.identity, self._campaign.plan, self._campaign.connection.blobs)
+            self._campaign.connection.link.send_task(agent, order)
         except ValidationError as error:
             self._end(row, f"no order can be made: {first_fault(error)}")
             return
@@ -290,29 +283,6 @@ class BaselineMeasurer:
         self._known[key.task_id] = agent, row
         held_until_s = now + self._campaign.plan.deadline_s + LEASE_SLACK_S + MAX_HELD_S
         self._sent[agent] = _Sent(row, key, self._lease_end_s(now), held_until_s)
-
-    def _order(self, key: TaskKey, row: BaselineRow) -> MeasurementTask:
-        identity, plan = self._campaign.identity, self._campaign.plan
-        cool = plan.conditions == "cool"
-        common: dict[str, Any] = {
-            "task": key,
-            "run_id": identity.run_id,
-            "bundle": identity.bundle,
-            "mirror": identity.mirror,
-            "setting": row.setting_run.setting,
-            "protocol": protocol_for(plan.protocol, VERIFICATION if plan.precision == "auto" else None),
-            "condition": plan.conditions,
-            "wait_s": plan.cool_s if cool else 0.0,
-            "deadline_s": plan.deadline_s,
-        }
-        if row.baseline.file is not None:
-            return ModelTask(model=row.baseline.file.reference, **common)
-        assert row.prepared is not None
-        model = row.prepared.model
-        assert model is not None  # of a subnet
-        blobs, statistics = self._campaign.connection.blobs, model.calibration
-        calibration = blobs.add(statistics) if statistics is not None else None
-        return MeasureTask(architecture=model.architecture, calibration=calibration, **common)
 
     def _lease_end_s(self, now: float) -> float:
         return now + self._campaign.plan.deadline_s + LEASE_SLACK_S
@@ -329,12 +299,3 @@ class BaselineMeasurer:
 
 def _keys(held: Inventory) -> tuple[TaskKey, ...]:
     return (*held.queued, *held.unacknowledged, *([held.running] if held.running is not None else []))
-
-
-def _renewed(row: BaselineRow, record: BaselineRecord, result: Result) -> BaselineRecord:
-    """Return the record with a result; that of another file than the ordered one ends the row."""
-    found = result.measurement
-    if found.model_sha256 == row.sha256:
-        return with_measurement(record, found, result.memory_bytes)
-    reason = f"the device measured a file with SHA-256 {found.model_sha256}, and was sent {row.sha256}"
-    return replace(record, reason=reason, done=True)

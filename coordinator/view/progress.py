@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from fleetnas.coordinator.records.events import Event
+from fleetnas.coordinator.records.events import BaselineMeasured, DeviceJoined, DeviceLost, Event
 from fleetnas.coordinator.view.lines import LinesView
 
 
 class ProgressView(LinesView):
-    """Phases and notes as plain lines, without the events, which are about targets."""
+    """Phases, notes, devices and baselines as plain lines, without the events that are about targets."""
 
     def event(self, event: Event) -> None:
-        """Do nothing."""
+        """Write the line of an event on a device or a baseline."""
+        if isinstance(event, BaselineMeasured | DeviceJoined | DeviceLost):
+            super().event(event)

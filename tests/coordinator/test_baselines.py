@@ -14,9 +14,12 @@ from rigs.simulated_fleet import ACCURACY, SPACE, SimulatedAgent, Simulation, St
 
 from fleetnas.coordinator.app.baselines import choose_baselines, model_baseline
 from fleetnas.coordinator.campaign.baseline_measurer import BaselineMeasurer
+from fleetnas.coordinator.campaign.baseline_row import Preparation
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.records.baselines import Baseline, BaselineRecord, Comparison
+from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.comparisons import comparisons
+from fleetnas.coordinator.records.events import BaselineMeasured
 from fleetnas.coordinator.records.outcome import DeviceOutcome, TakenMeasurement, TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
@@ -67,11 +70,9 @@ class Fleet(Simulation):
         self.measurer = BaselineMeasurer(
             campaign,
             self.store.baselines,
-            self.models,
-            self.executor,
-            self.clock,
-            predict=predict,
-            evaluate_file=self.evaluate_file,
+            Preparation(self.models, self.executor, predict, self.evaluate_file),
+            Clocks(self.clock, self.clock.unix),
+            emit=self.events.append,
             token=f"{self.starts:06}",
         )
         return campaign
@@ -172,7 +173,12 @@ def test_a_model_file_goes_to_agents_that_take_it(file: Baseline) -> None:
         assert compared.accuracy_points == pytest.approx(100 * ((target.accuracy or 0.0) - 0.5))
     assert "--accept-models" in rows["refusing/onnxruntime_cpu_1t_fp32"].reason
     assert rows["litert/litert_cpu_1t_fp32"].reason == "runtime litert takes no .onnx files (onnxruntime does)"
-    assert sum("is not measured" in line for line in fleet.campaign.log) == 2
+    told = [event for event in fleet.events if isinstance(event, BaselineMeasured)]
+    assert sorted((event.device, event.measured_ms, bool(event.reason)) for event in told) == [
+        ("litert", None, True),
+        ("refusing", None, True),
+        ("taking", 10.0, False),
+    ]
 
 
 def met_targets(fleet: Fleet, device: str) -> list[TargetOutcome]:

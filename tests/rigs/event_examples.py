@@ -84,6 +84,15 @@ EVENTS: tuple[Event, ...] = tuple(
         },
         {"event": "target_infeasible", **SETTING, "target_ms": 0.1, "fastest_ms": 0.9, "reason": "the fastest: 0.9 ms"},
         {
+            "event": "baseline_measured",
+            **SETTING,
+            "baseline": "largest",
+            "measured_ms": 4.0,
+            "half_width_percent": 0.7,
+            "quality": "slowed",
+            "reason": "",
+        },
+        {
             "event": "campaign_finished",
             **RUN,
             "status": "partial",
