@@ -107,8 +107,8 @@ def exported_rows(
     for run in chosen:
         for baseline in store.baselines.of_run(run.run_id):
             if not devices or baseline.device in devices:
-                device = settings.get((run.run_id, baseline.device, baseline.setting_label))
-                yield from _baseline_rows(run, device, baseline)
+                record = settings.get((run.run_id, baseline.device, baseline.setting_label))
+                yield from _baseline_rows(run, record, baseline)
 
 
 def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> dict[str, Value]:
