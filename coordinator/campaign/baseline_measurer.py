@@ -40,6 +40,10 @@ class _Sent:
     lease_ends_s: float
     held_until_s: float
 
+    def renew(self, ends_s: float) -> None:
+        """Prolong the lease, at most to the end of the holding time."""
+        self.lease_ends_s = min(ends_s, self.held_until_s)
+
 
 class BaselineMeasurer:
     """The baselines of one campaign; a `TaskGuest` on its connection. Times are the clock's seconds."""
@@ -75,7 +79,7 @@ class BaselineMeasurer:
         self._pause_until_s: dict[str, float] = {}
         self._number = 0
         self._breaker = CircuitBreaker(clocks.elapsed, self._note, lambda seconds: None)
-        campaign.connection.guest = self
+        campaign.connection.admit(self)
 
     @property
     def finished(self) -> bool:
@@ -128,7 +132,7 @@ class BaselineMeasurer:
         entry = self._campaign.registry.on_message(agent, now)
         held = sent is not None and sent.key == update.task
         if sent is not None and held:
-            sent.lease_ends_s = min(self._lease_end_s(now), sent.held_until_s)
+            sent.renew(self._lease_end_s(now))
         if isinstance(update, Progress):
             entry.progress(update.task, update.phase, update.fraction)
         elif isinstance(update, Result):
@@ -175,22 +179,20 @@ class BaselineMeasurer:
         return row
 
     def _end(self, row: BaselineRow, reason: str) -> None:
-        row.record = replace(row.record, reason=reason, done=True)
+        row.end(reason)
         self._ended.append(row)
         self._unemitted.append(row)
 
     def _fail(self, agent: str, row: BaselineRow, reason: str) -> None:
         self._sent.pop(agent, None)
-        row.failures += 1
-        if row.failures >= MAX_FAILURES:
+        if row.count_failure() >= MAX_FAILURES:
             self._end(row, reason)
 
     def _reject(self, agent: str, row: BaselineRow, update: Rejected, now: float) -> None:
         self._sent.pop(agent, None)
         if update.reason in ("busy", "expired", "leaving"):
             self._pause_until_s[agent] = now + _PAUSE_S
-            row.expired += update.reason == "expired"
-            if row.expired < MAX_EXPIRED:
+            if update.reason != "expired" or row.count_expired() < MAX_EXPIRED:
                 return
         self._end(row, update.detail or update.reason)
 
@@ -212,7 +214,7 @@ class BaselineMeasurer:
             self._arrived.clear()
             self._ended.clear()
             for row, record in renewed.values():
-                row.record = record
+                row.put(record)
             for key, agent, row, _ in arrived:
                 self._complete(agent, row, key)
 
@@ -260,8 +262,7 @@ class BaselineMeasurer:
         if sent is not None and now > sent.lease_ends_s and sent.key not in self._arrived:
             self._cancel(agent, sent.key)
             del self._sent[agent]
-            sent.row.expired += 1
-            if sent.row.expired >= MAX_EXPIRED and not sent.row.record.done:
+            if sent.row.count_expired() >= MAX_EXPIRED and not sent.row.record.done:
                 self._end(sent.row, f"{MAX_EXPIRED} attempts ended without a result")
             return False
         return sent is None and now >= self._pause_until_s.get(agent, 0.0) and self._campaign.connection.is_open

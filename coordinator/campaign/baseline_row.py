@@ -82,6 +82,24 @@ class BaselineRow:
             return "its agent takes no model files; start it with `fleetnas-agent run --accept-models`"
         return ""
 
+    def put(self, record: BaselineRecord) -> None:
+        """Keep the record that was stored."""
+        self.record = record
+
+    def end(self, reason: str) -> None:
+        """Give up, for `reason`."""
+        self.record = replace(self.record, reason=reason, done=True)
+
+    def count_failure(self) -> int:
+        """Count a failed measurement; returns their number."""
+        self.failures += 1
+        return self.failures
+
+    def count_expired(self) -> int:
+        """Count a lease that ended without a result; returns their number."""
+        self.expired += 1
+        return self.expired
+
     def prepare(self, preparation: Preparation) -> bool:
         """Have the file calibrated and evaluated on a worker; True once that is done.
 

@@ -25,11 +25,19 @@ class FleetConnection:
     def __init__(self, link: AgentLink, blobs: BlobServer) -> None:
         self.link = link
         self.blobs = blobs
-        self.guest: TaskGuest | None = None
-        """Is asked about messages on tasks before the campaign; None: there is no such guest."""
+        self._guest: TaskGuest | None = None
         self._is_open = False
         self._count = 0
         self._first_s: float | None = None
+
+    @property
+    def guest(self) -> TaskGuest | None:
+        """Is asked about messages on tasks before the campaign; None: there is no such guest."""
+        return self._guest
+
+    def admit(self, guest: TaskGuest) -> None:
+        """Take in a guest, in place of an earlier one."""
+        self._guest = guest
 
     @property
     def is_open(self) -> bool:
