@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import FleetnasError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 #: Characters of a line about an error.
 _MOST_CHARACTERS = 300

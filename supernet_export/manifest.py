@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
-from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.device_profiles.text_fields import PlainText
 from fleetnas.fleet_protocol.errors import CorruptBundleError
 from fleetnas.supernet_export.accuracy.model import HeldOut
 from fleetnas.supernet_export.model_metadata import ModelMetadata

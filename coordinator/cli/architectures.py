@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
@@ -51,6 +49,8 @@ def parse_architecture(space: DesignSpace, text: str) -> Architecture:
 
 
 def _fault(error: OSError | ValueError | AttributeError) -> str:
+    from pydantic import ValidationError
+
     if isinstance(error, ValidationError):
         return first_fault(error)
     return "it is no JSON, and no such file exists" if isinstance(error, json.JSONDecodeError) else str(error)

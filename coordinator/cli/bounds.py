@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.fleet_protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.records.bounds import Bounds
 
 _COUNTS: Mapping[str, float] = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _SIZES: Mapping[str, float] = {
@@ -49,6 +51,8 @@ class BoundOptions:
 
     def bounds(self) -> Bounds:
         """Parse the bounds; `UsageError` names the option that cannot be read."""
+        from fleetnas.coordinator.records.bounds import Bounds
+
         return Bounds(
             parameters=_quantity("--max-parameters", self.max_parameters, _COUNTS),
             macs=_quantity("--max-macs", self.max_macs, _COUNTS),

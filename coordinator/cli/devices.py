@@ -7,14 +7,10 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
@@ -23,6 +19,8 @@ from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
 
 #: Default time to listen, seconds: a coordinator publishes its run every 2 s.
@@ -90,6 +88,8 @@ def devices(
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
     if authority is not None and connection.broker is None and connection.credentials is None:
         connection = replace(connection, credentials=authority / "coordinator.credentials")
+    from rich.console import Console
+
     found_at = connection.connection(read_only=True)
     enrolled = _enrolled(authority) if authority is not None else None
     found = fleet_rows(_observed(found_at, wait), enrolled, time.monotonic(), wait)
@@ -127,6 +127,9 @@ def _observed(found_at: Connection, wait_s: float) -> FleetObserver:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """Lay out the agents for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("Device", "State", "Last seen", "Model and settings", "Why"):
         table.add_column(heading, overflow="fold", ratio=3 if heading == "Why" else None)
@@ -178,6 +181,8 @@ def fleet_rows(
         listened_s: duration of listening, seconds. An agent that is silent for longer than a heartbeat is `silent`,
             whatever state the broker retains of it.
     """
+    from importlib import metadata
+
     version = metadata.version("fleetnas")
     agents = fleet_observer.registry.agents
     rows = []

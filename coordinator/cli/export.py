@@ -10,7 +10,6 @@ import typer
 
 from fleetnas.coordinator.cli import option_groups, options
 from fleetnas.coordinator.cli.data_options import DataOptions
-from fleetnas.coordinator.cli.progress import download_progress
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.checkpoints.published import PUBLISHED
 from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
@@ -145,6 +144,7 @@ def _export_digits(output: Path) -> str:
 
 
 def _export_published(name: str, output: Path, cache: Path | None) -> str:
+    from fleetnas.coordinator.cli.progress import download_progress
     from fleetnas.supernet_export.export import export_published
 
     with download_progress(name) as progress:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import ConnectionOptions
@@ -80,6 +79,8 @@ def portfolio(
     measured: the choice rests on what the search measured, and on predictions. Exit code 1: a target is not served, or
     with --verify not verified.
     """
+    from rich.console import Console
+
     from fleetnas.coordinator.cli.portfolio_table import print_portfolio, report_of
     from fleetnas.supernet_export.output_files import check_file, write_atomically
 

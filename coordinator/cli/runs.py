@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError
 
 
@@ -23,6 +22,14 @@ def register(app: typer.Typer) -> None:
 
 def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """List every run in the store, oldest first."""
+    location = options.existing_store(store)
+    if is_empty_file(location):
+        if not as_json:
+            typer.echo(f"the store {location} holds no run yet")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
     from fleetnas.coordinator.records.plan import kind_of
     from fleetnas.coordinator.report.stored_outcome import stored_totals
 
@@ -71,6 +78,8 @@ def results(
     ] = None,
 ) -> None:
     """Show the results of a run, ended or not."""
+    from rich.console import Console
+
     from fleetnas.coordinator.app.run_artifacts import stored_models, write_artifacts
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.report.stored_outcome import outcome_of

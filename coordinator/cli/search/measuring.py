@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
+from fleetnas.fleet_protocol.choices import Condition
+
+if TYPE_CHECKING:
+    from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: Cap of one measurement, seconds; a multiple of its least time where that is longer.
 _LEAST_CAP_S, _CAP_FACTOR = 20.0, 2
@@ -80,6 +83,8 @@ class MeasuringOptions:
         }
 
     def _protocol(self) -> MeasurementProtocol:
+        from fleetnas.fleet_protocol.messages import MeasurementProtocol
+
         return MeasurementProtocol(
             warmup_s=self.warmup,
             min_s=self.min_time,

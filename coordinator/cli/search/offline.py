@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from fleetnas.coordinator.app.request import ImageFolders
-from fleetnas.coordinator.cli.progress import candidate_progress, image_progress
 from fleetnas.coordinator.cli.search.plan import PlanOptions
-from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.output_files import check_folder
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.request import ImageFolders
+    from fleetnas.coordinator.records.bounds import Bounds
 
 #: Parameters of images, which an offline search uses with `rerank`.
 IMAGES = ("selection_images", "calibration_images")
@@ -56,11 +55,15 @@ def search_offline(
 
     Where the plan has candidates to choose among, selection images choose.
     """
+    from rich.console import Console
+
     from fleetnas.coordinator.app.images import selection_warnings
     from fleetnas.coordinator.app.offline_selection import OfflineSelection
+    from fleetnas.coordinator.cli.progress import candidate_progress, image_progress
     from fleetnas.coordinator.search import offline
     from fleetnas.coordinator.search.evolution import EvolutionSettings
     from fleetnas.coordinator.search.guided import GuidedSettings
+    from fleetnas.supernet_export.output_files import check_folder
 
     targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
     if not targets_ms or options.latency_table is None or options.accuracy is None:
