@@ -7,15 +7,17 @@ import dataclasses
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetnas.agent.cli.configuration import KEYS
-from fleetnas.agent.runtimes.settings import installed_runtime, parse_setting
 from fleetnas.agent.service.state_folder import DEFAULT_PLACE
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.messages import RuntimeSetting
-from fleetnas.fleet_protocol.security.credentials import Credentials, read_credentials
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
+
+if TYPE_CHECKING:
+    from fleetnas.fleet_protocol.messages import RuntimeSetting
+    from fleetnas.fleet_protocol.security.credentials import Credentials
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 DEFAULT_FLEET = "default"
@@ -81,6 +83,8 @@ def with_credentials(options: argparse.Namespace) -> argparse.Namespace:
     """
     if getattr(options, "credentials", None) is None:
         return _changed(options, identity=None)
+    from fleetnas.fleet_protocol.security.credentials import read_credentials
+
     found = read_credentials(Path(options.credentials), "agent")
     for option, given, own in (
         ("--name", options.name, found.name),
@@ -131,6 +135,8 @@ def broker_address(options: argparse.Namespace) -> BrokerAddress:
 
 def chosen_settings(options: argparse.Namespace, configured: list[str]) -> list[RuntimeSetting]:
     """Return the settings to offer: those of the command line, else the configured ones, else the default one."""
+    from fleetnas.agent.runtimes.settings import installed_runtime, parse_setting
+
     keys = ("provider", "threads", "precision", "graph_optimisation", "affinity")
     given = [f"{key}={getattr(options, key)}" for key in keys if getattr(options, key) is not None]
     several = getattr(options, "setting", None)

@@ -36,7 +36,7 @@ def explain(error: Any) -> str:
     """Describe an error of typer's in one line; a help text, which typer raises too, as it is."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "fleetnas"
-    see = f"see `{command} --help`"
+    see = f"see `{command} --help`" if context is not None else "--help shows how the command is used"
     kind = type(error).__name__
     if kind == "NoArgsIsHelpError":
         return str(error.format_message())
@@ -44,7 +44,7 @@ def explain(error: Any) -> str:
         options = [name for each in context.command.get_params(context) for name in (*each.opts, *each.secondary_opts)]
         long = [name for name in options if name.startswith("--")]
         name = _short(error.option_name)
-        return f"`{command}` has no option {name}{did_you_mean(name, long)}; `{command} --help` lists all"
+        return f"`{command}` has no option {name}{did_you_mean(name, long) or ';'} `{command} --help` lists all"
     parameter = getattr(error, "param", None)
     if kind == "MissingParameter" and parameter is not None:
         return f"`{command}` needs {_missing(parameter)}; {see}"
