@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from fleetnas.coordinator.cli.help_sections import write_options
+from fleetnas.coordinator.cli.help_sections import NO_BREAK, write_options
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.suggestions import did_you_mean
@@ -63,6 +63,10 @@ class Command(_Helping, TyperCommand):
 
     def __init__(self, name: str | None, *, params: list[Any] | None = None, **settings: Any) -> None:
         super().__init__(name, params=_of_own_classes(params), **settings)
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help text, in which no option's name is broken at a hyphen."""
+        return str(super().get_help(ctx)).replace(NO_BREAK, "-")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, and the options in their groups."""

@@ -1,26 +1,102 @@
-"""Lay out a command's arguments and options in titled groups."""
+"""Lay out a command's arguments and options in titled groups, so that a long help text can be read."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
-#: Title of the options that are in no group.
-OPTIONS = "Options"
+#: Stands for the hyphens of words such as `--min-runs` while a help text is broken into lines.
+NO_BREAK = "\u2011"
+_UNBREAKABLE = re.compile(r"(?<=\w)-(?=\w)")
+#: Title of the options of a short help text, and of those that are in no group of a long one.
+OPTIONS, OTHERS = "Options", "Other options"
+
+_CONNECTION = (
+    *("--broker", "--fleet", "--credentials", "--username", "--password-file", "--ca-file", "--certificate-file"),
+    "--key-file",
+)
+_DELIVERY = ("--mirror", "--bundle-rate", "--bundles-at-once", "--share")
+#: Groups of the commands that find, measure or show subnets on devices, in the order of the help text.
+_ON_DEVICES: Mapping[str, tuple[str, ...]] = {
+    "What to search or measure": (
+        *("--supernet", "--targets", "--target", "--card", "--models", "--worst-case", "--weights", "--verify"),
+        *("--strategy", "--devices", "--resume", "--name", "--setting", "--runtime", "--threads", "--precision"),
+        *("--local", "--offline", "--authority", "--distrust", "--trust", "--wait"),
+    ),
+    "How long": ("--budget", "--wait-for", "--join", "--grace", "--deadline"),
+    "How it is measured": ("--conditions", "--cool-for", "--warmup", "--min-time", "--min-runs", "--fixed-protocol"),
+    "Bounds on every winner": ("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
+    "Images": ("--calibration-images", "--evaluation-images", "--selection-images", "--rerank", "--some-classes"),
+    "Results and model files": ("--out", "--output", "--store", "--json"),
+    "Connection to the fleet": _CONNECTION,
+    "Without a device (--offline)": ("--space", "--latency-table", "--accuracy", "--engine"),
+    "Advanced": (
+        "--seed",
+        "--prior",
+        "--prior-without",
+        "--state-dir",
+        *_DELIVERY,
+        "--metrics-port",
+        "--metrics-address",
+    ),
+}
+_GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("search", "measure", "portfolio", "watch", "devices"), _ON_DEVICES),
+    "train": {
+        "What is trained": ("--val", "--out", "--resume", "--from", "--channels", "--fit"),
+        "Design space": ("--space", "--options", "--resolutions", "--kernels", "--expands", "--depths", "--width"),
+        "How long": ("--epochs", "--batch-size", "--schedule", "--subnets", "--warm-up"),
+        "How it learns": (
+            *("--optimizer", "--learning-rate", "--weight-decay", "--label-smoothing", "--class-weights"),
+            *("--clip-norm", "--ema", "--teacher"),
+        ),
+        "Advanced": (
+            *("--precision", "--seed", "--threads", "--workers", "--checkpoint-minutes", "--checkpoint-steps"),
+            "--cache",
+        ),
+    },
+    "finetune": {
+        "What is trained": ("--bundle", "--images", "--val", "--output", "--teacher", "--resume"),
+        "How long": ("--epochs",),
+        "Advanced": ("--learning-rate", "--batch-size", "--precision", "--seed", "--threads", "--json"),
+    },
+    "accuracy evaluate": {
+        "What is evaluated": ("--output", "--subnets", "--sampling", "--seed", "--shard", "--runtime", "--precision"),
+        "Images": ("--images", "--calibration-images", "--calibration-count", "--some-classes"),
+        "Advanced": ("--workers", "--scheduler", "--cache"),
+    },
+    "export": {"What is written": ("--output", "--cache")},
+}
 
 
 def write_options(command: Any, context: Any, formatter: Any) -> None:
-    """Write a command's arguments and options; options with a `rich_help_panel` stand under its title."""
-    sections: dict[str, list[tuple[str, str]]] = {}
+    """Write a command's arguments and options into a help text, in their groups."""
+    groups = groups_of(context.command_path)
+    sections: dict[str, list[tuple[int, tuple[str, str]]]] = {title: [] for title in ("Arguments", *groups)}
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
-        if record is not None:
-            sections.setdefault(_title(parameter), []).append(record)
+        if record is None:
+            continue
+        title = list(sections)[-1] if parameter.name == "help" and groups else _title(parameter, groups)
+        names = groups.get(title, ())
+        place = next((names.index(name) for name in parameter.opts if name in names), len(names))
+        sections.setdefault(title, []).append((place, (record[0], _UNBREAKABLE.sub(NO_BREAK, record[1]))))
     for title, rows in sections.items():
-        with formatter.section(title):
-            formatter.write_dl(rows)
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl([row for _, row in sorted(rows, key=lambda each: each[0])])
 
 
-def _title(parameter: Any) -> str:
+def groups_of(command_path: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the groups of a command's options, such as of `fleetnas search`; empty where its help text is short."""
+    return _GROUPS.get(command_path.partition(" ")[2], {})
+
+
+def _title(parameter: Any, groups: Mapping[str, tuple[str, ...]]) -> str:
     if parameter.param_type_name == "argument":
         return "Arguments"
-    return parameter.rich_help_panel or OPTIONS
+    if parameter.rich_help_panel:
+        return str(parameter.rich_help_panel)
+    found = (title for title, names in groups.items() if set(parameter.opts) & set(names))
+    return next(found, OTHERS if groups else OPTIONS)
