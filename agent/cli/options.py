@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from fleetnas.agent.service.state_folder import DEFAULT_PLACE
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.fleet_protocol.units import seconds
 
 if TYPE_CHECKING:
     from fleetnas.fleet_protocol.messages import RuntimeSetting
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 DEFAULT_FLEET = "default"
-_NUMBER = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
-_DURATION = re.compile(f"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
 def add_identity_options(parser: argparse.ArgumentParser) -> None:
@@ -157,9 +155,10 @@ def positive(text: str) -> int:
 
 def duration(text: str) -> float:
     """Parse a duration such as `90s`, `30m`, `1.5h` or `1h30m`; return seconds."""
-    found = _DURATION.fullmatch(text.strip().lower())
-    hours, minutes, seconds = (float(part) if part else 0.0 for part in (found.groups() if found else ("", "", "")))
-    total_s = 3600 * hours + 60 * minutes + seconds
+    try:
+        total_s = 0.0 if text.strip()[-1:].isdigit() else seconds(text)  # a number alone may mean minutes
+    except ValueError:
+        total_s = 0.0
     if total_s <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 30m, 1h or 1h30m")
     return total_s
