@@ -51,12 +51,14 @@ def quantity(text: str, units: Mapping[str, float]) -> float:
 
 def _time_ms(text: str) -> float:
     """Return the milliseconds in a time whose numbers have units, the longest unit first."""
+    from decimal import Decimal
+
     word = text.strip()
-    parts = [(part[0], float(part[1]), TIMES[part[2].lower()]) for part in _PART.finditer(word)]
+    parts = [(part[0], Decimal(part[1]), TIMES[part[2].lower()]) for part in _PART.finditer(word)]
     factors = [factor for _, _, factor in parts]
     if not parts or "".join(whole for whole, _, _ in parts) != word or factors != sorted(set(factors), reverse=True):
         raise ValueError(f"{text!r} is no time")
-    return _finite(text, sum(number * factor for _, number, factor in parts))
+    return _finite(text, float(sum(number * Decimal(str(factor)) for _, number, factor in parts)))
 
 
 def _finite(text: str, value: float) -> float:

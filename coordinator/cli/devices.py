@@ -15,6 +15,7 @@ import typer
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.coordinator.cli.quantities import seconds
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
@@ -64,9 +65,9 @@ def devices(
         float,
         typer.Option(
             "--wait",
-            metavar="SECONDS",
-            min=0.1,
-            help="How long to listen; 35 to receive every living agent's heartbeat.",
+            metavar="TIME",
+            parser=seconds("--wait", 0.1),
+            help="How long to listen; 35s to receive every living agent's heartbeat.",
         ),
     ] = _GATHER_S,
     as_json: options.Json = False,
@@ -88,7 +89,7 @@ def devices(
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
     if authority is not None and connection.broker is None and connection.credentials is None:
         connection = replace(connection, credentials=authority / "coordinator.credentials")
-    from rich.console import Console
+    from fleetnas.coordinator.view.output import output_console
 
     found_at = connection.connection(read_only=True)
     enrolled = _enrolled(authority) if authority is not None else None
@@ -97,12 +98,12 @@ def devices(
         for each in found:
             typer.echo(json.dumps(each))
     elif found:
-        Console().print(_table(found))
+        output_console().print(_table(found))
         retained = [each for each in found if each["state"] in ("ready", "busy") and each["last_seen_s_ago"] is None]
         if retained and wait <= _HEARTBEAT_S:
             typer.echo("states of agents not seen are the broker's memory; --wait 35 tells which of them are alive")
     else:
-        Console().print(
+        output_console().print(
             f"no agent has ever announced itself in fleet {found_at.fleet!r} on {found_at.broker}; run on each device: "
             f"fleetnas-agent run --broker {found_at.broker} --fleet {found_at.fleet}",
             markup=False,

@@ -9,6 +9,8 @@ from typing import Any
 #: Stands for the hyphens of words such as `--min-runs` while a help text is broken into lines.
 NO_BREAK = "\u2011"
 _UNBREAKABLE = re.compile(r"(?<=\w)-(?=\w)")
+_DEFAULT_TIME = re.compile(r"default: ([0-9.]+)(?=[];])")
+_RANGE, _LEAST = re.compile(r"([0-9.e+-]+)<=x<=([0-9.e+-]+)(?=])"), re.compile(r"x>=([0-9.e+-]+)(?=])")
 #: Title of the options of a short help text, and of those that are in no group of a long one.
 OPTIONS, OTHERS = "Options", "Other options"
 
@@ -81,11 +83,19 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
         title = list(sections)[-1] if parameter.name == "help" and groups else _title(parameter, groups)
         names = groups.get(title, ())
         place = next((names.index(name) for name in parameter.opts if name in names), len(names))
-        sections.setdefault(title, []).append((place, (record[0], _UNBREAKABLE.sub(NO_BREAK, record[1]))))
+        sections.setdefault(title, []).append((place, (record[0], _described(parameter, record[1]))))
     for title, rows in sections.items():
         if rows:
             with formatter.section(title):
                 formatter.write_dl([row for _, row in sorted(rows, key=lambda each: each[0])])
+
+
+def _described(parameter: Any, text: str) -> str:
+    """Put typer's remarks on defaults and ranges into words."""
+    if parameter.metavar == "TIME":
+        text = _DEFAULT_TIME.sub(lambda found: f"default: {float(found[1]):g}s", text)
+    text = _RANGE.sub(r"\1 to \2", _LEAST.sub(r"at least \1", text))
+    return _UNBREAKABLE.sub(NO_BREAK, text)
 
 
 def groups_of(command_path: str) -> Mapping[str, tuple[str, ...]]:

@@ -43,9 +43,10 @@ def watch(
 
     from fleetnas.coordinator.monitoring.feed import follow
     from fleetnas.coordinator.records.statuses import RunStatus
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.coordinator.view.view import make_view
 
-    console = Console()
+    console = output_console()
     from_store = connection.broker is None and connection.credentials is None
     if from_store:
         options.refuse(context, names(ConnectionOptions), "without --broker or --credentials a store is watched")

@@ -55,14 +55,13 @@ def search_offline(
 
     Where the plan has candidates to choose among, selection images choose.
     """
-    from rich.console import Console
-
     from fleetnas.coordinator.app.images import selection_warnings
     from fleetnas.coordinator.app.offline_selection import OfflineSelection
     from fleetnas.coordinator.cli.progress import candidate_progress, image_progress
     from fleetnas.coordinator.search import offline
     from fleetnas.coordinator.search.evolution import EvolutionSettings
     from fleetnas.coordinator.search.guided import GuidedSettings
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.supernet_export.output_files import check_folder
 
     targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
@@ -93,6 +92,6 @@ def search_offline(
     if as_json:
         typer.echo(json.dumps(outcome.to_json()))
     else:
-        Console().print(offline.offline_table(outcome))
+        output_console().print(offline.offline_table(outcome))
     written = offline.write_offline(outcome, out)
     typer.echo(f"written: {', '.join(str(path) for path in written)}", err=as_json)
