@@ -11,6 +11,7 @@ import typer
 from fleetnas.coordinator.cli import option_groups, options
 from fleetnas.coordinator.cli.data_options import DataOptions
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 from fleetnas.supernet_export.checkpoints.published import PUBLISHED
 from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
 from fleetnas.supernet_export.output_files import check_file
@@ -98,8 +99,8 @@ def export(
         sha256 = _export_file(Path(source), written, file, data)
     else:
         raise UsageError(
-            f"{source!r} is neither a supernet known by name nor a file: give one of {_KNOWN}, or the path of a "
-            "checkpoint together with --space"
+            f"{source!r} is neither a supernet known by name nor a file{did_you_mean(source, (_DIGITS, *PUBLISHED))}: "
+            f"give one of {_KNOWN}, or the path of a checkpoint together with --space"
         )
     typer.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 
