@@ -99,7 +99,7 @@ def export(
         sha256 = _export_file(Path(source), written, file, data)
     else:
         raise UsageError(
-            f"{source!r} is neither a supernet known by name nor a file{did_you_mean(source, (_DIGITS, *PUBLISHED))}: "
+            f"{source!r} is neither a supernet known by name nor a file{did_you_mean(source, (_DIGITS, *PUBLISHED)) or ';'} "
             f"give one of {_KNOWN}, or the path of a checkpoint together with --space"
         )
     typer.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")

@@ -49,7 +49,6 @@ from fleetnas.device_profiles.quantities import LATENCY_RANGE_MS
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import TaskKey
-from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 #: Measurements that are read at once where there may be very many.
 _PAGE = 500
@@ -193,13 +192,11 @@ class MeasurementStore:
 
         `UsageError` where the store holds no such device.
         """
-        known_devices = self.known_devices()
-        unknown = sorted({*devices, *trust} - known_devices)
+        unknown = sorted({*devices, *trust} - self.known_devices())
         if unknown:
-            near = did_you_mean(unknown[0], sorted(known_devices)) or ";"
             raise UsageError(
-                f"the store {self.url} holds no device {', '.join(unknown)}{near} see the names with `fleetnas "
-                "results`, or give its store with --store"
+                f"the store {self.url} holds no device {', '.join(unknown)}; see the names with `fleetnas results`, or "
+                "give its store with --store"
             )
         with self._database.writing() as session:
             known = set(session.scalars(select(DistrustedRow.device)))
