@@ -80,7 +80,7 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
         record = parameter.get_help_record(context)
         if record is None:
             continue
-        title = list(sections)[-1] if parameter.name == "help" and groups else _title(parameter, groups)
+        title = list(sections)[-1] if parameter.name == "help" and groups else title_of(parameter, groups)
         names = groups.get(title, ())
         place = next((names.index(name) for name in parameter.opts if name in names), len(names))
         sections.setdefault(title, []).append((place, (record[0], _described(parameter, record[1]))))
@@ -103,7 +103,8 @@ def groups_of(command_path: str) -> Mapping[str, tuple[str, ...]]:
     return _GROUPS.get(command_path.partition(" ")[2], {})
 
 
-def _title(parameter: Any, groups: Mapping[str, tuple[str, ...]]) -> str:
+def title_of(parameter: Any, groups: Mapping[str, tuple[str, ...]]) -> str:
+    """Return the title under which an argument or option stands in a help text with these groups."""
     if parameter.param_type_name == "argument":
         return "Arguments"
     if parameter.rich_help_panel:
