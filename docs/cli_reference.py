@@ -20,7 +20,7 @@ HEAD = """\
 # Command lines
 
 This page is made from the programs themselves, by `python docs/cli_reference.py`; a test compares it with them.
-`fleetnas` runs where searches are coordinated, `fleetnas-agent` on each device. Both take `--help` behind every command.
+`fleetnas` runs where searches are coordinated, `fleetnas-agent` on each device. Both take `--help` behind a command.
 
 ## Exit codes
 

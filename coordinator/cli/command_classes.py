@@ -13,6 +13,11 @@ from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.suggestions import did_you_mean
 
+try:  # typer has had a click of its own since 0.28
+    from typer._click.shell_completion import CompletionItem
+except ImportError:
+    from click.shell_completion import CompletionItem  # type: ignore[assignment, no-redef, import-not-found, unused-ignore]
+
 _MOST_CHARACTERS = 80
 
 
@@ -23,6 +28,10 @@ class _Option(TyperOption):
         """Return the value, parsed where it was given."""
         return super().process_value(ctx, value) if _is_parsed(self, ctx) else _unparsed_value(self, value)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what a shell may complete a value to."""
+        return _stored(self, ctx, incomplete) or super().shell_complete(ctx, incomplete)
+
 
 class _Argument(TyperArgument):
     """An argument whose default value is taken as it is."""
@@ -30,6 +39,10 @@ class _Argument(TyperArgument):
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Return the value, parsed where it was given."""
         return super().process_value(ctx, value) if _is_parsed(self, ctx) else _unparsed_value(self, value)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return what a shell may complete a value to."""
+        return _stored(self, ctx, incomplete) or super().shell_complete(ctx, incomplete)
 
 
 def _is_parsed(parameter: Any, context: Any) -> bool:
@@ -43,6 +56,13 @@ def _is_parsed(parameter: Any, context: Any) -> bool:
 
 def _unparsed_value(parameter: Any, value: Any) -> Any:
     return () if value is None and (parameter.multiple or parameter.nargs == -1) else value
+
+
+def _stored(parameter: Any, context: Any, incomplete: str) -> list[Any]:
+    """Return completions from the store: names of runs or devices, where the parameter is of these."""
+    from fleetnas.coordinator.cli.name_completion import stored_names
+
+    return [CompletionItem(name) for name in stored_names(parameter, context, incomplete)]
 
 
 class _Helping:

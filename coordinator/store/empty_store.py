@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from urllib.parse import quote
+
+from fleetnas.coordinator.store.stored_names import open_to_look
 
 _MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 
@@ -17,17 +18,17 @@ def is_empty_file(location: str) -> bool:
     if "://" in location:
         return False
     try:
-        path = Path(location).expanduser()
-        if not path.exists():
+        if not Path(location).expanduser().exists():
             return True
-        connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)
-    except (OSError, RuntimeError, ValueError, sqlite3.Error):
+    except (OSError, RuntimeError, ValueError):
+        return False
+    connection = open_to_look(location)
+    if connection is None:
         return False
     try:
         versions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-        return (
-            versions == [(_newest_revision(),)] and connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is None
-        )
+        is_current = versions == [(_newest_revision(),)]
+        return is_current and connection.execute("SELECT 1 FROM runs LIMIT 1").fetchone() is None
     except sqlite3.Error:
         return False
     finally:
