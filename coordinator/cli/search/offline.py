@@ -66,7 +66,9 @@ def search_offline(
 
     targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
     if not targets_ms or options.latency_table is None or options.accuracy is None:
-        raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
+        raise UsageError(
+            "an offline search needs --targets in milliseconds, --latency-table and --accuracy; give all three"
+        )
     check_folder("--out", out)
     selection = None
     if plan.rerank:
