@@ -98,7 +98,8 @@ def devices(
         for each in found:
             typer.echo(json.dumps(each))
     elif found:
-        output_console().print(_table(found))
+        console = output_console()
+        console.print(table_of(found, console.width))
         retained = [each for each in found if each["state"] in ("ready", "busy") and each["last_seen_s_ago"] is None]
         if retained and wait <= _HEARTBEAT_S:
             typer.echo("states of agents not seen are the broker's memory; --wait 35 tells which of them are alive")
@@ -126,19 +127,24 @@ def _observed(found_at: Connection, wait_s: float) -> FleetObserver:
     return observer
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    """Lay out the agents for the terminal."""
-    from rich.table import Table
-    from rich.text import Text
+def table_of(rows: list[dict[str, Any]], width: int) -> Table:
+    """Lay out the agents in `width` cells."""
+    from fleetnas.coordinator.view.tables import word_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("Device", "State", "Last seen", "Model and settings", "Why"):
-        table.add_column(heading, overflow="fold", ratio=3 if heading == "Why" else None)
-    for each in rows:
-        model = Text("\n".join((each["model"] or "?", *each["settings"])))
-        texts = (each["device"], each["state"], _last_seen(each))
-        table.add_row(*(Text(text) for text in texts), model, Text(plain(each["why"])))
-    return table
+    return word_table(
+        ("Device", "State", "Last seen", "Model and settings", "Why"),
+        (
+            (
+                each["device"],
+                each["state"],
+                _last_seen(each),
+                "\n".join((each["model"] or "?", *each["settings"])),
+                plain(each["why"]),
+            )
+            for each in rows
+        ),
+        width,
+    )
 
 
 def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:

@@ -41,8 +41,8 @@ INPUTS = (
     Wrong("runs --qqq", "`fleetnas runs` has no option --qqq; `fleetnas runs --help` lists all"),
     Wrong(
         "search --strategy botom-up",
-        "--strategy 'botom-up' is none of joint, bottom-up, top-down, independent, exhaustive; did you mean bottom-up?; "
-        "see `fleetnas search --help`",
+        "--strategy 'botom-up' is none of joint, bottom-up, top-down, independent, exhaustive; did you mean bottom-up?"
+        "; see `fleetnas search --help`",
     ),
     Wrong(
         "evaluate {tmp}/digits.supernet smallest --precision fp16",
@@ -56,14 +56,14 @@ INPUTS = (
     ),
     Wrong(
         "search --offline --targets 20 --latency-table {tmp} --accuracy {tmp}/notes.txt --space ofa-mbv2",
-        "no design space is called 'ofa-mbv2'; did you mean ofa-mbv3? there are compofa, compofa-elastic, digits, "
-        "mbconv, ofa-mbv3, ofa-proxyless, ofa-resnet50, resnet; a space of another package needs that package installed "
-        "here",
+        "no design space is called 'ofa-mbv2'; did you mean ofa-mbv3? there are compofa, compofa-elastic, "
+        "digits, mbconv, ofa-mbv3, ofa-proxyless, ofa-resnet50, resnet; a space of another package needs that package "
+        "installed here",
     ),
     Wrong(
         "measure {tmp}/digits.supernet largst --local",
-        "architecture 'largst' cannot be read (it is no JSON, and no such file exists); did you mean largest? give JSON "
-        "with the keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`",
+        "architecture 'largst' cannot be read (it is no JSON, and no such file exists); did you mean largest? give "
+        "JSON with the keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`",
     ),
     Wrong(
         "export-data -o {tmp}/all.csv --device pj0 --store {store}",
@@ -212,7 +212,7 @@ AGENT_INPUTS = (
     ),
     Wrong(
         "run --precision fp8",
-        "--precision 'fp8' is none of fp32, int8; did you mean fp32?; see `fleetnas-agent run --help`",
+        "--precision 'fp8' is none of fp32, int8; see `fleetnas-agent run --help`",
     ),
     Wrong("bench", "`fleetnas-agent bench` needs MODEL; see `fleetnas-agent bench --help`"),
     Wrong(
