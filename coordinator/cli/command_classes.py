@@ -127,7 +127,12 @@ def _of_own_classes(parameters: list[Any] | None) -> list[Any]:
 
 
 def _with_class(parameter: Any) -> Any:
-    """Return the same parameter as one of this module."""
+    """Return the same parameter as one of this module; one that is not typer's, as it is."""
+    own = next(
+        (own for kind, own in ((TyperArgument, _Argument), (TyperOption, _Option)) if type(parameter) is kind), None
+    )
+    if own is None:
+        return parameter
     found = copy.copy(parameter)
-    found.__class__ = _Argument if isinstance(parameter, TyperArgument) else _Option
+    found.__class__ = own
     return found

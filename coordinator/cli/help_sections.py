@@ -80,7 +80,7 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
         record = parameter.get_help_record(context)
         if record is None:
             continue
-        title = list(sections)[-1] if parameter.name == "help" and groups else title_of(parameter, groups)
+        title = list(sections)[-1] if "--help" in parameter.opts and groups else title_of(parameter, groups)
         names = groups.get(title, ())
         place = next((names.index(name) for name in parameter.opts if name in names), len(names))
         sections.setdefault(title, []).append((place, (record[0], _described(parameter, record[1]))))
@@ -107,7 +107,8 @@ def title_of(parameter: Any, groups: Mapping[str, tuple[str, ...]]) -> str:
     """Return the title under which an argument or option stands in a help text with these groups."""
     if parameter.param_type_name == "argument":
         return "Arguments"
-    if parameter.rich_help_panel:
-        return str(parameter.rich_help_panel)
+    panel = getattr(parameter, "rich_help_panel", None)
+    if panel:
+        return str(panel)
     found = (title for title, names in groups.items() if set(parameter.opts) & set(names))
     return next(found, OTHERS if groups else OPTIONS)
