@@ -22,25 +22,24 @@ _DELIVERY = ("--mirror", "--bundle-rate", "--bundles-at-once", "--share")
 #: Groups of the commands that find, measure or show subnets on devices, in the order of the help text.
 _ON_DEVICES: Mapping[str, tuple[str, ...]] = {
     "What to search or measure": (
-        *("--supernet", "--targets", "--target", "--card", "--models", "--worst-case", "--weights", "--verify"),
+        *("--supernet", "--targets", "--targets-file", "--target", "--minimise", "--accuracy-floor", "--card"),
         *("--strategy", "--devices", "--resume", "--name", "--setting", "--runtime", "--threads", "--precision"),
-        *("--local", "--offline", "--authority", "--distrust", "--trust", "--wait"),
+        *("--baseline", "--baseline-accuracy", "--input-shape", "--local", "--offline"),
+        *("--authority", "--distrust", "--trust", "--wait"),
     ),
-    "How long": ("--budget", "--wait-for", "--join", "--grace", "--deadline"),
-    "How it is measured": ("--conditions", "--cool-for", "--warmup", "--min-time", "--min-runs", "--fixed-protocol"),
+    "How long": ("--budget", "--timeout", "--dry-run", "--wait-for", "--join", "--grace", "--deadline"),
+    "How it is measured": (
+        *("--conditions", "--cool-for", "--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--verify-boards"),
+        *("--no-pool", "--profile-winners"),
+    ),
     "Bounds on every winner": ("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
+    "Few models for all": ("--models", "--worst-case", "--weights", "--verify"),
     "Images": ("--calibration-images", "--evaluation-images", "--selection-images", "--rerank", "--some-classes"),
-    "Results and model files": ("--out", "--output", "--store", "--json"),
+    "Results and model files": ("--out", "--output", "--store", "--json", "--track"),
     "Connection to the fleet": _CONNECTION,
     "Without a device (--offline)": ("--space", "--latency-table", "--accuracy", "--engine"),
     "Advanced": (
-        "--seed",
-        "--prior",
-        "--prior-without",
-        "--state-dir",
-        *_DELIVERY,
-        "--metrics-port",
-        "--metrics-address",
+        *("--seed", "--prior", "--prior-without", "--state-dir", *_DELIVERY, "--metrics-port", "--metrics-address"),
     ),
 }
 _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
