@@ -132,6 +132,10 @@ INPUTS = (
         "`fleetnas enroll` needs --authority DIR (The folder that `fleetnas broker init` made); see `fleetnas enroll "
         "--help`",
     ),
+    Wrong(
+        "portfolio run-1 --store {store}",
+        "`fleetnas portfolio` needs --models K (Subnets at most); see `fleetnas portfolio --help`",
+    ),
     Wrong("search --budget", "--budget needs a value behind it; --help shows how the command is used"),
     Wrong(
         "demo --json=1", "--json is a switch and takes no value; give it alone; --help shows how the command is used"
