@@ -40,7 +40,7 @@ def explain(error: Any) -> str:
     kind = type(error).__name__
     if kind == "NoArgsIsHelpError":
         return str(error.format_message())
-    if kind == "NoSuchOption":
+    if kind == "NoSuchOption" and context is not None:
         options = [name for each in context.command.get_params(context) for name in (*each.opts, *each.secondary_opts)]
         long = [name for name in options if name.startswith("--")]
         name = _short(error.option_name)

@@ -252,7 +252,7 @@ def test_a_wrong_input_is_answered_in_one_line(
     code, out, err = fleetnas(capsys, *(word.format(**places) for word in wrong.words.split()))
     assert (out, err) == ("", f"error: {wrong.line.format(**places)}\n")
     assert code == wrong.code
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # nothing was begun
 
 
 @pytest.mark.parametrize("wrong", AGENT_INPUTS, ids=lambda each: each.words)
