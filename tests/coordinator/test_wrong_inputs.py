@@ -12,6 +12,7 @@ from rigs.command_line import fleetnas
 from rigs.untrained_supernet import write_untrained
 
 from fleetnas.agent.cli.main import main as agent_main
+from fleetnas.coordinator.store.empty_store import is_empty_file
 
 #: A whole search but for what a case adds; nothing answers there, and none of the cases gets that far.
 _SEARCH = "search --broker 127.0.0.1 --targets 20 --supernet {tmp}/digits.supernet"
@@ -247,12 +248,14 @@ def test_a_wrong_input_is_answered_in_one_line(
     wrong: Wrong,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    data = tmp_path / "data"
+    monkeypatch.setenv("XDG_DATA_HOME", str(data))
     places = {"tmp": str(folder), "store": str(finished_run)}
     code, out, err = fleetnas(capsys, *(word.format(**places) for word in wrong.words.split()))
     assert (out, err) == ("", f"error: {wrong.line.format(**places)}\n")
     assert code == wrong.code
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []  # nothing was begun
+    assert is_empty_file(str(data / "fleetnas" / "runs.sqlite"))  # nothing was begun
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and data not in path.parents] == []
 
 
 @pytest.mark.parametrize("wrong", AGENT_INPUTS, ids=lambda each: each.words)
