@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from fleetnas.fleet_protocol.errors import DownloadError
 from fleetnas.fleet_protocol.folders import user_folder
-from fleetnas.supernet_export.checkpoints.published_file import MAX_BYTES, PublishedFile
+from fleetnas.supernet_export.checkpoints.published_file import PublishedFile as PublishedFile
 
 #: Addresses, separated by spaces or commas, that are asked before the official one; a file's name is appended.
 MIRRORS_VARIABLE = "FLEETNAS_MIRRORS"
@@ -143,7 +143,7 @@ def _fetch_rest(
 
 
 def _expected(file: PublishedFile) -> str:
-    return f"at most {MAX_BYTES:,} are taken" if file.size is None else f"{file.size:,} were expected"
+    return f"at most {file.most_bytes:,} are taken" if file.size is None else f"{file.size:,} were expected"
 
 
 def _range_start(answer: Any) -> int:
