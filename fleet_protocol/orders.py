@@ -9,8 +9,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.device_profiles.quantities import Count, Factor, LimitSeconds, Seconds
+from fleetnas.device_profiles.text_fields import PlainText
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import (
     BlobReference,

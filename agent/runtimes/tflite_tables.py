@@ -11,7 +11,7 @@ from dataclasses import dataclass
 #: Operators, tensors, buffers and the like of one file, at most.
 _MOST_ITEMS = 1_000_000
 _CUSTOM, _DELEGATE = 32, 51
-#: `Buffer.offset` of a buffer that is in the file's tables is 0 or 1.
+#: The offset of a buffer that is in the file's tables is 0 or 1.
 _INSIDE = 1
 # Slots of the tables.
 _CODES, _SUBGRAPHS, _BUFFERS, _EXTERNAL_GROUPS, _EXTERNAL_BUFFERS = 1, 2, 4, 8, 9

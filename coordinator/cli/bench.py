@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import ConnectionOptions
@@ -34,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     context: typer.Context,
-    model: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Model files, .onnx or .tflite.")],
+    model: Annotated[list[Path], typer.Argument(metavar="MODEL", help="Model files, .onnx or .tflite.")],
     *,
     connection: ConnectionOptions,
     fleet: FleetOptions,
@@ -59,6 +58,7 @@ def bench(
     from fleetnas.coordinator.app.request import NewRun, SearchRequest
     from fleetnas.coordinator.cli.bench_table import print_bench, report_of
     from fleetnas.coordinator.cli.search.running import run_plan
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.coordinator.view.progress import ProgressView
     from fleetnas.supernet_export.export import export_digits
 
@@ -76,7 +76,7 @@ def bench(
     if as_json:
         typer.echo(json.dumps(report_of(outcome)))
     else:
-        print_bench(Console(), outcome)
+        print_bench(output_console(), outcome)
     raise typer.Exit(0 if _all_measured(outcome) else 1)
 
 
