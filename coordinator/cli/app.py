@@ -50,6 +50,7 @@ from fleetnas.coordinator.cli import (  # noqa: E402
     evaluate,
     export,
     export_data,
+    export_latency,
     finetune,
     inspect,
     measure,
@@ -66,7 +67,7 @@ from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 #: In the order in which they are used, as the help lists them.
 _MODULES = (
     *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure),
-    *(watch, devices, runs, portfolio, export_data, mirror, predictor, broker, security),
+    *(watch, devices, runs, portfolio, export_data, export_latency, mirror, predictor, broker, security),
 )
 for module in _MODULES:
     module.register(app)
