@@ -32,6 +32,7 @@ from fleetnas.coordinator.records.workload import (
     Counts,
     Interval,
     Seconds,
+    Standing,
     counts_of_search,
     longest,
     time_of_device,
@@ -197,14 +198,8 @@ def _planned(
 
 def expected_counts(plan: CampaignPlan, history: SearchHistory) -> Counts:
     """Return the measurements that a new search makes on each device setting."""
-    return counts_of_search(
-        budget=plan.budget,
-        initial_design=min(plan.initial_design, plan.budget),
-        measured=0,
-        open_targets=plan.targets_asked,
-        verifying=False,
-        habits=history.habits,
-    )
+    begun = Standing(open_targets=plan.targets_asked)
+    return counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
 
 
 def _transfer_s(request: SearchRequest, run: ChosenRun, devices: Collection[str], history: SearchHistory) -> float:

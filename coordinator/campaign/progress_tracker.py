@@ -16,6 +16,7 @@ from fleetnas.coordinator.records.workload import (
     Habits,
     Interval,
     Seconds,
+    Standing,
     counts_of_search,
     longest,
     seconds_by_protocol,
@@ -175,14 +176,15 @@ class ProgressTracker:
             whole = _GIVEN_AGAIN * REPEATS * len(self._plan.architectures)
             left = max(whole - self._measured(setting_run)[_VERIFICATION], 0.5 * open_targets)
             return Counts(verification=left, verification_variance=0.3 * left)
-        return counts_of_search(
-            budget=self._plan.budget,
-            initial_design=min(self._plan.initial_design, self._plan.budget),
+        stands = Standing(
             measured=snapshot.measurements,
+            verified=self._measured(setting_run)[_VERIFICATION],
             open_targets=open_targets,
+            met_targets=sum(target.met is True for target in snapshot.targets),
             verifying=setting_run.search.phase in ("verification", "done"),
-            habits=self._habits,
         )
+        initial_design = min(self._plan.initial_design, self._plan.budget)
+        return counts_of_search(self._plan.budget, initial_design, stands, self._habits)
 
     def _under_way(
         self, now_s: float, device: str, found: Interval, work: Sequence[tuple[Counts, Seconds]]

@@ -97,23 +97,28 @@ def _session_s(protocol: MeasurementProtocol, share: float) -> float:
     return _SESSION_S + protocol.warmup_s + _REFERENCES * min(share * protocol.min_s, protocol.max_s)
 
 
-def counts_of_search(
-    *, budget: int, initial_design: int, measured: int, open_targets: int, verifying: bool, habits: Habits
-) -> Counts:
-    """Count what a search has left on one device setting.
+@dataclass(frozen=True)
+class Standing:
+    """Where a search stands on one device setting."""
 
-    Args:
-        budget: of the plan.
-        initial_design: of the plan.
-        measured: measurements that counted against the budget.
-        open_targets: targets without a verified winner.
-        verifying: whether the search has turned to verification.
-        habits: of searches.
-    """
+    measured: int = 0
+    """Measurements that counted against the budget."""
+    verified: int = 0
+    """Verifications so far."""
+    open_targets: int = 0
+    """Targets without a verified winner."""
+    met_targets: int = 0
+    verifying: bool = False
+    """Whether the search has turned to verification."""
+
+
+def counts_of_search(budget: int, initial_design: int, stands: Standing, habits: Habits) -> Counts:
+    """Count what a search has left on one device setting; budget and initial design are those of its plan."""
+    measured = stands.measured
     left = max(0, budget - measured)
     design_left = min(left, max(0, initial_design - measured))
     free = left - design_left
-    if verifying:
+    if stands.verifying:
         # A better subnet may turn up, and the budget allows to try it.
         first, deviation = 0.1 * free, 0.15 * free
     else:
@@ -123,8 +128,12 @@ def counts_of_search(
         first = min(float(free), max(expected, 0.3 * free))
         deviation = min(habits.explored_deviation * whole, 0.6 * free)
         first += design_left
-    again = habits.verifications * open_targets
-    return Counts(first, deviation**2, again, habits.verifications_deviation**2 * max(open_targets, 0.25))
+    targets = stands.open_targets + stands.met_targets
+    # A target that is met may be challenged by a better subnet yet.
+    least = stands.open_targets + 0.3 * stands.met_targets
+    again = max(habits.verifications * targets - stands.verified, least)
+    unsure = max(stands.open_targets + 0.6 * stands.met_targets, 0.25)
+    return Counts(first, deviation**2, again, habits.verifications_deviation**2 * unsure)
 
 
 def time_of_device(work: Iterable[tuple[Counts, Seconds]], widen: float = 1.0) -> Interval:

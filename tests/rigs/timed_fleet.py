@@ -42,17 +42,28 @@ class TimedAgent(SimulatedAgent):
             self._ready_at_s = self.clock.now_s + self.seconds(self.queue[0])
 
 
-def followed(seed: int) -> list[tuple[float, RunProgress]]:
-    """The progress of a whole simulated campaign, with the times at which it was told; the last one is at its end."""
+def timed_fleet(seed: int, **options: Any) -> Simulation:
+    """Two boards of unknown speeds and a search of two targets on each; `options` are those of the simulation."""
     plan = CampaignPlan(
         targets=TargetRequest.parse("auto:2"), budget=20, initial_design=8, prior="default", wait_for=2, seed=seed
     )
-    fleet = Simulation(plan, checked=False, at_once=True)
+    fleet = Simulation(plan, checked=False, at_once=True, **options)
+    add_boards(fleet, seed)
+    return fleet
+
+
+def add_boards(fleet: Simulation, seed: int, scatter_seed: int = 0) -> None:
+    """Add the two boards of a seed; another `scatter_seed` draws other times of the same boards."""
     rng = np.random.default_rng([seed, 5])
     for number in range(2):
         pace = float(np.exp(rng.normal(0.0, 0.4)))  # devices that nobody has timed before
-        agent = TimedAgent(fleet.broker, f"board-{number}", fleet.clock, seed=10 * seed + number, pace=pace)
-        fleet.take_in(agent)
+        seeds = 10 * seed + number + 1000 * scatter_seed
+        fleet.take_in(TimedAgent(fleet.broker, f"board-{number}", fleet.clock, seed=seeds, pace=pace))
+
+
+def followed(seed: int) -> list[tuple[float, RunProgress]]:
+    """The progress of a whole simulated campaign, with the times at which it was told; the last one is at its end."""
+    fleet = timed_fleet(seed)
     fleet.begin()
     told = []
     for _ in range(4000):
