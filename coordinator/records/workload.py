@@ -148,8 +148,9 @@ def time_of_device(work: Iterable[tuple[Counts, Seconds]], widen: float = 1.0) -
     of_pace = sum(counts.seconds(each) * each.deviation for counts, each in parts) ** 2
     deviation = _Z * widen * math.sqrt(of_numbers + of_pace)
     # A time that may be twice as long may be half as long: the interval is about its logarithm.
-    ratio = math.exp(deviation / expected) if expected > 0 else 1.0
-    return Interval(expected, expected / ratio, expected * ratio if ratio < 20 else expected + deviation)
+    ratio = math.exp(min(deviation / expected, 4.0)) if expected > 0 else 1.0
+    most = expected * ratio if deviation <= expected else expected + (math.e - 1.0) * deviation
+    return Interval(expected, expected / ratio, most)
 
 
 def longest(devices: Iterable[Interval]) -> Interval:

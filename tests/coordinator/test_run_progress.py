@@ -14,7 +14,14 @@ from fleetnas.coordinator.app.progress_events import ProgressEvents
 from fleetnas.coordinator.records.events import Event, ProgressChanged
 from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import Snapshot
-from fleetnas.coordinator.records.workload import Habits, Seconds, counts_of_search, seconds_by_protocol, time_of_device
+from fleetnas.coordinator.records.workload import (
+    Habits,
+    Seconds,
+    Standing,
+    counts_of_search,
+    seconds_by_protocol,
+    time_of_device,
+)
 from fleetnas.coordinator.view.lines import JsonView, LinesView, event_line
 from fleetnas.coordinator.view.live import frame_strips
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
@@ -82,26 +89,10 @@ def test_more_work_takes_longer_and_less_is_known_of_it() -> None:
     assert each.verification > each.first
     assert seconds_by_protocol(MeasurementProtocol(), "fixed").first > each.first
     habits = Habits()
-    few, many = (
-        time_of_device(
-            [
-                (
-                    counts_of_search(
-                        budget=40,
-                        initial_design=10,
-                        measured=measured,
-                        open_targets=4,
-                        verifying=False,
-                        habits=habits,
-                    ),
-                    each,
-                )
-            ]
-        )
-        for measured in (35, 0)
-    )
+    begun, late = Standing(open_targets=4), Standing(measured=35, open_targets=4)
+    few, many = (time_of_device([(counts_of_search(40, 10, stands, habits), each)]) for stands in (late, begun))
     assert few.expected < many.expected
     assert few.least < few.expected < few.most
     known = Seconds(each.first, each.verification, 0.1)
-    counts = counts_of_search(budget=40, initial_design=10, measured=0, open_targets=4, verifying=False, habits=habits)
+    counts = counts_of_search(40, 10, begun, habits)
     assert time_of_device([(counts, known)]).most < time_of_device([(counts, each)]).most
