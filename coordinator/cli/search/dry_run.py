@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,7 +23,9 @@ def print_dry_run(request: SearchRequest, *, as_json: bool) -> int:
     from fleetnas.coordinator.cli.progress import image_progress
     from fleetnas.coordinator.store.store import MeasurementStore
 
-    store = MeasurementStore.open(request.store)
+    # A store that does not exist yet tells nothing, and is not made.
+    exists = "://" in request.store or Path(request.store).exists()
+    store = MeasurementStore.open(request.store if exists else "sqlite://", to_read=exists)
     try:
         with image_progress() as progress:
             found = dry_run(
