@@ -4,8 +4,8 @@
 
 Three agents and a broker run on this machine. Each try asks `fleetnas search --dry-run`, then runs that search. The
 search before the first try has an empty store, so that the protocol alone tells its seconds; it cannot tell that the
-agents share a host and measure in turn. The five tries know the runs before them. The bar: in every try the estimate is within 40 %
-of what the search took. The last search chooses a portfolio of two models, all verified.
+agents share a host and measure in turn. The five tries know the runs before them. The bar: in every try the estimate
+is within 40 % of what the search took. The last search chooses a portfolio of two models, all verified.
 
 `--simulated` follows 40 simulated campaigns instead, and tells how often the interval in their middle holds.
 """

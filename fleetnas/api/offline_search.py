@@ -57,8 +57,8 @@ def search(
 
     Args:
         space: a design space, or a bundle of it.
-        latency: a fitted predictor, any latency model, or the path of a block latency table (a folder of
-            `<resolution>_lookup_table.yaml`, or one YAML file).
+        latency: a fitted predictor, any latency model, or a path: what `fleetnas export-latency` wrote, or a block
+            latency table (a folder of `<resolution>_lookup_table.yaml`, or one YAML file).
         targets_ms: one or more targets, ms, in any order.
         accuracy: a file with an accuracy predictor (`.pth`, `.supernet`, `.safetensors`) or with evaluated subnets
             (`.csv`, `.jsonl`), of which the best win. Without it the bundle's own predictor is taken.
