@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
@@ -82,11 +82,11 @@ class ProgressTracker:
         """Take what earlier runs tell: the seconds of a setting by device and label, and the habits of searches."""
         self._expected, self._habits = seconds, habits
 
-    def observe(self, now_s: float, setting_runs: Collection[SettingRun]) -> None:
+    def observe(self, now_s: float, setting_runs: Iterable[SettingRun]) -> None:
         """Note what was measured since the last look."""
-        if self._began_s is None and setting_runs:
-            self._began_s = now_s
         for setting_run in setting_runs:
+            if self._began_s is None:
+                self._began_s = now_s
             clock = self._clocks.setdefault(setting_run.device, _DeviceClock())
             label, now = setting_run.setting.label, self._measured(setting_run)
             before = clock.counted.get(label)

@@ -86,7 +86,7 @@ def test_the_predictor_file_predicts_what_the_run_predicts(
     tables = read_block_table(tmp_path / "ofa", bundle.space)  # type: ignore[arg-type]
     off = np.abs(tables.predict(genomes) / typical_ms(digits.tuner, genomes) - 1.0)
     assert 100.0 * off.max() <= 2.0 * told["table_most_percent"]
-    assert told["table_most_percent"] < 10.0
+    assert told["table_rms_percent"] < 6.0  # each place of this device costs something else
 
 
 def test_an_offline_search_from_the_file_finds_the_winners_of_the_predictor(

@@ -72,8 +72,8 @@ def test_every_view_shows_it() -> None:
     left = RunProgress(0.354, 250.0, 180.0, 390.0)
     snapshot = Snapshot("run-1", "digits.supernet", 0.0, 100.0, "searching", progress=left)
     words = "35 % done, about 4:10 left (3:00 to 6:30)"
-    assert any(words in "".join(segment.text for segment in strip) for strip in frame_strips(snapshot, 100, 20))
-    narrow = ["".join(segment.text for segment in strip) for strip in frame_strips(snapshot, 60, 20)]
+    assert any(words in "".join(segment.text for segment in strip) for strip in frame_strips(snapshot, 120, 20))
+    narrow = ["".join(segment.text for segment in strip) for strip in frame_strips(snapshot, 78, 20)]
     assert any("35 %, 4:10 left" in line for line in narrow)
     event = ProgressChanged(**RUN, done=0.354, left_s=250.0, least_left_s=180.0, most_left_s=390.0)
     assert event_line(event) == f"progress: {words}"

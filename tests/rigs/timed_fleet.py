@@ -11,17 +11,23 @@ from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.transports.base import Received
-from rigs.simulated_fleet import SimulatedAgent, Simulation
+from rigs.simulated_fleet import HiddenDevice, SimulatedAgent, Simulation
 
 
 class TimedAgent(SimulatedAgent):
     """Takes the time of each session's warm-up and timed runs, and some beside."""
 
-    def __init__(self, *arguments: Any, pace: float = 1.0, scatter: float = 0.2, **options: Any) -> None:
-        """`pace` multiplies every time; `scatter` is the standard deviation of a time's logarithm."""
-        super().__init__(*arguments, **options)
+    def __init__(
+        self, *arguments: Any, seed: int, pace: float = 1.0, scatter: float = 0.2, draw: int = 0, **options: Any
+    ) -> None:
+        """`pace` multiplies every time; `scatter` is the standard deviation of a time's logarithm.
+
+        Another `draw` is of the same device with other times and other noise.
+        """
+        super().__init__(*arguments, seed=seed, **options)
+        self.devices = {setting: HiddenDevice(seed + 31 * i, draw=draw) for i, setting in enumerate(self.info.settings)}
         self._pace, self._scatter = pace, scatter
-        self._times = np.random.default_rng([options.get("seed", 0), 77])
+        self._times = np.random.default_rng([seed, 77, draw])
 
     def seconds(self, task: MeasureTask) -> float:
         """Draw the time that a task takes, seconds."""
@@ -52,13 +58,13 @@ def timed_fleet(seed: int, **options: Any) -> Simulation:
     return fleet
 
 
-def add_boards(fleet: Simulation, seed: int, scatter_seed: int = 0) -> None:
-    """Add the two boards of a seed; another `scatter_seed` draws other times of the same boards."""
+def add_boards(fleet: Simulation, seed: int, draw: int = 0) -> None:
+    """Add the two boards of a seed; another `draw` has other times and noise of the same boards."""
     rng = np.random.default_rng([seed, 5])
     for number in range(2):
         pace = float(np.exp(rng.normal(0.0, 0.4)))  # devices that nobody has timed before
-        seeds = 10 * seed + number + 1000 * scatter_seed
-        fleet.take_in(TimedAgent(fleet.broker, f"board-{number}", fleet.clock, seed=seeds, pace=pace))
+        name, own_seed = f"board-{number}", 10 * seed + number
+        fleet.take_in(TimedAgent(fleet.broker, name, fleet.clock, seed=own_seed, pace=pace, draw=draw))
 
 
 def followed(seed: int) -> list[tuple[float, RunProgress]]:
