@@ -108,7 +108,7 @@ def open_search(
             clocks=Clocks(time.monotonic, time.time),
             emit=view.event,
         )
-        campaign.membership.check_devices = _at_the_beginning(request, run, campaign, store)
+        campaign.membership.before_first(_at_the_beginning(request, run, campaign, store))
         notes.forward(campaign.note)
         if metrics is not None:
             metrics.attach(campaign, network.blobs, store)

@@ -31,8 +31,8 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.workload import (
     Counts,
     Interval,
+    SearchState,
     Seconds,
-    Standing,
     counts_of_search,
     longest,
     time_of_device,
@@ -137,7 +137,7 @@ def dry_run(
             make_search=_stand_in(run.bundle.space),
             clocks=Clocks(time.monotonic, time.time),
         )
-        campaign.membership.check_devices = request.check_devices
+        campaign.membership.before_first(request.check_devices)
         notes.forward(lines.append)
         waiting()
         campaign.start()
@@ -198,7 +198,7 @@ def _planned(
 
 def expected_counts(plan: CampaignPlan, history: SearchHistory) -> Counts:
     """Return the measurements that a new search makes on each device setting."""
-    begun = Standing(open_targets=plan.targets_asked)
+    begun = SearchState(open_targets=plan.targets_asked)
     return counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
 
 

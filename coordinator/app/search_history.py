@@ -158,5 +158,4 @@ def _mean(found: Iterable[float], usual: float, deviation: float, least: float) 
     if not values:
         return usual, deviation
     mean = (usual + sum(values)) / (1 + len(values))
-    spread = statistics.pstdev([usual, *values])
-    return mean, max(spread, least)
+    return mean, max(statistics.pstdev([usual, *values]), least)

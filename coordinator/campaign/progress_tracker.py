@@ -15,8 +15,8 @@ from fleetnas.coordinator.records.workload import (
     Counts,
     Habits,
     Interval,
+    SearchState,
     Seconds,
-    Standing,
     counts_of_search,
     longest,
     seconds_by_protocol,
@@ -65,6 +65,12 @@ class _DeviceClock:
     latest_s: float | None = None
     """Time of the latest outcome; None before the first."""
 
+    def outcome_at(self, now_s: float) -> float | None:
+        """Note an outcome; returns the time since the one before, None where it is the first."""
+        since_s = None if self.latest_s is None else now_s - self.latest_s
+        self.latest_s = now_s
+        return since_s
+
 
 class ProgressTracker:
     """Looks at the device settings now and then; the rest is arithmetic. Times are seconds of the campaign's clock."""
@@ -94,9 +100,9 @@ class ProgressTracker:
             if before is None or now == before:
                 continue
             new = [max(0, after - earlier) for after, earlier in zip(now, before, strict=True)]
-            if clock.latest_s is not None and any(new):
-                self._learn(clock, self._expected(setting_run.device, label), new, now_s - clock.latest_s)
-            clock.latest_s = now_s
+            took_s = clock.outcome_at(now_s)
+            if took_s is not None and any(new):
+                self._learn(clock, self._expected(setting_run.device, label), new, took_s)
 
     def progress(
         self, now_s: float, setting_runs: Collection[SettingRun], devices: Sequence[DeviceSnapshot], *, ended: bool
@@ -176,7 +182,7 @@ class ProgressTracker:
             whole = _GIVEN_AGAIN * REPEATS * len(self._plan.architectures)
             left = max(whole - self._measured(setting_run)[_VERIFICATION], 0.5 * open_targets)
             return Counts(verification=left, verification_variance=0.3 * left)
-        stands = Standing(
+        stands = SearchState(
             measured=snapshot.measurements,
             verified=self._measured(setting_run)[_VERIFICATION],
             open_targets=open_targets,

@@ -34,10 +34,10 @@ def export_latency(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write the latency of a device as a predictor file and as block tables.
+    """Write the latencies of a device as files.
 
     `fleetnas search --offline --latency-table DIR` searches with the predictor file, at any time and without the
-    device. The tables in DIR/ofa are in OFA's format, for its own code too.
+    device. The block tables in DIR/ofa are in OFA's format, for its own code too.
     """
     from fleetnas.coordinator.app.latency_export import export_latency as export
     from fleetnas.supernet_export.output_files import check_folder

@@ -98,7 +98,7 @@ def _session_s(protocol: MeasurementProtocol, share: float) -> float:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchState:
     """Where a search stands on one device setting."""
 
     measured: int = 0
@@ -112,7 +112,7 @@ class Standing:
     """Whether the search has turned to verification."""
 
 
-def counts_of_search(budget: int, initial_design: int, stands: Standing, habits: Habits) -> Counts:
+def counts_of_search(budget: int, initial_design: int, stands: SearchState, habits: Habits) -> Counts:
     """Count what a search has left on one device setting; budget and initial design are those of its plan."""
     measured = stands.measured
     left = max(0, budget - measured)

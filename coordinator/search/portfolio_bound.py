@@ -65,8 +65,8 @@ def _bound(worth: Floats, models: int, *, reached: float, enough: float) -> floa
     best, scale, waited = float(most.sum()), 1.0, 0
     count = min(models, len(worth))
     for _ in range(_STEPS):
-        over = np.maximum(worth - prices, 0.0)
-        gains = over.sum(axis=1)
+        excess = np.maximum(worth - prices, 0.0)
+        gains = excess.sum(axis=1)
         rows = np.argpartition(-gains, count - 1)[:count]
         bound = float(prices.sum() + gains[rows].sum())
         if bound < best - 1e-12 * abs(best):
@@ -77,7 +77,7 @@ def _bound(worth: Floats, models: int, *, reached: float, enough: float) -> floa
                 scale, waited = scale / 2.0, 0
         if best < enough:
             break
-        slope = 1.0 - (over[rows] > 0).sum(axis=0)  # of the bound by each price
+        slope = 1.0 - (excess[rows] > 0).sum(axis=0)  # of the bound by each price
         norm = float(slope @ slope)
         if norm == 0.0:
             break

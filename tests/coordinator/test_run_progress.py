@@ -16,8 +16,8 @@ from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.records.workload import (
     Habits,
+    SearchState,
     Seconds,
-    Standing,
     counts_of_search,
     seconds_by_protocol,
     time_of_device,
@@ -89,7 +89,7 @@ def test_more_work_takes_longer_and_less_is_known_of_it() -> None:
     assert each.verification > each.first
     assert seconds_by_protocol(MeasurementProtocol(), "fixed").first > each.first
     habits = Habits()
-    begun, late = Standing(open_targets=4), Standing(measured=35, open_targets=4)
+    begun, late = SearchState(open_targets=4), SearchState(measured=35, open_targets=4)
     few, many = (time_of_device([(counts_of_search(40, 10, stands, habits), each)]) for stands in (late, begun))
     assert few.expected < many.expected
     assert few.least < few.expected < few.most

@@ -79,7 +79,7 @@ def test_a_search_is_estimated_before_and_ends_with_two_verified_models(tmp_path
         assert "number of models" in (fleet.out / "portfolio.svg").read_text()
         assert '<h2 id="portfolio">Portfolio</h2>' in (fleet.out / "report.html").read_text()
 
-        code, text = dry_run(fleet, "--wait-for", "3", "--budget", "12", "--max-parameters", "100K")
+        code, text = dry_run(fleet, "--wait-for", "3", "--budget", "12", "--max-parameters", "300K")
         assert code == 0, fleet.complaints()
         assert "earlier measurements" in text
         assert "% of" in text
