@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.bounds import BoundOptions
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
-from fleetnas.coordinator.cli.search.duration import parse_duration
+from fleetnas.coordinator.cli.quantities import seconds
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.local import LocalOptions
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.cli.search.offline import IMAGES, SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.cli.search.portfolio import PortfolioOptions
-from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.request import NewRun, ResumedRun
+    from fleetnas.coordinator.records.plan import CampaignPlan
 
 _RERANK_ADVICE = "images choose among candidates only with --rerank K, which is not given: add it"
 _DEFAULT_OUT = Path("fleetnas-out")
@@ -66,11 +68,12 @@ class RunOptions:
     ] = None
     some_classes: options.SomeClasses = False
     timeout: Annotated[
-        str | None,
+        float | None,
         typer.Option(
             "--timeout",
-            metavar="DURATION",
-            help="End after 90s, 45m, 2h or 1h30m with the winners verified so far; --resume goes on.",
+            metavar="TIME",
+            parser=seconds("--timeout", 1),
+            help="End after this time, such as 2h, with the winners verified so far; --resume goes on.",
         ),
     ] = None
     dry_run: Annotated[
@@ -117,6 +120,8 @@ def search(
 
     It leaves a verified model per device setting and latency target.
     """
+    from fleetnas.coordinator.app.request import ImageFolders, SearchRequest
+
     bounds = bound.bounds()
     if offline.offline:
         unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
@@ -138,7 +143,7 @@ def search(
         out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
-        timeout_s=parse_duration("--timeout", run.timeout) if run.timeout is not None else None,
+        timeout_s=run.timeout,
         check_devices=portfolio.check_devices(),
     )
     if run.dry_run:
@@ -155,6 +160,8 @@ def search(
 
 
 def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...]) -> NewRun | ResumedRun:
+    from fleetnas.coordinator.app.request import LATEST, NewRun, ResumedRun
+
     if new_plan is None:
         return ResumedRun(run.resume or LATEST, run.supernet, agents)
     if run.supernet is None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.output import output_console
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.dry_run import DryRun
@@ -36,7 +37,7 @@ def print_dry_run(request: SearchRequest, *, as_json: bool) -> int:
     if as_json:
         typer.echo(json.dumps(fields_of(found)))
     else:
-        _print(Console(), found)
+        _print(output_console(), found)
     return 0
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fleetnas.coordinator.cli import options
-from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,6 +74,8 @@ def run_search_for_portfolio(request: SearchRequest, chosen: PortfolioOptions, *
     from fleetnas.coordinator.cli.portfolio_table import print_portfolio, report_of
     from fleetnas.coordinator.cli.progress import setting_progress
     from fleetnas.coordinator.cli.search.running import EXIT_CODES, run_plan, search_once
+    from fleetnas.coordinator.records.statuses import RunStatus
+    from fleetnas.coordinator.view.output import output_console
 
     ended = search_once(request, as_json=as_json)
     if ended.status in (RunStatus.INTERRUPTED, RunStatus.FAILED) or ended.timed_out:
@@ -99,7 +99,7 @@ def run_search_for_portfolio(request: SearchRequest, chosen: PortfolioOptions, *
 
         typer.echo(json.dumps({"event": "portfolio", **found.report}))
     else:
-        print_portfolio(Console(), found.portfolio, found.curve, found.bound)
+        print_portfolio(output_console(), found.portfolio, found.curve, found.bound)
         if found.file is not None:
             typer.echo(f"portfolio: {found.file}")
     return 0 if found.portfolio.is_served(verified=True) else 1

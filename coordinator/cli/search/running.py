@@ -19,6 +19,7 @@ from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.database import shown_location
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.output import output_console
 from fleetnas.coordinator.view.summary import print_summary
 from fleetnas.coordinator.view.view import make_view
 from fleetnas.fleet_protocol.errors import ResultsError
@@ -55,7 +56,7 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
 
 def search_once(request: SearchRequest, *, as_json: bool) -> SearchEnd:
     """Run a search with its view on this terminal, and print its summary."""
-    console = Console()
+    console = output_console()
     # A service manager's stop and a closed terminal act as Ctrl-C: the run ends in order and can be resumed.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
