@@ -13,6 +13,8 @@ from rigs.model_files import onnx_model
 from rigs.simulated_fleet import ACCURACY, SPACE, SimulatedAgent, Simulation, StandInModels, measurement
 
 from fleetnas.coordinator.app.baselines import choose_baselines, model_baseline
+from fleetnas.coordinator.app.dry_run import expected_counts
+from fleetnas.coordinator.app.search_history import SearchHistory
 from fleetnas.coordinator.campaign.baseline_measurer import BaselineMeasurer
 from fleetnas.coordinator.campaign.baseline_row import Preparation
 from fleetnas.coordinator.campaign.campaign import Campaign
@@ -495,3 +497,10 @@ def test_bad_baselines_are_one_clear_line(
         choose_baselines(texts, {}, accuracies, parse)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_counts_baselines() -> None:
+    store = MeasurementStore.open("sqlite://")
+    found = [expected_counts(made, SearchHistory.of(store, made, ())) for made in (plan(), plan(*ENDS))]
+    assert found[1].verification == found[0].verification + 2 * REPEATS
+    assert found[1].first == found[0].first
