@@ -16,6 +16,7 @@ from fleetnas.agent.cli.options import (
     chosen_settings,
     positive,
     trusted_keys,
+    yes_or_no,
 )
 from fleetnas.agent.host.battery import BatteryRule
 from fleetnas.agent.host.process_lifetime import die_with
@@ -62,41 +63,52 @@ def add_agent_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--runtime", choices=RUNTIMES, help="(default: the one that is installed)")
     add_setting_options(run)
     run.add_argument("--setting", action="append", metavar="SETTING", help="a whole setting to offer, see below")
-    run.add_argument("--cache-mb", type=positive, default=2048, metavar="MB", help="cap of the cache (%(default)s)")
-    run.add_argument(
+    limits = run.add_argument_group("limits and logging")
+    limits.add_argument("--cache-mb", type=positive, default=2048, metavar="MB", help="cap of the cache (%(default)s)")
+    limits.add_argument(
         "--memory-limit-mb",
         type=positive,
         metavar="MB",
         help="memory the measuring child may allocate (default: four fifths of this device's)",
     )
     rule = BatteryRule()
-    run.add_argument(
+    limits.add_argument(
         "--min-battery",
         type=float,
         default=rule.min_percent,
         metavar="PERCENT",
         help="rest below this level while on battery; 0: never (%(default)g)",
     )
-    run.add_argument(
+    limits.add_argument(
         "--max-charging-temperature",
         type=float,
         default=rule.max_charging_c,
         metavar="C",
         help="rest while the battery charges at this temperature or above (%(default)g)",
     )
-    run.add_argument(
+    limits.add_argument(
         "--connect-timeout",
         type=float,
         metavar="S",
         help="fail if the broker is not reached within this time (default: go on trying)",
     )
-    run.add_argument(
+    limits.add_argument(
         "--bundle-mirrors",
         metavar="POLICY",
         help="whether a bundle may be fetched from the mirror that a task names: off, https, or any, which takes http "
         "as well (default: https where the coordinator's key is pinned, else off)",
     )
-    run.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
+    limits.add_argument(
+        "--accept-models",
+        type=yes_or_no,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="yes|no",
+        help="also measure model files (.onnx, .tflite) that the coordinator sends, for its --baseline and `fleetnas "
+        "bench`: the runtime then reads files that this agent did not build itself (default: no)",
+    )
+    limits.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -126,6 +138,7 @@ def run_command(options: argparse.Namespace) -> int:
             connect_timeout_s=options.connect_timeout,
             once=options.once,
             trusted_keys=keys,
+            accept_models=options.accept_models,
             mirrors=mirrors_beside(broker, mirror_policy(options.bundle_mirrors, signed=bool(keys))),
         )
     )

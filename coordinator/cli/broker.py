@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.installer import InstallOptions, serving, wait_for_stop
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.security import register_broker
@@ -18,7 +19,7 @@ from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT
 
 def register(app: typer.Typer) -> None:
     """Add the command, and those below it."""
-    group = typer.Typer(invoke_without_command=True)
+    group = CommandApp(invoke_without_command=True)
     group.callback()(command(broker))
     register_broker(group)
     app.add_typer(group, name="broker")

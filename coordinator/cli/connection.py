@@ -20,7 +20,6 @@ from fleetnas.coordinator.cli.configuration import (
 )
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import TransportError, UsageError
-from fleetnas.fleet_protocol.security.credentials import read_credentials
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
@@ -143,6 +142,8 @@ def _from_credentials(file: Setting, broker: Setting | None, others: dict[str, S
             "the credentials hold the whole login; leave out --username, --password-file, --ca-file, "
             f"--certificate-file and --key-file{told_origin(next(iter(others.values())))}"
         )
+    from fleetnas.fleet_protocol.security.credentials import read_credentials
+
     path = Path(file.value)
     with _naming(file):
         known = read_credentials(path, *(("coordinator", "watcher") if read_only else ("coordinator",)))

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.option_groups import command, names
+from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fleetnas.coordinator.records.stored import RunRecord
     from fleetnas.coordinator.store.store import MeasurementStore
 
@@ -61,7 +63,7 @@ class FilterOptions:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(invoke_without_command=True)
+    group = CommandApp(invoke_without_command=True)
     group.callback()(command(runs))
     group.command("rename")(rename)
     group.command("delete")(delete)
@@ -70,13 +72,19 @@ def register(app: typer.Typer) -> None:
 
 
 def runs(context: typer.Context, chosen: FilterOptions) -> None:
-    """List the runs in the store, oldest first."""
+    """List every run in the store, oldest first."""
     if context.invoked_subcommand is not None:
         place = f"they stand behind `{context.invoked_subcommand}`, where it takes them"
         options.refuse(context, names(FilterOptions), place)
         return
+    location = options.existing_store(chosen.store)
+    if is_empty_file(location):
+        if not chosen.as_json:
+            typer.echo(f"the store {location} holds no run yet")
+        return
     from fleetnas.coordinator.records.plan import kind_of
     from fleetnas.coordinator.report.stored_outcome import stored_totals
+    from fleetnas.coordinator.view.output import output_console
 
     opened = options.open_to_read(chosen.store)
     try:
@@ -110,7 +118,7 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
     finally:
         opened.close()
     if not chosen.as_json:
-        Console().print(table if found else nothing, soft_wrap=not found)
+        output_console().print(table if found else nothing, soft_wrap=not found)
 
 
 def rename(
@@ -175,6 +183,8 @@ def _opened_to_change(store: str | None) -> MeasurementStore:
 
 
 def _table(named: bool) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in (
         "Run",
@@ -219,13 +229,14 @@ def results(
     from fleetnas.coordinator.app.run_artifacts import stored_models, write_artifacts
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.report.stored_outcome import outcome_of
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.coordinator.view.summary import print_summary
     from fleetnas.supernet_export.output_files import check_folder
 
     opened = options.open_to_read(store)
     try:
         found = opened.named_runs.find(run)
-        print_summary(Console(), outcome_of(opened, found.run_id))
+        print_summary(output_console(), outcome_of(opened, found.run_id))
         if out is not None:
             check_folder("--out", out)
             models = stored_models(settings_of(found))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.fleet_protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.records.stored import RunRecord
 
 #: In place of a run's id: the newest run; to resume, the newest that was interrupted.
 LATEST = "latest"

@@ -22,6 +22,7 @@ from fleetnas.coordinator.records.stored import (
     TaskRecord,
     WinnerRecord,
 )
+from fleetnas.coordinator.store.baseline_table import BaselineTable
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.evaluation_table import EvaluationTable
 from fleetnas.coordinator.store.migration import bring_up_to_date
@@ -35,6 +36,7 @@ from fleetnas.coordinator.store.row_reading import (
     task_of,
     winner_of,
 )
+from fleetnas.coordinator.store.run_history import RunHistory
 from fleetnas.coordinator.store.run_table import RunTable
 from fleetnas.coordinator.store.schema import (
     DeviceRow,
@@ -71,10 +73,11 @@ class MeasurementStore:
         self.in_memory = database.in_memory  #: known to the thread that opened it alone
         self.read_only = database.read_only  #: nothing can be added or changed
         self._outcome_writer = OutcomeWriter(database)
-        # Made once: making such a statement takes longer than running it.
-        self._put_tasks = upsert(database, TaskRow, "task_id")
+        self._put_tasks = upsert(database, TaskRow, "task_id")  # made once, which takes longer than running it
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
+        self.baselines = BaselineTable(database)
+        self.history = RunHistory(database)
         self.named_runs = RunTable(database)
         self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.request import FleetAccess
 from fleetnas.coordinator.cli.configuration import CONNECTION_KEYS, Configuration, Setting
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.search.plan import agent_names
-from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
-from fleetnas.coordinator.records.run_connection import RunConnection
-from fleetnas.fleet_protocol.mirrors import check_mirror
+from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.request import FleetAccess
+    from fleetnas.coordinator.records.run_connection import RunConnection
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,10 @@ class FleetOptions:
         `kept` is that of a resumed run, and `fleet` its fleet: they hold for all options but those `given` on the
         command line, by their names.
         """
+        from fleetnas.coordinator.app.request import FleetAccess
+        from fleetnas.coordinator.records.run_connection import RunConnection
+        from fleetnas.fleet_protocol.mirrors import check_mirror
+
         kept = kept or RunConnection()
         found = options.connection(kept=kept_settings(kept, fleet))
         if fleet is not None and options.broker is not None and options.credentials is None and options.fleet is None:
