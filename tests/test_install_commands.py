@@ -37,7 +37,7 @@ _OF_THE_GUIDE = (
     "supernet_export/training/*.py",
 )
 #: Imported only for an option that the guide does not take, or in place of another package.
-_ELSEWHERE = {"distributed", "tflite_runtime"}
+_ELSEWHERE = {"click", "distributed", "tflite_runtime"}
 
 
 def tracked() -> list[Path]:

@@ -22,7 +22,6 @@ from typing import Any
 from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import TransportError
 
-DEFAULT_INSTALL_PORT = 8730
 #: A connection that sends or takes nothing for so long is closed, seconds.
 _IDLE_S = 30.0
 #: Connections served at the same time; others are closed at once.

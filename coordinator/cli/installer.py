@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.install_server import DEFAULT_INSTALL_PORT
 from fleetnas.coordinator.cli.configuration import configured_value
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command
@@ -22,6 +21,8 @@ from fleetnas.fleet_protocol.transports.base import BrokerAddress
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.install_line import AgentSetup
     from fleetnas.coordinator.app.install_server import InstallServer, ServerIdentity
+
+DEFAULT_INSTALL_PORT = 8730
 
 
 @dataclass(frozen=True)
