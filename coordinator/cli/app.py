@@ -45,6 +45,7 @@ def _fleetnas(
 from fleetnas.coordinator.cli import (  # noqa: E402
     accuracy,
     broker,
+    dashboard,
     demo,
     devices,
     evaluate,
@@ -66,7 +67,7 @@ from fleetnas.coordinator.cli.search import command as search  # noqa: E402
 #: In the order in which they are used, as the help lists them.
 _MODULES = (
     *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure),
-    *(watch, devices, runs, portfolio, export_data, mirror, predictor, broker, security),
+    *(watch, dashboard, devices, runs, portfolio, export_data, mirror, predictor, broker, security),
 )
 for module in _MODULES:
     module.register(app)
