@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -244,18 +244,22 @@ def portfolio_curve(curve: Sequence[CurvePoint], targets: int) -> Figure | None:
     )
 
 
-def fronts_compared(
-    name: str, key: SettingKey, labels: tuple[str, str], fronts: tuple[Sequence[Point], Sequence[Point]]
-) -> Figure | None:
-    """Draw the fronts of one device setting in two runs; None where neither has one."""
-    found = [pareto_front(points) for points in fronts]
-    if not any(found):
-        return None
-    series = [
-        Series(label, f"hue-{index}", pairs, "steps")
-        for index, (label, pairs) in enumerate(zip(labels, found, strict=True))
-    ]
-    return draw(name, "/".join(key), "Best predicted accuracy at each measured latency.", _axes(series), series)
+def compared_fronts(
+    labels: tuple[str, str], runs: tuple[Mapping[SettingKey, Sequence[Point]], ...], most: int
+) -> list[Figure]:
+    """Draw the fronts that two runs found on each device setting, `most` settings at most."""
+    drawn = []
+    for index, key in enumerate(sorted({key for points in runs for key in points})[:most]):
+        fronts = [pareto_front(points.get(key, ())) for points in runs]
+        if not any(fronts):
+            continue
+        series = [
+            Series(label, f"hue-{number}", pairs, "steps")
+            for number, (label, pairs) in enumerate(zip(labels, fronts, strict=True))
+        ]
+        text = "Best predicted accuracy at each measured latency."
+        drawn.append(draw(f"front-{index}", "/".join(key), text, _axes(series), series))
+    return drawn
 
 
 def setting_figures(

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from fleetnas.coordinator.dashboard import figures
 from fleetnas.coordinator.dashboard.comparison import compared_facts, compared_targets, remarks_on
+from fleetnas.coordinator.dashboard.kept_figures import KeptFigures
 from fleetnas.coordinator.dashboard.portfolio_jobs import PortfolioJobs
 from fleetnas.coordinator.dashboard.rendering import Page, Part, Renderer
 from fleetnas.coordinator.dashboard.run_list import RunList
@@ -39,6 +40,7 @@ class Pages:
 
     def __init__(self, sources: Sources, renderer: Renderer) -> None:
         self._sources, self._render = sources, renderer
+        self._figures = KeptFigures()
 
     def runs(self, number: int) -> Page:
         """Return the list of runs, the newest first; `number` counts its pages from 1."""
@@ -59,7 +61,11 @@ class Pages:
         """Return the page of one run."""
         state = self._sources.readers.read(run_id)
         rows = [(device, target) for device in state.snapshot.devices for target in device.targets]
-        apart = figures.fronts_apart(state, MOST_FRONTS)
+        together, apart = self._figures.get(
+            run_id,
+            state.version,
+            lambda: (figures.fronts_together(state), figures.fronts_apart(state, MOST_FRONTS)),
+        )
         values = {
             "state": state,
             "problem": self._sources.runs.problem,
@@ -72,7 +78,7 @@ class Pages:
             "advice": wording.SLOWED_ADVICE,
             "took": wording.elapsed((state.finished_unix_s or 0.0) - state.snapshot.started_s),
             "bounds": "" if state.plan is None else str(state.plan.bounds),
-            "together": figures.fronts_together(state),
+            "together": together,
             "apart": [(device_address(run_id, *key), figure) for key, figure in apart],
             "more_fronts": max(0, len(state.points) - MOST_FRONTS),
             "targets": rows,
@@ -96,6 +102,9 @@ class Pages:
         failures = state.failures.get(key, ())
         start = min(max(0, start), max(0, len(points) - 1))
         shown = points[::-1][start : start + MOST_ROWS]
+        drawn = self._figures.get(
+            (run_id, key), state.version, lambda: figures.setting_figures(points, winners, record, key)
+        )
         values = {
             "state": state,
             "device": device,
@@ -104,7 +113,7 @@ class Pages:
             "targets_met": wording.targets_met(target_totals([device])),
             "targets": [(device, target) for target in device.targets],
             "remark": _remark(device),
-            "figures": figures.setting_figures(points, winners, record, key),
+            "figures": drawn,
             "points": shown,
             "first": start + 1,
             "last": start + len(shown),
@@ -126,16 +135,12 @@ class Pages:
             return self._choose(run_ids)
         first, second = (self._sources.readers.read(run_id) for run_id in run_ids)
         pair = (first, second)
-        shared = sorted(set(first.points) | set(second.points))[:MOST_FRONTS]
-        drawn = [
-            figures.fronts_compared(
-                f"front-{index}",
-                key,
-                (f"A: {run_ids[0]}", f"B: {run_ids[1]}"),
-                (first.points.get(key, ()), second.points.get(key, ())),
-            )
-            for index, key in enumerate(shared)
-        ]
+        labels = (f"A: {run_ids[0]}", f"B: {run_ids[1]}")
+        drawn = self._figures.get(
+            tuple(run_ids),
+            (first.version, second.version),
+            lambda: figures.compared_fronts(labels, (first.points, second.points), MOST_FRONTS),
+        )
         values = {
             "states": pair,
             "letters": ("A", "B"),
@@ -143,7 +148,7 @@ class Pages:
             "facts": compared_facts(pair),
             "remarks": remarks_on(pair),
             "rows": compared_targets(pair),
-            "figures": [figure for figure in drawn if figure is not None],
+            "figures": drawn,
         }
         parts = self._render.parts("compare.html.j2", ("summary", "targets", "figures"), values)
         title = f"{run_ids[0]} and {run_ids[1]}"

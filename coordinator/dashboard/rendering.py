@@ -55,7 +55,7 @@ class Page:
     trail: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
     every_s: float = 0.0
-    """Seconds between two looks for news; 0: the page does not change."""
+    """Seconds between two looks for changes; 0: the page does not change."""
     status: int = 200
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict, deque
 from dataclasses import replace
@@ -23,6 +24,8 @@ from fleetnas.fleet_protocol.messages import Failed
 MOST_EVENTS = 60
 #: Runs that are kept in memory; others are read again.
 _MOST_RUNS = 12
+#: Versions of all states, so that one of a reader that was made anew is no earlier one.
+_VERSIONS = itertools.count(1)
 
 
 class PublishedRuns(Protocol):
@@ -64,8 +67,7 @@ class RunReader:
 
     def _read(self) -> RunState:
         update = self._feed.poll(0.0)
-        for event in update.events:
-            self._take_event(event)
+        events = sum(self._take_event(event) for event in update.events)
         if update.end is None:
             self._ended = None
         assert update.snapshot is not None  # the store's feed always has one
@@ -76,8 +78,8 @@ class RunReader:
         records = {(record.device, record.setting.label): record for record in self._feed.records}
         run, before = self._feed.run, self._state
         changed = before is None or (winners, records, run.status) != (before.winners, before.records, before.status)
-        if changed or update.events:
-            self._version += 1
+        if changed or events:
+            self._version = next(_VERSIONS)
         elif before is not None:
             return replace(before, snapshot=update.snapshot, note="")
         return RunState(
@@ -113,13 +115,14 @@ class RunReader:
         else:
             self._points.setdefault(key, []).append(point_of(found, found.outcome))
 
-    def _take_event(self, event: Event) -> None:
-        """Keep the lines of an event; a feed repeats the end of a run with every poll."""
+    def _take_event(self, event: Event) -> bool:
+        """Keep the lines of an event; False where it is known, as a feed repeats the end of a run with every poll."""
         if isinstance(event, CampaignFinished):
             if self._ended is event.status:
-                return
+                return False
             self._ended = event.status
         self._events.extend((event.at_s, line) for line in event_lines(event))
+        return True
 
 
 class RunReaders:

@@ -66,7 +66,7 @@ class RunState:
     snapshot: Snapshot
     status: RunStatus
     version: int
-    """Grows with every change of measurements, winners or device settings."""
+    """Another one after every change of measurements, winners or device settings; never that of another state."""
     kind: str = "search"
     plan: CampaignPlan | None = None
     """None where the run is known from the broker alone."""
