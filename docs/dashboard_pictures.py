@@ -1,6 +1,6 @@
 """Make the pictures of the dashboard in `docs/img`: `python docs/dashboard_pictures.py`.
 
-They show a simulated fleet of three devices in the middle of a search, or the run of a store of yours (`--store`, `--run`).
+They show a simulated fleet of three devices in the middle of a search, or a run of your own store (`--store`, `--run`).
 Needs Debian's `chromium`, and playwright from the extra `dev`.
 """
 

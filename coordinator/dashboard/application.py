@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -49,7 +51,12 @@ def build_application(sources: Sources, store: str, access: Access) -> Applicati
         Route("/runs/{run}/devices/{device}/{setting:path}", answers.device),
         *(Route(address_of_asset(name), _static(name), name=name) for name in ASSETS),
     ]
-    inner = Starlette(routes=routes, exception_handlers={HTTPException: answers.not_found})
+    inner = Starlette(
+        routes=routes,
+        # Pages with thousands of dots are a tenth of their size.
+        middleware=[Middleware(GZipMiddleware, minimum_size=2000, compresslevel=3)],
+        exception_handlers={HTTPException: answers.not_found},
+    )
     return Guard(inner, HostRule(access.host, access.names), access.token, access.port, renderer.error)
 
 

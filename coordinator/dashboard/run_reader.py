@@ -54,21 +54,17 @@ class RunReader:
         self._version = 0
 
     def read(self) -> RunState:
-        """Return the run as it is now; `StoreError` where it cannot be read and never was."""
+        """Return the run as it is now, or with a remark as it was; `StoreError` where it was never read."""
         with self._lock:
-            try:
-                state = self._read()
-            except StoreUnavailableError as error:
-                if self._state is None:
-                    raise
-                return replace(self._state, note=str(error))
-            self._state = state
+            state = self._state = self._read()
             return self._with_published(state)
 
     def _read(self) -> RunState:
         update = self._feed.poll(0.0)
         events = sum(self._take_event(event) for event in update.events)
-        if update.end is None:
+        if self._feed.fault and self._state is None:
+            raise StoreUnavailableError(self._feed.fault)
+        if self._feed.run.status is RunStatus.RUNNING:
             self._ended = None
         assert update.snapshot is not None  # the store's feed always has one
         winners: dict[SettingKey, tuple[WinnerRecord, ...]] = {}
@@ -81,7 +77,7 @@ class RunReader:
         if changed or events:
             self._version = next(_VERSIONS)
         elif before is not None:
-            return replace(before, snapshot=update.snapshot, note="")
+            return replace(before, snapshot=update.snapshot, note=self._feed.fault)
         return RunState(
             snapshot=update.snapshot,
             status=run.status,

@@ -12,6 +12,7 @@ import uvicorn
 
 from fleetnas.coordinator.dashboard.access import Application
 from fleetnas.fleet_protocol.addresses import host_and_port
+from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import UsageError
 
 #: Connections that wait for the server.
@@ -27,10 +28,9 @@ def listen(host: str, port: int) -> socket.socket:
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(
-            f"--host {host} is no address of this machine ({error.strerror}); give one such as 127.0.0.1"
-        ) from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host name at all
+        text = f"--host {host} is no address of this machine ({one_line(error)}); give one such as 127.0.0.1"
+        raise UsageError(text) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -45,6 +45,7 @@ class StoreFeed:
         self._winners: tuple[WinnerRecord, ...] = ()
         self._number = 0
         self._looked = False
+        self._fault = ""
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
 
     def poll(self, timeout_s: float) -> FeedUpdate:
@@ -56,8 +57,11 @@ class StoreFeed:
             self._run = self._store.run(self.run_id)
             found = self._read()
         except StoreUnavailableError as error:
-            self._log.append(str(error))
+            self._fault = str(error)
+            if not self._log or self._log[-1] != self._fault:
+                self._log.append(self._fault)
             return FeedUpdate(snapshot=self._snapshot())
+        self._fault = ""
         return FeedUpdate(tuple(found), self._snapshot(), end=None if self._running else self._run.status)
 
     def close(self) -> None:
@@ -68,6 +72,11 @@ class StoreFeed:
     def run(self) -> RunRecord:
         """The run as it was stored at the last poll."""
         return self._run
+
+    @property
+    def fault(self) -> str:
+        """Why the store could not be read at the last poll; empty where it could."""
+        return self._fault
 
     @property
     def plan(self) -> CampaignPlan:

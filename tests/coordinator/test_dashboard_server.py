@@ -157,7 +157,7 @@ class TestFaults:
         assert f"127.0.0.1:{port} is in use" in err
         assert "--port" in err
 
-    @pytest.mark.parametrize("host", ["203.0.113.7", "no-such-host.invalid"])
+    @pytest.mark.parametrize("host", ["203.0.113.7", "a..b"])
     def test_an_address_of_another_machine(self, capsys: pytest.CaptureFixture[str], store: Path, host: str) -> None:
         code, _, err = fleetnas(capsys, "dashboard", "--store", str(store), "--host", host, "--port", "0")
         assert code == 2
