@@ -6,13 +6,17 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Row, Text, cast, select
+from pydantic import ValidationError
+from sqlalchemy import Row, select, type_coerce
+from sqlalchemy.types import NullType
 
 from fleetnas.coordinator.records.stored import OutcomeRecord, TaskRecord
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.row_reading import outcome_of_fields, readable, record_of_fields
 from fleetnas.coordinator.store.schema import FailureRow, MeasurementRow, OutcomeRow, TaskRow
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.error_text import first_fault
+from fleetnas.fleet_protocol.errors import StoreError
 from fleetnas.fleet_protocol.messages import Measurement
 
 #: Fields of a measurement that no view shows: they are most of its bytes.
@@ -32,7 +36,7 @@ class OutcomeTable:
                 OutcomeRow.outcome_id,
                 OutcomeRow.attempt,
                 OutcomeRow.stored_unix_s,
-                cast(TaskRow.architecture, Text),
+                type_coerce(TaskRow.architecture, NullType()),
                 FailureRow.reason,
                 FailureRow.detail,
                 MeasurementRow.outcome_id,
@@ -59,15 +63,23 @@ class OutcomeTable:
 
 def _outcome(row: Row[Any]) -> OutcomeRecord:
     number, attempt, stored_unix_s, architecture, reason, detail, measurement, *rest = row
-    task = {**dict(zip(_TASK, rest, strict=False)), "architecture": _architecture(architecture)}
     measured = None
     if measurement is not None:
         measured = {**dict(zip(_MEASURED, rest[len(_TASK) :], strict=True)), "times_us": ()}
     failure = None if reason is None else (reason, detail)
-    return outcome_of_fields(number, attempt, stored_unix_s, record_of_fields(TaskRecord, task), measured, failure)
+    try:
+        task = {**dict(zip(_TASK, rest, strict=False)), "architecture": _architecture(architecture)}
+        return outcome_of_fields(number, attempt, stored_unix_s, record_of_fields(TaskRecord, task), measured, failure)
+    except ValidationError as error:
+        raise StoreError(f"outcome {number} in the store is damaged: {first_fault(error)}"[:400]) from error
+
+
+def _architecture(stored: object) -> Architecture:
+    """Read an architecture as its driver returns it: SQLite's the text, PostgreSQL's what it says."""
+    return _of_text(stored) if isinstance(stored, str) else Architecture.model_validate(stored)
 
 
 @lru_cache(maxsize=16_384)
-def _architecture(text: str) -> Architecture:
-    """Read an architecture; cached, as devices of a fleet measure much the same subnets."""
+def _of_text(text: str) -> Architecture:
+    """Read a text; cached, as devices of a fleet measure much the same subnets."""
     return Architecture.model_validate_json(text)
