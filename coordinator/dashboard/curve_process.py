@@ -63,6 +63,7 @@ class CurveProcess:
 def _work(answer: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Run in the new process; Ctrl-C ends the dashboard, which then ends this."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    found: tuple[str | None, Any]
     try:
         found = None, work(*arguments)
     except Exception as error:  # noqa: BLE001 - whatever it is, its page shows it

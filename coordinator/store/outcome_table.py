@@ -62,7 +62,7 @@ class OutcomeTable:
 
 
 def _outcome(row: Row[Any]) -> OutcomeRecord:
-    number, attempt, stored_unix_s, architecture, reason, detail, measurement, *rest = row
+    number, attempt, stored_unix_s, architecture, reason, detail, measurement, *rest = tuple(row)
     measured = None
     if measurement is not None:
         measured = {**dict(zip(_MEASURED, rest[len(_TASK) :], strict=True)), "times_us": ()}
