@@ -7,6 +7,7 @@ Needs Debian's `chromium`, and playwright from the extra `dev`.
 from __future__ import annotations
 
 import argparse
+import datetime
 import shutil
 import sys
 import tempfile
@@ -19,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import numpy as np
 from playwright.sync_api import Browser, sync_playwright
 from rigs.dashboards import Dashboard, dashboard
-from rigs.simulated_fleet import HiddenDevice, SimulatedAgent, Simulation
+from rigs.simulated_fleet import BUNDLE, HiddenDevice, SimulatedAgent, Simulation
 
-from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
+from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.messages import Conditions, Measurement, RuntimeSetting
 from fleetnas.fleet_protocol.orders import MeasureTask
@@ -73,7 +75,12 @@ def simulate(file: Path) -> None:
         add_device(fleet, "pi4", 1, RuntimeSetting(threads=1), RuntimeSetting(threads=4))
         add_device(fleet, "pi5", 2, RuntimeSetting(threads=4))
         add_device(fleet, "orin", 4, RuntimeSetting(threads=2))
-        fleet.begin()
+        settings = RunSettings(plan=plan, supernet_path="digits.supernet", design_space="digits", source="built in")
+        began_s = fleet.clock.unix()
+        store.create_run(
+            RunRecord(run_id, "lab", "digits.supernet", BUNDLE.sha256, settings.model_dump(mode="json"), began_s)
+        )
+        fleet.begin(resume=True)
         fleet.run(until=lambda fleet=fleet, most=most: len(fleet.store.outcomes(fleet.run_id)) >= most)  # type: ignore[misc]
         if fleet.campaign.finished:
             fleet.campaign.finish()
@@ -87,6 +94,7 @@ def photograph(browser: Browser, served: Dashboard, path: str, name: str, out: P
             viewport={"width": width, "height": _HEIGHTS[width]}, color_scheme="dark" if dark else "light"
         )
         page = context.new_page()
+        page.clock.set_fixed_time(datetime.datetime.fromtimestamp(1.7e9 + 2095, datetime.timezone.utc))
         page.goto(served.address.rstrip("/") + path)
         page.wait_for_load_state("load")
         page.wait_for_function(

@@ -24,7 +24,7 @@ class Axis:
     logarithmic: bool = False
 
     @classmethod
-    def over(
+    def around(
         cls, label: str, values: Iterable[float], *, wide: bool = False, least: float = 0.0, floor: float | None = None
     ) -> Axis:
         """Make an axis that shows all finite `values`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleetnas.coordinator.dashboard.run_state import RunState
@@ -10,6 +11,8 @@ from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.view import wording
 
 Pair = tuple[RunState, RunState]
+#: Automatic targets of two runs differ a little; up to this, relative, they are compared.
+_SAME_TARGET = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,38 @@ class ComparedTarget:
 
 
 def compared_targets(pair: Pair) -> list[ComparedTarget]:
-    """Return every target of both runs, by device setting and target."""
-    found = [
-        {
-            (device.label, target.target_ms or 0.0, target.subnet): target
-            for device in state.snapshot.devices
-            for target in device.targets
-        }
-        for state in pair
-    ]
+    """Return every target of both runs, by device setting; targets of about the same latency stand in one row."""
+    first, second = ({each.label: each.targets for each in state.snapshot.devices} for state in pair)
     rows = []
-    for key in sorted({*found[0], *found[1]}):
-        first, second = found[0].get(key), found[1].get(key)
-        label, target_ms, subnet = key
-        rows.append(ComparedTarget(label, target_name(target_ms or None, subnet) or "–", (first, second)))
+    for label in sorted({*first, *second}):
+        for one, other in _paired(first.get(label, ()), second.get(label, ())):
+            texts = [target_name(each.target_ms, each.subnet) for each in (one, other) if each is not None]
+            rows.append(ComparedTarget(label, " / ".join(dict.fromkeys(texts)) or "–", (one, other)))
     return rows
+
+
+def _paired(
+    first: Sequence[TargetSnapshot], second: Sequence[TargetSnapshot]
+) -> list[tuple[TargetSnapshot | None, TargetSnapshot | None]]:
+    """Pair each target with the nearest of the other run that asks for about the same, and is in no other pair."""
+    left = list(second)
+    pairs: list[tuple[TargetSnapshot | None, TargetSnapshot | None]] = []
+    for one in first:
+        alike = [other for other in left if _asks_the_same(one, other)]
+        other = min(alike, key=lambda each: abs((each.target_ms or 0.0) - (one.target_ms or 0.0)), default=None)
+        if other is not None:
+            left.remove(other)
+        pairs.append((one, other))
+    pairs += [(None, other) for other in left]
+    return sorted(pairs, key=lambda found: next((each.target_ms or 0.0 for each in found if each is not None), 0.0))
+
+
+def _asks_the_same(one: TargetSnapshot, other: TargetSnapshot) -> bool:
+    if one.subnet != other.subnet:
+        return False
+    if one.target_ms is None or other.target_ms is None:
+        return one.target_ms is other.target_ms
+    return abs(one.target_ms - other.target_ms) <= _SAME_TARGET * one.target_ms
 
 
 def compared_facts(pair: Pair) -> list[tuple[str, tuple[str, str]]]:

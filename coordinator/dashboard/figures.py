@@ -85,8 +85,8 @@ def fronts_together(state: RunState) -> Figure | None:
         hue = f"hue-{index}" if index < MOST_TOGETHER else "others"
         series.append(Series("verified winner" if index == 0 else "", hue, pairs, "diamonds", named))
     description = (
-        f"Best predicted accuracy at each measured latency on {wording.count_of(len(fronts), 'device setting')}; "
-        "diamonds are winners, verified and evaluated."
+        f"Best predicted accuracy at each measured latency on {wording.count_of(len(fronts), 'device setting')}"
+        + ("; diamonds are winners, verified and evaluated." if any(map(len, state.winners.values())) else ".")
     )
     return draw("together", "All devices together", description, _axes(series), series)
 
@@ -106,18 +106,16 @@ def front(name: str, key: SettingKey, points: Sequence[Point], winners: Sequence
     ]
     x, y = _axes(series, targets)
     lines = [Line("target", "target", (target, y.low), (target, y.high)) for target in targets]
-    description = (
-        f"{wording.count_of(len(searched), 'measured subnet')} with predicted accuracy, "
-        f"{wording.count_of(len(pairs), 'winner')} verified and evaluated."
-    )
+    found = f", {wording.count_of(len(pairs), 'winner')} verified and evaluated" if pairs else ""
+    description = f"{wording.count_of(len(searched), 'measured subnet')} with predicted accuracy{found}."
     return draw(name, "/".join(key), description, (x, y), series, lines)
 
 
 def _axes(series: Sequence[Series], targets: Sequence[float] = ()) -> tuple[Axis, Axis]:
     pairs = [pair for each in series for pair in each.pairs]
     return (
-        Axis.over(_LATENCY, [*(x for x, _ in pairs), *targets], wide=True),
-        Axis.over(_ACCURACY, (y for _, y in pairs), least=0.5),
+        Axis.around(_LATENCY, [*(x for x, _ in pairs), *targets], wide=True),
+        Axis.around(_ACCURACY, (y for _, y in pairs), least=0.5),
     )
 
 
@@ -129,7 +127,7 @@ def agreement(points: Sequence[Point]) -> Figure | None:
     if len(pairs) < 2:
         return None
     both = [value for pair in pairs for value in pair]
-    x, y = Axis.over("predicted beforehand (ms)", both, wide=True), Axis.over("measured (ms)", both, wide=True)
+    x, y = Axis.around("predicted beforehand (ms)", both, wide=True), Axis.around("measured (ms)", both, wide=True)
     errors = sorted(abs(predicted / measured - 1) for predicted, measured in pairs)
     description = (
         f"{wording.count_of(len(pairs), 'subnet')}; half of the predictions were within "
@@ -151,8 +149,8 @@ def learning(record: DeviceRecord) -> Figure | None:
     if len(pairs) < 2:
         return None
     axes = (
-        Axis.over("measurements learned from", (x for x, _ in pairs)),
-        Axis.over("held-out error (%)", (y for _, y in pairs), floor=0.0),
+        Axis.around("measurements learned from", (x for x, _ in pairs)),
+        Axis.around("held-out error (%)", (y for _, y in pairs), floor=0.0),
     )
     last = record.learning[-1].error
     description = f"At the end {last.mape_percent:.1f} % over {last.held_out} held-out measurements."
@@ -167,8 +165,8 @@ def drift(points: Sequence[Point]) -> Figure | None:
         return None
     slowed = _over_time(points, lambda point: point.slowdown if point.quality == "slowed" else None)
     values = [value for _, value in known]
-    x = Axis.over("minutes since the first measurement", (at for at, _ in known), least=0.1)
-    y = Axis.over("slow-down (times)", [*values, 1.0], least=_LEAST_SLOWDOWN)
+    x = Axis.around("minutes since the first measurement", (at for at, _ in known), least=0.1)
+    y = Axis.around("slow-down (times)", [*values, 1.0], least=_LEAST_SLOWDOWN)
     lines = [Line("undisturbed speed", "reference", (x.low, 1.0), (x.high, 1.0))]
     lines += [Line("new lasting speed", "change", (at, y.low), (at, y.high)) for at in _speed_changes(points)]
     unknown = sum(point.slowdown is None for point in points)
@@ -188,8 +186,8 @@ def temperature(points: Sequence[Point]) -> Figure | None:
         return None
     values = [value for _, value in pairs]
     axes = (
-        Axis.over("minutes since the first measurement", (at for at, _ in pairs), least=0.1),
-        Axis.over("temperature (°C)", values, least=4.0),
+        Axis.around("minutes since the first measurement", (at for at, _ in pairs), least=0.1),
+        Axis.around("temperature (°C)", values, least=4.0),
     )
     description = f"After each measurement, from {min(values):.0f} to {max(values):.0f} °C."
     return draw(
@@ -230,8 +228,8 @@ def portfolio_curve(curve: Sequence[CurvePoint], targets: int) -> Figure | None:
         return None
     served = [(float(point.models), 100 * point.served / targets) for point in curve if point.served < targets]
     axes = (
-        Axis.over("models", (x for x, _ in pairs), least=1.0),
-        Axis.over("mean predicted top-1 (%)", (y for _, y in pairs), least=0.5),
+        Axis.around("models", (x for x, _ in pairs), least=1.0),
+        Axis.around("mean predicted top-1 (%)", (y for _, y in pairs), least=0.5),
     )
     last = curve[-1]
     description = (

@@ -14,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fleetnas.coordinator.records.budget import shown_purpose
+from fleetnas.coordinator.records.snapshot import TargetSnapshot
+from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.view import wording
 
 _PACKAGE = "fleetnas.coordinator.dashboard"
@@ -87,6 +89,7 @@ class Renderer:
             ms=wording.latency,
             target=wording.target,
             percent=wording.accuracy,
+            target_text=_target_text,
             target_status=wording.target_status,
             target_accuracy=wording.target_accuracy,
             iso=_iso,
@@ -146,6 +149,10 @@ def asset(name: str) -> bytes:
 def address_of_asset(name: str) -> str:
     """Return the address of a static file; it changes with the content, so that browsers may keep it for ever."""
     return f"/static/{hashlib.sha256(asset(name)).hexdigest()[:12]}/{name}"
+
+
+def _target_text(target: TargetSnapshot) -> str:
+    return target_name(target.target_ms, target.subnet) or "–"
 
 
 def _iso(unix_s: float) -> str:

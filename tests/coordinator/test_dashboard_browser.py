@@ -154,7 +154,7 @@ def test_an_open_page_follows_a_campaign(browser: Any, stage: Stage) -> None:
     opened = visit(browser, stage.dashboard)
     opened.open("/runs/run-1")
     text = opened.page.locator("main")
-    sync_api.expect(text).to_contain_text("0 of 24")
+    sync_api.expect(text).to_contain_text("No device takes part yet")
     stage.go_on(6)
     sync_api.expect(text).to_contain_text("measured", timeout=1000 * waiting.STALL_S)
     sync_api.expect(opened.page.locator("#state")).to_have_text("live")

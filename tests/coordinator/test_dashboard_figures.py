@@ -51,7 +51,7 @@ def places(figure: Figure, style: str) -> list[tuple[float, float]]:
 )
 @pytest.mark.parametrize("wide", [False, True])
 def test_every_axis_has_a_few_ticks_of_different_texts_on_it(low: float, high: float, wide: bool) -> None:
-    axis = Axis.over("x", (low, high), wide=wide)
+    axis = Axis.around("x", (low, high), wide=wide)
     ticks = axis.ticks()
     assert 2 <= len(ticks) <= 9
     assert len({text for _, text in ticks}) == len(ticks)
@@ -61,10 +61,10 @@ def test_every_axis_has_a_few_ticks_of_different_texts_on_it(low: float, high: f
 
 
 def test_values_far_apart_have_a_logarithmic_axis_and_others_none() -> None:
-    assert Axis.over("x", (1.0, 10.0), wide=True).logarithmic
-    assert not Axis.over("x", (1.0, 4.0), wide=True).logarithmic
-    assert not Axis.over("x", (0.0, 10.0), wide=True).logarithmic
-    assert Axis.over("x", (math.inf, math.nan)).ticks()
+    assert Axis.around("x", (1.0, 10.0), wide=True).logarithmic
+    assert not Axis.around("x", (1.0, 4.0), wide=True).logarithmic
+    assert not Axis.around("x", (0.0, 10.0), wide=True).logarithmic
+    assert Axis.around("x", (math.inf, math.nan)).ticks()
 
 
 def test_the_front_holds_what_no_other_subnet_beats() -> None:

@@ -11,11 +11,14 @@ import pytest
 from rigs.dashboards import CURVE, PageRig
 from rigs.simulated_fleet import TOPICS, Simulation
 
+from fleetnas.coordinator.dashboard.comparison import compared_targets
 from fleetnas.coordinator.dashboard.published_runs import LiveRuns
 from fleetnas.coordinator.dashboard.rendering import Page
+from fleetnas.coordinator.dashboard.run_state import RunState
 from fleetnas.coordinator.monitoring.publisher import SILENT_AFTER_S, Publisher
 from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.report.stored_outcome import outcome_of, stored_totals
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -374,3 +377,20 @@ def test_an_interrupted_run_is_shown_as_such_and_goes_on(rig: PageRig) -> None:
     assert page.every_s == 5.0
     rig.store.set_run_status("run-1", RunStatus.RUNNING)
     assert rig.pages.run("run-1").every_s == 1.0
+
+
+def test_targets_of_about_the_same_latency_are_compared(rig: PageRig) -> None:
+    def state(*targets_ms: float) -> RunState:
+        targets = tuple(TargetSnapshot(ms, verified_ms=ms, accuracy=0.01 * ms, met=True) for ms in targets_ms)
+        devices = (DeviceSnapshot("pi4", "s", "done", targets=targets),)
+        return RunState(Snapshot("r", "x", 0.0, 0.0, "complete", devices), RunStatus.COMPLETE, 1)
+
+    rows = compared_targets((state(10.0, 20.0, 40.0), state(10.4, 19.9, 20.5, 80.0)))
+    assert [(row.target, row.gain is None) for row in rows] == [
+        ("10 ms / 10.4 ms", False),
+        ("20 ms / 19.9 ms", False),
+        ("20.5 ms", True),
+        ("40 ms", True),
+        ("80 ms", True),
+    ]
+    assert rows[0].gain == pytest.approx(0.4)
