@@ -100,6 +100,7 @@ class Renderer:
             predictor_error=wording.predictor_error,
             data_quality=wording.data_quality,
             shown_purpose=shown_purpose,
+            progress_text=wording.progress,
             status_mark=lambda word: _MARKS.get(str(word), "·"),
             store=store,
             version=metadata.version("fleetnas"),

@@ -36,6 +36,7 @@ from fleetnas.coordinator.store.row_reading import (
     task_of,
     winner_of,
 )
+from fleetnas.coordinator.store.run_history import RunHistory
 from fleetnas.coordinator.store.run_overview import RunOverview
 from fleetnas.coordinator.store.schema import (
     DeviceRow,
@@ -76,8 +77,8 @@ class MeasurementStore:
         self._put_tasks = upsert(database, TaskRow, "task_id")
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
-        self.outcome_table = OutcomeTable(database)
-        self.overview = RunOverview(database)
+        self.outcome_table, self.overview = OutcomeTable(database), RunOverview(database)
+        self.history = RunHistory(database)
         self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 
     @classmethod
