@@ -40,7 +40,7 @@ from fleetnas.fleet_protocol.choices import RuntimeName as RuntimeName
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.
 SCHEMA_VERSION: Literal[1] = 1
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
 MAX_SESSIONS = 16
 #: Attempts at one task.

@@ -28,6 +28,7 @@ COMMANDS = {
     "results": CommandEntry("runs", "Show the results of a run, ended or not."),
     "portfolio": CommandEntry("portfolio", "Choose few subnets for all targets of a search."),
     "export-data": CommandEntry("export_data", "Write the stored measurements, one row each."),
+    "export-latency": CommandEntry("export_latency", "Write the latencies of a device as files."),
     "mirror": CommandEntry("mirror", "Put a supernet into a folder of a web server, for agents."),
     "predictor": CommandEntry("predictor", "Latency predictors."),
     "broker": CommandEntry("broker", "Run the embedded MQTT broker until Ctrl-C."),
