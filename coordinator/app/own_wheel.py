@@ -23,7 +23,7 @@ from fleetnas.fleet_protocol.errors import UsageError
 
 _NAME = "fleetnas"
 #: Suffixes of the packages' files; `[tool.setuptools.package-data]` of pyproject.toml has the same.
-_SUFFIXES = (".py", ".typed", ".safetensors", ".csv", ".json", ".toml", ".html", ".j2", ".sh")
+_SUFFIXES = (".py", ".typed", ".safetensors", ".csv", ".json", ".toml", ".html", ".j2", ".css", ".js", ".svg", ".sh")
 #: Packages that an agent imports: a change of the coordinator alone makes no agent out of date.
 _OF_THE_AGENT = ("device_profiles", "fleet_protocol", "supernet_export", "agent")
 _LABEL_DIGITS = 10

@@ -72,6 +72,11 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Where it is served": ("--install-host", "--install-port", "--advertise"),
         "Connection to the fleet": _CONNECTION,
     },
+    "dashboard": {
+        "What is shown": ("--store",),
+        "Who may read it": ("--host", "--port", "--allow-host", "--token-file"),
+        "Runs at work": _CONNECTION,
+    },
     "export": {"What is written": ("--output", "--cache")},
 }
 

@@ -72,7 +72,7 @@ INPUTS = (
     ),
     Wrong(
         "export-data -o {tmp}/all.xlsx --format xlsx --store {store}",
-        "--format 'xlsx' is none of csv, parquet; give one of them",
+        "--format is csv or parquet, not 'xlsx'; give one of the two",
     ),
     # Numbers, times, sizes
     Wrong(
@@ -127,7 +127,8 @@ INPUTS = (
     # What is missing, and what is too much
     Wrong(
         "results",
-        "`fleetnas results` needs RUN (A run's id or name, the beginning of one, or `latest`, as `fleetnas runs` lists them); see `fleetnas results --help`",
+        "`fleetnas results` needs RUN (A run's id or name, the beginning of one, or `latest`, as `fleetnas runs` lists "
+        "them); see `fleetnas results --help`",
     ),
     Wrong(
         "enroll pi4",
