@@ -4,8 +4,8 @@
 
 `run_page` starts this file in namespaces of its own (network, mounts, processes) on an overlay of the whole file system, so that
 `/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing outlives it. It prints
-one JSON object per command. Budgets, epochs and times are made small by the environment; the words of a command are not
-changed, except that `...` stands for the options of a usual search.
+one JSON object per command. Budgets and times are made small by the environment; the words of a command are not changed,
+except that `...` stands for the options of a usual search and that half an hour is three seconds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ from rigs.documented_commands import Command, commands  # noqa: E402
 HOSTS = "localhost HOST fleet.example broker.example db db.example pi4 pi5"
 ADDRESSES = ("192.168.1.10",)
 #: A usual search, in the place of `...`.
-USUAL = "--broker localhost --supernet digits.supernet --targets auto:2"
+USUAL = "--supernet digits.supernet --targets auto:2"
 #: Short runs: click reads an option that is not given from FLEETNAS_COMMAND_OPTION where it is told this prefix.
 SHORT = {
     "FLEETNAS_SEARCH_BUDGET": "3",
@@ -50,17 +51,22 @@ _GIVEN = Path("/srv/given")
 #: Programs that serve until they are stopped, and the words that say that they do.
 _SERVERS = (
     (re.compile(r"fleetnas broker(?= --host| --port|$)"), re.compile("broker listens"), "broker"),
-    (re.compile(r"fleetnas-agent run"), re.compile("connected to the broker"), "agent"),
+    (re.compile(r"fleetnas-agent run"), re.compile("INFO connected to the broker"), "agent"),
 )
 #: A console script, except that options which are not given are read from the environment.
 _PROGRAM = """#!{python}
 import sys
-import typer.core
-main = typer.core.TyperGroup.main
-typer.core.TyperGroup.main = lambda self, *words, **more: main(self, *words, **more | {{"auto_envvar_prefix": "FLEETNAS"}})
-sys.argv[0] = {name!r}
-from fleetnas.{module} import main as run
-run()
+
+if __name__ == "__main__":
+    import typer.core
+
+    plain = typer.core.TyperGroup.main
+    prefix = {{"auto_envvar_prefix": "FLEETNAS"}}
+    typer.core.TyperGroup.main = lambda self, *words, **more: plain(self, *words, **more | prefix)
+    sys.argv[0] = {name!r}
+    from fleetnas.{module} import main
+
+    main()
 """
 
 
@@ -143,7 +149,7 @@ class Scene:
             **places,
             "PATH": path,
             "HOME": str(folder),
-            "COLUMNS": "200",
+            "COLUMNS": "200", "SLURM_ARRAY_TASK_ID": "1", "SLURM_CPUS_PER_TASK": "1",
             "PYTHONUNBUFFERED": "1",
         }
         self.environment.pop("FLEETNAS_DATA", None)
@@ -195,19 +201,24 @@ class Scene:
 
     def play(self, command: Command) -> dict[str, object]:
         """Run one command; returns what the test asks about."""
-        text = re.sub(r" \.\.\.(?= |$)", f" {USUAL}", command.text)
+        usual = USUAL if re.search("--(?:credentials|local|broker) ", command.text) else f"{USUAL} --broker localhost"
+        text = re.sub(r" \.\.\.(?= |$)", f" {usual}", command.text)
+        text = text.replace("--sustained 30m", "--sustained 3s --window 1")
         for pattern, ready, kind in _SERVERS:
             if pattern.search(text):
                 fine, said = self.start(kind, text, ready)
                 return {"line": command.line, "text": command.text, "fine": fine, "said": said[-1500:]}
         code, said = self.run(text)
+        if code == 0 and "broker init" in text:
+            self._start_mosquitto(text)
         fine = code == 0 or (code == 1 and not said.startswith("error:") and "\nerror:" not in said)
         return {"line": command.line, "text": command.text, "fine": fine, "code": code, "said": said[-1500:]}
 
     def serve(self) -> None:
         """Start a broker and an agent, as pages that begin with a search take for granted."""
-        for kind, text in (("broker", BROKER), ("agent", AGENT)):
-            ready = next(ready for _, ready, name in _SERVERS if name == kind)
+        (_, listens, _), (_, connected, _) = _SERVERS
+        other = AGENT.replace("pi4", "pi5")
+        for kind, text, ready in (("broker", BROKER, listens), ("agent", AGENT, connected), ("other", other, connected)):
             fine, said = self.start(kind, text, ready)
             if not fine:
                 raise SystemExit(f"{text}: {said}")
@@ -217,6 +228,21 @@ class Scene:
         code, said = self.run(text)
         if code > 1 or "error:" in said:
             raise SystemExit(f"{text}: exit code {code}\n{said}")
+
+    def _start_mosquitto(self, text: str) -> None:
+        """Do what the page of brokers says with the folder that `fleetnas broker init` made."""
+        made = self.folder / "authority" / "mosquitto"
+        if "--install-at" in text:
+            shutil.copytree(made, "/etc/mosquitto/fleetnas")
+            made = Path("/etc/mosquitto/fleetnas")
+        _call("chown", "-R", "mosquitto:", made)
+        for parent in made.parents:
+            parent.chmod(parent.stat().st_mode | 0o111)
+        self.stop("mosquitto")
+        self.servers["mosquitto"] = subprocess.Popen(
+            ["mosquitto", "-c", str(made / "mosquitto.conf")], stderr=subprocess.DEVNULL, text=True
+        )
+        waiting.until(lambda: _answers("localhost", 8883), self.servers["mosquitto"], what="mosquitto answers")
 
     def furnish(self) -> None:
         """Make what pages take as given: images, bundles, checkpoints, model files, a finished search with its cards."""
@@ -241,14 +267,27 @@ class Scene:
             "fleetnas search --broker localhost --supernet my.supernet --targets 10,20 --calibration-images data/train --out results"
         )
         (self.folder / "winners").symlink_to("results")
+        shutil.copy(self.folder / "evaluated.jsonl", self.folder / "evaluated-1.jsonl")
+        (self.folder / "weights.json").write_text('{"pi4": 2}')
+        (self.folder / "architecture.json").write_text(
+            json.dumps(json.loads(next((self.folder / "results").glob("*/*/*ms.json")).read_text())["architecture"])
+        )
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _furnish(folder: str) -> None:
     scene = Scene(Path("/home/reader"))
     scene.furnish()
-    scene.stop("agent")
-    scene.stop("broker")
-    shutil.copytree("/home/reader", folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".bin"))
+    for kind in list(scene.servers):
+        scene.stop(kind)
+    shutil.copytree("/home/reader", folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".bin", "fleetnas"))
 
 
 def _play(page: str, folder: str) -> None:
