@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.device_profiles.quantities import Count, UnixSeconds
+from fleetnas.device_profiles.text_fields import PlainText
 from fleetnas.fleet_protocol.messages import Identifier, Versioned
 
 #: Most device settings and events in one message.

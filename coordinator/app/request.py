@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleetnas.coordinator.app.local_device import LocalDevice
-from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
+from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 from fleetnas.coordinator.records.plan import CampaignPlan, RunKind
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import ConnectionOptions
@@ -81,6 +80,7 @@ def portfolio(
     with --verify not verified.
     """
     from fleetnas.coordinator.cli.portfolio_table import print_portfolio, report_of
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.supernet_export.output_files import check_file, write_atomically
 
     if fleet.devices is not None:
@@ -103,7 +103,7 @@ def portfolio(
     if choice.as_json:
         typer.echo(json.dumps(report))
     else:
-        print_portfolio(Console(), found, curve)
+        print_portfolio(output_console(), found, curve)
         if not choice.verify:
             typer.echo("nothing was measured for this choice; add --verify --broker HOST to verify it on the devices")
     raise typer.Exit(0 if found.is_served(verified=choice.verify) else 1)

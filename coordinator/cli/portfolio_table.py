@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from fleetnas.coordinator.app.portfolio import RunPortfolio, Service
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.search.portfolio import Portfolio
+from fleetnas.coordinator.view.tables import word_table
 from fleetnas.coordinator.view.wording import count_of
 
 #: Points of the curve that are shown: beyond, models add little.
@@ -19,20 +19,9 @@ _SHOWN = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 def print_portfolio(console: Console, portfolio: RunPortfolio, curve: Sequence[Portfolio]) -> None:
     """Print every target with the subnet that serves it, and accuracy by the number of models."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading, justify in (
-        ("Device setting", "left"),
-        ("Target", "right"),
-        ("Subnet", "left"),
-        ("ms", "right"),
-        ("known", "left"),
-        ("Top-1", "right"),
-        ("own winner", "right"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for service in portfolio.services:
-        table.add_row(*_cells(service))
-    console.print(table)
+    headings = ("Device setting", "Target", "Subnet", "ms", "known", "Top-1", "own winner")
+    numbers = ("Target", "ms", "Top-1", "own winner")
+    console.print(word_table(headings, map(_cells, portfolio.services), console.width, numbers))
     mean, own = _percent(portfolio.mean_accuracy), _percent(portfolio.winners_accuracy)
     console.print(
         f"{count_of(len(portfolio.architectures), 'model')} for {count_of(len(portfolio.services), 'target')}: mean "

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.bounds import BoundOptions
 from fleetnas.coordinator.cli.connection import ConnectionOptions
@@ -18,9 +17,12 @@ from fleetnas.coordinator.cli.search.local import LocalOptions
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.cli.search.offline import IMAGES, SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
-from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.request import NewRun, ResumedRun
+    from fleetnas.coordinator.records.plan import CampaignPlan
 
 _RERANK_ADVICE = "images choose among candidates only with --rerank K, which is not given: add it"
 _DEFAULT_OUT = Path("fleetnas-out")
@@ -100,6 +102,8 @@ def search(
 
     It leaves a verified model per device setting and latency target.
     """
+    from fleetnas.coordinator.app.request import ImageFolders, SearchRequest
+
     bounds = bound.bounds()
     if offline.offline:
         unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
@@ -127,6 +131,8 @@ def search(
 
 
 def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...]) -> NewRun | ResumedRun:
+    from fleetnas.coordinator.app.request import LATEST, NewRun, ResumedRun
+
     if new_plan is None:
         return ResumedRun(run.resume or LATEST, run.supernet, agents)
     if run.supernet is None:

@@ -17,6 +17,7 @@ from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.database import shown_location
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.output import output_console
 from fleetnas.coordinator.view.summary import print_summary
 from fleetnas.coordinator.view.view import make_view
 from fleetnas.fleet_protocol.errors import ResultsError
@@ -31,7 +32,7 @@ _EXIT_CODES = {
 
 def run_search(request: SearchRequest, *, as_json: bool) -> int:
     """Run a search with its view on this terminal; returns the exit code."""
-    console = Console()
+    console = output_console()
     # A service manager's stop and a closed terminal act as Ctrl-C: the run ends in order and can be resumed.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
