@@ -40,7 +40,7 @@ from fleetnas.fleet_protocol.choices import RuntimeName as RuntimeName
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.
 SCHEMA_VERSION: Literal[1] = 1
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
 MAX_SESSIONS = 16
 #: Attempts at one task.
@@ -72,9 +72,6 @@ class Versioned(Message):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     schema_minor: int = Field(default=0, ge=0, le=10_000, description="of the program that sent it")
-
-
-# -- values ----------------------------------------------------------------------------------------------------
 
 
 class RuntimeSetting(Message):
@@ -235,9 +232,6 @@ class TaskKey(Message):
     attempt: int = Field(ge=1, le=MAX_ATTEMPTS)
 
 
-# -- agent to coordinator --------------------------------------------------------------------------------------
-
-
 class AgentState(Versioned):
     """Retained on `up/state`; the last will is the same with state `lost`."""
 
@@ -255,6 +249,7 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
+    accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")
 
 
 class Heartbeat(Versioned):
@@ -317,6 +312,7 @@ class Result(Versioned):
     kind: Literal["result"] = "result"
     task: TaskKey
     measurement: Measurement
+    memory_bytes: Count | None = Field(default=None, description="that loading and running a sent model file took")
 
 
 class Failed(Versioned):

@@ -97,13 +97,14 @@ def portfolio(
 
     found = _verified(choice, settings, problem, choose, access) if access is not None else choose()
     curve = problem.curve()
-    report = report_of(run, found, curve)
+    bound = problem.bound(found, choice.models, worst_case=choice.worst_case)
+    report = report_of(run, found, curve, bound)
     if choice.output is not None:
         write_atomically(choice.output, json.dumps(report, indent=2).encode() + b"\n")
     if choice.as_json:
         typer.echo(json.dumps(report))
     else:
-        print_portfolio(output_console(), found, curve)
+        print_portfolio(output_console(), found, curve, bound)
         if not choice.verify:
             typer.echo("nothing was measured for this choice; add --verify --broker HOST to verify it on the devices")
     raise typer.Exit(0 if found.is_served(verified=choice.verify) else 1)

@@ -199,6 +199,27 @@ class TargetInfeasible(_TargetEvent):
     reason: str
 
 
+class BaselineMeasured(_SettingEvent):
+    """A network of the user's own is measured on a device setting, or cannot be."""
+
+    event: Literal["baseline_measured"] = "baseline_measured"
+    baseline: str = Field(description="name of the baseline, such as largest")
+    measured_ms: float | None = Field(description="latency of the middle measurement, as it ran; null: not measured")
+    half_width_percent: float | None = Field(description="95 % half-width of it, in percent")
+    quality: Quality | None
+    reason: str = Field(description="why it was not measured; empty otherwise")
+
+
+class ProgressChanged(_Event):
+    """The share of the expected work that is done, and the time left; now and then while the campaign is at work."""
+
+    event: Literal["progress"] = "progress"
+    done: float = Field(description="finished share of the expected work, in [0, 1]")
+    left_s: float = Field(description="expected time to the end, in seconds")
+    least_left_s: float = Field(description="lower end of the time left, in seconds: about 90 % are above")
+    most_left_s: float = Field(description="upper end of it: about 90 % are below")
+
+
 class CampaignFinished(_Event):
     """The campaign has ended."""
 
@@ -218,6 +239,7 @@ class CampaignFinished(_Event):
     without_target: bool = Field(
         default=False, description="given subnets were compared with no target: targets_met counts the measured ones"
     )
+    timed_out: bool = Field(default=False, description="--timeout ended it before its end; it can be resumed")
 
 
 Event: TypeAlias = Annotated[
@@ -235,6 +257,8 @@ Event: TypeAlias = Annotated[
     | WinnerVerified
     | TargetMissed
     | TargetInfeasible
+    | BaselineMeasured
+    | ProgressChanged
     | CampaignFinished,
     Field(discriminator="event"),
 ]

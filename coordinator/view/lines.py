@@ -8,6 +8,7 @@ from typing import IO
 
 from fleetnas.coordinator.records.budget import shown_purpose
 from fleetnas.coordinator.records.events import (
+    BaselineMeasured,
     CampaignFinished,
     CampaignStarted,
     DeviceJoined,
@@ -17,6 +18,7 @@ from fleetnas.coordinator.records.events import (
     MeasurementsSlowed,
     MeasurementTaken,
     PredictorUpdated,
+    ProgressChanged,
     RegimeChanged,
     StoreAvailable,
     StoreUnavailable,
@@ -26,6 +28,7 @@ from fleetnas.coordinator.records.events import (
     WinnerVerified,
     event_to_json,
 )
+from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.view import wording
@@ -65,14 +68,33 @@ def _event_text(event: Event) -> str | None:
     match event:
         case CampaignStarted() | DeviceJoined() | DeviceLost() | StoreUnavailable() | StoreAvailable():
             return _run_text(event)
+        case ProgressChanged():
+            return f"progress: {wording.progress(_progress(event))}"
         case CampaignFinished():
             return _end_text(event)
         case MeasurementTaken() | MeasurementFailed() | RegimeChanged() | MeasurementsSlowed():
             return _measurement_text(event)
         case TargetResolved() | WinnerVerified() | TargetMissed() | TargetInfeasible():
             return _target_text(event)
+        case BaselineMeasured():
+            return _baseline_text(event)
         case PredictorUpdated():
             return None
+
+
+def _baseline_text(event: BaselineMeasured) -> str:
+    label = f"{event.device}/{event.setting}: baseline {event.baseline}"
+    if event.measured_ms is None:
+        return f"{label} is not measured: {event.reason}"
+    quality = "" if event.quality == "ok" else f", {event.quality}"
+    return (
+        f"{label} takes {wording.latency(event.measured_ms)} ms "
+        f"{wording.half_width(event.half_width_percent or 0.0)}{quality}"
+    )
+
+
+def _progress(event: ProgressChanged) -> RunProgress:
+    return RunProgress(event.done, event.left_s, event.least_left_s, event.most_left_s)
 
 
 def _run_text(event: CampaignStarted | DeviceJoined | DeviceLost | StoreUnavailable | StoreAvailable) -> str:
@@ -154,8 +176,9 @@ def _end_text(event: CampaignFinished) -> str:
     failed = f", failed {', '.join(event.devices_failed)}" if event.devices_failed else ""
     results = f", results in {event.results}" if event.results else ""
     totals = TargetTotals(event.targets_met, event.targets, event.without_target)
+    ended = "timed out" if event.timed_out else str(event.status)
     return (
-        f"run {event.run_id} {event.status} after {wording.elapsed(event.elapsed_s)}: "
+        f"run {event.run_id} {ended} after {wording.elapsed(event.elapsed_s)}: "
         f"{wording.targets_met(totals)}{lost}{failed}{results}"
     )
 

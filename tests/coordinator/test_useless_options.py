@@ -35,6 +35,7 @@ TEXTS = {
     "--max-macs": "4M",
     "--max-activation-memory": "4MB",
     "--max-file-size": "4MB",
+    "--timeout": "2h",
 }
 OUTPUTS = {"--out", "--json"}
 PLAN = {
@@ -44,8 +45,9 @@ PLAN = {
     *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
+BASELINES = {"--baseline", "--baseline-accuracy", "--input-shape"}
 IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes"}
-HERE = {*IMAGES, "--supernet", "--metrics-port"}
+HERE = {*IMAGES, "--supernet", "--metrics-port", "--timeout", "--models"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
 }
@@ -57,11 +59,15 @@ BOUNDS = {name for name in PLAN if name.startswith("--max-")}
 KINDS = {
     "fleet": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING),
-        OUTPUTS | PLAN | HERE | FLEET | {"--wait-for"},
+        OUTPUTS | PLAN | HERE | FLEET | BASELINES | {"--wait-for"},
     ),
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
-    "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
+    "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL | BASELINES),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
+    "dry-run": (
+        ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING, "--dry-run"),
+        {"--json"} | PLAN | IMAGES | FLEET | BASELINES | {"--supernet", "--wait-for"},
+    ),
     "offline": (
         ("--offline", "--targets", "5"),
         OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed", "--rerank", "--calibration-images"},
@@ -85,9 +91,11 @@ MEASUREMENTS = {
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | IMAGES | {"--state-dir"}),
 }
 #: They choose the kind.
-CHOICES = {"--offline", "--local", "--resume", "--card"}
+CHOICES = {"--offline", "--local", "--resume", "--card", "--dry-run"}
 #: Used beside or without certain others, see below.
-WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials", "--selection-images"}
+WITH_ANOTHER = {
+    *("--cool-for", "--metrics-address", "--credentials", "--selection-images", "--worst-case", "--weights"),
+}
 
 
 def options_of(command: Any) -> dict[str, Any]:
@@ -153,6 +161,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("--cool-for", "9"), ("--conditions", "cool")),
         (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
         (("--selection-images", "images"), ("--rerank", "5")),
+        (("--worst-case",), ("--models", "2")),
     ):
         code, _, err = fleetnas(capsys, *begun, *alone)
         assert (code, alone[0] in err, another[0] in err) == (2, True, True)
@@ -184,6 +193,8 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("measure", MISSING, "smallest", "--local", "--resume", "run-1"), "leave out smallest"),
         (("measure", MISSING, "smallest", "--local", "--cool-for", "9"), "leave out --cool-for"),
         (("measure", MISSING, "--local", "--card", "c.json", "--threads", "2"), "leave out --threads"),
+        (("bench", MISSING, "--broker", "127.0.0.1", "--mirror", "https://mirror.example/b"), "leave out --mirror"),
+        (("bench", MISSING, "--broker", "127.0.0.1", "--cool-for", "9"), "leave out --cool-for"),
         (("search", "--local", "--credentials", "c"), "leave out --credentials"),
         (("search", "--broker", "127.0.0.1", "--supernet", MISSING, "--some-classes"), "leave out --some-classes"),
         (("search", "--offline", "--credentials", "c"), "leave out --credentials"),
@@ -237,6 +248,7 @@ def test_every_command_is_looked_at() -> None:
         "accuracy": 0,
         "accuracy evaluate": 14,
         "accuracy fit": 5,
+        "bench": 26,
         "broker": 2,
         "broker init": 5,
         "broker renew": 1,
@@ -247,6 +259,7 @@ def test_every_command_is_looked_at() -> None:
         "evaluate": 7,
         "export": 16,
         "export-data": 7,
+        "export-latency": 5,
         "finetune": 13,
         "inspect": 2,
         "measure": 38,

@@ -31,9 +31,19 @@ class OfflineOptions:
     offline: Annotated[
         bool, typer.Option("--offline", help="No device: by a latency table alone. Nothing is measured or verified.")
     ] = False
-    space: Annotated[str, typer.Option("--space", metavar="NAME", help="Offline: the design space.")] = "ofa-mbv3"
+    space: Annotated[
+        str | None,
+        typer.Option(
+            "--space", metavar="NAME", help="Offline: the design space (default: the predictor's, else ofa-mbv3)."
+        ),
+    ] = None
     latency_table: Annotated[
-        Path | None, typer.Option("--latency-table", metavar="DIR|FILE", help="Offline: block latency tables.")
+        Path | None,
+        typer.Option(
+            "--latency-table",
+            metavar="DIR|FILE",
+            help="Offline: what `fleetnas export-latency` wrote, or block latency tables.",
+        ),
     ] = None
     accuracy: Annotated[
         Path | None, typer.Option("--accuracy", metavar="FILE", help="Offline: accuracy predictor, or known values.")
