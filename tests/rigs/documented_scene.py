@@ -2,10 +2,10 @@
 
     python tests/rigs/documented_scene.py docs/search.md
 
-`run_page` starts this file in namespaces of its own (network, mounts, processes) on an overlay of the whole file system, so that
-`/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing outlives it. It prints
-one JSON object per command. Budgets and times are made small by the environment; the words of a command are not changed,
-except that `...` stands for the options of a usual search and that half an hour is three seconds.
+`run_page` starts this file in namespaces of its own (network, mounts, processes) on an overlay of the whole file system,
+so that `/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing outlives
+it. It prints one JSON object per command. Budgets and times are made small by the environment; the words of a command are
+not changed, except that `...` stands for the options of a usual search and that half an hour is three seconds.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def can_enter() -> str | None:
     """Return why such namespaces cannot be made here, or None."""
     if os.geteuid() != 0:
         return "needs root, for namespaces and an overlay"
-    script = "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && mount -t overlay o -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
+    script = (
+        "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && "
+        "mount -t overlay o -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
+    )
     tried = subprocess.run(
         ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", f"{script} && ip link set lo up"],
         capture_output=True, text=True, check=False,
@@ -149,7 +152,9 @@ class Scene:
             **places,
             "PATH": path,
             "HOME": str(folder),
-            "COLUMNS": "200", "SLURM_ARRAY_TASK_ID": "1", "SLURM_CPUS_PER_TASK": "1",
+            "COLUMNS": "200",
+            "SLURM_ARRAY_TASK_ID": "1",
+            "SLURM_CPUS_PER_TASK": "1",
             "PYTHONUNBUFFERED": "1",
         }
         self.environment.pop("FLEETNAS_DATA", None)
@@ -218,7 +223,11 @@ class Scene:
         """Start a broker and an agent, as pages that begin with a search take for granted."""
         (_, listens, _), (_, connected, _) = _SERVERS
         other = AGENT.replace("pi4", "pi5")
-        for kind, text, ready in (("broker", BROKER, listens), ("agent", AGENT, connected), ("other", other, connected)):
+        for kind, text, ready in (
+            ("broker", BROKER, listens),
+            ("agent", AGENT, connected),
+            ("other", other, connected),
+        ):
             fine, said = self.start(kind, text, ready)
             if not fine:
                 raise SystemExit(f"{text}: {said}")
@@ -245,7 +254,7 @@ class Scene:
         waiting.until(lambda: _answers("localhost", 8883), self.servers["mosquitto"], what="mosquitto answers")
 
     def furnish(self) -> None:
-        """Make what pages take as given: images, bundles, checkpoints, model files, a finished search with its cards."""
+        """Make what pages take as given: images, bundles, model files, a finished search with its cards."""
         from rigs.striped_images import write_images, write_supernet
         from rigs.untrained_supernet import write_untrained
 
@@ -264,7 +273,8 @@ class Scene:
         (self.folder / "run" / "supernet.supernet").symlink_to("../my.supernet")
         self.serve()
         self.must(
-            "fleetnas search --broker localhost --supernet my.supernet --targets 10,20 --calibration-images data/train --out results"
+            "fleetnas search --broker localhost --supernet my.supernet --targets 10,20"
+            " --calibration-images data/train --out results"
         )
         (self.folder / "winners").symlink_to("results")
         shutil.copy(self.folder / "evaluated.jsonl", self.folder / "evaluated-1.jsonl")
@@ -287,7 +297,9 @@ def _furnish(folder: str) -> None:
     scene.furnish()
     for kind in list(scene.servers):
         scene.stop(kind)
-    shutil.copytree("/home/reader", folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".bin", "fleetnas"))
+    shutil.copytree(
+        "/home/reader", folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".bin", "fleetnas")
+    )
 
 
 def _play(page: str, folder: str) -> None:
@@ -297,7 +309,7 @@ def _play(page: str, folder: str) -> None:
     scene.serve()
     for command in commands(ROOT / page):
         if command.mark is None:
-            print(json.dumps(scene.play(command)), flush=True)
+            print(json.dumps(scene.play(command)), flush=True)  # noqa: T201
     for kind in list(scene.servers):
         scene.stop(kind)
 
