@@ -1,7 +1,7 @@
 """The commands of the documents, as they are written: in fenced `sh` blocks, in unnamed ones, and indented.
 
-A comment `<!-- not run here: REASON -->` above a block, or above the sentence before it, marks commands that need hardware
-or hosts which a test does not have.
+A comment `<!-- not run here: REASON -->` above a block, or above the sentence before it, marks commands that need
+hardware or hosts which a test does not have.
 """
 
 from __future__ import annotations

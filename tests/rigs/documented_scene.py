@@ -2,10 +2,11 @@
 
     python tests/rigs/documented_scene.py docs/search.md
 
-`run_page` starts this file in namespaces of its own (network, mounts, processes) on an overlay of the whole file system,
-so that `/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing outlives
-it. It prints one JSON object per command. Budgets and times are made small by the environment; the words of a command are
-not changed, except that `...` stands for the options of a usual search and that half an hour is three seconds.
+`run_page` starts this file in namespaces of its own (network, mounts, processes) on an overlay of the whole file
+system, so that `/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing
+outlives it. It prints one JSON object per command. Budgets and times are made small by the environment; the words of a
+command are not changed, except that `...` stands for the options of a usual search and that half an hour is three
+seconds.
 """
 
 from __future__ import annotations
