@@ -18,7 +18,7 @@ help:
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
 	@echo "make wheel   write the wheel to dist, for devices and containers"
-	@echo "make docs    write the pages of the Python interface to build/docs"
+	@echo "make docs    build the site, with the pages of the Python interface, in build/docs"
 	@echo "make emulated-arm64, make emulated-armhf"
 	@echo "             install and run the agent on an emulated Raspberry Pi (needs root; see docs/development.md)"
 	@echo "make clean   delete the environment, all caches, and what demo and own-task left"
@@ -66,7 +66,8 @@ format: $(VENV)/.test-ready
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.test-ready
-	$(BIN)/python docs/api_pages.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir build/docs
+	$(BIN)/python docs/api_pages.py build/docs/api
 
 # setuptools leaves files behind where it builds: one that was removed from the sources would still be in the wheel.
 wheel: $(BIN)/python

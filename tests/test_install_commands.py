@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 import sys
+from importlib import metadata
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -72,6 +73,8 @@ def test_that_rule_finds_what_it_should(text: str, forbidden: bool) -> None:
 
 @pytest.mark.parametrize("extra", sorted(set(declared_extras()) - {""}))
 def test_the_command_of_an_extra_names_its_packages_and_this_python(extra: str) -> None:
+    if extra not in (metadata.metadata("fleetnas").get_all("Provides-Extra") or ()):
+        pytest.skip(f"this installation is older than the extra {extra} of pyproject.toml")
     said = install_extra(extra)
     assert said.startswith(f"{sys.executable} -m pip install ")
     words = shlex.split(said)[4:]
