@@ -299,6 +299,8 @@ def test_a_killed_coordinator_measures_only_what_is_missing(file: Baseline) -> N
     fleet.run(until=lambda: len(agent.files) == 2)
     stored = sum(len(row.measurements) for row in fleet.store.baselines.of_run(fleet.run_id))
     assert stored > 0
+    (rows,) = fleet.results().values()
+    assert list(rows) == ["mine.onnx", "largest", "smallest"]  # also those that are not measured yet
     subnets = len(agent.measured)
     fleet.vanish()
     fleet.begin(resume=True)
