@@ -27,7 +27,7 @@ from fleetnas.coordinator.store.exported_fields import FIELDS, exported_rows
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.device_profiles.profile import CpuCluster, DeviceProfile, MicroBenchmarks
 from fleetnas.fleet_protocol import messages, orders, updates
-from fleetnas.fleet_protocol.codec import decode_task
+from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.messages import (
     Accepted,
     AgentInfo,
@@ -277,8 +277,9 @@ def test_an_agent_that_is_told_hostile_values_takes_genuine_orders_as_before(tmp
     told += [(AGENT_TOPICS.coordinator, case) for case in cases(COORDINATOR, PER_FIELD)]
     for number, (topic, case) in enumerate(told):
         rig.coordinator.transport.publish(topic, case.payload)
-        if case.accepted and case.kind in ("MeasureTask", "ModelTask"):  # it may be told to wait for years
-            rig.coordinator.send("pi", "task", CancelTask(task=decode_task(case.payload).task))
+        kind = {"MeasureTask": MeasureTask, "ModelTask": ModelTask}.get(case.kind)
+        if case.accepted and kind is not None:  # it may be told to wait for years
+            rig.coordinator.send("pi", "task", CancelTask(task=decode(kind, case.payload).task))
         if number % 50 == 0:
             rig.run(agent, seconds=0.5)
     rig.run(agent, seconds=200, tick_s=2)
