@@ -139,9 +139,8 @@ def _at_the_beginning(
 
     def begin(names: Collection[str]) -> None:
         request.check_devices(names)
-        if run.settings.plan.kind == "search":
-            history = SearchHistory.of(store, run.settings.plan, names)
-            campaign.progress.expect(lambda device, label: history.known(device, label).seconds, history.habits)
+        history = SearchHistory.of(store, run.settings.plan, names)
+        campaign.progress.expect(lambda device, label: history.known(device, label).seconds, history.habits)
 
     return begin
 
