@@ -18,6 +18,7 @@ from fleetnas.device_profiles.quantities import (
     Count,
     DurationMs,
     HalfWidthPercent,
+    HostMark,
     LimitSeconds,
     Load,
     Megahertz,
@@ -30,13 +31,14 @@ from fleetnas.device_profiles.quantities import (
     Seconds,
     Share,
     ShortText,
+    Tags,
     UnixSeconds,
 )
 
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.
 SCHEMA_VERSION: Literal[1] = 1
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
 MAX_SESSIONS = 16
 #: Attempts at one task.
@@ -74,9 +76,6 @@ class Versioned(Message):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     schema_minor: int = Field(default=0, ge=0, le=10_000, description="of the program that sent it")
-
-
-# -- values ----------------------------------------------------------------------------------------------------
 
 
 class RuntimeSetting(Message):
@@ -237,9 +236,6 @@ class TaskKey(Message):
     attempt: int = Field(ge=1, le=MAX_ATTEMPTS)
 
 
-# -- agent to coordinator --------------------------------------------------------------------------------------
-
-
 class AgentState(Versioned):
     """Retained on `up/state`; the last will is the same with state `lost`."""
 
@@ -257,6 +253,8 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
+    tags: Tags = ()
+    host: HostMark = ""
 
 
 class Heartbeat(Versioned):

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of a command line, of the environment and of the configuration file, in this order.
 
-    `configured_settings` holds the configured settings. Raises `UsageError` if a value cannot be used.
+    `configured_settings` and `configured_tags` hold what is configured. Raises `UsageError` if a value cannot be used.
     """
     parser, subparsers = build_parser()
     options = parser.parse_args(arguments)
@@ -57,7 +57,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     values = read_configuration(options.config, os.environ)
     set_defaults(subparsers[options.command_name], values)
     options = parser.parse_args(arguments)
-    return with_credentials(argparse.Namespace(**vars(options), configured_settings=settings_of(values)))
+    configured = {"configured_settings": settings_of(values), "configured_tags": values.get("tags", "")}
+    return with_credentials(argparse.Namespace(**vars(options), **configured))
 
 
 class _Version(argparse.Action):

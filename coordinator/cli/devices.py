@@ -131,7 +131,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for heading in ("Device", "State", "Last seen", "Model and settings", "Why"):
         table.add_column(heading, overflow="fold", ratio=3 if heading == "Why" else None)
     for each in rows:
-        model = Text("\n".join((each["model"] or "?", *each["settings"])))
+        tags = [f"tags: {', '.join(each['tags'])}"] if each["tags"] else []
+        model = Text("\n".join((each["model"] or "?", *each["settings"], *tags)))
         texts = (each["device"], each["state"], _last_seen(each))
         table.add_row(*(Text(text) for text in texts), model, Text(plain(each["why"])))
     return table
@@ -218,6 +219,7 @@ def fleet_rows(
                 "last_seen_s_ago": None if seen is None else round(now_s - seen, 1),
                 "model": info.profile.model if info else None,
                 "settings": [setting.label for setting in info.settings] if info else [],
+                "tags": list(info.tags) if info else [],
                 "temperature_c": entry.conditions.temperature_c if entry is not None else None,
                 "why": "; ".join(whys),
             }

@@ -9,8 +9,8 @@ import typer
 
 from fleetnas.coordinator.app.request import FleetAccess
 from fleetnas.coordinator.cli.connection import ConnectionOptions
-from fleetnas.coordinator.cli.search.plan import agent_names
 from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
+from fleetnas.coordinator.records.device_patterns import parse_patterns
 from fleetnas.fleet_protocol.mirrors import check_mirror
 
 
@@ -23,7 +23,8 @@ class FleetOptions:
         typer.Option(
             "--devices",
             metavar="NAME,...",
-            help="Agents that take part (default: all; resumed: those of the run, and these).",
+            help="Agents that take part, such as pi5,pi4-*,tag:camera (default: all; resumed: those of the run, and "
+            "these).",
         ),
     ] = None
     mirror: Annotated[
@@ -46,8 +47,8 @@ class FleetOptions:
     ] = False
 
     def agents(self) -> tuple[str, ...]:
-        """Parse the agents that take part; empty: all, or those of a resumed run."""
-        return agent_names(self.devices, "--devices")
+        """Parse the patterns of agents that take part; empty: all, or those of a resumed run."""
+        return parse_patterns(self.devices, "--devices")
 
     def access(self, options: ConnectionOptions) -> FleetAccess:
         """Parse the way to the fleet; `UsageError` names the option that cannot be used."""
