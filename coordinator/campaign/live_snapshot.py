@@ -61,7 +61,7 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         progress=_progress(setting_run, entry),
         predictor_error=setting_run.learning[-1].error if setting_run.learning else None,
         targets=tuple(_target(setting_run, target) for target in known),
-        targets_asked=targets_asked(plan.targets_asked, len(targets) or None),
+        targets_asked=targets_asked(plan.targets_asked, setting_run.search.targets_known),
         targets_note=setting_run.search.targets_note,
         quality=setting_run.tally.quality,
     )

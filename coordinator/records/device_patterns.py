@@ -28,8 +28,8 @@ def parse_patterns(text: str | None, option: str) -> tuple[str, ...]:
     for pattern in patterns:
         if not _FORM.fullmatch(pattern):
             raise UsageError(
-                f"{option} {pattern!r} can name no agent: letters, digits, `_`, `-` and `.`, with `*` for any text; give "
-                "names and patterns such as pi5,pi4-*,tag:camera"
+                f"{option} {pattern!r} can name no agent: letters, digits, `_`, `-` and `.`, with `*` for any text; "
+                "give names and patterns such as pi5,pi4-*,tag:camera"
             )
     return patterns
 

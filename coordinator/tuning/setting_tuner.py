@@ -14,6 +14,27 @@ from fleetnas.supernet_export.spaces.base import DesignSpace
 TunerPhase = Literal["initial-design", "search", "verification", "done"]
 
 
+class LoneSetting:
+    """Part of a `SettingTuner` that shares its search with no other device setting."""
+
+    @property
+    def targets(self) -> list[TargetState]:
+        """Every known target."""
+        raise NotImplementedError
+
+    @property
+    def targets_known(self) -> int | None:
+        """Number of targets that it has; None before they are known."""
+        return len(self.targets) or None
+
+    def leave(self) -> None:
+        """Do nothing: no other device takes over its work."""
+
+    def take_remarks(self) -> list[str]:
+        """Return no lines for the log."""
+        return []
+
+
 class SettingTuner(Protocol):
     """Searches subnets for latency targets, or measures given ones.
 
@@ -91,6 +112,16 @@ class SettingTuner(Protocol):
 
     def abandon(self, reason: str) -> None:
         """End at once, without computing anything: it raised an exception, which `reason` describes."""
+
+    def leave(self) -> None:
+        """Let others do the work of this device setting, where there are any: its device is gone."""
+
+    def take_remarks(self) -> list[str]:
+        """Return the lines for the log that came up since the last call."""
+
+    @property
+    def targets_known(self) -> int | None:
+        """Number of targets that it has; None before they are known."""
 
     def validate(self) -> None:
         """Check targets and proposals; `BrokenInvariantError` names the first contradiction. For tests."""

@@ -57,7 +57,7 @@ BOUNDS = {name for name in PLAN if name.startswith("--max-")}
 KINDS = {
     "fleet": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING),
-        OUTPUTS | PLAN | HERE | FLEET | {"--wait-for"},
+        OUTPUTS | PLAN | HERE | FLEET | {"--wait-for", "--no-pool"},
     ),
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
     "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
@@ -87,7 +87,7 @@ MEASUREMENTS = {
 #: They choose the kind.
 CHOICES = {"--offline", "--local", "--resume", "--card"}
 #: Used beside or without certain others, see below.
-WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials", "--selection-images"}
+WITH_ANOTHER = {"--verify-boards", "--cool-for", "--metrics-address", "--credentials", "--selection-images"}
 
 
 def options_of(command: Any) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""Speeds of the equal boards of a class, relative to each other, learned from subnets that several of them measured.
+
+The logarithm of a latency is the sum of the subnet's, the board's and the measurement's noise. The subnets' parts are
+free, those of the boards have a wide normal prior, so their posterior is exact. It is computed anew from all
+measurements: it is a function of their set, not of the order in which they came.
+
+The boards' spread is taken from the faster half: a board that is slow for a reason of its own widens nothing. A board
+that is slower than that spread explains is called slow. Every other board's part is shrunk towards the middle, as far
+as its own measurements are uncertain (James and Stein).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+#: Share of a class's boards that are not slow for which its winners are chosen: the slowest ones of many would decide
+#: for all others.
+SERVED_SHARE = 0.9
+#: Standard deviation of the prior of a board's log speed: so wide that it shrinks no slow board.
+_WIDE = 0.3
+#: Spread between boards of one model before anything is known, the degrees of freedom that it counts for, its bounds.
+_USUAL_SPREAD, _USUAL_DEGREES = 0.03, 8.0
+_LEAST_SPREAD, _MOST_SPREAD = 0.005, 0.1
+#: A board is slow where it is slower than the middle one by this many spreads, and by this, relative.
+_SLOW_SPREADS, _LEAST_SLOW = 3.0, 0.06
+#: Standard errors of its own speed that it must be beyond that.
+_SURE = 1.0
+
+
+@dataclass(frozen=True)
+class SeenLatency:
+    """One latency of a subnet on a board, at the board's undisturbed speed."""
+
+    subnet: bytes
+    board: str
+    log_ms: float
+    noise: float
+    """Relative standard deviation."""
+
+
+@dataclass(frozen=True)
+class BoardSpeed:
+    """Speed of one board beside its class."""
+
+    factor: float
+    """Its latencies over those of the class's middle board."""
+    error: float
+    """Relative standard error of the factor."""
+    slow: bool
+    """Whether it is slower than boards of its class are."""
+
+
+@dataclass(frozen=True)
+class ClassSpeeds:
+    """Speeds of all boards of a class."""
+
+    boards: Mapping[str, BoardSpeed]
+    spread: float
+    """Relative standard deviation between the boards that are not slow."""
+    served: float
+    """The factor below which are `SERVED_SHARE` of the boards that are not slow."""
+
+    @classmethod
+    def of(cls, boards: Iterable[str], seen: Iterable[SeenLatency]) -> ClassSpeeds:
+        """Estimate the speeds of these boards."""
+        names = sorted(boards)
+        mean, error = _posterior(names, seen)
+        # Of an even number the faster one of the two in the middle: of two boards the slow one is found.
+        middle = float(np.sort(mean)[(len(mean) - 1) // 2]) if len(mean) else 0.0
+        apart = mean - middle
+        spread = _spread(apart, error)
+        limit = max(_SLOW_SPREADS * spread, math.log1p(_LEAST_SLOW))
+        slow = apart - _SURE * error > limit
+        shrunk = np.where(slow, apart, apart * spread**2 / (spread**2 + error**2))
+        regular = np.sort(shrunk[~slow])
+        served = regular[math.ceil(SERVED_SHARE * len(regular)) - 1] if len(regular) else 0.0
+        known = np.where(slow, error, error * spread / np.sqrt(spread**2 + error**2))
+        found = {
+            name: BoardSpeed(math.exp(float(log)), float(own), bool(is_slow))
+            for name, log, own, is_slow in zip(names, shrunk, known, slow, strict=True)
+        }
+        return cls(found, spread, math.exp(float(served)))
+
+
+class BoardSpeeds:
+    """Latencies of the boards of a class, and the speeds that follow from them."""
+
+    def __init__(self) -> None:
+        self._seen: list[SeenLatency] = []
+        self._boards: dict[str, None] = {}
+        self._found: ClassSpeeds | None = None
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one board has measured."""
+        return len(self._boards) > 1
+
+    def add(self, subnet: bytes, board: str, undisturbed_ms: float | None, noise: float) -> None:
+        """Add one latency, ms, with its relative standard deviation; None: its speed is not known."""
+        self._found = None
+        self._boards[board] = None
+        if undisturbed_ms is not None:
+            self._seen.append(SeenLatency(subnet, board, math.log(undisturbed_ms), noise))
+
+    @property
+    def now(self) -> ClassSpeeds:
+        """Speeds by all latencies so far."""
+        if self._found is None:
+            # Sorted: not even rounding depends on the order of arrival.
+            order = sorted(self._seen, key=lambda seen: (seen.subnet, seen.board, seen.log_ms, seen.noise))
+            self._found = ClassSpeeds.of(self._boards, order)
+        return self._found
+
+    def factor(self, board: str) -> float:
+        """Return a board's latencies over those at the speed for which winners are chosen."""
+        if not self.several:
+            return 1.0
+        speeds = self.now
+        own = speeds.boards.get(board)
+        return (own.factor if own is not None else 1.0) / speeds.served
+
+    def error(self, board: str) -> float:
+        """Return the relative standard error of a board's factor."""
+        own = self.now.boards.get(board) if self.several else None
+        return own.error if own is not None else 0.0
+
+    def is_slow(self, board: str) -> bool:
+        """Whether a board is slower than boards of its class are."""
+        own = self.now.boards.get(board) if self.several else None
+        return own is not None and own.slow
+
+
+def _posterior(names: list[str], seen: Iterable[SeenLatency]) -> tuple[Floats, Floats]:
+    """Return mean and standard error of the boards' log speeds, (B,) each, the subnets' parts integrated out."""
+    place = {name: row for row, name in enumerate(names)}
+    subnets: dict[bytes, list[SeenLatency]] = {}
+    for one in seen:
+        subnets.setdefault(one.subnet, []).append(one)
+    precision = np.eye(len(names)) / _WIDE**2
+    pull = np.zeros(len(names))
+    for shared in subnets.values():
+        if len({one.board for one in shared}) < 2:
+            continue
+        rows = np.array([place[one.board] for one in shared])
+        weight = np.array([one.noise**-2 for one in shared])
+        logs = np.array([one.log_ms for one in shared])
+        total = weight.sum()
+        by_board = np.bincount(rows, weight, len(names))
+        precision += np.diag(by_board) - np.outer(by_board, by_board) / total
+        pull += np.bincount(rows, weight * (logs - (weight @ logs) / total), len(names))
+    covariance = np.linalg.inv(precision)
+    # What all boards have in common cannot be known, and does not matter: only the differences count.
+    centred = covariance - covariance.mean(axis=0) - covariance.mean(axis=1)[:, None] + covariance.mean()
+    mean: Floats = covariance @ pull
+    return mean, np.sqrt(np.maximum(np.diag(centred), 0.0))
+
+
+def _spread(apart: Floats, error: Floats) -> float:
+    """Return the standard deviation between boards from the middle and the faster ones, less what noise explains."""
+    squares, degrees = _USUAL_DEGREES * _USUAL_SPREAD**2, _USUAL_DEGREES
+    fast = apart < 0
+    if len(apart) > 2 and fast.any():
+        squares += float((apart[fast] ** 2 - error[fast] ** 2).clip(min=0.0).sum())
+        degrees += int(fast.sum())
+    return min(max(math.sqrt(squares / degrees), _LEAST_SPREAD), _MOST_SPREAD)
