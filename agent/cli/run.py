@@ -57,8 +57,8 @@ def add_run_options(run: argparse.ArgumentParser) -> None:
         "--tag",
         action="append",
         metavar="TAG",
-        help="a name for this device and others, such as camera: `fleetnas search --devices tag:camera` takes them; may "
-        "be repeated. Boards with one tag class:NAME are searched as one device (docs/pooling.md)",
+        help="a name for this device and others, such as camera: `fleetnas search --devices tag:camera` takes them; "
+        "may be repeated. Boards with one tag class:NAME are searched as one device (docs/pooling.md)",
     )
     run.add_argument("--once", action="store_true", help="end with the first search that sent a task")
 

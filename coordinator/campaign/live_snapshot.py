@@ -63,6 +63,7 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         targets=tuple(_target(setting_run, target) for target in known),
         targets_asked=targets_asked(plan.targets_asked, setting_run.search.targets_known),
         targets_note=setting_run.search.targets_note,
+        tags=setting_run.info.tags,
         quality=setting_run.tally.quality,
     )
 

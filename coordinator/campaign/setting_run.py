@@ -318,6 +318,7 @@ class SettingRun:
             self.queue.wire_bytes,
             self._targets_ms or (() if self.search.targets_known == 0 else None),
             self.search.targets_note,
+            self.search.board,
         )
 
     def mark_unshown(self) -> bool:

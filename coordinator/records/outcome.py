@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fleetnas.coordinator.records.board_place import BoardPlace
+from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
@@ -92,6 +94,8 @@ class TargetOutcome:
     """Not decided yet: the run goes on, or was interrupted."""
     subnet: str = ""
     """Fingerprint of a subnet that the user gave; empty where a subnet was searched."""
+    boards: BoardShare | None = None
+    """Boards of the device's class that meet it, of those that verified it; None: it is of no class."""
 
     @property
     def met(self) -> bool:
@@ -122,6 +126,10 @@ class DeviceOutcome:
     """Targets that were asked for, known or not."""
     targets_note: str = ""
     """A remark on the targets as a whole."""
+    tags: tuple[str, ...] = ()
+    """Tags that the owner of the device gave it."""
+    board: BoardPlace | None = None
+    """Its place in a class of equal boards; None: it was searched by itself."""
     condition_asked: Condition = "as-is"
     wire_bytes: int | None = None
     """Sent and received for this setting's tasks, bundle excluded."""

@@ -71,6 +71,8 @@ class ClassSpeeds:
     def of(cls, boards: Iterable[str], seen: Iterable[SeenLatency]) -> ClassSpeeds:
         """Estimate the speeds of these boards."""
         names = sorted(boards)
+        if not names:
+            return cls({}, _USUAL_SPREAD, 1.0)
         mean, error = _posterior(names, seen)
         # Of an even number the faster one of the two in the middle: of two boards the slow one is found.
         middle = float(np.sort(mean)[(len(mean) - 1) // 2]) if len(mean) else 0.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fleetnas.coordinator.predictors.metrics import HeldOutError
+from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.tuning.board_class import BoardClass
@@ -49,6 +50,15 @@ class BoardTuner:
             if slower:
                 notes.insert(1, slower)
         return "; ".join(note for note in notes if note)
+
+    @property
+    def board(self) -> BoardPlace | None:
+        """Its place in the class; None where it is alone in it."""
+        if not self._class.several:
+            return None
+        own = self._class.tuner.speeds.now.boards.get(self._board.name)
+        speed = (own.factor, own.error, own.slow) if own is not None else (1.0, 0.0, False)
+        return BoardPlace(self._class.name, len(self._class.boards), *speed)
 
     def _slower(self) -> str:
         """Describe how much slower a slow board is; empty for another one."""
@@ -110,6 +120,11 @@ class BoardTuner:
         if self._class.tuner.finished and not self._class.tuner.failure_reason:
             states = [state for state in states if self._is_asked(state)]
         return [self._own(state) for state in states]
+
+    @property
+    def class_targets(self) -> list[TargetState]:
+        """Every target as the class stands with it."""
+        return self._class.tuner.targets
 
     @property
     def targets_known(self) -> int | None:

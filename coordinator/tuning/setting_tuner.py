@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from fleetnas.coordinator.predictors.metrics import HeldOutError
+from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -26,6 +27,11 @@ class LoneSetting:
     def targets_known(self) -> int | None:
         """Number of targets that it has; None before they are known."""
         return len(self.targets) or None
+
+    @property
+    def board(self) -> BoardPlace | None:
+        """Return that it is of no class."""
+        return None
 
     def leave(self) -> None:
         """Do nothing: no other device takes over its work."""
@@ -112,6 +118,10 @@ class SettingTuner(Protocol):
 
     def abandon(self, reason: str) -> None:
         """End at once, without computing anything: it raised an exception, which `reason` describes."""
+
+    @property
+    def board(self) -> BoardPlace | None:
+        """Its place in a class of equal boards; None: it is searched by itself."""
 
     def leave(self) -> None:
         """Let others do the work of this device setting, where there are any: its device is gone."""

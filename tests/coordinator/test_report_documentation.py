@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.report.results import (
+    BoardResult,
     DeviceResult,
     FailureResult,
     LearningResult,
@@ -42,6 +43,7 @@ def documented(heading: str) -> set[str]:
         ("`supernet`", SupernetResult),
         ("`fleet[]`", DeviceResult),
         ("`fleet[].predictor` and `fleet[].learning[]`", LearningResult),
+        ("`fleet[].board`", BoardResult),
         ("`fleet[].quality`", QualityResult),
         ("`fleet[].regimes[]`", RegimeResult),
         ("`fleet[].targets[]`", TargetResult),
