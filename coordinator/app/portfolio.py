@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.app.tuners import stored_priors
-from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.app.stored_latencies import StoredLatencies
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
 from fleetnas.coordinator.report.stored_outcome import outcome_of
@@ -25,7 +24,6 @@ from fleetnas.coordinator.search.portfolio import (
 )
 from fleetnas.coordinator.search.problem import PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.shared_archive import Archive
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -227,13 +225,14 @@ def open_portfolio(
         raise UsageError(f"run {run_id} has no device setting with measurements and targets; let it go on first")
     space = accuracy.space
     genomes = _candidates(accuracy, plan, outcome)
-    learners = _Learners(store, space, plan, outcome.started_s)
+    learners = StoredLatencies(store, space, plan, outcome.started_s)
     parts: list[_Latencies] = []
     with single_threaded_blas():
         for done, device in enumerate(devices):
             progress(done, len(devices))
-            learned = learners.latency(store, run_id, device)
-            parts.append(_latencies(learned, genomes, space, [each for each in demands if each.is_of(device)]))
+            learned = learners.latency(store, run_id, device, outcome.devices)
+            own = [each for each in demands if each.is_of(device)]
+            parts.append(_latencies(learned, genomes, space, own, {row.architecture for row in device.rows}))
         predicted = np.asarray(accuracy.predict(genomes), dtype=np.float64)
     progress(len(devices), len(devices))
     return PortfolioProblem(space, genomes, predicted, demands, _Latencies.joined(parts))
@@ -272,37 +271,14 @@ def _candidates(accuracy: PredictedAccuracy, plan: CampaignPlan, outcome: Campai
     return genomes
 
 
-class _Learners:
-    """Makes the predictor of each device setting again, from the prior that it began with."""
-
-    def __init__(self, store: MeasurementStore, space: DesignSpace, plan: CampaignPlan, created_unix_s: float) -> None:
-        self._space, self._plan = space, plan
-        self._priors = stored_priors(store, space, plan, created_unix_s, lambda note: None)
-        self._designs: dict[Prior | None, InitialDesign] = {}
-
-    def latency(self, store: MeasurementStore, run_id: str, device: DeviceOutcome) -> SettingLatency:
-        """Learn the stored measurements of a device setting."""
-        record = next(
-            found
-            for found in store.devices(run_id)
-            if (found.device, found.setting.label) == (device.device, device.setting.label)
-        )
-        prior = None
-        if self._priors is not None:
-            prior = self._priors.prior(record.info.profile, device.setting, device.device)
-        if prior not in self._designs:
-            self._designs[prior] = InitialDesign(
-                self._space, count=1, seed=self._plan.seed, prior=prior, bounds=self._plan.bounds
-            )
-        found = SettingLatency(self._designs[prior])
-        for row in device.rows:
-            if row.counted:
-                found.add(self._space.encode([row.architecture])[0], row.measurement)
-        return found
-
-
-def _latencies(latency: SettingLatency, genomes: Genomes, space: DesignSpace, demands: Sequence[Demand]) -> _Latencies:
-    """Return what is known of every candidate on one device setting, for its demands."""
+def _latencies(
+    latency: SettingLatency,
+    genomes: Genomes,
+    space: DesignSpace,
+    demands: Sequence[Demand],
+    measured: Collection[Architecture],
+) -> _Latencies:
+    """Return what is known of every candidate on one device setting, which measured some, for its demands."""
     table = latency.observations.table()
     mean, deviation = latency.predict(genomes)
     # The smallest subnet was measured; a linear model that learned from disturbed data may go below it, even below 0.
@@ -314,10 +290,11 @@ def _latencies(latency: SettingLatency, genomes: Genomes, space: DesignSpace, de
         (mean + _SIGMAS * deviation)[:, None] <= np.array(targets),
     )
     row_of = {genome.tobytes(): row for row, genome in enumerate(genomes)}
+    own = {genome.tobytes() for genome in space.encode(list(measured))}
     for genome, typical_ms, bound_ms in zip(
         table.genomes, table.typical_ms.tolist(), table.bound_ms.tolist(), strict=True
     ):
-        row = row_of.get(genome.tobytes())
+        row = row_of.get(genome.tobytes()) if genome.tobytes() in own else None
         for column, target_ms in enumerate(targets if row is not None else ()):
             # The latency on a slowed device is a bound: within the target it decides, beyond it nothing.
             if np.isinf(bound_ms) or bound_ms <= target_ms:

@@ -19,6 +19,7 @@ from rich.text import Text
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.coordinator.records.equal_boards import classes_of
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
@@ -132,6 +133,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading, overflow="fold", ratio=3 if heading == "Why" else None)
     for each in rows:
         tags = [f"tags: {', '.join(each['tags'])}"] if each["tags"] else []
+        if each["equal_boards"]:
+            tags.append(f"one of {len(each['equal_boards'])} equal boards")
         model = Text("\n".join((each["model"] or "?", *each["settings"], *tags)))
         texts = (each["device"], each["state"], _last_seen(each))
         table.add_row(*(Text(text) for text in texts), model, Text(plain(each["why"])))
@@ -181,6 +184,7 @@ def fleet_rows(
     """
     version = metadata.version("fleetnas")
     agents = fleet_observer.registry.agents
+    equal = classes_of(entry.info for entry in agents.values() if entry.info is not None)
     rows = []
     for name in sorted({*agents, *fleet_observer.refused, *(enrolled or ())}):
         entry = agents.get(name)
@@ -220,6 +224,7 @@ def fleet_rows(
                 "model": info.profile.model if info else None,
                 "settings": [setting.label for setting in info.settings] if info else [],
                 "tags": list(info.tags) if info else [],
+                "equal_boards": list(equal.get(name, ())),
                 "temperature_c": entry.conditions.temperature_c if entry is not None else None,
                 "why": "; ".join(whys),
             }

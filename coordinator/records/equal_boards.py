@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 from fleetnas.device_profiles.profile import DeviceProfile, MicroBenchmarks
 from fleetnas.fleet_protocol.messages import AgentInfo
@@ -42,6 +43,36 @@ def are_equal(one: AgentInfo, other: AgentInfo) -> bool:
     if any(named):
         return named[0] == named[1]
     return one.versions == other.versions and _are_alike(one.profile, other.profile)
+
+
+def classes_of(agents: Iterable[AgentInfo]) -> dict[str, tuple[str, ...]]:
+    """Return the agents that are of one class with each agent, itself included; those alone are left out."""
+    classes: list[list[AgentInfo]] = []
+    for info in agents:
+        if may_pool(info):
+            mine = next((members for members in classes if joins(members, info)), None)
+            if mine is None:
+                classes.append([info])
+            else:
+                mine.append(info)
+    return {
+        info.agent: tuple(member.agent for member in members)
+        for members in classes
+        for info in members
+        if len(members) > 1
+    }
+
+
+def joins(members: Sequence[AgentInfo], info: AgentInfo) -> bool:
+    """Whether an agent is of the class of these agents: equal to the first one, and on a machine of its own."""
+    return are_equal(members[0], info) and all(
+        member.agent != info.agent and (not info.host or member.host != info.host) for member in members
+    )
+
+
+def class_name(info: AgentInfo) -> str:
+    """Return the name of an agent's class: that of its tag, or its model."""
+    return class_tag(info) or info.profile.model
 
 
 def _are_alike(one: DeviceProfile, other: DeviceProfile) -> bool:

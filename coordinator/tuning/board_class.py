@@ -111,7 +111,7 @@ class BoardClass:
 
     def unverified(self, board: Board) -> list[TargetState]:
         """Return the targets of a search that is over whose winners a board has to verify still."""
-        if board.gone or not self.tuner.finished:
+        if board.gone or not self.tuner.finished or not self.several:
             return []
         return [
             state

@@ -94,7 +94,9 @@ class ClassSpeeds:
 class BoardSpeeds:
     """Latencies of the boards of a class, and the speeds that follow from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, stated_for: str | None = None) -> None:
+        """State latencies at the speed of one board; None: at the one that serves `SERVED_SHARE` of the boards."""
+        self._stated_for = stated_for
         self._seen: list[SeenLatency] = []
         self._boards: dict[str, None] = {}
         self._found: ClassSpeeds | None = None
@@ -121,12 +123,12 @@ class BoardSpeeds:
         return self._found
 
     def factor(self, board: str) -> float:
-        """Return a board's latencies over those at the speed for which winners are chosen."""
+        """Return a board's latencies over those at the stated speed, for which winners are chosen."""
         if not self.several:
             return 1.0
         speeds = self.now
-        own = speeds.boards.get(board)
-        return (own.factor if own is not None else 1.0) / speeds.served
+        own, stated = speeds.boards.get(board), speeds.boards.get(self._stated_for or "")
+        return (own.factor if own is not None else 1.0) / (stated.factor if stated is not None else speeds.served)
 
     def error(self, board: str) -> float:
         """Return the relative standard error of a board's factor."""

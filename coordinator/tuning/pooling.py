@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fleetnas.coordinator.records.equal_boards import are_equal, class_tag, may_pool
+from fleetnas.coordinator.records.equal_boards import class_name, joins, may_pool
 from fleetnas.coordinator.tuning.board_class import BoardClass
 from fleetnas.coordinator.tuning.board_tuner import BoardTuner
 from fleetnas.coordinator.tuning.class_tuner import ClassTuner
@@ -23,14 +23,8 @@ class _Pooled:
     members: list[AgentInfo] = field(default_factory=list)
 
     def takes(self, info: AgentInfo, setting: RuntimeSetting) -> bool:
-        """Whether a board is equal to the first one, and on another machine than all of them."""
-        return (
-            setting == self.setting
-            and are_equal(self.members[0], info)
-            and all(
-                member.agent != info.agent and (not info.host or member.host != info.host) for member in self.members
-            )
-        )
+        """Whether a board with a setting is of this class."""
+        return setting == self.setting and joins(self.members, info)
 
 
 class BoardPool:
@@ -56,9 +50,6 @@ class BoardPool:
 
     def _name(self, info: AgentInfo, setting: RuntimeSetting) -> str:
         """Return a name for a class: that of its tag, or the model of its boards, numbered where it is taken."""
-        name = class_tag(info) or info.profile.model
-        same = sum(
-            pooled.setting == setting and (class_tag(pooled.members[0]) or pooled.members[0].profile.model) == name
-            for pooled in self._classes
-        )
+        name = class_name(info)
+        same = sum(pooled.setting == setting and class_name(pooled.members[0]) == name for pooled in self._classes)
         return name if not same else f"{name} #{same + 1}"
