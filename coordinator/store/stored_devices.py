@@ -153,8 +153,8 @@ def stored_devices(
 
     Runs of any supernet of the same design space and options count, with any resolutions, except subnets that `space`
     does not have. The measurements of one agent on one setting are pooled, those of one subnet by their median, at
-    undisturbed speed. An agent's settings are of one family. Boards that a run searched as one device count as the first of
-    them, at the speed of the middle one; those of agents in `without` are left out.
+    undisturbed speed. An agent's settings are of one family. Boards that a run searched as one device count as the first
+    of them, at the speed of the middle one; the agents `without` are left out.
     """
     found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}
     parameters: dict[tuple[str, str], Parameters] = {}
@@ -166,10 +166,8 @@ def stored_devices(
                 label, board = record.setting.label, record.board
                 parameters[record.device, label] = profile_parameters(record.info.profile, record.setting)
                 if board is not None and record.device not in without:
-                    boards[record.device, label] = (
-                        first.setdefault((board.class_name, label), record.device),
-                        board.speed,
-                    )
+                    stands_for = first.setdefault((board.class_name, label), record.device)
+                    boards[record.device, label] = stands_for, board.speed
             for row in store.latencies(run.run_id, before_unix_s):
                 if row.device not in without:
                     device, speed = boards.get((row.device, row.setting_label), (row.device, 1.0))
