@@ -153,7 +153,7 @@ def stored_devices(
 
     Runs of any supernet of the same design space and options count, with any resolutions, except subnets that `space`
     does not have. The measurements of one agent on one setting are pooled, those of one subnet by their median, at
-    undisturbed speed. An agent's settings are of one family. Boards that a run searched as one device count as the first
+    undisturbed speed. An agent's settings are of one family. Boards searched as one device count as the first
     of them, at the speed of the middle one; the agents `without` are left out.
     """
     found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}

@@ -28,6 +28,8 @@ _WIDE = 0.3
 #: Spread between boards of one model before anything is known, the degrees of freedom that it counts for, its bounds.
 _USUAL_SPREAD, _USUAL_DEGREES = 0.03, 8.0
 _LEAST_SPREAD, _MOST_SPREAD = 0.005, 0.1
+#: A board that is faster than the middle one by more than this many usual spreads counts as so much faster.
+_MOST_DEVIATIONS = 3.0
 #: A board is slow where it is slower than the middle one by this many spreads, and by this, relative.
 _SLOW_SPREADS, _LEAST_SLOW = 3.0, 0.06
 #: Standard errors of its own speed that it must be beyond that.
@@ -171,6 +173,7 @@ def _spread(apart: Floats, error: Floats) -> float:
     squares, degrees = _USUAL_DEGREES * _USUAL_SPREAD**2, _USUAL_DEGREES
     fast = apart < 0
     if len(apart) > 2 and fast.any():
-        squares += float((apart[fast] ** 2 - error[fast] ** 2).clip(min=0.0).sum())
+        excess = apart[fast] ** 2 - error[fast] ** 2
+        squares += float(excess.clip(0.0, (_MOST_DEVIATIONS * _USUAL_SPREAD) ** 2).sum())
         degrees += int(fast.sum())
     return min(max(math.sqrt(squares / degrees), _LEAST_SPREAD), _MOST_SPREAD)

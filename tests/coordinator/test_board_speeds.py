@@ -52,6 +52,12 @@ def test_boards_that_share_no_subnet_are_taken_for_equal() -> None:
     assert not any(speed.slow for speed in found.boards.values())
 
 
+def test_a_board_that_is_far_too_fast_hides_no_slow_one() -> None:
+    factors = np.exp(np.random.default_rng(5).normal(0.0, 0.03, 12)).tolist()
+    found = ClassSpeeds.of(names(14), seen([*factors, 0.01, 1.2], 2))
+    assert {name for name, speed in found.boards.items() if speed.slow} == {"b13"}
+
+
 def test_of_two_boards_the_slow_one_is_found() -> None:
     found = ClassSpeeds.of(names(2), seen([1.0, 1.2], 3))
     assert (found.boards["b00"].slow, found.boards["b01"].slow) == (False, True)

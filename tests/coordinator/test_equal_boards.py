@@ -8,12 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from rigs.equal_boards import PooledSimulation, board_of
-from rigs.simulated_fleet import SPACE, Simulation
+from rigs.simulated_fleet import ACCURACY, SPACE, Simulation
 
+from fleetnas.coordinator.app.portfolio import open_portfolio
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import TargetTotals
+from fleetnas.coordinator.report.conversion import results_of
 from fleetnas.coordinator.report.stored_outcome import outcome_of
+from fleetnas.coordinator.store.stored_devices import stored_devices
 from fleetnas.fleet_protocol.messages import Measurement, RuntimeSetting
 from fleetnas.fleet_protocol.orders import MeasureTask
 
@@ -300,3 +303,62 @@ class TestWhoIsEqual:
         notes = {run.label: run.search.targets_note for run in fleet.campaign.setting_runs.values()}
         assert len(notes) == 4
         assert all(note.startswith("one of 2 boards") for note in notes.values())
+
+
+class TestResults:
+    @pytest.fixture(scope="class")
+    def fleet(self) -> PooledSimulation:
+        fleet = boards(6, slow=1.2, budget=30)
+        fleet.begin()
+        fleet.run()
+        fleet.campaign.finish()
+        return fleet
+
+    def test_results_name_class_speed_and_share(self, fleet: PooledSimulation) -> None:
+        results = results_of(outcome_of(fleet.store, "run-1"), lambda *_: None)
+        found = {device.device: device for device in results.fleet}
+        for device in found.values():
+            assert device.board is not None
+            assert (device.board.class_name, device.board.boards) == ("simulated", 6)
+            assert device.board.slow is (device.device == "pi5")
+        slow = found["pi5"].board
+        assert slow is not None
+        assert slow.speed == pytest.approx(1.2, abs=0.05)
+        assert 0.0 < slow.speed_error < 0.03
+        for device in found.values():
+            for target in device.targets:
+                share = target.boards
+                assert share is not None
+                of_target = [
+                    other for each in found.values() for other in each.targets if other.target_ms == target.target_ms
+                ]
+                assert (share.met, share.asked) == (sum(other.met for other in of_target), 6)
+                assert share.low <= share.met / share.asked <= share.high
+
+    def test_the_store_keeps_the_place_of_each_board(self, fleet: PooledSimulation) -> None:
+        kept = {record.device: record.board for record in fleet.store.devices("run-1")}
+        assert all(place is not None and place.boards == 6 for place in kept.values())
+        assert kept["pi5"] is not None
+        assert kept["pi5"].slow
+
+    def test_a_portfolio_knows_each_board_by_the_measurements_of_all(self, fleet: PooledSimulation) -> None:
+        problem = open_portfolio(fleet.store, "run-1", ACCURACY)
+        chosen = problem.choose(3)
+        fast, slow = (
+            {each.demand.target_ms: each for each in chosen.services if each.demand.device == name}
+            for name in ("pi0", "pi5")
+        )
+        for target_ms in (0.4, 0.7):
+            assert fast[target_ms].accuracy is not None
+            assert (slow[target_ms].accuracy or 0.0) < (fast[target_ms].accuracy or 0.0)
+        truth = fleet.agents[5]
+        for service in slow.values():
+            if service.architecture is not None:
+                true_ms = truth.devices[RuntimeSetting()].latency_ms(service.architecture) * 1.2
+                assert service.latency_ms == pytest.approx(true_ms, rel=0.08)
+
+    def test_later_runs_learn_from_a_class_as_from_one_device(self, fleet: PooledSimulation) -> None:
+        (found,) = stored_devices(fleet.store, SPACE, 2e9)
+        assert found.measured.family == "pi0"
+        assert len(found.measured.latency_ms) > 15
+        assert stored_devices(fleet.store, SPACE, 2e9, without=["pi0"])[0].measured.family == "pi1"
