@@ -4,9 +4,9 @@ The logarithm of a latency is the sum of the subnet's, the board's and the measu
 free, those of the boards have a wide normal prior, so their posterior is exact. It is computed anew from all
 measurements: it is a function of their set, not of the order in which they came.
 
-The boards' spread is taken from the faster half: a board that is slow for a reason of its own widens nothing. A board
-that is slower than that spread explains is called slow. Every other board's part is shrunk towards the middle, as far
-as its own measurements are uncertain (James and Stein).
+The boards' spread is at first taken from the faster half, then from all boards that are not slow: a board that is slow
+for a reason of its own widens nothing. A board that is slower than that spread explains is called slow. Every other
+board's part is shrunk towards the middle, as far as its own measurements are uncertain (James and Stein).
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ _LEAST_SPREAD, _MOST_SPREAD = 0.005, 0.1
 #: A board that is faster than the middle one by more than this many usual spreads counts as so much faster.
 _MOST_DEVIATIONS = 3.0
 #: A board is slow where it is slower than the middle one by this many spreads, and by this, relative.
-_SLOW_SPREADS, _LEAST_SLOW = 3.0, 0.06
+_SLOW_SPREADS, _LEAST_SLOW = 2.75, 0.06
 #: Standard errors of its own speed that it must be beyond that.
-_SURE = 1.0
+_SURE = 0.5
+#: Rounds in which slow boards, middle and spread are found from each other.
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,17 @@ class ClassSpeeds:
             return cls({}, _USUAL_SPREAD, 1.0)
         mean, error = _posterior(names, seen)
         # Of an even number the faster one of the two in the middle: of two boards the slow one is found.
-        middle = float(np.sort(mean)[(len(mean) - 1) // 2]) if len(mean) else 0.0
+        middle = float(np.sort(mean)[(len(mean) - 1) // 2])
         apart = mean - middle
-        spread = _spread(apart, error)
-        limit = max(_SLOW_SPREADS * spread, math.log1p(_LEAST_SLOW))
-        slow = apart - _SURE * error > limit
+        spread = _spread(apart, error, apart < 0)
+        slow = _are_slow(apart, error, spread)
+        for _ in range(_ROUNDS):  # once the slow boards are known, all others tell of middle and spread
+            kept = ~slow
+            if len(names) > 2:
+                middle = float(mean[kept & (apart >= -_MOST_DEVIATIONS * spread)].mean())
+                apart = mean - middle
+            spread = _spread(apart, error, kept)
+            slow = _are_slow(apart, error, spread)
         shrunk = np.where(slow, apart, apart * spread**2 / (spread**2 + error**2))
         regular = np.sort(shrunk[~slow])
         served = regular[math.ceil(SERVED_SHARE * len(regular)) - 1] if len(regular) else 0.0
@@ -168,12 +176,17 @@ def _posterior(names: list[str], seen: Iterable[SeenLatency]) -> tuple[Floats, F
     return mean, np.sqrt(np.maximum(np.diag(centred), 0.0))
 
 
-def _spread(apart: Floats, error: Floats) -> float:
-    """Return the standard deviation between boards from the middle and the faster ones, less what noise explains."""
+def _are_slow(apart: Floats, error: Floats, spread: float) -> NDArray[np.bool_]:
+    """Return which boards are slower than the spread explains, (B,)."""
+    slow: NDArray[np.bool_] = apart - _SURE * error > max(_SLOW_SPREADS * spread, math.log1p(_LEAST_SLOW))
+    return slow if not slow.all() else np.zeros(len(slow), dtype=np.bool_)
+
+
+def _spread(apart: Floats, error: Floats, kept: NDArray[np.bool_]) -> float:
+    """Return the standard deviation between the boards `kept`, less what noise explains, pooled with the usual one."""
     squares, degrees = _USUAL_DEGREES * _USUAL_SPREAD**2, _USUAL_DEGREES
-    fast = apart < 0
-    if len(apart) > 2 and fast.any():
-        excess = apart[fast] ** 2 - error[fast] ** 2
+    if len(apart) > 2 and kept.any():
+        excess = apart[kept] ** 2 - error[kept] ** 2
         squares += float(excess.clip(0.0, (_MOST_DEVIATIONS * _USUAL_SPREAD) ** 2).sum())
-        degrees += int(fast.sum())
+        degrees += float(kept.sum())
     return min(max(math.sqrt(squares / degrees), _LEAST_SPREAD), _MOST_SPREAD)
