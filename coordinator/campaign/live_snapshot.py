@@ -46,7 +46,8 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
     state, detail = _state(setting_run, entry)
     targets = setting_run.search.targets
     # A request for given targets is known before the search takes it up.
-    known = targets or [TargetState(target_ms) for target_ms in plan.targets.fixed_ms]
+    asked = [TargetState(target_ms) for target_ms in plan.targets.fixed_ms]
+    known = targets if setting_run.search.targets_known is not None else asked
     return DeviceSnapshot(
         device=setting_run.device,
         setting_label=setting_run.setting.label,

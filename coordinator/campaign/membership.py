@@ -96,7 +96,7 @@ class Membership:
         tags |= {entry.name: entry.tags for entry in there}
         present = set(tags)
         missing = [pattern for pattern in self._plan.devices if not matches_one(pattern, tags)]
-        self._check_patterns(missing, len(present))
+        self._check_patterns(missing)
         # An agent known from a retained message alone has been asked: it answers at once, or is lost soon.
         # A stored device that cannot be read any more takes no part, and is not waited for.
         part = self._resumed_with | set(self._plan.devices)
@@ -106,16 +106,17 @@ class Membership:
         elif now_s - connected_s > self._plan.join_s:
             raise UsageError(self._absence(missing, len(present)))
 
-    def _check_patterns(self, missing: list[str], present: int) -> None:
+    def _check_patterns(self, missing: list[str]) -> None:
         """`UsageError` at once where patterns that name nobody are mistyped, while other agents are there.
 
         An agent that the broker remembers may come back, and with `wait_for` more of them are expected.
         """
         known = {entry.name: entry.tags for entry in self._registry.agents.values()}
         wrong = [pattern for pattern in missing if not matches_one(pattern, known)]
-        if not wrong or not any(entry.present for entry in self._registry.agents.values()):
+        there = sum(entry.present for entry in self._registry.agents.values())
+        if not wrong or not there:
             return
-        if present >= self._plan.wait_for and any(is_mistyped(pattern, known) for pattern in wrong):
+        if there >= self._plan.wait_for and any(is_mistyped(pattern, known) for pattern in wrong):
             raise UsageError(absence(wrong, known))
         if not self._told_absence:
             self._told_absence = True

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from fleetnas.fleet_protocol.errors import UsageError
 
 _TAG = "tag:"
-_FORM = re.compile(r"(tag:)?[A-Za-z0-9_.*?-][A-Za-z0-9_.:*?-]*")
+_FORM = re.compile(r"tag:[A-Za-z0-9_.:*?-]+|[A-Za-z0-9_.*?-]+")
 _DIGITS = re.compile(r"[0-9]+")
 #: Names and tags that an error lists.
 _MOST_LISTED = 8

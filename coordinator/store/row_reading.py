@@ -130,7 +130,8 @@ def _board(row: DeviceRow) -> BoardPlace | None:
     if row.board is None:
         return None
     try:
-        return _adapter(BoardPlace).validate_python(row.board)
+        place: BoardPlace = _adapter(BoardPlace).validate_python(row.board)
+        return place
     except ValidationError as error:
         _log.warning("the class of %s/%s is skipped: %s", row.device, row.setting_label, first_fault(error))
         return None

@@ -313,7 +313,7 @@ class BoardClass:
 
     def _assign(self, proposal: Proposal, boards: list[Board] | None = None) -> None:
         """Give a proposal to the board with the least work; where there is none, it waits for one to join."""
-        chosen = min(boards or self._live, key=lambda board: board.load, default=None)
+        chosen = min(boards or self._live, key=lambda board: (board.load, board.measurements), default=None)
         if chosen is not None:
             chosen.queue.append(proposal)
 

@@ -123,11 +123,11 @@ def test_a_board_that_is_not_started_yet_is_waited_for() -> None:
 
 
 def test_with_agents_to_wait_for_a_pattern_may_name_nobody_yet() -> None:
-    fleet = fleet_of("nano-*", wait_for=2)
+    fleet = fleet_of("nano-*", wait_for=4)
     fleet.begin()
     for _ in range(10):
         fleet.step()
-    for name in ("nano-1", "nano-2"):
-        fleet.add(name)
+    for place in range(4):
+        fleet.add(f"nano-{place}")
     fleet.run()
-    assert {run.device for run in fleet.campaign.setting_runs.values()} == {"nano-1", "nano-2"}
+    assert {run.device for run in fleet.campaign.setting_runs.values()} == {f"nano-{place}" for place in range(4)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fleetnas.agent.service.announcement import HEARTBEAT_EVERY_S
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.tuning.board_tuner import BoardTuner
 from fleetnas.coordinator.tuning.class_tuner import ClassTuner
@@ -11,7 +12,7 @@ from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.pooling import BoardPool
 from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
-from fleetnas.fleet_protocol.messages import AgentInfo, Measurement, RuntimeSetting
+from fleetnas.fleet_protocol.messages import AgentInfo, Heartbeat, Measurement, RuntimeSetting
 from fleetnas.fleet_protocol.orders import MeasureTask
 from rigs.simulated_fleet import SimulatedAgent, Simulation, measurement
 
@@ -22,7 +23,15 @@ class EqualBoard(SimulatedAgent):
     def __init__(self, *given: Any, factor: float = 1.0, tags: tuple[str, ...] = (), host: str = "", **options: Any):
         super().__init__(*given, **options)
         self.factor = factor
+        self._beaten_s = 0.0
         self.info = self.info.model_copy(update={"tags": tags, "host": host})
+
+    def step(self) -> None:
+        """Work, and send a heartbeat now and then: a board of a class may wait for the others."""
+        super().step()
+        if self.clock.now_s - self._beaten_s >= HEARTBEAT_EVERY_S:
+            self._beaten_s = self.clock.now_s
+            self._say("heartbeat", Heartbeat(session=self.session, uptime_s=self.clock.now_s))
 
     def _measure(self, task: MeasureTask) -> Measurement:
         found = super()._measure(task)
