@@ -134,6 +134,12 @@ class DeviceOutcome:
     wire_bytes: int | None = None
     """Sent and received for this setting's tasks, bundle excluded."""
 
+    def is_equal_board(self, other: DeviceOutcome) -> bool:
+        """Whether both were of one class of equal boards, which was searched as one device."""
+        if self.board is None or other.board is None:
+            return False
+        return (self.board.class_name, self.setting) == (other.board.class_name, other.setting)
+
     @property
     def measurements(self) -> int:
         """Measurements that count against the budget, failed ones included."""

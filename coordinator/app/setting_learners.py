@@ -1,4 +1,4 @@
-"""The predictors of a stored run's device settings, learned again from what is stored."""
+"""The predictors of a stored run's device settings, learned again from what the run measured."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
 
-class StoredLatencies:
+class SettingLearners:
     """Makes the predictor of each device setting again, from the prior that it began with."""
 
     def __init__(self, store: MeasurementStore, space: DesignSpace, plan: CampaignPlan, created_unix_s: float) -> None:
-        """`created_unix_s` is the time at which the run was created."""
-        self._space, self._plan = space, plan
+        """`created_unix_s` is the creation of the run: its priors are of what was stored before."""
+        self._store, self._space, self._plan = store, space, plan
         self._priors = stored_priors(store, space, plan, created_unix_s, lambda note: None)
         self._designs: dict[Prior | None, InitialDesign] = {}
 
-    def latency(
-        self, store: MeasurementStore, run_id: str, device: DeviceOutcome, fleet: Sequence[DeviceOutcome]
-    ) -> SettingLatency:
-        """Learn the stored measurements of a device setting, and those of its class at the speed of this board."""
+    def latency(self, run_id: str, device: DeviceOutcome, fleet: Sequence[DeviceOutcome] = ()) -> SettingLatency:
+        """Learn the stored measurements of a device setting.
+
+        Those of its class of equal boards, found in `fleet`, count too, restated at the speed of this board.
+        """
         record = next(
             found
-            for found in store.devices(run_id)
+            for found in self._store.devices(run_id)
             if (found.device, found.setting.label) == (device.device, device.setting.label)
         )
         prior = None
@@ -40,17 +41,12 @@ class StoredLatencies:
             self._designs[prior] = InitialDesign(
                 self._space, count=1, seed=self._plan.seed, prior=prior, bounds=self._plan.bounds
             )
-        equals = [device] if device.board is None else [other for other in fleet if _are_equal(device, other)]
-        found = SettingLatency(self._designs[prior], BoardSpeeds(device.device) if len(equals) > 1 else None)
-        for board in equals:
-            found.observations.board = board.device if len(equals) > 1 else ""
+        equals = [other for other in fleet if other.is_equal_board(device)]
+        several = len(equals) > 1
+        found = SettingLatency(self._designs[prior], BoardSpeeds(device.device) if several else None)
+        for board in equals if several else (device,):
+            found.observations.board = board.device if several else ""
             for row in board.rows:
                 if row.counted:
                     found.add(self._space.encode([row.architecture])[0], row.measurement)
         return found
-
-
-def _are_equal(device: DeviceOutcome, other: DeviceOutcome) -> bool:
-    """Whether two device settings were of one class of boards."""
-    both = device.board is not None and other.board is not None and device.setting == other.setting
-    return both and device.board.class_name == other.board.class_name  # type: ignore[union-attr]
