@@ -74,6 +74,11 @@ class BoardTuner:
         return self._board.measurements
 
     @property
+    def measured_together(self) -> int:
+        """Measurements of the whole class that count."""
+        return self._class.tuner.measurements
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to ask of the class, or this board is given up."""
         return bool(self._abandoned or self._board.failure_reason) or self._class.finished

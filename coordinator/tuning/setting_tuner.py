@@ -28,6 +28,13 @@ class LoneSetting:
         """Number of targets that it has; None before they are known."""
         return len(self.targets) or None
 
+    measurements: int
+
+    @property
+    def measured_together(self) -> int:
+        """Measurements that count against the budget."""
+        return self.measurements
+
     @property
     def board(self) -> BoardPlace | None:
         """Return that it is of no class."""
@@ -118,6 +125,10 @@ class SettingTuner(Protocol):
 
     def abandon(self, reason: str) -> None:
         """End at once, without computing anything: it raised an exception, which `reason` describes."""
+
+    @property
+    def measured_together(self) -> int:
+        """Measurements that count against the budget, those of its whole class of boards."""
 
     @property
     def board(self) -> BoardPlace | None:

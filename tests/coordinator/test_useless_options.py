@@ -65,7 +65,7 @@ KINDS = {
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
     "dry-run": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING, "--dry-run"),
-        {"--json"} | PLAN | IMAGES | FLEET | {"--supernet", "--wait-for"},
+        {"--json"} | PLAN | IMAGES | FLEET | {"--supernet", "--wait-for", "--no-pool"},
     ),
     "offline": (
         ("--offline", "--targets", "5"),
