@@ -251,8 +251,12 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
+<<<<<<< HEAD
     tags: Tags = ()
     host: HostMark = ""
+=======
+    accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")
+>>>>>>> main
 
 
 class Heartbeat(Versioned):
@@ -315,6 +319,7 @@ class Result(Versioned):
     kind: Literal["result"] = "result"
     task: TaskKey
     measurement: Measurement
+    memory_bytes: Count | None = Field(default=None, description="that loading and running a sent model file took")
 
 
 class Failed(Versioned):

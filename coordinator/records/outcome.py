@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+<<<<<<< HEAD
 from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.records.board_share import BoardShare
+=======
+from fleetnas.coordinator.records.baselines import BaselineRecord
+>>>>>>> main
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
@@ -131,6 +135,8 @@ class DeviceOutcome:
     board: BoardPlace | None = None
     """Its place in a class of equal boards; None: it was searched by itself."""
     condition_asked: Condition = "as-is"
+    baselines: tuple[BaselineRecord, ...] = ()
+    """Networks of the user's own, measured beside the winners."""
     wire_bytes: int | None = None
     """Sent and received for this setting's tasks, bundle excluded."""
 

@@ -23,6 +23,7 @@ from fleetnas.coordinator.records.stored import (
     TaskRecord,
     WinnerRecord,
 )
+from fleetnas.coordinator.store.baseline_table import BaselineTable
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.evaluation_table import EvaluationTable
 from fleetnas.coordinator.store.migration import bring_up_to_date
@@ -76,6 +77,7 @@ class MeasurementStore:
         self._put_tasks = upsert(database, TaskRow, "task_id")
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
+        self.baselines = BaselineTable(database)
         self.history = RunHistory(database)
         self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 

@@ -12,7 +12,12 @@ from pydantic import BaseModel
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.report.results import (
+<<<<<<< HEAD
     BoardResult,
+=======
+    BaselineResult,
+    ComparisonResult,
+>>>>>>> main
     DeviceResult,
     FailureResult,
     LearningResult,
@@ -47,6 +52,8 @@ def documented(heading: str) -> set[str]:
         ("`fleet[].quality`", QualityResult),
         ("`fleet[].regimes[]`", RegimeResult),
         ("`fleet[].targets[]`", TargetResult),
+        ("`fleet[].baselines[]`", BaselineResult),
+        ("`fleet[].baselines[].comparisons[]`", ComparisonResult),
         ("`fleet[].failures[]`", FailureResult),
     ],
 )
