@@ -251,12 +251,9 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
-<<<<<<< HEAD
     tags: Tags = ()
     host: HostMark = ""
-=======
     accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")
->>>>>>> main
 
 
 class Heartbeat(Versioned):

@@ -14,12 +14,9 @@ from fleetnas.coordinator.store.stored_devices import StoredPriors
 from fleetnas.coordinator.tuning.class_tuner import ClassTuner
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
-<<<<<<< HEAD
+from fleetnas.coordinator.tuning.no_search import NoSearch
 from fleetnas.coordinator.tuning.pooling import BoardPool
 from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
-=======
-from fleetnas.coordinator.tuning.no_search import NoSearch
->>>>>>> main
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver

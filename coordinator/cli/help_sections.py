@@ -67,6 +67,11 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Images": ("--images", "--calibration-images", "--calibration-count", "--some-classes"),
         "Advanced": ("--workers", "--scheduler", "--cache"),
     },
+    "dashboard": {
+        "What is shown": ("--store",),
+        "Who may read it": ("--host", "--port", "--allow-host", "--token-file"),
+        "Runs at work": _CONNECTION,
+    },
     "export": {"What is written": ("--output", "--cache")},
 }
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-<<<<<<< HEAD
+from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.records.board_share import BoardShare
-=======
-from fleetnas.coordinator.records.baselines import BaselineRecord
->>>>>>> main
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality

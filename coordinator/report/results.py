@@ -7,11 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-<<<<<<< HEAD
-from fleetnas.coordinator.records.board_share import BoardShare
-=======
 from fleetnas.coordinator.records.baselines import AccuracyBasis
->>>>>>> main
+from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError

@@ -6,11 +6,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-<<<<<<< HEAD
-from fleetnas.coordinator.records.board_share import BoardShare
-=======
 from fleetnas.coordinator.records.baselines import BaselineRecord
->>>>>>> main
+from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.outcome import (
     CampaignOutcome,
     DeviceOutcome,
@@ -72,18 +69,12 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         started_s=run.created_unix_s,
         finished_s=run.finished_unix_s,
         versions=settings.versions,
-<<<<<<< HEAD
         devices=with_shares(
-            _with_answers(
-                _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, [])), answers
-=======
-        devices=tuple(
             replace(
                 _with_answers(
                     _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, [])), answers
                 ),
                 baselines=_in_order(baselines.get(key, []), settings.plan),
->>>>>>> main
             )
             for key, device in keys.items()
         ),

@@ -12,12 +12,9 @@ from pydantic import BaseModel
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.report.results import (
-<<<<<<< HEAD
-    BoardResult,
-=======
     BaselineResult,
+    BoardResult,
     ComparisonResult,
->>>>>>> main
     DeviceResult,
     FailureResult,
     LearningResult,

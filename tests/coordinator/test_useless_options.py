@@ -59,22 +59,14 @@ BOUNDS = {name for name in PLAN if name.startswith("--max-")}
 KINDS = {
     "fleet": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING),
-<<<<<<< HEAD
-        OUTPUTS | PLAN | HERE | FLEET | {"--wait-for", "--no-pool"},
-=======
-        OUTPUTS | PLAN | HERE | FLEET | BASELINES | {"--wait-for"},
->>>>>>> main
+        OUTPUTS | PLAN | HERE | FLEET | BASELINES | {"--wait-for", "--no-pool"},
     ),
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
     "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL | BASELINES),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
     "dry-run": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING, "--dry-run"),
-<<<<<<< HEAD
-        {"--json"} | PLAN | IMAGES | FLEET | {"--supernet", "--wait-for", "--no-pool"},
-=======
-        {"--json"} | PLAN | IMAGES | FLEET | BASELINES | {"--supernet", "--wait-for"},
->>>>>>> main
+        {"--json"} | PLAN | IMAGES | FLEET | BASELINES | {"--supernet", "--wait-for", "--no-pool"},
     ),
     "offline": (
         ("--offline", "--targets", "5"),
@@ -262,6 +254,7 @@ def test_every_command_is_looked_at() -> None:
         "broker init": 5,
         "broker renew": 1,
         "broker rotate": 3,
+        "dashboard": 13,
         "demo": 3,
         "devices": 14,
         "enroll": 3,
