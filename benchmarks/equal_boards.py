@@ -36,7 +36,7 @@ from fleetnas.supernet_export.spaces.base import DesignSpace
 
 Floats = NDArray[np.float64]
 
-SPREAD, NOISE, SLOW = 0.03, 0.01, 1.15
+DEVIATION, NOISE, SLOW = 0.03, 0.01, 1.15
 BOARDS, TARGETS = 20, 4
 PLANNING_S = 0.5
 PROFILE = DeviceProfile(model="board", machine="none", cores=4)
@@ -180,7 +180,7 @@ def searched(
 
 
 def factors_of(seed: int) -> Floats:
-    return np.exp(np.random.default_rng([seed, 11]).normal(0.0, SPREAD, BOARDS))
+    return np.exp(np.random.default_rng([seed, 11]).normal(0.0, DEVIATION, BOARDS))
 
 
 def add_times(figures: Figures, space: DesignSpace, accuracy: PredictedAccuracy, seeds: int) -> None:

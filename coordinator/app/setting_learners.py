@@ -45,7 +45,7 @@ class SettingLearners:
         several = len(equals) > 1
         found = SettingLatency(self._designs[prior], BoardSpeeds(device.device) if several else None)
         for board in equals if several else (device,):
-            found.observations.board = board.device if several else ""
+            found.observations.measured_by(board.device if several else "")
             for row in board.rows:
                 if row.counted:
                     found.add(self._space.encode([row.architecture])[0], row.measurement)

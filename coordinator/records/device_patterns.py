@@ -83,13 +83,13 @@ def absence(patterns: Sequence[str], agents: Mapping[str, Collection[str]]) -> s
 
     `agents` has the tags of each agent by its name.
     """
-    said = []
+    answers = []
     for pattern in patterns:
         near = nearest(pattern, agents)
-        said.append(f"{pattern} names no agent of this fleet" + (f" (did you mean {near}?)" if near else ""))
+        answers.append(f"{pattern} names no agent of this fleet" + (f" (did you mean {near}?)" if near else ""))
     tags = sorted({tag for held in agents.values() for tag in held})
     there = f"there are {_listed(sorted(agents))}" + (f" with the tags {_listed(tags)}" if tags else "")
-    return f"{'; '.join(said)}; {there}: correct --devices, or start the agents first"
+    return f"{'; '.join(answers)}; {there}: correct --devices, or start the agents first"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -28,6 +28,42 @@ class Board:
     failure_reason: str = ""
     told_slow: bool = False
 
+    def leave(self, reason: str = "") -> list[Proposal]:
+        """Note that it is gone, given up for a `reason` or lost; return the work that it had."""
+        self.gone, self.failure_reason = True, reason or self.failure_reason
+        left = [*self.outstanding.values(), *self.queue]
+        self.outstanding.clear()
+        self.queue.clear()
+        return left
+
+    def take_anchor(self, proposal: Proposal | None = None) -> None:
+        """Note that it measures the anchor, perhaps with a proposal to queue."""
+        self.anchored = True
+        if proposal is not None:
+            self.queue.append(proposal)
+
+    def drop(self, key: ProposalKey) -> None:
+        """Take a proposal out of its queue."""
+        if any(waiting.key == key for waiting in self.queue):
+            self.queue = deque(waiting for waiting in self.queue if waiting.key != key)
+
+    def count(self, measurements: int) -> None:
+        """Count measurements that use up the budget."""
+        self.measurements += measurements
+
+    def note_measured(self) -> None:
+        """Note that a subnet was measured on it."""
+        self.measured = True
+
+    def count_failure(self) -> int:
+        """Count a failed measurement; return their number."""
+        self.failures += 1
+        return self.failures
+
+    def tell_slow(self) -> None:
+        """Note that the log says that it is slow."""
+        self.told_slow = True
+
     @property
     def load(self) -> int:
         """Measurements that it has before it, the anchor included."""

@@ -86,14 +86,11 @@ class BoardClass:
         self._inbox.append(lambda: self._leave(board))
         self.drain()
 
-    def _leave(self, board: Board) -> None:
+    def _leave(self, board: Board, reason: str = "") -> None:
         if board.gone:
             return
-        board.gone = True
+        left = board.leave(reason)
         self._live = [each for each in self.boards.values() if not each.gone]
-        left = [*board.outstanding.values(), *board.queue]
-        board.outstanding.clear()
-        board.queue.clear()
         for proposal in left:
             if proposal.key in self._round:
                 self._assign(proposal)
@@ -167,8 +164,7 @@ class BoardClass:
                     assert state.genome is not None
                     board.queue.append(self.tuner.check_proposal(state.genome, state.target_ms))
             if self._lacks_anchor(board):
-                board.anchored = True
-                board.queue.append(self.tuner.anchor_proposal())
+                board.take_anchor(self.tuner.anchor_proposal())
             asked = [board.queue.popleft() for _ in range(min(count, len(board.queue)))]
             board.outstanding.update((proposal.key, proposal) for proposal in asked)
             return asked
@@ -180,7 +176,7 @@ class BoardClass:
 
     def tell(self, board: Board, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take an outcome."""
-        board.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
+        board.count(counts_against_budget(proposal.purpose, proposal.target_ms))
         if proposal.purpose == "verification":
             self.checks.add(board.name, proposal.genome, outcome)
         self._inbox.append(lambda: self._tell(board, proposal, outcome))
@@ -219,7 +215,7 @@ class BoardClass:
         if self.tuner.finished:
             return
         if self._is_anchor(proposal):
-            board.anchored = True
+            board.take_anchor()
             if self._anchor_told:
                 return
             self._round[proposal.key] = proposal
@@ -251,7 +247,7 @@ class BoardClass:
 
     def _tell_anchor(self, board: Board, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the first measurement of the anchor as the tuner's own, and learn from those of the other boards."""
-        board.anchored = True
+        board.take_anchor()
         if self._anchor_told:
             if isinstance(outcome, Measurement):
                 self.tuner.observe(board.name, self.tuner.anchor, outcome)
@@ -267,15 +263,12 @@ class BoardClass:
     def _count(self, board: Board, outcome: Measurement | Failed) -> None:
         """Count a failure; a board on which nothing was ever measured is given up."""
         if not isinstance(outcome, Failed):
-            board.measured = True
+            board.note_measured()
             return
-        board.failures += 1
-        if not board.measured and board.failures >= MAX_INITIAL_FAILURES and self.several:
+        failures = board.count_failure()
+        if not board.measured and failures >= MAX_INITIAL_FAILURES and self.several:
             detail = f" ({outcome.detail})" if outcome.detail else ""
-            board.failure_reason = (
-                f"its first {board.failures} measurements failed, the last with {outcome.reason}{detail}"
-            )
-            self._leave(board)
+            self._leave(board, f"its first {failures} measurements failed, the last with {outcome.reason}{detail}")
 
     def _try_elsewhere(self, board: Board, proposal: Proposal) -> bool:
         """Give a subnet that failed to another board; False where it failed on enough of them."""
@@ -305,8 +298,7 @@ class BoardClass:
                 self._begin_check(proposal)
             elif self._is_anchor(proposal) and not lead.anchored:
                 self._round[proposal.key] = proposal
-                lead.anchored = True
-                lead.queue.append(proposal)
+                lead.take_anchor(proposal)
             else:
                 self._round[proposal.key] = proposal
                 self._assign(proposal)
@@ -321,8 +313,7 @@ class BoardClass:
         """Take a proposal that has an outcome, or is on its way, from the boards that were to measure it."""
         if key[1] != "verification":
             for board in self.boards.values():
-                if any(waiting.key == key for waiting in board.queue) and not board.gone:
-                    board.queue = deque(waiting for waiting in board.queue if waiting.key != key)
+                board.drop(key)
 
     def _begin_check(self, proposal: Proposal) -> None:
         """Have the boards verify a subnet that have not yet, or were beyond the target."""

@@ -26,12 +26,12 @@ SERVED_SHARE = 0.9
 #: Standard deviation of the prior of a board's log speed: so wide that it shrinks no slow board.
 _WIDE = 0.3
 #: Spread between boards of one model before anything is known, the degrees of freedom that it counts for, its bounds.
-_USUAL_SPREAD, _USUAL_DEGREES = 0.03, 8.0
-_LEAST_SPREAD, _MOST_SPREAD = 0.005, 0.1
+_USUAL_DEVIATION, _USUAL_DEGREES = 0.03, 8.0
+_LEAST_DEVIATION, _MOST_DEVIATION = 0.005, 0.1
 #: A board that is faster than the middle one by more than this many usual spreads counts as so much faster.
 _MOST_DEVIATIONS = 3.0
 #: A board is slow where it is slower than the middle one by this many spreads, and by this, relative.
-_SLOW_SPREADS, _LEAST_SLOW = 2.75, 0.06
+_SLOW_DEVIATIONS, _LEAST_SLOW = 2.75, 0.06
 #: Standard errors of its own speed that it must be beyond that.
 _SURE = 0.5
 #: Rounds in which slow boards, middle and spread are found from each other.
@@ -66,7 +66,7 @@ class ClassSpeeds:
     """Speeds of all boards of a class."""
 
     boards: Mapping[str, BoardSpeed]
-    spread: float
+    deviation: float
     """Relative standard deviation between the boards that are not slow."""
     served: float
     """The factor below which are `SERVED_SHARE` of the boards that are not slow."""
@@ -76,29 +76,29 @@ class ClassSpeeds:
         """Estimate the speeds of these boards."""
         names = sorted(boards)
         if not names:
-            return cls({}, _USUAL_SPREAD, 1.0)
+            return cls({}, _USUAL_DEVIATION, 1.0)
         mean, error = _posterior(names, seen)
         # Of an even number the faster one of the two in the middle: of two boards the slow one is found.
         middle = float(np.sort(mean)[(len(mean) - 1) // 2])
         apart = mean - middle
-        spread = _spread(apart, error, apart < 0)
-        slow = _are_slow(apart, error, spread)
+        deviation = _deviation(apart, error, apart < 0)
+        slow = _are_slow(apart, error, deviation)
         for _ in range(_ROUNDS):  # once the slow boards are known, all others tell of middle and spread
             kept = ~slow
             if len(names) > 2:
-                middle = float(mean[kept & (apart >= -_MOST_DEVIATIONS * spread)].mean())
+                middle = float(mean[kept & (apart >= -_MOST_DEVIATIONS * deviation)].mean())
                 apart = mean - middle
-            spread = _spread(apart, error, kept)
-            slow = _are_slow(apart, error, spread)
-        shrunk = np.where(slow, apart, apart * spread**2 / (spread**2 + error**2))
+            deviation = _deviation(apart, error, kept)
+            slow = _are_slow(apart, error, deviation)
+        shrunk = np.where(slow, apart, apart * deviation**2 / (deviation**2 + error**2))
         regular = np.sort(shrunk[~slow])
         served = regular[math.ceil(SERVED_SHARE * len(regular)) - 1] if len(regular) else 0.0
-        known = np.where(slow, error, error * spread / np.sqrt(spread**2 + error**2))
+        known = np.where(slow, error, error * deviation / np.sqrt(deviation**2 + error**2))
         found = {
             name: BoardSpeed(math.exp(float(log)), float(own), bool(is_slow))
             for name, log, own, is_slow in zip(names, shrunk, known, slow, strict=True)
         }
-        return cls(found, spread, math.exp(float(served)))
+        return cls(found, deviation, math.exp(float(served)))
 
 
 class BoardSpeeds:
@@ -176,17 +176,17 @@ def _posterior(names: list[str], seen: Iterable[SeenLatency]) -> tuple[Floats, F
     return mean, np.sqrt(np.maximum(np.diag(centred), 0.0))
 
 
-def _are_slow(apart: Floats, error: Floats, spread: float) -> NDArray[np.bool_]:
+def _are_slow(apart: Floats, error: Floats, deviation: float) -> NDArray[np.bool_]:
     """Return which boards are slower than the spread explains, (B,)."""
-    slow: NDArray[np.bool_] = apart - _SURE * error > max(_SLOW_SPREADS * spread, math.log1p(_LEAST_SLOW))
+    slow: NDArray[np.bool_] = apart - _SURE * error > max(_SLOW_DEVIATIONS * deviation, math.log1p(_LEAST_SLOW))
     return slow if not slow.all() else np.zeros(len(slow), dtype=np.bool_)
 
 
-def _spread(apart: Floats, error: Floats, kept: NDArray[np.bool_]) -> float:
+def _deviation(apart: Floats, error: Floats, kept: NDArray[np.bool_]) -> float:
     """Return the standard deviation between the boards `kept`, less what noise explains, pooled with the usual one."""
-    squares, degrees = _USUAL_DEGREES * _USUAL_SPREAD**2, _USUAL_DEGREES
+    squares, degrees = _USUAL_DEGREES * _USUAL_DEVIATION**2, _USUAL_DEGREES
     if len(apart) > 2 and kept.any():
         excess = apart[kept] ** 2 - error[kept] ** 2
-        squares += float(excess.clip(0.0, (_MOST_DEVIATIONS * _USUAL_SPREAD) ** 2).sum())
+        squares += float(excess.clip(0.0, (_MOST_DEVIATIONS * _USUAL_DEVIATION) ** 2).sum())
         degrees += float(kept.sum())
-    return min(max(math.sqrt(squares / degrees), _LEAST_SPREAD), _MOST_SPREAD)
+    return min(max(math.sqrt(squares / degrees), _LEAST_DEVIATION), _MOST_DEVIATION)

@@ -176,8 +176,8 @@ class BoardTuner:
             judged.note = "; ".join(note for note in (state.note, str(share)) if note)
         elif judged.verified_ms is None:
             failed = self._class.checks.failed(self._board.name, subnet)
-            why = "its re-measurements failed on this board" if failed else "it was not verified on this board"
-            judged.miss(f"{self.failure_reason or why}; {share}")
+            told = "its re-measurements failed on this board" if failed else "it was not verified on this board"
+            judged.miss(f"{self.failure_reason or told}; {share}")
         else:
             slower = self._slower()
             judged.miss("; ".join(part for part in (judged.reason, slower, str(share)) if part))
@@ -189,14 +189,12 @@ class BoardTuner:
         judgement = self._class.checks.judge(self._board.name, subnet, own.target_ms)
         if run is None or judgement is None:
             return own
-        own.verified_ms, own.typical_ms = run.ran_ms, self._class.tuner.typical_ms(run)
-        own.verifications = 1
+        judged = replace(own, verified_ms=run.ran_ms, typical_ms=self._class.tuner.typical_ms(run), verifications=1)
         if judgement is Judgement.WITHIN:
-            own.meet(run.model_sha256)
-        else:
-            disturbed = judgement is Judgement.DISTURBED
-            own.reason = remeasured_beyond(own, run, own.typical_ms, disturbed=disturbed)
-        return own
+            judged.meet(run.model_sha256)
+            return judged
+        disturbed = judgement is Judgement.DISTURBED
+        return replace(judged, reason=remeasured_beyond(judged, run, judged.typical_ms, disturbed=disturbed))
 
     def _share(self, subnet: tuple[int, ...], target_ms: float) -> BoardShare:
         return self._class.checks.share(self._class.boards, subnet, target_ms)
@@ -241,7 +239,8 @@ class BoardTuner:
         if self._board.told_slow or self._class.tuner.phase == "initial-design":
             return []
         slower = self._slower()
-        self._board.told_slow = bool(slower)
+        if slower:
+            self._board.tell_slow()
         return [f"{slower}; its targets are judged by its own measurements"] if slower else []
 
     def validate(self) -> None:

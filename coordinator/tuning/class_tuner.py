@@ -37,17 +37,17 @@ class ClassTuner(DeviceTuner):
 
     def measure_at_once(self, boards: int) -> None:
         """Give so many boards a candidate in each round."""
-        self._candidates.at_once = boards
+        self._candidates.measure_at_once(boards)
 
     def tell_of(self, board: str, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the outcome of a proposal on a board."""
-        self._latency.observations.board = board
+        self._latency.observations.measured_by(board)
         self.tell(proposal, outcome)
 
     def observe(self, board: str, genome: Genome, measurement: Measurement) -> None:
         """Learn from one more measurement, which is the outcome of no proposal of this tuner."""
         if not self._abandoned:
-            self._latency.observations.board = board
+            self._latency.observations.measured_by(board)
             self._latency.add(genome, measurement)
             self._current = False
 

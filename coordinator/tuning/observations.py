@@ -51,8 +51,7 @@ class Observations:
 
     def __init__(self, speeds: BoardSpeeds | None = None) -> None:
         """`speeds` of the boards of a class, which measurements are added to; None: there is one device."""
-        #: The board of a class that made the measurements to be added.
-        self.board = ""
+        self._board = ""
         self._speeds = speeds
         self._subnets: dict[bytes, SubnetObservations] = {}
         #: The least level of every reference, by board and by how many references it has.
@@ -78,14 +77,18 @@ class Observations:
 
     # -- learning ----------------------------------------------------------------------------------------------
 
+    def measured_by(self, board: str) -> None:
+        """Note that the measurements to be added are those of a board of a class."""
+        self._board = board
+
     def add(self, genome: NDArray[np.int16], measurement: Measurement, *, awaited: bool = False) -> Run:
         """Add one more run of a subnet; `awaited` where it waited for a fast device."""
-        run = Run.of(measurement, self.board, self._speeds)
+        run = Run.of(measurement, self._board, self._speeds)
         self.of(genome).add(run, awaited=awaited)
         if self._speeds is not None:
             noise = noise_of(run.as_it_ran, DEFAULT_SCATTER)
-            self._speeds.add(genome.tobytes(), self.board, run.ran_undisturbed_ms, noise)
-        count = self.board, len(run.levels_ms)
+            self._speeds.add(genome.tobytes(), self._board, run.ran_undisturbed_ms, noise)
+        count = self._board, len(run.levels_ms)
         self._levels[count] = tuple(map(min, run.levels_ms, self._levels.get(count, run.levels_ms)))
         self._changed()
         return run

@@ -79,9 +79,9 @@ def test_speeds_do_not_depend_on_the_order_of_arrival() -> None:
 
     given = seen([1.0, 1.03, 0.98, 1.2], 3)
     forward, backward = learned(given), learned(given[::-1])
-    assert forward == ClassSpeeds(dict(forward.boards), forward.spread, forward.served)
+    assert forward == ClassSpeeds(dict(forward.boards), forward.deviation, forward.served)
     assert dict(forward.boards) == dict(backward.boards)
-    assert (forward.spread, forward.served) == (backward.spread, backward.served)
+    assert (forward.deviation, forward.served) == (backward.deviation, backward.served)
 
 
 def test_one_board_alone_has_no_factor() -> None:
