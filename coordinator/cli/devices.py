@@ -141,13 +141,19 @@ def table_of(rows: list[dict[str, Any]], width: int) -> Table:
                 each["device"],
                 each["state"],
                 _last_seen(each),
-                "\n".join((each["model"] or "?", *each["settings"])),
+                "\n".join((each["model"] or "?", *each["settings"], *_names(each))),
                 plain(each["why"]),
             )
             for each in rows
         ),
         width,
     )
+
+
+def _names(row: dict[str, Any]) -> list[str]:
+    """Describe the tags of an agent, and its class of equal boards."""
+    tags = [f"tags: {', '.join(row['tags'])}"] if row["tags"] else []
+    return [*tags, f"one of {len(row['equal_boards'])} equal boards"] if row["equal_boards"] else tags
 
 
 def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:
@@ -191,8 +197,11 @@ def fleet_rows(
         listened_s: duration of listening, seconds. An agent that is silent for longer than a heartbeat is `silent`,
             whatever state the broker retains of it.
     """
+    from fleetnas.coordinator.records.equal_boards import classes_of
+
     version = own_version()
     agents = fleet_observer.registry.agents
+    equal = classes_of(entry.info for entry in agents.values() if entry.info is not None)
     rows = []
     for name in sorted({*agents, *fleet_observer.refused, *(enrolled or ())}):
         entry = agents.get(name)
@@ -233,6 +242,8 @@ def fleet_rows(
                 "settings": [setting.label for setting in info.settings] if info else [],
                 "version": info.versions.get("fleetnas") if info else None,
                 "out_of_date": info is not None and is_out_of_date(info, version),
+                "tags": list(info.tags) if info else [],
+                "equal_boards": list(equal.get(name, ())),
                 "temperature_c": entry.conditions.temperature_c if entry is not None else None,
                 "why": "; ".join(whys),
             }

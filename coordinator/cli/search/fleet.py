@@ -10,7 +10,6 @@ import typer
 
 from fleetnas.coordinator.cli.configuration import CONNECTION_KEYS, Configuration, Setting
 from fleetnas.coordinator.cli.connection import ConnectionOptions
-from fleetnas.coordinator.cli.search.plan import agent_names
 from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 
 if TYPE_CHECKING:
@@ -27,7 +26,8 @@ class FleetOptions:
         typer.Option(
             "--devices",
             metavar="NAME,...",
-            help="Agents that take part (default: all; resumed: those of the run, and these).",
+            help="Agents that take part, such as pi5,pi4-*,tag:camera (default: all; resumed: those of the run, and "
+            "these).",
         ),
     ] = None
     mirror: Annotated[
@@ -50,8 +50,10 @@ class FleetOptions:
     ] = False
 
     def agents(self) -> tuple[str, ...]:
-        """Parse the agents that take part; empty: all, or those of a resumed run."""
-        return agent_names(self.devices, "--devices")
+        """Parse the patterns of agents that take part; empty: all, or those of a resumed run."""
+        from fleetnas.coordinator.records.device_patterns import parse_patterns
+
+        return parse_patterns(self.devices, "--devices")
 
     def access(
         self,
