@@ -54,7 +54,7 @@ class FilledStore:
         fields = settings.model_dump(mode="json")
         self.store.create_run(RunRecord(run_id, "bench", "x.supernet", "b" * 64, fields, created_unix_s))
         self.store.put_devices([self._device(run_id, number) for number in range(DEVICES)])
-        architecture = SPACE.decode(SPACE.smallest()[None])[0]
+        architecture = SPACE.decode(SPACE.smallest())[0]
         self.store.put_winners(
             [
                 WinnerRecord(

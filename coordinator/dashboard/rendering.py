@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -92,6 +93,7 @@ class Renderer:
             target_text=_target_text,
             target_status=wording.target_status,
             target_accuracy=wording.target_accuracy,
+            breakable=_breakable,
             iso=_iso,
             utc=_utc,
         )
@@ -154,6 +156,12 @@ def address_of_asset(name: str) -> str:
 
 def _target_text(target: TargetSnapshot) -> str:
     return target_name(target.target_ms, target.subnet) or "–"
+
+
+def _breakable(text: str) -> Markup:
+    """Let a long name break behind its slashes and underscores."""
+    pieces = re.split(r"(?<=[/_])", text)
+    return Markup("<wbr>").join(pieces)
 
 
 def _iso(unix_s: float) -> str:
