@@ -85,6 +85,7 @@ class Renderer:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,
         )
         environment.filters.update(
             ms=wording.latency,
