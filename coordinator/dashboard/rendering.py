@@ -109,6 +109,8 @@ class Renderer:
             version=metadata.version("fleetnas"),
             assets={name.rpartition(".")[2].replace("svg", "icon"): address_of_asset(name) for name in ASSETS},
         )
+        for name in environment.list_templates(extensions=("j2",)):
+            environment.get_template(name)  # compiled now, and not while the first reader waits
         environment.globals["m"] = environment.get_template("macros.html.j2").module
 
     def parts(self, template: str, names: Sequence[str], values: Mapping[str, Any]) -> tuple[Part, ...]:
