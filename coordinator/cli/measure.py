@@ -192,15 +192,12 @@ def measure(
 
         which, local = output.resume or LATEST, settings.device(card) if settings.local else None
         resumed = claim_resumed(context, store, which, kind="measure", connection=connection, fleet=fleet, local=local)
-        run = ResumedRun(resumed.run_id, bundle, agents, kind="measure")
+        run, devices_at = ResumedRun(resumed.run_id, bundle, agents, kind="measure"), resumed.devices_at
     elif bundle is None:
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")
     else:
         plan = _plan(bundle, architecture or [], card, output.request(card), agents, settings, measuring)
         run = NewRun(bundle, plan, output.card, output.name)
-    if resumed is not None:
-        devices_at = resumed.devices_at
-    else:
         devices_at = settings.device(card) if settings.local else fleet.access(connection)
     request = SearchRequest(
         store,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rigs import waiting
@@ -88,81 +89,104 @@ def started(stack: contextlib.ExitStack, command: list[str], log: Path, **option
     return process
 
 
+@dataclass(frozen=True)
+class Newcomer:
+    """Two machines, of which one serves its fleetnas; both programs' output is kept."""
+
+    coordinator: Machine
+    device: Machine
+    folder: Path
+    wheelhouse: Path
+
+    @property
+    def workstation(self) -> dict[str, str]:
+        """Environment of the coordinator's user, who has a configuration file."""
+        places = {"XDG_DATA_HOME": str(self.folder / "data"), "FLEETNAS_CONFIG": str(self.folder / "conf.toml")}
+        return {**os.environ, **places, "PYTHONUNBUFFERED": "1"}
+
+    @property
+    def bare(self) -> dict[str, str]:
+        """Environment of the device's user: an interpreter without packages, and an empty home."""
+        interpreter = Path(sys.base_prefix) / "bin"
+        return {
+            "HOME": str(self.home), "PATH": f"{interpreter}:/usr/bin:/bin", "LANG": "C.UTF-8",
+            "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheelhouse), "PIP_CONFIG_FILE": os.devnull,
+        }  # fmt: skip
+
+    @property
+    def home(self) -> Path:
+        """Home of the device's user."""
+        return self.folder / "home"
+
+    def told(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the coordinator's user."""
+        return self.coordinator.run(FLEETNAS, *words, env=self.workstation, cwd=self.folder)
+
+    def serve(self, stack: contextlib.ExitStack) -> tuple[subprocess.Popen[str], str, str]:
+        """Start the broker; returns it, the line that it prints, and its port."""
+        said = self.folder / "broker.log"
+        words = (FLEETNAS, "broker", "--host", "0.0.0.0", "--port", "0", "--install-port", "0")
+        broker = started(stack, self.coordinator.command(*words), said, env=self.workstation)
+        waiting.until(lambda: "--service" in said.read_text(), broker, what=said.read_text)
+        text = said.read_text()
+        (line,) = re.findall(r"^sh -c .*$", text, re.MULTILINE)
+        return broker, line, re.findall(r"listens on \S+:(\d+)", text)[0]
+
+    def ready(self) -> dict[str, object] | None:
+        """Return the row of an agent that is ready; None before that."""
+        rows = [json.loads(row) for row in self.told("devices", "--json").stdout.splitlines()]
+        return next((row for row in rows if row["state"] == "ready"), None)
+
+    def search(self) -> list[dict[str, Any]]:
+        """Search two targets; returns the events."""
+        # Any subnet meets these by far: whether a real device is quiet enough is no question of this test.
+        words = ("search", "--supernet", "digits.supernet", "--targets", "500,1000", "--budget", "12", "--json")
+        quick = ("--min-time", "0.05", "--min-runs", "5", "--warmup", "0")
+        run = self.told(*words, *quick, "--name", "first", "--out", "out")
+        assert run.returncode == 0, run.stdout[-2000:] + run.stderr
+        return [json.loads(each) for each in run.stdout.splitlines()]
+
+
 @pytest.mark.xdist_group("measuring-child")
 def test_from_a_pasted_line_to_a_verified_winner(
     machines: tuple[Machine, Machine], wheelhouse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coordinator, device = machines
-    workstation = {
-        **os.environ,
-        "XDG_DATA_HOME": str(tmp_path / "data"),
-        "FLEETNAS_CONFIG": str(tmp_path / "conf.toml"),
-    }
-    (tmp_path / "conf.toml").write_text("")
-    home = tmp_path / "home"
-    home.mkdir()
-    # The interpreter below this test's environment: it has no packages, as that of a device.
-    interpreter = Path(sys.base_prefix) / "bin"
-    bare = {
-        "HOME": str(home), "PATH": f"{interpreter}:/usr/bin:/bin", "LANG": "C.UTF-8",
-        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheelhouse), "PIP_CONFIG_FILE": os.devnull,
-    }  # fmt: skip
-
-    def told(*words: str) -> subprocess.CompletedProcess[str]:
-        return coordinator.run(FLEETNAS, *words, env=workstation, cwd=tmp_path)
-
+    world = Newcomer(*machines, tmp_path, wheelhouse)
+    world.home.mkdir()
+    configuration = tmp_path / "conf.toml"
+    configuration.write_text("")
+    world.told("export", "digits", "-o", "digits.supernet").check_returncode()
+    log = tmp_path / "agent.log"
     with contextlib.ExitStack() as stack:
-        said = tmp_path / "broker.log"
-        serve = coordinator.command(FLEETNAS, "broker", "--host", "0.0.0.0", "--port", "0", "--install-port", "0")
-        broker = started(stack, serve, said, env={**workstation, "PYTHONUNBUFFERED": "1"})
-        waiting.until(lambda: "--service" in said.read_text(), broker, what=said.read_text)
-        text = said.read_text()
-        (line,) = re.findall(r"^sh -c .*$", text, re.MULTILINE)
+        broker, line, port = world.serve(stack)
         assert f"u=http://{COORDINATOR}:" in line
         assert "127.0.0.1" not in line
-        port = re.findall(r"listens on \S+:(\d+)", text)[0]
-        (tmp_path / "conf.toml").write_text(f'broker = "{COORDINATOR}:{port}"\n')
+        configuration.write_text(f'broker = "{COORDINATOR}:{port}"\n')
 
-        told("export", "digits", "-o", "digits.supernet").check_returncode()
-        pasted_s, pasted_unix_s = time.monotonic(), time.time()
-        agent_log = tmp_path / "agent.log"
-        paste = device.command("sh", "-c", f"{line} --run --name newcomer")
-        agent = started(stack, paste, agent_log, env=bare, cwd=home)
-        waiting.until(
-            lambda: agent.poll() is not None or "starting the agent" in agent_log.read_text(), agent,
-            what=agent_log.read_text,
-        )  # fmt: skip
-        assert agent.poll() is None, agent_log.read_text()
-        installed_s = time.monotonic() - pasted_s
-
-        def ready() -> dict[str, object] | None:
-            rows = [json.loads(row) for row in told("devices", "--json").stdout.splitlines()]
-            return next((row for row in rows if row["state"] == "ready"), None)
-
-        row = waiting.until(ready, agent, broker, what=agent_log.read_text)
+        pasted_s = time.time()
+        paste = world.device.command("sh", "-c", f"{line} --run --name newcomer")
+        agent = started(stack, paste, log, env=world.bare, cwd=world.home)
+        waiting.until(lambda: agent.poll() is not None or "starting the agent" in log.read_text(), agent, what="agent")
+        assert agent.poll() is None, log.read_text()
+        installed_s = time.time() - pasted_s
+        row = waiting.until(world.ready, agent, broker, what=log.read_text)
         assert (row["device"], row["version"], row["out_of_date"]) == ("newcomer", own_version(), False)
-        ready_s = time.monotonic() - pasted_s
+        ready_s = time.time() - pasted_s
 
-        search = ("search", "--supernet", "digits.supernet", "--targets", "500,1000", "--budget", "12", "--json")
-        # Any subnet meets these by far: whether a real device is quiet enough is no question of this test.
-        run = told(*search, "--min-time", "0.05", "--min-runs", "5", "--warmup", "0", "--name", "first", "--out", "out")
-        assert run.returncode == 0, run.stdout[-2000:] + run.stderr + agent_log.read_text()
-        events = [json.loads(each) for each in run.stdout.splitlines()]
-        verified = [each for each in events if each["event"] == "winner_verified"]
-        assert len(verified) == 2
-        assert told("results", "first").stdout.count("newcomer") >= 1
-        first_s = next(each["at_s"] for each in events if each["event"] == "measurement")
-        won_s = time.time() - pasted_unix_s
+        events = world.search()
+        assert len([each for each in events if each["event"] == "winner_verified"]) == 2
+        first_s = next(each["at_s"] for each in events if each["event"] == "measurement") - pasted_s
         with capsys.disabled():
             sys.stdout.write(
                 f"\nnewcomer: from paste to installed {installed_s:.0f} s, to ready {ready_s:.0f} s, to the first "
-                f"measurement {first_s - pasted_unix_s:.0f} s, to two verified winners {won_s:.0f} s\n"
+                f"measurement {first_s:.0f} s, to two verified winners {time.time() - pasted_s:.0f} s\n"
             )
+        assert "newcomer" in world.told("results", "first").stdout
 
         # The same line again updates what is there, and keeps the name.
-        again = device.run("sh", "-c", line, env=bare, cwd=home)
+        again = world.device.run("sh", "-c", line, env=world.bare, cwd=world.home)
         assert again.returncode == 0, again.stdout + again.stderr
         assert "kept the configuration" in again.stdout
-        configured = (home / ".config" / "fleetnas" / "agent.conf").read_text()
+        configured = (world.home / ".config" / "fleetnas" / "agent.conf").read_text()
         assert f"broker = {COORDINATOR}:{port}\n" in configured
         assert "name = newcomer\n" in configured

@@ -26,6 +26,7 @@ from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.request import NewRun, ResumedRun
+    from fleetnas.coordinator.records.bounds import Bounds
     from fleetnas.coordinator.records.plan import CampaignPlan
 
 _RERANK_ADVICE = "images choose among candidates only with --rerank K, which is not given: add it"
@@ -128,12 +129,7 @@ def search(
 
     bounds = bound.bounds()
     if offline.offline:
-        unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
-        options.refuse(context, unused, "--offline measures on no device")
-        if not plan.rerank:
-            options.refuse(context, IMAGES, _RERANK_ADVICE)
-        images = ImageFolders(run.calibration_images, selection=run.selection_images)
-        search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
+        _search_offline(context, run, plan, bounds, offline)
         return
     _refuse_useless(context, run, plan, measuring, local=here.local)
     if not against.baseline:
@@ -173,6 +169,19 @@ def search(
 
         raise typer.Exit(run_search_for_portfolio(request, portfolio, as_json=run.as_json, store=claimed))
     raise typer.Exit(run_search(request, as_json=run.as_json, store=claimed))
+
+
+def _search_offline(
+    context: typer.Context, run: RunOptions, plan: PlanOptions, bounds: Bounds, offline: OfflineOptions
+) -> None:
+    from fleetnas.coordinator.app.request import ImageFolders
+
+    unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
+    options.refuse(context, unused, "--offline measures on no device")
+    if not plan.rerank:
+        options.refuse(context, IMAGES, _RERANK_ADVICE)
+    images = ImageFolders(run.calibration_images, selection=run.selection_images)
+    search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
 
 
 def _chosen_run(
