@@ -113,7 +113,7 @@ class Ended:
 
     boards: list[Board]
     search_s: float
-    """Until the last candidate was measured."""
+    """Until the last candidate before the first verification was measured."""
     whole_s: float
     """Until the last verification."""
     measured: int
@@ -152,7 +152,7 @@ def searched(
         tuner = pool.tuner(info, SETTING)
         assert tuner is not None
         boards.append(Board(info.agent, factor, np.random.default_rng([seed, place]), tuner))
-    now_s, search_s, measured, ready_s, rounds = 0.0, 0.0, 0, 0.0, 0
+    now_s, search_s, measured, ready_s, rounds, verifies = 0.0, 0.0, 0, 0.0, 0, False
     while not all(board.tuner.finished for board in boards):
         for board in boards:
             if board.running is None and not board.queue and board.tuner.needs_planning:
@@ -173,7 +173,8 @@ def searched(
         now_s, proposal = first.running
         first.running = None
         measured += 1
-        if proposal.purpose != "verification":
+        verifies = verifies or proposal.purpose == "verification"
+        if not verifies:
             search_s = now_s
         first.tuner.tell(proposal, first.measure(model, proposal, now_s))
     return Ended(boards, search_s, now_s, measured)
