@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0011"
+HEAD_REVISION = "0010"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -54,6 +54,7 @@ class DeviceRow(Base):
     wire_bytes: Mapped[int] = mapped_column(BigInteger)
     targets_ms: Mapped[list[Any] | None]
     targets_note: Mapped[str | None] = mapped_column(Text)
+    board: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class TaskRow(Base):
