@@ -26,6 +26,7 @@ from fleetnas.device_profiles.quantities import (
     Milliseconds,
     Milliwatts,
     Percent,
+    Percentile,
     Provider,
     Seconds,
     Share,
@@ -36,9 +37,13 @@ from fleetnas.device_profiles.quantities import (
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.
 SCHEMA_VERSION: Literal[1] = 1
-SCHEMA_MINOR = 1
+SCHEMA_MINOR = 2
+#: First minor version whose agents report mean and percentiles of run times, and whether they can tell energy.
+PERCENTILES_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
 MAX_SESSIONS = 16
+#: Percentiles of run times that one measurement reports.
+MAX_PERCENTILES = 8
 #: Attempts at one task.
 MAX_ATTEMPTS = 1000
 #: Characters of a setting's label; it names a folder.
@@ -123,7 +128,7 @@ class MeasurementProtocol(Message):
     """How long and how often to run a model. The defaults are those of `docs/measuring.md`.
 
     Measuring stops as soon as the latency is known precisely enough and `min_s` and `min_runs` are reached. An agent of
-    an older version ignores `sessions` and uses one.
+    an older version ignores `sessions` and uses one, and ignores `percentiles`.
     """
 
     warmup_runs: int = Field(default=3, ge=0, le=10_000)
@@ -138,6 +143,11 @@ class MeasurementProtocol(Message):
         description="95 % half-width to reach, however often it is looked at: of undisturbed_ms, else of the median",
     )
     sessions: int = Field(default=1, ge=1, le=MAX_SESSIONS, description="fresh runtime sessions to average over")
+    percentiles: tuple[Percentile, ...] = Field(
+        default=(),
+        max_length=MAX_PERCENTILES,
+        description="percentiles of run times to report; each timed sample is then a single inference",
+    )
 
 
 class Conditions(Message):
@@ -154,6 +164,28 @@ class Conditions(Message):
     power_mw: Milliwatts | None = Field(
         default=None, description="at rest before a measurement, within its blocks after it"
     )
+
+
+class PercentileTime(Message):
+    """A percentile of the run times of single inferences, all sessions pooled with equal weight."""
+
+    percentile: Percentile
+    value_ms: Milliseconds
+    low_ms: Milliseconds | None = Field(
+        default=None, description="lower end of its 95 % interval, which holds for every distribution"
+    )
+    high_ms: Milliseconds | None = Field(default=None, description="upper end; null where the runs are too few for one")
+    runs: int = Field(ge=1, le=2**31 - 1, description="run times that it is taken from")
+
+    @model_validator(mode="after")
+    def _interval_holds_it(self) -> PercentileTime:
+        least_ms = self.value_ms if self.low_ms is None else self.low_ms
+        most_ms = self.value_ms if self.high_ms is None else self.high_ms
+        if not least_ms <= self.value_ms * 1.001 or not self.value_ms <= most_ms * 1.001:
+            raise ValueError(
+                f"a percentile is within its interval; it is {self.value_ms:g} of {least_ms:g}..{most_ms:g}"
+            )
+        return self
 
 
 class Measurement(Message):
@@ -192,6 +224,12 @@ class Measurement(Message):
     )
     times_us: tuple[Microseconds, ...] = Field(max_length=512, description="raw samples in order, per inference")
     block_medians_ms: tuple[Milliseconds, ...] = Field(default=(), max_length=100)
+    mean_ms: Milliseconds | None = Field(
+        default=None, description="mean of all timed inferences, which ran back to back; null of older agents"
+    )
+    percentiles: tuple[PercentileTime, ...] = Field(
+        default=(), max_length=MAX_PERCENTILES, description="those that the task asked for"
+    )
     sessions: int = Field(default=1, ge=1, le=MAX_SESSIONS, description="runtime sessions that it is averaged over")
     session_medians_ms: tuple[Milliseconds, ...] = Field(
         default=(),
@@ -257,6 +295,9 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
+    tells_energy: bool | None = Field(
+        default=None, description="whether the device has a power meter that can be read; null of older agents"
+    )
 
 
 class Heartbeat(Versioned):

@@ -22,11 +22,13 @@ from fleetnas.device_profiles.quantities import (
 )
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import (
+    MAX_PERCENTILES,
     MAX_SESSIONS,
     Conditions,
     FailureReason,
     MeasurementProtocol,
     Message,
+    PercentileTime,
     Phase,
     RuntimeSetting,
 )
@@ -144,6 +146,7 @@ class MeasuredReply(Message):
     before: Conditions
     after: Conditions
     energy_mj: Millijoules | None = None
+    percentiles: tuple[PercentileTime, ...] = Field(default=(), max_length=MAX_PERCENTILES)
     paired: PairedTiming | None = Field(default=None, description="where references were asked for")
     levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")
     busy_s: float = Field(ge=0, description="time from taking the order, lock held, to this reply")

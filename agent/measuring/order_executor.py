@@ -50,6 +50,7 @@ from fleetnas.agent.runtimes.registry import make_runtime
 from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.errors import CorruptBundleError, HashMismatchError, UsageError
 from fleetnas.fleet_protocol.messages import Phase, RuntimeSetting
+from fleetnas.fleet_protocol.percentiles import percentile_times
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.model_file import build_model
 
@@ -205,6 +206,7 @@ class OrderExecutor:
             before=before,
             after=runtime.conditions() or with_power(self._sensors.read(), power.mean_mw),
             energy_mj=energy_mj(power.mean_mw, timing.median_ms),
+            percentiles=percentile_times(timing.samples_ms, order.protocol.percentiles),
             paired=mean_paired(paired, order.protocol.half_width_percent) if paired else None,
             busy_s=time.perf_counter() - begin,
             inference_s=timing.inference_s,

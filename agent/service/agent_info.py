@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fleetnas.agent.host.device import board_versions, describe_device, installed_versions
 from fleetnas.agent.host.limits import allowed_cores
+from fleetnas.agent.host.power import find_power_meter
 from fleetnas.agent.host.process_lifetime import is_alive
 from fleetnas.agent.measuring.messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply, UnreadyReply
 from fleetnas.agent.measuring.worker import Measurer, replies_of
@@ -59,9 +60,18 @@ def agent_info(
         raise UsageError(
             "an agent is one device, and these settings run on several; start one agent per device, each with a --name"
         )
+    found_driven = bool(driven)
     profile = driven.pop() if driven else describe_device(root)
     profile = profile.model_copy(update={"micro_benchmarks": probed[0].micro_benchmarks})
-    return AgentInfo(agent=name, session=session, profile=profile, settings=tuple(settings), versions=versions)
+    return AgentInfo(
+        agent=name,
+        session=session,
+        profile=profile,
+        settings=tuple(settings),
+        versions=versions,
+        # A phone that this host drives has no meter that the host could read.
+        tells_energy=not found_driven and find_power_meter(root) is not None,
+    )
 
 
 def _probe_setting(

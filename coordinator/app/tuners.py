@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fleetnas.coordinator.app.target_checks import check_targets, checked_on
 from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy
@@ -15,7 +17,6 @@ from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
-from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
@@ -28,47 +29,54 @@ class TunerFactory:
     ) -> None:
         """`priors` None: every tuner starts from the default prior.
 
-        `UsageError` where targets should span the latencies of a single network.
+        `UsageError` where targets should span the latencies of a single network, or no subnet keeps an accuracy.
         """
-        if plan.targets.automatic and space.size == 1:
-            raise UsageError(
-                f"the bundle holds one network, whose latency is one number, so that auto:{plan.targets.automatic} has "
-                "no range to span: give a target in milliseconds, or measure it with `fleetnas measure`"
-            )
-        solver = BundleTargetSolver(space, accuracy, plan.strategy, bounds=plan.bounds)
+        check_targets(space, accuracy, plan)
         self._space, self._plan, self._priors = space, plan, priors
-        self._accuracy = CachedAccuracy(accuracy)
-        self._archive = SharedArchive(solver, space, accuracy, plan.bounds)
-        self._archive.expect(max(plan.wait_for, len(plan.devices)))
+        self._predicted, self._accuracy = accuracy, CachedAccuracy(accuracy)
+        self._archives: dict[Bounds, SharedArchive] = {}
+        if plan.targets.count:
+            self._archive(plan.bounds).expect(max(plan.wait_for, len(plan.devices)))
         #: `StoredPriors` gives settings of nearly equal hardware the same prior.
-        self._designs: dict[Prior | None, InitialDesign] = {}
+        self._designs: dict[tuple[Prior | None, Bounds], InitialDesign] = {}
+
+    def _archive(self, bounds: Bounds) -> SharedArchive:
+        """Return the search that the device settings with these bounds share."""
+        if bounds not in self._archives:
+            solver = BundleTargetSolver(self._space, self._predicted, self._plan.strategy, bounds=bounds)
+            self._archives[bounds] = SharedArchive(solver, self._space, self._predicted, bounds)
+        return self._archives[bounds]
 
     @property
     def at_once(self) -> bool:
         """Whether tuners answer too quickly to be worth another thread."""
-        return self._archive.at_once
+        return bool(self._archives) and all(archive.at_once for archive in self._archives.values())
 
     def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
-        """Make the tuner of one setting of an agent."""
-        self._archive.join()
+        """Make the tuner of one setting of an agent; `UsageError` where none of its targets can be measured there."""
+        request, bounds = self._plan.request_for(info.agent, info), self._plan.bounds_for(info.agent, info)
+        unsupported = checked_on(request, info, setting)
+        archive = self._archive(bounds)
+        archive.join()
         prior = self._priors.prior(info.profile, setting, info.agent) if self._priors is not None else None
         plan = self._plan
-        if prior not in self._designs:
-            self._designs[prior] = InitialDesign(
+        if (prior, bounds) not in self._designs:
+            self._designs[prior, bounds] = InitialDesign(
                 self._space,
                 count=min(plan.initial_design, plan.budget),
                 seed=plan.seed,
                 prior=prior,
-                bounds=plan.bounds,
+                bounds=bounds,
             )
         return DeviceTuner(
-            self._designs[prior],
+            self._designs[prior, bounds],
             self._accuracy,
-            plan.targets,
-            self._archive,
+            request,
+            archive,
             budget=plan.budget,
             rerank=plan.rerank,
             protocol=plan.protocol,
+            unsupported=unsupported,
         )
 
 

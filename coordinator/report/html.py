@@ -92,6 +92,7 @@ def render_report(directory: Path) -> str:
         setting_totals=lambda device: target_totals([device]),
         verified=wording.verified,
         targets_remark=_targets_remark,
+        value_of=lambda target: wording.target_value(target.target, target.value, target.value_high),
         max_plotted=MAX_PLOTTED,
         max_failures=MAX_FAILURES,
         results_file=RESULTS_FILE,

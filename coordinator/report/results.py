@@ -12,8 +12,9 @@ from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import ImagePart
+from fleetnas.coordinator.records.target_kinds import TargetKind
 from fleetnas.coordinator.records.totals import target_totals
-from fleetnas.coordinator.records.verdict import meets_target
+from fleetnas.coordinator.records.verdict import meets_kind, meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Condition, RuntimeSetting
@@ -83,6 +84,7 @@ class FailureResult(_Record):
     counted: bool = Field(description="false where another attempt at the same task was stored before")
     purpose: Purpose
     target_ms: float | None = Field(description="the target that the task was for, where it was for one")
+    target: str = Field(default="", description="text of that target, where it is of another kind than latency")
     architecture: Architecture
     reason: str = Field(description="one word, such as timeout or crashed")
     detail: str = Field(description="the device's own text")
@@ -91,10 +93,32 @@ class FailureResult(_Record):
 class TargetResult(_Record):
     """One latency target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
 
-    target_ms: float | None = Field(description="null where a given subnet was compared with no target")
+    target_ms: float | None = Field(
+        description="null where a given subnet was compared with no target, and where it is no latency"
+    )
+    target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
+    kind: TargetKind = Field(
+        default=TargetKind.LATENCY, description="latency (a median), percentile, rate, energy or accuracy"
+    )
+    label: str = Field(default="", description="the target with its unit, for people; empty where there is none")
+    value: float | None = Field(
+        default=None,
+        description="what the re-measurement showed, in the unit of a target of another kind than latency; of an "
+        "accuracy the predicted one, percent",
+    )
+    value_low: float | None = Field(
+        default=None, description="lower end of its 95 % interval, which holds for every distribution, of a percentile"
+    )
+    value_high: float | None = Field(
+        default=None, description="upper end of that interval, which decides a target for a percentile"
+    )
+    typical_value: float | None = Field(
+        default=None, description="the deciding value at the typical slow-down of this run; null where unknown"
+    )
     met: bool = Field(
         description="verified_ms is not null and, where there is a target, at most target_ms, and so is typical_ms "
-        "where it is known; never taken from a prediction"
+        "where it is known; of other kinds the same of value (of a percentile value_high) and typical_value; never "
+        "taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")
     reason: str = Field(description="reason why it was not met; empty when it was")
@@ -131,7 +155,13 @@ class TargetResult(_Record):
 
     @model_validator(mode="after")
     def _met_follows_verification(self) -> TargetResult:
-        if self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
+        if self.target:
+            if self.met != meets_kind(self.target, self):
+                raise ValueError(
+                    f"`met` must follow from the values: it is {self.met} for {self.target}, with {self.value} up to "
+                    f"{self.value_high}, typically {self.typical_value}; the file was altered, write it again"
+                )
+        elif self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
             raise ValueError(
                 f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
                 f"{self.target_ms} ms, verified at {self.verified_ms} ms and typically {self.typical_ms} ms; the file "

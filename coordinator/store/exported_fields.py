@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic_core import to_json
+
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import UsageError
@@ -35,7 +37,9 @@ def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ..
     fields = []
     for name, schema in message.model_json_schema()["properties"].items():
         types = {part.get("type") for part in schema.get("anyOf", [schema])} - {"null", None}
-        if types:
+        if schema.get("items", {}).keys() & {"$ref"}:
+            fields.append(Field(name + suffix, "text"))
+        elif types:
             fields.append(Field(name + suffix, _KINDS[types.pop()]))
     return tuple(fields)
 
@@ -46,7 +50,7 @@ _CONDITIONS = tuple(Conditions.model_fields)
 _LAST = ("levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
 
 _OF_TASK = (
-    *("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
+    *("purpose", "target_ms", "target", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
     *("asked_half_width_percent", "asked_sessions"),
 )
 
@@ -66,6 +70,7 @@ FIELDS: tuple[Field, ...] = (
     Field("stored_unix_s", "number"),
     Field("purpose", "text"),
     Field("target_ms", "number"),
+    Field("target", "text"),
     Field("fingerprint", "text"),
     Field("architecture", "text"),
     Field("predicted_ms", "number"),
@@ -126,6 +131,7 @@ def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> d
         row[name] = getattr(task, name)
     for field in _OF_MEASUREMENT:
         row[field.name] = getattr(measurement, field.name)
+    row["percentiles"] = to_json(measurement.percentiles).decode()
     for suffix in _SUFFIXES:
         for name in _CONDITIONS:
             row[f"{name}_{suffix}"] = getattr(getattr(measurement, suffix), name)

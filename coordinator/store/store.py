@@ -74,7 +74,9 @@ class MeasurementStore:
         self._put_tasks = upsert(database, TaskRow, "task_id")
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
-        self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
+        self._put_winners = upsert(
+            database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet", "target"
+        )
 
     @classmethod
     def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
@@ -162,6 +164,7 @@ class MeasurementStore:
                 "wire_bytes": device.wire_bytes,
                 "targets_ms": None if device.targets_ms is None else list(device.targets_ms),
                 "targets_note": device.targets_note,
+                "targets": None if device.targets is None else list(device.targets),
             }
             for device in devices
         ]
@@ -334,7 +337,9 @@ class MeasurementStore:
             rows = session.scalars(
                 select(WinnerRow)
                 .where(WinnerRow.run_id == run_id)
-                .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms, WinnerRow.subnet)
+                .order_by(
+                    WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms, WinnerRow.subnet, WinnerRow.target
+                )
             )
             return list(readable(rows, winner_of))
 

@@ -32,6 +32,7 @@ class SettingLatency:
 
     def __init__(self, design: InitialDesign) -> None:
         self.observations = Observations()
+        self.space = design.space
         self._features, self._prior = design.features, design.prior
         self._learner: BayesianPredictor | None = None
         self._left_out: dict[tuple[int, ...], float] | None = None

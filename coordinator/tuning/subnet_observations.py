@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.fleet_protocol.messages import Measurement
+from fleetnas.fleet_protocol.messages import Measurement, PercentileTime
 from fleetnas.fleet_protocol.student_t import Z95, student_t95
 
 #: A measurement whose own noise is beyond this says little; one more is taken before it is relied on.
@@ -44,6 +44,10 @@ class Run:
     regime_unix_s: float
     finished_unix_s: float
     model_sha256: str
+    mean_ms: float | None = None
+    """Mean of the timed inferences; of older agents that of the raw times that they keep."""
+    energy_mj: float | None = None
+    percentiles: tuple[PercentileTime, ...] = ()
 
     @classmethod
     def of(cls, measurement: Measurement) -> Run:
@@ -60,7 +64,14 @@ class Run:
             measurement.regime_unix_s,
             measurement.finished_unix_s,
             measurement.model_sha256,
+            measurement.mean_ms or _mean_ms(measurement.times_us),
+            measurement.energy_mj,
+            measurement.percentiles,
         )
+
+
+def _mean_ms(times_us: Sequence[float]) -> float | None:
+    return math.fsum(times_us) / len(times_us) / 1000.0 if times_us else None
 
 
 def _variance(session_medians_ms: Sequence[float]) -> float | None:

@@ -20,6 +20,7 @@ MISSING = "/nowhere.supernet"
 #: Values of options for which 5 is none.
 TEXTS = {
     "--targets": "5",
+    "--minimise": "energy",
     "--resume": "run-1",
     "--strategy": "joint",
     "--engine": "evolution",
@@ -39,7 +40,7 @@ TEXTS = {
 OUTPUTS = {"--out", "--json"}
 PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
-    "--rerank",
+    *("--rerank", "--targets-file", "--accuracy-floor"),
     "--deadline",
     *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
@@ -69,6 +70,7 @@ KINDS = {
 }
 TIMES = {name for name in PLAN if not name.startswith("--max-")} - {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--rerank"),
+    *("--targets-file", "--accuracy-floor"),
 }
 CHOSEN = {"--setting", "--runtime", "--threads", "--precision"}
 #: The same of measurements of given subnets.
@@ -87,7 +89,7 @@ MEASUREMENTS = {
 #: They choose the kind.
 CHOICES = {"--offline", "--local", "--resume", "--card"}
 #: Used beside or without certain others, see below.
-WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials", "--selection-images"}
+WITH_ANOTHER = {"--minimise", "--cool-for", "--metrics-address", "--credentials", "--selection-images"}
 
 
 def options_of(command: Any) -> dict[str, Any]:
@@ -153,6 +155,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("--cool-for", "9"), ("--conditions", "cool")),
         (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
         (("--selection-images", "images"), ("--rerank", "5")),
+        (("--minimise", "energy"), ("--accuracy-floor", "75")),
     ):
         code, _, err = fleetnas(capsys, *begun, *alone)
         assert (code, alone[0] in err, another[0] in err) == (2, True, True)

@@ -62,7 +62,7 @@ def search_offline(
     from fleetnas.coordinator.search.evolution import EvolutionSettings
     from fleetnas.coordinator.search.guided import GuidedSettings
 
-    targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
+    targets_ms = plan.targets.fixed_ms if plan.targets is not None and not plan.targets.others else ()
     if not targets_ms or options.latency_table is None or options.accuracy is None:
         raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
     check_folder("--out", out)
