@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
@@ -63,10 +63,18 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         progress=_progress(setting_run, entry),
         predictor_error=setting_run.learning[-1].error if setting_run.learning else None,
         targets=tuple(_target(setting_run, target) for target in known),
-        targets_asked=targets_asked(plan.asked_of(setting_run.device, setting_run.info), len(targets) or None),
+        targets_asked=_targets_asked(setting_run, plan, targets),
         targets_note=setting_run.search.targets_note,
         quality=setting_run.tally.quality,
     )
+
+
+def _targets_asked(setting_run: SettingRun, plan: CampaignPlan, targets: Sequence[TargetState]) -> int:
+    request = plan.request_for(setting_run.device, setting_run.info)
+    # Automatic targets are known from the end of the initial design on, the others from the beginning.
+    waits = request.automatic > 0 and all(target.target is not None for target in targets)
+    asked = plan.asked_of(setting_run.device, setting_run.info)
+    return targets_asked(asked, None if waits else len(targets) or None)
 
 
 def _bare(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:

@@ -304,8 +304,8 @@ class SettingRun:
 
     def to_record(self) -> DeviceRecord:
         """Return the record to store."""
-        # Resolved targets do not change, and reading them makes the search look for the best subnet of each.
-        if not self._targets or self._status is not SettingStatus.RUNNING:
+        # Resolved latencies do not change, and reading them makes the search look for the best subnet of each.
+        if all(text for _, text in self._targets) or self._status is not SettingStatus.RUNNING:
             self._targets = [(state.target_ms, state.text) for state in self.search.targets if not state.subnet]
         return DeviceRecord(
             self.run_id,
@@ -316,9 +316,9 @@ class SettingRun:
             self._reason,
             tuple(self._learning),
             self.queue.wire_bytes,
-            tuple(target_ms for target_ms, text in self._targets if not text) if self._targets else None,
+            tuple(target_ms for target_ms, text in self._targets if not text) or None,
             self.search.targets_note,
-            tuple(text for _, text in self._targets if text) if self._targets else None,
+            tuple(text for _, text in self._targets if text) or None,
         )
 
     def mark_unshown(self) -> bool:

@@ -117,7 +117,7 @@ def known_targets(device: DeviceRecord, plan: CampaignPlan) -> list[TargetKey]:
 def stored_targets_asked(device: DeviceRecord, asked: int) -> int:
     """Count the targets that were asked for on a stored device setting; `asked` of them before they were resolved."""
     if device.targets_ms is None:
-        return targets_asked(asked, None)
+        return targets_asked(max(asked, len(device.targets or ())), None)
     return targets_asked(asked, len(device.targets_ms) + len(device.targets or ()))
 
 

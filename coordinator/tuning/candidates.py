@@ -66,7 +66,7 @@ class CandidateSearch:
         """
         floors = [state for state in states if is_floor(state) and state.status is TargetStatus.OPEN]
         found = self._find([state for state in states if not is_floor(state)], most)
-        for state in floors:
+        for state in floors if most > len(found) else ():
             known = {proposal.genome for proposal in found}
             new = [genome for genome in self._floors.find(state) if tuple(genome.tolist()) not in known]
             found += self._proposer.propose(new[: max(0, most - len(found))], "candidate")

@@ -47,7 +47,8 @@ class FloorSearch:
 
     def find(self, state: TargetState) -> list[Genome]:
         """Return the subnets that are worth a measurement for a target, the best first."""
-        assert state.target is not None
+        if state.target is None or not len(self._latency.observations.table(unsure=True)):
+            return []
         pool = self._pool(state.target)
         if not len(pool):
             return []

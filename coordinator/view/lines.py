@@ -27,7 +27,6 @@ from fleetnas.coordinator.records.events import (
     event_to_json,
 )
 from fleetnas.coordinator.records.snapshot import Snapshot
-from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.view import wording
 from fleetnas.device_profiles.plain_text import PRINTABLE, ascii_json
@@ -164,9 +163,9 @@ def _end_text(event: CampaignFinished) -> str:
 
 
 def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
-    target = f" target {wording.target(event.target_ms)} ms" if event.target_ms is not None else ""
+    target = "" if event.target_ms is None else f" target {wording.target(event.target_ms)} ms"
     if event.target:
-        target = f" target {target_label(event.target_ms, event.target)}"
+        target = f" target {wording.target(event.target_ms, event.target)}"
     subnet = f" subnet {event.subnet}" if event.subnet else ""
     return f"{event.device}/{event.setting}{subnet}{target}"
 

@@ -11,6 +11,7 @@ from fleetnas.coordinator.records.snapshot import DeviceState, TargetSnapshot
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.totals import TargetTotals
+from fleetnas.fleet_protocol.errors import UsageError
 
 #: Advice on a device whose measurements were slowed down.
 SLOWED_ADVICE = (
@@ -61,8 +62,10 @@ def target(value_ms: float | None, other: str = "") -> str:
 
     `other` is the text of a target of another kind than latency, which is shown with its unit.
     """
+    kind = _kind(other)
     if other:
-        kind = Target.parse(other)
+        if kind is None:
+            return printable(other)
         if kind.kind is TargetKind.PERCENTILE:
             return f"p{kind.percentile:g} {kind.value:.4g}"
         return f"≥{kind.value:g} %" if kind.kind is TargetKind.ACCURACY else kind.label
@@ -136,14 +139,22 @@ def met_word(target_ms: float | None, target: str = "") -> str:
 
 def target_value(target: str, value: float | None, value_high: float | None) -> str:
     """Return what a re-measurement showed of a target of another kind than latency; empty for a latency."""
-    if not target or value is None:
+    kind = _kind(target)
+    if kind is None or value is None:
         return ""
-    kind = Target.parse(target)
     if kind.kind is TargetKind.ACCURACY:
         return f"{value:.1f} % predicted"
     upper = "" if value_high is None else f" (at most {latency(value_high)})"
     name = f"p{kind.percentile:g} " if kind.kind is TargetKind.PERCENTILE else ""
     return f"{name}{latency(value)} {kind.unit}{upper}"
+
+
+def _kind(text: str) -> Target | None:
+    """Read the text of a target of another kind than latency; None for a latency, and for one of a newer version."""
+    try:
+        return Target.parse(text) if text else None
+    except UsageError:
+        return None
 
 
 def targets_met(totals: TargetTotals) -> str:

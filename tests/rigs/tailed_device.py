@@ -1,4 +1,4 @@
-"""A simulated device whose run times have tails, and which draws power: truths about percentiles and energy are known."""
+"""A simulated device whose run times have tails, and which draws power: its true percentiles and energies are known."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.records.stored import TaskRecord
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.task_protocol import task_protocol
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Measurement, MeasurementProtocol
 from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.percentiles import percentile_times
-from rigs.simulated_fleet import HiddenDevice, file_sha256, measurement
+from rigs.simulated_fleet import SPACE, HiddenDevice, file_sha256, measurement
 
 Floats = NDArray[np.float64]
 
@@ -37,10 +38,11 @@ class TailedDevice(HiddenDevice):
         reports: bool = True,
         power_mw: tuple[float, float] | None = (1500.0, 40.0),
     ) -> None:
-        """`reports` False: as agents of minor version 1. `power_mw` has the power at rest, and what a millisecond adds."""
+        """`reports` False: as agents of minor version 1. `power_mw`: at rest, and what a millisecond adds."""
         super().__init__(seed, noise=0.003)
         self._stalled, self._stall_ms, self._share, self._spread = stalled, stall_ms, share, spread
         self._reports, self._power_mw = reports, power_mw
+        self.power_mw = power_mw or (0.0, 0.0)
         self._draws = np.random.default_rng([seed, 77])
 
     def run_times_ms(self, architecture: Architecture, count: int, rng: np.random.Generator) -> Floats:
@@ -62,6 +64,16 @@ class TailedDevice(HiddenDevice):
         latency_ms = self.latency_ms(architecture)
         rest, more = self._power_mw
         return (rest + more * latency_ms) * latency_ms / 1000.0
+
+    def true_share(self, target: Target | None, target_ms: float, architecture: Architecture) -> float:
+        """The true latency or other cost of a subnet as a share of what a target allows."""
+        if target is None:
+            return self.latency_ms(architecture) / target_ms
+        if target.kind is TargetKind.PERCENTILE:
+            return self.true_percentile_ms(architecture, target.percentile) / target.value
+        if target.kind is TargetKind.RATE:
+            return self.true_mean_ms(architecture) * target.value / 1000.0
+        return self.true_energy_mj(architecture) / target.value
 
     def measure(self, task: MeasureTask, finished_unix_s: float) -> Measurement:
         return self.measured(
@@ -104,3 +116,19 @@ class TailedDevice(HiddenDevice):
         )
         protocol = task_protocol(MeasurementProtocol(), record, DEADLINE_S)
         return self.measured(proposal.architecture, protocol, file_sha256(proposal.architecture, None))
+
+
+def targets_of_kinds(device: TailedDevice) -> list[str]:
+    """Targets of every kind that a device's subnets of medium size can meet."""
+    smallest, largest = SPACE.decode(np.concatenate([SPACE.smallest(), SPACE.largest()]))
+    middle_ms = device.latency_ms(smallest) ** 0.7 * device.latency_ms(largest) ** 0.3
+    rest, more = device.power_mw
+    energy = (rest + more * middle_ms) * middle_ms / 1000.0
+    return [
+        f"{middle_ms:.4g}",
+        f"p95:{1.4 * middle_ms:.4g}",
+        f"p99:{1.8 * middle_ms:.4g}",
+        f"fps:{1000.0 / middle_ms:.4g}",
+        f"energy:{energy:.4g}mJ",
+        "accuracy:90",
+    ]
