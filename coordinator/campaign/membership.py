@@ -119,7 +119,7 @@ class Membership:
 
     def _begin(self, there: list[AgentEntry]) -> None:
         self._is_open = True
-        self._check_device_targets(there)
+        self._check_device_targets()
         for entry in there:
             self._join(entry)
         offered = [(entry.name, setting) for entry in there if entry.info for setting in entry.info.settings]
@@ -132,9 +132,9 @@ class Membership:
                 self._note_left_out(entry.name)
         self._events.started(list(self._roster), self._identity, self._plan, resumed=self._resumes)
 
-    def _check_device_targets(self, there: list[AgentEntry]) -> None:
-        """Raise `UsageError` where devices that have targets of their own are not there."""
-        infos = [entry.info for entry in there if entry.info is not None]
+    def _check_device_targets(self) -> None:
+        """Raise `UsageError` where targets are given for devices that the fleet does not have."""
+        infos = [entry.info for entry in self._registry.agents.values() if entry.info is not None]
         unknown = [] if self._resumes else unknown_entries(self._plan.device_targets, infos)
         if unknown:
             raise UsageError(

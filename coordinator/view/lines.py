@@ -165,7 +165,8 @@ def _end_text(event: CampaignFinished) -> str:
 def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
     target = "" if event.target_ms is None else f" target {wording.target(event.target_ms)} ms"
     if event.target:
-        target = f" target {wording.target(event.target_ms, event.target)}"
+        unit = " ms" if event.target.startswith("p") else ""
+        target = f" target {wording.target(event.target_ms, event.target)}{unit}"
     subnet = f" subnet {event.subnet}" if event.subnet else ""
     return f"{event.device}/{event.setting}{subnet}{target}"
 
