@@ -154,14 +154,14 @@ def test_a_percentile_is_verified_over_its_own_number_of_runs() -> None:
 
 def test_the_subnet_that_keeps_an_accuracy_is_near_the_fastest_there_is() -> None:
     device = TailedDevice(3)
-    tuner = make("accuracy:90", budget=20)
+    tuner = make("accuracy:84", budget=20)
     run(tuner, device.answer)
     (state,) = tuner.targets
     assert state.status is TargetStatus.MET
     assert state.accuracy is not None
-    assert state.accuracy >= 0.90
+    assert state.accuracy >= 0.84
     sample = SPACE.sample(4000, np.random.default_rng(0))
-    keeps = np.asarray(ACCURACY.predict(sample)) >= 0.90
+    keeps = np.asarray(ACCURACY.predict(sample)) >= 0.84
     fastest = min(device.latency_ms(architecture) for architecture in SPACE.decode(sample[keeps][:400]))
     assert state.architecture is not None
     assert device.latency_ms(state.architecture) <= fastest
@@ -170,13 +170,13 @@ def test_the_subnet_that_keeps_an_accuracy_is_near_the_fastest_there_is() -> Non
 @pytest.mark.parametrize("minimise", ["energy", "parameters"])
 def test_energy_or_parameters_may_be_minimised_instead(minimise: str) -> None:
     device = TailedDevice(2)
-    tuner = make(f"accuracy:90:{minimise}", budget=16)
+    tuner = make(f"accuracy:84:{minimise}", budget=16)
     run(tuner, device.answer)
     (state,) = tuner.targets
     assert state.status is TargetStatus.MET
     assert state.genome is not None
     sample = SPACE.sample(2000, np.random.default_rng(1))
-    keeps = sample[np.asarray(ACCURACY.predict(sample)) >= 0.90][:300]
+    keeps = sample[np.asarray(ACCURACY.predict(sample)) >= 0.84][:300]
     if minimise == "parameters":
         assert float(SPACE.parameters(state.genome[None])[0]) <= float(SPACE.parameters(keeps).min())
     else:
@@ -314,12 +314,13 @@ def test_a_run_with_all_kinds_is_stored_and_written_as_it_was_decided(tmp_path: 
     made = simulation(device, ",".join(texts))
     made.begin()
     made.run()
+    made.campaign.finish()
     outcome = outcome_of(made.store, made.run_id)
     (found,) = outcome.devices
     assert [target.target for target in found.targets] == ["", *(Target.parse(text).text for text in texts[1:])]
     assert all(target.met for target in found.targets)
     assert found.targets_asked == 6
-    shown = made.campaign.snapshot().devices[0]
+    shown = made.campaign.snapshot(made.clock.unix()).devices[0]
     assert [(each.target, each.met, each.value) for each in shown.targets] == [
         (each.target, each.met, each.value) for each in found.targets
     ]
@@ -342,6 +343,7 @@ def test_a_killed_coordinator_goes_on_with_the_same_kinds() -> None:
     made.vanish()
     made.begin(resume=True)
     made.run()
+    made.campaign.finish()
     outcome = outcome_of(made.store, made.run_id)
     assert [target.target for target in outcome.devices[0].targets] == ["p95:4", "fps:300"]
     asked = [task for task in made.store.tasks(made.run_id) if task.asked_percentiles]

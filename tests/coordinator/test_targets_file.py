@@ -112,7 +112,7 @@ def test_each_device_searches_its_own_targets_and_views_count_them() -> None:
     made.add("pi5", seed=2)
     made.begin()
     made.run()
-    found = {device.device: device for device in made.campaign.snapshot().devices}
+    found = {device.device: device for device in made.campaign.snapshot(made.clock.unix()).devices}
     assert [target.target_ms for target in found["pi4"].targets] == [4.0, 8.0]
     assert [target.target_ms for target in found["pi5"].targets] == [5.0]
     assert (found["pi4"].targets_asked, found["pi5"].targets_asked) == (2, 1)
