@@ -104,6 +104,12 @@ class SubnetChoice:
         table = self._observations.table(unsure=unsure)
         return table.genomes[self._within(table, state, safety)]
 
+    def fastest_within(self, state: TargetState) -> Genome | None:
+        """Return the fastest measured subnet where it is within a target without a margin."""
+        table = self._observations.table(unsure=True)
+        within = self._within(table, state, 0.0)
+        return table.genomes[0] if len(within) and within[0] else None
+
     def limit_ms(self, state: TargetState) -> float:
         """Return the typical latency that a target comes down to, ms."""
         return state.target_ms if state.target is None else self.costs.limit_ms(state.target)

@@ -118,12 +118,11 @@ class Verification:
             return self._proposer.propose_again(listed.genome, state, waits=self.waits(state))
         if listed is not None:
             return self._proposer.propose([listed.genome], "candidate", state)[0]
-        table = self._observations.table(unsure=True)
         choice = self._choice.choice(state, unsure=True)
         if is_floor(state):
             return self._next_of_floor(state, choice)
-        if choice is None and len(table) and table.typical_ms[0] <= self._choice.limit_ms(state):
-            choice = table.genomes[0]
+        if choice is None:
+            choice = self._choice.fastest_within(state)
         if choice is None and state.verifications and state.target is None:
             # Every subnet that fitted has missed once. The device may have been disturbed: try the fastest once more.
             choice = self._fastest_of_unknown_speed(state.target_ms)
