@@ -185,6 +185,6 @@ def _significant(value: float, digits: int) -> float:
 
 def _syntax(text: str, reason: str) -> UsageError:
     return UsageError(
-        f"targets {text!r} cannot be used: {reason}; give milliseconds such as 20,30,40, auto:4, or p95:33, fps:30, "
+        f"targets {text!r} cannot be used: {reason}; give milliseconds such as 20,30,40 or auto:4, or p95:33, fps:30, "
         "energy:5mJ, accuracy:75"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinary, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
@@ -77,7 +77,7 @@ class TaskRow(Base):
     attempt: Mapped[int]
     asked_half_width_percent: Mapped[float | None]
     asked_sessions: Mapped[int | None]
-    target: Mapped[str] = mapped_column(String(64), server_default="")
+    target: Mapped[str] = mapped_column(String(64), server_default=text("''"))
     asked_percentiles: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     outcomes: Mapped[list[OutcomeRow]] = relationship(back_populates="task")
 

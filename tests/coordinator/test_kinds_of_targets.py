@@ -81,7 +81,7 @@ def test_a_list_may_mix_all_kinds() -> None:
         ("fps:inf", "not above 0"),
         ("energy:5", "has no unit"),
         ("power:5mW", "is no target"),
-        ("accuracy:0", "between 0 and 100"),
+        ("accuracy:0", "not above 0"),
         ("accuracy:100", "between 0 and 100"),
         ("accuracy:75:time", "cannot be minimised"),
         ("auto:2,20", "leave out one or the other"),

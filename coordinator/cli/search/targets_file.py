@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +88,15 @@ def _json(path: Path, text: str) -> Mapping[str, Any]:
 
 
 def _toml(path: Path, text: str) -> Mapping[str, Any]:
+    reader = next((name for name in ("tomllib", "tomli") if find_spec(name) is not None), None)
+    if reader is None:  # Python 3.10 without tomli
+        raise UsageError(f"--targets-file {path}: TOML takes Python 3.11 or `pip install tomli`; or give JSON")
     try:
-        try:
-            import tomllib
-        except ModuleNotFoundError:  # Python 3.10
-            import tomli as tomllib
-    except ModuleNotFoundError:
-        raise UsageError(
-            f"--targets-file {path}: TOML takes Python 3.11 or `pip install tomli`; or give JSON"
-        ) from None
-    try:
-        return tomllib.loads(text)
+        found: dict[str, Any] = import_module(reader).loads(text)
     except (ValueError, RecursionError) as error:
         twice = "cannot declare" in str(error).lower() or "overwrite" in str(error).lower()
         reason = (
             f"a device or a field is there twice ({error}); leave out one of them" if twice else f"{error}; correct it"
         )
         raise UsageError(f"--targets-file {path} is not TOML that can be used: {reason}") from None
+    return found

@@ -20,7 +20,7 @@ def upgrade() -> None:
     op.add_column("measurements", sa.Column("mean_ms", sa.Double))
     op.add_column("measurements", sa.Column("percentiles", sa.JSON))
     op.execute("UPDATE measurements SET percentiles = '[]'")
-    op.add_column("tasks", sa.Column("target", sa.String(64), nullable=False, server_default=""))
+    op.add_column("tasks", sa.Column("target", sa.String(64), nullable=False, server_default=sa.text("''")))
     op.add_column("tasks", sa.Column("asked_percentiles", sa.JSON))
     op.add_column("devices", sa.Column("targets", sa.JSON))
     _move_winners()
