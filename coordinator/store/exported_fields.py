@@ -131,7 +131,8 @@ def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> d
         row[name] = getattr(task, name)
     for field in _OF_MEASUREMENT:
         row[field.name] = getattr(measurement, field.name)
-    row["percentiles"] = to_json(measurement.percentiles).decode()
+    row["target"] = task.target or None
+    row["percentiles"] = to_json(measurement.percentiles).decode() if measurement.percentiles else None
     for suffix in _SUFFIXES:
         for name in _CONDITIONS:
             row[f"{name}_{suffix}"] = getattr(getattr(measurement, suffix), name)
