@@ -17,8 +17,6 @@ from fleetnas.fleet_protocol.messages import PercentileTime
 
 #: Confidence of the intervals.
 CONFIDENCE = 0.95
-#: Least and greatest percentile that can be asked for, percent.
-LEAST_PERCENTILE, MOST_PERCENTILE = 50.0, 99.9
 #: Timed runs that decide a percentile p: these numbers times p / (1 - p). With the first the interval's upper end lies
 #: about half of the way from the percentile to the slowest run, as shares of runs, with the second three quarters. The
 #: second is for high percentiles, where the first would take more runs than the last number.

@@ -37,7 +37,7 @@ class EventEmitter:
                 supernet=identity.supernet,
                 supernet_sha256=identity.bundle.sha256,
                 strategy=plan.method,
-                targets=str(plan.targets),
+                targets=plan.targets_text,
                 devices=tuple(setting_run.label for setting_run in setting_runs),
                 budget=plan.budget,
                 resumed=resumed,
@@ -53,6 +53,7 @@ class EventEmitter:
         totals: TargetTotals,
         elapsed_s: float,
         results: str | None,
+        timed_out: bool = False,
     ) -> None:
         """Emit `CampaignFinished`; `results` is the path of results.json."""
         self._sink(
@@ -70,6 +71,7 @@ class EventEmitter:
                 elapsed_s=elapsed_s,
                 results=results,
                 without_target=totals.without_target,
+                timed_out=timed_out,
             )
         )
 

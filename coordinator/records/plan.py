@@ -16,6 +16,7 @@ from pydantic import (
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.device_targets import DeviceTargets, StoredTargets, entry_for
 from fleetnas.coordinator.records.precision import PrecisionChoice
+from fleetnas.coordinator.records.prior_choice import PriorChoice as PriorChoice
 from fleetnas.coordinator.records.setting_filter import SettingFilter
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.records.strategy import Strategy
@@ -27,8 +28,6 @@ from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, Condition, MeasurementProtocol
 from fleetnas.supernet_export.manifest import Preprocessing
 
-#: Prior of a latency predictor: learned from what the store's earlier runs measured, or the same for every device.
-PriorChoice: TypeAlias = Literal["learned", "default"]
 #: Kind of a run: subnets are searched, or given ones are measured.
 RunKind: TypeAlias = Literal["search", "measure"]
 
@@ -94,6 +93,14 @@ class CampaignPlan(BaseModel):
         if self.architectures and (self.targets.automatic or self.targets.others or self.targets.count > 1):
             raise ValueError(f"given subnets are compared with one target in milliseconds or none, not {self.targets}")
         return self
+
+    @property
+    def targets_text(self) -> str:
+        """The targets as views show them, with the number of entries for single devices."""
+        if not self.device_targets:
+            return str(self.targets)
+        own = f"of their own for {len(self.device_targets)} devices or patterns"
+        return f"{self.targets}; {own}" if self.targets.count else own
 
     @property
     def kind(self) -> RunKind:

@@ -10,11 +10,13 @@ from enum import Enum
 from typing import Literal, TypeAlias
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.percentiles import LEAST_PERCENTILE, MOST_PERCENTILE
+from fleetnas.fleet_protocol.units import milliseconds
 
 #: What a subnet that keeps an accuracy has the least of.
 Minimised: TypeAlias = Literal["latency", "energy", "parameters"]
 MINIMISED: tuple[Minimised, ...] = ("latency", "energy", "parameters")
+#: Least and greatest percentile that can be asked for, percent.
+LEAST_PERCENTILE, MOST_PERCENTILE = 50.0, 99.9
 _PERCENTILE = re.compile(r"p(\d+\.?\d*)")
 _ENERGY_UNITS: Mapping[str, float] = {"uj": 1e-3, "mj": 1.0, "j": 1e3}
 _SUPERLATIVES: Mapping[Minimised, str] = {"latency": "fastest", "energy": "least energy", "parameters": "smallest"}
@@ -131,10 +133,10 @@ def exact(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def number(text: str, what: str) -> float:
+def number(text: str, what: str, parse: Callable[[str], float] = float) -> float:
     """Parse a number above 0; `UsageError` names `what` it is of."""
     try:
-        value = float(text)
+        value = parse(text)
     except ValueError:
         raise UsageError(f"{text.strip()!r} is not a number ({what})") from None
     if not math.isfinite(value) or value <= 0:
@@ -150,7 +152,7 @@ def _percentile(word: str, rest: str) -> Target:
         raise UsageError(
             f"percentiles are from p{LEAST_PERCENTILE:g} to p{MOST_PERCENTILE:g}, and {word} is not; give, say, p95:33"
         )
-    return Target(TargetKind.PERCENTILE, number(rest.removesuffix("ms"), f"milliseconds of {word}"), percentile)
+    return Target(TargetKind.PERCENTILE, number(rest, f"milliseconds of {word}", milliseconds), percentile)
 
 
 def _rate(word: str, rest: str) -> Target:

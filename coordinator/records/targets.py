@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from fleetnas.coordinator.records.target_kinds import Target, TargetKind, exact
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.units import milliseconds
 
 MAX_TARGETS = 64
 #: Text of a request without targets, as plans of given subnets may have.
@@ -63,7 +64,7 @@ class TargetRequest:
 
     @classmethod
     def parse(cls, text: str) -> TargetRequest:
-        """Parse a list such as `20,30.5` (milliseconds), `auto:4` or `20,p95:33,fps:30`; `UsageError` otherwise."""
+        """Parse `20,30.5` (milliseconds), `20ms,0.03s`, `auto:4`, or with others `20,p95:33`; `UsageError` otherwise."""
         automatic = 0
         found: set[float] = set()
         others: set[Target] = set()
@@ -162,7 +163,7 @@ def target_name(target_ms: float | None, subnet: str = "", target: str = "") -> 
 
 def _milliseconds(text: str, word: str) -> float:
     try:
-        value = float(word.removesuffix("ms"))
+        value = milliseconds(word)
     except ValueError:
         raise _syntax(text, f"{word!r} is not a number") from None
     if not math.isfinite(value) or value <= 0:

@@ -15,6 +15,7 @@ from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
 from fleetnas.coordinator.report.class_tables import class_tables
 from fleetnas.coordinator.report.plots import Plot, device_plots
+from fleetnas.coordinator.report.portfolio_section import portfolio_section
 from fleetnas.coordinator.report.results import DeviceResult, Results
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
@@ -95,6 +96,7 @@ def render_report(directory: Path) -> str:
         value_of=lambda target: wording.target_value(target.target, target.value, target.value_high),
         max_plotted=MAX_PLOTTED,
         max_failures=MAX_FAILURES,
+        portfolio=portfolio_section(directory, results.run_id),
         results_file=RESULTS_FILE,
         measurements_file=MEASUREMENTS_FILE,
     )

@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, Run
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Conditions, Measurement, Message
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 Kind = Literal["text", "integer", "number", "boolean", "numbers"]
 #: The type of a field in one row; None: unknown.
@@ -101,7 +102,10 @@ def exported_rows(
     known = sorted({device for _, device, _ in settings})
     for device in devices:
         if device not in known:
-            raise UsageError(f"no device {device!r} took part in these runs; there are {', '.join(known) or 'none'}")
+            near = did_you_mean(device, known) or ";"
+            raise UsageError(
+                f"no device {device!r} took part in these runs{near} there are {', '.join(known) or 'none'}"
+            )
     by_id = {run.run_id: run for run in chosen}
     for found in store.measurements(list(by_id), devices):
         task = found.task
