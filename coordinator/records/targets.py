@@ -64,7 +64,7 @@ class TargetRequest:
 
     @classmethod
     def parse(cls, text: str) -> TargetRequest:
-        """Parse `20,30.5` (milliseconds), `20ms,0.03s`, `auto:4`, or with others `20,p95:33`; `UsageError` otherwise."""
+        """Parse `20,30.5` (milliseconds), `20ms,0.03s`, `auto:4`, or with others `20,p95:33`; else `UsageError`."""
         automatic = 0
         found: set[float] = set()
         others: set[Target] = set()
