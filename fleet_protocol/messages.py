@@ -8,23 +8,18 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.quantities import (
-    Celsius,
     CoreNumber,
     Count,
     DurationMs,
     HalfWidthPercent,
     LimitSeconds,
-    Load,
-    Megahertz,
     Microseconds,
     Millijoules,
     Milliseconds,
-    Milliwatts,
-    Percent,
     Percentile,
     Provider,
     Seconds,
@@ -37,6 +32,11 @@ from fleetnas.fleet_protocol.choices import Condition as Condition
 from fleetnas.fleet_protocol.choices import InterpreterName as InterpreterName
 from fleetnas.fleet_protocol.choices import Precision as Precision
 from fleetnas.fleet_protocol.choices import RuntimeName as RuntimeName
+from fleetnas.fleet_protocol.message_parts import MAX_PERCENTILES as MAX_PERCENTILES
+from fleetnas.fleet_protocol.message_parts import BatteryState as BatteryState
+from fleetnas.fleet_protocol.message_parts import Conditions as Conditions
+from fleetnas.fleet_protocol.message_parts import Message as Message
+from fleetnas.fleet_protocol.message_parts import PercentileTime as PercentileTime
 
 #: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
 #: be ignored. `docs/architecture.md` has the rule.
@@ -46,8 +46,6 @@ SCHEMA_MINOR = 2
 PERCENTILES_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
 MAX_SESSIONS = 16
-#: Percentiles of run times that one measurement reports.
-MAX_PERCENTILES = 8
 #: Attempts at one task.
 MAX_ATTEMPTS = 1000
 #: Characters of a setting's label; it names a folder.
@@ -58,18 +56,11 @@ MIN_SLOWDOWN, MAX_SLOWDOWN = 0.01, 10_000.0
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", max_length=12)]
-BatteryState: TypeAlias = Literal["charging", "discharging", "idle"]
 #: States that every participant announces, and with its last will; agents may be `busy` too.
 AnnouncedState: TypeAlias = Literal["ready", "leaving"]
 ParticipantState: TypeAlias = Literal[AnnouncedState, "lost"]
 #: `noisy`: the median is not certain enough; `slowed`: the device was slower than it normally is in this run.
 Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
-
-
-class Message(BaseModel):
-    """Base of every message and of the values inside one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Versioned(Message):
@@ -146,44 +137,6 @@ class MeasurementProtocol(Message):
         max_length=MAX_PERCENTILES,
         description="percentiles of run times to report; each timed sample is then a single inference",
     )
-
-
-class Conditions(Message):
-    """The device's state around a measurement; what has no sensor is None."""
-
-    temperature_c: Celsius | None = None
-    clock_mhz: Megahertz | None = None
-    governor: PlainText | None = Field(default=None, max_length=32)
-    throttled: bool | None = None
-    load_1min: Load | None = None
-    battery_percent: Percent | None = None
-    battery_state: BatteryState | None = None
-    battery_temperature_c: Celsius | None = None
-    power_mw: Milliwatts | None = Field(
-        default=None, description="at rest before a measurement, within its blocks after it"
-    )
-
-
-class PercentileTime(Message):
-    """A percentile of the run times of single inferences, all sessions pooled with equal weight."""
-
-    percentile: Percentile
-    value_ms: Milliseconds
-    low_ms: Milliseconds | None = Field(
-        default=None, description="lower end of its 95 % interval, which holds for every distribution"
-    )
-    high_ms: Milliseconds | None = Field(default=None, description="upper end; null where the runs are too few for one")
-    runs: int = Field(ge=1, le=2**31 - 1, description="run times that it is taken from")
-
-    @model_validator(mode="after")
-    def _interval_holds_it(self) -> PercentileTime:
-        least_ms = self.value_ms if self.low_ms is None else self.low_ms
-        most_ms = self.value_ms if self.high_ms is None else self.high_ms
-        if not least_ms <= self.value_ms * 1.001 or not self.value_ms <= most_ms * 1.001:
-            raise ValueError(
-                f"a percentile is within its interval; it is {self.value_ms:g} of {least_ms:g}..{most_ms:g}"
-            )
-        return self
 
 
 class Measurement(Message):

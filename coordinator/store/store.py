@@ -55,6 +55,8 @@ from fleetnas.fleet_protocol.messages import TaskKey
 _PAGE = 500
 
 _log = logging.getLogger("fleetnas.coordinator")
+#: Key of a decided target, in the order in which they are returned; it begins with that of its device setting.
+_WINNER_KEY = ("run_id", "device", "setting_label", "target_ms", "subnet", "target")
 
 
 class MeasurementStore:
@@ -73,12 +75,10 @@ class MeasurementStore:
         self._outcome_writer = OutcomeWriter(database)
         # Made once: making such a statement takes longer than running it.
         self._put_tasks = upsert(database, TaskRow, "task_id")
-        self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
         self.history = RunHistory(database)
-        self._put_winners = upsert(
-            database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet", "target"
-        )
+        self._put_devices = upsert(database, DeviceRow, *_WINNER_KEY[:3])
+        self._put_winners = upsert(database, WinnerRow, *_WINNER_KEY)
 
     @classmethod
     def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
@@ -339,9 +339,7 @@ class MeasurementStore:
             rows = session.scalars(
                 select(WinnerRow)
                 .where(WinnerRow.run_id == run_id)
-                .order_by(
-                    WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms, WinnerRow.subnet, WinnerRow.target
-                )
+                .order_by(*(getattr(WinnerRow, name) for name in _WINNER_KEY[1:]))
             )
             return list(readable(rows, winner_of))
 
