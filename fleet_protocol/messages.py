@@ -70,9 +70,6 @@ class Versioned(Message):
     schema_minor: int = Field(default=0, ge=0, le=10_000, description="of the program that sent it")
 
 
-# -- values ----------------------------------------------------------------------------------------------------
-
-
 class RuntimeSetting(Message):
     """How a model is run. Together with the device it makes a device setting: what a predictor is for."""
 
@@ -226,9 +223,6 @@ class TaskKey(Message):
     attempt: int = Field(ge=1, le=MAX_ATTEMPTS)
 
 
-# -- agent to coordinator --------------------------------------------------------------------------------------
-
-
 class AgentState(Versioned):
     """Retained on `up/state`; the last will is the same with state `lost`."""
 
@@ -249,6 +243,7 @@ class AgentInfo(Versioned):
     tells_energy: bool | None = Field(
         default=None, description="whether the device has a power meter that can be read; null of older agents"
     )
+    accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")
 
 
 class Heartbeat(Versioned):
@@ -311,6 +306,7 @@ class Result(Versioned):
     kind: Literal["result"] = "result"
     task: TaskKey
     measurement: Measurement
+    memory_bytes: Count | None = Field(default=None, description="that loading and running a sent model file took")
 
 
 class Failed(Versioned):

@@ -32,6 +32,7 @@ from fleetnas.fleet_protocol.messages import (
     Phase,
     RuntimeSetting,
 )
+from fleetnas.fleet_protocol.orders import ModelReference
 
 #: Reference subnets per bundle and setting.
 RUNGS = 5
@@ -87,6 +88,20 @@ class MeasureOrder(Message):
     battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
 
 
+class ModelOrder(Message):
+    """Measure a model file that a coordinator sent, in turns with reference subnets of a bundle."""
+
+    op: Literal["measure-model"] = "measure-model"
+    bundle_path: str
+    bundle_sha256: str
+    model_path: str
+    model: ModelReference
+    setting: RuntimeSetting
+    protocol: MeasurementProtocol
+    references: ReferenceOrder | None = None
+    battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
+
+
 class BenchOrder(Message):
     """Measure a model file as it is."""
 
@@ -116,7 +131,9 @@ class SustainedOrder(Message):
     window_s: float = Field(gt=0)
 
 
-Order: TypeAlias = Annotated[MeasureOrder | BenchOrder | ProbeOrder | SustainedOrder, Field(discriminator="op")]
+Order: TypeAlias = Annotated[
+    MeasureOrder | ModelOrder | BenchOrder | ProbeOrder | SustainedOrder, Field(discriminator="op")
+]
 
 
 class PhaseReply(Message):
@@ -129,7 +146,7 @@ class PhaseReply(Message):
 
 
 class MeasuredReply(Message):
-    """The end of a `MeasureOrder` or `BenchOrder`."""
+    """The end of a `MeasureOrder`, `ModelOrder` or `BenchOrder`."""
 
     kind: Literal["measured"] = "measured"
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -147,6 +164,7 @@ class MeasuredReply(Message):
     after: Conditions
     energy_mj: Millijoules | None = None
     percentiles: tuple[PercentileTime, ...] = Field(default=(), max_length=MAX_PERCENTILES)
+    memory_bytes: Count | None = Field(default=None, description="peak memory that a sent model file took, about")
     paired: PairedTiming | None = Field(default=None, description="where references were asked for")
     levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")
     busy_s: float = Field(ge=0, description="time from taking the order, lock held, to this reply")

@@ -22,6 +22,7 @@ COMMANDS = {
     "search": CommandEntry("search.command", "Search the whole fleet by measuring on every device."),
     "finetune": CommandEntry("finetune", "Fine-tune one subnet, and write it as a bundle of its own."),
     "measure": CommandEntry("measure", "Measure and verify given subnets on devices."),
+    "bench": CommandEntry("bench", "Measure model files on every device of a fleet."),
     "watch": CommandEntry("watch", "Show a search that runs elsewhere, until it ends."),
     "devices": CommandEntry("devices", "List the fleet's agents: when last seen, and why idle."),
     "runs": CommandEntry("runs", "List every run in the store, oldest first."),

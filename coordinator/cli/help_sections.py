@@ -43,7 +43,7 @@ _ON_DEVICES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("search", "measure", "portfolio", "watch", "devices"), _ON_DEVICES),
+    **dict.fromkeys(("search", "measure", "bench", "portfolio", "watch", "devices"), _ON_DEVICES),
     "train": {
         "What is trained": ("--val", "--out", "--resume", "--from", "--channels", "--fit"),
         "Design space": ("--space", "--options", "--resolutions", "--kernels", "--expands", "--depths", "--width"),

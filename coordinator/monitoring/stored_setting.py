@@ -169,7 +169,12 @@ class StoredSetting:
         found = {**known, **self._targets}
         targets = [found[key] for key in ordered(found)]
         if self.running:
-            return tuple(targets)
+            # Where its time was over, the record says so; while it is at work again, the record is renewed soon.
+            stopped = self._record.reason
+            return tuple(
+                target if target.met is not None else replace(target, reason=stopped or target.reason)
+                for target in targets
+            )
         reason = unreached(self._record.status)
         return tuple(
             target if target.met is not None else replace(target, met=False, reason=reason) for target in targets

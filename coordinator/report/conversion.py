@@ -17,6 +17,7 @@ from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.target_kinds import kind_of_target
 from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import run_end, target_totals
+from fleetnas.coordinator.report.baseline_results import baseline_results
 from fleetnas.coordinator.report.results import (
     ClassReport,
     DeviceResult,
@@ -188,6 +189,7 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
             )
             for failure in device.failures
         ),
+        baselines=baseline_results(device),
         wire_bytes=device.wire_bytes,
         profile=device.profile,
         versions=device.versions,

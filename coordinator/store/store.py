@@ -22,6 +22,7 @@ from fleetnas.coordinator.records.stored import (
     TaskRecord,
     WinnerRecord,
 )
+from fleetnas.coordinator.store.baseline_table import BaselineTable
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.evaluation_table import EvaluationTable
 from fleetnas.coordinator.store.migration import bring_up_to_date
@@ -62,8 +63,7 @@ _WINNER_KEY = ("run_id", "device", "setting_label", "target_ms", "subnet", "targ
 class MeasurementStore:
     """One open store. Every method is one transaction that is on disk when it returns.
 
-    Each may raise `StoreError`, of which `StoreUnavailableError` says that the same call may succeed later: the disk
-    is full, the server is away.
+    Each may raise `StoreError`, of which `StoreUnavailableError` says that the same call may succeed later.
     """
 
     def __init__(self, database: Database) -> None:
@@ -73,9 +73,9 @@ class MeasurementStore:
         self.in_memory = database.in_memory  #: known to the thread that opened it alone
         self.read_only = database.read_only  #: nothing can be added or changed
         self._outcome_writer = OutcomeWriter(database)
-        # Made once: making such a statement takes longer than running it.
-        self._put_tasks = upsert(database, TaskRow, "task_id")
+        self._put_tasks = upsert(database, TaskRow, "task_id")  # made once: making it takes longer than running it
         self.evaluations = EvaluationTable(database)
+        self.baselines = BaselineTable(database)
         self.history = RunHistory(database)
         self._put_devices = upsert(database, DeviceRow, *_WINNER_KEY[:3])
         self._put_winners = upsert(database, WinnerRow, *_WINNER_KEY)
