@@ -24,6 +24,7 @@ COMMANDS = {
     "measure": CommandEntry("measure", "Measure and verify given subnets on devices."),
     "bench": CommandEntry("bench", "Measure model files on every device of a fleet."),
     "watch": CommandEntry("watch", "Show a search that runs elsewhere, until it ends."),
+    "dashboard": CommandEntry("dashboard", "Show the runs of a store in a browser, live, until Ctrl-C."),
     "devices": CommandEntry("devices", "List the fleet's agents: when last seen, and why idle."),
     "runs": CommandEntry("runs", "List every run in the store, oldest first."),
     "results": CommandEntry("runs", "Show the results of a run, ended or not."),

@@ -39,6 +39,11 @@ class StoredSetting:
         self._measured_ms: dict[str, float] = {}
 
     @property
+    def record(self) -> DeviceRecord:
+        """The device setting as it was stored when the store was read."""
+        return self._record
+
+    @property
     def running(self) -> bool:
         """Whether it was neither finished, lost nor failed when the store was read."""
         return self._record.status is SettingStatus.RUNNING
@@ -101,15 +106,12 @@ class StoredSetting:
         return [self._events.learned(self.latest_s, point) for point in points]
 
     def take_winner(self, winner: WinnerRecord) -> list[events.Event]:
-        """Take a decided target; returns no event for one that was taken before.
+        """Take a decided target as it is now; returns no event for one that was taken before.
 
         Raises:
             ValueError: the winner of a target that is met lacks its architecture, latency or hash.
         """
         key = TargetKey(winner.target_ms, winner.subnet, winner.target)
-        if key in self._settled:
-            return []
-        self._settled.add(key)
         self._targets[key] = TargetSnapshot(
             target_ms=winner.target_ms,
             subnet=winner.subnet,
@@ -128,6 +130,9 @@ class StoredSetting:
             value_high=winner.value_high,
             typical_value=winner.typical_value,
         )
+        if key in self._settled:
+            return []
+        self._settled.add(key)
         return [self._events.decided(self.latest_s, winner)]
 
     def snapshot(self, *, run_goes_on: bool) -> DeviceSnapshot:

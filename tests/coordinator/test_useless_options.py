@@ -264,6 +264,7 @@ def test_every_command_is_looked_at() -> None:
         "broker init": 5,
         "broker renew": 1,
         "broker rotate": 3,
+        "dashboard": 13,
         "demo": 3,
         "devices": 14,
         "enroll": 3,
