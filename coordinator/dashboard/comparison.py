@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from fleetnas.coordinator.dashboard.run_state import RunState
 from fleetnas.coordinator.records.snapshot import TargetSnapshot
-from fleetnas.coordinator.records.target_kinds import kind_of_target
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.view import wording
 
@@ -66,7 +65,7 @@ def _paired(
 
 
 def _asks_the_same(one: TargetSnapshot, other: TargetSnapshot) -> bool:
-    if (one.subnet, kind_of_target(one.target)) != (other.subnet, kind_of_target(other.target)):
+    if one.subnet != other.subnet:
         return False
     if one.target or other.target:
         return one.target == other.target
