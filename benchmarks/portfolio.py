@@ -11,6 +11,7 @@ winners of randomly drawn targets.
 
 Targets for percentiles: the interval of a percentile is taken of the run times of 1,000 distributions whose percentiles
 are known, and simulated devices with tails search for targets of every kind, whose winners' truths are known as well.
+Last come equal boards that are searched as one device (`equal_boards.py`).
 The exit status is 1 if a bar is missed.
 """
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from equal_boards import add_slow, add_times
 from figures import Figures, parser
 from numpy.typing import NDArray
 
@@ -47,7 +49,7 @@ from rigs.tuners import make, run
 
 Floats = NDArray[np.float64]
 
-PARTS = ("ofa", "fbnet", "simulated", "percentiles", "kinds")
+PARTS = ("ofa", "fbnet", "simulated", "percentiles", "kinds", "boards")
 #: Distributions of which percentiles are known, and simulated devices with tails.
 DISTRIBUTIONS, DEVICES = 1000, 40
 DATA = Path(os.environ.get("FLEETNAS_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
@@ -242,6 +244,7 @@ def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--exact-seconds", type=float, default=60.0, help="limit of each integer program")
     arguments.add_argument("--only", choices=PARTS, action="append")
+    arguments.add_argument("--seeds", type=int, default=50, help="classes of equal boards with a slow one")
     given = arguments.parse_args()
     figures = Figures()
     only = given.only or PARTS
@@ -255,6 +258,10 @@ def main() -> int:
         add_percentiles(figures)
     if "kinds" in only:
         add_kinds(figures)
+    if "boards" in only:
+        space = make_space("ofa-mbv3", {"resolutions": RESOLUTIONS})
+        add_times(figures, space, accuracy_model(space), max(1, given.seeds // 10))
+        add_slow(figures, space, accuracy_model(space), given.seeds)
     return figures.report(as_json=given.json)
 
 

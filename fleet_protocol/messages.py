@@ -16,6 +16,7 @@ from fleetnas.device_profiles.quantities import (
     Count,
     DurationMs,
     HalfWidthPercent,
+    HostMark,
     LimitSeconds,
     Microseconds,
     Millijoules,
@@ -25,6 +26,7 @@ from fleetnas.device_profiles.quantities import (
     Seconds,
     Share,
     ShortText,
+    Tags,
     UnixSeconds,
 )
 from fleetnas.device_profiles.text_fields import PlainText
@@ -243,6 +245,8 @@ class AgentInfo(Versioned):
     tells_energy: bool | None = Field(
         default=None, description="whether the device has a power meter that can be read; null of older agents"
     )
+    tags: Tags = ()
+    host: HostMark = ""
     accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fleetnas.agent.host.device import board_versions, describe_device, installed_versions
+from fleetnas.agent.host.host_mark import host_mark
 from fleetnas.agent.host.limits import allowed_cores
 from fleetnas.agent.host.power import find_power_meter
 from fleetnas.agent.host.process_lifetime import is_alive
@@ -41,7 +42,13 @@ class _Probed(BaseModel):
 
 
 def agent_info(
-    name: str, session: int, settings: Sequence[RuntimeSetting], measurer: Measurer, cache: Path, root: Path = Path("/")
+    name: str,
+    session: int,
+    settings: Sequence[RuntimeSetting],
+    measurer: Measurer,
+    cache: Path,
+    root: Path = Path("/"),
+    tags: tuple[str, ...] = (),
 ) -> AgentInfo:
     """Return everything that an agent announces about itself.
 
@@ -60,17 +67,20 @@ def agent_info(
         raise UsageError(
             "an agent is one device, and these settings run on several; start one agent per device, each with a --name"
         )
-    found_driven = bool(driven)
-    profile = driven.pop() if driven else describe_device(root)
+    profile = next(iter(driven)) if driven else describe_device(root)
     profile = profile.model_copy(update={"micro_benchmarks": probed[0].micro_benchmarks})
+    # A phone that this host drives is another machine than the host.
+    host = "" if driven else host_mark(root)
     return AgentInfo(
         agent=name,
         session=session,
         profile=profile,
         settings=tuple(settings),
         versions=versions,
+        tags=tags,
+        host=host,
         # A phone that this host drives has no meter that the host could read.
-        tells_energy=not found_driven and find_power_meter(root) is not None,
+        tells_energy=not driven and find_power_meter(root) is not None,
     )
 
 

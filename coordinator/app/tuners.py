@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from fleetnas.coordinator.app.target_checks import check_targets, checked_on
 from fleetnas.coordinator.predictors.prior import Prior
@@ -12,14 +13,20 @@ from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import StoredPriors
+from fleetnas.coordinator.tuning.class_tuner import ClassTuner
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.no_search import NoSearch
+from fleetnas.coordinator.tuning.pooling import BoardPool
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
+from fleetnas.coordinator.tuning.target_state import rule_out
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
+
+Made = TypeVar("Made", bound=DeviceTuner)
 
 
 class NoSearchFactory:
@@ -54,6 +61,7 @@ class TunerFactory:
             self._archive(plan.bounds).expect(max(plan.wait_for, len(plan.devices)))
         #: `StoredPriors` gives settings of nearly equal hardware the same prior.
         self._designs: dict[tuple[Prior | None, Bounds], InitialDesign] = {}
+        self._pool = BoardPool(self._class_tuner, verify_boards=plan.verify_boards, seed=plan.seed)
 
     def _archive(self, bounds: Bounds) -> SharedArchive:
         """Return the search that the device settings with these bounds share."""
@@ -67,8 +75,19 @@ class TunerFactory:
         """Whether tuners answer too quickly to be worth another thread."""
         return bool(self._archives) and all(archive.at_once for archive in self._archives.values())
 
-    def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
-        """Make the tuner of one setting of an agent; `UsageError` where none of its targets can be measured there."""
+    def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
+        """Make the tuner of one setting of an agent, which shares the search of its equals where they are pooled.
+
+        `UsageError` where none of its targets can be measured there.
+        """
+        pooled = self._pool.tuner(info, setting) if self._plan.pools else None
+        return pooled if pooled is not None else self._tuner(DeviceTuner, info, setting)
+
+    def _class_tuner(self, info: AgentInfo, setting: RuntimeSetting) -> ClassTuner:
+        return self._tuner(ClassTuner, info, setting)
+
+    def _tuner(self, kind: type[Made], info: AgentInfo, setting: RuntimeSetting) -> Made:
+        """Make a search of its own."""
         request, bounds = self._plan.request_for(info.agent, info), self._plan.bounds_for(info.agent, info)
         unsupported = checked_on(request, info, setting)
         archive = self._archive(bounds)
@@ -83,7 +102,7 @@ class TunerFactory:
                 prior=prior,
                 bounds=bounds,
             )
-        return DeviceTuner(
+        made = kind(
             self._designs[prior, bounds],
             self._accuracy,
             request,
@@ -91,8 +110,9 @@ class TunerFactory:
             budget=plan.budget,
             rerank=plan.rerank,
             protocol=plan.protocol,
-            unsupported=unsupported,
         )
+        rule_out(made.targets, unsupported)
+        return made
 
 
 class SubnetTunerFactory:

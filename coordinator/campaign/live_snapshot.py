@@ -54,7 +54,7 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
     targets = setting_run.search.targets
     request = plan.request_for(setting_run.device, setting_run.info)
     # A request for given targets is known before the search takes it up.
-    known = targets or states_of(request)
+    known = targets if setting_run.search.targets_known is not None else targets or states_of(request)
     return DeviceSnapshot(
         device=setting_run.device,
         setting_label=setting_run.setting.label,
@@ -71,6 +71,7 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         targets=tuple(_target(setting_run, target) for target in known),
         targets_asked=_targets_asked(setting_run, plan, targets),
         targets_note=setting_run.search.targets_note,
+        tags=setting_run.info.tags,
         quality=setting_run.tally.quality,
     )
 
@@ -80,7 +81,7 @@ def _targets_asked(setting_run: SettingRun, plan: CampaignPlan, targets: Sequenc
     # Automatic targets are known from the end of the initial design on, the others from the beginning.
     waits = request.automatic > 0 and all(target.target is not None for target in targets)
     asked = plan.asked_of(setting_run.device, setting_run.info)
-    return targets_asked(asked, None if waits else len(targets) or None)
+    return targets_asked(asked, None if waits else setting_run.search.targets_known)
 
 
 def _bare(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:

@@ -268,7 +268,7 @@ class SettingRun:
 
     def collect_evaluations(self) -> list[str]:
         """Take finished evaluations; returns lines for the log, such as one for each file that cannot be run here."""
-        reasons = [self._remarks.popleft() for _ in range(len(self._remarks))]
+        reasons = [self._remarks.popleft() for _ in range(len(self._remarks))] + self.search.take_remarks()
         for subnet, future in list(self._evaluations.items()):
             if future.done():
                 del self._evaluations[subnet]
@@ -293,6 +293,8 @@ class SettingRun:
     def close(self, status: SettingStatus, reason: str) -> None:
         """End the device setting; its tasks are abandoned."""
         self._status, self._reason = status, reason
+        if status is not SettingStatus.FINISHED:
+            self.search.leave()
         self.queue.close()
 
     def suspend(self, reason: str) -> None:
@@ -320,8 +322,10 @@ class SettingRun:
             self._reason,
             tuple(self._learning),
             self.queue.wire_bytes,
-            tuple(target_ms for target_ms, text in self._targets if not text) or None,
+            tuple(target_ms for target_ms, text in self._targets if not text)
+            or (() if self.search.targets_known == 0 else None),
             self.search.targets_note,
+            self.search.board,
             tuple(text for _, text in self._targets if text) or None,
         )
 

@@ -153,6 +153,7 @@ class StoredSetting:
             targets=self._known_targets(),
             targets_asked=stored_targets_asked(record, self._plan.asked_of(record.device, record.info)),
             targets_note=record.targets_note,
+            tags=record.info.tags,
             quality=self._tally.quality,
         )
 

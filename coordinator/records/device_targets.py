@@ -39,8 +39,8 @@ class DeviceTargets(BaseModel):
 
 
 def tags_of(info: AgentInfo) -> frozenset[str]:
-    """Return the tags that an agent announces; none of an older agent."""
-    return frozenset(getattr(info, "tags", ()))
+    """Return the tags that an agent announces."""
+    return frozenset(info.tags)
 
 
 def entry_for(entries: Sequence[DeviceTargets], device: str, info: AgentInfo) -> DeviceTargets | None:

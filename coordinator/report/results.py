@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetnas.coordinator.records.baselines import AccuracyBasis, SpeedBasis
+from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
@@ -91,31 +92,44 @@ class FailureResult(_Record):
     detail: str = Field(description="the device's own text")
 
 
+class BoardShareResult(_Record):
+    """Boards of a class of equal ones that meet a target."""
+
+    met: int = Field(description="boards whose own re-measurement is within it")
+    asked: int = Field(description="boards that verified it")
+    low: float = Field(description="lower end of the 95 % interval of the share of all such boards (Clopper-Pearson)")
+    high: float = Field(description="its upper end")
+
+    @classmethod
+    def of(cls, share: BoardShare) -> BoardShareResult:
+        """Convert a share."""
+        low, high = share.interval
+        return cls(met=share.met, asked=share.asked, low=low, high=high)
+
+
+class BoardResult(_Record):
+    """Place of a device in a class of equal boards, which is searched as one device."""
+
+    class_name: str = Field(description="the tag `class:NAME`, or the model of its boards")
+    boards: int = Field(description="boards in the class")
+    speed: float = Field(description="its latencies over those of the middle board of its class")
+    speed_error: float = Field(description="relative standard error of that")
+    slow: bool = Field(description="whether it is slower than boards of its class are")
+
+
 class TargetResult(_Record):
-    """One latency target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
+    """One target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
 
     target_ms: float | None = Field(
-        description="null where a given subnet was compared with no target, and where it is no latency"
+        description="null where a given subnet had no target, and of targets of other kinds"
     )
     target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
-    kind: TargetKind = Field(
-        default=TargetKind.LATENCY, description="latency (a median), percentile, rate, energy or accuracy"
-    )
+    kind: TargetKind = Field(default=TargetKind.LATENCY, description="what the target is about")
     label: str = Field(default="", description="the target with its unit, for people; empty where there is none")
-    value: float | None = Field(
-        default=None,
-        description="what the re-measurement showed, in the unit of a target of another kind than latency; of an "
-        "accuracy the predicted one, percent",
-    )
-    value_low: float | None = Field(
-        default=None, description="lower end of its 95 % interval, which holds for every distribution, of a percentile"
-    )
-    value_high: float | None = Field(
-        default=None, description="upper end of that interval, which decides a target for a percentile"
-    )
-    typical_value: float | None = Field(
-        default=None, description="the deciding value at the typical slow-down of this run; null where unknown"
-    )
+    value: float | None = Field(default=None, description="re-measured, in the unit of a target of another kind")
+    value_low: float | None = Field(default=None, description="of a percentile, the lower end of its 95 % interval")
+    value_high: float | None = Field(default=None, description="the upper end, which decides")
+    typical_value: float | None = Field(default=None, description="what decides, at the run's typical slow-down")
     met: bool = Field(
         description="verified_ms is not null and, where there is a target, at most target_ms, and so is typical_ms "
         "where it is known; of other kinds the same of value (of a percentile value_high) and typical_value; never "
@@ -153,15 +167,15 @@ class TargetResult(_Record):
     subnet: str | None = Field(
         default=None, description="fingerprint of a subnet that the user gave; null where a subnet was searched"
     )
+    boards: BoardShareResult | None = Field(
+        default=None, description="boards of its class that meet it; null where it was searched by itself"
+    )
 
     @model_validator(mode="after")
     def _met_follows_verification(self) -> TargetResult:
         if self.target:
             if self.met != meets_kind(self.target, self):
-                raise ValueError(
-                    f"`met` must follow from the values: it is {self.met} for {self.target}, with {self.value} up to "
-                    f"{self.value_high}, typically {self.typical_value}; the file was altered, write it again"
-                )
+                raise ValueError(f"`met` is {self.met} against {self.target}; the file was altered, write it again")
         elif self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
             raise ValueError(
                 f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
@@ -231,6 +245,8 @@ class DeviceResult(_Record):
     targets: tuple[TargetResult, ...] = Field(description="the targets that are known, ascending")
     targets_asked: int = Field(description="targets that were asked for, known or not")
     targets_note: str = Field(description="a remark on the targets, such as why they are fewer than were asked for")
+    tags: tuple[str, ...] = Field(default=(), description="names that the owner of the device gave it")
+    board: BoardResult | None = Field(default=None, description="its class of equal boards; null where it has none")
     failures: tuple[FailureResult, ...]
     baselines: tuple[BaselineResult, ...] = Field(default=(), description="networks of the user's own")
     wire_bytes: int | None = Field(description="bytes of messages for this setting, without the bundle")

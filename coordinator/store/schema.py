@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0011"
+HEAD_REVISION = "0010"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -55,6 +55,7 @@ class DeviceRow(Base):
     targets_ms: Mapped[list[Any] | None]
     targets_note: Mapped[str | None] = mapped_column(Text)
     targets: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
+    board: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class TaskRow(Base):

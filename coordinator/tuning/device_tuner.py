@@ -11,8 +11,6 @@ run again resumes it, and it ends as it would have ended.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +21,7 @@ from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.automatic_targets import AutomaticTargets
+from fleetnas.coordinator.tuning.board_speeds import BoardSpeeds
 from fleetnas.coordinator.tuning.candidates import CandidateSearch
 from fleetnas.coordinator.tuning.design_progress import DesignProgress
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
@@ -31,7 +30,7 @@ from fleetnas.coordinator.tuning.miss_reasons import all_failed, first_ones_fail
 from fleetnas.coordinator.tuning.proposal import Proposal, ProposalKey, TargetSolver
 from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
-from fleetnas.coordinator.tuning.setting_tuner import TunerPhase
+from fleetnas.coordinator.tuning.setting_tuner import LoneSetting, TunerPhase
 from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.target_costs import percentiles_to_ask
@@ -48,7 +47,7 @@ Floats = NDArray[np.float64]
 MAX_INITIAL_FAILURES = 6
 
 
-class DeviceTuner:
+class DeviceTuner(LoneSetting):
     """One device setting's search; a `SettingTuner`."""
 
     def __init__(
@@ -61,14 +60,13 @@ class DeviceTuner:
         budget: int = 40,
         rerank: int = 0,
         protocol: MeasurementProtocol = MeasurementProtocol(),  # noqa: B008 - it is frozen
-        unsupported: Mapping[str, str] = MappingProxyType({}),
+        speeds: BoardSpeeds | None = None,
     ) -> None:
         """`budget` counts all measurements but verifications, those of the initial design included.
 
-        By `protocol` the search knows how long a subnet's measurement takes. `unsupported` has reasons why targets of
-        other kinds than latency cannot be measured here, by their texts. With `rerank`, that many candidates per target
-        are chosen among by the accuracies that `tell_accuracy` takes. Space, seed, prior and bounds are those of the
-        `design`; `solver` must keep the bounds too.
+        By `protocol` the search knows how long a subnet's measurement takes; `speeds` are those of a class of boards.
+        With `rerank`, that many candidates per target are chosen among by the accuracies that `tell_accuracy` takes.
+        Space, seed, prior and bounds are those of the `design`; `solver` must keep the bounds too.
         """
         self.space, self.budget = design.space, budget
         self.failure_reason = ""
@@ -76,7 +74,7 @@ class DeviceTuner:
         """Why there are fewer automatic targets than were asked for."""
         self.measurements = self.failures = 0
         self._request, self._seed = targets, design.seed
-        self._latency = SettingLatency(design)
+        self._latency = SettingLatency(design, speeds)
         self._choice = SubnetChoice(self._latency, accuracy)
         self._proposer = Proposer(self._latency, accuracy, design.architecture, percentiles_to_ask(targets.percentiles))
         self._design = DesignProgress(design.subnets, self._latency.observations)
@@ -85,7 +83,7 @@ class DeviceTuner:
         self._verification = Verification(
             self._latency, self._choice, self._proposer, solver, self._shortlists, design.ends, self._rng
         )
-        self._targets = states_of(targets, unsupported)
+        self._targets = states_of(targets)
         self._automatic = AutomaticTargets(targets, self._latency, design.ends, solver, accuracy, design.seed)
         self._regime_unix_s = 0.0  # of the device when exploration ended, and since
         self._design_told: int | None = None  # outcomes told when the initial design was complete

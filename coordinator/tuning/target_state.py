@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.target_status import TargetStatus, transition
@@ -230,16 +229,16 @@ class TargetState:
         require(untried, "target {:g} ms is infeasible after re-measurements", target_ms)
 
 
-def states_of(request: TargetRequest, unsupported: Mapping[str, str] = MappingProxyType({})) -> list[TargetState]:
-    """Return the states of the targets that are known from a request alone.
+def states_of(request: TargetRequest) -> list[TargetState]:
+    """Return the states of the targets that are known from a request alone."""
+    return [*map(TargetState, request.fixed_ms), *map(TargetState.of, request.others)]
 
-    Those that are `unsupported`, texts and reasons, are missed.
-    """
-    states = [*map(TargetState, request.fixed_ms), *map(TargetState.of, request.others)]
+
+def rule_out(states: Sequence[TargetState], unsupported: Mapping[str, str]) -> None:
+    """Miss the targets, by their texts, that cannot be measured on a device setting, with the reasons."""
     for state in states:
         if state.text in unsupported:
             state.miss(unsupported[state.text])
-    return states
 
 
 def with_latencies(states: Sequence[TargetState], targets_ms: Sequence[float]) -> list[TargetState]:
