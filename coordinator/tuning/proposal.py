@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,21 @@ from fleetnas.coordinator.search.latency import TableLatency
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import Genomes
 
-if TYPE_CHECKING:
-    from fleetnas.coordinator.tuning.target_state import TargetState
-
 Genome = NDArray[np.int16]
 #: Identity of a proposal: genome, purpose, and target.
 ProposalKey: TypeAlias = tuple[tuple[int, ...], Purpose, "float | None", str]
+
+
+class AskedTarget(Protocol):
+    """A target of a device setting."""
+
+    @property
+    def asked_ms(self) -> float | None:
+        """Milliseconds; None where it is about another quantity."""
+
+    @property
+    def text(self) -> str:
+        """Text of a target of another kind than latency; else empty."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class Proposal:
         """Whether it is for one of the targets alone."""
         return self.target_ms is not None or bool(self.target)
 
-    def is_for(self, state: TargetState) -> bool:
+    def is_for(self, state: AskedTarget) -> bool:
         """Whether it is for this target."""
         return self.has_target and (self.target_ms, self.target) == (state.asked_ms, state.text)
 

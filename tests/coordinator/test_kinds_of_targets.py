@@ -115,7 +115,7 @@ def test_the_ratio_of_cost_to_latency_is_learned_with_its_slope() -> None:
 def test_one_measurement_is_enough_for_a_first_ratio() -> None:
     ratio = CostRatio.learned([(10.0, 12.0)])
     assert ratio.costs(np.array([10.0]), 0.0) == pytest.approx([12.0])
-    assert ratio.spread > 0
+    assert ratio.scatter > 0
 
 
 # -- searching -------------------------------------------------------------------------------------------------------
