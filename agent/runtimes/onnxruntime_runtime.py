@@ -17,6 +17,7 @@ from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape, choose_sh
 from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.interpreters.onnxruntime import EXACT_INT8, import_onnxruntime
 
@@ -219,7 +220,7 @@ def _import() -> Any:
         return import_onnxruntime()
     except ImportError as error:
         raise RuntimeUnavailableError(
-            f"onnxruntime cannot be imported ({_one_line(error)}); run: pip install 'fleetnas[agent]'"
+            f"onnxruntime cannot be imported ({_one_line(error)}); run: {install_extra('agent')}"
         ) from error
 
 

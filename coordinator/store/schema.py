@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0010"
+HEAD_REVISION = "0013"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -33,6 +33,7 @@ class RunRow(Base):
     created_unix_s: Mapped[float] = mapped_column(index=True)
     status: Mapped[str] = mapped_column(String(16))
     finished_unix_s: Mapped[float | None]
+    name: Mapped[str | None] = mapped_column(String(64), unique=True, index=True)
 
 
 class DeviceRow(Base):
