@@ -81,8 +81,7 @@ class MeasurementStore:
         self.evaluations = EvaluationTable(database)
         self.baselines = BaselineTable(database)
         self.outcome_table, self.overview = OutcomeTable(database), RunOverview(database)
-        self.history = RunHistory(database)
-        self.named_runs = RunTable(database)
+        self.history, self.named_runs = RunHistory(database), RunTable(database)
         self._put_devices = upsert(database, DeviceRow, *_WINNER_KEY[:3])
         self._put_winners = upsert(database, WinnerRow, *_WINNER_KEY)
 
