@@ -21,6 +21,7 @@ from fleetnas.device_profiles.quantities import (
     Seconds,
 )
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.layer_times import Layers
 from fleetnas.fleet_protocol.messages import (
     MAX_SESSIONS,
     Conditions,
@@ -83,6 +84,7 @@ class MeasureOrder(Message):
     protocol: MeasurementProtocol
     references: ReferenceOrder | None = None
     battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
+    profile: bool = Field(default=False, description="time its layers too, after the measurement")
 
 
 class BenchOrder(Message):
@@ -93,6 +95,7 @@ class BenchOrder(Message):
     input_shapes: InputShapes = Field(default_factory=dict)
     setting: RuntimeSetting
     protocol: MeasurementProtocol
+    profile: bool = Field(default=False, description="time its layers too, after the measurement")
 
 
 class ProbeOrder(Message):
@@ -144,6 +147,7 @@ class MeasuredReply(Message):
     before: Conditions
     after: Conditions
     energy_mj: Millijoules | None = None
+    layers: Layers = Field(default=(), description="where a profile was asked for, and the runtime has a profiler")
     paired: PairedTiming | None = Field(default=None, description="where references were asked for")
     levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")
     busy_s: float = Field(ge=0, description="time from taking the order, lock held, to this reply")

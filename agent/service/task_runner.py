@@ -151,6 +151,7 @@ class TaskRunner:
                 protocol=task.protocol,
                 references=self._resources.drift.reference_order(task, now, may_wait=self._may_wait(now)),
                 battery=self._resources.battery,
+                profile=task.profile,
             )
         )
         self._deadline.resume(now)

@@ -85,6 +85,8 @@ class SearchRequest:
     images: ImageFolders = ImageFolders()
     metrics: tuple[str, int] | None = None
     """Address and port of the Prometheus metrics."""
+    track: str | None = field(default=None, repr=False)
+    """MLflow's URI, where the ended run is logged."""
 
     @property
     def kind(self) -> RunKind:

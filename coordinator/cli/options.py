@@ -36,6 +36,14 @@ SomeClasses = Annotated[
     bool,
     typer.Option("--some-classes", help="The folders of images hold only some of the supernet's classes, by name."),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        metavar="mlflow:URI",
+        help="Log the run at its end: parameters, metrics, results and models (a server's address, or a folder).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a view.")]
 
 
@@ -92,3 +100,12 @@ def existing_store(store: str | None) -> str:
     if store is not None and "://" not in store and not Path(store).exists():
         raise UsageError(f"there is no store {store}; check --store, or leave it out for the one in your data folder")
     return store_location(store)
+
+
+def tracking(text: str | None) -> str | None:
+    """Return the URI of `--track`; None without one. `UsageError` where it names no tracker."""
+    if text is None:
+        return None
+    from fleetnas.coordinator.app.tracking import parse_tracking
+
+    return parse_tracking(text)

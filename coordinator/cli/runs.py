@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fleetnas.coordinator.cli import options
-from fleetnas.fleet_protocol.errors import FleetnasError
+from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
 
 def register(app: typer.Typer) -> None:
@@ -69,14 +69,21 @@ def results(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write its results and winners' model files here.")
     ] = None,
+    track: options.Track = None,
 ) -> None:
     """Show the results of a run, ended or not."""
     from fleetnas.coordinator.app.run_artifacts import stored_models, write_artifacts
+    from fleetnas.coordinator.app.tracking import MlflowTracking
+    from fleetnas.coordinator.app.tracking import track as log_run
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.report.stored_outcome import outcome_of
     from fleetnas.coordinator.view.summary import print_summary
     from fleetnas.supernet_export.output_files import check_folder
 
+    uri = options.tracking(track)
+    if uri is not None and out is None:
+        raise UsageError("--track logs the files of the results: give the folder to write them to with --out DIR")
+    tracking = MlflowTracking(uri) if uri is not None else None
     opened = options.open_to_read(store)
     try:
         print_summary(Console(), outcome_of(opened, run))
@@ -86,5 +93,7 @@ def results(
             for remark in write_artifacts(opened, run, out, models):
                 typer.echo(remark, err=True)
             typer.echo(f"results and model files: {out}")
+            if tracking is not None:
+                typer.echo(log_run(tracking, out, run))
     finally:
         opened.close()

@@ -35,7 +35,7 @@ def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ..
     fields = []
     for name, schema in message.model_json_schema()["properties"].items():
         types = {part.get("type") for part in schema.get("anyOf", [schema])} - {"null", None}
-        if types:
+        if types and "$ref" not in schema.get("items", {}):
             fields.append(Field(name + suffix, _KINDS[types.pop()]))
     return tuple(fields)
 

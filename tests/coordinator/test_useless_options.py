@@ -31,6 +31,7 @@ TEXTS = {
     "--precision": "int8",
     "--runtime": "onnxruntime",
     "--mirror": "https://mirror.example/bundles",
+    "--track": "mlflow:tracked",
     "--max-parameters": "4M",
     "--max-macs": "4M",
     "--max-activation-memory": "4MB",
@@ -41,10 +42,10 @@ PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
     "--rerank",
     "--deadline",
-    *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions"),
+    *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions", "--profile-winners"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
-IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes"}
+IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes", "--track"}
 HERE = {*IMAGES, "--supernet", "--metrics-port"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from pathlib import Path
 
 from rich.console import Console
 
@@ -11,6 +12,7 @@ from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
 from fleetnas.coordinator.app.request import SearchRequest
+from fleetnas.coordinator.app.tracking import MlflowTracking, track
 from fleetnas.coordinator.cli.progress import image_progress
 from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
@@ -35,6 +37,7 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
     # A service manager's stop and a closed terminal act as Ctrl-C: the run ends in order and can be resumed.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
+    tracking = MlflowTracking(request.track) if request.track is not None else None
     store = MeasurementStore.open(request.store)
     with image_progress() as progress:
         running = open_search(request, lambda: make_view(console, as_json), store, image_progress=progress)
@@ -55,6 +58,10 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
         unfinished = any(device.status is not SettingStatus.FINISHED for device in outcome.devices)
         if ending is RunStatus.INTERRUPTED or unfinished:
             console.print(_next_step(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
+    if tracking is not None:
+        out = Path(running.settings.out) if running.settings.out is not None else None
+        line = track(tracking, out, running.run_id)
+        Console(stderr=as_json).print(line, markup=False, highlight=False, soft_wrap=True)
     return _EXIT_CODES[ending]
 
 
