@@ -31,24 +31,16 @@ class Network:
 
 @dataclass(frozen=True)
 class Gain:
-    """A winner, and a network that it is compared with; both accuracies are evaluated, or both predicted."""
+    """A winner, and a network that it is compared with."""
 
     winner: Network
     compared_with: Network
+    speedup: float
+    """How many times as fast the winner is."""
+    points: float | None
+    """Accuracy that is gained, in percentage points; None where one accuracy is not known."""
     predicted: bool
     """Whether the accuracies are predictions."""
-
-    @property
-    def speedup(self) -> float:
-        """How many times as fast the winner is."""
-        return self.compared_with.latency_ms / self.winner.latency_ms
-
-    @property
-    def points(self) -> float | None:
-        """Accuracy that is gained, in percentage points; None where one accuracy is not known."""
-        if self.winner.accuracy is None or self.compared_with.accuracy is None:
-            return None
-        return 100 * (self.winner.accuracy - self.compared_with.accuracy)
 
     @property
     def text(self) -> str:
@@ -109,7 +101,7 @@ def _gain(winners: Sequence[Network], compared_with: Network, *, predicted: bool
     faster = [each for each in winners if each.latency_ms < compared_with.latency_ms] or list(winners)
     as_good = [each for each in faster if loss(each) <= _SAME_ACCURACY_POINTS]
     chosen = min(as_good, key=lambda each: each.latency_ms) if as_good else min(faster, key=loss)
-    return Gain(chosen, compared_with, predicted)
+    return Gain(chosen, compared_with, compared_with.latency_ms / chosen.latency_ms, -loss(chosen), predicted)
 
 
 def _network(target: TargetResult, accuracy: float | None) -> Network:

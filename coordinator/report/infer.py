@@ -59,6 +59,10 @@ class Model:
             raise InferenceError(
                 f"{card_of(path).name} has no preprocessing; write the results again with this fleetnas"
             )
+        if self.preprocessing.get("channels") not in (1, 3):
+            raise InferenceError(
+                f"{path.name} takes no images of 1 or 3 channels; prepare its input in a program of yours"
+            )
         opener = open_tflite if content[4:8] == b"TFL3" else open_onnx
         (self.height, self.width), self.classes, self.logits = opener(content, threads)
         names = supernet.get("class_names")
@@ -136,6 +140,7 @@ def read_card(model: Path) -> dict[str, Any]:
 def chosen_model(folder: Path) -> Path:
     """Return the most accurate model in a folder, by its card; of equal ones the fastest."""
     models = sorted(path for path in folder.iterdir() if path.suffix in (".onnx", ".tflite"))
+    models = [path for path in models if card_of(path).is_file()] or models[:1]
     if not models:
         raise InferenceError(f"there is no model file in {folder}; name one with --model")
 
@@ -292,6 +297,8 @@ def classify(model: Model, images: list[Path], most: int) -> Iterator[str]:
 def run(options: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     path: Path = options.images
+    if options.top < 1 or options.threads < 1:
+        raise InferenceError(f"--top {options.top} and --threads {options.threads} must be 1 or more")
     model_path = options.model if options.model is not None else chosen_model(Path(__file__).resolve().parent)
     if not model_path.is_file():
         raise InferenceError(f"there is no model file {model_path}; check --model")

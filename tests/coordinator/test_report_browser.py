@@ -1,4 +1,4 @@
-"""The report in headless Chromium: complete at the width of a phone, loading nothing, with the verdict on the screen."""
+"""The report in headless Chromium: it loads nothing, and the verdict is on the screen of a phone too."""
 
 from __future__ import annotations
 
