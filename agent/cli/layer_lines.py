@@ -17,7 +17,9 @@ def layer_lines(layers: Sequence[LayerTime], *, ascii_only: bool = False) -> lis
     for layer in layers:
         by_operator.setdefault(layer.op or "others", []).append(layer.mean_us)
     largest = max(layer.mean_us for layer in layers) or 1.0
-    lines = [f"{len(layers)} layers, {total_us / 1000:.4g} ms by the runtime's profiler, which slows it a little"]
+    lines = [
+        f"{len(layers)} layers, {total_us / 1000:.4g} ms in all: more than the latency, as each is clocked by itself"
+    ]
     for op, times_us in sorted(by_operator.items(), key=lambda item: -sum(item[1])):
         share = 100 * sum(times_us) / total_us
         lines.append(f"  {op:<24} {len(times_us):>4} layers {sum(times_us):>10.1f} us {share:>5.1f} %")

@@ -22,7 +22,7 @@ COLOURS = {
 }
 #: Latencies that span more than this factor are shown on a logarithmic axis.
 _WIDE = 5
-WIDTH_IN, HEIGHT_IN = 5.6, 3.5
+WIDTH_IN, HEIGHT_IN = 4.8, 3.2
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fleetnas",

@@ -13,7 +13,7 @@ from fleetnas.coordinator.view.wording import count_of
 _MOST_NAMED = 16
 _MARKERS = "os^Dv<>P"
 #: Height of one row of the legend, inches, and characters of a label that leave no room for a second column.
-_ROW_IN, _WIDE_LABEL = 0.19, 34
+_ROW_IN, _WIDE_LABEL = 0.19, 28
 
 
 def fleet_plot(devices: Sequence[DeviceResult], prefix: str) -> Plot | None:

@@ -16,7 +16,7 @@ _SAME_ACCURACY_POINTS = 1.0
 #: Latencies within this factor, and accuracies within these points, are told as equal.
 _SAME_LATENCY, _SHOWN_POINTS = 1.05, 0.05
 #: A subnet that was measured, whatever it is called: the comparison of a run without a baseline.
-MOST_ACCURATE = "the most accurate subnet measured"
+MOST_ACCURATE = "most accurate subnet measured"
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ def device_gain(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> Gain 
         return None
     most = max(known, key=lambda each: (each.accuracy or 0.0, -each.latency_ms))
     others = [each for each in known if each is not most]
-    named = Network(f"the most accurate winner, {most.name}", most.latency_ms, most.accuracy)
-    return _gain(others, named, predicted=known is predicted)
+    return _gain(others, most, predicted=known is predicted)
 
 
 def summary(gains: Iterable[Gain]) -> str:
@@ -106,7 +105,8 @@ def _gain(winners: Sequence[Network], compared_with: Network, *, predicted: bool
 
 def _network(target: TargetResult, accuracy: float | None) -> Network:
     assert target.verified_ms is not None
-    return Network(target_name(target.target_ms, target.subnet or ""), target.verified_ms, accuracy)
+    name = target_name(target.target_ms, target.subnet or "")
+    return Network(name if target.subnet else f"winner for {name}", target.verified_ms, accuracy)
 
 
 def _most_accurate(rows: Sequence[TakenMeasurement]) -> Network | None:

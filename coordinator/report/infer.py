@@ -207,7 +207,7 @@ def read_image(path: Path, channels: int) -> Any:
         with Image.open(path) as image:
             image.load()
             try:
-                turn = TURNS.get(image.getexif().get(0x0112))
+                turn = TURNS.get(image.getexif().get(0x0112, 1))
             except Exception:  # broken EXIF data beside whole pixels
                 turn = None
             upright: Any = image if turn is None else image.transpose(Image.Transpose[turn])

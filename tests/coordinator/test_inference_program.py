@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rigs.outcome_examples import campaign_outcome
-from rigs.small_images import CLASSES, COLOUR, write_images, write_supernet
+from rigs.striped_images import CLASSES, COLOUR, write_images, write_supernet
 
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, SupernetProvenance, TargetOutcome
