@@ -8,9 +8,6 @@ import json
 import os
 import re
 import sys
-from typing import Annotated, TypeAlias
-
-from pydantic import AfterValidator
 
 _LAYOUT = "\n\t"
 #: One ASCII character for each sign in our output, for streams whose encoding lacks it.
@@ -25,9 +22,6 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in _LAYOUT else "?" for c in text)
-
-
-PlainText: TypeAlias = Annotated[str, AfterValidator(plain)]
 
 
 def _replace_signs(error: UnicodeError) -> tuple[str, int]:

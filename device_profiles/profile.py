@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.device_profiles.quantities import Megabytes, Megahertz, Microseconds, ShortText, Throughput
+from fleetnas.device_profiles.text_fields import PlainText
 
 
 class CpuCluster(BaseModel):

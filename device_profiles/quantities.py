@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.device_profiles.text_fields import PlainText
 
 #: The last second of the year 9999, which is as far as dates can be written.
 LATEST_UNIX_S = 253_402_300_799.0

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json, to_json
 
+from fleetnas.fleet_protocol.error_text import fault_words
 from fleetnas.fleet_protocol.errors import ProtocolError
 from fleetnas.fleet_protocol.messages import SCHEMA_MINOR, SCHEMA_VERSION, Message, TaskUpdate
 from fleetnas.fleet_protocol.orders import Task
@@ -144,4 +145,4 @@ def _validate_known(kind: Any, payload: bytes, unknown: list[ErrorDetails]) -> A
 
 def _refusal(faults: list[ErrorDetails]) -> ProtocolError:
     where = ".".join(str(part) for part in faults[0]["loc"]) or "message"
-    return ProtocolError(f"message refused: {where}: {faults[0]['msg']}"[:300])
+    return ProtocolError(f"message refused: {where}: {fault_words(faults[0])}"[:300])

@@ -10,7 +10,6 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fleetnas.device_profiles.plain_text import PlainText
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.quantities import (
     Celsius,
@@ -32,6 +31,11 @@ from fleetnas.device_profiles.quantities import (
     ShortText,
     UnixSeconds,
 )
+from fleetnas.device_profiles.text_fields import PlainText
+from fleetnas.fleet_protocol.choices import Condition as Condition
+from fleetnas.fleet_protocol.choices import InterpreterName as InterpreterName
+from fleetnas.fleet_protocol.choices import Precision as Precision
+from fleetnas.fleet_protocol.choices import RuntimeName as RuntimeName
 from fleetnas.fleet_protocol.layer_times import Layers
 
 #: The wire contract's version; `docs/architecture.md` has the rule for each of the two numbers.
@@ -49,18 +53,12 @@ MIN_SLOWDOWN, MAX_SLOWDOWN = 0.01, 10_000.0
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", max_length=12)]
-#: Names of the runtimes; an interpreter runs in the process that loads it.
-InterpreterName: TypeAlias = Literal["onnxruntime", "litert"]
-RuntimeName: TypeAlias = Literal[InterpreterName, "adb", "command"]
-Precision: TypeAlias = Literal["fp32", "int8"]
 BatteryState: TypeAlias = Literal["charging", "discharging", "idle"]
 #: States that every participant announces, and with its last will; agents may be `busy` too.
 AnnouncedState: TypeAlias = Literal["ready", "leaving"]
 ParticipantState: TypeAlias = Literal[AnnouncedState, "lost"]
 #: `noisy`: the median is not certain enough; `slowed`: the device was slower than it normally is in this run.
 Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
-#: Under which condition a device is measured: as it happens to be, warmed up until its speed is steady, or cooled down.
-Condition: TypeAlias = Literal["as-is", "sustained", "cool"]
 
 
 class Message(BaseModel):

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from fleetnas.device_profiles.plain_text import PlainText
-from fleetnas.device_profiles.quantities import Count, UnixSeconds
+from fleetnas.device_profiles.quantities import Count, Seconds, Share, UnixSeconds
+from fleetnas.device_profiles.text_fields import PlainText
 from fleetnas.fleet_protocol.messages import Identifier, Versioned
 
 #: Most device settings and events in one message.
@@ -49,6 +49,10 @@ class RunSummary(Versioned):
     settings: Count = Field(description="device settings that take part")
     pages: Count = Field(description="how many pages they fill")
     log: tuple[_Text, ...] = Field(default=(), max_length=20)
+    done: Share | None = Field(default=None, description="finished share of the expected work; null where unknown")
+    left_s: Seconds | None = Field(default=None, description="expected time to the end")
+    least_left_s: Seconds | None = Field(default=None, description="lower end of it; about 90 % of runs take longer")
+    most_left_s: Seconds | None = Field(default=None, description="upper end of it")
 
 
 class RunPage(Versioned):

@@ -183,7 +183,10 @@ def _map(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: the file is empty
-        raise CorruptBundleError(f"{path} cannot be read as a supernet bundle: {error}") from None
+        reason = getattr(error, "strerror", None) or "it is empty"
+        raise CorruptBundleError(
+            f"{path} cannot be read as a supernet bundle: {reason}; check the path, or make one with `fleetnas export`"
+        ) from None
 
 
 def _read_header(mapped: mmap.mmap) -> tuple[dict[str, str], dict[str, Any], int]:

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator, model_validator
 
-from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.device_profiles.text_fields import PlainText
+from fleetnas.fleet_protocol.error_text import fault_words
 from fleetnas.fleet_protocol.errors import CorruptBundleError
 from fleetnas.supernet_export.accuracy.model import HeldOut
 from fleetnas.supernet_export.model_metadata import ModelMetadata
@@ -191,7 +192,7 @@ def read_manifest(text: str) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise CorruptBundleError(f"its manifest is wrong in {where[:100]!r}: {first['msg'][:300]}") from None
+        raise CorruptBundleError(f"its manifest is wrong in {where[:100]!r}: {fault_words(first)[:300]}") from None
     except (ValueError, RecursionError):
         raise CorruptBundleError("its manifest is not JSON") from None
 

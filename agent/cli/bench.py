@@ -124,7 +124,7 @@ def run_bench(options: argparse.Namespace) -> int:
     if len(shapes) < len(named):
         raise UsageError("--input-shape names an input twice; give each input one shape, as NAME=SHAPE")
     if objection := thread_objection(setting, read_limits()):
-        sys.stderr.write(f"fleetnas-agent: {objection}\n")
+        sys.stderr.write(f"note: {objection}\n")
     measure = _measure_once if options.sustained is None else _measure_sustained
     return measure(options, setting, shapes)
 

@@ -42,7 +42,7 @@ def begin_logging(level: str) -> None:
 def write_error(text: str) -> None:
     """Write why the program ends, in one line."""
     mark = _PRIORITIES[logging.ERROR] if goes_to_the_journal() else ""
-    sys.stderr.write(f"{mark}fleetnas-agent: {text}\n")
+    sys.stderr.write(f"{mark}error: {text}\n")
 
 
 def goes_to_the_journal() -> bool:

@@ -6,17 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from typing import NoReturn
 
-from fleetnas.agent.cli.bench import BENCH_DESCRIPTION, BENCH_EPILOG, add_bench_options
-from fleetnas.agent.cli.configuration import read_configuration, settings_of
-from fleetnas.agent.cli.doctor.command import add_doctor_options
-from fleetnas.agent.cli.installation.command import add_install_options, add_uninstall_options
 from fleetnas.agent.cli.log_lines import write_error
-from fleetnas.agent.cli.options import set_defaults, with_credentials
-from fleetnas.agent.cli.run import RUN_DESCRIPTION, RUN_EPILOG, add_run_options
-from fleetnas.agent.cli.status import add_status_options
+from fleetnas.agent.cli.parsers import build_parser, command_of, unknown_option
 from fleetnas.device_profiles.plain_text import use_printable_streams
 from fleetnas.fleet_protocol.errors import FleetnasError
 
@@ -50,73 +42,20 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     `configured_settings` holds the configured settings. Raises `UsageError` if a value cannot be used.
     """
-    parser, subparsers = build_parser()
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser, subparsers = build_parser(command_of(words))
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise unknown_option(unknown[0], subparsers.get(options.command_name, parser))
     if "config" not in options:
         return options
+    from fleetnas.agent.cli.configuration import read_configuration, settings_of
+    from fleetnas.agent.cli.options import set_defaults, with_credentials
+
     values = read_configuration(options.config, os.environ)
     set_defaults(subparsers[options.command_name], values)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     return with_credentials(argparse.Namespace(**vars(options), configured_settings=settings_of(values)))
-
-
-class _Version(argparse.Action):
-    """Looks the version up only if it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        sys.stdout.write(f"fleetnas-agent {metadata.version('fleetnas')}\n")
-        parser.exit()
-
-
-def build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """Return the whole command line, and the parser of each command by name."""
-    parser = argparse.ArgumentParser(
-        prog="fleetnas-agent", description="Measures subnets of a once-for-all supernet on this device."
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command_name")
-    run = commands.add_parser(
-        "run",
-        help="serve a fleet from this device",
-        description=RUN_DESCRIPTION,
-        epilog=RUN_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    bench = commands.add_parser(
-        "bench",
-        help="measure a model file",
-        description=BENCH_DESCRIPTION,
-        epilog=BENCH_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    doctor = commands.add_parser(
-        "doctor",
-        help="find out what keeps this device from measuring",
-        description="Check Python, runtimes, sensors, the state folder, the broker and every setting that `run` would "
-        "offer with the same options and configuration; print a command that fixes each trouble.",
-    )
-    status = commands.add_parser(
-        "status",
-        help="show the agents of this host and their results",
-        description="Read the state folder; disturb nothing.",
-    )
-    install = commands.add_parser(
-        "install-service",
-        help="run the agent as a systemd service",
-        description="Write a hardened systemd unit and its configuration, start the service, and print each step.",
-    )
-    uninstall = commands.add_parser(
-        "uninstall-service",
-        help="remove the systemd service",
-        description="Stop and remove the service; keep its state.",
-    )
-    add_run_options(run)
-    add_bench_options(bench)
-    add_doctor_options(doctor)
-    add_status_options(status)
-    add_install_options(install)
-    add_uninstall_options(uninstall)
-    return parser, {"run": run, "bench": bench, "doctor": doctor, "status": status}
 
 
 if __name__ == "__main__":

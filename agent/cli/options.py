@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetnas.agent.cli.configuration import KEYS
-from fleetnas.agent.runtimes.settings import installed_runtime, parse_setting
 from fleetnas.agent.service.state_folder import DEFAULT_PLACE
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.messages import RuntimeSetting
-from fleetnas.fleet_protocol.security.credentials import Credentials, read_credentials
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
+from fleetnas.fleet_protocol.units import seconds
+
+if TYPE_CHECKING:
+    from fleetnas.fleet_protocol.messages import RuntimeSetting
+    from fleetnas.fleet_protocol.security.credentials import Credentials
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
 DEFAULT_FLEET = "default"
-_NUMBER = r"([0-9]{1,6}(?:\.[0-9]{1,6})?)"
-_DURATION = re.compile(f"(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
 def add_identity_options(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +81,8 @@ def with_credentials(options: argparse.Namespace) -> argparse.Namespace:
     """
     if getattr(options, "credentials", None) is None:
         return _changed(options, identity=None)
+    from fleetnas.fleet_protocol.security.credentials import read_credentials
+
     found = read_credentials(Path(options.credentials), "agent")
     for option, given, own in (
         ("--name", options.name, found.name),
@@ -131,6 +133,8 @@ def broker_address(options: argparse.Namespace) -> BrokerAddress:
 
 def chosen_settings(options: argparse.Namespace, configured: list[str]) -> list[RuntimeSetting]:
     """Return the settings to offer: those of the command line, else the configured ones, else the default one."""
+    from fleetnas.agent.runtimes.settings import installed_runtime, parse_setting
+
     keys = ("provider", "threads", "precision", "graph_optimisation", "affinity")
     given = [f"{key}={getattr(options, key)}" for key in keys if getattr(options, key) is not None]
     several = getattr(options, "setting", None)
@@ -151,9 +155,10 @@ def positive(text: str) -> int:
 
 def duration(text: str) -> float:
     """Parse a duration such as `90s`, `30m`, `1.5h` or `1h30m`; return seconds."""
-    found = _DURATION.fullmatch(text.strip().lower())
-    hours, minutes, seconds = (float(part) if part else 0.0 for part in (found.groups() if found else ("", "", "")))
-    total_s = 3600 * hours + 60 * minutes + seconds
+    try:
+        total_s = 0.0 if text.strip()[-1:].isdigit() else seconds(text)  # a number alone may mean minutes
+    except ValueError:
+        total_s = 0.0
     if total_s <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90s, 30m, 1h or 1h30m")
     return total_s

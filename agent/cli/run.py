@@ -62,41 +62,42 @@ def add_agent_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--runtime", choices=RUNTIMES, help="(default: the one that is installed)")
     add_setting_options(run)
     run.add_argument("--setting", action="append", metavar="SETTING", help="a whole setting to offer, see below")
-    run.add_argument("--cache-mb", type=positive, default=2048, metavar="MB", help="cap of the cache (%(default)s)")
-    run.add_argument(
+    limits = run.add_argument_group("limits and logging")
+    limits.add_argument("--cache-mb", type=positive, default=2048, metavar="MB", help="cap of the cache (%(default)s)")
+    limits.add_argument(
         "--memory-limit-mb",
         type=positive,
         metavar="MB",
         help="memory the measuring child may allocate (default: four fifths of this device's)",
     )
     rule = BatteryRule()
-    run.add_argument(
+    limits.add_argument(
         "--min-battery",
         type=float,
         default=rule.min_percent,
         metavar="PERCENT",
         help="rest below this level while on battery; 0: never (%(default)g)",
     )
-    run.add_argument(
+    limits.add_argument(
         "--max-charging-temperature",
         type=float,
         default=rule.max_charging_c,
         metavar="C",
         help="rest while the battery charges at this temperature or above (%(default)g)",
     )
-    run.add_argument(
+    limits.add_argument(
         "--connect-timeout",
         type=float,
         metavar="S",
         help="fail if the broker is not reached within this time (default: go on trying)",
     )
-    run.add_argument(
+    limits.add_argument(
         "--bundle-mirrors",
         metavar="POLICY",
         help="whether a bundle may be fetched from the mirror that a task names: off, https, or any, which takes http "
         "as well (default: https where the coordinator's key is pinned, else off)",
     )
-    run.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
+    limits.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
 
 
 def run_command(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from fleetnas.agent.measuring.host_lock import MAX_WAIT_S
 from fleetnas.agent.measuring.messages import INTERIM_REPLIES, FailedReply, Order, PhaseReply, Reply, decode_reply
 from fleetnas.agent.measuring.scratch import ScratchFolder, remove_abandoned
 from fleetnas.fleet_protocol.child_process import child_environment, python_command
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.folders import temporary_folder
 
 #: After these the child's memory can no longer be trusted, and the next order gets a fresh one.
@@ -195,7 +196,9 @@ class Worker:
         except (BadFrameError, ValidationError) as error:
             self.kill()
             self._replies.append(
-                FailedReply(reason="bad_output", detail=f"the measuring child wrote an invalid reply: {error}"[:500])
+                FailedReply(
+                    reason="bad_output", detail=f"the measuring child wrote an invalid reply: {reason_of(error)}"[:500]
+                )
             )
 
     def _exit_reason(self) -> FailedReply:

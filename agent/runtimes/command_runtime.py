@@ -28,6 +28,7 @@ from fleetnas.agent.runtimes.model_file import ModelFile, onnx_inputs
 from fleetnas.agent.runtimes.timing import Timing, summarise
 from fleetnas.device_profiles.quantities import Milliseconds, Provider, Seconds
 from fleetnas.fleet_protocol.child_process import child_environment
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 from fleetnas.supernet_export.interpreters.onnxruntime import TELEMETRY_OFF
@@ -171,6 +172,6 @@ def parse_report(text: str, name: str) -> CommandReport:
             try:
                 return CommandReport.model_validate(json.loads(line))
             except (ValueError, ValidationError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = reason_of(error)[:200]
                 raise RuntimeUnavailableError(f"{name} printed a report that cannot be used: {reason}") from error
     raise RuntimeUnavailableError(f'{name} printed no line such as {{"times_ms": [4.11, 4.09, 4.10]}}')

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from fleetnas.coordinator.app.priority import yield_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
 from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
+from fleetnas.coordinator.app.search_history import SearchHistory
 from fleetnas.coordinator.app.tuners import SubnetTunerFactory, TunerFactory, stored_priors
 from fleetnas.coordinator.app.winner_card import check_card
 from fleetnas.coordinator.campaign.campaign import Campaign
@@ -49,6 +50,7 @@ from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import Topics
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 from fleetnas.fleet_protocol.transports.mqtt_process import MqttProcess
+from fleetnas.fleet_protocol.updates import RunSummary
 from fleetnas.supernet_export.output_files import check_folder
 
 _MOST_PLANNING_THREADS = 4
@@ -78,26 +80,26 @@ def open_search(
     """
     fleet = LOCAL_FLEET if isinstance(request.devices_at, LocalDevice) else request.devices_at.name
     run = choose_run(request, fleet, store)
-    accuracy = _checked_accuracy(run)
+    accuracy = checked_accuracy(run)
     check_card(run.settings)
     notes = Notes()
     if models is None:
-        models = _winner_builder(run, notes, image_progress)
+        models = winner_builder(run, notes, image_progress)
     for warning in selection_warnings(run.images):
         notes.add(warning)
     if run.resumed:
         models.adopt(store.evaluations.of_run(run.run_id))
     make_tuner = _tuners(run, accuracy, store, notes)
     with contextlib.ExitStack() as undo:
-        network = _open_network(request, run, store.devices(run.run_id) if run.resumed else [], notes)
+        network = open_network(request, run, store.devices(run.run_id) if run.resumed else [], notes)
         undo.callback(network.transport.close)
         metrics = Metrics(*request.metrics) if request.metrics is not None else None
         view = _view_group(make_view(), metrics, network.publisher)
         undo.callback(view.close)
-        executor = _planning_executor()
+        executor = planning_executor()
         undo.callback(executor.shutdown)
         campaign = Campaign(
-            _identity(request, run, network.blobs),
+            identity_of(request, run, network.blobs),
             run.settings.plan,
             FleetConnection(network.link, network.blobs),
             store,
@@ -106,13 +108,37 @@ def open_search(
             clocks=Clocks(time.monotonic, time.time),
             emit=view.event,
         )
+        campaign.membership.before_first(_at_the_beginning(request, run, campaign, store))
         notes.forward(campaign.note)
         if metrics is not None:
             metrics.attach(campaign, network.blobs, store)
         _begin(campaign, run, fleet, store)
         artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic, run.card)
         undo.pop_all()
-    return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts)
+    return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts, request.timeout_s)
+
+
+def other_search(summary: RunSummary) -> str:
+    """Return the line about another search that is at work on the fleet."""
+    return (
+        f"run {summary.run_id} ({summary.supernet}) is at work on this fleet too: a device that takes part in both "
+        "measures for each in turn, and both take longer; let one end first (`fleetnas watch --broker ...` shows it), "
+        "or give each its own --devices"
+    )
+
+
+def _at_the_beginning(
+    request: SearchRequest, run: ChosenRun, campaign: Campaign, store: MeasurementStore
+) -> Callable[[Collection[str]], None]:
+    """Return what happens once devices are there: they are checked, and earlier runs tell how long it takes."""
+
+    def begin(names: Collection[str]) -> None:
+        request.check_devices(names)
+        if run.settings.plan.kind == "search":
+            history = SearchHistory.of(store, run.settings.plan, names)
+            campaign.progress.expect(lambda device, label: history.known(device, label).seconds, history.habits)
+
+    return begin
 
 
 class Notes:
@@ -135,7 +161,7 @@ class Notes:
 
 
 @dataclass(frozen=True)
-class _Network:
+class Network:
     """The coordinator's side of the network."""
 
     transport: CampaignTransport
@@ -145,7 +171,7 @@ class _Network:
     """None on a device alone: it cannot be watched from elsewhere."""
 
 
-def _open_network(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord], notes: Notes) -> _Network:
+def open_network(request: SearchRequest, run: ChosenRun, stored: list[DeviceRecord], notes: Notes) -> Network:
     """Connect to a fleet, or make the agent of this device; `stored` are the device settings of a resumed run."""
     session = round(time.time() * 1000)
     client_id = f"coordinator-{secrets.token_hex(4)}"
@@ -157,7 +183,7 @@ def _open_network(request: SearchRequest, run: ChosenRun, stored: list[DeviceRec
         options = request.devices_at.agent_options(stored)
         transport: CampaignTransport = LocalTransport(options, client_id, coordinator_will(topics, session))
         link = AgentLink(transport, topics, session, rejected, budget=budget)
-        return _Network(transport, link, BlobServer(link.send_chunk), None)
+        return Network(transport, link, BlobServer(link.send_chunk), None)
     at = request.devices_at
     topics = Topics(at.name)
     # Tasks that no agent takes in time expire at a broker that speaks MQTT 5; agents need 3.1.1 alone.
@@ -166,10 +192,10 @@ def _open_network(request: SearchRequest, run: ChosenRun, stored: list[DeviceRec
     signer = OrderSigner(at.signing_key, at.name, round(time.time() * 1e6)) if at.signing_key is not None else None
     sharing = Sharing.of(run.run_id, at.signing_key) if at.share else None
     link = AgentLink(transport, topics, session, rejected, signer, sharing, budget)
-    publisher = Publisher(transport, topics, run.run_id, time.monotonic)
+    publisher = Publisher(transport, topics, run.run_id, time.monotonic, lambda other: notes.add(other_search(other)))
     link.listen_to_runs(publisher)
     blobs = BlobServer(link.send_chunk, rate_bytes_per_s=at.bundle_rate_bytes_per_s, at_once=at.bundles_at_once)
-    return _Network(transport, link, blobs, publisher)
+    return Network(transport, link, blobs, publisher)
 
 
 def _view_group(view: View, metrics: Metrics | None, publisher: Publisher | None) -> ViewGroup:
@@ -182,7 +208,7 @@ def _view_group(view: View, metrics: Metrics | None, publisher: Publisher | None
     return ViewGroup(views)
 
 
-def _planning_executor() -> ThreadPoolExecutor:
+def planning_executor() -> ThreadPoolExecutor:
     """Threads for planning and calibration: half the cores, for an agent may measure on this machine."""
     return ThreadPoolExecutor(
         max_workers=max(1, min(_MOST_PLANNING_THREADS, core_count() // 2)),
@@ -191,14 +217,14 @@ def _planning_executor() -> ThreadPoolExecutor:
     )
 
 
-def _identity(request: SearchRequest, run: ChosenRun, blobs: BlobServer) -> CampaignIdentity:
+def identity_of(request: SearchRequest, run: ChosenRun, blobs: BlobServer) -> CampaignIdentity:
     """Name the run and its bundle, which `blobs` serves from now on."""
     mirror = request.devices_at.mirror if isinstance(request.devices_at, FleetAccess) else None
     bundle = run.bundle
     return CampaignIdentity(run.run_id, bundle.path.name, blobs.add_file(bundle.path, bundle.sha256), mirror)
 
 
-def _checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
+def checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
     """Make the accuracy model of a run; check its bounds and its folder of results as well.
 
     None where given subnets are measured and the bundle has no accuracy predictor.
@@ -232,7 +258,7 @@ def _tuners(
     return TunerFactory(space, accuracy, plan, stored_priors(store, space, plan, run.created_unix_s, notes.add))
 
 
-def _winner_builder(run: ChosenRun, notes: Notes, progress: ImageProgress) -> BundleWinnerBuilder:
+def winner_builder(run: ChosenRun, notes: Notes, progress: ImageProgress) -> BundleWinnerBuilder:
     """Make the builder of winners' files; every image is read once, before the first measurement."""
     opened = checked_images(run.bundle, run.images, progress)
     if run.settings.plan.architectures and opened[0] is None:

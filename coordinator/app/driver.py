@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from fleetnas.coordinator.app.garbage import rarer_garbage_collection
+from fleetnas.coordinator.app.progress_events import ProgressEvents
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.records.plan import RunSettings
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.view import View
 from fleetnas.fleet_protocol.errors import ResultsError, StoreUnavailableError
 from fleetnas.fleet_protocol.transports.base import Transport, take_events
@@ -46,6 +49,14 @@ class RunningSearch:
     executor: ThreadPoolExecutor
     view: View = field(repr=False)
     artifacts: RunArtifacts = field(repr=False)
+    timeout_s: float | None = None
+    """Time from `run` on after which the search ends with the winners verified so far; None: it has all its time."""
+    timed_out: bool = field(default=False, init=False)
+    """Whether that time was over before the search."""
+    progress: ProgressEvents = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.progress = ProgressEvents(self.view.event)
 
     @property
     def run_id(self) -> str:
@@ -53,16 +64,17 @@ class RunningSearch:
         return self.campaign.identity.run_id
 
     def run(self) -> RunStatus:
-        """Drive the campaign to its end. Ctrl-C ends it in order, and it can be resumed.
+        """Drive the campaign to its end. Ctrl-C and `timeout_s` end it in order, and it can be resumed.
 
         Raises:
             ResultsError: the artifacts could not be written; the run can be resumed then too.
         """
+        began_s = time.monotonic()
         try:
             self.transport.wait_connected(_CONNECT_S)
             # The matrices between two messages are small: more BLAS threads would wait for each other.
             with single_threaded_blas(), rarer_garbage_collection():
-                self._drive()
+                self._drive(began_s + (math.inf if self.timeout_s is None else self.timeout_s))
         except KeyboardInterrupt:
             self.campaign.stop()
             self._mark_interrupted()
@@ -74,7 +86,8 @@ class RunningSearch:
         finally:
             self._show()
         try:
-            return self.campaign.finish(self._write_artifacts)
+            ended = f"timed out after {wording.elapsed(time.monotonic() - began_s)}" if self.timed_out else ""
+            return self.campaign.finish(self._write_artifacts, timed_out=ended)
         except ResultsError:
             self._mark_interrupted()
             raise
@@ -87,9 +100,12 @@ class RunningSearch:
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.store.close()
 
-    def _drive(self) -> None:
+    def _drive(self, until_s: float) -> None:
         show_at_s = float("-inf")
         while not self.campaign.finished:
+            if time.monotonic() >= until_s:
+                self.timed_out = True
+                return
             wait_s = 0.0 if self.campaign.behind else _TICK_S
             events = take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK)
             with sent_together(self.transport):
@@ -103,7 +119,9 @@ class RunningSearch:
                 show_at_s = began_s + max(_VIEW_EVERY_S, _VIEW_SHARE * (time.monotonic() - began_s))
 
     def _show(self) -> None:
-        self.view.update(self.campaign.snapshot(time.time()))
+        snapshot = self.campaign.snapshot(time.time())
+        self.progress.take(snapshot)
+        self.view.update(snapshot)
 
     def _write_artifacts(self) -> str | None:
         written = self.artifacts.write()

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from fleetnas.coordinator.app.images import ImageProgress, checked_images, checked_selection_images
 from fleetnas.coordinator.app.request import ImageFolders
 from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
-from fleetnas.coordinator.search.block_table import read_block_table
 from fleetnas.coordinator.search.engine import search
 from fleetnas.coordinator.search.latency import MeasuredLatency
-from fleetnas.coordinator.search.offline import OfflineOutcome, load_accuracy
+from fleetnas.coordinator.search.offline import OfflineOutcome, load_accuracy, read_latency
 from fleetnas.coordinator.search.problem import Problem, Winner
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import RuntimeSetting
@@ -78,7 +77,7 @@ def _candidates(outcome: OfflineOutcome, most: int) -> tuple[Problem, dict[float
     The search is run again and again, each time without the subnets that it found before.
     """
     request, space = outcome.request, outcome.space
-    accuracy, latency = load_accuracy(request.accuracy, space), read_block_table(request.latency_table, space)
+    accuracy, latency = load_accuracy(request.accuracy, space), read_latency(request.latency_table, space)
     targets_ms = sorted({winner.target_ms for winner in outcome.result.winners})
     found = {winner.genome.tobytes(): winner.genome for winner in outcome.result.winners}
     for turn in range(1, most):

@@ -10,8 +10,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetnas.coordinator.app.tuners import stored_priors
-from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.app.setting_learners import SettingLearners
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
 from fleetnas.coordinator.report.stored_outcome import outcome_of
@@ -22,10 +21,11 @@ from fleetnas.coordinator.search.portfolio import (
     choose_portfolio,
     choose_worst_case,
     portfolio_curve,
+    portfolio_of,
 )
+from fleetnas.coordinator.search.portfolio_bound import mean_accuracy_bound, worst_case_bound
 from fleetnas.coordinator.search.problem import PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.shared_archive import Archive
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -90,6 +90,17 @@ class RunPortfolio:
         return all(each.architecture is not None and each.known_by in wanted for each in self.services)
 
 
+@dataclass(frozen=True)
+class PortfolioBound:
+    """What no portfolio of as many subnets can exceed, fractions; None where it was not asked for, or is not known."""
+
+    mean_accuracy: float | None
+    greatest_loss: float
+    """Loss of the worst-served target of the chosen portfolio, against its own best subnet."""
+    least_loss: float | None
+    """No portfolio keeps its worst-served target below this loss."""
+
+
 class PortfolioProblem:
     """Candidates (n) and demands (P) of a run; verified latencies are told to it, and the choice is made again."""
 
@@ -121,6 +132,18 @@ class PortfolioProblem:
             ),
             len({demand.outcome.architecture for demand in won}),
             _weighted((demand.outcome.predicted_accuracy, demand.weight) for demand in won),
+        )
+
+    def bound(self, chosen: RunPortfolio, models: int, *, worst_case: bool = False) -> PortfolioBound:
+        """Bound what any portfolio of `models` subnets can reach, by what is known now."""
+        problem = self._present()
+        genomes = self._space.encode(list(chosen.architectures)) if chosen.architectures else self._genomes[:0]
+        rows = [int(np.flatnonzero((self._genomes == genome).all(axis=1))[0]) for genome in genomes]
+        found = portfolio_of(problem, rows)
+        return PortfolioBound(
+            mean_accuracy_bound(problem, found, models) if not worst_case else None,
+            found.greatest_loss,
+            worst_case_bound(problem, found, models) if worst_case else None,
         )
 
     def curve(self) -> list[Portfolio]:
@@ -227,12 +250,12 @@ def open_portfolio(
         raise UsageError(f"run {run_id} has no device setting with measurements and targets; let it go on first")
     space = accuracy.space
     genomes = _candidates(accuracy, plan, outcome)
-    learners = _Learners(store, space, plan, outcome.started_s)
+    learners = SettingLearners(store, space, plan, outcome.started_s)
     parts: list[_Latencies] = []
     with single_threaded_blas():
         for done, device in enumerate(devices):
             progress(done, len(devices))
-            learned = learners.latency(store, run_id, device)
+            learned = learners.latency(run_id, device)
             parts.append(_latencies(learned, genomes, space, [each for each in demands if each.is_of(device)]))
         predicted = np.asarray(accuracy.predict(genomes), dtype=np.float64)
     progress(len(devices), len(devices))
@@ -270,35 +293,6 @@ def _candidates(accuracy: PredictedAccuracy, plan: CampaignPlan, outcome: Campai
         archive = Archive(space, accuracy, plan.bounds).genomes
     genomes: Genomes = np.unique(np.concatenate([archive, measured]), axis=0)
     return genomes
-
-
-class _Learners:
-    """Makes the predictor of each device setting again, from the prior that it began with."""
-
-    def __init__(self, store: MeasurementStore, space: DesignSpace, plan: CampaignPlan, created_unix_s: float) -> None:
-        self._space, self._plan = space, plan
-        self._priors = stored_priors(store, space, plan, created_unix_s, lambda note: None)
-        self._designs: dict[Prior | None, InitialDesign] = {}
-
-    def latency(self, store: MeasurementStore, run_id: str, device: DeviceOutcome) -> SettingLatency:
-        """Learn the stored measurements of a device setting."""
-        record = next(
-            found
-            for found in store.devices(run_id)
-            if (found.device, found.setting.label) == (device.device, device.setting.label)
-        )
-        prior = None
-        if self._priors is not None:
-            prior = self._priors.prior(record.info.profile, device.setting, device.device)
-        if prior not in self._designs:
-            self._designs[prior] = InitialDesign(
-                self._space, count=1, seed=self._plan.seed, prior=prior, bounds=self._plan.bounds
-            )
-        found = SettingLatency(self._designs[prior])
-        for row in device.rows:
-            if row.counted:
-                found.add(self._space.encode([row.architecture])[0], row.measurement)
-        return found
 
 
 def _latencies(latency: SettingLatency, genomes: Genomes, space: DesignSpace, demands: Sequence[Demand]) -> _Latencies:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fleetnas.coordinator.app.local_device import LocalDevice
-from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
+from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 from fleetnas.coordinator.records.plan import CampaignPlan, RunKind
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
@@ -87,6 +88,10 @@ class SearchRequest:
     """Address and port of the Prometheus metrics."""
     track: str | None = field(default=None, repr=False)
     """MLflow's URI, where the ended run is logged."""
+    timeout_s: float | None = None
+    """Time after which the search ends with the winners verified so far; None: it has all its time."""
+    check_devices: Callable[[Collection[str]], None] = lambda names: None
+    """Checks the devices that take part, by device and by `DEVICE/SETTING`, before any of them measures."""
 
     @property
     def kind(self) -> RunKind:

@@ -16,14 +16,16 @@ from fleetnas.coordinator.campaign.agent_listener import AgentListener
 from fleetnas.coordinator.campaign.campaign_log import CampaignLog
 from fleetnas.coordinator.campaign.endings import SettingEndings
 from fleetnas.coordinator.campaign.event_emitter import EventEmitter
-from fleetnas.coordinator.campaign.live_snapshot import LiveSnapshots
+from fleetnas.coordinator.campaign.live_snapshot import LiveSnapshots, phase_of
 from fleetnas.coordinator.campaign.losses import LossMonitor
 from fleetnas.coordinator.campaign.membership import MakeSearch, Membership
 from fleetnas.coordinator.campaign.outcome_learner import OutcomeLearner
 from fleetnas.coordinator.campaign.planning_pool import PlanningPool
+from fleetnas.coordinator.campaign.progress_tracker import ProgressTracker
 from fleetnas.coordinator.campaign.result_intake import ResultIntake
 from fleetnas.coordinator.campaign.roster import Roster
 from fleetnas.coordinator.campaign.round_planner import RoundPlanner
+from fleetnas.coordinator.campaign.setting_advancer import SettingAdvancer
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.state_writer import StateWriter
 from fleetnas.coordinator.campaign.task_updates import TaskUpdates
@@ -37,7 +39,7 @@ from fleetnas.coordinator.records.clocks import Clocks
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
-from fleetnas.coordinator.records.statuses import EndStatus, SettingStatus
+from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import Outcome, TaskRecord
 from fleetnas.coordinator.records.totals import TargetTotals, run_end, target_totals
 from fleetnas.coordinator.store.circuit_breaker import CircuitBreaker
@@ -47,8 +49,6 @@ from fleetnas.fleet_protocol.transports.base import TransportEvent
 
 #: Interval between two looks at the whole fleet; in between, only changed device settings are.
 _SWEEP_S = 0.5
-#: Planning in one tick: an agent that has its tasks already must not wait until a hundred others have theirs.
-_PLANNING_S = 0.05
 
 
 class Campaign:
@@ -70,6 +70,7 @@ class Campaign:
         self.identity = identity
         self.plan = plan
         self.registry = FleetRegistry()
+        self.progress = ProgressTracker(plan)
         self._log = CampaignLog()
         note = self._log.note
         self.started_unix_s = clocks.wall()
@@ -90,14 +91,13 @@ class Campaign:
         self._snapshots = LiveSnapshots(plan, self.registry, self._log.note_unshown)
         writer = self._writer = StateWriter(store, self._breaker, planning.take_evaluated)
         self._endings = SettingEndings(writer, events, self.registry, clocks.elapsed, note)
-        self._learner = OutcomeLearner(roster, self.registry, events, planning, agenda, plan.budget)
-        self._intake = ResultIntake(
-            store, self._breaker, dispatcher, roster, self._endings, self._learner, clocks, note
-        )
+        learner = OutcomeLearner(roster, self.registry, events, planning, agenda, plan.budget)
+        self._intake = ResultIntake(store, self._breaker, dispatcher, roster, self._endings, learner, clocks, note)
         self._losses = LossMonitor(
             plan, self.registry, dispatcher, roster, self._intake, self._endings, note, self._started_s
         )
-        self._planner = RoundPlanner(planning, dispatcher, roster, events, writer, agenda)
+        planner = RoundPlanner(planning, dispatcher, roster, events, writer, agenda)
+        self._advancer = SettingAdvancer(planner, learner, self._endings, self._losses, agenda, clocks.elapsed, note)
         self.membership = Membership(
             identity, plan, self.registry, roster, writer=writer, make_search=make_search, events=events, note=note
         )
@@ -144,11 +144,18 @@ class Campaign:
         self.membership.join_next()
         for setting_run in self._planning.take_finished():
             self._agenda.add(setting_run)
-        self._advance_changed(now)
+        self._advancer.advance_changed(now)
         self._dispatch(now)
         self._dispatcher.acknowledge_rest()
         self._connection.blobs.pump(now)
         self._emit_events()
+
+    def look_for_devices(self) -> None:
+        """Wait for devices alone: nothing is planned or dispatched. `UsageError` where they do not appear."""
+        now = self._clocks.elapsed()
+        self._connection.link.on_tick()
+        self.registry.on_tick(now)
+        self.membership.gather(now, self._connection.first_s)
 
     def _sweep(self, now: float) -> None:
         """Look at the whole fleet."""
@@ -161,36 +168,10 @@ class Campaign:
                 self._losses.expire_leases(now)
                 self._losses.fail_used_up()
         self.membership.gather(now, self._connection.first_s)
+        self.progress.observe(now, self._roster)
         for setting_run in self._running:
             self._agenda.add(setting_run)
         self._writer.write_at_times(now, self._endings.record_of)
-
-    def _advance_changed(self, now: float) -> None:
-        began_s = self._clocks.elapsed()
-        for setting_run in self._agenda.take_changed():
-            if setting_run.status is SettingStatus.RUNNING:
-                with self.contained(setting_run):
-                    self._advance(setting_run, now)
-                self._agenda.supply(setting_run.device)
-            if self._clocks.elapsed() - began_s >= _PLANNING_S:
-                break
-
-    def _advance(self, setting_run: SettingRun, now: float) -> None:
-        """Take finished plans and evaluations; then end the device setting, or plan its next round."""
-        if self._planner.collect(setting_run):
-            self._learner.tell(setting_run)
-        for reason in setting_run.collect_evaluations():
-            self.note(f"{setting_run.label}: {reason}")
-        if setting_run.plan is None:
-            self._endings.settle(setting_run)
-        if self._losses.give_up_absent(setting_run, now):
-            return
-        if setting_run.search.finished:
-            if not setting_run.busy:
-                failed = setting_run.search.failure_reason
-                self._endings.close(setting_run, SettingStatus.FAILED if failed else SettingStatus.FINISHED, failed)
-        elif setting_run.search.needs_planning and not setting_run.busy:
-            self._planner.begin(setting_run)
 
     def _dispatch(self, now: float) -> None:
         agents = self._agenda.take_agents()
@@ -212,17 +193,27 @@ class Campaign:
     def stop(self) -> None:
         """Cancel the tasks that agents hold; the run can be resumed."""
         self._dispatcher.acknowledge_rest()
-        for queue, task in self._dispatcher.leased():
-            self._dispatcher.cancel(queue.device, task.key)
+        self._cancel_leased()
         self._writer.write(self._endings.record_of)
         self._listener.announce("leaving")
         self._emit_events()
 
-    def finish(self, write_results: Callable[[], str | None] = lambda: None) -> EndStatus:
-        """Close the run in the store, write its results, and emit how it ended."""
+    def _cancel_leased(self) -> None:
+        for queue, task in self._dispatcher.leased():
+            self._dispatcher.cancel(queue.device, task.key)
+
+    def finish(self, write_results: Callable[[], str | None] = lambda: None, *, timed_out: str = "") -> EndStatus:
+        """Close the run in the store, write its results, and emit how it ended.
+
+        `timed_out` says that its time is over: it keeps the winners verified so far, and can be resumed.
+        """
         self._dispatcher.acknowledge_rest()
+        if timed_out:
+            self._endings.suspend(self._running, timed_out)
+            self._cancel_leased()
         self._writer.write(self._endings.record_of)
-        self._store.set_run_status(self.identity.run_id, self.status, self._clocks.wall())
+        stored, ended_s = (RunStatus.INTERRUPTED, None) if timed_out else (self.status, self._clocks.wall())
+        self._store.set_run_status(self.identity.run_id, stored, ended_s)
         try:
             self._events.finished(
                 list(self._roster),
@@ -230,6 +221,7 @@ class Campaign:
                 totals=self.totals,
                 elapsed_s=self._clocks.elapsed() - self._started_s,
                 results=write_results(),
+                timed_out=bool(timed_out),
             )
         finally:
             self._listener.announce("leaving")
@@ -277,8 +269,7 @@ class Campaign:
             return "waiting for devices"
         if self.finished:
             return "finished"
-        phases = {setting_run.search.phase for setting_run in self._running}
-        return "verifying" if phases <= {"verification", "done"} else "searching"
+        return phase_of(self._running)
 
     @property
     def status(self) -> EndStatus:
@@ -292,14 +283,16 @@ class Campaign:
 
     def snapshot(self, now_unix_s: float) -> Snapshot:
         """Return an immutable snapshot of the campaign."""
+        devices, now_s = self._snapshots.of(self._roster), self._clocks.elapsed()
         return Snapshot(
             run_id=self.identity.run_id,
             supernet=self.identity.supernet,
             started_s=self.started_unix_s,
             now_s=now_unix_s,
             phase=self.phase,
-            devices=self._snapshots.of(self._roster),
+            devices=devices,
             log=self._log.shown,
+            progress=self.progress.progress(now_s, list(self._roster), devices, ended=self.finished),
         )
 
     def note(self, line: str) -> None:

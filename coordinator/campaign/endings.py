@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from fleetnas.coordinator.campaign.event_emitter import EventEmitter
@@ -64,6 +64,13 @@ class SettingEndings:
             self._events.lost(setting_run.device, reason, None if seen_s is None else self._clock() - seen_s)
         elif status is SettingStatus.FAILED:
             self._note(f"{setting_run.label} is given up: {reason}")
+
+    def suspend(self, setting_runs: Iterable[SettingRun], reason: str) -> None:
+        """Keep the decided targets of device settings that are stopped before their end, and can be resumed."""
+        for setting_run in setting_runs:
+            self.settle(setting_run, at_once=True)
+            setting_run.suspend(reason)
+            self._writer.mark_dirty(setting_run)
 
     def settle(self, setting_run: SettingRun, *, at_once: bool = False) -> None:
         """Store and announce decided targets, winners with their accuracy; `at_once`: without one not evaluated yet."""

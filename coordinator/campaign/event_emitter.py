@@ -53,6 +53,7 @@ class EventEmitter:
         totals: TargetTotals,
         elapsed_s: float,
         results: str | None,
+        timed_out: bool = False,
     ) -> None:
         """Emit `CampaignFinished`; `results` is the path of results.json."""
         self._sink(
@@ -70,6 +71,7 @@ class EventEmitter:
                 elapsed_s=elapsed_s,
                 results=results,
                 without_target=totals.without_target,
+                timed_out=timed_out,
             )
         )
 

@@ -17,6 +17,12 @@ from fleetnas.coordinator.records.verdict import shown_reason
 from fleetnas.coordinator.tuning.target_state import TargetState
 
 
+def phase_of(running: Iterable[SettingRun]) -> str:
+    """Return the phase of a campaign with these device settings at work, for people."""
+    phases = {setting_run.search.phase for setting_run in running}
+    return "verifying" if phases <= {"verification", "done"} else "searching"
+
+
 class LiveSnapshots:
     """Makes the snapshots of device settings. One that fails costs itself: the others are complete."""
 
@@ -133,6 +139,8 @@ def _target(setting_run: SettingRun, target: TargetState) -> TargetSnapshot:
     reason = shown_reason(status, target.reason)
     if met is None and setting_run.status is not SettingStatus.RUNNING:
         met, reason = False, unreached(setting_run.status)
+    elif met is None:
+        reason = reason or setting_run.reason
     return TargetSnapshot(
         target_ms=target.asked_ms,
         predicted_ms=target.predicted_ms,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fleetnas.coordinator.campaign.event_emitter import EventEmitter
 from fleetnas.coordinator.campaign.roster import Roster
@@ -45,6 +45,7 @@ class Membership:
         """`make_search` makes the search of one device setting."""
         self._identity, self._plan, self._registry, self._roster = identity, plan, registry, roster
         self._writer, self._make_search, self._events, self._note = writer, make_search, events, note
+        self._check: Callable[[Collection[str]], None] = lambda names: None
         self._is_open = False
         self._resumes = False
         #: Devices of the stored run that is resumed, and agents that it goes on without.
@@ -67,6 +68,13 @@ class Membership:
     def is_behind(self) -> bool:
         """Whether agents wait to be taken in."""
         return bool(self._joining)
+
+    def before_first(self, check: Callable[[Collection[str]], None]) -> None:
+        """Have `check` called before any device measures, with those that take part: `DEVICE` and `DEVICE/SETTING`.
+
+        It may raise `UsageError`, which ends the campaign.
+        """
+        self._check = check
 
     # -- a resumed run -----------------------------------------------------------------------------------------
 
@@ -117,6 +125,8 @@ class Membership:
         )
 
     def _begin(self, there: list[AgentEntry]) -> None:
+        settings = [f"{entry.name}/{setting.label}" for entry in there if entry.info for setting in entry.info.settings]
+        self._check({*(entry.name for entry in there), *self._roster.devices, *settings, *self._roster.labels})
         self._is_open = True
         for entry in there:
             self._join(entry)

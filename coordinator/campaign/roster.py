@@ -54,6 +54,11 @@ class Roster:
         return set(self._by_device)
 
     @property
+    def labels(self) -> list[str]:
+        """Device settings that take part, as `DEVICE/SETTING`."""
+        return [setting_run.label for setting_run in self]
+
+    @property
     def is_small(self) -> bool:
         """Whether there are so few device settings that each can be computed for after every measurement."""
         return len(self.by_key) <= _FEW_SETTINGS

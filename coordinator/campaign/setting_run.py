@@ -86,7 +86,7 @@ class SettingRun:
 
     @property
     def reason(self) -> str:
-        """Explanation of a loss or failure; empty otherwise."""
+        """Explanation of a loss, a failure or a stop before the end; empty otherwise."""
         return self._reason
 
     @property
@@ -292,6 +292,10 @@ class SettingRun:
         """End the device setting; its tasks are abandoned."""
         self._status, self._reason = status, reason
         self.queue.close()
+
+    def suspend(self, reason: str) -> None:
+        """Note why it is stopped before its end; it stays at work for those who resume the run."""
+        self._reason = reason
 
     def break_down(self, reason: str) -> None:
         """End the search after an exception, and drop its outcomes that were not told."""

@@ -12,18 +12,35 @@ from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
 #: Errors of a stream or a file that takes no more; a stream has no name.
 _NO_ROOM = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+#: Variable with which a shell asks for completions.
+_COMPLETION = "_FLEETNAS_COMPLETE"
 
 
 def main() -> None:
     """Run the command line; exits with 0, 1 (failure, or a target not met), 2 (wrong use) or 130 (Ctrl-C)."""
     use_printable_streams()
-    from fleetnas.coordinator.cli.app import app, complain
+    import typer
 
+    from fleetnas.coordinator.cli.app import app, complain
+    from fleetnas.coordinator.cli.wrong_use import TyperError, explain, is_help
+
+    if _COMPLETION in os.environ:
+        from typer import completion
+
+        completion.completion_init()  # type: ignore[attr-defined]
     try:
         try:
-            app(_with_latest(sys.argv[1:]))
+            code = typer.main.get_command(app).main(
+                _with_latest(sys.argv[1:]), prog_name="fleetnas", standalone_mode=False
+            )
         finally:
             sys.stdout.flush()  # here an output that does not fit can still be reported
+    except TyperError as error:
+        if is_help(error):
+            sys.stderr.write(f"{explain(error)}\n")
+        else:
+            complain(explain(error))
+        sys.exit(UsageError.exit_code)
     except FleetnasError as error:
         complain(str(error))
         sys.exit(error.exit_code)
@@ -40,8 +57,11 @@ def main() -> None:
             raise
         complain(f"{name}: {error.strerror}; check the path and who may write there")
         sys.exit(UsageError.exit_code)
+    except typer.Abort:
+        sys.exit(FleetnasError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _forget_output() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.accuracy_evaluate import evaluate
+from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.option_groups import command
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.output_files import check_file
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(help="Accuracy of subnets: evaluate many, fit a predictor.", no_args_is_help=True)
+    group = CommandApp(help="Accuracy of subnets: evaluate many, fit a predictor.", no_args_is_help=True)
     group.command("evaluate")(command(evaluate))
     group.command("fit")(fit)
     app.add_typer(group, name="accuracy")

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
-from fleetnas.coordinator.cli.progress import image_progress, subnet_progress
+from fleetnas.fleet_protocol.choices import InterpreterName, Precision
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
-from fleetnas.fleet_protocol.messages import InterpreterName, Precision
-from fleetnas.supernet_export.evaluation.image_source import CALIBRATION_LIMIT
-from fleetnas.supernet_export.evaluation.sampling import Sampling, parse_shard
+from fleetnas.supernet_export.evaluation.choices import CALIBRATION_LIMIT, Sampling
 from fleetnas.supernet_export.output_files import check_file
 
 if TYPE_CHECKING:
@@ -93,6 +91,7 @@ def evaluate(
     from fleetnas.fleet_protocol.cores import core_count
     from fleetnas.supernet_export.bundle import SupernetBundle
     from fleetnas.supernet_export.evaluation.run import EvaluationRequest
+    from fleetnas.supernet_export.evaluation.sampling import parse_shard
 
     if where.scheduler is not None and (where.workers is not None or where.cache is not None):
         raise UsageError("with --scheduler the cluster has the workers; leave out --workers and --cache")
@@ -122,6 +121,7 @@ def _sources(bundle: SupernetBundle, folders: ImageOptions, output: Path) -> tup
     """Return the images to calibrate and to evaluate on, all of them readable; check the output file before that."""
     from fleetnas.coordinator.app.images import checked_images
     from fleetnas.coordinator.app.request import ImageFolders
+    from fleetnas.coordinator.cli.progress import image_progress
 
     given = (folders.images, folders.calibration_images)
     if not bundle.manifest.is_digits and None in given:
@@ -144,6 +144,7 @@ def _run(
     request: EvaluationRequest, bundle: SupernetBundle, sources: tuple[ImageSource, ImageSource], output: Path
 ) -> None:
     """Evaluate with progress, and print what the file holds then; exit with 1 if a subnet failed."""
+    from fleetnas.coordinator.cli.progress import subnet_progress
     from fleetnas.supernet_export.evaluation.run import evaluate_subnets
 
     with subnet_progress() as progress:

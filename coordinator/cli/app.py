@@ -1,28 +1,66 @@
-"""The application: all commands, each registered by its own module."""
+"""The application: the list of all commands, each of which its own module registers."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+import sys
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-app = typer.Typer(
+from fleetnas.coordinator.cli.command_classes import CommandApp
+from fleetnas.coordinator.cli.lazy import CommandEntry, LazyGroup
+
+#: In the order in which they are used, as the help lists them. A summary is the first sentence of the command's help.
+COMMANDS = {
+    "demo": CommandEntry("demo", "Search three settings of this machine: 2 to 4 minutes."),
+    "train": CommandEntry("train", "Train a supernet on your own images, one folder per class."),
+    "export": CommandEntry("export", "Write a supernet bundle, for searches and agents."),
+    "inspect": CommandEntry("inspect", "Say what a checkpoint or a bundle is."),
+    "evaluate": CommandEntry("evaluate", "Slice, calibrate and evaluate one subnet."),
+    "accuracy": CommandEntry("accuracy", "Accuracy of subnets: evaluate many, fit a predictor."),
+    "search": CommandEntry("search.command", "Search the whole fleet by measuring on every device."),
+    "finetune": CommandEntry("finetune", "Fine-tune one subnet, and write it as a bundle of its own."),
+    "measure": CommandEntry("measure", "Measure and verify given subnets on devices."),
+    "watch": CommandEntry("watch", "Show a search that runs elsewhere, until it ends."),
+    "devices": CommandEntry("devices", "List the fleet's agents: when last seen, and why idle."),
+    "runs": CommandEntry("runs", "List every run in the store, oldest first."),
+    "results": CommandEntry("runs", "Show the results of a run, ended or not."),
+    "portfolio": CommandEntry("portfolio", "Choose few subnets for all targets of a search."),
+    "export-data": CommandEntry("export_data", "Write the stored measurements, one row each."),
+    "export-latency": CommandEntry("export_latency", "Write the latencies of a device as files."),
+    "mirror": CommandEntry("mirror", "Put a supernet into a folder of a web server, for agents."),
+    "predictor": CommandEntry("predictor", "Latency predictors."),
+    "broker": CommandEntry("broker", "Run the embedded MQTT broker until Ctrl-C."),
+    "enroll": CommandEntry("security", "Issue one agent's credentials, as a single file."),
+    "revoke": CommandEntry("security", "Shut an agent out of the fleet."),
+    "sign": CommandEntry("security", "Sign a file that is fetched another way."),
+    "verify": CommandEntry("security", "Check a file against the coordinator's signature."),
+}
+#: Of the callbacks of typer's completion, which look at no parameter.
+_PARAMETER: Any = None
+
+
+class FleetnasGroup(LazyGroup):
+    """All commands."""
+
+    entries = COMMANDS
+
+
+app = CommandApp(
     name="fleetnas",
     help="Trains a once-for-all supernet on your images, or takes a published one, and searches it for the best subnet "
     "of every device, by measuring on the devices.",
+    cls=FleetnasGroup,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
 
 
 def complain(text: str) -> None:
     """Print one error message on standard error."""
-    console = Console(stderr=True, highlight=False)
-    console.print("[bold red]error:[/bold red]", end=" ")
-    console.print(text, markup=False, soft_wrap=True)
+    coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    mark = "\033[1;31merror:\033[0m" if coloured else "error:"
+    sys.stderr.write(f"{mark} {text}\n")
 
 
 def _show_version(wanted: bool) -> None:
@@ -33,40 +71,42 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _install_completion(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        from typer import completion
+
+        completion.install_callback(context, _PARAMETER, True)
+
+
+def _show_completion(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        from typer import completion
+
+        completion.show_callback(context, _PARAMETER, True)
+
+
 @app.callback()
 def _fleetnas(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    install_completion: Annotated[
+        bool,
+        typer.Option(
+            "--install-completion",
+            callback=_install_completion,
+            is_eager=True,
+            help="Let this shell complete commands, options and names of runs (bash, zsh, fish, PowerShell).",
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool,
+        typer.Option(
+            "--show-completion",
+            callback=_show_completion,
+            is_eager=True,
+            help="Print the shell's script for that, to install it another way.",
+        ),
+    ] = False,
 ) -> None:
-    del version
-
-
-from fleetnas.coordinator.cli import (  # noqa: E402
-    accuracy,
-    broker,
-    demo,
-    devices,
-    evaluate,
-    export,
-    export_data,
-    finetune,
-    inspect,
-    measure,
-    mirror,
-    portfolio,
-    predictor,
-    runs,
-    security,
-    train,
-    watch,
-)
-from fleetnas.coordinator.cli.search import command as search  # noqa: E402
-
-#: In the order in which they are used, as the help lists them.
-_MODULES = (
-    *(demo, train, export, inspect, evaluate, accuracy, search, finetune, measure),
-    *(watch, devices, runs, portfolio, export_data, mirror, predictor, broker, security),
-)
-for module in _MODULES:
-    module.register(app)
+    del version, install_completion, show_completion

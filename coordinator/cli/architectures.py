@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from fleetnas.fleet_protocol.architecture import Architecture
     from fleetnas.supernet_export.spaces.base import DesignSpace
 
+_NAMES = ("smallest", "largest")
 #: Help of an argument that `parse_architecture` reads.
 ARCHITECTURE_HELP = "JSON with OFA's keys, a file of it, a winner's card, `smallest`, `largest` or `random:SEED`."
 
@@ -44,13 +44,15 @@ def parse_architecture(space: DesignSpace, text: str) -> Architecture:
         found = Architecture.model_validate(fields.get("architecture", fields))
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"architecture {text[:80]!r} cannot be read ({_fault(error)}); give JSON with the "
-            "keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
+            f"architecture {text[:80]!r} cannot be read ({_fault(error)}){did_you_mean(text[:80], _NAMES) or ';'} give "
+            "JSON with the keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
         ) from None
     return space.decode(space.encode([found]))[0]
 
 
 def _fault(error: OSError | ValueError | AttributeError) -> str:
+    from pydantic import ValidationError
+
     if isinstance(error, ValidationError):
         return first_fault(error)
     return "it is no JSON, and no such file exists" if isinstance(error, json.JSONDecodeError) else str(error)

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.coordinator.cli.quantities import quantity
+from fleetnas.fleet_protocol.units import COUNTS, SIZES
 
-_COUNTS: Mapping[str, float] = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
-_SIZES: Mapping[str, float] = {
-    "": 1.0,
-    "B": 1.0,
-    **{f"{prefix}B": 1000.0**power for power, prefix in enumerate("kMG", start=1)},
-    **{f"{prefix}iB": 1024.0**power for power, prefix in enumerate("KMG", start=1)},
-}
-_QUANTITY = re.compile(r"(\d+\.?\d*(?:e\d+)?)\s*([a-z]*)", re.IGNORECASE)
+if TYPE_CHECKING:
+    from fleetnas.coordinator.records.bounds import Bounds
 
 
 @dataclass(frozen=True)
@@ -49,22 +41,11 @@ class BoundOptions:
 
     def bounds(self) -> Bounds:
         """Parse the bounds; `UsageError` names the option that cannot be read."""
+        from fleetnas.coordinator.records.bounds import Bounds
+
         return Bounds(
-            parameters=_quantity("--max-parameters", self.max_parameters, _COUNTS),
-            macs=_quantity("--max-macs", self.max_macs, _COUNTS),
-            peak_activation_bytes=_quantity("--max-activation-memory", self.max_activation_memory, _SIZES),
-            model_bytes=_quantity("--max-file-size", self.max_file_size, _SIZES),
+            parameters=quantity("--max-parameters", self.max_parameters, COUNTS),
+            macs=quantity("--max-macs", self.max_macs, COUNTS),
+            peak_activation_bytes=quantity("--max-activation-memory", self.max_activation_memory, SIZES),
+            model_bytes=quantity("--max-file-size", self.max_file_size, SIZES),
         )
-
-
-def _quantity(option: str, text: str | None, units: Mapping[str, float]) -> float | None:
-    if text is None:
-        return None
-    known = {unit.lower(): factor for unit, factor in units.items()}
-    found = _QUANTITY.fullmatch(text.strip())
-    if found is None or found[2].lower() not in known or not float(found[1]):
-        raise UsageError(
-            f"{option} {text!r} is no quantity above 0; give a number with one of the units "
-            f"{', '.join(unit for unit in units if unit)}, or without a unit"
-        )
-    return float(found[1]) * known[found[2].lower()]

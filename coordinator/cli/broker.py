@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.security import register_broker
 from fleetnas.fleet_protocol.addresses import host_and_port
 from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT
@@ -16,7 +17,7 @@ from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT
 
 def register(app: typer.Typer) -> None:
     """Add the command, and those below it."""
-    group = typer.Typer(invoke_without_command=True)
+    group = CommandApp(invoke_without_command=True)
     group.callback()(broker)
     register_broker(group)
     app.add_typer(group, name="broker")

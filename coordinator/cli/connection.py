@@ -11,7 +11,6 @@ import typer
 
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.security.credentials import read_credentials
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 
 _PASSWORD_VARIABLE = "FLEETNAS_PASSWORD"
@@ -88,6 +87,8 @@ class ConnectionOptions:
                 "the credentials hold the whole login; leave out --username, --password-file, --ca-file, "
                 "--certificate-file and --key-file"
             )
+        from fleetnas.fleet_protocol.security.credentials import read_credentials
+
         known = read_credentials(file, *(("coordinator", "watcher") if read_only else ("coordinator",)))
         address = known.broker
         if self.broker is not None:

@@ -7,22 +7,21 @@ import json
 import secrets
 import time
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.coordinator.cli.quantities import seconds
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fleetnas.coordinator.monitoring.fleet_observer import FleetObserver
 
 #: Default time to listen, seconds: a coordinator publishes its run every 2 s.
@@ -66,9 +65,9 @@ def devices(
         float,
         typer.Option(
             "--wait",
-            metavar="SECONDS",
-            min=0.1,
-            help="How long to listen; 35 to receive every living agent's heartbeat.",
+            metavar="TIME",
+            parser=seconds("--wait", 0.1),
+            help="How long to listen; 35s to receive every living agent's heartbeat.",
         ),
     ] = _GATHER_S,
     as_json: options.Json = False,
@@ -90,6 +89,8 @@ def devices(
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
     if authority is not None and connection.broker is None and connection.credentials is None:
         connection = replace(connection, credentials=authority / "coordinator.credentials")
+    from fleetnas.coordinator.view.output import output_console
+
     found_at = connection.connection(read_only=True)
     enrolled = _enrolled(authority) if authority is not None else None
     found = fleet_rows(_observed(found_at, wait), enrolled, time.monotonic(), wait)
@@ -97,12 +98,13 @@ def devices(
         for each in found:
             typer.echo(json.dumps(each))
     elif found:
-        Console().print(_table(found))
+        console = output_console()
+        console.print(table_of(found, console.width))
         retained = [each for each in found if each["state"] in ("ready", "busy") and each["last_seen_s_ago"] is None]
         if retained and wait <= _HEARTBEAT_S:
             typer.echo("states of agents not seen are the broker's memory; --wait 35 tells which of them are alive")
     else:
-        Console().print(
+        output_console().print(
             f"no agent has ever announced itself in fleet {found_at.fleet!r} on {found_at.broker}; run on each device: "
             f"fleetnas-agent run --broker {found_at.broker} --fleet {found_at.fleet}",
             markup=False,
@@ -125,16 +127,24 @@ def _observed(found_at: Connection, wait_s: float) -> FleetObserver:
     return observer
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    """Lay out the agents for the terminal."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("Device", "State", "Last seen", "Model and settings", "Why"):
-        table.add_column(heading, overflow="fold", ratio=3 if heading == "Why" else None)
-    for each in rows:
-        model = Text("\n".join((each["model"] or "?", *each["settings"])))
-        texts = (each["device"], each["state"], _last_seen(each))
-        table.add_row(*(Text(text) for text in texts), model, Text(plain(each["why"])))
-    return table
+def table_of(rows: list[dict[str, Any]], width: int) -> Table:
+    """Lay out the agents in `width` cells."""
+    from fleetnas.coordinator.view.tables import word_table
+
+    return word_table(
+        ("Device", "State", "Last seen", "Model and settings", "Why"),
+        (
+            (
+                each["device"],
+                each["state"],
+                _last_seen(each),
+                "\n".join((each["model"] or "?", *each["settings"])),
+                plain(each["why"]),
+            )
+            for each in rows
+        ),
+        width,
+    )
 
 
 def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:
@@ -178,6 +188,8 @@ def fleet_rows(
         listened_s: duration of listening, seconds. An agent that is silent for longer than a heartbeat is `silent`,
             whatever state the broker retains of it.
     """
+    from importlib import metadata
+
     version = metadata.version("fleetnas")
     agents = fleet_observer.registry.agents
     rows = []

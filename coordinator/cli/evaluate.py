@@ -10,9 +10,8 @@ import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.architectures import ARCHITECTURE_HELP, parse_architecture
-from fleetnas.coordinator.cli.progress import image_progress
+from fleetnas.fleet_protocol.choices import InterpreterName, Precision
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.messages import InterpreterName, Precision
 from fleetnas.supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def evaluate(
     from fleetnas.coordinator.app.images import checked_images
     from fleetnas.coordinator.app.request import ImageFolders
     from fleetnas.coordinator.campaign.winner_builder import BundleWinnerBuilder
+    from fleetnas.coordinator.cli.progress import image_progress
     from fleetnas.fleet_protocol.messages import RuntimeSetting
     from fleetnas.supernet_export.bundle import SupernetBundle
 

@@ -10,8 +10,8 @@ import typer
 
 from fleetnas.coordinator.cli import option_groups, options
 from fleetnas.coordinator.cli.data_options import DataOptions
-from fleetnas.coordinator.cli.progress import download_progress
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 from fleetnas.supernet_export.checkpoints.published import PUBLISHED
 from fleetnas.supernet_export.checkpoints.weights_choice import WeightsChoice
 from fleetnas.supernet_export.output_files import check_file
@@ -98,9 +98,10 @@ def export(
         written = _written(output or Path(f"{Path(source).stem}.supernet"))
         sha256 = _export_file(Path(source), written, file, data)
     else:
+        near = did_you_mean(source, (_DIGITS, *PUBLISHED)) or ";"
         raise UsageError(
-            f"{source!r} is neither a supernet known by name nor a file: give one of {_KNOWN}, or the path of a "
-            "checkpoint together with --space"
+            f"{source!r} is neither a supernet known by name nor a file{near} "
+            f"give one of {_KNOWN}, or the path of a checkpoint together with --space"
         )
     typer.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256}")
 
@@ -145,6 +146,7 @@ def _export_digits(output: Path) -> str:
 
 
 def _export_published(name: str, output: Path, cache: Path | None) -> str:
+    from fleetnas.coordinator.cli.progress import download_progress
     from fleetnas.supernet_export.export import export_published
 
     with download_progress(name) as progress:

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.local_device import LocalDevice
-from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.architectures import ARCHITECTURE_HELP, parse_architecture
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
-from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.records.setting_filter import SettingFilter
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.store.default_store import store_location
+from fleetnas.fleet_protocol.choices import Precision, RuntimeName
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.fleet_protocol.messages import Precision, RuntimeName
 
 if TYPE_CHECKING:
+    from fleetnas.coordinator.app.local_device import LocalDevice
+    from fleetnas.coordinator.app.request import NewRun, ResumedRun
+    from fleetnas.coordinator.records.plan import CampaignPlan
+    from fleetnas.coordinator.records.setting_filter import SettingFilter
     from fleetnas.coordinator.report.artifacts import WinnerCard
     from fleetnas.fleet_protocol.architecture import Architecture
     from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -63,6 +63,7 @@ class SettingOptions:
     def filter(self, card: WinnerCard | None) -> SettingFilter:
         """Parse the settings that take part: those of the card alone, where there is one."""
         from fleetnas.agent.runtimes.settings import parse_setting
+        from fleetnas.coordinator.records.setting_filter import SettingFilter
 
         if card is not None:
             return SettingFilter(labels=(card.runtime,))
@@ -74,6 +75,7 @@ class SettingOptions:
     def device(self, card: WinnerCard | None) -> LocalDevice:
         """Parse this device's settings; `UsageError` where one cannot be used, or the card is of another device."""
         from fleetnas.agent.runtimes.settings import installed_runtime
+        from fleetnas.coordinator.app.local_device import LocalDevice
 
         if card is not None:
             made = LocalDevice((card.setting,), self.state_dir)
@@ -172,6 +174,8 @@ def measure(
     Nothing is searched. It leaves the same results, model files and cards as a search. Exit code 1: a target was
     missed, or a subnet could not be measured.
     """
+    from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
+
     _refuse_useless(context, settings, output, measuring)
     card = None
     if output.card is not None:
@@ -211,6 +215,7 @@ def _plan(
     settings: SettingOptions,
     measuring: MeasuringOptions,
 ) -> CampaignPlan:
+    from fleetnas.coordinator.records.plan import CampaignPlan
     from fleetnas.coordinator.tuning.subnet_tuner import REPEATS
     from fleetnas.supernet_export.bundle import SupernetBundle
 

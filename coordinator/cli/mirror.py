@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from fleetnas.coordinator.app.bundle_mirror import add_to_mirror
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -24,6 +22,8 @@ def mirror(
 
     They fetch it from there over HTTPS in place of the broker.
     """
+    from fleetnas.coordinator.app.bundle_mirror import add_to_mirror
+
     target = add_to_mirror(supernet, folder)
     typer.echo(
         f"{target}\n"

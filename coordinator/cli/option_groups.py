@@ -1,4 +1,7 @@
-"""Groups of options: a command takes a dataclass, and its command line has one option per field."""
+"""Groups of options: a command takes a dataclass, and its command line has one option per field.
+
+A field without a default value is an option that must be given.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ def _parameters_of(group: type[Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     return [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            annotation=hints[field.name],
         )
         for field in dataclasses.fields(group)
     ]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import ConnectionOptions
@@ -81,6 +80,7 @@ def portfolio(
     with --verify not verified.
     """
     from fleetnas.coordinator.cli.portfolio_table import print_portfolio, report_of
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.supernet_export.output_files import check_file, write_atomically
 
     if fleet.devices is not None:
@@ -97,13 +97,14 @@ def portfolio(
 
     found = _verified(choice, settings, problem, choose, access) if access is not None else choose()
     curve = problem.curve()
-    report = report_of(run, found, curve)
+    bound = problem.bound(found, choice.models, worst_case=choice.worst_case)
+    report = report_of(run, found, curve, bound)
     if choice.output is not None:
         write_atomically(choice.output, json.dumps(report, indent=2).encode() + b"\n")
     if choice.as_json:
         typer.echo(json.dumps(report))
     else:
-        print_portfolio(Console(), found, curve)
+        print_portfolio(output_console(), found, curve, bound)
         if not choice.verify:
             typer.echo("nothing was measured for this choice; add --verify --broker HOST to verify it on the devices")
     raise typer.Exit(0 if found.is_served(verified=choice.verify) else 1)

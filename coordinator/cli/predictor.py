@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.option_groups import command
 from fleetnas.coordinator.records.method_names import MethodName
 from fleetnas.fleet_protocol.errors import UsageError
@@ -38,7 +39,7 @@ class MethodOptions:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    group = typer.Typer(help="Latency predictors.", no_args_is_help=True)
+    group = CommandApp(help="Latency predictors.", no_args_is_help=True)
     group.command("evaluate")(command(evaluate))
     group.callback()(lambda: None)
     app.add_typer(group, name="predictor")

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
 
@@ -23,8 +22,16 @@ def register(app: typer.Typer) -> None:
 
 def runs(store: options.Store = None, as_json: options.Json = False) -> None:
     """List every run in the store, oldest first."""
+    location = options.existing_store(store)
+    if is_empty_file(location):
+        if not as_json:
+            typer.echo(f"the store {location} holds no run yet")
+        return
+    from rich.table import Table
+
     from fleetnas.coordinator.records.plan import kind_of
     from fleetnas.coordinator.report.stored_outcome import stored_totals
+    from fleetnas.coordinator.view.output import output_console
 
     opened = options.open_to_read(store)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -50,7 +57,7 @@ def runs(store: options.Store = None, as_json: options.Json = False) -> None:
         table.add_row(run.run_id, begun, kind_of(run), run.supernet, targets, run.status, counts)
     opened.close()
     if not as_json:
-        Console().print(table if found else f"the store {opened.url} holds no run yet", soft_wrap=not found)
+        output_console().print(table if found else f"the store {opened.url} holds no run yet", soft_wrap=not found)
 
 
 def _asked(plan: object, targets: str) -> int:
@@ -77,6 +84,7 @@ def results(
     from fleetnas.coordinator.app.tracking import track as log_run
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.report.stored_outcome import outcome_of
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.coordinator.view.summary import print_summary
     from fleetnas.supernet_export.output_files import check_folder
 
@@ -86,7 +94,7 @@ def results(
     tracking = MlflowTracking(uri) if uri is not None else None
     opened = options.open_to_read(store)
     try:
-        print_summary(Console(), outcome_of(opened, run))
+        print_summary(output_console(), outcome_of(opened, run))
         if out is not None:
             check_folder("--out", out)
             models = stored_models(settings_of(opened.run(run)))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fleetnas.coordinator.cli import options
-from fleetnas.coordinator.cli.train_view import shown_training
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 from fleetnas.supernet_export.training.choices import ClassWeights, OptimizerName, Precision, Schedule
 
@@ -171,6 +170,8 @@ def train(
         raise MissingDependencyError(
             f"training needs {error.name or 'torch'}, which is not installed; run: pip install 'fleetnas[train]'"
         ) from error
+    from fleetnas.coordinator.cli.train_view import shown_training
+
     settings = _settings(fields, out, resume=resume)
     habits = Habits(workers, checkpoint_minutes, checkpoint_steps, cache)
     try:

@@ -6,7 +6,6 @@ import secrets
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
@@ -40,11 +39,14 @@ def watch(
     From its store, or from the broker with --broker. Ends as the search does: 0 where every target of every device was
     met, else 1.
     """
+    from rich.console import Console
+
     from fleetnas.coordinator.monitoring.feed import follow
     from fleetnas.coordinator.records.statuses import RunStatus
+    from fleetnas.coordinator.view.output import output_console
     from fleetnas.coordinator.view.view import make_view
 
-    console = Console()
+    console = output_console()
     from_store = connection.broker is None and connection.credentials is None
     if from_store:
         options.refuse(context, names(ConnectionOptions), "without --broker or --credentials a store is watched")

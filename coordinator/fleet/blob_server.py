@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 from fleetnas.fleet_protocol.codec import BlobChunk, encode_chunk
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
 
-#: Rate to all agents together; a bundle of 30 MB then takes two seconds and the broker keeps room for messages.
-DEFAULT_RATE_BYTES_PER_S = 16_000_000
-#: Agents that are sent a bundle at the same time. One asks for half a megabyte ahead: these fill any line.
-DEFAULT_AT_ONCE = 16
 _BURST_BYTES = 1024 * 1024
 #: Largest size of a winner's calibration, which never waits behind a bundle in the queue.
 _SMALL_BYTES = 1024 * 1024

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fleetnas.coordinator.monitoring.feed import FeedUpdate
 from fleetnas.coordinator.monitoring.publisher import SILENT_AFTER_S, device_from_json
 from fleetnas.coordinator.records.events import Event, event_from_fields
+from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.fleet_protocol.codec import decode
@@ -153,7 +154,14 @@ class BrokerFeed:
             phase=phase,
             devices=tuple(devices.values()),
             log=summary.log,
+            progress=_progress_of(summary),
         )
+
+
+def _progress_of(summary: RunSummary) -> RunProgress | None:
+    times = (summary.done, summary.left_s, summary.least_left_s, summary.most_left_s)
+    known = [value for value in times if value is not None]
+    return RunProgress(*known) if len(known) == len(times) else None
 
 
 def _check(event: object) -> None:

@@ -65,8 +65,18 @@ class Publisher:
     It also clears what coordinators left on the broker that were killed, since nobody else does.
     """
 
-    def __init__(self, transport: Transport, topics: Topics, run_id: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        topics: Topics,
+        run_id: str,
+        clock: Callable[[], float],
+        on_other: Callable[[RunSummary], object] = lambda summary: None,
+    ) -> None:
+        """`on_other` is called once for every other run whose coordinator is at work."""
         self._transport, self._topics, self._run_id = transport, topics, run_id
+        self._on_other = on_other
+        self._others: set[str] = set()
         self._clock = clock
         self._latest: Snapshot | None = None
         self._state = RunStatus.INTERRUPTED
@@ -97,12 +107,20 @@ class Publisher:
             return
         if not payload or not retained:
             self._left.pop(address.run, None)
+            if payload and address.run not in self._others and len(self._others) < _MOST_RUNS:
+                self._notice(address.run, decode(RunSummary, payload))
             return
         pages = min(decode(RunSummary, payload).pages, MAX_PAGES)
         if address.run == self._run_id:
             self._page_count = max(self._page_count, pages)
         elif len(self._left) < _MOST_RUNS:
             self._left[address.run] = (self._clock(), pages)
+
+    def _notice(self, run: str, summary: RunSummary) -> None:
+        """Tell of another run; its coordinator is at work, since what it publishes arrives anew."""
+        if run != self._run_id and summary.state is RunStatus.RUNNING:
+            self._others.add(run)
+            self._on_other(summary)
 
     def update(self, snapshot: Snapshot) -> None:
         """Publish waiting events, a summary where one is due, and one page where it has changed."""
@@ -157,6 +175,7 @@ class Publisher:
         self._publish(self._topics.run_summary(run), b"", retain=True, qos=1)
 
     def _publish_summary(self, snapshot: Snapshot, state: RunStatus, pages: int) -> None:
+        progress = {} if snapshot.progress is None else vars(snapshot.progress)
         self._summary = RunSummary(
             run_id=self._run_id,
             state=state,
@@ -167,6 +186,7 @@ class Publisher:
             settings=len(snapshot.devices),
             pages=pages,
             log=tuple(line[:_TEXT] for line in snapshot.log[-20:]),
+            **progress,
         )
         qos = 0 if state is RunStatus.RUNNING else 1
         self._publish(self._topics.run_summary(self._run_id), encode(self._summary), retain=True, qos=qos)

@@ -82,6 +82,11 @@ class QualityTally:
         self._warned = False
 
     @property
+    def measured(self) -> int:
+        """All measurements so far."""
+        return sum(self._counts.values())
+
+    @property
     def quality(self) -> DataQuality:
         """The counts so far."""
         return DataQuality(

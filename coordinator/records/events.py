@@ -199,6 +199,16 @@ class TargetInfeasible(_TargetEvent):
     reason: str
 
 
+class ProgressChanged(_Event):
+    """The share of the expected work that is done, and the time left; now and then while the campaign is at work."""
+
+    event: Literal["progress"] = "progress"
+    done: float = Field(description="finished share of the expected work, in [0, 1]")
+    left_s: float = Field(description="expected time to the end, in seconds")
+    least_left_s: float = Field(description="lower end of the time left, in seconds: about 90 % are above")
+    most_left_s: float = Field(description="upper end of it: about 90 % are below")
+
+
 class CampaignFinished(_Event):
     """The campaign has ended."""
 
@@ -218,6 +228,7 @@ class CampaignFinished(_Event):
     without_target: bool = Field(
         default=False, description="given subnets were compared with no target: targets_met counts the measured ones"
     )
+    timed_out: bool = Field(default=False, description="--timeout ended it before its end; it can be resumed")
 
 
 Event: TypeAlias = Annotated[
@@ -235,6 +246,7 @@ Event: TypeAlias = Annotated[
     | WinnerVerified
     | TargetMissed
     | TargetInfeasible
+    | ProgressChanged
     | CampaignFinished,
     Field(discriminator="event"),
 ]

@@ -17,6 +17,7 @@ from pydantic import (
 
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.precision import PrecisionChoice
+from fleetnas.coordinator.records.prior_choice import PriorChoice as PriorChoice
 from fleetnas.coordinator.records.setting_filter import SettingFilter
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.records.strategy import Strategy
@@ -39,8 +40,6 @@ def _parsed_targets(value: object) -> object:
         raise ValueError(str(error)) from None
 
 
-#: Prior of a latency predictor: learned from what the store's earlier runs measured, or the same for every device.
-PriorChoice: TypeAlias = Literal["learned", "default"]
 #: Kind of a run: subnets are searched, or given ones are measured.
 RunKind: TypeAlias = Literal["search", "measure"]
 #: Targets, stored as the text that `TargetRequest.parse` reads, such as `20,30` or `auto:4`.

@@ -7,6 +7,7 @@ from typing import Literal
 
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.fleet_protocol.messages import ShownPhase
 
@@ -106,3 +107,5 @@ class Snapshot:
     devices: tuple[DeviceSnapshot, ...] = ()
     log: tuple[str, ...] = ()
     """The coordinator's latest notes, oldest first, such as a broker that cannot be reached."""
+    progress: RunProgress | None = None
+    """Progress and time left; None before a device takes part, and where it is not known."""

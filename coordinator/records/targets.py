@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.units import milliseconds
 
 MAX_TARGETS = 64
 #: Text of a request without targets, as plans of given subnets may have.
@@ -51,7 +52,7 @@ class TargetRequest:
 
     @classmethod
     def parse(cls, text: str) -> TargetRequest:
-        """Parse `20,30.5` (milliseconds) or `auto:4`; `UsageError` otherwise."""
+        """Parse `20,30.5` (milliseconds), `20ms,0.03s` or `auto:4`; `UsageError` otherwise."""
         word = text.strip().lower()
         if word.startswith("auto:"):
             count = word.removeprefix("auto:")
@@ -61,7 +62,7 @@ class TargetRequest:
         found: set[float] = set()
         for part in word.split(","):
             try:
-                value = float(part.strip().removesuffix("ms"))
+                value = milliseconds(part)
             except ValueError:
                 raise _syntax(text, f"{part.strip()!r} is not a number") from None
             if not math.isfinite(value) or value <= 0:

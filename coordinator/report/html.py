@@ -20,6 +20,7 @@ from fleetnas.coordinator.report.fleet_plot import fleet_plot
 from fleetnas.coordinator.report.gain import device_gain, summary
 from fleetnas.coordinator.report.inference_program import INFER_FILE
 from fleetnas.coordinator.report.plots import device_plots
+from fleetnas.coordinator.report.portfolio_section import portfolio_section
 from fleetnas.coordinator.report.results import DeviceResult, Results
 from fleetnas.coordinator.report.winner_table import WinnerRow, quantity, samples_text, size, winner_rows
 from fleetnas.coordinator.store.measurement_table import read_measurements
@@ -124,6 +125,7 @@ def render_report(directory: Path) -> str:
         targets_remark=_targets_remark,
         max_plotted=MAX_PLOTTED,
         max_failures=MAX_FAILURES,
+        portfolio=portfolio_section(directory, results.run_id),
         results_file=RESULTS_FILE,
         measurements_file=MEASUREMENTS_FILE,
     )

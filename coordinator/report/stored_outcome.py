@@ -213,7 +213,8 @@ def _rows(
 def _target_outcomes(
     device: DeviceRecord, plan: CampaignPlan, winners: list[WinnerRecord]
 ) -> tuple[TargetOutcome, ...]:
-    reason, running = unreached(device.status), device.status is SettingStatus.RUNNING
+    running = device.status is SettingStatus.RUNNING
+    reason = device.reason if running and device.reason else unreached(device.status)
     given = {architecture.fingerprint: architecture for architecture in plan.architectures}
     found = {
         key: TargetOutcome(key.target_ms, given.get(key.subnet), reason=reason, open=running, subnet=key.subnet)

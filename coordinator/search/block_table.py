@@ -1,4 +1,4 @@
-"""Block latency tables as OFA and ProxylessNAS publish them: YAML files of milliseconds per layer.
+"""Read block latency tables as OFA and ProxylessNAS publish them: YAML files of milliseconds per layer.
 
 Sources of the keys: `ofa/<device>/<resolution>_lookup_table.yaml` and `proxylessnas/mobile_trim.yaml` in the
 repository han-cai/files, and the estimators of the `ofa` package that read them.
@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from fleetnas.coordinator.search.latency import Floats, SlotTableLatency
+from fleetnas.coordinator.search.layer_keys import LayerKeys
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
-from fleetnas.supernet_export.spaces.mbconv_network import MBConvBlock, reduced
 
-_FILE_NAME = "{resolution}_lookup_table.yaml"
+#: Name of one file in a folder of tables.
+TABLE_NAME = "{resolution}_lookup_table.yaml"
 
 
 def read_block_table(path: Path | str, space: MBConvSpace) -> SlotTableLatency:
@@ -38,7 +39,7 @@ def read_block_table(path: Path | str, space: MBConvSpace) -> SlotTableLatency:
         )
     per_resolution = []
     for resolution in space.resolutions:
-        file = path / _FILE_NAME.format(resolution=resolution) if path.is_dir() else path
+        file = path / TABLE_NAME.format(resolution=resolution) if path.is_dir() else path
         if not file.exists():
             raise UsageError(_missing_file(path, file, space))
         per_resolution.append(_LayerTable(file, space).slots(resolution))
@@ -76,69 +77,26 @@ class _LayerTable:
 
     def __init__(self, file: Path, space: MBConvSpace) -> None:
         self.file, self.space = file, space
+        self._keys = LayerKeys(space)
         self._layers = _read_yaml(file)
 
     def slots(self, resolution: int) -> list[Floats]:
         """Milliseconds per slot at a resolution; of a block as (kernels, expand ratios)."""
-        net, space = self.space.network, self.space
-        side = reduced(resolution, net.stem_stride)
-        found = [
-            np.array(self._mean("Conv", (resolution, resolution, net.image_channels), (side, side, net.stem_width))),
-            np.array(self._first_block(side)),
-        ]
-        found += [self._block(block, resolution) for block in space.block_list]
-        last = space.block_list[-1]
-        side = reduced(resolution, last.reduction * last.stride)
-        found.append(np.array(self._head(side, last.out_width)))
+        keys = self._keys
+        found = [np.array(self._value(keys.stem(resolution))), np.array(self._value(keys.first_block(resolution)))]
+        found += [self._block(keys.block(block, resolution)) for block in self.space.block_list]
+        found.append(np.array(sum(self._value(key) for key in keys.head(resolution))))
         return found
 
-    def _first_block(self, side: int) -> float:
-        net = self.space.network
-        skip = net.first_block_residual and net.stem_width == net.first_block_width
-        key = _block_key(
-            side, side, net.stem_width, net.first_block_width, "1" if self._by_ratio else str(net.stem_width)
-        )
-        key += f"-kernel:3-stride:1-idskip:{int(skip)}"
-        return self._value(key if self._by_ratio else f"{key}-se:0-hs:{int(net.first_block_activation == 'h_swish')}")
-
-    def _block(self, block: MBConvBlock, resolution: int) -> Floats:
-        before = reduced(resolution, block.reduction)
-        after = reduced(before, block.stride)
+    def _block(self, keys: Mapping[tuple[int, int], str]) -> Floats:
         found = np.full((len(self.space.kernels), len(self.space.expands)), np.nan)
-        tail = "" if self._by_ratio else f"-se:{int(block.squeeze)}-hs:{int(block.activation == 'h_swish')}"
-        keys = {}
-        for i, kernel in enumerate(self.space.kernels):
-            for j, expand in enumerate(self.space.expands):
-                width = f"{expand:g}" if self._by_ratio else str(round(block.in_width * expand))
-                key = _block_key(before, after, block.in_width, block.out_width, width)
-                key += f"-kernel:{kernel}-stride:{block.stride}-idskip:{int(block.residual)}{tail}"
-                found[i, j] = self._layers.get(key, np.nan)
-                keys[i, j] = key
-            _interpolate(np.array(self.space.expands, dtype=np.float64), found[i])
+        for place, key in keys.items():
+            found[place] = self._layers.get(key, np.nan)
+        for row in found:
+            _interpolate(np.array(self.space.expands, dtype=np.float64), row)
         for i, j in np.argwhere(np.isnan(found)):
             self._value(keys[i, j])
         return found
-
-    def _head(self, side: int, width: int) -> float:
-        net = self.space.network
-        wide, features, classes = net.final_expand_width, net.feature_width, net.classes
-        if wide is None:
-            mixed = self._mean("Conv_1", (side, side, width), (side, side, features))
-            return mixed + self._mean("Logits", (side, side, features), (classes,))
-        return (
-            self._mean("Conv_1", (side, side, width), (side, side, wide))
-            + self._mean("AvgPool2D", (side, side, wide), (1, 1, wide))
-            + self._mean("Conv_2", (1, 1, wide), (1, 1, features))
-            + self._mean("Logits", (1, 1, features), (classes,))
-        )
-
-    @property
-    def _by_ratio(self) -> bool:
-        """Whether keys are ProxylessNAS's: expand ratios in place of channels, and no squeeze-and-excite."""
-        return self.space.network.final_expand_width is None
-
-    def _mean(self, layer: str, before: tuple[int, ...], after: tuple[int, ...]) -> float:
-        return self._value(f"{layer}-input:{_shape(before)}-output:{_shape(after)}")
 
     def _value(self, key: str) -> float:
         try:
@@ -149,15 +107,6 @@ class _LayerTable:
                 f"{self.file} has no layer {key!r}, which {self.space.name} ({options}) needs; choose the width and "
                 "resolutions that the table was measured at"
             ) from None
-
-
-def _block_key(before: int, after: int, in_width: int, out_width: int, expand: str) -> str:
-    shapes = f"input:{_shape((before, before, in_width))}-output:{_shape((after, after, out_width))}"
-    return f"expanded_conv-{shapes}-expand:{expand}"
-
-
-def _shape(sides: tuple[int, ...]) -> str:
-    return "x".join(map(str, sides))
 
 
 def _interpolate(x: Floats, row: Floats) -> None:

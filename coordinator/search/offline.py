@@ -16,6 +16,13 @@ from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
 from fleetnas.coordinator.search.engine import EngineSettings, SearchResult, search
 from fleetnas.coordinator.search.guided import GuidedSettings
+from fleetnas.coordinator.search.latency import TableLatency
+from fleetnas.coordinator.search.predictor_file import (
+    latency_of,
+    predictor_file_of,
+    read_predictor_file,
+    space_of,
+)
 from fleetnas.coordinator.search.problem import AccuracyModel, Problem, TabularAccuracy, check_targets
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
@@ -37,6 +44,7 @@ _WIDTHS: Mapping[str, tuple[float, ...]] = {
     "compofa-elastic": (1.0, 1.2),
     "ofa-proxyless": (1.3, 1.0),
 }
+_DEFAULT_SPACE = "ofa-mbv3"
 #: Targets that are searched beside the ones asked for.
 _FRONT_TARGETS = 12
 #: Points of the front that the terminal shows at most.
@@ -47,8 +55,8 @@ _FRONT_ROWS = 12
 class OfflineRequest:
     """One offline search."""
 
-    space: str  #: registered name of the design space
-    latency_table: Path  #: folder of `<resolution>_lookup_table.yaml`, or one YAML file
+    space: str | None  #: registered name of the design space; None: the predictor file's, else ofa-mbv3
+    latency_table: Path  #: predictor file or its folder, folder of `<resolution>_lookup_table.yaml`, or one YAML file
     accuracy: Path  #: `.pth`, `.supernet`, `.safetensors` (fitted), `.csv` or `.jsonl` (known values)
     targets_ms: tuple[float, ...]
     options: Mapping[str, Any] | None = None  #: of the space; None: those that the table was measured under
@@ -63,7 +71,7 @@ class OfflineOutcome:
     """Result of an offline search."""
 
     request: OfflineRequest
-    space: MBConvSpace
+    space: DesignSpace
     result: SearchResult
     selection: tuple[ClassAnswers, ...] = ()
     """Of each winner to selection images, where these chose among the candidates."""
@@ -114,11 +122,11 @@ class OfflineOutcome:
 
 
 def search_offline(request: OfflineRequest) -> OfflineOutcome:
-    """Run the search; raises the errors of `search`, `read_block_table` and `load_accuracy`."""
+    """Run the search; raises the errors of `search`, `read_latency` and `load_accuracy`."""
     space = _space(request)
     targets = check_targets(request.targets_ms)
     accuracy = load_accuracy(request.accuracy, space)
-    latency = read_block_table(request.latency_table, space)
+    latency = read_latency(request.latency_table, space)
     problem = Problem(space, accuracy, latency, request.bounds)
     result = search(
         problem,
@@ -158,14 +166,33 @@ def load_accuracy(path: Path, space: DesignSpace) -> AccuracyModel | AccuracyPre
     return predictor
 
 
-def _space(request: OfflineRequest) -> MBConvSpace:
-    """The space under the given options, or under the first ones that the table covers."""
+def read_latency(path: Path, space: DesignSpace) -> TableLatency:
+    """Read the latency model of a space: a predictor file, or block latency tables.
+
+    Raises:
+        UsageError: the path is neither, or is of another space.
+    """
+    file = predictor_file_of(path)
+    if file is not None:
+        return latency_of(read_predictor_file(file), space, file)
+    return read_block_table(path, _mbconv(space))
+
+
+def _space(request: OfflineRequest) -> DesignSpace:
+    """The space under the given options, of the predictor file, or under the first ones that the table covers."""
+    file = predictor_file_of(request.latency_table)
+    if file is not None and request.options is None:
+        found = space_of(read_predictor_file(file), file)
+        if request.space not in (None, found.name):
+            raise UsageError(f"{file} is of {found.name}, not of {request.space}; leave out --space")
+        return found
+    name = request.space or _DEFAULT_SPACE
     if request.options is not None:
-        return _mbconv(make_space(request.space, request.options))
+        return make_space(name, request.options)
     resolutions = [r for r in table_resolutions(request.latency_table) if r % 16 == 0]
     failures: list[UsageError] = []
-    for width in _WIDTHS.get(request.space, ()):
-        space = _mbconv(make_space(request.space, {"width": width, "resolutions": resolutions}))
+    for width in _WIDTHS.get(name, ()):
+        space = _mbconv(make_space(name, {"width": width, "resolutions": resolutions}))
         try:
             read_block_table(request.latency_table, space)
         except UsageError as failure:
@@ -174,7 +201,7 @@ def _space(request: OfflineRequest) -> MBConvSpace:
             return space
     if failures:
         raise failures[0]
-    return _mbconv(make_space(request.space))
+    return _mbconv(make_space(name))
 
 
 def _mbconv(space: DesignSpace) -> MBConvSpace:

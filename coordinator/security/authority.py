@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fleetnas.coordinator.security import mosquitto
 from fleetnas.coordinator.security.certificates import Issued, issue, new_authority, revocation_list
 from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.security import signing
 from fleetnas.fleet_protocol.security.credentials import (
@@ -128,9 +129,10 @@ class Authority:
         try:
             return cls(folder, Register.model_validate_json(read_text(folder / _REGISTER)))
         except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or reason_of(error)
             raise UsageError(
-                f"{folder} is not a fleet's authority ({_REGISTER} cannot be read: {str(error).splitlines()[0]}); give "
-                "the folder that `fleetnas broker init` made"
+                f"{folder} is not a fleet's authority ({_REGISTER} cannot be read: {reason}); give the folder that "
+                "`fleetnas broker init` made"
             ) from error
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +45,8 @@ _CONNECTION_ADVICE = (
 )
 _SERVER_ADVICE = "check that the server runs and that its host and port in --store are right"
 _MAKE_WRITABLE = "make the file and its folder writable, or give another --store"
+#: A class that SQLAlchemy names before a message, such as `(builtins.ValueError)`.
+_CLASS = re.compile(r"^\((?:builtins|sqlite3|psycopg)[\w.]*\)\s*")
 #: Words of SQLite, and advice.
 _FILE_ADVICE = (
     ("disk is full", "free some space there; what was stored is safe"),
@@ -318,4 +321,6 @@ def _advice(words: str, known: tuple[tuple[str, str], ...], otherwise: str) -> s
 
 
 def _reason(error: SQLAlchemyError) -> str:
-    return joined_lines(str(getattr(error, "orig", None) or error))
+    """Return the words of the driver, else SQLAlchemy's own without its statement, class names and links."""
+    found = getattr(error, "orig", None) or (error.args[0] if error.args else error)
+    return joined_lines(_CLASS.sub("", str(found)))

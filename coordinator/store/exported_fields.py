@@ -11,6 +11,7 @@ from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, Run
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Conditions, Measurement, Message
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 Kind = Literal["text", "integer", "number", "boolean", "numbers"]
 #: The type of a field in one row; None: unknown.
@@ -31,19 +32,20 @@ class Field:
 
 
 def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ...]:
-    """Return the fields of a message that are single values or lists of numbers, from its JSON schema."""
+    """Return the fields of a message that are single values or lists, from its JSON schema."""
     fields = []
     for name, schema in message.model_json_schema()["properties"].items():
         types = {part.get("type") for part in schema.get("anyOf", [schema])} - {"null", None}
-        if types and "$ref" not in schema.get("items", {}):
-            fields.append(Field(name + suffix, _KINDS[types.pop()]))
+        if types:  # a list of objects is JSON
+            kind = "text" if "$ref" in schema.get("items", {}) else _KINDS[types.pop()]
+            fields.append(Field(name + suffix, kind))
     return tuple(fields)
 
 
 _OF_MEASUREMENT = _message_fields(Measurement)
 _SUFFIXES = ("before", "after")
 _CONDITIONS = tuple(Conditions.model_fields)
-_LAST = ("levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
+_LAST = ("layers", "levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
 
 _OF_TASK = (
     *("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
@@ -96,7 +98,10 @@ def exported_rows(
     known = sorted({device for _, device, _ in settings})
     for device in devices:
         if device not in known:
-            raise UsageError(f"no device {device!r} took part in these runs; there are {', '.join(known) or 'none'}")
+            near = did_you_mean(device, known) or ";"
+            raise UsageError(
+                f"no device {device!r} took part in these runs{near} there are {', '.join(known) or 'none'}"
+            )
     by_id = {run.run_id: run for run in chosen}
     for found in store.measurements(list(by_id), devices):
         task = found.task
@@ -126,6 +131,7 @@ def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> d
         row[name] = getattr(task, name)
     for field in _OF_MEASUREMENT:
         row[field.name] = getattr(measurement, field.name)
+    row["layers"] = json.dumps([layer.model_dump() for layer in measurement.layers])
     for suffix in _SUFFIXES:
         for name in _CONDITIONS:
             row[f"{name}_{suffix}"] = getattr(getattr(measurement, suffix), name)

@@ -35,6 +35,7 @@ from fleetnas.coordinator.store.row_reading import (
     task_of,
     winner_of,
 )
+from fleetnas.coordinator.store.run_history import RunHistory
 from fleetnas.coordinator.store.schema import (
     DeviceRow,
     DistrustedRow,
@@ -74,6 +75,7 @@ class MeasurementStore:
         self._put_tasks = upsert(database, TaskRow, "task_id")
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
+        self.history = RunHistory(database)
         self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 
     @classmethod

@@ -17,6 +17,7 @@ from fleetnas.coordinator.records.events import (
     MeasurementsSlowed,
     MeasurementTaken,
     PredictorUpdated,
+    ProgressChanged,
     RegimeChanged,
     StoreAvailable,
     StoreUnavailable,
@@ -26,6 +27,7 @@ from fleetnas.coordinator.records.events import (
     WinnerVerified,
     event_to_json,
 )
+from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import Snapshot
 from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.view import wording
@@ -65,6 +67,8 @@ def _event_text(event: Event) -> str | None:
     match event:
         case CampaignStarted() | DeviceJoined() | DeviceLost() | StoreUnavailable() | StoreAvailable():
             return _run_text(event)
+        case ProgressChanged():
+            return f"progress: {wording.progress(_progress(event))}"
         case CampaignFinished():
             return _end_text(event)
         case MeasurementTaken() | MeasurementFailed() | RegimeChanged() | MeasurementsSlowed():
@@ -73,6 +77,10 @@ def _event_text(event: Event) -> str | None:
             return _target_text(event)
         case PredictorUpdated():
             return None
+
+
+def _progress(event: ProgressChanged) -> RunProgress:
+    return RunProgress(event.done, event.left_s, event.least_left_s, event.most_left_s)
 
 
 def _run_text(event: CampaignStarted | DeviceJoined | DeviceLost | StoreUnavailable | StoreAvailable) -> str:
@@ -154,8 +162,9 @@ def _end_text(event: CampaignFinished) -> str:
     failed = f", failed {', '.join(event.devices_failed)}" if event.devices_failed else ""
     results = f", results in {event.results}" if event.results else ""
     totals = TargetTotals(event.targets_met, event.targets, event.without_target)
+    ended = "timed out" if event.timed_out else str(event.status)
     return (
-        f"run {event.run_id} {event.status} after {wording.elapsed(event.elapsed_s)}: "
+        f"run {event.run_id} {ended} after {wording.elapsed(event.elapsed_s)}: "
         f"{wording.targets_met(totals)}{lost}{failed}{results}"
     )
 

@@ -103,9 +103,16 @@ def _header(snapshot: Snapshot, width: int) -> list[Strip]:
         _targets(snapshot),
         wording.count_of(sum(device.measurements for device in snapshot.devices), "measurement"),
     ]
-    roomy = _FACTS_GAP.join([*facts, f"{number}: {counted}" if counted else number])
-    close = _FACTS_GAP.join([*facts, counted or number])
-    lines = [justified(start, end, width), padded([Segment(roomy if len(roomy) <= width else close)], width)]
+    progress = snapshot.progress if snapshot.progress is not None and snapshot.progress.left_s else None
+    left = [wording.progress(progress)] if progress is not None else []
+    left_short = [wording.progress(progress, short=True)] if progress is not None else []
+    shown = [
+        _FACTS_GAP.join([*left, *facts, f"{number}: {counted}" if counted else number]),
+        _FACTS_GAP.join([*left, *facts, counted or number]),
+        _FACTS_GAP.join([*left_short, *facts, counted or number]),
+    ]
+    fitting = next((line for line in shown if len(line) <= width), shown[-1])
+    lines = [justified(start, end, width), padded([Segment(fitting)], width)]
     warning = wording.slowed_warning((device.label, device.quality) for device in snapshot.devices)
     return [*lines, padded([Segment(warning, WARN)], width)] if warning else lines
 

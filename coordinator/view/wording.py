@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import DeviceState, TargetSnapshot
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import TargetTotals
@@ -213,6 +214,15 @@ def elapsed(seconds: float) -> str:
     whole = max(0, int(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def progress(found: RunProgress, *, short: bool = False) -> str:
+    """Return progress and time left, as `35 % done, about 4:10 left (3:00 to 6:30)`."""
+    share = percent(min(found.done, 0.99) if found.left_s else found.done)
+    if short:
+        return f"{share}, {elapsed(found.left_s)} left"
+    between = f"{elapsed(found.least_left_s)} to {elapsed(found.most_left_s)}"
+    return f"{share} done, about {elapsed(found.left_s)} left ({between})"
 
 
 def percent(share: float) -> str:

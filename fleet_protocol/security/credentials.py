@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fleetnas.device_profiles.text_files import decode_text
 from fleetnas.fleet_protocol.addresses import check_host
+from fleetnas.fleet_protocol.error_text import fault_words
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Identifier
 from fleetnas.fleet_protocol.security.signing import KEY_BYTES
@@ -121,7 +122,7 @@ def read_credentials(path: Path, *roles: Role) -> Credentials:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"
         raise UsageError(
-            f"{path} is not a credentials file ({where}: {first['msg']}); make one with `fleetnas enroll`"
+            f"{path} is not a credentials file ({where}: {fault_words(first)}); make one with `fleetnas enroll`"
         ) from None
     except ValueError as error:
         raise UsageError(f"{path} is not a credentials file ({error}); make one with `fleetnas enroll`") from None

@@ -14,7 +14,8 @@ from fleetnas.coordinator.search import engine
 from fleetnas.coordinator.search.block_table import read_block_table
 from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import LatencyModel
-from fleetnas.coordinator.search.offline import load_accuracy
+from fleetnas.coordinator.search.offline import load_accuracy, read_latency
+from fleetnas.coordinator.search.predictor_file import predictor_file_of
 from fleetnas.coordinator.search.problem import AccuracyModel, Problem
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
@@ -56,8 +57,8 @@ def search(
 
     Args:
         space: a design space, or a bundle of it.
-        latency: a fitted predictor, any latency model, or the path of a block latency table (a folder of
-            `<resolution>_lookup_table.yaml`, or one YAML file).
+        latency: a fitted predictor, any latency model, or a path: what `fleetnas export-latency` wrote, or a block
+            latency table (a folder of `<resolution>_lookup_table.yaml`, or one YAML file).
         targets_ms: one or more targets, ms, in any order.
         accuracy: a file with an accuracy predictor (`.pth`, `.supernet`, `.safetensors`) or with evaluated subnets
             (`.csv`, `.jsonl`), of which the best win. Without it the bundle's own predictor is taken.
@@ -112,6 +113,8 @@ def _latency_model(space: DesignSpace, latency: LatencyPredictor | LatencyModel 
         return latency.latency_model()
     if not isinstance(latency, (Path, str)):
         return latency
+    if predictor_file_of(Path(latency)) is not None:
+        return read_latency(Path(latency), space)
     if not isinstance(space, MBConvSpace):
         raise UsageError(
             f"there is no block latency table for {space.name}: fit a LatencyPredictor, or search on devices"

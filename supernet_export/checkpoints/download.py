@@ -2,64 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 
 from fleetnas.fleet_protocol.errors import DownloadError
 from fleetnas.fleet_protocol.folders import user_folder
+from fleetnas.supernet_export.checkpoints.published_file import PublishedFile as PublishedFile
 
 #: Addresses, separated by spaces or commas, that are asked before the official one; a file's name is appended.
 MIRRORS_VARIABLE = "FLEETNAS_MIRRORS"
 #: How often one address is asked again after it broke off; each time only the rest is fetched.
 ATTEMPTS = 4
 
-#: Where a file's size is not known, no more than this is taken; the largest supernet published has 193 MB.
-MAX_BYTES = 1 << 30
-
 _BLOCK = 1 << 18
 _TIMEOUT_S = 30.0
 
 #: Called with the bytes so far and the bytes in all.
 ProgressCallback = Callable[[int, int], None]
-
-
-DigestKind: TypeAlias = Literal["sha256", "git-blob"]
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedFile:
-    """A file at its official address, with the size and hash of its content."""
-
-    name: str
-    url: str
-    size: int | None
-    #: `git-blob` is SHA-1 of "blob <size>\\0" and the content, the name that git gives it.
-    digest_kind: DigestKind
-    digest: str
-
-    @property
-    def most_bytes(self) -> int:
-        """The longest possible size of this file; a longer answer is another file."""
-        return MAX_BYTES if self.size is None else self.size
-
-    def is_in(self, path: Path) -> bool:
-        """Whether `path` holds exactly this file."""
-        digest = hashlib.sha256()
-        if self.digest_kind == "git-blob":
-            digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        return digest.hexdigest() == self.digest
 
 
 def cache_directory() -> Path:
@@ -177,7 +143,7 @@ def _fetch_rest(
 
 
 def _expected(file: PublishedFile) -> str:
-    return f"at most {MAX_BYTES:,} are taken" if file.size is None else f"{file.size:,} were expected"
+    return f"at most {file.most_bytes:,} are taken" if file.size is None else f"{file.size:,} were expected"
 
 
 def _range_start(answer: Any) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.checkpoints.download import DigestKind, PublishedFile
+from fleetnas.supernet_export.checkpoints.published_file import DigestKind, PublishedFile
 
 _FILES = "https://raw.githubusercontent.com/han-cai/files/master/ofa"
 _HUGGING_FACE = "https://huggingface.co/han-cai/ofa/resolve/47a736a0be6ad593f936d91ae168ccdd05326be1"

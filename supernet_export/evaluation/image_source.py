@@ -8,13 +8,14 @@ from typing import TypeAlias
 
 import numpy as np
 
+from fleetnas.supernet_export.evaluation.choices import CALIBRATION_LIMIT as CALIBRATION_LIMIT
 from fleetnas.supernet_export.graph import Array
 
 #: Height and width of the network's input at a resolution, both in pixels.
 InputSize: TypeAlias = Callable[[int], tuple[int, int]]
 
-#: Images of one calibration batch, and of all; OFA takes 2,000.
-CALIBRATION_BATCH, CALIBRATION_LIMIT = 100, 2000
+#: Images of one calibration batch.
+CALIBRATION_BATCH = 100
 
 
 def square(resolution: int) -> tuple[int, int]:

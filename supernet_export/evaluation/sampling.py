@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.supernet_export.evaluation.choices import Sampling as Sampling
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
-Sampling: TypeAlias = Literal["spread", "uniform", "both"]
 #: Genomes that are drawn at once. Another number would give other lists.
 _DRAWN = 64
 #: Rounds of draws without a new subnet after which a small space is taken to hold no more.

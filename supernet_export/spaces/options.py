@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fleetnas.device_profiles.plain_text import plain
+from fleetnas.fleet_protocol.error_text import fault_words
 from fleetnas.fleet_protocol.errors import UsageError
 
 #: Bounds of every family. An architecture holds at most 64 blocks, and resolutions from 8 to 1024 pixels.
@@ -140,7 +141,7 @@ def checked_options(model: type[_Options], space: str, given: Mapping[str, Any])
         first = error.errors(include_url=False)[0]
         names = " ".join(".".join(str(part)[:40] for part in first["loc"][:6]).split())
         place = plain(names) or "the options"
-        message = " ".join(first["msg"].removeprefix("Value error, ").split())
+        message = " ".join(fault_words(first).split())
         if first["type"] == "extra_forbidden":
             message = f"there is no such option; there are {', '.join(model.model_fields)}"
         raise UsageError(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.compofa import CompOfaElasticSpace, CompOfaSpace
 from fleetnas.supernet_export.spaces.digits import DigitsSpace
@@ -60,8 +61,8 @@ def _registered(name: str) -> Callable[..., DesignSpace]:
     found = [point for point in metadata.entry_points(group=ENTRY_POINTS) if point.name == name]
     if not found:
         raise UsageError(
-            f"no design space is called {name[:80]!r}; there are {', '.join(space_names())}; a space of another "
-            "package needs that package installed here"
+            f"no design space is called {name[:80]!r}{did_you_mean(name[:80], space_names()) or ';'} there are "
+            f"{', '.join(space_names())}; a space of another package needs that package installed here"
         )
     if len(found) > 1:
         values = ", ".join(sorted(point.value for point in found))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import CheckpointError, TrainingError, UsageError
 from fleetnas.supernet_export.lock_file import only_one_process
 from fleetnas.supernet_export.output_files import check_folder, write_atomically
@@ -70,7 +71,7 @@ class RunFolder:
         try:
             return TrainSettings.model_validate_json(path.read_text(encoding="utf-8"))
         except (ValidationError, ValueError) as error:
-            raise UsageError(f"{path} cannot be read ({str(error).splitlines()[0]}); begin a new training") from None
+            raise UsageError(f"{path} cannot be read ({reason_of(error)}); begin a new training") from None
 
     def store_settings(self, settings: TrainSettings) -> None:
         """Write the settings."""

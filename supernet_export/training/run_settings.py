@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fleetnas.fleet_protocol.error_text import fault_words
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.manifest import Fit
 from fleetnas.supernet_export.training.choices import ClassWeights, OptimizerName, Precision, Schedule
@@ -88,7 +89,7 @@ def checked_settings(**fields: Any) -> TrainSettings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0]) if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
+        message = fault_words(first)
         raise UsageError(
             f"{option_of(field) if field else 'the options'}: {message}, found {str(first['input'])[:80]}; correct it"
         ) from None

@@ -132,11 +132,11 @@ def test_the_journal_gets_priorities_and_everybody_else_the_time(state: Path, en
     first, *between, last = log(journal=True)
     assert first.startswith("<6>agent logs of fleet default")
     assert all(line.startswith(("<6>", "<4>")) for line in between)
-    assert last.startswith("<3>fleetnas-agent: broker")
+    assert last.startswith("<3>error: broker")
     first, *_, last = log(journal=False)
     assert " INFO agent logs of fleet default" in first
     assert first[:2] == "20"
-    assert last.startswith("fleetnas-agent: broker")
+    assert last.startswith("error: broker")
 
 
 def test_a_second_agent_of_one_name_on_this_host_is_refused_at_once(

@@ -84,7 +84,7 @@ def test_so_it_is_on_a_dumb_and_narrow_terminal(stored: Path) -> None:
 def test_an_error_names_what_its_stream_cannot_show() -> None:
     ended = run("fleetnas-agent", "bench", "mödell–5.onnx", capture_output=True, env=environment(DUMB))
     assert ended.returncode == 2
-    assert ended.stderr.decode("ascii").startswith("fleetnas-agent: there is no model file m?dell-5.onnx")
+    assert ended.stderr.decode("ascii").startswith("error: there is no model file m?dell-5.onnx")
 
 
 def test_a_name_that_is_no_text_is_printed(stored: Path, tmp_path: Path) -> None:

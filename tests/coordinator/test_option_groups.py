@@ -44,3 +44,20 @@ def test_fields_are_options_with_their_defaults_and_checks(app: typer.Typer) -> 
 def test_help_is_that_of_the_function(app: typer.Typer) -> None:
     assert "Greet somebody." in CliRunner().invoke(app, ["greet", "--help"]).output
     assert names(Login) == ("name", "times")
+
+
+def test_a_field_without_a_default_value_must_be_given() -> None:
+    @dataclass(frozen=True)
+    class Needed:
+        count: Annotated[int, typer.Option("--count", metavar="N")]
+
+    def show(needed: Needed) -> None:
+        typer.echo(needed.count)
+
+    app = typer.Typer()
+    show.__annotations__["needed"] = Needed  # as this class is not in the module
+    app.command("show")(command(show))
+    app.command("other")(lambda: None)
+    assert CliRunner().invoke(app, ["show", "--count", "3"]).output.strip() == "3"
+    refused = CliRunner().invoke(app, ["show"])
+    assert (refused.exit_code, "--count" in refused.output) == (2, True)

@@ -22,7 +22,9 @@ from fleetnas.coordinator.search.portfolio import (
     choose_portfolio,
     choose_worst_case,
     portfolio_curve,
+    portfolio_of,
 )
+from fleetnas.coordinator.search.portfolio_bound import mean_accuracy_bound, worst_case_bound
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
@@ -252,3 +254,27 @@ def test_given_subnets_have_no_portfolio(searched: Simulation) -> None:
     fleet.begin()
     with pytest.raises(UsageError, match="a portfolio needs a search"):
         open_portfolio(fleet.store, fleet.run_id, ACCURACY)
+
+
+def test_no_portfolio_exceeds_the_bound_and_the_bound_is_close() -> None:
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        accuracy = np.sort(rng.uniform(0.7, 0.8, 12))
+        meets = accuracy[:, None] * rng.uniform(0.95, 1.05, (12, 9)) <= rng.uniform(0.7, 0.85, 9)
+        meets[0] = True
+        demands = Demands(accuracy, meets, rng.uniform(0.5, 2.0, 9))
+        for models in (1, 2, 3):
+            every = [portfolio_of(demands, chosen) for chosen in itertools.combinations(range(12), models)]
+            every = [found for found in every if found.served == 9]
+            best = max(found.mean_accuracy for found in every)
+            bound = mean_accuracy_bound(demands, choose_portfolio(demands, models), models)
+            assert bound is not None
+            assert best - 1e-9 <= bound <= best + 0.01
+            least = min(found.greatest_loss for found in every)
+            assert worst_case_bound(demands, choose_worst_case(demands, models), models) <= least + 1e-9
+
+
+def test_means_over_different_targets_have_no_bound() -> None:
+    demands = Demands(np.array([0.7, 0.8]), np.array([[True, False], [False, True]]))
+    assert mean_accuracy_bound(demands, choose_portfolio(demands, 1), 1) is None
+    assert mean_accuracy_bound(demands, choose_portfolio(demands, 2), 2) == pytest.approx(0.75)

@@ -60,7 +60,7 @@ def test_table_json_and_file_agree(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--models", "0"), "greater than or equal to 1"),
+        (("--models", "0"), "give a number of at least 1"),
         (("--models", "2", "--broker", "localhost"), "only --verify measures on devices; leave out --broker"),
         (("--models", "2", "--devices", "pi4", "--verify"), "for all devices of its run; leave out --devices"),
         (("--models", "2", "--weights", "twice.json"), "names pi4 twice"),

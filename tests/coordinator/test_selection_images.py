@@ -216,7 +216,7 @@ def test_an_offline_search_chooses_by_selection_images(
     bundle: SupernetBundle, selection: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space, targets_ms = bundle.space, (2.0, 0.8)
-    monkeypatch.setattr(offline_selection, "read_block_table", lambda path, space: macs_table(space))
+    monkeypatch.setattr(offline_selection, "read_latency", lambda path, space: macs_table(space))
     request = OfflineRequest("digits", Path("table"), bundle.path, targets_ms, engine=GuidedSettings(rounds=3))
     predictor = bundle.accuracy_predictor()
     assert predictor is not None

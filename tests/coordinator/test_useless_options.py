@@ -36,6 +36,7 @@ TEXTS = {
     "--max-macs": "4M",
     "--max-activation-memory": "4MB",
     "--max-file-size": "4MB",
+    "--timeout": "2h",
 }
 OUTPUTS = {"--out", "--json"}
 PLAN = {
@@ -46,7 +47,7 @@ PLAN = {
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
 IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes", "--track"}
-HERE = {*IMAGES, "--supernet", "--metrics-port"}
+HERE = {*IMAGES, "--supernet", "--metrics-port", "--timeout", "--models"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
 }
@@ -63,6 +64,10 @@ KINDS = {
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
     "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
+    "dry-run": (
+        ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING, "--dry-run"),
+        {"--json"} | PLAN | IMAGES | FLEET | {"--supernet", "--wait-for"},
+    ),
     "offline": (
         ("--offline", "--targets", "5"),
         OUTPUTS | OFFLINE | BOUNDS | {"--targets", "--strategy", "--seed", "--rerank", "--calibration-images"},
@@ -86,9 +91,11 @@ MEASUREMENTS = {
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | IMAGES | {"--state-dir"}),
 }
 #: They choose the kind.
-CHOICES = {"--offline", "--local", "--resume", "--card"}
+CHOICES = {"--offline", "--local", "--resume", "--card", "--dry-run"}
 #: Used beside or without certain others, see below.
-WITH_ANOTHER = {"--cool-for", "--metrics-address", "--credentials", "--selection-images"}
+WITH_ANOTHER = {
+    *("--cool-for", "--metrics-address", "--credentials", "--selection-images", "--worst-case", "--weights"),
+}
 
 
 def options_of(command: Any) -> dict[str, Any]:
@@ -154,6 +161,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("--cool-for", "9"), ("--conditions", "cool")),
         (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
         (("--selection-images", "images"), ("--rerank", "5")),
+        (("--worst-case",), ("--models", "2")),
     ):
         code, _, err = fleetnas(capsys, *begun, *alone)
         assert (code, alone[0] in err, another[0] in err) == (2, True, True)
@@ -234,7 +242,7 @@ def test_every_command_is_looked_at() -> None:
     """A new command, or a new option of one, is written down here once it is known to be used or refused."""
     found = {" ".join(names): len(options_of(command)) for names, command in COMMANDS.items()}
     assert found == {
-        "": 1,
+        "": 3,
         "accuracy": 0,
         "accuracy evaluate": 14,
         "accuracy fit": 5,
@@ -248,14 +256,15 @@ def test_every_command_is_looked_at() -> None:
         "evaluate": 7,
         "export": 16,
         "export-data": 7,
+        "export-latency": 5,
         "finetune": 13,
         "inspect": 2,
-        "measure": 38,
+        "measure": 40,
         "mirror": 0,
         "predictor": 0,
         "portfolio": 20,
         "predictor evaluate": 5,
-        "results": 2,
+        "results": 3,
         "revoke": 1,
         "runs": 2,
         "search": len(SEARCH),

@@ -136,7 +136,7 @@ def test_a_task_that_breaks_the_contract_is_refused(change: dict[str, object]) -
 
 def test_a_refused_state_of_an_agent_is_told_with_every_state_that_there_is() -> None:
     payload = codec.encode(AgentState(state="busy", session=3, instance="x")).replace(b"busy", b"asleep")
-    with pytest.raises(ProtocolError, match=r"refused: state: Input should be 'ready', 'leaving', 'lost' or 'busy'$"):
+    with pytest.raises(ProtocolError, match=r"refused: state: it must be 'ready', 'leaving', 'lost' or 'busy'$"):
         codec.decode(AgentState, payload)
 
 

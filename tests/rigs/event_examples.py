@@ -83,6 +83,7 @@ EVENTS: tuple[Event, ...] = tuple(
             "reason": "2.10 ms",
         },
         {"event": "target_infeasible", **SETTING, "target_ms": 0.1, "fastest_ms": 0.9, "reason": "the fastest: 0.9 ms"},
+        {"event": "progress", **RUN, "done": 0.31, "left_s": 250.0, "least_left_s": 180.0, "most_left_s": 390.0},
         {
             "event": "campaign_finished",
             **RUN,

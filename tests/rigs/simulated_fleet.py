@@ -82,9 +82,12 @@ ACCURACY = PredictedAccuracy(SPACE, accuracy_predictor())
 class HiddenDevice:
     """Latency of a device that nobody has modelled: linear in the features, with a discrepancy of a few percent."""
 
-    def __init__(self, seed: int, noise: float = 0.01, like: int | None = None) -> None:
-        """With `like`, a relative of the device of that seed: every cost within 20 % of its."""
-        self._rng = np.random.default_rng([seed, 1])
+    def __init__(self, seed: int, noise: float = 0.01, like: int | None = None, draw: int = 0) -> None:
+        """With `like`, a relative of the device of that seed: every cost within 20 % of its.
+
+        Another `draw` is of the same device with other noise.
+        """
+        self._rng = np.random.default_rng([seed, 1, draw] if draw else [seed, 1])
         own = np.random.default_rng([seed, 2])
         if like is None:
             weights = own.uniform(0.2, 2.0, len(_FEATURES))

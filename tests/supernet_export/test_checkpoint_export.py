@@ -320,7 +320,7 @@ def test_class_names_and_preprocessing_on_the_command_line(
         (["--classes-file", "/nowhere.txt"], "cannot be read"),
         (["--classes-file", __file__, "--classes-from", "."], "leave one out"),
         (["--classes-from", "/nowhere"], "nowhere"),
-        (["--options", '{"width": "1.0"}'], "width: Input should be a valid number"),
+        (["--options", '{"width": "1.0"}'], "width: it must be a number"),
         (["--weights", "ema"], "plain weights alone"),
     ],
 )

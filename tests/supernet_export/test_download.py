@@ -154,7 +154,7 @@ def test_an_answer_without_end_fills_no_disk(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, most: str
 ) -> None:
     """Of a file of unknown size a fixed number of bytes is taken, of another one its size."""
-    monkeypatch.setattr("fleetnas.supernet_export.checkpoints.download.MAX_BYTES", 2_000_000)
+    monkeypatch.setattr("fleetnas.supernet_export.checkpoints.published_file.MAX_BYTES", 2_000_000)
     server.says_length, server.endless = False, True
     with pytest.raises(DownloadError, match=f"does not end after {most} bytes"):
         download(file(server, kind), cache=tmp_path, mirrors=[])
@@ -165,7 +165,7 @@ def test_an_answer_without_end_fills_no_disk(
 def test_an_answer_that_says_too_great_a_length_is_not_begun(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fleetnas.supernet_export.checkpoints.download.MAX_BYTES", 1_000_000)
+    monkeypatch.setattr("fleetnas.supernet_export.checkpoints.published_file.MAX_BYTES", 1_000_000)
     with pytest.raises(DownloadError, match="1,500,000 bytes in all, at most 1,000,000 are taken"):
         download(file(server), cache=tmp_path, mirrors=[])
     assert list(tmp_path.iterdir()) == []

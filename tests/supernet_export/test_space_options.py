@@ -186,8 +186,8 @@ def test_nonsense_is_refused_in_one_short_line(name: str, options: dict[str, Any
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("ofa-mbv3", {"width": "1.0"}, "width: Input should be a valid number, found '1.0'"),
-        ("ofa-mbv3", {"classes": 1_000_001}, "classes: Input should be less than or equal to 1000000"),
+        ("ofa-mbv3", {"width": "1.0"}, "width: it must be a number, found '1.0'"),
+        ("ofa-mbv3", {"classes": 1_000_001}, "classes: it must be at most 1000000"),
         ("ofa-mbv3", {"resolutions": [10**9]}, "multiples of 4 from 8 to 1024"),
         ("ofa-mbv3", {"kernels": [4]}, "must be odd"),
         ("ofa-mbv3", {"kernels": [3, 3]}, "differ"),

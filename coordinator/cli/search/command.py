@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.request import LATEST, ImageFolders, NewRun, ResumedRun, SearchRequest
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.bounds import BoundOptions
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
+from fleetnas.coordinator.cli.quantities import seconds
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.local import LocalOptions
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.cli.search.offline import IMAGES, SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
-from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.cli.search.portfolio import PortfolioOptions
 from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.request import NewRun, ResumedRun
+    from fleetnas.coordinator.records.plan import CampaignPlan
 
 _RERANK_ADVICE = "images choose among candidates only with --rerank K, which is not given: add it"
 _DEFAULT_OUT = Path("fleetnas-out")
@@ -63,6 +67,21 @@ class RunOptions:
         ),
     ] = None
     some_classes: options.SomeClasses = False
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="TIME",
+            parser=seconds("--timeout", 1),
+            help="End after this time, such as 2h, with the winners verified so far; --resume goes on.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say who would take part, how many measurements and how long; measure and store nothing."
+        ),
+    ] = False
     store: options.Store = None
     metrics_port: Annotated[
         int | None,
@@ -96,11 +115,14 @@ def search(
     fleet: FleetOptions,
     here: LocalOptions,
     offline: OfflineOptions,
+    portfolio: PortfolioOptions,
 ) -> None:
     """Search the whole fleet by measuring on every device.
 
     It leaves a verified model per device setting and latency target.
     """
+    from fleetnas.coordinator.app.request import ImageFolders, SearchRequest
+
     bounds = bound.bounds()
     if offline.offline:
         unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
@@ -111,6 +133,7 @@ def search(
         search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
         return
     _refuse_useless(context, run, plan, measuring, local=here.local)
+    portfolio.refuse_useless(context)
     agents = fleet.agents()
     new_plan = plan.plan(bounds, agents, measuring) if run.resume is None else None
     devices_at = here.device() if here.local else fleet.access(connection)
@@ -122,13 +145,25 @@ def search(
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
         track=options.tracking(run.track),
+        timeout_s=run.timeout,
+        check_devices=portfolio.check_devices(),
     )
+    if run.dry_run:
+        from fleetnas.coordinator.cli.search.dry_run import print_dry_run
+
+        raise typer.Exit(print_dry_run(request, as_json=run.as_json))
     from fleetnas.coordinator.cli.search.running import run_search
 
+    if portfolio.models is not None:
+        from fleetnas.coordinator.cli.search.portfolio import run_search_for_portfolio
+
+        raise typer.Exit(run_search_for_portfolio(request, portfolio, as_json=run.as_json))
     raise typer.Exit(run_search(request, as_json=run.as_json))
 
 
 def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...]) -> NewRun | ResumedRun:
+    from fleetnas.coordinator.app.request import LATEST, NewRun, ResumedRun
+
     if new_plan is None:
         return ResumedRun(run.resume or LATEST, run.supernet, agents)
     if run.supernet is None:
@@ -153,6 +188,9 @@ def _refuse_useless(
             "these options are for a search on this device alone (--local), and agents of a fleet are told their "
             "settings by `fleetnas-agent run`",
         )
+    if run.dry_run:
+        useless = ("resume", "out", "metrics_port", "metrics_address", "timeout", *names(PortfolioOptions))
+        options.refuse(context, useless, "--dry-run measures nothing and writes nothing")
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
     if run.resume is not None:

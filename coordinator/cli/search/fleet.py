@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.request import FleetAccess
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.search.plan import agent_names
-from fleetnas.coordinator.fleet.blob_server import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
-from fleetnas.fleet_protocol.mirrors import check_mirror
+from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.request import FleetAccess
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ class FleetOptions:
 
     def access(self, options: ConnectionOptions) -> FleetAccess:
         """Parse the way to the fleet; `UsageError` names the option that cannot be used."""
+        from fleetnas.coordinator.app.request import FleetAccess
+        from fleetnas.fleet_protocol.mirrors import check_mirror
+
         found = options.connection()
         return FleetAccess(
             broker=found.broker,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleetnas.coordinator.app.local_device import LocalDevice
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.local_device import LocalDevice
 
 
 @dataclass(frozen=True)
@@ -35,4 +36,6 @@ class LocalOptions:
 
     def device(self) -> LocalDevice:
         """Parse this device's settings; `UsageError` where one cannot be used."""
+        from fleetnas.coordinator.app.local_device import LocalDevice
+
         return LocalDevice.parse(self.setting or (), self.runtime, self.threads, self.state_dir)

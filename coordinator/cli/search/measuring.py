@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
+from fleetnas.coordinator.cli.quantities import seconds
+from fleetnas.fleet_protocol.choices import Condition
+
+if TYPE_CHECKING:
+    from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
 #: Cap of one measurement, seconds; a multiple of its least time where that is longer.
 _LEAST_CAP_S, _CAP_FACTOR = 20.0, 2
@@ -21,20 +25,33 @@ class MeasuringOptions:
         int, typer.Option("--wait-for", metavar="N", min=1, help="Agents to wait for before it begins.")
     ] = 1
     grace: Annotated[
-        float, typer.Option("--grace", metavar="S", min=0, help="Seconds that a lost device has to come back.")
+        float,
+        typer.Option(
+            "--grace", metavar="TIME", parser=seconds("--grace"), help="How long a lost device has to come back."
+        ),
     ] = 60.0
-    join: Annotated[float, typer.Option("--join", metavar="S", min=1, help="Seconds to wait for the devices.")] = 60.0
+    join: Annotated[
+        float,
+        typer.Option("--join", metavar="TIME", parser=seconds("--join", 1), help="How long to wait for the devices."),
+    ] = 60.0
     deadline: Annotated[
         float,
         typer.Option(
-            "--deadline", metavar="S", min=1, help="Seconds that one measurement may take on a device, waits aside."
+            "--deadline",
+            metavar="TIME",
+            parser=seconds("--deadline", 1),
+            help="How long one measurement may take on a device, waits aside.",
         ),
     ] = 180.0
     warmup: Annotated[
-        float, typer.Option("--warmup", metavar="S", min=0, help="Seconds of warm-up per measurement.")
+        float,
+        typer.Option("--warmup", metavar="TIME", parser=seconds("--warmup"), help="Warm-up of each measurement."),
     ] = 0.5
     min_time: Annotated[
-        float, typer.Option("--min-time", metavar="S", min=0, help="Seconds timed per measurement, at least.")
+        float,
+        typer.Option(
+            "--min-time", metavar="TIME", parser=seconds("--min-time"), help="Time of each measurement, at least."
+        ),
     ] = 1.0
     min_runs: Annotated[
         int, typer.Option("--min-runs", metavar="N", min=3, help="Timed runs per measurement, at least.")
@@ -60,9 +77,9 @@ class MeasuringOptions:
         float,
         typer.Option(
             "--cool-for",
-            metavar="S",
-            min=0,
-            help="With cool: seconds that a measurement may wait for its device to cool.",
+            metavar="TIME",
+            parser=seconds("--cool-for"),
+            help="With cool: how long a measurement may wait for its device to cool.",
         ),
     ] = 60.0
 
@@ -90,6 +107,8 @@ class MeasuringOptions:
         }
 
     def _protocol(self) -> MeasurementProtocol:
+        from fleetnas.fleet_protocol.messages import MeasurementProtocol
+
         return MeasurementProtocol(
             warmup_s=self.warmup,
             min_s=self.min_time,

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from fleetnas.coordinator.app.request import ImageFolders
-from fleetnas.coordinator.cli.progress import candidate_progress, image_progress
 from fleetnas.coordinator.cli.search.plan import PlanOptions
-from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.output_files import check_folder
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.app.request import ImageFolders
+    from fleetnas.coordinator.records.bounds import Bounds
 
 #: Parameters of images, which an offline search uses with `rerank`.
 IMAGES = ("selection_images", "calibration_images")
@@ -32,9 +31,19 @@ class OfflineOptions:
     offline: Annotated[
         bool, typer.Option("--offline", help="No device: by a latency table alone. Nothing is measured or verified.")
     ] = False
-    space: Annotated[str, typer.Option("--space", metavar="NAME", help="Offline: the design space.")] = "ofa-mbv3"
+    space: Annotated[
+        str | None,
+        typer.Option(
+            "--space", metavar="NAME", help="Offline: the design space (default: the predictor's, else ofa-mbv3)."
+        ),
+    ] = None
     latency_table: Annotated[
-        Path | None, typer.Option("--latency-table", metavar="DIR|FILE", help="Offline: block latency tables.")
+        Path | None,
+        typer.Option(
+            "--latency-table",
+            metavar="DIR|FILE",
+            help="Offline: what `fleetnas export-latency` wrote, or block latency tables.",
+        ),
     ] = None
     accuracy: Annotated[
         Path | None, typer.Option("--accuracy", metavar="FILE", help="Offline: accuracy predictor, or known values.")
@@ -58,13 +67,18 @@ def search_offline(
     """
     from fleetnas.coordinator.app.images import selection_warnings
     from fleetnas.coordinator.app.offline_selection import OfflineSelection
+    from fleetnas.coordinator.cli.progress import candidate_progress, image_progress
     from fleetnas.coordinator.search import offline
     from fleetnas.coordinator.search.evolution import EvolutionSettings
     from fleetnas.coordinator.search.guided import GuidedSettings
+    from fleetnas.coordinator.view.output import output_console
+    from fleetnas.supernet_export.output_files import check_folder
 
     targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
     if not targets_ms or options.latency_table is None or options.accuracy is None:
-        raise UsageError("an offline search needs --targets in milliseconds, --latency-table and --accuracy")
+        raise UsageError(
+            "an offline search needs --targets in milliseconds, --latency-table and --accuracy; give all three"
+        )
     check_folder("--out", out)
     selection = None
     if plan.rerank:
@@ -90,6 +104,6 @@ def search_offline(
     if as_json:
         typer.echo(json.dumps(outcome.to_json()))
     else:
-        Console().print(offline.offline_table(outcome))
+        output_console().print(offline.offline_table(outcome))
     written = offline.write_offline(outcome, out)
     typer.echo(f"written: {', '.join(str(path) for path in written)}", err=as_json)

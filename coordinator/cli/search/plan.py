@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
-from fleetnas.coordinator.records.bounds import Bounds
-from fleetnas.coordinator.records.plan import CampaignPlan, PriorChoice
+from fleetnas.coordinator.records.prior_choice import PriorChoice
 from fleetnas.coordinator.records.strategy import Strategy
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.fleet_protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.records.bounds import Bounds
+    from fleetnas.coordinator.records.plan import CampaignPlan
 
 _MOST_INITIAL_DESIGN = 10
 
@@ -68,6 +71,8 @@ class PlanOptions:
 
     def plan(self, bounds: Bounds, devices: tuple[str, ...], measuring: MeasuringOptions) -> CampaignPlan:
         """Make the plan of a new run; `UsageError` names the option that cannot be used."""
+        from fleetnas.coordinator.records.plan import CampaignPlan
+
         if self.prior_without is not None and self.prior == "default":
             raise UsageError(
                 "--prior-without is for a learned prior, and --prior default learns from nobody; leave it out"

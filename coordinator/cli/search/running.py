@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -16,14 +17,16 @@ from fleetnas.coordinator.app.tracking import MlflowTracking, track
 from fleetnas.coordinator.cli.progress import image_progress
 from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
+from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.database import shown_location
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.view.output import output_console
 from fleetnas.coordinator.view.summary import print_summary
 from fleetnas.coordinator.view.view import make_view
 from fleetnas.fleet_protocol.errors import ResultsError
 
-_EXIT_CODES = {
+EXIT_CODES = {
     RunStatus.COMPLETE: 0,
     RunStatus.PARTIAL: 1,
     RunStatus.FAILED: 1,
@@ -31,9 +34,31 @@ _EXIT_CODES = {
 }
 
 
+@dataclass(frozen=True)
+class SearchEnd:
+    """How a search ended."""
+
+    run_id: str
+    status: RunStatus
+    timed_out: bool = False
+    """Whether --timeout ended it."""
+    all_met: bool = False
+    """Whether every target that was asked for is met."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every target is met; a search whose time was over may have met all before."""
+        return 0 if self.timed_out and self.all_met else EXIT_CODES[self.status]
+
+
 def run_search(request: SearchRequest, *, as_json: bool) -> int:
     """Run a search with its view on this terminal; returns the exit code."""
-    console = Console()
+    return search_once(request, as_json=as_json).exit_code
+
+
+def search_once(request: SearchRequest, *, as_json: bool) -> SearchEnd:
+    """Run a search with its view on this terminal, and print its summary."""
+    console = output_console()
     # A service manager's stop and a closed terminal act as Ctrl-C: the run ends in order and can be resumed.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
@@ -57,12 +82,16 @@ def run_search(request: SearchRequest, *, as_json: bool) -> int:
             console.print(running.artifacts.card_remark, markup=False, highlight=False, soft_wrap=True)
         unfinished = any(device.status is not SettingStatus.FINISHED for device in outcome.devices)
         if ending is RunStatus.INTERRUPTED or unfinished:
-            console.print(_next_step(ending, running.run_id, request), markup=False, highlight=False, soft_wrap=True)
+            step = _next_step(ending, running.run_id, request, timed_out=running.timed_out)
+            console.print(step, markup=False, highlight=False, soft_wrap=True)
     if tracking is not None:
         out = Path(running.settings.out) if running.settings.out is not None else None
         line = track(tracking, out, running.run_id)
-        Console(stderr=as_json).print(line, markup=False, highlight=False, soft_wrap=True)
-    return _EXIT_CODES[ending]
+        (Console(stderr=True) if as_json else output_console()).print(
+            line, markup=False, highlight=False, soft_wrap=True
+        )
+    totals = target_totals(outcome.devices)
+    return SearchEnd(running.run_id, ending, running.timed_out, bool(totals.asked) and totals.met == totals.asked)
 
 
 def run_plan(request: SearchRequest, *, as_json: bool) -> CampaignOutcome:
@@ -80,8 +109,10 @@ def run_plan(request: SearchRequest, *, as_json: bool) -> CampaignOutcome:
         running.close()
 
 
-def _next_step(ending: RunStatus, run_id: str, request: SearchRequest) -> str:
+def _next_step(ending: RunStatus, run_id: str, request: SearchRequest, *, timed_out: bool) -> str:
     resume = _resume_command(run_id, request)
+    if timed_out:
+        return f"its time (--timeout) is over; the winners verified so far stand. Go on with: {resume}"
     if ending is RunStatus.INTERRUPTED:
         return f"interrupted; everything measured is stored. Go on with: {resume}"
     return f"not every device finished. Once those that did not can measure again, go on with: {resume}"

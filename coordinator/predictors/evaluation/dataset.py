@@ -20,6 +20,7 @@ from fleetnas.coordinator.predictors.hardware_transfer import Parameters
 from fleetnas.coordinator.predictors.prior import Floats
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 from fleetnas.supernet_export.spaces.registry import make_space
@@ -104,7 +105,7 @@ def read_hardware(path: Path) -> dict[str, Parameters]:
         return dict(_HARDWARE.validate_json(read_text(path)))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise UsageError(
-            f"{path} holds no hardware parameters ({str(error).splitlines()[0]}); give JSON such as "
+            f"{path} holds no hardware parameters ({reason_of(error)}); give JSON such as "
             '{"pi4/onnxruntime": {"threads": 0.0, "clock": 7.3, "runtime": "onnxruntime"}}'
         ) from None
 

@@ -1,0 +1,227 @@
+"""A search that is not begun: who would take part, how many measurements, how long, and what bounds leave."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from fleetnas.coordinator.app.compose import (
+    Notes,
+    checked_accuracy,
+    identity_of,
+    open_network,
+    planning_executor,
+    winner_builder,
+)
+from fleetnas.coordinator.app.images import ImageProgress
+from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice
+from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
+from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
+from fleetnas.coordinator.app.search_history import SearchHistory
+from fleetnas.coordinator.campaign.campaign import Campaign
+from fleetnas.coordinator.campaign.planning_pool import PlanningPool
+from fleetnas.coordinator.fleet.connection import FleetConnection
+from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.clocks import Clocks
+from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.workload import (
+    Counts,
+    Interval,
+    SearchState,
+    Seconds,
+    counts_of_search,
+    longest,
+    time_of_device,
+    widening,
+)
+from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
+from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
+from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
+from fleetnas.fleet_protocol.transports.base import take_events
+from fleetnas.supernet_export.spaces.base import DesignSpace
+
+_CONNECT_S, _TICK_S, _MOST_EVENTS = 10.0, 0.1, 500
+#: Networks up to which all are counted; of more, this many random ones.
+_COUNTED = 200_000
+#: Share of the rate of bundles that arrives.
+_TRANSFER_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class PlannedSetting:
+    """One device setting that would take part. Times are seconds."""
+
+    device: str
+    model: str
+    setting: str
+    first: float
+    """Measurements that count against the budget, expected."""
+    verifications: float
+    """Verifications of winners, expected."""
+    seconds: Seconds
+    known_measurements: int
+    """Earlier measurements that tell the seconds; 0: the protocol alone."""
+
+
+@dataclass(frozen=True)
+class SpaceShare:
+    """What the bounds leave of the design space."""
+
+    share: float
+    subnets: int
+    """Subnets that were looked at."""
+    counted: bool
+    """Whether these are all; else they are random."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The search that would begin now. Times are seconds."""
+
+    settings: tuple[PlannedSetting, ...]
+    left_out: tuple[tuple[str, str], ...]
+    """Agents that would take no part, and why."""
+    time: Interval
+    transfer_s: float
+    """Part of that for sending the bundle to devices that do not have it."""
+    targets: str
+    targets_each: int
+    bounds: Bounds
+    space: SpaceShare | None
+    """None without bounds."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def measurements(self) -> float:
+        """Measurements in all, expected."""
+        return sum(each.first + each.verifications for each in self.settings)
+
+
+def dry_run(
+    request: SearchRequest,
+    store: MeasurementStore,
+    *,
+    image_progress: ImageProgress = lambda done, total: None,
+    waiting: Callable[[], None] = lambda: None,
+) -> DryRun:
+    """Check a new search and wait for its devices as it would; measure nothing and store nothing.
+
+    `waiting` is called once, before the wait.
+
+    Raises the errors of `open_search`, and `UsageError` where the devices asked for do not appear.
+    """
+    local = isinstance(request.devices_at, LocalDevice)
+    run = choose_run(request, LOCAL_FLEET if local else request.devices_at.name, store)  # type: ignore[union-attr]
+    checked_accuracy(run)
+    notes = Notes()
+    models = winner_builder(run, notes, image_progress)
+    lines: list[str] = []
+    with contextlib.ExitStack() as opened:
+        network = open_network(request, run, [], notes)
+        opened.callback(network.transport.close)
+        executor = planning_executor()
+        opened.callback(executor.shutdown)
+        scratch = MeasurementStore.open("sqlite://")
+        opened.callback(scratch.close)
+        campaign = Campaign(
+            identity_of(request, run, network.blobs),
+            run.settings.plan,
+            FleetConnection(network.link, network.blobs),
+            scratch,
+            planning=PlanningPool(models, executor, lambda: True),
+            make_search=_stand_in(run.bundle.space),
+            clocks=Clocks(time.monotonic, time.time),
+        )
+        campaign.membership.before_first(request.check_devices)
+        notes.forward(lines.append)
+        waiting()
+        campaign.start()
+        network.transport.wait_connected(_CONNECT_S)
+        try:
+            while not campaign.membership.is_open:
+                campaign.on_events(take_events(network.transport, _TICK_S, _MOST_EVENTS))
+                campaign.look_for_devices()
+        finally:
+            campaign.stop()
+        return _planned(request, run, campaign, store, tuple(lines))
+
+
+def _stand_in(space: DesignSpace) -> Callable[[AgentInfo, RuntimeSetting], SettingTuner]:
+    """Return a factory of tuners that are never asked: a dry run searches nothing."""
+    smallest = space.decode(space.smallest())
+    return lambda info, setting: SubnetTuner(space, smallest)
+
+
+def _planned(
+    request: SearchRequest, run: ChosenRun, campaign: Campaign, store: MeasurementStore, notes: tuple[str, ...]
+) -> DryRun:
+    plan = run.settings.plan
+    setting_runs = list(campaign.setting_runs.values())
+    devices = {setting_run.device for setting_run in setting_runs}
+    history = SearchHistory.of(store, plan, devices)
+    counts = expected_counts(plan, history)
+    settings, work = [], dict[str, list[tuple[Counts, Seconds]]]()
+    for setting_run in setting_runs:
+        known = history.known(setting_run.device, setting_run.setting.label)
+        settings.append(
+            PlannedSetting(
+                setting_run.device,
+                setting_run.info.profile.model,
+                setting_run.setting.label,
+                counts.first,
+                counts.verification,
+                known.seconds,
+                known.measurements,
+            )
+        )
+        work.setdefault(setting_run.device, []).append((counts, known.seconds))
+    transfer_s = _transfer_s(request, run, devices, history)
+    beside_s = history.start_s + history.end_s + transfer_s
+    found = longest(time_of_device(each, widening(len(work))) for each in work.values())
+    return DryRun(
+        tuple(settings),
+        _left_out(campaign, devices),
+        Interval(found.expected + beside_s, found.least + 0.7 * beside_s, found.most + 1.5 * beside_s),
+        transfer_s,
+        str(plan.targets),
+        plan.targets_asked,
+        plan.bounds,
+        _space_share(run.bundle.space, plan.bounds) if plan.bounds.given() else None,
+        notes,
+    )
+
+
+def expected_counts(plan: CampaignPlan, history: SearchHistory) -> Counts:
+    """Return the measurements that a new search makes on each device setting."""
+    begun = SearchState(open_targets=plan.targets_asked)
+    return counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
+
+
+def _transfer_s(request: SearchRequest, run: ChosenRun, devices: Collection[str], history: SearchHistory) -> float:
+    """Return the time for sending the bundle to the devices that have not measured with it; none from a mirror."""
+    at = request.devices_at
+    if not isinstance(at, FleetAccess) or at.mirror is not None:
+        return 0.0
+    new = sum(run.bundle.sha256 not in history.bundles.get(device, ()) for device in devices)
+    return new * run.bundle.path.stat().st_size / (_TRANSFER_SHARE * at.bundle_rate_bytes_per_s)
+
+
+def _left_out(campaign: Campaign, devices: Collection[str]) -> tuple[tuple[str, str], ...]:
+    found = []
+    for entry in sorted(campaign.registry.agents.values(), key=lambda each: each.name):
+        if entry.name not in devices:
+            reason = "not chosen by --devices" if entry.present else entry.idle_reason()
+            found.append((entry.name, reason))
+    return tuple(found)
+
+
+def _space_share(space: DesignSpace, bounds: Bounds) -> SpaceShare:
+    """Return the share of the subnets that keep the bounds."""
+    counted = space.size <= _COUNTED
+    genomes = space.enumerate(_COUNTED) if counted else space.sample(_COUNTED // 10, np.random.default_rng(0))
+    return SpaceShare(float(bounds.met(space, genomes).mean()), len(genomes), counted)

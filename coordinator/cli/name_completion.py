@@ -1,0 +1,29 @@
+"""Complete the names of runs and devices, which the store knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fleetnas.coordinator.store.default_store import store_location
+from fleetnas.coordinator.store.stored_names import device_names, run_ids
+from fleetnas.fleet_protocol.errors import UsageError
+
+_RUNS = {"run", "resume"}
+_DEVICES = {"devices", "device", "distrust", "trust", "prior_without"}
+
+
+def stored_names(parameter: Any, context: Any, incomplete: str) -> list[str]:
+    """Return the names that a run's or a device's option may be completed to; empty for any other option.
+
+    In a list of names, the last one is completed.
+    """
+    if parameter.name not in _RUNS | _DEVICES:
+        return []
+    try:
+        location = store_location(context.params.get("store"))
+    except UsageError:
+        return []
+    if parameter.name in _RUNS:
+        return [name for name in run_ids(location) if name.startswith(incomplete)]
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in device_names(location) if name.startswith(last)]
