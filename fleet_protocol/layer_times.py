@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fleetnas.device_profiles.plain_text import PlainText
+from fleetnas.device_profiles.text_fields import PlainText
 
 #: Layers of a profile, at most: with raw times and these a message stays below its greatest size.
 MAX_LAYERS = 160

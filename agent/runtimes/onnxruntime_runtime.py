@@ -76,18 +76,17 @@ class OnnxRuntime(Runtime):
         """Make a model ready to run; see `Runtime.load` for the errors."""
         ort = _import()
         wanted = self._provider(ort, setting)
-        options, chain = self._options(ort, wanted, model, setting, own)
         # Weights in files beside the model are found from its path alone.
         source = str(own.path) if own is not None and own.weights else model
         asked = own.input_shapes if own is not None else {}
         if setting.provider == "cpu":
+            options, chain = self._options(ort, wanted, model, setting, own)
             loaded = _OnnxModel(self._session(ort, source, options, chain, setting), wanted, asked)
             if own is not None:
                 _run_once(loaded)
             return loaded
         with tempfile.TemporaryDirectory(prefix="fleetnas-profile-") as folder:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder, "profile"))
+            options, chain = self._options(ort, wanted, model, setting, own, profile=Path(folder, "profile"))
             session = self._session(ort, source, options, chain, setting)
             return _OnnxModel(session, _settle(session, wanted, setting, asked), asked)
 
@@ -95,21 +94,29 @@ class OnnxRuntime(Runtime):
         """Return the time of each layer by onnxruntime's profiler, in a session of its own; raises as `load` does."""
         ort = _import()
         wanted = self._provider(ort, setting)
-        options, chain = self._options(ort, wanted, model, setting, own)
         source = str(own.path) if own is not None and own.weights else model
         with tempfile.TemporaryDirectory(prefix="fleetnas-profile-") as folder:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder, "profile"))
+            options, chain = self._options(ort, wanted, model, setting, own, profile=Path(folder, "profile"))
             session = self._session(ort, source, options, chain, setting)
             loaded = _OnnxModel(session, wanted, own.input_shapes if own is not None else {})
             run_to_profile(loaded.bind(random_tensors(loaded.inputs)))
             return read_layers(Path(session.end_profiling()))
 
     def _options(
-        self, ort: Any, wanted: str, model: bytes, setting: RuntimeSetting, own: ModelFile | None
+        self,
+        ort: Any,
+        wanted: str,
+        model: bytes,
+        setting: RuntimeSetting,
+        own: ModelFile | None,
+        *,
+        profile: Path | None = None,
     ) -> tuple[Any, list[tuple[str, dict[str, str]]]]:
-        """Return the options of a session, and its execution providers with theirs."""
+        """Return the options of a session, and its providers with theirs; its profile's name begins with `profile`."""
         options = ort.SessionOptions()
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         options.intra_op_num_threads = setting.threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

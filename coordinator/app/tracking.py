@@ -116,17 +116,17 @@ class MlflowTracking:
         at_ms = round(1000 * ended.timestamp())
         known = self._client.get_run(run).data
         # MLflow refuses another value of a parameter; values that a resumed run changed are tags of it.
-        fresh = _differing(parameters_of(results), known.params)
-        metrics = [MlflowMetric(each.name, each.value, at_ms, each.step) for each in _fresh(metrics_of(results))]
+        changed = _differing(parameters_of(results), known.params)
+        metrics = [MlflowMetric(each.name, each.value, at_ms, each.step) for each in _last_values(metrics_of(results))]
         for part in _parts(metrics, _MOST_METRICS):
             self._client.log_batch(run, metrics=part)
-        for names in _parts([name for name in fresh if name not in known.params], _MOST_PARAMETERS):
-            self._client.log_batch(run, params=[Param(name, fresh[name]) for name in names])
-        tags = [RunTag(f"changed.{name}", fresh[name]) for name in fresh if name in known.params]
+        for names in _parts([name for name in changed if name not in known.params], _MOST_PARAMETERS):
+            self._client.log_batch(run, params=[Param(name, changed[name]) for name in names])
+        tags = [RunTag(f"changed.{name}", changed[name]) for name in changed if name in known.params]
         self._client.log_batch(run, tags=[*tags, RunTag("fleetnas.status", str(results.status))])
 
 
-def track(tracking: MlflowTracking, directory: Path | None, run_id: str) -> str:
+def log_run(tracking: MlflowTracking, directory: Path | None, run_id: str) -> str:
     """Log a run from its folder of results; returns a line on where it is logged, or why it is not. It never fails."""
     again = f"fleetnas results {run_id} --out DIR --track {_KIND}{tracking.place}"
     if directory is None:
@@ -167,7 +167,7 @@ def _differing(given: Mapping[str, str], known: Mapping[str, str]) -> dict[str, 
     return {name: value for name, value in given.items() if known.get(name) != value}
 
 
-def _fresh(metrics: Sequence[Metric]) -> list[Metric]:
+def _last_values(metrics: Sequence[Metric]) -> list[Metric]:
     """Return the metrics with the last value of each name and step."""
     return list({(each.name, each.step): each for each in metrics}.values())
 

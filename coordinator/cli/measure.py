@@ -131,7 +131,7 @@ class OutputOptions:
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
     ] = None
     store: options.Store = None
-    track: options.Track = None
+    tracking: options.Tracking = None
     as_json: options.Json = False
 
     def request(self, card: WinnerCard | None) -> TargetRequest:
@@ -199,7 +199,7 @@ def measure(
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
         images=ImageFolders(output.calibration_images, output.evaluation_images, some_classes=output.some_classes),
-        track=options.tracking(output.track),
+        tracking_uri=options.tracking_uri(output.tracking),
     )
     from fleetnas.coordinator.cli.search.running import run_search
 

@@ -36,7 +36,7 @@ SomeClasses = Annotated[
     bool,
     typer.Option("--some-classes", help="The folders of images hold only some of the supernet's classes, by name."),
 ]
-Track = Annotated[
+Tracking = Annotated[
     str | None,
     typer.Option(
         "--track",
@@ -102,7 +102,7 @@ def existing_store(store: str | None) -> str:
     return store_location(store)
 
 
-def tracking(text: str | None) -> str | None:
+def tracking_uri(text: str | None) -> str | None:
     """Return the URI of `--track`; None without one. `UsageError` where it names no tracker."""
     if text is None:
         return None

@@ -76,22 +76,21 @@ def results(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write its results and winners' model files here.")
     ] = None,
-    track: options.Track = None,
+    tracking: options.Tracking = None,
 ) -> None:
     """Show the results of a run, ended or not."""
     from fleetnas.coordinator.app.run_artifacts import stored_models, write_artifacts
-    from fleetnas.coordinator.app.tracking import MlflowTracking
-    from fleetnas.coordinator.app.tracking import track as log_run
+    from fleetnas.coordinator.app.tracking import MlflowTracking, log_run
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.report.stored_outcome import outcome_of
     from fleetnas.coordinator.view.output import output_console
     from fleetnas.coordinator.view.summary import print_summary
     from fleetnas.supernet_export.output_files import check_folder
 
-    uri = options.tracking(track)
+    uri = options.tracking_uri(tracking)
     if uri is not None and out is None:
         raise UsageError("--track logs the files of the results: give the folder to write them to with --out DIR")
-    tracking = MlflowTracking(uri) if uri is not None else None
+    tracker = MlflowTracking(uri) if uri is not None else None
     opened = options.open_to_read(store)
     try:
         print_summary(output_console(), outcome_of(opened, run))
@@ -101,7 +100,7 @@ def results(
             for remark in write_artifacts(opened, run, out, models):
                 typer.echo(remark, err=True)
             typer.echo(f"results and model files: {out}")
-            if tracking is not None:
-                typer.echo(log_run(tracking, out, run))
+            if tracker is not None:
+                typer.echo(log_run(tracker, out, run))
     finally:
         opened.close()

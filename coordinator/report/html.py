@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.data_quality import DataQuality
@@ -27,6 +28,9 @@ from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
 from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.output_files import write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 #: Device settings that are plotted, at most: the plots of one weigh about 100 KB.
 MAX_PLOTTED = 50
@@ -65,8 +69,6 @@ def write_report(directory: Path) -> Path:
 
 def render_report(directory: Path) -> str:
     """Return the page as text, from the files in `directory` alone; `StoreError` where these cannot be read."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     results = read_results(directory)
     rows = read_measurements(directory / MEASUREMENTS_FILE)
     sections = [
@@ -79,23 +81,7 @@ def render_report(directory: Path) -> str:
         if (gain := device_gain(device, rows.get((device.device, device.runtime), []))) is not None
     ]
     tables = class_tables(results)
-    environment = Environment(
-        loader=PackageLoader("fleetnas.coordinator.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        ms=wording.latency,
-        target=wording.target,
-        percent=wording.accuracy,
-        quality=wording.data_quality,
-        quantity=quantity,
-        size=size,
-        moment=lambda moment: moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
-        clock=lambda moment: moment.astimezone().strftime("%H:%M:%S %Z"),
-    )
+    environment = _environment()
     return environment.get_template("report.html.j2").render(
         results=results,
         run_name=results.run_id,
@@ -129,6 +115,30 @@ def render_report(directory: Path) -> str:
         results_file=RESULTS_FILE,
         measurements_file=MEASUREMENTS_FILE,
     )
+
+
+def _environment() -> Environment:
+    """Make the environment of the template, with the filters that write figures as every view does."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fleetnas.coordinator.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ms=wording.latency,
+        target=wording.target,
+        percent=wording.accuracy,
+        quality=wording.data_quality,
+        quantity=quantity,
+        size=size,
+        moment=lambda moment: moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+        clock=lambda moment: moment.astimezone().strftime("%H:%M:%S %Z"),
+    )
+    return environment
 
 
 def _section(device: DeviceResult, rows: Sequence[TakenMeasurement], index: int) -> _Section:

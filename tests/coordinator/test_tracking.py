@@ -11,7 +11,7 @@ import pytest
 from rigs.command_line import fleetnas
 from rigs.outcome_examples import artifacts, campaign_outcome, device_outcome
 
-from fleetnas.coordinator.app.tracking import EXPERIMENT, MlflowTracking, parse_tracking, track
+from fleetnas.coordinator.app.tracking import EXPERIMENT, MlflowTracking, log_run, parse_tracking
 from fleetnas.coordinator.report.artifacts import read_results
 from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.report.tracked_values import metrics_of, parameters_of
@@ -51,7 +51,7 @@ def files_below(client: Any, run_id: str, path: str | None = None) -> set[str]:
 
 def test_a_run_is_logged_with_parameters_metrics_and_files(tmp_path: Path, results: Path) -> None:
     tracking, client = opened(tmp_path)
-    line = track(tracking, results, "run-0001")
+    line = log_run(tracking, results, "run-0001")
     (run,) = runs_of(client)
     assert line == f"logged to MLflow at {tracking.place}: run {run.info.run_id} of the experiment fleetnas"
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run-0001")
@@ -78,10 +78,10 @@ def test_a_run_that_goes_on_stays_one_run(tmp_path: Path, results: Path) -> None
     unfinished = campaign_outcome(device_outcome("board-a"))
     artifacts(results, type(unfinished)(**{**vars(unfinished), "finished_s": None, "budget": 20}))
     tracking, client = opened(tmp_path)
-    track(tracking, results, "run-0001")
+    log_run(tracking, results, "run-0001")
     assert [run.info.status for run in runs_of(client)] == ["KILLED"]
     artifacts(results, campaign_outcome(device_outcome("board-a"), device_outcome("board-b", threads=2, seed=1)))
-    line = track(MlflowTracking(parse_tracking(f"mlflow:{tmp_path / 'tracked'}")), results, "run-0001")
+    line = log_run(MlflowTracking(parse_tracking(f"mlflow:{tmp_path / 'tracked'}")), results, "run-0001")
     assert line.startswith("logged to MLflow")
     (run,) = runs_of(client)
     assert (run.info.status, run.data.tags["fleetnas.status"]) == ("FINISHED", "complete")
@@ -94,13 +94,13 @@ def test_a_tracker_that_fails_at_the_end_is_a_line(tmp_path: Path, results: Path
     shutil.rmtree(tmp_path / "tracked")
     (tmp_path / "tracked").write_text("no folder any more")
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    line = track(tracking, results, "run-0001")
+    line = log_run(tracking, results, "run-0001")
     assert line.startswith(f"the run is not logged to MLflow at {tracking.place} (")
     assert "nothing of it is lost" in line
     assert line.endswith(f"fleetnas results run-0001 --out DIR --track mlflow:{tracking.place}")
     assert "\n" not in line
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
-    assert "has no folder of results" in track(tracking, None, "run-0001")
+    assert "has no folder of results" in log_run(tracking, None, "run-0001")
 
 
 def test_a_server_that_does_not_answer_is_told_before_anything_is_measured(

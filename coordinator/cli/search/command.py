@@ -96,7 +96,7 @@ class RunOptions:
     metrics_address: Annotated[
         str, typer.Option("--metrics-address", metavar="ADDRESS", help="Where --metrics-port listens.")
     ] = "127.0.0.1"
-    track: options.Track = None
+    tracking: options.Tracking = None
     as_json: options.Json = False
 
 
@@ -144,7 +144,7 @@ def search(
         out=_DEFAULT_OUT if run.out is None and run.resume is None else run.out,
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
-        track=options.tracking(run.track),
+        tracking_uri=options.tracking_uri(run.tracking),
         timeout_s=run.timeout,
         check_devices=portfolio.check_devices(),
     )
