@@ -74,9 +74,6 @@ class Versioned(Message):
     schema_minor: int = Field(default=0, ge=0, le=10_000, description="of the program that sent it")
 
 
-# -- values ----------------------------------------------------------------------------------------------------
-
-
 class RuntimeSetting(Message):
     """How a model is run. Together with the device it makes a device setting: what a predictor is for."""
 
@@ -234,9 +231,6 @@ class TaskKey(Message):
     attempt: int = Field(ge=1, le=MAX_ATTEMPTS)
 
 
-# -- agent to coordinator --------------------------------------------------------------------------------------
-
-
 class AgentState(Versioned):
     """Retained on `up/state`; the last will is the same with state `lost`."""
 
@@ -254,6 +248,7 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
+    accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")
 
 
 class Heartbeat(Versioned):
@@ -316,6 +311,7 @@ class Result(Versioned):
     kind: Literal["result"] = "result"
     task: TaskKey
     measurement: Measurement
+    memory_bytes: Count | None = Field(default=None, description="that loading and running a sent model file took")
 
 
 class Failed(Versioned):

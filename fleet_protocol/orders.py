@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from fleetnas.device_profiles.quantities import Count, Factor, LimitSeconds, Seconds
+from fleetnas.device_profiles.text_fields import PlainText
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import (
     BlobReference,
@@ -22,6 +23,14 @@ from fleetnas.fleet_protocol.messages import (
     Versioned,
 )
 from fleetnas.fleet_protocol.mirrors import Mirror
+
+#: Formats of model files that an agent may be sent, which are their suffixes.
+ModelFormat: TypeAlias = Literal["onnx", "tflite"]
+#: Largest model file that an agent is sent, bytes.
+MAX_MODEL_BYTES = 512 * 1024**2
+
+_InputName = Annotated[PlainText, Field(max_length=200)]
+_Shape = Annotated[tuple[Annotated[int, Field(ge=1, le=10**9)], ...], Field(max_length=16)]
 
 Signature = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{118}$", max_length=118)]
 
@@ -56,6 +65,38 @@ class MeasureTask(Versioned):
     signature: Signature | None = None
 
 
+class ModelReference(BlobReference):
+    """A model file, by its hash."""
+
+    size: int = Field(ge=1, le=MAX_MODEL_BYTES)
+    format: ModelFormat
+    input_shapes: dict[_InputName, _Shape] = Field(
+        default_factory=dict, max_length=64, description="chosen shapes by input; the empty name: of the one open input"
+    )
+
+
+class ModelTask(Versioned):
+    """Measure a model file as it is, in turns with reference subnets of a bundle.
+
+    Only an agent whose announcement has `accepts_models` is sent one: no other need know this order.
+    """
+
+    op: Literal["measure_model"] = "measure_model"
+    task: TaskKey
+    run_id: Identifier
+    bundle: BlobReference
+    mirror: Mirror | None = Field(default=None, description="where the bundle may also be had")
+    model: ModelReference
+    setting: RuntimeSetting
+    protocol: MeasurementProtocol = MeasurementProtocol()
+    condition: Condition = "as-is"
+    wait_s: Seconds = 0.0
+    wait_above: Factor | None = None
+    deadline_s: LimitSeconds
+    stored: tuple[TaskKey, ...] = Field(default=(), max_length=64)
+    signature: Signature | None = None
+
+
 class CancelTask(Versioned):
     """Forget a task; one that runs is stopped."""
 
@@ -64,7 +105,9 @@ class CancelTask(Versioned):
     signature: Signature | None = None
 
 
-Task: TypeAlias = Annotated[MeasureTask | CancelTask, Field(discriminator="op")]
+#: Orders that end with a measurement.
+MeasurementTask: TypeAlias = MeasureTask | ModelTask
+Task: TypeAlias = Annotated[MeasurementTask | CancelTask, Field(discriminator="op")]
 
 
 class Acknowledgement(Versioned):

@@ -44,6 +44,7 @@ KEYS = (
     "max_charging_temperature",
     "connect_timeout",
     "bundle_mirrors",
+    "accept_models",
     "log_level",
 )
 

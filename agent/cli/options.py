@@ -153,6 +153,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def yes_or_no(text: str) -> bool:
+    """Parse `yes` or `no`, as a configuration file has it."""
+    known = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
+    if text.strip().lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return known[text.strip().lower()]
+
+
 def duration(text: str) -> float:
     """Parse a duration such as `90s`, `30m`, `1.5h` or `1h30m`; return seconds."""
     try:

@@ -16,6 +16,7 @@ from fleetnas.agent.cli.options import (
     chosen_settings,
     positive,
     trusted_keys,
+    yes_or_no,
 )
 from fleetnas.agent.host.battery import BatteryRule
 from fleetnas.agent.host.process_lifetime import die_with
@@ -97,6 +98,16 @@ def add_agent_options(run: argparse.ArgumentParser) -> None:
         help="whether a bundle may be fetched from the mirror that a task names: off, https, or any, which takes http "
         "as well (default: https where the coordinator's key is pinned, else off)",
     )
+    limits.add_argument(
+        "--accept-models",
+        type=yes_or_no,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="yes|no",
+        help="also measure model files (.onnx, .tflite) that the coordinator sends, for its --baseline and `fleetnas "
+        "bench`: the runtime then reads files that this agent did not build itself (default: no)",
+    )
     limits.add_argument("--log-level", default="info", metavar="LEVEL", help=f"{', '.join(LOG_LEVELS)} (%(default)s)")
 
 
@@ -127,6 +138,7 @@ def run_command(options: argparse.Namespace) -> int:
             connect_timeout_s=options.connect_timeout,
             once=options.once,
             trusted_keys=keys,
+            accept_models=options.accept_models,
             mirrors=mirrors_beside(broker, mirror_policy(options.bundle_mirrors, signed=bool(keys))),
         )
     )

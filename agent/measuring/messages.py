@@ -31,6 +31,7 @@ from fleetnas.fleet_protocol.messages import (
     Phase,
     RuntimeSetting,
 )
+from fleetnas.fleet_protocol.orders import ModelReference
 
 #: Reference subnets per bundle and setting.
 RUNGS = 5
@@ -87,6 +88,21 @@ class MeasureOrder(Message):
     profile: bool = Field(default=False, description="time its layers too, after the measurement")
 
 
+class ModelOrder(Message):
+    """Measure a model file that a coordinator sent, in turns with reference subnets of a bundle."""
+
+    op: Literal["measure-model"] = "measure-model"
+    bundle_path: str
+    bundle_sha256: str
+    model_path: str
+    model: ModelReference
+    setting: RuntimeSetting
+    protocol: MeasurementProtocol
+    references: ReferenceOrder | None = None
+    battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
+    profile: Literal[False] = Field(default=False, description="layers are timed of winners alone")
+
+
 class BenchOrder(Message):
     """Measure a model file as it is."""
 
@@ -117,7 +133,9 @@ class SustainedOrder(Message):
     window_s: float = Field(gt=0)
 
 
-Order: TypeAlias = Annotated[MeasureOrder | BenchOrder | ProbeOrder | SustainedOrder, Field(discriminator="op")]
+Order: TypeAlias = Annotated[
+    MeasureOrder | ModelOrder | BenchOrder | ProbeOrder | SustainedOrder, Field(discriminator="op")
+]
 
 
 class PhaseReply(Message):
@@ -130,7 +148,7 @@ class PhaseReply(Message):
 
 
 class MeasuredReply(Message):
-    """The end of a `MeasureOrder` or `BenchOrder`."""
+    """The end of a `MeasureOrder`, `ModelOrder` or `BenchOrder`."""
 
     kind: Literal["measured"] = "measured"
     model_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -148,6 +166,7 @@ class MeasuredReply(Message):
     after: Conditions
     energy_mj: Millijoules | None = None
     layers: Layers = Field(default=(), description="where a profile was asked for, and the runtime has a profiler")
+    memory_bytes: Count | None = Field(default=None, description="peak memory that a sent model file took, about")
     paired: PairedTiming | None = Field(default=None, description="where references were asked for")
     levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")
     busy_s: float = Field(ge=0, description="time from taking the order, lock held, to this reply")

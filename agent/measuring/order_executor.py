@@ -21,6 +21,7 @@ from fleetnas.agent.measuring.messages import (
     LoadedReply,
     MeasuredReply,
     MeasureOrder,
+    ModelOrder,
     Order,
     PairedTiming,
     ProbedReply,
@@ -36,6 +37,7 @@ from fleetnas.agent.measuring.messages import (
 from fleetnas.agent.measuring.paired import TurnHooks
 from fleetnas.agent.measuring.pairing import Pairing
 from fleetnas.agent.measuring.references import References
+from fleetnas.agent.measuring.sent_model import open_sent_model, try_model
 from fleetnas.agent.measuring.session_averages import (
     mean_paired,
     mean_timing,
@@ -84,15 +86,16 @@ class OrderExecutor:
         """
         # A phone's cores are not this host's: its own runtime pins to them.
         self._pin(() if order.setting.runtime == "adb" else order.setting.affinity)
-        if isinstance(order, MeasureOrder):
-            return self._measure_subnet(order, report_phase)
+        if isinstance(order, MeasureOrder | ModelOrder):
+            return self._measure_for_fleet(order, report_phase)
         if isinstance(order, BenchOrder):
             return self._measure_file(order, report_phase)
         if isinstance(order, SustainedOrder):
             return self._sustain(order, report_phase)
         return self._probe(order)
 
-    def _measure_subnet(self, order: MeasureOrder, report_phase: ReportPhase) -> Reply:
+    def _measure_for_fleet(self, order: MeasureOrder | ModelOrder, report_phase: ReportPhase) -> Reply:
+        """Measure a subnet, or a model file that was sent."""
         begin = time.perf_counter()
         runtime = self._runtime(order.setting)
         if order.battery is not None:
@@ -103,22 +106,31 @@ class OrderExecutor:
             warm = self._too_warm(runtime, order.references)
             if warm is not None:
                 return warm
+        own = open_sent_model(order) if isinstance(order, ModelOrder) else None
+        trial = try_model(runtime, own, order.setting) if own is not None else None
         bundle = self._open_bundle(order)
         pairing = None
         if order.references is not None:
             pairing = self._pairing(bundle, order, order.references, runtime, report_phase)
+            if trial is not None:
+                pairing.match(trial.median_ms)
             slow_above = order.references.slow_above
             slowdown = pairing.slowdown() if slow_above is not None else None
             if slowdown is not None and slow_above is not None and slowdown > slow_above:
                 return SlowReply(slowdown=slowdown, levels_ms=pairing.levels_ms)
         build_begin = time.perf_counter()
-        calibration = _read_verified(order.calibration_path, order.calibration_sha256)
-        model = build_model(bundle, order.architecture, calibration, order.setting)
+        if isinstance(order, ModelOrder):
+            assert own is not None
+            model = own.content
+        else:
+            calibration = _read_verified(order.calibration_path, order.calibration_sha256)
+            model = build_model(bundle, order.architecture, calibration, order.setting)
         build_ms = 1000 * (time.perf_counter() - build_begin)
-        reply = self._time_model(runtime, model, order, build_ms, report_phase, pairing)
+        reply = self._time_model(runtime, model, order, build_ms, report_phase, pairing, own)
         return reply.model_copy(
             update={
                 "levels_ms": pairing.levels_ms if pairing is not None else {},
+                "memory_bytes": trial.memory_bytes if trial is not None else None,
                 "busy_s": time.perf_counter() - begin,
                 "inference_s": reply.inference_s + (pairing.spent_s if pairing is not None else 0.0),
             }
@@ -127,13 +139,16 @@ class OrderExecutor:
     def _pairing(
         self,
         bundle: SupernetBundle,
-        order: MeasureOrder,
+        order: MeasureOrder | ModelOrder,
         references: ReferenceOrder,
         runtime: Runtime,
         report_phase: ReportPhase,
     ) -> Pairing:
         """Load the references of an order, warm up if it requires that, and learn their levels."""
-        macs = float(bundle.space.macs(bundle.space.encode([order.architecture]))[0])
+        subject = bundle.space.smallest()  # of a model file `Pairing.match` decides
+        if isinstance(order, MeasureOrder):
+            subject = bundle.space.encode([order.architecture])
+        macs = float(bundle.space.macs(subject)[0])
         loaded = self._references.get(bundle, order.setting, runtime, references.at_most)
         pairing = Pairing(loaded, references, session_share(order.protocol), macs)
         if references.warm_up:
@@ -156,7 +171,7 @@ class OrderExecutor:
         self,
         runtime: Runtime,
         model: bytes,
-        order: MeasureOrder | BenchOrder,
+        order: MeasureOrder | ModelOrder | BenchOrder,
         build_ms: float,
         report_phase: ReportPhase,
         pairing: Pairing | None = None,
@@ -234,7 +249,7 @@ class OrderExecutor:
             self._runtimes[setting.runtime] = make_runtime(setting.runtime, self._engine_folder)
         return self._runtimes[setting.runtime]
 
-    def _open_bundle(self, order: MeasureOrder) -> SupernetBundle:
+    def _open_bundle(self, order: MeasureOrder | ModelOrder) -> SupernetBundle:
         if self._bundle is None or self._bundle[0] != order.bundle_sha256:
             self._references.close()  # before the next is opened: both need not fit
             self._bundle = None

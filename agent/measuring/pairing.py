@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -47,6 +48,13 @@ class Pairing:
     def calibrate(self) -> None:
         """Learn the references' levels if they are not known."""
         self.spent_s += self._loaded.calibrate(self._order, self._protocol)
+
+    def match(self, subject_ms: float) -> None:
+        """Choose the references of a model whose MACs are not known: those of a subnet that takes about as long."""
+        levels = self._loaded.levels_ms
+        rung = min(self._loaded.rungs, key=lambda each: abs(math.log(levels[each.rung.fingerprint] / subject_ms)))
+        self._macs = rung.rung.macs * subject_ms / levels[rung.rung.fingerprint]
+        self._near, self._far = self._loaded.nearest(rung.rung.macs)
 
     def slowdown(self) -> float:
         """Return the device's slow-down now, measured with the nearest reference."""

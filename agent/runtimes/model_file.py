@@ -49,7 +49,7 @@ def open_model(path: Path, input_shapes: Mapping[str, Shape]) -> ModelFile:
 
 def onnx_inputs(content: bytes) -> list[DeclaredInput]:
     """Return the inputs that an ONNX model declares; none if it is no ONNX model."""
-    model = _parse_onnx(content)
+    model = parse_onnx(content)
     if model is None:
         return []
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -86,8 +86,8 @@ def _tflite_sides(tensor: Any) -> tuple[int | None, ...]:
 
 
 def _weights(path: Path, content: bytes) -> tuple[Path, ...]:
-    model = _parse_onnx(content)
-    names = {_location(tensor) for tensor in _tensors(model)} - {""} if model is not None else set()
+    model = parse_onnx(content)
+    names = {_location(tensor) for tensor in tensors_of(model)} - {""} if model is not None else set()
     for name in names:
         place = PurePosixPath(name)
         if place.is_absolute() or ".." in place.parts:
@@ -102,7 +102,8 @@ def _weights(path: Path, content: bytes) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in sorted(names))
 
 
-def _parse_onnx(content: bytes) -> Any:
+def parse_onnx(content: bytes) -> Any:
+    """Return the `onnx.ModelProto` in a file's content; None if there is none."""
     try:
         import onnx
     except ImportError as error:
@@ -123,7 +124,7 @@ def _location(tensor: Any) -> str:
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
-def _tensors(message: Any) -> Iterator[Any]:
+def tensors_of(message: Any) -> Iterator[Any]:
     """Yield every tensor inside a protobuf message: initialisers, constants, those of subgraphs and functions."""
     for kind, value in message.ListFields():
         if kind.message_type is None:
@@ -132,4 +133,4 @@ def _tensors(message: Any) -> Iterator[Any]:
             if kind.message_type.name == "TensorProto":
                 yield item
             else:
-                yield from _tensors(item)
+                yield from tensors_of(item)

@@ -11,7 +11,7 @@ from fleetnas.agent.measuring.paired import reference_turn_s
 from fleetnas.agent.measuring.session_share import session_share
 from fleetnas.agent.service.speed_tracker import SpeedTracker, Verdict
 from fleetnas.fleet_protocol.messages import Conditions
-from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.fleet_protocol.orders import MeasurementTask
 
 #: Condition `cool`: measured below this slow-down, and at most this much above the lowest temperature so far.
 COOL_SLOWDOWN, COOL_WITHIN_C = 1.05, 5.0
@@ -42,7 +42,7 @@ class DriftMonitor:
     _stayed_slow: set[Hashable] = field(default_factory=set)
     _worked_at: float = float("-inf")
 
-    def reference_order(self, task: MeasureTask, now: float, *, may_wait: bool) -> ReferenceOrder:
+    def reference_order(self, task: MeasurementTask, now: float, *, may_wait: bool) -> ReferenceOrder:
         """Return how to measure `task` with references; with `may_wait`, not while the device is slow or warm."""
         if now - self._worked_at > COOLS_DOWN_S:
             self._warmed.clear()
@@ -61,18 +61,18 @@ class DriftMonitor:
             warm_above_c=too_warm_c if may_wait else None,
         )
 
-    def patience_s(self, task: MeasureTask) -> float:
+    def patience_s(self, task: MeasurementTask) -> float:
         """Return how long to wait for a slow or warm device, in seconds."""
         if task.condition != "cool" and _speed_key(task) in self._stayed_slow:
             return min(task.wait_s, _SHORT_WAIT_S)
         return task.wait_s
 
-    def _wait_above(self, task: MeasureTask, limit: float) -> float:
+    def _wait_above(self, task: MeasurementTask, limit: float) -> float:
         """Return the slow-down above which a device is waited for; never below its lasting slow-down."""
         return max(limit, _LASTING * self.tracker.lasting_slowdown(_speed_key(task)))
 
     def judge(
-        self, task: MeasureTask, reply: MeasuredReply, paired: PairedTiming, now: float, ended_unix_s: float
+        self, task: MeasurementTask, reply: MeasuredReply, paired: PairedTiming, now: float, ended_unix_s: float
     ) -> Verdict:
         """Judge a measurement of `task`, which ended `now` and at `ended_unix_s`."""
         self._worked_at = now
@@ -94,11 +94,11 @@ class DriftMonitor:
             )
         return verdict
 
-    def levels_ms(self, task: MeasureTask) -> tuple[float, ...]:
+    def levels_ms(self, task: MeasurementTask) -> tuple[float, ...]:
         """Return the level of every reference, in ms, in the order of their fingerprints."""
         return tuple(float(f"{level:.6g}") for _, level in sorted(self.tracker.levels(_speed_key(task)).items()))
 
-    def note_slow(self, task: MeasureTask, reply: SlowReply, now: float, read_unix_s: float) -> None:
+    def note_slow(self, task: MeasurementTask, reply: SlowReply, now: float, read_unix_s: float) -> None:
         """Learn from a look at a slow or warm device, on which nothing was measured."""
         self._worked_at = now
         self._warmed.add(_warm_key(task))  # the warm-up, where there was one, need not be repeated
@@ -117,20 +117,20 @@ class DriftMonitor:
         if now_c is not None and (self.coolest_c is None or now_c < self.coolest_c):
             self.coolest_c = now_c
 
-    def load_fewer_references(self, task: MeasureTask) -> None:
+    def load_fewer_references(self, task: MeasurementTask) -> None:
         """Load half as many references from now on: a child ran out of memory, perhaps because of them."""
         key = _model_key(task)
         self._rungs[key] = max(1, self._rungs.get(key, RUNGS) // 2)
 
 
-def _speed_key(task: MeasureTask) -> Hashable:
+def _speed_key(task: MeasurementTask) -> Hashable:
     # A reference's level depends on how long its turns last; coarse and fine tasks share it.
     return task.bundle.sha256, task.setting, task.condition, reference_turn_s(session_share(task.protocol))
 
 
-def _model_key(task: MeasureTask) -> Hashable:
+def _model_key(task: MeasurementTask) -> Hashable:
     return task.bundle.sha256, task.setting
 
 
-def _warm_key(task: MeasureTask) -> Hashable:
+def _warm_key(task: MeasurementTask) -> Hashable:
     return task.run_id, task.bundle.sha256, task.setting

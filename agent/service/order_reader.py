@@ -8,7 +8,7 @@ from fleetnas.fleet_protocol.codec import decode, decode_task
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import ProtocolError, UntrustedError
 from fleetnas.fleet_protocol.messages import Rejected, TaskKey
-from fleetnas.fleet_protocol.orders import Acknowledgement, MeasureTask, Task
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, Task
 from fleetnas.fleet_protocol.rate_limited_log import RateLimitedLog
 from fleetnas.fleet_protocol.security.signing import OrderVerifier
 
@@ -69,7 +69,7 @@ class OrderReader:
             logged = self._log(f"task {task.task.task_id}: {error}")
             known = self._is_known(task.task)
             # An honest coordinator without the key learns it. A task that is known came from the right coordinator.
-            if logged and error.answerable and isinstance(task, MeasureTask) and not known:
+            if logged and error.answerable and not isinstance(task, CancelTask) and not known:
                 self._reject(Rejected(task=task.task, reason="not_trusted", detail=str(error)[:_MAX_DETAIL]))
             return False
         return True

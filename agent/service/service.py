@@ -31,7 +31,7 @@ from fleetnas.fleet_protocol.messages import (
     Rejected,
     TaskKey,
 )
-from fleetnas.fleet_protocol.orders import CancelTask, CoordinatorState, MeasureTask
+from fleetnas.fleet_protocol.orders import CancelTask, CoordinatorState, MeasurementTask
 from fleetnas.fleet_protocol.rate_limited_log import RateLimitedLog
 from fleetnas.fleet_protocol.security.signing import OrderVerifier
 from fleetnas.fleet_protocol.topics import AgentDown, AgentUp, CoordinatorAnnouncement
@@ -218,14 +218,14 @@ class AgentService:
 
     def _on_order(self, payload: bytes) -> None:
         task = self._orders.read_task(payload)
-        if isinstance(task, MeasureTask):
+        if isinstance(task, CancelTask):
+            self._on_cancel(task)
+        elif task is not None:
             for key in task.stored:
                 self._results.acknowledge(key)
             self._on_task(task)
-        elif task is not None:
-            self._on_cancel(task)
 
-    def _on_task(self, task: MeasureTask) -> None:
+    def _on_task(self, task: MeasurementTask) -> None:
         key = task.task
         if self._results.send(key):
             return

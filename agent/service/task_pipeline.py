@@ -10,7 +10,7 @@ from fleetnas.agent.service.task_queue import TaskQueue
 from fleetnas.agent.service.task_runner import Outcome, TaskRunner
 from fleetnas.fleet_protocol.codec import BlobChunk
 from fleetnas.fleet_protocol.messages import AgentInfo, BlobRequest, Phase, Progress, Rejected, TaskKey
-from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.fleet_protocol.orders import MeasurementTask
 
 #: How long one step waits for the child, and for a fetch or a cooling, in seconds.
 _CHILD_S, _ACTIVE_S = 0.25, 0.2
@@ -24,7 +24,7 @@ class TaskPipeline:
     def __init__(self, info: AgentInfo, resources: RunResources, connection: Connection) -> None:
         self._resources = resources
         self._connection = connection
-        self._queue = TaskQueue(info.settings)
+        self._queue = TaskQueue(info.settings, accepts_models=info.accepts_models)
         self._run: TaskRunner | None = None
         self._waits_for = ""
 
@@ -54,7 +54,7 @@ class TaskPipeline:
             return 0.0 if self._queue else idle_s
         return 0.0 if self._run.measuring else _ACTIVE_S
 
-    def add(self, task: MeasureTask, now: float) -> Rejected | None:
+    def add(self, task: MeasurementTask, now: float) -> Rejected | None:
         """Queue a task; return the reason instead if it cannot be done here."""
         return self._queue.add(task, now)
 

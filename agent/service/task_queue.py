@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleetnas.fleet_protocol.messages import Rejected, RuntimeSetting, TaskKey
-from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.fleet_protocol.orders import MeasurementTask, ModelTask
 
 #: Tasks that may wait; the coordinator sends one or two ahead.
 QUEUE_LIMIT = 8
@@ -44,15 +44,17 @@ class PausableDeadline:
 class QueuedTask:
     """A task and how long it may still take."""
 
-    task: MeasureTask
+    task: MeasurementTask
     deadline: PausableDeadline
 
 
 class TaskQueue:
     """Tasks in the order of their arrival, at most `QUEUE_LIMIT`, all of settings that this agent offers."""
 
-    def __init__(self, settings: Sequence[RuntimeSetting]) -> None:
+    def __init__(self, settings: Sequence[RuntimeSetting], *, accepts_models: bool = False) -> None:
+        """`accepts_models`: model files of the coordinator's are taken, not subnets alone."""
         self._settings = tuple(settings)
+        self._accepts_models = accepts_models
         self._tasks: deque[QueuedTask] = deque()
 
     def __len__(self) -> int:
@@ -63,7 +65,7 @@ class TaskQueue:
         """The attempts that wait, in order."""
         return tuple(queued.task.task for queued in self._tasks)
 
-    def add(self, task: MeasureTask, now: float) -> Rejected | None:
+    def add(self, task: MeasurementTask, now: float) -> Rejected | None:
         """Append a task; return the reason instead if it cannot be done here.
 
         A newer attempt replaces a waiting one of the same task, which the coordinator has given up.
@@ -88,11 +90,14 @@ class TaskQueue:
         """Remove every task."""
         self._tasks.clear()
 
-    def _objection(self, task: MeasureTask) -> Rejected | None:
+    def _objection(self, task: MeasurementTask) -> Rejected | None:
         if task.setting not in self._settings:
             offered = ", ".join(setting.label for setting in self._settings)
             detail = f"this agent offers {offered}, not {task.setting.label}"
             return Rejected(task=task.task, reason="setting_unavailable", detail=detail[:500])
+        if isinstance(task, ModelTask) and not self._accepts_models:
+            detail = "this agent measures no model files that it is sent; start it with --accept-models"
+            return Rejected(task=task.task, reason="setting_unavailable", detail=detail)
         if len(self._tasks) >= QUEUE_LIMIT:
             return Rejected(task=task.task, reason="busy", detail=f"{QUEUE_LIMIT} tasks wait already")
         return None

@@ -8,11 +8,11 @@ from fleetnas.agent.measuring.messages import MeasuredReply, PairedTiming
 from fleetnas.agent.service.speed_tracker import Verdict
 from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.messages import Failed, Measurement, Result
-from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.fleet_protocol.orders import MeasurementTask
 
 
 def make_result(
-    task: MeasureTask,
+    task: MeasurementTask,
     reply: MeasuredReply,
     paired: PairedTiming,
     verdict: Verdict,
@@ -56,4 +56,4 @@ def make_result(
         )
     except ValidationError as error:
         return Failed(task=task.task, reason="bad_output", detail=first_fault(error)[:500])
-    return Result(task=task.task, measurement=measurement)
+    return Result(task=task.task, measurement=measurement, memory_bytes=reply.memory_bytes)

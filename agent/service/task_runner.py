@@ -8,7 +8,6 @@ from typing import TypeAlias
 from fleetnas.agent.measuring.messages import (
     FailedReply,
     MeasuredReply,
-    MeasureOrder,
     PhaseReply,
     ProbedReply,
     Reply,
@@ -18,6 +17,7 @@ from fleetnas.agent.measuring.messages import (
 from fleetnas.agent.service.progress import ProgressReporter
 from fleetnas.agent.service.run_resources import RunResources
 from fleetnas.agent.service.run_state import RunState, transition
+from fleetnas.agent.service.task_order import order_of
 from fleetnas.agent.service.task_queue import QueuedTask
 from fleetnas.agent.service.task_result import make_result
 from fleetnas.agent.transfer.task_blobs import BlobSources, TaskBlobs
@@ -139,21 +139,8 @@ class TaskRunner:
         return None
 
     def _submit(self, now: float) -> None:
-        task = self.task
-        self._resources.measurer.submit(
-            MeasureOrder(
-                bundle_path=self._blobs.path(task.bundle),
-                bundle_sha256=task.bundle.sha256,
-                architecture=task.architecture,
-                calibration_path=self._blobs.path(task.calibration) if task.calibration else None,
-                calibration_sha256=task.calibration.sha256 if task.calibration else None,
-                setting=task.setting,
-                protocol=task.protocol,
-                references=self._resources.drift.reference_order(task, now, may_wait=self._may_wait(now)),
-                battery=self._resources.battery,
-                profile=task.profile,
-            )
-        )
+        references = self._resources.drift.reference_order(self.task, now, may_wait=self._may_wait(now))
+        self._resources.measurer.submit(order_of(self.task, self._blobs.path, references, self._resources.battery))
         self._deadline.resume(now)
         self._last_reply_at = now
         self._go_to(RunState.MEASURING)

@@ -11,7 +11,7 @@ from fleetnas.agent.transfer.mirror import MirrorFetch, Mirrors
 from fleetnas.fleet_protocol.codec import BlobChunk
 from fleetnas.fleet_protocol.errors import BundleError, MirrorError
 from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
-from fleetnas.fleet_protocol.orders import MeasureTask
+from fleetnas.fleet_protocol.orders import MeasurementTask, ModelTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,12 @@ class BlobSources:
 
 
 class TaskBlobs:
-    """The bundle of a task and, for a winner, its calibration. One blob is fetched at a time."""
+    """The bundle of a task and a winner's calibration, or a model file. One blob is fetched at a time."""
 
-    def __init__(self, task: MeasureTask, sources: BlobSources) -> None:
+    def __init__(self, task: MeasurementTask, sources: BlobSources) -> None:
         self._task = task
-        self._wanted = [task.bundle] + ([task.calibration] if task.calibration else [])
+        extra = task.model if isinstance(task, ModelTask) else task.calibration
+        self._wanted: list[BlobReference] = [task.bundle] + ([extra] if extra is not None else [])
         self._sources = sources
         self._fetch: BlobFetch | MirrorFetch | None = None
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from fleetnas.coordinator.app.baselines import check_baseline_files, open_baselines
 from fleetnas.coordinator.app.driver import CampaignTransport, RunningSearch
 from fleetnas.coordinator.app.images import (
     ImageProgress,
@@ -23,7 +24,7 @@ from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
 from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
 from fleetnas.coordinator.app.search_history import SearchHistory
-from fleetnas.coordinator.app.tuners import SubnetTunerFactory, TunerFactory, stored_priors
+from fleetnas.coordinator.app.tuners import NoSearchFactory, SubnetTunerFactory, TunerFactory, stored_priors
 from fleetnas.coordinator.app.winner_card import check_card
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.campaign.planning_pool import PlanningPool
@@ -82,6 +83,7 @@ def open_search(
     run = choose_run(request, fleet, store)
     accuracy = checked_accuracy(run)
     check_card(run.settings)
+    check_baseline_files(run)
     notes = Notes()
     if models is None:
         models = winner_builder(run, notes, image_progress)
@@ -98,6 +100,7 @@ def open_search(
         undo.callback(view.close)
         executor = planning_executor()
         undo.callback(executor.shutdown)
+        clocks = Clocks(time.monotonic, time.time)
         campaign = Campaign(
             identity_of(request, run, network.blobs),
             run.settings.plan,
@@ -105,7 +108,7 @@ def open_search(
             store,
             planning=PlanningPool(models, executor, lambda: make_tuner.at_once),
             make_search=make_tuner,
-            clocks=Clocks(time.monotonic, time.time),
+            clocks=clocks,
             emit=view.event,
         )
         campaign.membership.before_first(_at_the_beginning(request, run, campaign, store))
@@ -113,9 +116,11 @@ def open_search(
         if metrics is not None:
             metrics.attach(campaign, network.blobs, store)
         _begin(campaign, run, fleet, store)
+        baselines = open_baselines(campaign, run, store, models, executor, clocks, accuracy, view.event)
         artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic, run.card)
         undo.pop_all()
-    return RunningSearch(run.settings, campaign, store, network.transport, executor, view, artifacts, request.timeout_s)
+    parts = (run.settings, campaign, store, network.transport, executor, view, artifacts)
+    return RunningSearch(*parts, request.timeout_s, baselines)
 
 
 def other_search(summary: RunSummary) -> str:
@@ -134,9 +139,8 @@ def _at_the_beginning(
 
     def begin(names: Collection[str]) -> None:
         request.check_devices(names)
-        if run.settings.plan.kind == "search":
-            history = SearchHistory.of(store, run.settings.plan, names)
-            campaign.progress.expect(lambda device, label: history.known(device, label).seconds, history.habits)
+        history = SearchHistory.of(store, run.settings.plan, names)
+        campaign.progress.expect(lambda device, label: history.known(device, label).seconds, history.habits)
 
     return begin
 
@@ -230,7 +234,7 @@ def checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
     None where given subnets are measured and the bundle has no accuracy predictor.
     """
     space, predictor = run.bundle.space, run.bundle.accuracy_predictor()
-    if predictor is None and not run.settings.plan.architectures:
+    if predictor is None and run.settings.plan.targets.count and not run.settings.plan.architectures:
         if space.size == 1:
             raise UsageError(
                 f"{run.bundle.path} holds one network of unknown accuracy; measure it with `fleetnas measure`, or give "
@@ -250,9 +254,11 @@ def checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
 
 def _tuners(
     run: ChosenRun, accuracy: PredictedAccuracy | None, store: MeasurementStore, notes: Notes
-) -> TunerFactory | SubnetTunerFactory:
-    """Make the factory of the run's tuners: of searches, or of measurements of given subnets."""
+) -> TunerFactory | SubnetTunerFactory | NoSearchFactory:
+    """Make the factory of the run's tuners: of searches, of measurements of given subnets, or of nothing."""
     space, plan = run.bundle.space, run.settings.plan
+    if plan.only_baselines:
+        return NoSearchFactory(space)
     if plan.architectures or accuracy is None:
         return SubnetTunerFactory(space, accuracy, plan)
     return TunerFactory(space, accuracy, plan, stored_priors(store, space, plan, run.created_unix_s, notes.add))
@@ -260,6 +266,8 @@ def _tuners(
 
 def winner_builder(run: ChosenRun, notes: Notes, progress: ImageProgress) -> BundleWinnerBuilder:
     """Make the builder of winners' files; every image is read once, before the first measurement."""
+    if run.settings.plan.only_files:
+        return BundleWinnerBuilder(run.bundle, None, None)
     opened = checked_images(run.bundle, run.images, progress)
     if run.settings.plan.architectures and opened[0] is None:
         notes.add(NOT_CALIBRATED)

@@ -6,12 +6,13 @@ import contextlib
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fleetnas.coordinator.app.garbage import rarer_garbage_collection
 from fleetnas.coordinator.app.progress_events import ProgressEvents
 from fleetnas.coordinator.app.run_artifacts import RunArtifacts
+from fleetnas.coordinator.campaign.baseline_measurer import BaselineMeasurer
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.records.plan import RunSettings
 from fleetnas.coordinator.records.statuses import RunStatus
@@ -51,6 +52,8 @@ class RunningSearch:
     artifacts: RunArtifacts = field(repr=False)
     timeout_s: float | None = None
     """Time from `run` on after which the search ends with the winners verified so far; None: it has all its time."""
+    baselines: BaselineMeasurer | None = field(default=None, repr=False)
+    """Measures the user's own networks on device settings whose search has ended."""
     timed_out: bool = field(default=False, init=False)
     """Whether that time was over before the search."""
     progress: ProgressEvents = field(init=False, repr=False)
@@ -76,6 +79,8 @@ class RunningSearch:
             with single_threaded_blas(), rarer_garbage_collection():
                 self._drive(began_s + (math.inf if self.timeout_s is None else self.timeout_s))
         except KeyboardInterrupt:
+            if self.baselines is not None:
+                self.baselines.stop()
             self.campaign.stop()
             self._mark_interrupted()
             self._write_artifacts()
@@ -102,25 +107,35 @@ class RunningSearch:
 
     def _drive(self, until_s: float) -> None:
         show_at_s = float("-inf")
-        while not self.campaign.finished:
+        while not self._finished:
             if time.monotonic() >= until_s:
                 self.timed_out = True
+                if self.baselines is not None:
+                    self.baselines.stop()
                 return
             wait_s = 0.0 if self.campaign.behind else _TICK_S
             events = take_events(self.transport, wait_s, _MOST_EVENTS_PER_TICK)
             with sent_together(self.transport):
                 self.campaign.on_events(events)
                 self.campaign.on_tick()
-            if not self.campaign.finished:  # at the end everything is written at once
+                if self.baselines is not None:
+                    self.baselines.on_tick()
+            if not self._finished:  # at the end everything is written at once
                 self.artifacts.update(self.campaign.targets_stored)
             began_s = time.monotonic()
             if began_s >= show_at_s:
                 self._show()
                 show_at_s = began_s + max(_VIEW_EVERY_S, _VIEW_SHARE * (time.monotonic() - began_s))
 
+    @property
+    def _finished(self) -> bool:
+        return self.campaign.finished and (self.baselines is None or self.baselines.finished)
+
     def _show(self) -> None:
         snapshot = self.campaign.snapshot(time.time())
         self.progress.take(snapshot)
+        if self.campaign.finished and not self._finished:
+            snapshot = replace(snapshot, phase="measuring baselines")
         self.view.update(snapshot)
 
     def _write_artifacts(self) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,7 +40,7 @@ from fleetnas.coordinator.records.workload import (
 )
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
-from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
+from fleetnas.coordinator.tuning.subnet_tuner import REPEATS, SubnetTuner
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.fleet_protocol.transports.base import take_events
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -199,7 +199,9 @@ def _planned(
 def expected_counts(plan: CampaignPlan, history: SearchHistory) -> Counts:
     """Return the measurements that a new search makes on each device setting."""
     begun = SearchState(open_targets=plan.targets_asked)
-    return counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
+    found = counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
+    # Each baseline is measured as a given subnet is.
+    return replace(found, verification=found.verification + REPEATS * len(plan.baselines))
 
 
 def _transfer_s(request: SearchRequest, run: ChosenRun, devices: Collection[str], history: SearchHistory) -> float:

@@ -77,6 +77,7 @@ class LocalDevice:
             state_folder=state_folder,
             fleet=LOCAL_FLEET,
             memory_limit_bytes=default_memory_limit_bytes(),
+            accept_models=True,  # the files are this user's own
         )
 
 

@@ -89,8 +89,11 @@ class SearchHistory:
         if run.finished_unix_s is not None and moments and run.status is not RunStatus.INTERRUPTED:
             self.ends.append(max(0.0, run.finished_unix_s - moments[-1].stored_unix_s))
         if earlier.kind == "search" and self.plan.kind == "search":
+            by_setting: dict[tuple[str, str], list[StoredMoment]] = {}
+            for moment in moments:
+                by_setting.setdefault((moment.device, moment.setting_label), []).append(moment)
             for record in records:
-                self._take_habits(record, earlier, moments)
+                self._take_habits(record, earlier, by_setting.get((record.device, record.setting.label), []))
 
     def _take_gaps(
         self, device: str, arrived: Sequence[StoredMoment], scales: tuple[float, float], *, given: bool
@@ -105,10 +108,9 @@ class SearchHistory:
                 kept = self.gaps.setdefault((device, moment.setting_label), ([], []))
                 kept[kind].append(gap * scales[kind])
 
-    def _take_habits(self, record: DeviceRecord, earlier: CampaignPlan, moments: Sequence[StoredMoment]) -> None:
-        """Learn how much of its budget a search used, and how often it verified."""
+    def _take_habits(self, record: DeviceRecord, earlier: CampaignPlan, own: Sequence[StoredMoment]) -> None:
+        """Learn how much of its budget a search used, and how often it verified; `own` are its outcomes."""
         targets = len(record.targets_ms or ()) or earlier.targets.count
-        own = [each for each in moments if (each.device, each.setting_label) == (record.device, record.setting.label)]
         if record.status is not SettingStatus.FINISHED or not own or not targets:
             return
         first = sum(counts_against_budget(each.purpose, each.target_ms) for each in own)

@@ -18,7 +18,8 @@ from fleetnas.coordinator.report.portfolio_section import CURVE_FILE, PORTFOLIO_
 from fleetnas.coordinator.search.portfolio import Portfolio
 from fleetnas.coordinator.search.problem import PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.error_text import one_line
+from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.output_files import write_atomically
 
@@ -35,6 +36,8 @@ class ChosenAtEnd:
     report: dict[str, Any]
     file: Path | None
     """`portfolio.json` in the folder of results; None where the search has no folder."""
+    trouble: str = ""
+    """Reason why verification ended early; empty where it did not."""
 
 
 def open_run_portfolio(
@@ -74,9 +77,14 @@ def choose_at_end(
     def run(plan: CampaignPlan) -> CampaignOutcome:
         return measure(_measurement(request, settings, plan))
 
-    found = verified_portfolio(
-        problem, lambda: problem.choose(models, worst_case=worst_case), run, settings.plan.protocol
-    )
+    def choose() -> RunPortfolio:
+        return problem.choose(models, worst_case=worst_case)
+
+    trouble = ""
+    try:
+        found = verified_portfolio(problem, choose, run, settings.plan.protocol)
+    except FleetnasError as error:  # the search has its results; a device that has gone must not hide the choice
+        found, trouble = choose(), one_line(error)
     curve, bound = problem.curve(), problem.bound(found, models, worst_case=worst_case)
     report = report_of(run_id, found, curve, bound)
     file = None
@@ -86,7 +94,7 @@ def choose_at_end(
         write_atomically(file, json.dumps(report, indent=2).encode() + b"\n")
         write_atomically(out / CURVE_FILE, curve_picture(report["curve"], len(report["models"])).encode())
         write_report(out)
-    return ChosenAtEnd(found, curve, bound, report, file)
+    return ChosenAtEnd(found, curve, bound, report, file, trouble)
 
 
 def _settings(request: SearchRequest, run_id: str) -> RunSettings:

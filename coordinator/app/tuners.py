@@ -12,12 +12,27 @@ from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import StoredPriors
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
+from fleetnas.coordinator.tuning.no_search import NoSearch
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
+
+
+class NoSearchFactory:
+    """Makes tuners of device settings on which baselines alone are measured."""
+
+    at_once = True
+
+    def __init__(self, space: DesignSpace) -> None:
+        self._space = space
+
+    def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> NoSearch:
+        """Return a tuner that asks for nothing."""
+        del info, setting
+        return NoSearch(self._space)
 
 
 class TunerFactory:

@@ -97,13 +97,16 @@ class AgentListener:
     def on_inventory(self, agent: str, held: Inventory) -> None:
         """Compare the tasks that an agent holds with its leases."""
         self._membership.consider(self._registry.on_message(agent, self._clock()))
-        self._dispatcher.reconcile(agent, held)
+        guest = self._connection.guest
+        self._dispatcher.reconcile(agent, held if guest is None else guest.reconcile(agent, held))
         self._roster.supply(agent)
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         """Take an agent's message about a task."""
-        self._updates.take(agent, update, size)
+        if self._connection.guest is None or not self._connection.guest.take(agent, update):
+            self._updates.take(agent, update, size)
 
     def on_refused_result(self, agent: str, failed: Failed, size: int) -> None:
         """Count a result of this run that breaks the contract as failed; its agent would repeat it otherwise."""
-        self._updates.take_refused(agent, failed, size)
+        if self._connection.guest is None or not self._connection.guest.take(agent, failed):
+            self._updates.take_refused(agent, failed, size)

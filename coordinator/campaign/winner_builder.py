@@ -18,6 +18,7 @@ from fleetnas.supernet_export.calibration.subnet import CALIBRATION_SEED, calibr
 from fleetnas.supernet_export.emitters.onnx import model_sha256
 from fleetnas.supernet_export.evaluation.answering import KeptImages, answer
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers
+from fleetnas.supernet_export.evaluation.classifier import open_classifier
 from fleetnas.supernet_export.evaluation.images import ImageSource
 from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.model_file import build_model
@@ -124,6 +125,17 @@ class BundleWinnerBuilder:
         """Return top-1 of the file on the evaluation images, a fraction, and their number; None without images."""
         found = self.answers(model, "evaluation")
         return None if found is None else (found.accuracy, found.images)
+
+    def accuracy_of_file(self, content: bytes, resolution: int) -> tuple[float, int] | None:
+        """Return the same of a model file of the user's own; None without images, or where it has other classes."""
+        images, classes = self._images.get("evaluation"), self._bundle.manifest.classes
+        if images is None:
+            return None
+        first = next(images.images(resolution))
+        if len(open_classifier(content)(first)) != classes:
+            return None
+        found = answer(content, images.images(resolution), images.labels, classes)
+        return found.accuracy, found.images
 
     def answers(self, model: CalibratedModel, part: ImagePart) -> ClassAnswers | None:
         """Return what the file answers to the images of a part, found out once; None without images."""

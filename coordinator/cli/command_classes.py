@@ -26,7 +26,7 @@ class _Option(TyperOption):
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Return the value, parsed where it was given."""
-        return super().process_value(ctx, value) if _is_parsed(self, ctx) else _unparsed_value(self, value)
+        return super().process_value(ctx, value) if _is_parsed(self, ctx, value) else _unparsed_value(self, value)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """Return what a shell may complete a value to."""
@@ -38,20 +38,31 @@ class _Argument(TyperArgument):
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Return the value, parsed where it was given."""
-        return super().process_value(ctx, value) if _is_parsed(self, ctx) else _unparsed_value(self, value)
+        return super().process_value(ctx, value) if _is_parsed(self, ctx, value) else _unparsed_value(self, value)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """Return what a shell may complete a value to."""
         return _stored(self, ctx, incomplete) or super().shell_complete(ctx, incomplete)
 
 
-def _is_parsed(parameter: Any, context: Any) -> bool:
-    """Whether a value is parsed: one that was given, and a missing one, which is an error.
+def _is_parsed(parameter: Any, context: Any, value: Any) -> bool:
+    """Whether a value is parsed: one that was given and is more than a text, and a missing one, which is an error.
 
-    typer parses default values too, and loads pydantic for that, which takes longer than all of a help text.
+    typer parses default values and texts too, and loads pydantic for that, which takes longer than all of a help text.
     """
+    if context.resilient_parsing or (isinstance(value, str) and _takes_any_text(parameter)):
+        return False
     source = getattr(context.get_parameter_source(parameter.name), "name", "")
-    return not context.resilient_parsing and (source not in ("DEFAULT", "DEFAULT_MAP") or parameter.required)
+    return source not in ("DEFAULT", "DEFAULT_MAP") or bool(parameter.required)
+
+
+def _takes_any_text(parameter: Any) -> bool:
+    """Whether a parameter is a text as it was given, known of the typer that has descriptors of types."""
+    descriptor = getattr(parameter, "type_descriptor", None)
+    if descriptor is None or descriptor.annotation is not str or parameter.callback is not None:
+        return False
+    own = (getattr(descriptor.parameter_info, name, None) for name in ("parser", "click_type"))
+    return not parameter.multiple and parameter.nargs == 1 and all(each is None for each in own)
 
 
 def _unparsed_value(parameter: Any, value: Any) -> Any:

@@ -53,7 +53,7 @@ def export_data(
 
     chosen = form or ("parquet" if output.suffix.lower() == ".parquet" else "csv")
     if chosen not in ("csv", "parquet"):
-        raise UsageError(f"--format {chosen!r} is none of csv, parquet; give one of them")
+        raise UsageError(f"--format is csv or parquet, not {chosen!r}; give one of the two")
     if output.is_dir():
         output /= f"measurements.{chosen}"
     check_file("--output", output, f".{chosen}")

@@ -43,7 +43,7 @@ _ON_DEVICES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("search", "measure", "portfolio", "watch", "devices"), _ON_DEVICES),
+    **dict.fromkeys(("search", "measure", "bench", "portfolio", "watch", "devices"), _ON_DEVICES),
     "train": {
         "What is trained": ("--val", "--out", "--resume", "--from", "--channels", "--fit"),
         "Design space": ("--space", "--options", "--resolutions", "--kernels", "--expands", "--depths", "--width"),
@@ -66,6 +66,11 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "What is evaluated": ("--output", "--subnets", "--sampling", "--seed", "--shard", "--runtime", "--precision"),
         "Images": ("--images", "--calibration-images", "--calibration-count", "--some-classes"),
         "Advanced": ("--workers", "--scheduler", "--cache"),
+    },
+    "dashboard": {
+        "What is shown": ("--store",),
+        "Who may read it": ("--host", "--port", "--allow-host", "--token-file"),
+        "Runs at work": _CONNECTION,
     },
     "export": {"What is written": ("--output", "--cache")},
 }

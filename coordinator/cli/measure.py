@@ -131,6 +131,7 @@ class OutputOptions:
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
     ] = None
     store: options.Store = None
+    profile_winners: options.ProfileWinners = False
     tracking: options.Tracking = None
     as_json: options.Json = False
 
@@ -192,6 +193,7 @@ def measure(
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")
     else:
         plan = _plan(bundle, architecture or [], card, output.request(card), agents, settings, measuring)
+        plan = plan.model_copy(update={"profile_winners": output.profile_winners})
         run = NewRun(bundle, plan, output.card)
     request = SearchRequest(
         store_location(output.store),
@@ -257,7 +259,7 @@ def _refuse_useless(
     if output.card is not None:
         options.refuse(context, chosen, "--card measures on the card's own setting")
     if output.resume is not None:
-        kept = (*chosen, "target", "card", *names(MeasuringOptions))
+        kept = (*chosen, "target", "card", "profile_winners", *names(MeasuringOptions))
         options.refuse(context, kept, "a resumed run keeps what it began with")
     elif measuring.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")

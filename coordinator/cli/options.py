@@ -36,6 +36,14 @@ SomeClasses = Annotated[
     bool,
     typer.Option("--some-classes", help="The folders of images hold only some of the supernet's classes, by name."),
 ]
+ProfileWinners = Annotated[
+    bool,
+    typer.Option(
+        "--profile-winners",
+        help="Time the layers of each winner on its device by the runtime's own profiler (onnxruntime), for report and "
+        "card.",
+    ),
+]
 Tracking = Annotated[
     str | None,
     typer.Option(

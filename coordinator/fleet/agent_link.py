@@ -25,7 +25,7 @@ from fleetnas.fleet_protocol.messages import (
     TaskKey,
     TaskUpdate,
 )
-from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState, MeasureTask
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState, MeasurementTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import Address, AgentUp, DownChannel, ForwardedUpdate, RunUpdate, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Disconnected, Transport, TransportEvent, Will
@@ -233,7 +233,7 @@ class AgentLink:
         message = CoordinatorState(state=state, session=self._session)
         self._transport.publish(self._topics.coordinator, encode(message), retain=True)
 
-    def send_task(self, agent: str, task: MeasureTask) -> int:
+    def send_task(self, agent: str, task: MeasurementTask) -> int:
         """Send a task; returns its size in bytes. A broker that can does not deliver it after its deadline."""
         return self._send(agent, "task", task, expiry_s=task.deadline_s)
 

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from fleetnas.coordinator.fleet.agent_link import AgentLink
 from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.fleet_protocol.messages import Inventory, TaskUpdate
+
+
+class TaskGuest(Protocol):
+    """Has tasks of its own on the campaign's connection."""
+
+    def take(self, agent: str, update: TaskUpdate) -> bool:
+        """Take an update; False where it is about a task of somebody else."""
+
+    def reconcile(self, agent: str, held: Inventory) -> Inventory:
+        """Compare an agent's inventory with its own tasks; returns the inventory without these."""
 
 
 class FleetConnection:
@@ -12,9 +25,19 @@ class FleetConnection:
     def __init__(self, link: AgentLink, blobs: BlobServer) -> None:
         self.link = link
         self.blobs = blobs
+        self._guest: TaskGuest | None = None
         self._is_open = False
         self._count = 0
         self._first_s: float | None = None
+
+    @property
+    def guest(self) -> TaskGuest | None:
+        """Is asked about messages on tasks before the campaign; None: there is no such guest."""
+        return self._guest
+
+    def admit(self, guest: TaskGuest) -> None:
+        """Take in a guest, in place of an earlier one."""
+        self._guest = guest
 
     @property
     def is_open(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import ValidationError
 
@@ -134,28 +134,32 @@ class BrokerFeed:
         summary = self._summary
         if summary is None:
             return None
-        devices = {
-            (device.device, device.setting_label): device
-            for page in sorted(self._pages)
-            if page < summary.pages
-            for device in self._pages[page]
-        }
-        silent_s = self._clock() - self._received_s
         phase = summary.phase
         if summary.state is RunStatus.RUNNING and not self._connected:
             phase = "not connected to the broker; trying again"
-        elif summary.state is RunStatus.RUNNING and silent_s > SILENT_AFTER_S:
+        elif summary.state is RunStatus.RUNNING and self._clock() - self._received_s > SILENT_AFTER_S:
             phase = "no word from its coordinator; this is its last state"
-        return Snapshot(
-            run_id=self.run_id,
-            supernet=summary.supernet,
-            started_s=summary.started_unix_s,
-            now_s=summary.at_unix_s,
-            phase=phase,
-            devices=tuple(devices.values()),
-            log=summary.log,
-            progress=_progress_of(summary),
-        )
+        return published_snapshot(summary, self._pages, phase)
+
+
+def published_snapshot(summary: RunSummary, pages: Mapping[int, Sequence[DeviceSnapshot]], phase: str) -> Snapshot:
+    """Make the snapshot of a run from its published summary and pages."""
+    devices = {
+        (device.device, device.setting_label): device
+        for page in sorted(pages)
+        if page < summary.pages
+        for device in pages[page]
+    }
+    return Snapshot(
+        run_id=summary.run_id,
+        supernet=summary.supernet,
+        started_s=summary.started_unix_s,
+        now_s=summary.at_unix_s,
+        phase=phase,
+        devices=tuple(devices.values()),
+        log=summary.log,
+        progress=_progress_of(summary),
+    )
 
 
 def _progress_of(summary: RunSummary) -> RunProgress | None:

@@ -36,6 +36,8 @@ class Metrics:
             ) from error
         registry = CollectorRegistry()
         self._run = Gauge("fleetnas_run_info", "The run at work.", ("run_id", "supernet"), registry=registry)
+        self._done = Gauge("fleetnas_run_done_ratio", "Finished share of the expected work.", registry=registry)
+        self._left = Gauge("fleetnas_run_left_seconds", "Expected time to the end of the run.", registry=registry)
         self._agents = Gauge("fleetnas_agents", "Agents of the fleet by state.", ("state",), registry=registry)
         self._measurements = Counter(
             "fleetnas_measurements", "Measurements stored.", (*_SETTING, "quality"), registry=registry
@@ -108,6 +110,9 @@ class Metrics:
 
     def update(self, snapshot: Snapshot) -> None:
         """Set the gauges to a snapshot."""
+        if snapshot.progress is not None:
+            self._done.set(snapshot.progress.done)
+            self._left.set(snapshot.progress.left_s)
         states = Tally(device.state for device in snapshot.devices)
         for state in get_args(DeviceState):
             self._settings.labels(state).set(states[state])

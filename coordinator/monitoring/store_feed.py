@@ -9,10 +9,10 @@ from collections.abc import Callable
 from fleetnas.coordinator.monitoring.feed import FeedUpdate
 from fleetnas.coordinator.monitoring.stored_setting import StoredSetting
 from fleetnas.coordinator.records import events
-from fleetnas.coordinator.records.plan import settings_of
+from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, end_status
-from fleetnas.coordinator.records.stored import DeviceRecord, WinnerRecord
+from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, RunRecord, WinnerRecord
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.error_text import one_line
@@ -31,15 +31,21 @@ class StoreFeed:
         *,
         wait: Callable[[float], object] = time.sleep,
         wall_clock: Callable[[], float] = time.time,
+        on_outcome: Callable[[OutcomeRecord], object] = lambda _: None,
     ) -> None:
-        """`UsageError`, which names the known runs, where there is no such run."""
+        """`on_outcome` is given each outcome once, without its raw samples.
+
+        `UsageError`, which names the known runs, where there is no such run.
+        """
         self.run_id = run_id
-        self._store, self._wait, self._wall_clock = store, wait, wall_clock
+        self._store, self._wait, self._wall_clock, self._on_outcome = store, wait, wall_clock, on_outcome
         self._run = store.run(run_id)
         self._plan = settings_of(self._run).plan
         self._settings: dict[tuple[str, str], StoredSetting] = {}
+        self._winners: tuple[WinnerRecord, ...] = ()
         self._number = 0
         self._looked = False
+        self._fault = ""
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
 
     def poll(self, timeout_s: float) -> FeedUpdate:
@@ -51,13 +57,41 @@ class StoreFeed:
             self._run = self._store.run(self.run_id)
             found = self._read()
         except StoreUnavailableError as error:
-            self._log.append(str(error))
+            self._fault = str(error)
+            if not self._log or self._log[-1] != self._fault:
+                self._log.append(self._fault)
             return FeedUpdate(snapshot=self._snapshot())
+        self._fault = ""
         return FeedUpdate(tuple(found), self._snapshot(), end=None if self._running else self._run.status)
 
     def close(self) -> None:
         """Close the store."""
         self._store.close()
+
+    @property
+    def run(self) -> RunRecord:
+        """The run as it was stored at the last poll."""
+        return self._run
+
+    @property
+    def fault(self) -> str:
+        """Why the store could not be read at the last poll; empty where it could."""
+        return self._fault
+
+    @property
+    def plan(self) -> CampaignPlan:
+        """What the user asked for."""
+        return self._plan
+
+    @property
+    def records(self) -> tuple[DeviceRecord, ...]:
+        """The device settings as they were stored at the last poll."""
+        return tuple(setting.record for setting in self._settings.values())
+
+    @property
+    def winners(self) -> tuple[WinnerRecord, ...]:
+        """The decided targets as they were stored at the last poll."""
+        return self._winners
 
     @property
     def _running(self) -> bool:
@@ -70,14 +104,16 @@ class StoreFeed:
         if not self._looked and self._settings:
             self._looked = True
             found.insert(0, self._started())
-        for outcome in self._store.outcomes(self.run_id, after=self._number):
+        for outcome in self._store.outcome_table.without_samples(self.run_id, after=self._number):
             self._number = outcome.number
+            self._on_outcome(outcome)
             setting = self._settings.get((outcome.task.device, outcome.task.setting_label))
             if setting is not None:
                 found += setting.take_outcome(outcome)
         for setting in self._settings.values():
             found += setting.take_learning()
-        for winner in self._store.winners(self.run_id):
+        self._winners = tuple(self._store.winners(self.run_id))
+        for winner in self._winners:
             setting = self._settings.get((winner.device, winner.setting_label))
             if setting is not None:
                 found += self._take_winner(setting, winner)

@@ -39,6 +39,11 @@ class StoredSetting:
         self._measured_ms: dict[str, float] = {}
 
     @property
+    def record(self) -> DeviceRecord:
+        """The device setting as it was stored when the store was read."""
+        return self._record
+
+    @property
     def running(self) -> bool:
         """Whether it was neither finished, lost nor failed when the store was read."""
         return self._record.status is SettingStatus.RUNNING
@@ -100,15 +105,12 @@ class StoredSetting:
         return [self._events.learned(self.latest_s, point) for point in points]
 
     def take_winner(self, winner: WinnerRecord) -> list[events.Event]:
-        """Take a decided target; returns no event for one that was taken before.
+        """Take a decided target as it is now; returns no event for one that was taken before.
 
         Raises:
             ValueError: the winner of a target that is met lacks its architecture, latency or hash.
         """
         key = TargetKey(winner.target_ms, winner.subnet)
-        if key in self._settled:
-            return []
-        self._settled.add(key)
         self._targets[key] = TargetSnapshot(
             target_ms=winner.target_ms,
             subnet=winner.subnet,
@@ -122,6 +124,9 @@ class StoredSetting:
             typical_ms=winner.typical_ms,
             note=winner.note,
         )
+        if key in self._settled:
+            return []
+        self._settled.add(key)
         return [self._events.decided(self.latest_s, winner)]
 
     def snapshot(self, *, run_goes_on: bool) -> DeviceSnapshot:
@@ -162,7 +167,12 @@ class StoredSetting:
         found = {**known, **self._targets}
         targets = [found[key] for key in ordered(found)]
         if self.running:
-            return tuple(targets)
+            # Where its time was over, the record says so; while it is at work again, the record is renewed soon.
+            stopped = self._record.reason
+            return tuple(
+                target if target.met is not None else replace(target, reason=stopped or target.reason)
+                for target in targets
+            )
         reason = unreached(self._record.status)
         return tuple(
             target if target.met is not None else replace(target, met=False, reason=reason) for target in targets

@@ -54,7 +54,7 @@ def read_exported(path: Path) -> ExportedData:
             )
         try:
             for cells in reader:
-                if not cells["undisturbed_ms"]:
+                if not cells["undisturbed_ms"] or not cells["architecture"]:  # a model file is no subnet
                     continue
                 spaces.add((cells["space"], _without_resolutions(cells["space_options"])))
                 setting = f"{cells['device']}/{cells['runtime']}"

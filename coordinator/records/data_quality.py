@@ -109,7 +109,8 @@ class QualityTally:
         findings: list[Finding] = []
         self._slowdowns.setdefault(measurement.regime_unix_s, []).append(slowdown)
         known = {since: slowdowns for since, slowdowns in self._slowdowns.items() if since}
-        self._regimes = len(_merged(known)) or 1
+        # Merging sorts all slow-downs; with one speed there is nothing to merge.
+        self._regimes = len(_merged(known)) if len(known) > 1 else 1
         if known and 0 < self._announced < self._regimes:
             findings.append("regime_changed")
         self._announced = max(self._announced, self._regimes if known else 0)

@@ -199,6 +199,17 @@ class TargetInfeasible(_TargetEvent):
     reason: str
 
 
+class BaselineMeasured(_SettingEvent):
+    """A network of the user's own is measured on a device setting, or cannot be."""
+
+    event: Literal["baseline_measured"] = "baseline_measured"
+    baseline: str = Field(description="name of the baseline, such as largest")
+    measured_ms: float | None = Field(description="latency of the middle measurement, as it ran; null: not measured")
+    half_width_percent: float | None = Field(description="95 % half-width of it, in percent")
+    quality: Quality | None
+    reason: str = Field(description="why it was not measured; empty otherwise")
+
+
 class ProgressChanged(_Event):
     """The share of the expected work that is done, and the time left; now and then while the campaign is at work."""
 
@@ -246,6 +257,7 @@ Event: TypeAlias = Annotated[
     | WinnerVerified
     | TargetMissed
     | TargetInfeasible
+    | BaselineMeasured
     | ProgressChanged
     | CampaignFinished,
     Field(discriminator="event"),

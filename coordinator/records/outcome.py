@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
@@ -123,6 +124,8 @@ class DeviceOutcome:
     targets_note: str = ""
     """A remark on the targets as a whole."""
     condition_asked: Condition = "as-is"
+    baselines: tuple[BaselineRecord, ...] = ()
+    """Networks of the user's own, measured beside the winners."""
     wire_bytes: int | None = None
     """Sent and received for this setting's tasks, bundle excluded."""
 

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from fleetnas.coordinator.records.baselines import MAX_BASELINES, Baseline
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.precision import PrecisionChoice
 from fleetnas.coordinator.records.prior_choice import PriorChoice as PriorChoice
@@ -54,6 +55,9 @@ class CampaignPlan(BaseModel):
     targets: StoredTargets = Field(description="milliseconds such as 20,30, or auto:N; none")
     architectures: tuple[Architecture, ...] = Field(
         default=(), max_length=MAX_TARGETS, description="subnets to measure and verify in place of a search"
+    )
+    baselines: tuple[Baseline, ...] = Field(
+        default=(), max_length=MAX_BASELINES, description="networks to measure beside the winners; alone: only these"
     )
     strategy: Strategy = Strategy.BOTTOM_UP
     bounds: Bounds = Field(default=Bounds(), description="the most that a subnet may cost beside its latency")
@@ -99,11 +103,27 @@ class CampaignPlan(BaseModel):
 
     @model_validator(mode="after")
     def _one_purpose(self) -> CampaignPlan:
-        if not self.architectures and not self.targets.count:
+        if not self.architectures and not self.targets.count and not self.baselines:
             raise ValueError("a search needs targets, such as 20,30 or auto:4")
         if self.architectures and (self.targets.automatic or self.targets.count > 1):
             raise ValueError(f"given subnets are compared with one target in milliseconds or none, not {self.targets}")
         return self
+
+    def with_baselines(self, baselines: tuple[Baseline, ...]) -> CampaignPlan:
+        """Return the plan with these baselines; `UsageError` where there are too many."""
+        if len(baselines) > MAX_BASELINES:
+            raise UsageError(f"a run measures at most {MAX_BASELINES} baselines, and these are {len(baselines)}")
+        return self.model_copy(update={"baselines": baselines})
+
+    @property
+    def only_baselines(self) -> bool:
+        """Whether nothing is searched or verified."""
+        return not self.architectures and not self.targets.count
+
+    @property
+    def only_files(self) -> bool:
+        """Whether nothing but model files is measured, and no subnet."""
+        return self.only_baselines and all(baseline.file is not None for baseline in self.baselines)
 
     @property
     def kind(self) -> RunKind:

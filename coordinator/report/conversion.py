@@ -15,6 +15,7 @@ from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome,
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.totals import run_end, target_totals
+from fleetnas.coordinator.report.baseline_results import baseline_results
 from fleetnas.coordinator.report.results import (
     ClassReport,
     DeviceResult,
@@ -187,6 +188,7 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
             )
             for failure in device.failures
         ),
+        baselines=baseline_results(device),
         wire_bytes=device.wire_bytes,
         profile=device.profile,
         versions=device.versions,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.targets import target_name
-from fleetnas.coordinator.report.results import DeviceResult, TargetResult
+from fleetnas.coordinator.report.results import BaselineResult, DeviceResult, TargetResult
 from fleetnas.coordinator.view.wording import count_of
 
 #: A winner within this of the comparison's accuracy, in points, is as good; of several the fastest shows the gain.
@@ -64,9 +64,13 @@ def gain_text(speedup: float, points: float | None) -> str:
 def device_gain(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> Gain | None:
     """Return the gain on a device setting; None without a winner, or where there is nothing to compare it with.
 
-    The comparison is the most accurate subnet that was measured undisturbed. Of the winners that are faster, the one
-    that shows the gain is the fastest within a point of its accuracy, else the most accurate.
+    Winners are compared with the first baseline that was measured, else with the most accurate subnet that was measured
+    undisturbed. Of the winners that are faster, the one that shows the gain is the fastest within a point of that
+    accuracy, else the most accurate.
     """
+    for baseline in device.baselines:
+        if baseline.comparisons and baseline.latency_ms is not None:
+            return _against(device, baseline)
     winners = [target for target in device.targets if target.met and target.verified_ms is not None]
     evaluated = [_network(each, each.accuracy) for each in winners if each.accuracy is not None]
     predicted = [_network(each, each.predicted_accuracy) for each in winners if each.predicted_accuracy is not None]
@@ -91,6 +95,32 @@ def summary(gains: Iterable[Gain]) -> str:
     points = [gain.points for gain in known if gain.points is not None]
     text = gain_text(statistics.median(gain.speedup for gain in known), statistics.median(points) if points else None)
     return text if len(known) == 1 else f"{text}, the median of {count_of(len(known), 'device setting')}"
+
+
+def _against(device: DeviceResult, baseline: BaselineResult) -> Gain:
+    """Return the gain over a baseline; speed-ups are those of the results, also where the device was slowed."""
+    found = baseline.comparisons
+    faster = [each for each in found if each.speedup > 1] or found
+    as_good = [each for each in faster if (each.accuracy_points or 0.0) >= -_SAME_ACCURACY_POINTS]
+    if all(each.accuracy_points is None for each in found):
+        chosen = min(faster, key=lambda each: each.speedup)  # the slowest of them is the most accurate
+    elif as_good:
+        chosen = max(as_good, key=lambda each: each.speedup)
+    else:
+        chosen = max(faster, key=lambda each: each.accuracy_points or 0.0)
+    target = next(each for each in device.targets if (each.target_ms, each.subnet) == (chosen.target_ms, chosen.subnet))
+    predicted = chosen.accuracy_basis == "predicted"
+    accuracies = (
+        (target.predicted_accuracy, baseline.predicted_accuracy) if predicted else (target.accuracy, baseline.accuracy)
+    )
+    assert baseline.latency_ms is not None
+    return Gain(
+        _network(target, accuracies[0]),
+        Network(baseline.name, baseline.latency_ms, accuracies[1]),
+        chosen.speedup,
+        chosen.accuracy_points,
+        predicted,
+    )
 
 
 def _gain(winners: Sequence[Network], compared_with: Network, *, predicted: bool) -> Gain:

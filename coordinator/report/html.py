@@ -22,10 +22,11 @@ from fleetnas.coordinator.report.gain import device_gain, summary
 from fleetnas.coordinator.report.inference_program import INFER_FILE
 from fleetnas.coordinator.report.plots import device_plots
 from fleetnas.coordinator.report.portfolio_section import portfolio_section
-from fleetnas.coordinator.report.results import DeviceResult, Results
+from fleetnas.coordinator.report.results import ComparisonResult, DeviceResult, Results
 from fleetnas.coordinator.report.winner_table import WinnerRow, quantity, samples_text, size, winner_rows
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.baseline_table import compared
 from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.output_files import write_atomically
 
@@ -108,6 +109,7 @@ def render_report(directory: Path) -> str:
         class_files=len(results.class_reports),
         setting_totals=lambda device: target_totals([device]),
         verified=wording.verified,
+        compared=_compared,
         targets_remark=_targets_remark,
         max_plotted=MAX_PLOTTED,
         max_failures=MAX_FAILURES,
@@ -195,6 +197,10 @@ def _preprocessing(images: Preprocessing) -> str:
     cropped = f" (centre, {images.crop_fraction:.4g} of the side)" if images.fit == "crop" else ""
     mean, deviation = (", ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
     return f"{colours}, {images.fit}{cropped}, {images.interpolation} interpolation, mean {mean}, deviation {deviation}"
+
+
+def _compared(result: ComparisonResult) -> str:
+    return compared(result.speedup, result.accuracy_points, result.accuracy_basis, result.undisturbed)
 
 
 def _targets_remark(device: DeviceResult) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fleetnas.coordinator.records.baselines import AccuracyBasis
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
@@ -17,7 +18,7 @@ from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.layer_times import Layers
-from fleetnas.fleet_protocol.messages import Condition, RuntimeSetting
+from fleetnas.fleet_protocol.messages import Condition, Quality, RuntimeSetting
 from fleetnas.supernet_export.manifest import Preprocessing
 
 RESULTS_SCHEMA_VERSION: Literal[1] = 1
@@ -144,6 +145,43 @@ class TargetResult(_Record):
         return self
 
 
+class ComparisonResult(_Record):
+    """A winner against a baseline on the same device setting."""
+
+    target_ms: float | None = Field(description="target of the winner; null where a given subnet has none")
+    subnet: str | None = Field(description="fingerprint of a given subnet; null where a subnet was searched")
+    speedup: float = Field(description="latency of the baseline over that of the winner")
+    undisturbed: bool = Field(description="of latencies at undisturbed speed, as the device was slowed in one of them")
+    accuracy_points: float | None = Field(
+        description="top-1 of the winner minus that of the baseline, percentage points; null where one is unknown"
+    )
+    accuracy_basis: AccuracyBasis | None = Field(
+        description="evaluated: both on the evaluation images; predicted: both; given: the baseline's by the user"
+    )
+
+
+class BaselineResult(_Record):
+    """A network that the user has already, measured on this device setting."""
+
+    name: str = Field(description="as it was named, such as largest, or the file's name")
+    latency_ms: float | None = Field(description="median of the middle measurement, as it ran; null: not measured")
+    half_width_percent: float | None = Field(description="95 % half-width of that median, in percent")
+    p90_ms: float | None
+    quality: Quality | None = Field(description="slowed: the device was slower than it normally is")
+    undisturbed_ms: float | None = Field(description="at the device's undisturbed speed; null where unknown")
+    measurements: int = Field(description="measurements that were made")
+    memory_bytes: int | None = Field(
+        description="peak of the resident memory that loading and running a model file took; null where unknown"
+    )
+    model_bytes: int | None = Field(description="size of the file that was measured")
+    sha256: str | None = Field(description="hash of the file that was measured")
+    predicted_accuracy: float | None = Field(description="top-1 in [0, 1], by the bundle's accuracy predictor")
+    accuracy: float | None = Field(description="top-1 in [0, 1], evaluated or given by the user")
+    accuracy_images: int | None = Field(description="images that accuracy was evaluated on; null where it was given")
+    reason: str = Field(description="reason why it was not measured; empty otherwise")
+    comparisons: tuple[ComparisonResult, ...] = Field(description="with every target that was met here")
+
+
 class DeviceResult(_Record):
     """One device setting."""
 
@@ -164,6 +202,7 @@ class DeviceResult(_Record):
     targets_asked: int = Field(description="targets that were asked for, known or not")
     targets_note: str = Field(description="a remark on the targets, such as why they are fewer than were asked for")
     failures: tuple[FailureResult, ...]
+    baselines: tuple[BaselineResult, ...] = Field(default=(), description="networks of the user's own")
     wire_bytes: int | None = Field(description="bytes of messages for this setting, without the bundle")
     profile: DeviceProfile | None = Field(description="hardware of the device")
     versions: dict[str, str] = Field(description="of the agent and its runtimes")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.outcome import (
     CampaignOutcome,
     DeviceOutcome,
@@ -45,6 +46,9 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     won = {winner.architecture.fingerprint for winner in decided if winner.met and winner.architecture is not None}
     evaluations = store.evaluations.of_subnets(run_id, won)
     answers = {(each.file_key, each.part): each.class_answers for each in evaluations}
+    baselines: dict[tuple[str, str], list[BaselineRecord]] = {}
+    for baseline in store.baselines.of_run(run_id):
+        baselines.setdefault((baseline.device, baseline.setting_label), []).append(baseline)
     keys = {(device.device, device.setting.label): device for device in store.devices(run_id)}
     return CampaignOutcome(
         run_id=run_id,
@@ -65,8 +69,11 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         finished_s=run.finished_unix_s,
         versions=settings.versions,
         devices=tuple(
-            _with_answers(
-                _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, [])), answers
+            replace(
+                _with_answers(
+                    _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, [])), answers
+                ),
+                baselines=_in_order(baselines.get(key, []), settings.plan),
             )
             for key, device in keys.items()
         ),
@@ -74,6 +81,12 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         selected_on_reported=settings.selects_on_reported,
         class_names=settings.class_names,
     )
+
+
+def _in_order(baselines: list[BaselineRecord], plan: CampaignPlan) -> tuple[BaselineRecord, ...]:
+    """Order baselines as the user named them."""
+    names = [baseline.name for baseline in plan.baselines]
+    return tuple(sorted(baselines, key=lambda each: names.index(each.baseline) if each.baseline in names else 0))
 
 
 def _with_answers(

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import Conditions, Measurement, Message
 from fleetnas.fleet_protocol.suggestions import did_you_mean
@@ -67,6 +69,7 @@ FIELDS: tuple[Field, ...] = (
     Field("attempt", "integer"),
     Field("stored_unix_s", "number"),
     Field("purpose", "text"),
+    Field("baseline", "text"),
     Field("target_ms", "number"),
     Field("fingerprint", "text"),
     Field("architecture", "text"),
@@ -106,21 +109,21 @@ def exported_rows(
     for found in store.measurements(list(by_id), devices):
         task = found.task
         yield _row(by_id[task.run_id], settings.get((task.run_id, task.device, task.setting_label)), found)
+    for run in chosen:
+        for baseline in store.baselines.of_run(run.run_id):
+            if not devices or baseline.device in devices:
+                record = settings.get((run.run_id, baseline.device, baseline.setting_label))
+                yield from _baseline_rows(run, record, baseline)
 
 
 def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> dict[str, Value]:
     task, measurement = found.task, found.outcome
     assert isinstance(measurement, Measurement)
     row: dict[str, Any] = {
-        "run_id": run.run_id,
-        "fleet": run.fleet,
-        "supernet": run.supernet,
-        "bundle_sha256": run.bundle_sha256,
-        "space": run.settings.get("design_space"),
-        "space_options": json.dumps(run.settings.get("space_options", {})),
+        **_of_run(run, device),
         "device": task.device,
-        "device_model": device.info.profile.model if device is not None else None,
         "runtime": task.setting_label,
+        "baseline": None,
         "task_id": task.task_id,
         "attempt": found.key.attempt,
         "stored_unix_s": found.stored_unix_s,
@@ -129,8 +132,48 @@ def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> d
     }
     for name in _OF_TASK:
         row[name] = getattr(task, name)
-    for field in _OF_MEASUREMENT:
-        row[field.name] = getattr(measurement, field.name)
+    return row | _of_measurement(measurement)
+
+
+def _baseline_rows(run: RunRecord, device: DeviceRecord | None, baseline: BaselineRecord) -> Iterator[dict[str, Value]]:
+    """Yield the measurements of a baseline; one that is a model file has no architecture."""
+    plan = run.settings.get("plan")
+    named = plan.get("baselines", ()) if isinstance(plan, dict) else ()
+    fields = next((each.get("architecture") for each in named if each.get("name") == baseline.baseline), None)
+    architecture = Architecture.model_validate(fields) if fields else None
+    for number, measurement in enumerate(baseline.measurements, 1):
+        row: dict[str, Any] = {
+            **_of_run(run, device),
+            "device": baseline.device,
+            "runtime": baseline.setting_label,
+            "task_id": f"{run.run_id}.{baseline.baseline}",
+            "attempt": number,
+            "stored_unix_s": measurement.finished_unix_s,
+            "baseline": baseline.baseline,
+            "fingerprint": architecture.fingerprint if architecture else None,
+            "architecture": architecture.model_dump_json() if architecture else None,
+        }
+        row |= dict.fromkeys(_OF_TASK) | {
+            "purpose": "baseline",
+            "predicted_accuracy": baseline.predicted_accuracy,
+        }
+        yield row | _of_measurement(measurement)
+
+
+def _of_run(run: RunRecord, device: DeviceRecord | None) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "fleet": run.fleet,
+        "supernet": run.supernet,
+        "bundle_sha256": run.bundle_sha256,
+        "space": run.settings.get("design_space"),
+        "space_options": json.dumps(run.settings.get("space_options", {})),
+        "device_model": device.info.profile.model if device is not None else None,
+    }
+
+
+def _of_measurement(measurement: Measurement) -> dict[str, Any]:
+    row: dict[str, Any] = {field.name: getattr(measurement, field.name) for field in _OF_MEASUREMENT}
     row["layers"] = json.dumps([layer.model_dump() for layer in measurement.layers])
     for suffix in _SUFFIXES:
         for name in _CONDITIONS:

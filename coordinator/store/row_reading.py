@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -51,9 +51,14 @@ def record_of(kind: type[T], row: Base) -> T:
     """Read a row whose columns are the fields of `kind`, a dataclass; `StoreError` names a damaged column."""
     try:
         fields = {name: getattr(row, name) for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
-        return cast(T, _adapter(cast(Any, kind)).validate_python(fields))
+        return record_of_fields(kind, fields)
     except ValidationError as error:
         raise StoreError(_damage(row, error)) from error
+
+
+def record_of_fields(kind: type[T], fields: Mapping[str, Any]) -> T:
+    """Make a record of `kind`, a dataclass, from stored values; `pydantic.ValidationError` where one is damaged."""
+    return cast(T, _adapter(cast(Any, kind)).validate_python(fields))
 
 
 def task_of(row: TaskRow) -> TaskRecord:
@@ -79,21 +84,44 @@ def outcome_of(row: OutcomeRow) -> OutcomeRecord:
         StoreError: a column is damaged, or the outcome is neither a measurement nor a failure.
         pydantic.ValidationError: the failure is damaged.
     """
-    key = TaskKey(task_id=row.task_id, attempt=row.attempt)
+    measured = None
+    if row.measurement is not None:
+        measured = {name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS}
+    failure = None if row.failure is None else (row.failure.reason, row.failure.detail)
+    return outcome_of_fields(row.outcome_id, row.attempt, row.stored_unix_s, task_of(row.task), measured, failure)
+
+
+def outcome_of_fields(
+    number: int,
+    attempt: int,
+    stored_unix_s: float,
+    task: TaskRecord,
+    measured: Mapping[str, Any] | None,
+    failure: tuple[str, str] | None,
+) -> OutcomeRecord:
+    """Make the outcome of an attempt from the fields of its measurement, or from reason and detail of its failure.
+
+    A measurement beyond today's bounds becomes a refused failure.
+
+    Raises:
+        StoreError: it is neither a measurement nor a failure.
+        pydantic.ValidationError: the failure is damaged.
+    """
+    key = TaskKey(task_id=task.task_id, attempt=attempt)
     outcome: Outcome
     refused = ""
-    if row.measurement is not None:
+    if measured is not None:
         try:
-            outcome = Measurement.model_validate({name: getattr(row.measurement, name) for name in _MEASUREMENT_FIELDS})
+            outcome = Measurement.model_validate(measured)
         except ValidationError as error:
             refused = first_fault(error)
             detail = f"the stored measurement cannot be used: {refused}"[:500]
             outcome = Failed(task=key, reason="bad_output", detail=detail)
-    elif row.failure is not None:
-        outcome = Failed.model_validate({"task": key, "reason": row.failure.reason, "detail": row.failure.detail})
+    elif failure is not None:
+        outcome = Failed.model_validate({"task": key, "reason": failure[0], "detail": failure[1]})
     else:
-        raise StoreError(f"outcome {row.outcome_id} of task {row.task_id} is neither a measurement nor a failure")
-    return OutcomeRecord(task_of(row.task), key, outcome, row.stored_unix_s, row.outcome_id, refused)
+        raise StoreError(f"outcome {number} of task {task.task_id} is neither a measurement nor a failure")
+    return OutcomeRecord(task, key, outcome, stored_unix_s, number, refused)
 
 
 def device_of(row: DeviceRow) -> DeviceRecord | None:

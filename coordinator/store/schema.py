@@ -186,6 +186,24 @@ class EvaluationRow(Base):
     answers: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class BaselineRow(Base):
+    """One baseline of a device setting; every field of `fleetnas.coordinator.records.baselines.BaselineRecord`."""
+
+    __tablename__ = "baselines"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id"), primary_key=True)
+    device: Mapped[str] = mapped_column(String(64), primary_key=True)
+    setting_label: Mapped[str] = mapped_column(String(700), primary_key=True)
+    baseline: Mapped[str] = mapped_column(String(64), primary_key=True)
+    measurements: Mapped[list[Any]]
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    predicted_accuracy: Mapped[float | None]
+    accuracy: Mapped[float | None]
+    accuracy_images: Mapped[int | None] = mapped_column(BigInteger)
+    reason: Mapped[str] = mapped_column(Text)
+    done: Mapped[bool]
+
+
 class DistrustedRow(Base):
     """A device that no prior is learned from."""
 

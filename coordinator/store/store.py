@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 from pydantic_core import to_json
@@ -22,9 +22,12 @@ from fleetnas.coordinator.records.stored import (
     TaskRecord,
     WinnerRecord,
 )
+from fleetnas.coordinator.store.architecture_json import architecture_json
+from fleetnas.coordinator.store.baseline_table import BaselineTable
 from fleetnas.coordinator.store.database import Database
 from fleetnas.coordinator.store.evaluation_table import EvaluationTable
 from fleetnas.coordinator.store.migration import bring_up_to_date
+from fleetnas.coordinator.store.outcome_table import OutcomeTable
 from fleetnas.coordinator.store.outcome_writer import OutcomeWriter
 from fleetnas.coordinator.store.row_reading import (
     device_of,
@@ -36,6 +39,7 @@ from fleetnas.coordinator.store.row_reading import (
     winner_of,
 )
 from fleetnas.coordinator.store.run_history import RunHistory
+from fleetnas.coordinator.store.run_overview import RunOverview
 from fleetnas.coordinator.store.schema import (
     DeviceRow,
     DistrustedRow,
@@ -47,7 +51,6 @@ from fleetnas.coordinator.store.schema import (
 )
 from fleetnas.coordinator.store.upsert import upsert
 from fleetnas.device_profiles.quantities import LATENCY_RANGE_MS
-from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import TaskKey
 
@@ -75,6 +78,8 @@ class MeasurementStore:
         self._put_tasks = upsert(database, TaskRow, "task_id")
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
+        self.baselines = BaselineTable(database)
+        self.outcome_table, self.overview = OutcomeTable(database), RunOverview(database)
         self.history = RunHistory(database)
         self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 
@@ -210,7 +215,7 @@ class MeasurementStore:
     def put_tasks(self, tasks: Sequence[TaskRecord]) -> None:
         """Add tasks, or renew their attempt counts, in one transaction."""
         if tasks:
-            rows = ({**vars(task), "architecture": _architecture_json(task.architecture)} for task in tasks)
+            rows = ({**vars(task), "architecture": architecture_json(task.architecture)} for task in tasks)
             with self._database.writing() as session:
                 self._put_tasks.execute(session.connection(), rows)
 
@@ -320,7 +325,7 @@ class MeasurementStore:
                     **vars(winner),
                     "target_ms": winner.target_ms or 0.0,
                     "status": str(winner.status),
-                    "architecture": _architecture_json(winner.architecture) if winner.architecture else None,
+                    "architecture": architecture_json(winner.architecture) if winner.architecture else None,
                 }
                 for winner in winners
             ]
@@ -339,9 +344,3 @@ class MeasurementStore:
                 .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms, WinnerRow.subnet)
             )
             return list(readable(rows, winner_of))
-
-
-@lru_cache(maxsize=4096)
-def _architecture_json(architecture: Architecture) -> bytes:
-    """Return an architecture as JSON; cached, as devices of a fleet measure much the same subnets."""
-    return to_json(architecture)

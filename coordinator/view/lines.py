@@ -8,6 +8,7 @@ from typing import IO
 
 from fleetnas.coordinator.records.budget import shown_purpose
 from fleetnas.coordinator.records.events import (
+    BaselineMeasured,
     CampaignFinished,
     CampaignStarted,
     DeviceJoined,
@@ -75,8 +76,21 @@ def _event_text(event: Event) -> str | None:
             return _measurement_text(event)
         case TargetResolved() | WinnerVerified() | TargetMissed() | TargetInfeasible():
             return _target_text(event)
+        case BaselineMeasured():
+            return _baseline_text(event)
         case PredictorUpdated():
             return None
+
+
+def _baseline_text(event: BaselineMeasured) -> str:
+    label = f"{event.device}/{event.setting}: baseline {event.baseline}"
+    if event.measured_ms is None:
+        return f"{label} is not measured: {event.reason}"
+    quality = "" if event.quality == "ok" else f", {event.quality}"
+    return (
+        f"{label} takes {wording.latency(event.measured_ms)} ms "
+        f"{wording.half_width(event.half_width_percent or 0.0)}{quality}"
+    )
 
 
 def _progress(event: ProgressChanged) -> RunProgress:

@@ -12,6 +12,7 @@ from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome,
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.baseline_table import baseline_table
 from fleetnas.coordinator.view.strip import BAD, BOLD, DIM, FAILED, GOOD, PLAIN, WARN
 
 #: How the latencies of one row differ; `measured` of a disturbed device may be well beyond `verified`.
@@ -42,6 +43,8 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
         )
         if device.targets:
             parts.append(_table(device))
+        if device.baselines:
+            parts.append(baseline_table(device))
         remark = wording.targets_remark(
             len(device.targets), device.targets_asked, device.targets_note, device.status is not SettingStatus.RUNNING
         )

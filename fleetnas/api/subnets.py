@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Precision
+from fleetnas.fleet_protocol.orders import ModelFormat
 from fleetnas.supernet_export import export
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.calibration.activation_ranges import observe_ranges
@@ -90,7 +90,7 @@ def emit_subnet(
     bundle: SupernetBundle,
     architecture: Architecture,
     *,
-    model_format: Literal["onnx", "tflite"] = "onnx",
+    model_format: ModelFormat = "onnx",
     precision: Precision = "fp32",
     calibration_images: Path | str | None = None,
 ) -> bytes:

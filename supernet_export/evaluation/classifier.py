@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from fleetnas.fleet_protocol.errors import UsageError
-from fleetnas.supernet_export.graph import INPUT, OUTPUT, Array
+from fleetnas.supernet_export.graph import Array
 from fleetnas.supernet_export.interpreters.litert import open_interpreter, without_greeting
 from fleetnas.supernet_export.interpreters.onnxruntime import open_session
 
@@ -32,9 +32,10 @@ def open_classifier(model: bytes, *, threads: int = 1) -> Classifier:
     if is_tflite(model):
         return _tflite_classifier(model, threads)
     session = open_session(model, threads=threads)
+    given, wanted = session.get_inputs()[0].name, session.get_outputs()[0].name
 
     def classify(image: Array) -> Array:
-        (logits,) = session.run([OUTPUT], {INPUT: image[None]})
+        (logits,) = session.run([wanted], {given: image[None]})
         return np.asarray(logits[0])
 
     return classify

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.report.results import (
+    BaselineResult,
+    ComparisonResult,
     DeviceResult,
     FailureResult,
     LearningResult,
@@ -45,6 +47,8 @@ def documented(heading: str) -> set[str]:
         ("`fleet[].quality`", QualityResult),
         ("`fleet[].regimes[]`", RegimeResult),
         ("`fleet[].targets[]`", TargetResult),
+        ("`fleet[].baselines[]`", BaselineResult),
+        ("`fleet[].baselines[].comparisons[]`", ComparisonResult),
         ("`fleet[].failures[]`", FailureResult),
     ],
 )

@@ -49,15 +49,16 @@ def readers(store: MeasurementStore, table: str) -> list[Callable[[str], object]
         store.outcomes,
         lambda run_id: list(store.measurements([run_id])),
         lambda run_id: store.latencies(run_id, 1e12),
+        store.outcome_table.without_samples,
     ]
     found: dict[str, list[Callable[[str], object]]] = {
         "runs": [store.run, lambda run_id: [run for run in store.runs() if run.run_id == run_id]],
-        "devices": [store.devices],
-        "winners": [store.winners],
+        "devices": [store.devices, lambda run_id: store.overview.settings([run_id])],
+        "winners": [store.winners, lambda run_id: store.overview.settings([run_id])],
         "tasks": [store.tasks, lambda run_id: store.task(f"{run_id}.1"), *outcomes],
         "outcomes": outcomes,
         "measurements": outcomes,
-        "failures": outcomes[:1],
+        "failures": [outcomes[0], outcomes[-1]],
     }
     return found[table]
 

@@ -46,6 +46,7 @@ PLAN = {
     *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions", "--profile-winners"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
+BASELINES = {"--baseline", "--baseline-accuracy", "--input-shape"}
 IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes", "--track"}
 HERE = {*IMAGES, "--supernet", "--metrics-port", "--timeout", "--models"}
 CONNECTION = {
@@ -59,14 +60,14 @@ BOUNDS = {name for name in PLAN if name.startswith("--max-")}
 KINDS = {
     "fleet": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING),
-        OUTPUTS | PLAN | HERE | FLEET | {"--wait-for"},
+        OUTPUTS | PLAN | HERE | FLEET | BASELINES | {"--wait-for"},
     ),
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
-    "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL),
+    "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL | BASELINES),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
     "dry-run": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING, "--dry-run"),
-        {"--json"} | PLAN | IMAGES | FLEET | {"--supernet", "--wait-for"},
+        {"--json"} | PLAN | IMAGES | FLEET | BASELINES | {"--supernet", "--wait-for"},
     ),
     "offline": (
         ("--offline", "--targets", "5"),
@@ -193,6 +194,8 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("measure", MISSING, "smallest", "--local", "--resume", "run-1"), "leave out smallest"),
         (("measure", MISSING, "smallest", "--local", "--cool-for", "9"), "leave out --cool-for"),
         (("measure", MISSING, "--local", "--card", "c.json", "--threads", "2"), "leave out --threads"),
+        (("bench", MISSING, "--broker", "127.0.0.1", "--mirror", "https://mirror.example/b"), "leave out --mirror"),
+        (("bench", MISSING, "--broker", "127.0.0.1", "--cool-for", "9"), "leave out --cool-for"),
         (("search", "--local", "--credentials", "c"), "leave out --credentials"),
         (("search", "--broker", "127.0.0.1", "--supernet", MISSING, "--some-classes"), "leave out --some-classes"),
         (("search", "--offline", "--credentials", "c"), "leave out --credentials"),
@@ -246,10 +249,12 @@ def test_every_command_is_looked_at() -> None:
         "accuracy": 0,
         "accuracy evaluate": 14,
         "accuracy fit": 5,
+        "bench": 26,
         "broker": 2,
         "broker init": 5,
         "broker renew": 1,
         "broker rotate": 3,
+        "dashboard": 13,
         "demo": 3,
         "devices": 14,
         "enroll": 3,

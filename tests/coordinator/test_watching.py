@@ -136,6 +136,8 @@ class TestBroker:
         assert update.snapshot is not None
         assert update.snapshot.devices == stage.snapshot().devices
         assert update.snapshot.phase == stage.snapshot().phase
+        assert update.snapshot.progress is not None
+        assert 0.0 < update.snapshot.progress.least_left_s <= update.snapshot.progress.left_s
 
     def test_nothing_of_an_ended_run_is_left_on_the_broker(self) -> None:
         stage = Stage()

@@ -72,7 +72,7 @@ INPUTS = (
     ),
     Wrong(
         "export-data -o {tmp}/all.xlsx --format xlsx --store {store}",
-        "--format 'xlsx' is none of csv, parquet; give one of them",
+        "--format is csv or parquet, not 'xlsx'; give one of the two",
     ),
     # Numbers, times, sizes
     Wrong(

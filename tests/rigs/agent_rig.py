@@ -238,6 +238,8 @@ class AgentProcess:
         unix_s: float = 1.7e9,
         wall_clock: Callable[[], float] = lambda: 1.7e9,
         battery: BatteryRule = BatteryRule(),  # noqa: B008 - frozen
+        *,
+        accepts_models: bool = False,
     ) -> None:
         self.identity = Identity.claim(folder, name, unix_s)
         self.outbox = Outbox(folder / "outbox.sqlite")
@@ -248,7 +250,14 @@ class AgentProcess:
         self.service = AgentService(
             identity=self.identity,
             connection=Connection(self.transport, TOPICS, name),
-            info=AgentInfo(agent=name, session=self.identity.session, profile=PROFILE, settings=settings, versions={}),
+            info=AgentInfo(
+                agent=name,
+                session=self.identity.session,
+                profile=PROFILE,
+                settings=settings,
+                versions={},
+                accepts_models=accepts_models,
+            ),
             outbox=self.outbox,
             resources=RunResources(
                 BlobCache(folder / "blobs"), folder / "partial", measurer, wall_clock, battery=battery

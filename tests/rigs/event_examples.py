@@ -85,6 +85,15 @@ EVENTS: tuple[Event, ...] = tuple(
         {"event": "target_infeasible", **SETTING, "target_ms": 0.1, "fastest_ms": 0.9, "reason": "the fastest: 0.9 ms"},
         {"event": "progress", **RUN, "done": 0.31, "left_s": 250.0, "least_left_s": 180.0, "most_left_s": 390.0},
         {
+            "event": "baseline_measured",
+            **SETTING,
+            "baseline": "largest",
+            "measured_ms": 4.0,
+            "half_width_percent": 0.7,
+            "quality": "slowed",
+            "reason": "",
+        },
+        {
             "event": "campaign_finished",
             **RUN,
             "status": "partial",

@@ -48,7 +48,7 @@ from fleetnas.fleet_protocol.messages import (
     RuntimeSetting,
     TaskKey,
 )
-from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, MeasureTask
+from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, MeasurementTask, MeasureTask, ModelTask
 from fleetnas.fleet_protocol.security.signing import OrderSigner
 from fleetnas.fleet_protocol.topics import AgentDown, Topics
 from fleetnas.fleet_protocol.transports.base import Connected, Received, TransportEvent, Will, take_events
@@ -178,7 +178,7 @@ def acknowledged_in(topic: str, payload: bytes) -> tuple[TaskKey, ...]:
     if address.channel == "ack":
         return (decode(Acknowledgement, payload).task,)
     task = decode_task(payload) if address.channel == "task" else None
-    return task.stored if isinstance(task, MeasureTask) else ()
+    return task.stored if isinstance(task, MeasureTask | ModelTask) else ()
 
 
 class InlineExecutor(Executor):
@@ -221,6 +221,7 @@ class SimulatedAgent:
         like: int | None = None,
         seconds_per_task: float = 1.0,
         session: int = 1,
+        accepts_models: bool = False,
     ) -> None:
         self.name = name
         self.clock = clock
@@ -232,13 +233,17 @@ class SimulatedAgent:
             profile=DeviceProfile(model="simulated", machine="none", cores=1),
             settings=tuple(settings),
             versions={},
+            accepts_models=accepts_models,
         )
+        #: Model files that it was sent, and what each takes.
+        self.files: list[ModelTask] = []
+        self.file_ms = 10.0
         self.devices = {setting: HiddenDevice(seed + 31 * i, noise, like) for i, setting in enumerate(settings)}
-        self.queue: deque[MeasureTask] = deque()
+        self.queue: deque[MeasurementTask] = deque()
         self.outbox: dict[TaskKey, bytes] = {}
         self.answered: dict[TaskKey, bytes] = {}
         self.measured: list[tuple[RuntimeSetting, Architecture, bool]] = []
-        self.fails: Callable[[MeasureTask], str | None] = lambda _: None
+        self.fails: Callable[[Any], str | None] = lambda _: None
         self.mute = False
         self._ready_at_s = 0.0
         self._seconds_per_task = seconds_per_task
@@ -285,12 +290,15 @@ class SimulatedAgent:
                 self.queue.append(task)
                 self._say("task", Accepted(task=task.task))
 
-    def _work(self, task: MeasureTask) -> None:
+    def _work(self, task: MeasurementTask) -> None:
         self._ready_at_s = self.clock.now_s + self._seconds_per_task
         if self.mute:
             return
         reason = self.fails(task)
-        self.measured.append((task.setting, task.architecture, task.calibration is not None))
+        if isinstance(task, ModelTask):
+            self.files.append(task)
+        else:
+            self.measured.append((task.setting, task.architecture, task.calibration is not None))
         answer: Message
         if reason is not None:
             answer = Failed.model_validate({"task": task.task, "reason": reason})
@@ -299,7 +307,9 @@ class SimulatedAgent:
         self.answered[task.task] = self.outbox[task.task] = encode(answer)
         self.transport.publish(TOPICS.up(self.name, "task"), self.outbox[task.task])
 
-    def _measure(self, task: MeasureTask) -> Measurement:
+    def _measure(self, task: MeasurementTask) -> Measurement:
+        if isinstance(task, ModelTask):
+            return measurement(self.file_ms, task.model.sha256, self.clock.unix())
         return self.devices[task.setting].measure(task, self.clock.unix())
 
     def send_outbox(self) -> None:

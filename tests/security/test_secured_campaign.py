@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rigs import waiting
 from rigs.brokers import free_port, mosquitto_program, until_listening
+from rigs.model_files import onnx_model
 from rigs.untrained_supernet import write_untrained
 
 FLEETNAS = (sys.executable, "-c", "from fleetnas.coordinator.cli import main; main()")
@@ -52,13 +53,22 @@ def test_a_campaign_over_mutual_tls_with_signed_orders(
     waiting.run([*FLEETNAS, *enrolment]).check_returncode()
     write_untrained(tmp_path / "s.supernet")
     with (tmp_path / "agent.log").open("ab") as log:
-        arguments = ("run", "--credentials", str(credentials), "--state-dir", str(tmp_path / "state"))
+        arguments = (
+            "run",
+            "--credentials",
+            str(credentials),
+            "--state-dir",
+            str(tmp_path / "state"),
+            "--accept-models",
+        )
         agent = subprocess.Popen([*AGENT, *arguments], env=environment, stderr=log)
+    model = tmp_path / "mine.onnx"
+    model.write_bytes(onnx_model())
     try:
         search = waiting.run(
             [
                 *(*FLEETNAS, "search", "--credentials", str(authority / "coordinator.credentials"), *QUICK, "--json"),
-                *("--supernet", str(tmp_path / "s.supernet"), "--out", str(tmp_path / "out")),
+                *("--supernet", str(tmp_path / "s.supernet"), "--out", str(tmp_path / "out"), "--baseline", str(model)),
                 *("--store", str(tmp_path / "runs.sqlite")),
             ],
             env=environment,
@@ -70,6 +80,8 @@ def test_a_campaign_over_mutual_tls_with_signed_orders(
     assert search.returncode == 0, search.stderr
     (device,) = json.loads((tmp_path / "out" / "results.json").read_text())["fleet"]
     assert [target["met"] for target in device["targets"]] == [True]
+    (baseline,) = device["baselines"]
+    assert (baseline["reason"], baseline["measurements"]) == ("", 3)
     log_text = (tmp_path / "agent.log").read_text()
     assert "session" in log_text
     assert "WARNING" not in log_text

@@ -13,6 +13,7 @@ from fleetnas.coordinator.cli.bounds import BoundOptions
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.quantities import seconds
+from fleetnas.coordinator.cli.search.baselines import BaselineOptions
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.local import LocalOptions
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
@@ -112,6 +113,7 @@ def search(
     plan: PlanOptions,
     measuring: MeasuringOptions,
     bound: BoundOptions,
+    against: BaselineOptions,
     fleet: FleetOptions,
     here: LocalOptions,
     offline: OfflineOptions,
@@ -133,9 +135,13 @@ def search(
         search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
         return
     _refuse_useless(context, run, plan, measuring, local=here.local)
+    if not against.baseline:
+        options.refuse(context, ("baseline_accuracy", "input_shape"), "these options are about a --baseline")
     portfolio.refuse_useless(context)
     agents = fleet.agents()
     new_plan = plan.plan(bounds, agents, measuring) if run.resume is None else None
+    if new_plan is not None and against.baseline:
+        new_plan = new_plan.with_baselines(against.baselines(run.supernet))
     devices_at = here.device() if here.local else fleet.access(connection)
     request = SearchRequest(
         store_location(run.store),
@@ -194,7 +200,7 @@ def _refuse_useless(
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
     if run.resume is not None:
-        kept = (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions))
+        kept = (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions), *names(BaselineOptions))
         options.refuse(context, kept, "a resumed run keeps what it began with")
         return
     if not plan.rerank:

@@ -83,15 +83,6 @@ class MeasuringOptions:
         ),
     ] = 60.0
 
-    profile_winners: Annotated[
-        bool,
-        typer.Option(
-            "--profile-winners",
-            help="Time the layers of each winner on its device by the runtime's own profiler (onnxruntime), for report "
-            "and card.",
-        ),
-    ] = False
-
     def fields(self) -> dict[str, Any]:
         """Return the options as fields of a `CampaignPlan`."""
         return {
@@ -103,7 +94,6 @@ class MeasuringOptions:
             "cool_s": self.cool_for,
             "protocol": self._protocol(),
             "precision": "fixed" if self.fixed_protocol else "auto",
-            "profile_winners": self.profile_winners,
         }
 
     def _protocol(self) -> MeasurementProtocol:

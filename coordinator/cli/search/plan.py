@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.records.prior_choice import PriorChoice
 from fleetnas.coordinator.records.strategy import Strategy
@@ -68,6 +69,7 @@ class PlanOptions:
             help="Agents from whose earlier runs nothing is learned (always: `fleetnas devices --distrust`).",
         ),
     ] = None
+    profile_winners: options.ProfileWinners = False
 
     def plan(self, bounds: Bounds, devices: tuple[str, ...], measuring: MeasuringOptions) -> CampaignPlan:
         """Make the plan of a new run; `UsageError` names the option that cannot be used."""
@@ -90,6 +92,7 @@ class PlanOptions:
             prior=self.prior,
             prior_without=agent_names(self.prior_without, "--prior-without"),
             devices=devices,
+            profile_winners=self.profile_winners,
             **measuring.fields(),
         )
 

@@ -94,6 +94,9 @@ def run_search_for_portfolio(request: SearchRequest, chosen: PortfolioOptions, *
         measure=lambda measured: run_plan(measured, as_json=as_json),
         report_of=report_of,
     )
+    if found.trouble:
+        verify = f"fleetnas portfolio {ended.run_id} --models {chosen.models} --verify"
+        typer.echo(f"the portfolio is not verified: {found.trouble}. Verify it later with: {verify}", err=True)
     if as_json:
         import json
 

@@ -23,7 +23,7 @@ from fleetnas.coordinator.store.database import shown_location
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.output import output_console
 from fleetnas.coordinator.view.summary import print_summary
-from fleetnas.coordinator.view.view import make_view
+from fleetnas.coordinator.view.view import View, make_view
 from fleetnas.fleet_protocol.errors import ResultsError
 
 EXIT_CODES = {
@@ -92,11 +92,11 @@ def search_once(request: SearchRequest, *, as_json: bool) -> SearchEnd:
     return SearchEnd(running.run_id, ending, running.timed_out, bool(totals.asked) and totals.met == totals.asked)
 
 
-def run_plan(request: SearchRequest, *, as_json: bool) -> CampaignOutcome:
-    """Execute a plan with its view on this terminal; returns the outcome. `KeyboardInterrupt` on Ctrl-C."""
+def run_plan(request: SearchRequest, *, as_json: bool, view: View | None = None) -> CampaignOutcome:
+    """Execute a plan with its view on this terminal, or `view`; returns the outcome. `KeyboardInterrupt` on Ctrl-C."""
     console = Console(stderr=as_json)
     store = MeasurementStore.open(request.store)
-    running = open_search(request, lambda: make_view(console, False), store)
+    running = open_search(request, lambda: view or make_view(console, False), store)
     try:
         with session_yields_to_measurements():
             ending = running.run()

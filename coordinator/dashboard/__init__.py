@@ -1,0 +1,1 @@
+"""Read-only web pages on the runs of a store, live: readers, figures, pages, access rules, server."""

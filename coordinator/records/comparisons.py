@@ -1,0 +1,56 @@
+"""Compare the winners of a device setting with its baselines."""
+
+from __future__ import annotations
+
+from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, Comparison
+from fleetnas.coordinator.records.outcome import DeviceOutcome, TargetOutcome
+from fleetnas.fleet_protocol.messages import Measurement
+
+
+def comparisons(device: DeviceOutcome, baseline: BaselineRecord) -> tuple[Comparison, ...]:
+    """Compare every target that is met with a baseline of the same device setting; none where that has no latency."""
+    measured = baseline.measurement
+    if measured is None:
+        return ()
+    return tuple(_compared(device, target, baseline, measured) for target in device.targets if target.met)
+
+
+def _compared(
+    device: DeviceOutcome, target: TargetOutcome, baseline: BaselineRecord, measured: Measurement
+) -> Comparison:
+    winner = _verification(device, target)
+    points, basis = _accuracy_points(target, baseline)
+    assert target.verified_ms is not None  # of a target that is met
+    speedup, undisturbed = measured.median_ms / target.verified_ms, False
+    if winner is not None and "slowed" in (winner.quality, measured.quality):
+        own_ms, winner_ms = measured.undisturbed_ms, winner.undisturbed_ms
+        if own_ms is not None and winner_ms is not None:
+            speedup, undisturbed = own_ms / winner_ms, True
+    return Comparison(target.target_ms, target.subnet, speedup, undisturbed, points, basis)
+
+
+def _verification(device: DeviceOutcome, target: TargetOutcome) -> Measurement | None:
+    """Return the re-measurement that decided a target; None where it cannot be told."""
+    found = [
+        row.measurement
+        for row in device.rows
+        if row.purpose == "verification"
+        and row.measurement.model_sha256 == target.sha256
+        and row.measurement.median_ms == target.verified_ms
+    ]
+    return found[-1] if found else None
+
+
+def _accuracy_points(target: TargetOutcome, baseline: BaselineRecord) -> tuple[float | None, AccuracyBasis | None]:
+    """Compare accuracies of one kind; one that the user gave is compared with the best that is known of the winner."""
+    if baseline.accuracy is not None and baseline.accuracy_images is None:
+        own = target.accuracy if target.accuracy is not None else target.predicted_accuracy
+        return _points(own, baseline.accuracy), "given" if own is not None else None
+    if target.accuracy is not None and baseline.accuracy is not None:
+        return _points(target.accuracy, baseline.accuracy), "evaluated"
+    points = _points(target.predicted_accuracy, baseline.predicted_accuracy)
+    return points, "predicted" if points is not None else None
+
+
+def _points(winner: float | None, baseline: float | None) -> float | None:
+    return None if winner is None or baseline is None else 100 * (winner - baseline)
