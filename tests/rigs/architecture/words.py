@@ -96,7 +96,7 @@ ALLOWED = (
     ),
     (
         "track",
-        r"coordinator/(app/tracking|cli/options|cli/runs)\.py|docs/(using-models|cli)\.md|CHANGELOG\.md|pyproject\.toml",
+        r"coordinator/(app/tracking|cli/options|cli/runs|cli/help_sections)\.py|docs/(using-models|cli)\.md|CHANGELOG\.md|pyproject\.toml",
         "`--track`, an option: to log a run to a tracker",
     ),
     ("audience", r"pyproject\.toml", "a classifier of package indexes"),
