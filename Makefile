@@ -17,7 +17,7 @@ help:
 	@echo "make test    set up with everything, then lint and test"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
-	@echo "make docs    write the pages of the Python interface to build/docs"
+	@echo "make docs    build the site, with the pages of the Python interface, in build/docs"
 	@echo "make emulated-arm64, make emulated-armhf"
 	@echo "             install and run the agent on an emulated Raspberry Pi (needs root; see docs/development.md)"
 	@echo "make clean   delete the environment, all caches, and what demo and own-task left"
@@ -65,7 +65,8 @@ format: $(VENV)/.test-ready
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.test-ready
-	$(BIN)/python docs/api_pages.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir build/docs
+	$(BIN)/python docs/api_pages.py build/docs/api
 
 clean:
 	rm -rf $(VENV) *.egg-info build dist fleetnas-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

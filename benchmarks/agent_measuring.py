@@ -136,7 +136,7 @@ def repeats(
             assert reply.paired is not None
             others = {name: level for name, level in reply.levels_ms.items() if name != reply.paired.reference}
             speed.learn_levels(0, others)
-            speed.judge(0, reply.paired, throttled=None, ended_unix_s=time.time())
+            speed.judge(0, reply.paired, throttled=None, now=time.monotonic(), ended_unix_s=time.time())
             replies.append((index, reply))
     finally:
         worker.close()

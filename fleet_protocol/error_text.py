@@ -76,10 +76,15 @@ def first_fault(error: ValidationError, *, with_value: bool = False) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Describe in one line why a value was refused: pydantic's first fault in plain words, any other error's text."""
+    """Describe in one line why a value or a file was refused.
+
+    Pydantic's first fault in plain words, the system's reason of a failed file operation, any other error's text.
+    """
     from pydantic import ValidationError
 
-    return plain(joined_lines(first_fault(error) if isinstance(error, ValidationError) else str(error)))
+    if isinstance(error, ValidationError):
+        return plain(joined_lines(first_fault(error)))
+    return plain(joined_lines(getattr(error, "strerror", None) or str(error)))
 
 
 def fault_words(fault: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import os
 import re
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def test_the_api_pages_build_without_a_warning(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     page = (tmp_path / "fleetnas.html").read_text()
     assert not [name for name in fleetnas.__all__ if f'id="{name}"' not in page]
+
+
+def test_the_site_builds_without_a_warning_and_has_every_page(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    run = waiting.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    assert run.returncode == 0, run.stdout + run.stderr
+    pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").glob("**/*.md")}
+    assert not [page for page in pages if not (tmp_path / page).with_name(f"{_site_name(page)}.html").exists()]
+
+
+def _site_name(page: Path) -> str:
+    return "index" if page.name == "README.md" else page.stem
 
 
 def test_pre_commit_runs_the_checks_of_make_lint() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fleetnas.agent.cli.configuration import KEYS
 from fleetnas.agent.service.state_folder import DEFAULT_PLACE
 from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
 from fleetnas.fleet_protocol.units import seconds
@@ -188,4 +189,6 @@ def _password(file: str | None) -> str | None:
     try:
         return read_text(Path(file)).strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the password file {file} cannot be read: {error}; check --password-file") from error
+        raise UsageError(
+            f"the password file {file} cannot be read: {reason_of(error)}; check --password-file"
+        ) from error

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 
 _BLOCK_BYTES = 1 << 20
@@ -43,7 +44,9 @@ def open_model(path: Path, input_shapes: Mapping[str, Shape]) -> ModelFile:
                     digest.update(block)
                     size += len(block)
     except OSError as error:
-        raise UsageError(f"the model cannot be read: {error}; check its path") from error
+        raise UsageError(
+            f"the model {error.filename or path} cannot be read: {reason_of(error)}; check its path"
+        ) from error
     return ModelFile(path, content, weights, digest.hexdigest(), size, input_shapes)
 
 

@@ -22,7 +22,7 @@ from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.search.problem import PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.error_text import first_fault
+from fleetnas.fleet_protocol.error_text import first_fault, reason_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.orders import MAX_MODEL_BYTES, ModelFormat, ModelReference
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -43,7 +43,7 @@ def model_baseline(path: Path, shapes: Mapping[str, Shape], accuracy: float | No
         size = path.stat().st_size
         content = path.read_bytes() if size <= MAX_MODEL_BYTES else b""
     except OSError as error:
-        raise UsageError(f"the model {path} cannot be read: {error}; check its path") from None
+        raise UsageError(f"the model {path} cannot be read: {reason_of(error)}; check its path") from None
     if size > MAX_MODEL_BYTES:
         raise UsageError(
             f"{path.name} has {size / 1e6:,.0f} MB, and agents are sent model files of at most "

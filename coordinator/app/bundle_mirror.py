@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.mirrors import bundle_name
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -33,5 +34,5 @@ def add_to_mirror(supernet: Path, folder: Path) -> Path:
                 os.unlink(copy.name)
                 raise
     except OSError as error:
-        raise UsageError(f"{target} cannot be written: {error}; choose another folder") from None
+        raise UsageError(f"{target} cannot be written: {reason_of(error)}; choose another folder") from None
     return target

@@ -133,9 +133,10 @@ class RunningSearch:
 
     def _show(self) -> None:
         snapshot = self.campaign.snapshot(time.time())
-        self.progress.take(snapshot)
         if self.campaign.finished and not self._finished:
-            snapshot = replace(snapshot, phase="measuring baselines")
+            # The campaign's progress is that of its searches, which have ended.
+            snapshot = replace(snapshot, phase="measuring baselines", progress=None)
+        self.progress.take(snapshot)
         self.view.update(snapshot)
 
     def _write_artifacts(self) -> str | None:

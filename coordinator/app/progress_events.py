@@ -7,8 +7,8 @@ from collections.abc import Callable
 from fleetnas.coordinator.records.events import Event, ProgressChanged
 from fleetnas.coordinator.records.snapshot import Snapshot
 
-#: An event is due once this share more is done, or after this time, seconds.
-_SHARE, _EVERY_S = 0.05, 60.0
+#: An event is due once this share more is done, or after the second time, seconds; never before the first has passed.
+_SHARE, _LEAST_S, _EVERY_S = 0.05, 5.0, 60.0
 
 
 class ProgressEvents:
@@ -25,7 +25,8 @@ class ProgressEvents:
             return
         if self._shown is not None:
             share, at_s = self._shown
-            if abs(found.done - share) < _SHARE and snapshot.now_s - at_s < _EVERY_S:
+            since_s = snapshot.now_s - at_s
+            if since_s < _LEAST_S or (abs(found.done - share) < _SHARE and since_s < _EVERY_S):
                 return
         self._shown = (found.done, snapshot.now_s)
         self._emit(

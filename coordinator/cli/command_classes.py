@@ -88,16 +88,16 @@ class _Helping:
             self._own_help = None if found is None else _with_class(found)
         return self._own_help
 
+    def get_help(self, ctx: Any) -> str:
+        """Return the help text, in which no option's name is broken at a hyphen."""
+        return str(super().get_help(ctx)).replace(NO_BREAK, "-")  # type: ignore[misc]
+
 
 class Command(_Helping, TyperCommand):
     """A command with its options in groups."""
 
     def __init__(self, name: str | None, *, params: list[Any] | None = None, **settings: Any) -> None:
         super().__init__(name, params=_of_own_classes(params), **settings)
-
-    def get_help(self, ctx: Any) -> str:
-        """Return the help text, in which no option's name is broken at a hyphen."""
-        return str(super().get_help(ctx)).replace(NO_BREAK, "-")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, and the options in their groups."""
@@ -109,6 +109,11 @@ class Group(_Helping, TyperGroup):
 
     def __init__(self, *, params: list[Any] | None = None, **settings: Any) -> None:
         super().__init__(params=_of_own_classes(params), **settings)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options in their groups, and the commands."""
+        write_options(self, ctx, formatter)
+        self.format_commands(ctx, formatter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that arguments begin with; `UsageError` suggests one where there is none."""

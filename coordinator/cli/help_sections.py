@@ -87,7 +87,8 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
         title = list(sections)[-1] if "--help" in parameter.opts and groups else title_of(parameter, groups)
         names = groups.get(title, ())
         place = next((names.index(name) for name in parameter.opts if name in names), len(names))
-        sections.setdefault(title, []).append((place, (record[0], _described(parameter, record[1]))))
+        word = record[0].partition(" <")[0] if parameter.param_type_name == "argument" else record[0]
+        sections.setdefault(title, []).append((place, (word, _described(parameter, record[1]))))
     for title, rows in sections.items():
         if rows:
             with formatter.section(title):

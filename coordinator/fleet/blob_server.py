@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 from fleetnas.fleet_protocol.codec import BlobChunk, encode_chunk
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError, UsageError
 from fleetnas.fleet_protocol.messages import BlobReference, BlobRequest
 
@@ -95,7 +96,7 @@ class BlobServer:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path} cannot be served: {error}; check the file and its rights") from None
+            raise UsageError(f"{path} cannot be served: {reason_of(error)}; check the file and its rights") from None
         self._blobs[sha256] = mapped
         return BlobReference(sha256=sha256, size=len(mapped))
 

@@ -15,6 +15,7 @@ import numpy as np
 from fleetnas.coordinator.predictors.prior import Floats
 from fleetnas.device_profiles.text_files import open_text
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.registry import make_space
@@ -83,7 +84,9 @@ def _opened(path: Path) -> Iterator[TextIO]:
         with open_text(path) as file:
             yield file
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}; give a file that `fleetnas export-data` wrote") from error
+        raise UsageError(
+            f"{path} cannot be read: {reason_of(error)}; give a file that `fleetnas export-data` wrote"
+        ) from error
 
 
 def _without_resolutions(options: str) -> str:

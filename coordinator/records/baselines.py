@@ -69,12 +69,19 @@ class BaselineRecord:
 
     @property
     def measurement(self) -> Measurement | None:
-        """The measurement that counts: the middle one by latency, once nothing is left to measure."""
+        """The measurement that counts, once nothing is left to measure: the middle one by latency.
+
+        Those in which the device was slowed count only where it always was.
+        """
         if not self.done or self.reason or not self.measurements:
             return None
-        return sorted(self.measurements, key=lambda each: each.median_ms)[len(self.measurements) // 2]
+        calm = [each for each in self.measurements if each.quality != "slowed"] or list(self.measurements)
+        return sorted(calm, key=lambda each: each.median_ms)[len(calm) // 2]
 
 
+#: What a speed-up rests on: latencies as they ran; those at undisturbed speed, where the device was slowed in one of
+#: the measurements; or as they ran although it was slowed, because its undisturbed speed is not known.
+SpeedBasis: TypeAlias = Literal["as-ran", "undisturbed", "slowed"]
 #: What two accuracies that are compared rest on.
 AccuracyBasis: TypeAlias = Literal["evaluated", "predicted", "given"]
 
@@ -88,8 +95,7 @@ class Comparison:
     """Fingerprint of a given subnet; empty where a subnet was searched."""
     speedup: float
     """Latency of the baseline over that of the winner."""
-    undisturbed: bool
-    """Whether these are latencies at undisturbed speed, as the device was slowed in one of the measurements."""
+    speed_basis: SpeedBasis
     accuracy_points: float | None
     """Top-1 of the winner minus that of the baseline, percentage points; None where one is not known."""
     accuracy_basis: AccuracyBasis | None

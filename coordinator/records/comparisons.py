@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, Comparison
+from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, Comparison, SpeedBasis
 from fleetnas.coordinator.records.outcome import DeviceOutcome, TargetOutcome
 from fleetnas.fleet_protocol.messages import Measurement
 
@@ -21,12 +21,17 @@ def _compared(
     winner = _verification(device, target)
     points, basis = _accuracy_points(target, baseline)
     assert target.verified_ms is not None  # of a target that is met
-    speedup, undisturbed = measured.median_ms / target.verified_ms, False
-    if winner is not None and "slowed" in (winner.quality, measured.quality):
-        own_ms, winner_ms = measured.undisturbed_ms, winner.undisturbed_ms
-        if own_ms is not None and winner_ms is not None:
-            speedup, undisturbed = own_ms / winner_ms, True
-    return Comparison(target.target_ms, target.subnet, speedup, undisturbed, points, basis)
+    speedup, speed_basis = _speedup(target.verified_ms, winner, measured)
+    return Comparison(target.target_ms, target.subnet, speedup, speed_basis, points, basis)
+
+
+def _speedup(verified_ms: float, winner: Measurement | None, baseline: Measurement) -> tuple[float, SpeedBasis]:
+    as_ran = baseline.median_ms / verified_ms
+    if "slowed" not in (baseline.quality, winner.quality if winner is not None else ""):
+        return as_ran, "as-ran"
+    if winner is None or winner.undisturbed_ms is None or baseline.undisturbed_ms is None:
+        return as_ran, "slowed"
+    return baseline.undisturbed_ms / winner.undisturbed_ms, "undisturbed"
 
 
 def _verification(device: DeviceOutcome, target: TargetOutcome) -> Measurement | None:

@@ -200,7 +200,7 @@ def _preprocessing(images: Preprocessing) -> str:
 
 
 def _compared(result: ComparisonResult) -> str:
-    return compared(result.speedup, result.accuracy_points, result.accuracy_basis, result.undisturbed)
+    return compared(result.speedup, result.accuracy_points, result.accuracy_basis, result.speed_basis)
 
 
 def _targets_remark(device: DeviceResult) -> str:

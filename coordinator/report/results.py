@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fleetnas.coordinator.records.baselines import AccuracyBasis
+from fleetnas.coordinator.records.baselines import AccuracyBasis, SpeedBasis
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
@@ -151,7 +151,10 @@ class ComparisonResult(_Record):
     target_ms: float | None = Field(description="target of the winner; null where a given subnet has none")
     subnet: str | None = Field(description="fingerprint of a given subnet; null where a subnet was searched")
     speedup: float = Field(description="latency of the baseline over that of the winner")
-    undisturbed: bool = Field(description="of latencies at undisturbed speed, as the device was slowed in one of them")
+    speed_basis: SpeedBasis = Field(
+        description="as-ran; undisturbed: of latencies at undisturbed speed, as the device was slowed in one of them; "
+        "slowed: as they ran although the device was slowed, whose undisturbed speed is not known"
+    )
     accuracy_points: float | None = Field(
         description="top-1 of the winner minus that of the baseline, percentage points; null where one is unknown"
     )

@@ -73,7 +73,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
                 _with_answers(
                     _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, [])), answers
                 ),
-                baselines=_in_order(baselines.get(key, []), settings.plan),
+                baselines=_every_baseline(run_id, device, settings.plan, baselines.get(key, [])),
             )
             for key, device in keys.items()
         ),
@@ -83,10 +83,15 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
     )
 
 
-def _in_order(baselines: list[BaselineRecord], plan: CampaignPlan) -> tuple[BaselineRecord, ...]:
-    """Order baselines as the user named them."""
-    names = [baseline.name for baseline in plan.baselines]
-    return tuple(sorted(baselines, key=lambda each: names.index(each.baseline) if each.baseline in names else 0))
+def _every_baseline(
+    run_id: str, device: DeviceRecord, plan: CampaignPlan, stored: list[BaselineRecord]
+) -> tuple[BaselineRecord, ...]:
+    """Return the baselines of a device setting as the user named them; those that are not measured yet are empty."""
+    known = {each.baseline: each for each in stored}
+    return tuple(
+        known.get(each.name) or BaselineRecord(run_id, device.device, device.setting.label, each.name)
+        for each in plan.baselines
+    )
 
 
 def _with_answers(

@@ -15,6 +15,7 @@ import numpy as np
 from fleetnas.coordinator.search.latency import Floats, SlotTableLatency
 from fleetnas.coordinator.search.layer_keys import LayerKeys
 from fleetnas.device_profiles.text_files import read_text
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 
@@ -129,7 +130,7 @@ def _read_yaml(file: Path) -> Mapping[str, float]:
         content: Any = yaml.load(read_text(file), Loader=loader)
         return {str(key): float(entry["mean"]) for key, entry in content.items()}
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read: {error}; check the path") from None
+        raise UsageError(f"{file} cannot be read: {reason_of(error)}; check the path") from None
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
         raise UsageError(
             f"{file} is not a block latency table: each layer must have a `mean` in milliseconds; download it again"

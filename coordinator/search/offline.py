@@ -219,12 +219,18 @@ def offline_table(outcome: OfflineOutcome) -> Group:
 
     space, result = outcome.space, outcome.result
     by = f"{result.strategy}, {outcome.request.engine.name} engine"
-    winners = Table(title=f"{space.name}, {by}: the best subnet predicted within each target")
-    for name in ("target ms", "predicted ms", "top-1 %", "MMACs", "M weights", "peak MiB", "file MB"):
-        winners.add_column(name, justify="right")
+    # Numbers are never broken: all columns but the last fit into 60 cells.
+    winners = Table(
+        title=f"{space.name}, {by}: the best subnet predicted within each target",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("target\nms", "predicted\nms", "top-1\n%", "MMACs", "M\nweights", "peak\nMiB", "file\nMB"):
+        winners.add_column(name, justify="right", no_wrap=True)
     if outcome.selection:
-        winners.add_column("selection %", justify="right")
-    winners.add_column("depths, resolution", no_wrap=True)
+        winners.add_column("selection\n%", justify="right", no_wrap=True)
+    winners.add_column("depths, resolution", overflow="fold")
     for place, winner in enumerate(result.winners):
         costs = {name: float(cost[0]) for name, cost in subnet_costs(space, winner.genome[None]).items()}
         winners.add_row(

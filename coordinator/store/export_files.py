@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fleetnas.coordinator.store.exported_fields import Field, Value
 from fleetnas.coordinator.store.measurement_table import csv_cell
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
 
 Format = Literal["csv", "parquet"]
@@ -37,7 +38,9 @@ def write_rows(rows: Rows, fields: Sequence[Field], path: Path, form: Format) ->
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}; make room there, or give another -o") from error
+        raise UsageError(
+            f"{path} cannot be written: {reason_of(error)}; make room there, or give another -o"
+        ) from error
     return count
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, Comparison
+from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, Comparison, SpeedBasis
 from fleetnas.coordinator.records.comparisons import comparisons
 from fleetnas.coordinator.records.outcome import DeviceOutcome
 from fleetnas.coordinator.view import wording
@@ -17,13 +17,12 @@ _EQUAL = 0.02
 _MANY = 10.0
 
 
-def compared(speedup: float, accuracy_points: float | None, basis: AccuracyBasis | None, undisturbed: bool) -> str:
+def compared(speedup: float, accuracy_points: float | None, basis: AccuracyBasis | None, speed: SpeedBasis) -> str:
     """Say how a winner compares with a baseline, such as `2.1x faster at -0.3 points`."""
     ratio = max(speedup, 1 / speedup)
     shown = f"{ratio:.0f}x" if ratio >= _MANY else f"{ratio:.1f}x" if ratio >= 1.1 else f"{ratio:.2f}x"
     text = "as fast" if ratio < 1 + _EQUAL else f"{shown} {'faster' if speedup > 1 else 'slower'}"
-    if undisturbed:
-        text += " (undisturbed)"
+    text += {"undisturbed": " (undisturbed)", "slowed": " (the device was slowed)"}.get(speed, "")
     if accuracy_points is not None:
         remark = {"predicted": " (predicted)", "given": " (given)"}.get(basis or "", "")
         text += f" at {accuracy_points:+.1f} points{remark}"
@@ -32,7 +31,7 @@ def compared(speedup: float, accuracy_points: float | None, basis: AccuracyBasis
 
 def comparison_words(comparison: Comparison) -> str:
     """Say how a winner compares with a baseline."""
-    return compared(comparison.speedup, comparison.accuracy_points, comparison.accuracy_basis, comparison.undisturbed)
+    return compared(comparison.speedup, comparison.accuracy_points, comparison.accuracy_basis, comparison.speed_basis)
 
 
 def measured_cells(row: BaselineRecord) -> list[Text]:
@@ -46,7 +45,7 @@ def measured_cells(row: BaselineRecord) -> list[Text]:
         Text(wording.latency(measured.median_ms)),
         Text(f"±{measured.half_width_percent:.1f} %"),
         Text(wording.latency(measured.p90_ms)),
-        Text("-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:,.0f} MB"),
+        Text("-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:,.1f} MB"),
         Text(remark, style=WARN),
     ]
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, ProtocolError, UntrustedError, UsageError
 from fleetnas.fleet_protocol.topics import DownChannel
 
@@ -177,7 +178,7 @@ def _file_digest(path: Path) -> bytes:
             while block := file.read(_READ_BYTES):
                 digest.update(block)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}; check the path") from error
+        raise UsageError(f"{path} cannot be read: {reason_of(error)}; check the path") from error
     return digest.digest()
 
 

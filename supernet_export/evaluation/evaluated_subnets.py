@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fleetnas.device_profiles.text_files import open_text
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.accuracy.fit import EvaluatedSubnets
 from fleetnas.supernet_export.evaluation.evaluation_file import EvaluationHeader, parse_header
@@ -129,7 +130,7 @@ def _rows_of(path: Path) -> list[_Row]:
 
 
 def _unreadable(path: Path | str, error: Exception) -> UsageError:
-    return UsageError(f"{path} cannot be read as a table of evaluated subnets: {error}; check the path")
+    return UsageError(f"{path} cannot be read as a table of evaluated subnets: {reason_of(error)}; check the path")
 
 
 def _json_lines(file: Iterable[str], path: Path) -> Iterator[_Row]:

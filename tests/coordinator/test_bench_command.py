@@ -140,7 +140,7 @@ def test_the_table_has_a_row_per_device_setting() -> None:
     assert title.strip() == "mine.onnx"
     assert heading.split()[:4] == ["device", "setting", "median", "ms"]
     assert [row.split("/")[0] for row in rows] == ["fast", "slow", "none"]
-    assert "30 MB" in rows[1]
+    assert "30.0 MB" in rows[1]
     assert "the device was slowed" in rows[1]
     assert "its agent takes no model files" in rows[2]
 

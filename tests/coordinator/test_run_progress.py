@@ -60,11 +60,11 @@ def test_in_the_middle_the_interval_covers_the_time_left_in_most_campaigns(
 def test_a_share_is_told_again_once_more_is_done_or_time_has_passed() -> None:
     events: list[Event] = []
     emitter = ProgressEvents(events.append)
-    for at_s, done in ((0, 0.0), (1, 0.02), (2, 0.06), (50, 0.07), (70, 0.08), (71, 0.5)):
+    for at_s, done in ((0, 0.0), (2, 0.06), (6, 0.07), (50, 0.08), (70, 0.09), (71, 0.5), (75, 0.6)):
         left = RunProgress(done, 10.0, 5.0, 20.0)
         emitter.take(Snapshot("run-1", "digits", 0.0, float(at_s), "searching", progress=left))
     emitter.take(Snapshot("run-1", "digits", 0.0, 99.0, "finished", progress=RunProgress(1.0, 0.0, 0.0, 0.0)))
-    assert [event.at_s for event in events] == [0, 2, 70, 71]
+    assert [event.at_s for event in events] == [0, 6, 70, 75]
     assert all(isinstance(event, ProgressChanged) for event in events)
 
 

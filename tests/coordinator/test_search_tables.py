@@ -145,17 +145,19 @@ def test_an_offline_search_takes_the_evolution_engine(public_data: Path) -> None
     assert all(target["predicted_ms"] <= target["target_ms"] for target in document["targets"])
 
 
-def test_the_terminal_table_shows_each_target_and_the_front(public_data: Path) -> None:
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_table_shows_each_target_and_the_front(public_data: Path, width: int) -> None:
     from rich.console import Console
 
     outcome = search_offline(_request(public_data))
-    console = Console(width=120, record=True, file=None, quiet=False, force_terminal=False)
+    console = Console(width=width, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as captured:
         console.print(offline_table(outcome))
     text = captured.get()
     for winner in outcome.result.winners:
         assert f"{winner.latency_ms:.2f}" in text
         assert f"{100 * winner.accuracy:.2f}" in text
+    assert "…" not in text
     assert f"{outcome.result.front_latency_ms[0]:.2f}" in text
     assert f"{outcome.result.front_latency_ms[-1]:.2f}" in text
 

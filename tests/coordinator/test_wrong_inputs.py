@@ -71,6 +71,10 @@ INPUTS = (
         "no device 'pj0' took part in these runs; did you mean pi0? there are pi0, pi1",
     ),
     Wrong(
+        "export-latency run-1 -o {tmp}/table --device pj0 --store {store}",
+        "run run-1 has no device pj0; it has pi0, pi1",
+    ),
+    Wrong(
         "export-data -o {tmp}/all.xlsx --format xlsx --store {store}",
         "--format is csv or parquet, not 'xlsx'; give one of the two",
     ),
@@ -92,6 +96,7 @@ INPUTS = (
         "--port 'x' is not a whole number; give a whole number from 0 to 65535; see `fleetnas broker --help`",
     ),
     Wrong(f"{_SEARCH} --grace soon", "--grace 'soon' is no time; give such as 90s, 500ms, 2h or 1h30m"),
+    Wrong(f"{_SEARCH} --timeout tomorrow", "--timeout 'tomorrow' is no time; give such as 90s, 500ms, 2h or 1h30m"),
     Wrong(f"{_SEARCH} --join 10ms", "--join '10ms' is too short; give at least 1s"),
     Wrong(
         f"{_SEARCH} --max-macs 300MB",
@@ -146,6 +151,8 @@ INPUTS = (
         "search --offline --targets 20",
         "an offline search needs --targets in milliseconds, --latency-table and --accuracy; give all three",
     ),
+    Wrong(f"{_SEARCH} --worst-case", "these options are about --models K, which is not given; leave out --worst-case"),
+    Wrong(f"{_SEARCH} --dry-run --out {{tmp}}/out", "--dry-run measures nothing and writes nothing; leave out --out"),
     Wrong("watch --fleet lab", "without --broker or --credentials a store is watched; leave out --fleet"),
     Wrong("search --local --broker 127.0.0.1 --targets 20", "--local has neither broker nor fleet; leave out --broker"),
     Wrong(
@@ -174,6 +181,10 @@ INPUTS = (
         "{tmp}/notes.txt is not a usable supernet bundle: it is a file of another kind, or its header claims too much "
         "(8391086132249784174 bytes); export or fetch it again",
         1,
+    ),
+    Wrong(
+        f"{_SEARCH} --baseline {{tmp}}/none.onnx",
+        "the model {tmp}/none.onnx cannot be read: No such file or directory; check its path",
     ),
     Wrong("inspect {tmp}/none.pth", "there is no checkpoint at {tmp}/none.pth; check the path", 1),
     Wrong(

@@ -45,7 +45,14 @@ from fleetnas.fleet_protocol.messages import (
     RuntimeSetting,
     Versioned,
 )
-from fleetnas.fleet_protocol.orders import Acknowledgement, CancelTask, CoordinatorState, MeasureTask
+from fleetnas.fleet_protocol.orders import (
+    Acknowledgement,
+    CancelTask,
+    CoordinatorState,
+    MeasureTask,
+    ModelReference,
+    ModelTask,
+)
 from fleetnas.fleet_protocol.topics import UpChannel
 from fleetnas.fleet_protocol.transports.base import Received
 from fleetnas.fleet_protocol.transports.memory import MemoryBroker
@@ -110,6 +117,19 @@ DOWN: dict[str, list[Versioned]] = {
             architecture=task().architecture.model_copy(update={"w": (1,)}),
             mirror="https://mirror.example/x",
             calibration=_BLOB,
+            setting=_SETTING,
+            wait_s=1.0,
+            wait_above=1.1,
+            deadline_s=60.0,
+            stored=(KEY,),
+            signature="A" * 118,
+        ),
+        ModelTask(
+            task=KEY,
+            run_id="run",
+            bundle=_BLOB,
+            mirror="https://mirror.example/x",
+            model=ModelReference(sha256="b" * 64, size=1000, format="onnx", input_shapes={"x": (1, 3)}),
             setting=_SETTING,
             wait_s=1.0,
             wait_above=1.1,
@@ -250,15 +270,16 @@ def test_twenty_thousand_hostile_messages_change_nothing(undisturbed: HostileCam
 
 def test_an_agent_that_is_told_hostile_values_takes_genuine_orders_as_before(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    agent = rig.agent()
+    agent = rig.agent(accepts_models=True)
     rig.run(agent, seconds=10)
     told = [(AGENT_TOPICS.down("pi", channel), case) for channel, found in DOWN.items() for message in found  # type: ignore[arg-type]
             for case in cases(message, PER_FIELD)]  # fmt: skip
     told += [(AGENT_TOPICS.coordinator, case) for case in cases(COORDINATOR, PER_FIELD)]
     for number, (topic, case) in enumerate(told):
         rig.coordinator.transport.publish(topic, case.payload)
-        if case.accepted and case.kind == "MeasureTask":  # it may be told to wait for years
-            rig.coordinator.send("pi", "task", CancelTask(task=decode(MeasureTask, case.payload).task))
+        kind = {"MeasureTask": MeasureTask, "ModelTask": ModelTask}.get(case.kind)
+        if case.accepted and kind is not None:  # it may be told to wait for years
+            rig.coordinator.send("pi", "task", CancelTask(task=decode(kind, case.payload).task))
         if number % 50 == 0:
             rig.run(agent, seconds=0.5)
     rig.run(agent, seconds=200, tick_s=2)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.output import output_console
+from fleetnas.coordinator.view.tables import word_table
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.dry_run import DryRun
@@ -42,29 +42,20 @@ def print_dry_run(request: SearchRequest, *, as_json: bool) -> int:
 
 
 def _print(console: Console, found: DryRun) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading, justify in (
-        ("Device setting", "left"),
-        ("Model", "left"),
-        ("Measurements", "right"),
-        ("s each", "right"),
-        ("Verifications", "right"),
-        ("s each", "right"),
-        ("known by", "left"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for each in found.settings:
-        known = f"{each.known_measurements} earlier measurements" if each.known_measurements else "the protocol"
-        table.add_row(
+    headings = ("Device setting", "Model", "Measurements", "s each", "Verifications", "s each", "known by")
+    rows = [
+        (
             f"{each.device}/{each.setting}",
             wording.printable(each.model),
             f"{each.first:.0f}",
             f"{each.seconds.first:.1f}",
             f"{each.verifications:.0f}",
             f"{each.seconds.verification:.1f}",
-            known,
+            f"{each.known_measurements} earlier measurements" if each.known_measurements else "the protocol",
         )
-    console.print(table)
+        for each in found.settings
+    ]
+    console.print(word_table(headings, rows, console.width, right=headings[2:-1]))
     for line in _lines(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
