@@ -7,7 +7,8 @@ Fifty simulated devices with four targets each choose among the candidates of a 
 
 Greedy choice with swaps is compared with integer programming wherever that ends in `--exact-seconds`, and with three
 rules: one model for all; devices clustered by their latencies, a model per cluster and place among its targets; the
-winners of randomly drawn targets. The exit status is 1 if a bar is missed.
+winners of randomly drawn targets. Last come equal boards that are searched as one device (`equal_boards.py`). The exit
+status is 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from equal_boards import add_slow, add_times
 from figures import Figures, parser
 from numpy.typing import NDArray
 
@@ -195,16 +197,21 @@ def add_fleet(figures: Figures, fleet: Fleet, exact_s: float) -> None:
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--exact-seconds", type=float, default=60.0, help="limit of each integer program")
-    arguments.add_argument("--only", choices=("ofa", "fbnet", "simulated"), action="append")
+    arguments.add_argument("--only", choices=("ofa", "fbnet", "simulated", "boards"), action="append")
+    arguments.add_argument("--seeds", type=int, default=50, help="classes of equal boards with a slow one")
     given = arguments.parse_args()
     figures = Figures()
-    only = given.only or ("ofa", "fbnet", "simulated")
+    only = given.only or ("ofa", "fbnet", "simulated", "boards")
     if "ofa" in only:
         add_fleet(figures, ofa_fleet(4), given.exact_seconds)
     if "fbnet" in only:
         add_fleet(figures, fbnet_fleet(4), given.exact_seconds)
     if "simulated" in only:
         add_fleet(figures, simulated_fleet(50, 4), given.exact_seconds)
+    if "boards" in only:
+        space = make_space("ofa-mbv3", {"resolutions": RESOLUTIONS})
+        add_times(figures, space, accuracy_model(space), max(1, given.seeds // 10))
+        add_slow(figures, space, accuracy_model(space), given.seeds)
     return figures.report(as_json=given.json)
 
 

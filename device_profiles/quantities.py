@@ -18,6 +18,10 @@ LATEST_UNIX_S = 253_402_300_799.0
 LATENCY_RANGE_MS = (1e-9, 1e8)
 #: The largest factor between two latencies of one subnet on one device.
 MAX_FACTOR = 1e6
+#: A tag: a name, perhaps of a kind, such as `class:pi4`. No comma and no `*`, which part and match names.
+TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$"
+#: Tags of one device.
+MAX_TAGS = 16
 
 
 def _between(least: float, most: float) -> Any:
@@ -50,6 +54,13 @@ Throughput: TypeAlias = Annotated[float, _between(1e-9, 1e9)]
 Megabytes: TypeAlias = Annotated[int, Field(ge=1, le=10**9)]
 CoreNumber: TypeAlias = Annotated[int, Field(ge=0, le=4095)]
 ShortText: TypeAlias = Annotated[PlainText, Field(max_length=64)]
+#: A name that the owner of a device gives to it and to others, such as `camera` or `class:pi4`.
+Tag: TypeAlias = Annotated[str, Field(pattern=TAG_PATTERN, max_length=64)]
+Tags: TypeAlias = Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS, description="names that its owner gave it")]
+#: Random mark of one start of a machine's kernel: agents with the same mark measure in turn. Empty: not known.
+HostMark: TypeAlias = Annotated[
+    str, Field(pattern=r"^([0-9a-f]{16})?$", max_length=16, description="the same for all agents of one machine")
+]
 #: An execution provider as its runtime calls it: never empty, and nothing that a spreadsheet takes for a formula.
 Provider: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][ -~]{0,63}$", max_length=64)]
 

@@ -17,6 +17,7 @@ from fleetnas.device_profiles.quantities import (
     Count,
     DurationMs,
     HalfWidthPercent,
+    HostMark,
     LimitSeconds,
     Load,
     Megahertz,
@@ -29,6 +30,7 @@ from fleetnas.device_profiles.quantities import (
     Seconds,
     Share,
     ShortText,
+    Tags,
     UnixSeconds,
 )
 from fleetnas.device_profiles.text_fields import PlainText
@@ -248,6 +250,8 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
+    tags: Tags = ()
+    host: HostMark = ""
     accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")
 
 

@@ -8,6 +8,7 @@ The command line overrides the environment, the environment overrides the file. 
     settings =
         onnxruntime,threads=1
         litert,threads=4
+    tags = camera, pi4
 
 The environment's variables are `FLEETNAS_BROKER` and so on; in `FLEETNAS_SETTINGS` a semicolon parts settings.
 """
@@ -25,7 +26,7 @@ from fleetnas.fleet_protocol.folders import user_folder
 
 SECTION = "agent"
 PREFIX = "FLEETNAS_"
-#: Every key, as the command line's option without dashes; `settings` is a list.
+#: Every key, as the command line's option without dashes; `settings` and `tags` are lists.
 KEYS = (
     "broker",
     "credentials",
@@ -37,6 +38,7 @@ KEYS = (
     "certificate_file",
     "key_file",
     "settings",
+    "tags",
     "state_dir",
     "cache_mb",
     "memory_limit_mb",

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of a command line, of the environment and of the configuration file, in this order.
 
-    `configured_settings` holds the configured settings. Raises `UsageError` if a value cannot be used.
+    `configured_settings` and `configured_tags` hold what is configured. Raises `UsageError` if a value cannot be used.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser, subparsers = build_parser(command_of(words))
@@ -55,7 +55,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     values = read_configuration(options.config, os.environ)
     set_defaults(subparsers[options.command_name], values)
     options = parser.parse_args(words)
-    return with_credentials(argparse.Namespace(**vars(options), configured_settings=settings_of(values)))
+    configured = {"configured_settings": settings_of(values), "configured_tags": values.get("tags", "")}
+    return with_credentials(argparse.Namespace(**vars(options), **configured))
 
 
 if __name__ == "__main__":

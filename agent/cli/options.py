@@ -175,7 +175,7 @@ def duration(text: str) -> float:
 
 def set_defaults(parser: argparse.ArgumentParser, values: dict[str, str]) -> None:
     """Make configured values the defaults of the options that `parser` has."""
-    known = {key: value for key, value in values.items() if key in KEYS and key != "settings"}
+    known = {key: value for key, value in values.items() if key in KEYS and key not in ("settings", "tags")}
     parser.set_defaults(**known)
 
 

@@ -18,6 +18,7 @@ from fleetnas.agent.cli.options import (
     trusted_keys,
     yes_or_no,
 )
+from fleetnas.agent.cli.tags import chosen_tags
 from fleetnas.agent.host.battery import BatteryRule
 from fleetnas.agent.host.process_lifetime import die_with
 from fleetnas.agent.runtimes.settings import RUNTIMES
@@ -53,6 +54,13 @@ def add_run_options(run: argparse.ArgumentParser) -> None:
     run.set_defaults(command=run_command)
     add_agent_options(run)
     run.add_argument("--parent", type=int, metavar="PID", help="stop when that process, which started this one, ends")
+    run.add_argument(
+        "--tag",
+        action="append",
+        metavar="TAG",
+        help="a name for this device and others, such as camera: `fleetnas search --devices tag:camera` takes them; "
+        "may be repeated. Boards with one tag class:NAME are searched as one device (docs/pooling.md)",
+    )
     run.add_argument("--once", action="store_true", help="end with the first search that sent a task")
 
 
@@ -137,6 +145,7 @@ def run_command(options: argparse.Namespace) -> int:
             battery=battery_rule(options),
             connect_timeout_s=options.connect_timeout,
             once=options.once,
+            tags=chosen_tags(options.tag, options.configured_tags),
             trusted_keys=keys,
             accept_models=options.accept_models,
             mirrors=mirrors_beside(broker, mirror_policy(options.bundle_mirrors, signed=bool(keys))),

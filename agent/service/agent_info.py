@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fleetnas.agent.host.device import board_versions, describe_device, installed_versions
+from fleetnas.agent.host.host_mark import host_mark
 from fleetnas.agent.host.limits import allowed_cores
 from fleetnas.agent.host.process_lifetime import is_alive
 from fleetnas.agent.measuring.messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply, UnreadyReply
@@ -40,7 +41,13 @@ class _Probed(BaseModel):
 
 
 def agent_info(
-    name: str, session: int, settings: Sequence[RuntimeSetting], measurer: Measurer, cache: Path, root: Path = Path("/")
+    name: str,
+    session: int,
+    settings: Sequence[RuntimeSetting],
+    measurer: Measurer,
+    cache: Path,
+    root: Path = Path("/"),
+    tags: tuple[str, ...] = (),
 ) -> AgentInfo:
     """Return everything that an agent announces about itself.
 
@@ -59,9 +66,19 @@ def agent_info(
         raise UsageError(
             "an agent is one device, and these settings run on several; start one agent per device, each with a --name"
         )
-    profile = driven.pop() if driven else describe_device(root)
+    profile = next(iter(driven)) if driven else describe_device(root)
     profile = profile.model_copy(update={"micro_benchmarks": probed[0].micro_benchmarks})
-    return AgentInfo(agent=name, session=session, profile=profile, settings=tuple(settings), versions=versions)
+    # A phone that this host drives is another machine than the host.
+    host = "" if driven else host_mark(root)
+    return AgentInfo(
+        agent=name,
+        session=session,
+        profile=profile,
+        settings=tuple(settings),
+        versions=versions,
+        tags=tags,
+        host=host,
+    )
 
 
 def _probe_setting(

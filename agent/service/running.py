@@ -56,6 +56,8 @@ class AgentOptions:
     #: Ed25519 keys, one of which must have signed every order; empty: every order on our topics is accepted.
     trusted_keys: Sequence[bytes] = ()
     mirrors: Mirrors = field(default_factory=Mirrors)
+    #: Names that its owner gave the device.
+    tags: tuple[str, ...] = ()
     #: Measure model files that a coordinator sends, not subnets of a bundle alone.
     accept_models: bool = False
 
@@ -134,7 +136,7 @@ def open_service(options: AgentOptions, make_transport: Callable[[str, Will], Tr
     outbox = Outbox(folder.outbox)
     worker = Worker(child_command(default_host_lock_path(), options.memory_limit_bytes, folder.engines))
     try:
-        info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes)
+        info = agent_info(folder.name, identity.session, options.settings, worker, folder.probes, tags=options.tags)
         info = info.model_copy(update={"accepts_models": options.accept_models})
         client_id = f"fleetnas-{topics.fleet}-{identity.name}-{identity.instance}"
         _log.info("agent %s of fleet %s on %s", folder.name, topics.fleet, info.profile.model)

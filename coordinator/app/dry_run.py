@@ -27,6 +27,7 @@ from fleetnas.coordinator.campaign.planning_pool import PlanningPool
 from fleetnas.coordinator.fleet.connection import FleetConnection
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.clocks import Clocks
+from fleetnas.coordinator.records.equal_boards import classes_of
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.workload import (
     Counts,
@@ -165,21 +166,23 @@ def _planned(
     devices = {setting_run.device for setting_run in setting_runs}
     history = SearchHistory.of(store, plan, devices)
     counts = expected_counts(plan, history)
+    equal = classes_of({each.device: each.info for each in setting_runs}.values()) if plan.pool else {}
     settings, work = [], dict[str, list[tuple[Counts, Seconds]]]()
     for setting_run in setting_runs:
         known = history.known(setting_run.device, setting_run.setting.label)
+        own = _own_part(counts, len(equal.get(setting_run.device, ())), plan)
         settings.append(
             PlannedSetting(
                 setting_run.device,
                 setting_run.info.profile.model,
                 setting_run.setting.label,
-                counts.first,
-                counts.verification,
+                own.first,
+                own.verification,
                 known.seconds,
                 known.measurements,
             )
         )
-        work.setdefault(setting_run.device, []).append((counts, known.seconds))
+        work.setdefault(setting_run.device, []).append((own, known.seconds))
     transfer_s = _transfer_s(request, run, devices, history)
     beside_s = history.start_s + history.end_s + transfer_s
     found = longest(time_of_device(each, widening(len(work))) for each in work.values())
@@ -202,6 +205,14 @@ def expected_counts(plan: CampaignPlan, history: SearchHistory) -> Counts:
     found = counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
     # Each baseline is measured as a given subnet is.
     return replace(found, verification=found.verification + REPEATS * len(plan.baselines))
+
+
+def _own_part(counts: Counts, boards: int, plan: CampaignPlan) -> Counts:
+    """Return what one of so many equal boards measures, the anchor of its class included; 0: it is searched alone."""
+    if boards < 2:
+        return counts
+    shared = counts.shared_over(boards, plan.verify_boards)
+    return replace(shared, first=shared.first + 1.0)
 
 
 def _transfer_s(request: SearchRequest, run: ChosenRun, devices: Collection[str], history: SearchHistory) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
@@ -255,8 +255,9 @@ def open_portfolio(
     with single_threaded_blas():
         for done, device in enumerate(devices):
             progress(done, len(devices))
-            learned = learners.latency(run_id, device)
-            parts.append(_latencies(learned, genomes, space, [each for each in demands if each.is_of(device)]))
+            learned = learners.latency(run_id, device, outcome.devices)
+            own = [each for each in demands if each.is_of(device)]
+            parts.append(_latencies(learned, genomes, space, own, {row.architecture for row in device.rows}))
         predicted = np.asarray(accuracy.predict(genomes), dtype=np.float64)
     progress(len(devices), len(devices))
     return PortfolioProblem(space, genomes, predicted, demands, _Latencies.joined(parts))
@@ -295,8 +296,14 @@ def _candidates(accuracy: PredictedAccuracy, plan: CampaignPlan, outcome: Campai
     return genomes
 
 
-def _latencies(latency: SettingLatency, genomes: Genomes, space: DesignSpace, demands: Sequence[Demand]) -> _Latencies:
-    """Return what is known of every candidate on one device setting, for its demands."""
+def _latencies(
+    latency: SettingLatency,
+    genomes: Genomes,
+    space: DesignSpace,
+    demands: Sequence[Demand],
+    measured: Collection[Architecture],
+) -> _Latencies:
+    """Return what is known of every candidate on one device setting, which measured some, for its demands."""
     table = latency.observations.table()
     mean, deviation = latency.predict(genomes)
     # The smallest subnet was measured; a linear model that learned from disturbed data may go below it, even below 0.
@@ -308,10 +315,11 @@ def _latencies(latency: SettingLatency, genomes: Genomes, space: DesignSpace, de
         (mean + _SIGMAS * deviation)[:, None] <= np.array(targets),
     )
     row_of = {genome.tobytes(): row for row, genome in enumerate(genomes)}
+    own = {genome.tobytes() for genome in space.encode(list(measured))}
     for genome, typical_ms, bound_ms in zip(
         table.genomes, table.typical_ms.tolist(), table.bound_ms.tolist(), strict=True
     ):
-        row = row_of.get(genome.tobytes())
+        row = row_of.get(genome.tobytes()) if genome.tobytes() in own else None
         for column, target_ms in enumerate(targets if row is not None else ()):
             # The latency on a slowed device is a bound: within the target it decides, beyond it nothing.
             if np.isinf(bound_ms) or bound_ms <= target_ms:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fleetnas.coordinator.app.tuners import stored_priors
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.records.outcome import DeviceOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.board_speeds import BoardSpeeds
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.supernet_export.spaces.base import DesignSpace
@@ -21,8 +24,11 @@ class SettingLearners:
         self._priors = stored_priors(store, space, plan, created_unix_s, lambda note: None)
         self._designs: dict[Prior | None, InitialDesign] = {}
 
-    def latency(self, run_id: str, device: DeviceOutcome) -> SettingLatency:
-        """Learn the stored measurements of a device setting."""
+    def latency(self, run_id: str, device: DeviceOutcome, fleet: Sequence[DeviceOutcome] = ()) -> SettingLatency:
+        """Learn the stored measurements of a device setting.
+
+        Those of its class of equal boards, found in `fleet`, count too, restated at the speed of this board.
+        """
         record = next(
             found
             for found in self._store.devices(run_id)
@@ -35,8 +41,12 @@ class SettingLearners:
             self._designs[prior] = InitialDesign(
                 self._space, count=1, seed=self._plan.seed, prior=prior, bounds=self._plan.bounds
             )
-        found = SettingLatency(self._designs[prior])
-        for row in device.rows:
-            if row.counted:
-                found.add(self._space.encode([row.architecture])[0], row.measurement)
+        equals = [other for other in fleet if other.is_equal_board(device)]
+        several = len(equals) > 1
+        found = SettingLatency(self._designs[prior], BoardSpeeds(device.device) if several else None)
+        for board in equals if several else (device,):
+            found.observations.measured_by(board.device if several else "")
+            for row in board.rows:
+                if row.counted:
+                    found.add(self._space.encode([row.architecture])[0], row.measurement)
         return found

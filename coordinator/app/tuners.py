@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from fleetnas.coordinator.predictors.prior import Prior
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -10,15 +11,20 @@ from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.store.stored_devices import StoredPriors
+from fleetnas.coordinator.tuning.class_tuner import ClassTuner
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.no_search import NoSearch
+from fleetnas.coordinator.tuning.pooling import BoardPool
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
+
+Made = TypeVar("Made", bound=DeviceTuner)
 
 
 class NoSearchFactory:
@@ -57,14 +63,23 @@ class TunerFactory:
         self._archive.expect(max(plan.wait_for, len(plan.devices)))
         #: `StoredPriors` gives settings of nearly equal hardware the same prior.
         self._designs: dict[Prior | None, InitialDesign] = {}
+        self._pool = BoardPool(self._class_tuner, verify_boards=plan.verify_boards, seed=plan.seed)
 
     @property
     def at_once(self) -> bool:
         """Whether tuners answer too quickly to be worth another thread."""
         return self._archive.at_once
 
-    def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> DeviceTuner:
-        """Make the tuner of one setting of an agent."""
+    def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
+        """Make the tuner of one setting of an agent, which shares the search of its equals where they are pooled."""
+        pooled = self._pool.tuner(info, setting) if self._plan.pool else None
+        return pooled if pooled is not None else self._tuner(DeviceTuner, info, setting)
+
+    def _class_tuner(self, info: AgentInfo, setting: RuntimeSetting) -> ClassTuner:
+        return self._tuner(ClassTuner, info, setting)
+
+    def _tuner(self, kind: type[Made], info: AgentInfo, setting: RuntimeSetting) -> Made:
+        """Make a search of its own."""
         self._archive.join()
         prior = self._priors.prior(info.profile, setting, info.agent) if self._priors is not None else None
         plan = self._plan
@@ -76,7 +91,7 @@ class TunerFactory:
                 prior=prior,
                 bounds=plan.bounds,
             )
-        return DeviceTuner(
+        return kind(
             self._designs[prior],
             self._accuracy,
             plan.targets,

@@ -52,7 +52,8 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
     state, detail = _state(setting_run, entry)
     targets = setting_run.search.targets
     # A request for given targets is known before the search takes it up.
-    known = targets or [TargetState(target_ms) for target_ms in plan.targets.fixed_ms]
+    asked = [TargetState(target_ms) for target_ms in plan.targets.fixed_ms]
+    known = targets if setting_run.search.targets_known is not None else asked
     return DeviceSnapshot(
         device=setting_run.device,
         setting_label=setting_run.setting.label,
@@ -67,8 +68,9 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         progress=_progress(setting_run, entry),
         predictor_error=setting_run.learning[-1].error if setting_run.learning else None,
         targets=tuple(_target(setting_run, target) for target in known),
-        targets_asked=targets_asked(plan.targets_asked, len(targets) or None),
+        targets_asked=targets_asked(plan.targets_asked, setting_run.search.targets_known),
         targets_note=setting_run.search.targets_note,
+        tags=setting_run.info.tags,
         quality=setting_run.tally.quality,
     )
 

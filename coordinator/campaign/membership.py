@@ -11,6 +11,7 @@ from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.state_writer import StateWriter
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
+from fleetnas.coordinator.records.device_patterns import absence, is_mistyped, matches_any, matches_one
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.fleet_protocol.error_text import one_line
@@ -47,6 +48,7 @@ class Membership:
         self._writer, self._make_search, self._events, self._note = writer, make_search, events, note
         self._check: Callable[[Collection[str]], None] = lambda names: None
         self._is_open = False
+        self._told_absence = False
         self._resumes = False
         #: Devices of the stored run that is resumed, and agents that it goes on without.
         self._resumed_with: set[str] = set()
@@ -96,10 +98,13 @@ class Membership:
         """
         if self._is_open or connected_s is None or now_s - connected_s < _GATHER_S:
             return
-        usable = [entry for entry in self._registry.usable() if self._wanted(entry.name)]
+        usable = [entry for entry in self._registry.usable() if self._wanted(entry)]
         there = [entry for entry in usable if entry.present]
-        present = self._roster.devices | {entry.name for entry in there}
-        missing = [name for name in self._plan.devices if name not in present]
+        tags = {setting_run.device: setting_run.info.tags for setting_run in self._roster}
+        tags |= {entry.name: entry.tags for entry in there}
+        present = set(tags)
+        missing = [pattern for pattern in self._plan.devices if not matches_one(pattern, tags)]
+        self._check_patterns(missing)
         # An agent known from a retained message alone has been asked: it answers at once, or is lost soon.
         # A stored device that cannot be read any more takes no part, and is not waited for.
         part = self._resumed_with | set(self._plan.devices)
@@ -108,6 +113,22 @@ class Membership:
             self._begin(there)
         elif now_s - connected_s > self._plan.join_s:
             raise UsageError(self._absence(missing, len(present)))
+
+    def _check_patterns(self, missing: list[str]) -> None:
+        """`UsageError` at once where patterns that name nobody are mistyped, while other agents are there.
+
+        An agent that the broker remembers may come back, and with `wait_for` more of them are expected.
+        """
+        known = {entry.name: entry.tags for entry in self._registry.agents.values()}
+        wrong = [pattern for pattern in missing if not matches_one(pattern, known)]
+        there = sum(entry.present for entry in self._registry.agents.values())
+        if not wrong or not there:
+            return
+        if there >= self._plan.wait_for and any(is_mistyped(pattern, known) for pattern in wrong):
+            raise UsageError(absence(wrong, known))
+        if not self._told_absence:
+            self._told_absence = True
+            self._note(f"{absence(wrong, known)}; they are waited for until {self._plan.join_s:g} s are over")
 
     def _absence(self, missing: list[str], count: int) -> str:
         waited = f"after {self._plan.join_s:g} s"
@@ -134,7 +155,7 @@ class Membership:
         if offered and not len(self._roster) and not any(self._plan.settings.takes(setting) for _, setting in offered):
             raise UsageError(self._plan.settings.absence(f"{name}/{setting.label}" for name, setting in offered))
         for entry in self._registry.usable():
-            if not self._wanted(entry.name):
+            if not self._wanted(entry):
                 self._note_left_out(entry.name)
         self._events.started(list(self._roster), self._identity, self._plan, resumed=self._resumes)
 
@@ -160,7 +181,7 @@ class Membership:
         if not self._is_open or not entry.present or info is None:
             return False
         self._joined[entry.name] = info
-        if not self._wanted(entry.name):
+        if not self._wanted(entry):
             self._note_left_out(entry.name)
             return False
         new = [
@@ -205,11 +226,12 @@ class Membership:
         self._roster.add(setting_run)
         return setting_run
 
-    def _wanted(self, agent: str) -> bool:
+    def _wanted(self, entry: AgentEntry) -> bool:
         """Whether an agent takes part: a resumed run goes on with its own devices and with those that were named."""
+        named = matches_any(self._plan.devices, entry.name, entry.tags)
         if self._resumed_with:
-            return agent in self._resumed_with or agent in self._plan.devices
-        return not self._plan.devices or agent in self._plan.devices
+            return entry.name in self._resumed_with or named
+        return not self._plan.devices or named
 
     def _note_left_out(self, agent: str) -> None:
         if self._resumed_with and agent not in self._left_out:

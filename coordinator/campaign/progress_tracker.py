@@ -183,14 +183,16 @@ class ProgressTracker:
             left = max(whole - self._measured(setting_run)[_VERIFICATION], 0.5 * open_targets)
             return Counts(verification=left, verification_variance=0.3 * left)
         stands = SearchState(
-            measured=snapshot.measurements,
+            measured=setting_run.search.measured_together,
             verified=self._measured(setting_run)[_VERIFICATION],
             open_targets=open_targets,
             met_targets=sum(target.met is True for target in snapshot.targets),
             verifying=setting_run.search.phase in ("verification", "done"),
         )
         initial_design = min(self._plan.initial_design, self._plan.budget)
-        return counts_of_search(self._plan.budget, initial_design, stands, self._habits)
+        counts = counts_of_search(self._plan.budget, initial_design, stands, self._habits)
+        board = setting_run.search.board
+        return counts if board is None else counts.shared_over(board.boards, self._plan.verify_boards)
 
     def _under_way(
         self, now_s: float, device: str, found: Interval, work: Sequence[tuple[Counts, Seconds]]

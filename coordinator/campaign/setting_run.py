@@ -266,7 +266,7 @@ class SettingRun:
 
     def collect_evaluations(self) -> list[str]:
         """Take finished evaluations; returns lines for the log, such as one for each file that cannot be run here."""
-        reasons = [self._remarks.popleft() for _ in range(len(self._remarks))]
+        reasons = [self._remarks.popleft() for _ in range(len(self._remarks))] + self.search.take_remarks()
         for subnet, future in list(self._evaluations.items()):
             if future.done():
                 del self._evaluations[subnet]
@@ -291,6 +291,8 @@ class SettingRun:
     def close(self, status: SettingStatus, reason: str) -> None:
         """End the device setting; its tasks are abandoned."""
         self._status, self._reason = status, reason
+        if status is not SettingStatus.FINISHED:
+            self.search.leave()
         self.queue.close()
 
     def suspend(self, reason: str) -> None:
@@ -318,8 +320,9 @@ class SettingRun:
             self._reason,
             tuple(self._learning),
             self.queue.wire_bytes,
-            self._targets_ms or None,
+            self._targets_ms or (() if self.search.targets_known == 0 else None),
             self.search.targets_note,
+            self.search.board,
         )
 
     def mark_unshown(self) -> bool:

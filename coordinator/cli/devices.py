@@ -138,13 +138,19 @@ def table_of(rows: list[dict[str, Any]], width: int) -> Table:
                 each["device"],
                 each["state"],
                 _last_seen(each),
-                "\n".join((each["model"] or "?", *each["settings"])),
+                "\n".join((each["model"] or "?", *each["settings"], *_names(each))),
                 plain(each["why"]),
             )
             for each in rows
         ),
         width,
     )
+
+
+def _names(row: dict[str, Any]) -> list[str]:
+    """Describe the tags of an agent, and its class of equal boards."""
+    tags = [f"tags: {', '.join(row['tags'])}"] if row["tags"] else []
+    return [*tags, f"one of {len(row['equal_boards'])} equal boards"] if row["equal_boards"] else tags
 
 
 def _change_trust(distrust: list[str], trust: list[str], store: str | None, as_json: bool) -> None:
@@ -190,8 +196,11 @@ def fleet_rows(
     """
     from importlib import metadata
 
+    from fleetnas.coordinator.records.equal_boards import classes_of
+
     version = metadata.version("fleetnas")
     agents = fleet_observer.registry.agents
+    equal = classes_of(entry.info for entry in agents.values() if entry.info is not None)
     rows = []
     for name in sorted({*agents, *fleet_observer.refused, *(enrolled or ())}):
         entry = agents.get(name)
@@ -230,6 +239,8 @@ def fleet_rows(
                 "last_seen_s_ago": None if seen is None else round(now_s - seen, 1),
                 "model": info.profile.model if info else None,
                 "settings": [setting.label for setting in info.settings] if info else [],
+                "tags": list(info.tags) if info else [],
+                "equal_boards": list(equal.get(name, ())),
                 "temperature_c": entry.conditions.temperature_c if entry is not None else None,
                 "why": "; ".join(whys),
             }

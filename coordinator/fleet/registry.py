@@ -68,6 +68,11 @@ class AgentEntry:
         """Whether it is usable and has sent a message itself: the broker also remembers agents that are gone."""
         return self.usable and self.last_seen_s is not None
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Tags that its owner gave it."""
+        return self.info.tags if self.info is not None else ()
+
     def idle_reason(self) -> str:
         """Explain to a person who waits for the agent why it does not work, or name its present work."""
         if self.duplicate is not None:

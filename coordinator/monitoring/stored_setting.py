@@ -147,6 +147,7 @@ class StoredSetting:
             targets=self._known_targets(),
             targets_asked=stored_targets_asked(record, self._plan.targets_asked),
             targets_note=record.targets_note,
+            tags=record.info.tags,
             quality=self._tally.quality,
         )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fleetnas.coordinator.records.baselines import BaselineRecord
+from fleetnas.coordinator.records.board_place import BoardPlace
+from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
@@ -93,6 +95,8 @@ class TargetOutcome:
     """Not decided yet: the run goes on, or was interrupted."""
     subnet: str = ""
     """Fingerprint of a subnet that the user gave; empty where a subnet was searched."""
+    boards: BoardShare | None = None
+    """Boards of the device's class that meet it, of those that verified it; None: it is of no class."""
 
     @property
     def met(self) -> bool:
@@ -123,11 +127,21 @@ class DeviceOutcome:
     """Targets that were asked for, known or not."""
     targets_note: str = ""
     """A remark on the targets as a whole."""
+    tags: tuple[str, ...] = ()
+    """Tags that the owner of the device gave it."""
+    board: BoardPlace | None = None
+    """Its place in a class of equal boards; None: it was searched by itself."""
     condition_asked: Condition = "as-is"
     baselines: tuple[BaselineRecord, ...] = ()
     """Networks of the user's own, measured beside the winners."""
     wire_bytes: int | None = None
     """Sent and received for this setting's tasks, bundle excluded."""
+
+    def is_equal_board(self, other: DeviceOutcome) -> bool:
+        """Whether both were of one class of equal boards, which was searched as one device."""
+        if self.board is None or other.board is None:
+            return False
+        return (self.board.class_name, self.setting) == (other.board.class_name, other.setting)
 
     @property
     def measurements(self) -> int:

@@ -75,7 +75,13 @@ class CampaignPlan(BaseModel):
     prior_without: tuple[str, ...] = Field(
         default=(), description="agents from whose earlier runs a learned prior is not learned"
     )
-    devices: tuple[str, ...] = Field(default=(), description="agents that take part; empty: all that are there")
+    devices: tuple[str, ...] = Field(
+        default=(), description="patterns of agents that take part; empty: all that are there"
+    )
+    pool: bool = Field(default=False, description="equal boards are searched as one device")
+    verify_boards: int | None = Field(
+        default=None, ge=1, le=10_000, description="boards of a class that verify each target; null: all"
+    )
     settings: SettingFilter = Field(default=SettingFilter(), description="runtime settings that take part")
     wait_for: int = Field(default=1, ge=1, description="agents to wait for before the campaign begins")
     join_s: LimitSeconds = Field(default=60.0, description="how long to wait for them")

@@ -80,6 +80,8 @@ class DeviceSnapshot:
     """Targets that were asked for, known or not."""
     targets_note: str = ""
     """A remark on the targets as a whole, such as why they are fewer than were asked for."""
+    tags: tuple[str, ...] = ()
+    """Tags that the owner of the device gave it."""
     quality: DataQuality = field(default_factory=DataQuality)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.precision import AskedPrecision
 from fleetnas.coordinator.records.predictor_error import PredictorPoint
@@ -52,6 +53,8 @@ class DeviceRecord:
     """The resolved targets, ascending; None before they are resolved, and where given subnets are measured."""
     targets_note: str = ""
     """A remark on them, such as why they are fewer than were asked for."""
+    board: BoardPlace | None = None
+    """Its place in a class of equal boards; None: it is searched by itself."""
 
 
 @dataclass(frozen=True)

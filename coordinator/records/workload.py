@@ -62,6 +62,19 @@ class Counts:
     verification: float = 0.0
     verification_variance: float = 0.0
 
+    def shared_over(self, boards: int, verifying: int | None = None) -> Counts:
+        """Return the part of one of equal boards: first measurements are shared, verifications by `verifying` of them.
+
+        None: every board verifies.
+        """
+        part = min(verifying or boards, boards) / boards
+        return Counts(
+            self.first / boards,
+            self.first_variance / boards**2,
+            self.verification * part,
+            self.verification_variance * part,
+        )
+
     def seconds(self, each: Seconds) -> float:
         """Return the expected time, seconds."""
         return self.first * each.first + self.verification * each.verification

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Literal
@@ -17,6 +18,8 @@ from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.baseline_results import baseline_results
 from fleetnas.coordinator.report.results import (
+    BoardResult,
+    BoardShareResult,
     ClassReport,
     DeviceResult,
     FailureResult,
@@ -175,6 +178,8 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
         targets=tuple(_target_result(device, target, model_of) for target in device.targets),
         targets_asked=max(device.targets_asked, len(device.targets)),
         targets_note=device.targets_note,
+        tags=device.tags,
+        board=None if device.board is None else BoardResult(**asdict(device.board)),
         failures=tuple(
             FailureResult(
                 task_id=failure.task_id,
@@ -222,6 +227,7 @@ def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: Model
         model_bytes=size,
         sha256=target.sha256,
         subnet=target.subnet or None,
+        boards=None if target.boards is None else BoardShareResult.of(target.boards),
     )
 
 

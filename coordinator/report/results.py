@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fleetnas.coordinator.records.baselines import AccuracyBasis, SpeedBasis
+from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
@@ -90,6 +91,31 @@ class FailureResult(_Record):
     detail: str = Field(description="the device's own text")
 
 
+class BoardShareResult(_Record):
+    """Boards of a class of equal ones that meet a target."""
+
+    met: int = Field(description="boards whose own re-measurement is within it")
+    asked: int = Field(description="boards that verified it")
+    low: float = Field(description="lower end of the 95 % interval of the share of all such boards (Clopper-Pearson)")
+    high: float = Field(description="its upper end")
+
+    @classmethod
+    def of(cls, share: BoardShare) -> BoardShareResult:
+        """Convert a share."""
+        low, high = share.interval
+        return cls(met=share.met, asked=share.asked, low=low, high=high)
+
+
+class BoardResult(_Record):
+    """Place of a device in a class of equal boards, which is searched as one device."""
+
+    class_name: str = Field(description="the tag `class:NAME`, or the model of its boards")
+    boards: int = Field(description="boards in the class")
+    speed: float = Field(description="its latencies over those of the middle board of its class")
+    speed_error: float = Field(description="relative standard error of that")
+    slow: bool = Field(description="whether it is slower than boards of its class are")
+
+
 class TargetResult(_Record):
     """One latency target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
 
@@ -132,6 +158,9 @@ class TargetResult(_Record):
     )
     subnet: str | None = Field(
         default=None, description="fingerprint of a subnet that the user gave; null where a subnet was searched"
+    )
+    boards: BoardShareResult | None = Field(
+        default=None, description="boards of its class that meet it; null where it was searched by itself"
     )
 
     @model_validator(mode="after")
@@ -204,6 +233,8 @@ class DeviceResult(_Record):
     targets: tuple[TargetResult, ...] = Field(description="the targets that are known, ascending")
     targets_asked: int = Field(description="targets that were asked for, known or not")
     targets_note: str = Field(description="a remark on the targets, such as why they are fewer than were asked for")
+    tags: tuple[str, ...] = Field(default=(), description="names that the owner of the device gave it")
+    board: BoardResult | None = Field(default=None, description="its class of equal boards; null where it has none")
     failures: tuple[FailureResult, ...]
     baselines: tuple[BaselineResult, ...] = Field(default=(), description="networks of the user's own")
     wire_bytes: int | None = Field(description="bytes of messages for this setting, without the bundle")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from fleetnas.coordinator.records.baselines import BaselineRecord
+from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.outcome import (
     CampaignOutcome,
     DeviceOutcome,
@@ -68,7 +69,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         started_s=run.created_unix_s,
         finished_s=run.finished_unix_s,
         versions=settings.versions,
-        devices=tuple(
+        devices=with_shares(
             replace(
                 _with_answers(
                     _contained_outcome(device, settings.plan, outcomes.get(key, []), winners.get(key, [])), answers
@@ -110,6 +111,34 @@ def _with_answers(
     return replace(device, targets=tuple(found))
 
 
+def with_shares(devices: Iterable[DeviceOutcome]) -> tuple[DeviceOutcome, ...]:
+    """Add to each target of a class's boards how many of them meet it, of those that verified it."""
+    found = tuple(devices)
+    shares: dict[tuple[str, str, float | None], BoardShare] = {}
+    for device in found:
+        for target in device.targets if device.board is not None else ():
+            if target.verified_ms is not None:
+                key = _class_of(device), device.setting.label, target.target_ms
+                share = shares.get(key, BoardShare(0, 0))
+                shares[key] = BoardShare(share.met + target.met, share.asked + 1)
+    return tuple(
+        replace(
+            device,
+            targets=tuple(
+                replace(target, boards=shares.get((_class_of(device), device.setting.label, target.target_ms)))
+                for target in device.targets
+            ),
+        )
+        if device.board is not None
+        else device
+        for device in found
+    )
+
+
+def _class_of(device: DeviceOutcome) -> str:
+    return device.board.class_name if device.board is not None else ""
+
+
 def stored_totals(store: MeasurementStore, run_id: str, asked: int) -> TargetTotals:
     """Count the targets met and asked for in a stored run; `asked` of each device setting, before they resolve."""
     winners = _by_setting(store.winners(run_id))
@@ -125,7 +154,8 @@ def known_targets(device: DeviceRecord, plan: CampaignPlan) -> list[TargetKey]:
     """Return the known targets of a stored device setting: given subnets, the resolved ones, or those of the plan."""
     if plan.architectures:
         return [TargetKey(plan.target_ms, architecture.fingerprint) for architecture in plan.architectures]
-    return [TargetKey(target_ms) for target_ms in device.targets_ms or plan.targets.fixed_ms]
+    known = plan.targets.fixed_ms if device.targets_ms is None else device.targets_ms
+    return [TargetKey(target_ms) for target_ms in known]
 
 
 def stored_targets_asked(device: DeviceRecord, asked: int) -> int:
@@ -183,6 +213,8 @@ def device_outcome(
         targets=_target_outcomes(device, plan, winners),
         targets_asked=stored_targets_asked(device, plan.targets_asked),
         targets_note=device.targets_note,
+        tags=device.info.tags,
+        board=device.board,
         condition_asked=plan.conditions,
         wire_bytes=device.wire_bytes,
     )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Row, inspect
 
+from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import (
@@ -148,7 +149,20 @@ def device_of(row: DeviceRow) -> DeviceRecord | None:
         wire_bytes=row.wire_bytes,
         targets_ms=None if row.targets_ms is None else tuple(ms for ms in row.targets_ms if _is_finite(ms)),
         targets_note=row.targets_note or "",
+        board=_board(row),
     )
+
+
+def _board(row: DeviceRow) -> BoardPlace | None:
+    """Read the place of a board in its class; None where it has none, or it is damaged."""
+    if row.board is None:
+        return None
+    try:
+        place: BoardPlace = _adapter(BoardPlace).validate_python(row.board)
+        return place
+    except ValidationError as error:
+        _log.warning("the class of %s/%s is skipped: %s", row.device, row.setting_label, first_fault(error))
+        return None
 
 
 def _status(row: DeviceRow) -> tuple[SettingStatus, str]:

@@ -54,6 +54,7 @@ class DeviceRow(Base):
     wire_bytes: Mapped[int] = mapped_column(BigInteger)
     targets_ms: Mapped[list[Any] | None]
     targets_note: Mapped[str | None] = mapped_column(Text)
+    board: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class TaskRow(Base):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -169,6 +170,7 @@ class MeasurementStore:
                 "wire_bytes": device.wire_bytes,
                 "targets_ms": None if device.targets_ms is None else list(device.targets_ms),
                 "targets_note": device.targets_note,
+                "board": None if device.board is None else asdict(device.board),
             }
             for device in devices
         ]

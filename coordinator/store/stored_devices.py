@@ -56,7 +56,9 @@ class StoredPriors:
     ) -> None:
         """`without` names agents that no prior is learned from; `note` takes a line about left-out settings."""
         known = [
-            device for device in stored_devices(store, space, before_unix_s) if device.measured.family not in without
+            device
+            for device in stored_devices(store, space, before_unix_s, without=without)
+            if device.measured.family not in without
         ]
         self._features, self._note = FeatureMap(space), note
         self._examples = self._features.features(space.sample(_EXAMPLES, np.random.default_rng(0)))
@@ -144,23 +146,33 @@ class StoredDevice:
     parameters: Parameters
 
 
-def stored_devices(store: MeasurementStore, space: DesignSpace, before_unix_s: float) -> list[StoredDevice]:
+def stored_devices(
+    store: MeasurementStore, space: DesignSpace, before_unix_s: float, *, without: Collection[str] = ()
+) -> list[StoredDevice]:
     """Return every device setting with at least `LEAST_SUBNETS` subnets of `space` measured before then, by name.
 
     Runs of any supernet of the same design space and options count, with any resolutions, except subnets that `space`
     does not have. The measurements of one agent on one setting are pooled, those of one subnet by their median, at
-    undisturbed speed. An agent's settings are of one family.
+    undisturbed speed. An agent's settings are of one family. Boards searched as one device count as the first
+    of them, at the speed of the middle one; the agents `without` are left out.
     """
     found: dict[tuple[str, str], dict[Architecture, list[float]]] = {}
     parameters: dict[tuple[str, str], Parameters] = {}
     for run in store.runs():
         if run.created_unix_s < before_unix_s and _same_space(run.settings, space):
+            first: dict[tuple[str, str], str] = {}
+            boards: dict[tuple[str, str], tuple[str, float]] = {}
             for record in store.devices(run.run_id):
-                hardware = profile_parameters(record.info.profile, record.setting)
-                parameters[record.device, record.setting.label] = hardware
+                label, board = record.setting.label, record.board
+                parameters[record.device, label] = profile_parameters(record.info.profile, record.setting)
+                if board is not None and record.device not in without:
+                    stands_for = first.setdefault((board.class_name, label), record.device)
+                    boards[record.device, label] = stands_for, board.speed
             for row in store.latencies(run.run_id, before_unix_s):
-                subnets = found.setdefault((row.device, row.setting_label), {})
-                subnets.setdefault(row.architecture, []).append(row.latency_ms)
+                if row.device not in without:
+                    device, speed = boards.get((row.device, row.setting_label), (row.device, 1.0))
+                    subnets = found.setdefault((device, row.setting_label), {})
+                    subnets.setdefault(row.architecture, []).append(row.latency_ms / speed)
     if not found:
         return []
     rows, features = _features(space, {subnet for subnets in found.values() for subnet in subnets})

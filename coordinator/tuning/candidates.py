@@ -55,6 +55,12 @@ class CandidateSearch:
         """`rng` makes the generator of the next search; measurements follow `protocol`."""
         self._latency, self._choice, self._proposer = latency, choice, proposer
         self._solver, self._rng, self._protocol = solver, rng, protocol
+        #: Boards that measure at the same time: a round gives each of them a subnet.
+        self._at_once = 1
+
+    def measure_at_once(self, boards: int) -> None:
+        """Give so many boards a subnet in each round."""
+        self._at_once = boards
 
     def find(self, states: Sequence[TargetState], most: int) -> list[Proposal]:
         """Return up to `most` proposals of subnets that are expected to gain accuracy, the most worth first."""
@@ -76,7 +82,7 @@ class CandidateSearch:
         )
         seconds = measuring_s(self._protocol, mean_ms)
         chosen = list[Genome]()
-        for _ in range(min(most, max(_ROUND, math.ceil(_ROUND_SHARE * most)))):
+        for _ in range(min(most, max(_ROUND, self._at_once, math.ceil(_ROUND_SHARE * most)))):
             gain = gains.expected()
             worth = np.where(gain > LEAST_GAIN, gain / seconds, 0.0)
             best = int(np.argmax(worth))

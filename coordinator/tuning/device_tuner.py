@@ -21,6 +21,7 @@ from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.automatic_targets import AutomaticTargets
+from fleetnas.coordinator.tuning.board_speeds import BoardSpeeds
 from fleetnas.coordinator.tuning.candidates import CandidateSearch
 from fleetnas.coordinator.tuning.design_progress import DesignProgress
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
@@ -29,7 +30,7 @@ from fleetnas.coordinator.tuning.miss_reasons import all_failed, first_ones_fail
 from fleetnas.coordinator.tuning.proposal import Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
-from fleetnas.coordinator.tuning.setting_tuner import TunerPhase
+from fleetnas.coordinator.tuning.setting_tuner import LoneSetting, TunerPhase
 from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.target_state import TargetState
@@ -45,7 +46,7 @@ Floats = NDArray[np.float64]
 MAX_INITIAL_FAILURES = 6
 
 
-class DeviceTuner:
+class DeviceTuner(LoneSetting):
     """One device setting's search; a `SettingTuner`."""
 
     def __init__(
@@ -58,13 +59,12 @@ class DeviceTuner:
         budget: int = 40,
         rerank: int = 0,
         protocol: MeasurementProtocol = MeasurementProtocol(),  # noqa: B008 - it is frozen
+        speeds: BoardSpeeds | None = None,
     ) -> None:
         """`budget` counts all measurements but verifications, those of the initial design included.
 
-        By `protocol` the search knows how long a subnet's measurement takes.
-
+        By `protocol` the search knows how long a subnet's measurement takes; `speeds` are those of a class of boards.
         With `rerank`, that many candidates per target are chosen among by the accuracies that `tell_accuracy` takes.
-
         Space, seed, prior and bounds are those of the `design`; `solver` must keep the bounds too.
         """
         self.space = design.space
@@ -75,7 +75,7 @@ class DeviceTuner:
         self.measurements = 0
         self.failures = 0
         self._request, self._seed = targets, design.seed
-        self._latency = SettingLatency(design)
+        self._latency = SettingLatency(design, speeds)
         self._choice = SubnetChoice(self._latency, accuracy)
         self._proposer = Proposer(self._latency, accuracy, design.architecture)
         self._design = DesignProgress(design.subnets, self._latency.observations)

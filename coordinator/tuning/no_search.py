@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.coordinator.tuning.setting_tuner import TunerPhase
+from fleetnas.coordinator.tuning.setting_tuner import LoneSetting, TunerPhase
 from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
 
-class NoSearch:
+class NoSearch(LoneSetting):
     """A `SettingTuner` that has ended when it begins."""
 
     targets_note = ""

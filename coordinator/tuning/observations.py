@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.tuning.board_speeds import BoardSpeeds
 from fleetnas.coordinator.tuning.derived_latencies import DerivedLatencies
-from fleetnas.coordinator.tuning.session_noise import noise_of
+from fleetnas.coordinator.tuning.session_noise import DEFAULT_SCATTER, noise_of
 from fleetnas.coordinator.tuning.subnet_observations import Run, SubnetObservations
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.fleet_protocol.messages import Measurement
@@ -48,10 +49,13 @@ class Table:
 class Observations:
     """Subnets by genome."""
 
-    def __init__(self) -> None:
+    def __init__(self, speeds: BoardSpeeds | None = None) -> None:
+        """`speeds` of the boards of a class, which measurements are added to; None: there is one device."""
+        self._board = ""
+        self._speeds = speeds
         self._subnets: dict[bytes, SubnetObservations] = {}
-        #: The least level of every reference, by how many references the device has.
-        self._levels: dict[int, tuple[float, ...]] = {}
+        #: The least level of every reference, by board and by how many references it has.
+        self._levels: dict[tuple[str, int], tuple[float, ...]] = {}
         #: Place of each run's reference among its levels.
         self._places: dict[Run, int] = {}
         #: Values derived from all measurements; read far more often than they change.
@@ -73,11 +77,18 @@ class Observations:
 
     # -- learning ----------------------------------------------------------------------------------------------
 
+    def measured_by(self, board: str) -> None:
+        """Note that the measurements to be added are those of a board of a class."""
+        self._board = board
+
     def add(self, genome: NDArray[np.int16], measurement: Measurement, *, awaited: bool = False) -> Run:
         """Add one more run of a subnet; `awaited` where it waited for a fast device."""
-        run = Run.of(measurement)
+        run = Run.of(measurement, self._board, self._speeds)
         self.of(genome).add(run, awaited=awaited)
-        count = len(run.levels_ms)
+        if self._speeds is not None:
+            noise = noise_of(run.as_it_ran, DEFAULT_SCATTER)
+            self._speeds.add(genome.tobytes(), self._board, run.ran_undisturbed_ms, noise)
+        count = self._board, len(run.levels_ms)
         self._levels[count] = tuple(map(min, run.levels_ms, self._levels.get(count, run.levels_ms)))
         self._changed()
         return run
@@ -106,12 +117,14 @@ class Observations:
         if place is None:
             apart = [abs(level_ms - run.reference_ms) for level_ms in run.levels_ms]
             place = self._places[run] = apart.index(min(apart))
-        change = self._levels[len(run.levels_ms)][place] / run.levels_ms[place]
+        change = self._levels.get((run.board, len(run.levels_ms)), run.levels_ms)[place] / run.levels_ms[place]
         return run.undisturbed_ms * change if change < _SAME_LEVEL else run.undisturbed_ms
 
     @property
     def regime_unix_s(self) -> float:
-        """Start of the device's present lasting speed, by its own clock."""
+        """Start of the device's present lasting speed, by its own clock; 0 of a class, whose boards differ in it."""
+        if self._speeds is not None and self._speeds.several:
+            return 0.0
         return max((run.regime_unix_s for subnet in self._subnets.values() for run in subnet.runs), default=0.0)
 
     @property

@@ -54,7 +54,6 @@ def between_sessions(subnets: Iterable[SubnetObservations], undisturbed_ms: Call
 
 def noise_of(run: Run, scatter: float) -> float:
     """Return the relative standard deviation of a run's latency at undisturbed speed, given that between sessions."""
-    if run.sessions == 1:
-        return math.hypot(run.within, scatter)
     # Few sessions may agree by chance.
-    return max(run.within, scatter / math.sqrt(run.sessions))
+    alone = math.hypot(run.within, scatter) if run.sessions == 1 else max(run.within, scatter / math.sqrt(run.sessions))
+    return alone if run.speeds is None else math.hypot(alone, run.speeds.error(run.board))

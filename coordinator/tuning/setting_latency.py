@@ -16,6 +16,7 @@ from fleetnas.coordinator.predictors.metrics import HeldOutError
 from fleetnas.coordinator.predictors.upper_bounds import learn_upper_bounds
 from fleetnas.coordinator.search.candidate_table import genome_keys
 from fleetnas.coordinator.search.latency import MeasuredLatency, PredictorLatency, TableLatency
+from fleetnas.coordinator.tuning.board_speeds import BoardSpeeds
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.observations import Observations
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
@@ -30,8 +31,9 @@ Floats = NDArray[np.float64]
 class SettingLatency:
     """Observations of one device setting and the predictor that learned from them."""
 
-    def __init__(self, design: InitialDesign) -> None:
-        self.observations = Observations()
+    def __init__(self, design: InitialDesign, speeds: BoardSpeeds | None = None) -> None:
+        """`speeds` of the boards of a class, which learn from the measurements too."""
+        self.observations = Observations(speeds)
         self._features, self._prior = design.features, design.prior
         self._learner: BayesianPredictor | None = None
         self._left_out: dict[tuple[int, ...], float] | None = None

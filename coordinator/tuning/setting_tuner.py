@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from fleetnas.coordinator.predictors.metrics import HeldOutError
+from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -12,6 +13,39 @@ from fleetnas.fleet_protocol.messages import Failed, Measurement
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
 TunerPhase = Literal["initial-design", "search", "verification", "done"]
+
+
+class LoneSetting:
+    """Part of a `SettingTuner` that shares its search with no other device setting."""
+
+    @property
+    def targets(self) -> list[TargetState]:
+        """Every known target."""
+        raise NotImplementedError
+
+    @property
+    def targets_known(self) -> int | None:
+        """Number of targets that it has; None before they are known."""
+        return len(self.targets) or None
+
+    measurements: int
+
+    @property
+    def measured_together(self) -> int:
+        """Measurements that count against the budget."""
+        return self.measurements
+
+    @property
+    def board(self) -> BoardPlace | None:
+        """Return that it is of no class."""
+        return None
+
+    def leave(self) -> None:
+        """Do nothing: no other device takes over its work."""
+
+    def take_remarks(self) -> list[str]:
+        """Return no lines for the log."""
+        return []
 
 
 class SettingTuner(Protocol):
@@ -91,6 +125,24 @@ class SettingTuner(Protocol):
 
     def abandon(self, reason: str) -> None:
         """End at once, without computing anything: it raised an exception, which `reason` describes."""
+
+    @property
+    def measured_together(self) -> int:
+        """Measurements that count against the budget, those of its whole class of boards."""
+
+    @property
+    def board(self) -> BoardPlace | None:
+        """Its place in a class of equal boards; None: it is searched by itself."""
+
+    def leave(self) -> None:
+        """Let others do the work of this device setting, where there are any: its device is gone."""
+
+    def take_remarks(self) -> list[str]:
+        """Return the lines for the log that came up since the last call."""
+
+    @property
+    def targets_known(self) -> int | None:
+        """Number of targets that it has; None before they are known."""
 
     def validate(self) -> None:
         """Check targets and proposals; `BrokenInvariantError` names the first contradiction. For tests."""

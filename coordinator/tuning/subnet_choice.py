@@ -126,7 +126,7 @@ class SubnetChoice:
         """Return a subnet for a target to stand at."""
         runs = self._observations.of(genome).runs
         # The first run was made before the file was calibrated.
-        return ChosenSubnet(genome, architecture, self.accuracy(genome), runs[0].median_ms if runs else None)
+        return ChosenSubnet(genome, architecture, self.accuracy(genome), runs[0].ran_ms if runs else None)
 
 
 def _within(table: Table, target_ms: float, safety: float) -> NDArray[np.bool_]:

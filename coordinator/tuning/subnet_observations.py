@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.tuning.board_speeds import BoardSpeeds
 from fleetnas.fleet_protocol.messages import Measurement
 from fleetnas.fleet_protocol.student_t import Z95, student_t95
 
@@ -29,9 +30,10 @@ def noise_within(measurement: Measurement) -> float:
 class Run:
     """Values of one measurement that a search needs; a whole `Measurement` takes 10 KiB. Runs are told by identity."""
 
-    median_ms: float
+    ran_ms: float
     """As it ran."""
-    undisturbed_ms: float | None
+    ran_undisturbed_ms: float | None
+    """At the undisturbed speed of the board that ran it."""
     within: float
     """Standard deviation of `undisturbed_ms` as its own samples show it, relative; of several sessions all of it."""
     sessions: int
@@ -44,10 +46,30 @@ class Run:
     regime_unix_s: float
     finished_unix_s: float
     model_sha256: str
+    board: str = ""
+    """The board of a class that ran it."""
+    speeds: BoardSpeeds | None = None
+    """Speeds of that class; None: latencies are those of the board that ran it."""
+
+    @property
+    def median_ms(self) -> float:
+        """Latency as it ran; of a board of a class, at the speed for which the class's winners are chosen."""
+        return self.ran_ms if self.speeds is None else self.ran_ms / self.speeds.factor(self.board)
+
+    @property
+    def undisturbed_ms(self) -> float | None:
+        """Latency at undisturbed speed, of a class at the same speed; None where it is not known."""
+        ran_ms = self.ran_undisturbed_ms
+        return ran_ms if self.speeds is None or ran_ms is None else ran_ms / self.speeds.factor(self.board)
+
+    @property
+    def as_it_ran(self) -> Run:
+        """The same run with the latencies of the board that ran it."""
+        return self if self.speeds is None else replace(self, speeds=None)
 
     @classmethod
-    def of(cls, measurement: Measurement) -> Run:
-        """Take over a measurement."""
+    def of(cls, measurement: Measurement, board: str = "", speeds: BoardSpeeds | None = None) -> Run:
+        """Take over a measurement, of a board of a class with its speeds."""
         return cls(
             measurement.median_ms,
             measurement.undisturbed_ms,
@@ -60,6 +82,8 @@ class Run:
             measurement.regime_unix_s,
             measurement.finished_unix_s,
             measurement.model_sha256,
+            board,
+            speeds,
         )
 
 

@@ -21,7 +21,7 @@ from fleetnas.coordinator.tuning.needed_precision import VERIFICATION
 from fleetnas.coordinator.tuning.observations import Observations
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal
 from fleetnas.coordinator.tuning.proposer import patience
-from fleetnas.coordinator.tuning.setting_tuner import TunerPhase
+from fleetnas.coordinator.tuning.setting_tuner import LoneSetting, TunerPhase
 from fleetnas.coordinator.tuning.subnet_observations import QUARANTINE_FAILURES, Run
 from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -32,7 +32,7 @@ from fleetnas.supernet_export.spaces.base import DesignSpace
 REPEATS = 3
 
 
-class SubnetTuner:
+class SubnetTuner(LoneSetting):
     """The measurement of given subnets on one device setting; a `SettingTuner`."""
 
     targets_note = ""

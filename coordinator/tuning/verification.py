@@ -208,6 +208,7 @@ class Verification:
         if run is None:
             state.count_failure()
             return
+        run = run.as_it_ran  # of a class: the board that decides is judged by its own latency
         if state.status is TargetStatus.MET:
             if self._choice.accuracy(genome) > (state.accuracy or 0.0):
                 self._judge_challenge(state, genome, run)

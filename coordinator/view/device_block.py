@@ -73,6 +73,8 @@ def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int
         return [_line(device, width, with_targets=False), *([Segment("  "), *strip] for strip in table)]
     inner = width - 4
     title = [Segment(wording.printable(device.device), BOLD), Segment(f"  {wording.printable(device.setting_label)}")]
+    if device.tags:
+        title.append(Segment(f"  {' '.join(device.tags)}", DIM))
     body = [
         justified(_state(device), _conditions(device), inner),
         justified(_budget(device), _failures(device), inner),

@@ -248,3 +248,28 @@ def test_an_agent_without_a_heartbeat_is_silent_whatever_the_broker_remembers() 
         rows = fleet_rows(observer, None, 35.0, listened_s)
         assert [row["state"] for row in rows] == expected
     assert "start fleetnas-agent" in rows[1]["why"]
+
+
+def test_tags_and_equal_boards_are_shown(shelf: Shelf, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = DeviceProfile(model="Raspberry Pi 4", machine="aarch64", cores=4)
+    for place, name in enumerate(("pi0", "pi1", "alone")):
+        info = AgentInfo(
+            agent=name,
+            session=1,
+            profile=profile,
+            settings=(RuntimeSetting(),),
+            versions={"fleetnas": VERSION},
+            tags=("camera", "class:none") if name == "alone" else ("camera",),
+            host=f"{place:016x}",
+        )
+        shelf.transport.publish(TOPICS.up(name, "info"), encode(info), retain=True)
+        said = AgentState(state="ready", session=1, instance=f"{name}-1")
+        shelf.transport.publish(TOPICS.up(name, "state"), encode(said), retain=True)
+    found = listed(shelf, capsys)
+    assert found["pi0"]["tags"] == ["camera"]
+    assert found["pi0"]["equal_boards"] == found["pi1"]["equal_boards"] == ["pi0", "pi1"]
+    assert found["alone"]["equal_boards"] == []
+    code, out, _ = fleetnas(capsys, "devices", "--broker", str(shelf.broker.address), "--wait", "1.5")
+    assert code == 0
+    assert "one of 2 equal boards" in out
+    assert "tags: camera" in out

@@ -60,6 +60,14 @@ class DecidedSearch:
     space: ClassVar[DesignSpace] = SPACE
     targets_note: str = ""
     quarantined: int = 0
+    board: None = None
+
+    @property
+    def targets_known(self) -> int | None:
+        return len(self.targets) or None
+
+    def leave(self) -> None:
+        """There is nobody to take over."""
 
     @property
     def decided(self) -> list[TargetState]:

@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.report.artifacts import WinnerCard
 from fleetnas.coordinator.report.results import (
     BaselineResult,
+    BoardResult,
     ComparisonResult,
     DeviceResult,
     FailureResult,
@@ -44,6 +45,7 @@ def documented(heading: str) -> set[str]:
         ("`supernet`", SupernetResult),
         ("`fleet[]`", DeviceResult),
         ("`fleet[].predictor` and `fleet[].learning[]`", LearningResult),
+        ("`fleet[].board`", BoardResult),
         ("`fleet[].quality`", QualityResult),
         ("`fleet[].regimes[]`", RegimeResult),
         ("`fleet[].targets[]`", TargetResult),

@@ -60,14 +60,14 @@ BOUNDS = {name for name in PLAN if name.startswith("--max-")}
 KINDS = {
     "fleet": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING),
-        OUTPUTS | PLAN | HERE | FLEET | BASELINES | {"--wait-for"},
+        OUTPUTS | PLAN | HERE | FLEET | BASELINES | {"--wait-for", "--no-pool"},
     ),
     "resumed": (("--broker", "127.0.0.1", "--resume", "run-1"), OUTPUTS | HERE | FLEET),
     "local": (("--local", "--targets", "5", "--supernet", MISSING), OUTPUTS | PLAN | HERE | LOCAL | BASELINES),
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
     "dry-run": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING, "--dry-run"),
-        {"--json"} | PLAN | IMAGES | FLEET | BASELINES | {"--supernet", "--wait-for"},
+        {"--json"} | PLAN | IMAGES | FLEET | BASELINES | {"--supernet", "--wait-for", "--no-pool"},
     ),
     "offline": (
         ("--offline", "--targets", "5"),
@@ -96,6 +96,7 @@ CHOICES = {"--offline", "--local", "--resume", "--card", "--dry-run"}
 #: Used beside or without certain others, see below.
 WITH_ANOTHER = {
     *("--cool-for", "--metrics-address", "--credentials", "--selection-images", "--worst-case", "--weights"),
+    "--verify-boards",
 }
 
 

@@ -102,6 +102,10 @@ class HiddenDevice:
         wave = 1 + 0.02 * np.sin(7.0 * float(genomes[0] @ np.arange(SPACE.gene_count)))
         return float((_FEATURES.features(genomes) @ self._weights)[0] * wave)
 
+    def reseed(self, copy: int) -> None:
+        """Give a copy of the device noise of its own."""
+        self._rng = np.random.default_rng([copy, 3])
+
     def measure(self, task: MeasureTask, finished_unix_s: float) -> Measurement:
         median = self.latency_ms(task.architecture) * float(np.exp(self._rng.normal(0, self._noise)))
         return measurement(median, file_sha256(task.architecture, task.calibration), finished_unix_s)

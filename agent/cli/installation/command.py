@@ -28,6 +28,7 @@ def add_install_options(install: argparse.ArgumentParser) -> None:
     install.add_argument("--name", help="this agent's name in the fleet (default: the host's name)")
     install.add_argument("--fleet", help="which fleet to join (default: default)")
     install.add_argument("--setting", action="append", metavar="SETTING", help="a setting to offer, as for `run`")
+    install.add_argument("--tag", action="append", metavar="TAG", help="a name of this device, as for `run`")
     install.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="write below DIR, start nothing")
     install.add_argument("--no-start", action="store_true", help="enable the service, but do not start it now")
 
@@ -42,10 +43,13 @@ def install_command(options: argparse.Namespace) -> int:
     """Install the service and print each step; return the exit code."""
     from fleetnas.agent.cli.installation.layout import Installation
     from fleetnas.agent.cli.installation.service import install, run_program
+    from fleetnas.agent.cli.tags import parse_tags
 
     values = {key: str(getattr(options, key)) for key in _KEYS if getattr(options, key)}
     if options.setting:
         values["settings"] = "\n".join(options.setting)
+    if options.tag:
+        values["tags"] = ", ".join(parse_tags(options.tag))
     done = install(Installation(options.root), values, start=not options.no_start, run=run_program)
     sys.stdout.write("".join(f"{line}\n" for line in done))
     return 0

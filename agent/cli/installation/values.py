@@ -14,6 +14,7 @@ from pathlib import Path
 from fleetnas.agent.cli.configuration import KEYS, SECTION, settings_of
 from fleetnas.agent.cli.installation.layout import USER
 from fleetnas.agent.cli.options import DEFAULT_FLEET, broker_address, with_credentials
+from fleetnas.agent.cli.tags import parse_tags
 from fleetnas.agent.runtimes.settings import parse_setting
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.topics import Topics, check_name
@@ -52,6 +53,7 @@ def checked_values(values: Mapping[str, str], *, staged: bool) -> dict[str, str]
     chosen = settings_of(checked)
     for text in chosen:
         parse_setting(text)
+    parse_tags([checked.get("tags", "")])
     parser = configparser.ConfigParser(interpolation=None)
     parser.read_string(configuration_text(checked))
     if settings_of(parser[SECTION]) != chosen or any(

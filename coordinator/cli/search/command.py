@@ -185,7 +185,7 @@ def _refuse_useless(
     if run.resume is None and run.calibration_images is None and run.evaluation_images is None:
         options.refuse(context, ("some_classes",), "--some-classes is about folders of images, and none is given")
     if local:
-        fleets = (*names(ConnectionOptions), *names(FleetOptions), "wait_for")
+        fleets = (*names(ConnectionOptions), *names(FleetOptions), "wait_for", "no_pool", "verify_boards")
         options.refuse(context, fleets, "--local has neither broker nor fleet")
     else:
         options.refuse(
@@ -203,6 +203,8 @@ def _refuse_useless(
         kept = (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions), *names(BaselineOptions))
         options.refuse(context, kept, "a resumed run keeps what it began with")
         return
+    if plan.no_pool:
+        options.refuse(context, ("verify_boards",), "--no-pool makes no class of equal boards")
     if not plan.rerank:
         options.refuse(context, ("selection_images",), _RERANK_ADVICE)
     if measuring.conditions != "cool":

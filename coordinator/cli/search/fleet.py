@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleetnas.coordinator.cli.connection import ConnectionOptions
-from fleetnas.coordinator.cli.search.plan import agent_names
 from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ class FleetOptions:
         typer.Option(
             "--devices",
             metavar="NAME,...",
-            help="Agents that take part (default: all; resumed: those of the run, and these).",
+            help="Agents that take part, such as pi5,pi4-*,tag:camera (default: all; resumed: those of the run, and "
+            "these).",
         ),
     ] = None
     mirror: Annotated[
@@ -47,8 +47,10 @@ class FleetOptions:
     ] = False
 
     def agents(self) -> tuple[str, ...]:
-        """Parse the agents that take part; empty: all, or those of a resumed run."""
-        return agent_names(self.devices, "--devices")
+        """Parse the patterns of agents that take part; empty: all, or those of a resumed run."""
+        from fleetnas.coordinator.records.device_patterns import parse_patterns
+
+        return parse_patterns(self.devices, "--devices")
 
     def access(self, options: ConnectionOptions) -> FleetAccess:
         """Parse the way to the fleet; `UsageError` names the option that cannot be used."""

@@ -71,6 +71,23 @@ class PlanOptions:
     ] = None
     profile_winners: options.ProfileWinners = False
 
+    no_pool: Annotated[
+        bool,
+        typer.Option(
+            "--no-pool",
+            help="Search every board by itself: equal boards are one device otherwise (see docs/pooling.md).",
+        ),
+    ] = False
+    verify_boards: Annotated[
+        int | None,
+        typer.Option(
+            "--verify-boards",
+            metavar="M",
+            min=1,
+            help="Boards of a class of equal ones that verify each target, drawn at random (default: all).",
+        ),
+    ] = None
+
     def plan(self, bounds: Bounds, devices: tuple[str, ...], measuring: MeasuringOptions) -> CampaignPlan:
         """Make the plan of a new run; `UsageError` names the option that cannot be used."""
         from fleetnas.coordinator.records.plan import CampaignPlan
@@ -93,6 +110,8 @@ class PlanOptions:
             prior_without=agent_names(self.prior_without, "--prior-without"),
             devices=devices,
             profile_winners=self.profile_winners,
+            pool=not self.no_pool,
+            verify_boards=self.verify_boards,
             **measuring.fields(),
         )
 
