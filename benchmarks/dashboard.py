@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 from figures import Figures, parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -54,7 +55,7 @@ class FilledStore:
         fields = settings.model_dump(mode="json")
         self.store.create_run(RunRecord(run_id, "bench", "x.supernet", "b" * 64, fields, created_unix_s))
         self.store.put_devices([self._device(run_id, number) for number in range(DEVICES)])
-        architecture = SPACE.decode(SPACE.smallest()[None])[0]
+        architecture = SPACE.decode(SPACE.smallest())[0]
         self.store.put_winners(
             [
                 WinnerRecord(
@@ -112,13 +113,18 @@ def seconds(served: Dashboard, path: str, etag: str = "", *, status: int = 200) 
     return took, answer.headers["etag"], len(answer.body)
 
 
-def first_pages(file: Path, paths: Sequence[str]) -> list[float]:
-    """Times of the first answers of fresh processes, medians; the list of runs is read first."""
-    found = []
+def first_pages(file: Path, paths: Sequence[str]) -> list[tuple[float, float]]:
+    """Time and processor time of the first answers of fresh processes, medians; the list of runs is read first."""
+    times: list[list[float]] = [[] for _ in paths]
+    busy: list[list[float]] = [[] for _ in paths]
     for _ in range(STARTS):
         with dashboard(file) as served:
-            found.append([seconds(served, path)[0] for path in paths])
-    return [statistics.median(times) for times in zip(*found, strict=True)]
+            process = psutil.Process(served.process.pid)
+            for number, path in enumerate(paths):
+                before = sum(process.cpu_times()[:2])
+                times[number].append(seconds(served, path)[0])
+                busy[number].append(sum(process.cpu_times()[:2]) - before)
+    return [(statistics.median(t), statistics.median(b)) for t, b in zip(times, busy, strict=True)]
 
 
 def updates(file: Path, path: str, filled: FilledStore, run_id: str, new: int) -> tuple[float, float]:
@@ -151,8 +157,9 @@ def main() -> int:
         paths = ("/", "/runs/busy", f"/runs/busy/devices/device-0/{SETTING.label}")
         names = ("list", "run", "device")
         times, least = first_pages(full_file, paths), first_pages(empty_file, paths)
-        for name, took, empty_took in zip(names, times, least, strict=True):
+        for name, (took, busy), (empty_took, _) in zip(names, times, least, strict=True):
             figures.add(f"first_{name}_page_seconds", took, "< 1")
+            figures.add(f"first_{name}_page_processor_seconds", busy)
             figures.add(f"first_{name}_page_ratio_to_empty", took / empty_took)
         changed, unchanged = updates(full_file, "/runs/busy", full, "busy", NEW)
         _, empty_unchanged = updates(empty_file, "/runs/busy", empty, "busy", 0)

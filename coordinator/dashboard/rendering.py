@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -84,6 +85,7 @@ class Renderer:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            auto_reload=False,
         )
         environment.filters.update(
             ms=wording.latency,
@@ -92,6 +94,7 @@ class Renderer:
             target_text=_target_text,
             target_status=wording.target_status,
             target_accuracy=wording.target_accuracy,
+            breakable=_breakable,
             iso=_iso,
             utc=_utc,
         )
@@ -106,6 +109,8 @@ class Renderer:
             version=metadata.version("fleetnas"),
             assets={name.rpartition(".")[2].replace("svg", "icon"): address_of_asset(name) for name in ASSETS},
         )
+        for name in environment.list_templates(extensions=("j2",)):
+            environment.get_template(name)  # compiled now, and not while the first reader waits
         environment.globals["m"] = environment.get_template("macros.html.j2").module
 
     def parts(self, template: str, names: Sequence[str], values: Mapping[str, Any]) -> tuple[Part, ...]:
@@ -154,6 +159,12 @@ def address_of_asset(name: str) -> str:
 
 def _target_text(target: TargetSnapshot) -> str:
     return target_name(target.target_ms, target.subnet) or "–"
+
+
+def _breakable(text: str) -> Markup:
+    """Let a long name break behind its slashes and underscores."""
+    pieces = re.split(r"(?<=[/_])", text)
+    return Markup("<wbr>").join(pieces)
 
 
 def _iso(unix_s: float) -> str:

@@ -48,7 +48,7 @@ class RunReader:
         self._points: dict[SettingKey, list[Point]] = {}
         self._failures: dict[SettingKey, list[Failure]] = {}
         self._known: set[str] = set()
-        self._events: deque[tuple[float, str]] = deque(maxlen=MOST_EVENTS)
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self._ended: RunStatus | None = None
         self._state: RunState | None = None
         self._version = 0
@@ -91,7 +91,7 @@ class RunReader:
             winners=winners,
             points={key: tuple(found) for key, found in self._points.items()},
             failures={key: tuple(found) for key, found in self._failures.items()},
-            events=tuple(self._events),
+            events=tuple((event.at_s, line) for event in self._events for line in event_lines(event)),
         )
 
     def _with_published(self, state: RunState) -> RunState:
@@ -112,12 +112,12 @@ class RunReader:
             self._points.setdefault(key, []).append(point_of(found, found.outcome))
 
     def _take_event(self, event: Event) -> bool:
-        """Keep the lines of an event; False where it is known, as a feed repeats the end of a run with every poll."""
+        """Keep an event; False where it is known, as a feed repeats the end of a run with every poll."""
         if isinstance(event, CampaignFinished):
             if self._ended is event.status:
                 return False
             self._ended = event.status
-        self._events.extend((event.at_s, line) for line in event_lines(event))
+        self._events.append(event)
         return True
 
 

@@ -58,7 +58,8 @@ class OutcomeTable:
         """
         wanted = self._select.where(TaskRow.run_id == run_id).where(OutcomeRow.outcome_id > after)
         with self._database.reading() as session:
-            return list(readable(session.execute(wanted), _outcome))
+            # By the connection: the session would look at each row as at one of objects.
+            return list(readable(session.connection().execute(wanted), _outcome))
 
 
 def _outcome(row: Row[Any]) -> OutcomeRecord:

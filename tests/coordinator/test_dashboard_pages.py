@@ -64,7 +64,7 @@ def rig() -> Iterator[PageRig]:
 
 def text_of(page: Page, part: str = "") -> str:
     html = " ".join(str(each.html) for each in page.parts if part in ("", each.name))
-    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+    return " ".join(re.sub(r"<[^>]*>", " ", html.replace("<wbr>", "")).split())
 
 
 def names(page: Page, etag: str) -> list[str]:
