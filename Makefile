@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo own-task test lint format docs clean emulated-arm64 emulated-armhf
+.PHONY: help demo own-task test lint format docs wheel clean emulated-arm64 emulated-armhf
 
 help:
 	@echo "make demo    set up without torch, then search three device settings on this machine (2 to 4 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test    set up with everything, then lint and test"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
+	@echo "make wheel   write the wheel to dist, for devices and containers"
 	@echo "make docs    build the site, with the pages of the Python interface, in build/docs"
 	@echo "make emulated-arm64, make emulated-armhf"
 	@echo "             install and run the agent on an emulated Raspberry Pi (needs root; see docs/development.md)"
@@ -67,6 +68,13 @@ format: $(VENV)/.test-ready
 docs: $(VENV)/.test-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir build/docs
 	$(BIN)/python docs/api_pages.py build/docs/api
+
+# setuptools leaves files behind where it builds: one that was removed from the sources would still be in the wheel.
+wheel: $(BIN)/python
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist .
+	@rm -rf build/lib build/bdist.*
+	@ls dist/*.whl
 
 clean:
 	rm -rf $(VENV) *.egg-info build dist fleetnas-out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

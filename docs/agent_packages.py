@@ -56,7 +56,8 @@ def main() -> None:
             print(f"| {name} | {version} | {columns} | {'agent' if name in light else 'litert'} |")
         for extras in EXTRAS:
             total = [sum(sizes[machine, name] for name in found[extras, machine]) for machine in MACHINES]
-            print(f"| **`fleetnas[{extras}]`** | | {' | '.join(f'**{size:.0f}**' for size in total)} | |")
+            noun = "extras" if "," in extras else "extra"
+            print(f"| **{noun} `{extras}`** | | {' | '.join(f'**{size:.0f}**' for size in total)} | |")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.installing import install_package
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.calibration.blob import Calibration, load_calibration
@@ -44,6 +45,6 @@ def emit(graph: Graph, runtime: str, ranges: Ranges | None = None, *, batch: int
         from fleetnas.supernet_export.emitters.onnx_int8 import emit_int8_onnx
     except ImportError as error:
         raise RuntimeUnavailableError(
-            f"building ONNX models needs the onnx package ({error}); run: pip install 'fleetnas[agent]'"
+            f"building ONNX models needs the onnx package ({error}); run: {install_package('onnx')}"
         ) from error
     return emit_onnx(graph, batch=batch) if ranges is None else emit_int8_onnx(graph, ranges, batch=batch)

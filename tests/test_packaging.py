@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
 from rigs import distributions, waiting
 from rigs.distributions import Distributions
+
+from fleetnas.coordinator.app.own_wheel import own_wheel
 
 #: One worker builds the distributions and installs them.
 pytestmark = pytest.mark.xdist_group("packaging")
@@ -65,6 +69,51 @@ def test_a_clone_has_the_links_to_the_packages(tmp_path: Path) -> None:
     for name in distributions.PACKAGES:
         assert (tmp_path / "clone" / "fleetnas" / name).readlink() == Path("..") / name
         assert (tmp_path / "clone" / "fleetnas" / name / "__init__.py").is_file()
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_a_checkout_gives_devices_what_a_release_would(built: Distributions, tmp_path: Path) -> None:
+    own = own_wheel()
+    path = tmp_path / own.name
+    path.write_bytes(own.content)
+    assert own.content == own_wheel().content  # and so has the same hash
+    assert re.fullmatch(r"0\.1\.0\+[0-9a-f]{10}", own.version) is not None
+    held, released = contents(path), contents(built.wheel)
+    assert {name: text for name, text in held.items() if ".dist-info/" not in name} == {
+        name: text for name, text in released.items() if ".dist-info/" not in name
+    }
+    folder, release = (f"fleetnas-{version}.dist-info" for version in (own.version, "0.1.0"))
+    assert held[f"{folder}/entry_points.txt"] == released[f"{release}/entry_points.txt"]
+    assert f"\nVersion: {own.version}\n".encode() in held[f"{folder}/METADATA"]
+    assert {name.partition("/")[2] for name in held if folder in name} == {
+        name.partition("/")[2] for name in released if release in name
+    }
+
+
+def test_an_installed_wheel_is_packed_again_as_it_was(built: Distributions, python: Path, tmp_path: Path) -> None:
+    program = (
+        "from fleetnas.coordinator.app.own_wheel import own_wheel, own_version; wheel = own_wheel(); "
+        "assert wheel.version == own_version() == '0.1.0'; open(wheel.name, 'wb').write(wheel.content)"
+    )
+    run = waiting.run([str(python), "-c", program], cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    (again,) = tmp_path.glob("*.whl")
+    assert again.name == built.wheel.name
+    held, released = contents(again), contents(built.wheel)
+    assert set(held) == set(released)
+    of_the_packer = ("/RECORD", "/WHEEL")
+    assert {name: text for name, text in held.items() if not name.endswith(of_the_packer)} == {
+        name: text for name, text in released.items() if not name.endswith(of_the_packer)
+    }
+    environment = tmp_path / "environment"
+    waiting.run([sys.executable, "-m", "venv", "--without-pip", str(environment)]).check_returncode()
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python"), "install", "--quiet"]
+    waiting.run([*pip, "--no-deps", "--no-index", str(again)]).check_returncode()  # pip checks RECORD's hashes
+    assert (environment / "bin" / "fleetnas-agent").is_file()
 
 
 @pytest.mark.parametrize("program", ["fleetnas", "fleetnas-agent"])

@@ -72,6 +72,15 @@ def _status() -> tuple[_AddOptions, dict[str, Any]]:
     return add_status_options, {"description": "Read the state folder; disturb nothing."}
 
 
+def _configure() -> tuple[_AddOptions, dict[str, Any]]:
+    from fleetnas.agent.cli.configure import add_configure_options
+
+    return add_configure_options, {
+        "description": "Write broker, login, fleet, name and settings to the configuration file, beside what it has; "
+        "`run` and `doctor` need no options then."
+    }
+
+
 def _install() -> tuple[_AddOptions, dict[str, Any]]:
     from fleetnas.agent.cli.installation.command import add_install_options
 
@@ -91,6 +100,7 @@ _COMMANDS = {
     "bench": _Command("measure a model file", _bench),
     "doctor": _Command("find out what keeps this device from measuring", _doctor),
     "status": _Command("show the agents of this host and their results", _status),
+    "configure": _Command("write this agent's configuration file", _configure),
     "install-service": _Command("run the agent as a systemd service", _install),
     "uninstall-service": _Command("remove the systemd service", _uninstall),
 }

@@ -26,6 +26,7 @@ from fleetnas.agent.runtimes.phone import describe_phone, read_phone_conditions
 from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 
 #: Path of `benchmark_model` on the phone.
@@ -193,8 +194,8 @@ def _own_shapes(own: ModelFile) -> dict[str, Shape]:
         return choose_shapes(declared, own.input_shapes)
     if "" in own.input_shapes:
         raise UsageError(
-            "the names of the model's inputs cannot be read here; give --input-shape NAME=SHAPE, or run: pip install "
-            "'fleetnas[litert]'"
+            "the names of the model's inputs cannot be read here; give --input-shape NAME=SHAPE, or run: "
+            + install_extra("litert")
         )
     return dict(own.input_shapes)
 

@@ -11,6 +11,7 @@ from typing import Any
 from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape
 from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_package
 
 _BLOCK_BYTES = 1 << 20
 
@@ -111,7 +112,7 @@ def parse_onnx(content: bytes) -> Any:
         import onnx
     except ImportError as error:
         raise MissingDependencyError(
-            f"reading ONNX models needs the onnx package ({error}); run: pip install 'fleetnas[agent]'"
+            f"reading ONNX models needs the onnx package ({error}); run: {install_package('onnx')}"
         ) from error
     try:
         return onnx.load_model_from_string(content)

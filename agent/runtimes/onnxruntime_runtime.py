@@ -18,6 +18,7 @@ from fleetnas.agent.runtimes.layer_profile import read_layers, run_to_profile
 from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.fleet_protocol.layer_times import LayerTime
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.interpreters.onnxruntime import EXACT_INT8, import_onnxruntime
@@ -249,7 +250,7 @@ def _import() -> Any:
         return import_onnxruntime()
     except ImportError as error:
         raise RuntimeUnavailableError(
-            f"onnxruntime cannot be imported ({_one_line(error)}); run: pip install 'fleetnas[agent]'"
+            f"onnxruntime cannot be imported ({_one_line(error)}); run: {install_extra('agent')}"
         ) from error
 
 

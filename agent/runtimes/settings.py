@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from fleetnas.fleet_protocol.error_text import first_fault
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 #: Runtimes that load a model into the measuring child, and those that drive another program.
@@ -55,8 +56,8 @@ def installed_runtime() -> str:
         if util.find_spec(module) is not None:
             return runtime
     raise NoRuntimeError(
-        "no runtime is installed that could run a model; run: pip install 'fleetnas[agent]' for onnxruntime, or "
-        "pip install 'fleetnas[litert]' for LiteRT"
+        f"no runtime is installed that could run a model; run: {install_extra('agent')} for onnxruntime, or "
+        f"{install_extra('litert')} for LiteRT"
     )
 
 

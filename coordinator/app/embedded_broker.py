@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import MissingDependencyError, TransportError
+from fleetnas.fleet_protocol.installing import install_package
 from fleetnas.fleet_protocol.transports.base import DEFAULT_PORT, BrokerAddress
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _make_broker(host: str, port: int) -> Broker:
         from amqtt.broker import Broker
     except ImportError as error:
         raise MissingDependencyError(
-            f"the embedded broker needs amqtt ({error}); run: pip install 'fleetnas[coordinator]'"
+            f"the embedded broker needs amqtt ({error}); run: {install_package('amqtt')}"
         ) from error
     for name in ("amqtt", "transitions"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

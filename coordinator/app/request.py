@@ -9,10 +9,9 @@ from pathlib import Path
 from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 from fleetnas.coordinator.records.plan import CampaignPlan, RunKind
+from fleetnas.coordinator.records.run_connection import RunConnection
+from fleetnas.coordinator.records.run_names import LATEST as LATEST
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
-
-#: In place of a run's id: the fleet's latest run that was interrupted.
-LATEST = "latest"
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,11 @@ class FleetAccess:
     signing_key: bytes | None = field(default=None, repr=False)
     """Ed25519 key that signs tasks, where the agents' credentials ask for that."""
     credentials: Path | None = None
-    """File that the other fields were read from; named in the command that resumes the run."""
+    """File that the other fields were read from; stored with the run."""
+    password_file: Path | None = None
+    """File of the login's password; stored with the run, which the password itself is not."""
+    origin: str = ""
+    """Words on where the broker's address is configured, for errors."""
     mirror: str | None = None
     """URL of a folder where agents may fetch the bundle instead of through the broker."""
     bundle_rate_bytes_per_s: float = DEFAULT_RATE_BYTES_PER_S
@@ -33,6 +36,24 @@ class FleetAccess:
     """Number of agents that receive a bundle through the broker at the same time."""
     share: bool = False
     """Share the agents' task messages with the fleet's other coordinators."""
+
+    @property
+    def kept(self) -> RunConnection:
+        """The way to the fleet as a run keeps it."""
+        broker = self.broker
+        return RunConnection(
+            broker=str(broker),
+            credentials=_absolute(self.credentials),
+            username=broker.username if self.credentials is None else None,
+            password_file=_absolute(self.password_file),
+            ca_file=_absolute(broker.ca_file),
+            certificate_file=_absolute(broker.certificate_file),
+            key_file=_absolute(broker.key_file),
+            mirror=self.mirror,
+            bundle_rate_bytes_per_s=self.bundle_rate_bytes_per_s,
+            bundles_at_once=self.bundles_at_once,
+            share=self.share,
+        )
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,8 @@ class NewRun:
     plan: CampaignPlan
     card: Path | None = None
     """Model card to rewrite once its target is met: of a plan with one given subnet."""
+    name: str | None = None
+    """Name of the run, beside its id."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class ResumedRun:
     """A stored run to go on with."""
 
     run: str = LATEST
-    """Id of the run, or `LATEST`."""
+    """Id, name or beginning of one of these, or `LATEST`."""
     supernet: Path | None = None
     """The same bundle at another path; None: where it was."""
     devices: tuple[str, ...] = ()
@@ -97,3 +120,14 @@ class SearchRequest:
     def kind(self) -> RunKind:
         """Whether subnets are searched, or given ones measured: the command that resumes the run."""
         return self.run.plan.kind if isinstance(self.run, NewRun) else self.run.kind
+
+    @property
+    def connection(self) -> RunConnection:
+        """The way to the run's devices, as the run keeps it."""
+        if isinstance(self.devices_at, LocalDevice):
+            return RunConnection(local=True, state_folder=_absolute(self.devices_at.state_folder))
+        return self.devices_at.kept
+
+
+def _absolute(path: Path | str | None) -> str | None:
+    return str(Path(path).absolute()) if path is not None else None

@@ -31,6 +31,8 @@ class ChosenRun:
     settings: RunSettings
     bundle: SupernetBundle
     resumed: bool
+    name: str | None = None
+    """Of a new run, chosen by its user."""
 
     @property
     def out(self) -> Path | None:
@@ -62,6 +64,7 @@ class ChosenRun:
             self.bundle.sha256,
             self.settings.model_dump(mode="json"),
             self.created_unix_s,
+            name=self.name,
         )
 
 
@@ -75,9 +78,11 @@ def choose_run(request: SearchRequest, fleet: str, store: MeasurementStore) -> C
     """
     if isinstance(request.run, NewRun):
         _check_distrusted(request.run.plan, store)
+        if request.run.name is not None:
+            store.named_runs.check_free(request.run.name)
         bundle = SupernetBundle.open(request.run.supernet)
         settings = new_settings(request.run, request, bundle, store.distrusted())
-        return ChosenRun(new_run_id(), time.time(), settings, bundle, False)
+        return ChosenRun(new_run_id(), time.time(), settings, bundle, False, request.run.name)
     stored = claimed_run(store, request.run.run, fleet, request.run.kind)
     settings = resumed_settings(request.run, request, stored)
     bundle = SupernetBundle.open(settings.supernet_path)
@@ -94,17 +99,17 @@ def new_run_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
-def claimed_run(store: MeasurementStore, which: str, fleet: str, kind: RunKind = "search") -> RunRecord:
-    """Claim a stored run by its id, or with `LATEST` the fleet's latest interrupted one that no coordinator drives.
+def claimed_run(store: MeasurementStore, which: str, fleet: str | None, kind: RunKind = "search") -> RunRecord:
+    """Claim the stored run that a user names, or with `LATEST` the latest interrupted one that no coordinator drives.
 
-    `kind` is that of the latest run; one that is named may be of any kind.
+    `fleet` and `kind` are those of the latest run; None: of any fleet. One that is named may be of any.
     """
     if which != LATEST:
-        run = store.run(which)
+        run = store.named_runs.find(which)
         if not store.claim_run(run.run_id):
             raise UsageError(f"another coordinator works on run {run.run_id}; end that one first, or start a new run")
         return run
-    runs = [run for run in store.runs() if run.fleet == fleet and kind_of(run) == kind]
+    runs = [run for run in store.runs() if fleet in (None, run.fleet) and kind_of(run) == kind]
     for run in reversed(runs):
         # A run that no device joined has nothing to resume.
         if run.status in _RESUMABLE and store.devices(run.run_id) and store.claim_run(run.run_id):
@@ -112,9 +117,10 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str, kind: RunKind =
     ended = [run for run in runs if run.status not in _RESUMABLE]
     latest = f"; the latest that ended is {ended[-1].run_id} ({ended[-1].status}), see --resume RUN" if ended else ""
     sought = "run" if kind == "search" else "measurement"
+    of_fleet = f" of fleet {fleet!r}" if fleet is not None else ""
     raise UsageError(
-        f"the store {store.url} holds no interrupted {sought} of fleet {fleet!r} that nobody works on{latest}; "
-        "`fleetnas runs` lists them all"
+        f"the store {store.url} holds no interrupted {sought}{of_fleet} that nobody works on{latest}; `fleetnas runs` "
+        "lists them all"
     )
 
 
@@ -151,6 +157,7 @@ def new_settings(
         out=_text(request.out),
         card=_text(run.card),
         versions=_versions(),
+        connection=request.connection,
     )
 
 

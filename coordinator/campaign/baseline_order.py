@@ -6,10 +6,12 @@ from typing import Any
 
 from fleetnas.coordinator.campaign.baseline_row import BaselineRow
 from fleetnas.coordinator.fleet.blob_server import BlobServer
+from fleetnas.coordinator.fleet.task_dispatcher import REMEASURE_WAIT_S
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.precision import protocol_for
 from fleetnas.coordinator.tuning.needed_precision import VERIFICATION
+from fleetnas.coordinator.tuning.proposer import WAIT_ABOVE
 from fleetnas.fleet_protocol.messages import TaskKey
 from fleetnas.fleet_protocol.orders import MeasurementTask, MeasureTask, ModelTask
 
@@ -29,9 +31,12 @@ def order_of(
         "setting": row.setting_run.setting,
         "protocol": protocol_for(plan.protocol, VERIFICATION if plan.precision == "auto" else None),
         "condition": plan.conditions,
-        "wait_s": plan.cool_s if plan.conditions == "cool" else 0.0,
         "deadline_s": plan.deadline_s,
     }
+    if plan.conditions == "cool":
+        common["wait_s"] = plan.cool_s
+    elif row.waits:
+        common |= {"wait_s": REMEASURE_WAIT_S, "wait_above": WAIT_ABOVE}
     if row.baseline.file is not None:
         return ModelTask(model=row.baseline.file.reference, **common)
     assert row.prepared is not None

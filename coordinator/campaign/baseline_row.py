@@ -12,6 +12,7 @@ from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, Winner
 from fleetnas.coordinator.records.baselines import Baseline, BaselineRecord
 from fleetnas.coordinator.records.events import BaselineMeasured
 from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES
 from fleetnas.coordinator.tuning.subnet_tuner import REPEATS
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.messages import Result
@@ -137,12 +138,19 @@ class BaselineRow:
             return replace(record, reason=reason, done=True)
         known = [each for each in (record.memory_bytes, result.memory_bytes) if each is not None]
         measurements = (*record.measurements, measured)
+        calm = any(each.quality != "slowed" for each in measurements)
         return replace(
             record,
             measurements=measurements,
             memory_bytes=max(known, default=None),
-            done=len(measurements) >= REPEATS,
+            # Further ones wait for a fast device, where it was slowed in all of the first.
+            done=len(measurements) >= (REPEATS if calm else REPEATS + DISTURBED_TRIES),
         )
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next measurement waits for a fast device."""
+        return len(self.record.measurements) >= REPEATS
 
     def event(self, at_s: float) -> BaselineMeasured:
         """Return the event of a row that is done, which ended at `at_s`, Unix seconds."""

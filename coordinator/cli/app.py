@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fleetnas.coordinator.cli.command_classes import CommandApp
+from fleetnas.coordinator.cli.configuration import choose_file
 from fleetnas.coordinator.cli.lazy import CommandEntry, LazyGroup
 
 #: In the order in which they are used, as the help lists them. A summary is the first sentence of the command's help.
@@ -34,6 +36,7 @@ COMMANDS = {
     "mirror": CommandEntry("mirror", "Put a supernet into a folder of a web server, for agents."),
     "predictor": CommandEntry("predictor", "Latency predictors."),
     "broker": CommandEntry("broker", "Run the embedded MQTT broker until Ctrl-C."),
+    "installer": CommandEntry("installer", "Serve this fleetnas to devices, until Ctrl-C."),
     "enroll": CommandEntry("security", "Issue one agent's credentials, as a single file."),
     "revoke": CommandEntry("security", "Shut an agent out of the fleet."),
     "sign": CommandEntry("security", "Sign a file that is fetched another way."),
@@ -92,6 +95,15 @@ def _fleetnas(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="Settings of all commands (default: $FLEETNAS_CONFIG, else ~/.config/fleetnas/fleetnas.toml, else "
+            "/etc/fleetnas/fleetnas.toml).",
+        ),
+    ] = None,
     install_completion: Annotated[
         bool,
         typer.Option(
@@ -112,3 +124,4 @@ def _fleetnas(
     ] = False,
 ) -> None:
     del version, install_completion, show_completion
+    choose_file(config)

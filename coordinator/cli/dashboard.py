@@ -17,6 +17,7 @@ from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_extra
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.dashboard.figures import CurvePoint
@@ -115,7 +116,7 @@ def _check_installed() -> None:
     for package in ("starlette", "uvicorn"):
         if find_spec(package) is None:
             raise MissingDependencyError(
-                f"the dashboard needs {package}, which is not installed; run `pip install 'fleetnas[dashboard]'`"
+                f"the dashboard needs {package}, which is not installed; run: {install_extra('dashboard')}"
             )
 
 

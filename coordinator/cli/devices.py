@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fleetnas.coordinator.app.own_wheel import own_version
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command
 from fleetnas.coordinator.cli.quantities import seconds
+from fleetnas.coordinator.monitoring.versions import is_out_of_date
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 
@@ -87,7 +89,7 @@ def devices(
         return
     if trust.store is not None:
         raise UsageError("--store goes with --distrust or --trust; who is in the fleet is asked of the broker alone")
-    if authority is not None and connection.broker is None and connection.credentials is None:
+    if authority is not None and not connection.names_a_broker:
         connection = replace(connection, credentials=authority / "coordinator.credentials")
     from fleetnas.coordinator.view.output import output_console
 
@@ -121,7 +123,8 @@ def _observed(found_at: Connection, wait_s: float) -> FleetObserver:
     transport = MqttTransport(found_at.broker, f"devices-{secrets.token_hex(4)}")
     observer = FleetObserver(Topics(found_at.fleet))
     try:
-        observer.listen(transport, wait_s, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
+        with found_at.told_origin():
+            observer.listen(transport, wait_s, time.monotonic, on_start=lambda: transport.wait_connected(_CONNECT_S))
     finally:
         transport.close()
     return observer
@@ -194,11 +197,9 @@ def fleet_rows(
         listened_s: duration of listening, seconds. An agent that is silent for longer than a heartbeat is `silent`,
             whatever state the broker retains of it.
     """
-    from importlib import metadata
-
     from fleetnas.coordinator.records.equal_boards import classes_of
 
-    version = metadata.version("fleetnas")
+    version = own_version()
     agents = fleet_observer.registry.agents
     equal = classes_of(entry.info for entry in agents.values() if entry.info is not None)
     rows = []
@@ -239,6 +240,8 @@ def fleet_rows(
                 "last_seen_s_ago": None if seen is None else round(now_s - seen, 1),
                 "model": info.profile.model if info else None,
                 "settings": [setting.label for setting in info.settings] if info else [],
+                "version": info.versions.get("fleetnas") if info else None,
+                "out_of_date": info is not None and is_out_of_date(info, version),
                 "tags": list(info.tags) if info else [],
                 "equal_boards": list(equal.get(name, ())),
                 "temperature_c": entry.conditions.temperature_c if entry is not None else None,

@@ -26,7 +26,10 @@ def export_data(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE|DIR", help="Into a folder: measurements.csv or .parquet.")
     ],
-    run: Annotated[list[str] | None, typer.Option("--run", metavar="RUN", help="Only this run; repeatable.")] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--run", metavar="RUN", help="Only this run: an id, a name, `latest`; may be repeated."),
+    ] = None,
     device: Annotated[
         list[str] | None, typer.Option("--device", metavar="NAME", help="Only this device; repeatable.")
     ] = None,
@@ -62,9 +65,10 @@ def export_data(
         check_file("--parameters", parameters, ".json")
     opened = options.open_to_read(store)
     try:
-        count = write_rows(exported_rows(opened, run or (), device or ()), fields, output, cast(Format, chosen))
+        runs = list(dict.fromkeys(opened.named_runs.find(text).run_id for text in run or ()))
+        count = write_rows(exported_rows(opened, runs, device or ()), fields, output, cast(Format, chosen))
         if parameters is not None:
-            write_atomically(parameters, _hardware(opened, run or (), device or ()))
+            write_atomically(parameters, _hardware(opened, runs, device or ()))
     finally:
         opened.close()
     typer.echo(f"{output}: {count:,} measurements")

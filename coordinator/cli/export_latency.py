@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export_latency(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, as `fleetnas runs` lists them.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=options.RUN_HELP)],
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="A device of the run.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder that the files go into.")],
     setting: Annotated[
@@ -44,7 +44,7 @@ def export_latency(
 
     opened = options.open_to_read(store)
     try:
-        opened.run(run)
+        run = opened.named_runs.find(run).run_id
         check_folder("--output", output)
         found = export(opened, run, device, setting, output)
     finally:

@@ -100,8 +100,8 @@ def finetune(
     """Fine-tune one subnet, and write it as a bundle of its own.
 
     The subnet, such as a winner, learns from labels and from a frozen teacher. Its bundle works like any other:
-    `evaluate`, `measure` and `search` take it, agents build the same files from it. Needs torch: pip install
-    'fleetnas[train]'.
+    `evaluate`, `measure` and `search` take it, agents build the same files from it. Needs torch, of the
+    extra `train`.
     """
     if recipe.epochs == 0:
         options.refuse(context, _OF_TRAINING, "without epochs nothing is trained")

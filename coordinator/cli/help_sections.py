@@ -67,6 +67,11 @@ _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Images": ("--images", "--calibration-images", "--calibration-count", "--some-classes"),
         "Advanced": ("--workers", "--scheduler", "--cache"),
     },
+    "installer": {
+        "What devices install": ("--extras", "--index-url"),
+        "Where it is served": ("--install-host", "--install-port", "--advertise"),
+        "Connection to the fleet": _CONNECTION,
+    },
     "dashboard": {
         "What is shown": ("--store",),
         "Who may read it": ("--host", "--port", "--allow-host", "--token-file"),

@@ -10,12 +10,12 @@ import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.architectures import ARCHITECTURE_HELP, parse_architecture
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.records.targets import TargetRequest
-from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.choices import Precision, RuntimeName
 from fleetnas.fleet_protocol.errors import UsageError
 
@@ -126,6 +126,7 @@ class OutputOptions:
             help="Where results and model files go (default: fleetnas-out; resumed: where they went).",
         ),
     ] = None
+    name: options.RunName = None
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
@@ -185,19 +186,25 @@ def measure(
         card = read_card(output.card)
     agents = fleet.agents() or ((card.device,) if card is not None and not settings.local else ())
     run: NewRun | ResumedRun
+    store, resumed = store_location(output.store), None
     if output.resume is not None:
         if architecture:
             raise UsageError(f"a resumed run keeps its subnets; leave out {', '.join(architecture)[:200]}")
-        run = ResumedRun(output.resume or LATEST, bundle, agents, kind="measure")
+        from fleetnas.coordinator.cli.search.resuming import claim_resumed
+
+        which, local = output.resume or LATEST, settings.device(card) if settings.local else None
+        resumed = claim_resumed(context, store, which, kind="measure", connection=connection, fleet=fleet, local=local)
+        run, devices_at = ResumedRun(resumed.run_id, bundle, agents, kind="measure"), resumed.devices_at
     elif bundle is None:
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")
     else:
         plan = _plan(bundle, architecture or [], card, output.request(card), agents, settings, measuring)
         plan = plan.model_copy(update={"profile_winners": output.profile_winners})
-        run = NewRun(bundle, plan, output.card)
+        run = NewRun(bundle, plan, output.card, output.name)
+        devices_at = settings.device(card) if settings.local else fleet.access(connection)
     request = SearchRequest(
-        store_location(output.store),
-        settings.device(card) if settings.local else fleet.access(connection),
+        store,
+        devices_at,
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
         images=ImageFolders(output.calibration_images, output.evaluation_images, some_classes=output.some_classes),
@@ -205,7 +212,7 @@ def measure(
     )
     from fleetnas.coordinator.cli.search.running import run_search
 
-    raise typer.Exit(run_search(request, as_json=output.as_json))
+    raise typer.Exit(run_search(request, as_json=output.as_json, store=resumed.store if resumed is not None else None))
 
 
 def _plan(
@@ -259,7 +266,7 @@ def _refuse_useless(
     if output.card is not None:
         options.refuse(context, chosen, "--card measures on the card's own setting")
     if output.resume is not None:
-        kept = (*chosen, "target", "card", "profile_winners", *names(MeasuringOptions))
+        kept = (*chosen, "name", "target", "card", "profile_winners", *names(MeasuringOptions))
         options.refuse(context, kept, "a resumed run keeps what it began with")
     elif measuring.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetnas.coordinator.store.default_store import store_location
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.store.stored_names import device_names, run_ids
 from fleetnas.fleet_protocol.errors import UsageError
 

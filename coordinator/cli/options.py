@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fleetnas.coordinator.store.default_store import store_location
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,6 +19,12 @@ Store = Annotated[
     str | None,
     typer.Option("--store", metavar="FILE|URL", help="Where runs are kept (default: in the user's data folder)."),
 ]
+RunName = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Name of the new run, to find it by beside its id."),
+]
+#: How commands that take a run describe it.
+RUN_HELP = "A run's id or name, the beginning of one, or `latest`, as `fleetnas runs` lists them."
 Images = Annotated[
     Path | None,
     typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
@@ -104,7 +110,10 @@ def open_to_read(store: str | None) -> MeasurementStore:
 
 
 def existing_store(store: str | None) -> str:
-    """Return the store asked for, or the default one; `UsageError` where a file was named that does not exist."""
+    """Return the store asked for, the configured one or the default one.
+
+    `UsageError` where a file was named that does not exist.
+    """
     if store is not None and "://" not in store and not Path(store).exists():
         raise UsageError(f"there is no store {store}; check --store, or leave it out for the one in your data folder")
     return store_location(store)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import FleetOptions
-from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
 
 def portfolio(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A search, as `fleetnas runs` lists them.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=options.RUN_HELP)],
     *,
     choice: ChoiceOptions,
     connection: ConnectionOptions,
@@ -90,7 +90,7 @@ def portfolio(
     access = fleet.access(connection) if choice.verify else None
     if choice.output is not None:
         check_file("--output", choice.output, ".json")
-    settings, problem = _problem(run, choice)
+    run_id, settings, problem = _problem(run, choice)
 
     def choose() -> RunPortfolio:
         return problem.choose(choice.models, worst_case=choice.worst_case)
@@ -98,7 +98,7 @@ def portfolio(
     found = _verified(choice, settings, problem, choose, access) if access is not None else choose()
     curve = problem.curve()
     bound = problem.bound(found, choice.models, worst_case=choice.worst_case)
-    report = report_of(run, found, curve, bound)
+    report = report_of(run_id, found, curve, bound)
     if choice.output is not None:
         write_atomically(choice.output, json.dumps(report, indent=2).encode() + b"\n")
     if choice.as_json:
@@ -110,8 +110,8 @@ def portfolio(
     raise typer.Exit(0 if found.is_served(verified=choice.verify) else 1)
 
 
-def _problem(run: str, choice: ChoiceOptions) -> tuple[RunSettings, PortfolioProblem]:
-    """Read the run, and predict all candidates on its device settings."""
+def _problem(run: str, choice: ChoiceOptions) -> tuple[str, RunSettings, PortfolioProblem]:
+    """Find and read the run, and predict all candidates on its device settings."""
     from fleetnas.coordinator.app.portfolio import open_portfolio
     from fleetnas.coordinator.cli.progress import setting_progress
     from fleetnas.coordinator.records.plan import settings_of
@@ -121,14 +121,15 @@ def _problem(run: str, choice: ChoiceOptions) -> tuple[RunSettings, PortfolioPro
     weights = choice.weights_of_file()
     opened = options.open_to_read(choice.store)
     try:
-        settings = settings_of(opened.run(run))
+        found = opened.named_runs.find(run)
+        settings = settings_of(found)
         bundle = SupernetBundle.open(settings.supernet_path)
         predictor = bundle.accuracy_predictor()
         if predictor is None:
             raise UsageError(f"{bundle.path} holds no accuracy predictor, so no subnet is known to be better")
         accuracy = PredictedAccuracy(bundle.space, predictor)
         with setting_progress() as progress:
-            return settings, open_portfolio(opened, run, accuracy, weights, progress)
+            return found.run_id, settings, open_portfolio(opened, found.run_id, accuracy, weights, progress)
     finally:
         opened.close()
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from fleetnas.coordinator.cli.installer import InstallOptions, serving, wait_for_stop
+from fleetnas.coordinator.cli.option_groups import command
+from fleetnas.coordinator.cli.option_groups import given as install_options
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.addresses import check_host
 from fleetnas.fleet_protocol.errors import UsageError
@@ -17,8 +21,10 @@ from fleetnas.fleet_protocol.transports.base import DEFAULT_TLS_PORT
 from fleetnas.supernet_export.output_files import check_file, write_atomically
 
 if TYPE_CHECKING:
+    from fleetnas.coordinator.app.install_line import AgentSetup
     from fleetnas.coordinator.security.authority import Authority
     from fleetnas.coordinator.security.mosquitto import Login
+    from fleetnas.fleet_protocol.security.credentials import Credentials
 
 _AuthorityFolder = Annotated[
     Path,
@@ -34,7 +40,7 @@ _Hosts = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands that stand alone."""
-    app.command("enroll")(enroll)
+    app.command("enroll")(command(enroll))
     app.command("revoke")(revoke)
     app.command("sign")(sign)
     app.command("verify")(verify)
@@ -147,11 +153,25 @@ def enroll(
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="(default: NAME.credentials)")
     ] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Replace and revoke what it had before.")] = False,
+    *,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve", help="Serve the agent and these credentials over TLS until Ctrl-C; print a line for the device."
+        ),
+    ] = False,
+    install: InstallOptions,
 ) -> None:
     """Issue one agent's credentials, as a single file.
 
-    Those of `watcher` are for `fleetnas watch` and `fleetnas devices`.
+    Those of `watcher` are for `fleetnas watch` and `fleetnas devices`. With --serve it prints a line to paste on the
+    agent's device: it installs the agent there, or updates it, and fetches the credentials, which are given once.
     """
+    if serve and name == "watcher":
+        raise UsageError("a watcher is no agent, and installs nothing on a device; leave out --serve")
+    if not serve and (useless := install_options(install)):
+        raise UsageError(f"only --serve serves the agent to a device; leave out {', '.join(useless)}")
+    setup = install.setup()
     opened = _open(authority)
     path = output or Path(f"{name}.credentials")
     _check_output(path)
@@ -166,12 +186,37 @@ def enroll(
         return
     typer.echo(
         f"{path}: agent {name} of fleet {credentials.fleet}, broker {credentials.broker}, orders signed with "
-        f"{_fingerprints(credentials.trusted_keys)}\n"
-        "next: bring it to the device over a way that you trust, then there: "
-        f"fleetnas-agent run --credentials {path.name}"
+        f"{_fingerprints(credentials.trusted_keys)}"
+        + (
+            ""
+            if serve
+            else "\nnext: bring it to the device over a way that you trust, then there: "
+            f"fleetnas-agent run --credentials {path.name}\n"
+            f"or, where the agent is not installed yet: fleetnas enroll {name} --authority {authority} --renew --serve"
+        )
     )
     if renew or opened.register.login == "password":
         typer.echo(_restart(opened))
+    if serve:
+        _serve(opened, credentials, path, install, setup)
+
+
+def _serve(
+    authority: Authority, credentials: Credentials, path: Path, install: InstallOptions, setup: AgentSetup
+) -> None:
+    """Serve the agent and its credentials with a certificate of the fleet's authority."""
+    from fleetnas.coordinator.app.install_server import ServerIdentity
+    from fleetnas.coordinator.app.reachable import addresses_for_devices
+
+    host = install.install_host or "0.0.0.0"
+    hosts = (install.advertise,) if install.advertise else addresses_for_devices(host)
+    if not hosts:
+        raise UsageError("this machine has no address in a network; give the one that devices reach with --advertise")
+    issued = authority.install_server_identity(hosts, _now())
+    setup = replace(setup, fleet=credentials.fleet, name=credentials.name, authority=authority.certificate)
+    identity = ServerIdentity(issued.certificate, issued.key)
+    with serving(install, host, setup, identity=identity, credentials=path.read_bytes()):
+        wait_for_stop()
 
 
 def revoke(

@@ -9,6 +9,7 @@ import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.supernet_export.training.choices import ClassWeights, OptimizerName, Precision, Schedule
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def train(
         from fleetnas.supernet_export.training.run import Habits, TrainingStopped, train_supernet
     except ImportError as error:
         raise MissingDependencyError(
-            f"training needs {error.name or 'torch'}, which is not installed; run: pip install 'fleetnas[train]'"
+            f"training needs {error.name or 'torch'}, which is not installed; run: {install_extra('train')}"
         ) from error
     from fleetnas.coordinator.cli.train_view import shown_training
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
-from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions
+from fleetnas.coordinator.cli.connection import Connection, ConnectionOptions, is_configured
 from fleetnas.coordinator.cli.option_groups import command, names
+from fleetnas.coordinator.records.run_names import LATEST
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,15 +30,15 @@ def watch(
     context: typer.Context,
     connection: ConnectionOptions,
     run: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="A run, as `fleetnas runs` lists them (default: the newest).")
+        str | None, typer.Argument(metavar="[RUN]", help=f"{options.RUN_HELP} (default: the newest)")
     ] = None,
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
     """Show a search that runs elsewhere, until it ends.
 
-    From its store, or from the broker with --broker. Ends as the search does: 0 where every target of every device was
-    met, else 1.
+    From its store; from the broker with --broker, or where a broker is configured and the store has no such run. Ends
+    as the search does: 0 where every target of every device was met, else 1.
     """
     from rich.console import Console
 
@@ -47,7 +48,7 @@ def watch(
     from fleetnas.coordinator.view.view import make_view
 
     console = output_console()
-    from_store = connection.broker is None and connection.credentials is None
+    from_store = not connection.names_a_broker and (store is not None or not _is_at_configured_broker(run))
     if from_store:
         options.refuse(context, names(ConnectionOptions), "without --broker or --credentials a store is watched")
         feed = _from_store(store, run)
@@ -72,19 +73,26 @@ def watch(
     raise typer.Exit(0 if end is RunStatus.COMPLETE else 1)
 
 
+def _is_at_configured_broker(run: str | None) -> bool:
+    """Whether a broker is configured, and the store has no such run; without `run`, none that is running."""
+    if not is_configured():
+        return False
+    opened = options.open_to_read(None)
+    try:
+        found = opened.named_runs.find(run or LATEST)
+    except UsageError:
+        return True
+    finally:
+        opened.close()
+    return run is None and found.status != "running"
+
+
 def _from_store(store: str | None, run: str | None) -> Feed:
     from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 
     opened = options.open_to_read(store)
     try:
-        if run is None:
-            runs = opened.runs()
-            if not runs:
-                raise UsageError(
-                    f"the store {opened.url} holds no run yet; give the --store of the search, or its --broker"
-                )
-            run = runs[-1].run_id
-        return StoreFeed(opened, run)
+        return StoreFeed(opened, opened.named_runs.find(run or LATEST).run_id)
     except BaseException:
         opened.close()
         raise
@@ -99,7 +107,8 @@ def _from_broker(run: str | None, found_at: Connection) -> Feed:
     transport = MqttTransport(found_at.broker, f"watcher-{secrets.token_hex(4)}")
     try:
         transport.start()
-        transport.wait_connected(_CONNECT_S)
+        with found_at.told_origin():
+            transport.wait_connected(_CONNECT_S)
         chosen = choose_run(runs_at_work(transport, topics, _GATHER_S), run, found_at.fleet)
         return BrokerFeed(transport, topics, chosen)
     except BaseException:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fleetnas.coordinator.monitoring.feed import FeedUpdate
 from fleetnas.coordinator.monitoring.publisher import SILENT_AFTER_S, device_from_json
 from fleetnas.coordinator.records.events import Event, event_from_fields
+from fleetnas.coordinator.records.run_names import LATEST
 from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.records.statuses import RunStatus
@@ -53,12 +54,15 @@ def runs_at_work(
 
 
 def choose_run(found: list[RunSummary], wanted: str | None, fleet: str) -> str:
-    """Return the id of the wanted run, or of the newest; `UsageError` lists the known ones where it is missing."""
-    if wanted is None and found:
+    """Return the id of the wanted run, or of the newest; `UsageError` lists the known ones where it is missing.
+
+    `wanted` is an id, a beginning that only one run has, or `latest`.
+    """
+    if wanted in (None, LATEST) and found:
         return found[0].run_id
-    if any(summary.run_id == wanted for summary in found):
-        assert wanted is not None
-        return wanted
+    meant = [summary.run_id for summary in found if wanted and summary.run_id.startswith(wanted)]
+    if wanted in meant or len(meant) == 1:
+        return wanted if wanted in meant else meant[0]
     there = ", ".join(f"{s.run_id} ({s.supernet}, {s.phase})" for s in found[:10]) if found else "none"
     asked = "no search is at work" if wanted is None else f"no run {wanted!r} is at work"
     known = "" if wanted is None else f"; at work: {there}"

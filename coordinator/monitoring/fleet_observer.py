@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.monitoring.publisher import SUMMARY_EVERY_S, device_from_json
+from fleetnas.coordinator.monitoring.versions import is_out_of_date
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot
+from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.codec import decode
 from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import ProtocolError, TransportError
@@ -104,9 +106,11 @@ class FleetObserver:
     def explain(self, entry: AgentEntry, our_version: str) -> str:
         """Explain why an agent is idle, or describe its work, with the action that helps."""
         reasons = [self._work(entry)]
-        theirs = entry.info.versions.get("fleetnas") if entry.info is not None else None
-        if theirs is not None and theirs != our_version:
-            reasons.append(f"it runs fleetnas {theirs} and this is {our_version}: update the older one")
+        if entry.info is not None and is_out_of_date(entry.info, our_version):
+            reasons.append(
+                f"out of date: it runs fleetnas {plain(entry.info.versions['fleetnas'])} and this is {our_version}; "
+                "paste the line of `fleetnas installer` on it, or update this one if that is older"
+            )
         if entry.name in self.refused:
             refused = self.refused[entry.name]
             reasons.append(

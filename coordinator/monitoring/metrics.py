@@ -16,6 +16,7 @@ from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.addresses import check_host, host_and_port
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_package
 
 #: From a commit into the page cache to a disk that is busy.
 _STORE_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -32,7 +33,7 @@ class Metrics:
             from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
         except ImportError as error:
             raise MissingDependencyError(
-                f"metrics need prometheus-client ({error}); run: pip install 'fleetnas[coordinator]'"
+                f"metrics need prometheus-client ({error}); run: {install_package('prometheus-client')}"
             ) from error
         registry = CollectorRegistry()
         self._run = Gauge("fleetnas_run_info", "The run at work.", ("run_id", "supernet"), registry=registry)

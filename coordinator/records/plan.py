@@ -19,6 +19,7 @@ from fleetnas.coordinator.records.baselines import MAX_BASELINES, Baseline
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.precision import PrecisionChoice
 from fleetnas.coordinator.records.prior_choice import PriorChoice as PriorChoice
+from fleetnas.coordinator.records.run_connection import RunConnection
 from fleetnas.coordinator.records.setting_filter import SettingFilter
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.records.strategy import Strategy
@@ -181,6 +182,7 @@ class RunSettings(BaseModel):
     out: str | None = Field(default=None, description="folder of the artifacts")
     card: str | None = Field(default=None, description="model card to rewrite once its target is met")
     versions: dict[str, str] = Field(default_factory=dict, description="of fleetnas and its main dependencies")
+    connection: RunConnection | None = Field(default=None, description="null in runs of earlier versions")
 
     @property
     def selects_on_reported(self) -> bool:

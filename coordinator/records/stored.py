@@ -33,6 +33,8 @@ class RunRecord:
     created_unix_s: float
     status: RunStatus = RunStatus.RUNNING
     finished_unix_s: float | None = None
+    name: str | None = None
+    """Chosen by its user; of one run alone."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from fleetnas.coordinator.search.layer_keys import LayerKeys
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_package
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 
 #: Name of one file in a folder of tables.
@@ -123,7 +124,7 @@ def _read_yaml(file: Path) -> Mapping[str, float]:
         import yaml
     except ImportError:
         raise MissingDependencyError(
-            "reading block latency tables needs PyYAML: pip install 'fleetnas[coordinator]'"
+            f"reading block latency tables needs PyYAML: {install_package('pyyaml')}"
         ) from None
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:

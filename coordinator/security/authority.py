@@ -246,6 +246,15 @@ class Authority:
             kept = [line for line in self._passwords() if not line.startswith(f"{name}:")]
             self._write(f"{_BROKER}/passwords", "".join(kept), _SECRET)
 
+    def install_server_identity(self, hosts: Sequence[str], now: datetime.datetime) -> Issued:
+        """Issue a certificate of one day for this machine's install server, under `hosts`; it is not stored."""
+        return issue(self._ca(), hosts[0], "server", now, days=1, hosts=hosts)
+
+    @property
+    def certificate(self) -> str:
+        """Certificate of the authority, PEM: public."""
+        return self._read("ca.pem")
+
     # -- files -------------------------------------------------------------------------------------------------
 
     def _configuration(self) -> str:

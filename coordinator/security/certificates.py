@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_extra
 
 try:
     from cryptography import x509
@@ -21,7 +22,7 @@ try:
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 except ImportError as missing:
     raise MissingDependencyError(
-        f"certificates need the cryptography package ({missing}); run: pip install 'fleetnas[secure]'"
+        f"certificates need the cryptography package ({missing}); run: {install_extra('secure')}"
     ) from missing
 
 AUTHORITY_DAYS, CERTIFICATE_DAYS = 20 * 365, 5 * 365

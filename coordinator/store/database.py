@@ -23,6 +23,7 @@ from fleetnas.coordinator.store.claims import Claims, FileClaims, ServerClaims
 from fleetnas.device_profiles.plain_text import PRINTABLE
 from fleetnas.fleet_protocol.error_text import joined_lines
 from fleetnas.fleet_protocol.errors import MissingDependencyError, StoreError, StoreUnavailableError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 
 _CONNECT_TIMEOUT_S = 10
 #: How long SQLite waits for another process that is writing.
@@ -219,7 +220,7 @@ def _url(location: str) -> URL:
         raise UsageError(f"a store is SQLite or PostgreSQL, not {url.drivername}; {_FORMS}")
     if url.drivername == _POSTGRESQL and find_spec("psycopg") is None:
         raise MissingDependencyError(
-            "a store in PostgreSQL needs psycopg, which is not installed; run `pip install 'fleetnas[postgres]'`"
+            f"a store in PostgreSQL needs psycopg, which is not installed; run `{install_extra('postgres')}`"
         )
     return url
 
@@ -243,7 +244,7 @@ def _engine(url: URL) -> Engine:
             return create_engine(url, pool_pre_ping=True, connect_args=timeout, **_JSON)
         except (NoSuchModuleError, ImportError) as error:
             raise MissingDependencyError(
-                f"psycopg does not load here ({joined_lines(str(error))}); run `pip install 'fleetnas[postgres]'`"
+                f"psycopg does not load here ({joined_lines(str(error))}); run `{install_extra('postgres')}`"
             ) from error
     # Python's own idea of when a transaction begins leaves out changes of the tables; `_begin` sends BEGIN instead.
     engine = create_engine(url, connect_args={"isolation_level": None}, **_JSON)

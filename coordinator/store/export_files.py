@@ -13,6 +13,7 @@ from fleetnas.coordinator.store.exported_fields import Field, Value
 from fleetnas.coordinator.store.measurement_table import csv_cell
 from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 
 Format = Literal["csv", "parquet"]
 Rows = Iterable[Mapping[str, Value]]
@@ -69,7 +70,7 @@ def _parquet_writer(fields: Sequence[Field]) -> Callable[[Rows, Path], int]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingDependencyError(
-            "Parquet needs pyarrow, which is not installed; run `pip install 'fleetnas[parquet]'`, or give --format csv"
+            f"Parquet needs pyarrow, which is not installed; run `{install_extra('parquet')}`, or give --format csv"
         ) from error
     types: dict[str, Any] = {
         "text": pa.string(),

@@ -33,6 +33,7 @@ class RunRow(Base):
     created_unix_s: Mapped[float] = mapped_column(index=True)
     status: Mapped[str] = mapped_column(String(16))
     finished_unix_s: Mapped[float | None]
+    name: Mapped[str | None] = mapped_column(String(64), unique=True, index=True)
 
 
 class DeviceRow(Base):

@@ -41,6 +41,7 @@ from fleetnas.coordinator.store.row_reading import (
 )
 from fleetnas.coordinator.store.run_history import RunHistory
 from fleetnas.coordinator.store.run_overview import RunOverview
+from fleetnas.coordinator.store.run_table import RunTable
 from fleetnas.coordinator.store.schema import (
     DeviceRow,
     DistrustedRow,
@@ -75,13 +76,13 @@ class MeasurementStore:
         self.in_memory = database.in_memory  #: known to the thread that opened it alone
         self.read_only = database.read_only  #: nothing can be added or changed
         self._outcome_writer = OutcomeWriter(database)
-        # Made once: making such a statement takes longer than running it.
-        self._put_tasks = upsert(database, TaskRow, "task_id")
+        self._put_tasks = upsert(database, TaskRow, "task_id")  # made once, which takes longer than running it
         self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
         self.baselines = BaselineTable(database)
         self.outcome_table, self.overview = OutcomeTable(database), RunOverview(database)
         self.history = RunHistory(database)
+        self.named_runs = RunTable(database)
         self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
 
     @classmethod

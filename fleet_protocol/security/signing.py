@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from fleetnas.fleet_protocol.error_text import reason_of
 from fleetnas.fleet_protocol.errors import MissingDependencyError, ProtocolError, UntrustedError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.fleet_protocol.topics import DownChannel
 
 if TYPE_CHECKING:
@@ -245,6 +246,6 @@ def _ed25519() -> Any:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError as error:
         raise MissingDependencyError(
-            f"credentials with keys need the cryptography package ({error}); run: pip install 'fleetnas[secure]'"
+            f"credentials with keys need the cryptography package ({error}); run: {install_extra('secure')}"
         ) from error
     return ed25519

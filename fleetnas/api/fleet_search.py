@@ -11,10 +11,10 @@ from pathlib import Path
 
 from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.request import FleetAccess, ImageFolders, NewRun, SearchRequest
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import Snapshot
-from fleetnas.coordinator.store.default_store import store_location
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.transports.base import BrokerAddress
@@ -43,7 +43,8 @@ def search_fleet(
         broker: `HOST`, `HOST:PORT`, or `mqtts://HOST:PORT` for TLS.
         plan: targets, budget, devices and conditions.
         fleet: name of the fleet, a part of every topic.
-        store: path of the SQLite store, or a PostgreSQL URL; None: the one of the command line, in your data folder.
+        store: path of the SQLite store, or a PostgreSQL URL; None: the one of the command line, which is
+            configured or in your data folder.
         out: folder for `results.json`, `report.html` and the winners' model files; None writes none.
         images: folders with a folder of images per class. `calibration`: to calibrate winners; `selection`: to choose
             each winner among the `plan.rerank` best candidates; `evaluation`: only reported. The built-in digits have

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_package
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.accuracy.networks import NetworkSettings, fit_networks
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
@@ -233,7 +234,7 @@ def _sklearn() -> Any:
     except ImportError:
         raise MissingDependencyError(
             "fitting an accuracy predictor needs scikit-learn, which is not installed; "
-            "run: pip install 'fleetnas[train]'"
+            f"run: {install_package('scikit-learn')}"
         ) from None
     return SimpleNamespace(
         ConvergenceWarning=ConvergenceWarning,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_package
 from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 
 
@@ -86,6 +87,6 @@ def _regressor() -> Any:
     except ImportError:
         raise MissingDependencyError(
             "fitting an accuracy predictor needs scikit-learn, which is not installed; "
-            "run: pip install 'fleetnas[train]'"
+            f"run: {install_package('scikit-learn')}"
         ) from None
     return MLPRegressor

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_package
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -91,7 +92,7 @@ def require_scikit_learn() -> None:
     """Raise `MissingDependencyError` if scikit-learn is missing; it is not imported, which takes over a second."""
     if util.find_spec("sklearn") is None:
         raise MissingDependencyError(
-            "the digits images come with scikit-learn, which is not installed; run: pip install 'fleetnas[digits]'"
+            f"the digits images come with scikit-learn, which is not installed; run: {install_package('scikit-learn')}"
         )
 
 

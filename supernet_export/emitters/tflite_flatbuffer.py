@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_extra
 
 #: Alignment of every constant, in bytes: what the runtimes' vector kernels ask for.
 ALIGNMENT = 16
@@ -157,7 +158,7 @@ class _Tables:
             import tflite
         except ImportError as error:
             raise MissingDependencyError(
-                f"TFLite models need the package {error.name}; install it with: pip install 'fleetnas[litert]'"
+                f"TFLite models need the package {error.name}; install it with: {install_extra('litert')}"
             ) from None
         self.schema: Any = tflite
         self.builder: Any = flatbuffers.Builder(512 * (len(model.tensors) + len(model.operators)) + 1024)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import FleetnasError, MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.supernet_export.evaluation.job import EvaluationJob, evaluate_in_worker, worker_of
 from fleetnas.supernet_export.evaluation.local_workers import Outcome
 from fleetnas.supernet_export.evaluation.sampling import DrawnSubnet
@@ -49,7 +50,7 @@ def _connected(scheduler: str) -> Any:
         from distributed import Client
     except ImportError:
         raise MissingDependencyError(
-            "--scheduler needs Dask distributed, which is not installed; run: pip install 'fleetnas[cluster]'"
+            f"--scheduler needs Dask distributed, which is not installed; run: {install_extra('cluster')}"
         ) from None
     # What it logs with a trace, such as a lost scheduler, is told in one line where it matters.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
@@ -78,7 +79,7 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
         if not isinstance(found, Mapping):
             raise UsageError(
                 f"the Dask worker {address} cannot run this fleetnas ({_short(found)}); install the same "
-                "'fleetnas[coordinator,cluster]' there"
+                "wheel of fleetnas there (`make wheel`), with the extras coordinator and cluster"
             )
         different = [f"{name} {found[name]} there, {here[name]} here" for name in here if found[name] != here[name]]
         if different:

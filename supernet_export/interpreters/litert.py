@@ -15,6 +15,7 @@ from importlib import util
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.installing import install_extra
 
 #: Modules that hold an `Interpreter`, best first, and the distributions that bring them.
 _MODULES = (
@@ -42,7 +43,7 @@ def import_litert() -> tuple[Any, str]:
                 f"run: pip install --force-reinstall {distribution}"
             ) from error
     raise RuntimeUnavailableError(
-        "LiteRT is not installed; run: pip install 'fleetnas[litert]', on 32-bit Arm: pip install tflite-runtime"
+        f"LiteRT is not installed; run: {install_extra('litert')}, on 32-bit Arm: pip install tflite-runtime"
     )
 
 

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError, RuntimeUnavailableError
+from fleetnas.fleet_protocol.installing import install_package
 
 #: Official builds from 1.29 on make an identifier of this machine and a database in the home folder when they are
 #: imported, and report their use to Microsoft. This variable, read once, prevents all of it;
@@ -37,7 +38,7 @@ def open_session(model: bytes, *, threads: int = 1) -> Any:
         onnxruntime = import_onnxruntime()
     except ImportError:
         raise MissingDependencyError(
-            "running a subnet needs onnxruntime, which is not installed; run: pip install 'fleetnas[coordinator]'"
+            f"running a subnet needs onnxruntime, which is not installed; run: {install_package('onnxruntime')}"
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

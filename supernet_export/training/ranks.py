@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 
 #: Parts of the messages, in small letters, with which gloo and NCCL report it; they have no error class of their own.
 _SIGNS_OF_A_LOST_PROCESS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
@@ -80,7 +81,7 @@ def open_ranks() -> Ranks:
         from accelerate import PartialState
     except ImportError as error:
         raise MissingDependencyError(
-            "training needs accelerate, which is not installed; run: pip install 'fleetnas[train]'"
+            f"training needs accelerate, which is not installed; run: {install_extra('train')}"
         ) from error
     state = PartialState(cpu=not torch.cuda.is_available())
     local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))

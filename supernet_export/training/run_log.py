@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.supernet_export.output_files import write_atomically
 
 
@@ -20,7 +21,7 @@ class RunLog:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise MissingDependencyError(
-                "training needs tensorboardX, which is not installed; run: pip install 'fleetnas[train]'"
+                f"training needs tensorboardX, which is not installed; run: {install_extra('train')}"
             ) from error
         self._jsonl = jsonl
         if jsonl.is_file():

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import MissingDependencyError
+from fleetnas.fleet_protocol.installing import install_extra
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.training.batches import Floats
 from fleetnas.supernet_export.training.elastic import ElasticMBConvNet
@@ -128,7 +129,7 @@ def _metrics(classes: int, ranks: Ranks) -> tuple[Any, Any]:
         from torchmetrics.classification import MulticlassAccuracy
     except ImportError as error:
         raise MissingDependencyError(
-            "training needs torchmetrics, which is not installed; run: pip install 'fleetnas[train]'"
+            f"training needs torchmetrics, which is not installed; run: {install_extra('train')}"
         ) from error
     accuracy = MulticlassAccuracy(num_classes=int(classes), average="micro", validate_args=False)
     return accuracy.to(ranks.device), MeanMetric().to(ranks.device)

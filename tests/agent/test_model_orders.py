@@ -11,6 +11,8 @@ import pytest
 from rigs.agent_rig import BLOB, BUNDLE, Rig, measured, task
 
 from fleetnas.agent.cli.main import main
+from fleetnas.agent.cli.options import set_defaults
+from fleetnas.agent.cli.parsers import build_parser
 from fleetnas.agent.measuring.messages import FailedReply, ModelOrder
 from fleetnas.fleet_protocol.codec import decode_task, encode
 from fleetnas.fleet_protocol.errors import ProtocolError
@@ -104,3 +106,12 @@ def test_the_option_is_yes_or_no(capsys: pytest.CaptureFixture[str], text: str) 
         main(("run", "--broker", "127.0.0.1", "--accept-models", text))
     assert ended.value.code == 2
     assert "is neither yes nor no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "accepted"), [("yes", True), ("true", True), ("no", False), (None, False)])
+def test_the_configuration_may_hold_the_option(text: str | None, accepted: bool) -> None:
+    _, commands = build_parser("run")
+    set_defaults(commands["run"], {} if text is None else {"accept_models": text})
+    assert commands["run"].parse_args(["--broker", "127.0.0.1"]).accept_models is accepted
+    assert commands["run"].parse_args(["--accept-models"]).accept_models is True
+    assert commands["run"].parse_args(["--accept-models", "no"]).accept_models is False

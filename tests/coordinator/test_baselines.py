@@ -32,6 +32,7 @@ from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.export_files import write_rows
 from fleetnas.coordinator.store.exported_fields import FIELDS, exported_rows
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES
 from fleetnas.coordinator.tuning.no_search import NoSearch
 from fleetnas.coordinator.tuning.subnet_tuner import REPEATS
 from fleetnas.coordinator.view.baseline_table import comparison_words
@@ -292,6 +293,25 @@ def test_a_silent_device_gets_three_attempts() -> None:
     assert rows["largest"].reason == "3 attempts ended without a result"
 
 
+@pytest.mark.parametrize(("slow", "measurements"), [(2, REPEATS), (3, REPEATS + 1), (99, REPEATS + DISTURBED_TRIES)])
+def test_a_slowed_device_is_waited_for(file: Baseline, slow: int, measurements: int) -> None:
+    class Slowed(SimulatedAgent):
+        def _measure(self, task: Any) -> Any:
+            quality = "slowed" if len(self.files) <= slow else "ok"
+            return measurement(10.0, task.model.sha256, quality=quality)
+
+    fleet = Fleet(plan(file, targets=NONE))
+    agent = fleet.take_in(Slowed(fleet.broker, "pi4", fleet.clock, accepts_models=True))
+    fleet.begin()
+    fleet.run()
+    assert len(agent.files) == measurements
+    assert [task.wait_above is not None for task in agent.files] == [False] * REPEATS + [True] * (
+        measurements - REPEATS
+    )
+    (rows,) = fleet.results().values()
+    assert rows["mine.onnx"].quality == ("slowed" if slow == 99 else "ok")
+
+
 def test_a_killed_coordinator_measures_only_what_is_missing(file: Baseline) -> None:
     fleet = Fleet(plan(file, *ENDS))
     agent = fleet.add("pi4", seed=1, accepts_models=True, noise=0.0)
@@ -377,15 +397,15 @@ def test_exported_data_has_baselines(tmp_path: Path, file: Baseline) -> None:
     assert all(row["baseline"] == "" for row in rows if row["purpose"] != "baseline")
 
 
-def test_records_survive_the_store(tmp_path: Path) -> None:
-    store = MeasurementStore.open(tmp_path / "runs.sqlite")
+def test_records_survive_the_store(store_url: str) -> None:
+    store = MeasurementStore.open(store_url)
     fleet = Fleet(plan(ENDS[0], targets=NONE), store=store)
     fleet.add("pi4", seed=1)
     fleet.begin()
     fleet.run()
     before = store.baselines.of_run(fleet.run_id)
     store.close()
-    again = MeasurementStore.open(tmp_path / "runs.sqlite")
+    again = MeasurementStore.open(store_url)
     try:
         assert again.baselines.of_run(fleet.run_id) == before
         assert before[0].done

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rigs.simulated_fleet import Simulation
 from rigs.store_examples import INFO, SETTING, run_record
 
+from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.app.request import FleetAccess, ImageFolders, ResumedRun, SearchRequest
 from fleetnas.coordinator.app.run_choice import claimed_run, resumed_settings
+from fleetnas.coordinator.cli.connection import ConnectionOptions
+from fleetnas.coordinator.cli.search.fleet import FleetOptions
+from fleetnas.coordinator.cli.search.resuming import claim_resumed
 from fleetnas.coordinator.records.events import CampaignStarted, DeviceJoined
 from fleetnas.coordinator.records.plan import CampaignPlan, RunSettings
+from fleetnas.coordinator.records.run_connection import RunConnection
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -58,6 +66,69 @@ def test_where_none_was_interrupted_the_latest_that_ended_is_named(store: Measur
     with pytest.raises(UsageError, match="no interrupted run of fleet 'other' that nobody works on; `fleetnas runs`"):
         claimed_run(store, "latest", "other")
     assert claimed_run(store, "lost-one", "default").run_id == "lost-one"  # named, it is taken up
+
+
+def test_without_a_fleet_the_latest_of_any_is_chosen(store: MeasurementStore) -> None:
+    add_run(store, "ours", RunStatus.INTERRUPTED, 1.0)
+    store.create_run(replace(run_record("theirs", 2.0), fleet="lab", status=RunStatus.INTERRUPTED))
+    store.put_devices([DeviceRecord("theirs", "pi4", SETTING, INFO)])
+    assert claimed_run(store, "latest", None).run_id == "theirs"
+    assert claimed_run(store, "latest", "default").run_id == "ours"
+    assert claimed_run(store, "our", None).run_id == "ours"  # a beginning is enough
+    with pytest.raises(UsageError, match="no interrupted measurement that nobody works on"):
+        claimed_run(store, "latest", None, "measure")
+
+
+NO_OPTIONS: Any = SimpleNamespace(command=SimpleNamespace(params=[]))
+
+
+def resumed_at(
+    path: Path, connection: ConnectionOptions, local: LocalDevice | None = None
+) -> FleetAccess | LocalDevice:
+    found = claim_resumed(
+        NO_OPTIONS, str(path), "latest", kind="search", connection=connection, fleet=FleetOptions(), local=local
+    )
+    found.store.close()
+    return found.devices_at
+
+
+def stored_run(path: Path, kept: RunConnection | None, fleet: str) -> None:
+    opened = MeasurementStore.open(path)
+    plan = CampaignPlan(targets="auto:2")
+    settings = RunSettings(plan=plan, supernet_path="/s", design_space="digits", source="test", connection=kept)
+    record = RunRecord("run-1", fleet, "s", "b" * 64, settings.model_dump(mode="json"), 1.0, RunStatus.INTERRUPTED)
+    opened.create_run(record)
+    opened.put_devices([DeviceRecord("run-1", "pi4", SETTING, INFO)])
+    opened.close()
+
+
+def test_a_run_of_a_fleet_needs_no_option(tmp_path: Path) -> None:
+    access = FleetAccess(BrokerAddress.parse("fleet.example:1884"), "lab", mirror="https://m.example/x", share=True)
+    stored_run(tmp_path / "s.sqlite", access.kept, "lab")
+    found = resumed_at(tmp_path / "s.sqlite", ConnectionOptions())
+    assert isinstance(found, FleetAccess)
+    assert (str(found.broker), found.name, found.mirror, found.share) == (
+        "fleet.example:1884", "lab", "https://m.example/x", True,
+    )  # fmt: skip
+    moved = resumed_at(tmp_path / "s.sqlite", ConnectionOptions(broker="new.example", fleet="lab"))
+    assert isinstance(moved, FleetAccess)
+    assert (str(moved.broker), moved.name) == ("new.example:1883", "lab")
+
+
+def test_a_run_of_this_device_alone_needs_no_option(tmp_path: Path) -> None:
+    stored_run(tmp_path / "s.sqlite", RunConnection(local=True, state_folder="/state"), "local")
+    assert resumed_at(tmp_path / "s.sqlite", ConnectionOptions()) == LocalDevice((), Path("/state"))
+    assert resumed_at(tmp_path / "s.sqlite", ConnectionOptions(), LocalDevice()) == LocalDevice()
+
+
+def test_a_run_of_an_earlier_version_takes_what_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored_run(tmp_path / "s.sqlite", None, "lab")
+    with pytest.raises(UsageError, match="where the fleet is must be said"):
+        resumed_at(tmp_path / "s.sqlite", ConnectionOptions())
+    monkeypatch.setenv("FLEETNAS_BROKER", "configured.example")
+    found = resumed_at(tmp_path / "s.sqlite", ConnectionOptions())
+    assert isinstance(found, FleetAccess)
+    assert (found.broker.host, found.name) == ("configured.example", "lab")
 
 
 def interrupted(plan: CampaignPlan) -> Simulation:

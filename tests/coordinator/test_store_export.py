@@ -169,7 +169,7 @@ class TestParquet:
         monkeypatch.setitem(sys.modules, "pyarrow", None)
         code, _, err = export(capsys, stored, "--format", "parquet", "-o", str(tmp_path))
         assert code == 1
-        assert "pip install 'fleetnas[parquet]'" in err
+        assert "-m pip install 'pyarrow>=" in err
         assert not list(tmp_path.iterdir())
 
 

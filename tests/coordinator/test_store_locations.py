@@ -48,7 +48,7 @@ class TestLocations:
 
     def test_a_missing_driver_is_named_with_its_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "psycopg", None)
-        assert "pip install 'fleetnas[postgres]'" in refusal("postgresql+psycopg://user@host/db")
+        assert "-m pip install 'psycopg[binary]>=" in refusal("postgresql+psycopg://user@host/db")
 
     def test_nothing_listens_there(self) -> None:
         line = refusal(f"postgresql+psycopg://user:secret@127.0.0.1:{brokers.free_port()}/db")

@@ -123,7 +123,7 @@ def test_without_the_runtime_the_latency_stands_and_the_log_says_why(
     assert setting_run.accuracies == {}
     said = [record.getMessage() for record in caplog.records if "no accuracy for winner" in record.getMessage()]
     assert len(said) == 1
-    assert "pip install 'fleetnas[litert]'" in said[0]
+    assert "-m pip install 'ai-edge-litert>=" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,9 @@ INPUTS = (
     ),
     # What is missing, and what is too much
     Wrong(
-        "results", "`fleetnas results` needs RUN (A run, as `fleetnas runs` lists them); see `fleetnas results --help`"
+        "results",
+        "`fleetnas results` needs RUN (A run's id or name, the beginning of one, or `latest`, as `fleetnas runs` lists "
+        "them); see `fleetnas results --help`",
     ),
     Wrong(
         "enroll pi4",
@@ -146,7 +148,10 @@ INPUTS = (
     Wrong(
         "demo --json=1", "--json is a switch and takes no value; give it alone; --help shows how the command is used"
     ),
-    Wrong("runs yesterday", "`fleetnas runs` has no use for 'yesterday'; leave it out; see `fleetnas runs --help`"),
+    Wrong("runs yesterday", "`fleetnas runs` has no command 'yesterday'; `fleetnas runs --help` lists all"),
+    Wrong(
+        "results latest later", "`fleetnas results` has no use for 'later'; leave it out; see `fleetnas results --help`"
+    ),
     Wrong(
         "search --offline --targets 20",
         "an offline search needs --targets in milliseconds, --latency-table and --accuracy; give all three",

@@ -65,7 +65,8 @@ def test_bench_measures_files_on_every_agent_that_takes_them(fleet: Fleet, files
     assert len(rows) == 6
     for runtime, name in ((onnx, "mine.onnx"), (litert, "mine.tflite")):
         row = rows["both", runtime, name]
-        assert (row["reason"], row["measurements"]) == ("", 3)
+        assert row["reason"] == ""
+        assert row["measurements"] >= 3
         assert row["latency_ms"] > 0
         assert row["quality"] in ("ok", "noisy", "slowed")
         assert row["model_bytes"] == (fleet.folder / name).stat().st_size

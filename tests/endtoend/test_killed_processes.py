@@ -46,7 +46,7 @@ def test_the_coordinator_is_killed_and_resuming_measures_nothing_twice(fleet: Fl
             break
     before = fleet.stored()
     assert len(before) >= 4
-    second = fleet.search("--resume")
+    second = fleet.resumed_search()
     happenings = list(events(second))
     assert waiting.ended(second) == 0
     assert next(event for event in happenings if event["event"] == "campaign_started")["resumed"]

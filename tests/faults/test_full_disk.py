@@ -81,7 +81,7 @@ def test_results_that_do_not_fit_are_told_and_written_by_resuming(tmp_path: Path
             "No space left on device",
             str(fleet.out),
             str(fleet.store),
-            "Go on with: fleetnas search --broker",
+            "Go on with: fleetnas search --store",
         ):
             assert words in error
         assert [path for path in disk.rglob("*") if path.is_file()] == [ballast]  # no half of a file

@@ -72,6 +72,11 @@ class Fleet:
         common = ("--broker", str(self.broker.address), "--store", str(self.folder / "runs.sqlite"), "--json")
         return self.start("fleetnas", "search", *common, "--out", str(self.out), *options, pipe=True)
 
+    def resumed_search(self) -> subprocess.Popen[str]:
+        """The run that was interrupted; it knows its broker, and where its results go."""
+        store = ("--store", str(self.folder / "runs.sqlite"))
+        return self.start("fleetnas", "search", *store, "--json", "--resume", pipe=True)
+
     def new_search(self, *options: str, targets: str = "auto:2") -> subprocess.Popen[str]:
         return self.search("--supernet", str(self.supernet), "--targets", targets, *QUICK, *options)
 

@@ -81,7 +81,8 @@ def test_a_campaign_over_mutual_tls_with_signed_orders(
     (device,) = json.loads((tmp_path / "out" / "results.json").read_text())["fleet"]
     assert [target["met"] for target in device["targets"]] == [True]
     (baseline,) = device["baselines"]
-    assert (baseline["reason"], baseline["measurements"]) == ("", 3)
+    assert baseline["reason"] == ""
+    assert baseline["measurements"] >= 3
     log_text = (tmp_path / "agent.log").read_text()
     assert "session" in log_text
     assert "WARNING" not in log_text

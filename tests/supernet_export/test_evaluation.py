@@ -64,7 +64,7 @@ def test_without_litert_the_message_says_what_to_install(monkeypatch: pytest.Mon
         "fleetnas.supernet_export.interpreters.litert._MODULES", (("absent_runtime.interpreter", "absent-runtime"),)
     )
     with pytest.raises(
-        RuntimeUnavailableError, match=r"LiteRT is not installed; run: pip install 'fleetnas\[litert\]'"
+        RuntimeUnavailableError, match=r"LiteRT is not installed; run: .* -m pip install 'ai-edge-litert>="
     ):
         evaluate(b"\x1c\0\0\0TFL3" + bytes(64), [], [])
 

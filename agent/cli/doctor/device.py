@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from importlib import util
 
 from fleetnas.agent.cli.doctor.finding import DoctorContext, Finding, Status
-from fleetnas.agent.cli.doctor.installing import pip_command
 from fleetnas.agent.host.device import describe_device
 from fleetnas.agent.host.jetson import PowerMode, highest_power_mode, power_mode, tegra_release
 from fleetnas.agent.host.limits import core_list, free_memory_bytes, read_limits
 from fleetnas.agent.host.sensors import Sensors
+from fleetnas.fleet_protocol.installing import pip_command
 
 _MIN_FREE_MEMORY_MB = 256
 #: A clock before this time was never set: 2024-01-01.

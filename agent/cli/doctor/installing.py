@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import struct
-import sys
 
 from fleetnas.device_profiles.catalogue import load_catalogue
+from fleetnas.fleet_protocol.installing import install_extra, packages_of, pip_command
 
 #: The oldest C library that the runtimes' wheels load on: onnxruntime's and ai-edge-litert's, and tflite-runtime's.
 _GLIBC, _GLIBC_32_BIT = (2, 27), (2, 34)
 #: Data file of a known device.
 _ARM32 = "generic_arm32"
+#: In a profile's command: the packages of an extra of fleetnas.
+_PACKAGES = re.compile(r"\{(\w+)\}")
 
 
 def interpreter_bits() -> int:
@@ -27,12 +29,9 @@ def install_commands(profile: str, bits: int) -> str:
         # This is an environment already. (A 32-bit one may not see the system's packages.)
         commands = [text for text in commands if "pip " in text or ("venv" not in text and "/opt/fleetnas" not in text)]
         commands = [re.sub(r"^(/opt/fleetnas/bin/)?pip ", pip_command(), text) for text in commands]
-    return "; ".join(commands or [f"{pip_command()}install 'fleetnas[agent]'"])
-
-
-def pip_command() -> str:
-    """Return the start of a pip command for this environment: the shell's `pip` often belongs to another one."""
-    return f"{sys.executable} -m pip "
+    if not commands:
+        return install_extra("agent")
+    return "; ".join(_PACKAGES.sub(lambda found: packages_of(found[1]), command) for command in commands)
 
 
 def no_wheel_reason(library: str, version: str, bits: int, python: tuple[int, int]) -> str:

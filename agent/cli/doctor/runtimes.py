@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from importlib import util
 
 from fleetnas.agent.cli.doctor.finding import DoctorContext, Finding
-from fleetnas.agent.cli.doctor.installing import install_commands, interpreter_bits, no_wheel_reason, pip_command
+from fleetnas.agent.cli.doctor.installing import install_commands, interpreter_bits, no_wheel_reason
 from fleetnas.agent.cli.doctor.probing import failure_of, probe
 from fleetnas.agent.host.device import describe_device
 from fleetnas.agent.measuring.host_lock import default_host_lock_path
 from fleetnas.agent.measuring.messages import PhaseReply, ProbedReply
 from fleetnas.agent.measuring.worker import Worker, child_command
+from fleetnas.fleet_protocol.installing import pip_command
 from fleetnas.fleet_protocol.messages import RuntimeName, RuntimeSetting
 
 _ACCELERATOR_FIXES = {

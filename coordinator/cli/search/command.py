@@ -10,6 +10,7 @@ import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.bounds import BoundOptions
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.quantities import seconds
@@ -20,11 +21,12 @@ from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.cli.search.offline import IMAGES, SHARED, OfflineOptions, search_offline
 from fleetnas.coordinator.cli.search.plan import PlanOptions
 from fleetnas.coordinator.cli.search.portfolio import PortfolioOptions
-from fleetnas.coordinator.store.default_store import store_location
+from fleetnas.coordinator.records.run_names import LATEST
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.request import NewRun, ResumedRun
+    from fleetnas.coordinator.records.bounds import Bounds
     from fleetnas.coordinator.records.plan import CampaignPlan
 
 _RERANK_ADVICE = "images choose among candidates only with --rerank K, which is not given: add it"
@@ -38,6 +40,7 @@ class RunOptions:
     supernet: Annotated[
         Path | None, typer.Option("--supernet", metavar="FILE", help="The exported supernet, a .supernet file.")
     ] = None
+    name: options.RunName = None
     resume: Annotated[
         str | None,
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
@@ -127,12 +130,7 @@ def search(
 
     bounds = bound.bounds()
     if offline.offline:
-        unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
-        options.refuse(context, unused, "--offline measures on no device")
-        if not plan.rerank:
-            options.refuse(context, IMAGES, _RERANK_ADVICE)
-        images = ImageFolders(run.calibration_images, selection=run.selection_images)
-        search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
+        _search_offline(context, run, plan, bounds, offline)
         return
     _refuse_useless(context, run, plan, measuring, local=here.local)
     if not against.baseline:
@@ -142,11 +140,18 @@ def search(
     new_plan = plan.plan(bounds, agents, measuring) if run.resume is None else None
     if new_plan is not None and against.baseline:
         new_plan = new_plan.with_baselines(against.baselines(run.supernet))
-    devices_at = here.device() if here.local else fleet.access(connection)
+    local = here.device() if here.local else None
+    store = store_location(run.store)
+    resumed = None
+    if new_plan is None:
+        from fleetnas.coordinator.cli.search.resuming import claim_resumed
+
+        which = run.resume or LATEST
+        resumed = claim_resumed(context, store, which, kind="search", connection=connection, fleet=fleet, local=local)
     request = SearchRequest(
-        store_location(run.store),
-        devices_at,
-        _chosen_run(run, new_plan, agents),
+        store,
+        resumed.devices_at if resumed is not None else local or fleet.access(connection),
+        _chosen_run(run, new_plan, agents, resumed.run_id if resumed is not None else LATEST),
         out=_DEFAULT_OUT if run.out is None and run.resume is None and not run.dry_run else run.out,
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
@@ -160,21 +165,37 @@ def search(
         raise typer.Exit(print_dry_run(request, as_json=run.as_json))
     from fleetnas.coordinator.cli.search.running import run_search
 
+    claimed = resumed.store if resumed is not None else None
     if portfolio.models is not None:
         from fleetnas.coordinator.cli.search.portfolio import run_search_for_portfolio
 
-        raise typer.Exit(run_search_for_portfolio(request, portfolio, as_json=run.as_json))
-    raise typer.Exit(run_search(request, as_json=run.as_json))
+        raise typer.Exit(run_search_for_portfolio(request, portfolio, as_json=run.as_json, store=claimed))
+    raise typer.Exit(run_search(request, as_json=run.as_json, store=claimed))
 
 
-def _chosen_run(run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...]) -> NewRun | ResumedRun:
-    from fleetnas.coordinator.app.request import LATEST, NewRun, ResumedRun
+def _search_offline(
+    context: typer.Context, run: RunOptions, plan: PlanOptions, bounds: Bounds, offline: OfflineOptions
+) -> None:
+    from fleetnas.coordinator.app.request import ImageFolders
+
+    unused = set(options.given(context)) - {*SHARED, *names(OfflineOptions), *names(BoundOptions)}
+    options.refuse(context, unused, "--offline measures on no device")
+    if not plan.rerank:
+        options.refuse(context, IMAGES, _RERANK_ADVICE)
+    images = ImageFolders(run.calibration_images, selection=run.selection_images)
+    search_offline(offline, plan, bounds, images, run.out or _DEFAULT_OUT, as_json=run.as_json)
+
+
+def _chosen_run(
+    run: RunOptions, new_plan: CampaignPlan | None, agents: tuple[str, ...], resumed: str
+) -> NewRun | ResumedRun:
+    from fleetnas.coordinator.app.request import NewRun, ResumedRun
 
     if new_plan is None:
-        return ResumedRun(run.resume or LATEST, run.supernet, agents)
+        return ResumedRun(resumed, run.supernet, agents)
     if run.supernet is None:
         raise UsageError("a new search needs --supernet and --targets; to go on with a stored run give --resume")
-    return NewRun(run.supernet, new_plan)
+    return NewRun(run.supernet, new_plan, name=run.name)
 
 
 def _refuse_useless(
@@ -200,7 +221,7 @@ def _refuse_useless(
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
     if run.resume is not None:
-        kept = (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions), *names(BaselineOptions))
+        kept = (*names(PlanOptions), *names(MeasuringOptions), *names(BoundOptions), *names(BaselineOptions), "name")
         options.refuse(context, kept, "a resumed run keeps what it began with")
         return
     if plan.no_pool:

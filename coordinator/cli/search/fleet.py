@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleetnas.coordinator.cli.configuration import CONNECTION_KEYS, Configuration, Setting
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.fleet.bundle_delivery import DEFAULT_AT_ONCE, DEFAULT_RATE_BYTES_PER_S
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.request import FleetAccess
+    from fleetnas.coordinator.records.run_connection import RunConnection
 
 
 @dataclass(frozen=True)
@@ -52,19 +55,45 @@ class FleetOptions:
 
         return parse_patterns(self.devices, "--devices")
 
-    def access(self, options: ConnectionOptions) -> FleetAccess:
-        """Parse the way to the fleet; `UsageError` names the option that cannot be used."""
+    def access(
+        self,
+        options: ConnectionOptions,
+        *,
+        kept: RunConnection | None = None,
+        fleet: str | None = None,
+        given: Collection[str] = (),
+    ) -> FleetAccess:
+        """Parse the way to the fleet; `UsageError` names the option that cannot be used.
+
+        `kept` is that of a resumed run, and `fleet` its fleet: they hold for all options but those `given` on the
+        command line, by their names.
+        """
         from fleetnas.coordinator.app.request import FleetAccess
+        from fleetnas.coordinator.records.run_connection import RunConnection
         from fleetnas.fleet_protocol.mirrors import check_mirror
 
-        found = options.connection()
+        kept = kept or RunConnection()
+        found = options.connection(kept=kept_settings(kept, fleet))
+        if fleet is not None and options.broker is not None and options.credentials is None and options.fleet is None:
+            found = replace(found, fleet=fleet)  # the same run, over another broker
+        rate, at_once = kept.bundle_rate_bytes_per_s, kept.bundles_at_once
         return FleetAccess(
             broker=found.broker,
             name=found.fleet,
             signing_key=found.signing_key,
-            credentials=options.credentials,
-            mirror=check_mirror(self.mirror) if self.mirror is not None else None,
-            bundle_rate_bytes_per_s=1e6 * self.bundle_rate,
-            bundles_at_once=self.bundles_at_once,
-            share=self.share,
+            credentials=found.credentials,
+            password_file=found.password_file,
+            origin=found.origin,
+            mirror=check_mirror(self.mirror) if self.mirror is not None else kept.mirror,
+            bundle_rate_bytes_per_s=1e6 * self.bundle_rate if rate is None or "bundle_rate" in given else rate,
+            bundles_at_once=self.bundles_at_once if at_once is None or "bundles_at_once" in given else at_once,
+            share=self.share or kept.share,
         )
+
+
+def kept_settings(kept: RunConnection, fleet: str | None) -> Configuration:
+    """Return what a run keeps of its connection as settings."""
+    values = {**{key: getattr(kept, key, None) for key in CONNECTION_KEYS}, "fleet": fleet}
+    return Configuration(
+        {key: Setting(value, "the resumed run") for key, value in values.items() if isinstance(value, str)}
+    )

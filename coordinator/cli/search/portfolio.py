@@ -14,6 +14,7 @@ from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.request import SearchRequest
+    from fleetnas.coordinator.store.store import MeasurementStore
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class PortfolioOptions:
         return check
 
 
-def run_search_for_portfolio(request: SearchRequest, chosen: PortfolioOptions, *, as_json: bool) -> int:
+def run_search_for_portfolio(
+    request: SearchRequest, chosen: PortfolioOptions, *, as_json: bool, store: MeasurementStore | None = None
+) -> int:
     """Run a search, then choose and verify a portfolio on the same fleet; returns the exit code.
 
     0: every target is served by a verified subnet of the portfolio.
@@ -77,7 +80,7 @@ def run_search_for_portfolio(request: SearchRequest, chosen: PortfolioOptions, *
     from fleetnas.coordinator.records.statuses import RunStatus
     from fleetnas.coordinator.view.output import output_console
 
-    ended = search_once(request, as_json=as_json)
+    ended = search_once(request, as_json=as_json, store=store)
     if ended.status in (RunStatus.INTERRUPTED, RunStatus.FAILED) or ended.timed_out:
         reason = "the search did not end by itself" if ended.timed_out else f"the search ended {ended.status}"
         typer.echo(f"no portfolio: {reason}; choose one later with `fleetnas portfolio {ended.run_id}`", err=as_json)

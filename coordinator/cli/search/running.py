@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from rich.console import Console
 from fleetnas.coordinator.app.compose import open_search
 from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
-from fleetnas.coordinator.app.request import SearchRequest
+from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
 from fleetnas.coordinator.app.tracking import MlflowTracking, log_run
+from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.progress import image_progress
 from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
@@ -24,7 +27,7 @@ from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.view.output import output_console
 from fleetnas.coordinator.view.summary import print_summary
 from fleetnas.coordinator.view.view import View, make_view
-from fleetnas.fleet_protocol.errors import ResultsError
+from fleetnas.fleet_protocol.errors import ResultsError, TransportError
 
 EXIT_CODES = {
     RunStatus.COMPLETE: 0,
@@ -51,23 +54,23 @@ class SearchEnd:
         return 0 if self.timed_out and self.all_met else EXIT_CODES[self.status]
 
 
-def run_search(request: SearchRequest, *, as_json: bool) -> int:
-    """Run a search with its view on this terminal; returns the exit code."""
-    return search_once(request, as_json=as_json).exit_code
+def run_search(request: SearchRequest, *, as_json: bool, store: MeasurementStore | None = None) -> int:
+    """Run a search with its view on this terminal; returns the exit code. A given `store` is closed at its end."""
+    return search_once(request, as_json=as_json, store=store).exit_code
 
 
-def search_once(request: SearchRequest, *, as_json: bool) -> SearchEnd:
-    """Run a search with its view on this terminal, and print its summary."""
+def search_once(request: SearchRequest, *, as_json: bool, store: MeasurementStore | None = None) -> SearchEnd:
+    """Run a search with its view on this terminal, and print its summary. A given `store` is closed at its end."""
     console = output_console()
     # A service manager's stop and a closed terminal act as Ctrl-C: the run ends in order and can be resumed.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
     tracking = MlflowTracking(request.tracking_uri) if request.tracking_uri is not None else None
-    store = MeasurementStore.open(request.store)
+    store = store or MeasurementStore.open(request.store)
     with image_progress() as progress:
         running = open_search(request, lambda: make_view(console, as_json), store, image_progress=progress)
     try:
-        with session_yields_to_measurements():
+        with session_yields_to_measurements(), told_origin(request.devices_at):
             ending = running.run()
         outcome = outcome_of(store, running.run_id)
     except ResultsError as error:
@@ -117,13 +120,16 @@ def _next_step(ending: RunStatus, run_id: str, request: SearchRequest, *, timed_
 
 
 def _resume_command(run_id: str, request: SearchRequest) -> str:
-    at = request.devices_at
-    if isinstance(at, LocalDevice):
-        where = ["--local", *(["--state-dir", str(at.state_folder)] if at.state_folder is not None else [])]
-    elif at.credentials:
-        where = ["--credentials", str(at.credentials)]
-    else:
-        where = ["--broker", str(at.broker), *(["--fleet", at.name] if at.name != "default" else [])]
-    if not isinstance(at, LocalDevice) and at.mirror is not None:
-        where += ["--mirror", at.mirror]
-    return shlex.join(["fleetnas", request.kind, *where, "--store", shown_location(request.store), "--resume", run_id])
+    """Return the command that goes on with a run, which keeps its broker and fleet."""
+    default = request.store == store_location(None)
+    where = [] if default else ["--store", shown_location(request.store)]
+    return shlex.join(["fleetnas", request.kind, *where, "--resume", run_id])
+
+
+@contextlib.contextmanager
+def told_origin(at: FleetAccess | LocalDevice) -> Iterator[None]:
+    """Say in an error of the connection where the broker's address is configured."""
+    try:
+        yield
+    except TransportError as error:
+        raise type(error)(f"{error}{at.origin if isinstance(at, FleetAccess) else ''}") from error

@@ -1,0 +1,70 @@
+"""The ways to name a run: its id, its name, `latest`, or the beginning of one of these."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fleetnas.fleet_protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from fleetnas.coordinator.records.stored import RunRecord
+
+#: In place of a run's id: the newest run; to resume, the newest that was interrupted.
+LATEST = "latest"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+#: Beginning of a run's id, which has its time.
+_LIKE_AN_ID = re.compile(r"\d{8}-\d{6}")
+_MOST_LISTED = 5
+
+
+def check_run_name(name: str) -> str:
+    """Return a name for a run; `UsageError` where it cannot be one."""
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"a run cannot be named {name[:80]!r}: a name has up to 64 letters, digits, dots, underscores and hyphens, "
+            "and begins with a letter or digit; choose another, such as pi-shelf"
+        )
+    if name == LATEST or _LIKE_AN_ID.match(name):
+        raise UsageError(f"a run cannot be named {name!r}, which means another run; choose another name")
+    return name
+
+
+def find_run(runs: Sequence[RunRecord], text: str, where: str) -> RunRecord:
+    """Return the run that `text` names: by id, name, `latest` or a beginning that only one run has.
+
+    Args:
+        runs: oldest first.
+        text: as the user gave it.
+        where: the store, for messages.
+
+    Raises:
+        UsageError: no run or several runs are meant; the message lists some.
+    """
+    if not runs:
+        raise UsageError(f"the store {where} holds no run yet; give the --store of the search")
+    if text == LATEST:
+        return runs[-1]
+    for run in runs:
+        if text == run.run_id:
+            return run
+    for run in runs:
+        if text == run.name:
+            return run
+    meant = [run for run in runs if text and (run.run_id.startswith(text) or (run.name or "").startswith(text))]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise UsageError(
+            f"{text!r} is the beginning of {len(meant)} runs: {_listed(meant)}; give more of its id, or its whole name"
+        )
+    raise UsageError(f"the store {where} holds no run {text!r}; the latest are {_listed(runs)}")
+
+
+def _listed(runs: Sequence[RunRecord]) -> str:
+    """List the newest of some runs, the newest first."""
+    newest = [
+        run.run_id if run.name is None else f"{run.run_id} ({run.name})" for run in runs[: -_MOST_LISTED - 1 : -1]
+    ]
+    return ", ".join(newest) + (", ..." if len(runs) > _MOST_LISTED else "")
