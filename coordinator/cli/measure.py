@@ -198,8 +198,7 @@ def measure(
     elif bundle is None:
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")
     else:
-        plan = _plan(bundle, architecture or [], card, output.request(card), agents, settings, measuring)
-        plan = plan.model_copy(update={"profile_winners": output.profile_winners})
+        plan = _plan(bundle, architecture or [], card, output, agents, settings, measuring)
         run = NewRun(bundle, plan, output.card, output.name)
         devices_at = settings.device(card) if settings.local else fleet.access(connection)
     request = SearchRequest(
@@ -219,7 +218,7 @@ def _plan(
     bundle: Path,
     texts: list[str],
     card: WinnerCard | None,
-    targets: TargetRequest,
+    output: OutputOptions,
     agents: tuple[str, ...],
     settings: SettingOptions,
     measuring: MeasuringOptions,
@@ -230,7 +229,8 @@ def _plan(
 
     architectures = _architectures(SupernetBundle.open(bundle).space, bundle, texts, card)
     return CampaignPlan(
-        targets=targets,
+        targets=output.request(card),
+        profile_winners=output.profile_winners,
         architectures=architectures,
         budget=REPEATS * len(architectures),
         prior="default",
