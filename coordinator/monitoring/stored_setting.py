@@ -90,6 +90,8 @@ class StoredSetting:
         self._measured_ms.setdefault(task.architecture.fingerprint, outcome.median_ms)
         taken = self._events.measured(at_s, task, outcome, self._measurements, self._plan.budget)
         findings = self._tally.add(outcome)
+        if not findings:
+            return [taken]
         return [taken, *self._events.findings(at_s, findings, outcome, self._tally.quality)]
 
     def _key_of(self, task: TaskRecord) -> TargetKey:

@@ -90,7 +90,14 @@ class CandidateSearch:
                 break
             chosen.append(pool[best])
             gains.take(best)
+        if chosen:
+            chosen += [pool[row] for row in gains.next_best(min(most, self._at_once) - len(chosen))]
         return self._proposer.propose(chosen, "candidate")
+
+    def _margins(self, targets: int) -> Sequence[float]:
+        """Return the margins: more of them where so many boards measure at once that these find too few subnets."""
+        wanted = math.ceil(2 * self._at_once / max(targets, 1))
+        return _MARGINS if wanted <= len(_MARGINS) else np.linspace(_MARGINS[0], _MARGINS[-1], wanted).tolist()
 
     def _pool(self, limits_ms: Sequence[float]) -> Genomes:
         """Return the predicted winners at every margin that are not measured yet, (n, G).
@@ -100,7 +107,7 @@ class CandidateSearch:
         measured = self._latency.observations.table(unsure=True).genomes
         mean_ms, deviation_ms = self._latency.predict(measured)
         usual = float(np.median(deviation_ms / np.maximum(mean_ms, 1e-9)))
-        factors = [1.0 + sigmas * usual for sigmas in _MARGINS]
+        factors = [1.0 + sigmas * usual for sigmas in self._margins(len(limits_ms))]
         winners = self._latency.winners(
             self._solver,
             [limit_ms / max(factor, _LEAST_FACTOR) for factor in factors for limit_ms in limits_ms],
@@ -152,6 +159,13 @@ class RoundGains:
     def take(self, row: int) -> None:
         """Take a subnet into the round."""
         self._taken.append(row)
+
+    def next_best(self, count: int) -> list[int]:
+        """Return up to `count` further subnets by what each gains alone: for boards that would have nothing to do."""
+        alone = RoundGains(self._within, self._top1, self._held).expected()
+        alone[self._taken] = 0.0
+        order = np.argsort(-alone, kind="stable")[: max(0, count)]
+        return [int(row) for row in order if alone[row] > 0.0]
 
 
 def measuring_s(protocol: MeasurementProtocol, latency_ms: Floats) -> Floats:

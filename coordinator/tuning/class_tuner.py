@@ -32,8 +32,8 @@ class ClassTuner(DeviceTuner):
         """Take what a `DeviceTuner` takes."""
         self.speeds = BoardSpeeds()
         super().__init__(design, accuracy, targets, solver, speeds=self.speeds, **options)
-        #: The subnet that every board measures, so that their speeds are compared: the largest within the bounds.
-        self.anchor: Genome = design.subnets[min(1, len(design.subnets) - 1)]
+        #: The subnet that every board measures, so that their speeds are compared: neither the smallest nor largest.
+        self.anchor: Genome = design.subnets[min(2, len(design.subnets) - 1)]
 
     def measure_at_once(self, boards: int) -> None:
         """Give so many boards a candidate in each round."""
