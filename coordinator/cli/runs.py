@@ -20,8 +20,6 @@ from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fleetnas.coordinator.records.stored import RunRecord
     from fleetnas.coordinator.store.store import MeasurementStore
 
@@ -85,13 +83,14 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
     from fleetnas.coordinator.records.plan import kind_of
     from fleetnas.coordinator.report.stored_outcome import stored_totals
     from fleetnas.coordinator.view.output import output_console
+    from fleetnas.coordinator.view.tables import word_table
 
     opened = options.open_to_read(chosen.store)
     try:
         stored = opened.runs()
         found = chosen.wanted(stored)
         named = any(run.name is not None for run in found)
-        table = _table(named)
+        rows: list[tuple[str, ...]] = []
         for run in found:
             plan = run.settings.get("plan")
             targets = str(plan.get("targets", "?")) if isinstance(plan, dict) else "?"
@@ -109,7 +108,7 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
             begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.created_unix_s))
             counts = "?" if met is None else f"{met} of {asked}"
             cells = (begun, kind_of(run), run.supernet, targets, run.status, counts)
-            table.add_row(run.run_id, *((run.name or "",) if named else ()), *cells)
+            rows.append((run.run_id, *((run.name or "",) if named else ()), *cells))
         nothing = (
             f"none of the {len(stored)} runs in the store {opened.url} is meant; see them all with `fleetnas runs`"
         )
@@ -118,7 +117,9 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
     finally:
         opened.close()
     if not chosen.as_json:
-        output_console().print(table if found else nothing, soft_wrap=not found)
+        console = output_console()
+        headings = ("Run", *(("Name",) if named else ()), "Begun (UTC)", "Kind", "Supernet", "Targets", "Status", "Met")
+        console.print(word_table(headings, rows, console.width) if found else nothing, soft_wrap=not found)
 
 
 def rename(
@@ -180,24 +181,6 @@ def _opened_to_change(store: str | None) -> MeasurementStore:
     from fleetnas.coordinator.store.store import MeasurementStore
 
     return MeasurementStore.open(options.existing_store(store))
-
-
-def _table(named: bool) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in (
-        "Run",
-        *(("Name",) if named else ()),
-        "Begun (UTC)",
-        "Kind",
-        "Supernet",
-        "Targets",
-        "Status",
-        "Met",
-    ):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
-    return table
 
 
 def _unix_s(text: str) -> float:
