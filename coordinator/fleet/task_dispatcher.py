@@ -189,6 +189,7 @@ class TaskDispatcher:
                 setting=queue.setting,
                 protocol=task_protocol(self._plan.protocol, attempt, self._plan.deadline_s),
                 **self._conditions(task.proposal),
+                profile=self._plan.profile_winners and attempt.purpose == "verification",
                 deadline_s=self._plan.deadline_s,
                 stored=tuple(key for _, key in stored),
             )

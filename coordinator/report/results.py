@@ -19,6 +19,7 @@ from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.records.verdict import meets_kind, meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.layer_times import Layers
 from fleetnas.fleet_protocol.messages import Condition, Quality, RuntimeSetting
 from fleetnas.supernet_export.manifest import Preprocessing
 
@@ -155,15 +156,16 @@ class TargetResult(_Record):
         default=None, description="top-1 in [0, 1] on the selection images, which chose among the candidates"
     )
     selection_images: int | None = Field(default=None, description="number of selection images")
-    energy_mj: float | None = Field(
-        default=None, description="per inference, when the file was verified; null where the board has no meter"
-    )
+    energy_mj: float | None = Field(default=None, description="per inference, verified; null where it has no meter")
     parameters: int | None = Field(description="weights and biases, batch norm folded")
     macs: int | None = Field(description="multiply-accumulates of one image")
     peak_activation_bytes: int | None = Field(description="largest sum of live activations, fp32, one image")
     model: str | None = Field(description="path of the model file, relative to results.json; null when there is none")
     model_bytes: int | None = Field(description="size of the model file")
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
+    layers: Layers = Field(
+        default=(), description="times of its layers on the device, with `--profile-winners` and onnxruntime"
+    )
     subnet: str | None = Field(
         default=None, description="fingerprint of a subnet that the user gave; null where a subnet was searched"
     )

@@ -24,7 +24,9 @@ _ARCHITECTURE = ("fingerprint", "architecture")
 _PREDICTIONS = ("predicted_ms", "predicted_std_ms", "predicted_accuracy")
 _CONDITIONS = tuple(Conditions.model_fields)
 _LISTS = ("levels_ms", "session_medians_ms", "block_medians_ms", "times_us")
-_SCALARS = tuple(name for name in Measurement.model_fields if name not in ("before", "after", "percentiles", *_LISTS))
+#: Left out: `layers` of a winner are in results.json.
+_NO_SCALARS = ("before", "after", "percentiles", "layers", *_LISTS)
+_SCALARS = tuple(name for name in Measurement.model_fields if name not in _NO_SCALARS)
 _PURPOSE: TypeAdapter[Purpose] = TypeAdapter(Purpose)
 #: Every column, in order; the long ones are last.
 COLUMNS = (
