@@ -182,7 +182,6 @@ class OrderExecutor:
         driven = runtime.conditions()  # of a device that this host only drives, whose power it does not know
         power = BlockPower(self._sensors.power_meter if driven is None else None)
         before = driven or with_power(self._sensors.read(), self._idle_power.mw())
-        share = session_share(order.protocol)
         reported = -math.inf
 
         def on_block(session_fraction: float, fraction: float) -> None:
@@ -202,7 +201,7 @@ class OrderExecutor:
                 end_block(fraction)
                 power.begin_block()
 
-            return loaded.time(share, next_block), None
+            return loaded.time(session_share(order.protocol), next_block), None
 
         runs, loaded = run_sessions(
             order.protocol.sessions, lambda: runtime.load(model, order.setting, own), time_session, on_block

@@ -182,24 +182,28 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
         targets_note=device.targets_note,
         tags=device.tags,
         board=None if device.board is None else BoardResult(**asdict(device.board)),
-        failures=tuple(
-            FailureResult(
-                task_id=failure.task_id,
-                attempt=failure.attempt,
-                counted=failure.counted,
-                purpose=failure.purpose,
-                target_ms=failure.target_ms,
-                target=failure.target,
-                architecture=failure.architecture,
-                reason=failure.reason,
-                detail=failure.detail,
-            )
-            for failure in device.failures
-        ),
+        failures=_failures(device),
         baselines=baseline_results(device),
         wire_bytes=device.wire_bytes,
         profile=device.profile,
         versions=device.versions,
+    )
+
+
+def _failures(device: DeviceOutcome) -> tuple[FailureResult, ...]:
+    return tuple(
+        FailureResult(
+            task_id=failure.task_id,
+            attempt=failure.attempt,
+            counted=failure.counted,
+            purpose=failure.purpose,
+            target_ms=failure.target_ms,
+            target=failure.target,
+            architecture=failure.architecture,
+            reason=failure.reason,
+            detail=failure.detail,
+        )
+        for failure in device.failures
     )
 
 
