@@ -40,7 +40,7 @@ class SettingOptions:
         typer.Option(
             "--setting",
             metavar="SETTING",
-            help="How models run, such as onnxruntime,threads=4; may be repeated (default: every setting that an agent offers).",
+            help="How models run, such as onnxruntime,threads=4; may be repeated (default: all that agents offer).",
         ),
     ] = None
     runtime: Annotated[
