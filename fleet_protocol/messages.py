@@ -38,9 +38,9 @@ from fleetnas.fleet_protocol.choices import Condition as Condition
 from fleetnas.fleet_protocol.choices import InterpreterName as InterpreterName
 from fleetnas.fleet_protocol.choices import Precision as Precision
 from fleetnas.fleet_protocol.choices import RuntimeName as RuntimeName
+from fleetnas.fleet_protocol.layer_times import Layers
 
-#: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
-#: be ignored. `docs/architecture.md` has the rule.
+#: The wire contract's version; `docs/architecture.md` has the rule for each of the two numbers.
 SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
@@ -177,9 +177,7 @@ class Measurement(Message):
         default=0.0, description="95 % half-width of undisturbed_ms, in percent of it; includes that scatter as well"
     )
     reference: _Fingerprint | None = Field(default=None, description="fingerprint of the reference subnet")
-    reference_ms: Milliseconds | None = Field(
-        default=None, description="what the reference takes at undisturbed speed: the speed undisturbed_ms is stated at"
-    )
+    reference_ms: Milliseconds | None = Field(default=None, description="of the reference, at undisturbed speed")
     levels_ms: tuple[Milliseconds, ...] = Field(
         default=(), max_length=16, description="the same of every reference, in the order of their fingerprints"
     )
@@ -201,6 +199,7 @@ class Measurement(Message):
     before: Conditions = Conditions()
     after: Conditions = Conditions()
     energy_mj: Millijoules | None = Field(default=None, description="energy per inference where the board tells it")
+    layers: Layers = Field(default=(), description="where a profile was asked for, and the runtime has a profiler")
     finished_unix_s: UnixSeconds
 
     @model_validator(mode="after")

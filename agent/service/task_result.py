@@ -51,6 +51,7 @@ def make_result(
             before=reply.before,
             after=reply.after,
             energy_mj=reply.energy_mj,
+            layers=reply.layers,
             finished_unix_s=finished_unix_s,
         )
     except ValidationError as error:

@@ -132,6 +132,8 @@ class OutputOptions:
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
     ] = None
     store: options.Store = None
+    profile_winners: options.ProfileWinners = False
+    tracking: options.Tracking = None
     as_json: options.Json = False
 
     def request(self, card: WinnerCard | None) -> TargetRequest:
@@ -196,7 +198,7 @@ def measure(
     elif bundle is None:
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")
     else:
-        plan = _plan(bundle, architecture or [], card, output.request(card), agents, settings, measuring)
+        plan = _plan(bundle, architecture or [], card, output, agents, settings, measuring)
         run = NewRun(bundle, plan, output.card, output.name)
         devices_at = settings.device(card) if settings.local else fleet.access(connection)
     request = SearchRequest(
@@ -205,6 +207,7 @@ def measure(
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
         images=ImageFolders(output.calibration_images, output.evaluation_images, some_classes=output.some_classes),
+        tracking_uri=options.tracking_uri(output.tracking),
     )
     from fleetnas.coordinator.cli.search.running import run_search
 
@@ -215,7 +218,7 @@ def _plan(
     bundle: Path,
     texts: list[str],
     card: WinnerCard | None,
-    targets: TargetRequest,
+    output: OutputOptions,
     agents: tuple[str, ...],
     settings: SettingOptions,
     measuring: MeasuringOptions,
@@ -226,7 +229,8 @@ def _plan(
 
     architectures = _architectures(SupernetBundle.open(bundle).space, bundle, texts, card)
     return CampaignPlan(
-        targets=targets,
+        targets=output.request(card),
+        profile_winners=output.profile_winners,
         architectures=architectures,
         budget=REPEATS * len(architectures),
         prior="default",
@@ -262,7 +266,7 @@ def _refuse_useless(
     if output.card is not None:
         options.refuse(context, chosen, "--card measures on the card's own setting")
     if output.resume is not None:
-        kept = (*chosen, "name", "target", "card", *names(MeasuringOptions))
+        kept = (*chosen, "name", "target", "card", "profile_winners", *names(MeasuringOptions))
         options.refuse(context, kept, "a resumed run keeps what it began with")
     elif measuring.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")

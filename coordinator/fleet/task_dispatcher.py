@@ -187,6 +187,7 @@ class TaskDispatcher:
                 setting=queue.setting,
                 protocol=protocol_for(self._plan.protocol, attempt.asked_precision),
                 **self._conditions(task.proposal),
+                profile=self._plan.profile_winners and attempt.purpose == "verification",
                 deadline_s=self._plan.deadline_s,
                 stored=tuple(key for _, key in stored),
             )

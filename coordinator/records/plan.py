@@ -97,6 +97,8 @@ class CampaignPlan(BaseModel):
         default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
 
+    profile_winners: bool = Field(default=False, description="time the layers of each verified file on its device")
+
     if not TYPE_CHECKING:  # type checkers know the fields from the class
 
         def __init__(self, **fields: Any) -> None:

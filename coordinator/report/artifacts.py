@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.conversion import results_of
+from fleetnas.coordinator.report.inference_program import write_inference_program
 from fleetnas.coordinator.report.results import ClassReport, DeviceResult, Results, SupernetResult, TargetResult
 from fleetnas.coordinator.store.measurement_table import measurements_csv
 from fleetnas.device_profiles.profile import DeviceProfile
@@ -92,15 +93,19 @@ class ArtifactFolder:
         return self._model(device, target) is not None
 
     def write(self, outcome: CampaignOutcome) -> Results:
-        """Write results.json, measurements.csv and a card beside each model file that is there; returns the results.
+        """Write results.json, measurements.csv, and card and `infer.py` beside each model file; returns the results.
 
         A model file is named only when its bytes have the hash that the device measured.
         """
         results = results_of(outcome, self._model)
+        folders = set()
         for device in results.fleet:
             for target in device.targets:
                 if target.model is not None:
                     self._write_card(results, device, target, self.directory / target.model)
+                    folders.add((self.directory / target.model).parent)
+        for folder in sorted(folders):
+            write_inference_program(folder, results.supernet.class_names)
         write_atomically(self.directory / MEASUREMENTS_FILE, measurements_csv(outcome.devices).encode())
         write_atomically(self.directory / RESULTS_FILE, results.model_dump_json(indent=2).encode() + b"\n")
         return results

@@ -31,6 +31,8 @@ from fleetnas.coordinator.report.results import (
     SupernetResult,
     TargetResult,
 )
+from fleetnas.fleet_protocol.layer_times import LayerTime
+from fleetnas.fleet_protocol.messages import Measurement
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -220,6 +222,7 @@ def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: Model
         macs=target.macs,
         peak_activation_bytes=target.peak_activation_bytes,
         energy_mj=_energy_mj(device, target),
+        layers=_layers(device, target),
         model=model,
         model_bytes=size,
         sha256=target.sha256,
@@ -230,12 +233,23 @@ def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: Model
 
 def _energy_mj(device: DeviceOutcome, target: TargetOutcome) -> float | None:
     """Return the energy of the last verification of the target's file that has one."""
-    found = [
-        row.measurement.energy_mj
+    found = [each.energy_mj for each in _verifications(device, target)]
+    return next((energy for energy in reversed(found) if energy is not None), None)
+
+
+def _layers(device: DeviceOutcome, target: TargetOutcome) -> tuple[LayerTime, ...]:
+    """Return the layers of the last verification of the target's file that was profiled."""
+    found = [each.layers for each in _verifications(device, target)]
+    return next((layers for layers in reversed(found) if layers), ())
+
+
+def _verifications(device: DeviceOutcome, target: TargetOutcome) -> list[Measurement]:
+    """Return the verifications of the target's file, in the order in which they were stored."""
+    return [
+        row.measurement
         for row in device.rows
         if row.purpose == "verification" and row.measurement.model_sha256 == target.sha256
     ]
-    return next((energy for energy in reversed(found) if energy is not None), None)
 
 
 def _moment(unix_s: float) -> datetime:

@@ -18,6 +18,7 @@ from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.records.verdict import meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.layer_times import Layers
 from fleetnas.fleet_protocol.messages import Condition, Quality, RuntimeSetting
 from fleetnas.supernet_export.manifest import Preprocessing
 
@@ -152,6 +153,9 @@ class TargetResult(_Record):
     model: str | None = Field(description="path of the model file, relative to results.json; null when there is none")
     model_bytes: int | None = Field(description="size of the model file")
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
+    layers: Layers = Field(
+        default=(), description="times of its layers on the device, with `--profile-winners` and onnxruntime"
+    )
     subnet: str | None = Field(
         default=None, description="fingerprint of a subnet that the user gave; null where a subnet was searched"
     )

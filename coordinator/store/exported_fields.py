@@ -34,19 +34,20 @@ class Field:
 
 
 def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ...]:
-    """Return the fields of a message that are single values or lists of numbers, from its JSON schema."""
+    """Return the fields of a message that are single values or lists, from its JSON schema."""
     fields = []
     for name, schema in message.model_json_schema()["properties"].items():
         types = {part.get("type") for part in schema.get("anyOf", [schema])} - {"null", None}
-        if types:
-            fields.append(Field(name + suffix, _KINDS[types.pop()]))
+        if types:  # a list of objects is JSON
+            kind = "text" if "$ref" in schema.get("items", {}) else _KINDS[types.pop()]
+            fields.append(Field(name + suffix, kind))
     return tuple(fields)
 
 
 _OF_MEASUREMENT = _message_fields(Measurement)
 _SUFFIXES = ("before", "after")
 _CONDITIONS = tuple(Conditions.model_fields)
-_LAST = ("levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
+_LAST = ("layers", "levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
 
 _OF_TASK = (
     *("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
@@ -173,6 +174,7 @@ def _of_run(run: RunRecord, device: DeviceRecord | None) -> dict[str, Any]:
 
 def _of_measurement(measurement: Measurement) -> dict[str, Any]:
     row: dict[str, Any] = {field.name: getattr(measurement, field.name) for field in _OF_MEASUREMENT}
+    row["layers"] = json.dumps([layer.model_dump() for layer in measurement.layers])
     for suffix in _SUFFIXES:
         for name in _CONDITIONS:
             row[f"{name}_{suffix}"] = getattr(getattr(measurement, suffix), name)

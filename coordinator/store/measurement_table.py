@@ -21,7 +21,8 @@ _KEYS = ("device", "runtime", "task_id", "attempt", "counted", "purpose", "targe
 _PREDICTIONS = ("predicted_ms", "predicted_std_ms", "predicted_accuracy")
 _CONDITIONS = tuple(Conditions.model_fields)
 _LISTS = ("levels_ms", "session_medians_ms", "block_medians_ms", "times_us")
-_SCALARS = tuple(name for name in Measurement.model_fields if name not in ("before", "after", *_LISTS))
+#: Left out: `layers` of a winner are in results.json.
+_SCALARS = tuple(name for name in Measurement.model_fields if name not in ("before", "after", "layers", *_LISTS))
 _PURPOSE: TypeAdapter[Purpose] = TypeAdapter(Purpose)
 #: Every column, in order; the long ones are last.
 COLUMNS = (

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinar
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0013"
+HEAD_REVISION = "0014"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -129,6 +129,7 @@ class MeasurementRow(Base):
     before: Mapped[dict[str, Any]]
     after: Mapped[dict[str, Any]]
     energy_mj: Mapped[float | None]
+    layers: Mapped[list[Any] | None] = mapped_column(JSON)
     finished_unix_s: Mapped[float]
 
 

@@ -31,6 +31,7 @@ TEXTS = {
     "--precision": "int8",
     "--runtime": "onnxruntime",
     "--mirror": "https://mirror.example/bundles",
+    "--track": "mlflow:tracked",
     "--max-parameters": "4M",
     "--max-macs": "4M",
     "--max-activation-memory": "4MB",
@@ -43,11 +44,11 @@ PLAN = {
     "--rerank",
     "--name",
     "--deadline",
-    *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions"),
+    *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions", "--profile-winners"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
 BASELINES = {"--baseline", "--baseline-accuracy", "--input-shape"}
-IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes"}
+IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes", "--track"}
 HERE = {*IMAGES, "--supernet", "--metrics-port", "--timeout", "--models"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
@@ -269,12 +270,12 @@ def test_every_command_is_looked_at() -> None:
         "finetune": 13,
         "inspect": 2,
         "installer": 13,
-        "measure": 39,
+        "measure": 41,
         "mirror": 0,
         "predictor": 0,
         "portfolio": 20,
         "predictor evaluate": 5,
-        "results": 2,
+        "results": 3,
         "revoke": 1,
         "runs": 5,
         "runs delete": 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fleetnas.coordinator.records.stored import RunRecord, TaskRecord
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.layer_times import LayerTime
 from fleetnas.fleet_protocol.messages import AgentInfo, Conditions, Measurement, RuntimeSetting
 
 SETTING = RuntimeSetting(threads=2)
@@ -43,6 +44,7 @@ MEASUREMENT = Measurement(
     load_ms=2,
     before=Conditions(temperature_c=41.5, governor="performance"),
     energy_mj=0.5,
+    layers=(LayerTime(name="stem", op="Conv", mean_us=12.5),),
     finished_unix_s=1e9,
 )
 

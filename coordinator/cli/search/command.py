@@ -100,6 +100,7 @@ class RunOptions:
     metrics_address: Annotated[
         str, typer.Option("--metrics-address", metavar="ADDRESS", help="Where --metrics-port listens.")
     ] = "127.0.0.1"
+    tracking: options.Tracking = None
     as_json: options.Json = False
 
 
@@ -154,6 +155,7 @@ def search(
         out=_DEFAULT_OUT if run.out is None and run.resume is None and not run.dry_run else run.out,
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
+        tracking_uri=options.tracking_uri(run.tracking),
         timeout_s=run.timeout,
         check_devices=portfolio.check_devices(),
     )

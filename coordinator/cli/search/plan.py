@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.records.prior_choice import PriorChoice
 from fleetnas.coordinator.records.strategy import Strategy
@@ -68,6 +69,7 @@ class PlanOptions:
             help="Agents from whose earlier runs nothing is learned (always: `fleetnas devices --distrust`).",
         ),
     ] = None
+    profile_winners: options.ProfileWinners = False
 
     no_pool: Annotated[
         bool,
@@ -107,6 +109,7 @@ class PlanOptions:
             prior=self.prior,
             prior_without=agent_names(self.prior_without, "--prior-without"),
             devices=devices,
+            profile_winners=self.profile_winners,
             pool=not self.no_pool,
             verify_boards=self.verify_boards,
             **measuring.fields(),
