@@ -33,9 +33,8 @@ def _known(program: str, words: list[str]) -> tuple[str, set[str]]:
     if program == "fleetnas-agent":
         _, parsers = build_parser()
         parser = parsers.get(words[0]) if words else None
-        options = (
-            set() if parser is None else {name for action in vars(parser)["_actions"] for name in action.option_strings}
-        )
+        actions = [] if parser is None else vars(parser)["_actions"]
+        options = {name for action in actions for name in action.option_strings}
         return " ".join([program, *words[: parser is not None]]), options
     command, path = _coordinator(), [program]
     options = {name for each in command.params for name in each.opts}

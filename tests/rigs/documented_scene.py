@@ -22,17 +22,16 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from rigs import documented_world, waiting  # noqa: E402
 from rigs.documented_commands import Command, commands  # noqa: E402
+from rigs.documented_machine import GIVEN, enter  # noqa: E402
 from rigs.documented_world import call  # noqa: E402
 
-#: Names and addresses of the documents; all of them are this machine here.
-HOSTS = "localhost HOST fleet.example db db.example pi4 pi5"
-ADDRESS = "192.168.1.10"
 #: A usual search, in the place of `...`.
 USUAL = "--supernet digits.supernet --targets auto:2"
 #: Short runs: click reads an option that is not given from FLEETNAS_COMMAND_OPTION where it is told this prefix.
@@ -55,8 +54,6 @@ AUTHORITY = (
     "fleetnas enroll pi4 --authority authority -o pi4.credentials",
     "fleetnas-agent run --credentials pi4.credentials",
 )
-#: Where the prepared folder is seen inside.
-_GIVEN = Path("/srv/given")
 #: Programs that serve until they are stopped, and the words that say that they do.
 _SERVERS = (
     (re.compile(r"fleetnas broker(?= --host| --port|$)"), re.compile("broker listens"), "broker"),
@@ -92,12 +89,12 @@ if __name__ == "__main__":
 
 def furnish(folder: Path) -> None:
     """Prepare `folder` with what all pages take as given: minutes of work, done once."""
-    _inside(folder, "--furnish", str(_GIVEN))
+    _inside(folder, "--furnish", str(GIVEN))
 
 
 def run_page(page: str, given: Path) -> list[dict[str, object]]:
     """Run a page in namespaces of its own, from a copy of what `furnish` prepared; returns one record per command."""
-    return [json.loads(line) for line in _inside(given, "--play", page, str(_GIVEN)).splitlines()]
+    return [json.loads(line) for line in _inside(given, "--play", page, str(GIVEN)).splitlines()]
 
 
 def _inside(folder: Path, *step: str) -> str:
@@ -108,55 +105,12 @@ def _inside(folder: Path, *step: str) -> str:
     return run.stdout
 
 
-def can_enter() -> str | None:
-    """Return why such namespaces cannot be made here, or None."""
-    if os.geteuid() != 0:
-        return "needs root, for namespaces and an overlay"
-    script = (
-        "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && "
-        "mount -t overlay o -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
-    )
-    tried = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", f"{script} && ip link set lo up"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return None if tried.returncode == 0 else f"no overlay in a namespace: {tried.stderr.strip()[-200:]}"
-
-
-def _enter(folder: str, *step: str) -> None:
-    """Change the root to an overlay of it, give the machine its names, and go on there with `step`."""
-    base = Path("/mnt")
-    call("mount", "-t", "tmpfs", "tmpfs", base)
-    for name in ("up", "work", "root"):
-        (base / name).mkdir()
-    root = base / "root"
-    call("mount", "-t", "overlay", "overlay", "-o", f"lowerdir=/,upperdir={base}/up,workdir={base}/work", root)
-    call("mount", "-t", "proc", "proc", root / "proc")
-    call("mount", "--rbind", "/dev", root / "dev")
-    call("mount", "--rbind", "/sys", root / "sys")
-    given = root / _GIVEN.relative_to("/")
-    given.mkdir(parents=True)
-    call("mount", "--bind", folder, given)
-    for place in ("tmp", "run", "var/tmp"):
-        call("mount", "-t", "tmpfs", "tmpfs", root / place)
-    call("ip", "link", "set", "lo", "up")
-    call("ip", "link", "add", "cable", "type", "veth", "peer", "name", "other-end")
-    call("ip", "address", "add", f"{ADDRESS}/24", "dev", "cable")
-    for end in ("cable", "other-end"):
-        call("ip", "link", "set", end, "up")
-    hosts = f"127.0.0.1 {HOSTS}\n{documented_world.COMPANY_BROKER} broker.example\n::1 localhost\n"
-    (root / "etc" / "hosts").write_text(hosts)
-    os.chroot(root)
-    os.chdir("/")
-    os.execv(sys.executable, [sys.executable, __file__, *step])
-
-
 class Scene:
     """The reader's folder, with what the pages take as given, and the programs that serve."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.servers: dict[str, subprocess.Popen[str]] = {}
+        self.servers: dict[str, subprocess.Popen[Any]] = {}
         binaries = folder / ".bin"
         binaries.mkdir(parents=True)
         self._write_programs(binaries)
@@ -344,6 +298,12 @@ class Scene:
         (self.folder / "architecture.json").write_text(architecture)
 
 
+def starts_all_itself(words: str) -> bool:
+    """Return whether a page starts its broker before it names one."""
+    broker, named = re.search(r"fleetnas broker(?= --host|$)", words, re.MULTILINE), re.search("--broker", words)
+    return broker is not None and (named is None or broker.start() < named.start())
+
+
 def _answers(host: str, port: int) -> bool:
     try:
         socket.create_connection((host, port), timeout=1).close()
@@ -367,7 +327,9 @@ def _play(page: str, folder: str) -> None:
     scene = Scene(Path("/home/reader"))
     Path("/data").symlink_to("/home/reader/data")
     found = [command for command in commands(ROOT / page) if command.mark is None]
-    scene.serve("\n".join(command.text for command in found))
+    words = "\n".join(command.text for command in found)
+    if not starts_all_itself(words):
+        scene.serve(words)
     for command in found:
         print(json.dumps(scene.play(command)), flush=True)  # noqa: T201
     for kind in list(scene.servers):
@@ -376,4 +338,9 @@ def _play(page: str, folder: str) -> None:
 
 if __name__ == "__main__":
     step, *more = sys.argv[1:]
-    {"--enter": _enter, "--furnish": _furnish, "--play": _play}[step](*more)
+    if step == "--enter":
+        enter(__file__, *more)
+    elif step == "--furnish":
+        _furnish(*more)
+    else:
+        _play(*more)

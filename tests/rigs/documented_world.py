@@ -93,7 +93,7 @@ def attach_phone_and_accelerator(folder: Path, binaries: Path) -> dict[str, str]
     (folder / "benchmark_model").touch()
     npu = Path("/opt/npu")
     npu.mkdir(parents=True)
-    (npu / "bench.py").write_text(runtime_stand_ins.PROGRAM)
+    (npu / "bench.py").write_text(runtime_stand_ins.PROGRAM.replace('"provider": "cpu"', '"provider": "npu-7"'))
     (npu / "bench").write_text(f'#!/bin/sh\nexec {sys.executable} /opt/npu/bench.py "$1" 1 "$3"\n')
     (npu / "bench").chmod(0o755)
     return {"PHONE": str(phone)}
