@@ -37,14 +37,13 @@ USUAL = "--supernet digits.supernet --targets auto:2"
 #: Short runs: click reads an option that is not given from FLEETNAS_COMMAND_OPTION where it is told this prefix.
 SHORT = {
     "FLEETNAS_SEARCH_BUDGET": "3",
-    "FLEETNAS_SEARCH_MIN_TIME": "0.02",
-    "FLEETNAS_SEARCH_MIN_RUNS": "5",
-    "FLEETNAS_SEARCH_WARMUP": "0.02",
     "FLEETNAS_SEARCH_FIXED_PROTOCOL": "1",
     "FLEETNAS_SEARCH_JOIN": "20",
-    "FLEETNAS_MEASURE_MIN_TIME": "0.02",
-    "FLEETNAS_MEASURE_MIN_RUNS": "5",
-    "FLEETNAS_MEASURE_WARMUP": "0.02",
+    **{
+        f"FLEETNAS_{command}_{option}": value
+        for command in ("SEARCH", "MEASURE", "BENCH")
+        for option, value in (("MIN_TIME", "0.02"), ("MIN_RUNS", "5"), ("WARMUP", "0.02"))
+    },
 }
 BROKER = "fleetnas broker --host 0.0.0.0"
 AGENT = "fleetnas-agent run --broker localhost --name pi4 --setting onnxruntime,threads=4 --accept-models"
