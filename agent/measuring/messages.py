@@ -23,11 +23,13 @@ from fleetnas.device_profiles.quantities import (
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.layer_times import Layers
 from fleetnas.fleet_protocol.messages import (
+    MAX_PERCENTILES,
     MAX_SESSIONS,
     Conditions,
     FailureReason,
     MeasurementProtocol,
     Message,
+    PercentileTime,
     Phase,
     RuntimeSetting,
 )
@@ -165,6 +167,7 @@ class MeasuredReply(Message):
     before: Conditions
     after: Conditions
     energy_mj: Millijoules | None = None
+    percentiles: tuple[PercentileTime, ...] = Field(default=(), max_length=MAX_PERCENTILES)
     layers: Layers = Field(default=(), description="where a profile was asked for, and the runtime has a profiler")
     memory_bytes: Count | None = Field(default=None, description="peak memory that a sent model file took, about")
     paired: PairedTiming | None = Field(default=None, description="where references were asked for")

@@ -53,6 +53,7 @@ from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.errors import CorruptBundleError, HashMismatchError, UsageError
 from fleetnas.fleet_protocol.layer_times import LayerTime
 from fleetnas.fleet_protocol.messages import Phase, RuntimeSetting
+from fleetnas.fleet_protocol.percentiles import percentile_times
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.model_file import build_model
 
@@ -181,7 +182,6 @@ class OrderExecutor:
         driven = runtime.conditions()  # of a device that this host only drives, whose power it does not know
         power = BlockPower(self._sensors.power_meter if driven is None else None)
         before = driven or with_power(self._sensors.read(), self._idle_power.mw())
-        share = session_share(order.protocol)
         reported = -math.inf
 
         def on_block(session_fraction: float, fraction: float) -> None:
@@ -201,7 +201,7 @@ class OrderExecutor:
                 end_block(fraction)
                 power.begin_block()
 
-            return loaded.time(share, next_block), None
+            return loaded.time(session_share(order.protocol), next_block), None
 
         runs, loaded = run_sessions(
             order.protocol.sessions, lambda: runtime.load(model, order.setting, own), time_session, on_block
@@ -222,6 +222,7 @@ class OrderExecutor:
             before=before,
             after=after,
             energy_mj=energy_mj(power.mean_mw, timing.median_ms),
+            percentiles=percentile_times(timing.samples_ms, order.protocol.percentiles),
             layers=_layers(runtime, model, order, own) if order.profile else (),
             paired=mean_paired(paired, order.protocol.half_width_percent) if paired else None,
             busy_s=time.perf_counter() - begin,

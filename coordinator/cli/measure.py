@@ -139,10 +139,14 @@ class OutputOptions:
     def request(self, card: WinnerCard | None) -> TargetRequest:
         """Parse the target, the card's without one; `UsageError` unless it is one in milliseconds."""
         if self.target is None:
+            if card is not None and card.target:
+                raise UsageError(
+                    f"the card is for {card.label}, and `fleetnas measure` compares medians; give --target MS"
+                )
             known = card is not None and card.target_ms is not None
             return TargetRequest(fixed_ms=(card.target_ms,)) if known else TargetRequest()  # type: ignore[union-attr, arg-type]
         found = TargetRequest.parse(self.target)
-        if found.automatic or found.count > 1:
+        if found.automatic or found.others or found.count > 1:
             raise UsageError(f"--target {self.target} is not one latency; give milliseconds such as 20ms")
         return found
 

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.conversion import results_of
 from fleetnas.coordinator.report.inference_program import write_inference_program
@@ -116,7 +117,7 @@ class ArtifactFolder:
             if not _SAFE_NAME.fullmatch(name):
                 raise ValueError(f"a folder is named after {name!r}: use letters, digits, `_`, `.` and `-` only")
         folder = folder_name(device.device)
-        return self.directory / folder / device.setting.label / (target.subnet or f"{target.target_ms:.10g}ms")
+        return self.directory / folder / device.setting.label / _file_stem(target)
 
     def _model(self, device: DeviceOutcome, target: TargetOutcome) -> tuple[str, int] | None:
         if not target.met or target.sha256 is None:
@@ -145,6 +146,14 @@ class ArtifactFolder:
         write_atomically(model.with_suffix(".json"), card.model_dump_json(indent=2).encode() + b"\n")
 
 
+def _file_stem(target: TargetOutcome) -> str:
+    """Name a target's files: `20ms`, `p95-33ms`, `fps-30`, `energy-5mJ`, or the fingerprint of a given subnet."""
+    if target.target:
+        unit = "ms" if Target.parse(target.target).kind is TargetKind.PERCENTILE else ""
+        return target.target.replace(":", "-") + unit
+    return target.subnet or f"{target.target_ms:.10g}ms"
+
+
 def folder_name(device: str) -> str:
     """Return the name of a device's folder: its own, unless a file of the artifacts has that name."""
     # No agent's name has a `~`, so no two devices share a folder.
@@ -163,7 +172,7 @@ def read_results(directory: Path) -> Results:
 
 
 def _name(target: TargetOutcome) -> str:
-    return target_name(target.target_ms, target.subnet)
+    return target_name(target.target_ms, target.subnet, target.target)
 
 
 def _suffixed(stem: Path, suffix: str) -> Path:

@@ -15,6 +15,8 @@ from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import ImagePart
+from fleetnas.coordinator.records.target_kinds import kind_of_target
+from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.baseline_results import baseline_results
 from fleetnas.coordinator.report.results import (
@@ -180,19 +182,7 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
         targets_note=device.targets_note,
         tags=device.tags,
         board=None if device.board is None else BoardResult(**asdict(device.board)),
-        failures=tuple(
-            FailureResult(
-                task_id=failure.task_id,
-                attempt=failure.attempt,
-                counted=failure.counted,
-                purpose=failure.purpose,
-                target_ms=failure.target_ms,
-                architecture=failure.architecture,
-                reason=failure.reason,
-                detail=failure.detail,
-            )
-            for failure in device.failures
-        ),
+        failures=_failures(device),
         baselines=baseline_results(device),
         wire_bytes=device.wire_bytes,
         profile=device.profile,
@@ -200,10 +190,34 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
     )
 
 
+def _failures(device: DeviceOutcome) -> tuple[FailureResult, ...]:
+    return tuple(
+        FailureResult(
+            task_id=failure.task_id,
+            attempt=failure.attempt,
+            counted=failure.counted,
+            purpose=failure.purpose,
+            target_ms=failure.target_ms,
+            target=failure.target,
+            architecture=failure.architecture,
+            reason=failure.reason,
+            detail=failure.detail,
+        )
+        for failure in device.failures
+    )
+
+
 def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetResult:
     model, size = model_of(device, target) or (None, None)
     return TargetResult(
         target_ms=target.target_ms,
+        target=target.target,
+        kind=kind_of_target(target.target),
+        label=target_label(target.target_ms, target.target),
+        value=target.value,
+        value_low=target.value_low,
+        value_high=target.value_high,
+        typical_value=target.typical_value,
         met=target.met,
         open=target.open,
         reason=target.reason,

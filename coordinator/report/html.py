@@ -111,6 +111,7 @@ def render_report(directory: Path) -> str:
         verified=wording.verified,
         compared=_compared,
         targets_remark=_targets_remark,
+        value_of=lambda target: wording.target_value(target.target, target.value, target.value_high),
         max_plotted=MAX_PLOTTED,
         max_failures=MAX_FAILURES,
         portfolio=portfolio_section(directory, results.run_id),

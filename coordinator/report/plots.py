@@ -49,7 +49,9 @@ def _front(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> _Drawn | N
     if len(rated) + len(winners) < _FEWEST_POINTS:
         return None
     drawn, (axis,) = figure()
-    targets_ms = sorted({target.target_ms for target in device.targets if target.target_ms is not None})
+    targets_ms = sorted(
+        {target.target_ms for target in device.targets if target.target_ms is not None and not target.target}
+    )
     for index, target_ms in enumerate(targets_ms):
         axis.axvline(
             target_ms,

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic_core import to_json
+
 from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -50,7 +52,7 @@ _CONDITIONS = tuple(Conditions.model_fields)
 _LAST = ("layers", "levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
 
 _OF_TASK = (
-    *("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
+    *("purpose", "target_ms", "target", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
     *("asked_half_width_percent", "asked_sessions"),
 )
 
@@ -71,6 +73,7 @@ FIELDS: tuple[Field, ...] = (
     Field("purpose", "text"),
     Field("baseline", "text"),
     Field("target_ms", "number"),
+    Field("target", "text"),
     Field("fingerprint", "text"),
     Field("architecture", "text"),
     Field("predicted_ms", "number"),
@@ -132,6 +135,7 @@ def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> d
     }
     for name in _OF_TASK:
         row[name] = getattr(task, name)
+    row["target"] = task.target or None
     return row | _of_measurement(measurement)
 
 
@@ -174,6 +178,7 @@ def _of_run(run: RunRecord, device: DeviceRecord | None) -> dict[str, Any]:
 
 def _of_measurement(measurement: Measurement) -> dict[str, Any]:
     row: dict[str, Any] = {field.name: getattr(measurement, field.name) for field in _OF_MEASUREMENT}
+    row["percentiles"] = to_json(measurement.percentiles).decode() if measurement.percentiles else None
     row["layers"] = json.dumps([layer.model_dump() for layer in measurement.layers])
     for suffix in _SUFFIXES:
         for name in _CONDITIONS:

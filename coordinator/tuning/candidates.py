@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.records.target_status import TargetStatus
+from fleetnas.coordinator.tuning.floor_search import FloorSearch
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
-from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState, is_floor
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 from fleetnas.supernet_export.spaces.base import Genomes
 
@@ -55,6 +57,7 @@ class CandidateSearch:
         """`rng` makes the generator of the next search; measurements follow `protocol`."""
         self._latency, self._choice, self._proposer = latency, choice, proposer
         self._solver, self._rng, self._protocol = solver, rng, protocol
+        self._floors = FloorSearch(latency.space, latency, choice, solver, rng)
         #: Boards that measure at the same time: a round gives each of them a subnet.
         self._at_once = 1
 
@@ -63,11 +66,23 @@ class CandidateSearch:
         self._at_once = boards
 
     def find(self, states: Sequence[TargetState], most: int) -> list[Proposal]:
-        """Return up to `most` proposals of subnets that are expected to gain accuracy, the most worth first."""
+        """Return up to `most` proposals of subnets that are expected to gain accuracy, the most worth first.
+
+        Subnets for accuracies that are to be kept follow them.
+        """
+        floors = [state for state in states if is_floor(state) and state.status is TargetStatus.OPEN]
+        found = self._find([state for state in states if not is_floor(state)], most)
+        for state in floors if most > len(found) else ():
+            known = {proposal.genome for proposal in found}
+            new = [genome for genome in self._floors.find(state) if tuple(genome.tolist()) not in known]
+            found += self._proposer.propose(new[: max(0, most - len(found))], "candidate")
+        return found
+
+    def _find(self, states: Sequence[TargetState], most: int) -> list[Proposal]:
         if most <= 0 or not states:
             return []
         # Margins differ per target, so the solver is given the targets less their margins.
-        limits_ms = np.array([state.target_ms / (1.0 + self._choice.safety(state)) for state in states])
+        limits_ms = np.array([self._choice.limit_ms(state) / (1.0 + self._choice.safety(state)) for state in states])
         pool = self._pool(limits_ms.tolist())
         if not len(pool):
             return []

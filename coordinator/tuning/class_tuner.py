@@ -11,6 +11,7 @@ from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.subnet_observations import Run
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 
 
@@ -57,7 +58,7 @@ class ClassTuner(DeviceTuner):
 
     def check_proposal(self, genome: Genome, target_ms: float) -> Proposal:
         """Return the proposal to verify a winner on one more board."""
-        return self._proposer.propose_again(genome, target_ms, waits=False)
+        return self._proposer.propose_again(genome, TargetState(target_ms), waits=False)
 
     def typical_ms(self, run: Run) -> float | None:
         """Return the latency of a run's subnet on the board that ran it, at the typical speed, ms; None: not known."""

@@ -191,7 +191,7 @@ def _inline_targets(device: DeviceSnapshot) -> Strip:
     strip = [Segment("  ms ", DIM)]
     for target in device.targets:
         strip += [
-            Segment(f" {target.subnet[:_SHORT_SUBNET] or wording.target(target.target_ms)}:", DIM),
+            Segment(f" {target.subnet[:_SHORT_SUBNET] or wording.target(target.target_ms, target.target)}:", DIM),
             Segment(f"{_best(target)}{wording.target_mark(target)} ", _target_style(target)),
         ]
     return strip
@@ -219,7 +219,7 @@ def _target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[
             if three
             else [_best(target)]
         )
-        texts = [wording.target(target.target_ms), *latencies, wording.target_accuracy(target)]
+        texts = [wording.target(target.target_ms, target.target), *latencies, wording.target_accuracy(target)]
         status = f"  {wording.target_mark(target)} {wording.target_status(target)}"
         row = [Segment(right(text, size)) for text, size in zip(texts, cells, strict=True)]
         table.append(padded([*row, Segment(left(status, rest), _target_style(target))], width))

@@ -228,5 +228,7 @@ def _refuse_useless(
         options.refuse(context, ("verify_boards",), "--no-pool makes no class of equal boards")
     if not plan.rerank:
         options.refuse(context, ("selection_images",), _RERANK_ADVICE)
+    if plan.accuracy_floor is None:
+        options.refuse(context, ("minimise",), "--minimise is for the subnet that keeps an --accuracy-floor: add it")
     if measuring.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")
