@@ -71,7 +71,7 @@ class MlflowTracking:
             from mlflow import MlflowClient
         except ImportError:
             raise MissingDependencyError(
-                "--track needs MLflow, which is not installed; run: pip install 'fleetnas[mlflow]'"
+                f"--track needs MLflow, which is not installed; run: {install_extra('mlflow')}"
             ) from None
         try:
             self._client = MlflowClient(tracking_uri=uri)
