@@ -235,3 +235,5 @@ class CampaignOutcome:
     """Whether these were the evaluation images too."""
     class_names: tuple[str, ...] | None = None
     """In the order of the logits; None where they are not known."""
+    name: str | None = None
+    """Name that the user gave the run."""

@@ -49,6 +49,7 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
     totals = target_totals(fleet)
     return Results(
         run_id=outcome.run_id,
+        run_name=outcome.name,
         status=run_status(outcome),
         started_at=_moment(outcome.started_s),
         finished_at=None if outcome.finished_s is None else _moment(outcome.finished_s),

@@ -85,7 +85,7 @@ def render_report(directory: Path) -> str:
     environment = _environment()
     return environment.get_template("report.html.j2").render(
         results=results,
-        run_name=results.run_id,
+        run_name=results.run_name or results.run_id,
         gains=gains,
         gain_summary=summary(gain for _, gain in gains),
         max_gains=MAX_GAINS,

@@ -314,6 +314,7 @@ class Results(_Record):
 
     schema_version: Literal[1] = RESULTS_SCHEMA_VERSION
     run_id: str
+    run_name: str | None = Field(default=None, description="name that the user gave the run")
     status: Literal[RunStatus.RUNNING] | EndStatus = Field(
         description="partial: a target was missed, or a device lost or failed; failed: no target was met"
     )

@@ -82,6 +82,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         rerank=settings.plan.rerank,
         selected_on_reported=settings.selects_on_reported,
         class_names=settings.class_names,
+        name=run.name,
     )
 
 
