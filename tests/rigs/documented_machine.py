@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rigs.documented_world import COMPANY_BROKER, call
+from rigs.documented_world import call
 
 #: Names and addresses of the documents; all of them are this machine here.
-HOSTS = "localhost HOST fleet.example db db.example pi4 pi5"
+HOSTS = "localhost HOST fleet.example broker.example db db.example pi4 pi5"
 ADDRESS = "192.168.1.10"
 #: Where the prepared folder is seen inside.
 GIVEN = Path("/srv/given")
@@ -57,8 +57,7 @@ def enter(program: str, folder: str, *step: str) -> None:
     call("ip", "address", "add", f"{ADDRESS}/24", "dev", "cable")
     for end in ("cable", "other-end"):
         call("ip", "link", "set", end, "up")
-    hosts = f"127.0.0.1 {HOSTS}\n{COMPANY_BROKER} broker.example\n::1 localhost\n"
-    (root / "etc" / "hosts").write_text(hosts)
+    (root / "etc" / "hosts").write_text(f"127.0.0.1 {HOSTS}\n::1 localhost\n")
     os.chroot(root)
     os.chdir("/")
     os.execv(sys.executable, [sys.executable, program, *step])

@@ -11,6 +11,7 @@ a training has one epoch. `systemctl` only says that it was called: there is no 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -68,6 +69,12 @@ _SHORTER = (
     (re.compile(r"(fleetnas (?:train|finetune) .*--epochs) \d+"), r"\1 1"),
     (re.compile(r"--cool-for \d+"), "--cool-for 1"),
 )
+#: Shell scripts in the place of programs: no `sudo` is needed, and another machine is this one with a state of its own.
+_STAND_INS = {
+    "sudo": 'exec "$@"',
+    "ssh": 'export XDG_STATE_HOME="$XDG_STATE_HOME/$1"; shift; exec "$@"',
+    "systemctl": 'echo "systemctl $*"',
+}
 _ASSIGNMENT = re.compile(r"^(?:export )?(\w+)=(.*)$", re.DOTALL)
 #: A console script, except that options which are not given are read from the environment.
 _PROGRAM = """#!{python}
@@ -128,6 +135,7 @@ class Scene:
             "SLURM_ARRAY_TASK_ID": "1",
             "SLURM_CPUS_PER_TASK": "1",
             "PYTHONUNBUFFERED": "1",
+            "FLEETNAS_PASSWORD": documented_world.PASSWORD,
             "SSL_CERT_FILE": str(folder / documented_world.SITE / "ca.pem"),
             **documented_world.attach_phone_and_accelerator(folder, binaries),
         }
@@ -139,7 +147,7 @@ class Scene:
             program = binaries / name
             program.write_text(_PROGRAM.format(python=sys.executable, module=module, name=name))
             program.chmod(0o755)
-        for name, script in (("sudo", 'exec "$@"'), ("ssh", 'shift; exec "$@"'), ("systemctl", 'echo "systemctl $*"')):
+        for name, script in _STAND_INS.items():
             (binaries / name).write_text(f"#!/bin/sh\n{script}\n")
             (binaries / name).chmod(0o755)
         for folder in (Path("/opt/fleetnas/bin"), self.folder / "fleetnas" / "bin"):
@@ -157,11 +165,12 @@ class Scene:
         self.servers[kind] = process
         said = ""
         assert process.stdout is not None
-        for line in process.stdout:
-            said += line
-            if ready.search(line):
-                threading.Thread(target=process.stdout.read, daemon=True).start()
-                return True, said
+        with contextlib.suppress(waiting.StalledError), waiting.watching(process):
+            for line in process.stdout:
+                said += line
+                if ready.search(line):
+                    threading.Thread(target=process.stdout.read, daemon=True).start()
+                    return True, said
         return False, said
 
     def stop(self, kind: str, how: signal.Signals = signal.SIGTERM) -> None:
@@ -202,8 +211,11 @@ class Scene:
 
     def _prepare(self, text: str) -> None:
         """Bring about what a command takes as given at its moment."""
-        if "mqtts://broker.example" in text:
-            self._start_broker(self.folder / documented_world.SITE / "mosquitto.conf", "broker.example")
+        if "mqtts://broker.example" in text or "--ca-file ca.pem" in text:
+            site = self.folder / documented_world.SITE
+            call("chown", "-R", "mosquitto:", site)
+            self.folder.chmod(0o755)
+            self._start_broker(site / "mosquitto.conf")
         if "fleetnas watch --" in text and "--store" not in text:
             way = "--broker localhost" if "--broker" in text else "--credentials authority/coordinator.credentials"
             self._begin_search(way)
@@ -235,7 +247,7 @@ class Scene:
                 raise SystemExit(f"{text}: {said}")
         if "postgresql" in words:
             self.servers["database"] = documented_world.start_postgresql()
-        if "--authority authority" in words and "broker init" not in words:
+        if ".credentials" in words and "broker init" not in words:
             for text in AUTHORITY:
                 record = self.play(Command("", 0, text))
                 if not record["fine"]:
@@ -259,13 +271,13 @@ class Scene:
         call("chown", "-R", "mosquitto:", made)
         for parent in made.parents:
             parent.chmod(parent.stat().st_mode | 0o111)
-        self._start_broker(made / "mosquitto.conf", "localhost")
+        self._start_broker(made / "mosquitto.conf")
 
-    def _start_broker(self, configuration: Path, host: str) -> None:
+    def _start_broker(self, configuration: Path) -> None:
         self.stop("mosquitto")
         broker = subprocess.Popen(["mosquitto", "-c", str(configuration)], stderr=subprocess.DEVNULL, text=True)
         self.servers["mosquitto"] = broker
-        waiting.until(lambda: _answers(host, 8883), broker, what="mosquitto answers")
+        waiting.until(lambda: _answers(8883), broker, what="mosquitto answers")
 
     def furnish(self) -> None:
         """Make what pages take as given: images, bundles, model files, a finished search with its cards."""
@@ -291,7 +303,7 @@ class Scene:
             " --calibration-images data/train --out results"
         )
         (self.folder / "winners").symlink_to("results")
-        shutil.copy(self.folder / "evaluated.jsonl", self.folder / "evaluated-1.jsonl")
+        shutil.copy(self.folder / "evaluated.jsonl", self.folder / "evaluated-0.jsonl")
         (self.folder / "weights.json").write_text('{"pi4": 2}')
         architecture = documented_world.architecture_of(self.folder / "results")
         (self.folder / "architecture.json").write_text(architecture)
@@ -303,9 +315,9 @@ def starts_all_itself(words: str) -> bool:
     return broker is not None and (named is None or broker.start() < named.start())
 
 
-def _answers(host: str, port: int) -> bool:
+def _answers(port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=1).close()
+        socket.create_connection(("localhost", port), timeout=1).close()
     except OSError:
         return False
     return True

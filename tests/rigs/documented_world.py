@@ -13,8 +13,7 @@ from rigs import runtime_stand_ins, waiting
 
 #: A host with a certificate of its own, in `Scene.folder`; `SSL_CERT_FILE` names it as the authority to trust.
 SITE = ".site"
-#: The address of `broker.example`, so that its port is not that of `fleet.example`.
-COMPANY_BROKER = "127.0.0.2"
+PASSWORD = "correct-horse"
 
 
 def call(*words: object) -> None:
@@ -32,13 +31,14 @@ def write_files(folder: Path) -> None:
     names = "subjectAltName=DNS:fleet.example,DNS:broker.example"
     call("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", 365,
          "-subj", "/CN=example", "-addext", names, "-keyout", site / "key.pem", "-out", site / "ca.pem")  # fmt: skip
-    (folder / "secret").write_text("correct-horse\n")
+    shutil.copy(site / "ca.pem", folder)
+    (folder / "secret").write_text(f"{PASSWORD}\n")
     (folder / "secret").chmod(0o600)
     for user in ("pi4", "coordinator"):
         create = [] if (site / "passwords").exists() else ["-c"]
-        call("mosquitto_passwd", "-b", *create, site / "passwords", user, "correct-horse")
+        call("mosquitto_passwd", "-b", *create, site / "passwords", user, PASSWORD)
     (site / "mosquitto.conf").write_text(
-        f"listener 8883 {COMPANY_BROKER}\ncertfile {site}/ca.pem\nkeyfile {site}/key.pem\n"
+        f"listener 8883\ncertfile {site}/ca.pem\nkeyfile {site}/key.pem\n"
         f"allow_anonymous false\npassword_file {site}/passwords\n"
     )
 
@@ -65,7 +65,7 @@ def _write_models(folder: Path) -> None:
     from rigs.striped_images import CLASSES
     from rigs.supernets import random_bundle
 
-    for name in ("model", "mobilenet", "resnet"):
+    for name in ("model", "mobilenet", "resnet", "20ms"):
         (folder / f"{name}.onnx").write_bytes(onnx_model(224, classes=len(CLASSES)))
     space = make_space("ofa-mbv3", {"width": 0.5, "classes": len(CLASSES), "resolutions": [224]})
     bundle = random_bundle(folder / ".mobilenet.supernet", space)
