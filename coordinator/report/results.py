@@ -131,7 +131,7 @@ class TargetResult(_Record):
     typical_value: float | None = Field(default=None, description="what decides, at the run's typical slow-down")
     met: bool = Field(
         description="verified_ms is not null and, where there is a target, at most target_ms, and so is typical_ms "
-        "where it is known, and certain enough (else reason says so); of other kinds the same of value (of a percentile "
+        "where it is known, and certain enough (reason says so); of other kinds the same of value (of a percentile "
         "value_high) and typical_value; never taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")

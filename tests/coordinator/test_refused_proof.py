@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Path:
 def test_outcome_and_totals_agree(store: Path) -> None:
     opened = MeasurementStore.open(str(store))
     outcome = outcome_of(opened, "run-1")
-    found = stored_totals(opened, "run-1", None)
+    found = stored_totals(opened, "run-1", 2)
     opened.close()
     totals = target_totals(outcome.devices)
     assert (totals.met, totals.asked) == (found.met, found.asked) == (1, 2)
