@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.run_progress import RunProgress
-from fleetnas.coordinator.records.snapshot import DeviceState, TargetSnapshot
+from fleetnas.coordinator.records.snapshot import BaselineSnapshot, DeviceState, TargetSnapshot
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import TargetTotals
 
@@ -207,6 +207,18 @@ def predictor_error(error: PredictorError | None, *, short: bool = False) -> str
     rank = "" if error.spearman is None else f", rank {error.spearman:.2f}"
     transfer = "; unlike any known device: transfer off" if error.is_unlike_known else ""
     return f"{error.mape_percent:.1f} % on {error.held_out} held out{rank}{transfer}"
+
+
+def baselines(rows: Iterable[BaselineSnapshot]) -> str:
+    """Return the latencies of the user's own networks on a device setting, as `largest 4.00 ms, mine: no room`."""
+    return ", ".join(
+        printable(row.name) + (f" {latency(row.measured_ms)} ms" if row.measured_ms is not None else _missing(row))
+        for row in rows
+    )
+
+
+def _missing(row: BaselineSnapshot) -> str:
+    return f": {printable(row.reason)}" if row.reason else ": not measured yet"
 
 
 def elapsed(seconds: float) -> str:
