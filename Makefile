@@ -35,7 +35,7 @@ $(VENV)/.demo-ready: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test-ready: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up the tests in $(VENV) (once; a few minutes) ..."
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,litert,coordinator,dashboard,postgres,parquet,secure,digits,export,train,cluster,dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,litert,coordinator,dashboard,postgres,parquet,secure,digits,export,train,cluster,mlflow,dev]'
 	@touch $@ $(VENV)/.demo-ready
 
 demo: $(VENV)/.demo-ready

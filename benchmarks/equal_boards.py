@@ -113,7 +113,7 @@ class Ended:
 
     boards: list[Board]
     search_s: float
-    """Until the last candidate was measured."""
+    """Until the last candidate before the first verification was measured."""
     whole_s: float
     """Until the last verification."""
     measured: int
@@ -152,7 +152,7 @@ def searched(
         tuner = pool.tuner(info, SETTING)
         assert tuner is not None
         boards.append(Board(info.agent, factor, np.random.default_rng([seed, place]), tuner))
-    now_s, search_s, measured, ready_s, rounds = 0.0, 0.0, 0, 0.0, 0
+    now_s, search_s, measured, ready_s, rounds, verifies = 0.0, 0.0, 0, 0.0, 0, False
     while not all(board.tuner.finished for board in boards):
         for board in boards:
             if board.running is None and not board.queue and board.tuner.needs_planning:
@@ -173,7 +173,8 @@ def searched(
         now_s, proposal = first.running
         first.running = None
         measured += 1
-        if proposal.purpose != "verification":
+        verifies = verifies or proposal.purpose == "verification"
+        if not verifies:
             search_s = now_s
         first.tuner.tell(proposal, first.measure(model, proposal, now_s))
     return Ended(boards, search_s, now_s, measured)
@@ -217,7 +218,7 @@ def targets_of(model: Model) -> Floats:
 
 def add_slow(figures: Figures, space: DesignSpace, accuracy: PredictedAccuracy, seeds: int) -> None:
     """Add the seeds in which a slow board is named, and what is said of its targets and of other boards."""
-    named = called_met = others = 0
+    named = rightly = wrongly = others = 0
     for seed in range(seeds):
         print(f"slow board, seed {seed}", file=sys.stderr)
         model, factors = Model.made(space, seed), factors_of(seed)
@@ -229,7 +230,12 @@ def add_slow(figures: Figures, space: DesignSpace, accuracy: PredictedAccuracy, 
                 others += slow
                 continue
             named += slow
-            called_met += sum(state.status is TargetStatus.MET for state in board.tuner.targets)
+            for state in board.tuner.targets:
+                if state.status is TargetStatus.MET and state.genome is not None:
+                    true_ms = SLOW * float(model.latency_ms(state.genome[None])[0])
+                    rightly += true_ms <= state.target_ms
+                    wrongly += true_ms > state.target_ms
     figures.add("boards_slow_one_named_seeds", named, f">= {seeds}")
-    figures.add("boards_slow_one_targets_called_met", called_met, "<= 0")
+    figures.add("boards_slow_one_targets_beyond_and_called_met", wrongly, "<= 0")
+    figures.add("boards_slow_one_targets_within_and_called_met", rightly)
     figures.add("boards_named_that_are_not_slow", others, f"<= {seeds // 10}")

@@ -7,8 +7,12 @@ Fifty simulated devices with four targets each choose among the candidates of a 
 
 Greedy choice with swaps is compared with integer programming wherever that ends in `--exact-seconds`, and with three
 rules: one model for all; devices clustered by their latencies, a model per cluster and place among its targets; the
-winners of randomly drawn targets. Last come equal boards that are searched as one device (`equal_boards.py`). The exit
-status is 1 if a bar is missed.
+winners of randomly drawn targets.
+
+Targets for percentiles: the interval of a percentile is taken of the run times of 1,000 distributions whose percentiles
+are known, and simulated devices with tails search for targets of every kind, whose winners' truths are known as well.
+Last come equal boards that are searched as one device (`equal_boards.py`).
+The exit status is 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -37,8 +41,17 @@ from fleetnas.supernet_export.accuracy.model import AccuracyPredictor
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.registry import make_space
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from rigs.synthetic_times import coverage_of
+from rigs.tailed_device import TailedDevice, targets_of_kinds
+from rigs.tuners import make, run
+
 Floats = NDArray[np.float64]
 
+PARTS = ("ofa", "fbnet", "simulated", "percentiles", "kinds", "boards")
+#: Distributions of which percentiles are known, and simulated devices with tails.
+DISTRIBUTIONS, DEVICES = 1000, 40
 DATA = Path(os.environ.get("FLEETNAS_DATA", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
 #: Resolutions that OFA's accuracy predictor knows.
 RESOLUTIONS = list(range(112, 225, 16))
@@ -194,20 +207,57 @@ def add_fleet(figures: Figures, fleet: Fleet, exact_s: float) -> None:
     figures.add(f"{name}_least_advantage_over_simple_rules", min(behind), ">= -1e-9")
 
 
+def add_percentiles(figures: Figures) -> None:
+    """Add how often intervals cover the truth, one per distribution, and how often one is wholly below it."""
+    for percentile in (50.0, 90.0, 95.0, 99.0, 99.9):
+        found = coverage_of(percentile, DISTRIBUTIONS)
+        name = f"p{percentile:g}"
+        figures.add(f"{name}_covered_percent", found.covered, ">= 93")
+        figures.add(f"{name}_covered_percent_at_most", found.covered, "<= 97")
+        figures.add(f"{name}_above_interval_percent", found.above)
+
+
+def add_kinds(figures: Figures) -> None:
+    """Add how the winners of simulated devices keep targets of every kind, by the truth."""
+    met: dict[str, list[bool]] = {}
+    kept: dict[str, list[bool]] = {}
+    filled: dict[str, list[float]] = {}
+    for seed in range(DEVICES):
+        device = TailedDevice(seed, stalled=(0.02, 0.04, 0.08)[seed % 3])
+        tuner = make(",".join(targets_of_kinds(device)), budget=20, seed=seed)
+        run(tuner, device.answer)
+        for state in tuner.targets:
+            kind = "latency" if state.target is None else str(state.target.kind)
+            met.setdefault(kind, []).append(state.met is True)
+            if state.met and state.architecture is not None and kind != "accuracy":
+                share = device.true_share(state.target, state.target_ms, state.architecture)
+                kept.setdefault(kind, []).append(share <= 1.0)
+                filled.setdefault(kind, []).append(share)
+    for kind, found in met.items():
+        figures.add(f"{kind}_targets_met_percent", 100.0 * float(np.mean(found)), ">= 95")
+    for kind, truths in kept.items():
+        figures.add(f"{kind}_winners_truly_within_percent", 100.0 * float(np.mean(truths)), ">= 95")
+        figures.add(f"{kind}_target_used_mean_percent", 100.0 * float(np.mean(filled[kind])))
+
+
 def main() -> int:
     arguments = parser(__doc__)
     arguments.add_argument("--exact-seconds", type=float, default=60.0, help="limit of each integer program")
-    arguments.add_argument("--only", choices=("ofa", "fbnet", "simulated", "boards"), action="append")
+    arguments.add_argument("--only", choices=PARTS, action="append")
     arguments.add_argument("--seeds", type=int, default=50, help="classes of equal boards with a slow one")
     given = arguments.parse_args()
     figures = Figures()
-    only = given.only or ("ofa", "fbnet", "simulated", "boards")
+    only = given.only or PARTS
     if "ofa" in only:
         add_fleet(figures, ofa_fleet(4), given.exact_seconds)
     if "fbnet" in only:
         add_fleet(figures, fbnet_fleet(4), given.exact_seconds)
     if "simulated" in only:
         add_fleet(figures, simulated_fleet(50, 4), given.exact_seconds)
+    if "percentiles" in only:
+        add_percentiles(figures)
+    if "kinds" in only:
+        add_kinds(figures)
     if "boards" in only:
         space = make_space("ofa-mbv3", {"resolutions": RESOLUTIONS})
         add_times(figures, space, accuracy_model(space), max(1, given.seeds // 10))

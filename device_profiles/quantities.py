@@ -41,6 +41,8 @@ UnixSeconds: TypeAlias = Annotated[float, _between(0, LATEST_UNIX_S)]
 #: Half-width of an interval in percent of a median; one stall of seconds among samples of microseconds makes millions.
 HalfWidthPercent: TypeAlias = Annotated[float, _between(0, 1e9)]
 Percent: TypeAlias = Annotated[float, _between(0, 100)]
+#: A percentile of run times, percent.
+Percentile: TypeAlias = Annotated[float, _between(50, 99.99)]
 Share: TypeAlias = Annotated[float, _between(0, 1)]
 #: One latency over another.
 Factor: TypeAlias = Annotated[float, _between(1 / MAX_FACTOR, MAX_FACTOR)]

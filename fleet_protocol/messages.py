@@ -8,24 +8,20 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.device_profiles.quantities import (
-    Celsius,
     CoreNumber,
     Count,
     DurationMs,
     HalfWidthPercent,
     HostMark,
     LimitSeconds,
-    Load,
-    Megahertz,
     Microseconds,
     Millijoules,
     Milliseconds,
-    Milliwatts,
-    Percent,
+    Percentile,
     Provider,
     Seconds,
     Share,
@@ -38,11 +34,18 @@ from fleetnas.fleet_protocol.choices import Condition as Condition
 from fleetnas.fleet_protocol.choices import InterpreterName as InterpreterName
 from fleetnas.fleet_protocol.choices import Precision as Precision
 from fleetnas.fleet_protocol.choices import RuntimeName as RuntimeName
+from fleetnas.fleet_protocol.layer_times import Layers
+from fleetnas.fleet_protocol.message_parts import MAX_PERCENTILES as MAX_PERCENTILES
+from fleetnas.fleet_protocol.message_parts import BatteryState as BatteryState
+from fleetnas.fleet_protocol.message_parts import Conditions as Conditions
+from fleetnas.fleet_protocol.message_parts import Message as Message
+from fleetnas.fleet_protocol.message_parts import PercentileTime as PercentileTime
 
-#: The wire contract's version: a higher first number is not understood, a higher second one only adds fields that may
-#: be ignored. `docs/architecture.md` has the rule.
+#: The wire contract's version; `docs/architecture.md` has the rule for each of the two numbers.
 SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_MINOR = 2
+#: First minor version whose agents report mean and percentiles of run times, and whether they can tell energy.
+PERCENTILES_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
 MAX_SESSIONS = 16
 #: Attempts at one task.
@@ -55,18 +58,11 @@ MIN_SLOWDOWN, MAX_SLOWDOWN = 0.01, 10_000.0
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", max_length=64)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", max_length=64)]
 _Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$", max_length=12)]
-BatteryState: TypeAlias = Literal["charging", "discharging", "idle"]
 #: States that every participant announces, and with its last will; agents may be `busy` too.
 AnnouncedState: TypeAlias = Literal["ready", "leaving"]
 ParticipantState: TypeAlias = Literal[AnnouncedState, "lost"]
 #: `noisy`: the median is not certain enough; `slowed`: the device was slower than it normally is in this run.
 Quality: TypeAlias = Literal["ok", "noisy", "slowed"]
-
-
-class Message(BaseModel):
-    """Base of every message and of the values inside one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Versioned(Message):
@@ -120,7 +116,7 @@ class MeasurementProtocol(Message):
     """How long and how often to run a model. The defaults are those of `docs/measuring.md`.
 
     Measuring stops as soon as the latency is known precisely enough and `min_s` and `min_runs` are reached. An agent of
-    an older version ignores `sessions` and uses one.
+    an older version ignores `sessions` and uses one, and ignores `percentiles`.
     """
 
     warmup_runs: int = Field(default=3, ge=0, le=10_000)
@@ -135,21 +131,10 @@ class MeasurementProtocol(Message):
         description="95 % half-width to reach, however often it is looked at: of undisturbed_ms, else of the median",
     )
     sessions: int = Field(default=1, ge=1, le=MAX_SESSIONS, description="fresh runtime sessions to average over")
-
-
-class Conditions(Message):
-    """The device's state around a measurement; what has no sensor is None."""
-
-    temperature_c: Celsius | None = None
-    clock_mhz: Megahertz | None = None
-    governor: PlainText | None = Field(default=None, max_length=32)
-    throttled: bool | None = None
-    load_1min: Load | None = None
-    battery_percent: Percent | None = None
-    battery_state: BatteryState | None = None
-    battery_temperature_c: Celsius | None = None
-    power_mw: Milliwatts | None = Field(
-        default=None, description="at rest before a measurement, within its blocks after it"
+    percentiles: tuple[Percentile, ...] = Field(
+        default=(),
+        max_length=MAX_PERCENTILES,
+        description="percentiles of run times to report; each timed sample is then a single inference",
     )
 
 
@@ -177,9 +162,7 @@ class Measurement(Message):
         default=0.0, description="95 % half-width of undisturbed_ms, in percent of it; includes that scatter as well"
     )
     reference: _Fingerprint | None = Field(default=None, description="fingerprint of the reference subnet")
-    reference_ms: Milliseconds | None = Field(
-        default=None, description="what the reference takes at undisturbed speed: the speed undisturbed_ms is stated at"
-    )
+    reference_ms: Milliseconds | None = Field(default=None, description="of the reference, at undisturbed speed")
     levels_ms: tuple[Milliseconds, ...] = Field(
         default=(), max_length=16, description="the same of every reference, in the order of their fingerprints"
     )
@@ -189,6 +172,12 @@ class Measurement(Message):
     )
     times_us: tuple[Microseconds, ...] = Field(max_length=512, description="raw samples in order, per inference")
     block_medians_ms: tuple[Milliseconds, ...] = Field(default=(), max_length=100)
+    mean_ms: Milliseconds | None = Field(
+        default=None, description="mean of all timed inferences, which ran back to back; null of older agents"
+    )
+    percentiles: tuple[PercentileTime, ...] = Field(
+        default=(), max_length=MAX_PERCENTILES, description="those that the task asked for"
+    )
     sessions: int = Field(default=1, ge=1, le=MAX_SESSIONS, description="runtime sessions that it is averaged over")
     session_medians_ms: tuple[Milliseconds, ...] = Field(
         default=(),
@@ -201,6 +190,7 @@ class Measurement(Message):
     before: Conditions = Conditions()
     after: Conditions = Conditions()
     energy_mj: Millijoules | None = Field(default=None, description="energy per inference where the board tells it")
+    layers: Layers = Field(default=(), description="where a profile was asked for, and the runtime has a profiler")
     finished_unix_s: UnixSeconds
 
     @model_validator(mode="after")
@@ -251,6 +241,9 @@ class AgentInfo(Versioned):
     profile: DeviceProfile
     settings: tuple[RuntimeSetting, ...] = Field(min_length=1, max_length=32)
     versions: dict[ShortText, ShortText] = Field(max_length=32)
+    tells_energy: bool | None = Field(
+        default=None, description="whether the device has a power meter that can be read; null of older agents"
+    )
     tags: Tags = ()
     host: HostMark = ""
     accepts_models: bool = Field(default=False, description="takes model files: only then is it sent a `ModelTask`")

@@ -55,6 +55,7 @@ class MeasureTask(Versioned):
     wait_above: Factor | None = Field(
         default=None, description="times the undisturbed latency; a device that is slower is waited for, then measured"
     )
+    profile: bool = Field(default=False, description="time the model's layers too, after the measurement")
     deadline_s: LimitSeconds = Field(
         description="give up after this long from receipt, without waits for the host's other agents or the battery"
     )

@@ -38,6 +38,7 @@ why --sustained:
 examples:
   fleetnas-agent bench model.onnx --threads 4
   fleetnas-agent bench model.onnx --input-shape 1x3x224x224
+  fleetnas-agent bench model.onnx --profile
   fleetnas-agent bench model.tflite --sustained 30m --csv windows.csv
   fleetnas-agent bench model.tflite --runtime adb --sustained 30m"""
 
@@ -83,6 +84,9 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
         help="stop as soon as the 95 %% half-width of the median is this narrow "
         f"(default: {_STANDARD.half_width_percent:g})",
     )
+    once.add_argument(
+        "--profile", action="store_true", help="time the model's layers too, by the profiler of onnxruntime"
+    )
     sustained = bench.add_argument_group("sustained run")
     sustained.add_argument(
         "--sustained", type=duration, metavar="TIME", help="run without a pause for this time: 90s, 30m, 1h, 1h30m"
@@ -96,11 +100,12 @@ def add_bench_options(bench: argparse.ArgumentParser) -> None:
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure a model file and print the latency; return the exit code."""
-    from fleetnas.agent.measuring.bench import runtime_for
+    from fleetnas.agent.measuring.bench import PROFILED, runtime_for
 
-    wrong = ("runs", "time", "max_time", "half_width") if options.sustained is not None else ("window", "csv")
+    once = ("runs", "time", "max_time", "half_width", "profile")
+    wrong = once if options.sustained is not None else ("window", "csv")
     for name in wrong:
-        if getattr(options, name) is not None:
+        if getattr(options, name) not in (None, False):
             only = "cannot be combined with" if options.sustained is not None else "needs"
             raise UsageError(f"--{name.replace('_', '-')} {only} --sustained")
     if options.runs is not None and options.runs < _MIN_RUNS:
@@ -108,6 +113,11 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.half_width is not None and not 0 < options.half_width <= _WIDEST_PERCENT:
         raise UsageError(f"--half-width {options.half_width:g} is no half-width; give a percentage above 0, such as 1")
     runtime = runtime_for(options.model, options.runtime)
+    if options.profile and runtime not in PROFILED:
+        raise UsageError(
+            f"--profile is not to be had of runtime {runtime}, whose profiler Python does not reach; leave it out, or "
+            "give an .onnx file"
+        )
     (setting,) = chosen_settings(argparse.Namespace(**{**vars(options), "runtime": runtime}), [])
     named = options.input_shape or []
     shapes = dict(named)
@@ -133,9 +143,12 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting, shapes: 
         half_width_percent=options.half_width or _STANDARD.half_width_percent,
     )
     engines = default_engine_folder()
-    reply = bench_model(options.model, setting, protocol, _print_waiting, shapes, engine_folder=engines)
+    reply = bench_model(
+        options.model, setting, protocol, _print_waiting, shapes, engine_folder=engines, profile=options.profile
+    )
     if options.json:
-        sys.stdout.write(ascii_json(reply.model_dump_json(exclude={"kind", "paired", "levels_ms"})) + "\n")
+        unused = {"kind", "paired", "levels_ms"} | (set() if options.profile else {"layers"})
+        sys.stdout.write(ascii_json(reply.model_dump_json(exclude=unused)) + "\n")
         return 0
     timing = reply.timing
     sys.stdout.write(
@@ -147,6 +160,11 @@ def _measure_once(options: argparse.Namespace, setting: RuntimeSetting, shapes: 
         f"{_course(timing)}"
         f"loaded in {reply.load_ms:.0f} ms; SHA-256 {reply.model_sha256}\n"
     )
+    if reply.layers:
+        from fleetnas.agent.cli.layer_lines import layer_lines
+
+        lines = layer_lines(reply.layers, ascii_only=not _can_print("█"))
+        sys.stdout.write("".join(f"{line}\n" for line in ("", *lines)))
     return 0
 
 

@@ -15,6 +15,8 @@ from fleetnas.fleet_protocol.messages import MeasurementProtocol, RuntimeSetting
 
 #: Runtimes that take a file of this name; the first is the default.
 _RUNTIMES = {".onnx": ("onnxruntime", "command"), ".tflite": ("litert", "adb")}
+#: Runtimes whose own profiler can be reached.
+PROFILED = ("onnxruntime",)
 #: Beyond the protocol's own longest time: loading a model, building an accelerator's engine.
 _SLACK_S = 600.0
 
@@ -41,17 +43,21 @@ def bench_model(
     input_shapes: Mapping[str, Shape] = MappingProxyType({}),
     *,
     engine_folder: Path | None = None,
+    profile: bool = False,
 ) -> MeasuredReply:
     """Measure a model file in the killable child, with the host's lock held.
 
     `input_shapes` are the chosen shapes by input name; the empty name stands for the one input that has open sides.
-    Compiled engines are kept in `engine_folder`. Raises `UsageError` if the model or its shapes cannot be used, else
-    `FleetnasError` with the child's reason.
+    Compiled engines are kept in `engine_folder`. With `profile` the layers are timed too. Raises `UsageError` if the
+    model or its shapes cannot be used, else `FleetnasError` with the child's reason.
     """
     worker = Worker(child_command(default_host_lock_path(), engine_folder=engine_folder))
     try:
         shapes = dict(input_shapes)
-        worker.submit(BenchOrder(model_path=str(model), setting=setting, protocol=protocol, input_shapes=shapes))
+        order = BenchOrder(
+            model_path=str(model), setting=setting, protocol=protocol, input_shapes=shapes, profile=profile
+        )
+        worker.submit(order)
         limit_s = protocol.warmup_s + 2 * protocol.max_s + _SLACK_S
         reply: Reply | None = None
         for reply in replies_of(worker, limit_s):

@@ -21,12 +21,15 @@ from fleetnas.device_profiles.quantities import (
     Seconds,
 )
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.layer_times import Layers
 from fleetnas.fleet_protocol.messages import (
+    MAX_PERCENTILES,
     MAX_SESSIONS,
     Conditions,
     FailureReason,
     MeasurementProtocol,
     Message,
+    PercentileTime,
     Phase,
     RuntimeSetting,
 )
@@ -84,6 +87,7 @@ class MeasureOrder(Message):
     protocol: MeasurementProtocol
     references: ReferenceOrder | None = None
     battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
+    profile: bool = Field(default=False, description="time its layers too, after the measurement")
 
 
 class ModelOrder(Message):
@@ -98,6 +102,7 @@ class ModelOrder(Message):
     protocol: MeasurementProtocol
     references: ReferenceOrder | None = None
     battery: BatteryRule | None = Field(default=None, description="when not to measure at all")
+    profile: Literal[False] = Field(default=False, description="layers are timed of winners alone")
 
 
 class BenchOrder(Message):
@@ -108,6 +113,7 @@ class BenchOrder(Message):
     input_shapes: InputShapes = Field(default_factory=dict)
     setting: RuntimeSetting
     protocol: MeasurementProtocol
+    profile: bool = Field(default=False, description="time its layers too, after the measurement")
 
 
 class ProbeOrder(Message):
@@ -161,6 +167,8 @@ class MeasuredReply(Message):
     before: Conditions
     after: Conditions
     energy_mj: Millijoules | None = None
+    percentiles: tuple[PercentileTime, ...] = Field(default=(), max_length=MAX_PERCENTILES)
+    layers: Layers = Field(default=(), description="where a profile was asked for, and the runtime has a profiler")
     memory_bytes: Count | None = Field(default=None, description="peak memory that a sent model file took, about")
     paired: PairedTiming | None = Field(default=None, description="where references were asked for")
     levels_ms: dict[str, float] = Field(default_factory=dict, description="levels of all loaded references")

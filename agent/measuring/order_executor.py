@@ -51,7 +51,9 @@ from fleetnas.agent.runtimes.model_file import ModelFile, open_model
 from fleetnas.agent.runtimes.registry import make_runtime
 from fleetnas.agent.runtimes.timing import Timing
 from fleetnas.fleet_protocol.errors import CorruptBundleError, HashMismatchError, UsageError
+from fleetnas.fleet_protocol.layer_times import LayerTime
 from fleetnas.fleet_protocol.messages import Phase, RuntimeSetting
+from fleetnas.fleet_protocol.percentiles import percentile_times
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.model_file import build_model
 
@@ -180,7 +182,6 @@ class OrderExecutor:
         driven = runtime.conditions()  # of a device that this host only drives, whose power it does not know
         power = BlockPower(self._sensors.power_meter if driven is None else None)
         before = driven or with_power(self._sensors.read(), self._idle_power.mw())
-        share = session_share(order.protocol)
         reported = -math.inf
 
         def on_block(session_fraction: float, fraction: float) -> None:
@@ -200,12 +201,13 @@ class OrderExecutor:
                 end_block(fraction)
                 power.begin_block()
 
-            return loaded.time(share, next_block), None
+            return loaded.time(session_share(order.protocol), next_block), None
 
         runs, loaded = run_sessions(
             order.protocol.sessions, lambda: runtime.load(model, order.setting, own), time_session, on_block
         )
         timing = mean_timing([run.timing for run in runs], order.protocol.half_width_percent)
+        after = runtime.conditions() or with_power(self._sensors.read(), power.mean_mw)
         paired = [run.paired for run in runs if run.paired is not None]
         return MeasuredReply(
             model_sha256=own.sha256 if own is not None else hashlib.sha256(model).hexdigest(),
@@ -218,8 +220,10 @@ class OrderExecutor:
             input_shapes=loaded.input_shapes,
             cores=_active_cores(order.setting),
             before=before,
-            after=runtime.conditions() or with_power(self._sensors.read(), power.mean_mw),
+            after=after,
             energy_mj=energy_mj(power.mean_mw, timing.median_ms),
+            percentiles=percentile_times(timing.samples_ms, order.protocol.percentiles),
+            layers=_layers(runtime, model, order, own) if order.profile else (),
             paired=mean_paired(paired, order.protocol.half_width_percent) if paired else None,
             busy_s=time.perf_counter() - begin,
             inference_s=timing.inference_s,
@@ -300,6 +304,18 @@ class OrderExecutor:
         finally:
             loaded.close()
         return SustainedReply(windows=windows)
+
+
+def _layers(
+    runtime: Runtime, model: bytes, order: MeasureOrder | BenchOrder, own: ModelFile | None
+) -> tuple[LayerTime, ...]:
+    """Return the times of a model's layers; a subnet's measurement is not lost where they cannot be had."""
+    try:
+        return runtime.profile(model, order.setting, own)
+    except Exception:
+        if isinstance(order, BenchOrder):
+            raise
+        return ()
 
 
 def _read_verified(path: str | None, sha256: str | None) -> bytes | None:

@@ -37,7 +37,7 @@ from fleetnas.agent.measuring.undisturbed import (
     thinned,
 )
 from fleetnas.agent.runtimes.stopping import End, end_at_look, next_look
-from fleetnas.agent.runtimes.timing import MIN_SAMPLE_MS, no_garbage_collection, summarise
+from fleetnas.agent.runtimes.timing import inner_loops, no_garbage_collection, summarise, with_samples
 from fleetnas.agent.runtimes.warm_up import WarmUp, warm_up
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
@@ -56,15 +56,13 @@ _DISTURBED_TURN = 0.5
 _MOST_TIMES_LONGER = 3.0
 _MOST_LONGER_S = 8.0
 _MOST_TIMES_LONGER_SHORT = 9.0  #: where its usual time is short
-#: Bound of the rounds; their medians go with the result.
-_MOST_ROUNDS = 80
+_MOST_ROUNDS = 80  #: bound; their medians go with the result
 #: Turns per reference when levels are read, and how far its two halves may differ before more are taken; fewer where
 #: slow models make it take longer than `_LEVELS_S`.
 _LEVEL_TURNS, _MOST_LEVEL_TURNS, _LEAST_LEVEL_TURNS = 12, 36, 4
 _LEVEL_TOLERANCE = 0.03
 _LEVELS_S = 5.0
-#: While few rounds are clean, the end is checked once in this many rounds.
-_CHECK_EVERY = 4
+_CHECK_EVERY = 4  #: rounds after which the end is checked, while few of them are clean
 #: A turn of the subject lasts at least this share of the time so far, so that long measurements have few rounds.
 _TURN_SHARE = 1 / 16
 
@@ -102,13 +100,14 @@ class Turns:
     clock_ns: Callable[[], int]
     #: Estimated time per inference, ns.
     inference_ns: float
+    single: bool = False  #: whether every sample is one inference
     #: Time inside inference so far, ns.
     spent_ns: int = 0
     inner: int = field(init=False)
     _settles: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.inner = max(1, math.ceil(1e6 * MIN_SAMPLE_MS / self.inference_ns))
+        self.inner = inner_loops(self.inference_ns, single=self.single)
         self._settles = self.inference_ns < 1e6 * _NO_SETTLING_MS
 
     @property
@@ -157,7 +156,8 @@ def measure_paired(
     """
     with no_garbage_collection():
         warm = warm_up(subject, protocol, clock_ns)
-        paired = _Paired(Turns(subject, clock_ns, warm.inference_ns), subject_size, near, far, protocol, keep_level)
+        turns = Turns(subject, clock_ns, warm.inference_ns, bool(protocol.percentiles))
+        paired = _Paired(turns, subject_size, near, far, protocol, keep_level)
         end: End | None = None
         while end is None:
             hooks.before()
@@ -322,7 +322,7 @@ class _Paired:
         asked, inside_ns = self._protocol.half_width_percent, self._subject.spent_ns + reference_ns
         timing = summarise(self._blocks_ns, self._subject.inner, asked, inside_ns, warm)
         return PairedTiming(
-            timing=timing.model_copy(update={"end": end}),
+            timing=with_samples(timing, self._blocks_ns, self._protocol).model_copy(update={"end": end}),
             undisturbed_ms=found.undisturbed_ms,
             undisturbed_half_width_percent=100 * min(found.half_width, 10.0),
             basis=found.basis,

@@ -17,6 +17,7 @@ from fleetnas.agent.measuring.messages import PairedTiming
 from fleetnas.agent.measuring.undisturbed import Basis, median
 from fleetnas.agent.runtimes.base import LoadedModel, OnBlock, TimedModel
 from fleetnas.agent.runtimes.timing import MAX_KEPT_TIMES, Timing
+from fleetnas.fleet_protocol.percentiles import pooled_times
 from fleetnas.fleet_protocol.student_t import student_t95
 
 #: Typical standard deviation between sessions, as a fraction: it weighs sessions whose own certainty differs.
@@ -91,6 +92,7 @@ def mean_timing(timings: Sequence[Timing], half_width_percent: float) -> Timing:
     """Return the mean over sessions of latency as it ran; `half_width_percent` is the limit of a certain one.
 
     Quantiles are averaged in the logarithm, since those of a mixture of sessions lie at the edge between two of them.
+    Samples, of which asked percentiles are taken, are pooled, as many of each session: an application has one of them.
     """
     if len(timings) == 1:
         return timings[0]
@@ -111,6 +113,8 @@ def mean_timing(timings: Sequence[Timing], half_width_percent: float) -> Timing:
         noisy=half_width > half_width_percent,
         times_us=tuple(times_us[:: math.ceil(len(times_us) / MAX_KEPT_TIMES)]),
         block_medians_ms=tuple(blocks_ms[:: math.ceil(len(blocks_ms) / _MOST_BLOCKS)]),
+        mean_ms=_mean([timing.mean_ms for timing in timings]),
+        samples_ms=pooled_times([timing.samples_ms for timing in timings]),
         inference_s=sum(timing.inference_s for timing in timings),
         warmup_runs=sum(timing.warmup_runs for timing in timings),
         warmup_s=sum(timing.warmup_s for timing in timings),
@@ -173,3 +177,8 @@ def _between(logs: Sequence[float], weights: Sequence[float]) -> float:
 
 def _log_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None

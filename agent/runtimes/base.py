@@ -14,6 +14,7 @@ from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.agent.runtimes.timing import Timing, measure
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError
+from fleetnas.fleet_protocol.layer_times import LayerTime
 from fleetnas.fleet_protocol.messages import Conditions, MeasurementProtocol, RuntimeSetting
 
 #: Seed of the inputs that models are measured with.
@@ -102,6 +103,13 @@ class Runtime(ABC):
         `RuntimeUnavailableError` if the model or the setting is not accepted, `UsageError` if an own model's inputs
         have open sides.
         """
+
+    def profile(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> tuple[LayerTime, ...]:
+        """Return the time of each layer by the runtime's own profiler, in a session of its own.
+
+        Empty where the runtime has no profiler that can be reached. Raises as `load` does.
+        """
+        return ()
 
     def device(self) -> DeviceProfile | None:
         """Return the profile of the device that runs the models; None if that is this host."""

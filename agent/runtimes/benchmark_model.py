@@ -92,5 +92,6 @@ def summarise_blocks(blocks: Sequence[ToolStatistics], half_width_percent: float
         noisy=half_width > half_width_percent,
         times_us=tuple(in_order),
         block_medians_ms=tuple(value / 1000 for value in in_order),
+        mean_ms=sum(block.count * block.mean_us for block in blocks) / count / 1000,
         inference_s=sum(block.count * block.mean_us + block.warm_up_us for block in blocks) / 1e6,
     )

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from fleetnas.agent.runtimes.base import LoadedModel, ProviderFallbackError, Runtime, TensorSpec, random_tensors
 from fleetnas.agent.runtimes.engine_cache import EngineCache
 from fleetnas.agent.runtimes.input_shapes import DeclaredInput, Shape, choose_shapes, spell
+from fleetnas.agent.runtimes.layer_profile import read_layers, run_to_profile
 from fleetnas.agent.runtimes.model_file import ModelFile
 from fleetnas.agent.runtimes.onnx_placement import describe_placement, read_placement
 from fleetnas.fleet_protocol.errors import RuntimeUnavailableError, UsageError
 from fleetnas.fleet_protocol.installing import install_extra
+from fleetnas.fleet_protocol.layer_times import LayerTime
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.supernet_export.interpreters.onnxruntime import EXACT_INT8, import_onnxruntime
 
@@ -75,7 +77,47 @@ class OnnxRuntime(Runtime):
         """Make a model ready to run; see `Runtime.load` for the errors."""
         ort = _import()
         wanted = self._provider(ort, setting)
+        # Weights in files beside the model are found from its path alone.
+        source = str(own.path) if own is not None and own.weights else model
+        asked = own.input_shapes if own is not None else {}
+        if setting.provider == "cpu":
+            options, chain = self._options(ort, wanted, model, setting, own)
+            loaded = _OnnxModel(self._session(ort, source, options, chain, setting), wanted, asked)
+            if own is not None:
+                _run_once(loaded)
+            return loaded
+        with tempfile.TemporaryDirectory(prefix="fleetnas-profile-") as folder:
+            options, chain = self._options(ort, wanted, model, setting, own, profile=Path(folder, "profile"))
+            session = self._session(ort, source, options, chain, setting)
+            return _OnnxModel(session, _settle(session, wanted, setting, asked), asked)
+
+    def profile(self, model: bytes, setting: RuntimeSetting, own: ModelFile | None = None) -> tuple[LayerTime, ...]:
+        """Return the time of each layer by onnxruntime's profiler, in a session of its own; raises as `load` does."""
+        ort = _import()
+        wanted = self._provider(ort, setting)
+        source = str(own.path) if own is not None and own.weights else model
+        with tempfile.TemporaryDirectory(prefix="fleetnas-profile-") as folder:
+            options, chain = self._options(ort, wanted, model, setting, own, profile=Path(folder, "profile"))
+            session = self._session(ort, source, options, chain, setting)
+            loaded = _OnnxModel(session, wanted, own.input_shapes if own is not None else {})
+            run_to_profile(loaded.bind(random_tensors(loaded.inputs)))
+            return read_layers(Path(session.end_profiling()))
+
+    def _options(
+        self,
+        ort: Any,
+        wanted: str,
+        model: bytes,
+        setting: RuntimeSetting,
+        own: ModelFile | None,
+        *,
+        profile: Path | None = None,
+    ) -> tuple[Any, list[tuple[str, dict[str, str]]]]:
+        """Return the options of a session, and its providers with theirs; its profile's name begins with `profile`."""
         options = ort.SessionOptions()
+        if profile is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(profile)
         options.intra_op_num_threads = setting.threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -89,19 +131,7 @@ class OnnxRuntime(Runtime):
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if setting.provider == "tensorrt" and PROVIDERS["cuda"] in ort.get_available_providers():
             chain.append((PROVIDERS["cuda"], {}))
-        # Weights in files beside the model are found from its path alone.
-        source = str(own.path) if own is not None and own.weights else model
-        asked = own.input_shapes if own is not None else {}
-        if setting.provider == "cpu":
-            loaded = _OnnxModel(self._session(ort, source, options, chain, setting), wanted, asked)
-            if own is not None:
-                _run_once(loaded)
-            return loaded
-        with tempfile.TemporaryDirectory(prefix="fleetnas-profile-") as folder:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder, "profile"))
-            session = self._session(ort, source, options, chain, setting)
-            return _OnnxModel(session, _settle(session, wanted, setting, asked), asked)
+        return options, chain
 
     def _session(
         self,

@@ -49,6 +49,10 @@ class Timing(Message):
     noisy: bool
     times_us: tuple[Microseconds, ...] = Field(max_length=512)
     block_medians_ms: tuple[Milliseconds, ...] = Field(max_length=100)
+    mean_ms: Milliseconds | None = Field(default=None, description="of all timed inferences")
+    samples_ms: tuple[float, ...] = Field(
+        default=(), exclude=True, description="all samples, where percentiles are asked for"
+    )
     inference_s: Seconds = Field(description="time inside inference runs, warm-up included")
     warmup_runs: int = Field(default=0, ge=0, le=2**31 - 1)
     warmup_s: Seconds = Field(default=0.0, description="time inside the runs of the warm-up")
@@ -70,16 +74,29 @@ def measure(
     """
     with no_garbage_collection():
         warm = warm_up(run, protocol, clock_ns)
-        inner = max(1, math.ceil(1e6 * MIN_SAMPLE_MS / warm.inference_ns))
+        inner = inner_loops(warm.inference_ns, single=bool(protocol.percentiles))
         timed = _Blocks(run, protocol, inner, clock_ns)
         while timed.end is None:
             on_block(timed.fraction)
             timed.take()
         on_block(1.0)
         timing = summarise(timed.blocks_ns, inner, protocol.half_width_percent, timed.spent_ns, warm)
+        timing = with_samples(timing, timed.blocks_ns, protocol)
         half_width = timed.half_width_percent()
         noisy = half_width > protocol.half_width_percent
         return timing.model_copy(update={"half_width_percent": half_width, "noisy": noisy, "end": timed.end})
+
+
+def inner_loops(inference_ns: float, *, single: bool) -> int:
+    """Return the inferences of one sample: a `single` one where percentiles of run times are asked for."""
+    return 1 if single else max(1, math.ceil(1e6 * MIN_SAMPLE_MS / inference_ns))
+
+
+def with_samples(timing: Timing, blocks_ns: Sequence[Sequence[int]], protocol: MeasurementProtocol) -> Timing:
+    """Return a timing with all its samples, ns each, where percentiles are asked for."""
+    if not protocol.percentiles:
+        return timing
+    return timing.model_copy(update={"samples_ms": tuple(sample / 1e6 for block in blocks_ns for sample in block)})
 
 
 class _Blocks:
@@ -190,6 +207,7 @@ def summarise(
         noisy=half_width > half_width_percent,
         times_us=tuple(float(f"{1000 * value:.5g}") for value in times_ms[::step]),
         block_medians_ms=tuple(median(sorted(block)) / inner_loops / 1e6 for block in blocks_ns),
+        mean_ms=math.fsum(ordered) / len(ordered),
         inference_s=(inference_ns + (warm.spent_ns if warm is not None else 0)) / 1e9,
         warmup_runs=warm.runs if warm is not None else 0,
         warmup_s=warm.spent_ns / 1e9 if warm is not None else 0.0,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fleetnas.agent.host.device import board_versions, describe_device, installed_versions
 from fleetnas.agent.host.host_mark import host_mark
 from fleetnas.agent.host.limits import allowed_cores
+from fleetnas.agent.host.power import find_power_meter
 from fleetnas.agent.host.process_lifetime import is_alive
 from fleetnas.agent.measuring.messages import FailedReply, PhaseReply, ProbedReply, ProbeOrder, Reply, UnreadyReply
 from fleetnas.agent.measuring.worker import Measurer, replies_of
@@ -78,6 +79,8 @@ def agent_info(
         versions=versions,
         tags=tags,
         host=host,
+        # A phone that this host drives has no meter that the host could read.
+        tells_energy=not driven and find_power_meter(root) is not None,
     )
 
 

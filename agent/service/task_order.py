@@ -38,4 +38,5 @@ def order_of(
         protocol=task.protocol,
         references=references,
         battery=battery,
+        profile=task.profile,
     )

@@ -43,6 +43,8 @@ def make_result(
             regime_unix_s=verdict.regime_unix_s,
             times_us=timing.times_us,
             block_medians_ms=timing.block_medians_ms,
+            mean_ms=timing.mean_ms,
+            percentiles=reply.percentiles,
             sessions=max(1, len(reply.session_medians_ms)),
             session_medians_ms=reply.session_medians_ms,
             provider=reply.provider,
@@ -51,6 +53,7 @@ def make_result(
             before=reply.before,
             after=reply.after,
             energy_mj=reply.energy_mj,
+            layers=reply.layers,
             finished_unix_s=finished_unix_s,
         )
     except ValidationError as error:

@@ -234,7 +234,8 @@ def checked_accuracy(run: ChosenRun) -> PredictedAccuracy | None:
     None where given subnets are measured and the bundle has no accuracy predictor.
     """
     space, predictor = run.bundle.space, run.bundle.accuracy_predictor()
-    if predictor is None and run.settings.plan.targets.count and not run.settings.plan.architectures:
+    plan = run.settings.plan
+    if predictor is None and not plan.architectures and not plan.only_baselines:
         if space.size == 1:
             raise UsageError(
                 f"{run.bundle.path} holds one network of unknown accuracy; measure it with `fleetnas measure`, or give "

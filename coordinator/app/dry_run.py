@@ -165,11 +165,11 @@ def _planned(
     setting_runs = list(campaign.setting_runs.values())
     devices = {setting_run.device for setting_run in setting_runs}
     history = SearchHistory.of(store, plan, devices)
-    counts = expected_counts(plan, history)
-    equal = classes_of({each.device: each.info for each in setting_runs}.values()) if plan.pool else {}
+    equal = classes_of({each.device: each.info for each in setting_runs}.values()) if plan.pools else {}
     settings, work = [], dict[str, list[tuple[Counts, Seconds]]]()
     for setting_run in setting_runs:
         known = history.known(setting_run.device, setting_run.setting.label)
+        counts = expected_counts(plan, history, plan.asked_of(setting_run.device, setting_run.info))
         own = _own_part(counts, len(equal.get(setting_run.device, ())), plan)
         settings.append(
             PlannedSetting(
@@ -191,7 +191,7 @@ def _planned(
         _left_out(campaign, devices),
         Interval(found.expected + beside_s, found.least + 0.7 * beside_s, found.most + 1.5 * beside_s),
         transfer_s,
-        str(plan.targets),
+        plan.targets_text,
         plan.targets_asked,
         plan.bounds,
         _space_share(run.bundle.space, plan.bounds) if plan.bounds.given() else None,
@@ -199,9 +199,9 @@ def _planned(
     )
 
 
-def expected_counts(plan: CampaignPlan, history: SearchHistory) -> Counts:
-    """Return the measurements that a new search makes on each device setting."""
-    begun = SearchState(open_targets=plan.targets_asked)
+def expected_counts(plan: CampaignPlan, history: SearchHistory, targets: int | None = None) -> Counts:
+    """Return the measurements that a new search makes on a device setting with so many targets: those of the plan."""
+    begun = SearchState(open_targets=plan.targets_asked if targets is None else targets)
     found = counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
     # Each baseline is measured as a given subnet is.
     return replace(found, verification=found.verification + REPEATS * len(plan.baselines))

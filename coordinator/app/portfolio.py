@@ -267,7 +267,7 @@ def _demands(device: DeviceOutcome) -> list[Demand]:
     return [
         Demand(device.device, device.setting.label, target.target_ms, target)
         for target in device.targets
-        if target.target_ms is not None
+        if target.target_ms is not None and not target.target
     ]
 
 

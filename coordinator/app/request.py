@@ -109,6 +109,8 @@ class SearchRequest:
     images: ImageFolders = ImageFolders()
     metrics: tuple[str, int] | None = None
     """Address and port of the Prometheus metrics."""
+    tracking_uri: str | None = field(default=None, repr=False)
+    """MLflow's URI, where the ended run is logged."""
     timeout_s: float | None = None
     """Time after which the search ends with the winners verified so far; None: it has all its time."""
     check_devices: Callable[[Collection[str]], None] = lambda names: None

@@ -132,7 +132,8 @@ def _write_winners(
             except OSError:  # the disk is full or gone, for every device
                 raise
             except Exception as error:  # noqa: BLE001 - one winner's file must not cost the others theirs
-                subject = f"{device.label} has no model file for {target_name(target.target_ms, target.subnet)}"
+                name = target_name(target.target_ms, target.subnet, target.target)
+                subject = f"{device.label} has no model file for {name}"
                 if not isinstance(error, FleetnasError):
                     _log.error("%s", subject, exc_info=error)
                 remarks.append(f"{subject}: {one_line(error)}")

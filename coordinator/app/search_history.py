@@ -104,16 +104,16 @@ class SearchHistory:
         most = _BREAK * max(statistics.median(gaps), 0.05)
         for gap, moment in zip(gaps, arrived[1:], strict=True):
             if 0.0 <= gap <= most:
-                kind = int(given or not counts_against_budget(moment.purpose, moment.target_ms))
+                kind = int(given or not counts_against_budget(moment.purpose, moment.target_ms, moment.target))
                 kept = self.gaps.setdefault((device, moment.setting_label), ([], []))
                 kept[kind].append(gap * scales[kind])
 
     def _take_habits(self, record: DeviceRecord, earlier: CampaignPlan, own: Sequence[StoredMoment]) -> None:
         """Learn how much of its budget a search used, and how often it verified; `own` are its outcomes."""
-        targets = len(record.targets_ms or ()) or earlier.targets.count
+        targets = len(record.targets_ms or ()) + len(record.targets or ()) or earlier.targets.count
         if record.status is not SettingStatus.FINISHED or not own or not targets:
             return
-        first = sum(counts_against_budget(each.purpose, each.target_ms) for each in own)
+        first = sum(counts_against_budget(each.purpose, each.target_ms, each.target) for each in own)
         free = earlier.budget - min(earlier.initial_design, earlier.budget)
         if free > 0:
             self.explored.append(min(max((first - earlier.initial_design) / free, 0.0), 1.0))

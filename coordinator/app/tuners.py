@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from fleetnas.coordinator.app.target_checks import check_targets, checked_on
 from fleetnas.coordinator.predictors.prior import Prior
+from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.search.problem import CachedAccuracy, PredictedAccuracy
@@ -20,7 +22,7 @@ from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.coordinator.tuning.shared_archive import SharedArchive
 from fleetnas.coordinator.tuning.subnet_tuner import SubnetTuner
 from fleetnas.coordinator.tuning.target_solver import BundleTargetSolver
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.coordinator.tuning.target_state import rule_out
 from fleetnas.fleet_protocol.messages import AgentInfo, RuntimeSetting
 from fleetnas.supernet_export.spaces.base import DesignSpace
 
@@ -49,30 +51,36 @@ class TunerFactory:
     ) -> None:
         """`priors` None: every tuner starts from the default prior.
 
-        `UsageError` where targets should span the latencies of a single network.
+        `UsageError` where targets should span the latencies of a single network, or no subnet keeps an accuracy.
         """
-        if plan.targets.automatic and space.size == 1:
-            raise UsageError(
-                f"the bundle holds one network, whose latency is one number, so that auto:{plan.targets.automatic} has "
-                "no range to span: give a target in milliseconds, or measure it with `fleetnas measure`"
-            )
-        solver = BundleTargetSolver(space, accuracy, plan.strategy, bounds=plan.bounds)
+        check_targets(space, accuracy, plan)
         self._space, self._plan, self._priors = space, plan, priors
-        self._accuracy = CachedAccuracy(accuracy)
-        self._archive = SharedArchive(solver, space, accuracy, plan.bounds)
-        self._archive.expect(max(plan.wait_for, len(plan.devices)))
+        self._predicted, self._accuracy = accuracy, CachedAccuracy(accuracy)
+        self._archives: dict[Bounds, SharedArchive] = {}
+        if plan.targets.count:
+            self._archive(plan.bounds).expect(max(plan.wait_for, len(plan.devices)))
         #: `StoredPriors` gives settings of nearly equal hardware the same prior.
-        self._designs: dict[Prior | None, InitialDesign] = {}
+        self._designs: dict[tuple[Prior | None, Bounds], InitialDesign] = {}
         self._pool = BoardPool(self._class_tuner, verify_boards=plan.verify_boards, seed=plan.seed)
+
+    def _archive(self, bounds: Bounds) -> SharedArchive:
+        """Return the search that the device settings with these bounds share."""
+        if bounds not in self._archives:
+            solver = BundleTargetSolver(self._space, self._predicted, self._plan.strategy, bounds=bounds)
+            self._archives[bounds] = SharedArchive(solver, self._space, self._predicted, bounds)
+        return self._archives[bounds]
 
     @property
     def at_once(self) -> bool:
         """Whether tuners answer too quickly to be worth another thread."""
-        return self._archive.at_once
+        return bool(self._archives) and all(archive.at_once for archive in self._archives.values())
 
     def __call__(self, info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
-        """Make the tuner of one setting of an agent, which shares the search of its equals where they are pooled."""
-        pooled = self._pool.tuner(info, setting) if self._plan.pool else None
+        """Make the tuner of one setting of an agent, which shares the search of its equals where they are pooled.
+
+        `UsageError` where none of its targets can be measured there.
+        """
+        pooled = self._pool.tuner(info, setting) if self._plan.pools else None
         return pooled if pooled is not None else self._tuner(DeviceTuner, info, setting)
 
     def _class_tuner(self, info: AgentInfo, setting: RuntimeSetting) -> ClassTuner:
@@ -80,26 +88,31 @@ class TunerFactory:
 
     def _tuner(self, kind: type[Made], info: AgentInfo, setting: RuntimeSetting) -> Made:
         """Make a search of its own."""
-        self._archive.join()
+        request, bounds = self._plan.request_for(info.agent, info), self._plan.bounds_for(info.agent, info)
+        unsupported = checked_on(request, info, setting)
+        archive = self._archive(bounds)
+        archive.join()
         prior = self._priors.prior(info.profile, setting, info.agent) if self._priors is not None else None
         plan = self._plan
-        if prior not in self._designs:
-            self._designs[prior] = InitialDesign(
+        if (prior, bounds) not in self._designs:
+            self._designs[prior, bounds] = InitialDesign(
                 self._space,
                 count=min(plan.initial_design, plan.budget),
                 seed=plan.seed,
                 prior=prior,
-                bounds=plan.bounds,
+                bounds=bounds,
             )
-        return kind(
-            self._designs[prior],
+        made = kind(
+            self._designs[prior, bounds],
             self._accuracy,
-            plan.targets,
-            self._archive,
+            request,
+            archive,
             budget=plan.budget,
             rerank=plan.rerank,
             protocol=plan.protocol,
         )
+        rule_out(made.targets, unsupported)
+        return made
 
 
 class SubnetTunerFactory:

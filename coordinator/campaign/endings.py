@@ -87,7 +87,7 @@ class SettingEndings:
                     self._writer.add_winner(winner)
                     self._events.decided(setting_run, winner)
                 except Exception as error:  # noqa: BLE001 - costs this target alone: the setting keeps its others
-                    name = target_name(state.asked_ms, state.subnet)
+                    name = target_name(state.asked_ms, state.subnet, state.text)
                     _log.error("%s: %s is lost", setting_run.label, name, exc_info=error)
                     self._note(f"{setting_run.label}: {name} is lost: {one_line(error)}")
 

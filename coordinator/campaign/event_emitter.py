@@ -37,7 +37,7 @@ class EventEmitter:
                 supernet=identity.supernet,
                 supernet_sha256=identity.bundle.sha256,
                 strategy=plan.method,
-                targets=str(plan.targets),
+                targets=plan.targets_text,
                 devices=tuple(setting_run.label for setting_run in setting_runs),
                 budget=plan.budget,
                 resumed=resumed,
@@ -126,6 +126,7 @@ class EventEmitter:
                 device=setting_run.device,
                 setting=setting_run.setting.label,
                 target_ms=state.asked_ms,
+                target=state.text,
                 architecture=state.architecture,
                 fingerprint=state.architecture.fingerprint,
                 predicted_ms=state.predicted_ms,
@@ -138,7 +139,15 @@ class EventEmitter:
         """Emit `TargetMissed` for a re-measurement beyond its target; the search may go on to another subnet."""
         now_s, of = self._wall_clock(), self._of(setting_run)
         self._sink(
-            of.missed(now_s, state.asked_ms, state.verified_ms, state.typical_ms, reason=state.reason, final=False)
+            of.missed(
+                now_s,
+                state.asked_ms,
+                state.verified_ms,
+                state.typical_ms,
+                reason=state.reason,
+                final=False,
+                target=state.text,
+            )
         )
 
     def decided(self, setting_run: SettingRun, winner: WinnerRecord) -> None:

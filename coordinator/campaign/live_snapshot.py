@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
@@ -14,7 +14,7 @@ from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.task_words import task_words
 from fleetnas.coordinator.records.totals import targets_asked, unreached
 from fleetnas.coordinator.records.verdict import shown_reason
-from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState, states_of
 
 
 def phase_of(running: Iterable[SettingRun]) -> str:
@@ -51,9 +51,9 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
     """Return the snapshot of one device setting; `entry` is what the registry knows of its agent."""
     state, detail = _state(setting_run, entry)
     targets = setting_run.search.targets
+    request = plan.request_for(setting_run.device, setting_run.info)
     # A request for given targets is known before the search takes it up.
-    asked = [TargetState(target_ms) for target_ms in plan.targets.fixed_ms]
-    known = targets if setting_run.search.targets_known is not None else asked
+    known = targets if setting_run.search.targets_known is not None else targets or states_of(request)
     return DeviceSnapshot(
         device=setting_run.device,
         setting_label=setting_run.setting.label,
@@ -68,12 +68,20 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         progress=_progress(setting_run, entry),
         predictor_error=setting_run.learning[-1].error if setting_run.learning else None,
         targets=tuple(_target(setting_run, target) for target in known),
-        targets_asked=targets_asked(plan.targets_asked, setting_run.search.targets_known),
+        targets_asked=_targets_asked(setting_run, plan, targets),
         targets_note=setting_run.search.targets_note,
         tags=setting_run.info.tags,
         board=setting_run.search.board,
         quality=setting_run.tally.quality,
     )
+
+
+def _targets_asked(setting_run: SettingRun, plan: CampaignPlan, targets: Sequence[TargetState]) -> int:
+    request = plan.request_for(setting_run.device, setting_run.info)
+    # Automatic targets are known from the end of the initial design on, the others from the beginning.
+    waits = request.automatic > 0 and all(target.target is not None for target in targets)
+    asked = plan.asked_of(setting_run.device, setting_run.info)
+    return targets_asked(asked, None if waits else setting_run.search.targets_known)
 
 
 def _bare(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:
@@ -85,7 +93,7 @@ def _bare(setting_run: SettingRun, plan: CampaignPlan) -> DeviceSnapshot:
         state_detail=setting_run.reason,
         budget=plan.budget,
         failures=setting_run.failures,
-        targets_asked=plan.targets_asked,
+        targets_asked=plan.asked_of(setting_run.device, setting_run.info),
     )
 
 
@@ -157,4 +165,9 @@ def _target(setting_run: SettingRun, target: TargetState) -> TargetSnapshot:
         typical_ms=target.typical_ms,
         note=target.note,
         subnet=target.subnet,
+        target=target.text,
+        value=target.shown.value,
+        value_low=target.shown.low,
+        value_high=target.shown.high,
+        typical_value=target.shown.typical,
     )

@@ -12,6 +12,7 @@ from fleetnas.coordinator.campaign.state_writer import StateWriter
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.device_patterns import absence, is_mistyped, matches_any, matches_one
+from fleetnas.coordinator.records.device_targets import unknown_entries
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.fleet_protocol.error_text import one_line
@@ -53,8 +54,8 @@ class Membership:
         #: Devices of the stored run that is resumed, and agents that it goes on without.
         self._resumed_with: set[str] = set()
         self._left_out: set[str] = set()
-        #: Device settings for which no search could be made.
-        self._unusable: set[tuple[str, str]] = set()
+        #: Device settings for which no search could be made, with the reasons.
+        self._unusable: dict[tuple[str, str], str] = {}
         #: Agents that may have settings to take in, the announcement that was last taken in of each, and agents of
         #: which not all settings are taken in.
         self._joining: dict[str, None] = {}
@@ -149,15 +150,28 @@ class Membership:
         settings = [f"{entry.name}/{setting.label}" for entry in there if entry.info for setting in entry.info.settings]
         self._check({*(entry.name for entry in there), *self._roster.devices, *settings, *self._roster.labels})
         self._is_open = True
+        self._check_device_targets()
         for entry in there:
             self._join(entry)
         offered = [(entry.name, setting) for entry in there if entry.info for setting in entry.info.settings]
         if offered and not len(self._roster) and not any(self._plan.settings.takes(setting) for _, setting in offered):
             raise UsageError(self._plan.settings.absence(f"{name}/{setting.label}" for name, setting in offered))
+        if offered and not len(self._roster) and self._unusable:
+            raise UsageError(f"no device setting can take part: {'; '.join(self._unusable.values())}")
         for entry in self._registry.usable():
             if not self._wanted(entry):
                 self._note_left_out(entry.name)
         self._events.started(list(self._roster), self._identity, self._plan, resumed=self._resumes)
+
+    def _check_device_targets(self) -> None:
+        """Raise `UsageError` where targets are given for devices that the fleet does not have."""
+        infos = [entry.info for entry in self._registry.agents.values() if entry.info is not None]
+        unknown = [] if self._resumes else unknown_entries(self._plan.device_targets, infos)
+        if unknown:
+            raise UsageError(
+                f"--targets-file names {', '.join(unknown)}, which no device matches; there are "
+                f"{', '.join(info.agent for info in infos) or 'none'}; correct the name, or start its agent"
+            )
 
     # -- joining -----------------------------------------------------------------------------------------------
 
@@ -215,7 +229,7 @@ class Membership:
         try:
             search = self._make_search(info, setting)
         except Exception as error:  # noqa: BLE001 - contained to its device setting, with the trace in the log
-            self._unusable.add(key)
+            self._unusable[key] = f"{device}/{setting.label}: {one_line(error)}"
             trace = ""
             if not isinstance(error, FleetnasError):
                 _log.error("no search can be made for %s/%s", *key, exc_info=error)

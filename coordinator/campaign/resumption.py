@@ -46,6 +46,8 @@ def _proposal(record: TaskRecord, space: DesignSpace) -> Proposal:
         architecture=record.architecture,
         purpose=record.purpose,
         target_ms=record.target_ms,
+        target=record.target,
+        percentiles=record.asked_percentiles or (),
         predicted_ms=record.predicted_ms,
         predicted_std_ms=record.predicted_std_ms,
         predicted_accuracy=record.predicted_accuracy,

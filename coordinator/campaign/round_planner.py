@@ -63,9 +63,9 @@ class RoundPlanner:
         if item.model is None:
             return
         for state in setting_run.search.targets:
-            if state.target_ms != item.proposal.target_ms:
+            if not item.proposal.is_for(state):
                 continue
-            if not setting_run.announce(state.target_ms, item.proposal.architecture.fingerprint):
+            if not setting_run.announce(state, item.proposal.architecture.fingerprint):
                 continue
             if state.architecture == item.proposal.architecture and state.measured_ms is not None:
                 self._events.chosen(setting_run, state)

@@ -62,11 +62,11 @@ class SettingRun:
         #: Lines for the log; workers append to it.
         self._remarks: deque[str] = deque()
         #: (target, subnet) for which the search's choice was announced.
-        self._announced: set[tuple[float, str]] = set()
-        self._settled: set[tuple[float, str]] = set()
+        self._announced: set[tuple[float, str, str]] = set()
+        self._settled: set[tuple[float, str, str]] = set()
         self._learning: list[PredictorPoint] = []
-        #: The resolved targets, ms; empty before they were stored.
-        self._targets_ms: tuple[float, ...] = ()
+        #: The resolved targets, ms, with the text of those of other kinds; empty before they were stored.
+        self._targets: list[tuple[float, str]] = []
         self._failures = 0
         self._temperature_c: float | None = None
         self._throttled: bool | None = None
@@ -157,7 +157,9 @@ class SettingRun:
     @property
     def measurements(self) -> int:
         """Measurements that count against the budget, those included that the search was not told yet."""
-        waiting = sum(counts_against_budget(proposal.purpose, proposal.target_ms) for proposal, _ in self._inbox)
+        waiting = sum(
+            counts_against_budget(proposal.purpose, proposal.target_ms, proposal.target) for proposal, _ in self._inbox
+        )
         return self.search.measurements + waiting
 
     # -- outcomes ----------------------------------------------------------------------------------------------
@@ -198,9 +200,9 @@ class SettingRun:
         made, self._plan = self._plan, None
         return made.result()
 
-    def announce(self, target_ms: float, subnet: str) -> bool:
+    def announce(self, state: TargetState, subnet: str) -> bool:
         """Note that the choice of `subnet` for a target is announced; False where it was before."""
-        choice = (target_ms, subnet)
+        choice = (state.target_ms, state.text, subnet)
         if choice in self._announced:
             return False
         self._announced.add(choice)
@@ -280,7 +282,7 @@ class SettingRun:
 
     def settle(self, state: TargetState) -> bool:
         """Note that the end of a target is stored; False where it was before."""
-        key = (state.target_ms, state.subnet)
+        key = (state.target_ms, state.text, state.subnet)
         if key in self._settled:
             return False
         self._settled.add(key)
@@ -308,9 +310,9 @@ class SettingRun:
 
     def to_record(self) -> DeviceRecord:
         """Return the record to store."""
-        # Resolved targets do not change, and reading them makes the search look for the best subnet of each.
-        if not self._targets_ms or self._status is not SettingStatus.RUNNING:
-            self._targets_ms = tuple(state.target_ms for state in self.search.targets if not state.subnet)
+        # Resolved latencies do not change, and reading them makes the search look for the best subnet of each.
+        if all(text for _, text in self._targets) or self._status is not SettingStatus.RUNNING:
+            self._targets = [(state.target_ms, state.text) for state in self.search.targets if not state.subnet]
         return DeviceRecord(
             self.run_id,
             self.device,
@@ -320,9 +322,11 @@ class SettingRun:
             self._reason,
             tuple(self._learning),
             self.queue.wire_bytes,
-            self._targets_ms or (() if self.search.targets_known == 0 else None),
+            tuple(target_ms for target_ms, text in self._targets if not text)
+            or (() if self.search.targets_known == 0 else None),
             self.search.targets_note,
             self.search.board,
+            tuple(text for _, text in self._targets if text) or None,
         )
 
     def mark_unshown(self) -> bool:

@@ -40,6 +40,11 @@ def winner_record(setting_run: SettingRun, state: TargetState) -> WinnerRecord:
         reason=state.reason,
         note=state.note,
         subnet=state.subnet,
+        target=state.text,
+        value=state.shown.value,
+        value_low=state.shown.low,
+        value_high=state.shown.high,
+        typical_value=state.shown.typical,
     )
 
 

@@ -35,7 +35,7 @@ _ON_DEVICES: Mapping[str, tuple[str, ...]] = {
     "Bounds on every winner": ("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
     "Few models for all": ("--models", "--worst-case", "--weights", "--verify"),
     "Images": ("--calibration-images", "--evaluation-images", "--selection-images", "--rerank", "--some-classes"),
-    "Results and model files": ("--out", "--output", "--store", "--json"),
+    "Results and model files": ("--out", "--output", "--profile-winners", "--track", "--store", "--json"),
     "Connection to the fleet": _CONNECTION,
     "Without a device (--offline)": ("--space", "--latency-table", "--accuracy", "--engine"),
     "Advanced": (

@@ -132,15 +132,21 @@ class OutputOptions:
         typer.Option("--resume", metavar="[RUN]", help="Go on with a stored run (default: the latest interrupted)."),
     ] = None
     store: options.Store = None
+    profile_winners: options.ProfileWinners = False
+    tracking: options.Tracking = None
     as_json: options.Json = False
 
     def request(self, card: WinnerCard | None) -> TargetRequest:
         """Parse the target, the card's without one; `UsageError` unless it is one in milliseconds."""
         if self.target is None:
+            if card is not None and card.target:
+                raise UsageError(
+                    f"the card is for {card.label}, and `fleetnas measure` compares medians; give --target MS"
+                )
             known = card is not None and card.target_ms is not None
             return TargetRequest(fixed_ms=(card.target_ms,)) if known else TargetRequest()  # type: ignore[union-attr, arg-type]
         found = TargetRequest.parse(self.target)
-        if found.automatic or found.count > 1:
+        if found.automatic or found.others or found.count > 1:
             raise UsageError(f"--target {self.target} is not one latency; give milliseconds such as 20ms")
         return found
 
@@ -196,7 +202,7 @@ def measure(
     elif bundle is None:
         raise UsageError("give the BUNDLE of the subnets to measure; to go on with a stored run give --resume")
     else:
-        plan = _plan(bundle, architecture or [], card, output.request(card), agents, settings, measuring)
+        plan = _plan(bundle, architecture or [], card, output, agents, settings, measuring)
         run = NewRun(bundle, plan, output.card, output.name)
         devices_at = settings.device(card) if settings.local else fleet.access(connection)
     request = SearchRequest(
@@ -205,6 +211,7 @@ def measure(
         run,
         out=_DEFAULT_OUT if output.out is None and output.resume is None else output.out,
         images=ImageFolders(output.calibration_images, output.evaluation_images, some_classes=output.some_classes),
+        tracking_uri=options.tracking_uri(output.tracking),
     )
     from fleetnas.coordinator.cli.search.running import run_search
 
@@ -215,7 +222,7 @@ def _plan(
     bundle: Path,
     texts: list[str],
     card: WinnerCard | None,
-    targets: TargetRequest,
+    output: OutputOptions,
     agents: tuple[str, ...],
     settings: SettingOptions,
     measuring: MeasuringOptions,
@@ -226,7 +233,8 @@ def _plan(
 
     architectures = _architectures(SupernetBundle.open(bundle).space, bundle, texts, card)
     return CampaignPlan(
-        targets=targets,
+        targets=output.request(card),
+        profile_winners=output.profile_winners,
         architectures=architectures,
         budget=REPEATS * len(architectures),
         prior="default",
@@ -262,7 +270,7 @@ def _refuse_useless(
     if output.card is not None:
         options.refuse(context, chosen, "--card measures on the card's own setting")
     if output.resume is not None:
-        kept = (*chosen, "name", "target", "card", *names(MeasuringOptions))
+        kept = (*chosen, "name", "target", "card", "profile_winners", *names(MeasuringOptions))
         options.refuse(context, kept, "a resumed run keeps what it began with")
     elif measuring.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fleetnas.coordinator.cli.configuration import store_location
-from fleetnas.coordinator.store.stored_names import device_names, run_ids
+from fleetnas.coordinator.store.stored_names import device_names, run_ids, run_names
 from fleetnas.fleet_protocol.errors import UsageError
 
 _RUNS = {"run", "resume"}
@@ -24,6 +24,8 @@ def stored_names(parameter: Any, context: Any, incomplete: str) -> list[str]:
     except UsageError:
         return []
     if parameter.name in _RUNS:
-        return [name for name in run_ids(location) if name.startswith(incomplete)]
+        ids = run_ids(location)
+        names = (*run_names(location), *ids, *(("latest",) if ids else ()))
+        return [name for name in names if name.startswith(incomplete)]
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{name}" for name in device_names(location) if name.startswith(last)]

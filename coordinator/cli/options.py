@@ -42,6 +42,22 @@ SomeClasses = Annotated[
     bool,
     typer.Option("--some-classes", help="The folders of images hold only some of the supernet's classes, by name."),
 ]
+ProfileWinners = Annotated[
+    bool,
+    typer.Option(
+        "--profile-winners",
+        help="Time the layers of each winner on its device by the runtime's own profiler (onnxruntime), for report and "
+        "card.",
+    ),
+]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        metavar="mlflow:URI",
+        help="Log the run at its end: parameters, metrics, results and models (a server's address, or a folder).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a view.")]
 
 
@@ -101,3 +117,12 @@ def existing_store(store: str | None) -> str:
     if store is not None and "://" not in store and not Path(store).exists():
         raise UsageError(f"there is no store {store}; check --store, or leave it out for the one in your data folder")
     return store_location(store)
+
+
+def tracking_uri(text: str | None) -> str | None:
+    """Return the URI of `--track`; None without one. `UsageError` where it names no tracker."""
+    if text is None:
+        return None
+    from fleetnas.coordinator.app.tracking import parse_tracking
+
+    return parse_tracking(text)

@@ -20,8 +20,6 @@ from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from fleetnas.coordinator.records.stored import RunRecord
     from fleetnas.coordinator.store.store import MeasurementStore
 
@@ -85,13 +83,14 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
     from fleetnas.coordinator.records.plan import kind_of
     from fleetnas.coordinator.report.stored_outcome import stored_totals
     from fleetnas.coordinator.view.output import output_console
+    from fleetnas.coordinator.view.tables import word_table
 
     opened = options.open_to_read(chosen.store)
     try:
         stored = opened.runs()
         found = chosen.wanted(stored)
         named = any(run.name is not None for run in found)
-        table = _table(named)
+        rows: list[tuple[str, ...]] = []
         for run in found:
             plan = run.settings.get("plan")
             targets = str(plan.get("targets", "?")) if isinstance(plan, dict) else "?"
@@ -109,7 +108,7 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
             begun = time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.created_unix_s))
             counts = "?" if met is None else f"{met} of {asked}"
             cells = (begun, kind_of(run), run.supernet, targets, run.status, counts)
-            table.add_row(run.run_id, *((run.name or "",) if named else ()), *cells)
+            rows.append((run.run_id, *((run.name or "",) if named else ()), *cells))
         nothing = (
             f"none of the {len(stored)} runs in the store {opened.url} is meant; see them all with `fleetnas runs`"
         )
@@ -118,7 +117,9 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
     finally:
         opened.close()
     if not chosen.as_json:
-        output_console().print(table if found else nothing, soft_wrap=not found)
+        console = output_console()
+        headings = ("Run", *(("Name",) if named else ()), "Begun (UTC)", "Kind", "Supernet", "Targets", "Status", "Met")
+        console.print(word_table(headings, rows, console.width) if found else nothing, soft_wrap=not found)
 
 
 def rename(
@@ -182,24 +183,6 @@ def _opened_to_change(store: str | None) -> MeasurementStore:
     return MeasurementStore.open(options.existing_store(store))
 
 
-def _table(named: bool) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in (
-        "Run",
-        *(("Name",) if named else ()),
-        "Begun (UTC)",
-        "Kind",
-        "Supernet",
-        "Targets",
-        "Status",
-        "Met",
-    ):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "Supernet")
-    return table
-
-
 def _unix_s(text: str) -> float:
     try:
         found = datetime.datetime.fromisoformat(text.strip())
@@ -224,15 +207,21 @@ def results(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write its results and winners' model files here.")
     ] = None,
+    tracking: options.Tracking = None,
 ) -> None:
     """Show the results of a run, ended or not."""
     from fleetnas.coordinator.app.run_artifacts import stored_models, write_artifacts
+    from fleetnas.coordinator.app.tracking import MlflowTracking, log_run
     from fleetnas.coordinator.records.plan import settings_of
     from fleetnas.coordinator.report.stored_outcome import outcome_of
     from fleetnas.coordinator.view.output import output_console
     from fleetnas.coordinator.view.summary import print_summary
     from fleetnas.supernet_export.output_files import check_folder
 
+    uri = options.tracking_uri(tracking)
+    if uri is not None and out is None:
+        raise UsageError("--track logs the files of the results: give the folder to write them to with --out DIR")
+    tracker = MlflowTracking(uri) if uri is not None else None
     opened = options.open_to_read(store)
     try:
         found = opened.named_runs.find(run)
@@ -243,5 +232,7 @@ def results(
             for remark in write_artifacts(opened, found.run_id, out, models):
                 typer.echo(remark, err=True)
             typer.echo(f"results and model files: {out}")
+            if tracker is not None:
+                typer.echo(log_run(tracker, out, found.run_id))
     finally:
         opened.close()

@@ -43,7 +43,7 @@ def compared_targets(pair: Pair) -> list[ComparedTarget]:
     rows = []
     for label in sorted({*first, *second}):
         for one, other in _paired(first.get(label, ()), second.get(label, ())):
-            texts = [target_name(each.target_ms, each.subnet) for each in (one, other) if each is not None]
+            texts = [target_name(each.target_ms, each.subnet, each.target) for each in (one, other) if each is not None]
             rows.append(ComparedTarget(label, " / ".join(dict.fromkeys(texts)) or "–", (one, other)))
     return rows
 
@@ -67,6 +67,8 @@ def _paired(
 def _asks_the_same(one: TargetSnapshot, other: TargetSnapshot) -> bool:
     if one.subnet != other.subnet:
         return False
+    if one.target or other.target:
+        return one.target == other.target
     if one.target_ms is None or other.target_ms is None:
         return one.target_ms is other.target_ms
     return abs(one.target_ms - other.target_ms) <= _SAME_TARGET * one.target_ms

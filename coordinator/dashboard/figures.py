@@ -64,6 +64,7 @@ def winner_pairs(winners: Sequence[WinnerRecord]) -> tuple[list[Pair], list[str]
         if winner.met and winner.verified_ms is not None and accuracy is not None:
             pairs.append((winner.verified_ms, 100 * accuracy))
             target = "" if winner.target_ms is None else f"target {wording.target(winner.target_ms)} ms: "
+            target = f"target {winner.target}: " if winner.target else target
             titles.append(f"{target}{wording.latency(winner.verified_ms)} ms, {wording.accuracy(accuracy)}")
     return pairs, titles
 
@@ -98,7 +99,8 @@ def front(name: str, key: SettingKey, points: Sequence[Point], winners: Sequence
     pairs, titles = winner_pairs(winners)
     if not best and not pairs:
         return None
-    targets = sorted({winner.target_ms for winner in winners if winner.target_ms is not None})
+    latencies = (winner for winner in winners if not winner.target)
+    targets = sorted({winner.target_ms for winner in latencies if winner.target_ms is not None})
     series = [
         Series("measured subnet", "measured", [(p.measured_ms, 100 * (p.accuracy or 0.0)) for p in searched]),
         Series("front", "front", best, "steps" if len(best) > 1 else "dots"),

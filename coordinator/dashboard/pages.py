@@ -88,7 +88,8 @@ class Pages:
             "events": list(reversed(state.events)),
         }
         parts = self._render.parts("run.html.j2", ("summary", "devices", "fronts", "targets", "events"), values)
-        return Page(run_id, f"Run {run_id}", (_TOP, (run_id, "")), parts, _every(state))
+        heading = f"Run {run_id}" + (f": {state.name}" if state.name else "")
+        return Page(run_id, heading, (_TOP, (run_id, "")), parts, _every(state))
 
     def device(self, run_id: str, key: SettingKey, start: int) -> Page:
         """Return the page of one device setting; the table of measurements begins at the `start`-th latest one."""

@@ -158,7 +158,7 @@ def address_of_asset(name: str) -> str:
 
 
 def _target_text(target: TargetSnapshot) -> str:
-    return target_name(target.target_ms, target.subnet) or "–"
+    return target_name(target.target_ms, target.subnet, target.target) or "–"
 
 
 def _breakable(text: str) -> Markup:

@@ -45,6 +45,8 @@ class RunRow:
     met: str
     devices: str
     stored: bool = True
+    name: str = ""
+    """As the user gave it; may be empty."""
 
     @property
     def address(self) -> str:
@@ -114,7 +116,15 @@ def _stored_row(run: RunRecord, settings: Sequence[SettingOverview]) -> RunRow:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     devices = ", ".join(names[:_MOST_NAMED]) + more
     return RunRow(
-        run.run_id, run.created_unix_s, kind_of(run), run.supernet, targets, str(run.status), met, devices or "–"
+        run.run_id,
+        run.created_unix_s,
+        kind_of(run),
+        run.supernet,
+        targets,
+        str(run.status),
+        met,
+        devices or "–",
+        name=run.name or "",
     )
 
 

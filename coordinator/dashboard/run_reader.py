@@ -83,6 +83,7 @@ class RunReader:
             status=run.status,
             version=self._version,
             kind=self._feed.plan.kind,
+            name=run.name or "",
             plan=self._feed.plan,
             dataset=self._dataset,
             bundle_sha256=run.bundle_sha256,

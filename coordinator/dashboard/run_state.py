@@ -68,6 +68,8 @@ class RunState:
     version: int
     """Another one after every change of measurements, winners or device settings; never that of another state."""
     kind: str = "search"
+    name: str = ""
+    """As the user gave it; may be empty."""
     plan: CampaignPlan | None = None
     """None where the run is known from the broker alone."""
     dataset: str | None = None

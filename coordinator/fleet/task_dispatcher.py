@@ -18,8 +18,8 @@ from fleetnas.coordinator.fleet.task import Task
 from fleetnas.coordinator.fleet.work_queue import WorkQueue
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.plan import CampaignPlan
-from fleetnas.coordinator.records.precision import protocol_for
 from fleetnas.coordinator.records.stored import TaskRecord
+from fleetnas.coordinator.records.task_protocol import task_protocol
 from fleetnas.coordinator.records.task_state import TaskState
 from fleetnas.coordinator.records.transitions import require
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -103,6 +103,8 @@ class TaskDispatcher:
             purpose=proposal.purpose,
             architecture=proposal.architecture,
             target_ms=proposal.target_ms,
+            target=proposal.target,
+            asked_percentiles=proposal.percentiles or None,
             predicted_ms=proposal.predicted_ms,
             predicted_std_ms=proposal.predicted_std_ms,
             predicted_accuracy=proposal.predicted_accuracy,
@@ -185,8 +187,9 @@ class TaskDispatcher:
                 architecture=task.record.architecture,
                 calibration=task.calibration,
                 setting=queue.setting,
-                protocol=protocol_for(self._plan.protocol, attempt.asked_precision),
+                protocol=task_protocol(self._plan.protocol, attempt, self._plan.deadline_s),
                 **self._conditions(task.proposal),
+                profile=self._plan.profile_winners and attempt.purpose == "verification",
                 deadline_s=self._plan.deadline_s,
                 stored=tuple(key for _, key in stored),
             )

@@ -159,7 +159,7 @@ class StoreFeed:
             supernet=self._run.supernet,
             supernet_sha256=self._run.bundle_sha256,
             strategy=self._plan.method,
-            targets=str(self._plan.targets),
+            targets=self._plan.targets_text,
             devices=tuple(f"{device}/{label}" for device, label in self._settings),
             budget=self._plan.budget,
             subnets=tuple(architecture.fingerprint for architecture in self._plan.architectures),

@@ -104,7 +104,7 @@ class StoredSetting:
             return []
         self._known.add(task.task_id)
         self._last = found
-        self.measurements += counts_against_budget(task.purpose, task.target_ms)
+        self.measurements += counts_against_budget(task.purpose, task.target_ms, task.target)
         at_s = found.stored_unix_s
         if isinstance(outcome, Failed):
             self.failures += 1
@@ -114,6 +114,7 @@ class StoredSetting:
             self._targets[key] = TargetSnapshot(
                 target_ms=key.target_ms,
                 subnet=key.subnet,
+                target=key.target,
                 measured_ms=self._measured_ms.get(task.architecture.fingerprint),
                 verified_ms=outcome.median_ms,
                 accuracy=task.predicted_accuracy,
@@ -121,12 +122,14 @@ class StoredSetting:
         self._measured_ms.setdefault(task.architecture.fingerprint, outcome.median_ms)
         taken = self._events.measured(at_s, task, outcome, self.measurements, self._plan.budget)
         findings = self.tally.add(outcome)
+        if not findings:
+            return [taken]
         return [taken, *self._events.findings(at_s, findings, outcome, self.tally.quality)]
 
     def _key_of(self, task: TaskRecord) -> TargetKey:
         """Return the target of a verification; of a given subnet, that is the plan's."""
-        if task.target_ms is not None:
-            return TargetKey(task.target_ms)
+        if task.target_ms is not None or task.target:
+            return TargetKey(task.target_ms, target=task.target)
         return TargetKey(self._plan.target_ms, task.architecture.fingerprint)
 
     def take_learning(self) -> list[events.Event]:
@@ -141,7 +144,7 @@ class StoredSetting:
         Raises:
             ValueError: the winner of a target that is met lacks its architecture, latency or hash.
         """
-        key = TargetKey(winner.target_ms, winner.subnet)
+        key = TargetKey(winner.target_ms, winner.subnet, winner.target)
         self._targets[key] = TargetSnapshot(
             target_ms=winner.target_ms,
             subnet=winner.subnet,
@@ -154,6 +157,11 @@ class StoredSetting:
             reason=shown_reason(winner.status, winner.reason),
             typical_ms=winner.typical_ms,
             note=winner.note,
+            target=winner.target,
+            value=winner.value,
+            value_low=winner.value_low,
+            value_high=winner.value_high,
+            typical_value=winner.typical_value,
         )
         if key in self._settled:
             return []
@@ -190,7 +198,7 @@ class StoredSetting:
             failures=self.failures,
             predictor_error=record.learning[-1].error if record.learning else None,
             targets=self._known_targets(),
-            targets_asked=stored_targets_asked(record, self._plan.targets_asked),
+            targets_asked=stored_targets_asked(record, self._plan.asked_of(record.device, record.info)),
             targets_note=record.targets_note,
             tags=record.info.tags,
             board=record.board,
@@ -216,7 +224,8 @@ class StoredSetting:
 
     def _known_targets(self) -> tuple[TargetSnapshot, ...]:
         known = {
-            key: TargetSnapshot(key.target_ms, subnet=key.subnet) for key in known_targets(self._record, self._plan)
+            key: TargetSnapshot(key.target_ms, subnet=key.subnet, target=key.target)
+            for key in known_targets(self._record, self._plan)
         }
         found = {**known, **self._targets}
         targets = [found[key] for key in ordered(found)]

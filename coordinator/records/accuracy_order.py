@@ -38,8 +38,10 @@ def inversions(targets: Sequence[TargetOutcome]) -> list[Inversion]:
     Both are compared on evaluation images, or where there are none on selection images.
     """
     found = []
-    # Given subnets have one target, or none: they are in no order.
-    met = sorted((target for target in targets if target.met and not target.subnet), key=_target_ms)
+    # Given subnets have one target, or none, and targets of other kinds than latency are in no order with it.
+    met = sorted(
+        (target for target in targets if target.met and not target.subnet and not target.target), key=_target_ms
+    )
     for place, looser in enumerate(met):
         better = [inversion for tighter in met[:place] if (inversion := _inversion(tighter, looser)) is not None]
         if better:

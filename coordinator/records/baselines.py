@@ -99,3 +99,5 @@ class Comparison:
     accuracy_points: float | None
     """Top-1 of the winner minus that of the baseline, percentage points; None where one is not known."""
     accuracy_basis: AccuracyBasis | None
+    target: str = ""
+    """Text of a target of another kind than latency; else empty."""

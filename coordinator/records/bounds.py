@@ -46,6 +46,11 @@ class Bounds:
         """Return the bounds that are set, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
+    def with_tighter(self, other: Bounds) -> Bounds:
+        """Return the tighter bound on every cost."""
+        both = {name: min(bound, self.given().get(name, math.inf)) for name, bound in other.given().items()}
+        return Bounds(**{**self.given(), **both})
+
     def __str__(self) -> str:
         return ", ".join(f"at most {bound:,.0f} {_DESCRIPTIONS[name]}" for name, bound in self.given().items())
 

@@ -22,7 +22,7 @@ def _compared(
     points, basis = _accuracy_points(target, baseline)
     assert target.verified_ms is not None  # of a target that is met
     speedup, speed_basis = _speedup(target.verified_ms, winner, measured)
-    return Comparison(target.target_ms, target.subnet, speedup, speed_basis, points, basis)
+    return Comparison(target.target_ms, target.subnet, speedup, speed_basis, points, basis, target.target)
 
 
 def _speedup(verified_ms: float, winner: Measurement | None, baseline: Measurement) -> tuple[float, SpeedBasis]:

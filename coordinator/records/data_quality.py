@@ -114,8 +114,10 @@ class QualityTally:
         if known and 0 < self._announced < self._regimes:
             findings.append("regime_changed")
         self._announced = max(self._announced, self._regimes if known else 0)
+        if self._warned or not self._counts["slowed"]:
+            return tuple(findings)
         quality = self.quality
-        if not self._warned and quality.often_slowed and quality.measured >= _FEWEST_TO_WARN:
+        if quality.often_slowed and quality.measured >= _FEWEST_TO_WARN:
             self._warned = True
             findings.append("often_slowed")
         return tuple(findings)

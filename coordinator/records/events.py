@@ -141,7 +141,10 @@ class PredictorUpdated(_SettingEvent):
 
 
 class _TargetEvent(_SettingEvent):
-    target_ms: float | None = Field(description="null where a given subnet is compared with no target")
+    target_ms: float | None = Field(
+        description="null where a given subnet is compared with no target, and where it is no latency"
+    )
+    target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
     subnet: str = Field(
         default="", description="fingerprint of a subnet that the user gave; empty where a subnet was searched"
     )
@@ -174,6 +177,10 @@ class WinnerVerified(_TargetEvent):
     typical_ms: float | None = Field(
         default=None, description="the same re-measurement at the typical slow-down of this run; null where unknown"
     )
+    value: float | None = Field(
+        default=None, description="what the re-measurement showed, in the unit of a target of another kind than latency"
+    )
+    value_high: float | None = Field(default=None, description="upper end of its 95 % interval, of a percentile")
     accuracy: float | None = Field(description="top-1 accuracy on held-out images, with the exported file")
     sha256: str = Field(description="hash of the file that was measured and ships")
     note: str = Field(default="", description="a remark, such as that the target constrains nothing")

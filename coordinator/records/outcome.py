@@ -12,7 +12,7 @@ from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError, PredictorPoint
 from fleetnas.coordinator.records.statuses import SettingStatus
-from fleetnas.coordinator.records.verdict import meets_target
+from fleetnas.coordinator.records.verdict import meets_kind, meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Condition, Measurement, RuntimeSetting
@@ -38,6 +38,8 @@ class TakenMeasurement:
     """The target that it was measured for, where it was for one."""
     counted: bool = True
     """False where another attempt at the same task was stored before: the search did not learn from this one."""
+    target: str = ""
+    """Text of that target, where it is of another kind than latency."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class FailedMeasurement:
     target_ms: float | None = None
     counted: bool = True
     """False where another attempt at the same task was stored before."""
+    target: str = ""
 
 
 @dataclass(frozen=True)
 class TargetOutcome:
-    """The outcome of one latency target. Latencies are medians in milliseconds."""
+    """The outcome of one target. Latencies are medians in milliseconds."""
 
     target_ms: float | None
     """None where a given subnet is compared with no target."""
@@ -97,10 +100,22 @@ class TargetOutcome:
     """Fingerprint of a subnet that the user gave; empty where a subnet was searched."""
     boards: BoardShare | None = None
     """Boards of the device's class that meet it, of those that verified it; None: it is of no class."""
+    target: str = ""
+    """Text of a target of another kind than latency, such as `p95:33`; else empty."""
+    value: float | None = None
+    """What the re-measurement showed, in the unit of such a target; None where it did not tell."""
+    value_low: float | None = None
+    """Lower end of its 95 % interval, of a percentile."""
+    value_high: float | None = None
+    """Upper end of that interval, which decides a target for a percentile."""
+    typical_value: float | None = None
+    """The deciding value at the typical slow-down of the run."""
 
     @property
     def met(self) -> bool:
         """Whether the re-measurement, and not the prediction, is within the target."""
+        if self.target:
+            return meets_kind(self.target, self)
         return meets_target(self.target_ms, self.verified_ms, self.typical_ms)
 
 
@@ -147,7 +162,7 @@ class DeviceOutcome:
     def measurements(self) -> int:
         """Measurements that count against the budget, failed ones included."""
         tried: list[TakenMeasurement | FailedMeasurement] = [*self.rows, *self.failures]
-        return sum(row.counted and counts_against_budget(row.purpose, row.target_ms) for row in tried)
+        return sum(row.counted and counts_against_budget(row.purpose, row.target_ms, row.target) for row in tried)
 
     @property
     def timed_s(self) -> float:
@@ -220,3 +235,5 @@ class CampaignOutcome:
     """Whether these were the evaluation images too."""
     class_names: tuple[str, ...] | None = None
     """In the order of the logits; None where they are not known."""
+    name: str | None = None
+    """Name that the user gave the run."""

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     model_validator,
 )
 
 from fleetnas.coordinator.records.baselines import MAX_BASELINES, Baseline
 from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.device_targets import DeviceTargets, StoredTargets, entry_for
 from fleetnas.coordinator.records.precision import PrecisionChoice
 from fleetnas.coordinator.records.prior_choice import PriorChoice as PriorChoice
 from fleetnas.coordinator.records.run_connection import RunConnection
@@ -28,24 +27,11 @@ from fleetnas.device_profiles.quantities import LimitSeconds, Seconds
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import first_fault, one_line
 from fleetnas.fleet_protocol.errors import StoreError, UsageError
-from fleetnas.fleet_protocol.messages import Condition, MeasurementProtocol
+from fleetnas.fleet_protocol.messages import AgentInfo, Condition, MeasurementProtocol
 from fleetnas.supernet_export.manifest import Preprocessing
-
-
-def _parsed_targets(value: object) -> object:
-    """Read targets that are stored as text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return TargetRequest.parse_stored(value)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-
 
 #: Kind of a run: subnets are searched, or given ones are measured.
 RunKind: TypeAlias = Literal["search", "measure"]
-#: Targets, stored as the text that `TargetRequest.parse` reads, such as `20,30` or `auto:4`.
-StoredTargets = Annotated[TargetRequest, BeforeValidator(_parsed_targets), PlainSerializer(str, return_type=str)]
 
 
 class CampaignPlan(BaseModel):
@@ -53,7 +39,12 @@ class CampaignPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    targets: StoredTargets = Field(description="milliseconds such as 20,30, or auto:N; none")
+    targets: StoredTargets = Field(
+        description="milliseconds such as 20,30, auto:N, or other kinds such as p95:33, fps:30; none"
+    )
+    device_targets: tuple[DeviceTargets, ...] = Field(
+        default=(), max_length=10_000, description="targets and bounds of single devices, in place of those of the run"
+    )
     architectures: tuple[Architecture, ...] = Field(
         default=(), max_length=MAX_TARGETS, description="subnets to measure and verify in place of a search"
     )
@@ -97,6 +88,8 @@ class CampaignPlan(BaseModel):
         default=60.0, description="how long a measurement may wait for its device to cool (conditions: cool)"
     )
 
+    profile_winners: bool = Field(default=False, description="time the layers of each verified file on its device")
+
     if not TYPE_CHECKING:  # type checkers know the fields from the class
 
         def __init__(self, **fields: Any) -> None:
@@ -108,9 +101,10 @@ class CampaignPlan(BaseModel):
 
     @model_validator(mode="after")
     def _one_purpose(self) -> CampaignPlan:
-        if not self.architectures and not self.targets.count and not self.baselines:
+        asks = self.targets.count or self.device_targets or self.baselines
+        if not self.architectures and not asks:
             raise ValueError("a search needs targets, such as 20,30 or auto:4")
-        if self.architectures and (self.targets.automatic or self.targets.count > 1):
+        if self.architectures and (self.targets.automatic or self.targets.others or self.targets.count > 1):
             raise ValueError(f"given subnets are compared with one target in milliseconds or none, not {self.targets}")
         return self
 
@@ -123,12 +117,25 @@ class CampaignPlan(BaseModel):
     @property
     def only_baselines(self) -> bool:
         """Whether nothing is searched or verified."""
-        return not self.architectures and not self.targets.count
+        return not self.architectures and not self.targets.count and not self.device_targets
 
     @property
     def only_files(self) -> bool:
         """Whether nothing but model files is measured, and no subnet."""
         return self.only_baselines and all(baseline.file is not None for baseline in self.baselines)
+
+    @property
+    def pools(self) -> bool:
+        """Whether equal boards are searched as one device: a class has one list of targets, which are latencies."""
+        return self.pool and not self.device_targets and not self.targets.others
+
+    @property
+    def targets_text(self) -> str:
+        """The targets as views show them, with the number of entries for single devices."""
+        if not self.device_targets:
+            return str(self.targets)
+        own = f"of their own for {len(self.device_targets)} devices or patterns"
+        return f"{self.targets}; {own}" if self.targets.count else own
 
     @property
     def kind(self) -> RunKind:
@@ -144,6 +151,20 @@ class CampaignPlan(BaseModel):
     def targets_asked(self) -> int:
         """Number of targets that each device setting gets: of given subnets, one each."""
         return len(self.architectures) or self.targets.count
+
+    def request_for(self, device: str, info: AgentInfo) -> TargetRequest:
+        """Return the targets that are asked for on a device."""
+        entry = entry_for(self.device_targets, device, info)
+        return self.targets if entry is None else entry.targets
+
+    def bounds_for(self, device: str, info: AgentInfo) -> Bounds:
+        """Return the bounds that hold for a device: those of the run, and its own where they are tighter."""
+        entry = entry_for(self.device_targets, device, info)
+        return self.bounds if entry is None else self.bounds.with_tighter(entry.bounds)
+
+    def asked_of(self, device: str, info: AgentInfo) -> int:
+        """Return the number of targets that are asked for on each setting of a device."""
+        return len(self.architectures) or self.request_for(device, info).count
 
     @property
     def target_ms(self) -> float | None:

@@ -118,6 +118,7 @@ class SettingEvents:
         reason: str,
         final: bool,
         subnet: str = "",
+        target: str = "",
     ) -> events.TargetMissed:
         """Return the event of a missed target; `final`: no further subnet will be tried."""
         return events.TargetMissed(
@@ -131,6 +132,7 @@ class SettingEvents:
             final=final,
             reason=reason,
             subnet=subnet,
+            target=target,
         )
 
     def decided(self, at_s: float, winner: WinnerRecord, fastest_ms: float | None = None) -> events.Event:
@@ -146,6 +148,7 @@ class SettingEvents:
                 device=self.device,
                 setting=self.setting,
                 target_ms=winner.target_ms,
+                target=winner.target,
                 fastest_ms=fastest_ms,
                 reason=winner.reason,
             )
@@ -158,11 +161,12 @@ class SettingEvents:
                 reason=winner.reason,
                 final=True,
                 subnet=winner.subnet,
+                target=winner.target,
             )
         if winner.architecture is None or winner.verified_ms is None or winner.sha256 is None:
+            name = target_name(winner.target_ms, winner.subnet, winner.target)
             raise ValueError(
-                f"the winner of {self.device}/{self.setting} for {target_name(winner.target_ms, winner.subnet)} has no "
-                "architecture, latency or hash"
+                f"the winner of {self.device}/{self.setting} for {name} has no architecture, latency or hash"
             )
         return events.WinnerVerified(
             at_s=at_s,
@@ -180,6 +184,9 @@ class SettingEvents:
             sha256=winner.sha256,
             note=winner.note,
             subnet=winner.subnet,
+            target=winner.target,
+            value=winner.value,
+            value_high=winner.value_high,
         )
 
     def baseline(self, at_s: float, record: BaselineRecord) -> events.BaselineMeasured:

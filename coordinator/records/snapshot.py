@@ -30,7 +30,7 @@ def ended_state(status: SettingStatus) -> DeviceState | None:
 
 @dataclass(frozen=True)
 class TargetSnapshot:
-    """One latency target of one device setting with its best subnet so far, or a subnet that the user gave."""
+    """One target of one device setting with its best subnet so far, or a subnet that the user gave."""
 
     target_ms: float | None
     """None where a given subnet is compared with no target."""
@@ -54,6 +54,16 @@ class TargetSnapshot:
     """A remark on a target that is met, such as `constrains nothing: the largest subnet takes 1.2 ms`."""
     subnet: str = ""
     """Fingerprint of a subnet that the user gave; empty where a subnet is searched."""
+    target: str = ""
+    """Text of a target of another kind than latency, such as `p95:33`; else empty."""
+    value: float | None = None
+    """What the re-measurement showed, in the unit of such a target; None where it did not tell."""
+    value_low: float | None = None
+    """Lower end of its 95 % interval, of a percentile."""
+    value_high: float | None = None
+    """Upper end of that interval, which decides a target for a percentile."""
+    typical_value: float | None = None
+    """The deciding value at the typical slow-down of the run."""
 
 
 @dataclass(frozen=True)

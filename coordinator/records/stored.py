@@ -57,6 +57,8 @@ class DeviceRecord:
     """A remark on them, such as why they are fewer than were asked for."""
     board: BoardPlace | None = None
     """Its place in a class of equal boards; None: it is searched by itself."""
+    targets: tuple[str, ...] | None = None
+    """Its targets of other kinds than latency, such as `p95:33`; None before they are known, and of earlier runs."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class TaskRecord:
     """95 % half-width that the measurement was asked to reach; None: that of the run's protocol."""
     asked_sessions: int | None = None
     """Runtime sessions to average over; None: those of the run's protocol."""
+    target: str = ""
+    """Text of the target that it is for, where that is of another kind than latency, such as `p95:33`."""
+    asked_percentiles: tuple[float, ...] | None = None
+    """Percentiles of run times that the measurement was asked for."""
 
     @property
     def asked_precision(self) -> AskedPrecision | None:
@@ -169,6 +175,16 @@ class WinnerRecord:
     """A remark on a target that was met."""
     subnet: str = ""
     """Fingerprint of a subnet that the user gave; empty where a subnet was searched."""
+    target: str = ""
+    """Text of a target of another kind than latency, such as `p95:33`; else empty."""
+    value: float | None = None
+    """What the re-measurement showed, in the unit of such a target; None where it did not tell."""
+    value_low: float | None = None
+    """Lower end of its 95 % interval, of a percentile."""
+    value_high: float | None = None
+    """Upper end of that interval, which decides a target for a percentile."""
+    typical_value: float | None = None
+    """The deciding value at the typical slow-down of the run."""
 
     @property
     def met(self) -> bool:

@@ -1,13 +1,14 @@
-"""Latency targets as asked for: a list of milliseconds, or `auto:N`, resolved for each device setting."""
+"""Targets as asked for: milliseconds, `auto:N`, and targets of other kinds, resolved for each device setting."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind, exact
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.units import milliseconds
 
@@ -32,45 +33,59 @@ class ResolvedTargets:
 
 
 class TargetKey(NamedTuple):
-    """Identity of a target on one device setting: its milliseconds, or the fingerprint of a subnet that was given."""
+    """Identity of a target on one device setting: its milliseconds, or the fingerprint of a subnet that was given.
+
+    `target` is the text of a target of another kind than latency, as `Target.parse` reads it; else empty.
+    """
 
     target_ms: float | None
     subnet: str = ""
+    target: str = ""
+
+
+def key_of(target: Target) -> TargetKey:
+    """Return the identity of a target of another kind than latency."""
+    return TargetKey(target.target_ms, target=target.text)
 
 
 def ordered(keys: Iterable[TargetKey]) -> list[TargetKey]:
-    """Return targets ascending, and given subnets in the order in which they come."""
-    return sorted(keys, key=lambda key: key.target_ms or 0.0)
+    """Return latencies ascending, then other kinds of targets; given subnets in the order in which they come."""
+    return sorted(keys, key=lambda key: (Target.parse(key.target).order if key.target else (), key.target_ms or 0.0))
 
 
 @dataclass(frozen=True)
 class TargetRequest:
-    """Either `fixed_ms`, ascending, or a number of `automatic` targets; neither: no targets."""
+    """Either `fixed_ms`, ascending, or a number of `automatic` targets, with `others`; none of them: no targets."""
 
     fixed_ms: tuple[float, ...] = ()
     automatic: int = 0
+    others: tuple[Target, ...] = ()
+    """Targets of other kinds than latency, sorted."""
 
     @classmethod
     def parse(cls, text: str) -> TargetRequest:
-        """Parse `20,30.5` (milliseconds), `20ms,0.03s` or `auto:4`; `UsageError` otherwise."""
-        word = text.strip().lower()
-        if word.startswith("auto:"):
-            count = word.removeprefix("auto:")
-            if not count.isdecimal() or not 1 <= int(count) <= MAX_TARGETS:
-                raise _syntax(text, f"auto: takes a number from 1 to {MAX_TARGETS}")
-            return cls(automatic=int(count))
+        """Parse `20,30.5` (milliseconds), `20ms,0.03s`, `auto:4`, or with others `20,p95:33`; else `UsageError`."""
+        automatic = 0
         found: set[float] = set()
-        for part in word.split(","):
-            try:
-                value = milliseconds(part)
-            except ValueError:
-                raise _syntax(text, f"{part.strip()!r} is not a number") from None
-            if not math.isfinite(value) or value <= 0:
-                raise _syntax(text, f"{part.strip()!r} is not above 0")
-            found.add(value)
-        if len(found) > MAX_TARGETS:
-            raise _syntax(text, f"there are {len(found)} targets and at most {MAX_TARGETS} can be searched at once")
-        return cls(fixed_ms=tuple(sorted(found)))
+        others: set[Target] = set()
+        for part in text.split(","):
+            word = part.strip().lower()
+            if word.startswith("auto:"):
+                count = word.removeprefix("auto:")
+                if not count.isdecimal() or not 1 <= int(count) <= MAX_TARGETS or automatic:
+                    raise _syntax(text, f"auto: takes a number from 1 to {MAX_TARGETS}, once")
+                automatic = int(count)
+            elif ":" in word:
+                try:
+                    others.add(Target.parse(word))
+                except UsageError as error:
+                    raise _syntax(text, str(error)) from None
+            else:
+                found.add(_milliseconds(text, word))
+        if automatic and found:
+            raise _syntax(text, "auto: chooses all targets that are milliseconds; leave out one or the other")
+        _check_count(text, automatic + len(found) + len(others))
+        return cls(tuple(sorted(found)), automatic, tuple(sorted(others, key=lambda target: target.order)))
 
     @classmethod
     def parse_stored(cls, text: str) -> TargetRequest:
@@ -80,13 +95,28 @@ class TargetRequest:
     @property
     def count(self) -> int:
         """Number of targets that each device setting gets."""
-        return self.automatic or len(self.fixed_ms)
+        return (self.automatic or len(self.fixed_ms)) + len(self.others)
+
+    @property
+    def percentiles(self) -> tuple[float, ...]:
+        """The percentiles of run times that its targets are about, ascending."""
+        return tuple(sorted({each.percentile for each in self.others if each.kind is TargetKind.PERCENTILE}))
+
+    @property
+    def floors(self) -> tuple[Target, ...]:
+        """The accuracies that are to be kept."""
+        return tuple(each for each in self.others if each.kind is TargetKind.ACCURACY)
+
+    def with_target(self, target: Target) -> TargetRequest:
+        """Return the request with one more target of another kind; `UsageError` where they are too many."""
+        others = tuple(sorted({*self.others, target}, key=lambda each: each.order))
+        _check_count(target.text, self.count + 1)
+        return replace(self, others=others)
 
     def __str__(self) -> str:
         """Return the text that `parse_stored` reads as the same request."""
-        if self.automatic:
-            return f"auto:{self.automatic}"
-        return ",".join(map(_exact, self.fixed_ms)) or NO_TARGETS
+        latencies = [f"auto:{self.automatic}"] if self.automatic else [exact(ms) for ms in self.fixed_ms]
+        return ",".join([*latencies, *(target.text for target in self.others)]) or NO_TARGETS
 
     def resolve(self, fastest_ms: float, slowest_ms: float, error: float = 0.0) -> ResolvedTargets:
         """Return the targets of a device setting whose subnets take from `fastest_ms` to `slowest_ms`.
@@ -118,16 +148,32 @@ class TargetRequest:
         return ResolvedTargets(tuple(exact), note)
 
 
-def target_name(target_ms: float | None, subnet: str = "") -> str:
+def target_label(target_ms: float | None, target: str = "") -> str:
+    """Name a target with its unit; `target` is the text of one of another kind than latency. Empty: there is none."""
+    if target:
+        return Target.parse(target).label
+    return "" if target_ms is None else f"{target_ms:g} ms"
+
+
+def target_name(target_ms: float | None, subnet: str = "", target: str = "") -> str:
     """Name a target, or a given subnet by its fingerprint, in messages."""
-    target = "" if target_ms is None else f"{target_ms:g} ms"
+    target = target_label(target_ms, target)
     return " within ".join(part for part in (f"subnet {subnet}" if subnet else "", target) if part)
 
 
-def _exact(value: float) -> str:
-    """Return the shortest text that reads as this number."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+def _milliseconds(text: str, word: str) -> float:
+    try:
+        value = milliseconds(word)
+    except ValueError:
+        raise _syntax(text, f"{word!r} is not a number") from None
+    if not math.isfinite(value) or value <= 0:
+        raise _syntax(text, f"{word!r} is not above 0")
+    return value
+
+
+def _check_count(text: str, count: int) -> None:
+    if count > MAX_TARGETS:
+        raise _syntax(text, f"there are {count} targets and at most {MAX_TARGETS} can be searched at once")
 
 
 def _rounded(value: float) -> float:
@@ -139,4 +185,7 @@ def _significant(value: float, digits: int) -> float:
 
 
 def _syntax(text: str, reason: str) -> UsageError:
-    return UsageError(f"targets {text!r} cannot be used: {reason}; give milliseconds such as 20,30,40 or auto:4")
+    return UsageError(
+        f"targets {text!r} cannot be used: {reason}; give milliseconds such as 20,30,40 or auto:4, or p95:33, fps:30, "
+        "energy:5mJ, accuracy:75"
+    )

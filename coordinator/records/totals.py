@@ -1,4 +1,4 @@
-"""Counts of latency targets over device settings, the same for every view, file, event and metric."""
+"""Counts of targets over device settings, the same for every view, file, event and metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNREACHED: dict[SettingStatus, str] = {
 
 
 class Target(Protocol):
-    """One latency target."""
+    """One target."""
 
     @property
     def met(self) -> bool | None:
@@ -26,6 +26,10 @@ class Target(Protocol):
     @property
     def target_ms(self) -> float | None:
         """None where a given subnet is compared with no target."""
+
+    @property
+    def target(self) -> str:
+        """Text of a target of another kind than latency; else empty."""
 
 
 class SettingTargets(Protocol):
@@ -64,7 +68,7 @@ def target_totals(settings: Iterable[SettingTargets]) -> TargetTotals:
     met = asked = known = compared = 0
     for setting in settings:
         known += len(setting.targets)
-        compared += sum(target.target_ms is not None for target in setting.targets)
+        compared += sum(target.target_ms is not None or bool(target.target) for target in setting.targets)
         met += sum(target.met is True for target in setting.targets)
         asked += max(setting.targets_asked, len(setting.targets))
     return TargetTotals(met, asked, without_target=known > compared == 0)

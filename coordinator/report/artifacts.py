@@ -10,8 +10,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.conversion import results_of
+from fleetnas.coordinator.report.inference_program import write_inference_program
 from fleetnas.coordinator.report.results import ClassReport, DeviceResult, Results, SupernetResult, TargetResult
 from fleetnas.coordinator.store.measurement_table import measurements_csv
 from fleetnas.device_profiles.profile import DeviceProfile
@@ -92,15 +94,19 @@ class ArtifactFolder:
         return self._model(device, target) is not None
 
     def write(self, outcome: CampaignOutcome) -> Results:
-        """Write results.json, measurements.csv and a card beside each model file that is there; returns the results.
+        """Write results.json, measurements.csv, and card and `infer.py` beside each model file; returns the results.
 
         A model file is named only when its bytes have the hash that the device measured.
         """
         results = results_of(outcome, self._model)
+        folders = set()
         for device in results.fleet:
             for target in device.targets:
                 if target.model is not None:
                     self._write_card(results, device, target, self.directory / target.model)
+                    folders.add((self.directory / target.model).parent)
+        for folder in sorted(folders):
+            write_inference_program(folder, results.supernet.class_names)
         write_atomically(self.directory / MEASUREMENTS_FILE, measurements_csv(outcome.devices).encode())
         write_atomically(self.directory / RESULTS_FILE, results.model_dump_json(indent=2).encode() + b"\n")
         return results
@@ -111,7 +117,7 @@ class ArtifactFolder:
             if not _SAFE_NAME.fullmatch(name):
                 raise ValueError(f"a folder is named after {name!r}: use letters, digits, `_`, `.` and `-` only")
         folder = folder_name(device.device)
-        return self.directory / folder / device.setting.label / (target.subnet or f"{target.target_ms:.10g}ms")
+        return self.directory / folder / device.setting.label / _file_stem(target)
 
     def _model(self, device: DeviceOutcome, target: TargetOutcome) -> tuple[str, int] | None:
         if not target.met or target.sha256 is None:
@@ -140,6 +146,14 @@ class ArtifactFolder:
         write_atomically(model.with_suffix(".json"), card.model_dump_json(indent=2).encode() + b"\n")
 
 
+def _file_stem(target: TargetOutcome) -> str:
+    """Name a target's files: `20ms`, `p95-33ms`, `fps-30`, `energy-5mJ`, or the fingerprint of a given subnet."""
+    if target.target:
+        unit = "ms" if Target.parse(target.target).kind is TargetKind.PERCENTILE else ""
+        return target.target.replace(":", "-") + unit
+    return target.subnet or f"{target.target_ms:.10g}ms"
+
+
 def folder_name(device: str) -> str:
     """Return the name of a device's folder: its own, unless a file of the artifacts has that name."""
     # No agent's name has a `~`, so no two devices share a folder.
@@ -158,7 +172,7 @@ def read_results(directory: Path) -> Results:
 
 
 def _name(target: TargetOutcome) -> str:
-    return target_name(target.target_ms, target.subnet)
+    return target_name(target.target_ms, target.subnet, target.target)
 
 
 def _suffixed(stem: Path, suffix: str) -> Path:

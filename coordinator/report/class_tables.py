@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fleetnas.coordinator.report.results import ClassReport, Results
-from fleetnas.coordinator.view import wording
 
 #: Classes up to which the whole confusion matrix is shown; with more, the worst classes and the most confused pairs.
 MOST_IN_MATRIX = 20
@@ -86,7 +85,7 @@ def class_tables(results: Results) -> list[ClassTable]:
     for device in results.fleet:
         for target in device.targets:
             if target.sha256 in winner_of:
-                place = f"subnet {target.subnet}" if target.subnet else f"at {wording.target(target.target_ms)} ms"
+                place = f"subnet {target.subnet}" if target.subnet else f"at {target.label}"
                 winner_of[target.sha256].append(f"{device.label} {place}")
     return [
         class_table(sha256, results.class_reports[sha256], ", ".join(_shortened(named)))

@@ -15,6 +15,8 @@ from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import ImagePart
+from fleetnas.coordinator.records.target_kinds import kind_of_target
+from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import run_end, target_totals
 from fleetnas.coordinator.report.baseline_results import baseline_results
 from fleetnas.coordinator.report.results import (
@@ -31,6 +33,8 @@ from fleetnas.coordinator.report.results import (
     SupernetResult,
     TargetResult,
 )
+from fleetnas.fleet_protocol.layer_times import LayerTime
+from fleetnas.fleet_protocol.messages import Measurement
 from fleetnas.supernet_export.evaluation.answers import ClassAnswers
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -45,6 +49,7 @@ def results_of(outcome: CampaignOutcome, model_of: ModelLookup) -> Results:
     totals = target_totals(fleet)
     return Results(
         run_id=outcome.run_id,
+        run_name=outcome.name,
         status=run_status(outcome),
         started_at=_moment(outcome.started_s),
         finished_at=None if outcome.finished_s is None else _moment(outcome.finished_s),
@@ -178,19 +183,7 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
         targets_note=device.targets_note,
         tags=device.tags,
         board=None if device.board is None else BoardResult(**asdict(device.board)),
-        failures=tuple(
-            FailureResult(
-                task_id=failure.task_id,
-                attempt=failure.attempt,
-                counted=failure.counted,
-                purpose=failure.purpose,
-                target_ms=failure.target_ms,
-                architecture=failure.architecture,
-                reason=failure.reason,
-                detail=failure.detail,
-            )
-            for failure in device.failures
-        ),
+        failures=_failures(device),
         baselines=baseline_results(device),
         wire_bytes=device.wire_bytes,
         profile=device.profile,
@@ -198,10 +191,34 @@ def _device_result(device: DeviceOutcome, model_of: ModelLookup) -> DeviceResult
     )
 
 
+def _failures(device: DeviceOutcome) -> tuple[FailureResult, ...]:
+    return tuple(
+        FailureResult(
+            task_id=failure.task_id,
+            attempt=failure.attempt,
+            counted=failure.counted,
+            purpose=failure.purpose,
+            target_ms=failure.target_ms,
+            target=failure.target,
+            architecture=failure.architecture,
+            reason=failure.reason,
+            detail=failure.detail,
+        )
+        for failure in device.failures
+    )
+
+
 def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: ModelLookup) -> TargetResult:
     model, size = model_of(device, target) or (None, None)
     return TargetResult(
         target_ms=target.target_ms,
+        target=target.target,
+        kind=kind_of_target(target.target),
+        label=target_label(target.target_ms, target.target),
+        value=target.value,
+        value_low=target.value_low,
+        value_high=target.value_high,
+        typical_value=target.typical_value,
         met=target.met,
         open=target.open,
         reason=target.reason,
@@ -220,6 +237,7 @@ def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: Model
         macs=target.macs,
         peak_activation_bytes=target.peak_activation_bytes,
         energy_mj=_energy_mj(device, target),
+        layers=_layers(device, target),
         model=model,
         model_bytes=size,
         sha256=target.sha256,
@@ -230,12 +248,23 @@ def _target_result(device: DeviceOutcome, target: TargetOutcome, model_of: Model
 
 def _energy_mj(device: DeviceOutcome, target: TargetOutcome) -> float | None:
     """Return the energy of the last verification of the target's file that has one."""
-    found = [
-        row.measurement.energy_mj
+    found = [each.energy_mj for each in _verifications(device, target)]
+    return next((energy for energy in reversed(found) if energy is not None), None)
+
+
+def _layers(device: DeviceOutcome, target: TargetOutcome) -> tuple[LayerTime, ...]:
+    """Return the layers of the last verification of the target's file that was profiled."""
+    found = [each.layers for each in _verifications(device, target)]
+    return next((layers for layers in reversed(found) if layers), ())
+
+
+def _verifications(device: DeviceOutcome, target: TargetOutcome) -> list[Measurement]:
+    """Return the verifications of the target's file, in the order in which they were stored."""
+    return [
+        row.measurement
         for row in device.rows
         if row.purpose == "verification" and row.measurement.model_sha256 == target.sha256
     ]
-    return next((energy for energy in reversed(found) if energy is not None), None)
 
 
 def _moment(unix_s: float) -> datetime:

@@ -6,22 +6,32 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fleetnas.coordinator.records.bounds import Bounds
+from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
 from fleetnas.coordinator.report.class_tables import class_tables
-from fleetnas.coordinator.report.plots import Plot, device_plots
+from fleetnas.coordinator.report.drawing import Plot
+from fleetnas.coordinator.report.fleet_plot import fleet_plot
+from fleetnas.coordinator.report.gain import device_gain, summary
+from fleetnas.coordinator.report.inference_program import INFER_FILE
+from fleetnas.coordinator.report.plots import device_plots
 from fleetnas.coordinator.report.portfolio_section import portfolio_section
 from fleetnas.coordinator.report.results import ComparisonResult, DeviceResult, Results
+from fleetnas.coordinator.report.winner_table import WinnerRow, quantity, samples_text, size, winner_rows
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.baseline_table import compared
 from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.output_files import write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 #: Device settings that are plotted, at most: the plots of one weigh about 100 KB.
 MAX_PLOTTED = 50
@@ -29,6 +39,8 @@ MAX_PLOTTED = 50
 MAX_FAILURES = 20
 #: Class names that stand on the page without being unfolded.
 MAX_CLASSES = 30
+#: Device settings whose gain is shown; a person reads no more.
+MAX_GAINS = 12
 
 
 _log = logging.getLogger("fleetnas.coordinator")
@@ -38,6 +50,12 @@ _log = logging.getLogger("fleetnas.coordinator")
 class _Section:
     device: DeviceResult
     plots: list[Plot]
+    winners: list[WinnerRow]
+
+    @property
+    def samples(self) -> str:
+        """What the percentiles of the winners rest on."""
+        return samples_text(self.winners)
 
 
 def write_report(directory: Path) -> Path:
@@ -52,30 +70,28 @@ def write_report(directory: Path) -> Path:
 
 def render_report(directory: Path) -> str:
     """Return the page as text, from the files in `directory` alone; `StoreError` where these cannot be read."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     results = read_results(directory)
     rows = read_measurements(directory / MEASUREMENTS_FILE)
     sections = [
-        _Section(
-            device,
-            _plots(device, rows.get((device.device, device.runtime), []), f"p{index}") if index < MAX_PLOTTED else [],
-        )
+        _section(device, rows.get((device.device, device.runtime), []), index)
         for index, device in enumerate(results.fleet)
     ]
+    gains = [
+        (device.label, gain)
+        for device in results.fleet
+        if (gain := device_gain(device, rows.get((device.device, device.runtime), []))) is not None
+    ]
     tables = class_tables(results)
-    environment = Environment(
-        loader=PackageLoader("fleetnas.coordinator.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        ms=wording.latency, target=wording.target, percent=wording.accuracy, quality=wording.data_quality
-    )
+    environment = _environment()
     return environment.get_template("report.html.j2").render(
         results=results,
+        run_name=results.run_name or results.run_id,
+        gains=gains,
+        gain_summary=summary(gain for _, gain in gains),
+        max_gains=MAX_GAINS,
+        fleet_plot=_fleet_plot(results),
+        quality_of_all=wording.data_quality(_quality_of_all(results)),
+        program_beside=lambda model: _program_beside(directory, model),
         bounds=str(Bounds(**results.bounds)),
         sections=sections,
         elapsed=_elapsed(results),
@@ -95,12 +111,70 @@ def render_report(directory: Path) -> str:
         verified=wording.verified,
         compared=_compared,
         targets_remark=_targets_remark,
+        value_of=lambda target: wording.target_value(target.target, target.value, target.value_high),
         max_plotted=MAX_PLOTTED,
         max_failures=MAX_FAILURES,
         portfolio=portfolio_section(directory, results.run_id),
         results_file=RESULTS_FILE,
         measurements_file=MEASUREMENTS_FILE,
     )
+
+
+def _environment() -> Environment:
+    """Make the environment of the template, with the filters that write figures as every view does."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("fleetnas.coordinator.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ms=wording.latency,
+        target=wording.target,
+        percent=wording.accuracy,
+        quality=wording.data_quality,
+        quantity=quantity,
+        size=size,
+        moment=lambda moment: moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+        clock=lambda moment: moment.astimezone().strftime("%H:%M:%S %Z"),
+    )
+    return environment
+
+
+def _section(device: DeviceResult, rows: Sequence[TakenMeasurement], index: int) -> _Section:
+    plots = _plots(device, rows, f"p{index}") if index < MAX_PLOTTED else []
+    return _Section(device, plots, winner_rows(device, rows))
+
+
+def _fleet_plot(results: Results) -> Plot | None:
+    """Return the figure of all fronts; none where it cannot be drawn."""
+    try:
+        return fleet_plot(results.fleet, "fleet")
+    except Exception as error:  # noqa: BLE001 - a plot must not cost the page
+        _log.error("the fronts cannot be plotted", exc_info=error)
+        return None
+
+
+def _quality_of_all(results: Results) -> DataQuality:
+    """Sum the counts of all device settings; lasting speeds are a matter of each."""
+    parts = [device.data_quality for device in results.fleet]
+    largest = [part.largest_slowdown for part in parts if part.largest_slowdown is not None]
+    return DataQuality(
+        ok=sum(part.ok for part in parts),
+        noisy=sum(part.noisy for part in parts),
+        slowed=sum(part.slowed for part in parts),
+        unknown_speed=sum(part.unknown_speed for part in parts),
+        largest_slowdown=max(largest, default=None),
+    )
+
+
+def _program_beside(directory: Path, model: str) -> str:
+    """Return the path of the program beside a model file; empty where results of an earlier version have none."""
+    path = f"{model.rpartition('/')[0]}/{INFER_FILE}"
+    return path if (directory / path).is_file() else ""
 
 
 def _plots(device: DeviceResult, rows: Sequence[TakenMeasurement], prefix: str) -> list[Plot]:

@@ -14,10 +14,12 @@ from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import ImagePart
+from fleetnas.coordinator.records.target_kinds import TargetKind
 from fleetnas.coordinator.records.totals import target_totals
-from fleetnas.coordinator.records.verdict import meets_target
+from fleetnas.coordinator.records.verdict import meets_kind, meets_target
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.layer_times import Layers
 from fleetnas.fleet_protocol.messages import Condition, Quality, RuntimeSetting
 from fleetnas.supernet_export.manifest import Preprocessing
 
@@ -85,6 +87,7 @@ class FailureResult(_Record):
     counted: bool = Field(description="false where another attempt at the same task was stored before")
     purpose: Purpose
     target_ms: float | None = Field(description="the target that the task was for, where it was for one")
+    target: str = Field(default="", description="text of that target, where it is of another kind than latency")
     architecture: Architecture
     reason: str = Field(description="one word, such as timeout or crashed")
     detail: str = Field(description="the device's own text")
@@ -116,12 +119,22 @@ class BoardResult(_Record):
 
 
 class TargetResult(_Record):
-    """One latency target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
+    """One target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
 
-    target_ms: float | None = Field(description="null where a given subnet was compared with no target")
+    target_ms: float | None = Field(
+        description="null where a given subnet had no target, and of targets of other kinds"
+    )
+    target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
+    kind: TargetKind = Field(default=TargetKind.LATENCY, description="what the target is about")
+    label: str = Field(default="", description="the target with its unit, for people; empty where there is none")
+    value: float | None = Field(default=None, description="re-measured, in the unit of a target of another kind")
+    value_low: float | None = Field(default=None, description="of a percentile, the lower end of its 95 % interval")
+    value_high: float | None = Field(default=None, description="the upper end, which decides")
+    typical_value: float | None = Field(default=None, description="what decides, at the run's typical slow-down")
     met: bool = Field(
         description="verified_ms is not null and, where there is a target, at most target_ms, and so is typical_ms "
-        "where it is known; never taken from a prediction"
+        "where it is known; of other kinds the same of value (of a percentile value_high) and typical_value; never "
+        "taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")
     reason: str = Field(description="reason why it was not met; empty when it was")
@@ -143,15 +156,16 @@ class TargetResult(_Record):
         default=None, description="top-1 in [0, 1] on the selection images, which chose among the candidates"
     )
     selection_images: int | None = Field(default=None, description="number of selection images")
-    energy_mj: float | None = Field(
-        default=None, description="per inference, when the file was verified; null where the board has no meter"
-    )
+    energy_mj: float | None = Field(default=None, description="per inference, verified; null where it has no meter")
     parameters: int | None = Field(description="weights and biases, batch norm folded")
     macs: int | None = Field(description="multiply-accumulates of one image")
     peak_activation_bytes: int | None = Field(description="largest sum of live activations, fp32, one image")
     model: str | None = Field(description="path of the model file, relative to results.json; null when there is none")
     model_bytes: int | None = Field(description="size of the model file")
     sha256: str | None = Field(description="hash of the file that the device measured, and of the model file")
+    layers: Layers = Field(
+        default=(), description="times of its layers on the device, with `--profile-winners` and onnxruntime"
+    )
     subnet: str | None = Field(
         default=None, description="fingerprint of a subnet that the user gave; null where a subnet was searched"
     )
@@ -161,7 +175,10 @@ class TargetResult(_Record):
 
     @model_validator(mode="after")
     def _met_follows_verification(self) -> TargetResult:
-        if self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
+        if self.target:
+            if self.met != meets_kind(self.target, self):
+                raise ValueError(f"`met` is {self.met} against {self.target}; the file was altered, write it again")
+        elif self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
             raise ValueError(
                 f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
                 f"{self.target_ms} ms, verified at {self.verified_ms} ms and typically {self.typical_ms} ms; the file "
@@ -174,6 +191,7 @@ class ComparisonResult(_Record):
     """A winner against a baseline on the same device setting."""
 
     target_ms: float | None = Field(description="target of the winner; null where a given subnet has none")
+    target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
     subnet: str | None = Field(description="fingerprint of a given subnet; null where a subnet was searched")
     speedup: float = Field(description="latency of the baseline over that of the winner")
     speed_basis: SpeedBasis = Field(
@@ -296,6 +314,7 @@ class Results(_Record):
 
     schema_version: Literal[1] = RESULTS_SCHEMA_VERSION
     run_id: str
+    run_name: str | None = Field(default=None, description="name that the user gave the run")
     status: Literal[RunStatus.RUNNING] | EndStatus = Field(
         description="partial: a target was missed, or a device lost or failed; failed: no target was met"
     )

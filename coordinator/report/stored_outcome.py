@@ -19,7 +19,8 @@ from fleetnas.coordinator.records.outcome import (
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, ImagePart, OutcomeRecord, WinnerRecord
-from fleetnas.coordinator.records.targets import TargetKey, ordered
+from fleetnas.coordinator.records.target_kinds import Target
+from fleetnas.coordinator.records.targets import TargetKey, key_of, ordered
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals, targets_asked, unreached
 from fleetnas.coordinator.records.verdict import shown_reason
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -81,6 +82,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         rerank=settings.plan.rerank,
         selected_on_reported=settings.selects_on_reported,
         class_names=settings.class_names,
+        name=run.name,
     )
 
 
@@ -154,13 +156,17 @@ def known_targets(device: DeviceRecord, plan: CampaignPlan) -> list[TargetKey]:
     """Return the known targets of a stored device setting: given subnets, the resolved ones, or those of the plan."""
     if plan.architectures:
         return [TargetKey(plan.target_ms, architecture.fingerprint) for architecture in plan.architectures]
-    known = plan.targets.fixed_ms if device.targets_ms is None else device.targets_ms
-    return [TargetKey(target_ms) for target_ms in known]
+    request = plan.request_for(device.device, device.info)
+    latencies = request.fixed_ms if device.targets_ms is None else device.targets_ms
+    others = [each.text for each in request.others] if device.targets is None else device.targets
+    return [*map(TargetKey, latencies), *(key_of(Target.parse(text)) for text in others)]
 
 
 def stored_targets_asked(device: DeviceRecord, asked: int) -> int:
     """Count the targets that were asked for on a stored device setting; `asked` of them before they were resolved."""
-    return targets_asked(asked, None if device.targets_ms is None else len(device.targets_ms))
+    if device.targets_ms is None:
+        return targets_asked(max(asked, len(device.targets or ())), None)
+    return targets_asked(asked, len(device.targets_ms) + len(device.targets or ()))
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def _contained_outcome(
             setting=device.setting,
             status=SettingStatus.FAILED,
             reason=f"what is stored of it cannot be read: {one_line(error)}",
-            targets_asked=plan.targets_asked,
+            targets_asked=plan.asked_of(device.device, device.info),
             condition_asked=plan.conditions,
         )
 
@@ -211,7 +217,7 @@ def device_outcome(
         predictor=device.learning[-1].error if device.learning else None,
         predictor_history=device.learning,
         targets=_target_outcomes(device, plan, winners),
-        targets_asked=stored_targets_asked(device, plan.targets_asked),
+        targets_asked=stored_targets_asked(device, plan.asked_of(device.device, device.info)),
         targets_note=device.targets_note,
         tags=device.info.tags,
         board=device.board,
@@ -239,6 +245,7 @@ def _rows(
                     reason=found.outcome.reason,
                     detail=found.outcome.detail,
                     target_ms=task.target_ms,
+                    target=task.target,
                     counted=counted,
                 )
             )
@@ -254,6 +261,7 @@ def _rows(
                     predicted_std_ms=task.predicted_std_ms,
                     predicted_accuracy=task.predicted_accuracy,
                     target_ms=task.target_ms,
+                    target=task.target,
                     counted=counted,
                 )
             )
@@ -267,10 +275,12 @@ def _target_outcomes(
     reason = device.reason if running and device.reason else unreached(device.status)
     given = {architecture.fingerprint: architecture for architecture in plan.architectures}
     found = {
-        key: TargetOutcome(key.target_ms, given.get(key.subnet), reason=reason, open=running, subnet=key.subnet)
+        key: TargetOutcome(
+            key.target_ms, given.get(key.subnet), reason=reason, open=running, subnet=key.subnet, target=key.target
+        )
         for key in known_targets(device, plan)
     }
-    found |= {TargetKey(winner.target_ms, winner.subnet): _target_outcome(winner) for winner in winners}
+    found |= {TargetKey(winner.target_ms, winner.subnet, winner.target): _target_outcome(winner) for winner in winners}
     return tuple(found[key] for key in ordered(found))
 
 
@@ -292,4 +302,9 @@ def _target_outcome(winner: WinnerRecord) -> TargetOutcome:
         reason=shown_reason(winner.status, winner.reason),
         note=winner.note,
         subnet=winner.subnet,
+        target=winner.target,
+        value=winner.value,
+        value_low=winner.value_low,
+        value_high=winner.value_high,
+        typical_value=winner.typical_value,
     )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic_core import to_json
+
 from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -34,22 +36,23 @@ class Field:
 
 
 def _message_fields(message: type[Message], suffix: str = "") -> tuple[Field, ...]:
-    """Return the fields of a message that are single values or lists of numbers, from its JSON schema."""
+    """Return the fields of a message that are single values or lists, from its JSON schema."""
     fields = []
     for name, schema in message.model_json_schema()["properties"].items():
         types = {part.get("type") for part in schema.get("anyOf", [schema])} - {"null", None}
-        if types:
-            fields.append(Field(name + suffix, _KINDS[types.pop()]))
+        if types:  # a list of objects is JSON
+            kind = "text" if "$ref" in schema.get("items", {}) else _KINDS[types.pop()]
+            fields.append(Field(name + suffix, kind))
     return tuple(fields)
 
 
 _OF_MEASUREMENT = _message_fields(Measurement)
 _SUFFIXES = ("before", "after")
 _CONDITIONS = tuple(Conditions.model_fields)
-_LAST = ("levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
+_LAST = ("layers", "levels_ms", "session_medians_ms", "block_medians_ms", RAW_TIMES)
 
 _OF_TASK = (
-    *("purpose", "target_ms", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
+    *("purpose", "target_ms", "target", "predicted_ms", "predicted_std_ms", "predicted_accuracy"),
     *("asked_half_width_percent", "asked_sessions"),
 )
 
@@ -70,6 +73,7 @@ FIELDS: tuple[Field, ...] = (
     Field("purpose", "text"),
     Field("baseline", "text"),
     Field("target_ms", "number"),
+    Field("target", "text"),
     Field("fingerprint", "text"),
     Field("architecture", "text"),
     Field("predicted_ms", "number"),
@@ -131,6 +135,7 @@ def _row(run: RunRecord, device: DeviceRecord | None, found: OutcomeRecord) -> d
     }
     for name in _OF_TASK:
         row[name] = getattr(task, name)
+    row["target"] = task.target or None
     return row | _of_measurement(measurement)
 
 
@@ -173,6 +178,8 @@ def _of_run(run: RunRecord, device: DeviceRecord | None) -> dict[str, Any]:
 
 def _of_measurement(measurement: Measurement) -> dict[str, Any]:
     row: dict[str, Any] = {field.name: getattr(measurement, field.name) for field in _OF_MEASUREMENT}
+    row["percentiles"] = to_json(measurement.percentiles).decode() if measurement.percentiles else None
+    row["layers"] = json.dumps([layer.model_dump() for layer in measurement.layers])
     for suffix in _SUFFIXES:
         for name in _CONDITIONS:
             row[f"{name}_{suffix}"] = getattr(getattr(measurement, suffix), name)

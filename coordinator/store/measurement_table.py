@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic_core import to_json
 
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.outcome import DeviceOutcome, TakenMeasurement
@@ -17,17 +19,22 @@ from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.errors import StoreError
 from fleetnas.fleet_protocol.messages import Conditions, Measurement
 
-_KEYS = ("device", "runtime", "task_id", "attempt", "counted", "purpose", "target_ms", "fingerprint", "architecture")
+_KEYS = ("device", "runtime", "task_id", "attempt", "counted", "purpose", "target_ms", "target")
+_ARCHITECTURE = ("fingerprint", "architecture")
 _PREDICTIONS = ("predicted_ms", "predicted_std_ms", "predicted_accuracy")
 _CONDITIONS = tuple(Conditions.model_fields)
 _LISTS = ("levels_ms", "session_medians_ms", "block_medians_ms", "times_us")
-_SCALARS = tuple(name for name in Measurement.model_fields if name not in ("before", "after", *_LISTS))
+#: Left out: `layers` of a winner are in results.json.
+_NO_SCALARS = ("before", "after", "percentiles", "layers", *_LISTS)
+_SCALARS = tuple(name for name in Measurement.model_fields if name not in _NO_SCALARS)
 _PURPOSE: TypeAdapter[Purpose] = TypeAdapter(Purpose)
 #: Every column, in order; the long ones are last.
 COLUMNS = (
     *_KEYS,
+    *_ARCHITECTURE,
     *_PREDICTIONS,
     *_SCALARS,
+    "percentiles",
     *(f"{name}_before" for name in _CONDITIONS),
     *(f"{name}_after" for name in _CONDITIONS),
     *_LISTS,
@@ -56,13 +63,14 @@ def _cells(device: DeviceOutcome, row: TakenMeasurement) -> dict[str, str]:
         "fingerprint": row.architecture.fingerprint,
         "architecture": row.architecture.model_dump_json(),
     }
-    for name in ("task_id", "attempt", "counted", "purpose", "target_ms", *_PREDICTIONS):
+    for name in (*_KEYS[2:], *_PREDICTIONS):
         cells[name] = getattr(row, name)
     for name in _SCALARS:
         cells[name] = getattr(measurement, name)
     for suffix, conditions in (("before", measurement.before), ("after", measurement.after)):
         for name in _CONDITIONS:
             cells[f"{name}_{suffix}"] = getattr(conditions, name)
+    cells["percentiles"] = to_json(measurement.percentiles).decode() if measurement.percentiles else None
     for name in _LISTS:
         cells[name] = " ".join(repr(value) for value in getattr(measurement, name))
     return {name: csv_cell(value) for name, value in cells.items()}
@@ -109,6 +117,7 @@ def _row(cells: Mapping[str, str]) -> TakenMeasurement:
 
     fields: dict[str, Any] = {name: cells[name] or None for name in _SCALARS}
     fields |= {name: tuple(float(value) for value in cells[name].split()) for name in _LISTS}
+    fields["percentiles"] = json.loads(cells["percentiles"] or "[]")
     fields |= {"before": conditions("before"), "after": conditions("after")}
     measurement = Measurement.model_validate(fields)
     predicted_ms, std_ms, accuracy, target_ms = (
@@ -124,5 +133,6 @@ def _row(cells: Mapping[str, str]) -> TakenMeasurement:
         predicted_std_ms=std_ms,
         predicted_accuracy=accuracy,
         target_ms=target_ms,
+        target=cells["target"],
         counted=cells["counted"] == "true",
     )

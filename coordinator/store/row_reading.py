@@ -23,11 +23,12 @@ from fleetnas.coordinator.records.stored import (
     TaskRecord,
     WinnerRecord,
 )
+from fleetnas.coordinator.records.target_kinds import Target
 from fleetnas.coordinator.store.database import UnreadableJson
 from fleetnas.coordinator.store.schema import Base, DeviceRow, OutcomeRow, TaskRow, WinnerRow
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.error_text import fault_path, first_fault
-from fleetnas.fleet_protocol.errors import StoreError
+from fleetnas.fleet_protocol.errors import StoreError, UsageError
 from fleetnas.fleet_protocol.messages import AgentInfo, Failed, Measurement, RuntimeSetting, TaskKey
 
 R = TypeVar("R")
@@ -149,6 +150,7 @@ def device_of(row: DeviceRow) -> DeviceRecord | None:
         wire_bytes=row.wire_bytes,
         targets_ms=None if row.targets_ms is None else tuple(ms for ms in row.targets_ms if _is_finite(ms)),
         targets_note=row.targets_note or "",
+        targets=None if row.targets is None else tuple(filter(_is_target, row.targets)),
         board=_board(row),
     )
 
@@ -198,6 +200,14 @@ def _damage(row: object, error: ValidationError) -> str:
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+def _is_target(text: object) -> bool:
+    try:
+        return isinstance(text, str) and bool(Target.parse(text))
+    except UsageError:
+        _log.warning("a stored target is damaged: %.40r", text)
+        return False
 
 
 def _is_finite(value: float | None) -> bool:

@@ -21,6 +21,8 @@ class StoredMoment:
     purpose: Purpose
     target_ms: float | None
     stored_unix_s: float
+    target: str = ""
+    """Text of a target of another kind than latency."""
 
 
 class RunHistory:
@@ -39,12 +41,13 @@ class RunHistory:
                     TaskRow.purpose,
                     TaskRow.target_ms,
                     OutcomeRow.stored_unix_s,
+                    TaskRow.target,
                 )
                 .join(OutcomeRow, OutcomeRow.task_id == TaskRow.task_id)
                 .where(TaskRow.run_id == run_id)
                 .order_by(OutcomeRow.outcome_id)
             )
             return [
-                StoredMoment(device, label, cast(Purpose, purpose), target_ms, stored_s)
-                for device, label, purpose, target_ms, stored_s in rows
+                StoredMoment(device, label, cast(Purpose, purpose), target_ms, stored_s, target)
+                for device, label, purpose, target_ms, stored_s, target in rows
             ]

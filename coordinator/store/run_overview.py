@@ -19,6 +19,8 @@ class DecidedTarget:
     met: bool
     target_ms: float | None
     """None where a given subnet is compared with no target."""
+    target: str = ""
+    """Text of a target of another kind than latency; else empty."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +47,36 @@ class RunOverview:
         with self._database.reading() as session:
             winners = session.execute(
                 select(
-                    WinnerRow.run_id, WinnerRow.device, WinnerRow.setting_label, WinnerRow.status, WinnerRow.target_ms
+                    WinnerRow.run_id,
+                    WinnerRow.device,
+                    WinnerRow.setting_label,
+                    WinnerRow.status,
+                    WinnerRow.target_ms,
+                    WinnerRow.target,
                 )
                 .where(WinnerRow.run_id.in_(run_ids))
                 .order_by(WinnerRow.target_ms)
             ).all()
             devices = session.execute(
                 select(
-                    DeviceRow.run_id, DeviceRow.device, DeviceRow.setting_label, DeviceRow.status, DeviceRow.targets_ms
+                    DeviceRow.run_id,
+                    DeviceRow.device,
+                    DeviceRow.setting_label,
+                    DeviceRow.status,
+                    DeviceRow.targets_ms,
+                    DeviceRow.targets,
                 )
                 .where(DeviceRow.run_id.in_(run_ids))
                 .order_by(DeviceRow.device, DeviceRow.setting_label)
             ).all()
         decided: dict[tuple[str, str, str], list[DecidedTarget]] = {}
-        for run_id, device, label, status, target_ms in winners:
-            target = DecidedTarget(status == TargetStatus.MET.value, target_ms or None)
+        for run_id, device, label, status, target_ms, text in winners:
+            target = DecidedTarget(status == TargetStatus.MET.value, target_ms or None, text)
             decided.setdefault((run_id, device, label), []).append(target)
         found: dict[str, list[SettingOverview]] = {run_id: [] for run_id in run_ids}
-        for run_id, device, label, status, targets_ms in devices:
-            resolved = len(targets_ms) if isinstance(targets_ms, list) else None
+        for run_id, device, label, status, targets_ms, others in devices:
+            count = len(others) if isinstance(others, list) else 0
+            resolved = len(targets_ms) + count if isinstance(targets_ms, list) else count or None
             targets = tuple(decided.get((run_id, device, label), ()))
             found[run_id].append(SettingOverview(run_id, device, status, resolved, targets))
         return found

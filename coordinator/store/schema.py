@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinary, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Integer, LargeBinary, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 #: The newest revision: a store that is at it is opened without looking further.
-HEAD_REVISION = "0013"
+HEAD_REVISION = "0014"
 
 # SQLite only numbers rows by itself in a column whose type is exactly INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -55,6 +55,7 @@ class DeviceRow(Base):
     wire_bytes: Mapped[int] = mapped_column(BigInteger)
     targets_ms: Mapped[list[Any] | None]
     targets_note: Mapped[str | None] = mapped_column(Text)
+    targets: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     board: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
@@ -78,6 +79,8 @@ class TaskRow(Base):
     attempt: Mapped[int]
     asked_half_width_percent: Mapped[float | None]
     asked_sessions: Mapped[int | None]
+    target: Mapped[str] = mapped_column(String(64), server_default=text("''"))
+    asked_percentiles: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     outcomes: Mapped[list[OutcomeRow]] = relationship(back_populates="task")
 
 
@@ -121,6 +124,8 @@ class MeasurementRow(Base):
     regime_unix_s: Mapped[float] = mapped_column(server_default="0")
     times_us: Mapped[list[Any]]
     block_medians_ms: Mapped[list[Any]]
+    mean_ms: Mapped[float | None]
+    percentiles: Mapped[list[Any] | None] = mapped_column(JSON)
     sessions: Mapped[int] = mapped_column(server_default="1")
     session_medians_ms: Mapped[list[Any] | None] = mapped_column(JSON)
     provider: Mapped[str] = mapped_column(String(64))
@@ -129,6 +134,7 @@ class MeasurementRow(Base):
     before: Mapped[dict[str, Any]]
     after: Mapped[dict[str, Any]]
     energy_mj: Mapped[float | None]
+    layers: Mapped[list[Any] | None] = mapped_column(JSON)
     finished_unix_s: Mapped[float]
 
 
@@ -145,7 +151,7 @@ class FailureRow(Base):
 class WinnerRow(Base):
     """One decided target; every field of `fleetnas.coordinator.records.stored.WinnerRecord`.
 
-    `target_ms` is 0 where a given subnet is compared with no target.
+    `target_ms` is 0 where a given subnet is compared with no target, and where the target is no latency.
     """
 
     __tablename__ = "winners"
@@ -155,6 +161,7 @@ class WinnerRow(Base):
     setting_label: Mapped[str] = mapped_column(String(700), primary_key=True)
     target_ms: Mapped[float] = mapped_column(primary_key=True)
     subnet: Mapped[str] = mapped_column(String(12), primary_key=True)
+    target: Mapped[str] = mapped_column(String(64), primary_key=True)
     status: Mapped[str] = mapped_column(String(16))
     architecture: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     predicted_ms: Mapped[float | None]
@@ -170,6 +177,10 @@ class WinnerRow(Base):
     sha256: Mapped[str | None] = mapped_column(String(64))
     reason: Mapped[str] = mapped_column(Text)
     note: Mapped[str] = mapped_column(Text)
+    value: Mapped[float | None]
+    value_low: Mapped[float | None]
+    value_high: Mapped[float | None]
+    typical_value: Mapped[float | None]
 
 
 class EvaluationRow(Base):

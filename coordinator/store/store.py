@@ -60,13 +60,14 @@ from fleetnas.fleet_protocol.messages import TaskKey
 _PAGE = 500
 
 _log = logging.getLogger("fleetnas.coordinator")
+#: Key of a decided target, in the order in which they are returned; it begins with that of its device setting.
+_WINNER_KEY = ("run_id", "device", "setting_label", "target_ms", "subnet", "target")
 
 
 class MeasurementStore:
     """One open store. Every method is one transaction that is on disk when it returns.
 
-    Each may raise `StoreError`, of which `StoreUnavailableError` says that the same call may succeed later: the disk
-    is full, the server is away.
+    Each may raise `StoreError`, of which `StoreUnavailableError` says that the same call may succeed later.
     """
 
     def __init__(self, database: Database) -> None:
@@ -77,13 +78,12 @@ class MeasurementStore:
         self.read_only = database.read_only  #: nothing can be added or changed
         self._outcome_writer = OutcomeWriter(database)
         self._put_tasks = upsert(database, TaskRow, "task_id")  # made once, which takes longer than running it
-        self._put_devices = upsert(database, DeviceRow, "run_id", "device", "setting_label")
         self.evaluations = EvaluationTable(database)
         self.baselines = BaselineTable(database)
         self.outcome_table, self.overview = OutcomeTable(database), RunOverview(database)
-        self.history = RunHistory(database)
-        self.named_runs = RunTable(database)
-        self._put_winners = upsert(database, WinnerRow, "run_id", "device", "setting_label", "target_ms", "subnet")
+        self.history, self.named_runs = RunHistory(database), RunTable(database)
+        self._put_devices = upsert(database, DeviceRow, *_WINNER_KEY[:3])
+        self._put_winners = upsert(database, WinnerRow, *_WINNER_KEY)
 
     @classmethod
     def open(cls, location: str | Path, *, to_read: bool = False) -> MeasurementStore:
@@ -171,6 +171,7 @@ class MeasurementStore:
                 "wire_bytes": device.wire_bytes,
                 "targets_ms": None if device.targets_ms is None else list(device.targets_ms),
                 "targets_note": device.targets_note,
+                "targets": None if device.targets is None else list(device.targets),
                 "board": None if device.board is None else asdict(device.board),
             }
             for device in devices
@@ -344,6 +345,6 @@ class MeasurementStore:
             rows = session.scalars(
                 select(WinnerRow)
                 .where(WinnerRow.run_id == run_id)
-                .order_by(WinnerRow.device, WinnerRow.setting_label, WinnerRow.target_ms, WinnerRow.subnet)
+                .order_by(*(getattr(WinnerRow, name) for name in _WINNER_KEY[1:]))
             )
             return list(readable(rows, winner_of))

@@ -18,6 +18,11 @@ def run_ids(location: str) -> list[str]:
     return _column(location, "SELECT run_id FROM runs ORDER BY created_unix_s DESC LIMIT ?")
 
 
+def run_names(location: str) -> list[str]:
+    """Return the names that runs were given, the newest first; empty where the store is no file, or cannot be read."""
+    return _column(location, "SELECT name FROM runs WHERE name IS NOT NULL ORDER BY created_unix_s DESC LIMIT ?")
+
+
 def device_names(location: str) -> list[str]:
     """Return the names of the devices of all runs; empty where the store is no file, or cannot be read."""
     return _column(location, "SELECT DISTINCT device FROM devices ORDER BY device LIMIT ?")

@@ -6,9 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from fleetnas.coordinator.tuning.proposal import Proposal
-
-#: Identity of a proposal among those of a class.
-ProposalKey = tuple[tuple[int, ...], str, float | None]
+from fleetnas.coordinator.tuning.proposal import ProposalKey as ProposalKey
 
 
 @dataclass

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.records.target_status import TargetStatus
+from fleetnas.coordinator.tuning.floor_search import FloorSearch
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
-from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState, is_floor
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 from fleetnas.supernet_export.spaces.base import Genomes
 
@@ -55,6 +57,7 @@ class CandidateSearch:
         """`rng` makes the generator of the next search; measurements follow `protocol`."""
         self._latency, self._choice, self._proposer = latency, choice, proposer
         self._solver, self._rng, self._protocol = solver, rng, protocol
+        self._floors = FloorSearch(latency.space, latency, choice, solver, rng)
         #: Boards that measure at the same time: a round gives each of them a subnet.
         self._at_once = 1
 
@@ -63,11 +66,23 @@ class CandidateSearch:
         self._at_once = boards
 
     def find(self, states: Sequence[TargetState], most: int) -> list[Proposal]:
-        """Return up to `most` proposals of subnets that are expected to gain accuracy, the most worth first."""
+        """Return up to `most` proposals of subnets that are expected to gain accuracy, the most worth first.
+
+        Subnets for accuracies that are to be kept follow them.
+        """
+        floors = [state for state in states if is_floor(state) and state.status is TargetStatus.OPEN]
+        found = self._find([state for state in states if not is_floor(state)], most)
+        for state in floors if most > len(found) else ():
+            known = {proposal.genome for proposal in found}
+            new = [genome for genome in self._floors.find(state) if tuple(genome.tolist()) not in known]
+            found += self._proposer.propose(new[: max(0, most - len(found))], "candidate")
+        return found
+
+    def _find(self, states: Sequence[TargetState], most: int) -> list[Proposal]:
         if most <= 0 or not states:
             return []
         # Margins differ per target, so the solver is given the targets less their margins.
-        limits_ms = np.array([state.target_ms / (1.0 + self._choice.safety(state)) for state in states])
+        limits_ms = np.array([self._choice.limit_ms(state) / (1.0 + self._choice.safety(state)) for state in states])
         pool = self._pool(limits_ms.tolist())
         if not len(pool):
             return []
@@ -90,7 +105,14 @@ class CandidateSearch:
                 break
             chosen.append(pool[best])
             gains.take(best)
+        if chosen:
+            chosen += [pool[row] for row in gains.next_best(min(most, self._at_once) - len(chosen))]
         return self._proposer.propose(chosen, "candidate")
+
+    def _margins(self, targets: int) -> Sequence[float]:
+        """Return the margins: more of them where so many boards measure at once that these find too few subnets."""
+        wanted = math.ceil(2 * self._at_once / max(targets, 1))
+        return _MARGINS if wanted <= len(_MARGINS) else np.linspace(_MARGINS[0], _MARGINS[-1], wanted).tolist()
 
     def _pool(self, limits_ms: Sequence[float]) -> Genomes:
         """Return the predicted winners at every margin that are not measured yet, (n, G).
@@ -100,7 +122,7 @@ class CandidateSearch:
         measured = self._latency.observations.table(unsure=True).genomes
         mean_ms, deviation_ms = self._latency.predict(measured)
         usual = float(np.median(deviation_ms / np.maximum(mean_ms, 1e-9)))
-        factors = [1.0 + sigmas * usual for sigmas in _MARGINS]
+        factors = [1.0 + sigmas * usual for sigmas in self._margins(len(limits_ms))]
         winners = self._latency.winners(
             self._solver,
             [limit_ms / max(factor, _LEAST_FACTOR) for factor in factors for limit_ms in limits_ms],
@@ -152,6 +174,13 @@ class RoundGains:
     def take(self, row: int) -> None:
         """Take a subnet into the round."""
         self._taken.append(row)
+
+    def next_best(self, count: int) -> list[int]:
+        """Return up to `count` further subnets by what each gains alone: for boards that would have nothing to do."""
+        alone = RoundGains(self._within, self._top1, self._held).expected()
+        alone[self._taken] = 0.0
+        order = np.argsort(-alone, kind="stable")[: max(0, count)]
+        return [int(row) for row in order if alone[row] > 0.0]
 
 
 def measuring_s(protocol: MeasurementProtocol, latency_ms: Floats) -> Floats:

@@ -11,6 +11,7 @@ from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.subnet_observations import Run
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 
 
@@ -32,8 +33,8 @@ class ClassTuner(DeviceTuner):
         """Take what a `DeviceTuner` takes."""
         self.speeds = BoardSpeeds()
         super().__init__(design, accuracy, targets, solver, speeds=self.speeds, **options)
-        #: The subnet that every board measures, so that their speeds are compared: the largest within the bounds.
-        self.anchor: Genome = design.subnets[min(1, len(design.subnets) - 1)]
+        #: The subnet that every board measures, so that their speeds are compared: neither the smallest nor largest.
+        self.anchor: Genome = design.subnets[min(2, len(design.subnets) - 1)]
 
     def measure_at_once(self, boards: int) -> None:
         """Give so many boards a candidate in each round."""
@@ -57,7 +58,7 @@ class ClassTuner(DeviceTuner):
 
     def check_proposal(self, genome: Genome, target_ms: float) -> Proposal:
         """Return the proposal to verify a winner on one more board."""
-        return self._proposer.propose_again(genome, target_ms, waits=False)
+        return self._proposer.propose_again(genome, TargetState(target_ms), waits=False)
 
     def typical_ms(self, run: Run) -> float | None:
         """Return the latency of a run's subnet on the board that ran it, at the typical speed, ms; None: not known."""

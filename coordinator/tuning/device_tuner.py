@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.predictors.metrics import HeldOutError
-from fleetnas.coordinator.records.budget import Purpose, counts_against_budget
+from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
@@ -27,13 +27,14 @@ from fleetnas.coordinator.tuning.design_progress import DesignProgress
 from fleetnas.coordinator.tuning.initial_design import InitialDesign
 from fleetnas.coordinator.tuning.invariants import check_proposals, check_targets
 from fleetnas.coordinator.tuning.miss_reasons import all_failed, first_ones_failed
-from fleetnas.coordinator.tuning.proposal import Proposal, TargetSolver
+from fleetnas.coordinator.tuning.proposal import Proposal, ProposalKey, TargetSolver
 from fleetnas.coordinator.tuning.proposer import Proposer
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.setting_tuner import LoneSetting, TunerPhase
 from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
-from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.coordinator.tuning.target_costs import percentiles_to_ask
+from fleetnas.coordinator.tuning.target_state import TargetState, states_of, with_latencies
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.coordinator.tuning.verification import Verification
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -67,34 +68,31 @@ class DeviceTuner(LoneSetting):
         With `rerank`, that many candidates per target are chosen among by the accuracies that `tell_accuracy` takes.
         Space, seed, prior and bounds are those of the `design`; `solver` must keep the bounds too.
         """
-        self.space = design.space
-        self.budget = budget
+        self.space, self.budget = design.space, budget
         self.failure_reason = ""
         self.targets_note = ""
         """Why there are fewer automatic targets than were asked for."""
-        self.measurements = 0
-        self.failures = 0
+        self.measurements = self.failures = 0
         self._request, self._seed = targets, design.seed
         self._latency = SettingLatency(design, speeds)
         self._choice = SubnetChoice(self._latency, accuracy)
-        self._proposer = Proposer(self._latency, accuracy, design.architecture)
+        self._proposer = Proposer(self._latency, accuracy, design.architecture, percentiles_to_ask(targets.percentiles))
         self._design = DesignProgress(design.subnets, self._latency.observations)
         self._candidates = CandidateSearch(self._latency, self._choice, self._proposer, solver, self._rng, protocol)
         self._shortlists = Shortlists(rerank, self._latency, self._choice, solver, lambda: self._rng(4))
         self._verification = Verification(
             self._latency, self._choice, self._proposer, solver, self._shortlists, design.ends, self._rng
         )
-        self._targets = [TargetState(target_ms) for target_ms in targets.fixed_ms]
+        self._targets = states_of(targets)
         self._automatic = AutomaticTargets(targets, self._latency, design.ends, solver, accuracy, design.seed)
         self._regime_unix_s = 0.0  # of the device when exploration ended, and since
         self._design_told: int | None = None  # outcomes told when the initial design was complete
         self._current = True  # whether the targets' best subnets are those of all measurements
         self._told = 0
         self._queue: deque[Proposal] = deque()
-        self._outstanding: dict[tuple[tuple[int, ...], Purpose, float | None], Proposal] = {}
+        self._outstanding: dict[ProposalKey, Proposal] = {}
         self._exploring = True
-        self._finished = False
-        self._abandoned = False
+        self._finished = self._abandoned = False
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -127,7 +125,7 @@ class DeviceTuner(LoneSetting):
 
     def target_of(self, proposal: Proposal) -> TargetState | None:
         """Return the target of a proposal as its verifications left it; one that has none yet may stand better."""
-        return next((state for state in self._targets if state.target_ms == proposal.target_ms), None)
+        return next((state for state in self._targets if proposal.is_for(state)), None)
 
     @property
     def decided(self) -> list[TargetState]:
@@ -206,7 +204,7 @@ class DeviceTuner(LoneSetting):
         self._outstanding.pop(proposal.key, None)
         self._queue = deque(waiting for waiting in self._queue if waiting.key != proposal.key)
         genome = np.array(proposal.genome, dtype=np.int16)
-        self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms)
+        self.measurements += counts_against_budget(proposal.purpose, proposal.target_ms, proposal.target)
         if proposal.purpose == "initial-design":
             self._design.count_try(genome)
         state = self.target_of(proposal)
@@ -233,7 +231,7 @@ class DeviceTuner(LoneSetting):
             self._end_initial_design()
         if proposal.purpose == "verification" and proposal.key not in self._outstanding:
             self._verification.reconsider(self._targets)  # as it was before this proposal's round
-        if proposal.target_ms is not None:
+        if proposal.has_target:
             self._end_exploration()
             if self.target_of(proposal) is None:
                 self._follow_regime()
@@ -291,6 +289,7 @@ class DeviceTuner(LoneSetting):
         elif self._request.automatic:
             self._automatic.begin()
             self._refresh_targets()
+        self._verification.decide_untold(self._targets)
 
     def _end_exploration(self) -> None:
         """From the first re-measurement on, targets change with the device's lasting speed only."""
@@ -322,8 +321,7 @@ class DeviceTuner(LoneSetting):
             return
         resolved = self._automatic.now()
         self.targets_note = resolved.note
-        if resolved.targets_ms != tuple(state.target_ms for state in self._targets):
-            self._targets = [TargetState(target_ms) for target_ms in resolved.targets_ms]
+        self._targets = with_latencies(self._targets, resolved.targets_ms)
         if not self._targets:
             self.failure_reason = self._automatic.unknown
             self._finish()

@@ -22,8 +22,13 @@ class Judgement(Enum):
 
 def judge_run(target_ms: float, run: Run, typical_ms: float | None) -> Judgement:
     """Compare a re-measurement with its target, ms; `typical_ms` is the latency at the typical speed of the run."""
-    ran_within = run.median_ms <= target_ms
-    typically_within = typical_ms is None or typical_ms <= target_ms
+    return judge(target_ms, run.median_ms, typical_ms, noisy=run.noisy)
+
+
+def judge(most: float, ran: float, typical: float | None, *, noisy: bool) -> Judgement:
+    """Compare a latency or another cost with the most that is allowed: as it ran, and at the typical speed."""
+    ran_within = ran <= most
+    typically_within = typical is None or typical <= most
     if ran_within and typically_within:
         return Judgement.WITHIN
-    return Judgement.DISTURBED if not ran_within and (typically_within or run.noisy) else Judgement.BEYOND
+    return Judgement.DISTURBED if not ran_within and (typically_within or noisy) else Judgement.BEYOND

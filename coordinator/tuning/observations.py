@@ -62,6 +62,8 @@ class Observations:
         self._derived: DerivedLatencies | None = None
         self._tables: dict[bool, Table] = {}
         self._training_set: list[tuple[tuple[int, ...], float, float]] | None = None
+        self.version = 0
+        """Grows with every change."""
 
     def __iter__(self) -> Iterator[SubnetObservations]:
         """Iterate in the order of genomes, not of arrival."""
@@ -104,6 +106,7 @@ class Observations:
         self._changed()
 
     def _changed(self) -> None:
+        self.version += 1
         self._tables.clear()
         self._derived = self._training_set = None
 

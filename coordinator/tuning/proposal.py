@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,20 @@ from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import Genomes
 
 Genome = NDArray[np.int16]
+#: Identity of a proposal: genome, purpose, and target.
+ProposalKey: TypeAlias = tuple[tuple[int, ...], Purpose, "float | None", str]
+
+
+class AskedTarget(Protocol):
+    """A target of a device setting."""
+
+    @property
+    def asked_ms(self) -> float | None:
+        """Milliseconds; None where it is about another quantity."""
+
+    @property
+    def text(self) -> str:
+        """Text of a target of another kind than latency; else empty."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +48,24 @@ class Proposal:
     """Wait for a device that takes more than this factor times its undisturbed latency."""
     precision: AskedPrecision | None = None
     """Precision that it needs; None: that of the run's protocol."""
+    target: str = ""
+    """Text of its target, where that is of another kind than latency."""
+    percentiles: tuple[float, ...] = ()
+    """Percentiles of run times that are to be measured."""
 
     @property
-    def key(self) -> tuple[tuple[int, ...], Purpose, float | None]:
+    def key(self) -> ProposalKey:
         """Identity among the proposals of one device setting."""
-        return self.genome, self.purpose, self.target_ms
+        return self.genome, self.purpose, self.target_ms, self.target
+
+    @property
+    def has_target(self) -> bool:
+        """Whether it is for one of the targets alone."""
+        return self.target_ms is not None or bool(self.target)
+
+    def is_for(self, state: AskedTarget) -> bool:
+        """Whether it is for this target."""
+        return self.has_target and (self.target_ms, self.target) == (state.asked_ms, state.text)
 
 
 class TargetSolver(Protocol):

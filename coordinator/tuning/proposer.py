@@ -11,6 +11,7 @@ from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.needed_precision import VERIFICATION, precision_of
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.device_profiles.quantities import MAX_FACTOR
 from fleetnas.fleet_protocol.architecture import Architecture
@@ -32,13 +33,18 @@ class Proposer:
     """Makes proposals with predicted latency and accuracy."""
 
     def __init__(
-        self, latency: SettingLatency, accuracy: AccuracyModel, architecture: Callable[[Genome], Architecture]
+        self,
+        latency: SettingLatency,
+        accuracy: AccuracyModel,
+        architecture: Callable[[Genome], Architecture],
+        percentiles: Sequence[float] = (),
     ) -> None:
-        """`architecture` decodes a genome."""
+        """`architecture` decodes a genome; measurements report the `percentiles` of their run times."""
+        self._percentiles = tuple(percentiles)
         self._latency, self._observations = latency, latency.observations
         self._accuracy, self.architecture = accuracy, architecture
 
-    def propose(self, genomes: Sequence[Genome], purpose: Purpose, target_ms: float | None = None) -> list[Proposal]:
+    def propose(self, genomes: Sequence[Genome], purpose: Purpose, state: TargetState | None = None) -> list[Proposal]:
         """Return proposals to measure subnets for the first time, or once more."""
         if not genomes:
             return []
@@ -56,16 +62,18 @@ class Proposer:
                 tuple(genome.tolist()),
                 self.architecture(genome),
                 purpose,
-                target_ms,
+                None if state is None else state.asked_ms,
                 predicted_ms=predicted_ms,
                 predicted_std_ms=std_ms,
                 predicted_accuracy=accuracy,
                 precision=precision_of(predicted_ms, std_ms),
+                target="" if state is None else state.text,
+                percentiles=self._percentiles,
             )
             for genome, (predicted_ms, std_ms), accuracy in zip(matrix, predictions, top1, strict=True)
         ]
 
-    def propose_again(self, genome: Genome, target_ms: float, *, waits: bool) -> Proposal:
+    def propose_again(self, genome: Genome, state: TargetState, *, waits: bool) -> Proposal:
         """Return a re-measurement; with `waits`, while the device is slow it waits.
 
         Predicted without this subnet's own measurements.
@@ -75,9 +83,11 @@ class Proposer:
             tuple(genome.tolist()),
             self.architecture(genome),
             "verification",
-            target_ms,
+            state.asked_ms,
             predicted_ms=self._latency.predict_without_itself(genome),
             predicted_accuracy=float(self._accuracy.predict(genome[None])[0]),
             wait_above=patience(self._latency.speed, undisturbed_ms) if waits else None,
             precision=VERIFICATION,
+            target=state.text,
+            percentiles=self._percentiles,
         )

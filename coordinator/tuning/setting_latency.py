@@ -34,6 +34,7 @@ class SettingLatency:
     def __init__(self, design: InitialDesign, speeds: BoardSpeeds | None = None) -> None:
         """`speeds` of the boards of a class, which learn from the measurements too."""
         self.observations = Observations(speeds)
+        self.space = design.space
         self._features, self._prior = design.features, design.prior
         self._learner: BayesianPredictor | None = None
         self._left_out: dict[tuple[int, ...], float] | None = None

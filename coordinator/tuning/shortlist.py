@@ -17,7 +17,7 @@ from fleetnas.coordinator.search.candidate_table import genome_keys
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
-from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.coordinator.tuning.target_state import TargetState, is_floor
 from fleetnas.supernet_export.spaces.base import Genomes
 
 #: Margin on the prediction of a subnet that is not measured yet, in its standard deviations: that of a candidate.
@@ -45,7 +45,7 @@ class Shortlists:
     ) -> None:
         """`rng` makes the generator of the next search, which no other search shares."""
         self._size, self._latency, self._choice, self._solver, self._rng = size, latency, choice, solver, rng
-        self._listed: dict[float, list[Genome]] = {}
+        self._listed: dict[tuple[float, str], list[Genome]] = {}
         self._accuracies: dict[bytes, float | None] = {}
 
     @property
@@ -65,10 +65,12 @@ class Shortlists:
                 return
             accuracies = self._choice.accuracies(pool)
             for state in states:
+                if is_floor(state):
+                    continue
                 within = self._within(state, pool)
                 # Of subnets that are predicted to be equal the order must not depend on how they were found.
                 order = sorted(np.flatnonzero(within), key=lambda row: (-accuracies[row], pool[row].tobytes()))
-                self._listed[state.target_ms] = [pool[row] for row in order[: self._size]]
+                self._listed[state.key] = [pool[row] for row in order[: self._size]]
 
     def _pool(self, states: Sequence[TargetState]) -> Genomes:
         """Return the measured subnets within any target, and the best predicted ones, found one after the other."""
@@ -76,7 +78,9 @@ class Shortlists:
         for state in states:
             for genome in self._choice.measured_within(state, self._choice.safety(state), unsure=True):
                 pool.setdefault(genome.tobytes(), genome)
-        targets_ms = [state.target_ms / (1.0 + self._choice.safety(state)) for state in states]
+        targets_ms = [
+            self._choice.limit_ms(state) / (1.0 + self._choice.safety(state)) for state in states if not is_floor(state)
+        ]
         predicted, rng = self._latency.undisturbed_model(_MARGIN), self._rng()
         found: dict[bytes, Genome] = {}
         for _ in range(self._size):
@@ -97,7 +101,7 @@ class Shortlists:
         mean, deviation = self._latency.predict(genomes)
         fits: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (mean + _MARGIN * deviation) * (
             1.0 + safety
-        ) <= state.target_ms
+        ) <= self._choice.limit_ms(state)
         known = np.isin(keys, measured)
         fits[known] = np.isin(keys[known], genome_keys(within)) if len(within) else False
         return fits
@@ -124,14 +128,14 @@ class Shortlists:
 
     def holds(self, state: TargetState, genome: Genome) -> bool:
         """Whether a subnet is a candidate of a target."""
-        return any(np.array_equal(genome, listed) for listed in self._listed.get(state.target_ms, ()))
+        return any(np.array_equal(genome, listed) for listed in self._listed.get(state.key, ()))
 
     def best(self, state: TargetState) -> NextChoice | None:
         """Return the candidate with the best known accuracy that is within its target as far as is known now.
 
         Of equal ones the best predicted is taken. None where no candidate is left, or none could be evaluated.
         """
-        listed = [genome for genome in self._listed.get(state.target_ms, ()) if self.accuracy(genome) is not None]
+        listed = [genome for genome in self._listed.get(state.key, ()) if self.accuracy(genome) is not None]
         if not listed:
             return None
         fits = self._within(state, np.stack(listed))

@@ -7,12 +7,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.observations import Table
 from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
-from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState
+from fleetnas.coordinator.tuning.target_costs import TargetCosts
+from fleetnas.coordinator.tuning.target_state import ChosenSubnet, TargetState, is_floor
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.supernet_export.spaces.base import Genomes
 
@@ -26,11 +28,16 @@ _OPTIMISTIC_GAIN = 0.005
 _SAFETY_SIGMAS, _SPEED_SIGMAS, _LEAST_SAFETY, _MOST_SAFETY = 1.2, 2.0, 0.01, 0.10
 
 
+#: Stands for all targets about energy: what is told is the same.
+_ENERGY = Target(TargetKind.ENERGY, 1.0)
+
+
 class SubnetChoice:
     """Weighs measured latency against predicted accuracy."""
 
     def __init__(self, latency: SettingLatency, accuracy: AccuracyModel) -> None:
         self._latency, self._observations, self._accuracy = latency, latency.observations, accuracy
+        self.costs = TargetCosts(latency.observations)
         #: The tables that were asked about last, with the accuracies of their subnets.
         self._tables: dict[bool, tuple[Table, NDArray[np.float64]]] = {}
 
@@ -55,6 +62,9 @@ class SubnetChoice:
 
     def fits(self, state: TargetState, genome: Genome) -> bool:
         """Whether a subnet is within a target by the margin that all its measurements leave."""
+        if state.target is not None:
+            cost = self.costs.of_subnet(genome, state.target)
+            return cost is not None and cost * (1.0 + self._margin(self._runs(genome))) <= state.target.most_cost
         latency_ms = self._observations.latency_ms(self._observations.of(genome))
         return (
             latency_ms is not None and latency_ms * (1.0 + self._margin(max(self._runs(genome), 1))) <= state.target_ms
@@ -63,8 +73,12 @@ class SubnetChoice:
     def chance_to_fit(self, state: TargetState, genome: Genome) -> float:
         """Return the probability that a measured subnet fits a target once it is measured one more time."""
         runs = self._runs(genome)
-        latency_ms = self._observations.latency_ms(self._observations.of(genome)) or math.inf
-        limit_ms = state.target_ms / (1.0 + self._margin(runs + 1))
+        if state.target is None:
+            latency_ms = self._observations.latency_ms(self._observations.of(genome)) or math.inf
+            limit_ms = state.target_ms / (1.0 + self._margin(runs + 1))
+        else:  # costs in place of latencies
+            latency_ms = self.costs.of_subnet(genome, state.target) or math.inf
+            limit_ms = state.target.most_cost / (1.0 + self._margin(runs + 1))
         # By this the mean of these runs moves with the next one.
         moves = self._observations.noise / math.sqrt(runs * (runs + 1.0))
         return 0.5 * math.erfc((latency_ms / limit_ms - 1.0) / max(moves, 1e-9) / math.sqrt(2.0))
@@ -75,16 +89,79 @@ class SubnetChoice:
         One that was within the target although its device was slowed down needs no margin.
         """
         table = self._observations.table(unsure=unsure)
-        within = np.flatnonzero(_within(table, state.target_ms, safety))
+        within = np.flatnonzero(self._within(table, state, safety))
         if not len(within):
             return None
+        if state.target is not None and state.target.kind is TargetKind.ACCURACY:
+            objective = self._objectives(table, state.target)[within]
+            fewest: Genome = table.genomes[within[objective.argmin()]]
+            return fewest if math.isfinite(float(objective.min())) else None
         best: Genome = table.genomes[within[self._accuracies_of(table, unsure=unsure)[within].argmax()]]
         return best
 
     def measured_within(self, state: TargetState, safety: float, *, unsure: bool) -> Genomes:
         """Return the measured subnets within the target less its margin, fastest first, (n, G)."""
         table = self._observations.table(unsure=unsure)
-        return table.genomes[_within(table, state.target_ms, safety)]
+        return table.genomes[self._within(table, state, safety)]
+
+    def fastest_within(self, state: TargetState) -> Genome | None:
+        """Return the fastest measured subnet where it is within a target without a margin."""
+        table = self._observations.table(unsure=True)
+        within = self._within(table, state, 0.0)
+        return table.genomes[0] if len(within) and within[0] else None
+
+    def limit_ms(self, state: TargetState) -> float:
+        """Return the typical latency that a target comes down to, ms."""
+        return state.target_ms if state.target is None else self.costs.limit_ms(state.target)
+
+    def least_cost(self, target: Target) -> float:
+        """Return the least expected cost of a measured subnet; infinite where nothing tells."""
+        table = self._observations.table(unsure=True)
+        ratio = self.costs.ratio(target) if target.kind is not TargetKind.ACCURACY else None
+        return float(ratio.costs(table.typical_ms[:1], 0.0)[0]) if ratio is not None and len(table) else math.inf
+
+    def tells(self, state: TargetState) -> bool:
+        """Whether a measurement told what a target is about; True before there is one."""
+        target = state.target
+        if target is None or not len(self._observations.table(unsure=True)):
+            return True
+        if target.kind is TargetKind.ACCURACY:
+            return target.minimise != "energy" or self.costs.ratio(_ENERGY) is not None
+        return self.costs.ratio(target) is not None
+
+    def _within(self, table: Table, state: TargetState, safety: float) -> NDArray[np.bool_]:
+        """Return which measured subnets are within a target less its margin, (n,)."""
+        if state.target is None:
+            return _within(table, state.target_ms, safety)
+        if state.target.kind is TargetKind.ACCURACY:
+            return np.array([self.keeps(state.target, genome) for genome in table.genomes], dtype=np.bool_)
+        return self.costs.of_table(table, state.target) * (1.0 + safety) <= state.target.most_cost
+
+    # -- accuracies that are to be kept ------------------------------------------------------------------------
+
+    def keeps(self, target: Target, genome: Genome) -> bool:
+        """Whether a subnet's predicted accuracy is at least the one that is to be kept."""
+        return target.is_within(100.0 * self.accuracy(genome))
+
+    def predict_energy(self, latency_ms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the expected energies of subnets with these typical latencies, ms, in mJ, (n,)."""
+        return self.costs.predict(latency_ms, _ENERGY)
+
+    def _objectives(self, table: Table, target: Target) -> NDArray[np.float64]:
+        """Return what is minimised of measured subnets, (n,)."""
+        if target.minimise == "parameters":
+            return np.asarray(self._latency.space.parameters(table.genomes), dtype=np.float64)
+        return self.costs.of_table(table, _ENERGY) if target.minimise == "energy" else table.typical_ms
+
+    def held_objective(self, state: TargetState) -> float:
+        """Return the least of what is minimised, of measured subnets that keep the accuracy; infinite without one."""
+        table = self._observations.table(unsure=False)
+        within = self._within(table, state, 0.0) if len(table) else np.zeros(0, np.bool_)
+        if not within.any() or state.target is None:
+            return math.inf
+        return float(self._objectives(table, state.target)[within].min())
+
+    # -- accuracy ----------------------------------------------------------------------------------------------
 
     def _accuracies_of(self, table: Table, *, unsure: bool) -> NDArray[np.float64]:
         """Return the accuracies of a table's subnets (n,), which many targets ask for."""
@@ -100,7 +177,7 @@ class SubnetChoice:
     def choice(self, state: TargetState, *, unsure: bool) -> Genome | None:
         """Return the best measured subnet within a target by its margin; before the first miss a better one without."""
         choice = self.best_measured(state, self.safety(state), unsure=unsure)
-        if choice is not None and not state.verifications:
+        if choice is not None and not state.verifications and not is_floor(state):
             optimistic = self.best_measured(state, 0.0, unsure=unsure)
             if optimistic is not None and self.accuracy(optimistic) > self.accuracy(choice) + _OPTIMISTIC_GAIN:
                 return optimistic

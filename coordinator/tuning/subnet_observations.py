@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetnas.coordinator.tuning.board_speeds import BoardSpeeds
-from fleetnas.fleet_protocol.messages import Measurement
+from fleetnas.fleet_protocol.messages import Measurement, PercentileTime
 from fleetnas.fleet_protocol.student_t import Z95, student_t95
 
 #: A measurement whose own noise is beyond this says little; one more is taken before it is relied on.
@@ -50,6 +50,10 @@ class Run:
     """The board of a class that ran it."""
     speeds: BoardSpeeds | None = None
     """Speeds of that class; None: latencies are those of the board that ran it."""
+    mean_ms: float | None = None
+    """Mean of the timed inferences; of older agents that of the raw times that they keep."""
+    energy_mj: float | None = None
+    percentiles: tuple[PercentileTime, ...] = ()
 
     @property
     def median_ms(self) -> float:
@@ -84,7 +88,14 @@ class Run:
             measurement.model_sha256,
             board,
             speeds,
+            measurement.mean_ms or _mean_ms(measurement.times_us),
+            measurement.energy_mj,
+            measurement.percentiles,
         )
+
+
+def _mean_ms(times_us: Sequence[float]) -> float | None:
+    return math.fsum(times_us) / len(times_us) / 1000.0 if times_us else None
 
 
 def _variance(session_medians_ms: Sequence[float]) -> float | None:

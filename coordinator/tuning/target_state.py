@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.target_status import TargetStatus, transition
+from fleetnas.coordinator.records.targets import TargetRequest, target_label
 from fleetnas.coordinator.records.transitions import require
 from fleetnas.coordinator.tuning.proposal import Genome
 from fleetnas.fleet_protocol.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class ShownValue:
+    """What the re-measurement showed of a target of another kind than latency, in its unit."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """Of a percentile's interval."""
+    typical: float | None = None
+    """What decides, at the typical speed of the run."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +43,7 @@ class TargetState:
     """One target and its best subnet so far, or a subnet that the user gave. Latencies are milliseconds."""
 
     target_ms: float
-    """Infinite where a given subnet is compared with no target."""
+    """Infinite where a given subnet is compared with no target, and where the target is no latency."""
     status: TargetStatus = TargetStatus.OPEN
     genome: Genome | None = None
     architecture: Architecture | None = None
@@ -61,6 +76,30 @@ class TargetState:
     """No measured subnet was within it; later measurements may change that."""
     subnet: str = ""
     """Fingerprint of the subnet that the user gave; empty where a subnet is searched."""
+    target: Target | None = None
+    """A target of another kind than the median latency."""
+    shown: ShownValue = ShownValue()
+    """What its re-measurement showed."""
+
+    @classmethod
+    def of(cls, target: Target) -> TargetState:
+        """Return the state of a target of another kind than the median latency."""
+        return cls(math.inf if target.target_ms is None else target.target_ms, target=target)
+
+    @property
+    def text(self) -> str:
+        """Text of a target of another kind than latency; else empty."""
+        return "" if self.target is None else self.target.text
+
+    @property
+    def key(self) -> tuple[float, str]:
+        """Identity among the targets of one device setting."""
+        return self.target_ms, self.text
+
+    @property
+    def label(self) -> str:
+        """The target with its unit, for people."""
+        return target_label(self.target_ms, self.text)
 
     @property
     def asked_ms(self) -> float | None:
@@ -100,11 +139,11 @@ class TargetState:
     def adopt(self, winner: TargetState) -> None:
         """Take over the winner of another target, which was measured within this one as well."""
         self._enter(TargetStatus.MET, "")
-        self.note = f"the winner of {winner.target_ms:g} ms, no better one was verified"
+        self.note = f"the winner of {winner.label}, no better one was verified"
         self.genome, self.architecture = winner.genome, winner.architecture
         self.predicted_ms, self.measured_ms = winner.predicted_ms, winner.measured_ms
         self.verified_ms, self.typical_ms = winner.verified_ms, winner.typical_ms
-        self.accuracy, self.sha256 = winner.accuracy, winner.sha256
+        self.accuracy, self.sha256, self.shown = winner.accuracy, winner.sha256, winner.shown
 
     def _enter(self, status: TargetStatus, reason: str) -> None:
         self.status = transition(self.status, status)
@@ -113,8 +152,15 @@ class TargetState:
 
     # -- the present subnet and counts -------------------------------------------------------------------------
 
-    def choose(self, subnet: ChosenSubnet, verified_ms: float | None = None, typical_ms: float | None = None) -> None:
-        """Set the present subnet, with the latencies of its re-measurement where it has one."""
+    def choose(
+        self,
+        subnet: ChosenSubnet,
+        verified_ms: float | None = None,
+        typical_ms: float | None = None,
+        shown: ShownValue = ShownValue(),
+    ) -> None:
+        """Set the present subnet, with what its re-measurement showed where it has one."""
+        self.shown = shown
         self.genome, self.architecture = subnet.genome, subnet.architecture
         self.accuracy, self.measured_ms = subnet.accuracy, subnet.measured_ms
         self.verified_ms, self.typical_ms = verified_ms, typical_ms
@@ -159,6 +205,10 @@ class TargetState:
         """Count a subnet that was measured in place of one that missed the target."""
         self.replacements += 1
 
+    def _shows_it(self, target: Target) -> bool:
+        decides = self.shown.high if target.kind is TargetKind.PERCENTILE else self.shown.value
+        return decides is not None and target.is_within(decides)
+
     def validate(self) -> None:
         """Check the state against its status; `BrokenInvariantError` names the target and the contradiction."""
         target_ms, status = self.target_ms, self.status
@@ -166,7 +216,8 @@ class TargetState:
         if status is TargetStatus.MET:
             shipped = self.architecture is not None and self.sha256 is not None
             require(shipped, "target {:g} ms is met without a winner's file", target_ms)
-            within = self.verified_ms is not None and self.verified_ms <= target_ms
+            within = self.verified_ms is not None and (self.target is not None or self.verified_ms <= target_ms)
+            within = within and (self.target is None or self._shows_it(self.target))
             require(within, "target {:g} ms is met and was verified at {}", target_ms, self.verified_ms)
             require(not self.reason, "target {:g} ms is met and has a reason for a miss: {}", target_ms, self.reason)
         else:
@@ -176,3 +227,27 @@ class TargetState:
         require(not self.given_up or self.met is False, "target {:g} ms is {} and given up", target_ms, status)
         untried = status is not TargetStatus.INFEASIBLE or self.verifications == 0
         require(untried, "target {:g} ms is infeasible after re-measurements", target_ms)
+
+
+def states_of(request: TargetRequest) -> list[TargetState]:
+    """Return the states of the targets that are known from a request alone."""
+    return [*map(TargetState, request.fixed_ms), *map(TargetState.of, request.others)]
+
+
+def rule_out(states: Sequence[TargetState], unsupported: Mapping[str, str]) -> None:
+    """Miss the targets, by their texts, that cannot be measured on a device setting, with the reasons."""
+    for state in states:
+        if state.text in unsupported:
+            state.miss(unsupported[state.text])
+
+
+def with_latencies(states: Sequence[TargetState], targets_ms: Sequence[float]) -> list[TargetState]:
+    """Return the states with these latencies in place of others, if they differ; other kinds of targets stay."""
+    if list(targets_ms) == [state.target_ms for state in states if state.target is None]:
+        return list(states)
+    return [*map(TargetState, targets_ms), *(state for state in states if state.target is not None)]
+
+
+def is_floor(state: TargetState) -> bool:
+    """Whether a target is an accuracy to keep."""
+    return state.target is not None and state.target.kind is TargetKind.ACCURACY

@@ -14,8 +14,11 @@ from dataclasses import replace
 import numpy as np
 
 from fleetnas.coordinator.records.target_status import TargetStatus
+from fleetnas.coordinator.tuning.better_winners import MAX_FAILED_VERIFICATIONS, Challengers, adopt_better_winners
 from fleetnas.coordinator.tuning.candidates import LEAST_GAIN
+from fleetnas.coordinator.tuning.floor_search import FloorSearch
 from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES, Judgement, judge_run
+from fleetnas.coordinator.tuning.kind_verdicts import beyond, given_up_kind, judge_cost, untold, untold_reason
 from fleetnas.coordinator.tuning.miss_reasons import given_up, remeasured_beyond, remeasured_in_vain
 from fleetnas.coordinator.tuning.proposal import Genome, Proposal, TargetSolver
 from fleetnas.coordinator.tuning.proposer import WAIT_ABOVE, Proposer
@@ -24,15 +27,15 @@ from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.subnet_observations import Run
-from fleetnas.coordinator.tuning.target_state import TargetState
+from fleetnas.coordinator.tuning.target_costs import shown_value
+from fleetnas.coordinator.tuning.target_state import ShownValue, TargetState, is_floor
 from fleetnas.fleet_protocol.messages import Measurement
 
 #: Re-measurements of one target before it is given up, and new subnets that a miss may still bring in.
-MAX_VERIFICATIONS, MAX_FAILED_VERIFICATIONS = 6, 4
+MAX_VERIFICATIONS = 6
 MAX_REPLACEMENTS = 3
-#: Verifications of subnets that are better than the winner of a target, and the least expected gain of one (top-1, a
-#: fraction).
-MAX_CHALLENGES, _CHALLENGE_GAIN = 4, 0.0003
+#: Verifications of subnets that are better than the winner of a target.
+MAX_CHALLENGES = 4
 #: Margins on a prediction in its standard deviations: the first for a subnet that stands in after a miss, the others,
 #: in this order, where no measured subnet is within a target: any winner is better than none.
 _LAST_MARGINS = (1.0, 0.0, -1.5)
@@ -59,15 +62,16 @@ class Verification:
         """`rng` makes the generator of the next search; `ends` are the smallest and the largest subnet.
 
         `shortlists` go before predicted accuracy wherever they hold candidates.
-
         No target is called infeasible before the smallest subnet was measured at a known speed.
         """
         self._latency, self._observations = latency, latency.observations
         self._choice, self._proposer, self._solver, self._rng = choice, proposer, solver, rng
         self._shortlists = shortlists
         self._smallest, self._largest = ends
+        self._challengers = Challengers(latency.observations, choice, shortlists)
+        self._floors = FloorSearch(latency.space, latency, choice, solver, rng)
         self._last_failure = ""
-        self._winners: dict[float, tuple[Genome, Run]] = {}
+        self._winners: dict[tuple[float, str], tuple[Genome, Run]] = {}
 
     @property
     def last_failure(self) -> str:
@@ -98,24 +102,8 @@ class Verification:
 
     def _challenges(self, states: Sequence[TargetState]) -> list[Proposal]:
         """Return re-measurements of measured subnets that are better than the winners, and likely to be within too."""
-        found = ((self._challenger(state, states), state.target_ms) for state in states)
-        again = self._proposer.propose_again
-        return [again(genome, target_ms, waits=False) for genome, target_ms in found if genome is not None]
-
-    def _challenger(self, state: TargetState, states: Sequence[TargetState]) -> Genome | None:
-        """Return the measured subnet with the greatest expected gain over a target's winner; None without one."""
-        if state.status is not TargetStatus.MET or self._shortlists.best(state) is not None:
-            return None
-        if not state.may_be_challenged or state.failures >= MAX_FAILED_VERIFICATIONS:
-            return None
-        held = max(winner.accuracy or 0.0 for winner in states if winner is state or _serves(winner, state))
-        table = self._observations.table(unsure=True)
-        near = table.genomes[table.typical_ms <= state.target_ms]
-        gains = np.maximum(self._choice.accuracies(near) - held, 0.0) if len(near) else np.zeros(0)
-        for row in np.flatnonzero(gains > _CHALLENGE_GAIN):
-            gains[row] *= self._choice.chance_to_fit(state, near[row])
-        best = int(np.argmax(gains)) if len(gains) else 0
-        return near[best] if len(gains) and gains[best] > _CHALLENGE_GAIN else None
+        again, found = self._proposer.propose_again, self._challengers.best
+        return [again(genome, state, waits=False) for state in states if (genome := found(state, states)) is not None]
 
     def _next(self, state: TargetState) -> Proposal | None:
         """Return the next measurement that may settle a target; None where it is settled without one."""
@@ -127,14 +115,15 @@ class Verification:
             return None
         listed = self._shortlists.best(state)
         if listed is not None and listed.measured:
-            return self._proposer.propose_again(listed.genome, state.target_ms, waits=self.waits(state))
+            return self._proposer.propose_again(listed.genome, state, waits=self.waits(state))
         if listed is not None:
-            return self._proposer.propose([listed.genome], "candidate", state.target_ms)[0]
-        table = self._observations.table(unsure=True)
+            return self._proposer.propose([listed.genome], "candidate", state)[0]
         choice = self._choice.choice(state, unsure=True)
-        if choice is None and len(table) and table.typical_ms[0] <= state.target_ms:
-            choice = table.genomes[0]
-        if choice is None and state.verifications:
+        if is_floor(state):
+            return self._next_of_floor(state, choice)
+        if choice is None:
+            choice = self._choice.fastest_within(state)
+        if choice is None and state.verifications and state.target is None:
             # Every subnet that fitted has missed once. The device may have been disturbed: try the fastest once more.
             choice = self._fastest_of_unknown_speed(state.target_ms)
         replacement = self._replacement(state, choice)
@@ -143,7 +132,17 @@ class Verification:
         if choice is None:
             self._give_up(state)
             return None
-        return self._proposer.propose_again(choice, state.target_ms, waits=self.waits(state))
+        return self._proposer.propose_again(choice, state, waits=self.waits(state))
+
+    def _next_of_floor(self, state: TargetState, choice: Genome | None) -> Proposal | None:
+        """Return the next measurement for an accuracy that is to be kept: of the best measured subnet, or a new one."""
+        if choice is not None:
+            return self._proposer.propose_again(choice, state, waits=False)
+        found = self._floors.find(state) if state.replacements < MAX_REPLACEMENTS else []
+        if found:
+            return self._proposer.propose(found[:1], "candidate", state)[0]
+        self._give_up(state)
+        return None
 
     def waits(self, state: TargetState) -> bool:
         """Whether a target's next re-measurement waits for a fast device: once a disturbance has spoiled one.
@@ -163,20 +162,20 @@ class Verification:
         if not tried or state.replacements >= MAX_REPLACEMENTS:
             return None
         margins = _LAST_MARGINS if choice is None else _LAST_MARGINS[:1]
-        target_ms = state.target_ms / (1.0 + (self._choice.safety(state) if choice is not None else 0.0))
+        limit_ms = self._choice.limit_ms(state) / (1.0 + (self._choice.safety(state) if choice is not None else 0.0))
         if choice is None and not self._knows_smallest():
-            (again,) = self._proposer.propose([self._smallest], "candidate", state.target_ms)
+            (again,) = self._proposer.propose([self._smallest], "candidate", state)
             return replace(again, wait_above=WAIT_ABOVE)
         measured = self._choice.best_measured(state, self._choice.safety(state), unsure=True)
         best = -math.inf if measured is None else self._choice.accuracy(measured)
         predicted = self._latency.undisturbed_model()
         for sigmas in margins:
             model = predicted.at_margin(sigmas)
-            (winner,) = self._latency.winners(self._solver, [target_ms], self._rng(), model)
+            (winner,) = self._latency.winners(self._solver, [limit_ms], self._rng(), model)
             if winner is None or not self._choice.is_open(winner):
                 continue
             if self._choice.accuracy(winner) > best + LEAST_GAIN:
-                return self._proposer.propose([winner], "candidate", state.target_ms)[0]
+                return self._proposer.propose([winner], "candidate", state)[0]
         return None
 
     def _fastest_of_unknown_speed(self, target_ms: float) -> Genome | None:
@@ -215,6 +214,10 @@ class Verification:
                 return
             self._withdraw(state)
         typical_ms = self._observations.typical_ms(run)
+        untold = untold_reason(state, run)
+        if untold:
+            state.miss(untold)
+            return
         judgement = self._judgement(state, run)
         disturbed = judgement is Judgement.DISTURBED
         if disturbed and state.count_disturbed() <= DISTURBED_TRIES:
@@ -222,14 +225,14 @@ class Verification:
         state.count_verification()
         if judgement is Judgement.WITHIN:
             state.meet(run.model_sha256)
-            self._winners[state.target_ms] = (genome, run)
+            self._winners[state.key] = (genome, run)
         else:
             missed_by = self._observations.exceeds(self._observations.of(genome), run)
             error = self._latency.speed.error
-            reason = remeasured_beyond(state, run, typical_ms, disturbed=disturbed, speed_error=error)
+            reason = self._beyond_reason(state, run, typical_ms, disturbed=disturbed, speed_error=error)
             state.count_miss(missed_by, reason, slowed_down=disturbed)
             self._observations.add_miss(genome, run)
-        self.show(state, genome, run.median_ms, typical_ms)
+        self.show(state, genome, run)
 
     def _judgement(self, state: TargetState, run: Run) -> Judgement:
         """Compare a re-measurement with its target; what it and the typical speed may be wrong by counts against it."""
@@ -237,13 +240,14 @@ class Verification:
         own = _OWN_SIGMAS * noise_of(run, self._observations.session_scatter)
         caution = min(math.hypot(_CAUTION_SIGMAS * self._latency.speed.error, own), _MOST_CAUTION)
         cautious_ms = None if typical_ms is None else typical_ms * (1.0 + caution)
+        if state.target is not None:
+            return judge_cost(state.target, run, cautious_ms)
         return judge_run(state.target_ms, run, cautious_ms)
 
     def _judge_challenge(self, state: TargetState, genome: Genome, run: Run) -> None:
         """Let a better subnet take the winner's place if it is within the target in this run and by its margin."""
         if state.count_challenge() >= MAX_CHALLENGES:
             state.end_challenges()
-        typical_ms = self._observations.typical_ms(run)
         judgement = self._judgement(state, run)
         if judgement is Judgement.BEYOND:
             self._observations.add_miss(genome, run)
@@ -251,8 +255,21 @@ class Verification:
             state.end_challenges()
         elif judgement is Judgement.WITHIN and self._choice.fits(state, genome):
             state.meet(run.model_sha256)
-            self._winners[state.target_ms] = (genome, run)
-            self.show(state, genome, run.median_ms, typical_ms)
+            self._winners[state.key] = (genome, run)
+            self.show(state, genome, run)
+
+    def _beyond_reason(
+        self, state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool, speed_error: float = 0.0
+    ) -> str:
+        if state.target is not None:
+            return beyond(state.target, run, typical_ms)
+        return remeasured_beyond(state, run, typical_ms, disturbed=disturbed, speed_error=speed_error)
+
+    def decide_untold(self, states: Sequence[TargetState]) -> None:
+        """Give up the open targets that are about something that no measurement of this device told."""
+        for state in states:
+            if state.status is TargetStatus.OPEN and state.target is not None and not self._choice.tells(state):
+                state.miss(untold(state.target))
 
     def reconsider(self, states: Sequence[TargetState]) -> None:
         """Open targets again where later measurements contradict the decision.
@@ -263,17 +280,23 @@ class Verification:
         for state in states:
             if state.given_up and self._choice.choice(state, unsure=True) is not None:
                 state.reopen()
-            won = self._winners.get(state.target_ms)
+            won = self._winners.get(state.key)
             if state.status is TargetStatus.MET and won is not None:
                 typical_ms = self._observations.typical_ms(won[1])
-                if typical_ms is not None and typical_ms > _BEYOND * state.target_ms:
+                if typical_ms is not None and self._is_beyond(state, won[1], typical_ms):
                     self._withdraw(state)
+
+    def _is_beyond(self, state: TargetState, run: Run, typical_ms: float) -> bool:
+        """Whether a winner turned out to be beyond its target at the typical speed."""
+        if state.target is None:
+            return typical_ms > _BEYOND * state.target_ms
+        return judge_cost(state.target, run, typical_ms / _BEYOND) is not Judgement.WITHIN
 
     def _withdraw(self, state: TargetState) -> None:
         """Open a target again that was met."""
-        genome, run = self._winners.pop(state.target_ms)
+        genome, run = self._winners.pop(state.key)
         typical_ms = self._observations.typical_ms(run)
-        state.withdraw(remeasured_beyond(state, run, typical_ms, disturbed=False), typical_ms)
+        state.withdraw(self._beyond_reason(state, run, typical_ms, disturbed=False), typical_ms)
         self._observations.add_miss(genome, run)
 
     # -- present subnets ---------------------------------------------------------------------------------------
@@ -284,12 +307,17 @@ class Verification:
             if state.genome is not None:
                 state.predict(self._latency.predict_without_itself(state.genome))
 
-    def show(
-        self, state: TargetState, genome: Genome, verified_ms: float | None = None, typical_ms: float | None = None
-    ) -> None:
-        """Set a target's present subnet and its latencies."""
+    def show(self, state: TargetState, genome: Genome, run: Run | None = None) -> None:
+        """Set a target's present subnet, with what its re-measurement showed."""
         subnet = self._choice.subnet(genome, self._proposer.architecture(genome))
-        state.choose(subnet, verified_ms, typical_ms)
+        if run is None:
+            state.choose(subnet)
+            return
+        typical_ms = self._observations.typical_ms(run)
+        shown = ShownValue()
+        if state.target is not None:
+            shown = shown_value(run, state.target, typical_ms, subnet.accuracy or 0.0)
+        state.choose(subnet, run.median_ms, typical_ms, shown)
 
     # -- the end -----------------------------------------------------------------------------------------------
 
@@ -299,10 +327,11 @@ class Verification:
             if state.given_up:  # a later measurement may be the fastest
                 self._give_up(state)
         self.predict(states)
-        self._adopt_better_winners(states)
+        adopt_better_winners(states, self._shortlists)
         largest_ms = self._largest_ms()
         for state in states:
-            if largest_ms is not None and state.status is TargetStatus.MET and largest_ms <= state.target_ms:
+            met = state.status is TargetStatus.MET and state.target is None
+            if largest_ms is not None and met and largest_ms <= state.target_ms:
                 state.remark(f"constrains nothing: the largest subnet takes {largest_ms:.3g} ms")
 
     def _largest_ms(self) -> float | None:
@@ -311,39 +340,11 @@ class Verification:
         known = any(run.undisturbed_ms is not None for run in largest.runs)
         return self._observations.latency_ms(largest) if known else None
 
-    def _adopt_better_winners(self, states: Sequence[TargetState]) -> None:
-        """Let a better winner of another target serve a target that it was measured within as well.
-
-        So no looser target ends with a less accurate winner than a tighter one.
-        """
-        met = [replace(state) for state in states if state.status is TargetStatus.MET]
-        for state in states:
-            within = [winner for winner in met if _serves(winner, state)]
-            accuracy = self._accuracy_of([state, *within])
-            best = max(within, key=accuracy, default=None)
-            if best is None or (state.status is TargetStatus.MET and accuracy(state) >= accuracy(best)):
-                continue
-            state.adopt(best)
-
-    def _accuracy_of(self, states: Sequence[TargetState]) -> Callable[[TargetState], float]:
-        """Return the accuracy by which winners are compared: on selection images where that of all is known."""
-        met = [state for state in states if state.status is TargetStatus.MET]
-        if all(self._shortlists.accuracy(state.genome) is not None for state in met):
-            return lambda state: self._shortlists.accuracy(state.genome) or 0.0
-        return lambda state: state.accuracy or 0.0
-
     def _give_up(self, state: TargetState) -> None:
         fastest = self._observations.fastest()
         name = self._proposer.architecture(fastest.genome).fingerprint if fastest is not None else ""
         reason = given_up(state, self._observations, name, self._last_failure)
+        if state.target is not None:
+            reason = given_up_kind(state.target, self._choice.least_cost(state.target), name, state.reason)
         tried = self._knows_smallest() and not self._observations.of(self._smallest).quarantined
         state.give_up(reason.text, infeasible=reason.too_fast and tried and not state.verifications)
-
-
-def _serves(winner: TargetState, state: TargetState) -> bool:
-    """Whether a target's winner was measured within another target as well."""
-    return (
-        winner.status is TargetStatus.MET
-        and (winner.verified_ms or math.inf) <= state.target_ms
-        and (winner.typical_ms is None or winner.typical_ms <= state.target_ms)
-    )

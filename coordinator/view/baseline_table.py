@@ -64,8 +64,8 @@ def baseline_table(device: DeviceOutcome) -> Table:
             table.add_row(Text(f"  {wording.printable(row.baseline)}"), Text("-"), Text(_accuracy(row)), reason)
             continue
         words = [
-            f"{wording.target(each.target_ms)} ms: {comparison_words(each)}"
-            if each.target_ms is not None
+            f"{each.target or wording.target(each.target_ms) + ' ms'}: {comparison_words(each)}"
+            if each.target_ms is not None or each.target
             else f"{each.subnet}: {comparison_words(each)}"
             for each in comparisons(device, row)
         ]

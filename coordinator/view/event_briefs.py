@@ -128,7 +128,7 @@ def _taken_text(event: MeasurementTaken, label: str) -> str:
 
 
 def _target_text(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
-    target = "" if event.target_ms is None else f"{wording.target(event.target_ms)} ms"
+    target = wording.target_with_unit(event.target_ms, event.target)
     subnet = f"subnet {event.subnet}" if event.subnet else ""
     label = f"{short_label(event.device, event.setting)}: {' '.join(part for part in (subnet, target) if part)}"
     match event:
@@ -139,13 +139,16 @@ def _target_text(event: TargetResolved | WinnerVerified | TargetMissed | TargetI
             )
         case WinnerVerified():
             met = (
-                f"{_MET}{label} {wording.met_word(event.target_ms)}: {wording.latency(event.verified_ms)} ms, "
+                f"{_MET}{label} {wording.met_word(event.target_ms, event.target)}: {wording.latency(event.verified_ms)} ms, "
                 f"accuracy {wording.accuracy(event.accuracy)}"
             )
+            value = wording.target_value(event.target, event.value, event.value_high)
             beside = wording.remarks(event.verified_ms, event.typical_ms, event.note)
-            return "; ".join((met, *beside, event.fingerprint))
+            return "; ".join((met, *([value] if value else []), *beside, event.fingerprint))
         case TargetMissed():
-            end = "not measured" if event.target_ms is None else "missed" if event.final else "not met by this subnet"
+            end = "missed" if event.final else "not met by this subnet"
+            if event.target_ms is None and not event.target:
+                end = "not measured"
             return f"{_MISSED if event.final else ''}{label} {end}: {event.reason}"
         case TargetInfeasible():
             return f"{_MISSED}{label} infeasible: {event.reason}"

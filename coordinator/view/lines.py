@@ -158,13 +158,15 @@ def _target_text(event: TargetResolved | WinnerVerified | TargetMissed | TargetI
             )
         case WinnerVerified():
             met = (
-                f"{_target(event)} {wording.met_word(event.target_ms)}: {event.fingerprint} verified at "
+                f"{_target(event)} {wording.met_word(event.target_ms, event.target)}: {event.fingerprint} verified at "
                 f"{wording.latency(event.verified_ms)} ms, accuracy {wording.accuracy(event.accuracy)}"
             )
-            return "; ".join((met, *wording.remarks(event.verified_ms, event.typical_ms, event.note)))
+            shown = wording.target_value(event.target, event.value, event.value_high)
+            beside = wording.remarks(event.verified_ms, event.typical_ms, event.note)
+            return "; ".join((met, *([shown] if shown else []), *beside))
         case TargetMissed():
             end = "missed" if event.final else "not met by this subnet"
-            if event.target_ms is None:
+            if event.target_ms is None and not event.target:
                 end = "not measured"
             return f"{_target(event)} {end}: {event.reason}"
         case TargetInfeasible():
@@ -184,7 +186,8 @@ def _end_text(event: CampaignFinished) -> str:
 
 
 def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
-    target = "" if event.target_ms is None else f" target {wording.target(event.target_ms)} ms"
+    named = wording.target_with_unit(event.target_ms, event.target)
+    target = f" target {named}" if named else ""
     subnet = f" subnet {event.subnet}" if event.subnet else ""
     return f"{event.device}/{event.setting}{subnet}{target}"
 

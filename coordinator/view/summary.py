@@ -108,10 +108,13 @@ def _table(device: DeviceOutcome) -> Table:
 
 def _cells(target: TargetOutcome) -> list[Text]:
     remarks = wording.remarks(target.verified_ms, target.typical_ms, target.note)
+    shown = wording.target_value(target.target, target.value, target.value_high)
+    if shown:
+        remarks.insert(0, shown)
     if target.selection is not None:
         remarks.append(f"{wording.accuracy(target.selection.accuracy)} of the selection images")
     if target.met:
-        result = Text("; ".join((f"✓ {wording.met_word(target.target_ms)}", *remarks)), style=GOOD)
+        result = Text("; ".join((f"✓ {wording.met_word(target.target_ms, target.target)}", *remarks)), style=GOOD)
     elif target.open:
         result = Text(f"· {wording.printable(target.reason)}")
     else:
@@ -123,7 +126,7 @@ def _cells(target: TargetOutcome) -> list[Text]:
         accuracy = f"~{wording.accuracy(target.predicted_accuracy)}"
     latencies = (target.predicted_ms, target.measured_ms, target.verified_ms)
     return [
-        Text(wording.target(target.target_ms)),
+        Text(wording.target(target.target_ms, target.target)),
         *(Text(wording.latency(ms)) for ms in latencies),
         Text(accuracy),
         result,

@@ -7,6 +7,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, TargetSnapshot
+from fleetnas.coordinator.records.target_kinds import TargetKind
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.strip import BAD, DIM, GOOD, PLAIN, Strip, bar, left, padded, right, strip_width
 
@@ -46,11 +47,11 @@ def inline_targets(device: DeviceSnapshot, width: int) -> Strip:
 
 
 def _inline(device: DeviceSnapshot, *, accuracies: bool) -> Strip:
-    strip = [Segment("  ms ", DIM)]
+    strip = [Segment("  " if any(target.target for target in device.targets) else "  ms ", DIM)]
     for target in device.targets:
         accuracy = f" {wording.target_accuracy(target)} " if accuracies else ""
         strip += [
-            Segment(f" {target.subnet[:_SHORT_SUBNET] or wording.target(target.target_ms)}:", DIM),
+            Segment(f" {target.subnet[:_SHORT_SUBNET] or wording.target(target.target_ms, target.target)}:", DIM),
             Segment(f"{_best(target)}{wording.target_mark(target)}{accuracy} ", _style(target)),
         ]
     return strip
@@ -60,7 +61,8 @@ def target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[S
     """Lay out a line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
     shares = width >= _WITH_SHARES and any(_share(target) is not None for target in device.targets)
     roomy, three = width >= _ROOMY, width >= _THREE_LATENCIES
-    heads = ["target ms", "predicted", "measured", "verified", "accuracy"] if three else ["target ms", "best", "acc."]
+    name = "target" if any(target.target for target in device.targets) else "target ms"
+    heads = [name, "predicted", "measured", "verified", "accuracy"] if three else [name, "best", "acc."]
     cells = (_ROOMY_CELLS,) * 5 if roomy else (9, 10, 9, 9, 9) if three else (9, 8, 8)
     rest = max(0, width - sum(cells) - (_SHARE_CELLS if shares else 0))
     head = "".join(right(text, size) for text, size in zip(heads, cells, strict=True))
@@ -68,7 +70,7 @@ def target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[S
     table: list[Strip] = [padded([Segment(head + used, DIM), Segment(left(f"  {remark}", rest))], width)]
     for target in device.targets:
         texts = [
-            wording.target(target.target_ms),
+            wording.target(target.target_ms, target.target),
             *(_latencies(target) if three else [_best(target)]),
             wording.target_accuracy(target),
         ]
@@ -94,7 +96,20 @@ def _latencies(target: TargetSnapshot) -> list[str]:
 
 
 def _best(target: TargetSnapshot) -> str:
-    """Return the most reliable latency; `~` marks one that is only predicted, `?` one not yet verified."""
+    """Return the most reliable value; `~` marks one that is only predicted, `?` one not yet verified.
+
+    It is a latency in ms, or of another kind of target the value in its unit once that is known.
+    """
+    kind = wording.other_kind(target.target)
+    if kind is not None and kind.kind is not TargetKind.ACCURACY:
+        if target.value is not None:
+            return wording.latency(target.value)
+        latency = _best_latency(target)
+        return latency if latency == "–" else f"{latency}ms"
+    return _best_latency(target)
+
+
+def _best_latency(target: TargetSnapshot) -> str:
     if target.verified_ms is not None:
         return wording.latency(target.verified_ms)
     if target.measured_ms is not None:
@@ -103,9 +118,18 @@ def _best(target: TargetSnapshot) -> str:
 
 
 def _share(target: TargetSnapshot) -> float | None:
-    """Return the latency over the target, from the re-measurement or else from the first; None where there is none."""
-    best_ms = target.verified_ms if target.verified_ms is not None else target.measured_ms
-    return None if best_ms is None or not target.target_ms else best_ms / target.target_ms
+    """Return how much of a target is used, by the re-measurement or else by the first; None where that is not known.
+
+    Of a rate it is the rate asked for over the one that was reached. An accuracy that is to be kept has none.
+    """
+    if not target.target:
+        best_ms = target.verified_ms if target.verified_ms is not None else target.measured_ms
+        return None if best_ms is None or not target.target_ms else best_ms / target.target_ms
+    kind = wording.other_kind(target.target)
+    value = target.value_high if target.value_high is not None else target.value
+    if kind is None or kind.kind is TargetKind.ACCURACY or not value:
+        return None
+    return kind.value / value if kind.kind is TargetKind.RATE else value / kind.value
 
 
 def _share_strip(target: TargetSnapshot) -> Strip:

@@ -10,7 +10,9 @@ from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import BaselineSnapshot, DeviceState, TargetSnapshot
 from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.totals import TargetTotals
+from fleetnas.fleet_protocol.errors import UsageError
 
 #: Advice on a device whose measurements were slowed down.
 SLOWED_ADVICE = (
@@ -56,11 +58,28 @@ def half_width(percent: float) -> str:
     return f"±{percent:.1f} %" if percent < 100 else "±100 % or more"
 
 
-def target(value_ms: float | None) -> str:
-    """Return a target in ms without trailing zeros; a dash where given subnets are compared with none."""
+def target(value_ms: float | None, other: str = "") -> str:
+    """Return a target in ms without trailing zeros; a dash where given subnets are compared with none.
+
+    `other` is the text of a target of another kind than latency, which is shown with its unit.
+    """
+    kind = other_kind(other)
+    if other:
+        if kind is None:
+            return printable(other)
+        if kind.kind is TargetKind.PERCENTILE:
+            return f"p{kind.percentile:g} {kind.value:.4g}"
+        return f"≥{kind.value:g} %" if kind.kind is TargetKind.ACCURACY else kind.label
     if value_ms is None:
         return "–"
     return f"{value_ms:.4g}" if value_ms < 1000 else f"{value_ms:.0f}"
+
+
+def target_with_unit(value_ms: float | None, other: str = "") -> str:
+    """Return a target with its unit, as `2 ms`, `p95 33 ms` or `30 fps`; empty where given subnets have none."""
+    if other:
+        return target(value_ms, other) + (" ms" if other.startswith("p") else "")
+    return "" if value_ms is None else f"{target(value_ms)} ms"
 
 
 def accuracy(share: float | None) -> str:
@@ -78,8 +97,10 @@ def target_accuracy(snapshot: TargetSnapshot) -> str:
 def target_status(snapshot: TargetSnapshot) -> str:
     """Return the status of a target in a few words; a result only once it is verified."""
     if snapshot.met is not None:
-        word = met_word(snapshot.target_ms) if snapshot.met else printable(snapshot.reason) or "missed"
-        shown = "; ".join((word, *remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)))
+        word = met_word(snapshot.target_ms, snapshot.target) if snapshot.met else printable(snapshot.reason) or "missed"
+        value = target_value(snapshot.target, snapshot.value, snapshot.value_high)
+        beside = remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)
+        shown = "; ".join((word, *([value] if value else []), *beside))
         return f"{snapshot.subnet}: {shown}" if snapshot.subnet else shown
     if snapshot.subnet:
         return f"{snapshot.subnet}: {'measuring' if snapshot.verified_ms is None else 'measured so far'}"
@@ -119,9 +140,29 @@ def remarks(verified_ms: float | None, typical_ms: float | None, note: str) -> l
     return [remark for remark in (f"{beside} ms" if beside else "", printable(note)) if remark]
 
 
-def met_word(target_ms: float | None) -> str:
+def met_word(target_ms: float | None, target: str = "") -> str:
     """Return the word for a target that is met, and for a given subnet that is compared with none."""
-    return "measured" if target_ms is None else "met"
+    return "measured" if target_ms is None and not target else "met"
+
+
+def target_value(target: str, value: float | None, value_high: float | None) -> str:
+    """Return what a re-measurement showed of a target of another kind than latency; empty for a latency."""
+    kind = other_kind(target)
+    if kind is None or value is None:
+        return ""
+    if kind.kind is TargetKind.ACCURACY:
+        return f"{value:.1f} % predicted"
+    upper = "" if value_high is None else f" (at most {latency(value_high)})"
+    name = f"p{kind.percentile:g} " if kind.kind is TargetKind.PERCENTILE else ""
+    return f"{name}{latency(value)} {kind.unit}{upper}"
+
+
+def other_kind(text: str) -> Target | None:
+    """Read the text of a target of another kind than latency; None for a latency, and for one of a newer version."""
+    try:
+        return Target.parse(text) if text else None
+    except UsageError:
+        return None
 
 
 def targets_met(totals: TargetTotals) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fleetnas.coordinator.report import artifacts
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE
-from fleetnas.coordinator.report.plots import Plot, device_plots
+from fleetnas.coordinator.report.drawing import Plot
+from fleetnas.coordinator.report.plots import device_plots
 from fleetnas.coordinator.report.results import Results
 from fleetnas.coordinator.search.engine import SearchResult
 from fleetnas.coordinator.search.offline import draw_fronts

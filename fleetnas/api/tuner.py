@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.strategy import Strategy
+from fleetnas.coordinator.records.target_kinds import TargetKind
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.search.problem import PredictedAccuracy
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
@@ -55,7 +56,7 @@ class Tuner:
         Args:
             bundle: a bundle with an accuracy predictor.
             targets: milliseconds, as numbers or as text such as `20,30`, or `auto:N` for N targets over the range of
-                latencies that the device turns out to have.
+                latencies that the device turns out to have; `accuracy:75` for the fastest subnet that keeps 75 %.
             budget: measurements before verification, at least 3.
             initial_design: how many of them cover the design space first, at least 3.
             bounds: the most that a subnet may cost beside its latency; nothing beyond them is proposed.
@@ -80,10 +81,13 @@ class Tuner:
             bounds.check(bundle.space)
         accuracy = PredictedAccuracy(bundle.space, predictor)
         text = targets if isinstance(targets, str) else ",".join(f"{float(target)!r}" for target in targets)
+        request = TargetRequest.parse(text)
+        if any(target.kind is not TargetKind.ACCURACY for target in request.others):
+            raise UsageError(f"a tuner is told medians alone, and targets {text!r} are about more; give milliseconds")
         solver = BundleTargetSolver(bundle.space, accuracy, Strategy.BOTTOM_UP, bounds=bounds)
         self._clock = clock
         design = InitialDesign(bundle.space, count=min(initial_design, budget), seed=seed, bounds=bounds)
-        self._tuner = DeviceTuner(design, accuracy, TargetRequest.parse(text), solver, budget=budget)
+        self._tuner = DeviceTuner(design, accuracy, request, solver, budget=budget)
 
     @property
     def finished(self) -> bool:

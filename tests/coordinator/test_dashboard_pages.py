@@ -93,6 +93,14 @@ class TestRuns:
         with pytest.raises(StoreError, match="use the fleetnas that made it"):
             rig.pages.run("odd")
 
+    def test_a_run_with_a_name_is_shown_with_it(self, rig: PageRig) -> None:
+        finished(rig.store)
+        run = rig.store.run("run-1")
+        rig.store.create_run(replace(run, run_id="run-2", name="pi-shelf", created_unix_s=2.0))
+        assert "run-2 pi-shelf" in text_of(rig.pages.runs(1))
+        assert rig.pages.run("run-2").heading == "Run run-2: pi-shelf"
+        assert rig.pages.run("run-1").heading == "Run run-1"
+
     def test_many_runs_have_pages(self, rig: PageRig) -> None:
         finished(rig.store)
         run = rig.store.run("run-1")

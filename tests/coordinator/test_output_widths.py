@@ -48,6 +48,8 @@ def test_devices_are_a_line_each_in_a_pipe_and_break_at_words_on_a_terminal() ->
         "last_seen_s_ago": None,
         "model": "Raspberry Pi 4 Model B Rev 1.4",
         "settings": ["onnxruntime_cpu_4t_fp32"],
+        "tags": [],
+        "equal_boards": [],
         "why": WHY,
     }
     narrow = lines_of(table_of([row], 80), 80)

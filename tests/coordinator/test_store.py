@@ -148,6 +148,19 @@ class TestConformance:
         store.put_winners([met])
         assert store.winners("run-1") == [met]
 
+    def test_targets_of_other_kinds_stand_beside_latencies(self, store: MeasurementStore) -> None:
+        device = DeviceRecord("run-1", "pi4", SETTING, INFO, targets_ms=(33.0,), targets=("p95:33", "energy:5mJ"))
+        store.put_devices([device])
+        assert store.devices("run-1") == [device]
+        asked = replace(task_record("t2"), target_ms=33.0, target="p95:33", asked_percentiles=(95.0, 97.2))
+        store.put_tasks([asked])
+        assert store.task("t2") == asked
+        latency = WinnerRecord("run-1", "pi4", SETTING.label, 33.0, TargetStatus.MISSED, reason="slow")
+        percentile = replace(latency, target="p95:33", value=30.5, value_low=30.1, value_high=31.75, typical_value=31.9)
+        energy = replace(latency, target_ms=None, target="energy:5mJ", value=4.5)
+        store.put_winners([latency, percentile, energy])
+        assert store.winners("run-1") == [energy, latency, percentile]
+
 
 def test_sqlite_commits_survive_a_power_cut_by_configuration(tmp_path: Path) -> None:
     MeasurementStore.open(tmp_path / "runs.sqlite").close()

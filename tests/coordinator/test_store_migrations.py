@@ -32,10 +32,11 @@ FAILED = Failed(task=TaskKey(task_id="t2", attempt=3), reason="crashed", detail=
 #: What a measurement had no field for then, and what became of one with a sentinel's drift and of a throttled one.
 ADDED = {
     "undisturbed_ms", "undisturbed_half_width_percent", "reference", "reference_ms", "levels_ms", "condition",
-    "regime_unix_s", "sessions", "session_medians_ms",
+    "regime_unix_s", "sessions", "session_medians_ms", "mean_ms", "percentiles",
+    "layers",
 }  # fmt: skip
 _UNKNOWN = {"reference": None, "reference_ms": None, "levels_ms": (), "condition": "as-is", "regime_unix_s": 0.0}
-_UNKNOWN |= {"sessions": 1, "session_medians_ms": ()}
+_UNKNOWN |= {"sessions": 1, "session_medians_ms": (), "mean_ms": None, "percentiles": (), "layers": ()}
 KEPT = MEASUREMENT.model_copy(
     update={**_UNKNOWN, "undisturbed_ms": 1.25 / 1.25, "undisturbed_half_width_percent": 0.5, "quality": "noisy"}
 )

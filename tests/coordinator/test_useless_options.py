@@ -20,6 +20,7 @@ MISSING = "/nowhere.supernet"
 #: Values of options for which 5 is none.
 TEXTS = {
     "--targets": "5",
+    "--minimise": "energy",
     "--resume": "run-1",
     "--strategy": "joint",
     "--engine": "evolution",
@@ -31,6 +32,7 @@ TEXTS = {
     "--precision": "int8",
     "--runtime": "onnxruntime",
     "--mirror": "https://mirror.example/bundles",
+    "--track": "mlflow:tracked",
     "--max-parameters": "4M",
     "--max-macs": "4M",
     "--max-activation-memory": "4MB",
@@ -40,14 +42,13 @@ TEXTS = {
 OUTPUTS = {"--out", "--json"}
 PLAN = {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--grace", "--join"),
-    "--rerank",
-    "--name",
+    *("--rerank", "--name", "--targets-file", "--accuracy-floor"),
     "--deadline",
-    *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions"),
+    *("--warmup", "--min-time", "--min-runs", "--fixed-protocol", "--conditions", "--profile-winners"),
     *("--max-parameters", "--max-macs", "--max-activation-memory", "--max-file-size"),
 }
 BASELINES = {"--baseline", "--baseline-accuracy", "--input-shape"}
-IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes"}
+IMAGES = {"--store", "--calibration-images", "--evaluation-images", "--some-classes", "--track"}
 HERE = {*IMAGES, "--supernet", "--metrics-port", "--timeout", "--models"}
 CONNECTION = {
     *("--broker", "--fleet", "--username", "--password-file", "--ca-file", "--certificate-file", "--key-file"),
@@ -76,6 +77,7 @@ KINDS = {
 }
 TIMES = {name for name in PLAN if not name.startswith("--max-")} - {
     *("--targets", "--budget", "--strategy", "--seed", "--prior", "--prior-without", "--rerank"),
+    *("--targets-file", "--accuracy-floor"),
 }
 CHOSEN = {"--setting", "--runtime", "--threads", "--precision"}
 #: The same of measurements of given subnets.
@@ -95,7 +97,15 @@ MEASUREMENTS = {
 CHOICES = {"--offline", "--local", "--resume", "--card", "--dry-run"}
 #: Used beside or without certain others, see below.
 WITH_ANOTHER = {
-    *("--cool-for", "--metrics-address", "--credentials", "--selection-images", "--worst-case", "--weights"),
+    *(
+        "--minimise",
+        "--cool-for",
+        "--metrics-address",
+        "--credentials",
+        "--selection-images",
+        "--worst-case",
+        "--weights",
+    ),
     "--verify-boards",
 }
 
@@ -163,6 +173,7 @@ def test_options_that_need_another_are_refused_without_it(capsys: pytest.Capture
         (("--cool-for", "9"), ("--conditions", "cool")),
         (("--metrics-address", "0.0.0.0"), ("--metrics-port", "0")),
         (("--selection-images", "images"), ("--rerank", "5")),
+        (("--minimise", "energy"), ("--accuracy-floor", "75")),
         (("--worst-case",), ("--models", "2")),
     ):
         code, _, err = fleetnas(capsys, *begun, *alone)
@@ -269,12 +280,12 @@ def test_every_command_is_looked_at() -> None:
         "finetune": 13,
         "inspect": 2,
         "installer": 13,
-        "measure": 39,
+        "measure": 41,
         "mirror": 0,
         "predictor": 0,
         "portfolio": 20,
         "predictor evaluate": 5,
-        "results": 2,
+        "results": 3,
         "revoke": 1,
         "runs": 5,
         "runs delete": 2,

@@ -48,7 +48,7 @@ class Reading:
         self.line = ""
         self.in_summary: Setting | None = None
         self.automatic = False
-        self.totals_told = self.ends = 0
+        self.totals_told = self.ends = self.share_told = 0
         self.warned_at_the_end = False
         self.warned_in_summary: set[str] | None = None
 

@@ -10,6 +10,14 @@ from rigs.claims_reading import OFTEN, TOTAL, WARNING, Found, Reading, claim
 SHOWN_PURPOSES = {"initial-design": "exploring"}
 
 
+def _seconds(told: str) -> int:
+    """Seconds of a time that is told as `m:ss` or `h:mm:ss`."""
+    seconds = 0
+    for part in told.split(":"):
+        seconds = 60 * seconds + int(part)
+    return seconds
+
+
 class ViewReading(Reading):
     """Reads the lines with a time of day."""
 
@@ -138,6 +146,15 @@ class ViewReading(Reading):
         for setting in settings:
             self.require(setting.record["status"] in ("lost", "failed", "finished"), "it was not lost")
 
+    def progress(self, found: Found) -> None:
+        """The share that is done and the time left, while the search is at work."""
+        share = int(found["share"])
+        self.require(self.share_told <= share <= 99, f"{self.share_told} % was done before")
+        self.share_told = share
+        least, left, most = (_seconds(found[name]) for name in ("least", "left", "most"))
+        self.require(least <= left <= most, "the time left is outside its interval")
+        self.require(not self.ends, "the search is over")
+
     def ended(self, found: Found) -> None:
         self.ends += 1
         results = self.files.results
@@ -193,6 +210,10 @@ VIEW_CLAIMS = [
         r"run (?P<run>\S+) (?P<status>complete|partial|failed) after [\d:]+: " + TOTAL + r"(?:, lost (?P<lost>.+?))?"
         r"(?:, failed (?P<failed>.+?))?(?:, results in .+)?",
         ViewReading.ended,
+    ),
+    claim(
+        r"progress: (?P<share>\d+) % done, about (?P<left>[\d:]+) left \((?P<least>[\d:]+) to (?P<most>[\d:]+)\)",
+        ViewReading.progress,
     ),
     claim(r"phase: [\w ]+|\S+ joined: .+", ViewReading.nothing),
 ]

@@ -395,7 +395,7 @@ class Simulation:
         return agent
 
     def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
-        del info, setting
+        del setting
         plan = self.plan
         if plan.architectures:
             return SubnetTuner(self.space, plan.architectures, target_ms=plan.target_ms, accuracy=self.accuracy)
@@ -406,7 +406,13 @@ class Simulation:
             self.space, self.accuracy, plan.strategy, bounds=plan.bounds, rounds=self.search_rounds
         )
         return DeviceTuner(
-            design, self.accuracy, plan.targets, solver, budget=plan.budget, rerank=plan.rerank, protocol=plan.protocol
+            design,
+            self.accuracy,
+            plan.request_for(info.agent, info),
+            solver,
+            budget=plan.budget,
+            rerank=plan.rerank,
+            protocol=plan.protocol,
         )
 
     def begin(self, *, resume: bool = False) -> Campaign:

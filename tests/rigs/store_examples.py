@@ -5,7 +5,8 @@ from __future__ import annotations
 from fleetnas.coordinator.records.stored import RunRecord, TaskRecord
 from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.architecture import Architecture
-from fleetnas.fleet_protocol.messages import AgentInfo, Conditions, Measurement, RuntimeSetting
+from fleetnas.fleet_protocol.layer_times import LayerTime
+from fleetnas.fleet_protocol.messages import AgentInfo, Conditions, Measurement, PercentileTime, RuntimeSetting
 
 SETTING = RuntimeSetting(threads=2)
 INFO = AgentInfo(
@@ -36,6 +37,8 @@ MEASUREMENT = Measurement(
     regime_unix_s=9e8,
     times_us=(1250.125, 1249.5, 1300.0),
     block_medians_ms=(1.25, 1.26),
+    mean_ms=1.27,
+    percentiles=(PercentileTime(percentile=95.0, value_ms=1.3, low_ms=1.28, high_ms=1.41, runs=285),),
     sessions=2,
     session_medians_ms=(1.24, 1.26),
     provider="CPUExecutionProvider",
@@ -43,6 +46,7 @@ MEASUREMENT = Measurement(
     load_ms=2,
     before=Conditions(temperature_c=41.5, governor="performance"),
     energy_mj=0.5,
+    layers=(LayerTime(name="stem", op="Conv", mean_us=12.5),),
     finished_unix_s=1e9,
 )
 

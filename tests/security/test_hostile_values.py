@@ -94,7 +94,17 @@ _BLOB = BlobReference(sha256="d" * 64, size=1000)
 #: What agents tell coordinators: by channel, every message with all of its fields.
 UP: dict[UpChannel, list[Versioned]] = {
     "state": [AgentState(state="ready", session=1, instance="imp", detail="x")],
-    "info": [AgentInfo(agent="imp-info-0", session=1, profile=_PROFILE, settings=(_SETTING,), versions={"a": "1"})],
+    "info": [
+        AgentInfo(
+            agent="imp-info-0",
+            session=1,
+            profile=_PROFILE,
+            settings=(_SETTING,),
+            versions={"a": "1"},
+            tags=("camera",),
+            host="0123456789abcdef",
+        )
+    ],
     "heartbeat": [Heartbeat(session=1, uptime_s=1.0, conditions=_CONDITIONS, task_id="run-1.1", outbox=1)],
     "task": [
         Accepted(task=KEY),

@@ -100,6 +100,7 @@ class RunOptions:
     metrics_address: Annotated[
         str, typer.Option("--metrics-address", metavar="ADDRESS", help="Where --metrics-port listens.")
     ] = "127.0.0.1"
+    tracking: options.Tracking = None
     as_json: options.Json = False
 
 
@@ -154,6 +155,7 @@ def search(
         out=_DEFAULT_OUT if run.out is None and run.resume is None and not run.dry_run else run.out,
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
+        tracking_uri=options.tracking_uri(run.tracking),
         timeout_s=run.timeout,
         check_devices=portfolio.check_devices(),
     )
@@ -226,5 +228,7 @@ def _refuse_useless(
         options.refuse(context, ("verify_boards",), "--no-pool makes no class of equal boards")
     if not plan.rerank:
         options.refuse(context, ("selection_images",), _RERANK_ADVICE)
+    if plan.accuracy_floor is None:
+        options.refuse(context, ("minimise",), "--minimise is for the subnet that keeps an --accuracy-floor: add it")
     if measuring.conditions != "cool":
         options.refuse(context, ("cool_for",), "only --conditions cool waits for a device to cool")

@@ -74,7 +74,7 @@ def search_offline(
     from fleetnas.coordinator.view.output import output_console
     from fleetnas.supernet_export.output_files import check_folder
 
-    targets_ms = plan.targets.fixed_ms if plan.targets is not None else ()
+    targets_ms = plan.targets.fixed_ms if plan.targets is not None and not plan.targets.others else ()
     if not targets_ms or options.latency_table is None or options.accuracy is None:
         raise UsageError(
             "an offline search needs --targets in milliseconds, --latency-table and --accuracy; give all three"

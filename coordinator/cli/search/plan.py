@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.search.measuring import MeasuringOptions
 from fleetnas.coordinator.records.prior_choice import PriorChoice
 from fleetnas.coordinator.records.strategy import Strategy
+from fleetnas.coordinator.records.target_kinds import Minimised, accuracy_floor
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.fleet_protocol.errors import UsageError
 
@@ -30,9 +33,30 @@ class PlanOptions:
             "--targets",
             metavar="MS,...|auto:N",
             parser=TargetRequest.parse,
-            help="Latency targets in ms, or auto:N for N per device setting.",
+            help="Latency targets in ms, auto:N for N per device setting, p95:33 (a percentile of run times), fps:30, "
+            "energy:5mJ; any of them together. See docs/targets.md.",
         ),
     ] = None
+    targets_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--targets-file",
+            metavar="FILE",
+            help="Targets and bounds of single devices, patterns or tags (TOML or JSON), in place of --targets there.",
+        ),
+    ] = None
+    accuracy_floor: Annotated[
+        float | None,
+        typer.Option(
+            "--accuracy-floor",
+            metavar="PERCENT",
+            help="Find the fastest subnet that keeps this predicted top-1 accuracy, such as 75.",
+        ),
+    ] = None
+    minimise: Annotated[
+        Minimised,
+        typer.Option("--minimise", metavar="NAME", help="With --accuracy-floor: latency, energy or parameters."),
+    ] = "latency"
     budget: Annotated[
         int, typer.Option("--budget", metavar="N", min=3, help="Measurements per device setting before verification.")
     ] = 40
@@ -68,6 +92,7 @@ class PlanOptions:
             help="Agents from whose earlier runs nothing is learned (always: `fleetnas devices --distrust`).",
         ),
     ] = None
+    profile_winners: options.ProfileWinners = False
 
     no_pool: Annotated[
         bool,
@@ -88,16 +113,25 @@ class PlanOptions:
 
     def plan(self, bounds: Bounds, devices: tuple[str, ...], measuring: MeasuringOptions) -> CampaignPlan:
         """Make the plan of a new run; `UsageError` names the option that cannot be used."""
+        from fleetnas.coordinator.cli.search.targets_file import read_targets_file
         from fleetnas.coordinator.records.plan import CampaignPlan
 
         if self.prior_without is not None and self.prior == "default":
             raise UsageError(
                 "--prior-without is for a learned prior, and --prior default learns from nobody; leave it out"
             )
-        if self.targets is None:
-            raise UsageError("a new search needs --targets, such as --targets 20,30 or --targets auto:4")
+        targets = self.targets or TargetRequest()
+        if self.accuracy_floor is not None:
+            targets = targets.with_target(accuracy_floor(self.accuracy_floor, self.minimise))
+        of_devices = read_targets_file(self.targets_file) if self.targets_file is not None else ()
+        if not targets.count and not of_devices:
+            raise UsageError(
+                "a new search needs --targets, such as --targets 20,30 or --targets auto:4, or --accuracy-floor or "
+                "--targets-file"
+            )
         return CampaignPlan(
-            targets=self.targets,
+            targets=targets,
+            device_targets=of_devices,
             strategy=self.strategy,
             bounds=bounds,
             budget=self.budget,
@@ -107,6 +141,7 @@ class PlanOptions:
             prior=self.prior,
             prior_without=agent_names(self.prior_without, "--prior-without"),
             devices=devices,
+            profile_winners=self.profile_winners,
             pool=not self.no_pool,
             verify_boards=self.verify_boards,
             **measuring.fields(),

@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from fleetnas.coordinator.app.driver import RunningSearch
 from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
+from fleetnas.coordinator.app.tracking import MlflowTracking, log_run
 from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.progress import image_progress
 from fleetnas.coordinator.records.outcome import CampaignOutcome
@@ -64,6 +66,7 @@ def search_once(request: SearchRequest, *, as_json: bool, store: MeasurementStor
     # A service manager's stop and a closed terminal act as Ctrl-C: the run ends in order and can be resumed.
     for stop in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(stop, signal.default_int_handler)
+    tracking = MlflowTracking(request.tracking_uri) if request.tracking_uri is not None else None
     store = store or MeasurementStore.open(request.store)
     outcome: CampaignOutcome | None = None
 
@@ -82,6 +85,10 @@ def search_once(request: SearchRequest, *, as_json: bool, store: MeasurementStor
         running.close()
     if not as_json:
         print_summary(console, outcome, _remarks(running, request, ending, outcome))
+    if tracking is not None:
+        out = Path(running.settings.out) if running.settings.out is not None else None
+        shown_on = Console(stderr=True) if as_json else console
+        shown_on.print(log_run(tracking, out, running.run_id), markup=False, highlight=False, soft_wrap=True)
     totals = target_totals(outcome.devices)
     return SearchEnd(running.run_id, ending, running.timed_out, bool(totals.asked) and totals.met == totals.asked)
 

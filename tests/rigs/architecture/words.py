@@ -94,6 +94,11 @@ ALLOWED = (
         r"coordinator/(fleet/work_queue|campaign/setting_run|records/(outcome|stored)|report/results|store/schema)\.py",
         "`wire_bytes`, a stored column",
     ),
+    (
+        "track",
+        r"coordinator/(app/tracking|cli/options|cli/runs|cli/help_sections)\.py|docs/(using-models|cli)\.md|CHANGELOG\.md|pyproject\.toml",
+        "`--track`, an option: to log a run to a tracker",
+    ),
     ("audience", r"pyproject\.toml", "a classifier of package indexes"),
     ("library", r"agent/cli/doctor/?.*\.py|agent/host/.*|agent/runtimes/.*", "a C library"),
 )
