@@ -13,6 +13,7 @@ from fleetnas.coordinator.view.device_line import (
     detail_style,
     device_line,
     doing,
+    has_room_for_work,
     measured,
     quality_style,
 )
@@ -72,8 +73,10 @@ def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int
     if detail is Detail.COMPACT:
         return [device_line(device, width, names), padded(inline_targets(device, width), width)]
     if detail is Detail.SECTION:
-        table = target_table(device, width - 2, remark=doing(device))
-        return [device_line(device, width, names, in_full=False), *([Segment("  "), *strip] for strip in table)]
+        work = has_room_for_work(device, width, names)
+        table = target_table(device, width - 2, remark="" if work else doing(device))
+        line = device_line(device, width, names, met=False, work=work)
+        return [line, *([Segment("  "), *strip] for strip in table)]
     return _panel(device, width, height, wide=detail is Detail.WIDE)
 
 

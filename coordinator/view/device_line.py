@@ -41,24 +41,31 @@ _DETAIL_STYLES: dict[DeviceState, Style] = {"failed": FAILED_TEXT, "lost": BAD}
 #: States of which the reason comes before every other fact.
 _EXPLAINED: frozenset[DeviceState] = frozenset(("failed", "lost", "offline", "idle", "waiting", "fetching"))
 _STATE_CELLS, _COUNT_CELLS, _MET_CELLS = 12, 8, 9
+#: Blanks before the first fact.
+_FACTS_GAP = 2
 
 _Fact = tuple[str, Style]
 
 
-def device_line(device: DeviceSnapshot, width: int, names: int, *, in_full: bool = True) -> Strip:
+def device_line(device: DeviceSnapshot, width: int, names: int, *, met: bool = True, work: bool = True) -> Strip:
     """Lay out a device in one line with `names` cells for its name; facts that do not fit are left out.
 
-    `in_full`: with its targets and with what it does; else they are shown below.
+    `met`: with the number of its targets that are met; `work`: with what it does.
     """
     state = left(f"{wording.state_mark(device.state)} {device.state}", _STATE_CELLS)
     name, label = fitted_label(device, names)
     column = padded([Segment(name, BOLD), Segment(f" {label}" if label else "")], names)
     strip = [Segment(state, STATE_STYLES[device.state]), *column, Segment(right(measured(device), _COUNT_CELLS))]
-    if in_full:
+    if met:
         totals = target_totals([device])
         style = GOOD if totals.met and totals.met == totals.asked else PLAIN
         strip.append(Segment(right(f"{totals.met}/{totals.asked} met", _MET_CELLS), style))
-    return padded([*strip, *_fitting(_facts(device, in_full), width - strip_width(strip))], width)
+    return padded([*strip, *_fitting(_facts(device, work), width - strip_width(strip))], width)
+
+
+def has_room_for_work(device: DeviceSnapshot, width: int, names: int) -> bool:
+    """Whether what a device does fits into its line, where that does not show its targets."""
+    return cell_len(doing(device)) <= width - _STATE_CELLS - names - _COUNT_CELLS - _FACTS_GAP
 
 
 def doing(device: DeviceSnapshot) -> str:
@@ -85,23 +92,25 @@ def measured(device: DeviceSnapshot) -> str:
     return f"{device.measurements}/{device.budget}" if device.budget > 0 else str(device.measurements)
 
 
-def _facts(device: DeviceSnapshot, in_full: bool) -> list[_Fact]:
+def _facts(device: DeviceSnapshot, with_work: bool) -> list[_Fact]:
     """Return the facts of a device, the most important first; empty texts are no facts."""
-    work: _Fact = (doing(device), detail_style(device)) if in_full else ("", PLAIN)
-    first = work if device.state in _EXPLAINED else ("", PLAIN)
-    slowed, hot = device.quality.slowed, device.throttled is True
+    work: _Fact = (doing(device), detail_style(device)) if with_work else ("", PLAIN)
+    explained = device.state in _EXPLAINED
+    quality, hot, board = device.quality, device.throttled is True, device.board
+    slowed: _Fact = (f"{quality.slowed} slowed" if quality.slowed else "", quality_style(device))
     temperature = "" if device.temperature_c is None else f"{device.temperature_c:.0f}°C"
-    board = device.board
+    slow = board is not None and board.slow
     return [
-        first,
-        (f"{slowed} slowed" if slowed else "", quality_style(device)),
+        work if explained else ("", PLAIN),
+        slowed if quality.often_slowed else ("", PLAIN),
         (wording.count_of(device.failures, "failure") if device.failures else "", WARN),
         (f"{temperature} hot".strip() if hot else "", WARN),
-        (f"{board.speed:.2f}x slower than its class" if board is not None and board.slow else "", WARN),
+        (f"{board.speed:.2f}x slower than its class" if board is not None and slow else "", WARN),
+        ("", PLAIN) if explained else work,
         (wording.predictor_error(device.predictor_error, short=True), DIM),
+        ("", PLAIN) if quality.often_slowed else slowed,
         ("" if hot else temperature, PLAIN),
-        ("", PLAIN) if first is work else work,
-        ("" if board is None else f"class {wording.printable(board.class_name)}", DIM),
+        ("" if board is None or slow else f"class {wording.printable(board.class_name)}", DIM),
         (" ".join(map(wording.printable, device.tags)), DIM),
     ]
 
@@ -109,11 +118,11 @@ def _facts(device: DeviceSnapshot, in_full: bool) -> list[_Fact]:
 def _fitting(facts: list[_Fact], room: int) -> Strip:
     """Lay out facts behind two blanks; the first is cut where it is too long, others that are too long are left out."""
     strip: Strip = []
-    room -= 2
+    room -= _FACTS_GAP
     for text, style in facts:
         if not text:
             continue
-        between = ", " if strip else "  "
+        between = ", " if strip else " " * _FACTS_GAP
         cells = cell_len(text) + (len(between) if strip else 0)
         if cells > room and strip:
             continue

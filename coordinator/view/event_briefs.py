@@ -138,10 +138,9 @@ def _target_text(event: TargetResolved | WinnerVerified | TargetMissed | TargetI
                 f"~{wording.accuracy(event.accuracy)}, {event.fingerprint}"
             )
         case WinnerVerified():
-            met = (
-                f"{_MET}{label} {wording.met_word(event.target_ms, event.target)}: {wording.latency(event.verified_ms)} ms, "
-                f"accuracy {wording.accuracy(event.accuracy)}"
-            )
+            word = wording.met_word(event.target_ms, event.target)
+            verified, accuracy = wording.latency(event.verified_ms), wording.accuracy(event.accuracy)
+            met = f"{_MET}{label} {word}: {verified} ms, accuracy {accuracy}"
             value = wording.target_value(event.target, event.value, event.value_high)
             beside = wording.remarks(event.verified_ms, event.typical_ms, event.note)
             return "; ".join((met, *([value] if value else []), *beside, event.fingerprint))

@@ -62,10 +62,9 @@ def header(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
         [Segment(_targets(snapshot))],
         [Segment(wording.count_of(sum(device.measurements for device in snapshot.devices), "measurement"))],
     ]
-    # One device setting is below, with its state.
-    settings = [_settings(snapshot.devices)] if len(snapshot.devices) != 1 else []
+    settings = _settings(snapshot.devices)
     left = _time_left(snapshot, width)
-    together = _joined([*left[0], *facts, *settings])
+    together = _joined([*left[0], *facts, settings])
     lines = [justified(start, end, width)]
     below: list[Strip] = []
     if strip_width(together) <= width:
@@ -73,7 +72,9 @@ def header(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
     elif height >= _TALL:
         apart = [_joined([*shorter, *facts]) for shorter in left]
         lines.append(padded(next((strip for strip in apart if strip_width(strip) <= width), apart[-1]), width))
-        below = [padded(strip, width) for strip in settings]
+        # The state of the only one stands beside its name.
+        below = [padded(_shorter_settings(settings, snapshot.devices, width), width)]
+        below = below if len(snapshot.devices) > 1 else []
     else:
         lines.append(padded(_joined([*left[-1], *facts, state_counts(snapshot.devices)]), width))
     warning = wording.slowed_warning((device.label, device.quality) for device in snapshot.devices)
@@ -92,13 +93,18 @@ def state_counts(devices: Sequence[DeviceSnapshot], style: Style = PLAIN) -> Str
 
 
 def _settings(devices: Sequence[DeviceSnapshot]) -> Strip:
-    """Return the number of device settings, of classes among them, and how many are in which state."""
-    classes = len({device.board.class_name for device in devices if device.board is not None})
-    number = wording.count_of(len(devices), "device setting")
-    if classes:
-        number += f", {classes} {'class' if classes == 1 else 'classes'} of equal boards"
+    """Return the number of device settings, how many are in which state, and the classes of equal boards among them."""
     counts = state_counts(devices)
-    return [Segment(number), *([Segment(": "), *counts] if counts else [])]
+    strip = [Segment(wording.count_of(len(devices), "device setting")), *([Segment(": "), *counts] if counts else [])]
+    classes = len({device.board.class_name for device in devices if device.board is not None})
+    if classes and len(devices) > 1:
+        strip.append(Segment(f"; {classes} {'class' if classes == 1 else 'classes'} of equal boards", DIM))
+    return strip
+
+
+def _shorter_settings(whole: Strip, devices: Sequence[DeviceSnapshot], width: int) -> Strip:
+    """Return what is said of all device settings; where that does not fit, the states alone, the worst first."""
+    return whole if strip_width(whole) <= width else state_counts(devices)
 
 
 def _time_left(snapshot: Snapshot, width: int) -> list[list[Strip]]:

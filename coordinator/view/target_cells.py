@@ -28,9 +28,12 @@ def table_height(device: DeviceSnapshot) -> int:
 
 
 def table_width(device: DeviceSnapshot) -> int:
-    """Return the cells of the roomiest table of a device's targets that loses no word."""
-    texts = [*map(_status, device.targets), f"  {targets_remark(device)}"]
-    return 5 * _ROOMY_CELLS + _SHARE_CELLS + max(cell_len(text) for text in texts)
+    """Return the cells of a roomy table of a device's targets that loses no word."""
+    return 5 * _ROOMY_CELLS + max(_status_cells(device), cell_len(targets_remark(device)))
+
+
+def _status_cells(device: DeviceSnapshot) -> int:
+    return max((cell_len(_status(target)) for target in device.targets), default=0)
 
 
 def targets_remark(device: DeviceSnapshot) -> str:
@@ -59,7 +62,10 @@ def _inline(device: DeviceSnapshot, *, accuracies: bool) -> Strip:
 
 def target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[Strip]:
     """Lay out a line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
-    shares = width >= _WITH_SHARES and any(_share(target) is not None for target in device.targets)
+    # Words come before bars: these are left out where statuses fit without them alone.
+    spare = width - 5 * _ROOMY_CELLS - _status_cells(device)
+    shares = width >= _WITH_SHARES and not 0 <= spare < _SHARE_CELLS
+    shares = shares and any(_share(target) is not None for target in device.targets)
     roomy, three = width >= _ROOMY, width >= _THREE_LATENCIES
     name = "target" if any(target.target for target in device.targets) else "target ms"
     heads = [name, "predicted", "measured", "verified", "accuracy"] if three else [name, "best", "acc."]

@@ -100,7 +100,7 @@ def target_status(snapshot: TargetSnapshot) -> str:
         word = met_word(snapshot.target_ms, snapshot.target) if snapshot.met else printable(snapshot.reason) or "missed"
         value = target_value(snapshot.target, snapshot.value, snapshot.value_high)
         beside = remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)
-        shown = "; ".join((word, *([value] if value else []), *beside))
+        shown = "; ".join((word, *([value] if value and value not in word else []), *beside))
         return f"{snapshot.subnet}: {shown}" if snapshot.subnet else shown
     if snapshot.subnet:
         return f"{snapshot.subnet}: {'measuring' if snapshot.verified_ms is None else 'measured so far'}"
