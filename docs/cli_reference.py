@@ -88,7 +88,7 @@ def _typer_lines(names: tuple[str, ...], command: Any) -> Iterator[str]:
     words = [_argument_word(each) for each in arguments]
     below = getattr(command, "commands", {})
     usage = " ".join([path, "[OPTIONS]", *words, *(["COMMAND ..."] if below else [])])
-    yield from (f"## {path}", "", _markdown(_paragraphs(command.help or "")), "", "```", usage, "```", "")
+    yield from (f"## {path}", "", _markdown(_paragraphs(command.help or "")), "", "```text", usage, "```", "")
     if arguments:
         yield from ("| argument | |", "|---|---|")
         yield from (f"| `{_argument_word(each)}` | {_cell(each.help or '')} |" for each in arguments)
@@ -147,7 +147,7 @@ def _argparse_lines(path: str, parser: argparse.ArgumentParser) -> Iterator[str]
     actions = [each for each in vars(parser)["_actions"] if each.dest != "help"]
     words = [str(each.metavar or each.dest.upper()) for each in actions if not each.option_strings]
     yield from (f"## {path}", "", _markdown(_paragraphs(parser.description or "")), "")
-    yield from ("```", " ".join([path, "[OPTIONS]", *words]), "```", "")
+    yield from ("```text", " ".join([path, "[OPTIONS]", *words]), "```", "")
     if actions:
         yield from ("| option | |", "|---|---|")
         for action in actions:

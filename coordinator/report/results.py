@@ -121,9 +121,7 @@ class BoardResult(_Record):
 class TargetResult(_Record):
     """One target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
 
-    target_ms: float | None = Field(
-        description="null where a given subnet had no target, and of targets of other kinds"
-    )
+    target_ms: float | None = Field(description="null where a given subnet had no target, and for other kinds")
     target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
     kind: TargetKind = Field(default=TargetKind.LATENCY, description="what the target is about")
     label: str = Field(default="", description="the target with its unit, for people; empty where there is none")
