@@ -136,7 +136,7 @@ def test_both_end_with_the_same_screen_and_the_same_events(watched: Watched) -> 
     assert [device.state for device in store.devices] == [device.state for device in broker.devices] == ["done"] * 3
     of = {name: {_named(event) for event in events} - {()} for name, events in watched.events.items()}
     assert of["store"] == of["broker"]
-    same = {"phase": "complete", "now_s": broker.now_s, "log": ()}
+    same = {"phase": "complete", "started_s": broker.started_s, "now_s": broker.now_s, "log": ()}
     frames = [
         ["".join(segment.text for segment in strip) for strip in frame_strips(replace(each, **same), 120, 40)]
         for each in (broker, store)
