@@ -126,7 +126,7 @@ def _fitting(facts: list[_Fact], room: int) -> Strip:
         cells = cell_len(text) + (len(between) if strip else 0)
         if cells > room and strip:
             continue
-        strip += [Segment(between), Segment(left(text, room) if cells > room else text, style)]
+        strip.append(Segment(between + (left(text, room) if cells > room else text), style))
         room -= cells
         if room <= 0:
             break
