@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from figures import Figures, parser
 from rich.console import Console
 from rigs.event_examples import EVENTS
 from rigs.outcome_examples import STARTED_S, snapshot
@@ -24,6 +25,7 @@ from rigs.outcome_examples import STARTED_S, snapshot
 from fleetnas.coordinator.view.live import LiveView
 
 SETTINGS, FRAMES, ROUNDS = 12, 100, 5
+REFRESH_PER_S = 4.0
 SIZES = ((80, 24), (120, 40), (200, 50))
 
 
@@ -46,16 +48,17 @@ def frame_ms(width: int, height: int) -> float:
     return statistics.median(rounds)
 
 
-def main() -> None:
-    """Print a line per size of terminal."""
+def main() -> int:
+    """Print the figures of every size of terminal."""
+    arguments = parser(__doc__).parse_args()
+    figures = Figures()
     for width, height in SIZES:
-        each = frame_ms(width, height)
-        share = each * 4.0 / 1e3
-        print(
-            f"{width}x{height}: {each:.2f} ms of processor time a frame, {1e3 / each:.0f} frames per second; "
-            f"at 4 frames per second {100 * share:.1f} % of one core"
-        )
+        each_ms = frame_ms(width, height)
+        figures.add(f"frame_{width}x{height}_processor_ms", each_ms)
+        figures.add(f"frames_per_second_{width}x{height}", 1e3 / each_ms)
+        figures.add(f"share_of_a_core_{width}x{height}", each_ms * REFRESH_PER_S / 1e3, "< 0.02")
+    return figures.report(as_json=arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -60,8 +60,8 @@ def _inline(device: DeviceSnapshot, *, accuracies: bool) -> Strip:
     return strip
 
 
-def target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[Strip]:
-    """Lay out a line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
+def target_table(device: DeviceSnapshot, width: int, remark: str = "", style: Style = PLAIN) -> list[Strip]:
+    """Lay out headings, with `remark` in its `style` behind them, and a line per target, each `width` cells wide."""
     statuses = [_status(target) for target in device.targets]
     # Words come before bars: these are left out where statuses fit without them alone.
     spare = width - 5 * _ROOMY_CELLS - max(map(cell_len, statuses), default=0)
@@ -74,7 +74,7 @@ def target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[S
     rest = max(0, width - sum(cells) - (_SHARE_CELLS if shares else 0))
     head = "".join(right(text, size) for text, size in zip(heads, cells, strict=True))
     head += left("  of target", _SHARE_CELLS) if shares else ""
-    table: list[Strip] = [[Segment(head, DIM), Segment(left(f"  {remark}", rest))]]
+    table: list[Strip] = [[Segment(head, DIM), Segment(left(f"  {remark}", rest), style)]]
     for target, status, share in zip(device.targets, statuses, used, strict=True):
         latencies = _latencies(target) if three else [_best(target)]
         texts = [wording.target(target.target_ms, target.target), *latencies, wording.target_accuracy(target)]
