@@ -55,7 +55,7 @@ class RunningSearch:
     baselines: BaselineMeasurer | None = field(default=None, repr=False)
     """Measures the user's own networks on device settings whose search has ended."""
     is_new: bool = False
-    """Whether the run began with this process; such a run is deleted where it ends with an error before a device joins."""
+    """Whether the run began with this process: it is deleted where it ends with an error before a device joins."""
     timed_out: bool = field(default=False, init=False)
     """Whether that time was over before the search."""
     progress: ProgressEvents = field(init=False, repr=False)

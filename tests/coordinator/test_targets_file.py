@@ -133,7 +133,9 @@ def test_an_entry_that_no_device_matches_ends_the_campaign_before_measuring() ->
 
 
 def test_a_dry_run_refuses_the_settings_that_a_search_refuses() -> None:
-    plan = CampaignPlan(budget=12, device_targets=entries(pi4="4,energy:5mJ", pi5="energy:5mJ"))
+    plan = CampaignPlan(
+        targets=TargetRequest(), budget=12, device_targets=entries(pi4="4,energy:5mJ", pi5="energy:5mJ")
+    )
     make, setting = stand_in(SPACE, plan), RuntimeSetting()
     told = {name: INFO.model_copy(update={"agent": name, "tells_energy": False}) for name in ("pi4", "pi5", "pi6")}
     make(told["pi4"], setting)
