@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 
-.PHONY: help demo own-task test lint format docs wheel clean emulated-arm64 emulated-armhf
+.PHONY: help demo own-task test docs-test lint format docs wheel clean emulated-arm64 emulated-armhf
 
 help:
 	@echo "make demo    set up without torch, then search three device settings on this machine (2 to 4 minutes)"
@@ -15,6 +15,8 @@ help:
 	@echo "             set up with torch, then train a supernet on images of textures, search, fine-tune and measure"
 	@echo "             (under an hour on two cores; docs/own-task.md, ARGS='--data FOLDER' for images of your own)"
 	@echo "make test    set up with everything, then lint and test"
+	@echo "make docs-test"
+	@echo "             run every command of every page as it is written (half an hour; needs root, see docs/development.md)"
 	@echo "make lint    ruff, mypy and the import rules"
 	@echo "make format  rewrite the sources in the project's style"
 	@echo "make wheel   write the wheel to dist, for devices and containers"
@@ -30,7 +32,7 @@ $(BIN)/python:
 # One stamp for each set-up, so that a second run starts at once.
 $(VENV)/.demo-ready: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up fleetnas in $(VENV) (once; about a minute) ..."
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,coordinator,digits]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,coordinator,dashboard,digits]'
 	@touch $@
 
 $(VENV)/.test-ready: pyproject.toml constraints.txt | $(BIN)/python
@@ -57,6 +59,9 @@ own-task: $(VENV)/.own-task-ready
 
 test: $(VENV)/.test-ready lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+docs-test: $(VENV)/.test-ready
+	$(BIN)/python -m pytest -n 0 -m "soak or not soak" tests/documents $(ARGS)
 
 emulated-arm64 emulated-armhf: emulated-%: $(VENV)/.test-ready
 	$(BIN)/python tests/emulated $* $(ARGS)

@@ -17,6 +17,7 @@ from fleetnas.coordinator.report.results import Results
 from fleetnas.coordinator.report.tracked_values import Metric, files_of, metrics_of, parameters_of
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import MissingDependencyError, UsageError
+from fleetnas.fleet_protocol.installing import install_extra
 
 EXPERIMENT = "fleetnas"
 _KIND = "mlflow:"
@@ -71,7 +72,7 @@ class MlflowTracking:
             from mlflow import MlflowClient
         except ImportError:
             raise MissingDependencyError(
-                "--track needs MLflow, which is not installed; run: pip install 'fleetnas[mlflow]'"
+                f"--track needs MLflow, which is not installed; run: {install_extra('mlflow')}"
             ) from None
         try:
             self._client = MlflowClient(tracking_uri=uri)

@@ -36,6 +36,8 @@ _Hosts = Annotated[
     list[str] | None,
     typer.Option("--host", metavar="NAME", help="Name or address of the broker; repeat it. Agents use the first."),
 ]
+#: Listening here reaches every network of this machine.
+_EVERYWHERE = "0.0.0.0"
 
 
 def register(app: typer.Typer) -> None:
@@ -150,7 +152,8 @@ def enroll(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The agent's name in the fleet.")],
     authority: _AuthorityFolder,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="(default: NAME.credentials)")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The file to write (default: NAME.credentials)."),
     ] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Replace and revoke what it had before.")] = False,
     *,
@@ -172,6 +175,7 @@ def enroll(
     if not serve and (useless := install_options(install)):
         raise UsageError(f"only --serve serves the agent to a device; leave out {', '.join(useless)}")
     setup = install.setup()
+    hosts = _reachable(install) if serve else ()
     opened = _open(authority)
     path = output or Path(f"{name}.credentials")
     _check_output(path)
@@ -198,20 +202,31 @@ def enroll(
     if renew or opened.register.login == "password":
         typer.echo(_restart(opened))
     if serve:
-        _serve(opened, credentials, path, install, setup)
+        _serve(opened, credentials, path, hosts, install, setup)
+
+
+def _reachable(install: InstallOptions) -> tuple[str, ...]:
+    """Return the addresses that devices reach; asked before an agent is enrolled, who is enrolled once."""
+    from fleetnas.coordinator.app.reachable import addresses_for_devices
+
+    hosts = (install.advertise,) if install.advertise else addresses_for_devices(install.install_host or _EVERYWHERE)
+    if not hosts:
+        raise UsageError("this machine has no address in a network; give the one that devices reach with --advertise")
+    return hosts
 
 
 def _serve(
-    authority: Authority, credentials: Credentials, path: Path, install: InstallOptions, setup: AgentSetup
+    authority: Authority,
+    credentials: Credentials,
+    path: Path,
+    hosts: tuple[str, ...],
+    install: InstallOptions,
+    setup: AgentSetup,
 ) -> None:
     """Serve the agent and its credentials with a certificate of the fleet's authority."""
     from fleetnas.coordinator.app.install_server import ServerIdentity
-    from fleetnas.coordinator.app.reachable import addresses_for_devices
 
-    host = install.install_host or "0.0.0.0"
-    hosts = (install.advertise,) if install.advertise else addresses_for_devices(host)
-    if not hosts:
-        raise UsageError("this machine has no address in a network; give the one that devices reach with --advertise")
+    host = install.install_host or _EVERYWHERE
     issued = authority.install_server_identity(hosts, _now())
     setup = replace(setup, fleet=credentials.fleet, name=credentials.name, authority=authority.certificate)
     identity = ServerIdentity(issued.certificate, issued.key)

@@ -31,6 +31,14 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def no_run_in(where: str) -> str:
+    """Return the message about a store without a run."""
+    return (
+        f"the store {where} holds no run yet; give the --store of the search (of `fleetnas demo`: "
+        "fleetnas-out/demo/runs.sqlite)"
+    )
+
+
 def find_run(runs: Sequence[RunRecord], text: str, where: str) -> RunRecord:
     """Return the run that `text` names: by id, name, `latest` or a beginning that only one run has.
 
@@ -43,7 +51,7 @@ def find_run(runs: Sequence[RunRecord], text: str, where: str) -> RunRecord:
         UsageError: no run or several runs are meant; the message lists some.
     """
     if not runs:
-        raise UsageError(f"the store {where} holds no run yet; give the --store of the search")
+        raise UsageError(no_run_in(where))
     if text == LATEST:
         return runs[-1]
     for run in runs:

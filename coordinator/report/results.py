@@ -121,9 +121,7 @@ class BoardResult(_Record):
 class TargetResult(_Record):
     """One target, or one given subnet. Latencies are medians in milliseconds at batch 1."""
 
-    target_ms: float | None = Field(
-        description="null where a given subnet had no target, and of targets of other kinds"
-    )
+    target_ms: float | None = Field(description="null where a given subnet had no target, and for other kinds")
     target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
     kind: TargetKind = Field(default=TargetKind.LATENCY, description="what the target is about")
     label: str = Field(default="", description="the target with its unit, for people; empty where there is none")
@@ -133,8 +131,8 @@ class TargetResult(_Record):
     typical_value: float | None = Field(default=None, description="what decides, at the run's typical slow-down")
     met: bool = Field(
         description="verified_ms is not null and, where there is a target, at most target_ms, and so is typical_ms "
-        "where it is known; of other kinds the same of value (of a percentile value_high) and typical_value; never "
-        "taken from a prediction"
+        "where it is known, and certain enough (reason says so); of other kinds the same of value (of a percentile "
+        "value_high) and typical_value; never taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")
     reason: str = Field(description="reason why it was not met; empty when it was")
@@ -175,10 +173,11 @@ class TargetResult(_Record):
 
     @model_validator(mode="after")
     def _met_follows_verification(self) -> TargetResult:
+        refused = not self.met and bool(self.reason or self.open)
         if self.target:
-            if self.met != meets_kind(self.target, self):
+            if self.met != (meets_kind(self.target, self) and not refused):
                 raise ValueError(f"`met` is {self.met} against {self.target}; the file was altered, write it again")
-        elif self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
+        elif self.met != (meets_target(self.target_ms, self.verified_ms, self.typical_ms) and not refused):
             raise ValueError(
                 f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
                 f"{self.target_ms} ms, verified at {self.verified_ms} ms and typically {self.typical_ms} ms; the file "

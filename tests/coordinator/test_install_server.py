@@ -181,3 +181,17 @@ def test_wrong_requests_are_refused_before_anything_is_served(
 ) -> None:
     code, _, err = fleetnas(capsys, *words)
     assert (code, said in err) == (2, True), err
+
+
+def test_nobody_is_enrolled_where_devices_cannot_reach_this_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent is enrolled once: what can be refused is refused before."""
+    authority, credentials = tmp_path / "authority", tmp_path / "pi4.credentials"
+    words = ("enroll", "pi4", "--authority", str(authority), "-o", str(credentials))
+    assert fleetnas(capsys, "broker", "init", str(authority), "--host", "fleet.example")[0] == 0
+    monkeypatch.setattr("fleetnas.coordinator.app.reachable.addresses_for_devices", lambda host: ())
+    code, _, err = fleetnas(capsys, *words, "--serve")
+    assert (code, "no address in a network; give the one" in err) == (2, True), err
+    assert not credentials.exists()
+    assert fleetnas(capsys, *words)[0] == 0

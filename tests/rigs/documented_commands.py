@@ -1,5 +1,7 @@
 """The commands of the documents, as they are written: in fenced `sh` blocks, in unnamed ones, and indented.
 
+Besides the programs of this project these are Dask's, variables that a later command reads, and loops.
+
 A comment `<!-- not run here: REASON -->` above a block, or above the sentence before it, marks commands that need
 hardware or hosts which a test does not have.
 """
@@ -11,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Programs of this project, with or without `sudo`, variables and a folder.
-_OURS = re.compile(r"^(?:sudo )?(?:[A-Z_]+=\S+ )*(?:\S+/)?fleetnas(?:-agent)?(?= |$)")
+#: Programs of this project, with or without `sudo`, another machine, variables and a folder; and what is around them.
+_OURS = re.compile(
+    r"^(?:sudo |ssh \S+ )?(?:[A-Z_]+=\S+ )*(?:\S+/)?fleetnas(?:-agent)?(?= |$)"
+    r"|^dask (?:scheduler|worker)\b|^export FLEETNAS_\w+=|^card=|^for \w+ in .*; do\n(?s:.*)fleetnas"
+)
 _FENCE = re.compile(r"^\s*```(\w*)\s*$")
 _INDENTED = re.compile(r"^ {4,}\S")
 _MARK = re.compile(r"^\s*<!-- not run here: (.+) -->$")
@@ -65,6 +70,9 @@ def commands(page: Path) -> list[Command]:
         text = _COMMENT.sub("", line.strip())
         while text.endswith("\\"):
             text = f"{text[:-1].rstrip()} {_COMMENT.sub('', next(lines)[1].strip())}"
+        if text.endswith("; do"):
+            while not text.endswith("\ndone"):
+                text = f"{text}\n{next(lines)[1].strip()}"
         if _OURS.match(text):
             found.append(Command(name, number, text, mark))
     return found

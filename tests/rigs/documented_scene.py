@@ -5,15 +5,17 @@
 `run_page` starts this file in namespaces of its own (network, mounts, processes) on an overlay of the whole file
 system, so that `/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing
 outlives it. It prints one JSON object per command. Budgets and times are made small by the environment; the words of a
-command are not changed, except that `...` stands for the options of a usual search and that half an hour is three
-seconds.
+command are not changed, except that `...` stands for the options of a usual search, half an hour is three seconds, and
+a training has one epoch. `systemctl` only says that it was called: there is no systemd inside.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -21,39 +23,59 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from rigs import waiting  # noqa: E402
+from rigs import documented_world, waiting  # noqa: E402
 from rigs.documented_commands import Command, commands  # noqa: E402
+from rigs.documented_machine import GIVEN, enter  # noqa: E402
+from rigs.documented_world import call  # noqa: E402
 
-#: Names and addresses of the documents; all of them are this machine here.
-HOSTS = "localhost HOST fleet.example broker.example db db.example pi4 pi5"
-ADDRESSES = ("192.168.1.10",)
 #: A usual search, in the place of `...`.
 USUAL = "--supernet digits.supernet --targets auto:2"
 #: Short runs: click reads an option that is not given from FLEETNAS_COMMAND_OPTION where it is told this prefix.
 SHORT = {
     "FLEETNAS_SEARCH_BUDGET": "3",
-    "FLEETNAS_SEARCH_MIN_TIME": "0.02",
-    "FLEETNAS_SEARCH_MIN_RUNS": "5",
-    "FLEETNAS_SEARCH_WARMUP": "0.02",
     "FLEETNAS_SEARCH_FIXED_PROTOCOL": "1",
     "FLEETNAS_SEARCH_JOIN": "20",
-    "FLEETNAS_MEASURE_MIN_TIME": "0.02",
-    "FLEETNAS_MEASURE_MIN_RUNS": "5",
-    "FLEETNAS_MEASURE_WARMUP": "0.02",
+    **{
+        f"FLEETNAS_{command}_{option}": value
+        for command in ("SEARCH", "MEASURE", "BENCH")
+        for option, value in (("MIN_TIME", "0.02"), ("MIN_RUNS", "5"), ("WARMUP", "0.02"))
+    },
 }
 BROKER = "fleetnas broker --host 0.0.0.0"
-AGENT = "fleetnas-agent run --broker localhost --name pi4 --setting onnxruntime,threads=4"
-#: Where the prepared folder is seen inside.
-_GIVEN = Path("/srv/given")
+AGENT = "fleetnas-agent run --broker localhost --name pi4 --setting onnxruntime,threads=4 --accept-models"
+#: An authority and its broker, for pages that take them as given.
+AUTHORITY = (
+    "fleetnas broker init authority --host fleet.example",
+    "fleetnas enroll pi4 --authority authority -o pi4.credentials",
+    "fleetnas-agent run --credentials pi4.credentials",
+)
 #: Programs that serve until they are stopped, and the words that say that they do.
 _SERVERS = (
     (re.compile(r"fleetnas broker(?= --host| --port|$)"), re.compile("broker listens"), "broker"),
     (re.compile(r"fleetnas-agent run"), re.compile("INFO connected to the broker"), "agent"),
+    (re.compile(r"fleetnas dashboard"), re.compile("http://"), "dashboard"),
+    (re.compile(r"fleetnas enroll .*--serve"), re.compile("sh -c"), "installer"),
+    (re.compile(r"dask scheduler"), re.compile("Scheduler at"), "scheduler"),
+    (re.compile(r"dask worker"), re.compile("Registered to"), "worker"),
 )
+#: What a command's words become.
+_SHORTER = (
+    (re.compile(r"--sustained 30m"), "--sustained 3s --window 1s"),
+    (re.compile(r"(fleetnas (?:train|finetune) .*--epochs) \d+"), r"\1 1"),
+    (re.compile(r"--cool-for \d+"), "--cool-for 1"),
+)
+#: Shell scripts in the place of programs: no `sudo` is needed, and another machine is this one with a state of its own.
+_STAND_INS = {
+    "sudo": 'exec "$@"',
+    "ssh": 'export XDG_STATE_HOME="$XDG_STATE_HOME/$1"; shift; exec "$@"',
+    "systemctl": 'echo "systemctl $*"',
+}
+_ASSIGNMENT = re.compile(r"^(?:export )?(\w+)=(.*)$", re.DOTALL)
 #: A console script, except that options which are not given are read from the environment.
 _PROGRAM = """#!{python}
 import sys
@@ -73,12 +95,12 @@ if __name__ == "__main__":
 
 def furnish(folder: Path) -> None:
     """Prepare `folder` with what all pages take as given: minutes of work, done once."""
-    _inside(folder, "--furnish", str(_GIVEN))
+    _inside(folder, "--furnish", str(GIVEN))
 
 
 def run_page(page: str, given: Path) -> list[dict[str, object]]:
     """Run a page in namespaces of its own, from a copy of what `furnish` prepared; returns one record per command."""
-    return [json.loads(line) for line in _inside(given, "--play", page, str(_GIVEN)).splitlines()]
+    return [json.loads(line) for line in _inside(given, "--play", page, str(GIVEN)).splitlines()]
 
 
 def _inside(folder: Path, *step: str) -> str:
@@ -89,56 +111,12 @@ def _inside(folder: Path, *step: str) -> str:
     return run.stdout
 
 
-def can_enter() -> str | None:
-    """Return why such namespaces cannot be made here, or None."""
-    if os.geteuid() != 0:
-        return "needs root, for namespaces and an overlay"
-    script = (
-        "mount -t tmpfs t /mnt && mkdir /mnt/u /mnt/w /mnt/r && "
-        "mount -t overlay o -o lowerdir=/,upperdir=/mnt/u,workdir=/mnt/w /mnt/r"
-    )
-    tried = subprocess.run(
-        ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", f"{script} && ip link set lo up"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return None if tried.returncode == 0 else f"no overlay in a namespace: {tried.stderr.strip()[-200:]}"
-
-
-def _enter(folder: str, *step: str) -> None:
-    """Change the root to an overlay of it, give the machine its names, and go on there with `step`."""
-    base = Path("/mnt")
-    _call("mount", "-t", "tmpfs", "tmpfs", base)
-    for name in ("up", "work", "root"):
-        (base / name).mkdir()
-    root = base / "root"
-    _call("mount", "-t", "overlay", "overlay", "-o", f"lowerdir=/,upperdir={base}/up,workdir={base}/work", root)
-    _call("mount", "-t", "proc", "proc", root / "proc")
-    _call("mount", "--rbind", "/dev", root / "dev")
-    _call("mount", "--rbind", "/sys", root / "sys")
-    given = root / _GIVEN.relative_to("/")
-    given.mkdir(parents=True)
-    _call("mount", "--bind", folder, given)
-    for place in ("tmp", "run", "var/tmp"):
-        _call("mount", "-t", "tmpfs", "tmpfs", root / place)
-    _call("ip", "link", "set", "lo", "up")
-    for address in ADDRESSES:
-        _call("ip", "address", "add", f"{address}/32", "dev", "lo")
-    (root / "etc" / "hosts").write_text(f"127.0.0.1 {HOSTS}\n::1 localhost\n")
-    os.chroot(root)
-    os.chdir("/")
-    os.execv(sys.executable, [sys.executable, __file__, *step])
-
-
-def _call(*words: object) -> None:
-    subprocess.run([str(word) for word in words], check=True, stdout=sys.stderr)
-
-
 class Scene:
     """The reader's folder, with what the pages take as given, and the programs that serve."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.servers: dict[str, subprocess.Popen[str]] = {}
+        self.servers: dict[str, subprocess.Popen[Any]] = {}
         binaries = folder / ".bin"
         binaries.mkdir(parents=True)
         self._write_programs(binaries)
@@ -157,18 +135,21 @@ class Scene:
             "SLURM_ARRAY_TASK_ID": "1",
             "SLURM_CPUS_PER_TASK": "1",
             "PYTHONUNBUFFERED": "1",
+            "FLEETNAS_PASSWORD": documented_world.PASSWORD,
+            "SSL_CERT_FILE": str(folder / documented_world.SITE / "ca.pem"),
+            **documented_world.attach_phone_and_accelerator(folder, binaries),
         }
         self.environment.pop("FLEETNAS_DATA", None)
 
     def _write_programs(self, binaries: Path) -> None:
-        """Our programs, reading short budgets from the environment, and `sudo`, which is not needed as root."""
+        """Our programs, reading short budgets from the environment, and stand-ins for `sudo`, `ssh` and `systemctl`."""
         for name, module in (("fleetnas", "coordinator.cli"), ("fleetnas-agent", "agent.cli.main")):
             program = binaries / name
             program.write_text(_PROGRAM.format(python=sys.executable, module=module, name=name))
             program.chmod(0o755)
-        sudo = binaries / "sudo"
-        sudo.write_text('#!/bin/sh\nexec "$@"\n')
-        sudo.chmod(0o755)
+        for name, script in _STAND_INS.items():
+            (binaries / name).write_text(f"#!/bin/sh\n{script}\n")
+            (binaries / name).chmod(0o755)
         for folder in (Path("/opt/fleetnas/bin"), self.folder / "fleetnas" / "bin"):
             folder.mkdir(parents=True, exist_ok=True)
             for name in ("fleetnas", "fleetnas-agent"):
@@ -184,24 +165,26 @@ class Scene:
         self.servers[kind] = process
         said = ""
         assert process.stdout is not None
-        for line in process.stdout:
-            said += line
-            if ready.search(line):
-                threading.Thread(target=process.stdout.read, daemon=True).start()
-                return True, said
+        with contextlib.suppress(waiting.StalledError), waiting.watching(process):
+            for line in process.stdout:
+                said += line
+                if ready.search(line):
+                    threading.Thread(target=process.stdout.read, daemon=True).start()
+                    return True, said
         return False, said
 
-    def stop(self, kind: str) -> None:
+    def stop(self, kind: str, how: signal.Signals = signal.SIGTERM) -> None:
         """Stop the program of a kind, if there is one."""
         if process := self.servers.pop(kind, None):
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            process.send_signal(how)
+            waiting.ended(process)
 
     def run(self, text: str) -> tuple[int, str]:
         """Run a command that ends; returns its exit code and output."""
-        ended = subprocess.run(
-            ["bash", "-c", text], cwd=self.folder, env=self.environment, text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        answer = "yes y" if "runs delete" in text else "true"
+        ended = waiting.run(
+            ["bash", "-o", "pipefail", "-c", f"{answer} | {{ {text}\n}}" if answer != "true" else text],
+            cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )  # fmt: skip
         return ended.returncode, ended.stdout
 
@@ -209,21 +192,51 @@ class Scene:
         """Run one command; returns what the test asks about."""
         usual = USUAL if re.search("--(?:credentials|local|broker) ", command.text) else f"{USUAL} --broker localhost"
         text = re.sub(r" \.\.\.(?= |$)", f" {usual}", command.text)
-        text = text.replace("--sustained 30m", "--sustained 3s --window 1")
+        for pattern, shorter in _SHORTER:
+            text = pattern.sub(shorter, text)
+        record: dict[str, object] = {"line": command.line, "text": command.text}
+        if assigned := _ASSIGNMENT.match(text):
+            self.environment[assigned[1]] = " ".join(shlex.split(assigned[2]))
+            return record | {"fine": True, "said": ""}
+        self._prepare(text)
         for pattern, ready, kind in _SERVERS:
             if pattern.search(text):
                 fine, said = self.start(kind, text, ready)
-                return {"line": command.line, "text": command.text, "fine": fine, "said": said[-1500:]}
+                return record | {"fine": fine, "said": said[-1500:]}
         code, said = self.run(text)
         if code == 0 and "broker init" in text:
             self._start_mosquitto(text)
-        fine = code == 0 or (code == 1 and not said.startswith("error:") and "\nerror:" not in said)
-        return {"line": command.line, "text": command.text, "fine": fine, "code": code, "said": said[-1500:]}
+        fine = code == 0 or (code == 1 and not re.search(r"(?m)^(?:error:|Traceback)", said))
+        return record | {"fine": fine, "code": code, "said": said[-1500:]}
 
-    def serve(self) -> None:
-        """Start a broker and an agent, as pages that begin with a search take for granted."""
-        (_, listens, _), (_, connected, _) = _SERVERS
+    def _prepare(self, text: str) -> None:
+        """Bring about what a command takes as given at its moment."""
+        if "mqtts://broker.example" in text or "--ca-file ca.pem" in text:
+            site = self.folder / documented_world.SITE
+            call("chown", "-R", "mosquitto:", site)
+            self.folder.chmod(0o755)
+            self._start_broker(site / "mosquitto.conf")
+        if "fleetnas watch --" in text and "--store" not in text:
+            way = "--broker localhost" if "--broker" in text else "--credentials authority/coordinator.credentials"
+            self._begin_search(way)
+        if "search --local --resume" in text:
+            self._begin_search("--local")
+            self.stop("search", signal.SIGINT)
+
+    def _begin_search(self, way: str) -> None:
+        """Start a search that has measured something and is not over."""
+        fine, said = self.start(
+            "search", f"fleetnas search {USUAL} {way} --budget 12 --json", re.compile('"event": ?"measurement"')
+        )
+        if not fine:
+            raise SystemExit(f"the search to watch or to resume did not begin: {said}")
+
+    def serve(self, words: str = "") -> None:
+        """Start what pages take for granted that say `words`: a broker and agents, a database, an authority."""
+        (_, listens, _), (_, connected, _), *_ = _SERVERS
         other = AGENT.replace("pi4", "pi5")
+        if "fleetnas bench" in words:
+            other += " --setting litert,threads=4"
         for kind, text, ready in (
             ("broker", BROKER, listens),
             ("agent", AGENT, connected),
@@ -232,6 +245,16 @@ class Scene:
             fine, said = self.start(kind, text, ready)
             if not fine:
                 raise SystemExit(f"{text}: {said}")
+        if "postgresql" in words:
+            self.servers["database"] = documented_world.start_postgresql()
+        if ".credentials" in words and "broker init" not in words:
+            for text in AUTHORITY:
+                record = self.play(Command("", 0, text))
+                if not record["fine"]:
+                    raise SystemExit(f"{text}: {record['said']}")
+        if "install-service" in words:
+            for parent in Path(sys.executable).resolve().parents:
+                parent.chmod(parent.stat().st_mode | 0o555)
 
     def must(self, text: str) -> None:
         """Run a command of the preparation, which has to succeed."""
@@ -245,14 +268,16 @@ class Scene:
         if "--install-at" in text:
             shutil.copytree(made, "/etc/mosquitto/fleetnas")
             made = Path("/etc/mosquitto/fleetnas")
-        _call("chown", "-R", "mosquitto:", made)
+        call("chown", "-R", "mosquitto:", made)
         for parent in made.parents:
             parent.chmod(parent.stat().st_mode | 0o111)
+        self._start_broker(made / "mosquitto.conf")
+
+    def _start_broker(self, configuration: Path) -> None:
         self.stop("mosquitto")
-        self.servers["mosquitto"] = subprocess.Popen(
-            ["mosquitto", "-c", str(made / "mosquitto.conf")], stderr=subprocess.DEVNULL, text=True
-        )
-        waiting.until(lambda: _answers("localhost", 8883), self.servers["mosquitto"], what="mosquitto answers")
+        broker = subprocess.Popen(["mosquitto", "-c", str(configuration)], stderr=subprocess.DEVNULL, text=True)
+        self.servers["mosquitto"] = broker
+        waiting.until(lambda: _answers(8883), broker, what="mosquitto answers")
 
     def furnish(self) -> None:
         """Make what pages take as given: images, bundles, model files, a finished search with its cards."""
@@ -266,28 +291,33 @@ class Scene:
         calibrated = "--images data/val --calibration-images data/train"
         self.must(f"fleetnas accuracy evaluate my.supernet {calibrated} -n 50 -o evaluated.jsonl")
         self.must("fleetnas accuracy fit evaluated.jsonl --bundle my.supernet")
-        self.must(f"fleetnas evaluate my.supernet smallest {calibrated} -o model.onnx")
+        documented_world.write_files(self.folder)
         self.must(f"fleetnas evaluate my.supernet smallest {calibrated} --runtime litert -o model.tflite")
-        for name in ("mine", "ofa", "mbv3", "X", "tuned", "mine-20ms"):
+        for name in ("mine", "ofa", "mbv3", "tuned"):
             (self.folder / f"{name}.supernet").symlink_to("my.supernet")
-        (self.folder / "run").mkdir()
-        (self.folder / "run" / "supernet.supernet").symlink_to("../my.supernet")
+        resolutions = "--resolutions 16,24 --width 0.25"
+        self.must(f"fleetnas train data/train --val data/val {resolutions} --epochs 1 --batch-size 8 --out run")
         self.serve()
         self.must(
             "fleetnas search --broker localhost --supernet my.supernet --targets 10,20"
             " --calibration-images data/train --out results"
         )
         (self.folder / "winners").symlink_to("results")
-        shutil.copy(self.folder / "evaluated.jsonl", self.folder / "evaluated-1.jsonl")
+        shutil.copy(self.folder / "evaluated.jsonl", self.folder / "evaluated-0.jsonl")
         (self.folder / "weights.json").write_text('{"pi4": 2}')
-        (self.folder / "architecture.json").write_text(
-            json.dumps(json.loads(next((self.folder / "results").glob("*/*/*ms.json")).read_text())["architecture"])
-        )
+        architecture = documented_world.architecture_of(self.folder / "results")
+        (self.folder / "architecture.json").write_text(architecture)
 
 
-def _answers(host: str, port: int) -> bool:
+def starts_all_itself(words: str) -> bool:
+    """Return whether a page starts its broker before it names one."""
+    broker, named = re.search(r"fleetnas broker(?= --host|$)", words, re.MULTILINE), re.search("--broker", words)
+    return broker is not None and (named is None or broker.start() < named.start())
+
+
+def _answers(port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=1).close()
+        socket.create_connection(("localhost", port), timeout=1).close()
     except OSError:
         return False
     return True
@@ -307,14 +337,21 @@ def _play(page: str, folder: str) -> None:
     shutil.copytree(folder, "/home/reader", symlinks=True)
     scene = Scene(Path("/home/reader"))
     Path("/data").symlink_to("/home/reader/data")
-    scene.serve()
-    for command in commands(ROOT / page):
-        if command.mark is None:
-            print(json.dumps(scene.play(command)), flush=True)  # noqa: T201
+    found = [command for command in commands(ROOT / page) if command.mark is None]
+    words = "\n".join(command.text for command in found)
+    if not starts_all_itself(words):
+        scene.serve(words)
+    for command in found:
+        print(json.dumps(scene.play(command)), flush=True)  # noqa: T201
     for kind in list(scene.servers):
         scene.stop(kind)
 
 
 if __name__ == "__main__":
     step, *more = sys.argv[1:]
-    {"--enter": _enter, "--furnish": _furnish, "--play": _play}[step](*more)
+    if step == "--enter":
+        enter(__file__, *more)
+    elif step == "--furnish":
+        _furnish(*more)
+    else:
+        _play(*more)

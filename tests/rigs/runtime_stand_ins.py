@@ -11,7 +11,7 @@ import pytest
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 #: Runs a model in onnxruntime and prints what the command runtime wants to read.
-_PROGRAM = """\
+PROGRAM = """\
 import json, os, sys, time
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np, onnxruntime
@@ -62,5 +62,5 @@ def become_jetson(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def provide_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own program for the command runtime, which really runs the model on the processor."""
     program = folder / "bench.py"
-    program.write_text(_PROGRAM)
+    program.write_text(PROGRAM)
     monkeypatch.setenv("FLEETNAS_COMMAND", f"{sys.executable} {program} {{model}} {{threads}} {{runs}}")
