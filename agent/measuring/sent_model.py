@@ -63,7 +63,7 @@ def try_model(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> Tr
     """Load a model, run it a few times, and free it."""
     driven = runtime.conditions() is not None  # its memory is that of another device, which this host does not know
     if not driven:
-        _load_library(runtime, model, setting)
+        _load_runtime(runtime, model, setting)
         return_unused_memory()  # what a model before this one left would be taken again, and not be counted
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_RESET_PEAK)
@@ -78,7 +78,7 @@ def try_model(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> Tr
     return Trial(timing.median_ms, max(0, peak - before) if known else None)  # type: ignore[operator]
 
 
-def _load_library(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> None:
+def _load_runtime(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> None:
     """Have the library take what it keeps for all models, with its first session in this process."""
     runtime.version()
     if setting.runtime not in _used:
