@@ -247,6 +247,8 @@ class Scene:
                 raise SystemExit(f"{text}: {said}")
         if "postgresql" in words:
             self.servers["database"] = documented_world.start_postgresql()
+            if "watch" in words:
+                self.must(f"fleetnas search {USUAL} --broker localhost --store postgresql://fleetnas@db/fleetnas")
         if ".credentials" in words and "broker init" not in words:
             for text in AUTHORITY:
                 record = self.play(Command("", 0, text))
@@ -328,9 +330,9 @@ def _furnish(folder: str) -> None:
     scene.furnish()
     for kind in list(scene.servers):
         scene.stop(kind)
-    shutil.copytree(
-        "/home/reader", folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".bin", "fleetnas")
-    )
+    for made_again in (".bin", "fleetnas"):
+        shutil.rmtree(scene.folder / made_again)
+    shutil.copytree(scene.folder, folder, symlinks=True, dirs_exist_ok=True)
 
 
 def _play(page: str, folder: str) -> None:
