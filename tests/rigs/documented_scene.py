@@ -225,26 +225,18 @@ class Scene:
 
     def _begin_search(self, way: str) -> None:
         """Start a search that has measured something and is not over."""
-        fine, said = self.start(
-            "search", f"fleetnas search {USUAL} {way} --budget 12 --json", re.compile('"event": ?"measurement"')
-        )
-        if not fine:
-            raise SystemExit(f"the search to watch or to resume did not begin: {said}")
+        text = f"fleetnas search {USUAL} {way} --budget 12 --json"
+        self._serve("search", text, re.compile('"event": ?"measurement"'))
 
     def serve(self, words: str = "") -> None:
         """Start what pages take for granted that say `words`: a broker and agents, a database, an authority."""
         (_, listens, _), (_, connected, _), *_ = _SERVERS
-        other = AGENT.replace("pi4", "pi5")
-        if "fleetnas bench" in words:
-            other += " --setting litert,threads=4"
-        for kind, text, ready in (
-            ("broker", BROKER, listens),
-            ("agent", AGENT, connected),
-            ("other", other, connected),
-        ):
-            fine, said = self.start(kind, text, ready)
-            if not fine:
-                raise SystemExit(f"{text}: {said}")
+        agents = {"agent": AGENT}
+        if "pi5" in words:
+            agents["other"] = AGENT.replace("pi4", "pi5") + " --setting litert,threads=4" * ("fleetnas bench" in words)
+        self._serve("broker", BROKER, listens)
+        for kind, text in agents.items():
+            self._serve(kind, text, connected)
         if "postgresql" in words:
             self.servers["database"] = documented_world.start_postgresql()
             if "watch" in words:
@@ -257,6 +249,11 @@ class Scene:
         if "install-service" in words:
             for parent in Path(sys.executable).resolve().parents:
                 parent.chmod(parent.stat().st_mode | 0o555)
+
+    def _serve(self, kind: str, text: str, ready: re.Pattern[str]) -> None:
+        fine, said = self.start(kind, text, ready)
+        if not fine:
+            raise SystemExit(f"{text}: {said}")
 
     def must(self, text: str) -> None:
         """Run a command of the preparation, which has to succeed."""
@@ -299,7 +296,7 @@ class Scene:
             (self.folder / f"{name}.supernet").symlink_to("my.supernet")
         resolutions = "--resolutions 16,24 --width 0.25"
         self.must(f"fleetnas train data/train --val data/val {resolutions} --epochs 1 --batch-size 8 --out run")
-        self.serve()
+        self.serve("pi5")
         self.must(
             "fleetnas search --broker localhost --supernet my.supernet --targets 10,20"
             " --calibration-images data/train --out results"
