@@ -184,7 +184,7 @@ class Scene:
         # A search that is resumed keeps the budget that it began with, and one without devices measures nothing.
         unused = SHORT if re.search("--resume|--offline", text) else ()
         environment = {name: value for name, value in self.environment.items() if name not in unused}
-        answered = f"echo y | {text}" if "runs delete" in text else text
+        answered = f"echo y | script -qec {shlex.quote(text)} /dev/null" if "runs delete" in text else text
         ended = waiting.run(
             ["bash", "-o", "pipefail", "-c", answered],
             cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
