@@ -70,8 +70,12 @@ def serve(application: Application, listener: socket.socket, on_start: Callable[
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
     server = uvicorn.Server(config)
-    # The server raises the signal that ended it once more; then the command ends by itself.
-    kept = {wanted: signal.signal(wanted, lambda *_: None) for wanted in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(*_: object) -> None:
+        """End a server that has not begun to listen to signals; it raises the one that ended it once more, too."""
+        server.should_exit = True
+
+    kept = {wanted: signal.signal(wanted, end) for wanted in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.closing(listener):
             on_start()
