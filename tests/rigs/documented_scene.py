@@ -235,7 +235,7 @@ class Scene:
         """Start what pages take for granted that say `words`: a broker and agents, a database, an authority."""
         (_, listens, _), (_, connected, _), *_ = _SERVERS
         agents = {"agent": AGENT}
-        if "pi5" in words:
+        if "pi5" in words or "--verify " in words:
             agents["other"] = AGENT.replace("pi4", "pi5") + " --setting litert,threads=4" * ("fleetnas bench" in words)
         self._serve("broker", BROKER, listens)
         for kind, text in agents.items():
@@ -301,7 +301,7 @@ class Scene:
         self.must(f"fleetnas train data/train --val data/val {resolutions} --epochs 1 --batch-size 8 --out run")
         self.serve("pi5")
         self.must(
-            "fleetnas search --broker localhost --supernet my.supernet --targets 10,20"
+            "fleetnas search --broker localhost --supernet my.supernet --targets 10,20 --budget 8"
             " --calibration-images data/train --out results"
         )
         (self.folder / "winners").symlink_to("results")
