@@ -32,7 +32,7 @@ $(BIN)/python:
 # One stamp for each set-up, so that a second run starts at once.
 $(VENV)/.demo-ready: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Setting up fleetnas in $(VENV) (once; about a minute) ..."
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,coordinator,digits]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[agent,coordinator,dashboard,digits]'
 	@touch $@
 
 $(VENV)/.test-ready: pyproject.toml constraints.txt | $(BIN)/python

@@ -266,7 +266,7 @@ def one_campaign(number: int, design: InitialDesign) -> int:
 
 
 def add_results(figures: Figures, wanted: int) -> None:
-    """Campaigns until so many results went through."""
+    """Campaigns until this number of results went through."""
     design = InitialDesign(SPACE, count=PER_DEVICE, seed=0)
     results, number = one_campaign(0, design), 1
     gc.collect()

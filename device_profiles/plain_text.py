@@ -11,7 +11,7 @@ import sys
 
 _LAYOUT = "\n\t"
 #: One ASCII character for each sign in our output, for streams whose encoding lacks it.
-ASCII_SIGNS = str.maketrans("╭╮╰╯─━│█░✓✗·●◌◆○↓–—…°±×µ’“”", '++++--|#.+x-*o%ov--. ~xu\'""')
+ASCII_SIGNS = str.maketrans("╭╮╰╯─━│█░≥✓✗✘·●◌◆○↓–—…°±×µ’“”", '++++--|#.>+xX-*o%ov--. ~xu\'""')
 #: Name of the error handler with which encoding never fails: `text.encode("ascii", PRINTABLE)`.
 PRINTABLE = "fleetnas-printable"
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")

@@ -13,7 +13,7 @@ import typer
 
 from fleetnas.agent.cli.parsers import build_parser
 from fleetnas.coordinator.cli.app import app
-from fleetnas.coordinator.cli.help_sections import groups_of, title_of
+from fleetnas.coordinator.cli.help_sections import argument_word, groups_of, title_of
 
 PAGE = Path(__file__).resolve().parent / "cli.md"
 HEAD = """\
@@ -85,13 +85,13 @@ def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 def _typer_lines(names: tuple[str, ...], command: Any) -> Iterator[str]:
     path = " ".join(names)
     arguments = [each for each in command.params if each.param_type_name == "argument"]
-    words = [_argument_word(each) for each in arguments]
+    words = [argument_word(each) for each in arguments]
     below = getattr(command, "commands", {})
     usage = " ".join([path, "[OPTIONS]", *words, *(["COMMAND ..."] if below else [])])
     yield from (f"## {path}", "", _markdown(_paragraphs(command.help or "")), "", "```text", usage, "```", "")
     if arguments:
         yield from ("| argument | |", "|---|---|")
-        yield from (f"| `{_argument_word(each)}` | {_cell(each.help or '')} |" for each in arguments)
+        yield from (f"| `{argument_word(each)}` | {_cell(each.help or '')} |" for each in arguments)
         yield ""
     options = [each for each in command.params if each.param_type_name == "option"]
     groups = groups_of(path)
@@ -108,12 +108,6 @@ def _typer_lines(names: tuple[str, ...], command: Any) -> Iterator[str]:
 
 def _place(option: Any, names: tuple[str, ...]) -> int:
     return next((names.index(name) for name in option.opts if name in names), len(names))
-
-
-def _argument_word(argument: Any) -> str:
-    name = argument.metavar or argument.name.upper()
-    name = name if argument.required or name.startswith("[") else f"[{name}]"
-    return f"{name}..." if argument.nargs != 1 and not name.endswith("...") else str(name)
 
 
 def _option_words(option: Any) -> str:

@@ -97,6 +97,11 @@ def test_pages_that_name_a_coordinators_extra_install_the_coordinator(page: Path
         assert "coordinator" in extras or not extras & _OF_THE_COORDINATOR, extras
 
 
+def test_the_guide_to_installing_lists_every_extra() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| ", (ROOT / "docs/installing.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(set(declared_extras()) - {"", "dev"})
+
+
 def imported_by(path: Path) -> set[str]:
     """Top-level names of other projects that a module imports, wherever in it."""
     names = set()

@@ -23,6 +23,7 @@ from pathlib import Path
 from fleetnas.device_profiles.text_files import open_text
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.folders import user_folder
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 SECTION = "agent"
 PREFIX = "FLEETNAS_"
@@ -98,5 +99,8 @@ def _read_file(file: Path) -> dict[str, str]:
     values = dict(parser[SECTION])
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
-        raise UsageError(f"the configuration {file} has an unknown key {unknown[0]!r}; there are {', '.join(KEYS)}")
+        near = did_you_mean(unknown[0], KEYS) or ";"
+        raise UsageError(
+            f"the configuration {file} has an unknown key {unknown[0]!r}{near} there are {', '.join(KEYS)}"
+        )
     return values

@@ -53,12 +53,17 @@ def run_demo(directory: Path, run_search: Callable[[SearchRequest], int], seed: 
     with EmbeddedBroker(port=0) as broker, agents(broker.address, work):
         return run_search(
             SearchRequest(
-                store=str(work / "runs.sqlite"),
+                store=str(store_of(directory)),
                 devices_at=FleetAccess(broker.address),
                 run=NewRun(supernet, demo_plan(seed)),
                 out=directory,
             )
         )
+
+
+def store_of(directory: Path) -> Path:
+    """Return the store of a demonstration that writes to `directory`."""
+    return directory / "demo" / "runs.sqlite"
 
 
 def demo_plan(seed: int) -> CampaignPlan:

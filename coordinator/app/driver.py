@@ -15,6 +15,7 @@ from fleetnas.coordinator.app.run_artifacts import RunArtifacts
 from fleetnas.coordinator.campaign.baseline_measurer import BaselineMeasurer
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.records.plan import RunSettings
+from fleetnas.coordinator.records.snapshot import with_baselines
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.search.blas import single_threaded_blas
 from fleetnas.coordinator.store.store import MeasurementStore
@@ -136,6 +137,8 @@ class RunningSearch:
         if self.campaign.finished and not self._finished:
             # The campaign's progress is that of its searches, which have ended.
             snapshot = replace(snapshot, phase="measuring baselines", progress=None)
+        if self.baselines is not None:
+            snapshot = with_baselines(snapshot, [row.record for row in self.baselines.rows])
         self.progress.take(snapshot)
         self.view.update(snapshot)
 

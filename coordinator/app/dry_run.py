@@ -200,7 +200,7 @@ def _planned(
 
 
 def expected_counts(plan: CampaignPlan, history: SearchHistory, targets: int | None = None) -> Counts:
-    """Return the measurements that a new search makes on a device setting with so many targets: those of the plan."""
+    """Return the measurements that a new search makes on a device setting with this number of targets: the plan's."""
     begun = SearchState(open_targets=plan.targets_asked if targets is None else targets)
     found = counts_of_search(plan.budget, min(plan.initial_design, plan.budget), begun, history.habits)
     # Each baseline is measured as a given subnet is.
@@ -208,7 +208,7 @@ def expected_counts(plan: CampaignPlan, history: SearchHistory, targets: int | N
 
 
 def _own_part(counts: Counts, boards: int, plan: CampaignPlan) -> Counts:
-    """Return what one of so many equal boards measures, the anchor of its class included; 0: it is searched alone."""
+    """Return what one board of a class of this size measures, the anchor included; 0: it is searched alone."""
     if boards < 2:
         return counts
     shared = counts.shared_over(boards, plan.verify_boards)

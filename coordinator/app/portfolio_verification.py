@@ -67,7 +67,8 @@ def tell_verified(problem: PortfolioProblem, services: list[Service], outcome: C
             latency_ms = max(found.verified_ms, found.typical_ms or 0.0)
             for demand in problem.demands:
                 if demand.is_of(device):
-                    met = meets_target(demand.target_ms, found.verified_ms, found.typical_ms)
+                    same = found.target_ms == demand.target_ms
+                    met = found.met if same else meets_target(demand.target_ms, found.verified_ms, found.typical_ms)
                     problem.tell(found.architecture, demand, latency_ms, met=met)
                     decided += (demand, found.architecture) in wanted
     return decided

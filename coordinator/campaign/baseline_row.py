@@ -11,6 +11,7 @@ from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, WinnerBuilder
 from fleetnas.coordinator.records.baselines import Baseline, BaselineRecord
 from fleetnas.coordinator.records.events import BaselineMeasured
+from fleetnas.coordinator.records.setting_events import SettingEvents
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES
 from fleetnas.coordinator.tuning.subnet_tuner import REPEATS
@@ -154,15 +155,5 @@ class BaselineRow:
 
     def event(self, at_s: float) -> BaselineMeasured:
         """Return the event of a row that is done, which ended at `at_s`, Unix seconds."""
-        measured = self.record.measurement
-        return BaselineMeasured(
-            at_s=at_s,
-            run_id=self.record.run_id,
-            device=self.record.device,
-            setting=self.record.setting_label,
-            baseline=self.baseline.name,
-            measured_ms=measured.median_ms if measured is not None else None,
-            half_width_percent=measured.half_width_percent if measured is not None else None,
-            quality=measured.quality if measured is not None else None,
-            reason=self.record.reason,
-        )
+        record = self.record
+        return SettingEvents(record.run_id, record.device, record.setting_label).baseline(at_s, record)

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
-from fleetnas.coordinator.records.budget import shown_purpose
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot, ended_state
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import TaskRecord
 from fleetnas.coordinator.records.target_status import TargetStatus
-from fleetnas.coordinator.records.targets import target_label
+from fleetnas.coordinator.records.task_words import task_words
 from fleetnas.coordinator.records.totals import targets_asked, unreached
 from fleetnas.coordinator.records.verdict import shown_reason
 from fleetnas.coordinator.tuning.target_state import TargetState, states_of
@@ -72,6 +71,7 @@ def setting_snapshot(setting_run: SettingRun, entry: AgentEntry | None, plan: Ca
         targets_asked=_targets_asked(setting_run, plan, targets),
         targets_note=setting_run.search.targets_note,
         tags=setting_run.info.tags,
+        board=setting_run.search.board,
         quality=setting_run.tally.quality,
     )
 
@@ -112,17 +112,18 @@ def _state(setting_run: SettingRun, entry: AgentEntry | None) -> tuple[DeviceSta
         if entry.phase == "waiting":
             return "waiting", entry.resting or "for another agent of its host"
         if record.purpose == "verification":
-            target = target_label(record.target_ms, record.target)
-            return "verifying", f"{target}{': ' if target else ''}{record.architecture.fingerprint}"
-        return "measuring", f"{shown_purpose(record.purpose)} {record.architecture.fingerprint}"
+            return "verifying", task_words(record)
+        return "measuring", task_words(record)
     if setting_run.selection is not None:
         done, total = setting_run.selection
         return "waiting", f"for candidates on selection images, {done} of {total} evaluated"
     if setting_run.plan is not None:
-        return "waiting", "for the search"
+        return "waiting", "for the search to choose its next subnets"
     if setting_run.evaluations:
         return "waiting", "for the winners' accuracy"
-    return ("waiting", "its device measures another setting") if setting_run.ready else ("idle", "")
+    if setting_run.ready:
+        return "waiting", "for its device, which measures another setting"
+    return "idle", "nothing to measure now"
 
 
 def _running(setting_run: SettingRun, entry: AgentEntry) -> TaskRecord | None:

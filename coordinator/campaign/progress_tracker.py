@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from fleetnas.coordinator.campaign.setting_run import SettingRun
+from fleetnas.coordinator.records.board_place import BoardPlace
+from fleetnas.coordinator.records.data_quality import QualityTally
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.run_progress import ENDED, RunProgress
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot
@@ -24,6 +26,7 @@ from fleetnas.coordinator.records.workload import (
     widening,
 )
 from fleetnas.coordinator.tuning.subnet_tuner import REPEATS
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 #: The estimate from before the run counts as much as this many measurements of the fleet, and what the fleet shows as
 #: this many of one device.
@@ -39,6 +42,50 @@ _MOST_SHARE = 0.99
 _GIVEN_AGAIN = 1.1
 #: Places of the two kinds of measurements.
 _FIRST, _VERIFICATION = 0, 1
+
+
+class SearchWork(Protocol):
+    """What the search of a device setting has done."""
+
+    @property
+    def measured_together(self) -> int:
+        """First measurements of its whole class of equal boards."""
+
+    @property
+    def phase(self) -> str:
+        """Such as `search` or `verification`."""
+
+    @property
+    def board(self) -> BoardPlace | None:
+        """Its place in a class of equal boards; None: it is searched by itself."""
+
+
+class SettingWork(Protocol):
+    """What a device setting has done: one of a campaign at work, or a stored one."""
+
+    @property
+    def device(self) -> str:
+        """Name of the agent."""
+
+    @property
+    def setting(self) -> RuntimeSetting:
+        """Its runtime setting."""
+
+    @property
+    def tally(self) -> QualityTally:
+        """Its measurements, verifications included."""
+
+    @property
+    def failures(self) -> int:
+        """Failed measurements."""
+
+    @property
+    def measurements(self) -> int:
+        """Measurements and failures that counted against the budget."""
+
+    @property
+    def search(self) -> SearchWork:
+        """Its search."""
 
 
 @dataclass
@@ -88,7 +135,7 @@ class ProgressTracker:
         """Take what earlier runs tell: the seconds of a setting by device and label, and the habits of searches."""
         self._expected, self._habits = seconds, habits
 
-    def observe(self, now_s: float, setting_runs: Iterable[SettingRun]) -> None:
+    def observe(self, now_s: float, setting_runs: Iterable[SettingWork]) -> None:
         """Note what was measured since the last look."""
         for setting_run in setting_runs:
             if self._began_s is None:
@@ -105,7 +152,7 @@ class ProgressTracker:
                 self._learn(clock, self._expected(setting_run.device, label), new, took_s)
 
     def progress(
-        self, now_s: float, setting_runs: Collection[SettingRun], devices: Sequence[DeviceSnapshot], *, ended: bool
+        self, now_s: float, setting_runs: Collection[SettingWork], devices: Sequence[DeviceSnapshot], *, ended: bool
     ) -> RunProgress | None:
         """Return how far the campaign is; None before any device takes part.
 
@@ -132,7 +179,7 @@ class ProgressTracker:
         self._shown = min(_MOST_SHARE, max(self._shown, share))
         return RunProgress(self._shown, found.expected + END_S, found.least, found.most + 2 * END_S)
 
-    def _measured(self, setting_run: SettingRun) -> tuple[int, int]:
+    def _measured(self, setting_run: SettingWork) -> tuple[int, int]:
         """Count the first measurements of subnets, and the verifications."""
         total = setting_run.tally.measured + setting_run.failures
         if self._plan.architectures:
@@ -174,7 +221,7 @@ class ProgressTracker:
             each, first=each.first * own_first, verification=each.verification * own_again, deviation=deviation
         )
 
-    def _counts(self, setting_run: SettingRun, snapshot: DeviceSnapshot) -> Counts:
+    def _counts(self, setting_run: SettingWork, snapshot: DeviceSnapshot) -> Counts:
         open_targets = sum(target.met is None for target in snapshot.targets)
         if not snapshot.targets:
             open_targets = snapshot.targets_asked

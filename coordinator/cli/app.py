@@ -13,34 +13,38 @@ from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.configuration import choose_file
 from fleetnas.coordinator.cli.lazy import CommandEntry, LazyGroup
 
-#: In the order in which they are used, as the help lists them. A summary is the first sentence of the command's help.
+#: By titles, as the help lists them: summary (the first sentence of the command's help), and title.
 COMMANDS = {
-    "demo": CommandEntry("demo", "Search three settings of this machine: 2 to 4 minutes."),
-    "train": CommandEntry("train", "Train a supernet on your own images, one folder per class."),
-    "export": CommandEntry("export", "Write a supernet bundle, for searches and agents."),
-    "inspect": CommandEntry("inspect", "Say what a checkpoint or a bundle is."),
-    "evaluate": CommandEntry("evaluate", "Slice, calibrate and evaluate one subnet."),
-    "accuracy": CommandEntry("accuracy", "Accuracy of subnets: evaluate many, fit a predictor."),
-    "search": CommandEntry("search.command", "Search the whole fleet by measuring on every device."),
-    "finetune": CommandEntry("finetune", "Fine-tune one subnet, and write it as a bundle of its own."),
-    "measure": CommandEntry("measure", "Measure and verify given subnets on devices."),
-    "bench": CommandEntry("bench", "Measure model files on every device of a fleet."),
-    "watch": CommandEntry("watch", "Show a search that runs elsewhere, until it ends."),
-    "dashboard": CommandEntry("dashboard", "Show the runs of a store in a browser, live, until Ctrl-C."),
-    "devices": CommandEntry("devices", "List the fleet's agents: when last seen, and why idle."),
-    "runs": CommandEntry("runs", "List every run in the store, oldest first."),
-    "results": CommandEntry("runs", "Show the results of a run, ended or not."),
-    "portfolio": CommandEntry("portfolio", "Choose few subnets for all targets of a search."),
-    "export-data": CommandEntry("export_data", "Write the stored measurements, one row each."),
-    "export-latency": CommandEntry("export_latency", "Write the latencies of a device as files."),
-    "mirror": CommandEntry("mirror", "Put a supernet into a folder of a web server, for agents."),
-    "predictor": CommandEntry("predictor", "Latency predictors."),
-    "broker": CommandEntry("broker", "Run the embedded MQTT broker until Ctrl-C."),
-    "installer": CommandEntry("installer", "Serve this fleetnas to devices, until Ctrl-C."),
-    "enroll": CommandEntry("security", "Issue one agent's credentials, as a single file."),
-    "revoke": CommandEntry("security", "Shut an agent out of the fleet."),
-    "sign": CommandEntry("security", "Sign a file that is fetched another way."),
-    "verify": CommandEntry("security", "Check a file against the coordinator's signature."),
+    "demo": CommandEntry("demo", "Search three settings of this machine: 2 to 4 minutes.", "Try it"),
+    "train": CommandEntry("train", "Train a supernet on your own images, one folder per class.", "Supernets"),
+    "export": CommandEntry("export", "Write a supernet bundle, for searches and agents.", "Supernets"),
+    "inspect": CommandEntry("inspect", "Say what a checkpoint or a bundle is.", "Supernets"),
+    "accuracy": CommandEntry("accuracy", "Accuracy of subnets: evaluate many, fit a predictor.", "Supernets"),
+    "evaluate": CommandEntry("evaluate", "Slice, calibrate and evaluate one subnet.", "Supernets"),
+    "finetune": CommandEntry("finetune", "Fine-tune one subnet, and write it as a bundle of its own.", "Supernets"),
+    "search": CommandEntry("search.command", "Search the whole fleet by measuring on every device.", "On devices"),
+    "measure": CommandEntry("measure", "Measure and verify given subnets on devices.", "On devices"),
+    "bench": CommandEntry("bench", "Measure model files on every device of a fleet.", "On devices"),
+    "portfolio": CommandEntry("portfolio", "Choose few subnets for all targets of a search.", "On devices"),
+    "watch": CommandEntry("watch", "Show a search that runs elsewhere, until it ends.", "Runs and results"),
+    "dashboard": CommandEntry(
+        "dashboard", "Show the runs of a store in a browser, live, until Ctrl-C.", "Runs and results"
+    ),
+    "runs": CommandEntry("runs", "List every run in the store, oldest first.", "Runs and results"),
+    "results": CommandEntry("runs", "Show the results of a run, ended or not.", "Runs and results"),
+    "export-data": CommandEntry("export_data", "Write the stored measurements, one row each.", "Runs and results"),
+    "export-latency": CommandEntry("export_latency", "Write the latencies of a device as files.", "Runs and results"),
+    "predictor": CommandEntry(
+        "predictor", "Latency predictors: evaluate them on stored measurements.", "Runs and results"
+    ),
+    "broker": CommandEntry("broker", "Run the embedded MQTT broker until Ctrl-C.", "The fleet"),
+    "installer": CommandEntry("installer", "Serve this fleetnas to devices, until Ctrl-C.", "The fleet"),
+    "devices": CommandEntry("devices", "List the fleet's agents: when last seen, and why idle.", "The fleet"),
+    "mirror": CommandEntry("mirror", "Put a supernet into a folder of a web server, for agents.", "The fleet"),
+    "enroll": CommandEntry("security", "Issue one agent's credentials, as a single file.", "The fleet"),
+    "revoke": CommandEntry("security", "Shut an agent out of the fleet.", "The fleet"),
+    "sign": CommandEntry("security", "Sign a file that is fetched another way.", "The fleet"),
+    "verify": CommandEntry("security", "Check a file against the coordinator's signature.", "The fleet"),
 }
 #: Of the callbacks of typer's completion, which look at no parameter.
 _PARAMETER: Any = None
@@ -56,6 +60,7 @@ app = CommandApp(
     name="fleetnas",
     help="Trains a once-for-all supernet on your images, or takes a published one, and searches it for the best subnet "
     "of every device, by measuring on the devices.",
+    epilog="`fleetnas demo` needs no board and no images. `fleetnas COMMAND --help` describes a command.",
     cls=FleetnasGroup,
     no_args_is_help=True,
 )

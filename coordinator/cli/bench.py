@@ -42,7 +42,7 @@ def bench(
         typer.Option(
             "--setting",
             metavar="SETTING",
-            help="Such as onnxruntime,threads=4; may be repeated (default: all offered).",
+            help="How models run, such as onnxruntime,threads=4; may be repeated (default: all that agents offer).",
         ),
     ] = None,
     input_shape: InputShapeTexts = None,

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from fleetnas.coordinator.cli.help_sections import NO_BREAK, write_options
+from fleetnas.coordinator.cli.help_sections import NO_BREAK, argument_word, write_options
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.suggestions import did_you_mean
@@ -35,6 +35,10 @@ class _Option(TyperOption):
 
 class _Argument(TyperArgument):
     """An argument whose default value is taken as it is."""
+
+    def get_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the argument as the usage line shows it."""
+        return [argument_word(self)]
 
     def process_value(self, ctx: Any, value: Any) -> Any:
         """Return the value, parsed where it was given."""

@@ -23,6 +23,7 @@ from fleetnas.coordinator.store import default_store
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.folders import home_folder
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 PREFIX = "FLEETNAS_"
 #: Names the file; empty: no file is read.
@@ -159,7 +160,8 @@ def _read(file: Path) -> Configuration:
     settings = {}
     for key, value in found.items():
         if key not in KEYS:
-            raise UsageError(f"the configuration {file} has an unknown key {key!r}; there are {', '.join(KEYS)}")
+            near = did_you_mean(key, KEYS) or ";"
+            raise UsageError(f"the configuration {file} has an unknown key {key!r}{near} there are {', '.join(KEYS)}")
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise UsageError(f'the configuration {file} has {key} = {value!r}, which is no text such as {key} = "..."')
         settings[key] = Setting(_value(key, value.strip(), file), str(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -27,4 +28,18 @@ def demo(
     from fleetnas.coordinator.app.demo import run_demo
     from fleetnas.coordinator.cli.search.running import run_search
 
-    raise typer.Exit(run_demo(out, lambda request: run_search(request, as_json=as_json), seed))
+    code = run_demo(out, lambda request: run_search(request, as_json=as_json), seed)
+    if not as_json and (out / "report.html").is_file():
+        typer.echo(next_steps(out))
+    raise typer.Exit(code)
+
+
+def next_steps(out: Path) -> str:
+    """Return what to do after a demonstration that wrote to `out`."""
+    from fleetnas.coordinator.app.demo import store_of
+
+    store = shlex.quote(str(store_of(out)))
+    return (
+        f"next: open {out / 'report.html'}, or see the run in a browser with: fleetnas dashboard --store {store}\n"
+        "for a board: `fleetnas broker --host 0.0.0.0` prints the line that installs the agent there"
+    )

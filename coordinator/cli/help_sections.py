@@ -10,9 +10,11 @@ from typing import Any
 NO_BREAK = "\u2011"
 _UNBREAKABLE = re.compile(r"(?<=\w)-(?=\w)")
 _DEFAULT_TIME = re.compile(r"default: ([0-9.]+)(?=[];])")
-_RANGE, _LEAST = re.compile(r"([0-9.e+-]+)<=x<=([0-9.e+-]+)(?=])"), re.compile(r"x>=([0-9.e+-]+)(?=])")
+_RANGE, _LEAST = re.compile(r"([0-9.e+-]+)<=x<=([0-9.e+-]+)(?=[];])"), re.compile(r"x>=([0-9.e+-]+)(?=[];])")
 #: Title of the options of a short help text, and of those that are in no group of a long one.
 OPTIONS, OTHERS = "Options", "Other options"
+#: Title of `--help` in a help text with groups.
+HELP = "Help"
 
 _CONNECTION = (
     *("--broker", "--fleet", "--credentials", "--username", "--password-file", "--ca-file", "--certificate-file"),
@@ -25,7 +27,6 @@ _ON_DEVICES: Mapping[str, tuple[str, ...]] = {
         *("--supernet", "--targets", "--targets-file", "--target", "--minimise", "--accuracy-floor", "--card"),
         *("--strategy", "--devices", "--resume", "--name", "--setting", "--runtime", "--threads", "--precision"),
         *("--baseline", "--baseline-accuracy", "--input-shape", "--local", "--offline"),
-        *("--authority", "--distrust", "--trust", "--wait"),
     ),
     "How long": ("--budget", "--timeout", "--dry-run", "--wait-for", "--join", "--grace", "--deadline"),
     "How it is measured": (
@@ -43,7 +44,12 @@ _ON_DEVICES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 _GROUPS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("search", "measure", "bench", "portfolio", "watch", "devices"), _ON_DEVICES),
+    **dict.fromkeys(("search", "measure", "bench", "portfolio", "watch"), _ON_DEVICES),
+    "devices": {
+        "What is listed": ("--wait", "--authority", "--json"),
+        "Which devices teach others": ("--distrust", "--trust", "--store"),
+        "Connection to the fleet": _CONNECTION,
+    },
     "train": {
         "What is trained": ("--val", "--out", "--resume", "--from", "--channels", "--fit"),
         "Design space": ("--space", "--options", "--resolutions", "--kernels", "--expands", "--depths", "--width"),
@@ -89,15 +95,22 @@ def write_options(command: Any, context: Any, formatter: Any) -> None:
         record = parameter.get_help_record(context)
         if record is None:
             continue
-        title = list(sections)[-1] if "--help" in parameter.opts and groups else title_of(parameter, groups)
+        title = HELP if "--help" in parameter.opts and groups else title_of(parameter, groups)
         names = groups.get(title, ())
         place = next((names.index(name) for name in parameter.opts if name in names), len(names))
-        word = record[0].partition(" <")[0] if parameter.param_type_name == "argument" else record[0]
+        word = argument_word(parameter) if parameter.param_type_name == "argument" else record[0]
         sections.setdefault(title, []).append((place, (word, _described(parameter, record[1]))))
     for title, rows in sections.items():
         if rows:
             with formatter.section(title):
                 formatter.write_dl([row for _, row in sorted(rows, key=lambda each: each[0])])
+
+
+def argument_word(argument: Any) -> str:
+    """Return an argument as usage lines write it: `NAME`, `[NAME]` where it may be left out, `NAME...` for several."""
+    name = str(argument.metavar or argument.name.upper())
+    name = name if argument.required or name.startswith("[") else f"[{name}]"
+    return f"{name}..." if argument.nargs != 1 and not name.endswith("...") else name
 
 
 def _described(parameter: Any, text: str) -> str:

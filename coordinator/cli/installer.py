@@ -171,7 +171,7 @@ def serving(
         others = f" (this machine is also {', '.join(addresses[1:])}: --advertise)" if addresses[1:] else ""
         typer.echo(f"to install or update an agent, paste this line {place}{others}:")
         typer.echo(f"\n{install_line(url, script, token=token)}\n")
-        typer.echo("behind it may stand: --run to start the agent, --service for a systemd service, --help")
+        typer.echo("options behind it: --run starts the agent, --service makes it a systemd service, --help lists all")
         yield
 
 

@@ -20,6 +20,8 @@ class CommandEntry:
     """Name of a module of this room, whose `register` adds the command to a `typer.Typer`."""
     summary: str
     """First sentence of the command's help."""
+    title: str = "Commands"
+    """Of the commands among which the list shows it; commands of one title stand together."""
 
 
 class LazyCommands(Mapping[str, Any]):
@@ -66,6 +68,15 @@ class LazyGroup(Group):
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all commands, in the order of the list."""
         return list(self.entries)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands under their titles, all summaries in one column."""
+        titles = dict.fromkeys(entry.title for entry in self.entries.values())
+        width = max(map(len, self.entries))
+        for title in titles:
+            found = {name: entry for name, entry in self.entries.items() if entry.title == title}
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), entry.summary) for name, entry in found.items()])
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command by its name, not loaded yet; None where there is none."""

@@ -40,24 +40,25 @@ class SettingOptions:
         typer.Option(
             "--setting",
             metavar="SETTING",
-            help="Such as onnxruntime,threads=4; may be repeated (default: all offered).",
+            help="How models run, such as onnxruntime,threads=4; may be repeated (default: all that agents offer).",
         ),
     ] = None
     runtime: Annotated[
-        RuntimeName | None, typer.Option("--runtime", help="Only settings of this runtime; local: of the one setting.")
+        RuntimeName | None, typer.Option("--runtime", help="Only settings of this runtime; with --local: the runtime.")
     ] = None
     threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, help="Only settings of N threads; local: same.")
+        int | None,
+        typer.Option("--threads", metavar="N", min=1, help="Only settings of N threads; with --local: its threads."),
     ] = None
     precision: Annotated[
         Precision | None,
-        typer.Option("--precision", help="Only settings of this precision; local: of the one setting."),
+        typer.Option("--precision", help="Only settings of this precision; with --local: its precision."),
     ] = None
     local: Annotated[
         bool, typer.Option("--local", help="This device alone: agent and coordinator in one, no broker, no network.")
     ] = False
     state_dir: Annotated[
-        Path | None, typer.Option("--state-dir", metavar="DIR", help="Local: where the agent keeps its state.")
+        Path | None, typer.Option("--state-dir", metavar="DIR", help="With --local: where the agent keeps its state.")
     ] = None
 
     def filter(self, card: WinnerCard | None) -> SettingFilter:

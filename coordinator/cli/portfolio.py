@@ -14,7 +14,7 @@ from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
-from fleetnas.coordinator.cli.search.fleet import FleetOptions
+from fleetnas.coordinator.cli.search.fleet import DeliveryOptions
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def portfolio(
     *,
     choice: ChoiceOptions,
     connection: ConnectionOptions,
-    fleet: FleetOptions,
+    delivery: DeliveryOptions,
 ) -> None:
     """Choose few subnets for all targets of a search.
 
@@ -83,11 +83,11 @@ def portfolio(
     from fleetnas.coordinator.view.output import output_console
     from fleetnas.supernet_export.output_files import check_file, write_atomically
 
-    if fleet.devices is not None:
-        raise UsageError("a portfolio is for all devices of its run; leave out --devices")
     if not choice.verify:
-        options.refuse(context, (*names(ConnectionOptions), *names(FleetOptions)), "only --verify measures on devices")
-    access = fleet.access(connection) if choice.verify else None
+        options.refuse(
+            context, (*names(ConnectionOptions), *names(DeliveryOptions)), "only --verify measures on devices"
+        )
+    access = delivery.access(connection) if choice.verify else None
     if choice.output is not None:
         check_file("--output", choice.output, ".json")
     run_id, settings, problem = _problem(run, choice)

@@ -39,7 +39,7 @@ class MethodOptions:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    group = CommandApp(help="Latency predictors.", no_args_is_help=True)
+    group = CommandApp(help="Latency predictors: evaluate them on stored measurements.", no_args_is_help=True)
     group.command("evaluate")(command(evaluate))
     group.callback()(lambda: None)
     app.add_typer(group, name="predictor")

@@ -16,6 +16,7 @@ import typer
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.option_groups import command, names
+from fleetnas.coordinator.records.run_names import no_run_in
 from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 
@@ -78,7 +79,7 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
     location = options.existing_store(chosen.store)
     if is_empty_file(location):
         if not chosen.as_json:
-            typer.echo(f"the store {location} holds no run yet")
+            typer.echo(no_run_in(location))
         return
     from fleetnas.coordinator.records.plan import kind_of
     from fleetnas.coordinator.report.stored_outcome import stored_totals
@@ -113,7 +114,7 @@ def runs(context: typer.Context, chosen: FilterOptions) -> None:
             f"none of the {len(stored)} runs in the store {opened.url} is meant; see them all with `fleetnas runs`"
         )
         if not stored:
-            nothing = f"the store {opened.url} holds no run yet"
+            nothing = no_run_in(opened.url)
     finally:
         opened.close()
     if not chosen.as_json:

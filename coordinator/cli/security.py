@@ -152,7 +152,8 @@ def enroll(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The agent's name in the fleet.")],
     authority: _AuthorityFolder,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="(default: NAME.credentials)")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The file to write (default: NAME.credentials)."),
     ] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Replace and revoke what it had before.")] = False,
     *,

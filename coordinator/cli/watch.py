@@ -88,11 +88,15 @@ def _is_at_configured_broker(run: str | None) -> bool:
 
 
 def _from_store(store: str | None, run: str | None) -> Feed:
+    from fleetnas.coordinator.app.search_history import SearchHistory
     from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 
     opened = options.open_to_read(store)
     try:
-        return StoreFeed(opened, opened.named_runs.find(run or LATEST).run_id)
+        feed = StoreFeed(opened, opened.named_runs.find(run or LATEST).run_id)
+        history = SearchHistory.of(opened, feed.plan, {record.device for record in opened.devices(feed.run_id)})
+        feed.expect(lambda device, label: history.known(device, label).seconds, history.habits)
+        return feed
     except BaseException:
         opened.close()
         raise

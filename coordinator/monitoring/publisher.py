@@ -31,7 +31,7 @@ _MOST_RUNS = 1000
 #: Seconds between two pages, and for one round of all pages, at least.
 _PAGE_EVERY_S, _ROUND_S = 0.25, 1.0
 #: Device settings on a page; fewer where they have many targets. A page stays far below the largest message.
-_MOST_ON_PAGE, _PAGE_BYTES, _DEVICE_BYTES, _TARGET_BYTES = 16, 40_000, 1_000, 550
+_MOST_ON_PAGE, _PAGE_BYTES, _DEVICE_BYTES, _TARGET_BYTES, _BASELINE_BYTES = 16, 40_000, 1_200, 550, 320
 _EVENTS_BYTES = 32_000
 _TEXT = 200
 
@@ -45,6 +45,8 @@ def device_to_json(device: DeviceSnapshot) -> dict[str, Any]:
     _cut(fields, "state_detail", "targets_note")
     for target in fields.get("targets", ()):
         _cut(target, "reason", "note")
+    for baseline in fields.get("baselines", ()):
+        _cut(baseline, "reason")
     return fields
 
 
@@ -227,4 +229,6 @@ class Publisher:
 
 def _on_page(snapshot: Snapshot) -> int:
     targets = max((len(device.targets) for device in snapshot.devices), default=0)
-    return max(1, min(_MOST_ON_PAGE, _PAGE_BYTES // (_DEVICE_BYTES + _TARGET_BYTES * targets)))
+    baselines = max((len(device.baselines) for device in snapshot.devices), default=0)
+    device_bytes = _DEVICE_BYTES + _TARGET_BYTES * targets + _BASELINE_BYTES * baselines
+    return max(1, min(_MOST_ON_PAGE, _PAGE_BYTES // device_bytes))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from fleetnas.coordinator.monitoring.feed import FeedUpdate
+from fleetnas.coordinator.monitoring.stored_progress import StoredProgress
 from fleetnas.coordinator.monitoring.stored_setting import StoredSetting
 from fleetnas.coordinator.records import events
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
@@ -14,6 +15,7 @@ from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, end_status
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, RunRecord, WinnerRecord
 from fleetnas.coordinator.records.totals import target_totals
+from fleetnas.coordinator.records.workload import Habits, Seconds
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import StoreUnavailableError
@@ -42,6 +44,7 @@ class StoreFeed:
         self._run = store.run(run_id)
         self._plan = settings_of(self._run).plan
         self._settings: dict[tuple[str, str], StoredSetting] = {}
+        self._progress = StoredProgress(self._plan, self._run.created_unix_s)
         self._winners: tuple[WinnerRecord, ...] = ()
         self._number = 0
         self._looked = False
@@ -67,6 +70,10 @@ class StoreFeed:
     def close(self) -> None:
         """Close the store."""
         self._store.close()
+
+    def expect(self, seconds: Callable[[str, str], Seconds], habits: Habits) -> None:
+        """Take what earlier runs tell of the time that measurements take; before the first poll."""
+        self._progress.expect(seconds, habits)
 
     @property
     def run(self) -> RunRecord:
@@ -110,6 +117,8 @@ class StoreFeed:
             setting = self._settings.get((outcome.task.device, outcome.task.setting_label))
             if setting is not None:
                 found += setting.take_outcome(outcome)
+                self._progress.observe(outcome.stored_unix_s, [setting])
+        self._take_together()
         for setting in self._settings.values():
             found += setting.take_learning()
         self._winners = tuple(self._store.winners(self.run_id))
@@ -117,10 +126,23 @@ class StoreFeed:
             setting = self._settings.get((winner.device, winner.setting_label))
             if setting is not None:
                 found += self._take_winner(setting, winner)
+        if self._plan.baselines:
+            for baseline in self._store.baselines.of_run(self.run_id):
+                setting = self._settings.get((baseline.device, baseline.setting_label))
+                if setting is not None:
+                    found += setting.take_baseline(baseline)
         ended = end_status(self._run.status)
         if ended is not None:
             found.append(self._finished(ended))
         return found
+
+    def _take_together(self) -> None:
+        """Give every device setting the number of first measurements of its class of equal boards."""
+        together: Counter[tuple[str, str]] = Counter()
+        for setting in self._settings.values():
+            together[_class_of(setting)] += setting.measurements
+        for setting in self._settings.values():
+            setting.take_together(together[_class_of(setting)])
 
     def _take_winner(self, setting: StoredSetting, winner: WinnerRecord) -> list[events.Event]:
         """Take a decided target; one that is damaged costs its event and a line."""
@@ -177,19 +199,31 @@ class StoreFeed:
                 )
             setting = StoredSetting(self.run_id, self._plan, self._run.created_unix_s, record)
             self._settings[key] = setting
+            self._progress.observe(self._run.created_unix_s, [setting])
         return found + setting.take_record(record)
 
     def _snapshot(self) -> Snapshot:
-        running = self._running
+        running, devices = self._running, self._devices()
+        now_s = self._wall_clock() if running else self._ended_s()
+        progress = None
+        # The time that is left is that of the searches: of baselines it is not known.
+        if self._run.status is not RunStatus.INTERRUPTED and not (running and self._searched):
+            progress = self._progress.progress(now_s, self._settings.values(), devices, ended=not running)
         return Snapshot(
             run_id=self.run_id,
             supernet=self._run.supernet,
             started_s=self._run.created_unix_s,
-            now_s=self._wall_clock() if running else self._ended_s(),
+            now_s=now_s,
             phase=self._phase() if running else str(self._run.status),
-            devices=self._devices(),
+            devices=devices,
             log=tuple(self._log),
+            progress=progress,
         )
+
+    @property
+    def _searched(self) -> bool:
+        """Whether the search of every device setting has ended."""
+        return bool(self._settings) and not any(setting.running for setting in self._settings.values())
 
     def _devices(self) -> tuple[DeviceSnapshot, ...]:
         return tuple(setting.snapshot(run_goes_on=self._running) for setting in self._settings.values())
@@ -201,5 +235,13 @@ class StoreFeed:
     def _phase(self) -> str:
         if not self._settings:
             return "waiting for devices"
+        if self._searched:
+            return "measuring baselines" if self._plan.baselines else "finished"
         at_work = [setting for setting in self._settings.values() if setting.running]
         return "verifying" if at_work and all(setting.verifying for setting in at_work) else "searching"
+
+
+def _class_of(setting: StoredSetting) -> tuple[str, str]:
+    """Return what the settings of one class of equal boards share; a board alone is its own class."""
+    board = setting.record.board
+    return ("class " + board.class_name if board is not None else setting.device, setting.setting.label)

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fleetnas.coordinator.records import events
+from fleetnas.coordinator.records.baselines import BaselineRecord
+from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.records.budget import counts_against_budget
 from fleetnas.coordinator.records.data_quality import QualityTally
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.setting_events import SettingEvents
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot, ended_state
+from fleetnas.coordinator.records.snapshot import (
+    DeviceSnapshot,
+    DeviceState,
+    TargetSnapshot,
+    baseline_snapshots,
+    ended_state,
+)
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, TaskRecord, WinnerRecord
 from fleetnas.coordinator.records.targets import TargetKey, ordered
+from fleetnas.coordinator.records.task_words import task_words
 from fleetnas.coordinator.records.totals import unreached
 from fleetnas.coordinator.records.verdict import shown_reason
 from fleetnas.coordinator.report.stored_outcome import known_targets, stored_targets_asked
-from fleetnas.fleet_protocol.messages import Failed, Measurement
+from fleetnas.fleet_protocol.messages import Failed, Measurement, RuntimeSetting
+
+
+@dataclass(frozen=True)
+class StoredWork:
+    """What the search of a stored device setting has done."""
+
+    measured_together: int
+    """First measurements of its whole class of equal boards."""
+    phase: str
+    board: BoardPlace | None
 
 
 class StoredSetting:
@@ -27,14 +46,16 @@ class StoredSetting:
         self._run_id, self._plan, self._begun_unix_s = run_id, plan, begun_unix_s
         self._record = record
         self._events = SettingEvents(run_id, record.device, record.setting.label)
-        self._measurements = self._failures = self._learned = 0
+        self.measurements = self.failures = self._learned = 0
         self._last: OutcomeRecord | None = None
-        self._tally = QualityTally()
+        self.tally = QualityTally()
         self._targets: dict[TargetKey, TargetSnapshot] = {}
         self._lost = False
         self._settled: set[TargetKey] = set()
         #: Tasks of which an outcome was read: of several attempts the first counts.
         self._known: set[str] = set()
+        self._baselines: dict[str, BaselineRecord] = {}
+        self.search = StoredWork(0, "search", record.board)
         #: First median of each subnet, ms, by its fingerprint.
         self._measured_ms: dict[str, float] = {}
 
@@ -42,6 +63,16 @@ class StoredSetting:
     def record(self) -> DeviceRecord:
         """The device setting as it was stored when the store was read."""
         return self._record
+
+    @property
+    def device(self) -> str:
+        """Name of the agent."""
+        return self._record.device
+
+    @property
+    def setting(self) -> RuntimeSetting:
+        """Its runtime setting."""
+        return self._record.setting
 
     @property
     def running(self) -> bool:
@@ -73,11 +104,11 @@ class StoredSetting:
             return []
         self._known.add(task.task_id)
         self._last = found
-        self._measurements += counts_against_budget(task.purpose, task.target_ms, task.target)
+        self.measurements += counts_against_budget(task.purpose, task.target_ms, task.target)
         at_s = found.stored_unix_s
         if isinstance(outcome, Failed):
-            self._failures += 1
-            return [self._events.failed(at_s, task, outcome, self._failures)]
+            self.failures += 1
+            return [self._events.failed(at_s, task, outcome, self.failures)]
         if task.purpose == "verification":
             key = self._key_of(task)
             self._targets[key] = TargetSnapshot(
@@ -89,11 +120,11 @@ class StoredSetting:
                 accuracy=task.predicted_accuracy,
             )
         self._measured_ms.setdefault(task.architecture.fingerprint, outcome.median_ms)
-        taken = self._events.measured(at_s, task, outcome, self._measurements, self._plan.budget)
-        findings = self._tally.add(outcome)
+        taken = self._events.measured(at_s, task, outcome, self.measurements, self._plan.budget)
+        findings = self.tally.add(outcome)
         if not findings:
             return [taken]
-        return [taken, *self._events.findings(at_s, findings, outcome, self._tally.quality)]
+        return [taken, *self._events.findings(at_s, findings, outcome, self.tally.quality)]
 
     def _key_of(self, task: TaskRecord) -> TargetKey:
         """Return the target of a verification; of a given subnet, that is the plan's."""
@@ -137,6 +168,20 @@ class StoredSetting:
         self._settled.add(key)
         return [self._events.decided(self.latest_s, winner)]
 
+    def take_together(self, measured: int) -> None:
+        """Take the number of first measurements of its whole class of equal boards, its own included."""
+        phase = "verification" if self.verifying else "search"
+        self.search = StoredWork(measured, phase, self._record.board)
+
+    def take_baseline(self, baseline: BaselineRecord) -> list[events.Event]:
+        """Take a baseline as it is stored now; returns the event of one with nothing left to measure, once."""
+        before = self._baselines.get(baseline.baseline)
+        self._baselines[baseline.baseline] = baseline
+        if not baseline.done or (before is not None and before.done):
+            return []
+        latest_s = max((each.finished_unix_s for each in baseline.measurements), default=self.latest_s)
+        return [self._events.baseline(latest_s, baseline)]
+
     def snapshot(self, *, run_goes_on: bool) -> DeviceSnapshot:
         """Return the present state of the device setting."""
         record, last = self._record, self._last
@@ -145,19 +190,27 @@ class StoredSetting:
             device=record.device,
             setting_label=record.setting.label,
             state=self._state(run_goes_on),
-            state_detail=record.reason,
+            state_detail=record.reason or self._latest_words(run_goes_on),
             temperature_c=after.temperature_c if after is not None else None,
             throttled=after.throttled if after is not None else None,
-            measurements=self._measurements,
+            measurements=self.measurements,
             budget=self._plan.budget,
-            failures=self._failures,
+            failures=self.failures,
             predictor_error=record.learning[-1].error if record.learning else None,
             targets=self._known_targets(),
             targets_asked=stored_targets_asked(record, self._plan.asked_of(record.device, record.info)),
             targets_note=record.targets_note,
             tags=record.info.tags,
-            quality=self._tally.quality,
+            board=record.board,
+            baselines=baseline_snapshots(self._baselines.values()),
+            quality=self.tally.quality,
         )
+
+    def _latest_words(self, run_goes_on: bool) -> str:
+        """Return the latest stored subnet in words: which one is measured now, the store does not tell."""
+        if not run_goes_on or not self.running:
+            return ""
+        return f"after {task_words(self._last.task)}" if self._last is not None else "for its first result"
 
     def _state(self, run_goes_on: bool) -> DeviceState:
         ended = ended_state(self._record.status)

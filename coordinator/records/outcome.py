@@ -110,10 +110,14 @@ class TargetOutcome:
     """Upper end of that interval, which decides a target for a percentile."""
     typical_value: float | None = None
     """The deciding value at the typical slow-down of the run."""
+    refused: bool = False
+    """The search did not take the re-measurement as proof: its typical speed was too uncertain, or it was withdrawn."""
 
     @property
     def met(self) -> bool:
-        """Whether the re-measurement, and not the prediction, is within the target."""
+        """Whether the re-measurement, and not the prediction, is within the target, and the search decided so."""
+        if self.refused:
+            return False
         if self.target:
             return meets_kind(self.target, self)
         return meets_target(self.target_ms, self.verified_ms, self.typical_ms)

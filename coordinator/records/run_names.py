@@ -31,6 +31,14 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def no_run_in(where: str) -> str:
+    """Return the message about a store without a run."""
+    return (
+        f"the store {where} holds no run yet; give the --store of the search (of `fleetnas demo`: "
+        "fleetnas-out/demo/runs.sqlite)"
+    )
+
+
 def find_run(
     runs: Sequence[RunRecord], text: str, where: str, fits: Callable[[RunRecord], bool] = lambda run: True
 ) -> RunRecord:
@@ -46,7 +54,7 @@ def find_run(
         UsageError: no run or several runs are meant; the message lists some.
     """
     if not runs:
-        raise UsageError(f"the store {where} holds no run yet; give the --store of the search")
+        raise UsageError(no_run_in(where))
     if text == LATEST:
         return next((run for run in reversed(runs) if fits(run)), runs[-1])
     for run in runs:

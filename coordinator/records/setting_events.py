@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fleetnas.coordinator.records import events
+from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.data_quality import DataQuality, Finding
 from fleetnas.coordinator.records.predictor_error import PredictorPoint
 from fleetnas.coordinator.records.stored import TaskRecord, WinnerRecord
@@ -186,4 +187,19 @@ class SettingEvents:
             target=winner.target,
             value=winner.value,
             value_high=winner.value_high,
+        )
+
+    def baseline(self, at_s: float, record: BaselineRecord) -> events.BaselineMeasured:
+        """Return the event of a baseline with nothing left to measure."""
+        measured = record.measurement
+        return events.BaselineMeasured(
+            at_s=at_s,
+            run_id=self.run_id,
+            device=self.device,
+            setting=self.setting,
+            baseline=record.baseline,
+            measured_ms=measured.median_ms if measured is not None else None,
+            half_width_percent=measured.half_width_percent if measured is not None else None,
+            quality=measured.quality if measured is not None else None,
+            reason=record.reason,
         )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from fleetnas.coordinator.records.baselines import BaselineRecord
+from fleetnas.coordinator.records.board_place import BoardPlace
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.run_progress import RunProgress
@@ -64,6 +67,29 @@ class TargetSnapshot:
 
 
 @dataclass(frozen=True)
+class BaselineSnapshot:
+    """One network of the user's own on one device setting."""
+
+    name: str
+    measured_ms: float | None = None
+    """Latency as it ran; None until it is measured, and where it cannot be."""
+    reason: str = ""
+    """Why it was not measured."""
+
+
+def baseline_snapshots(records: Iterable[BaselineRecord]) -> tuple[BaselineSnapshot, ...]:
+    """Return baselines as views show them."""
+    return tuple(
+        BaselineSnapshot(
+            record.baseline,
+            record.measurement.median_ms if record.measurement is not None else None,
+            record.reason,
+        )
+        for record in records
+    )
+
+
+@dataclass(frozen=True)
 class DeviceSnapshot:
     """One device setting."""
 
@@ -71,7 +97,7 @@ class DeviceSnapshot:
     setting_label: str
     state: DeviceState
     state_detail: str = ""
-    """Reason why it is idle, offline or lost, or the subnet that it measures."""
+    """What it does, behind the state: `subnet 1a2b3c for 2 ms`; or why it is idle, offline or lost."""
     temperature_c: float | None = None
     throttled: bool | None = None
     """None where the device has no such sensor."""
@@ -93,6 +119,10 @@ class DeviceSnapshot:
     tags: tuple[str, ...] = ()
     """Tags that the owner of the device gave it."""
     quality: DataQuality = field(default_factory=DataQuality)
+    board: BoardPlace | None = None
+    """Its place in a class of equal boards; None: it is searched by itself."""
+    baselines: tuple[BaselineSnapshot, ...] = ()
+    """The user's own networks, from the time on at which their measurement begins."""
 
     @property
     def label(self) -> str:
@@ -121,3 +151,17 @@ class Snapshot:
     """The coordinator's latest notes, oldest first, such as a broker that cannot be reached."""
     progress: RunProgress | None = None
     """Progress and time left; None before a device takes part, and where it is not known."""
+
+
+def with_baselines(snapshot: Snapshot, records: Iterable[BaselineRecord]) -> Snapshot:
+    """Return a snapshot with these baselines on their device settings."""
+    known: dict[tuple[str, str], list[BaselineRecord]] = {}
+    for record in records:
+        known.setdefault((record.device, record.setting_label), []).append(record)
+    if not known:
+        return snapshot
+    devices = (
+        replace(device, baselines=baseline_snapshots(known.get((device.device, device.setting_label), ())))
+        for device in snapshot.devices
+    )
+    return replace(snapshot, devices=tuple(devices))

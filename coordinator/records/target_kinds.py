@@ -26,15 +26,15 @@ class TargetKind(str, Enum):
     """Quantity that a target is about; the values are stored and written to JSON."""
 
     LATENCY = "latency"
-    """The median of the run times, at most so many milliseconds."""
+    """The median of the run times, at most this number of milliseconds."""
     PERCENTILE = "percentile"
-    """A percentile of the run times, at most so many milliseconds."""
+    """A percentile of the run times, at most this number of milliseconds."""
     RATE = "rate"
     """Inferences per second, one after the other, at least: the reciprocal of their mean time."""
     ENERGY = "energy"
-    """Energy of one inference, at most so many millijoules."""
+    """Energy of one inference, at most this number of millijoules."""
     ACCURACY = "accuracy"
-    """Predicted top-1 accuracy, at least so many percent, with the least latency, energy or parameters."""
+    """Predicted top-1 accuracy, at least this percentage, with the least latency, energy or parameters."""
 
     def __str__(self) -> str:
         return self.value

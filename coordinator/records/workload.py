@@ -177,10 +177,10 @@ def longest(devices: Iterable[Interval]) -> Interval:
 
 
 def widening(devices: int) -> float:
-    """Return the factor on the deviation of each of so many devices where the longest of them counts."""
+    """Return the factor on the deviation of each of this number of devices where the longest of them counts."""
     return 1.0 + 0.2 * math.log(max(1, devices))
 
 
 def history_deviation(measurements: int) -> float:
-    """Return the relative deviation of times that so many earlier measurements tell."""
+    """Return the relative deviation of times that this number of earlier measurements tells."""
     return _UNKNOWN if not measurements else _FROM_HISTORY + (_UNKNOWN - _FROM_HISTORY) / math.sqrt(1 + measurements)

@@ -13,6 +13,7 @@ from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
 from fleetnas.coordinator.report.class_tables import class_tables
@@ -134,6 +135,7 @@ def _environment() -> Environment:
     environment.filters.update(
         ms=wording.latency,
         target=wording.target,
+        target_label=target_label,
         percent=wording.accuracy,
         quality=wording.data_quality,
         quantity=quantity,

@@ -131,8 +131,8 @@ class TargetResult(_Record):
     typical_value: float | None = Field(default=None, description="what decides, at the run's typical slow-down")
     met: bool = Field(
         description="verified_ms is not null and, where there is a target, at most target_ms, and so is typical_ms "
-        "where it is known; of other kinds the same of value (of a percentile value_high) and typical_value; never "
-        "taken from a prediction"
+        "where it is known, and certain enough (reason says so); of other kinds the same of value (of a percentile "
+        "value_high) and typical_value; never taken from a prediction"
     )
     open: bool = Field(description="not decided yet when this was written")
     reason: str = Field(description="reason why it was not met; empty when it was")
@@ -173,10 +173,11 @@ class TargetResult(_Record):
 
     @model_validator(mode="after")
     def _met_follows_verification(self) -> TargetResult:
+        refused = not self.met and bool(self.reason or self.open)
         if self.target:
-            if self.met != meets_kind(self.target, self):
+            if self.met != (meets_kind(self.target, self) and not refused):
                 raise ValueError(f"`met` is {self.met} against {self.target}; the file was altered, write it again")
-        elif self.met != meets_target(self.target_ms, self.verified_ms, self.typical_ms):
+        elif self.met != (meets_target(self.target_ms, self.verified_ms, self.typical_ms) and not refused):
             raise ValueError(
                 f"`met` must follow from `verified_ms` and `typical_ms`: it is {self.met} for a target of "
                 f"{self.target_ms} ms, verified at {self.verified_ms} ms and typically {self.typical_ms} ms; the file "

@@ -307,4 +307,5 @@ def _target_outcome(winner: WinnerRecord) -> TargetOutcome:
         value_low=winner.value_low,
         value_high=winner.value_high,
         typical_value=winner.typical_value,
+        refused=not winner.met,
     )

@@ -231,8 +231,11 @@ def shown_location(location: str) -> str:
 
 
 def _shown(url: URL) -> str:
+    """Return a file's path, or a URL without its password."""
     if url.database is not None:  # a file's name need not be text, and a URL is
         url = url.set(database=url.database.encode("utf-8", PRINTABLE).decode())
+    if url.drivername == "sqlite" and url.database:
+        return url.database  # as a user gives it
     return url.render_as_string(hide_password=True)
 
 

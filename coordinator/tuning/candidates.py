@@ -62,7 +62,7 @@ class CandidateSearch:
         self._at_once = 1
 
     def measure_at_once(self, boards: int) -> None:
-        """Give so many boards a subnet in each round."""
+        """Set the number of boards that each round gives a subnet."""
         self._at_once = boards
 
     def find(self, states: Sequence[TargetState], most: int) -> list[Proposal]:
@@ -110,7 +110,7 @@ class CandidateSearch:
         return self._proposer.propose(chosen, "candidate")
 
     def _margins(self, targets: int) -> Sequence[float]:
-        """Return the margins: more of them where so many boards measure at once that these find too few subnets."""
+        """Return the margins: more of them where many boards measure at once and these find too few subnets."""
         wanted = math.ceil(2 * self._at_once / max(targets, 1))
         return _MARGINS if wanted <= len(_MARGINS) else np.linspace(_MARGINS[0], _MARGINS[-1], wanted).tolist()
 

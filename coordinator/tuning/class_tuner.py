@@ -37,7 +37,7 @@ class ClassTuner(DeviceTuner):
         self.anchor: Genome = design.subnets[min(2, len(design.subnets) - 1)]
 
     def measure_at_once(self, boards: int) -> None:
-        """Give so many boards a candidate in each round."""
+        """Set the number of boards that each round gives a candidate."""
         self._candidates.measure_at_once(boards)
 
     def tell_of(self, board: str, proposal: Proposal, outcome: Measurement | Failed) -> None:

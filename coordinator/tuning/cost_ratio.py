@@ -53,12 +53,12 @@ class CostRatio:
         return cls(level, slope, centre, scatter)
 
     def costs(self, latency_ms: Floats, sigmas: float) -> Floats:
-        """Return the costs of subnets with these latencies, ms, (n,), so many deviations above the expected ones."""
+        """Return the costs of subnets with these latencies, ms, (n,), this many deviations above the expected."""
         sizes = np.log(np.maximum(latency_ms, 1e-12))
         found: Floats = np.exp(sizes + self.level + self.slope * (sizes - self.centre) + sigmas * self.scatter)
         return found
 
     def latency_ms(self, cost: float, sigmas: float) -> float:
-        """Return the latency, ms, of a subnet whose cost is this one, so many deviations above the expected one."""
+        """Return the latency, ms, of a subnet whose cost is this one, this many deviations above the expected."""
         log = math.log(cost) - sigmas * self.scatter - self.level + self.slope * self.centre
         return math.exp(log / (1.0 + self.slope))

@@ -8,6 +8,7 @@ from rich.text import Text
 from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, Comparison, SpeedBasis
 from fleetnas.coordinator.records.comparisons import comparisons
 from fleetnas.coordinator.records.outcome import DeviceOutcome
+from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.strip import GOOD, WARN
 
@@ -64,9 +65,7 @@ def baseline_table(device: DeviceOutcome) -> Table:
             table.add_row(Text(f"  {wording.printable(row.baseline)}"), Text("-"), Text(_accuracy(row)), reason)
             continue
         words = [
-            f"{each.target or wording.target(each.target_ms) + ' ms'}: {comparison_words(each)}"
-            if each.target_ms is not None or each.target
-            else f"{each.subnet}: {comparison_words(each)}"
+            f"{target_label(each.target_ms, each.target) or each.subnet}: {comparison_words(each)}"
             for each in comparisons(device, row)
         ]
         table.add_row(

@@ -1,56 +1,48 @@
-"""One device setting on the screen, in four degrees of detail."""
+"""One device setting on the screen, in five degrees of detail."""
 
 from __future__ import annotations
 
 from enum import Enum
 
-from rich.cells import cell_len
 from rich.segment import Segment
-from rich.style import Style
 
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, TargetSnapshot
-from fleetnas.coordinator.records.totals import target_totals
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot
 from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.device_line import (
+    STATE_STYLES,
+    detail_style,
+    device_line,
+    doing,
+    has_room_for_work,
+    measured,
+    quality_style,
+)
 from fleetnas.coordinator.view.strip import (
-    BAD,
     BOLD,
     DIM,
-    FAILED,
-    GOOD,
+    FAILED_TEXT,
     PLAIN,
     WARN,
     Strip,
     bar,
     boxed,
     justified,
-    left,
     padded,
-    right,
     strip_width,
 )
+from fleetnas.coordinator.view.target_cells import inline_targets, table_height, table_width, target_table
 
-_STATE_STYLES: dict[DeviceState, Style] = {
-    "offline": DIM,
-    "fetching": GOOD,
-    "measuring": GOOD,
-    "waiting": PLAIN,
-    "verifying": GOOD,
-    "done": BOLD,
-    "lost": BAD,
-    "failed": FAILED,
-    "idle": DIM,
-}
-#: From the first number of cells on, a table of targets has roomy columns; below the second, only the best latency.
-_ROOMY, _THREE_LATENCIES = 66, 60
-_STATE_CELLS, _LEAST_NAME = 12, 20
-#: Digits of a given subnet's fingerprint where there is no room for all.
-_SHORT_SUBNET = 6
-_COMMON_PARTS = (("onnxruntime", "ort"), ("_cpu", ""), ("_fp32", ""), ("opt-", ""))
+#: Cells of the facts beside the table of targets in a wide panel, and of the gap between both.
+_FACTS_CELLS, _FACTS_GAP = 72, 3
+#: Lines of a panel's facts without its baselines.
+_FACTS = 4
 
 
 class Detail(Enum):
     """Detail in which a device is shown; the values are the cells that it needs across."""
 
+    WIDE = 190
+    """A panel with the facts beside the table of targets, where neither loses a word."""
     PANEL = 70
     SECTION = 48
     COMPACT = 40
@@ -58,52 +50,75 @@ class Detail(Enum):
 
     def height(self, device: DeviceSnapshot) -> int:
         """Return the number of lines that a device takes."""
-        table = len(device.targets) + bool(_targets_remark(device))
-        return {Detail.PANEL: table + 7, Detail.SECTION: table + 2, Detail.COMPACT: 2, Detail.LINE: 1}[self]
+        if self in (Detail.LINE, Detail.COMPACT):
+            return 1 if self is Detail.LINE else 2
+        table, facts = table_height(device), _FACTS + bool(device.baselines)
+        if self is Detail.SECTION:
+            return table + 1
+        return 2 + (max(table, facts) if self is Detail.WIDE else table + facts)
 
 
-def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int) -> list[Strip]:
-    """Lay out a device in `height` lines of `width` cells."""
+def fits_beside(device: DeviceSnapshot, width: int) -> bool:
+    """Whether the facts of a device and the table of its targets fit beside each other in a panel."""
+    room = width - 4 - _FACTS_CELLS - _FACTS_GAP
+    return table_width(device) <= room and all(
+        strip_width(start) + strip_width(end) < _FACTS_CELLS for start, end in _facts(device)
+    )
+
+
+def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int, names: int) -> list[Strip]:
+    """Lay out a device in `height` lines of `width` cells; names have `names` cells where they form a column."""
     if detail is Detail.LINE:
-        return [_line(device, width)]
+        return [device_line(device, width, names)]
     if detail is Detail.COMPACT:
-        return [_line(device, width), padded(_inline_targets(device), width)]
+        return [device_line(device, width, names), padded(inline_targets(device, width), width)]
     if detail is Detail.SECTION:
-        table = _target_table(device, width - 2, remark=_detail(device))
-        return [_line(device, width, with_targets=False), *([Segment("  "), *strip] for strip in table)]
+        work = has_room_for_work(device, width, names)
+        table = target_table(device, width - 2, remark="" if work else doing(device))
+        line = device_line(device, width, names, met=False, work=work)
+        return [line, *([Segment("  "), *strip] for strip in table)]
+    return _panel(device, width, height, wide=detail is Detail.WIDE)
+
+
+def _panel(device: DeviceSnapshot, width: int, height: int, *, wide: bool) -> list[Strip]:
     inner = width - 4
     title = [Segment(wording.printable(device.device), BOLD), Segment(f"  {wording.printable(device.setting_label)}")]
     if device.tags:
-        title.append(Segment(f"  {' '.join(device.tags)}", DIM))
-    body = [
-        justified(_state(device), _conditions(device), inner),
-        justified(_budget(device), _failures(device), inner),
-        [Segment("data quality     ", DIM), Segment(wording.data_quality(device.quality), _quality_style(device))],
-        [Segment("predictor error  ", DIM), Segment(wording.predictor_error(device.predictor_error))],
-        *_target_table(device, inner),
+        title.append(Segment(f"  {' '.join(map(wording.printable, device.tags))}", DIM))
+    edge = FAILED_TEXT if device.state == "failed" else DIM
+    cells = _FACTS_CELLS if wide else inner
+    facts = [justified(start, end, cells) for start, end in _facts(device)]
+    if not wide:
+        return boxed(title, [*facts, *target_table(device, inner)], width, height, edge)
+    table = target_table(device, inner - _FACTS_CELLS - _FACTS_GAP)
+    facts += [[] for _ in range(len(table) - len(facts))]
+    table += [[] for _ in range(len(facts) - len(table))]
+    body = [[*padded(fact, cells), Segment(" " * _FACTS_GAP), *row] for fact, row in zip(facts, table, strict=True)]
+    return boxed(title, body, width, height, edge)
+
+
+def _facts(device: DeviceSnapshot) -> list[tuple[Strip, Strip]]:
+    """Return everything but the targets: one line each, as its beginning and its end."""
+    quality, error = wording.data_quality(device.quality), wording.predictor_error(device.predictor_error)
+    facts: list[tuple[Strip, Strip]] = [
+        (_state(device), _conditions(device)),
+        (_budget(device), _failures(device)),
+        ([Segment("data quality     ", DIM), Segment(quality, quality_style(device))], []),
+        ([Segment("predictor error  ", DIM), Segment(error)], []),
     ]
-    return boxed(title, body, width, height)
+    if device.baselines:
+        facts.append(([Segment("baselines        ", DIM), Segment(wording.baselines(device.baselines))], []))
+    return facts
 
 
 def _state(device: DeviceSnapshot) -> Strip:
-    strip = [
-        Segment(f"{wording.state_mark(device.state)} {device.state}", _STATE_STYLES[device.state]),
-    ]
+    strip = [Segment(f"{wording.state_mark(device.state)} {device.state}", STATE_STYLES[device.state])]
     if device.state_detail:
-        strip.append(Segment(f"  {wording.printable(device.state_detail)}"))
+        strip.append(Segment(f"  {wording.printable(device.state_detail)}", detail_style(device)))
     # The agent reports nothing between the beginning and the end of a short measurement.
     if device.progress:
         strip += [Segment("  "), *bar(device.progress, 12), Segment(f" {wording.percent(device.progress)}")]
     return strip
-
-
-def _detail(device: DeviceSnapshot) -> str:
-    """Return the words that a narrow view shows beside the state."""
-    parts = (
-        wording.printable(device.state_detail),
-        "" if device.progress is None else wording.percent(device.progress),
-    )
-    return " ".join(part for part in parts if part)
 
 
 def _conditions(device: DeviceSnapshot) -> Strip:
@@ -116,114 +131,8 @@ def _budget(device: DeviceSnapshot) -> Strip:
     strip = [Segment("measurements     ", DIM)]
     if device.budget > 0:
         strip += [*bar(device.measurements / device.budget, 20), Segment(" ")]
-    return [*strip, Segment(_count(device))]
-
-
-def _count(device: DeviceSnapshot) -> str:
-    return f"{device.measurements}/{device.budget}" if device.budget > 0 else str(device.measurements)
+    return [*strip, Segment(measured(device))]
 
 
 def _failures(device: DeviceSnapshot) -> Strip:
     return [Segment(wording.count_of(device.failures, "failure"), WARN)] if device.failures else []
-
-
-def _quality_style(device: DeviceSnapshot) -> Style:
-    return WARN if device.quality.often_slowed else PLAIN
-
-
-def _targets_remark(device: DeviceSnapshot) -> str:
-    return wording.targets_remark(len(device.targets), device.targets_asked, device.targets_note, device.ended)
-
-
-def _line(device: DeviceSnapshot, width: int, with_targets: bool = True) -> Strip:
-    """Lay out a device in one line; where it is narrow, the last columns are left out."""
-    totals = target_totals([device])
-    slowed = device.quality.slowed
-    hot = device.throttled is True
-    temperature = "" if device.temperature_c is None else f"{device.temperature_c:.0f}°C"
-    columns: list[tuple[str, int, Style]] = [(_count(device), 7, PLAIN)]
-    if with_targets:
-        style = GOOD if totals.met and totals.met == totals.asked else PLAIN
-        columns.append((f"{totals.met}/{totals.asked} met", 8, style))
-    columns += [
-        (f"{slowed} slowed" if slowed else "", 10, _quality_style(device)),
-        (wording.predictor_error(device.predictor_error, short=True), 14, DIM),
-        (f"{device.failures} fail" if device.failures else "", 8, WARN),
-        (f"{temperature} hot" if hot else temperature, 9, WARN if hot else PLAIN),
-    ]
-    room = width - _STATE_CELLS - _LEAST_NAME
-    kept: Strip = []
-    for text, cells, style in columns:
-        if cells > room:
-            break
-        kept.append(Segment(right(text, cells), style))
-        room -= cells
-    state = left(f"{wording.state_mark(device.state)} {device.state}", _STATE_CELLS)
-    name = _name(device, width - _STATE_CELLS - strip_width(kept) - 1)
-    detail = [Segment(f"  {_detail(device)}")] if with_targets else []
-    return justified([Segment(state, _STATE_STYLES[device.state]), *name, *detail], kept, width)
-
-
-def _name(device: DeviceSnapshot, width: int) -> Strip:
-    """Lay out device and setting; where they do not fit, the label is abbreviated, then only its end is shown."""
-    name, label = wording.printable(device.device), wording.printable(device.setting_label)
-    room = width - cell_len(name) - 1
-    if cell_len(label) > room:
-        for common, short in _COMMON_PARTS:
-            label = label.replace(common, short)
-    if cell_len(label) > room:
-        label = f"…{label[1 - room :]}" if room > 1 else ""
-    return [Segment(name, BOLD), Segment(f" {label}" if label else "")]
-
-
-def _best(target: TargetSnapshot) -> str:
-    """Return the most reliable latency; `~` marks one that is only predicted, `?` one not yet verified."""
-    if target.verified_ms is not None:
-        return wording.latency(target.verified_ms)
-    if target.measured_ms is not None:
-        return f"?{wording.latency(target.measured_ms)}"
-    return "–" if target.predicted_ms is None else f"~{wording.latency(target.predicted_ms)}"
-
-
-def _inline_targets(device: DeviceSnapshot) -> Strip:
-    if not device.targets:
-        return [Segment(f"  {_targets_remark(device)}", DIM)]
-    strip = [Segment("  ms ", DIM)]
-    for target in device.targets:
-        strip += [
-            Segment(f" {target.subnet[:_SHORT_SUBNET] or wording.target(target.target_ms, target.target)}:", DIM),
-            Segment(f"{_best(target)}{wording.target_mark(target)} ", _target_style(target)),
-        ]
-    return strip
-
-
-def _target_style(target: TargetSnapshot) -> Style:
-    return PLAIN if target.met is None else GOOD if target.met else BAD
-
-
-def _target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[Strip]:
-    """Lay out a line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
-    roomy, three = width >= _ROOMY, width >= _THREE_LATENCIES
-    heads = ["target ms", "predicted", "measured", "verified", "accuracy"] if three else ["target ms", "best", "acc."]
-    cells = (10, 10, 10, 10, 10) if roomy else (9, 10, 9, 9, 9) if three else (9, 8, 8)
-    rest = max(0, width - sum(cells))
-    head = "".join(right(text, size) for text, size in zip(heads, cells, strict=True))
-    table: list[Strip] = [padded([Segment(head, DIM), Segment(left(f"  {remark}", rest))], width)]
-    for target in device.targets:
-        latencies = (
-            [
-                wording.latency(target.predicted_ms),
-                wording.latency(target.measured_ms),
-                wording.latency(target.verified_ms),
-            ]
-            if three
-            else [_best(target)]
-        )
-        texts = [wording.target(target.target_ms, target.target), *latencies, wording.target_accuracy(target)]
-        status = f"  {wording.target_mark(target)} {wording.target_status(target)}"
-        row = [Segment(right(text, size)) for text, size in zip(texts, cells, strict=True)]
-        table.append(padded([*row, Segment(left(status, rest), _target_style(target))], width))
-    note = _targets_remark(device)
-    if note:
-        table.append(padded([Segment(f"  {note}", DIM)], width))
-    return table

@@ -186,10 +186,8 @@ def _end_text(event: CampaignFinished) -> str:
 
 
 def _target(event: TargetResolved | WinnerVerified | TargetMissed | TargetInfeasible) -> str:
-    target = "" if event.target_ms is None else f" target {wording.target(event.target_ms)} ms"
-    if event.target:
-        unit = " ms" if event.target.startswith("p") else ""
-        target = f" target {wording.target(event.target_ms, event.target)}{unit}"
+    named = wording.target_with_unit(event.target_ms, event.target)
+    target = f" target {named}" if named else ""
     subnet = f" subnet {event.subnet}" if event.subnet else ""
     return f"{event.device}/{event.setting}{subnet}{target}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,42 +12,27 @@ from rich.live import Live
 from rich.segment import Segment
 
 from fleetnas.coordinator.records.events import Event
-from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot
-from fleetnas.coordinator.records.totals import target_totals
-from fleetnas.coordinator.view import wording
-from fleetnas.coordinator.view.device_block import Detail, device_block
-from fleetnas.coordinator.view.lines import event_lines, new_notes, timed_line
-from fleetnas.coordinator.view.strip import (
-    BOLD,
-    DIM,
-    GOOD,
-    WARN,
-    Strip,
-    in_ascii,
-    justified,
-    padded,
-    side_by_side,
-)
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
+from fleetnas.coordinator.view.device_block import Detail, device_block, fits_beside
+from fleetnas.coordinator.view.event_briefs import brief_line, line_strip
+from fleetnas.coordinator.view.header import ATTENTION, header, state_counts
+from fleetnas.coordinator.view.lines import new_notes, timed_line
+from fleetnas.coordinator.view.names import name_cells
+from fleetnas.coordinator.view.strip import DIM, Strip, in_ascii, padded, side_by_side
 
 _GAP = 1
 _COMFORTABLE_WIDTH = 78
 _LOG_LINES_KEPT_FREE = 3
-_MAX_LOG = 8
-_FACTS_GAP = "  ·  "
+#: Height from which on lines of the log have a place of their own.
+_TALL = 20
+#: Lines of the log that are kept: a tall terminal is filled with them.
+_MAX_LOG = 80
+#: Share of the devices' lines that panels with a table beside the facts may take: below it their rows would be short.
+_WIDE_SHARE = 0.6
+#: Notes of the coordinator that stay on the terminal where a summary follows the view.
+_NOTES_KEPT = 20
 _LEGEND = "~ predicted accuracy   · ? not yet verified   err: the predictor's, held out"
 _LEGEND_MORE = "   predicted: without its own measurements   typical: at the run's median slow-down"
-#: States in the order in which devices are shown where not all fit.
-_ATTENTION: tuple[DeviceState, ...] = (
-    "failed",
-    "lost",
-    "verifying",
-    "measuring",
-    "fetching",
-    "waiting",
-    "idle",
-    "offline",
-    "done",
-)
 
 
 def render(snapshot: Snapshot) -> CampaignFrame:
@@ -70,9 +55,9 @@ class CampaignFrame:
 
 def frame_strips(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
     """Lay out a snapshot in at most `height` lines of at most `width` cells each."""
-    lines = _header(snapshot, width)
+    lines = header(snapshot, width, height)
     room = height - len(lines)
-    log_room = min(_LOG_LINES_KEPT_FREE, len(snapshot.log)) if height >= 20 else 0
+    log_room = min(_LOG_LINES_KEPT_FREE, len(snapshot.log)) if height >= _TALL else 0
     if snapshot.devices:
         lines += _devices(snapshot.devices, width, max(1, room - log_room))
     else:
@@ -83,46 +68,8 @@ def frame_strips(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
         lines.append(padded([Segment(_LEGEND + more, DIM)], width))
         room -= 1
     if room > 0:
-        lines += [padded([Segment(wording.printable(line))], width) for line in snapshot.log[-min(room, _MAX_LOG) :]]
+        lines += [padded(line_strip(line), width) for line in snapshot.log[-room:]]
     return lines[:height]
-
-
-def _header(snapshot: Snapshot, width: int) -> list[Strip]:
-    start = [
-        Segment("fleetnas", BOLD),
-        Segment(f"  {wording.printable(snapshot.run_id)}  {wording.printable(snapshot.supernet)}"),
-    ]
-    end = [
-        Segment(wording.printable(snapshot.phase), GOOD),
-        Segment(f"  {wording.elapsed(snapshot.now_s - snapshot.started_s)}", BOLD),
-    ]
-    states = Counter(device.state for device in snapshot.devices)
-    counted = ", ".join(f"{states[state]} {state}" for state in _ATTENTION if states[state])
-    number = wording.count_of(len(snapshot.devices), "device setting")
-    facts = [
-        _targets(snapshot),
-        wording.count_of(sum(device.measurements for device in snapshot.devices), "measurement"),
-    ]
-    progress = snapshot.progress if snapshot.progress is not None and snapshot.progress.left_s else None
-    left = [wording.progress(progress)] if progress is not None else []
-    left_short = [wording.progress(progress, short=True)] if progress is not None else []
-    shown = [
-        _FACTS_GAP.join([*left, *facts, f"{number}: {counted}" if counted else number]),
-        _FACTS_GAP.join([*left, *facts, counted or number]),
-        _FACTS_GAP.join([*left_short, *facts, counted or number]),
-    ]
-    fitting = next((line for line in shown if len(line) <= width), shown[-1])
-    lines = [justified(start, end, width), padded([Segment(fitting)], width)]
-    warning = wording.slowed_warning((device.label, device.quality) for device in snapshot.devices)
-    return [*lines, padded([Segment(warning, WARN)], width)] if warning else lines
-
-
-def _targets(snapshot: Snapshot) -> str:
-    totals = target_totals(snapshot.devices)
-    if not totals.asked:
-        return "targets not chosen yet"
-    met = wording.targets_met(totals)
-    return met if any(device.targets for device in snapshot.devices) else f"{met}, none chosen yet"
 
 
 def _devices(devices: Sequence[DeviceSnapshot], width: int, room: int) -> list[Strip]:
@@ -130,18 +77,18 @@ def _devices(devices: Sequence[DeviceSnapshot], width: int, room: int) -> list[S
     for detail in Detail:
         if detail.value > width and detail is not Detail.LINE:
             continue
+        if detail is Detail.WIDE and not all(fits_beside(device, width) for device in devices):
+            continue
         for columns in _column_counts(len(devices), width, detail):
             rows = _rows(devices, columns)
             heights = [max(detail.height(device) for device in row) for row in rows]
-            if sum(heights) <= room:
+            if sum(heights) <= (room * _WIDE_SHARE if detail is Detail.WIDE else room):
                 return _grid(rows, heights, columns, detail, width)
     columns = _column_counts(len(devices), width, Detail.LINE)[-1]
-    ranked = sorted(devices, key=lambda device: _ATTENTION.index(device.state))
+    ranked = sorted(devices, key=lambda device: ATTENTION.index(device.state))
     shown, rest = ranked[: (room - 1) * columns], ranked[(room - 1) * columns :]
     rows = _rows(shown, columns)
-    states = Counter(device.state for device in rest)
-    counted = ", ".join(f"{states[state]} {state}" for state in _ATTENTION if states[state])
-    more = padded([Segment(f"and {len(rest)} more: {counted}", DIM)], width)
+    more = padded([Segment(f"and {len(rest)} more: ", DIM), *state_counts(rest, DIM)], width)
     return [*_grid(rows, [1] * len(rows), columns, Detail.LINE, width), more]
 
 
@@ -164,9 +111,12 @@ def _grid(
 ) -> list[Strip]:
     inner = width - _GAP * (columns - 1)
     widths = [inner // columns + (index < inner % columns) for index in range(columns)]
+    names = name_cells((device for row in rows for device in row), inner // columns)
     lines: list[Strip] = []
     for row, height in zip(rows, heights, strict=True):
-        blocks = [device_block(device, detail, cells, height) for device, cells in zip(row, widths, strict=False)]
+        blocks = [
+            device_block(device, detail, cells, height, names) for device, cells in zip(row, widths, strict=False)
+        ]
         lines += side_by_side(blocks, widths[: len(blocks)], _GAP)
     return lines
 
@@ -179,23 +129,32 @@ class LiveView:
     """
 
     def __init__(
-        self, console: Console, refresh_per_s: float = 4.0, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console,
+        refresh_per_s: float = 4.0,
+        clock: Callable[[], float] = time.monotonic,
+        summary_follows: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`summary_follows` tells at the end whether a summary is printed next: the last frame is then left out."""
         self._console = console
         self._interval_s = 1.0 / refresh_per_s
         self._clock = clock
+        self._summary_follows = summary_follows
         self._drawn_at_s: float | None = None
         self._drawn: Snapshot | None = None
         self._latest: Snapshot | None = None
         self._lines: deque[str] = deque(maxlen=_MAX_LOG)
         self._notes: tuple[str, ...] = ()
+        self._noted: deque[str] = deque(maxlen=_NOTES_KEPT)
         self._live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False)
         self._closed = False
 
     def update(self, snapshot: Snapshot) -> None:
         """Show `snapshot`, or keep it for the next update when the last frame is too recent."""
         for note in new_notes(self._notes, snapshot.log):
-            self._lines.append(timed_line(snapshot.now_s, note))
+            line = timed_line(snapshot.now_s, note)
+            self._lines.append(line)
+            self._noted.append(line)
         self._notes = snapshot.log
         self._latest = snapshot = replace(snapshot, log=tuple(self._lines))
         now_s = self._clock()
@@ -210,14 +169,20 @@ class LiveView:
 
     def event(self, event: Event) -> None:
         """Keep an event; its line is shown with the next snapshot, among the coordinator's notes."""
-        self._lines.extend(timed_line(event.at_s, line) for line in event_lines(event))
+        line = brief_line(event)
+        if line is not None:
+            self._lines.append(timed_line(event.at_s, line))
 
     def close(self) -> None:
-        """Leave the alternate screen, and print the last frame."""
+        """Leave the alternate screen, and print the last frame; before a summary, the coordinator's notes alone."""
         if self._closed:
             return
         self._closed = True
         if self._live.is_started:
             self._live.stop()
-        if self._latest is not None:
-            self._console.print(render(self._latest))
+        if self._summary_follows():
+            for line in self._noted:
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif self._latest is not None:
+            # How the run ended came after the last snapshot, and stands last.
+            self._console.print(render(replace(self._latest, log=tuple(self._lines))))

@@ -13,11 +13,14 @@ from fleetnas.device_profiles.plain_text import PRINTABLE
 PLAIN = Style.null()
 DIM = Style(dim=True)
 BOLD = Style(bold=True)
-#: Cyan, yellow, magenta and vermilion stay apart for every common form of colour blindness; a word stands beside.
+#: A sign or a word stands beside every colour: for common forms of colour blindness some of them are near each other.
 GOOD = Style(color="cyan")
 WARN = Style(color="yellow", bold=True)
 BAD = Style(color="magenta", bold=True)
-FAILED = Style(color="#d55e00", bold=True, reverse=True)
+_RED = "#e5383b"
+#: For a device that failed: its state, and the words about it.
+FAILED = Style(color=_RED, bold=True, reverse=True)
+FAILED_TEXT = Style(color=_RED, bold=True)
 
 Strip = list[Segment]
 
@@ -66,22 +69,22 @@ def justified(start: Strip, end: Strip, width: int) -> Strip:
     return padded(start, width - strip_width(tail) - (1 if tail else 0)) + ([Segment(" ")] if tail else []) + tail
 
 
-def bar(fraction: float, width: int) -> Strip:
-    """Return a progress bar; `fraction` is in [0, 1]."""
+def bar(fraction: float, width: int, style: Style = GOOD) -> Strip:
+    """Return a progress bar; `fraction` is in [0, 1], and beyond it the bar is full."""
     filled = round(min(1.0, max(0.0, fraction)) * width)
-    return [Segment("█" * filled, GOOD), Segment("░" * (width - filled), DIM)]
+    return [Segment("█" * filled, style), Segment("░" * (width - filled), DIM)]
 
 
-def boxed(title: Strip, body: Sequence[Strip], width: int, height: int) -> list[Strip]:
+def boxed(title: Strip, body: Sequence[Strip], width: int, height: int, edge: Style = DIM) -> list[Strip]:
     """Return `body` in a frame of `width` x `height` cells with `title` in its upper edge."""
     top_left, top_right, low_left, low_right, across, down = "╭╮╰╯─│"
     head = padded(title, min(strip_width(title), width - 6))
     rule = across * (width - 5 - strip_width(head))
-    frame = [[Segment(f"{top_left}{across} ", DIM), *head, Segment(f" {rule}{top_right}", DIM)]]
+    frame = [[Segment(f"{top_left}{across} ", edge), *head, Segment(f" {rule}{top_right}", edge)]]
     for index in range(height - 2):
         inner = body[index] if index < len(body) else []
-        frame.append([Segment(f"{down} ", DIM), *padded(inner, width - 4), Segment(f" {down}", DIM)])
-    frame.append([Segment(low_left + across * (width - 2) + low_right, DIM)])
+        frame.append([Segment(f"{down} ", edge), *padded(inner, width - 4), Segment(f" {down}", edge)])
+    frame.append([Segment(low_left + across * (width - 2) + low_right, edge)])
     return frame
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
 from rich.segment import Segments
 from rich.table import Table
@@ -13,7 +15,7 @@ from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.baseline_table import baseline_table
-from fleetnas.coordinator.view.strip import BAD, BOLD, DIM, FAILED, GOOD, PLAIN, WARN
+from fleetnas.coordinator.view.strip import BAD, BOLD, DIM, FAILED, FAILED_TEXT, GOOD, PLAIN, WARN
 
 #: How the latencies of one row differ; `measured` of a disturbed device may be well beyond `verified`.
 LEGEND = (
@@ -26,14 +28,30 @@ _STATUS_STYLES = {SettingStatus.FAILED: FAILED, SettingStatus.LOST: BAD}
 _LEAST_WIDTH = 60
 
 
-def print_summary(console: Console, outcome: CampaignOutcome) -> None:
-    """Print the summary; a terminal too narrow for its tables breaks their lines, and no column is lost."""
+def print_summary(console: Console, outcome: CampaignOutcome, remarks: Sequence[str] = ()) -> None:
+    """Print the summary, with `remarks` before its last line, the verdict.
+
+    A terminal too narrow for its tables breaks their lines, and no column is lost.
+    """
     wide = console.options.update(width=max(console.width, _LEAST_WIDTH))
-    console.print(Segments(console.render(summary(outcome), wide)), crop=False, end="")
+    console.print(Segments(console.render(Group(*_parts(outcome)), wide)), crop=False, end="")
+    for remark in remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+    console.print(_verdict(outcome), soft_wrap=True)
 
 
 def summary(outcome: CampaignOutcome) -> RenderableType:
     """Lay out every device setting with its data's quality, every target with its verified latency and accuracy."""
+    return Group(*_parts(outcome), _verdict(outcome))
+
+
+def _verdict(outcome: CampaignOutcome) -> Text:
+    totals = target_totals(outcome.devices)
+    style = GOOD if totals.met and totals.met == totals.asked else FAILED_TEXT if not totals.met else WARN
+    return Text(f"{wording.targets_met(totals)} by a fresh re-measurement", style=style)
+
+
+def _parts(outcome: CampaignOutcome) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for device in outcome.devices:
         parts.append(_heading(device))
@@ -61,8 +79,7 @@ def summary(outcome: CampaignOutcome) -> RenderableType:
     statuses = [device.status for device in outcome.devices]
     if any(status is not SettingStatus.FINISHED for status in statuses):
         parts.append(Text(f"{wording.count_of(len(statuses), 'device setting')}: {wording.status_counts(statuses)}"))
-    parts.append(Text(f"{wording.targets_met(target_totals(outcome.devices))} by a fresh re-measurement"))
-    return Group(*parts)
+    return parts
 
 
 def _heading(device: DeviceOutcome) -> Text:

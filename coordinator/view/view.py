@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
@@ -25,10 +26,13 @@ class View(Protocol):
         """Show the last state and release the output; a second call does nothing."""
 
 
-def make_view(console: Console, json: bool) -> View:
-    """Choose JSON lines where asked for, the live view on a terminal that can redraw, plain lines anywhere else."""
+def make_view(console: Console, json: bool, summary_follows: Callable[[], bool] = lambda: False) -> View:
+    """Choose JSON lines where asked for, the live view on a terminal that can redraw, plain lines anywhere else.
+
+    `summary_follows` tells at the end whether a summary is printed next, so that the live view does not repeat it.
+    """
     if json:
         return JsonView(console.file)
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveView(console)
+        return LiveView(console, summary_follows=summary_follows)
     return LinesView(console.file)

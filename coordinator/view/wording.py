@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.run_progress import RunProgress
-from fleetnas.coordinator.records.snapshot import DeviceState, TargetSnapshot
+from fleetnas.coordinator.records.snapshot import BaselineSnapshot, DeviceState, TargetSnapshot
 from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.records.target_kinds import Target, TargetKind
 from fleetnas.coordinator.records.totals import TargetTotals
@@ -63,7 +63,7 @@ def target(value_ms: float | None, other: str = "") -> str:
 
     `other` is the text of a target of another kind than latency, which is shown with its unit.
     """
-    kind = _kind(other)
+    kind = other_kind(other)
     if other:
         if kind is None:
             return printable(other)
@@ -73,6 +73,13 @@ def target(value_ms: float | None, other: str = "") -> str:
     if value_ms is None:
         return "–"
     return f"{value_ms:.4g}" if value_ms < 1000 else f"{value_ms:.0f}"
+
+
+def target_with_unit(value_ms: float | None, other: str = "") -> str:
+    """Return a target with its unit, as `2 ms`, `p95 33 ms` or `30 fps`; empty where given subnets have none."""
+    if other:
+        return target(value_ms, other) + (" ms" if other.startswith("p") else "")
+    return "" if value_ms is None else f"{target(value_ms)} ms"
 
 
 def accuracy(share: float | None) -> str:
@@ -93,7 +100,7 @@ def target_status(snapshot: TargetSnapshot) -> str:
         word = met_word(snapshot.target_ms, snapshot.target) if snapshot.met else printable(snapshot.reason) or "missed"
         value = target_value(snapshot.target, snapshot.value, snapshot.value_high)
         beside = remarks(snapshot.verified_ms, snapshot.typical_ms, snapshot.note)
-        shown = "; ".join((word, *([value] if value else []), *beside))
+        shown = "; ".join((word, *([value] if value and value not in word else []), *beside))
         return f"{snapshot.subnet}: {shown}" if snapshot.subnet else shown
     if snapshot.subnet:
         return f"{snapshot.subnet}: {'measuring' if snapshot.verified_ms is None else 'measured so far'}"
@@ -140,7 +147,7 @@ def met_word(target_ms: float | None, target: str = "") -> str:
 
 def target_value(target: str, value: float | None, value_high: float | None) -> str:
     """Return what a re-measurement showed of a target of another kind than latency; empty for a latency."""
-    kind = _kind(target)
+    kind = other_kind(target)
     if kind is None or value is None:
         return ""
     if kind.kind is TargetKind.ACCURACY:
@@ -150,7 +157,7 @@ def target_value(target: str, value: float | None, value_high: float | None) -> 
     return f"{name}{latency(value)} {kind.unit}{upper}"
 
 
-def _kind(text: str) -> Target | None:
+def other_kind(text: str) -> Target | None:
     """Read the text of a target of another kind than latency; None for a latency, and for one of a newer version."""
     try:
         return Target.parse(text) if text else None
@@ -241,6 +248,18 @@ def predictor_error(error: PredictorError | None, *, short: bool = False) -> str
     rank = "" if error.spearman is None else f", rank {error.spearman:.2f}"
     transfer = "; unlike any known device: transfer off" if error.is_unlike_known else ""
     return f"{error.mape_percent:.1f} % on {error.held_out} held out{rank}{transfer}"
+
+
+def baselines(rows: Iterable[BaselineSnapshot]) -> str:
+    """Return the latencies of the user's own networks on a device setting, as `largest 4.00 ms, mine: no room`."""
+    return ", ".join(
+        printable(row.name) + (f" {latency(row.measured_ms)} ms" if row.measured_ms is not None else _missing(row))
+        for row in rows
+    )
+
+
+def _missing(row: BaselineSnapshot) -> str:
+    return f": {printable(row.reason)}" if row.reason else ": not measured yet"
 
 
 def elapsed(seconds: float) -> str:

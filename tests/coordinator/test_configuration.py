@@ -64,7 +64,7 @@ def test_a_named_broker_never_gets_the_login_of_another(home: Path, monkeypatch:
     ("text", "said"),
     [
         ('broker = "a b"', "broker 'a b' is not HOST:PORT"),
-        ('brocker = "x"', "unknown key 'brocker'; there are broker, credentials, fleet"),
+        ('brocker = "x"', "unknown key 'brocker'; did you mean broker? there are broker, credentials, fleet"),
         ("broker = 5", 'has broker = 5, which is no text such as broker = "..."'),
         ("broker = ", "cannot be read"),
         ('credentials = "missing.credentials"', "missing.credentials"),

@@ -74,6 +74,32 @@ def test_a_group_lists_options_in_its_own_order(capsys: pytest.CaptureFixture[st
     assert listed[0] == "--supernet"
 
 
+@pytest.mark.parametrize("path", EVERY)
+def test_a_help_text_says_words_and_no_notation_of_a_library(capsys: pytest.CaptureFixture[str], path: str) -> None:
+    """Braces around a needed argument, two brackets around another, `x>=1`."""
+    _, out, _ = fleetnas(capsys, *path.split()[1:], "--help")
+    usage = " ".join(out.partition("\n\n")[0].split())
+    assert not re.search(r"[{}]|\[\[", usage)
+    assert not re.search(r"\bx[<>]=|<=x\b", out)
+    if groups_of(path):
+        assert re.search(r"^Help:\n  --help ", out, re.MULTILINE)
+
+
+def test_the_list_of_commands_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = fleetnas(capsys, "--help")
+    titles = list(dict.fromkeys(entry.title for entry in COMMANDS.values()))
+    assert re.findall(r"^(\w.*):$", out, re.MULTILINE) == ["Options", *titles]
+    assert re.findall(r"^  ([a-z][\w-]+)  +\S", out, re.MULTILINE) == list(COMMANDS)
+    names = re.findall(r"^  [a-z][\w-]+  +(?=\S)", out, re.MULTILINE)
+    assert len({len(name) for name in names}) == 1
+
+
+def test_an_option_that_a_command_cannot_use_is_not_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = fleetnas(capsys, "portfolio", "--help")
+    assert "--mirror" in out
+    assert "--devices" not in out
+
+
 def completed(words: str, **variables: str) -> list[str]:
     """What a shell is offered for the last word."""
     place = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_FLEETNAS_COMPLETE": "complete_bash"}

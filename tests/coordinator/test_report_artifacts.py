@@ -97,6 +97,15 @@ def test_met_follows_the_re_measurement(
         Results.model_validate(altered)
 
 
+def test_a_re_measurement_that_the_search_did_not_take_as_proof_is_not_met(tmp_path: Path) -> None:
+    """Within the target as it ran and typically, but the typical speed was not certain enough."""
+    target = TargetOutcome(2.0, verified_ms=1.9, typical_ms=1.98, reason="known to within 4 % only", refused=True)
+    device = dataclasses.replace(device_outcome("board-a"), targets=(target,))
+    results = ArtifactFolder(tmp_path).write(campaign_outcome(device))
+    assert (results.fleet[0].targets[0].met, results.targets_met, results.status) == (False, 0, "failed")
+    assert Results.model_validate_json((tmp_path / RESULTS_FILE).read_text()) == results
+
+
 @pytest.mark.parametrize("name", ["targets_met", "targets_asked"])
 def test_totals_follow_the_device_settings(tmp_path: Path, name: str) -> None:
     failed = dataclasses.replace(device_outcome("board-b", status=SettingStatus.FAILED), targets=(), targets_asked=3)

@@ -65,7 +65,7 @@ def test_every_reading_command_reads_it_and_says_what_cannot_be_done(
         for command, (code, out, err) in zip(commands, expected, strict=True):
             found = fleetnas(capsys, *command, "--store", str(store))
             assert found[:2] == (code, out)
-            note = f"the store sqlite:///{store} can only be read here: its runs can be shown and exported, not resumed"
+            note = f"the store {store} can only be read here: its runs can be shown and exported, not resumed"
             assert found[2] == f"{note}\n{err}"
         assert sorted(path.name for path in store.parent.iterdir()) == ["runs.sqlite"]
 

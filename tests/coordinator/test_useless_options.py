@@ -283,7 +283,7 @@ def test_every_command_is_looked_at() -> None:
         "measure": 41,
         "mirror": 0,
         "predictor": 0,
-        "portfolio": 20,
+        "portfolio": 19,
         "predictor evaluate": 5,
         "results": 3,
         "revoke": 1,

@@ -389,7 +389,7 @@ def test_watch_prints_a_stored_run_and_ends_as_the_search_did(
 ) -> None:
     half_way.run()
     half_way.campaign.finish()
-    store = half_way.store.url.removeprefix("sqlite:///")
+    store = half_way.store.url
     code, out, _ = fleetnas(capsys, "watch", "run-1", "--store", store)
     assert code == 0
     assert "4 of 4 targets met" in out

@@ -208,7 +208,7 @@ INPUTS = (
     ),
     Wrong(
         "runs --store {tmp}/notes.txt",
-        "the store sqlite:///{tmp}/notes.txt cannot be used: file is not a database; it is no fleetnas store; give "
+        "the store {tmp}/notes.txt cannot be used: file is not a database; it is no fleetnas store; give "
         "another --store",
         1,
     ),

@@ -18,18 +18,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FleetOptions:
-    """Agents that take part, and the way they receive bundles."""
+class DeliveryOptions:
+    """The way in which agents receive bundles."""
 
-    devices: Annotated[
-        str | None,
-        typer.Option(
-            "--devices",
-            metavar="NAME,...",
-            help="Agents that take part, such as pi5,pi4-*,tag:camera (default: all; resumed: those of the run, and "
-            "these).",
-        ),
-    ] = None
     mirror: Annotated[
         str | None,
         typer.Option("--mirror", metavar="URL", help="Where agents may fetch the supernet, see `fleetnas mirror`."),
@@ -48,12 +39,6 @@ class FleetOptions:
         bool,
         typer.Option("--share", help="Share the fleet's results with other coordinators (MQTT 5; see docs/scale.md)."),
     ] = False
-
-    def agents(self) -> tuple[str, ...]:
-        """Parse the patterns of agents that take part; empty: all, or those of a resumed run."""
-        from fleetnas.coordinator.records.device_patterns import parse_patterns
-
-        return parse_patterns(self.devices, "--devices")
 
     def access(
         self,
@@ -89,6 +74,27 @@ class FleetOptions:
             bundles_at_once=self.bundles_at_once if at_once is None or "bundles_at_once" in given else at_once,
             share=self.share or kept.share,
         )
+
+
+@dataclass(frozen=True)
+class FleetOptions(DeliveryOptions):
+    """Agents that take part, and the way in which they receive bundles."""
+
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            "--devices",
+            metavar="NAME,...",
+            help="Agents that take part, such as pi5,pi4-*,tag:camera (default: all; a resumed run has its own, and "
+            "takes these too).",
+        ),
+    ] = None
+
+    def agents(self) -> tuple[str, ...]:
+        """Parse the patterns of agents that take part; empty: all, or those of a resumed run."""
+        from fleetnas.coordinator.records.device_patterns import parse_patterns
+
+        return parse_patterns(self.devices, "--devices")
 
 
 def kept_settings(kept: RunConnection, fleet: str | None) -> Configuration:

@@ -21,17 +21,25 @@ class LocalOptions:
     ] = False
     setting: Annotated[
         list[str] | None,
-        typer.Option("--setting", metavar="SETTING", help="Local: such as onnxruntime,threads=4; may be repeated."),
+        typer.Option(
+            "--setting",
+            metavar="SETTING",
+            help="With --local: how models run, such as onnxruntime,threads=4; may be repeated.",
+        ),
     ] = None
     runtime: Annotated[
         str | None,
-        typer.Option("--runtime", metavar="NAME", help="Local: of the one setting (default: what is installed)."),
+        typer.Option(
+            "--runtime",
+            metavar="NAME",
+            help="With --local: the runtime, in place of --setting (default: what is installed).",
+        ),
     ] = None
-    threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Local: of the one setting.")] = (
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="With --local: its threads.")] = (
         None
     )
     state_dir: Annotated[
-        Path | None, typer.Option("--state-dir", metavar="DIR", help="Local: where the agent keeps its state.")
+        Path | None, typer.Option("--state-dir", metavar="DIR", help="With --local: where the agent keeps its state.")
     ] = None
 
     def device(self) -> LocalDevice:

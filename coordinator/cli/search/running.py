@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fleetnas.coordinator.app.compose import open_search
+from fleetnas.coordinator.app.driver import RunningSearch
 from fleetnas.coordinator.app.local_device import LocalDevice
 from fleetnas.coordinator.app.priority import session_yields_to_measurements
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
@@ -67,8 +68,13 @@ def search_once(request: SearchRequest, *, as_json: bool, store: MeasurementStor
         signal.signal(stop, signal.default_int_handler)
     tracking = MlflowTracking(request.tracking_uri) if request.tracking_uri is not None else None
     store = store or MeasurementStore.open(request.store)
+    outcome: CampaignOutcome | None = None
+
+    def view() -> View:
+        return make_view(console, as_json, summary_follows=lambda: outcome is not None)
+
     with image_progress() as progress:
-        running = open_search(request, lambda: make_view(console, as_json), store, image_progress=progress)
+        running = open_search(request, view, store, image_progress=progress)
     try:
         with session_yields_to_measurements(), told_origin(request.devices_at):
             ending = running.run()
@@ -78,21 +84,26 @@ def search_once(request: SearchRequest, *, as_json: bool, store: MeasurementStor
     finally:
         running.close()
     if not as_json:
-        print_summary(console, outcome)
-        if running.settings.out is not None and ending is not RunStatus.INTERRUPTED:
-            console.print(f"results and model files: {running.settings.out}", markup=False, highlight=False)
-        if running.artifacts.card_remark:
-            console.print(running.artifacts.card_remark, markup=False, highlight=False, soft_wrap=True)
-        unfinished = any(device.status is not SettingStatus.FINISHED for device in outcome.devices)
-        if ending is RunStatus.INTERRUPTED or unfinished:
-            step = _next_step(ending, running.run_id, request, timed_out=running.timed_out)
-            console.print(step, markup=False, highlight=False, soft_wrap=True)
+        print_summary(console, outcome, _remarks(running, request, ending, outcome))
     if tracking is not None:
         out = Path(running.settings.out) if running.settings.out is not None else None
         shown_on = Console(stderr=True) if as_json else console
         shown_on.print(log_run(tracking, out, running.run_id), markup=False, highlight=False, soft_wrap=True)
     totals = target_totals(outcome.devices)
     return SearchEnd(running.run_id, ending, running.timed_out, bool(totals.asked) and totals.met == totals.asked)
+
+
+def _remarks(running: RunningSearch, request: SearchRequest, ending: RunStatus, outcome: CampaignOutcome) -> list[str]:
+    """Return where the results are and how to go on, for the lines before the verdict."""
+    remarks = []
+    if running.settings.out is not None and ending is not RunStatus.INTERRUPTED:
+        remarks.append(f"results and model files: {running.settings.out}")
+    if running.artifacts.card_remark:
+        remarks.append(running.artifacts.card_remark)
+    unfinished = any(device.status is not SettingStatus.FINISHED for device in outcome.devices)
+    if ending is RunStatus.INTERRUPTED or unfinished:
+        remarks.append(_next_step(ending, running.run_id, request, timed_out=running.timed_out))
+    return remarks
 
 
 def run_plan(request: SearchRequest, *, as_json: bool, view: View | None = None) -> CampaignOutcome:
