@@ -1,7 +1,8 @@
 """Make the pictures in `docs/img` from a finished run: `python docs/pictures.py ARTIFACTS`.
 
 ARTIFACTS is the folder that `fleetnas search --out` filled. The live view is rebuilt as it stood in the middle of
-that run, from its stored measurements; the report is opened in a headless Chromium.
+that run, from its stored measurements; the report is opened in a headless Chromium. `--scenes DIR` draws instead the
+view of invented fleets of 1, 6 and 12 device settings at three sizes, to be looked at.
 """
 
 from __future__ import annotations
@@ -20,20 +21,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
+from fleetnas.coordinator.monitoring.stored_progress import StoredProgress
+from fleetnas.coordinator.monitoring.stored_setting import StoredWork
 from fleetnas.coordinator.records.budget import counts_against_budget
-from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.data_quality import DataQuality, QualityTally
 from fleetnas.coordinator.records.events import MeasurementTaken
 from fleetnas.coordinator.records.outcome import TakenMeasurement
+from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.predictor_error import PredictorError
+from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot, ended_state
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, read_results
 from fleetnas.coordinator.report.html import write_report
 from fleetnas.coordinator.report.results import DeviceResult, Results, TargetResult
 from fleetnas.coordinator.store.measurement_table import read_measurements
-from fleetnas.coordinator.view.lines import event_line, timed_line
+from fleetnas.coordinator.view.event_briefs import brief_line
+from fleetnas.coordinator.view.lines import timed_line
 from fleetnas.coordinator.view.live import render
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 
-SIZES = ((80, 24), (160, 50))
+SIZES = ((80, 24), (120, 40), (160, 50))
 _SVG_FORMAT = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>
 .{unique_id}-matrix {{ font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: {char_height}px;
@@ -59,15 +66,53 @@ def snapshot_at(results: Results, rows: dict[tuple[str, str], list[TakenMeasurem
         _device_at(device, rows.get((device.device, device.runtime), []), results, now_s) for device in results.fleet
     ]
     lines = sorted(line for _, log in devices for line in log)
+    snapshots = tuple(device for device, _ in devices)
     return Snapshot(
         run_id=results.run_id,
         supernet=results.supernet.name,
         started_s=started_s,
         now_s=now_s,
         phase="searching",
-        devices=tuple(device for device, _ in devices),
-        log=tuple(timed_line(at_s, line) for at_s, line in lines[-8:]),
+        devices=snapshots,
+        log=tuple(timed_line(at_s, line) for at_s, line in lines[-50:]),
+        progress=_progress_at(results, rows, snapshots, now_s),
     )
+
+
+class _Replayed:
+    """What a device setting had done by then; a `SettingWork`."""
+
+    def __init__(self, device: str) -> None:
+        self.device, self.setting = device, RuntimeSetting()
+        self.tally, self.search = QualityTally(), StoredWork(0, "search", None)
+        self.failures = self.measurements = 0
+
+
+def _progress_at(
+    results: Results,
+    rows: dict[tuple[str, str], list[TakenMeasurement]],
+    snapshots: Sequence[DeviceSnapshot],
+    now_s: float,
+) -> RunProgress | None:
+    """Estimate the time left from the measurements until then, by the rules of `fleetnas watch`."""
+    replayed = {(each.device, each.setting_label): _Replayed(each.device) for each in snapshots}
+    started_s = results.started_at.timestamp()
+    # The targets that the run was given do not matter here: the snapshots have them.
+    progress = StoredProgress(CampaignPlan(targets="auto:4", budget=results.budget), started_s)
+    # Two settings of one device would need their labels; the demonstration has one of each.
+    for setting in replayed.values():
+        progress.observe(started_s, [setting])
+    taken = ((row.measurement.finished_unix_s, key, row) for key, table in rows.items() for row in table)
+    for at_s, key, row in sorted(taken, key=lambda each: each[0]):
+        if at_s > now_s or key not in replayed:
+            continue
+        setting = replayed[key]
+        setting.tally.add(row.measurement)
+        setting.measurements += counts_against_budget(row.purpose, row.target_ms)
+        phase = "verification" if row.purpose == "verification" else "search"
+        setting.search = StoredWork(setting.measurements, phase, None)
+        progress.observe(at_s, [setting])
+    return progress.progress(now_s, list(replayed.values()), snapshots, ended=False)
 
 
 def _device_at(
@@ -98,7 +143,7 @@ def _device_at(
     events = [
         (
             row.measurement.finished_unix_s,
-            event_line(
+            brief_line(
                 MeasurementTaken(
                     at_s=row.measurement.finished_unix_s,
                     run_id=results.run_id,
@@ -123,8 +168,8 @@ def _device_at(
 
 
 def _detail(row: TakenMeasurement) -> str:
-    about = row.purpose if row.target_ms is None else f"{row.target_ms:g} ms:"
-    return f"{about} {row.architecture.fingerprint}"
+    subnet = f"subnet {row.architecture.fingerprint}"
+    return f"{subnet} for {row.target_ms:g} ms" if row.target_ms is not None else f"{subnet} as a candidate"
 
 
 def _target_at(target: TargetResult, taken: Sequence[TakenMeasurement]) -> TargetSnapshot:
@@ -190,14 +235,36 @@ def photograph(page: Path, path: Path, width: int, height: int, dark: bool, chro
         )
 
 
+def draw_scenes(folder: Path, chromium: str) -> None:
+    """Draw the live view of invented fleets at every size, as SVG and, where there is a browser, as PNG."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from rigs.view_scenes import SETTINGS, scene
+    from rigs.view_scenes import SIZES as SCENE_SIZES
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for settings in SETTINGS:
+        for width, height in SCENE_SIZES:
+            path = folder / f"scene-{settings}-{width}x{height}.svg"
+            draw_live_view(scene(settings), width, height, path)
+            if shutil.which(chromium) is not None:
+                photograph(path, path.with_suffix(".png"), 12 * width + 40, 25 * height + 70, False, chromium)
+            print(path)
+
+
 def main() -> None:
     """Write every picture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("artifacts", type=Path, help="folder that `fleetnas search --out` filled")
+    parser.add_argument("artifacts", type=Path, nargs="?", help="folder that `fleetnas search --out` filled")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "img")
     parser.add_argument("--at", type=float, default=0.7, help="share of the run's time that the live view shows")
+    parser.add_argument("--scenes", type=Path, metavar="DIR", help="draw invented fleets there instead")
     parser.add_argument("--chromium", default="chromium", help="the browser's program")
     arguments = parser.parse_args()
+    if arguments.scenes is not None:
+        draw_scenes(arguments.scenes, arguments.chromium)
+        return
+    if arguments.artifacts is None:
+        parser.error("give ARTIFACTS, the folder that `fleetnas search --out` filled, or --scenes DIR")
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = read_measurements(arguments.artifacts / MEASUREMENTS_FILE)
     snapshot = snapshot_at(read_results(arguments.artifacts), rows, arguments.at)

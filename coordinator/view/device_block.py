@@ -74,7 +74,7 @@ def device_block(device: DeviceSnapshot, detail: Detail, width: int, height: int
         return [device_line(device, width, names), padded(inline_targets(device, width), width)]
     if detail is Detail.SECTION:
         work = has_room_for_work(device, width, names)
-        table = target_table(device, width - 2, remark="" if work else doing(device))
+        table = target_table(device, width - 2, "" if work else doing(device), detail_style(device))
         line = device_line(device, width, names, met=False, work=work)
         return [line, *([Segment("  "), *strip] for strip in table)]
     return _panel(device, width, height, wide=detail is Detail.WIDE)

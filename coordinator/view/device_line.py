@@ -52,10 +52,13 @@ def device_line(device: DeviceSnapshot, width: int, names: int, *, met: bool = T
 
     `met`: with the number of its targets that are met; `work`: with what it does.
     """
-    state = left(f"{wording.state_mark(device.state)} {device.state}", _STATE_CELLS)
+    # The blanks behind the state are not in its colour, which may be that of its background.
+    state = f"{wording.state_mark(device.state)} {device.state}"
+    blanks = " " * (_STATE_CELLS - cell_len(state))
     name, label = fitted_label(device, names)
     column = padded([Segment(name, BOLD), Segment(f" {label}" if label else "")], names)
-    strip = [Segment(state, STATE_STYLES[device.state]), *column, Segment(right(measured(device), _COUNT_CELLS))]
+    strip = [Segment(state, STATE_STYLES[device.state]), Segment(blanks), *column]
+    strip.append(Segment(right(measured(device), _COUNT_CELLS)))
     if met:
         totals = target_totals([device])
         style = GOOD if totals.met and totals.met == totals.asked else PLAIN
@@ -126,7 +129,7 @@ def _fitting(facts: list[_Fact], room: int) -> Strip:
         cells = cell_len(text) + (len(between) if strip else 0)
         if cells > room and strip:
             continue
-        strip += [Segment(between), Segment(left(text, room) if cells > room else text, style)]
+        strip.append(Segment(between + (left(text, room) if cells > room else text), style))
         room -= cells
         if room <= 0:
             break

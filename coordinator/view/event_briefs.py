@@ -31,7 +31,7 @@ from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.view import wording
 from fleetnas.coordinator.view.lines import event_line
 from fleetnas.coordinator.view.names import short_label
-from fleetnas.coordinator.view.strip import BAD, FAILED_TEXT, GOOD, PLAIN, WARN, Strip
+from fleetnas.coordinator.view.strip import BAD, FAILED_TEXT, GOOD, PLAIN, WARN, Strip, left
 
 #: Signs at the beginning of a line, which decide its colour.
 _MET, _MISSED, _FAILED, _NOTICE = "✓ ", "✗ ", "✘ ", "! "
@@ -46,9 +46,9 @@ def brief_line(event: Event) -> str | None:
     return None if text is None else wording.printable(text)
 
 
-def line_strip(line: str) -> Strip:
-    """Return a line of the log, behind its time of day, in the colour of its sign."""
-    return [Segment(wording.printable(line), _STYLES.get(line[_TIME : _TIME + len(_MET)], PLAIN))]
+def line_strip(line: str, width: int) -> Strip:
+    """Return a line of the log, behind its time of day, in the colour of its sign and in `width` cells."""
+    return [Segment(left(wording.printable(line), width), _STYLES.get(line[_TIME : _TIME + len(_MET)], PLAIN))]
 
 
 def _text(event: Event) -> str | None:

@@ -68,7 +68,7 @@ def frame_strips(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
         lines.append(padded([Segment(_LEGEND + more, DIM)], width))
         room -= 1
     if room > 0:
-        lines += [padded(line_strip(line), width) for line in snapshot.log[-room:]]
+        lines += [line_strip(line, width) for line in snapshot.log[-room:]]
     return lines[:height]
 
 
@@ -77,12 +77,12 @@ def _devices(devices: Sequence[DeviceSnapshot], width: int, room: int) -> list[S
     for detail in Detail:
         if detail.value > width and detail is not Detail.LINE:
             continue
-        if detail is Detail.WIDE and not all(fits_beside(device, width) for device in devices):
-            continue
         for columns in _column_counts(len(devices), width, detail):
             rows = _rows(devices, columns)
             heights = [max(detail.height(device) for device in row) for row in rows]
-            if sum(heights) <= (room * _WIDE_SHARE if detail is Detail.WIDE else room):
+            if sum(heights) <= (room * _WIDE_SHARE if detail is Detail.WIDE else room) and (
+                detail is not Detail.WIDE or all(fits_beside(device, width) for device in devices)
+            ):
                 return _grid(rows, heights, columns, detail, width)
     columns = _column_counts(len(devices), width, Detail.LINE)[-1]
     ranked = sorted(devices, key=lambda device: ATTENTION.index(device.state))

@@ -60,6 +60,9 @@ def padded(strip: Strip, width: int) -> Strip:
             break
         kept.append(segment)
         room -= cells
+    if room > 0 and kept and not kept[-1].style:
+        kept[-1] = Segment(kept[-1].text + " " * room)
+        return kept
     return [*kept, Segment(" " * room)] if room > 0 else kept
 
 

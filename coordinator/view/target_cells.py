@@ -9,7 +9,7 @@ from rich.style import Style
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, TargetSnapshot
 from fleetnas.coordinator.records.target_kinds import TargetKind
 from fleetnas.coordinator.view import wording
-from fleetnas.coordinator.view.strip import BAD, DIM, GOOD, PLAIN, Strip, bar, left, padded, right, strip_width
+from fleetnas.coordinator.view.strip import BAD, DIM, GOOD, PLAIN, Strip, left, padded, right, strip_width
 
 #: From the first number of cells on, a table of targets shows the share of each target that is used; from the second
 #: on it has roomy columns; below the third, only the best latency.
@@ -60,33 +60,32 @@ def _inline(device: DeviceSnapshot, *, accuracies: bool) -> Strip:
     return strip
 
 
-def target_table(device: DeviceSnapshot, width: int, remark: str = "") -> list[Strip]:
-    """Lay out a line of headings, with `remark` behind them, and one per target, each `width` cells wide."""
+def target_table(device: DeviceSnapshot, width: int, remark: str = "", style: Style = PLAIN) -> list[Strip]:
+    """Lay out headings, with `remark` in its `style` behind them, and a line per target, each `width` cells wide."""
+    statuses = [_status(target) for target in device.targets]
     # Words come before bars: these are left out where statuses fit without them alone.
-    spare = width - 5 * _ROOMY_CELLS - _status_cells(device)
-    shares = width >= _WITH_SHARES and not 0 <= spare < _SHARE_CELLS
-    shares = shares and any(_share(target) is not None for target in device.targets)
+    spare = width - 5 * _ROOMY_CELLS - max(map(cell_len, statuses), default=0)
+    used = [_share(target) for target in device.targets]
+    shares = width >= _WITH_SHARES and not 0 <= spare < _SHARE_CELLS and any(share is not None for share in used)
     roomy, three = width >= _ROOMY, width >= _THREE_LATENCIES
     name = "target" if any(target.target for target in device.targets) else "target ms"
     heads = [name, "predicted", "measured", "verified", "accuracy"] if three else [name, "best", "acc."]
     cells = (_ROOMY_CELLS,) * 5 if roomy else (9, 10, 9, 9, 9) if three else (9, 8, 8)
     rest = max(0, width - sum(cells) - (_SHARE_CELLS if shares else 0))
     head = "".join(right(text, size) for text, size in zip(heads, cells, strict=True))
-    used = left("  of target", _SHARE_CELLS) if shares else ""
-    table: list[Strip] = [padded([Segment(head + used, DIM), Segment(left(f"  {remark}", rest))], width)]
-    for target in device.targets:
-        texts = [
-            wording.target(target.target_ms, target.target),
-            *(_latencies(target) if three else [_best(target)]),
-            wording.target_accuracy(target),
-        ]
-        row = [Segment(right(text, size)) for text, size in zip(texts, cells, strict=True)]
-        row += _share_strip(target) if shares else []
-        table.append(padded([*row, Segment(left(_status(target), rest), _style(target))], width))
+    head += left("  of target", _SHARE_CELLS) if shares else ""
+    table: list[Strip] = [[Segment(head, DIM), Segment(left(f"  {remark}", rest), style)]]
+    for target, status, share in zip(device.targets, statuses, used, strict=True):
+        latencies = _latencies(target) if three else [_best(target)]
+        texts = [wording.target(target.target_ms, target.target), *latencies, wording.target_accuracy(target)]
+        # Few segments: what a frame costs is their number.
+        row = "".join(right(text, size) for text, size in zip(texts, cells, strict=True))
+        last = (_share_text(share) if shares else "") + left(status, rest)
+        table.append([Segment(row), Segment(last, _style(target))])
     note = targets_remark(device)
     if note:
         table.append(padded([Segment(f"  {note}", DIM)], width))
-    return table
+    return [padded(strip, width) for strip in table]
 
 
 def _status(target: TargetSnapshot) -> str:
@@ -138,12 +137,12 @@ def _share(target: TargetSnapshot) -> float | None:
     return kind.value / value if kind.kind is TargetKind.RATE else value / kind.value
 
 
-def _share_strip(target: TargetSnapshot) -> Strip:
-    share = _share(target)
+def _share_text(share: float | None) -> str:
     if share is None:
-        return [Segment(" " * _SHARE_CELLS)]
-    filled = bar(share, _BAR_CELLS, _style(target) if target.met is not None else DIM)
-    return [Segment("  "), *filled, Segment(right(wording.percent(share), _SHARE_CELLS - _BAR_CELLS - 2))]
+        return " " * _SHARE_CELLS
+    filled = round(min(1.0, share) * _BAR_CELLS)
+    percent = right(wording.percent(share), _SHARE_CELLS - _BAR_CELLS - 2)
+    return f"  {'█' * filled}{'░' * (_BAR_CELLS - filled)}{percent}"
 
 
 def _style(target: TargetSnapshot) -> Style:

@@ -152,6 +152,29 @@ def test_axe_finds_nothing_serious_and_nothing_overflows(
     opened.page.context.close()
 
 
+def test_long_names_are_divided_and_labels_are_not(browser: Any, ended: Dashboard) -> None:
+    opened = visit(browser, ended, "phone")
+    opened.open(PAGES[0])
+    content, screen, shrink = opened.page.evaluate(
+        """() => {
+          const main = document.querySelector("main");
+          const table = document.createElement("table");
+          table.className = "stack";
+          const cell = '<td data-label="Data quality">' + "two words ".repeat(40) + "</td>";
+          table.innerHTML = "<tbody><tr>" + cell + "</tr></tbody>";
+          main.prepend(table);
+          const style = getComputedStyle(table.querySelector("td"), "::before");
+          const warning = document.createElement("p");
+          [warning.className, warning.textContent] = ["warning", "onnxruntime_".repeat(30)];
+          main.prepend(warning);
+          return [document.documentElement.scrollWidth, window.innerWidth, style.flexShrink];
+        }"""
+    )
+    assert content <= screen
+    assert shrink == "0"
+    opened.page.context.close()
+
+
 def test_an_open_page_follows_a_campaign(browser: Any, stage: Stage) -> None:
     opened = visit(browser, stage.dashboard)
     opened.open("/runs/run-1")

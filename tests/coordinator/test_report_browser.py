@@ -76,6 +76,17 @@ def test_the_page_is_no_wider_than_the_screen(page: Any) -> None:
             assert box <= width
 
 
+def test_a_warning_about_a_long_name_is_no_wider_than_the_screen(page: Any) -> None:
+    page.evaluate(
+        """() => {
+          const warning = document.createElement("p");
+          [warning.className, warning.textContent] = ["warning", "onnxruntime_".repeat(30)];
+          document.body.prepend(warning);
+        }"""
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+
+
 def test_legends_cover_no_point(page: Any) -> None:
     """A figure's legend is below its axes: each entry is lower than every point that is drawn."""
     lowest = page.evaluate(

@@ -78,6 +78,9 @@ def test_failures_alone_are_red(width: int, height: int) -> None:
     assert "every measurement crashed" in shown
     assert "crashed (signal 11" in shown
     assert "lost " not in shown.replace("✘ nuc lost", "").replace("✘ kitchen-pi4 lost", "")
+    # In a narrow column the reason stands behind the headings.
+    narrow = red(frame_strips(scene(6), width, height))
+    assert "every measurement crashed" in narrow
     well = tuple(device for device in view.devices if device.state != "failed")
     assert not red(frame_strips(replace(view, devices=well, log=()), width, height))
 

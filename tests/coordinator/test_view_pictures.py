@@ -48,3 +48,16 @@ def test_the_picture_is_an_image_that_loads_nothing(pictures: ModuleType, tmp_pa
     assert "15/40" in shown
     assert "url(" not in text.replace("url(#", "")
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_view_of_a_run_in_the_middle_tells_the_time_left(pictures: ModuleType, tmp_path: Path) -> None:
+    results = artifacts(tmp_path, campaign_outcome(device_outcome("board-a")))
+    snapshot = pictures.snapshot_at(results, read_measurements(tmp_path / MEASUREMENTS_FILE), 0.5)
+    assert 0.0 < snapshot.progress.done < 1.0
+    assert 0.0 < snapshot.progress.least_left_s <= snapshot.progress.left_s <= snapshot.progress.most_left_s
+
+
+def test_invented_fleets_are_drawn_at_every_size(pictures: ModuleType, tmp_path: Path) -> None:
+    pictures.draw_scenes(tmp_path, "no-such-browser")
+    assert len(list(tmp_path.glob("scene-*.svg"))) == 9
+    assert "kitchen-pi4" in (tmp_path / "scene-12-80x24.svg").read_text()
