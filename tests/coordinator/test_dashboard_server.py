@@ -140,7 +140,7 @@ class TestEnd:
     def test_a_signal_as_soon_as_the_link_is_printed_ends_it(self, wanted: signal.Signals) -> None:
         """The link comes first: nobody may be too quick for the server."""
 
-        async def never_asked(*_: object) -> None:
+        async def never_asked(scope: object, receive: object, send: object) -> None:
             raise AssertionError
 
         before = signal.getsignal(wanted)
