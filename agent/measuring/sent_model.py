@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleetnas.agent.host.unused_memory import return_unused_memory
 from fleetnas.agent.measuring.messages import ModelOrder
 from fleetnas.agent.runtimes.base import Runtime
 from fleetnas.agent.runtimes.model_file import ModelFile
@@ -21,6 +22,8 @@ _TRIAL = MeasurementProtocol(
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 #: Written to `clear_refs`, it sets the peak of the resident memory to its present size (proc(5)).
 _RESET_PEAK = "5"
+#: Runtimes that have had a session in this process.
+_used: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def try_model(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> Tr
     """Load a model, run it a few times, and free it."""
     driven = runtime.conditions() is not None  # its memory is that of another device, which this host does not know
     if not driven:
-        runtime.version()  # loads the library, whose memory is none of the model's
+        _load_runtime(runtime, model, setting)
+        return_unused_memory()  # what a model before this one left would be taken again, and not be counted
     with contextlib.suppress(OSError):
         _CLEAR.write_text(_RESET_PEAK)
     before = _status_bytes("VmRSS")
@@ -72,6 +76,14 @@ def try_model(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> Tr
         loaded.close()
     known = before is not None and peak is not None and not driven
     return Trial(timing.median_ms, max(0, peak - before) if known else None)  # type: ignore[operator]
+
+
+def _load_runtime(runtime: Runtime, model: ModelFile, setting: RuntimeSetting) -> None:
+    """Have the library take what it keeps for all models, with its first session in this process."""
+    runtime.version()
+    if setting.runtime not in _used:
+        runtime.load(model.content, setting, model).close()
+        _used.add(setting.runtime)
 
 
 def _status_bytes(field: str) -> int | None:

@@ -33,7 +33,9 @@ def format_of(path: Path) -> ModelFormat:
     for known in RUNTIMES_OF:
         if suffix == known:
             return known
-    raise UsageError(f"{path.name} is neither .onnx nor .tflite; these are the model files that can be measured")
+    raise UsageError(
+        f"{path.name or path} is neither .onnx nor .tflite; these are the model files that can be measured"
+    )
 
 
 def takes_format(runtime: RuntimeName, form: ModelFormat) -> str:

@@ -120,7 +120,7 @@ def open_search(
         artifacts = RunArtifacts(store, run.run_id, run.out, models, campaign.note, time.monotonic, run.card)
         undo.pop_all()
     parts = (run.settings, campaign, store, network.transport, executor, view, artifacts)
-    return RunningSearch(*parts, request.timeout_s, baselines)
+    return RunningSearch(*parts, request.timeout_s, baselines, is_new=not run.resumed)
 
 
 def other_search(summary: RunSummary) -> str:

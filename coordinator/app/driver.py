@@ -55,6 +55,8 @@ class RunningSearch:
     """Time from `run` on after which the search ends with the winners verified so far; None: it has all its time."""
     baselines: BaselineMeasurer | None = field(default=None, repr=False)
     """Measures the user's own networks on device settings whose search has ended."""
+    is_new: bool = False
+    """Whether the run began with this process: it is deleted where it ends with an error before a device joins."""
     timed_out: bool = field(default=False, init=False)
     """Whether that time was over before the search."""
     progress: ProgressEvents = field(init=False, repr=False)
@@ -87,7 +89,7 @@ class RunningSearch:
             self._write_artifacts()
             return RunStatus.INTERRUPTED
         except BaseException:
-            self._mark_interrupted()
+            self._delete_or_mark_interrupted()
             raise
         finally:
             self._show()
@@ -147,6 +149,14 @@ class RunningSearch:
         if written is not None:
             self._show()  # with the notes on parts that could not be made
         return written
+
+    def _delete_or_mark_interrupted(self) -> None:
+        """Delete a new run that no device joined, whose name is free again; any other one can be resumed."""
+        with contextlib.suppress(StoreUnavailableError):
+            if self.is_new and not self.store.devices(self.run_id):
+                self.store.named_runs.delete(self.run_id)
+                return
+        self._mark_interrupted()
 
     def _mark_interrupted(self) -> None:
         # A store that is away must not hide the cause of the end; a run marked as running can be resumed as well.

@@ -22,6 +22,7 @@ from fleetnas.coordinator.app.local_device import LOCAL_FLEET, LocalDevice
 from fleetnas.coordinator.app.request import FleetAccess, SearchRequest
 from fleetnas.coordinator.app.run_choice import ChosenRun, choose_run
 from fleetnas.coordinator.app.search_history import SearchHistory
+from fleetnas.coordinator.app.target_checks import check_targets, checked_on
 from fleetnas.coordinator.campaign.campaign import Campaign
 from fleetnas.coordinator.campaign.planning_pool import PlanningPool
 from fleetnas.coordinator.fleet.connection import FleetConnection
@@ -118,7 +119,9 @@ def dry_run(
     """
     local = isinstance(request.devices_at, LocalDevice)
     run = choose_run(request, LOCAL_FLEET if local else request.devices_at.name, store)  # type: ignore[union-attr]
-    checked_accuracy(run)
+    accuracy = checked_accuracy(run)
+    if accuracy is not None and not run.settings.plan.architectures:
+        check_targets(run.bundle.space, accuracy, run.settings.plan)
     notes = Notes()
     models = winner_builder(run, notes, image_progress)
     lines: list[str] = []
@@ -135,7 +138,7 @@ def dry_run(
             FleetConnection(network.link, network.blobs),
             scratch,
             planning=PlanningPool(models, executor, lambda: True),
-            make_search=_stand_in(run.bundle.space),
+            make_search=stand_in(run.bundle.space, run.settings.plan),
             clocks=Clocks(time.monotonic, time.time),
         )
         campaign.membership.before_first(request.check_devices)
@@ -152,10 +155,27 @@ def dry_run(
         return _planned(request, run, campaign, store, tuple(lines))
 
 
-def _stand_in(space: DesignSpace) -> Callable[[AgentInfo, RuntimeSetting], SettingTuner]:
-    """Return a factory of tuners that are never asked: a dry run searches nothing."""
+def stand_in(space: DesignSpace, plan: CampaignPlan) -> Callable[[AgentInfo, RuntimeSetting], SettingTuner]:
+    """Return a factory of tuners that are never asked, for a dry run searches nothing.
+
+    It refuses the device settings that a search refuses.
+    """
     smallest = space.decode(space.smallest())
-    return lambda info, setting: SubnetTuner(space, smallest)
+
+    def make(info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
+        if not plan.only_baselines and not plan.architectures:
+            checked_on(plan.request_for(info.agent, info), info, setting)
+        return SubnetTuner(space, smallest)
+
+    return make
+
+
+def asked_of(plan: CampaignPlan, info: AgentInfo, setting: RuntimeSetting) -> int:
+    """Return the number of targets of a device setting that can be measured on it."""
+    asked = plan.asked_of(info.agent, info)
+    if plan.only_baselines or plan.architectures:
+        return asked
+    return asked - len(checked_on(plan.request_for(info.agent, info), info, setting))
 
 
 def _planned(
@@ -169,7 +189,7 @@ def _planned(
     settings, work = [], dict[str, list[tuple[Counts, Seconds]]]()
     for setting_run in setting_runs:
         known = history.known(setting_run.device, setting_run.setting.label)
-        counts = expected_counts(plan, history, plan.asked_of(setting_run.device, setting_run.info))
+        counts = expected_counts(plan, history, asked_of(plan, setting_run.info, setting_run.setting))
         own = _own_part(counts, len(equal.get(setting_run.device, ())), plan)
         settings.append(
             PlannedSetting(
@@ -225,11 +245,14 @@ def _transfer_s(request: SearchRequest, run: ChosenRun, devices: Collection[str]
 
 
 def _left_out(campaign: Campaign, devices: Collection[str]) -> tuple[tuple[str, str], ...]:
+    unusable = dict(campaign.membership.unusable)
+    refused = {device for device, _ in unusable}
     found = []
     for entry in sorted(campaign.registry.agents.values(), key=lambda each: each.name):
-        if entry.name not in devices:
+        if entry.name not in devices and entry.name not in refused:
             reason = "not chosen by --devices" if entry.present else entry.idle_reason()
             found.append((entry.name, reason))
+    found += [(f"{device}/{label}", reason) for (device, label), reason in sorted(unusable.items())]
     return tuple(found)
 
 

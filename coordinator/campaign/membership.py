@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from fleetnas.coordinator.campaign.event_emitter import EventEmitter
 from fleetnas.coordinator.campaign.roster import Roster
@@ -71,6 +71,11 @@ class Membership:
     def is_behind(self) -> bool:
         """Whether agents wait to be taken in."""
         return bool(self._joining)
+
+    @property
+    def unusable(self) -> Mapping[tuple[str, str], str]:
+        """Why device settings take no part for which no search can be made, by device and setting."""
+        return self._unusable
 
     def before_first(self, check: Callable[[Collection[str]], None]) -> None:
         """Have `check` called before any device measures, with those that take part: `DEVICE` and `DEVICE/SETTING`.
@@ -156,8 +161,9 @@ class Membership:
         offered = [(entry.name, setting) for entry in there if entry.info for setting in entry.info.settings]
         if offered and not len(self._roster) and not any(self._plan.settings.takes(setting) for _, setting in offered):
             raise UsageError(self._plan.settings.absence(f"{name}/{setting.label}" for name, setting in offered))
-        if offered and not len(self._roster) and self._unusable:
-            raise UsageError(f"no device setting can take part: {'; '.join(self._unusable.values())}")
+        reasons = [f"{device}/{label}: {reason}" for (device, label), reason in self._unusable.items()]
+        if offered and not len(self._roster) and reasons:
+            raise UsageError(f"no device setting can take part: {'; '.join(reasons)}")
         for entry in self._registry.usable():
             if not self._wanted(entry):
                 self._note_left_out(entry.name)
@@ -229,7 +235,7 @@ class Membership:
         try:
             search = self._make_search(info, setting)
         except Exception as error:  # noqa: BLE001 - contained to its device setting, with the trace in the log
-            self._unusable[key] = f"{device}/{setting.label}: {one_line(error)}"
+            self._unusable[key] = one_line(error)
             trace = ""
             if not isinstance(error, FleetnasError):
                 _log.error("no search can be made for %s/%s", *key, exc_info=error)

@@ -99,7 +99,7 @@ class ConnectionOptions:
             return _from_credentials(credentials, broker, found, read_only)
         if broker is None:
             raise UsageError(
-                "where the fleet is must be said: give --broker HOST[:PORT] or --credentials FILE, set "
+                "no broker is known: give --broker HOST[:PORT] or --credentials FILE, set "
                 '$FLEETNAS_BROKER, or write broker = "HOST" in ~/.config/fleetnas/fleetnas.toml'
             )
         values = {key: setting.value for key, setting in found.items()}

@@ -80,8 +80,9 @@ class BaselineRecord:
 
 
 #: What a speed-up rests on: latencies as they ran; those at undisturbed speed, where the device was slowed in one of
-#: the measurements; or as they ran although it was slowed, because its undisturbed speed is not known.
-SpeedBasis: TypeAlias = Literal["as-ran", "undisturbed", "slowed"]
+#: the measurements; as they ran although it was slowed, because its undisturbed speed is not known; or nothing, because
+#: winner and baseline are one file.
+SpeedBasis: TypeAlias = Literal["as-ran", "undisturbed", "slowed", "same-file"]
 #: What two accuracies that are compared rest on.
 AccuracyBasis: TypeAlias = Literal["evaluated", "predicted", "given"]
 

@@ -194,8 +194,8 @@ class ComparisonResult(_Record):
     subnet: str | None = Field(description="fingerprint of a given subnet; null where a subnet was searched")
     speedup: float = Field(description="latency of the baseline over that of the winner")
     speed_basis: SpeedBasis = Field(
-        description="as-ran; undisturbed: of latencies at undisturbed speed, as the device was slowed in one of them; "
-        "slowed: as they ran although the device was slowed, whose undisturbed speed is not known"
+        description="as-ran; undisturbed: at undisturbed speed, as the device was slowed in one of them; slowed: as "
+        "they ran although it was slowed, whose undisturbed speed is not known; same-file: both are one file"
     )
     accuracy_points: float | None = Field(
         description="top-1 of the winner minus that of the baseline, percentage points; null where one is unknown"

@@ -20,6 +20,8 @@ _MANY = 10.0
 
 def compared(speedup: float, accuracy_points: float | None, basis: AccuracyBasis | None, speed: SpeedBasis) -> str:
     """Say how a winner compares with a baseline, such as `2.1x faster at -0.3 points`."""
+    if speed == "same-file":
+        return "the same network"
     ratio = max(speedup, 1 / speedup)
     shown = f"{ratio:.0f}x" if ratio >= _MANY else f"{ratio:.1f}x" if ratio >= 1.1 else f"{ratio:.2f}x"
     text = "as fast" if ratio < 1 + _EQUAL else f"{shown} {'faster' if speedup > 1 else 'slower'}"
@@ -44,7 +46,7 @@ def measured_cells(row: BaselineRecord) -> list[Text]:
     remark = {"slowed": "the device was slowed", "noisy": "noisy"}.get(measured.quality, "")
     return [
         Text(wording.latency(measured.median_ms)),
-        Text(f"±{measured.half_width_percent:.1f} %"),
+        Text(wording.half_width(measured.half_width_percent)),
         Text(wording.latency(measured.p90_ms)),
         Text("-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:,.1f} MB"),
         Text(remark, style=WARN),

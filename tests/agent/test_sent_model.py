@@ -15,6 +15,9 @@ from rigs.model_files import changed, claim_two_gigabytes, keep_weights_elsewher
 
 from fleetnas.agent.measuring.messages import MeasuredReply, ModelOrder, ReferenceOrder, SlowReply
 from fleetnas.agent.measuring.order_executor import OrderExecutor
+from fleetnas.agent.measuring.sent_model import try_model
+from fleetnas.agent.runtimes.model_file import ModelFile
+from fleetnas.agent.runtimes.registry import make_runtime
 from fleetnas.agent.runtimes.sent_model import check_model, format_of, takes_format
 from fleetnas.agent.runtimes.tflite_tables import BrokenTableError, read_tflite
 from fleetnas.fleet_protocol.errors import HashMismatchError, UsageError
@@ -171,6 +174,8 @@ def test_no_damage_leads_out_of_a_tflite_file(tflite: bytes) -> None:
 
 def test_formats_by_suffix_and_runtime() -> None:
     assert format_of(Path("a.ONNX")) == "onnx"
+    with pytest.raises(UsageError, match=r"^\. is neither \.onnx nor \.tflite"):
+        format_of(Path("."))
     with pytest.raises(UsageError, match=r"neither \.onnx nor \.tflite"):
         format_of(Path("a.pt"))
     assert (
@@ -204,6 +209,18 @@ def order(
 
 def execute(order: ModelOrder) -> Any:
     return OrderExecutor().execute(order, lambda phase, fraction: None)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell a peak of memory")
+@pytest.mark.xdist_group("measuring-child")
+def test_the_memory_of_a_model_does_not_depend_on_those_before_it(tmp_path: Path, digits: SupernetBundle) -> None:
+    (largest,), setting = digits.space.decode(digits.space.largest()), RuntimeSetting()
+    content = build_model(digits, largest, None, setting)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    model = ModelFile(path, content, (), hashlib.sha256(content).hexdigest(), len(content), {})
+    found = [try_model(make_runtime("onnxruntime"), model, setting).memory_bytes for _ in range(3)]
+    assert all(each is not None and each > len(content) for each in found), found
 
 
 @pytest.mark.xdist_group("measuring-child")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -418,7 +418,8 @@ def test_records_survive_the_store(store_url: str) -> None:
 
 def device(winner: Any, **target: Any) -> DeviceOutcome:
     row = TakenMeasurement("t.1", 1, "verification", SMALLEST, winner, target_ms=20.0)
-    sha256, median_ms = winner.model_sha256, winner.median_ms
+    sha256, median_ms = "d" * 64, winner.median_ms
+    row = replace(row, measurement=winner.model_copy(update={"model_sha256": sha256}))
     outcome = TargetOutcome(20.0, SMALLEST, verified_ms=median_ms, sha256=sha256, **target)
     return DeviceOutcome("pi4", RuntimeSetting(), SettingStatus.FINISHED, rows=(row,), targets=(outcome,))
 
@@ -437,6 +438,13 @@ def test_a_slowed_measurement_is_compared_at_undisturbed_speed() -> None:
     assert (found.speedup, found.speed_basis) == (4.0, "slowed")
     (found,) = comparisons(calm, baseline(measurement(40.0, undisturbed_ms=20.0)))
     assert (found.speedup, found.speed_basis) == (4.0, "as-ran")
+
+
+def test_a_winner_that_is_the_baseline_is_called_the_same_network() -> None:
+    noisy = measurement(40.0, "d" * 64, quality="noisy")
+    (found,) = comparisons(device(measurement(10.0), accuracy=0.8), baseline(noisy, accuracy=0.8, accuracy_images=10))
+    assert (found.speedup, found.speed_basis, found.accuracy_points) == (1.0, "same-file", 0.0)
+    assert comparison_words(found) == "the same network"
 
 
 def test_a_slowed_measurement_counts_only_where_all_are() -> None:

@@ -102,7 +102,7 @@ def test_a_file_in_the_current_folder_is_not_read(home: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(home / "nobody"))
     for variable in ("config", "", "."):  # relative: it would be below the current folder
         monkeypatch.setenv("XDG_CONFIG_HOME", variable)
-        with pytest.raises(UsageError, match="where the fleet is must be said"):
+        with pytest.raises(UsageError, match="no broker is known"):
             ConnectionOptions().connection()
 
 

@@ -160,7 +160,7 @@ def test_one_address_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("installer",), "where the fleet is must be said"),
+        (("installer",), "no broker is known"),
         (("installer", "--broker", "localhost"), "this machine's own loopback, which no other device reaches"),
         (
             ("installer", "--broker", "10.0.0.1", "--extras", "agent;rm"),

@@ -123,7 +123,7 @@ def test_a_run_of_this_device_alone_needs_no_option(tmp_path: Path) -> None:
 
 def test_a_run_of_an_earlier_version_takes_what_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored_run(tmp_path / "s.sqlite", None, "lab")
-    with pytest.raises(UsageError, match="where the fleet is must be said"):
+    with pytest.raises(UsageError, match="no broker is known"):
         resumed_at(tmp_path / "s.sqlite", ConnectionOptions())
     monkeypatch.setenv("FLEETNAS_BROKER", "configured.example")
     found = resumed_at(tmp_path / "s.sqlite", ConnectionOptions())

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from rigs.command_line import fleetnas
-from rigs.simulated_fleet import Simulation
+from rigs.simulated_fleet import SPACE, Simulation
+from rigs.store_examples import INFO
 
+from fleetnas.coordinator.app.dry_run import asked_of, stand_in
 from fleetnas.coordinator.cli.search.targets_file import read_targets_file
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.device_targets import DeviceTargets
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.messages import RuntimeSetting
 
 TOML = """
 ["pi4-*"]
@@ -63,6 +66,8 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
         ("t.toml", "[pi4]\nminimise = 'energy'\n", "accuracy_floor; add that"),
         ("t.toml", "[pi4]\naccuracy_floor = 120\n", "between 0 and 100"),
         ("t.toml", "[pi4]\naccuracy_floor = 'high'\n", "is no number"),
+        ("t.toml", "[pi4]\naccuracy_floor = true\n", "accuracy_floor True is no number"),
+        ("t.toml", "[pi4.hall]\ntargets = '20'\n", 'a name with a dot takes quotes: ["pi4.hall"]'),
         ("t.toml", "[pi4]\ntargets = '20'\nmax_macs = 'many'\n", "'pi4': --max-macs 'many' is no quantity"),
         ("t.toml", "[pi4\n", "is not TOML"),
         ("t.json", "[1]", "is no JSON object"),
@@ -125,3 +130,16 @@ def test_an_entry_that_no_device_matches_ends_the_campaign_before_measuring() ->
     with pytest.raises(UsageError, match="--targets-file names pi44, which no device matches; there are pi4"):
         made.run()
     assert not agent.measured
+
+
+def test_a_dry_run_refuses_the_settings_that_a_search_refuses() -> None:
+    plan = CampaignPlan(
+        targets=TargetRequest(), budget=12, device_targets=entries(pi4="4,energy:5mJ", pi5="energy:5mJ")
+    )
+    make, setting = stand_in(SPACE, plan), RuntimeSetting()
+    told = {name: INFO.model_copy(update={"agent": name, "tells_energy": False}) for name in ("pi4", "pi5", "pi6")}
+    make(told["pi4"], setting)
+    assert asked_of(plan, told["pi4"], setting) == 1
+    for name, words in (("pi5", "pi5 tells no energy"), ("pi6", "no target is asked for on it")):
+        with pytest.raises(UsageError, match=words):
+            make(told[name], setting)

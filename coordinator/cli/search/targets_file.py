@@ -47,12 +47,18 @@ def _entry(path: Path, device: str, fields: object) -> DeviceTargets:
     if not isinstance(fields, dict):
         raise UsageError(f"{place} has no table of fields; give one such as {_EXAMPLE}")
     unknown = sorted(set(fields) - set(_KEYS))
+    if unknown and isinstance(fields[unknown[0]], dict):
+        raise UsageError(
+            f'{place} has a table {unknown[0]!r} within it; a name with a dot takes quotes: ["{device}.{unknown[0]}"]'
+        )
     if unknown:
         raise UsageError(f"{place} has the unknown field {unknown[0]!r}; it takes {', '.join(_KEYS)}")
     try:
         request = TargetRequest.parse(_text(fields["targets"])) if "targets" in fields else TargetRequest()
         if _FLOOR in fields:
-            request = request.with_target(accuracy_floor(float(fields[_FLOOR]), str(fields.get(_MINIMISE, "latency"))))
+            request = request.with_target(
+                accuracy_floor(_number(fields[_FLOOR]), str(fields.get(_MINIMISE, "latency")))
+            )
         elif _MINIMISE in fields:
             raise UsageError(f"{_MINIMISE} says what a subnet has the least of that keeps an {_FLOOR}; add that")
         if not request.count:
@@ -61,8 +67,16 @@ def _entry(path: Path, device: str, fields: object) -> DeviceTargets:
         return DeviceTargets(device=device, targets=request, bounds=BoundOptions(**bounds).bounds())
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
-    except (TypeError, ValueError):
-        raise UsageError(f"{place}: {_FLOOR} {fields[_FLOOR]!r} is no number; give a percentage such as 75") from None
+
+
+def _number(value: object) -> float:
+    """Read an accuracy floor, a number or its text."""
+    try:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    raise UsageError(f"{_FLOOR} {value!r} is no number; give a percentage such as 75")
 
 
 def _text(targets: object) -> str:
