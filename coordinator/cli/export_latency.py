@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
+from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.latency_export import ExportedLatency
@@ -40,13 +42,22 @@ def export_latency(
     device. The block tables in DIR/ofa are in OFA's format, for its own code too.
     """
     from fleetnas.coordinator.app.latency_export import export_latency as export
+    from fleetnas.coordinator.records.plan import is_search
     from fleetnas.supernet_export.output_files import check_folder
 
     opened = options.open_to_read(store)
     try:
-        run = opened.named_runs.find(run).run_id
+        run = opened.named_runs.find(run, is_search).run_id
+        is_new = not output.exists()
         check_folder("--output", output)
-        found = export(opened, run, device, setting, output)
+        try:
+            found = export(opened, run, device, setting, output)
+        except UsageError:
+            if is_new:
+                # An empty folder would be taken for latencies.
+                with contextlib.suppress(OSError):
+                    output.rmdir()
+            raise
     finally:
         opened.close()
     if as_json:

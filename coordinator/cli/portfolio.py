@@ -114,14 +114,14 @@ def _problem(run: str, choice: ChoiceOptions) -> tuple[str, RunSettings, Portfol
     """Find and read the run, and predict all candidates on its device settings."""
     from fleetnas.coordinator.app.portfolio import open_portfolio
     from fleetnas.coordinator.cli.progress import setting_progress
-    from fleetnas.coordinator.records.plan import settings_of
+    from fleetnas.coordinator.records.plan import is_search, settings_of
     from fleetnas.coordinator.search.problem import PredictedAccuracy
     from fleetnas.supernet_export.bundle import SupernetBundle
 
     weights = choice.weights_of_file()
     opened = options.open_to_read(choice.store)
     try:
-        found = opened.named_runs.find(run)
+        found = opened.named_runs.find(run, is_search)
         settings = settings_of(found)
         bundle = SupernetBundle.open(settings.supernet_path)
         predictor = bundle.accuracy_predictor()

@@ -70,8 +70,8 @@ def serve(application: Application, listener: socket.socket, on_start: Callable[
         timeout_graceful_shutdown=_LAST_ANSWERS_S,
     )
     server = uvicorn.Server(config)
-    # The server raises the signal that ended it once more; then the command ends by itself.
-    kept = {wanted: signal.signal(wanted, lambda *_: None) for wanted in (signal.SIGINT, signal.SIGTERM)}
+    # Until it listens to signals by itself, and once more at the end: the server raises the one that ended it again.
+    kept = {wanted: signal.signal(wanted, server.handle_exit) for wanted in (signal.SIGINT, signal.SIGTERM)}
     try:
         with contextlib.closing(listener):
             on_start()

@@ -235,6 +235,14 @@ def settings_of(run: RunRecord) -> RunSettings:
         ) from error
 
 
+def is_search(run: RunRecord) -> bool:
+    """Return whether a stored run searched, and did not measure given subnets; false where that cannot be read."""
+    try:
+        return settings_of(run).plan.kind == "search"
+    except StoreError:
+        return False
+
+
 def _made_by(settings: dict[str, Any]) -> str:
     versions = settings.get("versions")
     return str(versions.get("fleetnas", "not known"))[:40] if isinstance(versions, dict) else "not known"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fleetnas.fleet_protocol.errors import UsageError
@@ -39,13 +39,16 @@ def no_run_in(where: str) -> str:
     )
 
 
-def find_run(runs: Sequence[RunRecord], text: str, where: str) -> RunRecord:
+def find_run(
+    runs: Sequence[RunRecord], text: str, where: str, fits: Callable[[RunRecord], bool] = lambda run: True
+) -> RunRecord:
     """Return the run that `text` names: by id, name, `latest` or a beginning that only one run has.
 
     Args:
         runs: oldest first.
         text: as the user gave it.
         where: the store, for messages.
+        fits: `latest` is the newest run that this is true of; a run that is named is taken in any case.
 
     Raises:
         UsageError: no run or several runs are meant; the message lists some.
@@ -53,7 +56,7 @@ def find_run(runs: Sequence[RunRecord], text: str, where: str) -> RunRecord:
     if not runs:
         raise UsageError(no_run_in(where))
     if text == LATEST:
-        return runs[-1]
+        return next((run for run in reversed(runs) if fits(run)), runs[-1])
     for run in runs:
         if text == run.run_id:
             return run

@@ -64,10 +64,18 @@ def table_resolutions(path: Path | str) -> list[int]:
     return sorted({int(side) for side in sides if side.isdigit()})
 
 
+def no_table(path: Path) -> str:
+    """Say that a path holds no latency table of any kind, and what does."""
+    return (
+        f"{path} holds no latency table; give what `fleetnas export-latency` wrote, a folder of "
+        "<resolution>_lookup_table.yaml, or one such file"
+    )
+
+
 def _missing_file(path: Path, file: Path, space: MBConvSpace) -> str:
     have = table_resolutions(path) if path.is_dir() else []
     if not have:
-        return f"{path} holds no latency table: a folder of <resolution>_lookup_table.yaml, or one such file, is needed"
+        return no_table(path)
     return (
         f"{file} is missing: {space.name} is searched at {', '.join(map(str, space.resolutions))} pixels and {path} "
         f"has tables for {', '.join(map(str, have))}; restrict the resolutions to those"

@@ -13,7 +13,7 @@ import numpy as np
 
 from fleetnas.coordinator.records.bounds import Bounds, subnet_costs
 from fleetnas.coordinator.records.strategy import Strategy
-from fleetnas.coordinator.search.block_table import read_block_table, table_resolutions
+from fleetnas.coordinator.search.block_table import no_table, read_block_table, table_resolutions
 from fleetnas.coordinator.search.engine import EngineSettings, SearchResult, search
 from fleetnas.coordinator.search.guided import GuidedSettings
 from fleetnas.coordinator.search.latency import TableLatency
@@ -189,7 +189,10 @@ def _space(request: OfflineRequest) -> DesignSpace:
     name = request.space or _DEFAULT_SPACE
     if request.options is not None:
         return make_space(name, request.options)
-    resolutions = [r for r in table_resolutions(request.latency_table) if r % 16 == 0]
+    covered = table_resolutions(request.latency_table)
+    if not covered:
+        raise UsageError(no_table(request.latency_table))
+    resolutions = [r for r in covered if r % 16 == 0] or covered
     failures: list[UsageError] = []
     for width in _WIDTHS.get(name, ()):
         space = _mbconv(make_space(name, {"width": width, "resolutions": resolutions}))

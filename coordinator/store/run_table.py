@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,8 +32,12 @@ class RunTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find(self, text: str) -> RunRecord:
+    def find(self, text: str, fits: Callable[[RunRecord], bool] = lambda run: True) -> RunRecord:
         """Return the run that a user names: by id, name, `latest`, or a beginning that only one run has.
+
+        Args:
+            text: as the user gave it.
+            fits: `latest` is the newest run that this is true of.
 
         Raises:
             UsageError: no run or several runs are meant.
@@ -43,7 +48,7 @@ class RunTable:
             if exact is not None:
                 return record_of(RunRecord, exact)
             rows = session.scalars(select(RunRow).order_by(RunRow.created_unix_s, RunRow.run_id))
-            return find_run(list(readable(rows, partial(record_of, RunRecord))), text, self._database.name)
+            return find_run(list(readable(rows, partial(record_of, RunRecord))), text, self._database.name, fits)
 
     def check_free(self, name: str, run_id: str = "") -> None:
         """Check a name for the run `run_id`, or for a new one; `UsageError` where it cannot be used or is taken."""

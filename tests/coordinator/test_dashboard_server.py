@@ -16,6 +16,7 @@ from rigs.dashboards import Dashboard, dashboard
 from rigs.simulated_fleet import Simulation
 
 from fleetnas.coordinator.dashboard.curve_process import CurveProcess
+from fleetnas.coordinator.dashboard.server import listen, serve
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
@@ -134,6 +135,19 @@ class TestEnd:
             running.process.send_signal(wanted)
             out, err = running.process.communicate()
         assert (running.process.returncode, out, err) == (0, "", "")
+
+    @pytest.mark.parametrize("wanted", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_as_soon_as_the_link_is_printed_ends_it(self, wanted: signal.Signals) -> None:
+        """The link comes first: nobody may be too quick for the server."""
+
+        async def never_asked(scope: object, receive: object, send: object) -> None:
+            raise AssertionError
+
+        before = signal.getsignal(wanted)
+        listener = listen("127.0.0.1", 0)
+        serve(never_asked, listener, lambda: signal.raise_signal(wanted))
+        assert listener.fileno() == -1
+        assert signal.getsignal(wanted) == before
 
 
 class TestFaults:

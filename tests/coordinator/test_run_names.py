@@ -82,6 +82,14 @@ def test_what_names_no_run_or_several_is_refused_with_those_that_there_are(store
         find_run([], "latest", "s")
 
 
+def test_latest_may_be_asked_for_of_one_kind() -> None:
+    """A portfolio that measures on devices stores a run, and the next one is of the search before it."""
+    runs = [run_record("20260101-000000-aaaa"), run_record("20260102-000000-bbbb")]
+    assert find_run(runs, "latest", "s", lambda run: run is runs[0]) is runs[0]
+    assert find_run(runs, runs[1].run_id, "s", lambda run: run is runs[0]) is runs[1]
+    assert find_run(runs, "latest", "s", lambda run: False) is runs[1]
+
+
 def test_a_whole_name_goes_before_a_beginning() -> None:
     runs = [
         replace(run_record("20260101-000000-aaaa"), name="pi"),

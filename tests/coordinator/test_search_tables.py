@@ -95,6 +95,8 @@ def test_a_table_that_does_not_fit_says_what_would(public_data: Path, tmp_path: 
         read_block_table(folder, _space("ofa-mbv3", width=1.0, resolutions=[160]))
     with pytest.raises(UsageError, match="holds no latency table"):
         read_block_table(tmp_path, _space("ofa-mbv3"))
+    with pytest.raises(UsageError, match="holds no latency table; give what `fleetnas export-latency` wrote"):
+        search_offline(_request(public_data, latency_table=tmp_path))
     broken = tmp_path / "160_lookup_table.yaml"
     for content in ("Conv: [1, 2", "- 1\n- 2\n", "Conv:\n  count: 3\n", "!!python/object/apply:os.getcwd []"):
         broken.write_text(content)

@@ -1,12 +1,11 @@
 """Run the commands of one page as a reader would, on a machine that is thrown away afterwards.
 
-    python tests/rigs/documented_scene.py docs/search.md
-
 `run_page` starts this file in namespaces of its own (network, mounts, processes) on an overlay of the whole file
 system, so that `/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing
 outlives it. It prints one JSON object per command. Budgets and times are made small by the environment; the words of a
-command are not changed, except that `...` stands for the options of a usual search, half an hour is three seconds, and
-a training has one epoch. `systemctl` only says that it was called: there is no systemd inside.
+command are not changed, except that `...` stands for the options of a usual search, half an hour is three seconds,
+a training has one epoch, and 40 subnets are evaluated. `systemctl` only says that it was called: there is no systemd
+inside.
 """
 
 from __future__ import annotations
@@ -67,6 +66,7 @@ _SERVERS = (
 _SHORTER = (
     (re.compile(r"--sustained 30m"), "--sustained 3s --window 1s"),
     (re.compile(r"(fleetnas (?:train|finetune) .*--epochs) \d+"), r"\1 1"),
+    (re.compile(r"(accuracy evaluate .* -n) \d+"), r"\1 40"),
     (re.compile(r"--cool-for \d+"), "--cool-for 1"),
 )
 #: Shell scripts in the place of programs: no `sudo` is needed, and another machine is this one with a state of its own.
@@ -181,10 +181,13 @@ class Scene:
 
     def run(self, text: str) -> tuple[int, str]:
         """Run a command that ends; returns its exit code and output."""
-        answer = "yes y" if "runs delete" in text else "true"
+        # A search that is resumed keeps the budget that it began with, and one without devices measures nothing.
+        unused = SHORT if re.search("--resume|--offline", text) else ()
+        environment = {name: value for name, value in self.environment.items() if name not in unused}
+        answered = f"echo y | script -qec {shlex.quote(text)} /dev/null" if "runs delete" in text else text
         ended = waiting.run(
-            ["bash", "-o", "pipefail", "-c", f"{answer} | {{ {text}\n}}" if answer != "true" else text],
-            cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+            ["bash", "-o", "pipefail", "-c", answered],
+            cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )  # fmt: skip
         return ended.returncode, ended.stdout
 
@@ -225,28 +228,22 @@ class Scene:
 
     def _begin_search(self, way: str) -> None:
         """Start a search that has measured something and is not over."""
-        fine, said = self.start(
-            "search", f"fleetnas search {USUAL} {way} --budget 12 --json", re.compile('"event": ?"measurement"')
-        )
-        if not fine:
-            raise SystemExit(f"the search to watch or to resume did not begin: {said}")
+        text = f"fleetnas search {USUAL} {way} --budget 12 --json"
+        self._serve("search", text, re.compile('"event": ?"measurement"'))
 
     def serve(self, words: str = "") -> None:
         """Start what pages take for granted that say `words`: a broker and agents, a database, an authority."""
         (_, listens, _), (_, connected, _), *_ = _SERVERS
-        other = AGENT.replace("pi4", "pi5")
-        if "fleetnas bench" in words:
-            other += " --setting litert,threads=4"
-        for kind, text, ready in (
-            ("broker", BROKER, listens),
-            ("agent", AGENT, connected),
-            ("other", other, connected),
-        ):
-            fine, said = self.start(kind, text, ready)
-            if not fine:
-                raise SystemExit(f"{text}: {said}")
+        agents = {"agent": AGENT}
+        if "pi5" in words or "--verify " in words:
+            agents["other"] = AGENT.replace("pi4", "pi5") + " --setting litert,threads=4" * ("fleetnas bench" in words)
+        self._serve("broker", BROKER, listens)
+        for kind, text in agents.items():
+            self._serve(kind, text, connected)
         if "postgresql" in words:
             self.servers["database"] = documented_world.start_postgresql()
+            if "watch" in words:
+                self.must(f"fleetnas search {USUAL} --broker localhost --store postgresql://fleetnas@db/fleetnas")
         if ".credentials" in words and "broker init" not in words:
             for text in AUTHORITY:
                 record = self.play(Command("", 0, text))
@@ -255,6 +252,11 @@ class Scene:
         if "install-service" in words:
             for parent in Path(sys.executable).resolve().parents:
                 parent.chmod(parent.stat().st_mode | 0o555)
+
+    def _serve(self, kind: str, text: str, ready: re.Pattern[str]) -> None:
+        fine, said = self.start(kind, text, ready)
+        if not fine:
+            raise SystemExit(f"{text}: {said}")
 
     def must(self, text: str) -> None:
         """Run a command of the preparation, which has to succeed."""
@@ -297,9 +299,9 @@ class Scene:
             (self.folder / f"{name}.supernet").symlink_to("my.supernet")
         resolutions = "--resolutions 16,24 --width 0.25"
         self.must(f"fleetnas train data/train --val data/val {resolutions} --epochs 1 --batch-size 8 --out run")
-        self.serve()
+        self.serve("pi5")
         self.must(
-            "fleetnas search --broker localhost --supernet my.supernet --targets 10,20"
+            "fleetnas search --broker localhost --supernet my.supernet --targets 10,20 --budget 8"
             " --calibration-images data/train --out results"
         )
         (self.folder / "winners").symlink_to("results")
@@ -328,9 +330,9 @@ def _furnish(folder: str) -> None:
     scene.furnish()
     for kind in list(scene.servers):
         scene.stop(kind)
-    shutil.copytree(
-        "/home/reader", folder, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".bin", "fleetnas")
-    )
+    for made_again in (".bin", "fleetnas"):
+        shutil.rmtree(scene.folder / made_again)
+    shutil.copytree(scene.folder, folder, symlinks=True, dirs_exist_ok=True)
 
 
 def _play(page: str, folder: str) -> None:
@@ -339,6 +341,8 @@ def _play(page: str, folder: str) -> None:
     Path("/data").symlink_to("/home/reader/data")
     found = [command for command in commands(ROOT / page) if command.mark is None]
     words = "\n".join(command.text for command in found)
+    if re.match(r".*--out run$", next((text for text in words.splitlines() if "fleetnas train" in text), "")):
+        shutil.rmtree(scene.folder / "run")
     if not starts_all_itself(words):
         scene.serve(words)
     for command in found:
