@@ -189,6 +189,7 @@ def _space(request: OfflineRequest) -> DesignSpace:
     name = request.space or _DEFAULT_SPACE
     if request.options is not None:
         return make_space(name, request.options)
+    plain = make_space(name)  # a name that is mistyped is told before what is in the folder
     covered = table_resolutions(request.latency_table)
     if not covered:
         raise UsageError(no_table(request.latency_table))
@@ -204,7 +205,7 @@ def _space(request: OfflineRequest) -> DesignSpace:
             return space
     if failures:
         raise failures[0]
-    return _mbconv(make_space(name))
+    return _mbconv(plain)
 
 
 def _mbconv(space: DesignSpace) -> MBConvSpace:

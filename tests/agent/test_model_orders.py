@@ -26,7 +26,7 @@ MODEL = ModelReference(
 
 
 def order(number: int = 1, **fields: Any) -> ModelTask:
-    values = {**task(number).model_dump(exclude={"op", "architecture", "calibration"}), "model": MODEL}
+    values = {**task(number).model_dump(exclude={"op", "architecture", "calibration", "profile"}), "model": MODEL}
     return ModelTask.model_validate({**values, **fields})
 
 

@@ -109,12 +109,13 @@ INPUTS = (
     ),
     Wrong(
         "search --targets soon",
-        "targets 'soon' cannot be used: 'soon' is not a number; give milliseconds such as 20,30,40 or auto:4",
+        "targets 'soon' cannot be used: 'soon' is not a number; give milliseconds such as 20,30,40 or auto:4, or "
+        "p95:33, fps:30, energy:5mJ, accuracy:75",
     ),
     Wrong(
         "search --targets auto:0",
-        "targets 'auto:0' cannot be used: auto: takes a number from 1 to 64; give milliseconds such as 20,30,40 or "
-        "auto:4",
+        "targets 'auto:0' cannot be used: auto: takes a number from 1 to 64, once; give milliseconds such as 20,30,40 "
+        "or auto:4, or p95:33, fps:30, energy:5mJ, accuracy:75",
     ),
     Wrong(
         "measure {tmp}/digits.supernet smallest --local --target 20,30",

@@ -31,7 +31,10 @@ def dry_run(fleet: Fleet, *options: str) -> tuple[int, str]:
     return process.returncode, text
 
 
-def test_a_search_is_estimated_before_and_ends_with_two_verified_models(tmp_path: Path) -> None:
+def test_a_search_is_estimated_before_and_ends_with_two_verified_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where results would go
     weights = tmp_path / "weights.json"
     with process_fleet(tmp_path) as fleet:
         for name in AGENTS:
@@ -44,7 +47,7 @@ def test_a_search_is_estimated_before_and_ends_with_two_verified_models(tmp_path
         assert 0.0 < before["least_s"] < before["expected_s"] < before["most_s"]
         assert before["targets_each"] == 4
         assert not (tmp_path / "runs.sqlite").exists()
-        assert not Path("fleetnas-out").exists()
+        assert not (tmp_path / "fleetnas-out").exists()
 
         weights.write_text(json.dumps({"pi9": 2}))
         wrong = fleet.new_search("--wait-for", "3", "--models", "2", "--weights", str(weights), targets="auto:4")

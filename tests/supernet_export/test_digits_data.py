@@ -36,10 +36,10 @@ def test_training_pixels_have_the_documented_mean_and_deviation():
     assert pixels.std() == pytest.approx(data.DEVIATION, abs=1e-3)
 
 
-def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+def test_without_scikit_learn_the_package_is_named(monkeypatch):
     data.load_digits.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingDependencyError, match=r"fleetnas\[digits\]"):
+    with pytest.raises(MissingDependencyError, match=r"pip install .*scikit-learn"):
         data.load_digits()
 
 
