@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ from fleetnas.supernet_export.spaces.registry import make_space
 def test_every_command_is_described_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = fleetnas(capsys, "--help")
     assert code == 0
-    listed = [line for line in out.partition("Try it:\n")[2].splitlines() if line.startswith("  ")]
+    listed = re.findall(r"^  [a-z-]+ {2,}\S.*$", out.partition("Try it:\n")[2], re.MULTILINE)
     assert len(listed) > 20
     assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
