@@ -22,6 +22,11 @@ _ENERGY_UNITS: Mapping[str, float] = {"uj": 1e-3, "mj": 1.0, "j": 1e3}
 _SUPERLATIVES: Mapping[Minimised, str] = {"latency": "fastest", "energy": "least energy", "parameters": "smallest"}
 
 
+def three_digits(value: float) -> str:
+    """Write a value to three significant digits, and never with an exponent from 1 on: 0.0123, 1.23, 1234."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
 class TargetKind(str, Enum):
     """Quantity that a target is about; the values are stored and written to JSON."""
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fleetnas.coordinator.records.target_kinds import three_digits
 from fleetnas.coordinator.records.targets import ResolvedTargets, TargetRequest
 from fleetnas.coordinator.search.problem import AccuracyModel
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
@@ -78,9 +79,9 @@ class AutomaticTargets:
             slowest_ms = min(slowest_ms, _ROOM_ABOVE * float(mean[-1]))
         if not observations.knows_speeds and slowest_ms < _LEAST_RANGE * fastest_ms:
             self.unknown = (
-                f"range unknown: every measurement was disturbed, and all took from {fastest_ms:.3g} to "
-                f"{slowest_ms:.3g} ms; let nothing else run on the device, keep it cool, and search again, or give "
-                "targets in milliseconds"
+                f"range unknown: every measurement was disturbed, and all took from {three_digits(fastest_ms)} to "
+                f"{three_digits(slowest_ms)} ms; let nothing else run on the device, keep it cool, and search again, "
+                "or give targets in milliseconds"
             )
             return ResolvedTargets(())
         return self._request.resolve(fastest_ms, max(slowest_ms, fastest_ms), self._latency.speed.error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fleetnas.coordinator.records.target_kinds import Target, TargetKind
+from fleetnas.coordinator.records.target_kinds import Target, TargetKind, three_digits
 from fleetnas.coordinator.tuning.judgement import Judgement, judge
 from fleetnas.coordinator.tuning.miss_reasons import GivenUpReason
 from fleetnas.coordinator.tuning.subnet_observations import Run
@@ -66,17 +66,21 @@ def beyond(target: Target, run: Run, typical_ms: float | None) -> str:
     if cost.decides <= target.most_cost and typical_ms is not None:
         typical = _shown(target, cost.decides * typical_ms / run.median_ms)
         return f"within it when re-measured, {name} at {ran}, while the device was faster than typically: {typical}"
-    return f"not within it when re-measured: {name} was at {ran}, the median at {run.median_ms:.3g} ms"
+    return f"not within it when re-measured: {name} was at {ran}, the median at {three_digits(run.median_ms)} ms"
 
 
 def given_up_kind(target: Target, least: float, name: str, reason: str) -> GivenUpReason:
     """Explain a target that was given up; `least` is the least cost found, which the subnet `name` is near to."""
     if target.kind is TargetKind.ACCURACY:
         return GivenUpReason(f"no subnet was measured that keeps {target.value:g} %; raise --budget, or lower it")
-    if reason and math.isfinite(least) and least <= target.most_cost:
-        return GivenUpReason(reason)
     if not math.isfinite(least):
         return GivenUpReason(untold(target))
+    if least <= target.most_cost:
+        return GivenUpReason(
+            reason
+            or f"the fastest subnet found ({name}) is expected at {_shown(target, least)}, within it, and no "
+            "re-measurement showed that; keep the device free of other work, and search again"
+        )
     ask = least * _ADVISED
     word = "at most" if target.kind is TargetKind.RATE else "at least"
     return GivenUpReason(
@@ -87,4 +91,4 @@ def given_up_kind(target: Target, least: float, name: str, reason: str) -> Given
 
 
 def _shown(target: Target, cost: float) -> str:
-    return f"{target.shown_value(cost):.3g} {target.unit}"
+    return f"{three_digits(target.shown_value(cost))} {target.unit}"

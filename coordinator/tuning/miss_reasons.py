@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fleetnas.coordinator.records.target_kinds import three_digits
 from fleetnas.coordinator.tuning.observations import Observations
 from fleetnas.coordinator.tuning.subnet_observations import Run
 from fleetnas.coordinator.tuning.target_state import TargetState
@@ -28,15 +29,16 @@ def remeasured_beyond(
     if run.median_ms <= state.target_ms and typical_ms is not None:
         if typical_ms <= state.target_ms:
             return (
-                f"within it when re-measured, at {run.median_ms:.3g} ms and {typical_ms:.3g} ms at the typical speed, "
+                f"within it when re-measured, at {three_digits(run.median_ms)} ms and "
+                f"{three_digits(typical_ms)} ms at the typical speed, "
                 f"which is known to within {100 * speed_error:.1f} % only"
             )
         return (
-            f"within it when re-measured, at {run.median_ms:.3g} ms, while the device was faster than it "
-            f"typically is: {typical_ms:.3g} ms at the typical speed"
+            f"within it when re-measured, at {three_digits(run.median_ms)} ms, while the device was faster than it "
+            f"typically is: {three_digits(typical_ms)} ms at the typical speed"
         )
     slowed = ", while the device was slowed down" if disturbed else ""
-    return f"over the target when re-measured, at {run.median_ms:.3g} ms{slowed}"
+    return f"over the target when re-measured, at {three_digits(run.median_ms)} ms{slowed}"
 
 
 def remeasured_in_vain(state: TargetState) -> str:
@@ -65,25 +67,25 @@ def given_up(state: TargetState, observations: Observations, name: str, last_fai
         ms for subnet in observations for run in subnet.runs if (ms := observations.undisturbed_ms(run)) is not None
     ]
     typical_ms = observations.latency_ms(fastest) or ran_ms
-    ask = f"ask for at least {1.05 * max(ran_ms, typical_ms):.3g} ms"
+    ask = f"ask for at least {three_digits(1.05 * max(ran_ms, typical_ms))} ms"
     if not known:
         return GivenUpReason(
-            f"the fastest measurement ({name}) took {ran_ms:.3g} ms, and the device was disturbed all the time; "
-            "let nothing else run on it, keep it cool, and search again"
+            f"the fastest measurement ({name}) took {three_digits(ran_ms)} ms, and the device was disturbed all the "
+            "time; let nothing else run on it, keep it cool, and search again"
         )
     if state.slowed_down and state.slowed_down == state.verifications:
         return GivenUpReason(remeasured_in_vain(state))
     if ran_ms <= state.target_ms:
         return GivenUpReason(
-            f"the fastest subnet found ({name}) took {ran_ms:.3g} ms at best, and takes {typical_ms:.3g} ms at "
-            f"the typical speed of this run; {ask}"
+            f"the fastest subnet found ({name}) took {three_digits(ran_ms)} ms at best, and takes "
+            f"{three_digits(typical_ms)} ms at the typical speed of this run; {ask}"
         )
     if min(known) <= state.target_ms:
         return GivenUpReason(
-            f"the fastest subnet found ({name}) took {ran_ms:.3g} ms; only an undisturbed device would be within "
-            f"it, at {min(known):.3g} ms; {ask}"
+            f"the fastest subnet found ({name}) took {three_digits(ran_ms)} ms; only an undisturbed device would be "
+            f"within it, at {three_digits(min(known))} ms; {ask}"
         )
-    return GivenUpReason(f"the fastest subnet found ({name}) takes {ran_ms:.3g} ms; {ask}", too_fast=True)
+    return GivenUpReason(f"the fastest subnet found ({name}) takes {three_digits(ran_ms)} ms; {ask}", too_fast=True)
 
 
 def first_ones_failed(failures: int, last: str) -> str:
