@@ -43,6 +43,10 @@ class Habits:
     verifications_deviation: float = 0.9
 
 
+#: Seconds of one measurement, at least.
+LEAST_S = 1e-3
+
+
 @dataclass(frozen=True)
 class Seconds:
     """Seconds of one measurement of each kind on a device setting, all that belongs to it included."""
@@ -51,6 +55,11 @@ class Seconds:
     verification: float
     deviation: float = _UNKNOWN
     """Relative standard deviation of both."""
+
+    def __post_init__(self) -> None:
+        # Results that were stored in one moment, as after a crash, seem to have taken no time at all.
+        for name in ("first", "verification"):
+            object.__setattr__(self, name, max(getattr(self, name), LEAST_S))
 
 
 @dataclass(frozen=True)

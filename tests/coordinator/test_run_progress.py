@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import numpy as np
 import pytest
 from rigs.event_examples import RUN
+from rigs.simulated_fleet import Simulation
 from rigs.timed_fleet import followed
 
 from fleetnas.coordinator.app.progress_events import ProgressEvents
 from fleetnas.coordinator.records.events import Event, ProgressChanged
+from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.snapshot import Snapshot
+from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.coordinator.records.workload import (
     Habits,
     SearchState,
@@ -96,3 +100,18 @@ def test_more_work_takes_longer_and_less_is_known_of_it() -> None:
     known = Seconds(each.first, each.verification, 0.1)
     counts = counts_of_search(40, 10, begun, habits)
     assert time_of_device([(counts, known)]).most < time_of_device([(counts, each)]).most
+
+
+def test_a_history_of_results_that_came_in_one_moment_ends_no_search() -> None:
+    """After a crash many results are stored at once: by their times such measurements took no time."""
+    assert Seconds(0.0, 0.0).first > 0.0
+    plan = CampaignPlan(targets=TargetRequest.parse("auto:2"), budget=8, wait_for=1, prior="default")
+    fleet = Simulation(plan)
+    fleet.add("pi4")
+    fleet.begin()
+    fleet.campaign.progress.expect(lambda device, label: Seconds(0.0, 0.0), Habits())
+    fleet.run()
+    told = fleet.campaign.snapshot(1.0).progress
+    assert told is not None
+    assert math.isfinite(told.left_s)
+    assert fleet.campaign.finished
