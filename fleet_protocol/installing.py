@@ -1,6 +1,6 @@
 """Commands that install what is missing: they name packages of the index, never fleetnas, which is not on it.
 
-Whoever registers that name there would run code on every machine where a message told to install it.
+A person who registers that name there would run code on every machine where a message told to install it.
 """
 
 from __future__ import annotations

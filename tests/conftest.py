@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests and stand-ins import onnxruntime by themselves; see supernet_export/interpreters/onnxruntime.py.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-# The configuration of whoever runs the tests names a broker and a store of theirs.
+# The configuration of the user who runs the tests names a broker and a store of theirs.
 os.environ["FLEETNAS_CONFIG"] = ""
 
 ROOT = Path(__file__).resolve().parent.parent

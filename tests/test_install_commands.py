@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 #: An installation of the checkout or of the wheel, with extras.
 _INSTALLED = re.compile(r"pip install (?:--constraint \S+ )?['\"](?:\.|\S*\.whl)\[([\w,]+)\]")
-#: An installation of the name from an index: fleetnas is on none, and whoever registers it there would be installed.
+#: An installation of the name from an index: fleetnas is on none, and a stranger may register it there.
 _FROM_AN_INDEX = re.compile(r"pip3? (?:install|download|wheel)\b(?:[^\n;|&`]*[ \t'\"=]| )fleetnas(?![\w./*-])")
 _ALSO_READ = (".py", ".json", ".toml", ".sh", ".md", ".html", ".j2", "Makefile", "Containerfile")
 #: Extras whose commands are `fleetnas ...`, the coordinator's command line.

@@ -36,7 +36,7 @@ class Access:
     names: Collection[str] = ()
     """Further host names under which it is reached."""
     token: str | None = None
-    """Asked for once per browser; None: whoever can connect may read."""
+    """Asked for once per browser; None: everybody who can connect may read."""
 
 
 def build_application(sources: Sources, store: str, access: Access) -> Application:

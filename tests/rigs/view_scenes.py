@@ -64,7 +64,7 @@ _DOING: tuple[tuple[DeviceState, str, float | None], ...] = (
 
 
 def scene(settings: int) -> Snapshot:
-    """Return a campaign of so many device settings, with its latest lines."""
+    """Return a campaign of some device settings, with its latest lines."""
     devices = tuple(_device(index) for index in range(settings))
     return Snapshot(
         run_id="20261121-090000-ab12",
