@@ -68,7 +68,7 @@ class Coverage:
 
 
 def coverage_of(percentile: float, distributions: int, seed: int = 0) -> Coverage:
-    """Take one interval on each of `distributions` distributions, as many of each kind, with the runs that decide a target."""
+    """Take one interval on each of `distributions` distributions, as many of each kind, and the runs that decide it."""
     from fleetnas.fleet_protocol.percentiles import percentile_times, runs_needed
 
     covered = above = 0
