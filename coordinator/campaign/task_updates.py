@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fleetnas.coordinator.campaign.losses import LossMonitor
 from fleetnas.coordinator.campaign.result_intake import ResultIntake
+from fleetnas.coordinator.fleet.agent_link import run_of
 from fleetnas.coordinator.fleet.orphaned_results import OrphanedResults
 from fleetnas.coordinator.fleet.registry import FleetRegistry
 from fleetnas.coordinator.fleet.task_dispatcher import TaskDispatcher
@@ -35,7 +36,8 @@ class TaskUpdates:
         if isinstance(update, Failed) and update.reason == "cancelled":
             return  # the answer to `CancelTask`: no outcome, and not in the agent's outbox
         found = self._dispatcher.find(update.task.task_id)
-        if found is None and self._take_foreign(agent, update):
+        if found is None and self._is_foreign(update):
+            self._take_foreign(agent, update)
             return
         if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
             raise ProtocolError(f"{agent} speaks of task {update.task.task_id}, which it was not given; it is dropped")
@@ -57,16 +59,20 @@ class TaskUpdates:
             raise ProtocolError(failed.detail)
         self.take(agent, failed, size)
 
-    def _take_foreign(self, agent: str, update: TaskUpdate) -> bool:
-        """Forward an update of another run, or keep a result whose coordinator is gone; False: neither."""
+    def _is_foreign(self, update: TaskUpdate) -> bool:
+        """Whether an update is of another run, or an outcome of a task that this run does not know."""
+        return isinstance(update, Result | Failed) or run_of(update.task) != self._orphans.run_id
+
+    def _take_foreign(self, agent: str, update: TaskUpdate) -> None:
+        """Forward an update of another run, or keep a result whose coordinator is gone.
+
+        Other updates are ignored: without sharing, every coordinator on a fleet receives those of all runs.
+        """
         forwarded = self._orphans.forward(agent, update)
-        if isinstance(update, Result | Failed):
-            self._registry.on_message(agent, self._clock())
-            orphaned = not forwarded or self._orphans.is_overdue(agent, update.task)
-            if orphaned and self._breaker.may_try:
-                with self._breaker.guard():
-                    self._orphans.take(agent, update)
-            return True
-        if forwarded:
-            self._registry.on_message(agent, self._clock())
-        return forwarded
+        self._registry.on_message(agent, self._clock())
+        if not isinstance(update, Result | Failed):
+            return
+        orphaned = not forwarded or self._orphans.is_overdue(agent, update.task)
+        if orphaned and self._breaker.may_try:
+            with self._breaker.guard():
+                self._orphans.take(agent, update)

@@ -64,6 +64,9 @@ class RunUpdateListener(Protocol):
     def on_run_update(self, update: RunUpdate, payload: bytes, retained: bool, /) -> None:
         """A run update arrived; an empty payload clears a retained one."""
 
+    def is_at_work(self, run_id: str, /) -> bool:
+        """Whether another run has published since this one listens."""
+
 
 class FleetListener(Protocol):
     """Receives messages of agents. A listener refuses one by raising `ProtocolError`."""
@@ -132,6 +135,10 @@ class AgentLink:
     def listen_to_runs(self, listener: RunUpdateListener) -> None:
         """Have run updates given to `listener`, in place of an earlier one."""
         self._run_listener = listener
+
+    def is_at_work(self, run_id: str) -> bool:
+        """Whether the coordinator of another run publishes on this fleet."""
+        return self._run_listener is not None and self._run_listener.is_at_work(run_id)
 
     def start(self) -> None:
         """Subscribe and begin to connect."""

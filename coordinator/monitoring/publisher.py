@@ -118,6 +118,10 @@ class Publisher:
         elif len(self._left) < _MOST_RUNS:
             self._left[address.run] = (self._clock(), pages)
 
+    def is_at_work(self, run_id: str) -> bool:
+        """Whether another run has published since this one listens."""
+        return run_id in self._others
+
     def _notice(self, run: str, summary: RunSummary) -> None:
         """Tell of another run; its coordinator is at work, since what it publishes arrives anew."""
         if run != self._run_id and summary.state is RunStatus.RUNNING:
