@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from fleetnas.coordinator.campaign.losses import LossMonitor
 from fleetnas.coordinator.campaign.result_intake import ResultIntake
-from fleetnas.coordinator.fleet.agent_link import run_of
 from fleetnas.coordinator.fleet.orphaned_results import OrphanedResults
 from fleetnas.coordinator.fleet.registry import FleetRegistry
 from fleetnas.coordinator.fleet.task_dispatcher import TaskDispatcher
@@ -36,10 +35,10 @@ class TaskUpdates:
         if isinstance(update, Failed) and update.reason == "cancelled":
             return  # the answer to `CancelTask`: no outcome, and not in the agent's outbox
         found = self._dispatcher.find(update.task.task_id)
-        if found is None and self._is_foreign(update):
+        if found is None:
             self._take_foreign(agent, update)
             return
-        if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
+        if found[0].device != agent or update.task.attempt > found[1].record.attempt:
             raise ProtocolError(f"{agent} speaks of task {update.task.task_id}, which it was not given; it is dropped")
         now = self._clock()
         entry = self._registry.on_message(agent, now)
@@ -59,12 +58,8 @@ class TaskUpdates:
             raise ProtocolError(failed.detail)
         self.take(agent, failed, size)
 
-    def _is_foreign(self, update: TaskUpdate) -> bool:
-        """Whether an update is of another run, or an outcome of a task that this run does not know."""
-        return isinstance(update, Result | Failed) or run_of(update.task) != self._orphans.run_id
-
     def _take_foreign(self, agent: str, update: TaskUpdate) -> None:
-        """Forward an update of another run, or keep a result whose coordinator is gone.
+        """Forward an update of a task that this coordinator did not send, or keep a result whose coordinator is gone.
 
         Other updates are ignored: without sharing, every coordinator on a fleet receives those of all runs.
         """

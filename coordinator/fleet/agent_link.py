@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,8 +64,9 @@ class RunUpdateListener(Protocol):
     def on_run_update(self, update: RunUpdate, payload: bytes, retained: bool, /) -> None:
         """A run update arrived; an empty payload clears a retained one."""
 
-    def is_at_work(self, run_id: str, /) -> bool:
-        """Whether another run has published since this one listens."""
+    @property
+    def others_at_work(self) -> Collection[str]:
+        """Other runs that have published since this one listens."""
 
 
 class FleetListener(Protocol):
@@ -136,9 +137,10 @@ class AgentLink:
         """Have run updates given to `listener`, in place of an earlier one."""
         self._run_listener = listener
 
-    def is_at_work(self, run_id: str) -> bool:
-        """Whether the coordinator of another run publishes on this fleet."""
-        return self._run_listener is not None and self._run_listener.is_at_work(run_id)
+    @property
+    def others_at_work(self) -> Collection[str]:
+        """Other runs whose coordinators publish on this fleet."""
+        return () if self._run_listener is None else self._run_listener.others_at_work
 
     def start(self) -> None:
         """Subscribe and begin to connect."""

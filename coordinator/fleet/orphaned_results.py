@@ -44,8 +44,8 @@ class OrphanedResults:
         clocks: Clocks,
         note: Callable[[str], None],
     ) -> None:
-        """`run_id` is the campaign's own run, whose tasks are all known to the dispatcher."""
-        self.run_id, self._link, self._store = run_id, link, store
+        """`run_id` is the campaign's own run: the dispatcher knows all its tasks, but those of baselines."""
+        self._run_id, self._link, self._store = run_id, link, store
         self._clock, self._wall_clock = clocks.elapsed, clocks.wall
         self._note = note
         self._first_received_s: dict[str, dict[TaskKey, float]] = {}
@@ -67,12 +67,15 @@ class OrphanedResults:
         return self._clock() - self._first_received(agent, key) >= FORWARDED_S
 
     def take(self, agent: str, update: Result | Failed) -> None:
-        """Keep a result for `work`, or have it forgotten where the store holds no such run.
+        """Keep a result for `work`, or have it forgotten where the store holds no such run or task.
 
         `ProtocolError` where no coordinator has come for it yet, and where too many wait; `StoreError` where the runs
         of the store cannot be listed.
         """
         key = update.task
+        if run_of(key) == self._run_id:  # a baseline's, of a killed coordinator of this run: it is measured again
+            self._acknowledge(agent, key, stored=False)
+            return
         if not self._holds(run_of(key)):
             self._wait_or_forget(agent, key)
             return
@@ -114,14 +117,12 @@ class OrphanedResults:
         if record.device != agent or key.attempt > record.attempt:
             raise ProtocolError(f"{agent} speaks of task {key.task_id}, which it was not given; it is dropped")
         stored = self._store.add_outcome(key, outcome_to_store(record, update), self._wall_clock())
-        if stored and not self._link.is_at_work(record.run_id):
+        if stored and record.run_id not in self._link.others_at_work:
             self._note(f"{agent} still had a result of run {record.run_id}; it is stored there")
         self._acknowledge(agent, key)
 
     def _holds(self, run_id: str) -> bool:
-        """Whether the store may know a task of that run. The campaign's own are known without it."""
-        if run_id == self.run_id:
-            return False
+        """Whether the store may know a task of that run."""
         now = self._clock()
         if run_id not in self._runs and now - self._asked_s >= _RUNS_S:
             self._runs, self._asked_s = self._store.run_ids(), now
