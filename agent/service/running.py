@@ -108,8 +108,8 @@ def run_agent(options: RunOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises `FleetnasError` if the agent cannot work: `UsageError` for its options, `StoreError` for its state folder,
-    `RuntimeUnavailableError` for a setting, `TransportError` for its broker, `CodeReplacedError` if fleetnas was updated
-    meanwhile: a service manager starts it again, with the new code.
+    `RuntimeUnavailableError` for a setting, `TransportError` for its broker, `CodeReplacedError` if fleetnas was
+    updated meanwhile: a service manager starts it again, with the new code.
     """
     stop = _Stop()
     stop.listen()

@@ -43,14 +43,13 @@ def _speedup(
     verified_ms: float, winner: Measurement | None, baseline: Measurement
 ) -> tuple[float, SpeedBasis, tuple[float, float | None]]:
     """Return a speed-up, what it rests on, and its interval."""
-    if winner is not None and winner.undisturbed_ms is not None and baseline.undisturbed_ms is not None:
-        if "slowed" in (baseline.quality, winner.quality):
-            ratio = baseline.undisturbed_ms / winner.undisturbed_ms
-            own, other = winner.undisturbed_half_width_percent, baseline.undisturbed_half_width_percent
-            return ratio, "undisturbed", speedup_interval(ratio, own, other)
+    slowed = "slowed" in (baseline.quality, winner.quality if winner is not None else "")
+    if slowed and winner is not None and winner.undisturbed_ms is not None and baseline.undisturbed_ms is not None:
+        ratio = baseline.undisturbed_ms / winner.undisturbed_ms
+        own, other = winner.undisturbed_half_width_percent, baseline.undisturbed_half_width_percent
+        return ratio, "undisturbed", speedup_interval(ratio, own, other)
     own = winner.half_width_percent if winner is not None else 0.0
     ratio = baseline.median_ms / verified_ms
-    slowed = "slowed" in (baseline.quality, winner.quality if winner is not None else "")
     return ratio, "slowed" if slowed else "as-ran", speedup_interval(ratio, own, baseline.half_width_percent)
 
 
