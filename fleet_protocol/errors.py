@@ -16,6 +16,7 @@ The tree::
     ├── TrainingError              a training cannot go on
     ├── RuntimeUnavailableError    a runtime or its execution provider does not load here
     ├── MissingDependencyError     an optional package is not installed; names the extra
+    ├── CodeReplacedError          fleetnas was updated on disk while this process runs the code from before
     ├── ProtocolError              a message breaks the wire contract
     │   └── UntrustedError         not signed by the coordinator whose key is pinned, or not for us, or not now
     ├── TransportError             the broker cannot be used
@@ -89,6 +90,10 @@ class RuntimeUnavailableError(FleetnasError):
 
 class MissingDependencyError(FleetnasError):
     """An optional package is not installed."""
+
+
+class CodeReplacedError(FleetnasError):
+    """The installed fleetnas is not the one that this process runs any more."""
 
 
 class ProtocolError(FleetnasError):

@@ -230,7 +230,7 @@ class AgentState(Versioned):
     state: Literal[ParticipantState, "busy"]
     session: Count = Field(description="grows with every start of the agent: a will of an older session is ignored")
     instance: Identifier = Field(description="random per process: tells two agents of one name apart")
-    detail: PlainText = Field(default="", max_length=200, description="why it waits instead of measuring")
+    detail: PlainText = Field(default="", max_length=200, description="why it waits instead of measuring, or leaves")
 
 
 class AgentInfo(Versioned):

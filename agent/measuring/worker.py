@@ -16,6 +16,7 @@ from typing import IO, Protocol
 
 from pydantic import ValidationError
 
+from fleetnas.agent.host.installed_code import InstalledCode
 from fleetnas.agent.measuring.framing import BadFrameError, FrameDecoder, write_frame
 from fleetnas.agent.measuring.host_lock import MAX_WAIT_S
 from fleetnas.agent.measuring.messages import INTERIM_REPLIES, FailedReply, Order, PhaseReply, Reply, decode_reply
@@ -85,6 +86,7 @@ class Worker:
         """Start the child with `command`; one that should end is killed after `exit_timeout_s` s."""
         self._command = list(command)
         self._exit_timeout_s = exit_timeout_s
+        self._code = InstalledCode()
         self._process: subprocess.Popen[bytes] | None = None
         self._decoder = FrameDecoder()
         self._replies: deque[Reply] = deque()
@@ -101,7 +103,10 @@ class Worker:
         return self._process.pid if self._process is not None else None
 
     def submit(self, order: Order) -> None:
-        """Send an order to the child, which is started if none lives; `RuntimeError` while another order is at work."""
+        """Send an order to the child, which is started if none lives.
+
+        Raises `RuntimeError` while another order is at work, `CodeReplacedError` if a new child would run other code.
+        """
         if self.busy:
             raise RuntimeError("the measuring child executes one order at a time")
         if self._process is not None and self._process.poll() is not None:
@@ -117,7 +122,10 @@ class Worker:
             self._send(self._order)
 
     def poll(self, timeout_s: float) -> Reply | None:
-        """Return the next reply, waiting up to `timeout_s`; a child that dies or hangs up gives a `FailedReply`."""
+        """Return the next reply, waiting up to `timeout_s`; a child that dies or hangs up gives a `FailedReply`.
+
+        Raises `CodeReplacedError` instead of a `FailedReply` if the code was replaced: the failure says nothing then.
+        """
         give_up = time.monotonic() + timeout_s
         left_s = timeout_s
         while not self._replies and self._process is not None and self.busy and left_s >= 0:
@@ -128,8 +136,10 @@ class Worker:
         reply = self._replies.popleft()
         if not isinstance(reply, INTERIM_REPLIES):
             self.busy = False
-            if isinstance(reply, FailedReply) and reply.reason in _FATAL_REASONS:
-                self.kill()
+            if isinstance(reply, FailedReply):
+                if reply.reason in _FATAL_REASONS:
+                    self.kill()
+                self._code.check()
         return reply
 
     def kill(self) -> None:
@@ -147,6 +157,7 @@ class Worker:
         self.kill()
 
     def _start(self) -> None:
+        self._code.check()
         temporary_folder()  # raises with the next action if there is none
         remove_abandoned()
         self._scratch = ScratchFolder.make()

@@ -30,7 +30,7 @@ from fleetnas.agent.service.service_manager import ServiceManager
 from fleetnas.agent.service.state_folder import StateFolder
 from fleetnas.agent.transfer.blobs import DEFAULT_CACHE_BYTES, BlobCache, limit_partials
 from fleetnas.agent.transfer.mirror import MirrorPolicy, Mirrors
-from fleetnas.fleet_protocol.errors import BrokerUnreachableError
+from fleetnas.fleet_protocol.errors import BrokerUnreachableError, CodeReplacedError
 from fleetnas.fleet_protocol.folders import temporary_folder
 from fleetnas.fleet_protocol.messages import RuntimeSetting
 from fleetnas.fleet_protocol.security.signing import OrderVerifier
@@ -38,6 +38,9 @@ from fleetnas.fleet_protocol.topics import Topics, check_name
 from fleetnas.fleet_protocol.transports.base import BrokerAddress, Transport, Will
 from fleetnas.fleet_protocol.transports.mqtt import MqttTransport
 from fleetnas.fleet_protocol.transports.tls import trust
+
+#: Why an agent leaves whose code was replaced, for people at the coordinator.
+_UPDATED = "fleetnas was updated on this device while its agent ran; restart fleetnas-agent on the device"
 
 _log = logging.getLogger("fleetnas.agent")
 
@@ -105,7 +108,8 @@ def run_agent(options: RunOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises `FleetnasError` if the agent cannot work: `UsageError` for its options, `StoreError` for its state folder,
-    `RuntimeUnavailableError` for a setting, `TransportError` for its broker.
+    `RuntimeUnavailableError` for a setting, `TransportError` for its broker, `CodeReplacedError` if fleetnas was
+    updated meanwhile: a service manager starts it again, with the new code.
     """
     stop = _Stop()
     stop.listen()
@@ -203,6 +207,7 @@ def _serve(service: AgentService, options: RunOptions, stop: _Stop) -> None:
     manager.ready()
     began = time.monotonic()
     reached = False
+    reason = ""
     try:
         while not stop.asked and not (options.once and service.done):
             service.step()
@@ -214,6 +219,9 @@ def _serve(service: AgentService, options: RunOptions, stop: _Stop) -> None:
                     f"broker {options.broker} was not reached within {limit_s:g} s; check that it runs, the address, "
                     "the port and any firewall, or run `fleetnas-agent doctor`"
                 )
+    except CodeReplacedError:
+        reason = _UPDATED
+        raise
     finally:
         manager.stopping()
-        service.stop()
+        service.stop(reason)

@@ -107,7 +107,7 @@ class AgentService:
         """Take events, go on with the tasks, and publish what it is time for.
 
         Raises `DuplicateAgentError` if another agent used this name first, `TransportError` if the broker refuses
-        this agent for good.
+        this agent for good, `CodeReplacedError` if fleetnas was updated since this process started.
         """
         self._take_events()
         self._work()
@@ -120,14 +120,14 @@ class AgentService:
             self._announcement.repeat(now, *self._state())
             self._results.resend(now)
 
-    def stop(self) -> None:
-        """Reject the tasks that are not done, announce the end, close. Results stay in the outbox."""
+    def stop(self, reason: str = "") -> None:
+        """Reject the tasks that are not done, announce the end and its reason, close. Results stay in the outbox."""
         tasks = self._tasks.keys
         self._tasks.stop()
         if self._serving:
             for key in tasks:
                 self._publish_rejected(Rejected(task=key, reason="leaving"))
-            self._announcement.publish_change("leaving", "")
+            self._announcement.publish_change("leaving", reason)
         kept = len(self._results.unacknowledged)
         _log.info("stopping; %d tasks handed back, %d results kept to be delivered", len(tasks), kept)
         self._connection.close()

@@ -134,9 +134,9 @@ class LocalTransport:
 
     def close(self) -> None:
         """Give the agent a last turn, and stop it."""
-        if self._started:
-            self._started = False
-            self._agent.step()  # it receives requeued tasks and acknowledgements
-            self._agent.stop()
-        self._opened.close()
+        with self._opened:
+            if self._started:
+                self._started = False
+                self._opened.callback(self._agent.stop)
+                self._agent.step()  # it receives requeued tasks and acknowledgements
         self._inner.close()

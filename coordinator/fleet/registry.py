@@ -25,6 +25,8 @@ MAX_AGENTS = 20_000
 #: Two agents share one name where one takes over from the other this often, with less than this time in between.
 _TAKEOVERS, _RIVALRY_OVER_S = 6, 60.0
 
+_STOPPED = "stopped by its user"
+
 Liveness = Literal["unknown", "busy", ParticipantState]
 
 
@@ -80,7 +82,7 @@ class AgentEntry:
         if self.liveness == "lost":
             return self.reason or "lost: its connection broke; restart fleetnas-agent on the device"
         if self.liveness == "leaving":
-            return "stopped by its user; start fleetnas-agent on the device again"
+            return self.reason if self.reason != _STOPPED else f"{_STOPPED}; start fleetnas-agent on the device again"
         if self.liveness == "unknown":
             return "it has not said that it is ready; update fleetnas-agent on the device"
         if self.info is None:
@@ -144,7 +146,7 @@ class AgentEntry:
         """Note that the agent was stopped, or that the broker published its last will."""
         self.session, self.instance = state.session, state.instance
         left = state.state == "leaving"
-        self.mark_lost(now_s, "stopped by its user" if left else "its connection broke (last will)")
+        self.mark_lost(now_s, (state.detail or _STOPPED) if left else "its connection broke (last will)")
         if left:
             self.liveness = "leaving"
 

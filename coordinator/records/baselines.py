@@ -100,5 +100,9 @@ class Comparison:
     accuracy_points: float | None
     """Top-1 of the winner minus that of the baseline, percentage points; None where one is not known."""
     accuracy_basis: AccuracyBasis | None
+    speedup_low: float | None = None
+    """Lower end of its 95 % interval; None: the interval is not known."""
+    speedup_high: float | None = None
+    """Upper end of it; None: the interval is not known, or has no end."""
     target: str = ""
     """Text of a target of another kind than latency; else empty."""

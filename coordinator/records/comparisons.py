@@ -21,20 +21,36 @@ def _compared(
     points, basis = _accuracy_points(target, baseline)
     if target.sha256 == measured.model_sha256:
         # Two measurements of one file differ by their noise alone.
-        return Comparison(target.target_ms, target.subnet, 1.0, "same-file", points, basis, target.target)
+        return Comparison(target.target_ms, target.subnet, 1.0, "same-file", points, basis, target=target.target)
     winner = _verification(device, target)
     assert target.verified_ms is not None  # of a target that is met
-    speedup, speed_basis = _speedup(target.verified_ms, winner, measured)
-    return Comparison(target.target_ms, target.subnet, speedup, speed_basis, points, basis, target.target)
+    speedup, speed_basis, (low, high) = _speedup(target.verified_ms, winner, measured)
+    return Comparison(
+        target.target_ms, target.subnet, speedup, speed_basis, points, basis, low, high, target=target.target
+    )
 
 
-def _speedup(verified_ms: float, winner: Measurement | None, baseline: Measurement) -> tuple[float, SpeedBasis]:
-    as_ran = baseline.median_ms / verified_ms
-    if "slowed" not in (baseline.quality, winner.quality if winner is not None else ""):
-        return as_ran, "as-ran"
-    if winner is None or winner.undisturbed_ms is None or baseline.undisturbed_ms is None:
-        return as_ran, "slowed"
-    return baseline.undisturbed_ms / winner.undisturbed_ms, "undisturbed"
+def speedup_interval(speedup: float, fast_percent: float, slow_percent: float) -> tuple[float, float | None]:
+    """Return the 95 % interval of a speed-up, at least; its upper end is None where it has none.
+
+    The 95 % half-widths of the latency that divides, `fast_percent`, and of the other one, are in percent.
+    """
+    low = speedup * max(0.0, 1 - slow_percent / 100) / (1 + fast_percent / 100)
+    return low, speedup * (1 + slow_percent / 100) / (1 - fast_percent / 100) if fast_percent < 100 else None
+
+
+def _speedup(
+    verified_ms: float, winner: Measurement | None, baseline: Measurement
+) -> tuple[float, SpeedBasis, tuple[float, float | None]]:
+    """Return a speed-up, what it rests on, and its interval."""
+    slowed = "slowed" in (baseline.quality, winner.quality if winner is not None else "")
+    if slowed and winner is not None and winner.undisturbed_ms is not None and baseline.undisturbed_ms is not None:
+        ratio = baseline.undisturbed_ms / winner.undisturbed_ms
+        own, other = winner.undisturbed_half_width_percent, baseline.undisturbed_half_width_percent
+        return ratio, "undisturbed", speedup_interval(ratio, own, other)
+    own = winner.half_width_percent if winner is not None else 0.0
+    ratio = baseline.median_ms / verified_ms
+    return ratio, "slowed" if slowed else "as-ran", speedup_interval(ratio, own, baseline.half_width_percent)
 
 
 def _verification(device: DeviceOutcome, target: TargetOutcome) -> Measurement | None:

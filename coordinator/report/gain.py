@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fleetnas.coordinator.records.comparisons import speedup_interval
 from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.results import BaselineResult, DeviceResult, TargetResult
+from fleetnas.coordinator.view.speedup import speedup_words
 from fleetnas.coordinator.view.wording import count_of
 
 #: A winner within this of the comparison's accuracy, in points, is as good; of several the fastest shows the gain.
 _SAME_ACCURACY_POINTS = 1.0
-#: Latencies within this factor, and accuracies within these points, are told as equal.
-_SAME_LATENCY, _SHOWN_POINTS = 1.05, 0.05
+#: Accuracies within these points are told as equal.
+_SHOWN_POINTS = 0.05
 #: A subnet that was measured, whatever it is called: the comparison of a run without a baseline.
 MOST_ACCURATE = "most accurate subnet measured"
 
@@ -27,6 +30,8 @@ class Network:
     latency_ms: float
     accuracy: float | None
     """Top-1, a fraction; None where it is not known."""
+    half_width_percent: float = 0.0
+    """95 % half-width of the latency, in percent of it; 0 where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,20 @@ class Gain:
     """Accuracy that is gained, in percentage points; None where one accuracy is not known."""
     predicted: bool
     """Whether the accuracies are predictions."""
+    low: float | None = None
+    """Lower end of the speed-up's 95 % interval; None: the interval is not known."""
+    high: float | None = None
+    """Upper end of it; None: the interval is not known, or has no end."""
 
     @property
     def text(self) -> str:
         """The gain in words, as `2.1x faster at −0.3 points`."""
-        return gain_text(self.speedup, self.points)
+        return gain_text(self.speedup, self.points, self.low, self.high)
 
 
-def gain_text(speedup: float, points: float | None) -> str:
-    """Return a gain in words, as `2.1x faster at −0.3 points`."""
-    if speedup >= _SAME_LATENCY:
-        speed = f"{_factor(speedup)}x faster"
-    else:
-        speed = "as fast" if speedup > 1 / _SAME_LATENCY else f"{_factor(1 / speedup)}x slower"
+def gain_text(speedup: float, points: float | None, low: float | None = None, high: float | None = None) -> str:
+    """Return a gain in words, as `2.1x faster at −0.3 points`; `low` and `high` are the speed-up's interval."""
+    speed = speedup_words(speedup, low, high)
     if points is None:
         return speed
     if abs(points) < _SHOWN_POINTS:
@@ -72,8 +78,10 @@ def device_gain(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> Gain 
         if baseline.comparisons and baseline.latency_ms is not None:
             return _against(device, baseline)
     winners = [target for target in device.targets if target.met and target.verified_ms is not None]
-    evaluated = [_network(each, each.accuracy) for each in winners if each.accuracy is not None]
-    predicted = [_network(each, each.predicted_accuracy) for each in winners if each.predicted_accuracy is not None]
+    evaluated = [_network(each, each.accuracy, rows) for each in winners if each.accuracy is not None]
+    predicted = [
+        _network(each, each.predicted_accuracy, rows) for each in winners if each.predicted_accuracy is not None
+    ]
     measured = _most_accurate(rows)
     if measured is not None and predicted:
         best = max(predicted, key=lambda each: each.accuracy or 0.0)
@@ -93,7 +101,13 @@ def summary(gains: Iterable[Gain]) -> str:
     if not known:
         return ""
     points = [gain.points for gain in known if gain.points is not None]
-    text = gain_text(statistics.median(gain.speedup for gain in known), statistics.median(points) if points else None)
+    text = gain_text(
+        statistics.median(gain.speedup for gain in known),
+        statistics.median(points) if points else None,
+        # The median of true values is between the medians of their bounds.
+        statistics.median(gain.speedup if gain.low is None else gain.low for gain in known),
+        _finite(statistics.median(_upper_end(gain) for gain in known)),
+    )
     return text if len(known) == 1 else f"{text}, the median of {count_of(len(known), 'device setting')}"
 
 
@@ -115,11 +129,13 @@ def _against(device: DeviceResult, baseline: BaselineResult) -> Gain:
     )
     assert baseline.latency_ms is not None
     return Gain(
-        _network(target, accuracies[0]),
+        _network(target, accuracies[0], ()),
         Network(baseline.name, baseline.latency_ms, accuracies[1]),
         chosen.speedup,
         chosen.accuracy_points,
         predicted,
+        chosen.speedup_low,
+        chosen.speedup_high,
     )
 
 
@@ -130,13 +146,31 @@ def _gain(winners: Sequence[Network], compared_with: Network, *, predicted: bool
     faster = [each for each in winners if each.latency_ms < compared_with.latency_ms] or list(winners)
     as_good = [each for each in faster if loss(each) <= _SAME_ACCURACY_POINTS]
     chosen = min(as_good, key=lambda each: each.latency_ms) if as_good else min(faster, key=loss)
-    return Gain(chosen, compared_with, compared_with.latency_ms / chosen.latency_ms, -loss(chosen), predicted)
+    speedup = compared_with.latency_ms / chosen.latency_ms
+    low, high = speedup_interval(speedup, chosen.half_width_percent, compared_with.half_width_percent)
+    return Gain(chosen, compared_with, speedup, -loss(chosen), predicted, low, high)
 
 
-def _network(target: TargetResult, accuracy: float | None) -> Network:
+def _upper_end(gain: Gain) -> float:
+    if gain.low is None:
+        return gain.speedup
+    return math.inf if gain.high is None else gain.high
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _network(target: TargetResult, accuracy: float | None, rows: Sequence[TakenMeasurement]) -> Network:
     assert target.verified_ms is not None
     name = target_name(target.target_ms, target.subnet or "")
-    return Network(name if target.subnet else f"winner for {name}", target.verified_ms, accuracy)
+    name = name if target.subnet else f"winner for {name}"
+    found = [
+        row.measurement.half_width_percent
+        for row in rows
+        if row.purpose == "verification" and row.measurement.median_ms == target.verified_ms
+    ]
+    return Network(name, target.verified_ms, accuracy, found[-1] if found else 0.0)
 
 
 def _most_accurate(rows: Sequence[TakenMeasurement]) -> Network | None:
@@ -145,7 +179,7 @@ def _most_accurate(rows: Sequence[TakenMeasurement]) -> Network | None:
     A slowed measurement would make every winner look faster than it is.
     """
     usual = [
-        (row.predicted_accuracy, row.measurement.median_ms)
+        (row.predicted_accuracy, row.measurement.median_ms, row.measurement.half_width_percent)
         for row in rows
         if row.counted
         and row.purpose != "verification"
@@ -154,9 +188,5 @@ def _most_accurate(rows: Sequence[TakenMeasurement]) -> Network | None:
     ]
     if not usual:
         return None
-    accuracy, latency_ms = max(usual, key=lambda pair: (pair[0], -pair[1]))
-    return Network(MOST_ACCURATE, latency_ms, accuracy)
-
-
-def _factor(value: float) -> str:
-    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+    accuracy, latency_ms, half_width = max(usual, key=lambda found: (found[0], -found[1]))
+    return Network(MOST_ACCURATE, latency_ms, accuracy, half_width)

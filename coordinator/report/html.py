@@ -23,11 +23,11 @@ from fleetnas.coordinator.report.gain import device_gain, summary
 from fleetnas.coordinator.report.inference_program import INFER_FILE
 from fleetnas.coordinator.report.plots import device_plots
 from fleetnas.coordinator.report.portfolio_section import portfolio_section
-from fleetnas.coordinator.report.results import ComparisonResult, DeviceResult, Results
+from fleetnas.coordinator.report.results import DeviceResult, Results
 from fleetnas.coordinator.report.winner_table import WinnerRow, quantity, samples_text, size, winner_rows
 from fleetnas.coordinator.store.measurement_table import read_measurements
 from fleetnas.coordinator.view import wording
-from fleetnas.coordinator.view.baseline_table import compared
+from fleetnas.coordinator.view.baseline_table import comparison_words
 from fleetnas.supernet_export.manifest import Preprocessing
 from fleetnas.supernet_export.output_files import write_atomically
 
@@ -110,7 +110,7 @@ def render_report(directory: Path) -> str:
         class_files=len(results.class_reports),
         setting_totals=lambda device: target_totals([device]),
         verified=wording.verified,
-        compared=_compared,
+        compared=comparison_words,
         targets_remark=_targets_remark,
         value_of=lambda target: wording.target_value(target.target, target.value, target.value_high),
         max_plotted=MAX_PLOTTED,
@@ -200,10 +200,6 @@ def _preprocessing(images: Preprocessing) -> str:
     cropped = f" (centre, {images.crop_fraction:.4g} of the side)" if images.fit == "crop" else ""
     mean, deviation = (", ".join(f"{value:.4g}" for value in values) for values in (images.mean, images.std))
     return f"{colours}, {images.fit}{cropped}, {images.interpolation} interpolation, mean {mean}, deviation {deviation}"
-
-
-def _compared(result: ComparisonResult) -> str:
-    return compared(result.speedup, result.accuracy_points, result.accuracy_basis, result.speed_basis)
 
 
 def _targets_remark(device: DeviceResult) -> str:

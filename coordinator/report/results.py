@@ -193,13 +193,13 @@ class ComparisonResult(_Record):
     target: str = Field(default="", description="text of a target of another kind than latency, such as p95:33")
     subnet: str | None = Field(description="fingerprint of a given subnet; null where a subnet was searched")
     speedup: float = Field(description="latency of the baseline over that of the winner")
+    speedup_low: float | None = Field(default=None, description="lower end of its 95 % interval; null: not known")
+    speedup_high: float | None = Field(default=None, description="upper end of it; null: not known, or none")
     speed_basis: SpeedBasis = Field(
         description="as-ran; undisturbed: at undisturbed speed, as the device was slowed in one of them; slowed: as "
         "they ran although it was slowed, whose undisturbed speed is not known; same-file: both are one file"
     )
-    accuracy_points: float | None = Field(
-        description="top-1 of the winner minus that of the baseline, percentage points; null where one is unknown"
-    )
+    accuracy_points: float | None = Field(description="top-1 of the winner minus the baseline's, points, if known")
     accuracy_basis: AccuracyBasis | None = Field(
         description="evaluated: both on the evaluation images; predicted: both; given: the baseline's by the user"
     )

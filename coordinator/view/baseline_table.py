@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from rich.table import Table
 from rich.text import Text
 
-from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, Comparison, SpeedBasis
+from fleetnas.coordinator.records.baselines import AccuracyBasis, BaselineRecord, SpeedBasis
 from fleetnas.coordinator.records.comparisons import comparisons
 from fleetnas.coordinator.records.outcome import DeviceOutcome
 from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.speedup import speedup_words
 from fleetnas.coordinator.view.strip import GOOD, WARN
 
-#: Latencies that differ by less are told as equal.
-_EQUAL = 0.02
-#: From this ratio on no decimals are shown.
-_MANY = 10.0
+
+class _Compared(Protocol):
+    """A comparison, of a run or of its results."""
+
+    @property
+    def speedup(self) -> float: ...
+    @property
+    def speedup_low(self) -> float | None: ...
+    @property
+    def speedup_high(self) -> float | None: ...
+    @property
+    def speed_basis(self) -> SpeedBasis: ...
+    @property
+    def accuracy_points(self) -> float | None: ...
+    @property
+    def accuracy_basis(self) -> AccuracyBasis | None: ...
 
 
-def compared(speedup: float, accuracy_points: float | None, basis: AccuracyBasis | None, speed: SpeedBasis) -> str:
+def comparison_words(compared: _Compared) -> str:
     """Say how a winner compares with a baseline, such as `2.1x faster at -0.3 points`."""
-    if speed == "same-file":
+    if compared.speed_basis == "same-file":
         return "the same network"
-    ratio = max(speedup, 1 / speedup)
-    shown = f"{ratio:.0f}x" if ratio >= _MANY else f"{ratio:.1f}x" if ratio >= 1.1 else f"{ratio:.2f}x"
-    text = "as fast" if ratio < 1 + _EQUAL else f"{shown} {'faster' if speedup > 1 else 'slower'}"
-    text += {"undisturbed": " (undisturbed)", "slowed": " (the device was slowed)"}.get(speed, "")
-    if accuracy_points is not None:
-        remark = {"predicted": " (predicted)", "given": " (given)"}.get(basis or "", "")
-        text += f" at {accuracy_points:+.1f} points{remark}"
+    text = speedup_words(compared.speedup, compared.speedup_low, compared.speedup_high)
+    text += {"undisturbed": " (undisturbed)", "slowed": " (the device was slowed)"}.get(compared.speed_basis, "")
+    if compared.accuracy_points is not None:
+        remark = {"predicted": " (predicted)", "given": " (given)"}.get(compared.accuracy_basis or "", "")
+        text += f" at {compared.accuracy_points:+.1f} points{remark}"
     return text
-
-
-def comparison_words(comparison: Comparison) -> str:
-    """Say how a winner compares with a baseline."""
-    return compared(comparison.speedup, comparison.accuracy_points, comparison.accuracy_basis, comparison.speed_basis)
 
 
 def measured_cells(row: BaselineRecord) -> list[Text]:

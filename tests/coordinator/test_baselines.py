@@ -440,6 +440,30 @@ def test_a_slowed_measurement_is_compared_at_undisturbed_speed() -> None:
     assert (found.speedup, found.speed_basis) == (4.0, "as-ran")
 
 
+@pytest.mark.parametrize(
+    ("winner_percent", "baseline_percent", "words"),
+    [
+        (2.0, 2.0, "4.0x faster"),
+        (2.0, 50.0, "at least 2.0x faster"),
+        (90.0, 2.0, "at least 2.1x faster"),
+        (2.0, 177.0, "not clearly faster or slower"),
+        (150.0, 80.0, "not clearly faster or slower"),
+    ],
+)
+@pytest.mark.parametrize("quality", ["ok", "noisy", "slowed"])
+def test_a_speed_up_is_told_no_more_precisely_than_both_were_measured(
+    winner_percent: float, baseline_percent: float, words: str, quality: Any
+) -> None:
+    def measured(ms: float, percent: float) -> Any:
+        widths = {"half_width_percent": percent, "undisturbed_half_width_percent": percent}
+        return measurement(ms, undisturbed_ms=ms).model_copy(update={"quality": quality, **widths})
+
+    (found,) = comparisons(device(measured(10.0, winner_percent)), baseline(measured(40.0, baseline_percent)))
+    assert comparison_words(found) == words + (" (undisturbed)" if quality == "slowed" else "")
+    (found,) = comparisons(device(measured(16.0, baseline_percent)), baseline(measured(4.0, winner_percent)))
+    assert comparison_words(found).startswith(words if "clearly" in words else words.replace("faster", "slower"))
+
+
 def test_a_winner_that_is_the_baseline_is_called_the_same_network() -> None:
     noisy = measurement(40.0, "d" * 64, quality="noisy")
     (found,) = comparisons(device(measurement(10.0), accuracy=0.8), baseline(noisy, accuracy=0.8, accuracy_images=10))

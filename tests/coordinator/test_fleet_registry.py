@@ -11,8 +11,8 @@ from fleetnas.device_profiles.profile import DeviceProfile
 from fleetnas.fleet_protocol.messages import AgentInfo, AgentState, Heartbeat, RuntimeSetting
 
 
-def state(what: str, session: int = 1, instance: str = "a") -> AgentState:
-    return AgentState.model_validate({"state": what, "session": session, "instance": instance})
+def state(what: str, session: int = 1, instance: str = "a", detail: str = "") -> AgentState:
+    return AgentState.model_validate({"state": what, "session": session, "instance": instance, "detail": detail})
 
 
 def info(session: int = 1) -> AgentInfo:
@@ -134,7 +134,8 @@ def test_two_that_both_stay_are_told_apart_and_neither_is_used(registry: FleetRe
     [
         (lambda r: None, "no search"),
         (lambda r: r.on_state("pi", state("busy"), 1.0), "working"),
-        (lambda r: r.on_state("pi", state("leaving"), 1.0), "stopped by its user"),
+        (lambda r: r.on_state("pi", state("leaving"), 1.0), "stopped by its user; start fleetnas-agent"),
+        (lambda r: r.on_state("pi", state("leaving", detail="was updated"), 1.0), "was updated"),
         (lambda r: r.on_state("pi", state("lost"), 1.0), "last will"),
         (lambda r: r.on_tick(1000.0), "no sign of life"),
         (lambda r: r.on_heartbeat("pi", Heartbeat(session=1, uptime_s=1, outbox=3), 1.0), "3 results"),

@@ -13,7 +13,7 @@ from rigs.outcome_examples import architecture, artifacts, campaign_outcome, dev
 
 from fleetnas.coordinator.records.outcome import DeviceOutcome, TakenMeasurement, TargetOutcome
 from fleetnas.coordinator.report.artifacts import read_results
-from fleetnas.coordinator.report.gain import MOST_ACCURATE, Gain, device_gain, gain_text, summary
+from fleetnas.coordinator.report.gain import MOST_ACCURATE, Gain, Network, device_gain, gain_text, summary
 from fleetnas.coordinator.report.html import MAX_GAINS, render_report
 from fleetnas.coordinator.report.results import Results
 from fleetnas.fleet_protocol.layer_times import LayerTime
@@ -112,6 +112,36 @@ def test_evaluated_accuracies_are_not_mixed_with_predicted_ones(tmp_path: Path) 
 )
 def test_gains_in_words(speedup: float, points: float | None, text: str) -> None:
     assert gain_text(speedup, points) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (2.0, 2.4, "2.1x faster at −0.3 points"),
+        (1.4, 2.8, "at least 1.4x faster at −0.3 points"),
+        (0.0, 5.8, "not clearly faster or slower at −0.3 points"),
+        (0.0, None, "not clearly faster or slower at −0.3 points"),
+    ],
+)
+def test_a_gain_is_told_no_more_precisely_than_it_is_known(low: float, high: float | None, text: str) -> None:
+    assert gain_text(2.14, -0.3, low, high) == text
+    network = Network("winner", 1.0, 0.8)
+    gain = Gain(network, network, 2.14, -0.3, predicted=False, low=low, high=high)
+    assert gain.text == text
+    assert summary([gain]) == text
+
+
+def test_a_noisy_subnet_is_no_measure_of_a_gain(tmp_path: Path) -> None:
+    noisy = device([(4.0, 0.79)], [(8.0, 0.80, "noisy")])
+    rows = [
+        dataclasses.replace(row, measurement=row.measurement.model_copy(update={"half_width_percent": 177.0}))
+        if row.purpose != "verification"
+        else row
+        for row in noisy.rows
+    ]
+    found = gain_of(dataclasses.replace(noisy, rows=tuple(rows)), tmp_path)
+    assert found is not None
+    assert found.text == "not clearly faster or slower at −1.0 points"
 
 
 def test_the_page_begins_with_the_gain_and_the_median_of_all(tmp_path: Path) -> None:

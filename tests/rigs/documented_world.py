@@ -71,10 +71,6 @@ def _write_models(folder: Path) -> None:
     bundle = random_bundle(folder / ".mobilenet.supernet", space)
     smallest = space.decode(space.smallest())[0]
     (folder / "mobilenet.tflite").write_bytes(build_model(bundle, smallest, None, RuntimeSetting(runtime="litert")))
-    space = make_space("ofa-mbv3", {"width": 0.5, "classes": len(CLASSES), "resolutions": [224]})
-    bundle = random_bundle(folder / ".mobilenet.supernet", space)
-    smallest = space.decode(space.smallest())[0]
-    (folder / "mobilenet.tflite").write_bytes(build_model(bundle, smallest, None, RuntimeSetting(runtime="litert")))
 
 
 def _write_table(folder: Path) -> None:

@@ -52,7 +52,8 @@ class Fleet:
     def out(self) -> Path:
         return self.folder / "out"
 
-    def agent(self, name: str, *options: str) -> subprocess.Popen[str]:
+    def agent(self, name: str, *options: str, code: Path | None = None) -> subprocess.Popen[str]:
+        """An agent that runs the package `fleetnas` in the folder `code`, or the installed one."""
         state = str(self.folder / "agents")
         return self.start(
             "fleetnas-agent",
@@ -65,6 +66,7 @@ class Fleet:
             state,
             *("--runtime", "command"),
             *options,
+            code=code,
         )
 
     def search(self, *options: str) -> subprocess.Popen[str]:
@@ -80,7 +82,9 @@ class Fleet:
     def new_search(self, *options: str, targets: str = "auto:2") -> subprocess.Popen[str]:
         return self.search("--supernet", str(self.supernet), "--targets", targets, *QUICK, *options)
 
-    def start(self, program: str, *arguments: str, pipe: bool = False) -> subprocess.Popen[str]:
+    def start(
+        self, program: str, *arguments: str, pipe: bool = False, code: Path | None = None
+    ) -> subprocess.Popen[str]:
         log = (self.folder / f"{len(self.processes)}-{program}.log").open("w")
         process = subprocess.Popen(
             [sys.executable, "-c", _LAUNCH[program], *arguments],
@@ -89,8 +93,10 @@ class Fleet:
             text=True,
             # A search lowers the priority of its session, and where it is killed, nobody raises it again.
             start_new_session=True,
+            cwd=code,
             env={
                 **os.environ,
+                **({"PYTHONPATH": str(code)} if code is not None else {}),
                 "OMP_NUM_THREADS": "1",
                 "FLEETNAS_COMMAND": _COMMAND,
                 # The lock of this machine's agents would have them wait for other tests.
