@@ -19,6 +19,7 @@ from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.records.run_names import no_run_in
 from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.records.stored import RunRecord
@@ -49,7 +50,8 @@ class FilterOptions:
         """Return the runs that these options leave; `UsageError` where one cannot be used."""
         unknown = sorted(set(self.status or ()) - set(_STATUSES))
         if unknown:
-            raise UsageError(f"--status {unknown[0]!r} is no status of a run; there are {', '.join(_STATUSES)}")
+            near = did_you_mean(unknown[0], _STATUSES) or ";"
+            raise UsageError(f"--status {unknown[0]!r} is no status of a run{near} there are {', '.join(_STATUSES)}")
         since = _unix_s(self.since) if self.since is not None else float("-inf")
         return [
             run

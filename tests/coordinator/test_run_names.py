@@ -23,6 +23,8 @@ from fleetnas.fleet_protocol.messages import Failed, TaskKey
 
 OLD, NEW = "20260102-030405-aaaa", "20260102-090000-bbbb"
 DAY_S = 86400.0
+#: Names that begin as ids do.
+DATES = ("2", "20", "2026", "202601", "20260102", "20260102-shelf", "20260102-03", OLD)
 
 
 @pytest.fixture
@@ -98,10 +100,23 @@ def test_a_whole_name_goes_before_a_beginning() -> None:
     assert find_run(runs, "pi", "s") is runs[0]
 
 
-@pytest.mark.parametrize("name", ["", "latest", "-x", "a b", "a/b", "x" * 65, "20260102-030405", "ä"])
+@pytest.mark.parametrize("name", ["", "latest", "-x", "a b", "a/b", "x" * 65, "20260102-030405", "ä", *DATES])
 def test_a_name_that_would_be_misread_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="choose another"):
         check_run_name(name)
+
+
+@pytest.mark.parametrize("name", ["2nd-try", "2026-shelf", "42", "10.0", "pi-20260102"])
+def test_a_name_with_digits_that_no_id_begins_with_is_taken(name: str) -> None:
+    assert check_run_name(name) == name
+
+
+@pytest.mark.parametrize("name", DATES)
+def test_no_run_is_renamed_to_the_beginning_of_ids(store: MeasurementStore, name: str) -> None:
+    with pytest.raises(UsageError, match="ids of runs begin"):
+        store.named_runs.rename(NEW, name)
+    with pytest.raises(UsageError, match="ids of runs begin"):
+        store.named_runs.check_free(name)
 
 
 def test_one_name_is_of_one_run(store: MeasurementStore) -> None:
