@@ -207,10 +207,8 @@ class MeasurementStore:
         here = sorted(self.known_devices())
         if unknown := sorted({*devices, *trust}.difference(here)):
             near = did_you_mean(unknown[0], here) or ";"
-            told = (
-                f"the store {self.url} holds no device {', '.join(unknown)}{near} see the names with `fleetnas results`"
-            )
-            raise UsageError(f"{told}, or give its store with --store")
+            told = f"the store {self.url} holds no device {', '.join(unknown)}{near} see the names"
+            raise UsageError(f"{told} with `fleetnas results`, or give its store with --store")
         with self._database.writing() as session:
             known = set(session.scalars(select(DistrustedRow.device)))
             session.add_all(DistrustedRow(device=device) for device in sorted(set(devices) - known))

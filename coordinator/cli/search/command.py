@@ -216,8 +216,8 @@ def _refuse_useless(
             "settings by `fleetnas-agent run`",
         )
     if run.dry_run:
-        useless = ("resume", "out", "metrics_port", "metrics_address", "timeout", *names(PortfolioOptions))
-        options.refuse(context, useless, "--dry-run measures nothing and writes nothing")
+        # Options of the search that follows are taken, so that --dry-run can be added to its whole line.
+        options.refuse(context, ("resume",), "--dry-run is about a new search")
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
     if run.resume is not None:
