@@ -72,7 +72,7 @@ INPUTS = (
     ),
     Wrong(
         "export-latency run-1 -o {tmp}/table --device pj0 --store {store}",
-        "run run-1 has no device pj0; it has pi0, pi1",
+        "run run-1 has no device pj0; did you mean pi0? it has pi0, pi1",
     ),
     Wrong(
         "export-data -o {tmp}/all.xlsx --format xlsx --store {store}",
