@@ -16,7 +16,7 @@ import typer
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.option_groups import command, names
-from fleetnas.coordinator.records.run_names import no_run_in
+from fleetnas.coordinator.records.run_names import LATEST, no_run_in
 from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.suggestions import did_you_mean
@@ -205,7 +205,7 @@ def _asked(plan: object, targets: str) -> int:
 
 
 def results(
-    run: _Run,
+    run: options.ReadRun = LATEST,
     store: options.Store = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write its results and winners' model files here.")
@@ -227,7 +227,7 @@ def results(
     tracker = MlflowTracking(uri) if uri is not None else None
     opened = options.open_to_read(store)
     try:
-        found = opened.named_runs.find(run)
+        found = options.run_to_read(opened, run)
         print_summary(output_console(), outcome_of(opened, found.run_id))
         if out is not None:
             check_folder("--out", out)

@@ -216,3 +216,21 @@ def test_every_command_that_takes_a_run_takes_all_these_names(
     monkeypatch.chdir(file.parent)
     code, _, err = fleetnas(capsys, *words, "2026", "--store", str(file))
     assert (code, "is the beginning of 2 runs" in err) == (2, True), err
+
+
+def test_results_without_a_run_are_those_of_the_newest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = fleetnas(capsys, "results", NEW, "--store", file)
+    without = fleetnas(capsys, "results", "--store", file)
+    assert (without[0], without[1]) == (0, newest[1])
+    assert without[2] == f"the newest run: {NEW}\n"
+
+
+@pytest.mark.parametrize(
+    "command", [("portfolio", "--models", "2"), ("export-latency", "--device", "pi9", "-o", "tables")]
+)
+def test_commands_that_only_read_a_run_take_the_newest(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(file.parent)
+    code, _, errors = fleetnas(capsys, *command, "--store", file)
+    assert (code != 0, errors.splitlines()[0]) == (True, f"the newest run: {NEW}")

@@ -54,7 +54,7 @@ def test_a_search_is_estimated_before_and_ends_with_two_verified_models(
         wrong = fleet.new_search("--wait-for", "3", "--models", "2", "--weights", str(weights), targets="auto:4")
         assert list(events(wrong)) == []
         assert wrong.wait() == 2
-        assert "names pi9; did you mean pi4" in fleet.complaints().replace("\n", " ")
+        assert "names pi9; did you mean pi5? there are" in fleet.complaints().replace("\n", " ")
 
         weights.write_text(json.dumps({"pi4": 2}))
         options = ("--wait-for", "3", "--budget", "12", "--models", "2", "--weights", str(weights))
