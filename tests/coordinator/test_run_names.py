@@ -221,8 +221,7 @@ def test_every_command_that_takes_a_run_takes_all_these_names(
 def test_results_without_a_run_are_those_of_the_newest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     newest = fleetnas(capsys, "results", NEW, "--store", file)
     without = fleetnas(capsys, "results", "--store", file)
-    assert (without[0], without[1]) == (0, newest[1])
-    assert without[2] == f"the newest run: {NEW}\n"
+    assert without == (newest[0], newest[1], f"the newest run: {NEW}\n{newest[2]}")
 
 
 @pytest.mark.parametrize(
