@@ -125,6 +125,7 @@ def test_a_narrow_encoding_loses_signs_and_not_lines() -> None:
     view = LinesView(io.TextIOWrapper(raw, encoding="ascii"))
     for event in EVENTS:
         view.event(event)
+    view.close()
     assert len(raw.getvalue().splitlines()) == len(EVENTS)
 
 
