@@ -46,6 +46,8 @@ SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_MINOR = 2
 #: First minor version whose agents report mean and percentiles of run times, and whether they can tell energy.
 PERCENTILES_MINOR = 2
+#: First minor versions whose agents may take model files, and time the layers of a model.
+MODEL_FILES_MINOR = LAYERS_MINOR = 2
 #: Runtime sessions that one measurement is averaged over.
 MAX_SESSIONS = 16
 #: Attempts at one task.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fleetnas.coordinator.records.agent_abilities import too_old
 from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.target_kinds import Target, TargetKind
@@ -68,5 +69,5 @@ def _objection(target: Target, info: AgentInfo, setting: RuntimeSetting) -> str 
         if setting.runtime in _SUMMARISED:
             return f"the runtime {setting.runtime} tells no single run times; ask for milliseconds there"
         if info.schema_minor < PERCENTILES_MINOR:
-            return f"the agent of {info.agent} is too old to report percentiles; update fleetnas there"
+            return too_old(info, "report percentiles")
     return None

@@ -88,9 +88,11 @@ class AgentListener:
             setting_run.take_conditions(heartbeat.conditions)
 
     def on_blob_request(self, agent: str, request: BlobRequest) -> None:
-        """Serve a byte range."""
+        """Serve a byte range, unless it is of a blob of another coordinator."""
         now = self._clock()
         self._registry.on_message(agent, now)
+        if self._connection.link.others_at_work and not self._connection.blobs.serves(request.sha256):
+            return  # another coordinator serves it
         self._connection.blobs.request(agent, request)
         self._connection.blobs.pump(now)
 

@@ -173,7 +173,7 @@ class BaselineMeasurer:
         row = BaselineRow(setting_run, baseline, record)
         entry = self._campaign.registry.agents.get(device)
         info = entry.info if entry is not None and entry.info is not None else setting_run.info
-        objection = row.objection(accepts_models=info.accepts_models)
+        objection = row.objection(info)
         if objection and not record.done:
             self._end(row, objection)
         return row

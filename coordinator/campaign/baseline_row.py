@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from fleetnas.agent.runtimes.sent_model import takes_format
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, WinnerBuilder
+from fleetnas.coordinator.records.agent_abilities import models_objection
 from fleetnas.coordinator.records.baselines import Baseline, BaselineRecord
 from fleetnas.coordinator.records.events import BaselineMeasured
 from fleetnas.coordinator.records.setting_events import SettingEvents
@@ -16,7 +17,7 @@ from fleetnas.coordinator.records.statuses import SettingStatus
 from fleetnas.coordinator.tuning.judgement import DISTURBED_TRIES
 from fleetnas.coordinator.tuning.subnet_tuner import REPEATS
 from fleetnas.fleet_protocol.error_text import one_line
-from fleetnas.fleet_protocol.messages import Result
+from fleetnas.fleet_protocol.messages import AgentInfo, Result
 
 #: Failed measurements after which a baseline is given up on a device setting, and leases without a word.
 MAX_FAILURES, MAX_EXPIRED = 2, 3
@@ -70,19 +71,18 @@ class BaselineRow:
         model = self.prepared.model if self.prepared is not None else None
         return model.sha256 if model is not None else None
 
-    def objection(self, *, accepts_models: bool) -> str:
-        """Return why this baseline cannot be measured on its device setting; empty if it can."""
+    def objection(self, info: AgentInfo) -> str:
+        """Return why this baseline cannot be measured on its device setting; empty if it can.
+
+        `info` is the latest announcement of its agent.
+        """
         if self.setting_run.status is SettingStatus.LOST:
             return f"the device is lost: {self.setting_run.reason}"
         file = self.baseline.file
         if file is None:
             return ""
         wrong = takes_format(self.setting_run.setting.runtime, file.reference.format)
-        if wrong:
-            return wrong
-        if not accepts_models:
-            return "its agent takes no model files; start it with `fleetnas-agent run --accept-models`"
-        return ""
+        return wrong or models_objection(info)
 
     def put(self, record: BaselineRecord) -> None:
         """Keep the record that was stored."""

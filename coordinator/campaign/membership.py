@@ -10,6 +10,7 @@ from fleetnas.coordinator.campaign.roster import Roster
 from fleetnas.coordinator.campaign.setting_run import SettingRun
 from fleetnas.coordinator.campaign.state_writer import StateWriter
 from fleetnas.coordinator.fleet.registry import AgentEntry, FleetRegistry
+from fleetnas.coordinator.records.agent_abilities import layers_objection
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.device_patterns import absence, is_mistyped, matches_any, matches_one
 from fleetnas.coordinator.records.device_targets import unknown_entries
@@ -223,6 +224,10 @@ class Membership:
         self._writer.add_new(made)
         if made and len(new) <= most:
             self._events.joined(info)
+        if self._plan.profile_winners:
+            for setting_run in made:
+                if reason := layers_objection(info, setting_run.setting):
+                    self._note(f"{setting_run.label}: layers of winners are not timed: {reason}")
         return len(new) > most
 
     def _make_setting_run(self, device: str, setting: RuntimeSetting, info: AgentInfo) -> SettingRun | None:

@@ -35,9 +35,10 @@ class TaskUpdates:
         if isinstance(update, Failed) and update.reason == "cancelled":
             return  # the answer to `CancelTask`: no outcome, and not in the agent's outbox
         found = self._dispatcher.find(update.task.task_id)
-        if found is None and self._take_foreign(agent, update):
+        if found is None:
+            self._take_foreign(agent, update)
             return
-        if found is None or found[0].device != agent or update.task.attempt > found[1].record.attempt:
+        if found[0].device != agent or update.task.attempt > found[1].record.attempt:
             raise ProtocolError(f"{agent} speaks of task {update.task.task_id}, which it was not given; it is dropped")
         now = self._clock()
         entry = self._registry.on_message(agent, now)
@@ -57,16 +58,16 @@ class TaskUpdates:
             raise ProtocolError(failed.detail)
         self.take(agent, failed, size)
 
-    def _take_foreign(self, agent: str, update: TaskUpdate) -> bool:
-        """Forward an update of another run, or keep a result whose coordinator is gone; False: neither."""
+    def _take_foreign(self, agent: str, update: TaskUpdate) -> None:
+        """Forward an update of a task that this coordinator did not send, or keep a result whose coordinator is gone.
+
+        Other updates are ignored: without sharing, every coordinator on a fleet receives those of all runs.
+        """
         forwarded = self._orphans.forward(agent, update)
-        if isinstance(update, Result | Failed):
-            self._registry.on_message(agent, self._clock())
-            orphaned = not forwarded or self._orphans.is_overdue(agent, update.task)
-            if orphaned and self._breaker.may_try:
-                with self._breaker.guard():
-                    self._orphans.take(agent, update)
-            return True
-        if forwarded:
-            self._registry.on_message(agent, self._clock())
-        return forwarded
+        self._registry.on_message(agent, self._clock())
+        if not isinstance(update, Result | Failed):
+            return
+        orphaned = not forwarded or self._orphans.is_overdue(agent, update.task)
+        if orphaned and self._breaker.may_try:
+            with self._breaker.guard():
+                self._orphans.take(agent, update)

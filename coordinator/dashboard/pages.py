@@ -75,7 +75,7 @@ class Pages:
             "totals_of": lambda device: target_totals([device]),
             "targets_met": wording.targets_met(state.totals),
             "statuses": _statuses(state),
-            "warning": wording.slowed_warning((each.label, each.quality) for each in state.snapshot.devices),
+            "warning": wording.slowed_warning(state.snapshot.slowed),
             "advice": wording.SLOWED_ADVICE,
             "took": wording.elapsed((state.finished_unix_s or 0.0) - state.snapshot.started_s),
             "bounds": "" if state.plan is None else str(state.plan.bounds),

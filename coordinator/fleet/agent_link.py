@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,6 +63,10 @@ class RunUpdateListener(Protocol):
 
     def on_run_update(self, update: RunUpdate, payload: bytes, retained: bool, /) -> None:
         """A run update arrived; an empty payload clears a retained one."""
+
+    @property
+    def others_at_work(self) -> Collection[str]:
+        """Other runs that have published since this one listens."""
 
 
 class FleetListener(Protocol):
@@ -132,6 +136,11 @@ class AgentLink:
     def listen_to_runs(self, listener: RunUpdateListener) -> None:
         """Have run updates given to `listener`, in place of an earlier one."""
         self._run_listener = listener
+
+    @property
+    def others_at_work(self) -> Collection[str]:
+        """Other runs whose coordinators publish on this fleet."""
+        return () if self._run_listener is None else self._run_listener.others_at_work
 
     def start(self) -> None:
         """Subscribe and begin to connect."""

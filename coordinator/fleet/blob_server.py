@@ -100,6 +100,10 @@ class BlobServer:
         self._blobs[sha256] = mapped
         return BlobReference(sha256=sha256, size=len(mapped))
 
+    def serves(self, sha256: str) -> bool:
+        """Whether there is a blob of that hash."""
+        return sha256 in self._blobs
+
     def request(self, agent: str, request: BlobRequest) -> None:
         """Queue a request; `ProtocolError` where the blob or its bytes do not exist, and beyond the limit per agent."""
         blob = self._blobs.get(request.sha256)

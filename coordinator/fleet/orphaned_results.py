@@ -19,7 +19,7 @@ from fleetnas.fleet_protocol.messages import Failed, Measurement, Result, TaskKe
 #: A coordinator that wants a result takes it within seconds, or after its own restart. A result that is repeated for
 #: longer than this has no coordinator; should its run be resumed after all, the subnet is measured again.
 FORGET_AFTER_S = 120.0
-#: An agent repeats an unacknowledged result after 30 s. One that was forwarded longer ago than this was not taken.
+#: An agent repeats an unacknowledged result after 30 s. One that came longer ago than this was not taken.
 FORWARDED_S = 25.0
 #: Unknown results that are remembered, of one agent and of all: an agent that invents results must not fill the memory,
 #: nor have others' forgotten. An agent keeps no more than the first.
@@ -44,7 +44,7 @@ class OrphanedResults:
         clocks: Clocks,
         note: Callable[[str], None],
     ) -> None:
-        """`run_id` is the campaign's own run, whose tasks are all known to the dispatcher."""
+        """`run_id` is the campaign's own run: the dispatcher knows all its tasks, but those of baselines."""
         self._run_id, self._link, self._store = run_id, link, store
         self._clock, self._wall_clock = clocks.elapsed, clocks.wall
         self._note = note
@@ -63,16 +63,19 @@ class OrphanedResults:
             return True
 
     def is_overdue(self, agent: str, key: TaskKey) -> bool:
-        """Whether a result that was forwarded to its coordinator comes again: that coordinator is gone."""
+        """Whether a result that its own coordinator received, or was forwarded to it, comes again: that one is gone."""
         return self._clock() - self._first_received(agent, key) >= FORWARDED_S
 
     def take(self, agent: str, update: Result | Failed) -> None:
-        """Keep a result for `work`, or have it forgotten where the store holds no such run.
+        """Keep a result for `work`, or have it forgotten where the store holds no such run or task.
 
-        `ProtocolError` where its coordinator may still come for it, and where too many wait; `StoreError` where the
-        runs of the store cannot be listed.
+        `ProtocolError` where no coordinator has come for it yet, and where too many wait; `StoreError` where the runs
+        of the store cannot be listed.
         """
         key = update.task
+        if run_of(key) == self._run_id:  # a baseline's, of a killed coordinator of this run: it is measured again
+            self._acknowledge(agent, key, stored=False)
+            return
         if not self._holds(run_of(key)):
             self._wait_or_forget(agent, key)
             return
@@ -113,14 +116,13 @@ class OrphanedResults:
             return
         if record.device != agent or key.attempt > record.attempt:
             raise ProtocolError(f"{agent} speaks of task {key.task_id}, which it was not given; it is dropped")
-        if self._store.add_outcome(key, outcome_to_store(record, update), self._wall_clock()):
+        stored = self._store.add_outcome(key, outcome_to_store(record, update), self._wall_clock())
+        if stored and record.run_id not in self._link.others_at_work:
             self._note(f"{agent} still had a result of run {record.run_id}; it is stored there")
         self._acknowledge(agent, key)
 
     def _holds(self, run_id: str) -> bool:
-        """Whether the store may know a task of that run. The campaign's own are known without it."""
-        if run_id == self._run_id:
-            return False
+        """Whether the store may know a task of that run."""
         now = self._clock()
         if run_id not in self._runs and now - self._asked_s >= _RUNS_S:
             self._runs, self._asked_s = self._store.run_ids(), now
@@ -147,6 +149,8 @@ class OrphanedResults:
             self._first_received_s.pop(agent, None)
 
     def _wait_or_forget(self, agent: str, key: TaskKey) -> None:
+        if not self.is_overdue(agent, key):
+            return  # a coordinator with a store of its own takes it now
         if self._clock() - self._first_received(agent, key) < FORGET_AFTER_S:
             raise ProtocolError(
                 f"{agent} holds a result of task {key.task_id}, which is in no run of this store; it is dropped, and "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -117,6 +117,11 @@ class Publisher:
             self._page_count = max(self._page_count, pages)
         elif len(self._left) < _MOST_RUNS:
             self._left[address.run] = (self._clock(), pages)
+
+    @property
+    def others_at_work(self) -> Collection[str]:
+        """Other runs that have published since this one listens."""
+        return self._others
 
     def _notice(self, run: str, summary: RunSummary) -> None:
         """Tell of another run; its coordinator is at work, since what it publishes arrives anew."""

@@ -14,8 +14,8 @@ from fleetnas.fleet_protocol.messages import Measurement
 _TOLERATED = 4
 #: Median slow-downs of two regimes up to this ratio are one lasting speed.
 _SAME_SPEED = 1.05
-#: Measurements from which on a running search warns.
-_FEWEST_TO_WARN = 8
+#: Measurements of a device setting from which on its running search warns; one that has ended warns of any number.
+FEWEST_TO_WARN = 8
 
 Finding: TypeAlias = Literal["regime_changed", "often_slowed"]
 """Finding after one more measurement: a new lasting speed, or for the first time more than a quarter slowed."""
@@ -55,7 +55,7 @@ class DataQuality:
 
     @property
     def often_slowed(self) -> bool:
-        """Whether more than a quarter was slowed, which every view warns about."""
+        """Whether more than a quarter was slowed."""
         return self.slowed * _TOLERATED > self.measured
 
 
@@ -117,7 +117,7 @@ class QualityTally:
         if self._warned or not self._counts["slowed"]:
             return tuple(findings)
         quality = self.quality
-        if quality.often_slowed and quality.measured >= _FEWEST_TO_WARN:
+        if quality.often_slowed and quality.measured >= FEWEST_TO_WARN:
             self._warned = True
             findings.append("often_slowed")
         return tuple(findings)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fleetnas.coordinator.records.baselines import BaselineRecord
 from fleetnas.coordinator.records.board_place import BoardPlace
-from fleetnas.coordinator.records.data_quality import DataQuality
+from fleetnas.coordinator.records.data_quality import FEWEST_TO_WARN, DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
 from fleetnas.coordinator.records.run_progress import RunProgress
 from fleetnas.coordinator.records.statuses import SettingStatus
@@ -134,6 +134,11 @@ class DeviceSnapshot:
         """Whether it measures no more."""
         return self.state in _ENDED.values()
 
+    @property
+    def often_slowed(self) -> bool:
+        """Whether views warn that more than a quarter was slowed; at the beginning, one of one would be."""
+        return self.quality.often_slowed and (self.ended or self.quality.measured >= FEWEST_TO_WARN)
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -151,6 +156,11 @@ class Snapshot:
     """The coordinator's latest notes, oldest first, such as a broker that cannot be reached."""
     progress: RunProgress | None = None
     """Progress and time left; None before a device takes part, and where it is not known."""
+
+    @property
+    def slowed(self) -> list[tuple[str, DataQuality]]:
+        """Label and quality of the device settings that views warn about: more than a quarter was slowed."""
+        return [(device.label, device.quality) for device in self.devices if device.often_slowed]
 
 
 def with_baselines(snapshot: Snapshot, records: Iterable[BaselineRecord]) -> Snapshot:

@@ -87,7 +87,7 @@ def detail_style(device: DeviceSnapshot) -> Style:
 
 def quality_style(device: DeviceSnapshot) -> Style:
     """Return the style of what is said on the quality of a device's measurements."""
-    return WARN if device.quality.often_slowed else PLAIN
+    return WARN if device.often_slowed else PLAIN
 
 
 def measured(device: DeviceSnapshot) -> str:
@@ -105,13 +105,13 @@ def _facts(device: DeviceSnapshot, with_work: bool) -> list[_Fact]:
     slow = board is not None and board.slow
     return [
         work if explained else ("", PLAIN),
-        slowed if quality.often_slowed else ("", PLAIN),
+        slowed if device.often_slowed else ("", PLAIN),
         (wording.count_of(device.failures, "failure") if device.failures else "", WARN),
         (f"{temperature} hot".strip() if hot else "", WARN),
         (f"{board.speed:.2f}x slower than its class" if board is not None and slow else "", WARN),
         ("", PLAIN) if explained else work,
         (wording.predictor_error(device.predictor_error, short=True), DIM),
-        ("", PLAIN) if quality.often_slowed else slowed,
+        ("", PLAIN) if device.often_slowed else slowed,
         ("" if hot else temperature, PLAIN),
         ("" if board is None or slow else f"class {wording.printable(board.class_name)}", DIM),
         (" ".join(map(wording.printable, device.tags)), DIM),

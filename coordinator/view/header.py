@@ -77,7 +77,7 @@ def header(snapshot: Snapshot, width: int, height: int) -> list[Strip]:
         below = below if len(snapshot.devices) > 1 else []
     else:
         lines.append(padded(_joined([*left[-1], *facts, state_counts(snapshot.devices)]), width))
-    warning = wording.slowed_warning((device.label, device.quality) for device in snapshot.devices)
+    warning = wording.slowed_warning(snapshot.slowed)
     return [*lines, *([padded([Segment(warning, WARN)], width)] if warning else []), *below]
 
 

@@ -314,7 +314,7 @@ class TestHostile:
         fleet.broker.publish(TOPICS.up("pi0", "info"), b"{}")
         while (event := fleet.transport.poll(0)) is not None:
             fleet.campaign.on_event(event)
-        assert len(fleet.refused) == 5
+        assert len(fleet.refused) == 4  # run 9 may be of another coordinator: that is told when the result is repeated
         assert fleet.store.outcomes("run-1") == []
         fleet.run()
         assert fleet.campaign.finish() == "complete"

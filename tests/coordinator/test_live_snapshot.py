@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from rigs.simulated_fleet import TOPICS, Simulation
 
+from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.records.snapshot import DeviceSnapshot, DeviceState, Snapshot
+from fleetnas.coordinator.view import wording
 from fleetnas.fleet_protocol.codec import encode
 from fleetnas.fleet_protocol.messages import AgentState, Progress, TaskKey
 
@@ -33,3 +37,16 @@ def test_a_device_that_waits_says_for_what() -> None:
 
     assert said(LOW) == ("waiting", LOW)
     assert said("") == ("waiting", "for another agent of its host")
+
+
+@pytest.mark.parametrize(
+    ("measured", "state", "warned"),
+    [(1, "measuring", False), (7, "measuring", False), (8, "measuring", True), (1, "done", True)],
+)
+def test_views_warn_of_a_slowed_device_once_there_is_something_to_count(
+    measured: int, state: DeviceState, warned: bool
+) -> None:
+    device = DeviceSnapshot("pi4", "onnxruntime_cpu_1t_fp32", state, quality=DataQuality(slowed=measured))
+    snapshot = Snapshot("run-1", "digits.supernet", 0.0, 1.0, "searching", (device,))
+    assert device.often_slowed is warned
+    assert bool(wording.slowed_warning(snapshot.slowed)) is warned

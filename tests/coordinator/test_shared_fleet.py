@@ -8,9 +8,11 @@ from collections.abc import Callable
 import pytest
 from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation
 
+from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.records.plan import CampaignPlan
+from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.codec import decode_task_update, encode
-from fleetnas.fleet_protocol.messages import Failed, Measurement, Rejected, Result, TaskKey
+from fleetnas.fleet_protocol.messages import BlobRequest, Failed, Measurement, Rejected, Result, TaskKey
 from fleetnas.fleet_protocol.topics import AgentUp
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
@@ -177,3 +179,56 @@ def test_what_an_agent_invents_of_anothers_task_changes_nothing() -> None:
         isinstance(found.outcome, Failed) for run in ("run-0", "run-1") for found in fleet.store.outcomes(run)
     )
     assert any("was not given" in line for simulation in fleet.simulations for line in simulation.refused)
+
+
+@pytest.mark.parametrize("one_store", [True, False])
+def test_the_work_of_another_run_is_no_refused_message(one_store: bool) -> None:
+    """Without sharing both coordinators receive all that agents say; most refused lines of a minute are not shown."""
+    fleet = SharedFleet(agents=2, share=False, seconds_per_task=3.0)
+    if not one_store:
+        fleet.simulations[1].store = MeasurementStore.open("sqlite://")
+    fleet.begin()
+    fleet.run()
+    for simulation in fleet.simulations:
+        assert simulation.refused == []
+        assert simulation.campaign.status == "complete"
+        outcomes = simulation.store.outcomes(simulation.run_id)
+        assert len({found.key for found in outcomes}) == len(outcomes)
+
+
+def publishing(fleet: SharedFleet) -> Callable[[], bool]:
+    """Have every run publish itself at each call; returns whether all have ended."""
+    publishers = []
+    for simulation in fleet.simulations:
+        publisher = Publisher(simulation.transport, TOPICS, simulation.run_id, fleet.clock)
+        simulation.link.listen_to_runs(publisher)
+        publishers.append((publisher, simulation.campaign))
+
+    def publish() -> bool:
+        for publisher, campaign in publishers:
+            publisher.update(campaign.snapshot(fleet.clock.unix()))
+        return all(campaign.finished for _, campaign in publishers)
+
+    return publish
+
+
+def test_a_result_that_its_own_coordinator_has_taken_is_no_left_one() -> None:
+    fleet = SharedFleet(share=False)
+    fleet.begin()
+    fleet.until(publishing(fleet))
+    assert not any("still had" in line for simulation in fleet.simulations for line in simulation.campaign.log)
+
+
+@pytest.mark.parametrize(("coordinators", "refused"), [(1, True), (2, False)])
+def test_a_request_for_the_bundle_of_another_run_is_no_refused_message(coordinators: int, refused: bool) -> None:
+    fleet = SharedFleet(coordinators, share=False)
+    fleet.begin()
+    publish = publishing(fleet)
+    for _ in range(3):
+        publish()
+        fleet.step()
+    (agent,) = fleet.agents
+    request = BlobRequest(sha256="ab" * 32, offset=0, length=1000)
+    agent.transport.publish(TOPICS.up(agent.name, "blob"), encode(request))
+    fleet.until(publish)
+    assert any("which is not served" in line for line in fleet.simulations[0].refused) is refused

@@ -8,7 +8,7 @@ from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation, measurement
 from fleetnas.coordinator.fleet.orphaned_results import FORGET_AFTER_S
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.fleet_protocol.codec import decode, encode
-from fleetnas.fleet_protocol.messages import Failed, Measurement, Result, TaskKey
+from fleetnas.fleet_protocol.messages import Failed, Measurement, Progress, Result, TaskKey
 from fleetnas.fleet_protocol.orders import Acknowledgement
 from fleetnas.fleet_protocol.transports.base import Received
 
@@ -130,3 +130,16 @@ def test_a_result_that_another_coordinator_of_the_store_took_first_is_learned_fr
     outcomes = [found.outcome for found in fleet.store.outcomes("run-1") if found.key == key]
     assert outcomes == [took]
     assert isinstance(outcomes[0], Measurement)
+
+
+def test_what_is_left_of_a_killed_coordinators_baseline_is_forgotten_at_once() -> None:
+    fleet = Simulation(PLAN)
+    agent = fleet.add("pi0")
+    left = TaskKey(task_id="run-1.b0c0ffe-5", attempt=1)
+    hold(agent, left)
+    agent.transport.publish(TOPICS.up("pi0", "task"), encode(Progress(task=left, phase="measuring", fraction=0.5)))
+    began_s = fleet.clock.now_s
+    fleet.begin()
+    fleet.run(until=lambda: left not in agent.outbox)
+    assert fleet.clock.now_s - began_s < FORGET_AFTER_S
+    assert fleet.refused == []

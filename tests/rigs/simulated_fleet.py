@@ -447,7 +447,7 @@ class Simulation:
         if resume:
             self.models.adopt(self.store.evaluations.of_run(self.run_id))
             take_up(self.campaign, self.store, self.space)
-        self.transport = transport
+        self.transport, self.link = transport, link
         self.campaign.start()
         return self.campaign
 
