@@ -56,9 +56,11 @@ class RunningSearch:
     baselines: BaselineMeasurer | None = field(default=None, repr=False)
     """Measures the user's own networks on device settings whose search has ended."""
     is_new: bool = False
-    """Whether the run began with this process: it is deleted where it ends with an error before a device joins."""
+    """Whether the run began with this process: it is deleted where it ends before a device joins."""
     timed_out: bool = field(default=False, init=False)
     """Whether that time was over before the search."""
+    deleted: bool = field(default=False, init=False)
+    """Whether it ended before a device joined, so that it is not in the store any more."""
     progress: ProgressEvents = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,8 +87,9 @@ class RunningSearch:
             if self.baselines is not None:
                 self.baselines.stop()
             self.campaign.stop()
-            self._mark_interrupted()
-            self._write_artifacts()
+            self._delete_or_mark_interrupted()
+            if not self.deleted:
+                self._write_artifacts()
             return RunStatus.INTERRUPTED
         except BaseException:
             self._delete_or_mark_interrupted()
@@ -95,7 +98,10 @@ class RunningSearch:
             self._show()
         try:
             ended = f"timed out after {wording.elapsed(time.monotonic() - began_s)}" if self.timed_out else ""
-            return self.campaign.finish(self._write_artifacts, timed_out=ended)
+            status = self.campaign.finish(self._write_artifacts, timed_out=ended)
+            if self.timed_out:
+                self._delete_or_mark_interrupted()
+            return status
         except ResultsError:
             self._mark_interrupted()
             raise
@@ -155,6 +161,7 @@ class RunningSearch:
         with contextlib.suppress(StoreUnavailableError):
             if self.is_new and not self.store.devices(self.run_id):
                 self.store.named_runs.delete(self.run_id)
+                self.deleted = True
                 return
         self._mark_interrupted()
 

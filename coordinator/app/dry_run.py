@@ -206,10 +206,14 @@ def _planned(
     transfer_s = _transfer_s(request, run, devices, history)
     beside_s = history.start_s + history.end_s + transfer_s
     found = longest(time_of_device(each, widening(len(work))) for each in work.values())
+    time_s = Interval(found.expected + beside_s, found.least + 0.7 * beside_s, found.most + 1.5 * beside_s)
+    if request.timeout_s is not None:
+        notes += _timeout_notes(time_s, request.timeout_s)
+        time_s = Interval(*(min(each, request.timeout_s) for each in (time_s.expected, time_s.least, time_s.most)))
     return DryRun(
         tuple(settings),
         _left_out(campaign, devices),
-        Interval(found.expected + beside_s, found.least + 0.7 * beside_s, found.most + 1.5 * beside_s),
+        time_s,
         transfer_s,
         plan.targets_text,
         plan.targets_asked,
@@ -217,6 +221,14 @@ def _planned(
         _space_share(run.bundle.space, plan.bounds) if plan.bounds.given() else None,
         notes,
     )
+
+
+def _timeout_notes(time: Interval, timeout_s: float) -> tuple[str, ...]:
+    """Say that --timeout is expected to end the search, or may do so; nothing where it leaves enough time."""
+    if time.most <= timeout_s:
+        return ()
+    verb = "ends" if time.expected > timeout_s else "may end"
+    return (f"--timeout {verb} it before all is measured; --resume would go on",)
 
 
 def expected_counts(plan: CampaignPlan, history: SearchHistory, targets: int | None = None) -> Counts:

@@ -28,6 +28,7 @@ from fleetnas.coordinator.search.table_fit import TableError, write_block_tables
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 from fleetnas.supernet_export.spaces.base import DesignSpace
 from fleetnas.supernet_export.spaces.mbconv import MBConvSpace
 from fleetnas.supernet_export.spaces.registry import make_space
@@ -100,8 +101,9 @@ def _no_tables(space: DesignSpace) -> str:
 def _chosen(run_id: str, devices: Sequence[DeviceOutcome], device: str, setting: str | None) -> DeviceOutcome:
     named = [found for found in devices if found.device == device]
     if not named:
-        known = ", ".join(sorted({found.device for found in devices})) or "none"
-        raise UsageError(f"run {run_id} has no device {device}; it has {known[:400]}")
+        names = sorted({found.device for found in devices})
+        near = did_you_mean(device, names) or ";"
+        raise UsageError(f"run {run_id} has no device {device}{near} it has {(', '.join(names) or 'none')[:400]}")
     labels = ", ".join(found.setting.label for found in named)
     if setting is None:
         if len(named) > 1:

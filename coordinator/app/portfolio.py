@@ -31,6 +31,7 @@ from fleetnas.coordinator.tuning.shared_archive import Archive
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.error_text import one_line
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 from fleetnas.supernet_export.spaces.base import DesignSpace, Genomes
 
 Floats = NDArray[np.float64]
@@ -275,7 +276,8 @@ def _weighed(demands: Sequence[Demand], weights: Mapping[str, float]) -> list[De
     names = {name for demand in demands for name in (demand.device, f"{demand.device}/{demand.setting}")}
     unknown = sorted(set(weights) - names)
     if unknown:
-        raise UsageError(f"weights name {', '.join(unknown)[:200]}; the run has {', '.join(sorted(names))[:400]}")
+        near = did_you_mean(unknown[0], sorted(names)) or ";"
+        raise UsageError(f"weights name {', '.join(unknown)[:200]}{near} the run has {', '.join(sorted(names))[:400]}")
     return [
         replace(
             demand,

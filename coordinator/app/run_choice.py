@@ -15,6 +15,7 @@ from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import RunRecord
 from fleetnas.coordinator.store.store import MeasurementStore
 from fleetnas.fleet_protocol.errors import HashMismatchError, UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 from fleetnas.supernet_export.bundle import SupernetBundle
 
 _LISTED_PACKAGES = ("fleetnas", "numpy", "onnx", "onnxruntime")
@@ -125,11 +126,13 @@ def claimed_run(store: MeasurementStore, which: str, fleet: str | None, kind: Ru
 
 
 def _check_distrusted(plan: CampaignPlan, store: MeasurementStore) -> None:
-    unknown = sorted(set(plan.prior_without) - store.known_devices())
+    known = store.known_devices()
+    unknown = sorted(set(plan.prior_without) - known)
     if unknown:
+        near = did_you_mean(unknown[0], sorted(known)) or ";"
         raise UsageError(
-            f"--prior-without {', '.join(unknown)}: the store {store.url} holds no such device; check the name, or "
-            "leave it out"
+            f"--prior-without {', '.join(unknown)}: the store {store.url} holds no such device{near} check the name, "
+            "or leave it out"
         )
 
 

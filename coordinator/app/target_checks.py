@@ -55,12 +55,10 @@ def checked_on(request: TargetRequest, info: AgentInfo, setting: RuntimeSetting)
     """
     if not request.count:
         raise UsageError("no target is asked for on it; give --targets for the devices that --targets-file leaves out")
-    found = {
-        target.text: reason for target in request.others if (reason := _objection(target, info, setting)) is not None
-    }
+    found = {target: reason for target in request.others if (reason := _objection(target, info, setting)) is not None}
     if len(found) == request.count:
-        raise UsageError("; ".join(f"{text}: {reason}" for text, reason in found.items()))
-    return found
+        raise UsageError("; ".join(f"{target.label}: {reason}" for target, reason in found.items()))
+    return {target.text: reason for target, reason in found.items()}
 
 
 def _objection(target: Target, info: AgentInfo, setting: RuntimeSetting) -> str | None:

@@ -34,8 +34,13 @@ _ENVIRONMENT = {
 #: Most metrics, and parameters, of one request to MLflow.
 _MOST_METRICS, _MOST_PARAMETERS = 1000, 100
 _PASSWORD = re.compile(r"(?<=://)[^/@]+@")
-#: MLflow's status of a run; one that was interrupted is still `running` in its results.
-_ENDINGS = {RunStatus.COMPLETE: "FINISHED", RunStatus.PARTIAL: "FINISHED", RunStatus.RUNNING: "KILLED"}
+#: MLflow's status of a run; one whose coordinator was killed is still `running` in its results.
+_ENDINGS = {
+    RunStatus.COMPLETE: "FINISHED",
+    RunStatus.PARTIAL: "FINISHED",
+    RunStatus.INTERRUPTED: "KILLED",
+    RunStatus.RUNNING: "KILLED",
+}
 
 _log = logging.getLogger("fleetnas.coordinator")
 T = TypeVar("T")

@@ -175,10 +175,8 @@ class Membership:
         infos = [entry.info for entry in self._registry.agents.values() if entry.info is not None]
         unknown = [] if self._resumes else unknown_entries(self._plan.device_targets, infos)
         if unknown:
-            raise UsageError(
-                f"--targets-file names {', '.join(unknown)}, which no device matches; there are "
-                f"{', '.join(info.agent for info in infos) or 'none'}; correct the name, or start its agent"
-            )
+            agents = {info.agent: info.tags for info in infos}
+            raise UsageError(f"--targets-file: {absence(unknown, agents, 'the file')}")
 
     # -- joining -----------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import typer
 from fleetnas.coordinator.cli.options import json_object
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 _PANEL = "Data of a checkpoint file"
 _FIELDS = ("mean", "std", "fit", "crop_fraction", "interpolation")
@@ -145,7 +146,8 @@ def _all_fields(text: str) -> dict[str, Any]:
     found = json_object("--preprocessing", text)
     unknown = sorted(set(found) - {*_FIELDS, "channels"})
     if unknown:
-        raise UsageError(f"--preprocessing has no field {unknown[0][:80]!r}; there are {', '.join(_FIELDS)}")
+        near = did_you_mean(unknown[0][:80], _FIELDS) or ";"
+        raise UsageError(f"--preprocessing has no field {unknown[0][:80]!r}{near} there are {', '.join(_FIELDS)}")
     return {name: value for name, value in found.items() if name != "channels"}
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleetnas.coordinator.cli import options
+from fleetnas.coordinator.records.run_names import LATEST
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,9 +23,9 @@ def register(app: typer.Typer) -> None:
 
 
 def export_latency(
-    run: Annotated[str, typer.Argument(metavar="RUN", help=options.RUN_HELP)],
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="A device of the run.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder that the files go into.")],
+    run: options.ReadRun = LATEST,
     setting: Annotated[
         str | None,
         typer.Option(
@@ -47,7 +48,7 @@ def export_latency(
 
     opened = options.open_to_read(store)
     try:
-        run = opened.named_runs.find(run, is_search).run_id
+        run = options.run_to_read(opened, run, is_search).run_id
         is_new = not output.exists()
         check_folder("--output", output)
         try:

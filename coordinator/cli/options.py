@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fleetnas.coordinator.cli.configuration import store_location
+from fleetnas.coordinator.records.run_names import LATEST
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
+    from fleetnas.coordinator.records.stored import RunRecord
     from fleetnas.coordinator.store.store import MeasurementStore
 
 Store = Annotated[
@@ -25,6 +27,8 @@ RunName = Annotated[
 ]
 #: How commands that take a run describe it.
 RUN_HELP = "A run's id or name, the beginning of one, or `latest`, as `fleetnas runs` lists them."
+#: The run of a command that only reads it.
+ReadRun = Annotated[str, typer.Argument(metavar="[RUN]", help=RUN_HELP)]
 Images = Annotated[
     Path | None,
     typer.Option("--images", metavar="DIR", help="Folder with a folder of images per class, to evaluate on."),
@@ -107,6 +111,15 @@ def open_to_read(store: str | None) -> MeasurementStore:
             err=True,
         )
     return opened
+
+
+def run_to_read(store: MeasurementStore, run: str, fits: Callable[[RunRecord], bool] = lambda run: True) -> RunRecord:
+    """Return the run that `run` names; tell on standard error which one is the newest of those that fit."""
+    found = store.named_runs.find(run, fits)
+    if run == LATEST:
+        named = f" ({found.name})" if found.name is not None else ""
+        typer.echo(f"the newest run: {found.run_id}{named}", err=True)
+    return found
 
 
 def existing_store(store: str | None) -> str:

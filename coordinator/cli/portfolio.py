@@ -15,6 +15,7 @@ from fleetnas.coordinator.cli.configuration import store_location
 from fleetnas.coordinator.cli.connection import ConnectionOptions
 from fleetnas.coordinator.cli.option_groups import command, names
 from fleetnas.coordinator.cli.search.fleet import DeliveryOptions
+from fleetnas.coordinator.records.run_names import LATEST
 from fleetnas.fleet_protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def register(app: typer.Typer) -> None:
 
 def portfolio(
     context: typer.Context,
-    run: Annotated[str, typer.Argument(metavar="RUN", help=options.RUN_HELP)],
+    run: options.ReadRun = LATEST,
     *,
     choice: ChoiceOptions,
     connection: ConnectionOptions,
@@ -121,7 +122,7 @@ def _problem(run: str, choice: ChoiceOptions) -> tuple[str, RunSettings, Portfol
     weights = choice.weights_of_file()
     opened = options.open_to_read(choice.store)
     try:
-        found = opened.named_runs.find(run, is_search)
+        found = options.run_to_read(opened, run, is_search)
         settings = settings_of(found)
         bundle = SupernetBundle.open(settings.supernet_path)
         predictor = bundle.accuracy_predictor()

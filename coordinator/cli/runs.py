@@ -16,9 +16,10 @@ import typer
 from fleetnas.coordinator.cli import options
 from fleetnas.coordinator.cli.command_classes import CommandApp
 from fleetnas.coordinator.cli.option_groups import command, names
-from fleetnas.coordinator.records.run_names import no_run_in
+from fleetnas.coordinator.records.run_names import LATEST, no_run_in
 from fleetnas.coordinator.store.empty_store import is_empty_file
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.records.stored import RunRecord
@@ -49,7 +50,8 @@ class FilterOptions:
         """Return the runs that these options leave; `UsageError` where one cannot be used."""
         unknown = sorted(set(self.status or ()) - set(_STATUSES))
         if unknown:
-            raise UsageError(f"--status {unknown[0]!r} is no status of a run; there are {', '.join(_STATUSES)}")
+            near = did_you_mean(unknown[0], _STATUSES) or ";"
+            raise UsageError(f"--status {unknown[0]!r} is no status of a run{near} there are {', '.join(_STATUSES)}")
         since = _unix_s(self.since) if self.since is not None else float("-inf")
         return [
             run
@@ -203,7 +205,7 @@ def _asked(plan: object, targets: str) -> int:
 
 
 def results(
-    run: _Run,
+    run: options.ReadRun = LATEST,
     store: options.Store = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Write its results and winners' model files here.")
@@ -225,7 +227,7 @@ def results(
     tracker = MlflowTracking(uri) if uri is not None else None
     opened = options.open_to_read(store)
     try:
-        found = opened.named_runs.find(run)
+        found = options.run_to_read(opened, run)
         print_summary(output_console(), outcome_of(opened, found.run_id))
         if out is not None:
             check_folder("--out", out)

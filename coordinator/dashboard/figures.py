@@ -12,6 +12,7 @@ from fleetnas.coordinator.dashboard.drawing import Figure, Line, Pair, Series, d
 from fleetnas.coordinator.dashboard.run_state import Point, RunState, SettingKey
 from fleetnas.coordinator.records.predictor_error import FEWEST_HELD_OUT
 from fleetnas.coordinator.records.stored import DeviceRecord, WinnerRecord
+from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.view import wording
 
 #: Device settings that have a colour of their own where several are drawn together.
@@ -64,7 +65,7 @@ def winner_pairs(winners: Sequence[WinnerRecord]) -> tuple[list[Pair], list[str]
         if winner.met and winner.verified_ms is not None and accuracy is not None:
             pairs.append((winner.verified_ms, 100 * accuracy))
             target = "" if winner.target_ms is None else f"target {wording.target(winner.target_ms)} ms: "
-            target = f"target {winner.target}: " if winner.target else target
+            target = f"target {target_label(None, winner.target)}: " if winner.target else target
             titles.append(f"{target}{wording.latency(winner.verified_ms)} ms, {wording.accuracy(accuracy)}")
     return pairs, titles
 

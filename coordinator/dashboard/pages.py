@@ -15,6 +15,7 @@ from fleetnas.coordinator.dashboard.run_list import RunList
 from fleetnas.coordinator.dashboard.run_reader import RunReaders
 from fleetnas.coordinator.dashboard.run_state import RunState, SettingKey
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot
+from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.view import wording
 from fleetnas.fleet_protocol.errors import UsageError
@@ -203,7 +204,8 @@ def _statuses(state: RunState) -> str:
     if not state.records:
         return ""
     count = wording.count_of(len(state.records), "device setting")
-    return f"{count} ({wording.status_counts(record.status for record in state.records.values())})"
+    statuses = (record.status for record in state.records.values())
+    return f"{count} ({wording.status_counts(statuses, interrupted=state.status is RunStatus.INTERRUPTED)})"
 
 
 def _remark(device: DeviceSnapshot) -> str:

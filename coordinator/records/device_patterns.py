@@ -78,8 +78,8 @@ def is_mistyped(pattern: str, agents: Mapping[str, Collection[str]]) -> bool:
     return near is not None and _DIGITS.sub("", near) != _DIGITS.sub("", pattern)
 
 
-def absence(patterns: Sequence[str], agents: Mapping[str, Collection[str]]) -> str:
-    """Explain that patterns name no agent, with the nearest name of each and the agents that are there.
+def absence(patterns: Sequence[str], agents: Mapping[str, Collection[str]], where: str = "--devices") -> str:
+    """Explain that patterns, given in `where`, name no agent, with the nearest name of each and the agents there are.
 
     `agents` has the tags of each agent by its name.
     """
@@ -88,8 +88,8 @@ def absence(patterns: Sequence[str], agents: Mapping[str, Collection[str]]) -> s
         near = nearest(pattern, agents)
         answers.append(f"{pattern} names no agent of this fleet" + (f" (did you mean {near}?)" if near else ""))
     tags = sorted({tag for held in agents.values() for tag in held})
-    there = f"there are {_listed(sorted(agents))}" + (f" with the tags {_listed(tags)}" if tags else "")
-    return f"{'; '.join(answers)}; {there}: correct --devices, or start the agents first"
+    there = f"there are {_listed(sorted(agents)) or 'none'}" + (f" with the tags {_listed(tags)}" if tags else "")
+    return f"{'; '.join(answers)}; {there}: correct {where}, or start the agents first"
 
 
 def _listed(names: Sequence[str]) -> str:

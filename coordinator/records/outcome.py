@@ -241,3 +241,5 @@ class CampaignOutcome:
     """In the order of the logits; None where they are not known."""
     name: str | None = None
     """Name that the user gave the run."""
+    interrupted: bool = False
+    """Whether it was stopped before its end: nothing of it is at work, and it can be resumed."""

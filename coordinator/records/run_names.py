@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 #: In place of a run's id: the newest run; to resume, the newest that was interrupted.
 LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-#: Beginning of a run's id, which has its time.
-_LIKE_AN_ID = re.compile(r"\d{8}-\d{6}")
+#: Names that begin as the ids of runs do, with a date, or are the beginning of a date: as beginnings of ids they would
+#: mean several runs.
+_LIKE_AN_ID = re.compile(r"\d{8}-\d{6}|2\d{7}|2\d{0,6}$", re.ASCII)
 _MOST_LISTED = 5
 
 
@@ -26,8 +27,13 @@ def check_run_name(name: str) -> str:
             f"a run cannot be named {name[:80]!r}: a name has up to 64 letters, digits, dots, underscores and hyphens, "
             "and begins with a letter or digit; choose another, such as pi-shelf"
         )
-    if name == LATEST or _LIKE_AN_ID.match(name):
+    if name == LATEST:
         raise UsageError(f"a run cannot be named {name!r}, which means another run; choose another name")
+    if _LIKE_AN_ID.match(name):
+        raise UsageError(
+            f"a run cannot be named {name!r}: the ids of runs begin with a date in the same way, and a run may be "
+            "named by the beginning of its id; choose another name, such as pi-shelf"
+        )
     return name
 
 

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import lru_cache
-from typing import Literal
 
 from fleetnas.coordinator.records.accuracy_order import accuracy_warnings
 from fleetnas.coordinator.records.data_quality import regimes_of
 from fleetnas.coordinator.records.outcome import CampaignOutcome, DeviceOutcome, TargetOutcome
-from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.target_kinds import kind_of_target
 from fleetnas.coordinator.records.targets import target_label
@@ -112,10 +111,10 @@ def class_report(answers: ClassAnswers, part: ImagePart, class_names: tuple[str,
     )
 
 
-def run_status(outcome: CampaignOutcome) -> Literal[RunStatus.RUNNING] | EndStatus:
-    """Return the status of a run: running, or its end by the targets that were met."""
+def run_status(outcome: CampaignOutcome) -> RunStatus:
+    """Return the status of a run: running, interrupted, or its end by the targets that were met."""
     if outcome.finished_s is None:
-        return RunStatus.RUNNING
+        return RunStatus.INTERRUPTED if outcome.interrupted else RunStatus.RUNNING
     return run_end(target_totals(outcome.devices), [device.status for device in outcome.devices])
 
 

@@ -12,7 +12,7 @@ from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.outcome import TakenMeasurement
 from fleetnas.coordinator.records.predictor_error import PredictorError
-from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.report.artifacts import MEASUREMENTS_FILE, REPORT_FILE, RESULTS_FILE, read_results
@@ -84,6 +84,7 @@ def render_report(directory: Path) -> str:
     ]
     tables = class_tables(results)
     environment = _environment()
+    interrupted = results.status is RunStatus.INTERRUPTED
     return environment.get_template("report.html.j2").render(
         results=results,
         run_name=results.run_name or results.run_id,
@@ -100,7 +101,8 @@ def render_report(directory: Path) -> str:
         preprocessing=_preprocessing,
         max_classes=MAX_CLASSES,
         targets_met=wording.targets_met(target_totals(results.fleet)),
-        statuses=wording.status_counts(device.status for device in results.fleet),
+        statuses=wording.status_counts((device.status for device in results.fleet), interrupted=interrupted),
+        status_of=lambda device: wording.setting_status(device.status, interrupted=interrupted),
         conditions=", ".join(sorted({device.condition for device in results.fleet})),
         warning=wording.slowed_warning((device.label, device.data_quality) for device in results.fleet),
         advice=wording.SLOWED_ADVICE,
@@ -190,7 +192,7 @@ def _plots(device: DeviceResult, rows: Sequence[TakenMeasurement], prefix: str) 
 
 def _elapsed(results: Results) -> str:
     if results.finished_at is None:
-        return "still running"
+        return str(results.status) if results.status is RunStatus.INTERRUPTED else "still running"
     return wording.elapsed((results.finished_at - results.started_at).total_seconds())
 
 

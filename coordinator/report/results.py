@@ -12,7 +12,7 @@ from fleetnas.coordinator.records.board_share import BoardShare
 from fleetnas.coordinator.records.budget import Purpose
 from fleetnas.coordinator.records.data_quality import DataQuality
 from fleetnas.coordinator.records.predictor_error import PredictorError
-from fleetnas.coordinator.records.statuses import EndStatus, RunStatus, SettingStatus
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import ImagePart
 from fleetnas.coordinator.records.target_kinds import TargetKind
 from fleetnas.coordinator.records.totals import target_totals
@@ -314,11 +314,11 @@ class Results(_Record):
     schema_version: Literal[1] = RESULTS_SCHEMA_VERSION
     run_id: str
     run_name: str | None = Field(default=None, description="name that the user gave the run")
-    status: Literal[RunStatus.RUNNING] | EndStatus = Field(
+    status: RunStatus = Field(
         description="partial: a target was missed, or a device lost or failed; failed: no target was met"
     )
     started_at: datetime = Field(description="ISO 8601, UTC")
-    finished_at: datetime | None = Field(description="null while the run goes on")
+    finished_at: datetime | None = Field(description="null while the run goes on, and if it was interrupted")
     strategy: str = Field(description="search strategy; measure: the user gave the subnets")
     budget: int = Field(description="measurements allowed per device setting before verification")
     bounds: dict[str, float] = Field(description="bounds that every winner keeps beside its latency target")

@@ -17,7 +17,7 @@ from fleetnas.coordinator.records.outcome import (
     TargetOutcome,
 )
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
-from fleetnas.coordinator.records.statuses import SettingStatus
+from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, ImagePart, OutcomeRecord, WinnerRecord
 from fleetnas.coordinator.records.target_kinds import Target
 from fleetnas.coordinator.records.targets import TargetKey, key_of, ordered
@@ -83,6 +83,7 @@ def outcome_of(store: MeasurementStore, run_id: str) -> CampaignOutcome:
         selected_on_reported=settings.selects_on_reported,
         class_names=settings.class_names,
         name=run.name,
+        interrupted=run.status is RunStatus.INTERRUPTED,
     )
 
 

@@ -55,6 +55,7 @@ from fleetnas.coordinator.store.upsert import upsert
 from fleetnas.device_profiles.quantities import LATENCY_RANGE_MS
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.messages import TaskKey
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 #: Measurements that are read at once where there may be very many.
 _PAGE = 500
@@ -203,12 +204,11 @@ class MeasurementStore:
 
         `UsageError` where the store holds no such device.
         """
-        unknown = sorted({*devices, *trust} - self.known_devices())
-        if unknown:
-            raise UsageError(
-                f"the store {self.url} holds no device {', '.join(unknown)}; see the names with `fleetnas results`, or "
-                "give its store with --store"
-            )
+        here = sorted(self.known_devices())
+        if unknown := sorted({*devices, *trust}.difference(here)):
+            near = did_you_mean(unknown[0], here) or ";"
+            told = f"the store {self.url} holds no device {', '.join(unknown)}{near} see the names"
+            raise UsageError(f"{told} with `fleetnas results`, or give its store with --store")
         with self._database.writing() as session:
             known = set(session.scalars(select(DistrustedRow.device)))
             session.add_all(DistrustedRow(device=device) for device in sorted(set(devices) - known))

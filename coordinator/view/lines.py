@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO
 
 from fleetnas.coordinator.records.budget import shown_purpose
@@ -43,11 +43,13 @@ def event_line(event: Event) -> str | None:
 
 def event_lines(event: Event) -> list[str]:
     """Return the plain lines of an event; the end of a campaign with slowed devices has a warning beside its own."""
-    lines = [event_line(event)]
-    if isinstance(event, CampaignFinished) and event.devices_slowed:
-        warning = f"{wording.slowed_settings(event.devices_slowed)}; {wording.SLOWED_ADVICE}"
-        lines.append(wording.printable(warning))
-    return [line for line in lines if line is not None]
+    return [line for line in (event_line(event), _warning_of_end(event)) if line is not None]
+
+
+def _warning_of_end(event: Event) -> str | None:
+    if not isinstance(event, CampaignFinished) or not event.devices_slowed:
+        return None
+    return wording.printable(f"{wording.slowed_settings(event.devices_slowed)}; {wording.SLOWED_ADVICE}")
 
 
 def timed_line(at_s: float, text: str) -> str:
@@ -213,8 +215,11 @@ class _LineWriter:
 class LinesView:
     """Plain lines with the time of day (UTC), so that progress shows in a pipe or a log file."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], summary_follows: Callable[[], bool] = lambda: False) -> None:
+        """`summary_follows` tells at the end whether a summary is printed next, which has the warning of the end."""
         self._writer = _LineWriter(stream)
+        self._summary_follows = summary_follows
+        self._end: CampaignFinished | None = None
         self._phase: str | None = None
         self._notes: tuple[str, ...] = ()
 
@@ -228,12 +233,17 @@ class LinesView:
         self._notes = snapshot.log
 
     def event(self, event: Event) -> None:
-        """Write the lines of an event."""
-        for line in event_lines(event):
+        """Write the line of an event."""
+        if (line := event_line(event)) is not None:
             self._write(event.at_s, line)
+        if isinstance(event, CampaignFinished):
+            self._end = event
 
     def close(self) -> None:
-        """Do nothing: every line is written at once."""
+        """Write the warning of the campaign's end, which a summary would repeat; all other lines are written."""
+        end, self._end = self._end, None
+        if end is not None and (warning := _warning_of_end(end)) is not None and not self._summary_follows():
+            self._write(end.at_s, warning)
 
     def _write(self, at_s: float, text: str) -> None:
         self._writer.write(timed_line(at_s, text))

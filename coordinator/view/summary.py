@@ -54,7 +54,7 @@ def _verdict(outcome: CampaignOutcome) -> Text:
 def _parts(outcome: CampaignOutcome) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for device in outcome.devices:
-        parts.append(_heading(device))
+        parts.append(_heading(device, interrupted=outcome.interrupted))
         quality = device.quality
         parts.append(
             Text(f"  data quality: {wording.data_quality(quality)}", style=WARN if quality.often_slowed else PLAIN)
@@ -78,11 +78,12 @@ def _parts(outcome: CampaignOutcome) -> list[RenderableType]:
     parts += [Text(line, style=WARN) for line in wording.first_warnings(accuracy_warnings(outcome))]
     statuses = [device.status for device in outcome.devices]
     if any(status is not SettingStatus.FINISHED for status in statuses):
-        parts.append(Text(f"{wording.count_of(len(statuses), 'device setting')}: {wording.status_counts(statuses)}"))
+        counts = wording.status_counts(statuses, interrupted=outcome.interrupted)
+        parts.append(Text(f"{wording.count_of(len(statuses), 'device setting')}: {counts}"))
     return parts
 
 
-def _heading(device: DeviceOutcome) -> Text:
+def _heading(device: DeviceOutcome, *, interrupted: bool) -> Text:
     style = _STATUS_STYLES.get(device.status, PLAIN)
     reason = f" ({wording.printable(device.reason)})" if device.reason else ""
     failed = device.failed_measurements
@@ -90,7 +91,7 @@ def _heading(device: DeviceOutcome) -> Text:
     return Text.assemble(
         (device.label, BOLD),
         ": ",
-        (str(device.status), style),
+        (wording.setting_status(device.status, interrupted=interrupted), style),
         f"{reason}, {wording.count_of(device.measurements, 'measurement')}{failures}, "
         f"predictor error {wording.predictor_error(device.predictor)}",
     )

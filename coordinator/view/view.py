@@ -29,10 +29,10 @@ class View(Protocol):
 def make_view(console: Console, json: bool, summary_follows: Callable[[], bool] = lambda: False) -> View:
     """Choose JSON lines where asked for, the live view on a terminal that can redraw, plain lines anywhere else.
 
-    `summary_follows` tells at the end whether a summary is printed next, so that the live view does not repeat it.
+    `summary_follows` tells at the end whether a summary is printed next, so that no view says what it says.
     """
     if json:
         return JsonView(console.file)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveView(console, summary_follows=summary_follows)
-    return LinesView(console.file)
+    return LinesView(console.file, summary_follows)

@@ -180,10 +180,17 @@ def targets_remark(known: int, asked: int, note: str, ended: bool) -> str:
     return f"{count} asked for, none chosen" if ended else f"{count} asked for, not chosen yet"
 
 
-def status_counts(statuses: Iterable[SettingStatus]) -> str:
-    """Count device settings by status, as `2 finished, 1 failed`."""
+def setting_status(status: SettingStatus, *, interrupted: bool) -> str:
+    """Return the status of a device setting in words; nothing runs any more in a run that was interrupted."""
+    return "not finished" if interrupted and status is SettingStatus.RUNNING else str(status)
+
+
+def status_counts(statuses: Iterable[SettingStatus], *, interrupted: bool) -> str:
+    """Count device settings by status, as `2 finished, 1 failed`, or `1 not finished` in an interrupted run."""
     counts = Counter(statuses)
-    return ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
+    return ", ".join(
+        f"{counts[status]} {setting_status(status, interrupted=interrupted)}" for status in _STATUSES if counts[status]
+    )
 
 
 def data_quality(quality: DataQuality) -> str:

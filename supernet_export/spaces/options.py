@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from fleetnas.device_profiles.plain_text import plain
 from fleetnas.fleet_protocol.error_text import fault_words
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 #: Bounds of every family. An architecture holds at most 64 blocks, and resolutions from 8 to 1024 pixels.
 MAX_BLOCKS = 64
@@ -143,7 +144,8 @@ def checked_options(model: type[_Options], space: str, given: Mapping[str, Any])
         place = plain(names) or "the options"
         message = " ".join(fault_words(first).split())
         if first["type"] == "extra_forbidden":
-            message = f"there is no such option; there are {', '.join(model.model_fields)}"
+            near = did_you_mean(str(first["loc"][-1])[:80], model.model_fields) or ";"
+            message = f"there is no such option{near} there are {', '.join(model.model_fields)}"
         raise UsageError(
             f"design space {space!r} does not take these options: {place}: {message[:300]}, "
             f"found {shown(first['input'])}; correct it"

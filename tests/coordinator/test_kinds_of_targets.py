@@ -261,8 +261,8 @@ def test_a_device_is_told_which_targets_it_cannot_serve() -> None:
     older = checked_on(request, info(schema_minor=1, tells_energy=None), RuntimeSetting())
     assert set(older) == {"p95:30"}
     assert set(checked_on(request, info(), RuntimeSetting(runtime="adb"))) == {"p95:30"}
-    with pytest.raises(UsageError, match="tells no energy"):
-        checked_on(TargetRequest.parse("energy:5mJ"), info(tells_energy=False), RuntimeSetting())
+    with pytest.raises(UsageError, match=r"^5 mJ: pi4 tells no energy .*; least energy at 75 %: pi4 tells no energy"):
+        checked_on(TargetRequest.parse("energy:5mJ,accuracy:75:energy"), info(tells_energy=False), RuntimeSetting())
     with pytest.raises(UsageError, match="no target is asked for"):
         checked_on(TargetRequest(), info(), RuntimeSetting())
 

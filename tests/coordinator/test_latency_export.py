@@ -134,7 +134,7 @@ class OfTheRun:
     ("options", "complaint"),
     [
         (("run-9", "--device", "pi4"), "run-9"),
-        (("run-1", "--device", "pi9"), "run run-1 has no device pi9; it has pi4, pi5"),
+        (("run-1", "--device", "pi9"), "run run-1 has no device pi9; did you mean pi5? it has pi4, pi5"),
         (("run-1", "--device", "pi5"), "choose one with --setting"),
         (("run-1", "--device", "pi4", "--setting", "onnxruntime,threads=9"), "pi4 has no setting"),
     ],

@@ -184,4 +184,5 @@ class TestViews:
         for event in EVENTS:
             view.event(event)
         view.update(snapshot())
+        view.close()
         assert kept.getvalue() == alone.getvalue()

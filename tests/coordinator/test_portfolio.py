@@ -243,7 +243,7 @@ def test_weights_decide_who_is_served_best(searched: Simulation) -> None:
 
     for device in DEVICES:
         assert mean_of(device, {device: 100.0}) >= mean_of(device, {}) - 1e-9
-    with pytest.raises(UsageError, match="weights name pi6; the run has"):
+    with pytest.raises(UsageError, match=r"weights name pi6; did you mean pi5\? the run has"):
         open_portfolio(searched.store, searched.run_id, ACCURACY, {"pi6": 1.0})
 
 

@@ -64,7 +64,7 @@ def test_table_json_and_file_agree(
         (("--models", "2", "--broker", "localhost"), "only --verify measures on devices; leave out --broker"),
         (("--models", "2", "--devices", "pi4", "--verify"), "has no option --devices"),
         (("--models", "2", "--weights", "twice.json"), "names pi4 twice"),
-        (("--models", "2", "--weights", "unknown.json"), "weights name pi9; the run has pi4, "),
+        (("--models", "2", "--weights", "unknown.json"), "weights name pi9; did you mean pi5? the run has pi4, "),
         (("--models", "2", "--weights", "nowhere.json"), "nowhere.json"),
         (("--models", "2", "-o", "portfolio.csv"), ".json"),
         (("--models", "2", "--verify"), "broker"),

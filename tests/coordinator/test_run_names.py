@@ -23,6 +23,8 @@ from fleetnas.fleet_protocol.messages import Failed, TaskKey
 
 OLD, NEW = "20260102-030405-aaaa", "20260102-090000-bbbb"
 DAY_S = 86400.0
+#: Names that begin as ids do.
+DATES = ("2", "20", "2026", "202601", "20260102", "20260102-shelf", "20260102-03", OLD)
 
 
 @pytest.fixture
@@ -98,10 +100,23 @@ def test_a_whole_name_goes_before_a_beginning() -> None:
     assert find_run(runs, "pi", "s") is runs[0]
 
 
-@pytest.mark.parametrize("name", ["", "latest", "-x", "a b", "a/b", "x" * 65, "20260102-030405", "ä"])
+@pytest.mark.parametrize("name", ["", "latest", "-x", "a b", "a/b", "x" * 65, "20260102-030405", "ä", *DATES])
 def test_a_name_that_would_be_misread_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match="choose another"):
         check_run_name(name)
+
+
+@pytest.mark.parametrize("name", ["2nd-try", "2026-shelf", "42", "10.0", "pi-20260102"])
+def test_a_name_with_digits_that_no_id_begins_with_is_taken(name: str) -> None:
+    assert check_run_name(name) == name
+
+
+@pytest.mark.parametrize("name", DATES)
+def test_no_run_is_renamed_to_the_beginning_of_ids(store: MeasurementStore, name: str) -> None:
+    with pytest.raises(UsageError, match="ids of runs begin"):
+        store.named_runs.rename(NEW, name)
+    with pytest.raises(UsageError, match="ids of runs begin"):
+        store.named_runs.check_free(name)
 
 
 def test_one_name_is_of_one_run(store: MeasurementStore) -> None:
@@ -201,3 +216,20 @@ def test_every_command_that_takes_a_run_takes_all_these_names(
     monkeypatch.chdir(file.parent)
     code, _, err = fleetnas(capsys, *words, "2026", "--store", str(file))
     assert (code, "is the beginning of 2 runs" in err) == (2, True), err
+
+
+def test_results_without_a_run_are_those_of_the_newest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = fleetnas(capsys, "results", NEW, "--store", file)
+    without = fleetnas(capsys, "results", "--store", file)
+    assert without == (newest[0], newest[1], f"the newest run: {NEW}\n{newest[2]}")
+
+
+@pytest.mark.parametrize(
+    "command", [("portfolio", "--models", "2"), ("export-latency", "--device", "pi9", "-o", "tables")]
+)
+def test_commands_that_only_read_a_run_take_the_newest(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(file.parent)
+    code, _, errors = fleetnas(capsys, *command, "--store", file)
+    assert (code != 0, errors.splitlines()[0]) == (True, f"the newest run: {NEW}")

@@ -1,4 +1,4 @@
-"""A new search that ends with an error before a device joins leaves no run behind; what a device measured in stays."""
+"""A new search that ends before a device joins leaves no run behind; what a device measured in stays."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ class NoArtifacts:
 
     def update(self, targets_stored: int) -> None:
         pass
+
+    def write(self) -> None:
+        return None
 
 
 def running(fleet: Simulation, *, is_new: bool) -> RunningSearch:
@@ -75,6 +78,23 @@ def test_a_new_run_that_is_refused_once_devices_are_there_is_deleted(is_new: boo
     with pytest.raises(UsageError, match="names pi9"):
         running(fleet, is_new=is_new).run()
     # A run that somebody went on with by its name keeps that name.
+    assert [run.status for run in fleet.store.runs()] == ([] if is_new else [RunStatus.INTERRUPTED])
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("timeout_s", [None, 0.0])
+def test_a_new_run_that_is_stopped_before_a_device_joined_is_deleted(is_new: bool, timeout_s: float | None) -> None:
+    fleet = fleet_of()
+    fleet.begin()
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    fleet.campaign.on_tick = stopped  # type: ignore[method-assign]
+    search = running(fleet, is_new=is_new)
+    search.timeout_s = timeout_s
+    assert search.run() is (RunStatus.INTERRUPTED if timeout_s is None else RunStatus.FAILED)
+    assert search.deleted is is_new
     assert [run.status for run in fleet.store.runs()] == ([] if is_new else [RunStatus.INTERRUPTED])
 
 

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from rigs.command_line import fleetnas
 from rigs.simulated_fleet import Simulation
 
 from fleetnas.coordinator.app.driver import RunningSearch
 from fleetnas.coordinator.records.events import CampaignFinished
+from fleetnas.coordinator.records.outcome import CampaignOutcome
 from fleetnas.coordinator.records.plan import CampaignPlan, settings_of
 from fleetnas.coordinator.records.statuses import RunStatus, SettingStatus
 from fleetnas.coordinator.records.target_status import TargetStatus
 from fleetnas.coordinator.records.targets import TargetRequest
+from fleetnas.coordinator.report.conversion import run_status
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.view.lines import LinesView, event_line
+from fleetnas.coordinator.view.summary import print_summary
 
 
 def test_a_duration_that_cannot_be_used_is_refused_before_anything_is_opened(
@@ -91,6 +95,29 @@ def some_verified(fleet: Simulation) -> bool:
     return TargetStatus.MET in statuses and TargetStatus.OPEN in statuses
 
 
+def all_say_not_finished(outcome: CampaignOutcome) -> bool:
+    """Whether the summary and the results of an interrupted run tell of nothing that runs."""
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(console, outcome)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "2 device settings: 2 not finished" in text
+    assert text.count(": not finished (timed out after 0:20), ") == 2
+    status = run_status(outcome)
+    assert status is RunStatus.INTERRUPTED
+    return "running" not in text
+
+
+def test_a_run_at_work_says_running() -> None:
+    fleet = fleet_of("run-1")
+    fleet.begin()
+    fleet.run(until=lambda: some_verified(fleet))
+    outcome = outcome_of(fleet.store, "run-1")
+    console = Console(file=io.StringIO(), width=120)
+    print_summary(console, outcome)
+    assert "2 device settings: 2 running" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert run_status(outcome) is RunStatus.RUNNING
+
+
 def test_what_is_verified_stands_and_the_rest_says_timed_out() -> None:
     fleet = fleet_of("run-1")
     fleet.begin()
@@ -112,6 +139,7 @@ def test_what_is_verified_stands_and_the_rest_says_timed_out() -> None:
         for target in device.targets:
             if not target.met:
                 assert target.reason == "timed out after 0:20"
+    assert all_say_not_finished(outcome)
     end = fleet.events[-1]
     assert isinstance(end, CampaignFinished)
     assert (end.timed_out, end.status) == (True, RunStatus.PARTIAL)

@@ -68,7 +68,7 @@ KINDS = {
     "resumed-local": (("--local", "--resume", "run-1"), OUTPUTS | HERE | LOCAL),
     "dry-run": (
         ("--broker", "127.0.0.1", "--targets", "5", "--supernet", MISSING, "--dry-run"),
-        {"--json"} | PLAN | IMAGES | FLEET | BASELINES | {"--supernet", "--wait-for", "--no-pool"},
+        OUTPUTS | PLAN | HERE | FLEET | BASELINES | {"--wait-for", "--no-pool"},
     ),
     "offline": (
         ("--offline", "--targets", "5"),

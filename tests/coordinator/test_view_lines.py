@@ -46,6 +46,7 @@ def test_plain_lines_are_one_per_event_worth_one() -> None:
     view = LinesView(stream)
     for event in EVENTS:
         view.event(event)
+    view.close()
     lines = stream.getvalue().splitlines()
     # None for the predictor's error, two for the end of a campaign with slowed devices.
     assert len(lines) == len(EVENTS)
@@ -63,12 +64,24 @@ def test_disturbed_data_are_told_loudly_once_during_the_search_and_once_at_its_e
     view = LinesView(stream)
     for event in EVENTS:
         view.event(event)
+    view.close()
+    view.close()
     during, end = (line for line in stream.getvalue().splitlines() if "WARNING" in line)
     assert "WARNING: 3 of 9 measurements slowed down on board-0/onnxruntime_cpu_1t_fp32, up to 4.17x; " in during
     assert "WARNING: more than a quarter of the measurements slowed down on board-0/onnxruntime_cpu_1t_fp32; " in end
     assert during.partition("; ")[2] == end.partition("; ")[2]
     (speed,) = (line for line in stream.getvalue().splitlines() if "lasting speed" in line)
     assert "runs at another lasting speed: 1.45 times the latency at undisturbed speed; measurements go on" in speed
+
+
+def test_the_warning_of_the_end_is_left_to_a_summary_that_follows() -> None:
+    stream = io.StringIO()
+    view = LinesView(stream, summary_follows=lambda: True)
+    for event in EVENTS:
+        view.event(event)
+    view.close()
+    (during,) = (line for line in stream.getvalue().splitlines() if "WARNING" in line)
+    assert "3 of 9 measurements slowed down" in during
 
 
 def test_each_phase_is_told_once() -> None:
@@ -112,6 +125,7 @@ def test_a_narrow_encoding_loses_signs_and_not_lines() -> None:
     view = LinesView(io.TextIOWrapper(raw, encoding="ascii"))
     for event in EVENTS:
         view.event(event)
+    view.close()
     assert len(raw.getvalue().splitlines()) == len(EVENTS)
 
 

@@ -72,7 +72,7 @@ INPUTS = (
     ),
     Wrong(
         "export-latency run-1 -o {tmp}/table --device pj0 --store {store}",
-        "run run-1 has no device pj0; it has pi0, pi1",
+        "run run-1 has no device pj0; did you mean pi0? it has pi0, pi1",
     ),
     Wrong(
         "export-data -o {tmp}/all.xlsx --format xlsx --store {store}",
@@ -158,7 +158,7 @@ INPUTS = (
         "an offline search needs --targets in milliseconds, --latency-table and --accuracy; give all three",
     ),
     Wrong(f"{_SEARCH} --worst-case", "these options are about --models K, which is not given; leave out --worst-case"),
-    Wrong(f"{_SEARCH} --dry-run --out {{tmp}}/out", "--dry-run measures nothing and writes nothing; leave out --out"),
+    Wrong(f"{_SEARCH} --dry-run --resume", "--dry-run is about a new search; leave out --resume"),
     Wrong("watch --fleet lab", "without --broker or --credentials a store is watched; leave out --fleet"),
     Wrong("search --local --broker 127.0.0.1 --targets 20", "--local has neither broker nor fleet; leave out --broker"),
     Wrong(

@@ -179,6 +179,7 @@ def searched(folder: Path, targets: str, **devices: HiddenDevice) -> str:
     view = LinesView(output)
     for event in fleet.events:
         view.event(event)
+    view.close()
     Console(file=output, width=400).print(summary(outcome_of(fleet.store, fleet.run_id)))
     fleet.store.close()
     return output.getvalue()

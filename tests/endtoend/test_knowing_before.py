@@ -54,7 +54,7 @@ def test_a_search_is_estimated_before_and_ends_with_two_verified_models(
         wrong = fleet.new_search("--wait-for", "3", "--models", "2", "--weights", str(weights), targets="auto:4")
         assert list(events(wrong)) == []
         assert wrong.wait() == 2
-        assert "names pi9; there are" in fleet.complaints().replace("\n", " ")
+        assert "names pi9; did you mean pi5? there are" in fleet.complaints().replace("\n", " ")
 
         weights.write_text(json.dumps({"pi4": 2}))
         options = ("--wait-for", "3", "--budget", "12", "--models", "2", "--weights", str(weights))
@@ -74,8 +74,13 @@ def test_a_search_is_estimated_before_and_ends_with_two_verified_models(
         assert "number of models" in (fleet.out / "portfolio.svg").read_text()
         assert '<h2 id="portfolio">Portfolio</h2>' in (fleet.out / "report.html").read_text()
 
-        code, text = dry_run(fleet, "--wait-for", "3", "--budget", "12", "--max-parameters", "300K")
+        # The line of the search to come, as it is, with --dry-run behind it.
+        search = ("--wait-for", "3", "--budget", "12", "--max-parameters", "300K", "--timeout", "1s", "--models", "2")
+        code, text = dry_run(fleet, *search, "--out", str(tmp_path / "planned"), "--metrics-port", "0")
         assert code == 0, fleet.complaints()
+        assert "--timeout ends it before all is measured" in text
+        assert "about 0:01 (0:01 to 0:01)" in text
+        assert not (tmp_path / "planned").exists()
         assert "earlier measurements" in text
         assert "% of" in text
         assert "nothing was measured or stored; leave out --dry-run to begin" in text

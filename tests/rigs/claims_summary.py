@@ -25,7 +25,8 @@ class SummaryReading(Reading):
         setting, said = here
         self.in_summary, said.headed = setting, True
         record = setting.record
-        self.require(found["status"] == record["status"], f"it is {record['status']}")
+        told = "running" if found["status"] == "not finished" else found["status"]
+        self.require(told == record["status"], f"it is {record['status']}")
         self.require(found["reason"] == record["reason"], "the results give another reason")
         self.require(int(found["measurements"]) == setting.budget_used == record["measurements"], "another count")
         self.require(int(found["failures"] or 0) == len(setting.failures), f"{len(setting.failures)} failed")
@@ -124,7 +125,8 @@ class SummaryReading(Reading):
 
     def statuses(self, found: Found) -> None:
         known = Counter(setting.record["status"] for setting in self.files.settings.values())
-        told = {status: int(count) for count, status in re.findall(r"(\d+) (\w+)", found["counts"])}
+        told = {status: int(count) for count, status in re.findall(r"(\d+) (\w+(?: \w+)?)", found["counts"])}
+        told = {"running" if status == "not finished" else status: count for status, count in told.items()}
         self.require(told == known and int(found["all"]) == known.total(), f"they are {dict(known)}")
 
     def totals(self, found: Found) -> None:
@@ -136,7 +138,7 @@ _ROW = (
 )
 SUMMARY_CLAIMS = [
     claim(
-        r"(?P<label>[^\s:]+/[^\s:]+): (?P<status>running|finished|lost|failed)(?: \((?P<reason>.+)\))?, "
+        r"(?P<label>[^\s:]+/[^\s:]+): (?P<status>running|not finished|finished|lost|failed)(?: \((?P<reason>.+)\))?, "
         r"(?P<measurements>\d+) measurements?(?:, (?P<failures>\d+) failed measurements?)?, "
         r"predictor error (?P<error>.+)",
         SummaryReading.heading,
@@ -161,7 +163,7 @@ SUMMARY_CLAIMS = [
     claim(r"(?P<asked>\d+) targets? asked for, none chosen", SummaryReading.none_chosen),
     claim(OFTEN + r"(?P<count>\d+) device settings: (?P<places>.+); ADVICE", SummaryReading.warned_of_several),
     claim(WARNING + r"; ADVICE", SummaryReading.warned_of_one),
-    claim(r"(?P<all>\d+) device settings?: (?P<counts>(?:\d+ \w+(?:, )?)+)", SummaryReading.statuses),
+    claim(r"(?P<all>\d+) device settings?: (?P<counts>(?:\d+ (?:not )?\w+(?:, )?)+)", SummaryReading.statuses),
     claim(TOTAL + r" by a fresh re-measurement", SummaryReading.totals),
     claim("|".join(map(re.escape, LEGEND)), SummaryReading.nothing),
     claim(

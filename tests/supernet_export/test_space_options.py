@@ -193,7 +193,7 @@ def test_nonsense_is_refused_in_one_short_line(name: str, options: dict[str, Any
         ("ofa-mbv3", {"kernels": [3, 3]}, "differ"),
         ("ofa-mbv3", {"aspect": [1, 9]}, "8 times"),
         ("ofa-mbv3", {"width": float("inf")}, "finite"),
-        ("ofa-resnet50", {"width": 1.0}, "no such option; there are classes"),
+        ("ofa-resnet50", {"width": 1.0}, "no such option; did you mean widths? there are classes"),
         ("compofa", {"depths": [2, 3]}, "2 depths and 3 expand ratios are not as many"),
         ("compofa", {"stage_kernels": [3, 3]}, "5 stages and stage_kernels has 2"),
         ("compofa", {"kernels": [5, 7]}, "stage_kernels holds 3"),

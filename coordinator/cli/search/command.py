@@ -152,7 +152,7 @@ def search(
         store,
         resumed.devices_at if resumed is not None else local or fleet.access(connection),
         _chosen_run(run, new_plan, agents, resumed.run_id if resumed is not None else LATEST),
-        out=_DEFAULT_OUT if run.out is None and run.resume is None and not run.dry_run else run.out,
+        out=None if run.dry_run else _DEFAULT_OUT if run.out is None and run.resume is None else run.out,
         images=ImageFolders(run.calibration_images, run.evaluation_images, run.selection_images, run.some_classes),
         metrics=(run.metrics_address, run.metrics_port) if run.metrics_port is not None else None,
         tracking_uri=options.tracking_uri(run.tracking),
@@ -216,8 +216,8 @@ def _refuse_useless(
             "settings by `fleetnas-agent run`",
         )
     if run.dry_run:
-        useless = ("resume", "out", "metrics_port", "metrics_address", "timeout", *names(PortfolioOptions))
-        options.refuse(context, useless, "--dry-run measures nothing and writes nothing")
+        # Options of the search that follows are taken, so that --dry-run can be added to its whole line.
+        options.refuse(context, ("resume",), "--dry-run is about a new search")
     if run.metrics_port is None:
         options.refuse(context, ("metrics_address",), "metrics are served with --metrics-port alone")
     if run.resume is not None:

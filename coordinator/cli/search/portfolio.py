@@ -11,6 +11,7 @@ import typer
 
 from fleetnas.coordinator.cli import options
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from fleetnas.coordinator.app.request import SearchRequest
@@ -58,8 +59,9 @@ class PortfolioOptions:
         def check(names: Collection[str]) -> None:
             unknown = sorted(set(weights) - set(names))
             if unknown:
+                near = did_you_mean(unknown[0], sorted(names)) or ";"
                 raise UsageError(
-                    f"--weights {self.weights} names {', '.join(unknown)[:200]}; there are "
+                    f"--weights {self.weights} names {', '.join(unknown)[:200]}{near} there are "
                     f"{', '.join(sorted(names))[:400]}: correct the file, or start those agents"
                 )
 

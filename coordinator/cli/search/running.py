@@ -36,6 +36,8 @@ EXIT_CODES = {
     RunStatus.FAILED: 1,
     RunStatus.INTERRUPTED: 130,
 }
+#: What a new search says that was stopped before a device had joined.
+_NO_DEVICE = "stopped before a device joined: nothing was measured, and no run is stored"
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,14 @@ def search_once(request: SearchRequest, *, as_json: bool, store: MeasurementStor
     try:
         with session_yields_to_measurements(), told_origin(request.devices_at):
             ending = running.run()
-        outcome = outcome_of(store, running.run_id)
+        outcome = None if running.deleted else outcome_of(store, running.run_id)
     except ResultsError as error:
         raise ResultsError(f"{error}. Go on with: {_resume_command(running.run_id, request)}") from error
     finally:
         running.close()
+    if outcome is None:
+        Console(stderr=True).print(_NO_DEVICE, markup=False, highlight=False, soft_wrap=True)
+        return SearchEnd(running.run_id, ending, running.timed_out, False)
     if not as_json:
         print_summary(console, outcome, _remarks(running, request, ending, outcome))
     if tracking is not None:

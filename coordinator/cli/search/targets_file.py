@@ -16,6 +16,7 @@ from fleetnas.coordinator.records.target_kinds import accuracy_floor
 from fleetnas.coordinator.records.targets import TargetRequest
 from fleetnas.device_profiles.text_files import read_text
 from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.suggestions import did_you_mean
 
 _EXAMPLE = '["pi4-*"] with targets = "20,p95:33" below it'
 _FLOOR, _MINIMISE = "accuracy_floor", "minimise"
@@ -52,7 +53,8 @@ def _entry(path: Path, device: str, fields: object) -> DeviceTargets:
             f'{place} has a table {unknown[0]!r} within it; a name with a dot takes quotes: ["{device}.{unknown[0]}"]'
         )
     if unknown:
-        raise UsageError(f"{place} has the unknown field {unknown[0]!r}; it takes {', '.join(_KEYS)}")
+        near = did_you_mean(unknown[0], _KEYS) or ";"
+        raise UsageError(f"{place} has the unknown field {unknown[0]!r}{near} it takes {', '.join(_KEYS)}")
     try:
         request = TargetRequest.parse(_text(fields["targets"])) if "targets" in fields else TargetRequest()
         if _FLOOR in fields:
