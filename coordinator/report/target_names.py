@@ -7,7 +7,7 @@ from fleetnas.coordinator.report.results import ComparisonResult, TargetResult
 
 
 def name_of(target: TargetResult) -> str:
-    """Return the name of a target, such as `20 ms` or `p95 20 ms`, or of a given subnet; each of a device has its own."""
+    """Return the name of a target, as `20 ms` or `p95 20 ms`, or of a given subnet; each of a device has its own."""
     return target_name(target.target_ms, target.subnet or "", target.target)
 
 
