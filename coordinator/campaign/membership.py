@@ -14,6 +14,7 @@ from fleetnas.coordinator.records.agent_abilities import layers_objection
 from fleetnas.coordinator.records.campaign_identity import CampaignIdentity
 from fleetnas.coordinator.records.device_patterns import absence, is_mistyped, matches_any, matches_one
 from fleetnas.coordinator.records.device_targets import unknown_entries
+from fleetnas.coordinator.records.equal_boards import classes_of
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.fleet_protocol.error_text import one_line
@@ -168,6 +169,9 @@ class Membership:
         for entry in self._registry.usable():
             if not self._wanted(entry):
                 self._note_left_out(entry.name)
+        pooled = self._plan.pools and classes_of(entry.info for entry in there if entry.info)
+        if self._plan.verify_boards and not pooled:
+            self._note("no two agents are searched as equal boards: --verify-boards has no effect")
         self._events.started(list(self._roster), self._identity, self._plan, resumed=self._resumes)
 
     def _check_device_targets(self) -> None:

@@ -268,6 +268,25 @@ class TestSomeBoardsVerify:
         assert sum(len(device.targets) for device in outcome.devices) == totals.asked
 
 
+    @pytest.mark.parametrize(
+        ("hosts", "changes", "told"),
+        [
+            (("a" * 16, "b" * 16), {"verify_boards": 1}, False),
+            (("a" * 16, "a" * 16), {"verify_boards": 1}, True),
+            (("a" * 16, "a" * 16), {}, False),
+        ],
+    )
+    def test_a_number_of_boards_that_has_no_effect_is_told(
+        self, hosts: tuple[str, str], changes: dict[str, object], told: bool
+    ) -> None:
+        fleet = PooledSimulation(plan(wait_for=2, **changes))
+        for name, host in zip(("one", "two"), hosts, strict=True):
+            fleet.board(name, host=host)
+        fleet.begin()
+        fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
+        assert any("--verify-boards has no effect" in line for line in fleet.campaign.log) is told
+
+
 class TestWhoIsEqual:
     def classes(self, fleet: PooledSimulation) -> set[str]:
         fleet.begin()
