@@ -107,4 +107,17 @@ def remarks_on(pair: Pair) -> list[str]:
         remarks.append("the runs searched different supernets: predicted accuracies have different predictors")
     if not {d.label for d in first.snapshot.devices} & {d.label for d in second.snapshot.devices}:
         remarks.append("the runs have no device setting in common")
+    return remarks + _other_questions(pair)
+
+
+def _other_questions(pair: Pair) -> list[str]:
+    """Return in which ways equal targets of the two runs ask for different things."""
+    plans = [state.plan for state in pair if state.plan is not None]
+    remarks = []
+    if len({plan.conditions for plan in plans}) > 1:
+        conditions = " and ".join(plan.conditions for plan in plans)
+        remarks.append(f"the latencies were measured under different conditions: {conditions}")
+    if len({plan.bounds for plan in plans}) > 1:
+        bounds = " and ".join(str(plan.bounds) or "none" for plan in plans)
+        remarks.append(f"the winners have different bounds: {bounds}")
     return remarks

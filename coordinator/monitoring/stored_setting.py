@@ -227,7 +227,11 @@ class StoredSetting:
             key: TargetSnapshot(key.target_ms, subnet=key.subnet, target=key.target)
             for key in known_targets(self._record, self._plan)
         }
-        found = {**known, **self._targets}
+        # Automatic targets are chosen anew where the device changes its speed: those before are no targets any more.
+        verified = self._targets.items()
+        resolved = self._record.targets_ms is not None
+        current = {key: each for key, each in verified if not resolved or key in known or key in self._settled}
+        found = {**known, **current}
         targets = [found[key] for key in ordered(found)]
         if self.running:
             # Where its time was over, the record says so; while it is at work again, the record is renewed soon.

@@ -41,7 +41,8 @@ def read_exported(path: Path) -> ExportedData:
     """Read a CSV: per device setting each subnet's median over its measurements, at undisturbed speed.
 
     Raises:
-        UsageError: it is no such file, holds several design spaces, or settings with too few subnets in common.
+        UsageError: it is no such file, holds no subnet at undisturbed speed, several design spaces, or settings with
+            too few subnets in common.
     """
     latency: dict[str, dict[Architecture, list[float]]] = {}
     families: dict[str, str] = {}
@@ -66,8 +67,13 @@ def read_exported(path: Path) -> ExportedData:
         except (ValueError, TypeError, AttributeError, csv.Error) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"line {reader.line_num} of {path} is no measurement: {reason}; export it again") from None
-    if len(spaces) != 1:
-        found = ", ".join(sorted(name for name, _ in spaces)) or "none"
+    if not spaces:
+        raise UsageError(
+            f"{path} holds no subnet whose latency at undisturbed speed is known; let a search measure longer "
+            "(--min-time, --min-runs), and export again"
+        )
+    if len(spaces) > 1:
+        found = ", ".join(sorted(name for name, _ in spaces))
         raise UsageError(f"{path} must hold one design space; found {found}; export with --run")
     common = _common(path, latency)
     name, options = spaces.pop()

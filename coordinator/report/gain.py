@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from fleetnas.coordinator.records.comparisons import speedup_interval
 from fleetnas.coordinator.records.outcome import TakenMeasurement
-from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.results import BaselineResult, DeviceResult, TargetResult
+from fleetnas.coordinator.report.target_names import is_about, name_of
 from fleetnas.coordinator.view.speedup import speedup_words
 from fleetnas.coordinator.view.wording import count_of
 
@@ -122,7 +122,7 @@ def _against(device: DeviceResult, baseline: BaselineResult) -> Gain:
         chosen = max(as_good, key=lambda each: each.speedup)
     else:
         chosen = max(faster, key=lambda each: each.accuracy_points or 0.0)
-    target = next(each for each in device.targets if (each.target_ms, each.subnet) == (chosen.target_ms, chosen.subnet))
+    target = next(each for each in device.targets if is_about(chosen, each))
     predicted = chosen.accuracy_basis == "predicted"
     accuracies = (
         (target.predicted_accuracy, baseline.predicted_accuracy) if predicted else (target.accuracy, baseline.accuracy)
@@ -163,7 +163,7 @@ def _finite(value: float) -> float | None:
 
 def _network(target: TargetResult, accuracy: float | None, rows: Sequence[TakenMeasurement]) -> Network:
     assert target.verified_ms is not None
-    name = target_name(target.target_ms, target.subnet or "")
+    name = name_of(target)
     name = name if target.subnet else f"winner for {name}"
     found = [
         row.measurement.half_width_percent

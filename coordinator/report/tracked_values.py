@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.results import DeviceResult, Results, TargetResult
+from fleetnas.coordinator.report.target_names import name_of
 
 #: Fields of a target that are metrics.
 _OF_TARGET = (
@@ -73,7 +73,7 @@ def _of_device(device: DeviceResult) -> Iterator[Metric]:
     for point in device.learning:
         yield Metric(f"{device.label}/predictor_error_percent", point.mape_percent, point.measurements)
     for target in device.targets:
-        yield from _of_target(f"{device.label}/{_plain(target_name(target.target_ms, target.subnet or ''))}", target)
+        yield from _of_target(f"{device.label}/{_plain(name_of(target))}", target)
 
 
 def _of_target(prefix: str, target: TargetResult) -> Iterator[Metric]:

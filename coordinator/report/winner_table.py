@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fleetnas.coordinator.records.outcome import TakenMeasurement
-from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.report.layer_table import LayerTable, layer_table
 from fleetnas.coordinator.report.results import DeviceResult, TargetResult
+from fleetnas.coordinator.report.target_names import name_of
 from fleetnas.coordinator.view.wording import count_of
 from fleetnas.fleet_protocol.architecture import Architecture
 
@@ -45,7 +45,7 @@ def winner_rows(device: DeviceResult, rows: Sequence[TakenMeasurement]) -> list[
     """Return a row for each target of a device setting that has a verified network."""
     return [
         WinnerRow(
-            target_name(target.target_ms, target.subnet or ""),
+            name_of(target),
             target,
             _percentiles(target, rows),
             architecture_text(target.architecture),

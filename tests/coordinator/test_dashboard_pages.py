@@ -11,12 +11,13 @@ import pytest
 from rigs.dashboards import CURVE, PageRig
 from rigs.simulated_fleet import TOPICS, Simulation
 
-from fleetnas.coordinator.dashboard.comparison import compared_targets
+from fleetnas.coordinator.dashboard.comparison import compared_targets, remarks_on
 from fleetnas.coordinator.dashboard.published_runs import LiveRuns
 from fleetnas.coordinator.dashboard.rendering import Page
 from fleetnas.coordinator.dashboard.run_state import RunState
 from fleetnas.coordinator.monitoring.publisher import SILENT_AFTER_S, Publisher
 from fleetnas.coordinator.monitoring.store_feed import StoreFeed
+from fleetnas.coordinator.records.bounds import Bounds
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot, TargetSnapshot
 from fleetnas.coordinator.records.statuses import RunStatus
@@ -402,3 +403,33 @@ def test_targets_of_about_the_same_latency_are_compared(rig: PageRig) -> None:
         ("80 ms", True),
     ]
     assert rows[0].gain == pytest.approx(0.4)
+
+
+def test_targets_of_other_kinds_are_compared_by_kind_and_value() -> None:
+    def state(*texts: str) -> RunState:
+        targets = tuple(TargetSnapshot(20.0, target=text, verified_ms=19.0, accuracy=0.7, met=True) for text in texts)
+        devices = (DeviceSnapshot("pi4", "s", "done", targets=targets),)
+        return RunState(Snapshot("r", "x", 0.0, 0.0, "complete", devices), RunStatus.COMPLETE, 1)
+
+    rows = compared_targets((state("", "p95:20", "fps:50"), state("fps:50", "p95:21", "")))
+    assert sorted((row.target, row.gain is None) for row in rows) == [
+        ("20 ms", False),
+        ("50 fps", False),
+        ("p95 20 ms", True),
+        ("p95 21 ms", True),
+    ]
+
+
+def test_runs_that_ask_for_different_things_have_a_remark() -> None:
+    def state(plan: CampaignPlan) -> RunState:
+        devices = (DeviceSnapshot("pi4", "s", "done"),)
+        snapshot = Snapshot("r", "x", 0.0, 0.0, "complete", devices)
+        return RunState(snapshot, RunStatus.COMPLETE, 1, plan=plan)
+
+    plain = CampaignPlan(targets="20")
+    sustained = CampaignPlan(targets="20", conditions="sustained", bounds=Bounds(parameters=4e6))
+    assert remarks_on((state(plain), state(plain))) == []
+    assert remarks_on((state(plain), state(sustained))) == [
+        "the latencies were measured under different conditions: as-is and sustained",
+        "the winners have different bounds: none and at most 4,000,000 parameters",
+    ]

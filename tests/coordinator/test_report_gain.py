@@ -15,7 +15,10 @@ from fleetnas.coordinator.records.outcome import DeviceOutcome, TakenMeasurement
 from fleetnas.coordinator.report.artifacts import read_results
 from fleetnas.coordinator.report.gain import MOST_ACCURATE, Gain, Network, device_gain, gain_text, summary
 from fleetnas.coordinator.report.html import MAX_GAINS, render_report
-from fleetnas.coordinator.report.results import Results
+from fleetnas.coordinator.report.results import ComparisonResult, Results
+from fleetnas.coordinator.report.target_names import is_about
+from fleetnas.coordinator.report.tracked_values import metrics_of
+from fleetnas.coordinator.report.winner_table import winner_rows
 from fleetnas.fleet_protocol.layer_times import LayerTime
 
 
@@ -234,3 +237,21 @@ def test_times_are_those_of_the_place(tmp_path: Path, monkeypatch: pytest.Monkey
         time.tzset()
     assert 'datetime="2023-11-14T22:13:20Z"' in page or 'datetime="2023-11-14T22:13:20+00:00"' in page
     assert ">2023-11-15 03:43:20 IST</time>" in page
+
+
+def test_two_targets_of_one_number_and_two_kinds_are_told_apart(tmp_path: Path) -> None:
+    found = device([(19.0, 0.7), (19.0, 0.8)])
+    both = tuple(
+        dataclasses.replace(target, target_ms=20.0, target=text)
+        for target, text in zip(found.targets, ("", "p95:20"), strict=True)
+    )
+    results = artifacts_without_models(tmp_path, dataclasses.replace(found, targets=both))
+    (shown,) = results.fleet
+    assert [row.name for row in winner_rows(shown, found.rows)] == ["20 ms", "p95 20 ms"]
+    metrics = [metric.name for metric in metrics_of(results) if metric.name.endswith("verified_ms")]
+    assert len(metrics) == len(set(metrics)) == 2
+    for target in shown.targets:
+        comparison = ComparisonResult.model_construct(
+            target_ms=target.target_ms, target=target.target, subnet=target.subnet
+        )
+        assert [each for each in shown.targets if is_about(comparison, each)] == [target]

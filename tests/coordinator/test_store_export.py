@@ -225,3 +225,9 @@ class TestPredictorEvaluation:
         write_csv(path, [header, [*rows[0][:-1], "fast"]])
         with pytest.raises(UsageError, match="line 2"):
             read_latency_data(path)
+        write_csv(path, [header, [*rows[0][:-1], ""]])
+        with pytest.raises(UsageError, match="no subnet whose latency at undisturbed speed is known"):
+            read_latency_data(path)
+        write_csv(path, [header, rows[0], ["ofa-mbv3", *rows[1][1:]]])
+        with pytest.raises(UsageError, match="one design space; found digits, ofa-mbv3"):
+            read_latency_data(path)

@@ -14,7 +14,9 @@ from fleetnas.coordinator.monitoring.store_feed import StoreFeed
 from fleetnas.coordinator.records.events import Event
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
+from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.view.live import frame_strips
+from fleetnas.fleet_protocol.messages import TaskKey
 
 PLAN = CampaignPlan(targets="auto:2", budget=14, initial_design=6, wait_for=3, grace_s=5)
 #: Events that the store does not keep: joining before the first look, a search's choice, the estimate of the time. Nor
@@ -150,3 +152,19 @@ def _named(event: Event) -> tuple[object, ...]:
         return ()
     fields = event.model_dump(mode="json", exclude={"at_s", "architecture"})
     return tuple(sorted((key, str(value)) for key, value in fields.items()))
+
+
+def test_a_target_that_was_chosen_anew_is_no_target_any_more() -> None:
+    watched = Watched()
+    watched.run(outcomes=10_000)
+    before = watched.look()[1]
+    store = watched.fleet.store
+    found = next(each for each in store.outcomes("run-1") if each.task.purpose == "verification")
+    assert found.task.target_ms is not None
+    earlier = replace(found.task, task_id="run-1.900", target_ms=0.5 * found.task.target_ms)
+    store.put_tasks([earlier])
+    store.add_outcome(TaskKey(task_id=earlier.task_id, attempt=1), found.outcome, found.stored_unix_s)
+    after = StoreFeed(store, "run-1", wait=lambda _: None, wall_clock=watched.fleet.clock.unix).poll(1.0).snapshot
+    assert after is not None
+    assert [each.targets for each in after.devices] == [each.targets for each in before.devices]
+    assert target_totals(after.devices) == target_totals(before.devices)

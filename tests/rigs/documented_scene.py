@@ -4,7 +4,7 @@
 system, so that `/etc`, `/opt` and `/data` may be written, names like `fleet.example` lead to this machine, and nothing
 outlives it. It prints one JSON object per command. Budgets and times are made small by the environment; the words of a
 command are not changed, except that `...` stands for the options of a usual search, half an hour is three seconds,
-a training has one epoch, and 40 subnets are evaluated. `systemctl` only says that it was called: there is no systemd
+a training has one epoch, and 50 subnets are evaluated. `systemctl` only says that it was called: there is no systemd
 inside.
 """
 
@@ -53,6 +53,11 @@ AUTHORITY = (
     "fleetnas enroll pi4 --authority authority -o pi4.credentials",
     "fleetnas-agent run --credentials pi4.credentials",
 )
+#: A search from which every agent's predictor learns.
+SEARCH_OF_BOTH = (
+    "fleetnas search --broker localhost --supernet my.supernet --calibration-images data/train"
+    " --targets auto:2 --budget 14"
+)
 #: Programs that serve until they are stopped, and the words that say that they do.
 _SERVERS = (
     (re.compile(r"fleetnas broker(?= --host| --port|$)"), re.compile("broker listens"), "broker"),
@@ -66,7 +71,7 @@ _SERVERS = (
 _SHORTER = (
     (re.compile(r"--sustained 30m"), "--sustained 3s --window 1s"),
     (re.compile(r"(fleetnas (?:train|finetune) .*--epochs) \d+"), r"\1 1"),
-    (re.compile(r"(accuracy evaluate .* -n) \d+"), r"\1 40"),
+    (re.compile(r"(accuracy evaluate .* -n) \d+"), r"\1 50"),
     (re.compile(r"--cool-for \d+"), "--cool-for 1"),
 )
 #: Shell scripts in the place of programs: no `sudo` is needed, and another machine is this one with a state of its own.
@@ -248,11 +253,15 @@ class Scene:
         """Start what pages take for granted that say `words`: a broker and agents, a database, an authority."""
         (_, listens, _), (_, connected, _), *_ = _SERVERS
         agents = {"agent": AGENT}
-        if "pi5" in words or "--verify " in words:
+        if re.search("pi5|--verify |predictor evaluate", words):
             agents["other"] = AGENT.replace("pi4", "pi5") + " --setting litert,threads=4" * ("fleetnas bench" in words)
+        if "pi4*" in words:
+            agents["other"] = AGENT.replace("pi4", "pi4-shelf")
         self._serve("broker", BROKER, listens)
         for kind, text in agents.items():
             self._serve(kind, text, connected)
+        if "predictor evaluate" in words:
+            self.must(f"{SEARCH_OF_BOTH} --min-time 0.2 --min-runs 20")
         if "postgresql" in words:
             self.servers["database"] = documented_world.start_postgresql()
             if "watch" in words:
@@ -320,10 +329,7 @@ class Scene:
             " --calibration-images data/train --out results"
         )
         # The newest run knows more latencies than a predictor needs: the targets above are met by the first subnet.
-        self.must(
-            "fleetnas search --broker localhost --supernet my.supernet --targets auto:2 --budget 8"
-            " --calibration-images data/train"
-        )
+        self.must(SEARCH_OF_BOTH)
         (self.folder / "winners").symlink_to("results")
         shutil.copy(self.folder / "evaluated.jsonl", self.folder / "evaluated-0.jsonl")
         (self.folder / "weights.json").write_text('{"pi4": 2}')
