@@ -151,6 +151,8 @@ class RunningSearch:
         self.view.update(snapshot)
 
     def _write_artifacts(self) -> str | None:
+        if self.timed_out and self.is_new and not self.campaign.setting_runs:
+            return None  # the run is about to be deleted
         written = self.artifacts.write()
         if written is not None:
             self._show()  # with the notes on parts that could not be made
