@@ -267,7 +267,6 @@ class TestSomeBoardsVerify:
         outcome = outcome_of(fleet.store, "run-1")
         assert sum(len(device.targets) for device in outcome.devices) == totals.asked
 
-
     @pytest.mark.parametrize(
         ("hosts", "changes", "told"),
         [
