@@ -132,9 +132,9 @@ INPUTS = (
     ),
     # What is missing, and what is too much
     Wrong(
-        "results",
-        "`fleetnas results` needs RUN (A run's id or name, the beginning of one, or `latest`, as `fleetnas runs` lists "
-        "them); see `fleetnas results --help`",
+        "runs rename",
+        "`fleetnas runs rename` needs RUN (A run's id or name, the beginning of one, or `latest`, as `fleetnas runs` "
+        "lists them); see `fleetnas runs rename --help`",
     ),
     Wrong(
         "enroll pi4",
