@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 from collections.abc import Iterable
 from dataclasses import replace
@@ -95,7 +96,7 @@ def init(
         f"  {folder}/coordinator.credentials  for `fleetnas search --credentials`; it holds the key that signs orders\n"
         f"  {folder}/mosquitto/               what the broker's machine needs\n"
         "next:\n"
-        f"{_install_commands(authority, target)}"
+        f"{install_commands(authority, target, as_root=os.geteuid() == 0)}"
         f"  fleetnas enroll NAME --authority {folder} -o NAME.credentials     once for every agent\n"
         "  fleetnas-agent run --credentials NAME.credentials                 on that agent's device\n"
         f"  fleetnas search --credentials {folder}/coordinator.credentials ..."
@@ -308,9 +309,15 @@ def _open(folder: Path) -> Authority:
     return Authority.open(folder)
 
 
-def _install_commands(authority: Authority, target: Path) -> str:
+def install_commands(authority: Authority, target: Path, *, as_root: bool) -> str:
+    """Return the commands that start mosquitto with the files in `target`, as root or as another user."""
     here = authority.broker_files
     if target == here.absolute():
+        if as_root:
+            return (
+                "  mosquitto that root starts becomes the user mosquitto, who cannot read this folder: make the\n"
+                "  authority again with --install-at /etc/mosquitto/fleetnas, or as the user who will start mosquitto\n"
+            )
         return f"  mosquitto -c {target}/mosquitto.conf                          on this machine, as this user\n"
     return (
         f"  copy {here}/ to {target}/ on the broker's machine, then there:\n"

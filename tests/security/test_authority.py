@@ -21,6 +21,7 @@ from fleetnas.agent.cli.main import build_parser
 from fleetnas.agent.cli.options import broker_address, trusted_keys, with_credentials
 from fleetnas.coordinator.cli import main
 from fleetnas.coordinator.cli.connection import ConnectionOptions
+from fleetnas.coordinator.cli.security import install_commands
 from fleetnas.coordinator.security.authority import Authority
 from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.fleet_protocol.security.credentials import read_credentials, write_credentials
@@ -86,6 +87,15 @@ def test_the_brokers_certificate_has_its_names_and_can_sign_nothing(folder: Path
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     certificate.verify_directly_issued_by(authority)
+
+
+def test_who_starts_mosquitto_can_read_its_files(folder: Path) -> None:
+    """Started by root, mosquitto becomes a user of its own, whom the authority's folder is closed to."""
+    authority = Authority.open(folder)
+    there = authority.broker_files.absolute()
+    assert f"mosquitto -c {there}" in install_commands(authority, there, as_root=False)
+    assert "--install-at /etc/mosquitto/fleetnas" in install_commands(authority, there, as_root=True)
+    assert f"chown -R mosquitto: {there}/else" in install_commands(authority, there / "else", as_root=True)
 
 
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
