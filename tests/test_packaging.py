@@ -6,6 +6,7 @@ import re
 import sys
 import sysconfig
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,15 @@ def test_a_checkout_gives_devices_what_a_release_would(built: Distributions, tmp
     assert {name.partition("/")[2] for name in held if folder in name} == {
         name.partition("/")[2] for name in released if release in name
     }
+
+
+def test_what_a_build_left_in_the_checkout_is_no_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fleetnas.egg-info").mkdir()
+    (tmp_path / "fleetnas.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: fleetnas\nVersion: 0.0.1\n")
+    found = own_wheel().version
+    monkeypatch.syspath_prepend(tmp_path)
+    assert metadata.version("fleetnas") == "0.0.1"
+    assert own_wheel().version == found
 
 
 def test_an_installed_wheel_is_packed_again_as_it_was(built: Distributions, python: Path, tmp_path: Path) -> None:

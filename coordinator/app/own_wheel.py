@@ -56,13 +56,14 @@ class _Installation:
 
     @classmethod
     def here(cls) -> _Installation:
-        try:
-            distribution = metadata.distribution(_NAME)
-        except metadata.PackageNotFoundError:
+        # A checkout in the search path also has the metadata that building it left there, without a record of files.
+        installed = [each for each in metadata.distributions(name=_NAME) if each.read_text("RECORD") is not None]
+        if not installed:
             raise UsageError(
                 "this fleetnas was not installed with pip, so no wheel of it can be made; install it: "
                 "python -m pip install --editable '.[coordinator]' in its checkout"
-            ) from None
+            )
+        distribution = installed[0]
         origin = json.loads(distribution.read_text("direct_url.json") or "{}")
         editable = bool(origin.get("dir_info", {}).get("editable"))
         spec = find_spec(_NAME)

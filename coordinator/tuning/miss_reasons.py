@@ -20,18 +20,18 @@ class GivenUpReason:
 
 
 def remeasured_beyond(
-    state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool, speed_error: float = 0.0
+    state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool, caution: float = 0.0
 ) -> str:
     """Explain a re-measurement that missed; `typical_ms` is its latency at the typical speed of the run.
 
-    `speed_error` is the standard error of that speed, relative.
+    `caution` is what that latency may be wrong by, relative.
     """
     if run.median_ms <= state.target_ms and typical_ms is not None:
         if typical_ms <= state.target_ms:
             return (
                 f"within it when re-measured, at {three_digits(run.median_ms)} ms and "
                 f"{three_digits(typical_ms)} ms at the typical speed, "
-                f"which is known to within {100 * speed_error:.1f} % only"
+                f"which is known to within {100 * caution:.1f} % only"
             )
         return (
             f"within it when re-measured, at {three_digits(run.median_ms)} ms, while the device was faster than it "

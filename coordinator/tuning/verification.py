@@ -228,8 +228,7 @@ class Verification:
             self._winners[state.key] = (genome, run)
         else:
             missed_by = self._observations.exceeds(self._observations.of(genome), run)
-            error = self._latency.speed.error
-            reason = self._beyond_reason(state, run, typical_ms, disturbed=disturbed, speed_error=error)
+            reason = self._beyond_reason(state, run, typical_ms, disturbed=disturbed)
             state.count_miss(missed_by, reason, slowed_down=disturbed)
             self._observations.add_miss(genome, run)
         self.show(state, genome, run)
@@ -237,12 +236,15 @@ class Verification:
     def _judgement(self, state: TargetState, run: Run) -> Judgement:
         """Compare a re-measurement with its target; what it and the typical speed may be wrong by counts against it."""
         typical_ms = self._observations.typical_ms(run)
-        own = _OWN_SIGMAS * noise_of(run, self._observations.session_scatter)
-        caution = min(math.hypot(_CAUTION_SIGMAS * self._latency.speed.error, own), _MOST_CAUTION)
-        cautious_ms = None if typical_ms is None else typical_ms * (1.0 + caution)
+        cautious_ms = None if typical_ms is None else typical_ms * (1.0 + self._caution(run))
         if state.target is not None:
             return judge_cost(state.target, run, cautious_ms)
         return judge_run(state.target_ms, run, cautious_ms)
+
+    def _caution(self, run: Run) -> float:
+        """Return what the latency of a run at the typical speed may be wrong by, relative."""
+        own = _OWN_SIGMAS * noise_of(run, self._observations.session_scatter)
+        return min(math.hypot(_CAUTION_SIGMAS * self._latency.speed.error, own), _MOST_CAUTION)
 
     def _judge_challenge(self, state: TargetState, genome: Genome, run: Run) -> None:
         """Let a better subnet take the winner's place if it is within the target in this run and by its margin."""
@@ -258,12 +260,10 @@ class Verification:
             self._winners[state.key] = (genome, run)
             self.show(state, genome, run)
 
-    def _beyond_reason(
-        self, state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool, speed_error: float = 0.0
-    ) -> str:
+    def _beyond_reason(self, state: TargetState, run: Run, typical_ms: float | None, *, disturbed: bool) -> str:
         if state.target is not None:
             return beyond(state.target, run, typical_ms)
-        return remeasured_beyond(state, run, typical_ms, disturbed=disturbed, speed_error=speed_error)
+        return remeasured_beyond(state, run, typical_ms, disturbed=disturbed, caution=self._caution(run))
 
     def decide_untold(self, states: Sequence[TargetState]) -> None:
         """Give up the open targets that are about something that no measurement of this device told."""

@@ -134,6 +134,19 @@ def _lucky(setting: Setting, target_ms: float, found: Found) -> list[str]:
     return problems
 
 
+def _uncertain(setting: Setting, target_ms: float, found: Found) -> list[str]:
+    rows = [row for row in _verifications(setting, target_ms) if agrees(found["ms"], row.median_ms)]
+    typical, error = float(found["typical"]), float(found["percent"]) / 100
+    problems = [] if rows else ["no re-measurement took that"]
+    if rows and not setting.may_be_typical(rows, typical):
+        problems.append("the typical latency is at no slow-down that was measured")
+    if typical > target_ms * 1.005:
+        problems.append("typically it is over the target")
+    if typical * (1 + error) < target_ms * 0.99:
+        problems.append("it is within the target by more than what it may be wrong by")
+    return problems
+
+
 def _missed_often(setting: Setting, target_ms: float, found: Found) -> list[str]:
     rows, count = _verifications(setting, target_ms), int(found["count"])
     problems = [] if len(rows) >= count else [f"there were {len(rows)} re-measurements"]
@@ -208,6 +221,11 @@ _REASONS = [
         r"within it when re-measured, at (?P<ms>NUM) ms, while the device was faster than it typically is: "
         r"(?P<typical>NUM) ms at the typical speed",
         _lucky,
+    ),
+    _reason(
+        r"within it when re-measured, at (?P<ms>NUM) ms and (?P<typical>NUM) ms at the typical speed, "
+        r"which is known to within (?P<percent>NUM) % only",
+        _uncertain,
     ),
     _reason(r"not met in (?P<count>\d+) re-measurements; the last: (?P<last>.+)", _missed_often),
     _reason(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rigs.documented_commands import ROOT
 from rigs.documented_world import call
 
 #: Names and addresses of the documents; all of them are this machine here.
@@ -36,6 +37,20 @@ def can_enter() -> str | None:
     return None if tried.returncode == 0 else f"no overlay in a namespace: {tried.stderr.strip()[-200:]}"
 
 
+def _empty(root: Path, place: str, base: Path) -> None:
+    """Make a folder of the overlay empty, except for the checkout and the interpreter that may lie in it."""
+    held = {folder for folder in map(Path, (ROOT, sys.prefix, sys.base_prefix)) if Path("/", place) in folder.parents}
+    kept = sorted(folder for folder in held if not held & set(folder.parents))
+    for number, folder in enumerate(kept):
+        aside = base / f"aside-{place.replace('/', '-')}-{number}"
+        aside.mkdir()
+        call("mount", "--bind", root / folder.relative_to("/"), aside)
+    call("mount", "-t", "tmpfs", "tmpfs", root / place)
+    for number, folder in enumerate(kept):
+        (root / folder.relative_to("/")).mkdir(parents=True)
+        call("mount", "--move", base / f"aside-{place.replace('/', '-')}-{number}", root / folder.relative_to("/"))
+
+
 def enter(program: str, folder: str, *step: str) -> None:
     """Change the root to an overlay of it, give the machine its names, and go on there with `program` and `step`."""
     base = Path("/mnt")
@@ -51,7 +66,7 @@ def enter(program: str, folder: str, *step: str) -> None:
     given.mkdir(parents=True)
     call("mount", "--bind", folder, given)
     for place in ("tmp", "run", "var/tmp"):
-        call("mount", "-t", "tmpfs", "tmpfs", root / place)
+        _empty(root, place, base)
     call("ip", "link", "set", "lo", "up")
     call("ip", "link", "add", "cable", "type", "veth", "peer", "name", "other-end")
     call("ip", "address", "add", f"{ADDRESS}/24", "dev", "cable")
