@@ -19,6 +19,8 @@ class Board:
     outstanding: dict[ProposalKey, Proposal] = field(default_factory=dict)
     anchored: bool = False
     """Whether it was asked to measure the anchor."""
+    anchor_told: bool = False
+    """Whether it told its own measurement of the anchor; one more is an outcome as any other."""
     gone: bool = False
     measurements: int = 0
     measured: bool = False
@@ -39,6 +41,10 @@ class Board:
         self.anchored = True
         if proposal is not None:
             self.queue.append(proposal)
+
+    def tell_anchor(self) -> None:
+        """Note that it told its own measurement of the anchor, or that this failed."""
+        self.anchored = self.anchor_told = True
 
     def drop(self, key: ProposalKey) -> None:
         """Take a proposal out of its queue."""

@@ -214,7 +214,7 @@ class BoardClass:
         board.outstanding[proposal.key] = proposal
         if self.tuner.finished:
             return
-        if self._is_anchor(proposal):
+        if self._is_anchor(proposal) and not board.anchor_told:
             board.take_anchor()
             if self._anchor_told:
                 return
@@ -231,7 +231,9 @@ class BoardClass:
         expected = board.outstanding.pop(key, None) is not None or self._is_anchor(proposal)
         if not expected and self.checks.is_later(board.name, proposal):  # of a stored run, which is told again
             self._settle()
-        self._unassign(key)
+        own_anchor = self._is_anchor(proposal) and not board.anchor_told
+        if not own_anchor:
+            self._unassign(key)
         self._count(board, outcome)
         if proposal.purpose == "verification" and self.several:
             self._round.pop(key, None)
@@ -239,7 +241,7 @@ class BoardClass:
                 check = self.checks.open(proposal)
                 check.waiting.discard(board.name)
                 check.outcomes[board.name] = outcome
-        elif self._is_anchor(proposal):
+        elif own_anchor:
             self._tell_anchor(board, proposal, outcome)
         elif not (isinstance(outcome, Failed) and self._try_elsewhere(board, proposal)):
             self._round.pop(key, None)
@@ -247,7 +249,7 @@ class BoardClass:
 
     def _tell_anchor(self, board: Board, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the first measurement of the anchor as the tuner's own, and learn from those of the other boards."""
-        board.take_anchor()
+        board.tell_anchor()
         if self._anchor_told:
             if isinstance(outcome, Measurement):
                 self.tuner.observe(board.name, self.tuner.anchor, outcome)
@@ -301,7 +303,9 @@ class BoardClass:
                 lead.take_anchor(proposal)
             else:
                 self._round[proposal.key] = proposal
-                self._assign(proposal)
+                # The anchor once more: a board that has not told its own would take this outcome for that.
+                told = [board for board in self._live if board.anchor_told] if self._is_anchor(proposal) else None
+                self._assign(proposal, told)
 
     def _assign(self, proposal: Proposal, boards: list[Board] | None = None) -> None:
         """Give a proposal to the board with the least work; where there is none, it waits for one to join."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 import pytest
-from rigs.equal_boards import PooledSimulation, board_of
+from rigs.equal_boards import EqualBoard, PooledSimulation, board_of
 from rigs.simulated_fleet import ACCURACY, SPACE, Simulation
 
 from fleetnas.coordinator.app.portfolio import open_portfolio
@@ -21,6 +22,18 @@ from fleetnas.fleet_protocol.messages import Measurement, RuntimeSetting
 from fleetnas.fleet_protocol.orders import MeasureTask
 
 PLAN = CampaignPlan(targets="0.4,0.7,1.1", budget=24, initial_design=8, grace_s=5, join_s=60, deadline_s=60, pool=True)
+
+
+class RememberingExecutor(ThreadPoolExecutor):
+    """Worker threads, with everything that was submitted to them."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, *call: Any, **named: Any) -> Future[Any]:
+        self.futures.append(super().submit(*call, **named))
+        return self.futures[-1]
 
 
 def plan(**changes: object) -> CampaignPlan:
@@ -119,12 +132,16 @@ class TestWorkIsSharedOut:
         ]
 
     def test_plans_of_worker_threads_end_as_well(self) -> None:
-        with ThreadPoolExecutor(3) as executor:
+        with RememberingExecutor(3) as executor:
             fleet = boards(5)
             fleet.executor = executor
             fleet.checked = False  # a worker changes a search while it would be checked
             fleet.begin()
-            fleet.run(most_steps=20_000)
+            for _ in range(2_000):
+                for _ in range(10):
+                    if not fleet.campaign.finished:
+                        fleet.step()
+                wait(executor.futures)  # steps cost nothing, and plans do
             assert fleet.campaign.finish() == "complete"
 
 
@@ -228,6 +245,37 @@ class TestBoardsComeAndGo:
         fleet.run()
         assert fleet.campaign.finish() == "complete"
         assert measured(fleet, "initial-design", "candidate")[failed[0]] >= 2
+
+    @pytest.mark.parametrize("killed_after", [None, 10, 30])
+    @pytest.mark.parametrize(
+        ("wrong", "count"), [("disturbed", 1), ("disturbed", 2), ("disturbed", 4), ("failed", 1), ("failed", 2)]
+    )
+    def test_a_subnet_that_all_boards_measure_is_measured_once_more(
+        self, wrong: str, count: int, killed_after: int | None
+    ) -> None:
+        """The initial design repeats what a disturbed device spoiled or what failed, the anchor as well."""
+        fleet = boards(count)
+        for agent in fleet.agents:
+            assert isinstance(agent, EqualBoard)
+            tried: list[str] = []
+
+            def fails_at_first(task: MeasureTask, tried: list[str] = tried) -> str | None:
+                tried.append(task.architecture.fingerprint)
+                return "crashed" if len(tried) <= 4 and tried.count(tried[-1]) == 1 else None
+
+            if wrong == "disturbed":
+                agent.disturbed = 10
+            else:
+                agent.fails = fails_at_first
+        fleet.begin()
+        if killed_after is not None:
+            for _ in range(killed_after):
+                fleet.step()
+            fleet.vanish()
+            fleet.begin(resume=True)
+        fleet.run()
+        assert fleet.campaign.finish() == "complete"
+        assert all(winners(fleet, agent.name) for agent in fleet.agents)
 
     @pytest.mark.parametrize("steps", [3, 6, 9, 12, 16])
     def test_a_resumed_run_ends_with_the_same_winners(self, steps: int) -> None:

@@ -23,6 +23,8 @@ class EqualBoard(SimulatedAgent):
     def __init__(self, *given: Any, factor: float = 1.0, tags: tuple[str, ...] = (), host: str = "", **options: Any):
         super().__init__(*given, **options)
         self.factor = factor
+        #: Measurements from the first one on that are slowed, at a speed that is not known.
+        self.disturbed = 0
         self._beaten_s = 0.0
         self.info = self.info.model_copy(update={"tags": tags, "host": host})
 
@@ -35,7 +37,9 @@ class EqualBoard(SimulatedAgent):
 
     def _measure(self, task: MeasureTask) -> Measurement:
         found = super()._measure(task)
-        return measurement(self.factor * found.median_ms, found.model_sha256, found.finished_unix_s)
+        changes = {"quality": "slowed", "undisturbed_ms": None} if self.disturbed > 0 else {}
+        self.disturbed -= 1
+        return measurement(self.factor * found.median_ms, found.model_sha256, found.finished_unix_s, **changes)
 
 
 class PooledSimulation(Simulation):
