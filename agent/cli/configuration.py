@@ -99,7 +99,7 @@ def _read_file(file: Path) -> dict[str, str]:
     values = dict(parser[SECTION])
     unknown = sorted(set(values) - set(KEYS))
     if unknown:
-        near = did_you_mean(unknown[0], KEYS) or ";"
+        near = did_you_mean(unknown[0], KEYS)
         raise UsageError(
             f"the configuration {file} has an unknown key {unknown[0]!r}{near} there are {', '.join(KEYS)}"
         )

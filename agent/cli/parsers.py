@@ -136,7 +136,7 @@ def unknown_option(word: str, parser: argparse.ArgumentParser) -> UsageError:
         return UsageError(f"`{parser.prog}` has no use for {word!r}; leave it out; see `{parser.prog} --help`")
     name = word.partition("=")[0]
     known = re.findall(r"--[a-z][a-z-]*", parser.format_help())
-    near = did_you_mean(name, known) or ";"
+    near = did_you_mean(name, known)
     return UsageError(f"`{parser.prog}` has no option {name}{near} `{parser.prog} --help` lists all")
 
 
@@ -152,7 +152,7 @@ def _in_our_words(message: str, program: str) -> str:
     choice = _CHOICE.fullmatch(message)
     if choice is not None:
         names = [each.strip(" '\"") for each in choice[3].split(",")]
-        near = did_you_mean(choice[2], names)
+        near = did_you_mean(choice[2], names, otherwise="")
         if choice[1] == "COMMAND":
             return f"`{program}` has no command {choice[2]!r}{near or '; there are ' + ', '.join(names)}"
         return f"{choice[1]} {choice[2]!r} is none of {', '.join(names)}{near}"

@@ -102,7 +102,7 @@ def _chosen(run_id: str, devices: Sequence[DeviceOutcome], device: str, setting:
     named = [found for found in devices if found.device == device]
     if not named:
         names = sorted({found.device for found in devices})
-        near = did_you_mean(device, names) or ";"
+        near = did_you_mean(device, names)
         raise UsageError(f"run {run_id} has no device {device}{near} it has {(', '.join(names) or 'none')[:400]}")
     labels = ", ".join(found.setting.label for found in named)
     if setting is None:

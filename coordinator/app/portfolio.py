@@ -276,7 +276,7 @@ def _weighed(demands: Sequence[Demand], weights: Mapping[str, float]) -> list[De
     names = {name for demand in demands for name in (demand.device, f"{demand.device}/{demand.setting}")}
     unknown = sorted(set(weights) - names)
     if unknown:
-        near = did_you_mean(unknown[0], sorted(names)) or ";"
+        near = did_you_mean(unknown[0], sorted(names))
         raise UsageError(f"weights name {', '.join(unknown)[:200]}{near} the run has {', '.join(sorted(names))[:400]}")
     return [
         replace(

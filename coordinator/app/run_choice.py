@@ -129,7 +129,7 @@ def _check_distrusted(plan: CampaignPlan, store: MeasurementStore) -> None:
     known = store.known_devices()
     unknown = sorted(set(plan.prior_without) - known)
     if unknown:
-        near = did_you_mean(unknown[0], sorted(known)) or ";"
+        near = did_you_mean(unknown[0], sorted(known))
         raise UsageError(
             f"--prior-without {', '.join(unknown)}: the store {store.url} holds no such device{near} check the name, "
             "or leave it out"

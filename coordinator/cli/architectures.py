@@ -44,7 +44,7 @@ def parse_architecture(space: DesignSpace, text: str) -> Architecture:
         found = Architecture.model_validate(fields.get("architecture", fields))
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(
-            f"architecture {text[:80]!r} cannot be read ({_fault(error)}){did_you_mean(text[:80], _NAMES) or ';'} give "
+            f"architecture {text[:80]!r} cannot be read ({_fault(error)}){did_you_mean(text[:80], _NAMES)} give "
             "JSON with the keys ks, e, d and r, a file of it, `smallest`, `largest` or `random:SEED`"
         ) from None
     return space.decode(space.encode([found]))[0]

@@ -124,7 +124,7 @@ class Group(_Helping, TyperGroup):
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             path, word = ctx.command_path, plain(name)[:_MOST_CHARACTERS]
-            near = did_you_mean(word, self.list_commands(ctx)) or ";"
+            near = did_you_mean(word, self.list_commands(ctx))
             raise UsageError(f"`{path}` has no command {word!r}{near} `{path} --help` lists all")
         return super().resolve_command(ctx, args)
 

@@ -160,7 +160,7 @@ def _read(file: Path) -> Configuration:
     settings = {}
     for key, value in found.items():
         if key not in KEYS:
-            near = did_you_mean(key, KEYS) or ";"
+            near = did_you_mean(key, KEYS)
             raise UsageError(f"the configuration {file} has an unknown key {key!r}{near} there are {', '.join(KEYS)}")
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise UsageError(f'the configuration {file} has {key} = {value!r}, which is no text such as {key} = "..."')

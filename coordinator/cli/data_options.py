@@ -146,7 +146,7 @@ def _all_fields(text: str) -> dict[str, Any]:
     found = json_object("--preprocessing", text)
     unknown = sorted(set(found) - {*_FIELDS, "channels"})
     if unknown:
-        near = did_you_mean(unknown[0][:80], _FIELDS) or ";"
+        near = did_you_mean(unknown[0][:80], _FIELDS)
         raise UsageError(f"--preprocessing has no field {unknown[0][:80]!r}{near} there are {', '.join(_FIELDS)}")
     return {name: value for name, value in found.items() if name != "channels"}
 

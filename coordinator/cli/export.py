@@ -98,7 +98,7 @@ def export(
         written = _written(output or Path(f"{Path(source).stem}.supernet"))
         sha256 = _export_file(Path(source), written, file, data)
     else:
-        near = did_you_mean(source, (_DIGITS, *PUBLISHED)) or ";"
+        near = did_you_mean(source, (_DIGITS, *PUBLISHED))
         raise UsageError(
             f"{source!r} is neither a supernet known by name nor a file{near} "
             f"give one of {_KNOWN}, or the path of a checkpoint together with --space"

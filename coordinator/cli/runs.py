@@ -50,7 +50,7 @@ class FilterOptions:
         """Return the runs that these options leave; `UsageError` where one cannot be used."""
         unknown = sorted(set(self.status or ()) - set(_STATUSES))
         if unknown:
-            near = did_you_mean(unknown[0], _STATUSES) or ";"
+            near = did_you_mean(unknown[0], _STATUSES)
             raise UsageError(f"--status {unknown[0]!r} is no status of a run{near} there are {', '.join(_STATUSES)}")
         since = _unix_s(self.since) if self.since is not None else float("-inf")
         return [

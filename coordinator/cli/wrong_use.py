@@ -44,7 +44,7 @@ def explain(error: Any) -> str:
         options = [name for each in context.command.get_params(context) for name in (*each.opts, *each.secondary_opts)]
         long = [name for name in options if name.startswith("--")]
         name = _short(error.option_name)
-        return f"`{command}` has no option {name}{did_you_mean(name, long) or ';'} `{command} --help` lists all"
+        return f"`{command}` has no option {name}{did_you_mean(name, long)} `{command} --help` lists all"
     parameter = getattr(error, "param", None)
     if kind == "MissingParameter" and parameter is not None:
         return f"`{command}` needs {_missing(parameter)}; {see}"
@@ -74,7 +74,7 @@ def _wrong_value(error: Any, parameter: Any) -> str:
     if choices is not None:
         names = [each.strip(" '\"") for each in choices[2].split(",")]
         value = choices[1].strip("'\"")
-        return f"{name} {value!r} is none of {_listed(names)}{did_you_mean(value, names)}"
+        return f"{name} {value!r} is none of {_listed(names)}{did_you_mean(value, names, otherwise='')}"
     fault = _fault(error)
     if fault is not None and fault["type"] in _FAULTS:
         is_not, wanted = _FAULTS[fault["type"]]

@@ -104,7 +104,7 @@ def exported_rows(
     known = sorted({device for _, device, _ in settings})
     for device in devices:
         if device not in known:
-            near = did_you_mean(device, known) or ";"
+            near = did_you_mean(device, known)
             raise UsageError(
                 f"no device {device!r} took part in these runs{near} there are {', '.join(known) or 'none'}"
             )

@@ -206,7 +206,7 @@ class MeasurementStore:
         """
         here = sorted(self.known_devices())
         if unknown := sorted({*devices, *trust}.difference(here)):
-            near = did_you_mean(unknown[0], here) or ";"
+            near = did_you_mean(unknown[0], here)
             told = f"the store {self.url} holds no device {', '.join(unknown)}{near} see the names"
             raise UsageError(f"{told} with `fleetnas results`, or give its store with --store")
         with self._database.writing() as session:

@@ -144,7 +144,7 @@ def checked_options(model: type[_Options], space: str, given: Mapping[str, Any])
         place = plain(names) or "the options"
         message = " ".join(fault_words(first).split())
         if first["type"] == "extra_forbidden":
-            near = did_you_mean(str(first["loc"][-1])[:80], model.model_fields) or ";"
+            near = did_you_mean(str(first["loc"][-1])[:80], model.model_fields)
             message = f"there is no such option{near} there are {', '.join(model.model_fields)}"
         raise UsageError(
             f"design space {space!r} does not take these options: {place}: {message[:300]}, "

@@ -61,7 +61,7 @@ def _registered(name: str) -> Callable[..., DesignSpace]:
     found = [point for point in metadata.entry_points(group=ENTRY_POINTS) if point.name == name]
     if not found:
         raise UsageError(
-            f"no design space is called {name[:80]!r}{did_you_mean(name[:80], space_names()) or ';'} there are "
+            f"no design space is called {name[:80]!r}{did_you_mean(name[:80], space_names())} there are "
             f"{', '.join(space_names())}; a space of another package needs that package installed here"
         )
     if len(found) > 1:

@@ -59,7 +59,7 @@ class PortfolioOptions:
         def check(names: Collection[str]) -> None:
             unknown = sorted(set(weights) - set(names))
             if unknown:
-                near = did_you_mean(unknown[0], sorted(names)) or ";"
+                near = did_you_mean(unknown[0], sorted(names))
                 raise UsageError(
                     f"--weights {self.weights} names {', '.join(unknown)[:200]}{near} there are "
                     f"{', '.join(sorted(names))[:400]}: correct the file, or start those agents"

@@ -53,7 +53,7 @@ def _entry(path: Path, device: str, fields: object) -> DeviceTargets:
             f'{place} has a table {unknown[0]!r} within it; a name with a dot takes quotes: ["{device}.{unknown[0]}"]'
         )
     if unknown:
-        near = did_you_mean(unknown[0], _KEYS) or ";"
+        near = did_you_mean(unknown[0], _KEYS)
         raise UsageError(f"{place} has the unknown field {unknown[0]!r}{near} it takes {', '.join(_KEYS)}")
     try:
         request = TargetRequest.parse(_text(fields["targets"])) if "targets" in fields else TargetRequest()
