@@ -111,6 +111,8 @@ class _DeviceClock:
     """Measurements of both kinds at the last look, by label of the setting."""
     latest_s: float | None = None
     """Time of the latest outcome; None before the first."""
+    before_s: float = 0.0
+    """Seconds expected of what it had measured before the first look: of a resumed run."""
 
     def outcome_at(self, now_s: float) -> float | None:
         """Note an outcome; returns the time since the one before, None where it is the first."""
@@ -144,6 +146,9 @@ class ProgressTracker:
             label, now = setting_run.setting.label, self._measured(setting_run)
             before = clock.counted.get(label)
             clock.counted[label] = now
+            if before is None:
+                each = self._expected(setting_run.device, label)
+                clock.before_s += now[_FIRST] * each.first + now[_VERIFICATION] * each.verification
             if before is None or now == before:
                 continue
             new = [max(0, after - earlier) for after, earlier in zip(now, before, strict=True)]
@@ -172,7 +177,8 @@ class ProgressTracker:
         found = longest(
             self._under_way(now_s, device, time_of_device(work, factor), work) for device, work in left.items()
         )
-        elapsed_s = now_s - self._began_s
+        before_s = max(clock.before_s for clock in self._clocks.values())
+        elapsed_s = now_s - self._began_s + before_s
         share = elapsed_s / max(elapsed_s + found.expected + END_S, 1e-9)
         if len(setting_runs) != self._settings:  # more devices are more work
             self._settings, self._shown = len(setting_runs), 0.0

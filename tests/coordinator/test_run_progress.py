@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rigs.event_examples import RUN
 from rigs.simulated_fleet import Simulation
-from rigs.timed_fleet import followed
+from rigs.timed_fleet import followed, timed_fleet
 
 from fleetnas.coordinator.app.progress_events import ProgressEvents
 from fleetnas.coordinator.records.events import Event, ProgressChanged
@@ -115,3 +115,24 @@ def test_a_history_of_results_that_came_in_one_moment_ends_no_search() -> None:
     assert told is not None
     assert math.isfinite(told.left_s)
     assert fleet.campaign.finished
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_resumed_run_goes_on_from_the_share_that_it_had(seed: int) -> None:
+    """The time since the resumption is not the time that the run has taken."""
+    fleet = timed_fleet(seed)
+    fleet.begin()
+
+    def told(steps: int) -> RunProgress:
+        for _ in range(steps):
+            fleet.step(0.25)
+        found = fleet.campaign.snapshot(fleet.clock.unix()).progress
+        assert found is not None
+        return found
+
+    while (before := told(8)).done < 0.7:
+        assert not fleet.campaign.finished
+    fleet.vanish()
+    fleet.begin(resume=True)
+    after = told(8)
+    assert before.done - 0.2 < after.done < before.done + 0.2
