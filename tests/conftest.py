@@ -28,6 +28,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # The configuration of the user who runs the tests names a broker and a store of theirs.
 os.environ["FLEETNAS_CONFIG"] = ""
 
+# Workers of a test run have one; tests expect the width of no terminal.
+os.environ.pop("COLUMNS", None)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -11,13 +11,13 @@ from functools import cache
 from importlib import metadata, resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fleetnas.coordinator.records.budget import shown_purpose
 from fleetnas.coordinator.records.snapshot import TargetSnapshot
 from fleetnas.coordinator.records.targets import target_name
 from fleetnas.coordinator.view import wording
+from fleetnas.coordinator.view.page_templates import template_environment
 
 _PACKAGE = "fleetnas.coordinator.dashboard"
 _MARKS = {
@@ -79,18 +79,8 @@ class Renderer:
 
     def __init__(self, store: str) -> None:
         """`store` is the store's name for people, without a password."""
-        self._environment = environment = Environment(
-            loader=PackageLoader(_PACKAGE, "."),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_reload=False,
-        )
+        self._environment = environment = template_environment(_PACKAGE)
         environment.filters.update(
-            ms=wording.latency,
-            target=wording.target,
-            percent=wording.accuracy,
             target_text=_target_text,
             target_status=wording.target_status,
             target_accuracy=wording.target_accuracy,

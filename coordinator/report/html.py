@@ -124,19 +124,11 @@ def render_report(directory: Path) -> str:
 
 
 def _environment() -> Environment:
-    """Make the environment of the template, with the filters that write figures as every view does."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    """Make the environment of the template, with its own filters beside those of all pages."""
+    from fleetnas.coordinator.view.page_templates import template_environment
 
-    environment = Environment(
-        loader=PackageLoader("fleetnas.coordinator.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = template_environment("fleetnas.coordinator.report")
     environment.filters.update(
-        ms=wording.latency,
-        target=wording.target,
         target_label=target_label,
         percent=wording.accuracy,
         quality=wording.data_quality,

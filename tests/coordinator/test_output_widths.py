@@ -28,10 +28,7 @@ def words_of(lines: list[str]) -> list[str]:
     return [word for line in lines for word in line.split()]
 
 
-def test_the_results_of_a_pipe_are_whole_lines(
-    capsys: pytest.CaptureFixture[str], finished_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)  # workers of a test run have one
+def test_the_results_of_a_pipe_are_whole_lines(capsys: pytest.CaptureFixture[str], finished_run: Path) -> None:
     code, out, _ = fleetnas(capsys, "results", "run-1", "--store", str(finished_run))
     assert code == 0
     marks = sum(out.count(mark) for mark in "✓✗·")

@@ -35,7 +35,6 @@ def test_a_search_is_estimated_before_and_ends_with_two_verified_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # where results would go
-    monkeypatch.delenv("COLUMNS", raising=False)  # workers of a test run have one
     weights = tmp_path / "weights.json"
     with process_fleet(tmp_path) as fleet:
         for name in AGENTS:
