@@ -6,6 +6,7 @@ Dask sends tasks as pickles: scheduler and workers must be trusted, as on any su
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import platform
 from collections.abc import Generator, Mapping, Sequence
@@ -35,14 +36,19 @@ def evaluate_on_cluster(
 
     Raises:
         UsageError: no scheduler or no worker answers, or a worker has other files or versions than this machine.
+        FleetnasError: the scheduler ended.
         MissingDependencyError: `distributed` is not installed here.
     """
     client = _connected(scheduler)
     try:
-        _check_workers(client, job, scheduler)
-        yield from _evaluated(client, job, subnets, scheduler)
-    finally:
-        client.close()
+        with contextlib.closing(client):
+            _check_workers(client, job, scheduler)
+            yield from _evaluated(client, job, subnets)
+    except (CancelledError, OSError):  # by what the client did when it noticed
+        raise FleetnasError(
+            f"the scheduler {scheduler} has ended or forgotten its tasks; start it and run the command again, "
+            "which continues"
+        ) from None
 
 
 def _connected(scheduler: str) -> Any:
@@ -93,7 +99,7 @@ def _check_workers(client: Any, job: EvaluationJob, scheduler: str) -> None:
 
 
 def _evaluated(
-    client: Any, job: EvaluationJob, subnets: Sequence[DrawnSubnet], scheduler: str
+    client: Any, job: EvaluationJob, subnets: Sequence[DrawnSubnet]
 ) -> Generator[tuple[DrawnSubnet, Outcome], None, None]:
     from distributed import KilledWorker, as_completed
 
@@ -119,11 +125,6 @@ def _evaluated(
             outcome: Outcome = future.result()
         except KilledWorker:
             outcome = "its worker process died several times"
-        except CancelledError:
-            raise FleetnasError(
-                f"the scheduler {scheduler} has ended or forgotten its tasks; start it and run the command again, "
-                "which continues"
-            ) from None
         yield subnet, outcome
         completed.update(submit())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from rigs import waiting
+from rigs import brokers, waiting
 
 _FLEETNAS = "from fleetnas.coordinator.cli import main; main()"
 
@@ -89,9 +88,7 @@ def dask_cluster(folder: Path, count: int = 2, paths: Sequence[Path] = ()) -> It
 
     A worker's own child computes; the parent, Dask's nanny, starts it again. `paths` are searched first for packages.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = brokers.free_port()
     address = f"tcp://127.0.0.1:{port}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if paths:
@@ -113,9 +110,11 @@ def dask_cluster(folder: Path, count: int = 2, paths: Sequence[Path] = ()) -> It
             started.callback(end, process)
             return process
 
-        yield DaskCluster(
+        cluster = DaskCluster(
             address, run("scheduler", scheduler), [run(f"worker-{number}", worker) for number in range(count)]
         )
+        brokers.until_listening(port, cluster.scheduler)
+        yield cluster
 
 
 def end(process: subprocess.Popen[Any]) -> None:

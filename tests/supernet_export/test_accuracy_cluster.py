@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ pytest.importorskip("distributed")
 from rigs import evaluations, waiting
 from rigs.command_line import fleetnas
 
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.supernet_export.bundle import SupernetBundle
+from fleetnas.supernet_export.evaluation.cluster_workers import evaluate_on_cluster
 from fleetnas.supernet_export.evaluation.evaluation_file import supernet_digest
 from fleetnas.supernet_export.evaluation.images import open_images
 from fleetnas.supernet_export.evaluation.job import EvaluationJob, worker_of
+from fleetnas.supernet_export.evaluation.sampling import draw_subnets
 from fleetnas.supernet_export.export import export_digits
 
 
@@ -26,6 +29,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("digits") / "digits.supernet"
     export_digits(path)
     return path
+
+
+def job_of(path: Path) -> EvaluationJob:
+    """The evaluation of a bundle on the digits that it ships with."""
+    opened = SupernetBundle.open(path)
+    return EvaluationJob(
+        bundle=path,
+        supernet_digest=supernet_digest(opened),
+        images=None,
+        calibration_images=None,
+        images_digest=open_images(opened, None).digest(),
+        calibration_digest=open_images(opened, None, "calibration").digest(),
+        verify=True,
+    )
 
 
 def test_a_cluster_gives_the_local_answers_although_a_worker_is_killed(capsys, tmp_path, digits):
@@ -61,6 +78,19 @@ def test_a_lost_scheduler_ends_the_evaluation_with_what_to_do(tmp_path, digits):
     assert evaluations.lines(output)
 
 
+def test_a_scheduler_that_is_lost_while_a_subnet_is_written_down_is_told_in_the_same_words(tmp_path, digits):
+    """The next call after it is one to the scheduler itself, not for a result."""
+    space = SupernetBundle.open(digits).space
+    subnets = draw_subnets(space, 20, "both", seed=1)
+    with evaluations.dask_cluster(tmp_path, 1) as cluster:
+        found = evaluate_on_cluster(job_of(digits), subnets, cluster.address)
+        next(found)
+        cluster.scheduler.kill()
+        cluster.scheduler.wait()
+        with pytest.raises(FleetnasError, match="run the command again, which continues"):
+            list(found)
+
+
 def test_no_scheduler_is_said_at_once(capsys, tmp_path, digits):
     command = ["accuracy", "evaluate", str(digits), "-o", str(tmp_path / "a.jsonl"), "--scheduler"]
     for address in ("tcp://127.0.0.1:9", "nonsense://x"):
@@ -82,16 +112,7 @@ def test_workers_of_other_versions_are_named(capsys, tmp_path, digits):
 
 
 def test_a_worker_refuses_files_of_other_content(tmp_path, digits):
-    opened = SupernetBundle.open(digits)
-    job = EvaluationJob(
-        bundle=digits,
-        supernet_digest=supernet_digest(opened),
-        images=None,
-        calibration_images=None,
-        images_digest="0" * 64,
-        calibration_digest=open_images(opened, None, "calibration").digest(),
-        verify=True,
-    )
+    job = replace(job_of(digits), images_digest="0" * 64)
     with pytest.raises(UsageError, match="other content on a worker than here"):
         worker_of(job)
     missing = EvaluationJob(tmp_path / "none.supernet", "", None, None, "", "", verify=True)
