@@ -58,7 +58,7 @@ own-task: $(VENV)/.own-task-ready
 	$(BIN)/python benchmarks/own_task.py --without-scratch $(ARGS)
 
 test: $(VENV)/.test-ready lint
-	$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 docs-test: $(VENV)/.test-ready
 	$(BIN)/python -m pytest -n 0 -m "soak or not soak" tests/documents $(ARGS)

@@ -30,7 +30,7 @@ from fleetnas.coordinator.view.lines import JsonView, LinesView, event_line
 from fleetnas.coordinator.view.live import frame_strips
 from fleetnas.fleet_protocol.messages import MeasurementProtocol
 
-SEEDS = 40
+SEEDS = 20
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def campaigns() -> list[list[tuple[float, RunProgress]]]:
     return [followed(seed) for seed in range(SEEDS)]
 
 
+@pytest.mark.xdist_group("run-progress")
 def test_progress_is_within_bounds_and_never_goes_backward(campaigns: list[list[tuple[float, RunProgress]]]) -> None:
     for told in campaigns:
         shares = [found.done for _, found in told]
@@ -48,6 +49,7 @@ def test_progress_is_within_bounds_and_never_goes_backward(campaigns: list[list[
         assert told[-1][1].left_s == 0.0
 
 
+@pytest.mark.xdist_group("run-progress")
 def test_in_the_middle_the_interval_covers_the_time_left_in_most_campaigns(
     campaigns: list[list[tuple[float, RunProgress]]],
 ) -> None:

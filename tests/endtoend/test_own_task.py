@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-task.md"
 
 
+@pytest.mark.soak
 def test_the_page_leads_from_a_folder_of_images_to_verified_models(tmp_path: Path) -> None:
     for seed, (part, count) in enumerate((("train", 24), ("val", 8), ("test", 8))):
         write_images(tmp_path / "data" / part, count, seed=seed)
