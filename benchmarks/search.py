@@ -53,7 +53,7 @@ PICTURES = ROOT / "docs" / "img"
 COUNTS = (1, 2, 3, 4, 5, 10)
 PAPER_STRATEGIES: tuple[Strategy, ...] = (Strategy.INDEPENDENT, Strategy.BOTTOM_UP, Strategy.TOP_DOWN)
 #: Rounds and islands of the guided engine: of the peer's quality, of 1 % and of 10 % of its time.
-EQUAL, ONE_PERCENT, TEN_PERCENT = (8, 1), (22, 9), (20, 70)
+EQUAL, ONE_PERCENT, TEN_PERCENT = (8, 1), (25, 7), (20, 70)
 
 
 @dataclass(frozen=True)
