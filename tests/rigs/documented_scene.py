@@ -265,7 +265,7 @@ class Scene:
             # What other settings measured has few subnets in common with these.
             for file in (Path(self.environment["XDG_DATA_HOME"]) / "fleetnas").glob("runs.sqlite*"):
                 file.unlink()
-            self.must(f"{SEARCH_OF_BOTH} --min-time 0.2 --min-runs 20")
+            self.must(f"{SEARCH_OF_BOTH} --budget 30 --min-time 0.2 --min-runs 20")
         if "postgresql" in words:
             self.servers["database"] = documented_world.start_postgresql()
             if "watch" in words:
