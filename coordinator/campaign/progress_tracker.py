@@ -114,6 +114,10 @@ class _DeviceClock:
     before_s: float = 0.0
     """Seconds expected of what it had measured before the first look: of a resumed run."""
 
+    def had_measured(self, seconds: float) -> None:
+        """Note the seconds of what one of its settings had measured before the first look."""
+        self.before_s += seconds
+
     def outcome_at(self, now_s: float) -> float | None:
         """Note an outcome; returns the time since the one before, None where it is the first."""
         since_s = None if self.latest_s is None else now_s - self.latest_s
@@ -148,7 +152,7 @@ class ProgressTracker:
             clock.counted[label] = now
             if before is None:
                 each = self._expected(setting_run.device, label)
-                clock.before_s += now[_FIRST] * each.first + now[_VERIFICATION] * each.verification
+                clock.had_measured(now[_FIRST] * each.first + now[_VERIFICATION] * each.verification)
             if before is None or now == before:
                 continue
             new = [max(0, after - earlier) for after, earlier in zip(now, before, strict=True)]
