@@ -153,7 +153,8 @@ class ProgressTracker:
             if before is None:
                 each = self._expected(setting_run.device, label)
                 clock.had_measured(now[_FIRST] * each.first + now[_VERIFICATION] * each.verification)
-            if before is None or now == before:
+                continue
+            if now == before:
                 continue
             new = [max(0, after - earlier) for after, earlier in zip(now, before, strict=True)]
             took_s = clock.outcome_at(now_s)

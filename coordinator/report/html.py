@@ -130,7 +130,6 @@ def _environment() -> Environment:
     environment = template_environment("fleetnas.coordinator.report")
     environment.filters.update(
         target_label=target_label,
-        percent=wording.accuracy,
         quality=wording.data_quality,
         quantity=quantity,
         size=size,

@@ -252,15 +252,17 @@ class Scene:
     def serve(self, words: str = "") -> None:
         """Start what pages take for granted that say `words`: a broker and agents, a database, an authority."""
         (_, listens, _), (_, connected, _), *_ = _SERVERS
-        agents, evaluated = {"agent": AGENT}, "predictor evaluate" in words
+        evaluated = "predictor evaluate" in words
+        # An evaluation takes measurements at undisturbed speed alone, which more threads than cores never have.
+        agent = AGENT.replace("threads=4", "threads=1") if evaluated else AGENT
+        agents = {"agent": agent}
         if re.search("pi5|--verify |predictor evaluate", words):
-            agents["other"] = AGENT.replace("pi4", "pi5") + " --setting litert,threads=4" * ("fleetnas bench" in words)
+            agents["other"] = agent.replace("pi4", "pi5") + " --setting litert,threads=4" * ("fleetnas bench" in words)
         if "pi4*" in words:
             agents["other"] = AGENT.replace("pi4", "pi4-shelf")
         self._serve("broker", BROKER, listens)
         for kind, text in agents.items():
-            # An evaluation takes measurements at undisturbed speed alone, which more threads than cores never have.
-            self._serve(kind, text.replace("threads=4", "threads=1" if evaluated else "threads=4"), connected)
+            self._serve(kind, text, connected)
         if evaluated:
             # What other settings measured has few subnets in common with these.
             for file in (Path(self.environment["XDG_DATA_HOME"]) / "fleetnas").glob("runs.sqlite*"):
