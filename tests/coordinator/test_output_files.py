@@ -188,6 +188,8 @@ class TestParts:
         self, finished: Simulation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "jinja2", None)  # as where it is not installed
+        # An earlier test of this process may have imported the module that imports it.
+        monkeypatch.delitem(sys.modules, "fleetnas.coordinator.view.page_templates", raising=False)
         (remark,) = write_artifacts(finished.store, "run-1", tmp_path, finished.models)
         assert "the report could not be written" in remark
         assert read_results(tmp_path).status == "complete"
