@@ -52,12 +52,13 @@ class EvaluationWorker:
             some = job.some_classes
             evaluation = open_images(self._bundle, job.images, some_classes=some)
             calibration = open_images(self._bundle, job.calibration_images, "calibration", some_classes=some)
-        except FleetnasError as error:
+            found = (supernet_digest(self._bundle), evaluation.digest(), calibration.digest()) if job.verify else None
+        except (FleetnasError, OSError) as error:
             raise UsageError(f"a worker cannot open what this machine can: {error}") from None
-        if job.verify:
-            _same(job.bundle, supernet_digest(self._bundle), job.supernet_digest)
-            _same(job.images, evaluation.digest(), job.images_digest)
-            _same(job.calibration_images, calibration.digest(), job.calibration_digest)
+        if found is not None:
+            wanted = (job.supernet_digest, job.images_digest, job.calibration_digest)
+            for path, here, there in zip((job.bundle, job.images, job.calibration_images), found, wanted, strict=True):
+                _same(path, here, there)
         self._images = PreparedImages(calibration, evaluation, cache, calibration_count=job.calibration_count)
 
     def evaluate(self, architecture: Architecture) -> dict[str, Any]:

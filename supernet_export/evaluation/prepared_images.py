@@ -73,12 +73,18 @@ class PreparedImages:
         if self._folder is None:
             return np.stack(list(self._images(kind, resolution)))
         path = self._folder / f"{kind}-{resolution}.npy"
-        if not path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with _alone(path.with_suffix(".lock")):
-                if not path.exists():  # another process may have made it meanwhile
-                    _write(path, self._images(kind, resolution), self._count(kind))
-        mapped: Array = np.load(path, mmap_mode="r")
+        try:
+            if not path.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with _alone(path.with_suffix(".lock")):
+                    if not path.exists():  # another process may have made it meanwhile
+                        _write(path, self._images(kind, resolution), self._count(kind))
+            mapped: Array = np.load(path, mmap_mode="r")
+        except OSError as error:
+            raise UsageError(
+                f"images cannot be prepared in {self._folder}: {error}; give a folder where this user can write "
+                "(--cache DIR; for a Dask worker, its --local-directory)"
+            ) from None
         return mapped
 
     def _count(self, kind: str) -> int:
@@ -101,7 +107,8 @@ def _write(path: Path, images: Iterator[Array], count: int) -> None:
     if needed > free:
         raise UsageError(
             f"{count:,} prepared images of {first.shape[1]} x {first.shape[2]} pixels take {needed / 1e9:.1f} GB and "
-            f"{path.parent} has {free / 1e9:.1f} GB free; give a folder on a larger disk (--cache DIR), or fewer images"
+            f"{path.parent} has {free / 1e9:.1f} GB free; give a folder on a larger disk (--cache DIR; "
+            "for a Dask worker, its --local-directory), or fewer images"
         )
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ pytest.importorskip("distributed")
 
 from rigs import evaluations, waiting
 from rigs.command_line import fleetnas
+from rigs.untrained_supernet import write_untrained
 
 from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.supernet_export.bundle import SupernetBundle
@@ -118,3 +120,20 @@ def test_a_worker_refuses_files_of_other_content(tmp_path, digits):
     missing = EvaluationJob(tmp_path / "none.supernet", "", None, None, "", "", verify=True)
     with pytest.raises(UsageError, match=r"a worker cannot open .*none\.supernet"):
         worker_of(missing)
+
+
+def test_a_worker_names_the_file_that_it_cannot_read(tmp_path, monkeypatch):
+    """An error of the system there is not one of the connection to the scheduler."""
+    write_untrained(tmp_path / "small.supernet")
+    images = evaluations.write_images(tmp_path / "val")
+    faulty, read_bytes = images / "3" / "1.png", Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path == faulty:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    job = EvaluationJob(tmp_path / "small.supernet", "", images, images, "", "", verify=True)
+    with pytest.raises(UsageError, match=r"a worker cannot open .*Input/output error.*1\.png"):
+        worker_of(job)

@@ -18,6 +18,7 @@ from rigs.command_line import fleetnas
 from rigs.untrained_supernet import write_untrained
 
 from fleetnas.fleet_protocol.architecture import Architecture
+from fleetnas.fleet_protocol.errors import UsageError
 from fleetnas.supernet_export.bundle import SupernetBundle
 from fleetnas.supernet_export.evaluation.evaluation_file import EvaluationFile, parse_header, supernet_digest
 from fleetnas.supernet_export.evaluation.images import ImageFolder, open_images
@@ -126,6 +127,9 @@ def test_prepared_images_are_those_of_a_winners_calibration(tmp_path, small):
         "calibration-16.npy",
         "evaluation-12.npy",
     ]
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot be prepared in .*file.*--cache DIR"):
+        PreparedImages(calibration, evaluation, tmp_path / "file").evaluation(12)
     in_memory = PreparedImages(calibration, evaluation, calibration_count=7)
     np.testing.assert_array_equal(next(in_memory.calibration_batches(16)), found[0][:7])
     np.testing.assert_array_equal(in_memory.evaluation(12), prepared.evaluation(12))
@@ -264,6 +268,16 @@ def test_bad_folders_and_options_are_refused_before_any_work(capsys, tmp_path, s
     for shard in ("3/3", "1", "a/2", "-1/2", "0/0"):
         assert "give i/n with i from 0 to n - 1" in refused(f"--shard={shard}", path=digits)
     assert "leave out --workers" in refused("--scheduler", "tcp://127.0.0.1:1", "--workers", "1", path=digits)
+
+
+def test_a_cache_where_no_folder_can_be_made_ends_the_command_in_one_line(capsys, tmp_path, small):
+    bundle, images = small
+    (tmp_path / "file").touch()
+    command = ["accuracy", "evaluate", str(bundle), "-n", "2", "-o", str(tmp_path / "a.jsonl"), *images]
+    code, _, err = fleetnas(capsys, *command, "--workers", "1", "--cache", str(tmp_path / "file"))
+    assert code == 2
+    assert "cannot be prepared in" in err
+    assert evaluations.lines(tmp_path / "a.jsonl") == []
 
 
 def test_other_supernets_than_digits_need_both_folders(capsys, tmp_path, small):
