@@ -50,6 +50,8 @@ from fleetnas.supernet_export.bundle import SupernetBundle
 
 PARTS = ("agreement", "scatter", "verification", "idle")
 PROTOCOL = MeasurementProtocol()
+#: Values of a subnet that tell its scatter, at least.
+LEAST_ROUNDS = 3
 VERIFICATION = MeasurementProtocol(half_width_percent=1.0, sessions=3)
 STREAM = """
 import time
@@ -80,13 +82,13 @@ class Repeats:
         ]
 
     def per_subnet(self, value: Callable[[MeasuredReply], float | None]) -> list[list[float]]:
-        """What `value` finds, per subnet; subnets with fewer than three values are left out."""
+        """What `value` finds, per subnet; subnets with fewer than `LEAST_ROUNDS` values are left out."""
         found: dict[int, list[float]] = {}
         for index, reply in self.replies:
             number = value(reply)
             if number is not None:
                 found.setdefault(index, []).append(number)
-        return [values for values in found.values() if len(values) >= 3]
+        return [values for values in found.values() if len(values) >= LEAST_ROUNDS]
 
 
 def plain(reply: MeasuredReply) -> float:
@@ -112,7 +114,10 @@ def range_percent(values: list[float]) -> float:
 def repeats(
     bundle: SupernetBundle, runtime: str, seconds: float, protocol: MeasurementProtocol, *, new_children: bool = False
 ) -> Repeats:
-    """Measure the twelve subnets in turn, as an agent does, for so long; each round in a new child if asked for."""
+    """Measure the twelve subnets in turn, as an agent does, for so long and at least `LEAST_ROUNDS` times each.
+
+    Each round runs in a new child if asked for.
+    """
     genomes = np.concatenate([SPACE.smallest(), SPACE.largest(), SPACE.sample(10, np.random.default_rng(5))])
     architectures = SPACE.decode(genomes)
     worker, speed = Worker(child_command(default_host_lock_path())), SpeedTracker()
@@ -120,7 +125,8 @@ def repeats(
     begin = time.perf_counter()
     try:
         for index in itertools.cycle(range(len(architectures))):
-            if index == 0 and time.perf_counter() - begin > seconds:
+            done = len(replies) >= LEAST_ROUNDS * len(architectures) and time.perf_counter() - begin > seconds
+            if index == 0 and done:
                 break
             if index == 0 and new_children:
                 worker.close()

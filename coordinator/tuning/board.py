@@ -46,6 +46,10 @@ class Board:
         """Note that it told its own measurement of the anchor, or that this failed."""
         self.anchored = self.anchor_told = True
 
+    def holds(self, key: ProposalKey) -> bool:
+        """Whether it measures a proposal, or has it in its queue."""
+        return key in self.outstanding or any(waiting.key == key for waiting in self.queue)
+
     def drop(self, key: ProposalKey) -> None:
         """Take a proposal out of its queue."""
         if any(waiting.key == key for waiting in self.queue):

@@ -67,9 +67,8 @@ class BoardClass:
 
     def _take_up_orphans(self) -> None:
         """Share out the proposals of boards that left when no other was there."""
-        held = {key for board in self._live for key in (*board.outstanding, *(waiting.key for waiting in board.queue))}
         for key, proposal in self._round.items():
-            if key not in held:
+            if not any(board.holds(key) for board in self._live):
                 self._assign(proposal)
 
     @property
@@ -232,6 +231,9 @@ class BoardClass:
         if not expected and self.checks.is_later(board.name, proposal):  # of a stored run, which is told again
             self._settle()
         own_anchor = self._is_anchor(proposal) and not board.anchor_told
+        if own_anchor and self._repeats_anchor(key):
+            board.tell_anchor()
+            own_anchor = False
         if not own_anchor:
             self._unassign(key)
         self._count(board, outcome)
@@ -246,6 +248,10 @@ class BoardClass:
         elif not (isinstance(outcome, Failed) and self._try_elsewhere(board, proposal)):
             self._round.pop(key, None)
             self.tuner.tell_of(board.name, proposal, outcome)
+
+    def _repeats_anchor(self, key: ProposalKey) -> bool:
+        """Whether the tuner waits for the anchor once more, and no board is left that would tell it."""
+        return self._anchor_told and key in self._round and not any(board.holds(key) for board in self._live)
 
     def _tell_anchor(self, board: Board, proposal: Proposal, outcome: Measurement | Failed) -> None:
         """Take the first measurement of the anchor as the tuner's own, and learn from those of the other boards."""

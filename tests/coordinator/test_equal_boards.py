@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rigs.equal_boards import EqualBoard, PooledSimulation, board_of
-from rigs.simulated_fleet import ACCURACY, SPACE, Simulation
+from rigs.simulated_fleet import ACCURACY, SPACE, Simulation, measurement
 
 from fleetnas.coordinator.app.portfolio import open_portfolio
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -18,7 +18,9 @@ from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.report.conversion import results_of
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.stored_devices import stored_devices
-from fleetnas.fleet_protocol.messages import Measurement, RuntimeSetting
+from fleetnas.coordinator.tuning.board_class import BoardClass
+from fleetnas.coordinator.tuning.proposal import Proposal
+from fleetnas.fleet_protocol.messages import Failed, Measurement, RuntimeSetting, TaskKey
 from fleetnas.fleet_protocol.orders import MeasureTask
 
 PLAN = CampaignPlan(targets="0.4,0.7,1.1", budget=24, initial_design=8, grace_s=5, join_s=60, deadline_s=60, pool=True)
@@ -138,6 +140,8 @@ class TestWorkIsSharedOut:
             fleet.checked = False  # a worker changes a search while it would be checked
             fleet.begin()
             for _ in range(2_000):
+                if fleet.campaign.finished:
+                    break
                 for _ in range(10):
                     if not fleet.campaign.finished:
                         fleet.step()
@@ -276,6 +280,45 @@ class TestBoardsComeAndGo:
         fleet.run()
         assert fleet.campaign.finish() == "complete"
         assert all(winners(fleet, agent.name) for agent in fleet.agents)
+
+    @pytest.mark.parametrize("at_work", [False, True])
+    @pytest.mark.parametrize("wrong", ["disturbed", "failed"])
+    def test_a_board_that_comes_after_the_last_one_left_takes_its_repeats(self, wrong: str, at_work: bool) -> None:
+        """The subnet that all boards measure is asked of the next board as its own and as a repeat, at once."""
+        fleet = PooledSimulation(plan())
+        tuner = fleet._class_tuner(fleet.board("pi0").info, RuntimeSetting())
+        pool = BoardClass("simulated", tuner)
+        first = pool.join("pi0")
+
+        def outcome(of: Proposal, spoiled: bool) -> Measurement | Failed:
+            if not spoiled:
+                return measurement(latency_ms(of), finished_unix_s=2.0)
+            if wrong == "failed":
+                return Failed(task=TaskKey(task_id="anchor", attempt=1), reason="crashed")
+            return measurement(latency_ms(of), quality="slowed", undisturbed_ms=None)
+
+        def latency_ms(of: Proposal) -> float:
+            return float(SPACE.macs(np.array([of.genome]))[0]) / 1e6
+
+        def is_anchor(of: Proposal) -> bool:
+            return of.genome == tuple(tuner.anchor.tolist())
+
+        asked = 0
+        while asked < (2 if at_work else 1):
+            (proposal,) = pool.ask(first, 1)
+            asked += is_anchor(proposal)
+            if asked < 2:
+                pool.tell(first, proposal, outcome(proposal, is_anchor(proposal)))
+        pool.leave(first)
+        second = pool.join("pi1")
+        for _ in range(1_000):
+            if pool.finished:
+                break
+            assert pool.needs_planning(second)
+            for proposal in pool.ask(second, 4):
+                pool.tell(second, proposal, outcome(proposal, False))
+        assert pool.finished
+        assert any(state.met for state in tuner.targets)
 
     @pytest.mark.parametrize("steps", [3, 6, 9, 12, 16])
     def test_a_resumed_run_ends_with_the_same_winners(self, steps: int) -> None:
