@@ -107,12 +107,13 @@ class RunningSearch:
             raise
 
     def close(self) -> None:
-        """Close the artifacts, the view, the transport, the executor and the store."""
-        self.artifacts.close()
-        self.view.close()
-        self.transport.close()
-        self.executor.shutdown(wait=True, cancel_futures=True)
-        self.store.close()
+        """Close the artifacts, the view, the transport, the executor and the store, each also after a failure."""
+        with contextlib.ExitStack() as opened:
+            opened.callback(self.store.close)
+            opened.callback(self.executor.shutdown, wait=True, cancel_futures=True)
+            opened.callback(self.transport.close)
+            opened.callback(self.view.close)
+            opened.callback(self.artifacts.close)
 
     def _drive(self, until_s: float) -> None:
         show_at_s = float("-inf")

@@ -134,9 +134,8 @@ class LocalTransport:
 
     def close(self) -> None:
         """Give the agent a last turn, and stop it."""
-        with self._opened:
+        with contextlib.closing(self._inner), self._opened:
             if self._started:
                 self._started = False
                 self._opened.callback(self._agent.stop)
                 self._agent.step()  # it receives requeued tasks and acknowledgements
-        self._inner.close()

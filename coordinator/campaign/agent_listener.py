@@ -16,7 +16,6 @@ from fleetnas.fleet_protocol.messages import (
     AgentState,
     AnnouncedState,
     BlobRequest,
-    Failed,
     Heartbeat,
     Inventory,
     TaskUpdate,
@@ -107,8 +106,3 @@ class AgentListener:
         """Take an agent's message about a task."""
         if self._connection.guest is None or not self._connection.guest.take(agent, update):
             self._updates.take(agent, update, size)
-
-    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None:
-        """Count a result of this run that breaks the contract as failed; its agent would repeat it otherwise."""
-        if self._connection.guest is None or not self._connection.guest.take(agent, failed):
-            self._updates.take_refused(agent, failed, size)

@@ -169,9 +169,9 @@ class Membership:
         for entry in self._registry.usable():
             if not self._wanted(entry):
                 self._note_left_out(entry.name)
-        pooled = self._plan.pools and classes_of(entry.info for entry in there if entry.info)
+        pooled = self._plan.pools and classes_of({run.device: run.info for run in self._roster}.values())
         if self._plan.verify_boards and not pooled:
-            self._note("no two agents are searched as equal boards: --verify-boards has no effect")
+            self._note("no two agents are equal boards: --verify-boards has no effect unless an equal one joins")
         self._events.started(list(self._roster), self._identity, self._plan, resumed=self._resumes)
 
     def _check_device_targets(self) -> None:

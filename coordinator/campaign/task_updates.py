@@ -52,12 +52,6 @@ class TaskUpdates:
         elif isinstance(update, Rejected):
             self._losses.reject(queue, task, update, now)
 
-    def take_refused(self, agent: str, failed: Failed, size: int) -> None:
-        """Count a result that breaks the contract as failed; `ProtocolError` where its task is of another run."""
-        if self._dispatcher.find(failed.task.task_id) is None:
-            raise ProtocolError(failed.detail)
-        self.take(agent, failed, size)
-
     def _take_foreign(self, agent: str, update: TaskUpdate) -> None:
         """Forward an update of a task that this coordinator did not send, or keep a result whose coordinator is gone.
 

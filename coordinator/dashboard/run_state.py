@@ -10,6 +10,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
+from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 
@@ -37,8 +38,8 @@ class Point:
     temperature_c: float | None
     accuracy: float | None
     """Predicted top-1 in [0, 1]."""
-    target_ms: float | None
-    """The target that it was measured for, where it was for one."""
+    target: str
+    """Name of the target that it was measured for; empty where it was for none."""
     lasting_since_unix_s: float
     """Beginning of the lasting speed at which it was taken; 0 where its agent reported none."""
 
@@ -138,7 +139,7 @@ def point_of(found: OutcomeRecord, outcome: Measurement) -> Point:
         outcome.slowdown,
         outcome.after.temperature_c,
         task.predicted_accuracy,
-        task.target_ms,
+        target_label(task.target_ms, task.target),
         outcome.regime_unix_s,
     )
 

@@ -66,7 +66,7 @@ class RunUpdateListener(Protocol):
 
     @property
     def others_at_work(self) -> Collection[str]:
-        """Other runs that have published since this one listens."""
+        """Other runs that publish now."""
 
 
 class FleetListener(Protocol):
@@ -89,9 +89,6 @@ class FleetListener(Protocol):
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         """An agent's message about a task, which took `size` bytes."""
-
-    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None:
-        """A result that breaks the contract, as the failure that it counts as."""
 
     def on_inventory(self, agent: str, held: Inventory) -> None:
         """The tasks and results that an agent holds."""
@@ -139,7 +136,7 @@ class AgentLink:
 
     @property
     def others_at_work(self) -> Collection[str]:
-        """Other runs whose coordinators publish on this fleet."""
+        """Other runs whose coordinators publish on this fleet now."""
         return () if self._run_listener is None else self._run_listener.others_at_work
 
     def start(self) -> None:
@@ -283,6 +280,5 @@ def _receive_update(agent: str, payload: bytes, size: int, listener: FleetListen
         if envelope is None or envelope.kind not in ("result", "failed"):
             raise
         detail = f"its result is refused: {error}"[:500]
-        listener.on_refused_result(agent, Failed(task=envelope.key, reason="bad_output", detail=detail), size)
-    else:
-        listener.on_update(agent, update, size)
+        update = Failed(task=envelope.key, reason="bad_output", detail=detail)
+    listener.on_update(agent, update, size)

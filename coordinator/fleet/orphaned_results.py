@@ -44,7 +44,10 @@ class OrphanedResults:
         clocks: Clocks,
         note: Callable[[str], None],
     ) -> None:
-        """`run_id` is the campaign's own run: the dispatcher knows all its tasks, but those of baselines."""
+        """`run_id` is the campaign's own run.
+
+        The dispatcher knows its tasks, but those of baselines and of device settings that take no part any more.
+        """
         self._run_id, self._link, self._store = run_id, link, store
         self._clock, self._wall_clock = clocks.elapsed, clocks.wall
         self._note = note
@@ -73,10 +76,7 @@ class OrphanedResults:
         of the store cannot be listed.
         """
         key = update.task
-        if run_of(key) == self._run_id:  # a baseline's, of a killed coordinator of this run: it is measured again
-            self._acknowledge(agent, key, stored=False)
-            return
-        if not self._holds(run_of(key)):
+        if run_of(key) != self._run_id and not self._holds(run_of(key)):
             self._wait_or_forget(agent, key)
             return
         waiting = self._waiting.setdefault(agent, {})
@@ -111,6 +111,10 @@ class OrphanedResults:
     def _look_up(self, agent: str, update: Result | Failed) -> None:
         key = update.task
         record = self._store.task(key.task_id)
+        if record is None and run_of(key) == self._run_id:
+            # A baseline's, of a killed coordinator of this run: it is measured again.
+            self._acknowledge(agent, key, stored=False)
+            return
         if record is None:
             self._wait_or_forget(agent, key)
             return

@@ -78,7 +78,9 @@ class Publisher:
         """`on_other` is called once for every other run whose coordinator is at work."""
         self._transport, self._topics, self._run_id = transport, topics, run_id
         self._on_other = on_other
-        self._others: set[str] = set()
+        #: Other runs at work: when each was heard last. Those that were told of, ended ones included.
+        self._others: dict[str, float] = {}
+        self._told: set[str] = set()
         self._clock = clock
         self._latest: Snapshot | None = None
         self._state = RunStatus.INTERRUPTED
@@ -109,8 +111,8 @@ class Publisher:
             return
         if not payload or not retained:
             self._left.pop(address.run, None)
-            if payload and address.run not in self._others and len(self._others) < _MOST_RUNS:
-                self._notice(address.run, decode(RunSummary, payload))
+            if address.run != self._run_id:
+                self._notice(address.run, decode(RunSummary, payload) if payload else None)
             return
         pages = min(decode(RunSummary, payload).pages, MAX_PAGES)
         if address.run == self._run_id:
@@ -120,14 +122,20 @@ class Publisher:
 
     @property
     def others_at_work(self) -> Collection[str]:
-        """Other runs that have published since this one listens."""
-        return self._others
+        """Other runs that publish now."""
+        silent_s = self._clock() - SILENT_AFTER_S
+        return [run for run, heard_s in self._others.items() if heard_s > silent_s]
 
-    def _notice(self, run: str, summary: RunSummary) -> None:
-        """Tell of another run; its coordinator is at work, since what it publishes arrives anew."""
-        if run != self._run_id and summary.state is RunStatus.RUNNING:
-            self._others.add(run)
+    def _notice(self, run: str, summary: RunSummary | None) -> None:
+        """Tell of another run; its coordinator is at work, since what it publishes arrives anew. None: it ended."""
+        if summary is None or summary.state is not RunStatus.RUNNING:
+            self._others.pop(run, None)
+            return
+        if run not in self._told and len(self._told) < _MOST_RUNS:
+            self._told.add(run)
             self._on_other(summary)
+        if run in self._told:
+            self._others[run] = self._clock()
 
     def update(self, snapshot: Snapshot) -> None:
         """Publish waiting events, a summary where one is due, and one page where it has changed."""

@@ -47,6 +47,7 @@ def read_exported(path: Path) -> ExportedData:
     latency: dict[str, dict[Architecture, list[float]]] = {}
     families: dict[str, str] = {}
     spaces: set[tuple[str, str]] = set()
+    subnets = 0
     with _opened(path) as file:
         reader = csv.DictReader(file)
         missing = set(_NEEDED) - set(reader.fieldnames or ())
@@ -56,7 +57,10 @@ def read_exported(path: Path) -> ExportedData:
             )
         try:
             for cells in reader:
-                if not cells["undisturbed_ms"] or not cells["architecture"]:  # a model file is no subnet
+                if not cells["architecture"]:  # a model file is no subnet
+                    continue
+                subnets += 1
+                if not cells["undisturbed_ms"]:
                     continue
                 spaces.add((cells["space"], _without_resolutions(cells["space_options"])))
                 setting = f"{cells['device']}/{cells['runtime']}"
@@ -67,6 +71,8 @@ def read_exported(path: Path) -> ExportedData:
         except (ValueError, TypeError, AttributeError, csv.Error) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"line {reader.line_num} of {path} is no measurement: {reason}; export it again") from None
+    if not subnets:
+        raise UsageError(f"{path} holds no measurement of a subnet; export a run that measured some")
     if not spaces:
         raise UsageError(
             f"{path} holds no subnet whose latency at undisturbed speed is known; let a search measure longer "

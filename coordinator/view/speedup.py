@@ -25,10 +25,14 @@ def speedup_words(speedup: float, low: float | None, high: float | None) -> str:
     if factor < _EQUAL or low <= 1 <= high:
         return "as fast"
     comparative = "faster" if speedup > 1 else "slower"
-    if sure < (1 - _SURE) * factor:
-        return f"at least {_factor(sure)} {comparative}"
-    return f"{_factor(factor)} {comparative}"
+    if sure >= (1 - _SURE) * factor:
+        return f"{factor:.{_decimals(factor)}f}x {comparative}"
+    if sure < _EQUAL:
+        return "not clearly faster or slower"
+    decimals = _decimals(sure)
+    rounded_down = math.floor(sure * 10**decimals) / 10**decimals  # "at least" must hold for what is told
+    return f"at least {rounded_down:.{decimals}f}x {comparative}"
 
 
-def _factor(ratio: float) -> str:
-    return f"{ratio:.0f}x" if ratio >= _MANY else f"{ratio:.1f}x" if ratio >= 1.1 else f"{ratio:.2f}x"
+def _decimals(ratio: float) -> int:
+    return 0 if ratio >= _MANY else 1 if ratio >= _NEARLY_EQUAL else 2

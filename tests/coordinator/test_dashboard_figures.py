@@ -27,7 +27,7 @@ POINT = Point(
     slowdown=1.0,
     temperature_c=50.0,
     accuracy=0.9,
-    target_ms=None,
+    target="",
     lasting_since_unix_s=900.0,
 )
 

@@ -203,6 +203,15 @@ class TestDevice:
             assert words in shown
         assert "Failures" not in shown
 
+    def test_measurements_are_for_the_targets_as_they_were_asked_for(self, rig: PageRig) -> None:
+        asked = CampaignPlan(targets="fps:1000,1.2").targets
+        fleet = finished(rig.store, targets=asked, budget=16, initial_design=8)
+        states = next(run for run in fleet.campaign.setting_runs.values() if run.device == "pi0").search.targets
+        assert all(state.verified_ms is not None for state in states)
+        shown = text_of(rig.pages.device("run-1", ("pi0", LABEL), 0), "measurements")
+        for target in ("1000 fps", "1.2 ms"):
+            assert f"verification for {target}" in shown
+
     def test_failures_are_shown_with_their_reasons(self, rig: PageRig) -> None:
         fleet = begun(rig.store)
         fails = iter(["crashed"])

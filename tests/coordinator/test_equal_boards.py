@@ -286,7 +286,7 @@ class TestBoardsComeAndGo:
     def test_a_board_that_comes_after_the_last_one_left_takes_its_repeats(self, wrong: str, at_work: bool) -> None:
         """The subnet that all boards measure is asked of the next board as its own and as a repeat, at once."""
         fleet = PooledSimulation(plan())
-        tuner = fleet._class_tuner(fleet.board("pi0").info, RuntimeSetting())
+        tuner = fleet.class_tuner(fleet.board("pi0").info, RuntimeSetting())
         pool = BoardClass("simulated", tuner)
         first = pool.join("pi0")
 
@@ -375,6 +375,19 @@ class TestSomeBoardsVerify:
         fleet.begin()
         fleet.run(until=lambda: bool(fleet.campaign.setting_runs))
         assert any("--verify-boards has no effect" in line for line in fleet.campaign.log) is told
+
+    def test_boards_of_a_resumed_run_count_before_they_are_there(self) -> None:
+        fleet = boards(2, verify_boards=1)
+        fleet.begin()
+        fleet.run(until=lambda: bool(fleet.store.outcomes("run-1")))
+        fleet.vanish()
+        for name in ("pi0", "pi1"):
+            fleet.agents.pop()
+            fleet.broker.cut(name)
+        fleet.begin(resume=True)
+        fleet.run(until=lambda: fleet.campaign.membership.is_open)
+        assert len(fleet.campaign.setting_runs) == 2
+        assert not any("--verify-boards" in line for line in fleet.campaign.log)
 
 
 class TestWhoIsEqual:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rigs.brokers import mosquitto
 from rigs.command_line import fleetnas
 from rigs.simulated_fleet import Simulation
 from rigs.untrained_supernet import write_untrained
@@ -84,6 +85,19 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert code == 2
     assert output == ""
     assert complaint in errors.replace("\n", " ")
+
+
+def test_a_search_that_no_device_joined_leaves_none_to_choose_a_portfolio_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_untrained(tmp_path / "s.supernet")
+    search = ("search", "--supernet", "s.supernet", "--targets", "5", "--models", "2", "--store", "runs.sqlite")
+    with mosquitto(tmp_path) as broker:
+        code, output, errors = fleetnas(capsys, *search, "--timeout", "1s", "--broker", str(broker.address))
+    assert code == 1
+    assert "no run is stored" in errors
+    assert "portfolio" not in output + errors
 
 
 def test_a_run_that_does_not_exist_is_named(

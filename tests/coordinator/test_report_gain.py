@@ -122,6 +122,9 @@ def test_gains_in_words(speedup: float, points: float | None, text: str) -> None
     [
         (2.0, 2.4, "2.1x faster at −0.3 points"),
         (1.4, 2.8, "at least 1.4x faster at −0.3 points"),
+        (1.47, 2.8, "at least 1.4x faster at −0.3 points"),
+        (1.03, 2.8, "at least 1.03x faster at −0.3 points"),
+        (1.003, 2.8, "not clearly faster or slower at −0.3 points"),
         (0.0, 5.8, "not clearly faster or slower at −0.3 points"),
         (0.0, None, "not clearly faster or slower at −0.3 points"),
     ],
@@ -132,6 +135,21 @@ def test_a_gain_is_told_no_more_precisely_than_it_is_known(low: float, high: flo
     gain = Gain(network, network, 2.14, -0.3, predicted=False, low=low, high=high)
     assert gain.text == text
     assert summary([gain]) == text
+
+
+@pytest.mark.parametrize(
+    ("percent", "text"), [(0.5, "3.0x faster"), (40.0, "at least 2.1x faster"), (250.0, "not clearly faster or slower")]
+)
+def test_a_gain_is_told_no_more_precisely_than_its_winner_was_verified(
+    tmp_path: Path, percent: float, text: str
+) -> None:
+    found = device([(4.0, 0.797)], [(12.0, 0.80, "ok"), (4.0, 0.797, "ok")])
+    subnet, verification = found.rows
+    measured = verification.measurement.model_copy(update={"half_width_percent": percent})
+    verification = dataclasses.replace(verification, purpose="verification", measurement=measured)
+    gain = gain_of(dataclasses.replace(found, rows=(subnet, verification)), tmp_path)
+    assert gain is not None
+    assert gain.text.startswith(text)
 
 
 def test_a_noisy_subnet_is_no_measure_of_a_gain(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.report.stored_outcome import settings_of
 from fleetnas.coordinator.view.lines import LinesView
-from fleetnas.fleet_protocol.errors import UsageError
+from fleetnas.fleet_protocol.errors import CodeReplacedError, UsageError
 
 
 class ConnectedTransport:
@@ -96,6 +96,38 @@ def test_a_new_run_that_is_stopped_before_a_device_joined_is_deleted(is_new: boo
     assert search.run() is (RunStatus.INTERRUPTED if timeout_s is None else RunStatus.FAILED)
     assert search.deleted is is_new
     assert [run.status for run in fleet.store.runs()] == ([] if is_new else [RunStatus.INTERRUPTED])
+
+
+def test_what_is_open_is_closed_after_what_fails_to_close() -> None:
+    """The last turn of an agent in this process may find that its code was replaced."""
+    fleet = fleet_of()
+    fleet.begin()
+    search = running(fleet, is_new=True)
+    closed: list[str] = []
+
+    class Broken:
+        def close(self) -> None:
+            closed.append("transport")
+            raise CodeReplacedError("fleetnas was updated")
+
+    class Open:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def close(self) -> None:
+            closed.append(self._name)
+
+        def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
+            assert wait
+            assert cancel_futures
+            closed.append(self._name)
+
+    for name in ("artifacts", "view", "executor", "store"):
+        setattr(search, name, Open(name))
+    search.transport = Broken()  # type: ignore[assignment]
+    with pytest.raises(CodeReplacedError):
+        search.close()
+    assert closed == ["artifacts", "view", "transport", "executor", "store"]
 
 
 def test_a_run_that_a_device_joined_can_be_resumed_whatever_ended_it() -> None:

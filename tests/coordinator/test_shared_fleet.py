@@ -11,8 +11,20 @@ from rigs.simulated_fleet import TOPICS, SimulatedAgent, Simulation
 from fleetnas.coordinator.monitoring.publisher import Publisher
 from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.store.store import MeasurementStore
+from fleetnas.coordinator.tuning.setting_tuner import SettingTuner
 from fleetnas.fleet_protocol.codec import decode_task_update, encode
-from fleetnas.fleet_protocol.messages import BlobRequest, Failed, Measurement, Rejected, Result, TaskKey
+from fleetnas.fleet_protocol.errors import ProtocolError, UsageError
+from fleetnas.fleet_protocol.messages import (
+    AgentInfo,
+    BlobRequest,
+    Failed,
+    Measurement,
+    Rejected,
+    Result,
+    RuntimeSetting,
+    TaskKey,
+)
+from fleetnas.fleet_protocol.orders import MeasureTask
 from fleetnas.fleet_protocol.topics import AgentUp
 from fleetnas.fleet_protocol.transports.memory import Delivery
 
@@ -46,7 +58,10 @@ class SharedFleet:
     def _listen(self, delivery: Delivery) -> tuple[Delivery]:
         address = TOPICS.parse(delivery.message.topic)
         if isinstance(address, AgentUp) and address.channel == "task":
-            update = decode_task_update(delivery.message.payload)
+            try:
+                update = decode_task_update(delivery.message.payload)
+            except ProtocolError:
+                return (delivery,)
             if isinstance(update, Result) and delivery.client_id == "spy":
                 self.sent.append(update.task)
             elif isinstance(update, Result):
@@ -198,16 +213,16 @@ def test_the_work_of_another_run_is_no_refused_message(one_store: bool) -> None:
 
 def publishing(fleet: SharedFleet) -> Callable[[], bool]:
     """Have every run publish itself at each call; returns whether all have ended."""
-    publishers = []
+    publishers = {}
     for simulation in fleet.simulations:
         publisher = Publisher(simulation.transport, TOPICS, simulation.run_id, fleet.clock)
         simulation.link.listen_to_runs(publisher)
-        publishers.append((publisher, simulation.campaign))
+        publishers[simulation.run_id] = publisher
 
     def publish() -> bool:
-        for publisher, campaign in publishers:
-            publisher.update(campaign.snapshot(fleet.clock.unix()))
-        return all(campaign.finished for _, campaign in publishers)
+        for simulation in fleet.simulations:
+            publishers[simulation.run_id].update(simulation.campaign.snapshot(fleet.clock.unix()))
+        return all(simulation.campaign.finished for simulation in fleet.simulations)
 
     return publish
 
@@ -217,6 +232,70 @@ def test_a_result_that_its_own_coordinator_has_taken_is_no_left_one() -> None:
     fleet.begin()
     fleet.until(publishing(fleet))
     assert not any("still had" in line for simulation in fleet.simulations for line in simulation.campaign.log)
+
+
+def test_a_result_whose_coordinator_published_until_it_was_killed_is_a_left_one() -> None:
+    fleet = SharedFleet(share=False, seconds_per_task=20.0)
+    fleet.begin()
+    publish = publishing(fleet)
+    fleet.until(lambda: publish() or any(task.run_id == "run-1" for task in fleet.agents[0].queue))
+    fleet.simulations.pop().vanish()
+    request = BlobRequest(sha256="ab" * 32, offset=0, length=1000)
+    fleet.until(lambda: publish() and not fleet.agents[0].outbox)
+    (first,) = fleet.simulations
+    assert any("still had a result of run run-1" in line for line in first.campaign.log)
+    # Nor is anything that it would have served asked for in vain without a line.
+    fleet.agents[0].transport.publish(TOPICS.up("pi0", "blob"), encode(request))
+    fleet.step()
+    assert any("which is not served" in line for line in first.refused)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_result_that_breaks_the_contract_counts_in_its_own_run_alone(share: bool) -> None:
+    class Lying(SimulatedAgent):
+        def _work(self, task: MeasureTask) -> None:
+            if task.run_id == "run-0":
+                super()._work(task)
+                return
+            honest = Result(task=task.task, measurement=self._measure(task))
+            payload = encode(honest).replace(b'"half_width_percent":0.8', b'"half_width_percent":1e200', 1)
+            self.outbox[task.task] = payload
+            self.transport.publish(TOPICS.up(self.name, "task"), payload)
+
+    fleet = SharedFleet(agents=0, share=share)
+    first, second = fleet.simulations
+    liar = first.take_in(Lying(fleet.broker, "liar", fleet.clock))
+    fleet.begin()
+    fleet.run()
+    assert first.campaign.status == "complete"
+    assert first.refused == second.refused == []
+    outcomes = [found.outcome for found in fleet.store.outcomes("run-1")]
+    assert len(outcomes) >= PLAN.initial_design
+    assert all(isinstance(outcome, Failed) and "half_width_percent" in outcome.detail for outcome in outcomes)
+    assert liar.outbox == {}
+
+
+def test_a_result_for_a_setting_that_takes_no_part_any_more_is_stored() -> None:
+    fleet = SharedFleet(coordinators=1, agents=2, share=False, seconds_per_task=20.0)
+    (only,) = fleet.simulations
+    search = only.make_search
+    only.begin()
+    fleet.until(lambda: bool(fleet.agents[0].queue))
+    only.vanish()
+    while not fleet.agents[0].outbox:
+        fleet.agents[0].step()
+        fleet.clock.now_s += 1.0
+
+    def none(info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
+        if info.agent == "pi0":
+            raise UsageError("its accuracy predictor is gone")
+        return search(info, setting)
+
+    only.make_search = none  # type: ignore[method-assign]
+    only.begin(resume=True)
+    fleet.until(lambda: not fleet.agents[0].outbox)
+    stored = [found.task.device for found in fleet.store.outcomes("run-0")]
+    assert stored.count("pi0") == 1
 
 
 @pytest.mark.parametrize(("coordinators", "refused"), [(1, True), (2, False)])

@@ -225,6 +225,9 @@ class TestPredictorEvaluation:
         write_csv(path, [header, [*rows[0][:-1], "fast"]])
         with pytest.raises(UsageError, match="line 2"):
             read_latency_data(path)
+        write_csv(path, [header, ["", "", "pi0", "cpu", "", "1.5"]])  # a model file
+        with pytest.raises(UsageError, match="no measurement of a subnet; export a run that measured some"):
+            read_latency_data(path)
         write_csv(path, [header, [*rows[0][:-1], ""]])
         with pytest.raises(UsageError, match="no subnet whose latency at undisturbed speed is known"):
             read_latency_data(path)

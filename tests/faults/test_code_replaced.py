@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rigs import waiting
@@ -53,10 +54,14 @@ def children(process: int) -> list[int]:
 
 def why_idle(fleet: Fleet, name: str) -> str:
     address = str(fleet.broker.address)
-    devices = fleet.start("fleetnas", "devices", "--broker", address, "--wait", "1", "--json", pipe=True)
-    assert devices.stdout is not None
-    found = map(json.loads, devices.stdout.read().splitlines())
-    return next(str(device["why"]) for device in found if device["device"] == name)
+
+    def found() -> str | None:
+        devices = fleet.start("fleetnas", "devices", "--broker", address, "--wait", "1", "--json", pipe=True)
+        out, _ = waiting.outputs(devices)
+        listed = map(json.loads, out.splitlines())
+        return next((str(device["why"]) for device in listed if device["device"] == name), None)
+
+    return waiting.until(found, what=f"the broker does not know {name}")
 
 
 def test_an_agent_whose_code_was_replaced_says_so_and_leaves(fleet: Fleet, code: Path) -> None:
@@ -86,3 +91,20 @@ def test_code_that_only_looks_new_is_the_same_code(code: Path) -> None:
     module.unlink()
     with pytest.raises(CodeReplacedError, match="start it again"):
         installed.check()
+
+
+def test_code_that_is_replaced_while_it_is_looked_at_is_other_code(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update removes whole folders, at any moment."""
+    root = code / "fleetnas"
+    installed = InstalledCode(root)
+    scan = os.scandir
+
+    def scan_after_removal(path: Any) -> Any:
+        if isinstance(path, Path | str) and Path(path) == root / "agent" / "host":
+            shutil.rmtree(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_after_removal)
+    with pytest.raises(CodeReplacedError, match="start it again"):
+        installed.check()
+    assert not (root / "agent" / "host").exists()

@@ -58,7 +58,7 @@ class PooledSimulation(Simulation):
 
     def begin(self, *, resume: bool = False) -> Any:
         plan = self.plan
-        self.pool = BoardPool(self._class_tuner, verify_boards=plan.verify_boards, seed=plan.seed)
+        self.pool = BoardPool(self.class_tuner, verify_boards=plan.verify_boards, seed=plan.seed)
         return super().begin(resume=resume)
 
     def make_search(self, info: AgentInfo, setting: RuntimeSetting) -> SettingTuner:
@@ -66,7 +66,7 @@ class PooledSimulation(Simulation):
         found = self.pool.tuner(info, setting)
         return super().make_search(info, setting) if found is None else found
 
-    def _class_tuner(self, info: AgentInfo, setting: RuntimeSetting) -> ClassTuner:
+    def class_tuner(self, info: AgentInfo, setting: RuntimeSetting) -> ClassTuner:
         plan: CampaignPlan = self.plan
         design = InitialDesign(
             self.space, count=min(plan.initial_design, plan.budget), seed=plan.seed, bounds=plan.bounds

@@ -28,7 +28,6 @@ from fleetnas.fleet_protocol.messages import (
     AgentInfo,
     AgentState,
     BlobRequest,
-    Failed,
     Heartbeat,
     Inventory,
     RuntimeSetting,
@@ -256,8 +255,6 @@ class SigningCoordinator:
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         self.updates.append((agent, update))
-
-    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None: ...
 
     def on_blob_request(self, agent: str, request: BlobRequest) -> None:
         data = self._blob[request.offset : request.offset + request.length]

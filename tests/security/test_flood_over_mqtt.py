@@ -20,7 +20,6 @@ from fleetnas.fleet_protocol.messages import (
     AgentInfo,
     AgentState,
     BlobRequest,
-    Failed,
     Heartbeat,
     Inventory,
     TaskKey,
@@ -96,8 +95,6 @@ class Coordinator:
 
     def on_update(self, agent: str, update: TaskUpdate, size: int) -> None:
         self.tasks.append(agent)
-
-    def on_refused_result(self, agent: str, failed: Failed, size: int) -> None: ...
 
     def on_inventory(self, agent: str, held: Inventory) -> None: ...
 

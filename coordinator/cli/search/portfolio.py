@@ -83,6 +83,8 @@ def run_search_for_portfolio(
     from fleetnas.coordinator.view.output import output_console
 
     ended = search_once(request, as_json=as_json, store=store)
+    if ended.deleted:
+        return ended.exit_code
     if ended.status in (RunStatus.INTERRUPTED, RunStatus.FAILED) or ended.timed_out:
         reason = "the search did not end by itself" if ended.timed_out else f"the search ended {ended.status}"
         typer.echo(f"no portfolio: {reason}; choose one later with `fleetnas portfolio {ended.run_id}`", err=as_json)

@@ -50,6 +50,8 @@ class SearchEnd:
     """Whether --timeout ended it."""
     all_met: bool = False
     """Whether every target that was asked for is met."""
+    deleted: bool = False
+    """Whether it ended before a device joined, so that no run is stored."""
 
     @property
     def exit_code(self) -> int:
@@ -87,7 +89,7 @@ def search_once(request: SearchRequest, *, as_json: bool, store: MeasurementStor
         running.close()
     if outcome is None:
         Console(stderr=True).print(_NO_DEVICE, markup=False, highlight=False, soft_wrap=True)
-        return SearchEnd(running.run_id, ending, running.timed_out, False)
+        return SearchEnd(running.run_id, ending, running.timed_out, False, deleted=True)
     if not as_json:
         print_summary(console, outcome, _remarks(running, request, ending, outcome))
     if tracking is not None:
