@@ -78,7 +78,7 @@ class Publisher:
         """`on_other` is called once for every other run whose coordinator is at work."""
         self._transport, self._topics, self._run_id = transport, topics, run_id
         self._on_other = on_other
-        #: Other runs at work: when each was heard last. Those that were told of, ended ones included.
+        #: Other runs at work: when each published last. Those that were told of, ended ones included.
         self._others: dict[str, float] = {}
         self._told: set[str] = set()
         self._clock = clock
@@ -124,7 +124,7 @@ class Publisher:
     def others_at_work(self) -> Collection[str]:
         """Other runs that publish now."""
         silent_s = self._clock() - SILENT_AFTER_S
-        return [run for run, heard_s in self._others.items() if heard_s > silent_s]
+        return [run for run, published_s in self._others.items() if published_s > silent_s]
 
     def _notice(self, run: str, summary: RunSummary | None) -> None:
         """Tell of another run; its coordinator is at work, since what it publishes arrives anew. None: it ended."""

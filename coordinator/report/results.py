@@ -233,10 +233,7 @@ class DeviceResult(_Record):
     device: str = Field(description="name of the agent")
     runtime: str = Field(description="label of the runtime setting, unique per device")
     setting: RuntimeSetting = Field(description="the runtime setting in full")
-    status: SettingStatus = Field(
-        description="running: not finished, also where the run was interrupted; lost: the agent no longer answered; "
-        "failed: it answered and could not measure"
-    )
+    status: SettingStatus = Field(description="running: not finished, also where the run was interrupted")
     reason: str = Field(description="reason why it was lost or failed; empty when it finished")
     condition: Condition = Field(description="condition under which it was measured")
     measurements: int = Field(description="taken to search, failed ones included: what the budget counts")
@@ -318,8 +315,7 @@ class Results(_Record):
     run_id: str
     run_name: str | None = Field(default=None, description="name that the user gave the run")
     status: RunStatus = Field(
-        description="partial: a target was missed, or a device lost or failed; failed: no target was met; interrupted: "
-        "stopped before its end, by its user or by --timeout"
+        description="partial: a target was missed or a device lost; failed: no target was met; interrupted: stopped"
     )
     started_at: datetime = Field(description="ISO 8601, UTC")
     finished_at: datetime | None = Field(description="null while the run goes on, and if it was interrupted")
