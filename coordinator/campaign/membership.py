@@ -169,8 +169,9 @@ class Membership:
         for entry in self._registry.usable():
             if not self._wanted(entry):
                 self._note_left_out(entry.name)
-        pooled = self._plan.pools and classes_of({run.device: run.info for run in self._roster}.values())
-        if self._plan.verify_boards and not pooled:
+        if self._plan.verify_boards and not self._plan.pools:
+            self._note("boards are searched each by itself with these targets: --verify-boards has no effect")
+        elif self._plan.verify_boards and not classes_of({run.device: run.info for run in self._roster}.values()):
             self._note("no two agents are equal boards: --verify-boards has no effect unless an equal one joins")
         self._events.started(list(self._roster), self._identity, self._plan, resumed=self._resumes)
 

@@ -10,8 +10,8 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.records.statuses import RunStatus
 from fleetnas.coordinator.records.stored import DeviceRecord, OutcomeRecord, WinnerRecord
-from fleetnas.coordinator.records.targets import target_label
 from fleetnas.coordinator.records.totals import TargetTotals, target_totals
+from fleetnas.coordinator.view import wording
 from fleetnas.fleet_protocol.messages import Failed, Measurement
 
 #: Device and label of the runtime setting.
@@ -139,7 +139,7 @@ def point_of(found: OutcomeRecord, outcome: Measurement) -> Point:
         outcome.slowdown,
         outcome.after.temperature_c,
         task.predicted_accuracy,
-        target_label(task.target_ms, task.target),
+        wording.target_with_unit(task.target_ms, task.target),
         outcome.regime_unix_s,
     )
 

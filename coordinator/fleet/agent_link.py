@@ -14,6 +14,7 @@ from fleetnas.fleet_protocol.codec import decode, decode_task_update, encode
 from fleetnas.fleet_protocol.envelope import read_envelope
 from fleetnas.fleet_protocol.errors import FleetnasError, ProtocolError
 from fleetnas.fleet_protocol.messages import (
+    SCHEMA_VERSION,
     AgentInfo,
     AgentState,
     AnnouncedState,
@@ -277,8 +278,8 @@ def _receive_update(agent: str, payload: bytes, size: int, listener: FleetListen
         update = decode_task_update(payload)
     except ProtocolError as error:
         envelope = read_envelope(payload)
-        if envelope is None or envelope.kind not in ("result", "failed"):
-            raise
+        if envelope is None or envelope.kind not in ("result", "failed") or envelope.schema_version > SCHEMA_VERSION:
+            raise  # one of a later version is for its own coordinator to read
         detail = f"its result is refused: {error}"[:500]
         update = Failed(task=envelope.key, reason="bad_output", detail=detail)
     listener.on_update(agent, update, size)

@@ -77,7 +77,7 @@ class OrphanedResults:
         """
         key = update.task
         if run_of(key) != self._run_id and not self._holds(run_of(key)):
-            self._wait_or_forget(agent, key)
+            self._wait_or_forget(agent, update)
             return
         waiting = self._waiting.setdefault(agent, {})
         if len(waiting) >= _MOST_WAITING and key not in waiting:
@@ -116,7 +116,7 @@ class OrphanedResults:
             self._acknowledge(agent, key, stored=False)
             return
         if record is None:
-            self._wait_or_forget(agent, key)
+            self._wait_or_forget(agent, update)
             return
         if record.device != agent or key.attempt > record.attempt:
             raise ProtocolError(f"{agent} speaks of task {key.task_id}, which it was not given; it is dropped")
@@ -152,13 +152,15 @@ class OrphanedResults:
         if not received:
             self._first_received_s.pop(agent, None)
 
-    def _wait_or_forget(self, agent: str, key: TaskKey) -> None:
+    def _wait_or_forget(self, agent: str, update: Result | Failed) -> None:
+        key = update.task
         if not self.is_overdue(agent, key):
             return  # a coordinator with a store of its own takes it now
         if self._clock() - self._first_received(agent, key) < FORGET_AFTER_S:
             raise ProtocolError(
                 f"{agent} holds a result of task {key.task_id}, which is in no run of this store; it is dropped, and "
                 f"forgotten unless a coordinator takes it within {FORGET_AFTER_S:g} s"
+                + (f" ({update.detail})" if isinstance(update, Failed) and update.detail else "")
             )
         self._forget(agent, key)
         self._note(f"{agent} may forget its result of task {key.task_id}: no coordinator has come for it")

@@ -26,6 +26,8 @@ from fleetnas.fleet_protocol.updates import MAX_EVENTS, RunEvents, RunPage, RunS
 SUMMARY_EVERY_S = 2.0
 #: Seconds of silence after which a coordinator counts as gone; its broker keeps its last messages.
 SILENT_AFTER_S = 6 * SUMMARY_EVERY_S
+#: Seconds after which another run is at work no longer; one of a large fleet publishes less often.
+_AT_WORK_S = 2 * SILENT_AFTER_S
 #: Runs of other coordinators that are remembered, so that invented ones cannot fill the memory.
 _MOST_RUNS = 1000
 #: Seconds between two pages, and for one round of all pages, at least.
@@ -123,7 +125,7 @@ class Publisher:
     @property
     def others_at_work(self) -> Collection[str]:
         """Other runs that publish now."""
-        silent_s = self._clock() - SILENT_AFTER_S
+        silent_s = self._clock() - _AT_WORK_S
         return [run for run, published_s in self._others.items() if published_s > silent_s]
 
     def _notice(self, run: str, summary: RunSummary | None) -> None:

@@ -66,9 +66,10 @@ class BoardClass:
         return board
 
     def _take_up_orphans(self) -> None:
-        """Share out the proposals of boards that left when no other was there."""
+        """Share out the proposals that no board has: those that had them left, or failed at them and left."""
+        anchored = not any(map(self._lacks_anchor, self._live))
         for key, proposal in self._round.items():
-            if not any(board.holds(key) for board in self._live):
+            if not any(board.holds(key) for board in self._live) and (anchored or not self._is_anchor(proposal)):
                 self._assign(proposal)
 
     @property
@@ -94,6 +95,7 @@ class BoardClass:
             if proposal.key in self._round:
                 self._assign(proposal)
         self.checks.leave(board.name)
+        self._inbox.append(self._take_up_orphans)  # once its last outcome is told
 
     # -- state -------------------------------------------------------------------------------------------------
 

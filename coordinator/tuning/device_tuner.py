@@ -228,7 +228,7 @@ class DeviceTuner(LoneSetting):
     def _follow(self, proposal: Proposal) -> None:
         """Enter the phase in which a proposal was made, where a stored run is told again."""
         if proposal.purpose != "initial-design":
-            self._end_initial_design()
+            self._end_initial_design(told=True)
         if proposal.purpose == "verification" and proposal.key not in self._outstanding:
             self._verification.reconsider(self._targets)  # as it was before this proposal's round
         if proposal.has_target:
@@ -276,11 +276,11 @@ class DeviceTuner(LoneSetting):
             self._finish()
         return round_
 
-    def _end_initial_design(self) -> None:
-        """Once the initial design is measured, automatic targets follow from it."""
+    def _end_initial_design(self, *, told: bool = False) -> None:
+        """Once the initial design is measured, or a stored run has `told` so, automatic targets follow from it."""
         if self._design_told is not None or self._finished:
             return
-        if self.measurements < self.budget and not self._design.is_complete():
+        if not told and self.measurements < self.budget and not self._design.is_complete():
             return
         self._design_told = self._told
         if not len(self._latency.observations.table(unsure=True)):

@@ -333,6 +333,18 @@ def test_a_measurement_that_says_little_is_taken_once_more() -> None:
     assert search.targets[-1].target_ms < 1.2 * HiddenDevice(2).latency_ms(slowest)
 
 
+def test_a_stored_run_whose_initial_design_is_not_complete_any_more_goes_on_with_its_targets() -> None:
+    """What one board failed at twice before the others came, is another board's when the run is told again."""
+    told = run(make("auto:3"), device())
+    again = make("auto:3")
+    left_out = next(proposal for proposal, _ in told if proposal.purpose == "initial-design")
+    for proposal, outcome in told:
+        if proposal is not left_out:
+            again.tell(proposal, outcome)
+    assert again.failure_reason == ""
+    assert len(again.targets) == 3
+
+
 def test_one_disturbed_measurement_does_not_stretch_automatic_targets() -> None:
     honest, largest = device(2, noise=0.0), tuple(int(gene) for gene in SPACE.largest()[0])
 

@@ -18,6 +18,7 @@ from fleetnas.coordinator.records.totals import TargetTotals
 from fleetnas.coordinator.report.conversion import results_of
 from fleetnas.coordinator.report.stored_outcome import outcome_of
 from fleetnas.coordinator.store.stored_devices import stored_devices
+from fleetnas.coordinator.tuning.board import Board
 from fleetnas.coordinator.tuning.board_class import BoardClass
 from fleetnas.coordinator.tuning.proposal import Proposal
 from fleetnas.fleet_protocol.messages import Failed, Measurement, RuntimeSetting, TaskKey
@@ -73,6 +74,37 @@ def measured(fleet: Simulation, *purposes: str) -> Counter[str]:
 def winners(fleet: Simulation, device: str) -> list[str]:
     found = [winner for winner in fleet.store.winners(fleet.run_id) if winner.device == device and winner.met]
     return [winner.architecture.fingerprint for winner in found if winner.architecture is not None]
+
+
+def lone_class(**changes: object) -> BoardClass:
+    """A class of boards without a campaign."""
+    fleet = PooledSimulation(plan(**changes))
+    return BoardClass("simulated", fleet.class_tuner(fleet.board("pi0").info, RuntimeSetting()))
+
+
+def is_anchor(pool: BoardClass, proposal: Proposal) -> bool:
+    """Whether a proposal is the subnet that all boards measure."""
+    return proposal.genome == tuple(pool.tuner.anchor.tolist())
+
+
+def outcome_of_board(proposal: Proposal, wrong: str = "") -> Measurement | Failed:
+    """What a board answers that has latencies in proportion to the MACs."""
+    if wrong == "failed":
+        return Failed(task=TaskKey(task_id="any", attempt=1), reason="crashed")
+    changes = {"quality": "slowed", "undisturbed_ms": None} if wrong else {}
+    return measurement(float(SPACE.macs(np.array([proposal.genome]))[0]) / 1e6, **changes)
+
+
+def ends_with(pool: BoardClass, board: Board) -> None:
+    """Have one board do all that is left; the class has to end."""
+    for _ in range(1_000):
+        if pool.finished:
+            break
+        assert pool.needs_planning(board)
+        for proposal in pool.ask(board, 4):
+            pool.tell(board, proposal, outcome_of_board(proposal))
+    assert pool.finished
+    assert any(state.met for state in pool.tuner.targets)
 
 
 class TestWorkIsSharedOut:
@@ -285,40 +317,32 @@ class TestBoardsComeAndGo:
     @pytest.mark.parametrize("wrong", ["disturbed", "failed"])
     def test_a_board_that_comes_after_the_last_one_left_takes_its_repeats(self, wrong: str, at_work: bool) -> None:
         """The subnet that all boards measure is asked of the next board as its own and as a repeat, at once."""
-        fleet = PooledSimulation(plan())
-        tuner = fleet.class_tuner(fleet.board("pi0").info, RuntimeSetting())
-        pool = BoardClass("simulated", tuner)
+        pool = lone_class()
         first = pool.join("pi0")
-
-        def outcome(of: Proposal, spoiled: bool) -> Measurement | Failed:
-            if not spoiled:
-                return measurement(latency_ms(of), finished_unix_s=2.0)
-            if wrong == "failed":
-                return Failed(task=TaskKey(task_id="anchor", attempt=1), reason="crashed")
-            return measurement(latency_ms(of), quality="slowed", undisturbed_ms=None)
-
-        def latency_ms(of: Proposal) -> float:
-            return float(SPACE.macs(np.array([of.genome]))[0]) / 1e6
-
-        def is_anchor(of: Proposal) -> bool:
-            return of.genome == tuple(tuner.anchor.tolist())
-
         asked = 0
         while asked < (2 if at_work else 1):
             (proposal,) = pool.ask(first, 1)
-            asked += is_anchor(proposal)
+            asked += is_anchor(pool, proposal)
             if asked < 2:
-                pool.tell(first, proposal, outcome(proposal, is_anchor(proposal)))
+                pool.tell(first, proposal, outcome_of_board(proposal, wrong if is_anchor(pool, proposal) else ""))
         pool.leave(first)
-        second = pool.join("pi1")
-        for _ in range(1_000):
-            if pool.finished:
-                break
-            assert pool.needs_planning(second)
-            for proposal in pool.ask(second, 4):
-                pool.tell(second, proposal, outcome(proposal, False))
-        assert pool.finished
-        assert any(state.met for state in tuner.targets)
+        ends_with(pool, pool.join("pi1"))
+
+    @pytest.mark.parametrize("given_up", [False, True])
+    def test_what_a_board_failed_at_is_not_waited_for_where_the_other_one_is_gone(self, given_up: bool) -> None:
+        """One fails at the subnet that all measure, or at all, before the other one has begun."""
+        pool = lone_class(initial_design=14)
+        first, second = pool.join("pi0"), pool.join("pi1")
+        while asked := pool.ask(first, 1):
+            wrong = "failed" if given_up or is_anchor(pool, asked[0]) else ""
+            pool.tell(first, asked[0], outcome_of_board(asked[0], wrong))
+        assert first.anchor_told
+        assert first.gone is given_up
+        if given_up:
+            ends_with(pool, second)
+        else:
+            pool.leave(second)
+            ends_with(pool, first)
 
     @pytest.mark.parametrize("steps", [3, 6, 9, 12, 16])
     def test_a_resumed_run_ends_with_the_same_winners(self, steps: int) -> None:
@@ -364,6 +388,7 @@ class TestSomeBoardsVerify:
             (("a" * 16, "b" * 16), {"verify_boards": 1}, False),
             (("a" * 16, "a" * 16), {"verify_boards": 1}, True),
             (("a" * 16, "a" * 16), {}, False),
+            (("a" * 16, "b" * 16), {"verify_boards": 1, "targets": "fps:1000"}, True),
         ],
     )
     def test_a_number_of_boards_that_has_no_effect_is_told(

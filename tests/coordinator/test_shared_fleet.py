@@ -275,6 +275,22 @@ def test_a_result_that_breaks_the_contract_counts_in_its_own_run_alone(share: bo
     assert liar.outbox == {}
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_a_result_of_a_later_version_is_left_to_the_coordinator_of_its_run(share: bool) -> None:
+    fleet = SharedFleet(share=share)
+    fleet.begin()
+    fleet.until(lambda: bool(fleet.agents[0].queue))
+    task = fleet.agents[0].queue[0].task
+    failed = encode(Failed(task=task, reason="crashed")).replace(b'"schema_version":1', b'"schema_version":2')
+    assert b'"schema_version":2' in failed
+    for _ in range(2):  # one goes to each coordinator
+        fleet.agents[0].transport.publish(TOPICS.up("pi0", "task"), failed)
+    fleet.run()
+    outcomes = [found.outcome for run in ("run-0", "run-1") for found in fleet.store.outcomes(run)]
+    assert not any(isinstance(outcome, Failed) for outcome in outcomes)
+    assert any("version 2" in line for simulation in fleet.simulations for line in simulation.refused)
+
+
 def test_a_result_for_a_setting_that_takes_no_part_any_more_is_stored() -> None:
     fleet = SharedFleet(coordinators=1, agents=2, share=False, seconds_per_task=20.0)
     (only,) = fleet.simulations
