@@ -7,7 +7,7 @@ agent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fleetnas.coordinator.fleet.agent_link import AgentLink, run_of
 from fleetnas.coordinator.records.clocks import Clocks
@@ -55,6 +55,7 @@ class OrphanedResults:
         self._kept = 0
         self._waiting: dict[str, dict[TaskKey, Result | Failed]] = {}
         self._runs: set[str] = set()
+        self._own: frozenset[str] | None = None
         self._asked_s = float("-inf")
 
     def forward(self, agent: str, update: TaskUpdate) -> bool:
@@ -76,7 +77,11 @@ class OrphanedResults:
         of the store cannot be listed.
         """
         key = update.task
-        if run_of(key) != self._run_id and not self._holds(run_of(key)):
+        if run_of(key) == self._run_id and key.task_id not in self._own_tasks():
+            # A baseline's, of a killed coordinator of this run: it is measured again.
+            self._acknowledge(agent, key, stored=False)
+            return
+        if not self._holds(run_of(key)):
             self._wait_or_forget(agent, update)
             return
         waiting = self._waiting.setdefault(agent, {})
@@ -111,10 +116,6 @@ class OrphanedResults:
     def _look_up(self, agent: str, update: Result | Failed) -> None:
         key = update.task
         record = self._store.task(key.task_id)
-        if record is None and run_of(key) == self._run_id:
-            # A baseline's, of a killed coordinator of this run: it is measured again.
-            self._acknowledge(agent, key, stored=False)
-            return
         if record is None:
             self._wait_or_forget(agent, update)
             return
@@ -124,6 +125,12 @@ class OrphanedResults:
         if stored and record.run_id not in self._link.others_at_work:
             self._note(f"{agent} still had a result of run {record.run_id}; it is stored there")
         self._acknowledge(agent, key)
+
+    def _own_tasks(self) -> Collection[str]:
+        """Tasks of this run that the store held when it was first asked: those that came later are dispatched."""
+        if self._own is None:
+            self._own = self._store.history.task_ids(self._run_id)
+        return self._own
 
     def _holds(self, run_id: str) -> bool:
         """Whether the store may know a task of that run."""

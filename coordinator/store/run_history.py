@@ -1,4 +1,4 @@
-"""When the outcomes of earlier runs were stored, without what they measured."""
+"""Which tasks runs had, and when their outcomes were stored, without what they measured."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ class StoredMoment:
 
 
 class RunHistory:
-    """The times of one store's outcomes. Every method is one transaction, and may raise `StoreError`."""
+    """Tasks of one store, and the times of their outcomes. Every method is one transaction, and may raise `StoreError`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def task_ids(self, run_id: str) -> frozenset[str]:
+        """Return the ids of all tasks of a run."""
+        with self._database.reading() as session:
+            return frozenset(session.scalars(select(TaskRow.task_id).where(TaskRow.run_id == run_id)))
 
     def moments(self, run_id: str) -> list[StoredMoment]:
         """Return the arrivals of a run's outcomes in their order, failed ones included."""

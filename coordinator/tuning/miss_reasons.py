@@ -55,6 +55,9 @@ def remeasured_in_vain(state: TargetState) -> str:
 
 def given_up(state: TargetState, observations: Observations, name: str, last_failure: str) -> GivenUpReason:
     """Explain a target that was given up, by all measurements; `name` is the fastest subnet's."""
+    doubted = state.typical_ms is not None and max(state.verified_ms or 0.0, state.typical_ms) <= state.target_ms
+    if doubted and state.reason:  # its re-measurement was within it, but not surely
+        return GivenUpReason(state.reason)
     fastest = observations.fastest()
     if fastest is None or fastest.fastest_ms is None:
         return GivenUpReason(f"no measured subnet is left, the last failed with {last_failure}")

@@ -14,7 +14,9 @@ from fleetnas.coordinator.predictors.bayesian import BayesianPredictor
 from fleetnas.coordinator.predictors.features import FeatureMap
 from fleetnas.coordinator.predictors.prior import hierarchical_prior
 from fleetnas.coordinator.predictors.upper_bounds import learn_upper_bounds
+from fleetnas.coordinator.tuning.miss_reasons import given_up, remeasured_beyond
 from fleetnas.coordinator.tuning.observations import Observations
+from fleetnas.coordinator.tuning.target_state import TargetState
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 
 GENOMES = SPACE.sample(12, np.random.default_rng(4))
@@ -49,6 +51,19 @@ def observed(found: list[Run]) -> Observations:
             ),
         )
     return observations
+
+
+def test_a_target_that_a_re_measurement_was_within_is_not_given_up_for_another_subnet() -> None:
+    state = TargetState(2.0, verifications=1, verified_ms=1.9, typical_ms=1.98)
+    observations = observed([(0, 1.8, 1.0, 1.0), (1, 2.5, 1.0, 1.0)])
+    (run,) = observations.of(GENOMES[0]).runs
+    state.count_miss(0.0, remeasured_beyond(state, run, 1.98, disturbed=False, caution=0.03), slowed_down=False)
+    assert "known to within 3.0 % only" in state.reason
+    for _ in range(2):  # when it is decided, and at the end again
+        state.give_up(given_up(state, observations, "0123456789ab", "").text)
+        assert "known to within 3.0 % only" in state.reason
+    state = TargetState(2.0, verifications=1, verified_ms=1.9, typical_ms=2.1, reason="beyond it")
+    assert "the fastest subnet found (0123456789ab)" in given_up(state, observations, "0123456789ab", "").text
 
 
 class TestTypicalSpeed:
