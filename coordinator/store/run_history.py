@@ -26,7 +26,7 @@ class StoredMoment:
 
 
 class RunHistory:
-    """Tasks of one store, and the times of their outcomes. Every method is one transaction; it may raise `StoreError`."""
+    """Tasks of a store, and the times of their outcomes. Every method is one transaction; it may raise `StoreError`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
