@@ -268,7 +268,7 @@ def main() -> int:
     arguments.add_argument("--subnets", type=int, default=12, help="of the agreement; two are smallest and largest")
     arguments.add_argument("--processes", type=int, default=3, help="of the agreement, per subnet, on either side")
     arguments.add_argument("--blocks", type=int, default=4, help="of the agreement, per pair of processes")
-    arguments.add_argument("--minutes", type=float, default=10.0, help="repeated measurements, per runtime and mode")
+    arguments.add_argument("--minutes", type=float, default=10.0, help="per runtime and mode, at least")
     arguments.add_argument("--idle-seconds", type=float, default=60.0)
     arguments.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     given = arguments.parse_args()

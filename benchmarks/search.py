@@ -268,7 +268,7 @@ def compofa(figures: Figures, data: Path, family: Family, peer_s: float, quick: 
         )
 
     exhaustive()
-    runs = [timed(exhaustive) for _ in range(10)]
+    runs = [timed(exhaustive) for _ in range(50)]  # some ms each: a moment of noise spans several
     result = runs[0][0]
     everything = space.enumerate()
     top1, ms = family.accuracy.predict(space.one_hot(everything)), latency.predict(everything)
