@@ -58,6 +58,7 @@ SEARCH_OF_BOTH = (
     "fleetnas search --broker localhost --supernet my.supernet --calibration-images data/train"
     " --targets auto:2 --budget 14"
 )
+MEASURED_BY_BOTH = "fleetnas measure my.supernet --broker localhost --calibration-images data/train"
 #: Programs that serve until they are stopped, and the words that say that they do.
 _SERVERS = (
     (re.compile(r"fleetnas broker(?= --host| --port|$)"), re.compile("broker listens"), "broker"),
@@ -264,10 +265,11 @@ class Scene:
         for kind, text in agents.items():
             self._serve(kind, text, connected)
         if evaluated:
-            # What other settings measured has few subnets in common with these.
+            # Of what was measured before, few subnets are the same on both.
             for file in (Path(self.environment["XDG_DATA_HOME"]) / "fleetnas").glob("runs.sqlite*"):
                 file.unlink()
-            self.must(f"{SEARCH_OF_BOTH} --budget 30 --min-time 0.2 --min-runs 20")
+            subnets = " ".join(["smallest", "largest", *(f"random:{seed}" for seed in range(22))])
+            self.must(f"{MEASURED_BY_BOTH} {subnets} --min-time 0.2 --min-runs 20")
         if "postgresql" in words:
             self.servers["database"] = documented_world.start_postgresql()
             if "watch" in words:
@@ -375,6 +377,8 @@ def _play(page: str, folder: str) -> None:
     words = "\n".join(command.text for command in found)
     if re.match(r".*--out run$", next((text for text in words.splitlines() if "fleetnas train" in text), "")):
         shutil.rmtree(scene.folder / "run")
+    for made in re.findall(r"fleetnas finetune .* -o (\S+)", words):
+        (scene.folder / made).unlink(missing_ok=True)
     if not starts_all_itself(words):
         scene.serve(words)
     elif "fleetnas-agent run" not in words:
