@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -80,12 +81,19 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _signal(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
 def started(stack: contextlib.ExitStack, command: list[str], log: Path, **options: object) -> subprocess.Popen[str]:
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, **options)  # type: ignore[call-overload]
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options
+        )  # type: ignore[call-overload]
     stack.callback(process.wait)
-    stack.callback(process.kill)
-    stack.callback(process.terminate)
+    for number in (signal.SIGKILL, signal.SIGTERM):  # the last one first; a shell's program ends with it
+        stack.callback(_signal, process, number)
     return process
 
 
