@@ -67,9 +67,9 @@ class BoardClass:
 
     def _take_up_orphans(self) -> None:
         """Share out the proposals that no board has: those that had them left, or failed at them and left."""
-        anchored = not any(map(self._lacks_anchor, self._live))
+        held = {key for board in self._live for key in (*board.outstanding, *(waiting.key for waiting in board.queue))}
         for key, proposal in self._round.items():
-            if not any(board.holds(key) for board in self._live) and (anchored or not self._is_anchor(proposal)):
+            if key not in held and not (self._is_anchor(proposal) and any(map(self._lacks_anchor, self._live))):
                 self._assign(proposal)
 
     @property
