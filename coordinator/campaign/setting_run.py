@@ -310,7 +310,7 @@ class SettingRun:
 
     def to_record(self) -> DeviceRecord:
         """Return the record to store."""
-        # Resolved latencies do not change, and reading them makes the search look for the best subnet of each.
+        # Resolved latencies seldom change, and reading them makes the search look for the best subnet of each.
         if all(text for _, text in self._targets) or self._status is not SettingStatus.RUNNING:
             self._targets = [(state.target_ms, state.text) for state in self.search.targets if not state.subnet]
         return DeviceRecord(

@@ -141,7 +141,7 @@ class TargetRequest:
             return ResolvedTargets((_rounded(max(low, math.sqrt(fastest_ms * slowest_ms))),), note)
         exact = [low * (high / low) ** (i / (count - 1)) for i in range(count)]
         for digits in (2, 3, 4):
-            rounded = [_significant(value, digits) for value in exact]
+            rounded = [significant(value, digits) for value in exact]
             apart = all(b >= a * LEAST_APART for a, b in itertools.pairwise(rounded))
             if apart and all(abs(r / e - 1) < _NEAR for r, e in zip(rounded, exact, strict=True)):
                 return ResolvedTargets(tuple(rounded), note)
@@ -177,10 +177,11 @@ def _check_count(text: str, count: int) -> None:
 
 
 def _rounded(value: float) -> float:
-    return next(r for digits in (2, 3, 4, 17) if abs((r := _significant(value, digits)) / value - 1) < _NEAR)
+    return next(r for digits in (2, 3, 4, 17) if abs((r := significant(value, digits)) / value - 1) < _NEAR)
 
 
-def _significant(value: float, digits: int) -> float:
+def significant(value: float, digits: int) -> float:
+    """Round to that many significant digits."""
     return float(f"{value:.{digits}g}")
 
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from fleetnas.coordinator.records.target_kinds import three_digits
-from fleetnas.coordinator.records.targets import ResolvedTargets, TargetRequest
+from fleetnas.coordinator.records.targets import LEAST_APART, ResolvedTargets, TargetRequest, significant
 from fleetnas.coordinator.search.problem import AccuracyModel
+from fleetnas.coordinator.tuning.miss_reasons import least_to_ask
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
+from fleetnas.coordinator.tuning.target_state import TargetState, with_latencies
 
 #: Targets end where accuracy stops growing: probes of the predicted front, the difference of accuracy that does not
 #: count (a fraction), and the room that the last target leaves above.
@@ -23,6 +25,8 @@ _KNOWN_END = 0.25
 _LEAST_RANGE = 1.05
 #: Targets stay where they are while the typical speed is within this of the one that they were made for, relative.
 _SAME_SPEED = 0.03
+#: How often targets that are out of reach are replaced: once may be too early on a device that goes on becoming slower.
+_MOST_TIMES = 3
 
 
 class AutomaticTargets:
@@ -42,8 +46,12 @@ class AutomaticTargets:
         self._solver, self._accuracy, self._seed = solver, accuracy, seed
         self.unknown = ""
         """Reason why the range is unknown; empty where it is known."""
+        self.note = ""
+        """Why there are fewer targets than were asked for, or others than at first."""
         self._first = ResolvedTargets(())
         self._first_slowdown = 1.0
+        self._times_raised = 0
+        self._out_of_reach: list[TargetState] = []
 
     def begin(self) -> None:
         """Take the first range, once the initial design is measured."""
@@ -54,11 +62,40 @@ class AutomaticTargets:
         self._first_slowdown = self._slowdown()
         self._first = self._resolve()
 
-    def now(self) -> ResolvedTargets:
-        """Resolve the targets at the present typical speed; none where the range is unknown."""
-        if abs(self._slowdown() / self._first_slowdown - 1.0) <= _SAME_SPEED:
-            return self._first
-        return self._resolve()
+    def now(self, states: Sequence[TargetState]) -> list[TargetState]:
+        """Return the targets with the automatic ones at the present typical speed; without them if it is unknown."""
+        if not self._request.automatic:
+            return list(states)
+        changed = abs(self._slowdown() / self._first_slowdown - 1.0) > _SAME_SPEED
+        resolved = self._resolve() if changed else self._first
+        self.note = resolved.note
+        self._out_of_reach = []
+        return with_latencies(states, resolved.targets_ms)
+
+    def within_reach(self, states: Sequence[TargetState]) -> list[TargetState]:
+        """Replace targets that were missed because the device became slower than when they were chosen.
+
+        Others take their place, evenly from the least target that the fastest subnet found leaves room for up to the
+        next target above it. Where there is no room for them, they stay missed.
+        """
+        least_ms = least_to_ask(self._latency.observations)
+        if self._times_raised >= _MOST_TIMES or not self._request.automatic or least_ms is None:
+            return list(states)
+        missed = [state for state in states if state.target is None and state.met is False]
+        low = [state for state in missed if state.target_ms < least_ms]
+        above = [state.target_ms for state in states if state.target is None and state.target_ms >= least_ms]
+        apart = (min(above) / least_ms) ** (1.0 / len(low)) if low and above else 0.0
+        if apart < LEAST_APART:
+            return list(states)
+        self._times_raised += 1
+        self._out_of_reach += low
+        raised = [TargetState(significant(least_ms * apart**step, 3)) for step in range(len(low))]
+        self.note = (
+            f"{_milliseconds(raised)} in place of {_milliseconds(self._out_of_reach)}: the device became slower, and "
+            "no subnet that was found is within that at the typical speed of this run"
+        )
+        kept = [state for state in states if all(state is not each for each in low)]
+        return sorted([*raised, *kept], key=_latencies_first)
 
     def _slowdown(self) -> float:
         return self._latency.speed.typical_slowdown
@@ -100,3 +137,11 @@ class AutomaticTargets:
         good = winners[accuracy >= accuracy.max() - _SAME_ACCURACY]
         enough: Genome = good[int(np.argmin(latency.predict(good)))]
         return enough
+
+
+def _latencies_first(state: TargetState) -> tuple[bool, float]:
+    return (True, 0.0) if state.target is not None else (False, state.target_ms)
+
+
+def _milliseconds(states: Sequence[TargetState]) -> str:
+    return f"{', '.join(three_digits(state.target_ms) for state in states)} ms"

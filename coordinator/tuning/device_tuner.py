@@ -34,14 +34,12 @@ from fleetnas.coordinator.tuning.setting_tuner import LoneSetting, TunerPhase
 from fleetnas.coordinator.tuning.shortlist import Shortlists
 from fleetnas.coordinator.tuning.subnet_choice import SubnetChoice
 from fleetnas.coordinator.tuning.target_costs import percentiles_to_ask
-from fleetnas.coordinator.tuning.target_state import TargetState, states_of, with_latencies
+from fleetnas.coordinator.tuning.target_state import TargetState, states_of
 from fleetnas.coordinator.tuning.typical_speed import TypicalSpeed
 from fleetnas.coordinator.tuning.verification import Verification
 from fleetnas.fleet_protocol.architecture import Architecture
 from fleetnas.fleet_protocol.messages import Failed, Measurement, MeasurementProtocol
 from fleetnas.supernet_export.spaces.base import Genomes
-
-Floats = NDArray[np.float64]
 
 #: Failures without a single measurement after which the device setting is given up.
 MAX_INITIAL_FAILURES = 6
@@ -70,8 +68,6 @@ class DeviceTuner(LoneSetting):
         """
         self.space, self.budget = design.space, budget
         self.failure_reason = ""
-        self.targets_note = ""
-        """Why there are fewer automatic targets than were asked for."""
         self.measurements = self.failures = 0
         self._request, self._seed = targets, design.seed
         self._latency = SettingLatency(design, speeds)
@@ -118,6 +114,11 @@ class DeviceTuner(LoneSetting):
             self._show_best_measured()
         return self._targets
 
+    @property
+    def targets_note(self) -> str:
+        """A remark on automatic targets: why they are fewer, or others than at first."""
+        return self._automatic.note
+
     def predict_targets(self) -> None:
         """Renew the predictions of the subnets that targets stand at; costs as much as learning all measurements."""
         if not self._abandoned:
@@ -152,7 +153,7 @@ class DeviceTuner(LoneSetting):
         """Return the predictor's own error: each measured subnet predicted from all others, at undisturbed speed."""
         return HeldOutError(None, None, 0) if self._abandoned else self._latency.held_out_error()
 
-    def predict(self, genomes: Genomes) -> tuple[Floats, Floats]:
+    def predict(self, genomes: Genomes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and standard deviation of a measurement at undisturbed speed, ms, each (n,)."""
         return self._latency.predict_undisturbed(genomes)
 
@@ -233,15 +234,15 @@ class DeviceTuner(LoneSetting):
             self._verification.reconsider(self._targets)  # as it was before this proposal's round
         if proposal.has_target:
             self._end_exploration()
-            if self.target_of(proposal) is None:
-                self._follow_regime()
+            for follow in (self._follow_regime, self._verify):
+                if self.target_of(proposal) is None:
+                    follow()
         elif proposal.purpose == "candidate" and not self._exploring:
             self._follow_regime()
 
     def _check_abort(self, outcome: Measurement | Failed) -> None:
-        if not isinstance(outcome, Failed) or self.failures < MAX_INITIAL_FAILURES:
-            return
-        if not len(self._latency.observations.table(unsure=True)):
+        unmeasured = isinstance(outcome, Failed) and not len(self._latency.observations.table(unsure=True))
+        if unmeasured and self.failures >= MAX_INITIAL_FAILURES:
             self.failure_reason = first_ones_failed(self.failures, self._verification.last_failure)
             self._finish()
 
@@ -268,7 +269,7 @@ class DeviceTuner(LoneSetting):
             self._follow_regime()
         if self._finished or self._shortlists.wanted():
             return []
-        round_ = self._verification.round(self._targets)
+        round_ = self._verify()
         if not round_ and not self._shortlists.used:  # what may be better than the winners, while there is budget
             met = [state for state in self._targets if state.status is TargetStatus.MET]
             round_ = self._candidates.find(met, self.budget - self.measurements)
@@ -278,9 +279,8 @@ class DeviceTuner(LoneSetting):
 
     def _end_initial_design(self, *, told: bool = False) -> None:
         """Once the initial design is measured, or a stored run has `told` so, automatic targets follow from it."""
-        if self._design_told is not None or self._finished:
-            return
-        if not told and self.measurements < self.budget and not self._design.is_complete():
+        unfinished = not told and self.measurements < self.budget and not self._design.is_complete()
+        if self._design_told is not None or self._finished or unfinished:
             return
         self._design_told = self._told
         if not len(self._latency.observations.table(unsure=True)):
@@ -317,14 +317,16 @@ class DeviceTuner(LoneSetting):
 
     def _refresh_targets(self) -> None:
         """Take over automatic targets that differ from the present ones."""
-        if not self._request.automatic:
-            return
-        resolved = self._automatic.now()
-        self.targets_note = resolved.note
-        self._targets = with_latencies(self._targets, resolved.targets_ms)
+        self._targets = self._automatic.now(self._targets)
         if not self._targets:
             self.failure_reason = self._automatic.unknown
             self._finish()
+
+    def _verify(self) -> list[Proposal]:
+        """Return the next re-measurements; where all targets are decided, first replace those out of reach."""
+        if not (found := self._verification.round(self._targets)):
+            self._targets = self._automatic.within_reach(self._targets)
+        return found or self._verification.round(self._targets)
 
     def _open_targets(self) -> list[TargetState]:
         return [state for state in self._targets if state.status is TargetStatus.OPEN]

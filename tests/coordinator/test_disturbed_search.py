@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -288,3 +289,68 @@ def test_a_re_measurement_waits_only_after_a_disturbance_has_spoiled_one() -> No
     assert again.wait_above is not None
     assert [p for p in verified if p.wait_above is not None] == [again]
     assert [state.status for state in search.targets] == ["met"] * 4
+
+
+def slower_than_when_explored(seed: int, low: float, high: float) -> Callable[[Proposal], Measurement]:
+    """A device that is slowed by up to 1.3 times at first, and irregularly by `low` to `high` from the targets on."""
+    hidden, rng = HiddenDevice(seed), np.random.default_rng(seed)
+
+    def answer(proposal: Proposal) -> Measurement:
+        undisturbed_ms = hidden.latency_ms(proposal.architecture) * float(np.exp(rng.normal(0, 0.02)))
+        slowdown = float(rng.uniform(low, high) if proposal.has_target else rng.uniform(1.0, 1.3))
+        return measurement(
+            undisturbed_ms * slowdown,
+            quality="slowed" if slowdown > 1.1 else "ok",
+            undisturbed_ms=undisturbed_ms if rng.random() > 0.4 else None,
+        )
+
+    return answer
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.3), (1.2, 1.8), (1.3, 2.2)])
+def test_an_automatic_target_that_came_out_of_reach_is_replaced(low: float, high: float) -> None:
+    replaced = 0
+    for seed in range(12):
+        search = make("auto:4,accuracy:60")
+        told = run(search, slower_than_when_explored(seed, low, high))
+        latencies = [state for state in search.targets if state.target is None]
+        assert [state.status for state in latencies] == ["met"] * 4, seed
+        assert all(b.target_ms >= 1.04 * a.target_ms for a, b in pairwise(latencies))
+        if search.targets_note:
+            replaced += 1
+            first_ms = min(p.target_ms for p, _ in told if p.target_ms is not None and not p.target)
+            assert search.targets_note.startswith(f"{latencies[0].target_ms:.3g} ms in place of {first_ms:.3g}")
+            assert latencies[0].target_ms > first_ms
+    assert replaced or high == 1.3
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_targets_that_were_replaced_are_so_again_in_a_resumed_run(seed: int) -> None:
+    whole, answer = make("auto:4"), slower_than_when_explored(seed, 1.3, 2.2)
+    rounds: list[list[tuple[Proposal, Measurement]]] = []
+    while asked := whole.ask(100):
+        rounds.append([(proposal, answer(proposal)) for proposal in asked])
+        for proposal, outcome in rounds[-1]:
+            whole.tell(proposal, outcome)
+    assert "in place of" in whole.targets_note
+    for upto in range(len(rounds) + 1):
+        resumed = make("auto:4")
+        for proposal, outcome in itertools.chain(*rounds[:upto]):
+            resumed.tell(proposal, outcome)
+        assert resumed.ask(100) == [proposal for proposal, _ in (rounds[upto] if upto < len(rounds) else [])]
+        for proposal, outcome in itertools.chain(*rounds[upto:]):
+            resumed.tell(proposal, outcome)
+        assert not resumed.ask(100)
+        assert [state.key for state in resumed.targets] == [state.key for state in whole.targets]
+        assert [state.verified_ms for state in resumed.targets] == [state.verified_ms for state in whole.targets]
+        assert resumed.targets_note == whole.targets_note
+
+
+def test_explicit_targets_are_never_replaced() -> None:
+    hidden = HiddenDevice(0, noise=0.0)
+    target_ms = 1.05 * hidden.latency_ms(SMALLEST)
+    search = make(f"{target_ms},{10 * target_ms}")
+    run(search, slower_than_when_explored(0, 1.3, 2.2))
+    assert [state.target_ms for state in search.targets] == [target_ms, 10 * target_ms]
+    assert search.targets[0].status == "missed"
+    assert not search.targets_note
