@@ -129,7 +129,7 @@ class TargetRequest:
         """
         if not self.automatic:
             return ResolvedTargets(self.fixed_ms)
-        low, high = fastest_ms * _LOWEST * (1.0 + error), slowest_ms * _HIGHEST
+        low, high = lowest_target(fastest_ms, error), slowest_ms * _HIGHEST
         room = 1 + int(math.log(high / low) / math.log(LEAST_APART) + 1e-9) if high > low else 1
         count, note = min(self.automatic, room), ""
         if count < self.automatic:
@@ -146,6 +146,11 @@ class TargetRequest:
             if apart and all(abs(r / e - 1) < _NEAR for r, e in zip(rounded, exact, strict=True)):
                 return ResolvedTargets(tuple(rounded), note)
         return ResolvedTargets(tuple(exact), note)
+
+
+def lowest_target(fastest_ms: float, error: float) -> float:
+    """Return the lowest automatic target above the fastest subnet's latency, which has that relative standard error."""
+    return fastest_ms * _LOWEST * (1.0 + error)
 
 
 def target_label(target_ms: float | None, target: str = "") -> str:

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from fleetnas.coordinator.records.target_kinds import three_digits
-from fleetnas.coordinator.records.targets import LEAST_APART, ResolvedTargets, TargetRequest, significant
+from fleetnas.coordinator.records.targets import (
+    LEAST_APART,
+    ResolvedTargets,
+    TargetRequest,
+    lowest_target,
+    significant,
+)
 from fleetnas.coordinator.search.problem import AccuracyModel
-from fleetnas.coordinator.tuning.miss_reasons import least_to_ask
+from fleetnas.coordinator.tuning.miss_reasons import fastest_found_ms
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.target_state import TargetState, with_latencies
@@ -75,21 +81,23 @@ class AutomaticTargets:
     def within_reach(self, states: Sequence[TargetState]) -> list[TargetState]:
         """Replace targets that were missed because the device became slower than when they were chosen.
 
-        Others take their place, evenly from the least target that the fastest subnet found leaves room for up to the
-        next target above it. Where there is no room for them, they stay missed.
+        Others take their place, evenly from the lowest that the fastest subnet found leaves room for up to the next
+        target. Where there is no room for them, they stay missed.
         """
-        least_ms = least_to_ask(self._latency.observations)
-        if self._times_raised >= _MOST_TIMES or not self._request.automatic or least_ms is None:
+        fastest_ms = fastest_found_ms(self._latency.observations)
+        if self._times_raised >= _MOST_TIMES or not self._request.automatic or fastest_ms is None:
             return list(states)
-        missed = [state for state in states if state.target is None and state.met is False]
-        low = [state for state in missed if state.target_ms < least_ms]
-        above = [state.target_ms for state in states if state.target is None and state.target_ms >= least_ms]
-        apart = (min(above) / least_ms) ** (1.0 / len(low)) if low and above else 0.0
-        if apart < LEAST_APART:
+        lowest_ms = lowest_target(fastest_ms, self._latency.speed.error)
+        latencies = [state for state in states if state.target is None]
+        low = [state for state in latencies if state.met is False and state.target_ms < lowest_ms]
+        next_ms = min((state.target_ms for state in latencies if all(state is not each for each in low)), default=0.0)
+        first_ms = min(lowest_ms, next_ms / LEAST_APART ** len(low))
+        if not low or first_ms < LEAST_APART * max(fastest_ms, *(state.target_ms for state in low)):
             return list(states)
+        apart = (next_ms / first_ms) ** (1.0 / len(low))
+        raised = [TargetState(significant(first_ms * apart**step, 3)) for step in range(len(low))]
         self._times_raised += 1
         self._out_of_reach += low
-        raised = [TargetState(significant(least_ms * apart**step, 3)) for step in range(len(low))]
         self.note = (
             f"{_milliseconds(raised)} in place of {_milliseconds(self._out_of_reach)}: the device became slower, and "
             "no subnet that was found is within that at the typical speed of this run"

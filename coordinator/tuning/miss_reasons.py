@@ -9,9 +9,6 @@ from fleetnas.coordinator.tuning.observations import Observations
 from fleetnas.coordinator.tuning.subnet_observations import Run
 from fleetnas.coordinator.tuning.target_state import TargetState
 
-#: A target leaves this room above the fastest subnet.
-_ROOM = 1.05
-
 
 @dataclass(frozen=True)
 class GivenUpReason:
@@ -73,7 +70,7 @@ def given_up(state: TargetState, observations: Observations, name: str, last_fai
         ms for subnet in observations for run in subnet.runs if (ms := observations.undisturbed_ms(run)) is not None
     ]
     typical_ms = observations.latency_ms(fastest) or ran_ms
-    ask = f"ask for at least {three_digits(_ROOM * max(ran_ms, typical_ms))} ms"
+    ask = f"ask for at least {three_digits(1.05 * max(ran_ms, typical_ms))} ms"
     if not known:
         return GivenUpReason(
             f"the fastest measurement ({name}) took {three_digits(ran_ms)} ms, and the device was disturbed all the "
@@ -94,12 +91,12 @@ def given_up(state: TargetState, observations: Observations, name: str, last_fai
     return GivenUpReason(f"the fastest subnet found ({name}) takes {three_digits(ran_ms)} ms; {ask}", too_fast=True)
 
 
-def least_to_ask(observations: Observations) -> float | None:
-    """Return the least target, ms, that the fastest subnet found leaves room for; None where none was measured."""
+def fastest_found_ms(observations: Observations) -> float | None:
+    """Return the latency of the fastest subnet at best and at the typical speed, the higher one; None: not measured."""
     fastest = observations.fastest()
     if fastest is None or fastest.fastest_ms is None:
         return None
-    return _ROOM * max(fastest.fastest_ms, observations.latency_ms(fastest) or fastest.fastest_ms)
+    return max(fastest.fastest_ms, observations.latency_ms(fastest) or fastest.fastest_ms)
 
 
 def first_ones_failed(failures: int, last: str) -> str:
