@@ -155,6 +155,12 @@ say "installed $("$AGENT" --version)"
 # -- configuration, doctor, service ---------------------------------------------------------------------------------
 SERVICE_FILE=/etc/fleetnas/agent.conf
 MEND='mend it, then paste the line again'
+doctor_of_service() { # as the service's user, and with its state folder
+    set -- env STATE_DIRECTORY=/var/lib/fleetnas "$AGENT" doctor --config "$SERVICE_FILE"
+    if command -v runuser >/dev/null; then set -- runuser -u fleetnas -- "$@"; fi
+    (cd / && "$@") || fail "this device cannot measure yet (above)" \
+        "do what it says, then look what the service does: journalctl --unit fleetnas-agent.service"
+}
 [ -n "$BROKER$CREDENTIALS" ] ||
     MEND='a new device of this fleet needs credentials; on the coordinator: fleetnas enroll NAME --authority DIR --serve'
 set -- --fleet "$FLEET"
@@ -171,10 +177,10 @@ if [ "$SERVICE" = no ]; then
 elif [ -f "$SERVICE_FILE" ] && [ -z "$CREDENTIALS" ]; then
     "$AGENT" configure --config "$SERVICE_FILE" "$@" && "$AGENT" install-service ||
         fail "the service cannot be updated (above)" "$MEND"
-    "$AGENT" doctor --config "$SERVICE_FILE" || fail "this device cannot measure yet (above)" "do what it says"
+    doctor_of_service
 else
     "$AGENT" install-service "$@" || fail "the service cannot be installed (above)" "$MEND"
-    "$AGENT" doctor --config "$SERVICE_FILE" || fail "this device cannot measure yet (above)" "do what it says"
+    doctor_of_service
 fi
 if [ "$RUN" = yes ] && [ "$SERVICE" = no ]; then
     rm -rf "$TEMPORARY"

@@ -10,7 +10,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from boards import BOARDS
-from built_wheel import build_wheel
 from campaign import BoardTrial
 from debian_root import DebianRoot, EmulationError, say
 
@@ -30,7 +29,7 @@ def main() -> int:
     try:
         root = DebianRoot(folder, board)
         root.make(fresh=options.fresh)
-        BoardTrial(root, build_wheel(root.work / "wheel"), root.work / "trial").run()
+        BoardTrial(root, root.work / "trial").run()
     except EmulationError as error:
         sys.stderr.write(f"{error}\n")
         return 1
