@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import psutil
 from boards import Board
+from rigs import waiting
 
 _SCRIPT = Path(__file__).with_name("enter.sh")
 _MAPPING = "0 0 65536\n"
@@ -101,7 +103,9 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float) -> int:
     try:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:
-        process.kill()
+        for member in reversed(waiting.tree(process.pid)):
+            with contextlib.suppress(psutil.Error):
+                member.kill()
         return process.wait()
 
 

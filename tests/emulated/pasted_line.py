@@ -61,7 +61,9 @@ def pasted_agent(root: DebianRoot, bindings: Mapping[Path, str], work: Path, ins
         command = f"{lines[0]} --run --name {board.architecture} --dir {VENV} --extras {board.extras}"
         homes = [f"XDG_CONFIG_HOME={inside}/config", f"XDG_STATE_HOME={inside}/state"]
         with log.open("wb") as agent_output:
-            agent = root.entrance(bindings).start(["sh", "-c", command], agent_output, [*pip_environment(), *homes])
+            # A shell that is the first process of its namespace ignores signals that it has no trap for.
+            shell = f"{command} & pasted=$!; trap 'kill $pasted' TERM; wait $pasted"
+            agent = root.entrance(bindings).start(["sh", "-c", shell], agent_output, [*pip_environment(), *homes])
         stack.callback(stop, agent, _STOP_S)
         waiting.until(
             lambda: "starting the agent" in log.read_text() or agent.poll() is not None, agent, what=log.read_text
