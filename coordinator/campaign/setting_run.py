@@ -67,6 +67,7 @@ class SettingRun:
         self._learning: list[PredictorPoint] = []
         #: The resolved targets, ms, with the text of those of other kinds; empty before they were stored.
         self._targets: list[tuple[float, str]] = []
+        self._targets_note = ""
         self._failures = 0
         self._temperature_c: float | None = None
         self._throttled: bool | None = None
@@ -311,7 +312,9 @@ class SettingRun:
     def to_record(self) -> DeviceRecord:
         """Return the record to store."""
         # Resolved latencies seldom change, and reading them makes the search look for the best subnet of each.
-        if all(text for _, text in self._targets) or self._status is not SettingStatus.RUNNING:
+        unresolved, note = all(text for _, text in self._targets), self.search.targets_note
+        if unresolved or note != self._targets_note or self._status is not SettingStatus.RUNNING:
+            self._targets_note = note
             self._targets = [(state.target_ms, state.text) for state in self.search.targets if not state.subnet]
         return DeviceRecord(
             self.run_id,
@@ -324,7 +327,7 @@ class SettingRun:
             self.queue.wire_bytes,
             tuple(target_ms for target_ms, text in self._targets if not text)
             or (() if self.search.targets_known == 0 else None),
-            self.search.targets_note,
+            note,
             self.search.board,
             tuple(text for _, text in self._targets if text) or None,
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from rigs.simulated_fleet import TOPICS, Simulation
+from rigs.simulated_fleet import TOPICS, HiddenDevice, Simulation, file_sha256, measurement
 
 from fleetnas.coordinator.monitoring.broker_feed import BrokerFeed
 from fleetnas.coordinator.monitoring.publisher import Publisher
@@ -16,7 +17,8 @@ from fleetnas.coordinator.records.plan import CampaignPlan
 from fleetnas.coordinator.records.snapshot import DeviceSnapshot, Snapshot
 from fleetnas.coordinator.records.totals import target_totals
 from fleetnas.coordinator.view.live import frame_strips
-from fleetnas.fleet_protocol.messages import TaskKey
+from fleetnas.fleet_protocol.messages import Measurement, TaskKey
+from fleetnas.fleet_protocol.orders import MeasureTask
 
 PLAN = CampaignPlan(targets="auto:2", budget=14, initial_design=6, wait_for=3, grace_s=5)
 #: Events that the store does not keep: joining before the first look, a search's choice, the estimate of the time. Nor
@@ -112,6 +114,45 @@ def test_every_figure_is_the_same_while_it_runs(watched: Watched, outcomes: int)
     assert [comparable(device) for device in store.devices] == [comparable(device) for device in broker.devices]
     assert (store.run_id, store.supernet, store.phase) == (broker.run_id, broker.supernet, broker.phase)
     assert all(device.state_detail for device in store.devices if not device.ended)
+
+
+def test_targets_that_were_replaced_are_no_targets_any_more(watched: Watched) -> None:
+    """The devices are slowed irregularly from the first re-measurement on, without a new lasting speed."""
+    rng = np.random.default_rng(0)
+    for agent in watched.fleet.agents:
+        for device in agent.devices.values():
+            device.measure = slowed_when_verified(device, rng)  # type: ignore[method-assign]
+    outcomes, notes = 0, ""
+    while "in place of" not in notes:
+        outcomes += 1
+        watched.run(outcomes)
+        assert not watched.fleet.campaign.finished
+        live = watched.fleet.campaign.snapshot(watched.fleet.clock.unix())
+        notes = " ".join(device.targets_note for device in live.devices)
+    watched.run(outcomes + 3)  # with the next outcomes it is stored
+    broker, store = watched.look()
+    replaced = [device for device in broker.devices if "in place of" in device.targets_note]
+    assert replaced
+    for device in replaced:
+        stored = next(each for each in store.devices if each.device == device.device)
+        assert [target.target_ms for target in stored.targets] == [target.target_ms for target in device.targets]
+        assert stored.targets_note == device.targets_note
+
+
+def slowed_when_verified(device: HiddenDevice, rng: np.random.Generator) -> Callable[..., Measurement]:
+    def measure(task: MeasureTask, finished_unix_s: float) -> Measurement:
+        slowdown = float(rng.uniform(1.3, 2.2)) if task.calibration is not None else 1.0
+        known = slowdown == 1.0 or rng.random() > 0.4
+        undisturbed_ms = device.latency_ms(task.architecture)
+        return measurement(
+            slowdown * undisturbed_ms,
+            file_sha256(task.architecture, task.calibration),
+            finished_unix_s,
+            quality="slowed" if slowdown > 1.1 else "ok",
+            undisturbed_ms=undisturbed_ms if known else None,
+        )
+
+    return measure
 
 
 @pytest.mark.parametrize("outcomes", [9, 20])
