@@ -230,12 +230,12 @@ class DeviceTuner(LoneSetting):
         """Enter the phase in which a proposal was made, where a stored run is told again."""
         if proposal.purpose != "initial-design":
             self._end_initial_design(told=True)
-        if proposal.purpose == "verification" and proposal.key not in self._outstanding:
+        if proposal.purpose == "verification" and proposal.key not in self._outstanding and not self._finished:
             self._verification.reconsider(self._targets)  # as it was before this proposal's round
         if proposal.has_target:
             self._end_exploration()
             for follow in (self._follow_regime, self._verify):
-                if self.target_of(proposal) is None:
+                if self.target_of(proposal) is None and not self._finished:
                     follow()
         elif proposal.purpose == "candidate" and not self._exploring:
             self._follow_regime()

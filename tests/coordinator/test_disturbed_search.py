@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -344,6 +345,21 @@ def test_targets_that_were_replaced_are_so_again_in_a_resumed_run(seed: int) -> 
         assert [state.key for state in resumed.targets] == [state.key for state in whole.targets]
         assert [state.verified_ms for state in resumed.targets] == [state.verified_ms for state in whole.targets]
         assert resumed.targets_note == whole.targets_note
+
+
+@pytest.mark.parametrize("targets", ["auto:4", "0.5,0.9,3"])
+def test_late_outcomes_change_nothing_of_a_search_that_has_ended(targets: str) -> None:
+    """Also not those of a target that was replaced, or that was given up and is within reach by them."""
+    for seed in range(4):
+        search = make(targets)
+        told = run(search, slower_than_when_explored(seed, 1.3, 2.2))
+        before = [replace(state) for state in search.targets]
+        for proposal in [proposal for proposal, _ in told if proposal.purpose == "verification"]:
+            for target_ms in {proposal.target_ms, 0.77, before[0].target_ms}:
+                undisturbed_ms = HiddenDevice(seed).latency_ms(proposal.architecture)
+                search.tell(replace(proposal, target_ms=target_ms), measurement(0.1, undisturbed_ms=undisturbed_ms))
+                search.validate()
+        assert search.targets == before
 
 
 def test_explicit_targets_are_never_replaced() -> None:
