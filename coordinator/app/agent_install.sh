@@ -157,7 +157,13 @@ SERVICE_FILE=/etc/fleetnas/agent.conf
 MEND='mend it, then paste the line again'
 doctor_of_service() { # as the service's user, and with its state folder
     set -- env STATE_DIRECTORY=/var/lib/fleetnas "$AGENT" doctor --config "$SERVICE_FILE"
-    if command -v runuser >/dev/null; then set -- runuser -u fleetnas -- "$@"; fi
+    if command -v runuser >/dev/null; then
+        set -- -- "$@"
+        for each in video render gpio i2c; do # the unit has those of them that there are
+            if getent group "$each" >/dev/null; then set -- -G "$each" "$@"; fi
+        done
+        set -- runuser -u fleetnas -g fleetnas "$@"
+    fi
     (cd / && "$@") || fail "this device cannot measure yet (above)" \
         "do what it says, then look what the service does: journalctl --unit fleetnas-agent.service"
 }

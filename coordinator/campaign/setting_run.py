@@ -313,7 +313,8 @@ class SettingRun:
         """Return the record to store."""
         # Resolved latencies seldom change, and reading them makes the search look for the best subnet of each.
         unresolved, note = all(text for _, text in self._targets), self.search.targets_note
-        if unresolved or note != self._targets_note or self._status is not SettingStatus.RUNNING:
+        stopped = self._status is not SettingStatus.RUNNING or self._reason
+        if unresolved or stopped or note != self._targets_note:
             self._targets_note = note
             self._targets = [(state.target_ms, state.text) for state in self.search.targets if not state.subnet]
         return DeviceRecord(

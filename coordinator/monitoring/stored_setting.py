@@ -230,7 +230,7 @@ class StoredSetting:
         # Automatic targets are chosen anew where the device changes its speed: those before are no targets any more.
         verified = self._targets.items()
         resolved = self._record.targets_ms is not None
-        current = {key: each for key, each in verified if not resolved or key in known or key in self._settled}
+        current = {key: each for key, each in verified if not resolved or key in known}
         found = {**known, **current}
         targets = [found[key] for key in ordered(found)]
         if self.running:

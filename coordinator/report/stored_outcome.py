@@ -147,10 +147,17 @@ def stored_totals(store: MeasurementStore, run_id: str, asked: int) -> TargetTot
     winners = _by_setting(store.winners(run_id))
     return target_totals(
         _StoredTargets(
-            tuple(winners.get((device.device, device.setting.label), ())), stored_targets_asked(device, asked)
+            tuple(current_winners(device, winners.get((device.device, device.setting.label), []))),
+            stored_targets_asked(device, asked),
         )
         for device in store.devices(run_id)
     )
+
+
+def current_winners(device: DeviceRecord, winners: Iterable[WinnerRecord]) -> list[WinnerRecord]:
+    """Leave out the winners of automatic targets that others took the place of once the run was resumed."""
+    latencies = device.targets_ms
+    return [each for each in winners if each.subnet or each.target or latencies is None or each.target_ms in latencies]
 
 
 def known_targets(device: DeviceRecord, plan: CampaignPlan) -> list[TargetKey]:
@@ -281,7 +288,10 @@ def _target_outcomes(
         )
         for key in known_targets(device, plan)
     }
-    found |= {TargetKey(winner.target_ms, winner.subnet, winner.target): _target_outcome(winner) for winner in winners}
+    found |= {
+        TargetKey(winner.target_ms, winner.subnet, winner.target): _target_outcome(winner)
+        for winner in current_winners(device, winners)
+    }
     return tuple(found[key] for key in ordered(found))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,6 @@ from fleetnas.coordinator.records.targets import (
     significant,
 )
 from fleetnas.coordinator.search.problem import AccuracyModel
-from fleetnas.coordinator.tuning.miss_reasons import fastest_found_ms
 from fleetnas.coordinator.tuning.proposal import Genome, TargetSolver
 from fleetnas.coordinator.tuning.setting_latency import SettingLatency
 from fleetnas.coordinator.tuning.target_state import TargetState, with_latencies
@@ -55,7 +55,7 @@ class AutomaticTargets:
         self.note = ""
         """Why there are fewer targets than were asked for, or others than at first."""
         self._first = ResolvedTargets(())
-        self._first_slowdown = 1.0
+        self._first_slowdown = self._slowdown_before = 1.0  # after the initial design, and at the latest choice
         self._times_raised = 0
         self._out_of_reach: list[TargetState] = []
 
@@ -65,7 +65,7 @@ class AutomaticTargets:
         if enough is not None:
             self._ends.append(enough)
         self._has_enough = enough is not None
-        self._first_slowdown = self._slowdown()
+        self._first_slowdown = self._slowdown_before = self._slowdown()
         self._first = self._resolve()
 
     def now(self, states: Sequence[TargetState]) -> list[TargetState]:
@@ -75,35 +75,45 @@ class AutomaticTargets:
         changed = abs(self._slowdown() / self._first_slowdown - 1.0) > _SAME_SPEED
         resolved = self._resolve() if changed else self._first
         self.note = resolved.note
+        self._slowdown_before = self._slowdown() if changed else self._first_slowdown
         self._out_of_reach = []
         return with_latencies(states, resolved.targets_ms)
 
-    def within_reach(self, states: Sequence[TargetState]) -> list[TargetState]:
+    def within_reach(self, states: list[TargetState], told_ms: float | None = None) -> list[TargetState]:
         """Replace targets that were missed because the device became slower than when they were chosen.
 
         Others take their place, evenly from the lowest that the fastest subnet found leaves room for up to the next
-        target. Where there is no room for them, they stay missed.
+        target. Where there is no room for them, they stay missed, and the very same list is returned. Where a run is
+        told again, `told_ms` is the target that it had: boards of a class may have answered in another order.
         """
-        fastest_ms = fastest_found_ms(self._latency.observations)
-        if self._times_raised >= _MOST_TIMES or not self._request.automatic or fastest_ms is None:
-            return list(states)
+        table = self._latency.observations.table(unsure=True)
+        slower = self._slowdown() > self._slowdown_before
+        if self._times_raised >= _MOST_TIMES or not self._request.automatic or not slower or not len(table):
+            return states
+        fastest_ms = float(table.typical_ms.min())
         lowest_ms = lowest_target(fastest_ms, self._latency.speed.error)
         latencies = [state for state in states if state.target is None]
-        low = [state for state in latencies if state.met is False and state.target_ms < lowest_ms]
-        next_ms = min((state.target_ms for state in latencies if all(state is not each for each in low)), default=0.0)
+        low = [state for state in latencies if _was_too_slow(state) and state.target_ms < lowest_ms]
+        others = [state for state in states if all(state is not each for each in low)]
+        next_ms = min((state.target_ms for state in others if state.target is None), default=math.inf)
         first_ms = min(lowest_ms, next_ms / LEAST_APART ** len(low))
         if not low or first_ms < LEAST_APART * max(fastest_ms, *(state.target_ms for state in low)):
-            return list(states)
-        apart = (next_ms / first_ms) ** (1.0 / len(low))
-        raised = [TargetState(significant(first_ms * apart**step, 3)) for step in range(len(low))]
+            return states
+        # Where all of them are out of reach, they lie over the range of latencies again.
+        last_ms = next_ms if math.isfinite(next_ms) else max(self._resolve().targets_ms, default=0.0)
+        apart = max((last_ms / first_ms) ** (1.0 / len(low)), LEAST_APART)
+        raised_ms = [significant(first_ms * apart**step, 3) for step in range(len(low))]
+        if told_ms is not None:
+            raised_ms[int(np.argmin(np.abs(np.array(raised_ms) - told_ms)))] = told_ms
+        raised = [TargetState(target_ms) for target_ms in raised_ms]
         self._times_raised += 1
+        self._slowdown_before = self._slowdown()
         self._out_of_reach += low
         self.note = (
             f"{_milliseconds(raised)} in place of {_milliseconds(self._out_of_reach)}: the device became slower, and "
-            "no subnet that was found is within that at the typical speed of this run"
+            "the fastest subnet that was found has no room there any more"
         )
-        kept = [state for state in states if all(state is not each for each in low)]
-        return sorted([*raised, *kept], key=_latencies_first)
+        return sorted([*raised, *others], key=_latencies_first)
 
     def _slowdown(self) -> float:
         return self._latency.speed.typical_slowdown
@@ -145,6 +155,11 @@ class AutomaticTargets:
         good = winners[accuracy >= accuracy.max() - _SAME_ACCURACY]
         enough: Genome = good[int(np.argmin(latency.predict(good)))]
         return enough
+
+
+def _was_too_slow(state: TargetState) -> bool:
+    """Whether a target was missed, and not for measurements that failed."""
+    return state.met is False and not state.failures
 
 
 def _latencies_first(state: TargetState) -> tuple[bool, float]:

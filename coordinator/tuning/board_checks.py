@@ -74,6 +74,7 @@ class BoardChecks:
 
     def settle(self, check: Check, boards: Collection[str]) -> None:
         """Tell the class's search all runs of a verification that has some, and judge it by the deciding one."""
+        self._tuner.enter(check.proposal)  # a resumed run chose its targets before these runs
         told = self._deciding(check, boards) or min(check.outcomes)
         genome = np.array(check.proposal.genome, dtype=np.int16)
         for board in sorted(check.outcomes):

@@ -45,6 +45,10 @@ class ClassTuner(DeviceTuner):
         self._latency.observations.measured_by(board)
         self.tell(proposal, outcome)
 
+    def enter(self, proposal: Proposal) -> None:
+        """Enter the phase in which a proposal was made, before anything of its round is told."""
+        self._follow(proposal)
+
     def observe(self, board: str, genome: Genome, measurement: Measurement) -> None:
         """Learn from one more measurement, which is the outcome of no proposal of this tuner."""
         if not self._abandoned:

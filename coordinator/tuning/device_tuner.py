@@ -111,7 +111,8 @@ class DeviceTuner(LoneSetting):
         """Every target with its best subnet so far; automatic ones from the end of the initial design on."""
         if not self._current and not self._abandoned:
             self._current = True
-            self._show_best_measured()
+            if self._design_told is not None:  # before its verification, a target shows its best measured subnet
+                self._verification.show_best(self._open_targets(), unsure=not self._exploring)
         return self._targets
 
     @property
@@ -234,9 +235,10 @@ class DeviceTuner(LoneSetting):
             self._verification.reconsider(self._targets)  # as it was before this proposal's round
         if proposal.has_target:
             self._end_exploration()
-            for follow in (self._follow_regime, self._verify):
-                if self.target_of(proposal) is None and not self._finished:
-                    follow()
+            if self.target_of(proposal) is None:
+                self._follow_regime()
+            if self.target_of(proposal) is None and not self._finished:
+                self._verify(proposal.target_ms)
         elif proposal.purpose == "candidate" and not self._exploring:
             self._follow_regime()
 
@@ -273,7 +275,7 @@ class DeviceTuner(LoneSetting):
         if not round_ and not self._shortlists.used:  # what may be better than the winners, while there is budget
             met = [state for state in self._targets if state.status is TargetStatus.MET]
             round_ = self._candidates.find(met, self.budget - self.measurements)
-        if not round_:
+        if not round_ and not self._shortlists.wanted():
             self._finish()
         return round_
 
@@ -313,8 +315,6 @@ class DeviceTuner(LoneSetting):
             self._exploring = True
             self._verification.reconsider(self._targets)
 
-    # -- targets -----------------------------------------------------------------------------------------------
-
     def _refresh_targets(self) -> None:
         """Take over automatic targets that differ from the present ones."""
         self._targets = self._automatic.now(self._targets)
@@ -322,19 +322,19 @@ class DeviceTuner(LoneSetting):
             self.failure_reason = self._automatic.unknown
             self._finish()
 
-    def _verify(self) -> list[Proposal]:
-        """Return the next re-measurements; where all targets are decided, first replace those out of reach."""
-        if not (found := self._verification.round(self._targets)):
-            self._targets = self._automatic.within_reach(self._targets)
-        return found or self._verification.round(self._targets)
+    def _verify(self, told_ms: float | None = None) -> list[Proposal]:
+        """Return the next re-measurements; targets out of reach are replaced once all are decided, or as was told."""
+        found = self._verification.round(self._targets)
+        if found and told_ms is None:
+            return found
+        raised = self._automatic.within_reach(self._targets, told_ms)
+        if raised is not self._targets:
+            self._targets = raised
+            self._shortlists.make(self._open_targets())
+        return [] if self._shortlists.wanted() else self._verification.round(self._targets)
 
     def _open_targets(self) -> list[TargetState]:
         return [state for state in self._targets if state.status is TargetStatus.OPEN]
-
-    def _show_best_measured(self) -> None:
-        """Before verification, each target shows its best measured subnet."""
-        if self._design_told is not None:
-            self._verification.show_best(self._open_targets(), unsure=not self._exploring)
 
     def _finish(self) -> None:
         self._finished = True

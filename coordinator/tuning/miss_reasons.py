@@ -91,14 +91,6 @@ def given_up(state: TargetState, observations: Observations, name: str, last_fai
     return GivenUpReason(f"the fastest subnet found ({name}) takes {three_digits(ran_ms)} ms; {ask}", too_fast=True)
 
 
-def fastest_found_ms(observations: Observations) -> float | None:
-    """Return the latency of the fastest subnet at best and at the typical speed, the higher one; None: not measured."""
-    fastest = observations.fastest()
-    if fastest is None or fastest.fastest_ms is None:
-        return None
-    return max(fastest.fastest_ms, observations.latency_ms(fastest) or fastest.fastest_ms)
-
-
 def first_ones_failed(failures: int, last: str) -> str:
     """Explain a device setting that is given up after that many failures; `last` describes the latest one."""
     return (

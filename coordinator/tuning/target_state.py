@@ -242,10 +242,15 @@ def rule_out(states: Sequence[TargetState], unsupported: Mapping[str, str]) -> N
 
 
 def with_latencies(states: Sequence[TargetState], targets_ms: Sequence[float]) -> list[TargetState]:
-    """Return the states with these latencies in place of others, if they differ; other kinds of targets stay."""
+    """Return the states with these latencies in place of others; other kinds of targets stay.
+
+    Where they differ, targets that are there already stay too, unless they were missed.
+    """
     if list(targets_ms) == [state.target_ms for state in states if state.target is None]:
         return list(states)
-    return [*map(TargetState, targets_ms), *(state for state in states if state.target is not None)]
+    kept = {state.target_ms: state for state in states if state.target is None and state.met is not False}
+    latencies = [kept.get(target_ms) or TargetState(target_ms) for target_ms in targets_ms]
+    return [*latencies, *(state for state in states if state.target is not None)]
 
 
 def is_floor(state: TargetState) -> bool:

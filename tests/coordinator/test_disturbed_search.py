@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, measurement
-from rigs.tuners import make, run
+from rigs.tuners import make, run, slower_than_when_explored
 
+from fleetnas.coordinator.records.target_kinds import Target
 from fleetnas.coordinator.tuning.device_tuner import DeviceTuner
 from fleetnas.coordinator.tuning.proposal import Proposal
-from fleetnas.fleet_protocol.messages import Failed, Measurement
+from fleetnas.coordinator.tuning.target_state import TargetState, with_latencies
+from fleetnas.fleet_protocol.messages import Failed, Measurement, TaskKey
 
 SMALLEST, LARGEST = (SPACE.decode(genomes)[0] for genomes in (SPACE.smallest(), SPACE.largest()))
 
@@ -292,22 +294,6 @@ def test_a_re_measurement_waits_only_after_a_disturbance_has_spoiled_one() -> No
     assert [state.status for state in search.targets] == ["met"] * 4
 
 
-def slower_than_when_explored(seed: int, low: float, high: float) -> Callable[[Proposal], Measurement]:
-    """A device that is slowed by up to 1.3 times at first, and irregularly by `low` to `high` from the targets on."""
-    hidden, rng = HiddenDevice(seed), np.random.default_rng(seed)
-
-    def answer(proposal: Proposal) -> Measurement:
-        undisturbed_ms = hidden.latency_ms(proposal.architecture) * float(np.exp(rng.normal(0, 0.02)))
-        slowdown = float(rng.uniform(low, high) if proposal.has_target else rng.uniform(1.0, 1.3))
-        return measurement(
-            undisturbed_ms * slowdown,
-            quality="slowed" if slowdown > 1.1 else "ok",
-            undisturbed_ms=undisturbed_ms if rng.random() > 0.4 else None,
-        )
-
-    return answer
-
-
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.3), (1.2, 1.8), (1.3, 2.2)])
 def test_an_automatic_target_that_came_out_of_reach_is_replaced(low: float, high: float) -> None:
     replaced = 0
@@ -360,6 +346,52 @@ def test_late_outcomes_change_nothing_of_a_search_that_has_ended(targets: str) -
                 search.tell(replace(proposal, target_ms=target_ms), measurement(0.1, undisturbed_ms=undisturbed_ms))
                 search.validate()
         assert search.targets == before
+
+
+def test_targets_that_are_chosen_anew_keep_those_that_are_met() -> None:
+    met, missed, other = TargetState(1.0), TargetState(2.0), TargetState.of(Target.parse("accuracy:60"))
+    met.meet("a" * 64)
+    missed.miss("slow")
+    found = with_latencies([met, missed, other], (1.0, 2.0, 4.0))
+    assert found[0] is met
+    assert [(state.target_ms, state.status) for state in found[1:3]] == [(2.0, "open"), (4.0, "open")]
+    assert found[3] is other
+
+
+def test_a_single_automatic_target_is_replaced_too() -> None:
+    """No other one bounds it from above."""
+    hidden = HiddenDevice(0, noise=0.0)
+
+    def answer(proposal: Proposal) -> Measurement:
+        undisturbed_ms, slowdown = hidden.latency_ms(proposal.architecture), 12.0 if proposal.has_target else 1.0
+        return measurement(
+            slowdown * undisturbed_ms, quality="slowed" if proposal.has_target else "ok", undisturbed_ms=undisturbed_ms
+        )
+
+    search = make("auto:1", budget=12)
+    told = run(search, answer)
+    first_ms = next(proposal.target_ms for proposal, _ in told if proposal.target_ms is not None)
+    (state,) = search.targets
+    assert (state.status, state.target_ms > first_ms) == ("met", True)
+    assert search.targets_note.startswith(f"{state.target_ms:.3g} ms in place of {first_ms:.3g}")
+
+
+def test_a_target_whose_measurements_fail_keeps_its_reason() -> None:
+    slower = slower_than_when_explored(0, 1.3, 2.2)
+    lowest: list[float] = []
+
+    def answer(proposal: Proposal) -> Measurement | Failed:
+        if proposal.purpose == "verification":
+            lowest.append(proposal.target_ms or 0.0)
+            if proposal.target_ms == min(lowest):
+                return Failed.model_validate({"task": TaskKey(task_id="t", attempt=1), "reason": "crashed"})
+        return slower(proposal)
+
+    search = make("auto:4")
+    run(search, answer)
+    assert "failed" in search.targets[0].reason
+    assert search.targets[0].target_ms == min(lowest)
+    assert not search.targets_note
 
 
 def test_explicit_targets_are_never_replaced() -> None:

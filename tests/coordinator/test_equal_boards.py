@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -363,6 +364,44 @@ class TestBoardsComeAndGo:
             again = Counter(each.key.task_id for each in fleet.store.outcomes("run-1"))
             assert set(again.values()) == {1}
         assert found[0] == found[1]
+
+    @pytest.mark.parametrize("later", [0, 1, 3, 5, 8, 12])
+    def test_a_resumed_run_replaces_the_same_targets(self, later: int) -> None:
+        """The boards are slowed irregularly where they verify, each subnet always alike on one board."""
+        found = []
+        for killed in (False, True):
+            fleet = boards(2, targets="auto:4", budget=14)
+            for agent in fleet.agents:
+                agent.devices = {setting: type(device)(0, noise=0.0) for setting, device in agent.devices.items()}
+                agent.slowdown = slowed_when_verified(agent.name)
+            fleet.begin()
+            if killed:
+                fleet.run(until=lambda fleet=fleet: any("in place of" in note for note in notes(fleet)))
+                for _ in range(later):
+                    fleet.step()
+                fleet.vanish()
+                fleet.begin(resume=True)
+            fleet.run()
+            assert fleet.campaign.finish() in ("complete", "partial")
+            found.append(({name: winners(fleet, name) for name in ("pi0", "pi1")}, sorted(notes(fleet))))
+        assert any("in place of" in note for note in found[0][1])
+        assert found[0] == found[1]
+
+
+def notes(fleet: Simulation) -> set[str]:
+    return {run.search.targets_note for run in fleet.campaign.setting_runs.values()}
+
+
+def slowed_when_verified(board: str) -> Callable[[MeasureTask], tuple[float, bool]]:
+    """Return the slow-down of a task, and whether it is known."""
+
+    def slowdown(task: MeasureTask) -> tuple[float, bool]:
+        if task.calibration is None:
+            return 1.0, True
+        rng = np.random.default_rng([len(board), ord(board[-1]), int(task.architecture.fingerprint, 16) % 2**32])
+        return float(rng.uniform(1.3, 2.2)), bool(rng.random() > 0.4)
+
+    return slowdown
 
 
 class TestSomeBoardsVerify:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, Simulation, StandInModels, measurement
-from rigs.tuners import SEARCH
+from rigs.tuners import SEARCH, slower_than_when_explored
 
 from fleetnas.coordinator.campaign.winner_builder import CalibratedModel, file_key
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -114,6 +114,36 @@ def test_candidates_are_the_best_predicted_ones() -> None:
     within = [device.latency_ms(architecture) <= 4 for architecture in SPACE.decode(sample)]
     worst = float(ACCURACY.predict(genomes).min())
     assert float(np.mean(ACCURACY.predict(sample[within]) > worst)) < 0.01
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_replaced_targets_have_candidates_and_a_resumed_run_replaces_them_too(seed: int) -> None:
+    """A run is told again without its accuracies, which are asked for once it goes on."""
+    whole, answer = tuner(4, "auto:4"), slower_than_when_explored(seed, 1.2, 2.2)
+    told, ended = [], 0
+    while not whole.finished:
+        for architecture in whole.wanted_accuracies():
+            whole.tell_accuracy(architecture, planted_accuracy(architecture))
+        for proposal in whole.ask(100):
+            told.append((proposal, answer(proposal)))
+            whole.tell(*told[-1])
+            ended = ended or len(told) * ("in place of" in whole.targets_note)
+        assert len(told) < 300
+    assert "in place of" in whole.targets_note
+    for upto in (ended - 1, ended, len(told)):
+        resumed = tuner(4, "auto:4")
+        for proposal, outcome in told[:upto]:
+            resumed.tell(proposal, outcome)
+        later = told[upto:]
+        while not resumed.finished:
+            for architecture in resumed.wanted_accuracies():
+                resumed.tell_accuracy(architecture, planted_accuracy(architecture))
+            for proposal in resumed.ask(100):
+                place = next(i for i, (other, _) in enumerate(later) if other.key == proposal.key)
+                resumed.tell(proposal, later.pop(place)[1])
+        assert not later
+        assert [state.key for state in resumed.targets] == [state.key for state in whole.targets]
+        assert [state.architecture for state in resumed.targets] == [state.architecture for state in whole.targets]
 
 
 def test_files_that_cannot_be_evaluated_leave_the_choice_to_the_predictor() -> None:

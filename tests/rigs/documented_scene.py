@@ -195,6 +195,7 @@ class Scene:
         answered = f"echo y | script -qec {shlex.quote(text)} /dev/null" if "runs delete" in text else text
         ended = waiting.run(
             ["bash", "-o", "pipefail", "-c", answered],
+            beside=list(self.servers.values()),
             cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
         )  # fmt: skip
         return ended.returncode, ended.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fleetnas.agent.service.announcement import HEARTBEAT_EVERY_S
@@ -25,6 +26,8 @@ class EqualBoard(SimulatedAgent):
         self.factor = factor
         #: Measurements from the first one on that are slowed, at a speed that is not known.
         self.disturbed = 0
+        #: The slow-down of a task, and whether it is known.
+        self.slowdown: Callable[[MeasureTask], tuple[float, bool]] = lambda task: (1.0, True)
         self._beaten_s = 0.0
         self.info = self.info.model_copy(update={"tags": tags, "host": host})
 
@@ -39,7 +42,11 @@ class EqualBoard(SimulatedAgent):
         found = super()._measure(task)
         changes = {"quality": "slowed", "undisturbed_ms": None} if self.disturbed > 0 else {}
         self.disturbed -= 1
-        return measurement(self.factor * found.median_ms, found.model_sha256, found.finished_unix_s, **changes)
+        slowdown, known = self.slowdown(task)
+        median_ms = self.factor * found.median_ms
+        if slowdown > 1.0:
+            changes = {"quality": "slowed", "undisturbed_ms": median_ms if known else None}
+        return measurement(slowdown * median_ms, found.model_sha256, found.finished_unix_s, **changes)
 
 
 class PooledSimulation(Simulation):

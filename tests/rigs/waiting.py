@@ -169,9 +169,9 @@ def ended(process: subprocess.Popen[Any], *others: subprocess.Popen[Any]) -> int
         return process.wait()
 
 
-def outputs(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Standard output and error of a process that ends by itself."""
-    with watching(process):
+def outputs(process: subprocess.Popen[str], *others: subprocess.Popen[Any]) -> tuple[str, str]:
+    """Standard output and error of a process that ends by itself; `others` are those that it works with."""
+    with watching(process, *others):
         return process.communicate()
 
 
@@ -182,13 +182,18 @@ def line(process: subprocess.Popen[Any]) -> Any:
         return process.stdout.readline()
 
 
-def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[str]:
-    """A program that ends by itself, with its exit code and output; `options` are those of `Popen`."""
+def run(
+    command: Sequence[object], *, beside: Sequence[subprocess.Popen[Any]] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A program that ends by itself, with its exit code and output; `options` are those of `Popen`.
+
+    It may rest while those `beside` it work.
+    """
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
     words = [str(word) for word in command]
     with subprocess.Popen(words, **streams) as process:
         try:
-            out, err = outputs(process)
+            out, err = outputs(process, *beside)
         except BaseException:
             process.kill()
             raise
