@@ -318,7 +318,7 @@ class DeviceTuner(LoneSetting):
     def _refresh_targets(self) -> None:
         """Take over automatic targets that differ from the present ones."""
         self._targets = self._automatic.now(self._targets)
-        if not self._targets:
+        if self._request.automatic and not self._targets:
             self.failure_reason = self._automatic.unknown
             self._finish()
 
