@@ -31,6 +31,8 @@ _KNOWN_END = 0.25
 _LEAST_RANGE = 1.05
 #: Targets stay where they are while the typical speed is within this of the one that they were made for, relative.
 _SAME_SPEED = 0.03
+#: Two targets that replace others are apart by this factor: rounded to three digits, they still are by `LEAST_APART`.
+_APART = 1.01 * LEAST_APART
 #: How often targets that are out of reach are replaced: once may be too early on a device that goes on becoming slower.
 _MOST_TIMES = 3
 
@@ -96,12 +98,12 @@ class AutomaticTargets:
         low = [state for state in latencies if _was_too_slow(state) and state.target_ms < lowest_ms]
         others = [state for state in states if all(state is not each for each in low)]
         next_ms = min((state.target_ms for state in others if state.target is None), default=math.inf)
-        first_ms = min(lowest_ms, next_ms / LEAST_APART ** len(low))
+        first_ms = min(lowest_ms, next_ms / _APART ** len(low))
         if not low or first_ms < LEAST_APART * max(fastest_ms, *(state.target_ms for state in low)):
             return states
         # Where all of them are out of reach, they lie over the range of latencies again.
         last_ms = next_ms if math.isfinite(next_ms) else max(self._resolve().targets_ms, default=0.0)
-        apart = max((last_ms / first_ms) ** (1.0 / len(low)), LEAST_APART)
+        apart = max((last_ms / first_ms) ** (1.0 / len(low)), _APART)
         raised_ms = [significant(first_ms * apart**step, 3) for step in range(len(low))]
         if told_ms is not None:
             raised_ms[int(np.argmin(np.abs(np.array(raised_ms) - told_ms)))] = told_ms

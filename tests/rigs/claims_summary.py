@@ -101,6 +101,17 @@ class SummaryReading(Reading):
         inside = all(0.9 * float(found["low"]) <= ms <= 1.1 * float(found["high"]) for ms in targets)
         self.require(inside, f"the targets are {targets}")
 
+    def replaced_targets(self, found: Found) -> None:
+        setting = self.in_summary
+        if setting is None:
+            self.report("of no device setting")
+            return
+        targets = [target["target_ms"] for target in setting.targets if target["target_ms"] is not None]
+        raised, before = (found[name].split(", ") for name in ("raised", "before"))
+        self.require(all(any(agrees(told, ms) for ms in targets) for told in raised), f"the targets are {targets}")
+        lower = all(float(told) < float(raised[0]) and not any(agrees(told, ms) for ms in targets) for told in before)
+        self.require(lower, f"the targets are {targets}")
+
     def none_chosen(self, found: Found) -> None:
         setting = self.in_summary
         told = setting is not None and not setting.targets and int(found["asked"]) == setting.record["targets_asked"]
@@ -159,6 +170,11 @@ SUMMARY_CLAIMS = [
         r"the subnets take from (?P<low>NUM) to (?P<high>NUM) ms here: there is room for (?P<room>\d+) of "
         r"(?P<asked>\d+) targets that are 5 % apart",
         SummaryReading.fewer_targets,
+    ),
+    claim(
+        r"(?P<raised>NUM(?:, NUM)*) ms in place of (?P<before>NUM(?:, NUM)*) ms: the device became slower, and the "
+        r"fastest subnet that was found has no room there any more",
+        SummaryReading.replaced_targets,
     ),
     claim(r"(?P<asked>\d+) targets? asked for, none chosen", SummaryReading.none_chosen),
     claim(OFTEN + r"(?P<count>\d+) device settings: (?P<places>.+); ADVICE", SummaryReading.warned_of_several),
