@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rigs.equal_boards import EqualBoard, PooledSimulation, board_of
-from rigs.simulated_fleet import ACCURACY, SPACE, Simulation, measurement
+from rigs.simulated_fleet import ACCURACY, SPACE, HiddenDevice, Simulation, measurement
 
 from fleetnas.coordinator.app.portfolio import open_portfolio
 from fleetnas.coordinator.records.plan import CampaignPlan
@@ -70,6 +70,12 @@ def measured(fleet: Simulation, *purposes: str) -> Counter[str]:
         for found in fleet.store.outcomes(fleet.run_id)
         if found.task.purpose in purposes
     )
+
+
+def without_noise(fleet: Simulation) -> None:
+    """Let every board measure the latencies of one device, always alike: what is measured again is the same."""
+    for agent in fleet.agents:
+        agent.devices = {setting: HiddenDevice(0, noise=0.0) for setting in agent.devices}
 
 
 def winners(fleet: Simulation, device: str) -> list[str]:
@@ -350,8 +356,7 @@ class TestBoardsComeAndGo:
         found = []
         for killed in (False, True):
             fleet = boards(4)
-            for agent in fleet.agents:
-                agent.devices = {setting: type(device)(0, noise=0.0) for setting, device in agent.devices.items()}
+            without_noise(fleet)
             fleet.begin()
             if killed:
                 for _ in range(steps):
@@ -371,8 +376,8 @@ class TestBoardsComeAndGo:
         found = []
         for killed in (False, True):
             fleet = boards(2, targets="auto:4", budget=14)
+            without_noise(fleet)
             for agent in fleet.agents:
-                agent.devices = {setting: type(device)(0, noise=0.0) for setting, device in agent.devices.items()}
                 agent.slowdown = slowed_when_verified(agent.name)
             fleet.begin()
             if killed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 from rigs import waiting
 
+from fleetnas.agent.cli.installation.service import GROUPS
+from fleetnas.coordinator import app
 from fleetnas.coordinator.app.install_line import AgentSetup, install_files, install_line, install_script
 from fleetnas.coordinator.app.install_server import InstallServer, ServedFile
 from fleetnas.coordinator.app.own_wheel import OwnWheel
@@ -187,3 +190,10 @@ def test_credentials_are_stored_for_their_owner_alone(device: Device) -> None:
         stored = device.home / ".config" / "fleetnas" / "pi4.credentials"
         assert (stored.read_bytes(), stored.stat().st_mode & 0o777) == (b"secret", 0o600)
     assert os.access(stored, os.R_OK)
+
+
+def test_the_doctor_of_the_service_has_the_groups_of_the_service() -> None:
+    """The script cannot ask the agent for them: it is the shell that gives them to the doctor."""
+    script = Path(app.__file__).with_name("agent_install.sh").read_text()
+    (words,) = re.findall(r"for each in ([a-z0-9 ]+); do # the unit has", script)
+    assert tuple(words.split()) == GROUPS

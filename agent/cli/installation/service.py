@@ -27,7 +27,7 @@ from fleetnas.fleet_protocol.errors import FleetnasError, UsageError
 from fleetnas.fleet_protocol.security.credentials import read_credentials
 
 #: Groups through which a board's sensors and accelerators are reached; those that exist are given.
-_GROUPS = ("video", "render", "gpio", "i2c")
+GROUPS = ("video", "render", "gpio", "i2c")
 
 RunProgram: TypeAlias = Callable[[list[str]], None]
 
@@ -149,4 +149,4 @@ def _copy_secret(source: Path, target: Path) -> None:
 
 def _existing_groups() -> list[str]:
     known = {group.gr_name for group in grp.getgrall()}
-    return [name for name in _GROUPS if name in known]
+    return [name for name in GROUPS if name in known]
